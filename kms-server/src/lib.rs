@@ -1,1 +1,23 @@
-//! x
+//! HSM-backed key management for DLMS/COSEM smart meters: keeps meter keys wrapped under a PKCS #11
+//! token, and opens what meters send.
+//!
+//! The parts, bottom up; a part names only parts on lower floors (`tests/architecture.rs` keeps that):
+//!
+//! | floor | part | |
+//! |---|---|---|
+//! | 7 | `main.rs` | command line |
+//! | 6 | [`app`] | builds every part, bottom up; owns shutdown |
+//! | 5 | [`config`] | file → checked `Config` of each part |
+//! | 4 | [`rpc`] | the wire: tonic, rustls, `ami.kms.v1` |
+//! | 3 | [`ciphering`], [`lifecycle`] | HES verbs; keys' lives |
+//! | 2 | [`keyring`] | open blocks, resident keys |
+//! | 1b | [`hsm`], [`store`] | one outside thing each |
+//! | 1 | [`domain`], [`telemetry`] | nouns and rules; no IO |
+//!
+//! One decrypt: [`rpc`] (who are you, split the batch) → [`ciphering`] (parse, look up, open) →
+//! [`keyring`] (a hit takes no lock; a miss opens the block once) → `dlms` → [`rpc`] → wire.
+//! Start reading at `ciphering/mod.rs`.
+
+pub mod domain;
+pub mod hsm;
+pub mod store;

@@ -1,0 +1,134 @@
+//! Key blocks: the unit of wrapping, writing, replication, proof and sharding.
+
+use std::fmt;
+
+use dlms::SystemTitle;
+
+/// The number of a block within its key domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockNo(pub u32);
+
+impl fmt::Display for BlockNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// How many blocks a key domain has. Fixed when the domain is created: 1 to 65,536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCount(u32);
+
+/// A block count outside 1 to 65,536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a key domain has 1 to 65536 blocks, not {0}")]
+pub struct BadBlockCount(pub u32);
+
+impl BlockCount {
+    /// What a domain gets unless it says otherwise: 244 meters a block at one million.
+    pub const DEFAULT: Self = Self(4096);
+
+    /// Checks the bound.
+    pub const fn new(count: u32) -> Result<Self, BadBlockCount> {
+        match count {
+            1..=65_536 => Ok(Self(count)),
+            _ => Err(BadBlockCount(count)),
+        }
+    }
+
+    /// The number itself.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The block that `title` belongs to, for as long as the domain lives.
+    pub fn block_of(self, title: &SystemTitle) -> BlockNo {
+        let spread = spread(u64::from_be_bytes(*title.as_bytes()));
+        // The upper bits choose the block; the lower ones are left for the place within it.
+        BlockNo(((u128::from(spread) * u128::from(self.0)) >> 64) as u32)
+    }
+}
+
+/// Spreads the 8 bytes of a title over 64 bits: the finaliser of SplitMix64, a bijection.
+///
+/// Stored data depends on it (a title's block), so it can't change within a key domain. It needs no
+/// secret: whoever picks titles to crowd one block makes that block slow for himself.
+pub const fn spread(title: u64) -> u64 {
+    let mut x = title.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// Raised by each promotion; its parity names the site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
+
+/// The gapless number of a change within its block, from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sequence(pub u64);
+
+/// When a record or a block last changed: epochs first, then sequence numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The writer's epoch.
+    pub epoch: Epoch,
+    /// The change's number.
+    pub sequence: Sequence,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {})", self.epoch.0, self.sequence.0)
+    }
+}
+
+/// AES-256-CMAC under the block's `mac` key.
+pub type RecordMac = [u8; 16];
+
+/// SHA-256 over the MACs of a block's records, in key order.
+pub type Digest = [u8; 32];
+
+/// What a block says of itself; MACed like a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Which block.
+    pub block: BlockNo,
+    /// Which version of the block secret its records are wrapped and MACed under.
+    pub secret_version: u32,
+    /// Its last change.
+    pub position: Position,
+    /// How many records it has, tombstones included.
+    pub count: u32,
+    /// Over its records' MACs.
+    pub digest: Digest,
+    /// Over all of the above.
+    pub mac: RecordMac,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_titles_block_never_changes() {
+        let title = SystemTitle::new(*b"LGZ\x00\x01\x02\x03\x04");
+        assert_eq!(BlockCount::DEFAULT.block_of(&title), BlockNo(1886));
+    }
+
+    #[test]
+    fn blocks_of_running_serial_numbers_are_even() {
+        let mut meters = vec![0u32; 4096];
+        for serial in 0..1_000_000u64 {
+            let title = SystemTitle::new((0x4B46_4D00_0000_0000 | serial).to_be_bytes());
+            meters[BlockCount::DEFAULT.block_of(&title).0 as usize] += 1;
+        }
+        let (least, most) = (meters.iter().min().unwrap(), meters.iter().max().unwrap());
+        assert!(*least > 170 && *most < 330, "{least} to {most} meters a block");
+    }
+
+    #[test]
+    fn a_domain_without_blocks_is_refused() {
+        assert_eq!(BlockCount::new(0), Err(BadBlockCount(0)));
+        assert_eq!(BlockCount::new(65_537), Err(BadBlockCount(65_537)));
+    }
+}

@@ -1,0 +1,44 @@
+//! The key domain and this site's place in it.
+
+use std::fmt;
+
+use super::{BlockCount, Epoch};
+
+/// Random name of a key domain: two sites that replicate each other share it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DomainId(pub [u8; 16]);
+
+impl fmt::Debug for DomainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DomainId({})", hex::encode(self.0))
+    }
+}
+
+/// The two KEKs that wrap keys of protection `HSM`. Two, because their unwrap templates differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SealedKek {
+    /// Wraps meters' KEKs; what it unwraps may only wrap.
+    MeterKek,
+    /// Wraps GUEK and GBEK of protection `HSM`; what it unwraps may only encrypt and decrypt.
+    Use,
+}
+
+/// Written once by `kms-server init`; read at each start. Which tokens may open this site's blocks
+/// stands with the token: `canaries` prove that its KEKs are those the database was made with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainRecord {
+    /// The key domain.
+    pub domain: DomainId,
+    /// How many blocks it has; never changes.
+    pub blocks: BlockCount,
+    /// The operator's name for this site.
+    pub site: String,
+    /// The epoch that this site writes in.
+    pub epoch: Epoch,
+    /// Whether this is the site of even epochs.
+    pub even: bool,
+    /// Proofs of the token's KEKs, made at `init`: see `hsm`. Opaque here.
+    pub canaries: Vec<u8>,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+}

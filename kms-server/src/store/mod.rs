@@ -1,0 +1,163 @@
+//! The database: blocks, their records, and the indexes that find a meter. `sqlx` is said only here.
+//!
+//! The store keeps what it is given and checks no MAC: whoever reads (the keyring) verifies. What it
+//! does guarantee: a commit is all or nothing and on disk when it returns, a block's sequence has no
+//! gap, and no two writers extend the same head.
+
+pub mod conformance;
+pub mod sqlite;
+
+use async_trait::async_trait;
+
+use crate::domain::{
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
+};
+
+/// What can go wrong, cut by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Somebody else extended this block first: read it again and decide anew.
+    #[error("block {0} was changed by another writer")]
+    Conflict(BlockNo),
+    /// Another meter has this id or this title.
+    #[error("{what} {value} belongs to another meter")]
+    Taken {
+        /// "meter id" or "system title".
+        what: &'static str,
+        /// The value that clashed.
+        value: String,
+    },
+    /// The change contradicts the rules of this trait: a fault in our code. Nothing was written.
+    #[error("a change of block {block} breaks a rule: {rule}")]
+    Rule {
+        /// Which block.
+        block: BlockNo,
+        /// Which rule.
+        rule: &'static str,
+    },
+    /// The database holds what no version of this program wrote.
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
+    /// The database can't be reached or has failed; the change may or may not be there.
+    #[error("the database is not reachable: {reason}")]
+    Unreachable {
+        /// One sentence for people.
+        reason: String,
+    },
+}
+
+/// A block secret, sealed for one token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedSecret {
+    /// Which version of the block's secret.
+    pub secret_version: u32,
+    /// The site KEK that it is sealed under.
+    pub kek_id: [u8; 16],
+    /// Opaque.
+    pub sealed: Vec<u8>,
+}
+
+/// All of a block. Records are in key order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBlock {
+    /// Its head.
+    pub head: Head,
+    /// One seal a token that may open it.
+    pub seals: Vec<SealedSecret>,
+    /// Its records.
+    pub records: Vec<StoredRecord>,
+}
+
+/// What the indexes are to say of a record. Not MACed: a hint where to look, verified against the
+/// record by the reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexEntry {
+    /// A meter that is alive: its id and title find it, its keys' fingerprints find duplicates.
+    Meter {
+        /// Unique among the living.
+        meter_id: MeterId,
+        /// Of all key versions that have one.
+        fingerprints: Vec<Fingerprint>,
+    },
+    /// A tombstone: neither id nor fingerprints find it any more.
+    Tombstone,
+}
+
+/// One record's change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordChange {
+    /// Replaces the record of the same key, or is new.
+    pub record: StoredRecord,
+    /// Replaces its index entry.
+    pub index: IndexEntry,
+}
+
+/// The change of one block: extends `expected` to `head` by exactly the records that changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockChange {
+    /// The position it builds on; `None`: the block does not exist yet.
+    pub expected: Option<Position>,
+    /// The new head. Its sequence is the old one plus the number of records; epochs never fall.
+    pub head: Head,
+    /// New seals, for a new block or a new secret version.
+    pub seals: Vec<SealedSecret>,
+    /// In sequence order: numbers run from the old sequence + 1 to the head's.
+    pub records: Vec<RecordChange>,
+}
+
+/// Where a meter is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeterPlace {
+    /// The operator's name.
+    pub meter_id: MeterId,
+    /// Its title, hence its block.
+    pub system_title: SystemTitle,
+}
+
+/// Reading.
+#[async_trait]
+pub trait ReadStore: Send + Sync + 'static {
+    /// "sqlite" or "postgresql".
+    fn kind(&self) -> &'static str;
+
+    /// The key domain; `None` before `init`.
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError>;
+
+    /// The heads of all blocks that exist, in order.
+    async fn heads(&self) -> Result<Vec<Head>, StoreError>;
+
+    /// One block; `None` if nothing was ever written to it.
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError>;
+
+    /// Where the living meter with this id is.
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError>;
+
+    /// Living meters in order of id, after `after`, at most `limit`.
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<MeterPlace>, StoreError>;
+
+    /// How many meters are alive.
+    async fn count_meters(&self) -> Result<u64, StoreError>;
+
+    /// Living meters that have a key with one of these fingerprints; at most `limit` a fingerprint.
+    async fn holders_of(
+        &self,
+        fingerprints: &[Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError>;
+}
+
+/// Writing: one method a fact that can become true.
+#[async_trait]
+pub trait WriteStore: ReadStore {
+    /// The domain comes to be. [`StoreError::Taken`] if there is one.
+    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError>;
+
+    /// Blocks change: all of them or none, on disk when this returns. A block may stand in `changes`
+    /// only once. [`StoreError::Conflict`] if a head is not the expected one.
+    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError>;
+}
