@@ -448,7 +448,7 @@ mod tests {
         }
 
         #[test]
-        fn what_decodes_encodes_to_the_same_bytes(record in meter(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        fn what_decodes_encodes_to_the_same_bytes(record in meter(), at in any::<prop::sample::Index>(), bit in 0u32..8) {
             let mut body = record.encode();
             let at = at.index(body.len());
             body[at] ^= 1 << bit;
