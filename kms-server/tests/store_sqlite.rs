@@ -1,6 +1,8 @@
 //! The store's contract on SQLite with real files, and what only SQLite can break: its place, its
 //! schema, and a process that is killed in the middle of a commit.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
+
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
