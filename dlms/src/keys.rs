@@ -73,6 +73,14 @@ impl Keys<'_> {
 ///
 /// Neither `Copy` nor `Clone`, and whatever protects takes it by value: to use one twice does not
 /// compile. The counter of an APDU that came in is a plain `u32`, for it may be anything.
+///
+/// ```compile_fail,E0382
+/// # use dlms::{FreshCounter, Protection, protect};
+/// fn twice(protection: &Protection<'_>, counter: FreshCounter, out: &mut Vec<u8>) {
+///     let _ = protect(protection, counter, b"first", out);
+///     let _ = protect(protection, counter, b"second", out); // use of moved value
+/// }
+/// ```
 #[derive(Debug)]
 pub struct FreshCounter(u32);
 

@@ -7,7 +7,7 @@
 //! A ciphered APDU comes in as [`CipheredApdu::parse`], names its key and its originator, and leaves
 //! through [`CipheredApdu::open`]. One goes out through [`protect`]. Start reading at `apdu.rs`.
 //!
-//! Invariants, each kept by a test of that name:
+//! Invariants, by the names that the tests give them:
 //!
 //! - *No plaintext before its tag*: `open` appends only what a 12-byte tag vouches for.
 //! - *A failure leaves no trace*: the output buffer is then as it was, its spare capacity wiped.

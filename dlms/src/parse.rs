@@ -114,10 +114,7 @@ impl<'a> Content<'a> {
         let at_control = *reader;
         let control = reader.byte("security control byte")?;
         let counter = u32::from_be_bytes(*reader.array("invocation counter")?);
-        let control = match checked_control(control, form) {
-            Ok(control) => control?,
-            Err(what) => return Err(at_control.fault(what).into()),
-        };
+        let control = checked_control(control, form, &at_control)?;
         let (payload, tag) = body(reader, control)?;
         if control.compressed {
             return Err(Unsupported::Compression.into());
@@ -160,33 +157,30 @@ fn body<'a>(reader: &Reader<'a>, control: SecurityControl) -> Result<Body<'a>, F
     Ok((payload, Some(tag)))
 }
 
-/// Reads SC and holds it against what `form` may carry. The outer error is a malformed byte, the inner
-/// one a byte that another implementation could use.
+/// Reads SC and holds it against what `form` may carry; `at` is where it stands.
 //= Green Book, security control byte
 //# The key set bit is 0 for ded-*, general-ded-ciphering and general-ciphering, whose key-info names
 //# the key. Compression exists in the general forms only. Neither authenticated nor encrypted is
 //# legal in general-ciphering only.
-fn checked_control(
-    byte: u8,
-    form: Form,
-) -> Result<Result<SecurityControl, Unsupported>, &'static str> {
+fn checked_control(byte: u8, form: Form, at: &Reader<'_>) -> Result<SecurityControl, ParseError> {
     // The upper half means the same in every suite: judge it under one that is known.
-    let flags = SecurityControl::from_byte(byte & 0xF0).map_err(|_| "security control byte")?;
+    let flags = SecurityControl::from_byte(byte & 0xF0)
+        .map_err(|UnknownSuite(suite)| Unsupported::Suite(suite))?;
+    let unprotected = !flags.authenticated && !flags.encrypted;
     if flags.key_set == KeySet::Broadcast && !matches!(form, Form::Glo | Form::GeneralGlo) {
-        return Err("key set bit");
+        return Err(at.fault("key set bit").into());
     }
     if flags.compressed && matches!(form, Form::Glo | Form::Ded) {
-        return Err("compression bit");
+        return Err(at.fault("compression bit").into());
     }
-    let unprotected = !flags.authenticated && !flags.encrypted;
     if unprotected && form != Form::GeneralCiphering {
-        return Err("protection bits");
+        return Err(at.fault("protection bits").into());
     }
-    Ok(match SecurityControl::from_byte(byte) {
-        Err(UnknownSuite(suite)) => Err(Unsupported::Suite(suite)),
-        Ok(_) if unprotected => Err(Unsupported::Unprotected),
+    match SecurityControl::from_byte(byte) {
+        Err(UnknownSuite(suite)) => Err(Unsupported::Suite(suite).into()),
+        Ok(_) if unprotected => Err(Unsupported::Unprotected.into()),
         Ok(control) => Ok(control),
-    })
+    }
 }
 
 //= Green Book, COSEMpdu, General-Signing: header as in general-ciphering, content, signature (R ‖ S)
