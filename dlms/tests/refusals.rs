@@ -427,3 +427,26 @@ fn keys_that_do_not_fit_the_suite_make_nothing() {
         }
     }
 }
+
+#[test]
+fn wrapped_keys_agreed_keys_and_signatures_have_the_suites_lengths() {
+    let octets = |len: usize| format!("82{len:04X}{}", "AB".repeat(len));
+    for len in 0..=256 {
+        let general = |key_info: &str| format!("DD0000000000{key_info}{}", &GET[2..]);
+        let wrapped = general(&format!("010100{}", octets(len)));
+        match len {
+            24 | 40 => is_unsupported(&wrapped, Unsupported::WrappedKey),
+            _ => is_malformed(&wrapped, "wrapped key", 9),
+        }
+        let agreed = general(&format!("01020101{}", octets(len)));
+        match len {
+            128 | 192 => is_unsupported(&agreed, Unsupported::AgreedKey),
+            _ => is_malformed(&agreed, "key-ciphered-data", 10),
+        }
+        let signed = format!("DF000000000000{}", octets(len));
+        match len {
+            64 | 96 => is_unsupported(&signed, Unsupported::GeneralSigning),
+            _ => is_malformed(&signed, "signature", 7),
+        }
+    }
+}
