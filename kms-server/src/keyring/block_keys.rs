@@ -85,13 +85,6 @@ pub(super) struct BlockKeys {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DoesNotOpen;
 
-/// A clear key as its record will have it.
-pub(super) struct Wrapped {
-    pub(super) wrapped: Vec<u8>,
-    pub(super) kcv: Option<Kcv>,
-    pub(super) fingerprint: Fingerprint,
-}
-
 impl BlockKeys {
     /// From [`SUBKEYS_LEN`] bytes as [`derive_subkeys`] wrote them.
     pub(super) fn new(domain: DomainId, subkeys: &[u8]) -> Option<Self> {

@@ -215,6 +215,24 @@ impl Keyring {
         drop(writers);
     }
 
+    /// The record of this meter as it is stored, verified with all of its block.
+    pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
+        let Some(stored) = self.store.block(self.block_of(title)).await? else { return Ok(None) };
+        let block = stored.head.block;
+        let unsealed = self.unseal(&stored).await?;
+        let verified = self.verify(stored, &unsealed.keys)?;
+        let key = RecordKey::meter(title);
+        let damaged = |what| KeyringError::Damaged { block, what };
+        if verified.damaged.contains(&key) {
+            return Err(damaged(format!("the record of meter {title} was changed outside")));
+        }
+        let record = verified.records.binary_search_by_key(&key, |record| record.key).ok();
+        record
+            .map(|at| Record::decode(&verified.records[at].body))
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))
+    }
+
     async fn begin(
         &self,
         block: BlockNo,

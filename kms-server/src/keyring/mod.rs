@@ -6,7 +6,7 @@
 
 pub mod arena;
 mod block_keys;
-pub mod changing;
+mod changing;
 mod ids;
 mod opening;
 mod table;
@@ -30,6 +30,7 @@ use crate::{
 };
 
 use arena::{Arena, ArenaError};
+pub use changing::{Change, WrappedValue};
 use ids::IdIndex;
 pub use table::{
     BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter,
