@@ -26,12 +26,7 @@ pub struct Hsm {
 
 impl fmt::Debug for Hsm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            token: _,
-            places,
-            patience,
-            call_timeout,
-        } = self;
+        let Self { token: _, places, patience, call_timeout } = self;
         f.debug_struct("Hsm")
             .field("places_free", &places.available_permits())
             .field("patience", patience)
@@ -49,12 +44,7 @@ impl Hsm {
         patience: Duration,
         call_timeout: Duration,
     ) -> Self {
-        Self {
-            token,
-            places: Arc::new(Semaphore::new(width.max(1))),
-            patience,
-            call_timeout,
-        }
+        Self { token, places: Arc::new(Semaphore::new(width.max(1))), patience, call_timeout }
     }
 
     /// [`BlockSeals::seal`](super::BlockSeals::seal); gives the secret back beside its seal.
@@ -63,8 +53,7 @@ impl Hsm {
         place: Vec<u8>,
         secret: BlockSecret,
     ) -> Result<(BlockSecret, Vec<u8>), TokenError> {
-        self.pass(move |token| token.seal(&place, &secret).map(|sealed| (secret, sealed)))
-            .await
+        self.pass(move |token| token.seal(&place, &secret).map(|sealed| (secret, sealed))).await
     }
 
     /// [`BlockSeals::open`](super::BlockSeals::open).
@@ -129,9 +118,9 @@ impl Hsm {
         });
         match timeout(self.call_timeout, answer).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(lost)) => Err(TokenError::Unreachable {
-                reason: format!("the call was lost: {lost}"),
-            }),
+            Ok(Err(lost)) => {
+                Err(TokenError::Unreachable { reason: format!("the call was lost: {lost}") })
+            }
             Err(_) => Err(TokenError::TimedOut {
                 deadline_ms: u64::try_from(self.call_timeout.as_millis()).unwrap_or(u64::MAX),
             }),
@@ -214,25 +203,14 @@ mod tests {
     fn door(width: usize) -> (Arc<Stuck>, Hsm) {
         let stuck = Arc::new(Stuck::default());
         let token: Arc<dyn Token> = stuck.clone();
-        (
-            stuck,
-            Hsm::new(
-                token,
-                width,
-                Duration::from_millis(20),
-                Duration::from_millis(50),
-            ),
-        )
+        (stuck, Hsm::new(token, width, Duration::from_millis(20), Duration::from_millis(50)))
     }
 
     #[tokio::test]
     async fn a_hung_device_times_out_then_is_busy_and_takes_no_more_threads_than_the_width() {
         let (stuck, hsm) = door(2);
         for _ in 0..2 {
-            assert!(matches!(
-                hsm.check().await,
-                Err(TokenError::TimedOut { deadline_ms: 50 })
-            ));
+            assert!(matches!(hsm.check().await, Err(TokenError::TimedOut { deadline_ms: 50 })));
         }
         for _ in 0..10 {
             assert!(matches!(hsm.check().await, Err(TokenError::Busy)));
@@ -261,19 +239,13 @@ mod tests {
         let (_, hsm) = door(1);
         for _ in 0..2 {
             let lost = hsm.open(vec![], vec![]).await;
-            assert!(
-                matches!(lost, Err(TokenError::Unreachable { .. })),
-                "{lost:?}"
-            );
+            assert!(matches!(lost, Err(TokenError::Unreachable { .. })), "{lost:?}");
         }
     }
 
     #[tokio::test]
     async fn too_many_random_bytes_are_refused_without_asking_the_device() {
         let (_, hsm) = door(1);
-        assert!(matches!(
-            hsm.random(4097).await,
-            Err(TokenError::Refused { .. })
-        ));
+        assert!(matches!(hsm.random(4097).await, Err(TokenError::Refused { .. })));
     }
 }
