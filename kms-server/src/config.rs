@@ -17,24 +17,23 @@ use serde::Deserialize;
 
 pub use error::ConfigError;
 pub use findings::{Finding, check};
-pub use pin::Pin;
 
-use crate::{domain::BlockCount, telemetry};
+use crate::{domain::BlockCount, hsm, keyring, lifecycle, telemetry};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// This site.
     pub site: Site,
     /// The token.
-    pub hsm: Hsm,
+    pub hsm: hsm::Config,
     /// The database.
     pub store: Store,
     /// Keys in memory.
-    pub keyring: Keyring,
+    pub keyring: keyring::Config,
     /// What may be imported.
-    pub import: Import,
+    pub import: lifecycle::Config,
     /// The wire.
     pub rpc: Rpc,
     /// What is told, and how.
@@ -67,40 +66,6 @@ pub struct Site {
     pub even: bool,
 }
 
-/// The token and how it is called.
-#[derive(Clone, Debug)]
-pub struct Hsm {
-    /// The maker's PKCS #11 library.
-    pub module: PathBuf,
-    /// Label of the token.
-    pub token_label: String,
-    /// The user's PIN.
-    pub pin: Pin,
-    /// Sessions open at once; 1 to 64.
-    pub sessions_max: usize,
-    /// How long one call may take before its session is given up.
-    pub call_timeout: Duration,
-    /// How long a caller waits for a session before it is told that the token is busy.
-    pub patience: Duration,
-    /// Keys of protection `HSM` that stay unwrapped in the token.
-    pub unwrapped_keys_max: usize,
-    /// Hash of RSA-OAEP.
-    pub oaep_hash: OaepHash,
-    /// A software token's directory, synced after a key is made.
-    pub token_dir: Option<PathBuf>,
-}
-
-/// Hash and MGF1 hash of RSA-OAEP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OaepHash {
-    /// All that SoftHSM knows.
-    Sha1,
-    /// For every other token.
-    #[default]
-    Sha256,
-}
-
 /// Which database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
@@ -109,24 +74,6 @@ pub enum Store {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// Keys in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyring {
-    /// Size of the locked arena.
-    pub arena_bytes: usize,
-    /// For development: start although the memory can't be locked.
-    pub allow_unlocked: bool,
-    /// Blocks opened at once after start.
-    pub warm_up_parallelism: usize,
-}
-
-/// What may be imported.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Import {
-    /// Whether keys may come in clear; never a meter's KEK.
-    pub allow_clear: bool,
 }
 
 /// The wire.

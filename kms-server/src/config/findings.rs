@@ -13,8 +13,11 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{Config, Keyring, Rpc, Store};
-use crate::rpc::certificate::{load_authorities, load_identity};
+use super::{Config, Rpc, Store};
+use crate::{
+    keyring,
+    rpc::certificate::{load_authorities, load_identity},
+};
 
 /// One thing that is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -59,7 +62,7 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
         findings.extend(unwritable("store.path", database_dir));
     }
     findings.extend(missing_module(&config.hsm.module));
-    if let Some(directory) = &config.hsm.token_dir {
+    if let Some(directory) = &config.hsm.sync_dir {
         findings.extend(unwritable("hsm.token_dir", directory));
     }
     findings.extend(small_memlock(&config.keyring));
@@ -102,7 +105,7 @@ fn missing_module(module: &PathBuf) -> Option<Finding> {
 /// For what else the process locks: the arena's bookkeeping, libraries.
 const MEMLOCK_SPARE_BYTES: u64 = 1 << 20;
 
-fn small_memlock(keyring: &Keyring) -> Option<Finding> {
+fn small_memlock(keyring: &keyring::Config) -> Option<Finding> {
     let limit = getrlimit(Resource::Memlock).current?; // `None`: unlimited
     let may_exceed_it = keyring.allow_unlocked || may_lock_anything();
     if may_exceed_it { None } else { arena_beyond(keyring.arena_bytes as u64, limit) }

@@ -12,9 +12,13 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, Hsm, Import, Keyring, Limits, OaepHash, Role, Rpc, Site, Store, Tls, pin,
+    Config, ConfigError, Limits, Role, Rpc, Site, Store, Tls, pin,
 };
-use crate::{domain::BlockCount, telemetry};
+use crate::{
+    domain::BlockCount,
+    hsm::{self, OaepHash},
+    keyring, lifecycle, telemetry,
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,8 +76,17 @@ struct HsmSection {
     #[serde(default = "unwrapped_keys_max")]
     unwrapped_keys_max: u64,
     #[serde(default)]
-    oaep_hash: OaepHash,
+    oaep_hash: OaepHashSetting,
     token_dir: Option<PathBuf>,
+}
+
+/// Hash and MGF1 hash of RSA-OAEP.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OaepHashSetting {
+    Sha1,
+    #[default]
+    Sha256,
 }
 
 fn sessions_max() -> u64 {
@@ -116,7 +129,7 @@ struct KeyringSection {
 
 impl Default for KeyringSection {
     fn default() -> Self {
-        // 128 bytes a meter: room for two million.
+        // 80 bytes a meter: room for three million.
         Self { arena_mib: 256, allow_unlocked: false, warm_up_parallelism: 4 }
     }
 }
@@ -199,7 +212,7 @@ impl TryFrom<Sections> for Config {
             site: site.try_into()?,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
-            import: Import { allow_clear },
+            import: lifecycle::Config { allow_clear },
             rpc: rpc.try_into()?,
             log,
             // Last: the PIN is not read for a file that is refused anyway.
@@ -231,7 +244,7 @@ impl TryFrom<SiteSection> for Site {
     }
 }
 
-impl TryFrom<HsmSection> for Hsm {
+impl TryFrom<HsmSection> for hsm::Config {
     type Error = ConfigError;
 
     fn try_from(section: HsmSection) -> Result<Self, ConfigError> {
@@ -258,8 +271,11 @@ impl TryFrom<HsmSection> for Hsm {
                 unwrapped_keys_max,
                 1..=1_000_000,
             )?,
-            oaep_hash,
-            token_dir: token_dir.map(|dir| absolute("hsm.token_dir", dir)).transpose()?,
+            oaep_hash: match oaep_hash {
+                OaepHashSetting::Sha1 => OaepHash::Sha1,
+                OaepHashSetting::Sha256 => OaepHash::Sha256,
+            },
+            sync_dir: token_dir.map(|dir| absolute("hsm.token_dir", dir)).transpose()?,
             pin: pin::read(pin_file, pin_env)?,
         })
     }
@@ -274,7 +290,7 @@ impl TryFrom<StoreSection> for Store {
     }
 }
 
-impl TryFrom<KeyringSection> for Keyring {
+impl TryFrom<KeyringSection> for keyring::Config {
     type Error = ConfigError;
 
     fn try_from(section: KeyringSection) -> Result<Self, ConfigError> {
