@@ -99,7 +99,7 @@ const PUBLISHED: [Column; 6] = [
     ("plaintext begins", 18),
 ];
 
-const REFUSED: [Column; 4] = [("meter", 16), ("form", 23), ("what is wrong", 46), ("verdict", 14)];
+const REFUSED: [Column; 4] = [("meter", 16), ("form", 23), ("what is wrong", 38), ("verdict", 14)];
 
 fn show(outcomes: &[Outcome]) {
     let coloured = table::is_terminal();

@@ -204,9 +204,9 @@ fn origin(vector: &Vector) -> &'static str {
 fn fault(id: &str) -> &'static str {
     match id {
         "dsmr_parser-corrupted-byte50" => "one byte changed on the way",
-        UNDER_SETUP_1 => "right encryption key, wrong authentication key",
+        UNDER_SETUP_1 => "wrong authentication key",
         "gb-wrong-system-title" => "right keys, another device's title",
-        _ if id.starts_with("gosem-wrongkeys-") => "protected under keys that we do not have",
+        _ if id.starts_with("gosem-wrongkeys-") => "under keys that we do not have",
         _ => "",
     }
 }
