@@ -118,15 +118,22 @@ fn show(outcomes: &[Outcome]) {
 
 fn published_row(outcome: &Outcome) -> Vec<Cell> {
     let Outcome { telegram, result } = outcome;
-    let plaintext = result.plaintext.as_deref().unwrap_or_default().to_uppercase();
     vec![
         telegram.meter_id.as_str().into(),
         telegram.origin.into(),
         telegram.form.into(),
         telegram.suite.to_string().into(),
         verdict(outcome),
-        plaintext.into(),
+        beginning(result.plaintext.as_deref().unwrap_or_default()).into(),
     ]
+}
+
+/// The first eight bytes.
+fn beginning(hex: &str) -> String {
+    match hex.get(..16) {
+        Some(first) if hex.len() > 16 => format!("{}…", first.to_uppercase()),
+        _ => hex.to_uppercase(),
+    }
 }
 
 fn refused_row(outcome: &Outcome) -> Vec<Cell> {
@@ -163,10 +170,10 @@ fn conclude(outcomes: &[Outcome], took: Duration) -> bool {
     let mut verdicts: Vec<&str> =
         outcomes.iter().map(|outcome| outcome.result.verdict.as_str()).collect();
     verdicts.sort_unstable();
-    let counts: Vec<String> = verdicts
-        .chunk_by(|one, other| one == other)
-        .map(|same| format!("{} {}", same.len(), same[0]))
-        .collect();
+    let mut groups: Vec<&[&str]> = verdicts.chunk_by(|one, other| one == other).collect();
+    groups.sort_by_key(|same| std::cmp::Reverse(same.len()));
+    let counts: Vec<String> =
+        groups.into_iter().map(|same| format!("{} {}", same.len(), same[0])).collect();
     let good = outcomes.iter().filter(|outcome| outcome.is_as_expected()).count();
     let (all, took) = (outcomes.len(), took.as_secs_f64());
     println!("\n  {}", counts.join(" · "));

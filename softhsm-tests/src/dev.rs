@@ -28,8 +28,9 @@ pub fn run(dir: &Path, port: Option<u16>, programs: Programs) -> Result<(), Box<
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let running = runtime.block_on(until_told_to_stop(running))?;
     println!("\n  stopping …");
+    let kept = site.places().dir.display();
     let status = running.stop()?;
-    println!("  kms-server ended with {status}; everything is kept in {}", dir.display());
+    println!("  kms-server ended with {status}; everything is kept in {kept}");
     Ok(())
 }
 
@@ -78,7 +79,8 @@ fn introduce(site: &Site, telegrams: &[Telegram]) {
     println!("{tool} --config {dir}/client.toml site status\n");
     println!("{tool} --config {dir}/client.toml meter import {dir}/meters.jsonl\n");
     println!("{tool} --config {dir}/client.toml decrypt - --json < {dir}/telegrams.jsonl\n");
-    if let Some(Telegram { meter_id, request, .. }) = telegrams.first() {
+    let authenticated = telegrams.iter().find(|telegram| telegram.verdict == "OK");
+    if let Some(Telegram { meter_id, request, .. }) = authenticated {
         let apdu = &request.apdu;
         println!(
             "{tool} --config {dir}/client.toml decrypt --meter {meter_id} --json --apdu {apdu}\n"

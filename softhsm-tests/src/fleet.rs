@@ -197,7 +197,7 @@ fn origin(vector: &Vector) -> &'static str {
         () if says("(lab)") => "lab",
         () if says("field device") => "field",
         () if vector.source.contains("Green Book") => "Green Book",
-        () => "unstated",
+        () => "-",
     }
 }
 

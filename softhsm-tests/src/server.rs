@@ -52,6 +52,9 @@ pub enum ServerError {
         /// The end of its log.
         output: String,
     },
+    /// Another process has the site's port.
+    #[error("port {0} is taken: is the site's server running already?")]
+    PortTaken(u16),
     /// It could not be waited for or signalled.
     #[error("following kms-server")]
     Process(#[source] io::Error),
@@ -136,6 +139,9 @@ impl Site {
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Running, ServerError> {
+        if is_taken(self.port()) {
+            return Err(ServerError::PortTaken(self.port()));
+        }
         let path = self.places.log.clone();
         let log = OpenOptions::new().create(true).append(true).open(&path);
         let log = log.map_err(|source| ServerError::File { path: path.clone(), source })?;
@@ -210,11 +216,10 @@ impl Running {
     }
 
     fn wait_until_it_listens(&mut self, port: u16) -> Result<(), ServerError> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            let listens = TcpStream::connect_timeout(&address, POLL).is_ok();
-            // Asked after the connection: who answers may be another process on the same port.
+            let listens = is_taken(port);
+            // Asked after the connection: who answers may be another process that was faster.
             if let Some(status) = self.ended()? {
                 return Err(ServerError::EndedEarly { status, output: self.log_tail() });
             }
@@ -228,6 +233,11 @@ impl Running {
             thread::sleep(POLL);
         }
     }
+}
+
+/// Whether somebody listens on a port of this machine.
+fn is_taken(port: u16) -> bool {
+    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), POLL).is_ok()
 }
 
 impl Drop for Running {
@@ -271,6 +281,14 @@ mod tests {
             matches!(&error, ServerError::EndedEarly { status, .. } if status.code() == Some(4))
         );
         assert!(error.to_string().contains("no token here"));
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_is_not_mistaken_for_the_servers() {
+        let dir = tempfile::tempdir().unwrap();
+        let site = site(dir.path(), "sleep 60");
+        let _other = std::net::TcpListener::bind(("127.0.0.1", site.port())).unwrap();
+        assert!(matches!(site.start(), Err(ServerError::PortTaken(port)) if port == site.port()));
     }
 
     #[test]

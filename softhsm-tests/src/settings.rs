@@ -1,6 +1,6 @@
 //! The configuration files of a site, as text.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
@@ -204,11 +204,15 @@ pub(crate) fn kms_toml(
     sections(&lines) + &callers()
 }
 
+/// The lines under their sections, in the order in which these first appear.
 fn sections(lines: &[(&str, &str, String)]) -> String {
-    let mut sections: BTreeMap<&str, String> = BTreeMap::new();
+    let mut sections: Vec<(&str, String)> = Vec::new();
     for (section, key, value) in lines {
-        let body = sections.entry(section).or_default();
-        _ = writeln!(body, "{key} = {value}");
+        let line = format!("{key} = {value}\n");
+        match sections.iter_mut().find(|(name, _)| name == section) {
+            Some((_, body)) => body.push_str(&line),
+            None => sections.push((section, line)),
+        }
     }
     sections.iter().map(|(section, body)| format!("[{section}]\n{body}\n")).collect()
 }
