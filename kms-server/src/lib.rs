@@ -21,3 +21,7 @@
 pub mod domain;
 pub mod hsm;
 pub mod store;
+
+pub mod ciphering;
+pub mod keyring;
+pub mod lifecycle;

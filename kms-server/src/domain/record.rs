@@ -126,6 +126,11 @@ impl Record {
         }
     }
 
+    /// The name of a meter's record.
+    pub fn key_of(meter: &MeterRecord) -> RecordKey {
+        RecordKey::meter(&meter.system_title)
+    }
+
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);
@@ -448,7 +453,7 @@ mod tests {
         }
 
         #[test]
-        fn what_decodes_encodes_to_the_same_bytes(record in meter(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        fn what_decodes_encodes_to_the_same_bytes(record in meter(), at in any::<prop::sample::Index>(), bit in 0u32..8) {
             let mut body = record.encode();
             let at = at.index(body.len());
             body[at] ^= 1 << bit;
