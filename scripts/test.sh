@@ -20,7 +20,7 @@ fi
 # "test result: ok. 3 passed; 0 failed; 1 ignored; …" of cargo test;
 # "Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped" of nextest.
 sum() {
-  sed -E 's/\x1b\[[0-9;]*m//g' "$log" | grep -E '^(test result:| *Summary \[)' |
+  sed -E 's/\x1b\[[0-9;]*m//g' "$log" | { grep -E '^(test result:| *Summary \[)' || true; } |
     { grep -oE "[0-9]+ ($1)" || true; } | awk '{ sum += $1 } END { print sum + 0 }'
 }
 passed=$(sum 'passed')
