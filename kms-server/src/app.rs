@@ -1,15 +1,24 @@
 //! The parts put together: what each verb of the command line does.
 
-use std::{
-    fmt,
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+mod init;
+mod outside;
+mod serve;
+
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use crate::{
-    config::{self, Config, ConfigError, Finding},
-    hsm::BoxError,
+    config::{self, Config, ConfigError, Finding, Store},
+    domain::{DomainRecord, ports::Clock},
+    hsm::{
+        BoxError,
+        pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
+    },
+    store::{ReadStore, sqlite, sqlite::SqliteStore},
 };
+
+pub use init::{InitOptions, init};
+pub use outside::{OperatingSystem, SystemClock};
+pub use serve::serve;
 
 /// Why the process ends. Cut by its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -20,19 +29,15 @@ pub enum Fault {
     /// The configuration is refused.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
+    /// What the configuration names can't be used.
+    #[error(transparent)]
+    Setting(BoxError),
     /// The token is refused, or refuses us.
     #[error(transparent)]
     Token(BoxError),
     /// The store is refused.
     #[error(transparent)]
     Store(BoxError),
-}
-
-/// How `init` is to go about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InitOptions {
-    /// Make the token first; the security officer's PIN is in this file.
-    pub create_token: Option<PathBuf>,
 }
 
 /// What a verb has to say when it is done: text for people through `Display`, JSON through serde.
@@ -44,33 +49,85 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let mut lines = self.lines.iter();
-        lines.try_for_each(|(name, outcome)| writeln!(f, "{name}: {outcome}"))
+        lines.try_for_each(|(name, outcome)| writeln!(f, "{name:width$}  {outcome}"))
     }
 }
 
-/// Makes the key domain: the token's KEKs, the database.
-pub fn init(_config: Config, _options: &InitOptions) -> Result<Report, Fault> {
-    Err(not_wired("init"))
-}
-
-/// Serves until a signal says to stop, or a fault does.
-pub fn serve(_config: Config) -> Result<(), Fault> {
-    Err(not_wired("serve"))
-}
-
-/// Everything that is wrong with `config` and around it; empty if the service can start.
-pub fn check(config: &Config) -> Vec<Finding> {
-    #[expect(clippy::disallowed_methods, reason = "`app` makes the real clock")]
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    config::check(config, u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
+/// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
+/// token, with the one try that its PIN has.
+pub fn check(config: Config) -> Vec<Finding> {
+    let mut findings = config::check(&config, SystemClock::new().unix_ms());
+    if findings.iter().any(|finding| finding.key == "hsm.module") {
+        return findings;
+    }
+    match known_canaries(&config) {
+        // Nothing to hold the token against yet: is it there, and does it take the PIN?
+        Ok(None) => {
+            findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
+            findings.extend(
+                pkcs11::log_in(&config.hsm).err().map(|error| Finding::of("hsm", &error)),
+            );
+        }
+        Ok(Some(canaries)) => findings.extend(
+            Pkcs11Token::connect(config.hsm, canaries)
+                .err()
+                .map(|error| Finding::of("hsm", &error)),
+        ),
+        Err(fault) => findings.push(Finding::of("store", &fault)),
+    }
+    findings
 }
 
 /// Asks the token what it can do, and tries the attacks that it must withstand.
-pub fn probe_hsm(_config: Config) -> Result<Report, Fault> {
-    Err(not_wired("probe-hsm"))
+pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
+    let canaries = known_canaries(&config)?;
+    pkcs11::probe(&config.hsm, canaries.as_ref(), ProbeDepth::Full)
+        .map_err(|error| Fault::Token(error.into()))
 }
 
-fn not_wired(verb: &'static str) -> Fault {
-    Fault::Runtime(format!("{verb} is not wired yet").into())
+/// What to say where `init` has not been.
+const NO_DOMAIN: &str =
+    "there is no key domain in this database yet: run `kms-server init` with the same configuration";
+
+/// The proofs of the token's KEKs, if `init` has been here.
+fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
+    let Store::Sqlite { path } = &config.store;
+    if !path.exists() {
+        return Ok(None);
+    }
+    let domain = runtime(1)?.block_on(async {
+        let store = open_store(config, false).await?;
+        let domain = store.domain().await.map_err(|error| Fault::Store(error.into()));
+        store.close().await;
+        domain
+    })?;
+    domain.map(|domain| canaries_of(&domain)).transpose()
+}
+
+fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {
+    Canaries::decode(&domain.canaries).map_err(|error| Fault::Store(error.into()))
+}
+
+async fn open_store(config: &Config, create: bool) -> Result<Arc<SqliteStore>, Fault> {
+    let Store::Sqlite { path } = &config.store;
+    SqliteStore::open(sqlite::Config { path: path.clone(), create })
+        .await
+        .map(Arc::new)
+        .map_err(|error| Fault::Store(error.into()))
+}
+
+/// An async runtime with this many threads for tasks; 0: one a core.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Fault> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if threads > 0 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().map_err(|error| Fault::Runtime(error.into()))
+}
+
+/// A PIN file, for the security officer's.
+fn pin_from(path: &PathBuf) -> Result<crate::hsm::Pin, Fault> {
+    Ok(config::pin_from_file(path)?)
 }
