@@ -6,6 +6,8 @@
 //! tests, and every child gets a copy.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may")]
+#![allow(missing_docs, reason = "not a library")]
 
 use std::{
     env, fs,
@@ -162,4 +164,13 @@ pub fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+/// A token with PINs and nothing else, as an operator makes it.
+pub fn blank_token() {
+    let done = Command::new("softhsm2-util")
+        .args(["--init-token", "--free", "--label", LABEL, "--pin", PIN, "--so-pin", SO_PIN])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
 }

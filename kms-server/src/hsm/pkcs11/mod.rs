@@ -14,9 +14,15 @@
 //! | `token.rs` | calls, and the way back after a fault |
 //! | `seal.rs`, `sealed_keys.rs` | the traits |
 //! | `init.rs` | makes the keys |
+//! | `probe.rs`, `abilities.rs` | what this token can do |
+//! | `attacks.rs`, `attacks_pairs.rs`, `deeds.rs` | and that it does not do what our keys forbid |
 
+mod abilities;
+mod attacks;
+mod attacks_pairs;
 mod canary;
 mod connection;
+mod deeds;
 mod fault;
 mod gcm;
 mod holder;
@@ -24,6 +30,7 @@ mod init;
 mod library;
 mod lock;
 mod pool;
+mod probe;
 mod seal;
 mod sealed_keys;
 mod template;
@@ -31,4 +38,5 @@ mod token;
 
 pub use canary::{BadCanaries, Canaries};
 pub use init::{InitError, InitReport, MadeKey, init, make_ceremony_key};
+pub use probe::{ProbeDepth, ProbeReport, ProbeRow, RowKind, probe};
 pub use token::Pkcs11Token;

@@ -14,7 +14,7 @@ use super::fault::Fault;
 use crate::domain::SealedKek;
 
 /// Not in the crate's list of attributes.
-const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefined(0x4000_0212);
+pub(super) const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefined(0x4000_0212);
 
 /// AES-256.
 const KEK_LEN: u64 = 32;
@@ -160,7 +160,7 @@ impl Usage {
         Self::Derive,
     ];
     /// Of a private key, CKA_SIGN_RECOVER aside.
-    const PRIVATE: [Self; 4] = [Self::Decrypt, Self::Sign, Self::Unwrap, Self::Derive];
+    pub(super) const PRIVATE: [Self; 4] = [Self::Decrypt, Self::Sign, Self::Unwrap, Self::Derive];
     /// Of a public key, CKA_VERIFY_RECOVER aside.
     const PUBLIC: [Self; 4] = [Self::Encrypt, Self::Verify, Self::Wrap, Self::Derive];
 
