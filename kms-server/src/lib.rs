@@ -25,3 +25,5 @@ pub mod store;
 pub mod ciphering;
 pub mod keyring;
 pub mod lifecycle;
+
+pub mod rpc;

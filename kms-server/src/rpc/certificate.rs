@@ -1,0 +1,216 @@
+//! Certificates and keys in PEM, and what a certificate says of its holder.
+
+use std::path::{Path, PathBuf};
+
+use rustls::{
+    Error as RustlsError, InconsistentKeys, RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
+};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+use super::policy::CallerName;
+
+/// Why a certificate or key can't be used: one sentence, with the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file can't be read.
+    #[error("{} can't be read: give its path and let this service read it", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file holds no certificate.
+    #[error("{} holds no PEM certificate: put a CERTIFICATE section into it", path.display())]
+    NoCertificate {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A file holds no private key.
+    #[error("{} holds no PEM private key: put a PRIVATE KEY section into it", path.display())]
+    NoPrivateKey {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A file holds something that can't be used.
+    #[error("{} can't be used: issue it again", path.display())]
+    Unusable {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The private key is not the certificate's.
+    #[error(
+        "the private key {} is not that of the certificate {}: install the two that were issued \
+         together",
+        private_key.display(),
+        certificate.display()
+    )]
+    Mismatch {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        private_key: PathBuf,
+    },
+    /// The TLS library refused its settings.
+    #[error("TLS can't be set up")]
+    SetUp(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A certificate chain and its key, proved to belong together.
+pub(super) struct Identity {
+    pub(super) key: CertifiedKey,
+    /// When the leaf expires; milliseconds since 1970.
+    pub(super) not_after_ms: u64,
+}
+
+/// Reads a chain and its key out of PEM text.
+pub(super) fn load_identity(
+    (certificate, certificate_pem): (&Path, &[u8]),
+    (private_key, private_key_pem): (&Path, &[u8]),
+    provider: &CryptoProvider,
+) -> Result<Identity, TlsError> {
+    let chain = load_chain(certificate, certificate_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(private_key_pem)
+        .map_err(|_| TlsError::NoPrivateKey { path: private_key.to_owned() })?;
+    let not_after_ms = chain
+        .first()
+        .and_then(|leaf| not_after_ms(leaf))
+        .ok_or_else(|| unusable(certificate, "it is not an X.509 certificate"))?;
+    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        RustlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::Mismatch {
+            certificate: certificate.to_owned(),
+            private_key: private_key.to_owned(),
+        },
+        error => unusable(private_key, error),
+    })?;
+    Ok(Identity { key, not_after_ms })
+}
+
+/// Reads the authorities out of PEM text.
+pub(super) fn load_authorities(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in load_chain(path, pem)? {
+        roots.add(authority).map_err(|error| unusable(path, error))?;
+    }
+    Ok(roots)
+}
+
+fn load_chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(path, error))?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate { path: path.to_owned() });
+    }
+    Ok(chain)
+}
+
+fn unusable(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TlsError {
+    TlsError::Unusable { path: path.to_owned(), source: source.into() }
+}
+
+/// What a certificate says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// The first URI or DNS name among the alternative names; without one, the only common name.
+    /// `None` if there is neither, or if it can't be a caller's name.
+    pub(super) name: Option<CallerName>,
+    /// Milliseconds since 1970.
+    pub(super) not_after_ms: u64,
+}
+
+/// Reads a client's certificate. `None` if it is not an X.509 certificate.
+pub(super) fn holder_of(certificate: &CertificateDer<'_>) -> Option<Holder> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Holder { name: name_of(&parsed), not_after_ms: expiry_of(&parsed)? })
+}
+
+fn name_of(certificate: &X509Certificate<'_>) -> Option<CallerName> {
+    // An extension that is there twice or can't be read is no reason to believe the subject instead.
+    let alternatives = certificate.subject_alternative_name().ok()?;
+    let alternative = alternatives.iter().flat_map(|names| &names.value.general_names).find_map(
+        |name| match name {
+            GeneralName::URI(name) | GeneralName::DNSName(name) => Some(*name),
+            _ => None,
+        },
+    );
+    let name = match alternative {
+        Some(name) => name,
+        None => {
+            let mut common_names = certificate.subject().iter_common_name();
+            let name = common_names.next()?;
+            if common_names.next().is_some() {
+                return None;
+            }
+            name.as_str().ok()?
+        }
+    };
+    CallerName::new(name).ok()
+}
+
+fn not_after_ms(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    expiry_of(&parsed)
+}
+
+fn expiry_of(certificate: &X509Certificate<'_>) -> Option<u64> {
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()?.checked_mul(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType, string::Ia5String};
+
+    use super::*;
+
+    fn holder(common_names: &[&str], alternatives: Vec<SanType>) -> Holder {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in common_names {
+            params.distinguished_name.push(DnType::CommonName, *name);
+        }
+        params.subject_alt_names = alternatives;
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        holder_of(certificate.der()).unwrap()
+    }
+
+    fn ia5(name: &str) -> Ia5String {
+        Ia5String::try_from(name).unwrap()
+    }
+
+    fn name(holder: &Holder) -> Option<&str> {
+        holder.name.as_ref().map(CallerName::as_str)
+    }
+
+    #[test]
+    fn the_first_uri_or_dns_name_is_the_callers() {
+        let ip = SanType::IpAddress([127, 0, 0, 1].into());
+        let uri = SanType::URI(ia5("spiffe://utility/hes"));
+        let dns = SanType::DnsName(ia5("hes-1"));
+        let both = holder(&["cn"], vec![ip.clone(), uri.clone(), dns.clone()]);
+        assert_eq!(name(&both), Some("spiffe://utility/hes"));
+        assert_eq!(name(&holder(&["cn"], vec![dns, uri])), Some("hes-1"));
+        assert_eq!(name(&holder(&["cn"], vec![ip])), Some("cn"));
+        assert_eq!(name(&holder(&["cn"], vec![])), Some("cn"));
+    }
+
+    #[test]
+    fn no_name_is_made_up() {
+        assert_eq!(name(&holder(&[], vec![])), None);
+        assert_eq!(name(&holder(&["two words"], vec![])), None);
+        assert_eq!(name(&holder(&["line\nbreak"], vec![])), None);
+        // A name that can't be used does not fall back to one that its holder may have chosen.
+        assert_eq!(name(&holder(&["admin"], vec![SanType::DnsName(ia5("a b"))])), None);
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_holder() {
+        assert_eq!(holder_of(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])), None);
+    }
+}
