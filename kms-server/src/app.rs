@@ -66,9 +66,8 @@ pub fn check(config: Config) -> Vec<Finding> {
         // Nothing to hold the token against yet: is it there, and does it take the PIN?
         Ok(None) => {
             findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
-            findings.extend(
-                pkcs11::log_in(&config.hsm).err().map(|error| Finding::of("hsm", &error)),
-            );
+            let probed = pkcs11::probe(&config.hsm, None, ProbeDepth::Start);
+            findings.extend(probed.err().map(|error| Finding::of("hsm", &error)));
         }
         Ok(Some(canaries)) => findings.extend(
             Pkcs11Token::connect(config.hsm, canaries)

@@ -6,19 +6,13 @@ mod findings;
 mod pin;
 mod sections;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
-
-use serde::Deserialize;
+use std::path::{Path, PathBuf};
 
 pub use error::ConfigError;
 pub use findings::{Finding, check};
+pub(crate) use pin::from_file as pin_from_file;
 
-use crate::{domain::BlockCount, hsm, keyring, lifecycle, telemetry};
+use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, telemetry};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.
@@ -35,7 +29,7 @@ pub struct Config {
     /// What may be imported.
     pub import: lifecycle::Config,
     /// The wire.
-    pub rpc: Rpc,
+    pub rpc: rpc::Config,
     /// What is told, and how.
     pub log: telemetry::Config,
 }
@@ -74,71 +68,6 @@ pub enum Store {
         /// The file.
         path: PathBuf,
     },
-}
-
-/// The wire.
-#[derive(Clone, Debug)]
-pub struct Rpc {
-    /// Address and port.
-    pub listen: SocketAddr,
-    /// Who we are, and who vouches for callers.
-    pub tls: Tls,
-    /// How often the certificate files are looked at for changes.
-    pub reload_poll: Duration,
-    /// Bounds on what callers can take up.
-    pub limits: Limits,
-    /// Who may call: by the name in their certificate.
-    pub callers: BTreeMap<String, BTreeSet<Role>>,
-    /// Calls of a role, where they are not the usual ones.
-    pub grants: BTreeMap<Role, BTreeSet<String>>,
-}
-
-/// Certificate files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
-    /// Our certificate and its chain, PEM.
-    pub certificate: PathBuf,
-    /// Its key, PEM.
-    pub private_key: PathBuf,
-    /// The authorities that vouch for callers, PEM.
-    pub client_ca: PathBuf,
-}
-
-/// Bounds of the wire. Whatever grows has a bound with a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Of one message, either way.
-    pub message_bytes_max: usize,
-    /// Items in a batch.
-    pub batch_items_max: usize,
-    /// HTTP/2 streams on one connection.
-    pub streams_per_connection_max: u32,
-    /// Connections at once.
-    pub connections_max: usize,
-    /// Items of all callers together that are being worked on.
-    pub in_flight_items_max: usize,
-    /// For the TLS handshake.
-    pub handshake_timeout: Duration,
-    /// For calls that run when the service is to stop.
-    pub drain_timeout: Duration,
-    /// After which a connection is asked to reconnect, so that load spreads and revoked callers go.
-    pub connection_age_max: Duration,
-}
-
-/// What a caller is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// A head-end system: reads what meters send.
-    Hes,
-    /// An operator: meters and their keys.
-    AmiAdmin,
-    /// Rotates keys.
-    Rotator,
-    /// The other site.
-    Peer,
-    /// Reads the audit log.
-    Auditor,
 }
 
 #[cfg(test)]

@@ -33,7 +33,13 @@ fn run(Arguments { config: path, verb }: Arguments) -> Result<ExitCode, Fault> {
             output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
         }
         Verb::Serve => app::serve(config)?,
-        Verb::ProbeHsm(output) => output.say(&app::probe_hsm(config)?),
+        Verb::ProbeHsm(output) => {
+            let report = app::probe_hsm(config)?;
+            output.say(&report);
+            if report.verdict().is_err() {
+                return Ok(ExitCode::from(TOKEN_REFUSED));
+            }
+        }
         Verb::CheckConfig(_) => {} // Done above: it tells of a file that can't be loaded, too.
     }
     Ok(ExitCode::SUCCESS)
@@ -41,7 +47,7 @@ fn run(Arguments { config: path, verb }: Arguments) -> Result<ExitCode, Fault> {
 
 fn check_config(path: &Path, output: &Output) -> ExitCode {
     let findings = match Config::load(path) {
-        Ok(config) => app::check(&config),
+        Ok(config) => app::check(config),
         Err(error) => vec![Finding::of("file", &error)],
     };
     let is_well = findings.is_empty();
@@ -73,13 +79,14 @@ Exit codes:
   5  the store is refused";
 
 const CONFIGURATION_REFUSED: u8 = 3;
+const TOKEN_REFUSED: u8 = 4;
 
 /// The one place where a fault becomes an exit code.
 fn code_of(fault: &Fault) -> u8 {
     match fault {
         Fault::Runtime(_) => 1,
-        Fault::Configuration(_) => CONFIGURATION_REFUSED,
-        Fault::Token(_) => 4,
+        Fault::Configuration(_) | Fault::Setting(_) => CONFIGURATION_REFUSED,
+        Fault::Token(_) => TOKEN_REFUSED,
         Fault::Store(_) => 5,
     }
 }

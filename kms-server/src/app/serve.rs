@@ -92,7 +92,16 @@ fn connect_token(config: crate::hsm::Config, domain: &DomainRecord) -> Result<Hs
     let token = Pkcs11Token::connect(config, canaries_of(domain)?)
         .map_err(|error| Fault::Token(error.into()))?;
     let report = token.probe(ProbeDepth::Start).map_err(|error| Fault::Token(error.into()))?;
-    report.verdict().map_err(|failed| Fault::Token(failed.into()))?;
+    report.verdict().map_err(|failed| {
+        let rows: Vec<String> =
+            failed.iter().map(|row| format!("{}: {}", row.what, row.outcome)).collect();
+        let sentence = format!(
+            "the token does not withstand what it must; run `kms-server probe-hsm` for the whole \
+             table: {}",
+            rows.join("; ")
+        );
+        Fault::Token(sentence.into())
+    })?;
     Ok(Hsm::new(Arc::new(token), width, patience, call_timeout))
 }
 

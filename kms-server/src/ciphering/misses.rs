@@ -1,6 +1,6 @@
 //! The second pass: open the blocks that were missing, each once, then try again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::{StreamExt, stream};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{BlockNo, MeterId, SystemTitle, Verdict},
-    keyring::{BlockTable, KeyringError},
+    keyring::{BlockTable, KeyringError, SharedError},
 };
 
 /// Blocks that one batch opens at the same time. The door to the HSM bounds all batches together.
@@ -26,18 +26,24 @@ impl Ciphering {
                 Err(outcome) => pass.settle(miss.index, outcome, Vec::new()),
             }
         }
-        let opened = stream::iter(by_block).map(|(block, misses)| async move {
-            (self.keyring.open(block).await, misses)
-        });
+        let blocks: Vec<BlockNo> = by_block.keys().copied().collect();
+        let opened = stream::iter(blocks).map(|block| self.open_block(block));
         let mut opened = std::pin::pin!(opened.buffer_unordered(AT_ONCE));
-        while let Some((table, misses)) = opened.next().await {
-            for (miss, title) in misses {
+        while let Some((block, table)) = opened.next().await {
+            for (miss, title) in by_block.remove(&block).unwrap_or_default() {
                 match &table {
                     Ok(table) => open_miss(pass, &miss, table, title),
                     Err(error) => pass.settle(miss.index, unavailable(error), Vec::new()),
                 }
             }
         }
+    }
+
+    async fn open_block(
+        &self,
+        block: BlockNo,
+    ) -> (BlockNo, Result<Arc<BlockTable>, SharedError>) {
+        (block, self.keyring.open(block).await)
     }
 
     async fn locate_miss(&self, miss: &Miss<'_>) -> Result<(BlockNo, SystemTitle), Outcome> {

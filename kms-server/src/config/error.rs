@@ -139,9 +139,9 @@ pub enum ConfigError {
     /// A caller that could do nothing.
     #[error("`rpc.callers` gives {0:?} no role: add one, or remove the entry")]
     NoRoles(String),
-    /// Not the name of a call.
-    #[error("`rpc.grants` grants {0:?}: write the name of a call, such as \"Decrypt\"")]
-    Grant(String),
+    /// Callers, roles or calls that there are not.
+    #[error("`rpc.callers` and `rpc.grants`: {0}")]
+    Policy(#[from] crate::rpc::PolicyError),
 }
 
 impl ConfigError {

@@ -13,11 +13,8 @@ use rustix::{
     process::{Resource, getrlimit},
 };
 
-use super::{Config, Rpc, Store};
-use crate::{
-    keyring,
-    rpc::certificate::{load_authorities, load_identity},
-};
+use super::{Config, Store};
+use crate::{keyring, rpc};
 
 /// One thing that is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -136,18 +133,12 @@ fn has_ipc_lock(status: &str) -> bool {
     set.is_some_and(|set| set & CAP_IPC_LOCK != 0)
 }
 
-fn bad_certificates(rpc: &Rpc, now_ms: u64) -> Vec<Finding> {
-    let now_s = i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX);
-    let identity = load_identity(&rpc.tls.certificate, &rpc.tls.private_key)
-        .and_then(|identity| identity.check_dates(now_s));
-    let authorities = load_authorities(&rpc.tls.client_ca);
-    let mut findings = Vec::new();
-    findings.extend(identity.err().map(|error| Finding::of("rpc.tls.certificate", &error)));
-    findings.extend(authorities.err().map(|error| Finding::of("rpc.tls.client_ca", &error)));
-    findings
+fn bad_certificates(rpc: &rpc::Config, now_ms: u64) -> Vec<Finding> {
+    let wrong = rpc::check_certificates(&rpc.tls, now_ms);
+    wrong.iter().map(|(key, error)| Finding::of(key, error)).collect()
 }
 
-fn busy_address(rpc: &Rpc) -> Option<Finding> {
+fn busy_address(rpc: &rpc::Config) -> Option<Finding> {
     let error = TcpListener::bind(rpc.listen).err()?;
     let sentence = format!(
         "cannot listen on {}: stop what uses this address (this service itself, perhaps), or choose \

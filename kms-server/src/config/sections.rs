@@ -12,12 +12,14 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, Limits, Role, Rpc, Site, Store, Tls, pin,
+    Config, ConfigError, Site, Store, pin,
 };
 use crate::{
     domain::BlockCount,
     hsm::{self, OaepHash},
-    keyring, lifecycle, telemetry,
+    keyring, lifecycle,
+    rpc::{self, Limits, Policy, TlsConfig},
+    telemetry,
 };
 
 #[derive(Deserialize)]
@@ -152,7 +154,7 @@ struct RpcSection {
     #[serde(default)]
     callers: Vec<CallerSection>,
     #[serde(default)]
-    grants: BTreeMap<Role, BTreeSet<String>>,
+    grants: BTreeMap<String, BTreeSet<String>>,
 }
 
 fn reload_poll_s() -> u64 {
@@ -171,7 +173,7 @@ struct TlsSection {
 #[serde(deny_unknown_fields)]
 struct CallerSection {
     name: String,
-    roles: Vec<Role>,
+    roles: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +185,7 @@ struct LimitsSection {
     connections_max: u64,
     in_flight_items_max: u64,
     handshake_timeout_ms: u64,
+    call_timeout_ms: u64,
     drain_timeout_ms: u64,
     connection_age_max_s: u64,
 }
@@ -191,12 +194,13 @@ impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             message_bytes_max: 16 << 20,
-            batch_items_max: 65_536, // Of 150 bytes they fill most of a message.
-            streams_per_connection_max: 128,
+            batch_items_max: 16_384, // Of 300 bytes they fill a third of a message.
+            streams_per_connection_max: 1_024,
             connections_max: 1_024,
-            in_flight_items_max: 524_288,
+            in_flight_items_max: 262_144, // A quarter of a second's work of one core.
             handshake_timeout_ms: 5_000,
-            drain_timeout_ms: 10_000,
+            call_timeout_ms: 30_000,
+            drain_timeout_ms: 15_000,
             connection_age_max_s: 3_600,
         }
     }
@@ -308,32 +312,32 @@ impl TryFrom<KeyringSection> for keyring::Config {
     }
 }
 
-impl TryFrom<RpcSection> for Rpc {
+impl TryFrom<RpcSection> for rpc::Config {
     type Error = ConfigError;
 
     fn try_from(section: RpcSection) -> Result<Self, ConfigError> {
         let RpcSection { listen, tls, reload_poll_s, limits, callers, grants } = section;
         let listen: SocketAddr = listen.parse().map_err(|_| ConfigError::Listen(listen))?;
+        let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
         Ok(Self {
             listen,
-            tls: tls.try_into()?,
-            reload_poll: seconds("rpc.reload_poll_s", reload_poll_s, 1..=86_400)?,
+            tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
-            callers: checked_callers(callers)?,
-            grants: checked_grants(grants)?,
+            policy: policy(callers, &grants)?,
         })
     }
 }
 
-impl TryFrom<TlsSection> for Tls {
+impl TryFrom<(TlsSection, Duration)> for TlsConfig {
     type Error = ConfigError;
 
-    fn try_from(section: TlsSection) -> Result<Self, ConfigError> {
+    fn try_from((section, reload_poll): (TlsSection, Duration)) -> Result<Self, ConfigError> {
         let TlsSection { certificate, private_key, client_ca } = section;
         Ok(Self {
             certificate: absolute("rpc.tls.certificate", certificate)?,
             private_key: absolute("rpc.tls.private_key", private_key)?,
             client_ca: absolute("rpc.tls.client_ca", client_ca)?,
+            reload_poll,
         })
     }
 }
@@ -349,6 +353,7 @@ impl TryFrom<LimitsSection> for Limits {
             connections_max,
             in_flight_items_max,
             handshake_timeout_ms,
+            call_timeout_ms,
             drain_timeout_ms,
             connection_age_max_s,
         } = section;
@@ -375,12 +380,13 @@ impl TryFrom<LimitsSection> for Limits {
                 handshake_timeout_ms,
                 100..=60_000,
             )?,
-            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 0..=300_000)?,
-            connection_age_max: seconds(
+            call_timeout: millis("rpc.limits.call_timeout_ms", call_timeout_ms, 100..=600_000)?,
+            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 1..=300_000)?,
+            connection_age_max: Some(seconds(
                 "rpc.limits.connection_age_max_s",
                 connection_age_max_s,
                 1..=604_800,
-            )?,
+            )?),
         };
         if limits.in_flight_items_max < limits.batch_items_max {
             return Err(ConfigError::LessThan {
@@ -394,33 +400,27 @@ impl TryFrom<LimitsSection> for Limits {
     }
 }
 
-fn checked_callers(
+fn policy(
     sections: Vec<CallerSection>,
-) -> Result<BTreeMap<String, BTreeSet<Role>>, ConfigError> {
+    grants: &BTreeMap<String, BTreeSet<String>>,
+) -> Result<Policy, ConfigError> {
     let mut callers = BTreeMap::new();
     for CallerSection { name, roles } in sections {
-        let name = text("rpc.callers.name", name, 253)?; // The longest DNS name.
         if roles.is_empty() {
             return Err(ConfigError::NoRoles(name));
         }
-        if callers.insert(name.clone(), roles.into_iter().collect()).is_some() {
+        if callers.insert(name.clone(), roles).is_some() {
             return Err(ConfigError::CallerTwice(name));
         }
     }
-    if callers.is_empty() { Err(ConfigError::NoCallers) } else { Ok(callers) }
-}
-
-fn checked_grants(
-    grants: BTreeMap<Role, BTreeSet<String>>,
-) -> Result<BTreeMap<Role, BTreeSet<String>>, ConfigError> {
-    let is_call = |call: &str| {
-        call.starts_with(|first: char| first.is_ascii_uppercase())
-            && call.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    };
-    match grants.values().flatten().find(|call| !is_call(call)) {
-        Some(call) => Err(ConfigError::Grant(call.clone())),
-        None => Ok(grants),
+    if callers.is_empty() {
+        return Err(ConfigError::NoCallers);
     }
+    let callers =
+        callers.iter().map(|(name, roles)| (name.as_str(), roles.iter().map(String::as_str)));
+    let grants =
+        grants.iter().map(|(role, calls)| (role.as_str(), calls.iter().map(String::as_str)));
+    Ok(Policy::from_words(callers, grants)?)
 }
 
 /// `value`, if it is within `bounds`.

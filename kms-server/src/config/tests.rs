@@ -2,7 +2,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use tempfile::TempDir;
 
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::rpc::{CallerName, Role, Verb};
 
 const EXAMPLE: &str = include_str!("../../../deploy/kms.toml");
 
@@ -89,7 +92,8 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
     let written = place.config();
     assert_eq!(written.hsm.token_label, "ami-kms");
     assert_eq!(written.hsm.pin.expose_pin(), "1234");
-    assert_eq!(written.rpc.callers["hes.example.org"], BTreeSet::from([Role::Hes]));
+    let hes = CallerName::new("hes.example.org").unwrap();
+    assert_eq!(written.rpc.policy.roles(&hes).unwrap(), &BTreeSet::from([Role::Hes]));
 
     // Every commented-out setting, put in force, changes nothing.
     let is_setting = |line: &&str| line.starts_with('#') && line[1..].contains(" = ");
@@ -111,10 +115,14 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
 fn grants_are_data() {
     let place = Place::new();
     let config = place.with("#[rpc.grants]\n#hes = [", "[rpc.grants]\nhes = [").unwrap();
-    assert!(config.rpc.grants[&Role::Hes].contains("VerifyMic"));
-    let sentence =
-        place.refusal("#[rpc.grants]\n#hes = [\"Decrypt\"", "[rpc.grants]\nhes = [\"de crypt\"");
-    says(&sentence, &["`rpc.grants` grants \"de crypt\"", "such as \"Decrypt\""]);
+    let hes = CallerName::new("hes.example.org").unwrap();
+    assert!(config.rpc.policy.permit(&hes, Verb::VerifyMic).is_ok());
+    assert!(config.rpc.policy.permit(&hes, Verb::DecryptStream).is_err());
+    let sentence = place.refusal(
+        "#[rpc.grants]\n#hes = [\"Ciphering/Decrypt\"",
+        "[rpc.grants]\nhes = [\"decrypt\"",
+    );
+    says(&sentence, &["`rpc.grants`", "no call \"decrypt\"", "\"Ciphering/Decrypt\""]);
 }
 
 #[test]
@@ -308,8 +316,8 @@ fn check_tells_everything_at_once() {
     assert_eq!(keys, ["hsm.module", "hsm.token_dir", "rpc.tls.certificate", "rpc.tls.client_ca"]);
     says(&findings[0], &["libsofthsm2.so", "install the token's software"]);
     says(&findings[1], &["tokens is not a directory", "install -d -o ami_admin"]);
-    says(&findings[2], &["server.pem", "readable by the service account"]);
-    says(&findings[3], &["clients.pem", "readable by the service account"]);
+    says(&findings[2], &["server.pem", "can't be read", "let this service read it"]);
+    says(&findings[3], &["clients.pem", "can't be read", "let this service read it"]);
 }
 
 /// The one finding about a furnished place that `spoil` spoils.
@@ -329,7 +337,7 @@ fn check_finds_a_key_of_another_certificate() {
     });
     says(
         &found,
-        &["server.key is not the one of the certificate in", "server.pem", "install the pair"],
+        &["server.key is not that of the certificate", "server.pem", "install the two"],
     );
 }
 
@@ -345,24 +353,24 @@ fn check_finds_a_certificate_whose_time_is_over_or_has_not_come() {
             place.write("tls/server.key", pair.1.as_bytes(), 0o600);
         })
     };
-    says(&in_years(2020, 2025), &["server.pem expired at", "2025", "renew it"]);
-    says(&in_years(2030, 2035), &["server.pem is valid from", "2030", "check the clock"]);
+    says(&in_years(2020, 2025), &["server.pem has expired", "renew it"]);
+    says(&in_years(2030, 2035), &["server.pem is not valid yet", "check the clock"]);
 }
 
 #[test]
 fn check_finds_files_that_hold_something_else() {
     let empty = the_finding(|place| drop(place.write("tls/clients.pem", b"", 0o644)));
-    says(&empty, &["rpc.tls.client_ca", "holds no certificate"]);
+    says(&empty, &["rpc.tls.client_ca", "holds no PEM certificate"]);
     let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     let no_authority = the_finding(|place| drop(place.write("tls/clients.pem", garbage, 0o644)));
-    says(&no_authority, &["rpc.tls.client_ca", "cannot be used as authority"]);
+    says(&no_authority, &["rpc.tls.client_ca", "can't be used: issue it again"]);
     let no_certificate = the_finding(|place| drop(place.write("tls/server.pem", garbage, 0o644)));
-    says(&no_certificate, &["server.pem", "cannot be used as certificate"]);
+    says(&no_certificate, &["server.pem", "can't be used: issue it again"]);
     let no_key = the_finding(|place| drop(place.write("tls/server.key", garbage, 0o600)));
-    says(&no_key, &["server.key holds no private key"]);
+    says(&no_key, &["server.key holds no PEM private key"]);
     let secret = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n-----END PRIVATE KEY-----\n";
     let torn_key = the_finding(|place| drop(place.write("tls/server.key", secret, 0o600)));
-    says(&torn_key, &["server.key holds something that cannot be used as private key"]);
+    says(&torn_key, &["server.key holds no PEM private key"]);
     assert!(!torn_key.contains("c2Vj"), "{torn_key}");
 }
 

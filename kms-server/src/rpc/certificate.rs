@@ -1,188 +1,262 @@
-//! Certificate files: our identity and the authorities that vouch for callers, checked before they
-//! are used. A server that starts with an expired certificate is found by its callers first.
+//! Certificates and keys in PEM, and what a certificate says of its holder.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use rustls::{
-    Error as TlsError, InconsistentKeys, RootCertStore,
-    crypto::{CryptoProvider, ring},
-    pki_types::{
-        CertificateDer, PrivateKeyDer,
-        pem::{self, PemObject as _},
-    },
+    Error as RustlsError, InconsistentKeys, RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     sign::CertifiedKey,
 };
-use x509_parser::parse_x509_certificate;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-/// Why certificate files are refused. Each sentence names the file and what to do.
+use super::policy::CallerName;
+
+/// Why a certificate or key can't be used: one sentence, with the way out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CertificateError {
-    /// The file is not there, or the service account can't read it.
-    #[error("cannot read {path}: put the file there, readable by the service account")]
-    Unreadable {
-        /// The file.
+pub enum TlsError {
+    /// A file can't be read.
+    #[error("{} can't be read: give its path and let this service read it", path.display())]
+    Read {
+        /// Which file.
         path: PathBuf,
         /// What the system said.
-        #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
-    /// The file has none of what it should have.
-    #[error("{path} holds no {wanted}: write it there in PEM")]
-    Missing {
-        /// The file.
+    /// A file holds no certificate.
+    #[error("{} holds no PEM certificate: put a CERTIFICATE section into it", path.display())]
+    NoCertificate {
+        /// Which file.
         path: PathBuf,
-        /// "certificate" or "private key".
-        wanted: &'static str,
     },
-    /// The file has something that can't be used.
-    #[error("{path} holds something that cannot be used as {wanted}: {reason}; make it anew")]
+    /// A file holds no private key.
+    #[error("{} holds no PEM private key: put a PRIVATE KEY section into it", path.display())]
+    NoPrivateKey {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A file holds something that can't be used.
+    #[error("{} can't be used: issue it again", path.display())]
     Unusable {
-        /// The file.
+        /// Which file.
         path: PathBuf,
-        /// "certificate", "private key" or "authority".
-        wanted: &'static str,
-        /// What is wrong with it; never its content.
-        reason: String,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The key is another certificate's.
+    /// The private key is not the certificate's.
     #[error(
-        "the key in {private_key} is not the one of the certificate in {certificate}: install the pair"
+        "the private key {} is not that of the certificate {}: install the two that were issued \
+         together",
+        private_key.display(),
+        certificate.display()
     )]
-    KeyMismatch {
+    Mismatch {
         /// The certificate's file.
         certificate: PathBuf,
         /// The key's file.
         private_key: PathBuf,
     },
-    /// Its time is over.
-    #[error("the certificate in {path} expired at {not_after}: renew it")]
+    /// The certificate's time is over.
+    #[error("the certificate in {} has expired: renew it", path.display())]
     Expired {
-        /// The file.
+        /// Which file.
         path: PathBuf,
-        /// Its end.
-        not_after: String,
     },
-    /// Its time has not come.
-    #[error("the certificate in {path} is valid from {not_before} only: check the clock, or wait")]
+    /// The certificate's time has not come.
+    #[error("the certificate in {} is not valid yet: check the clock, or wait", path.display())]
     NotYetValid {
-        /// The file.
+        /// Which file.
         path: PathBuf,
-        /// Its beginning.
-        not_before: String,
     },
+    /// The TLS library refused its settings.
+    #[error("TLS can't be set up")]
+    SetUp(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// A certificate with its chain and its key, which belong together.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// For the handshake.
-    pub certified: Arc<CertifiedKey>,
-    /// First second of its validity, since 1970.
-    pub not_before_s: i64,
-    /// Last second of its validity, since 1970.
-    pub not_after_s: i64,
-    certificate: PathBuf,
-    dates: (String, String),
+/// Everything that is wrong with the certificate files at `now_ms`, milliseconds since 1970, each with
+/// its setting: for `check-config`, before a server uses them.
+pub fn check_certificates(
+    tls: &super::TlsConfig,
+    now_ms: u64,
+    ) -> Vec<(&'static str, TlsError)> {
+    let identity = check_identity(tls, now_ms).err().map(|error| ("rpc.tls.certificate", error));
+    let authorities = read(&tls.client_ca).and_then(|pem| load_authorities(&tls.client_ca, &pem));
+    let authorities = authorities.err().map(|error| ("rpc.tls.client_ca", error));
+    identity.into_iter().chain(authorities).collect()
 }
 
-impl Identity {
-    /// Whether the certificate is valid at `now_s`, seconds since 1970.
-    pub fn check_dates(&self, now_s: i64) -> Result<(), CertificateError> {
-        let (not_before, not_after) = self.dates.clone();
-        let path = self.certificate.clone();
-        if now_s < self.not_before_s {
-            return Err(CertificateError::NotYetValid { path, not_before });
-        }
-        if now_s > self.not_after_s {
-            return Err(CertificateError::Expired { path, not_after });
-        }
-        Ok(())
+fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {
+    let (certificate, private_key) = (&tls.certificate, &tls.private_key);
+    let (chain, key) = (read(certificate)?, zeroize::Zeroizing::new(read(private_key)?));
+    let provider = rustls::crypto::ring::default_provider();
+    let identity = load_identity((certificate, &chain), (private_key, &key), &provider)?;
+    if now_ms > identity.not_after_ms {
+        return Err(TlsError::Expired { path: certificate.clone() });
     }
+    if now_ms < identity.not_before_ms {
+        return Err(TlsError::NotYetValid { path: certificate.clone() });
+    }
+    Ok(())
 }
 
-/// Reads our certificate and its key, and checks that they belong together. Dates are asked for with
-/// [`Identity::check_dates`], for they pass.
-pub fn load_identity(certificate: &Path, private_key: &Path) -> Result<Identity, CertificateError> {
-    let chain = certificates(certificate)?;
-    let key = private_key_in(private_key)?;
-    let unusable = |path: &Path, wanted, reason: String| CertificateError::Unusable {
-        path: path.to_owned(),
-        wanted,
-        reason,
-    };
-    let key = provider()
-        .key_provider
-        .load_private_key(key)
-        .map_err(|error| unusable(private_key, "private key", error.to_string()))?;
-    let first = chain.first().map(CertificateDer::as_ref).unwrap_or_default();
-    let (_, parsed) = parse_x509_certificate(first)
-        .map_err(|error| unusable(certificate, "certificate", error.to_string()))?;
-    let validity = parsed.validity();
-    let (not_before_s, not_after_s) =
-        (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let dates = (validity.not_before.to_string(), validity.not_after.to_string());
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
 
-    let certified = CertifiedKey::new(chain, key);
-    match certified.keys_match() {
-        // A key that can't tell its public half is given the benefit of the doubt: the first handshake
-        // would show it. Those of our provider can.
-        Ok(()) | Err(TlsError::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Identity {
-            certified: Arc::new(certified),
-            not_before_s,
-            not_after_s,
-            certificate: certificate.to_owned(),
-            dates,
-        }),
-        Err(TlsError::InconsistentKeys(_)) => Err(CertificateError::KeyMismatch {
+/// A certificate chain and its key, proved to belong together.
+pub(super) struct Identity {
+    pub(super) key: CertifiedKey,
+    /// From when the leaf is valid; milliseconds since 1970.
+    pub(super) not_before_ms: u64,
+    /// When the leaf expires; milliseconds since 1970.
+    pub(super) not_after_ms: u64,
+}
+
+/// Reads a chain and its key out of PEM text.
+pub(super) fn load_identity(
+    (certificate, certificate_pem): (&Path, &[u8]),
+    (private_key, private_key_pem): (&Path, &[u8]),
+    provider: &CryptoProvider,
+) -> Result<Identity, TlsError> {
+    let chain = load_chain(certificate, certificate_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(private_key_pem)
+        .map_err(|_| TlsError::NoPrivateKey { path: private_key.to_owned() })?;
+    let (not_before_ms, not_after_ms) = chain
+        .first()
+        .and_then(|leaf| validity_ms(leaf))
+        .ok_or_else(|| unusable(certificate, "it is not an X.509 certificate"))?;
+    let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        RustlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::Mismatch {
             certificate: certificate.to_owned(),
             private_key: private_key.to_owned(),
-        }),
-        Err(error) => Err(unusable(certificate, "certificate", error.to_string())),
+        },
+        error => unusable(private_key, error),
+    })?;
+    Ok(Identity { key, not_before_ms, not_after_ms })
+}
+
+/// Reads the authorities out of PEM text.
+pub(super) fn load_authorities(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in load_chain(path, pem)? {
+        roots.add(authority).map_err(|error| unusable(path, error))?;
     }
+    Ok(roots)
 }
 
-/// Reads the authorities that vouch for callers; at least one.
-pub fn load_authorities(path: &Path) -> Result<RootCertStore, CertificateError> {
-    let mut authorities = RootCertStore::empty();
-    for certificate in certificates(path)? {
-        authorities.add(certificate).map_err(|error| CertificateError::Unusable {
-            path: path.to_owned(),
-            wanted: "authority",
-            reason: error.to_string(),
-        })?;
+fn load_chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unusable(path, error))?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate { path: path.to_owned() });
     }
-    Ok(authorities)
+    Ok(chain)
 }
 
-/// The one cryptographic provider of our TLS.
-fn provider() -> CryptoProvider {
-    ring::default_provider()
+fn unusable(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TlsError {
+    TlsError::Unusable { path: path.to_owned(), source: source.into() }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
-    let refusal = |error| refusal(path, "certificate", error);
-    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(refusal)?
-        .collect::<Result<_, _>>()
-        .map_err(refusal)?;
-    if chain.is_empty() { Err(refusal(pem::Error::NoItemsFound)) } else { Ok(chain) }
+/// What a certificate says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    /// The first URI or DNS name among the alternative names; without one, the only common name.
+    /// `None` if there is neither, or if it can't be a caller's name.
+    pub(super) name: Option<CallerName>,
+    /// Milliseconds since 1970.
+    pub(super) not_after_ms: u64,
 }
 
-fn private_key_in(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| refusal(path, "private key", error))
+/// Reads a client's certificate. `None` if it is not an X.509 certificate.
+pub(super) fn holder_of(certificate: &CertificateDer<'_>) -> Option<Holder> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Holder { name: name_of(&parsed), not_after_ms: expiry_of(&parsed)? })
 }
 
-fn refusal(path: &Path, wanted: &'static str, error: pem::Error) -> CertificateError {
-    let path = path.to_owned();
-    match error {
-        pem::Error::Io(source) => CertificateError::Unreadable { path, source },
-        pem::Error::NoItemsFound => CertificateError::Missing { path, wanted },
-        // Its `Display` can quote lines of the file, which may be the key's.
-        _ => CertificateError::Unusable { path, wanted, reason: "it is not PEM".into() },
+fn name_of(certificate: &X509Certificate<'_>) -> Option<CallerName> {
+    // An extension that is there twice or can't be read is no reason to believe the subject instead.
+    let alternatives = certificate.subject_alternative_name().ok()?;
+    let alternative = alternatives.iter().flat_map(|names| &names.value.general_names).find_map(
+        |name| match name {
+            GeneralName::URI(name) | GeneralName::DNSName(name) => Some(*name),
+            _ => None,
+        },
+    );
+    let name = match alternative {
+        Some(name) => name,
+        None => {
+            let mut common_names = certificate.subject().iter_common_name();
+            let name = common_names.next()?;
+            if common_names.next().is_some() {
+                return None;
+            }
+            name.as_str().ok()?
+        }
+    };
+    CallerName::new(name).ok()
+}
+
+fn validity_ms(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    // A certificate from before 1970 is valid since the beginning of our time.
+    let not_before = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
+    Some((not_before.checked_mul(1_000)?, expiry_of(&parsed)?))
+}
+
+fn expiry_of(certificate: &X509Certificate<'_>) -> Option<u64> {
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()?.checked_mul(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType, string::Ia5String};
+
+    use super::*;
+
+    fn holder(common_names: &[&str], alternatives: Vec<SanType>) -> Holder {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for name in common_names {
+            params.distinguished_name.push(DnType::CommonName, *name);
+        }
+        params.subject_alt_names = alternatives;
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        holder_of(certificate.der()).unwrap()
+    }
+
+    fn ia5(name: &str) -> Ia5String {
+        Ia5String::try_from(name).unwrap()
+    }
+
+    fn name(holder: &Holder) -> Option<&str> {
+        holder.name.as_ref().map(CallerName::as_str)
+    }
+
+    #[test]
+    fn the_first_uri_or_dns_name_is_the_callers() {
+        let ip = SanType::IpAddress([127, 0, 0, 1].into());
+        let uri = SanType::URI(ia5("spiffe://utility/hes"));
+        let dns = SanType::DnsName(ia5("hes-1"));
+        let both = holder(&["cn"], vec![ip.clone(), uri.clone(), dns.clone()]);
+        assert_eq!(name(&both), Some("spiffe://utility/hes"));
+        assert_eq!(name(&holder(&["cn"], vec![dns, uri])), Some("hes-1"));
+        assert_eq!(name(&holder(&["cn"], vec![ip])), Some("cn"));
+        assert_eq!(name(&holder(&["cn"], vec![])), Some("cn"));
+    }
+
+    #[test]
+    fn no_name_is_made_up() {
+        assert_eq!(name(&holder(&[], vec![])), None);
+        assert_eq!(name(&holder(&["two words"], vec![])), None);
+        assert_eq!(name(&holder(&["line\nbreak"], vec![])), None);
+        // A name that can't be used does not fall back to one that its holder may have chosen.
+        assert_eq!(name(&holder(&["admin"], vec![SanType::DnsName(ia5("a b"))])), None);
+    }
+
+    #[test]
+    fn what_is_no_certificate_has_no_holder() {
+        assert_eq!(holder_of(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])), None);
     }
 }

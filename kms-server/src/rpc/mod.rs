@@ -1,3 +1,36 @@
-//! The wire.
+//! The wire: the only place that says tonic, rustls and `ami.kms.v1`.
+//!
+//! A call comes in at `accept` (TLS 1.3, a certificate on both sides), passes the `gate` (who is it,
+//! may he, is there room), is split by `columns` or read by `words`, goes down to
+//! [`crate::ciphering`] or [`crate::lifecycle`], and leaves the same way. What went wrong becomes a
+//! gRPC status in `status` and nowhere else. Start reading at `server.rs`.
 
-pub mod certificate;
+mod accept;
+mod answer;
+mod budget;
+mod certificate;
+mod ciphering;
+mod columns;
+mod config;
+mod connection;
+mod drain;
+mod gate;
+mod health;
+mod in_order;
+mod meters;
+mod policy;
+mod server;
+mod site;
+mod status;
+mod tls;
+mod verb;
+mod words;
+
+pub use certificate::{TlsError, check_certificates};
+pub use config::{BadSetting, Config, Limits, TlsConfig};
+pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role};
+pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
+pub use site::TokenStatusSource;
+pub use status::ERROR_DOMAIN;
+pub use tls::Reloaded;
+pub use verb::Verb;

@@ -1,0 +1,140 @@
+//! An answer on its way out: ended when the server goes or the caller's certificate does, and logged
+//! once when it is over.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::{Code, Status, body::Body};
+use tracing::{Span, field::Empty};
+
+use super::{
+    connection::Peer,
+    gate::{Gatekeeper, code_of},
+    policy::Permit,
+    status::Refused,
+};
+
+/// One call, from its permit to its last byte. Logged on drop, however it ended.
+pub(super) struct Call {
+    span: Span,
+    peer: Peer,
+    begun: Instant,
+    code: Option<Code>,
+    /// Gives the place among the connection's calls back.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Call {
+    pub(super) fn begin(permit: &Permit, peer: Peer, place: OwnedSemaphorePermit) -> Self {
+        let span = tracing::debug_span!(
+            "call",
+            verb = permit.verb().name(),
+            caller = permit.caller().as_str(),
+            address = %peer.address(),
+            code = Empty,
+            duration_us = Empty,
+        );
+        Self { span, peer, begun: Instant::now(), code: None, _place: place }
+    }
+
+    pub(super) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    pub(super) fn ends_with(&mut self, code: Code) {
+        self.code = Some(code);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // No code: the caller went away first.
+        let code = self.code.unwrap_or(Code::Cancelled);
+        self.span.record("code", tracing::field::debug(code));
+        self.span.record("duration_us", self.begun.elapsed().as_micros() as u64);
+        tracing::debug!(parent: &self.span, "answered");
+    }
+}
+
+/// When streams are told to go elsewhere.
+type End = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The body of an answer.
+pub(super) struct Answer {
+    inner: Body,
+    call: Call,
+    keeper: Arc<Gatekeeper>,
+    end: End,
+    over: bool,
+}
+
+impl Answer {
+    pub(super) fn new(inner: Body, call: Call, keeper: Arc<Gatekeeper>, end: End) -> Self {
+        Self { inner, call, keeper, end, over: false }
+    }
+
+    /// Ends the answer early, with the trailers that say why.
+    fn end_with(&mut self, refused: Refused) -> Option<Result<Frame<Bytes>, Status>> {
+        self.over = true;
+        // The service's own stream, and with it its work, ends here too.
+        self.inner = Body::empty();
+        let status = Status::from(refused);
+        self.call.ends_with(status.code());
+        let mut trailers = HeaderMap::new();
+        Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
+    }
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        // What is ready goes out; only an answer that is still waiting is ended by a shutdown.
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            return match this.end.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(this.end_with(Refused::ShuttingDown)),
+                Poll::Pending => Poll::Pending,
+            };
+        };
+        match &frame {
+            Some(Ok(frame)) if frame.is_data() => {
+                if let Err(refused) = this.keeper.check_standing(&this.call.peer) {
+                    return Poll::Ready(this.end_with(refused));
+                }
+            }
+            Some(Ok(frame)) => {
+                if let Some(code) = frame.trailers_ref().and_then(code_of) {
+                    this.call.ends_with(code);
+                }
+            }
+            Some(Err(status)) => this.call.ends_with(status.code()),
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // An answer may end early.
+        SizeHint::new()
+    }
+}

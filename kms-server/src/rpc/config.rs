@@ -1,0 +1,201 @@
+//! What `rpc` needs to know, checked.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::policy::Policy;
+
+/// Everything about the wire.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Certificates.
+    pub tls: TlsConfig,
+    /// What is refused because it is too much.
+    pub limits: Limits,
+    /// Who may call what.
+    pub policy: Policy,
+}
+
+/// The files that say who we are and whom we believe. All PEM; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate, then its intermediates.
+    pub certificate: PathBuf,
+    /// Its private key: PKCS #8, PKCS #1 or SEC 1.
+    pub private_key: PathBuf,
+    /// The authorities whose client certificates are accepted.
+    pub client_ca: PathBuf,
+    /// How often the files are looked at; 1 ms to 1 hour.
+    pub reload_poll: Duration,
+}
+
+impl TlsConfig {
+    /// How often the files are looked at unless the configuration says otherwise.
+    pub const RELOAD_POLL: Duration = Duration::from_secs(10);
+
+    /// These files, looked at every [`TlsConfig::RELOAD_POLL`].
+    pub fn new(
+        certificate: impl Into<PathBuf>,
+        private_key: impl Into<PathBuf>,
+        client_ca: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            certificate: certificate.into(),
+            private_key: private_key.into(),
+            client_ca: client_ca.into(),
+            reload_poll: Self::RELOAD_POLL,
+        }
+    }
+}
+
+/// The bounds of the wire, each with a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The longest message that is read, in bytes; 1 KiB to 1 GiB.
+    pub message_bytes_max: usize,
+    /// The most APDUs in a batch, and lines in a message of an import; at least 1.
+    pub batch_items_max: usize,
+    /// Calls open at once on one connection; 1 to 65,536.
+    pub streams_per_connection_max: u32,
+    /// Connections open at once; at least 1.
+    pub connections_max: usize,
+    /// APDUs and import lines being worked on at once, over all connections; at least
+    /// `batch_items_max`, so that a batch within its own limit can always be taken up.
+    pub in_flight_items_max: usize,
+    /// How long a client may take over its TLS handshake.
+    pub handshake_timeout: Duration,
+    /// How long a call may take until its answer begins. Streams go on after that.
+    pub call_timeout: Duration,
+    /// How long calls that are running at shutdown may go on.
+    pub drain_timeout: Duration,
+    /// After this a connection is asked to end, and is cut `drain_timeout` later. `None`: never.
+    pub connection_age_max: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // 16 MiB: a full batch of 300-byte APDUs three times over.
+            message_bytes_max: 16 << 20,
+            batch_items_max: 16_384,
+            streams_per_connection_max: 1_024,
+            connections_max: 1_024,
+            // A quarter of a second's work of one core at a million a second.
+            in_flight_items_max: 262_144,
+            handshake_timeout: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(15),
+            connection_age_max: None,
+        }
+    }
+}
+
+/// A setting that can't be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} is {is}; it must be {must}")]
+pub struct BadSetting {
+    /// Which one.
+    pub name: &'static str,
+    /// What it is.
+    pub is: String,
+    /// What it must be.
+    pub must: String,
+}
+
+impl Config {
+    /// Checks the bounds that the fields' documentation states.
+    pub fn new(
+        listen: SocketAddr,
+        tls: TlsConfig,
+        limits: Limits,
+        policy: Policy,
+    ) -> Result<Self, BadSetting> {
+        let config = Self { listen, tls, limits, policy };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The checks of [`Config::new`], for a `Config` put together by hand.
+    pub fn check(&self) -> Result<(), BadSetting> {
+        let poll = self.tls.reload_poll;
+        if poll < Duration::from_millis(1) || poll > Duration::from_secs(3_600) {
+            return Err(bad("tls.reload_poll", format!("{poll:?}"), "1 ms to 1 hour"));
+        }
+        self.limits.check()
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), BadSetting> {
+        let Self {
+            message_bytes_max,
+            batch_items_max,
+            streams_per_connection_max,
+            connections_max,
+            in_flight_items_max,
+            handshake_timeout,
+            call_timeout,
+            drain_timeout,
+            connection_age_max,
+        } = self;
+        // What tokio's semaphore and its u32 permits can count.
+        const COUNT_MAX: usize = u32::MAX as usize >> 3;
+        within("limits.message_bytes_max", *message_bytes_max, 1 << 10, 1 << 30)?;
+        within("limits.batch_items_max", *batch_items_max, 1, COUNT_MAX)?;
+        within(
+            "limits.streams_per_connection_max",
+            *streams_per_connection_max as usize,
+            1,
+            65_536,
+        )?;
+        within("limits.connections_max", *connections_max, 1, COUNT_MAX)?;
+        within("limits.in_flight_items_max", *in_flight_items_max, *batch_items_max, COUNT_MAX)?;
+        for (name, is) in [
+            ("limits.handshake_timeout", handshake_timeout),
+            ("limits.call_timeout", call_timeout),
+            ("limits.drain_timeout", drain_timeout),
+            ("limits.connection_age_max", &connection_age_max.unwrap_or(*drain_timeout)),
+        ] {
+            if is.is_zero() {
+                return Err(bad(name, format!("{is:?}"), "longer than 0"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn within(name: &'static str, is: usize, least: usize, most: usize) -> Result<(), BadSetting> {
+    if (least..=most).contains(&is) {
+        return Ok(());
+    }
+    Err(bad(name, is.to_string(), &format!("{least} to {most}")))
+}
+
+fn bad(name: &'static str, is: String, must: &str) -> BadSetting {
+    BadSetting { name, is, must: must.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold() {
+        assert_eq!(Limits::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_batch_that_could_never_be_taken_up_is_refused() {
+        let limits = Limits { batch_items_max: 100, in_flight_items_max: 99, ..Limits::default() };
+        let refused = limits.check().unwrap_err();
+        assert_eq!(refused.name, "limits.in_flight_items_max");
+        assert!(refused.to_string().contains("is 99; it must be 100 to"), "{refused}");
+    }
+
+    #[test]
+    fn a_timeout_of_zero_is_refused() {
+        let limits = Limits { handshake_timeout: Duration::ZERO, ..Limits::default() };
+        assert_eq!(limits.check().unwrap_err().name, "limits.handshake_timeout");
+    }
+}

@@ -1,0 +1,163 @@
+//! Every call passes here before its body is read: who is it, may he, is there room. What passes
+//! carries a [`Permit`]; a service that finds none refuses.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderMap, Request, Response};
+use tokio::time::timeout;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+use tracing::Instrument as _;
+
+use super::{
+    answer::{Answer, Call},
+    connection::Peer,
+    drain::{DrainWatch, Phase},
+    policy::{Permit, Policy},
+    status::Refused,
+    tls::Tls,
+    verb::Verb,
+};
+use crate::domain::ports::Clock;
+
+/// What the gate asks.
+pub(super) struct Gatekeeper {
+    pub(super) policy: Policy,
+    pub(super) tls: Arc<Tls>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) drain: DrainWatch,
+    pub(super) call_timeout: Duration,
+    pub(super) calls_max: u32,
+    pub(super) message_bytes_max: usize,
+}
+
+impl Gatekeeper {
+    /// Authenticated first, then the path, then the policy: a stranger learns nothing of what there is.
+    fn admit(&self, peer: Option<&Peer>, path: &str) -> Result<Permit, Refused> {
+        let peer = peer.ok_or(Refused::NoCertificate)?;
+        self.check_standing(peer)?;
+        let caller = peer.name().ok_or(Refused::NoName)?;
+        self.policy.roles(caller)?;
+        let verb = Verb::of_path(path).ok_or(Refused::UnknownMethod)?;
+        Ok(self.policy.permit(caller, verb)?)
+    }
+
+    /// Whether the certificate that the connection began with would still be accepted. Asked again for
+    /// every answer of a stream.
+    pub(super) fn check_standing(&self, peer: &Peer) -> Result<(), Refused> {
+        if peer.is_expired(self.clock.unix_ms()) {
+            return Err(Refused::Expired);
+        }
+        if !peer.is_trusted_by(&self.tls.current()) {
+            return Err(Refused::NotTrusted);
+        }
+        Ok(())
+    }
+}
+
+/// Puts the gate around all services.
+#[derive(Clone)]
+pub(super) struct Gate(pub(super) Arc<Gatekeeper>);
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { keeper: Arc::clone(&self.0), inner }
+    }
+}
+
+/// Services behind the gate.
+#[derive(Clone)]
+pub(super) struct Gated<S> {
+    keeper: Arc<Gatekeeper>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let keeper = Arc::clone(&self.keeper);
+        let peer = request.extensions().get::<Peer>().cloned();
+        let admitted = keeper.admit(peer.as_ref(), request.uri().path()).and_then(|permit| {
+            let peer = peer.clone().ok_or(Refused::NoCertificate)?;
+            let place = peer.begin_call().ok_or(Refused::TooManyCalls(keeper.calls_max))?;
+            Ok((permit, peer, place))
+        });
+        let (permit, peer, place) = match admitted {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                // The path is a stranger's text: it is logged escaped, and at a level that he can't fill.
+                tracing::debug!(?peer, path = ?request.uri().path(), %refused, "call refused");
+                return Box::pin(std::future::ready(Ok(Status::from(refused).into_http())));
+            }
+        };
+        let call = Call::begin(&permit, peer, place);
+        let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
+        let span = call.span();
+        request.extensions_mut().insert(Arc::new(permit));
+        let answering = self.inner.call(request);
+        let answer = async move {
+            let response = match timeout(keeper.call_timeout, answering).await {
+                Ok(Ok(response)) => response,
+                Err(_) => Status::from(Refused::TookTooLong(keeper.call_timeout)).into_http(),
+            };
+            Ok(answer(response, call, keeper, ends_at))
+        };
+        Box::pin(answer.instrument(span))
+    }
+}
+
+fn answer(
+    response: Response<Body>,
+    mut call: Call,
+    keeper: Arc<Gatekeeper>,
+    ends_at: Phase,
+) -> Response<Body> {
+    // tonic says OUT_OF_RANGE to a message over its limit; all limits here are RESOURCE_EXHAUSTED.
+    if code_of(response.headers()) == Some(Code::OutOfRange) {
+        let refused = Refused::MessageTooLarge(keeper.message_bytes_max);
+        call.ends_with(Code::ResourceExhausted);
+        return Status::from(refused).into_http();
+    }
+    if let Some(code) = code_of(response.headers()) {
+        call.ends_with(code);
+    }
+    let end = Box::pin(keeper.drain.clone().reached(ends_at));
+    response.map(|body| Body::new(Answer::new(body, call, keeper, end)))
+}
+
+/// The code that stands in headers or trailers.
+pub(super) fn code_of(headers: &HeaderMap) -> Option<Code> {
+    headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+impl Permit {
+    /// The permit that a request came with, if it is one for `verb`. A request without one has not
+    /// been through the gate.
+    pub(super) fn of<T>(request: &tonic::Request<T>, verb: Verb) -> Result<Arc<Self>, Status> {
+        request
+            .extensions()
+            .get::<Arc<Self>>()
+            .filter(|permit| permit.verb() == verb)
+            .map(Arc::clone)
+            .ok_or_else(|| Refused::Fault("a call came to its service without a permit").into())
+    }
+}

@@ -1,0 +1,291 @@
+//! `Meters`: meters come, are looked at, and go.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use kms_proto::v1::{
+    CreateMeterRequest, CreateMeterResponse, DeleteMeterRequest, DeleteMeterResponse,
+    GetMeterRequest, GetMeterResponse, ImportLine, ImportMetersRequest, ImportMetersResponse,
+    ListMetersRequest, ListMetersResponse, meters_server,
+};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{
+    budget::Budget,
+    in_order::{Answers, to_its_end},
+    policy::Permit,
+    status::{Refused, of_incoming, of_lifecycle},
+    verb::Verb,
+    words,
+};
+use crate::lifecycle::{ImportResult, ImportRules, Lifecycle, NewMeter, Refusal};
+
+/// What a page has unless the caller says otherwise.
+const PAGE_DEFAULT: u32 = 100;
+/// What a page has at most.
+const PAGE_MAX: u32 = 1_000;
+/// Lines in one message of an import, at most.
+const LINES_MAX: usize = 500;
+
+/// The operators' side of the wire.
+#[derive(Clone)]
+pub(super) struct MetersService {
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) budget: Budget,
+    pub(super) message_bytes_max: usize,
+}
+
+#[async_trait]
+impl meters_server::Meters for MetersService {
+    async fn create_meter(
+        &self,
+        request: Request<CreateMeterRequest>,
+    ) -> Result<Response<CreateMeterResponse>, Status> {
+        Permit::of(&request, Verb::CreateMeter)?;
+        let CreateMeterRequest { meter, rules } = request.into_inner();
+        let (meter, rules) = (words::new_meter(meter)?, words::rules(rules));
+        let charge = self.budget.charge(1)?;
+        let lifecycle = Arc::clone(&self.lifecycle);
+        let (view, warnings) = to_its_end(async move {
+            let _charge = charge;
+            lifecycle.create(meter, rules).await.map_err(|error| of_lifecycle(&error))
+        })
+        .await?;
+        Ok(Response::new(CreateMeterResponse { meter: Some(words::meter(view)), warnings }))
+    }
+
+    async fn get_meter(
+        &self,
+        request: Request<GetMeterRequest>,
+    ) -> Result<Response<GetMeterResponse>, Status> {
+        Permit::of(&request, Verb::GetMeter)?;
+        let GetMeterRequest { meter_id, system_title } = request.into_inner();
+        let _charge = self.budget.charge(1)?;
+        let view = match (meter_id.as_str(), words::optional_title("system_title", &system_title)?)
+        {
+            ("", Some(title)) => self.lifecycle.get_by_title(&title).await,
+            (id, None) => self.lifecycle.get(&words::meter_id("meter_id", id)?).await,
+            (_, Some(_)) => {
+                let problem = "give a meter id or a system title, not both";
+                return Err(Refused::Field { field: "meter_id", problem }.into());
+            }
+        };
+        let view = view.map_err(|error| of_lifecycle(&error))?;
+        Ok(Response::new(GetMeterResponse { meter: Some(words::meter(view)) }))
+    }
+
+    async fn list_meters(
+        &self,
+        request: Request<ListMetersRequest>,
+    ) -> Result<Response<ListMetersResponse>, Status> {
+        Permit::of(&request, Verb::ListMeters)?;
+        let ListMetersRequest { after, page_size } = request.into_inner();
+        let size = page(page_size)?;
+        let after = match after.as_str() {
+            "" => None,
+            id => Some(words::meter_id("after", id)?),
+        };
+        let _charge = self.budget.charge(1)?;
+        // One more than asked for: it says whether there is a next page.
+        let mut views = self
+            .lifecycle
+            .list(after.as_ref(), size + 1)
+            .await
+            .map_err(|error| of_lifecycle(&error))?;
+        let more = views.len() > size as usize;
+        views.truncate(size as usize);
+        let next = match views.last() {
+            Some(last) if more => last.record.meter_id.as_str().to_owned(),
+            _ => String::new(),
+        };
+        let meters = views.into_iter().map(words::meter).collect();
+        Ok(Response::new(ListMetersResponse { meters, next }))
+    }
+
+    async fn delete_meter(
+        &self,
+        request: Request<DeleteMeterRequest>,
+    ) -> Result<Response<DeleteMeterResponse>, Status> {
+        Permit::of(&request, Verb::DeleteMeter)?;
+        let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
+        let charge = self.budget.charge(1)?;
+        let lifecycle = Arc::clone(&self.lifecycle);
+        to_its_end(async move {
+            let _charge = charge;
+            lifecycle.delete(&id).await.map_err(|error| of_lifecycle(&error))
+        })
+        .await?;
+        Ok(Response::new(DeleteMeterResponse {}))
+    }
+
+    type ImportMetersStream = Answers<ImportMetersResponse>;
+
+    async fn import_meters(
+        &self,
+        request: Request<Streaming<ImportMetersRequest>>,
+    ) -> Result<Response<Self::ImportMetersStream>, Status> {
+        Permit::of(&request, Verb::ImportMeters)?;
+        let limit = self.message_bytes_max;
+        let messages = request
+            .into_inner()
+            .map(move |message| message.map_err(|status| of_incoming(status, limit)));
+        let state = (self.clone(), None, messages);
+        // One message after the other: a later line may repeat a meter of an earlier one.
+        let answers = stream::try_unfold(state, |(service, mut rules, mut messages)| async move {
+            let Some(ImportMetersRequest { rules: given, lines }) = messages.try_next().await?
+            else {
+                return Ok(None);
+            };
+            let rules = *rules.get_or_insert_with(|| words::rules(given));
+            let answer = service.import(lines, rules).await?;
+            Ok(Some((answer, (service, Some(rules), messages))))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+impl MetersService {
+    /// One message of an import: a result a line, in order.
+    async fn import(
+        &self,
+        lines: Vec<ImportLine>,
+        rules: ImportRules,
+    ) -> Result<ImportMetersResponse, Status> {
+        if lines.len() > LINES_MAX {
+            return Err(Refused::BatchTooLarge { items: lines.len(), limit: LINES_MAX }.into());
+        }
+        let charge = self.budget.charge_soon(lines.len()).await?;
+        let (readable, lines) = read(lines);
+        let lifecycle = Arc::clone(&self.lifecycle);
+        let results = to_its_end(async move {
+            let _charge = charge;
+            if readable.is_empty() {
+                return Ok(Vec::new());
+            }
+            lifecycle.import(readable, rules).await.map_err(|error| of_lifecycle(&error))
+        })
+        .await?;
+        Ok(ImportMetersResponse { results: in_line(lines, results)? })
+    }
+}
+
+fn page(size: u32) -> Result<u32, Refused> {
+    match size {
+        0 => Ok(PAGE_DEFAULT),
+        1..=PAGE_MAX => Ok(size),
+        _ => Err(Refused::Field { field: "page_size", problem: "a page has 1,000 meters at most" }),
+    }
+}
+
+/// One line, waiting for its result.
+#[derive(Debug)]
+struct Line {
+    number: u64,
+    meter_id: String,
+    /// Why it never came to `lifecycle`.
+    unreadable: Option<Refused>,
+}
+
+/// The meters that can be read, and all lines.
+fn read(lines: Vec<ImportLine>) -> (Vec<NewMeter>, Vec<Line>) {
+    let mut readable = Vec::with_capacity(lines.len());
+    let lines = lines
+        .into_iter()
+        .map(|ImportLine { line, meter }| {
+            let meter_id = meter.as_ref().map_or_else(String::new, |meter| meter.meter_id.clone());
+            let unreadable = match words::new_meter(meter) {
+                Ok(meter) => {
+                    readable.push(meter);
+                    None
+                }
+                Err(refused) => Some(refused),
+            };
+            Line { number: line, meter_id, unreadable }
+        })
+        .collect();
+    (readable, lines)
+}
+
+/// Puts the results of the readable lines between those of the others.
+fn in_line(
+    lines: Vec<Line>,
+    results: Vec<ImportResult>,
+) -> Result<Vec<kms_proto::v1::ImportResult>, Refused> {
+    const MISFIT: Refused = Refused::Fault("lifecycle's results do not fit their lines");
+    let mut results = results.into_iter();
+    let all = lines
+        .into_iter()
+        .map(|line| {
+            let result = match line.unreadable {
+                None => results.next().ok_or(MISFIT)?,
+                Some(refused) => unreadable(&refused),
+            };
+            Ok(words::import_result(line.number, line.meter_id, result))
+        })
+        .collect::<Result<Vec<_>, Refused>>()?;
+    if results.next().is_some() { Err(MISFIT) } else { Ok(all) }
+}
+
+fn unreadable(refused: &Refused) -> ImportResult {
+    let refusal = Refusal { code: "BAD_FIELD", reason: refused.to_string() };
+    ImportResult { outcome: Err(refusal), warnings: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_proto::v1::{NewMeter as WireMeter, import_result::Outcome};
+
+    use super::*;
+    use crate::lifecycle::Imported;
+
+    fn line(number: u64, title: &[u8]) -> ImportLine {
+        let meter = WireMeter {
+            meter_id: format!("m{number}"),
+            system_title: title.to_vec().into(),
+            ..WireMeter::default()
+        };
+        ImportLine { line: number, meter: Some(meter) }
+    }
+
+    fn created() -> ImportResult {
+        ImportResult { outcome: Ok(Imported::Created), warnings: vec!["look".into()] }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_leaves_the_others_alone() {
+        let (readable, lines) =
+            read(vec![line(10, b"12345678"), line(20, b"short"), line(30, b"12345679")]);
+        assert_eq!(readable.len(), 2);
+        let results = in_line(lines, vec![created(), created()]).unwrap();
+        let told: Vec<_> = results
+            .iter()
+            .map(|result| (result.line, result.outcome(), result.code.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                (10, Outcome::Created, ""),
+                (20, Outcome::Refused, "BAD_FIELD"),
+                (30, Outcome::Created, "")
+            ]
+        );
+        assert_eq!(results[1].meter_id, "m20");
+        assert!(results[1].reason.contains("meter.system_title"), "{}", results[1].reason);
+        assert_eq!(results[0].warnings, ["look"]);
+    }
+
+    #[test]
+    fn results_that_do_not_fit_their_lines_are_not_answered() {
+        for count in [0, 2] {
+            let (_, lines) = read(vec![line(1, b"12345678")]);
+            assert!(in_line(lines, vec![created(); count]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_page_is_bounded() {
+        assert_eq!(page(0), Ok(100));
+        assert_eq!(page(1_000), Ok(1_000));
+        assert!(page(1_001).is_err());
+    }
+}

@@ -1,0 +1,276 @@
+//! The server: its parts put together, served, and drained.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use kms_proto::v1::{
+    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{service::Routes, transport};
+
+use super::{
+    accept::{ACCEPTED_MAX, accept},
+    budget::Budget,
+    certificate::TlsError,
+    ciphering::CipheringService,
+    config::{BadSetting, Config, Limits},
+    drain::{Drain, DrainWatch, Phase},
+    gate::{Gate, Gatekeeper},
+    health::Health,
+    meters::MetersService,
+    site::{SiteService, TokenStatusSource},
+    tls::{Reloaded, Tls},
+};
+use crate::{
+    ciphering::Ciphering,
+    domain::{DomainRecord, ports::Clock},
+    keyring::Keyring,
+    lifecycle::Lifecycle,
+    store::ReadStore,
+};
+
+/// How often a silent client is asked whether it is still there, and how long it may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+/// All headers of one call. Ours need a few hundred bytes.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Streams that a client may reset before they were accepted, per connection ("rapid reset").
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams beyond `streams_per_connection_max` that HTTP/2 lets in, so that they can be told
+/// `RESOURCE_EXHAUSTED`; a client that opens even more has to wait.
+const STREAMS_TO_REFUSE: u32 = 64;
+/// What a client may send before we have taken it up: for one stream, for one connection.
+const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+/// How long connections may take to notice that they were cut.
+const CUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the services stand on.
+pub struct Parts {
+    /// The HES's verbs.
+    pub ciphering: Arc<Ciphering>,
+    /// Meters' verbs.
+    pub lifecycle: Arc<Lifecycle>,
+    /// For its status.
+    pub keyring: Arc<Keyring>,
+    /// For its status.
+    pub token_status: TokenStatusSource,
+    /// For its status.
+    pub store: Arc<dyn ReadStore>,
+    /// Which domain, and which site of it.
+    pub domain: DomainRecord,
+    /// This site is the only one of its domain, by configuration.
+    pub single_site: bool,
+    /// Uptime, and whether certificates have expired.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What is told once the server listens.
+#[derive(Clone)]
+pub struct Bound {
+    /// Where; the port is the real one.
+    pub address: SocketAddr,
+    /// To steer it.
+    pub control: Control,
+}
+
+/// Steers a running server.
+#[derive(Clone)]
+pub struct Control {
+    tls: Arc<Tls>,
+    health: Health,
+    drain: DrainWatch,
+}
+
+impl Control {
+    /// Reads the certificates again, as SIGHUP asks for. On an error those in use stay.
+    pub async fn reload(&self) -> Result<Reloaded, TlsError> {
+        self.tls.reload().await
+    }
+
+    /// Why the certificates that lie there are not in use; `None` if they are.
+    pub fn tls_fault(&self) -> Option<String> {
+        self.tls.fault()
+    }
+
+    /// Sets what the health service answers. A server that is shutting down stays `NOT_SERVING`.
+    pub async fn set_serving(&self, serving: bool) {
+        self.health.set_serving(serving && !self.drain.is(Phase::Draining)).await;
+    }
+}
+
+/// Why the server did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RpcError {
+    /// A setting that can't be.
+    #[error(transparent)]
+    Setting(#[from] BadSetting),
+    /// Certificates that can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: choose another address, or end what holds it")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The descriptors of the package can't be served: a fault of the build.
+    #[error("the reflection service can't be made")]
+    Reflection(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The transport has failed.
+    #[error("the server has stopped")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Serves until `shutdown` ends, then drains: health says `NOT_SERVING`, nothing new is accepted, what
+/// runs may go on for `drain_timeout`, and what is then left is cut. `ready` is told the address once
+/// clients may come.
+pub async fn serve(
+    config: Config,
+    parts: Parts,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<Bound>,
+) -> Result<(), RpcError> {
+    config.check()?;
+    let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    let routes = with_reflection(services(&config.limits, &parts, &tls))?;
+    run(config, tls, routes, parts.clock, shutdown, ready).await
+}
+
+/// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
+/// added: for tests of all that does not need a token. A path that is no verb stays unreachable.
+pub async fn serve_services(
+    config: Config,
+    services: Routes,
+    clock: Arc<dyn Clock>,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<Bound>,
+) -> Result<(), RpcError> {
+    config.check()?;
+    let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    let routes = with_reflection(services)?;
+    run(config, tls, routes, clock, shutdown, ready).await
+}
+
+fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>) -> Routes {
+    let budget = Budget::new(limits);
+    let message_bytes_max = limits.message_bytes_max;
+    let ciphering = CipheringService {
+        ciphering: Arc::clone(&parts.ciphering),
+        budget: budget.clone(),
+        message_bytes_max,
+    };
+    let meters =
+        MetersService { lifecycle: Arc::clone(&parts.lifecycle), budget, message_bytes_max };
+    let site = SiteService {
+        keyring: Arc::clone(&parts.keyring),
+        token: Arc::clone(&parts.token_status),
+        store: Arc::clone(&parts.store),
+        domain: parts.domain.clone(),
+        single_site: parts.single_site,
+        clock: Arc::clone(&parts.clock),
+        started_ms: parts.clock.monotonic_ms(),
+        tls: Arc::clone(tls),
+    };
+    // Answers are as long as their questions made them; only what comes in has a limit.
+    Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
+        .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
+        .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
+}
+
+/// Adds reflection.
+fn with_reflection(services: Routes) -> Result<Routes, RpcError> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(kms_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| RpcError::Reflection(error.into()))?;
+    Ok(services.add_service(reflection))
+}
+
+async fn run(
+    config: Config,
+    tls: Arc<Tls>,
+    routes: Routes,
+    clock: Arc<dyn Clock>,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<Bound>,
+) -> Result<(), RpcError> {
+    let Config { listen, tls: _, limits, policy } = config;
+    let (listener, address) = bind(listen).await?;
+    let (health, health_service) = Health::new().await;
+    let drain = Drain::new();
+    let gate = Gate(Arc::new(Gatekeeper {
+        policy,
+        tls: Arc::clone(&tls),
+        clock,
+        drain: drain.watch(),
+        call_timeout: limits.call_timeout,
+        calls_max: limits.streams_per_connection_max,
+        message_bytes_max: limits.message_bytes_max,
+    }));
+    let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
+    tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), drain.watch(), accepted));
+    let mut serving = std::pin::pin!(
+        transport(&limits)
+            .layer(gate)
+            .add_routes(routes.add_service(health_service))
+            .serve_with_incoming_shutdown(
+                ReceiverStream::new(connections),
+                drain.watch().reached(Phase::Draining),
+            )
+    );
+    tracing::info!(%address, "listening");
+    let control = Control { tls: Arc::clone(&tls), health: health.clone(), drain: drain.watch() };
+    // Whoever asked may have gone; the server is wanted all the same.
+    let _ = ready.send(Bound { address, control });
+    tokio::select! {
+        ended = &mut serving => return ended.map_err(|error| RpcError::Transport(error.into())),
+        () = tls.watch() => {}
+        () = shutdown => {}
+    }
+    tracing::info!("shutting down: no new calls");
+    // Before the drain begins, so that whoever watches is told before his stream ends.
+    health.set_serving(false).await;
+    // The first half for calls to end by themselves, the second for streams that were told to.
+    let half = limits.drain_timeout / 2;
+    for (phase, patience) in
+        [(Phase::Draining, half), (Phase::Closing, half), (Phase::Cut, CUT_PATIENCE)]
+    {
+        drain.enter(phase);
+        if let Ok(ended) = timeout(patience, &mut serving).await {
+            tracing::info!(?phase, "all connections have ended");
+            return ended.map_err(|error| RpcError::Transport(error.into()));
+        }
+    }
+    tracing::warn!("shut down with connections that did not end");
+    Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RpcError> {
+    let failed = |source| RpcError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+fn transport(limits: &Limits) -> transport::Server {
+    let server = transport::Server::builder()
+        .max_concurrent_streams(limits.streams_per_connection_max.saturating_add(STREAMS_TO_REFUSE))
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1);
+    match limits.connection_age_max {
+        Some(age) => server.max_connection_age(age),
+        None => server,
+    }
+}

@@ -1,0 +1,147 @@
+//! `Site.GetStatus`: how the site is, answered even when its parts are not.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use kms_proto::v1::{
+    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StoreStatus,
+    TokenStatus as WireToken, WarmUp, site_server,
+};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{policy::Permit, tls::Tls, verb::Verb};
+use crate::{
+    domain::{DomainRecord, ports::Clock},
+    hsm::TokenStatus,
+    keyring::{Keyring, KeyringStatus},
+    store::ReadStore,
+};
+
+/// How long the database may take over its count. Short: an operator asks for the status because
+/// something hangs.
+const STORE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Our certificate's end is a fault from this long before it on.
+const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// What is known of the token without asking the device.
+pub type TokenStatusSource = Arc<dyn Fn() -> TokenStatus + Send + Sync>;
+
+/// The operators' view of the site.
+pub(super) struct SiteService {
+    pub(super) keyring: Arc<Keyring>,
+    pub(super) token: TokenStatusSource,
+    pub(super) store: Arc<dyn ReadStore>,
+    pub(super) domain: DomainRecord,
+    pub(super) single_site: bool,
+    pub(super) clock: Arc<dyn Clock>,
+    /// By the clock's monotonic time.
+    pub(super) started_ms: u64,
+    pub(super) tls: Arc<Tls>,
+}
+
+#[async_trait]
+impl site_server::Site for SiteService {
+    async fn get_status(
+        &self,
+        request: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        Permit::of(&request, Verb::GetStatus)?;
+        let store = store_status(self.store.as_ref()).await;
+        let (token, keyring) = ((self.token)(), self.keyring.status());
+        let mut faults = faults(&token, &store, &keyring);
+        faults.extend(self.certificate_faults());
+        Ok(Response::new(GetStatusResponse {
+            site: self.domain.site.clone(),
+            domain_id: Bytes::copy_from_slice(&self.domain.domain.0),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: self.domain.epoch.0,
+            single_site: self.single_site,
+            uptime_ms: self.clock.monotonic_ms().saturating_sub(self.started_ms),
+            warm_up: Some(warm_up(&keyring)),
+            token: Some(wire_token(token)),
+            store: Some(store),
+            keyring: Some(wire_keyring(&keyring)),
+            faults,
+        }))
+    }
+}
+
+impl SiteService {
+    fn certificate_faults(&self) -> Vec<String> {
+        let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
+        let expiry = match left_ms {
+            0 => Some("this server's certificate has expired; install a new one".to_owned()),
+            1..CERTIFICATE_WARNING_MS => Some(format!(
+                "this server's certificate expires in {} hours; install a new one",
+                left_ms / 3_600_000
+            )),
+            _ => None,
+        };
+        expiry.into_iter().chain(self.tls.fault()).collect()
+    }
+}
+
+async fn store_status(store: &dyn ReadStore) -> StoreStatus {
+    let (meters, fault) = match timeout(STORE_PATIENCE, store.count_meters()).await {
+        Ok(Ok(meters)) => (Some(meters), String::new()),
+        Ok(Err(error)) => (None, error.to_string()),
+        Err(_) => {
+            (None, format!("the database did not answer within {} ms", STORE_PATIENCE.as_millis()))
+        }
+    };
+    StoreStatus {
+        kind: store.kind().to_owned(),
+        reachable: meters.is_some(),
+        meters: meters.unwrap_or(0),
+        fault,
+    }
+}
+
+/// What is wrong now, in sentences.
+fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> Vec<String> {
+    let mut faults = Vec::new();
+    faults.extend(token.fault.as_ref().map(|fault| format!("token: {fault}")));
+    if !store.reachable {
+        faults.push(format!("database: {}", store.fault));
+    }
+    faults.extend(keyring.fault.as_ref().map(|fault| format!("keyring: {fault}")));
+    if keyring.blocks_failed > 0 {
+        faults.push(format!(
+            "keyring: {} of {} blocks could not be opened; the log says why",
+            keyring.blocks_failed, keyring.blocks_total
+        ));
+    }
+    faults
+}
+
+fn warm_up(keyring: &KeyringStatus) -> WarmUp {
+    WarmUp {
+        blocks_total: keyring.blocks_total,
+        blocks_open: keyring.blocks_open,
+        blocks_failed: keyring.blocks_failed,
+        done: keyring.warm_up_done,
+        elapsed_ms: keyring.warm_up_elapsed_ms,
+    }
+}
+
+fn wire_token(token: TokenStatus) -> WireToken {
+    WireToken {
+        label: token.label,
+        model: token.model,
+        reachable: token.fault.is_none(),
+        connection_epoch: token.connection_epoch,
+        fault: token.fault.unwrap_or_default(),
+        calls: token.calls,
+    }
+}
+
+fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
+    WireKeyring {
+        resident_meters: keyring.resident_meters,
+        arena_bytes_used: keyring.arena_bytes_used,
+        arena_bytes_total: keyring.arena_bytes_total,
+        memory_locked: keyring.memory_locked,
+    }
+}

@@ -1,0 +1,252 @@
+//! The one place where what went wrong becomes a gRPC status. No `_` arm over our own errors: a new
+//! variant must be given its code here before the crate compiles. The wire gets a code, a fixed
+//! sentence and a reason word; causes go to the log.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{
+    columns::ColumnFault,
+    policy::{CallerName, Forbidden},
+    verb::Verb,
+};
+use crate::lifecycle::LifecycleError;
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "ami.kms.v1";
+
+/// When to come back after `RESOURCE_EXHAUSTED`: the work in flight is done in a fraction of this.
+const RETRY_SOON: Duration = Duration::from_millis(250);
+/// When to come back after `UNAVAILABLE`: a token or database needs a while.
+const RETRY_LATER: Duration = Duration::from_secs(1);
+
+/// What `rpc` itself refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("a client certificate is needed")]
+    NoCertificate,
+    #[error("the client certificate has neither a URI, a DNS name nor one common name to go by")]
+    NoName,
+    #[error("the client certificate has expired; connect with a new one")]
+    Expired,
+    #[error("the client certificate's authority is no longer accepted; connect with a new one")]
+    NotTrusted,
+    #[error("the policy does not know {0}")]
+    UnknownCaller(CallerName),
+    #[error("no role of {caller} grants {verb}")]
+    NotGranted { caller: CallerName, verb: Verb },
+    #[error("there is no such call")]
+    UnknownMethod,
+    #[error("more than {0} calls are open on this connection; end some first")]
+    TooManyCalls(u32),
+    #[error("the message is longer than {0} bytes; send less at once")]
+    MessageTooLarge(usize),
+    #[error("the batch has {items} items and the limit is {limit}; send smaller ones")]
+    BatchTooLarge { items: usize, limit: usize },
+    #[error("the server is busy: {0} items are in flight; try again")]
+    Busy(usize),
+    #[error("the call took longer than {0:?}")]
+    TookTooLong(Duration),
+    #[error("the server is shutting down; go on at another one")]
+    ShuttingDown,
+    #[error(transparent)]
+    Column(#[from] ColumnFault),
+    #[error("{field}: {problem}")]
+    Field { field: &'static str, problem: &'static str },
+    /// A fault of ours; what it is stands in the log.
+    #[error("the server has made a mistake; its log says more")]
+    Fault(&'static str),
+}
+
+impl Refused {
+    /// Code and reason word.
+    fn code(&self) -> (Code, &'static str) {
+        match self {
+            Self::NoCertificate => (Code::Unauthenticated, "NO_CERTIFICATE"),
+            Self::NoName => (Code::Unauthenticated, "CERTIFICATE_WITHOUT_NAME"),
+            Self::Expired => (Code::Unauthenticated, "CERTIFICATE_EXPIRED"),
+            Self::NotTrusted => (Code::Unauthenticated, "CERTIFICATE_NOT_TRUSTED"),
+            Self::UnknownCaller(_) => (Code::PermissionDenied, "UNKNOWN_CALLER"),
+            Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
+            Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+            Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
+            Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            Self::BatchTooLarge { .. } => (Code::ResourceExhausted, "BATCH_TOO_LARGE"),
+            Self::Busy(_) => (Code::ResourceExhausted, "BUSY"),
+            Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
+            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+            Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
+            Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
+            Self::Fault(_) => (Code::Internal, "FAULT"),
+        }
+    }
+
+    /// What a program may want to read out of the sentence.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::UnknownCaller(caller) => vec![("caller", caller.to_string())],
+            Self::NotGranted { caller, verb } => {
+                vec![("caller", caller.to_string()), ("verb", verb.to_string())]
+            }
+            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
+            Self::MessageTooLarge(limit) | Self::Busy(limit) => vec![("limit", limit.to_string())],
+            Self::BatchTooLarge { items, limit } => {
+                vec![("items", items.to_string()), ("limit", limit.to_string())]
+            }
+            Self::Column(fault) => vec![("column", fault.column().to_owned())],
+            Self::Field { field, .. } => vec![("field", (*field).to_owned())],
+            Self::NoCertificate
+            | Self::NoName
+            | Self::Expired
+            | Self::NotTrusted
+            | Self::UnknownMethod
+            | Self::TookTooLong(_)
+            | Self::ShuttingDown
+            | Self::Fault(_) => Vec::new(),
+        }
+    }
+}
+
+impl From<Forbidden> for Refused {
+    fn from(forbidden: Forbidden) -> Self {
+        match forbidden {
+            Forbidden::UnknownCaller(caller) => Self::UnknownCaller(caller),
+            Forbidden::NotGranted { caller, verb } => Self::NotGranted { caller, verb },
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        if let Refused::Fault(what) = refused {
+            tracing::error!(what, "fault in the server");
+        }
+        let (code, reason) = refused.code();
+        status(code, reason, refused.to_string(), refused.metadata())
+    }
+}
+
+impl From<ColumnFault> for Status {
+    fn from(fault: ColumnFault) -> Self {
+        Refused::from(fault).into()
+    }
+}
+
+/// What became of a call about meters.
+pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
+    let (code, reason, sentence) = match error {
+        LifecycleError::NotFound(_) => (Code::NotFound, "METER_NOT_FOUND", error.to_string()),
+        LifecycleError::AlreadyExists(_) => {
+            (Code::AlreadyExists, "METER_EXISTS", error.to_string())
+        }
+        LifecycleError::Refused(refusal) => {
+            (Code::InvalidArgument, refusal.code, refusal.reason.clone())
+        }
+        LifecycleError::Busy => (Code::Unavailable, "BLOCK_BUSY", error.to_string()),
+        LifecycleError::Unavailable { reason } => {
+            tracing::warn!(reason, "a call about meters failed");
+            let sentence = "the token or the database is not reachable; try again";
+            (Code::Unavailable, "NOT_REACHABLE", sentence.to_owned())
+        }
+        LifecycleError::Damaged { reason } => {
+            tracing::error!(reason, "stored data is damaged");
+            let sentence = "stored data failed its authentication; the server's log says where";
+            (Code::DataLoss, "DAMAGED", sentence.to_owned())
+        }
+    };
+    status(code, reason, sentence, Vec::new())
+}
+
+/// What tonic says of a message that it could not read: too long, cut off, not protobuf.
+pub(super) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
+    match status.code() {
+        Code::OutOfRange => Refused::MessageTooLarge(message_bytes_max).into(),
+        _ => status,
+    }
+}
+
+fn status(
+    code: Code,
+    reason: &str,
+    sentence: String,
+    metadata: Vec<(&'static str, String)>,
+) -> Status {
+    let metadata: HashMap<String, String> =
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
+    match code {
+        Code::ResourceExhausted => details.set_retry_info(Some(RETRY_SOON)),
+        Code::Unavailable => details.set_retry_info(Some(RETRY_LATER)),
+        _ => &mut details,
+    };
+    Status::with_error_details(code, sentence, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Refusal;
+
+    fn reason(status: &Status) -> (Code, String, bool) {
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.domain, "ami.kms.v1");
+        (status.code(), info.reason.clone(), details.retry_info().is_some())
+    }
+
+    #[test]
+    fn every_lifecycle_error_has_its_code() {
+        let refusal = Refusal { code: "TEST_KEY", reason: "a published key".into() };
+        for (error, code, word, retry) in [
+            (LifecycleError::NotFound("m".into()), Code::NotFound, "METER_NOT_FOUND", false),
+            (LifecycleError::AlreadyExists("m".into()), Code::AlreadyExists, "METER_EXISTS", false),
+            (LifecycleError::Refused(refusal), Code::InvalidArgument, "TEST_KEY", false),
+            (LifecycleError::Busy, Code::Unavailable, "BLOCK_BUSY", true),
+            (
+                LifecycleError::Unavailable { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_REACHABLE",
+                true,
+            ),
+            (LifecycleError::Damaged { reason: "x".into() }, Code::DataLoss, "DAMAGED", false),
+        ] {
+            assert_eq!(reason(&of_lifecycle(&error)), (code, word.to_owned(), retry), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn causes_stay_off_the_wire() {
+        for error in [
+            LifecycleError::Unavailable { reason: "SECRET-PATH".into() },
+            LifecycleError::Damaged { reason: "SECRET-PATH".into() },
+        ] {
+            assert!(!format!("{:?}", of_lifecycle(&error)).contains("SECRET-PATH"));
+        }
+        let fault = Status::from(Refused::Fault("SECRET-PATH"));
+        assert!(!format!("{fault:?}").contains("SECRET-PATH"));
+    }
+
+    #[test]
+    fn what_is_exhausted_says_when_to_come_back() {
+        for refused in [
+            Refused::TooManyCalls(1),
+            Refused::MessageTooLarge(1),
+            Refused::BatchTooLarge { items: 2, limit: 1 },
+            Refused::Busy(1),
+        ] {
+            let (code, _, retry) = reason(&refused.into());
+            assert_eq!((code, retry), (Code::ResourceExhausted, true));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_named() {
+        let status = Status::from(Refused::BatchTooLarge { items: 9, limit: 8 });
+        let details = status.get_error_details();
+        let metadata = &details.error_info().unwrap().metadata;
+        assert_eq!(metadata["items"], "9");
+        assert_eq!(metadata["limit"], "8");
+    }
+}

@@ -1,0 +1,229 @@
+//! TLS 1.3 with a certificate on both sides, from files that may change while the server runs.
+
+use std::{
+    error::Error as StdError,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, UnixTime},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::SingleCertAndKey,
+};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::{
+    certificate::{TlsError, load_authorities, load_identity},
+    config::TlsConfig,
+};
+
+/// The certificates in use, and the way to newer ones.
+pub(super) struct Tls {
+    files: TlsConfig,
+    current: ArcSwap<Loaded>,
+    last: Mutex<Last>,
+    /// One reload at a time: an older set must not be stored over a newer one.
+    reloading: tokio::sync::Mutex<()>,
+    /// Rises with each set of files that is taken into use.
+    generation: AtomicU64,
+}
+
+/// One set of files, in use.
+pub(super) struct Loaded {
+    /// For new connections.
+    pub(super) config: Arc<ServerConfig>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    /// Which set this is.
+    pub(super) generation: u64,
+    /// When our own certificate expires; milliseconds since 1970.
+    pub(super) not_after_ms: u64,
+}
+
+/// What was last read. A std lock: held for a comparison, never across an `.await`.
+struct Last {
+    /// Of the files' contents; the contents themselves are not kept.
+    digest: [u8; 32],
+    fault: Option<String>,
+}
+
+/// What [`Tls::reload`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// New files, in use for new connections from now on.
+    Changed,
+    /// The files that are in use already.
+    Unchanged,
+}
+
+/// The three files' contents.
+struct Contents {
+    certificate: Vec<u8>,
+    private_key: Zeroizing<Vec<u8>>,
+    client_ca: Vec<u8>,
+}
+
+impl Tls {
+    /// Reads the files for the first time: here a fault is an error.
+    pub(super) async fn load(files: TlsConfig) -> Result<Self, TlsError> {
+        let contents = Contents::read(&files).await?;
+        let loaded = contents.load(&files, 1)?;
+        Ok(Self {
+            last: Mutex::new(Last { digest: contents.digest(), fault: None }),
+            files,
+            current: ArcSwap::from_pointee(loaded),
+            reloading: tokio::sync::Mutex::new(()),
+            generation: AtomicU64::new(1),
+        })
+    }
+
+    /// What is in use now.
+    pub(super) fn current(&self) -> Arc<Loaded> {
+        self.current.load_full()
+    }
+
+    /// Why the files that lie there are not in use; `None` if they are.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
+    }
+
+    /// Reads the files again. Bad ones change nothing: those in use stay, and the fault is kept for
+    /// [`Tls::fault`] until better ones come.
+    pub(super) async fn reload(&self) -> Result<Reloaded, TlsError> {
+        let _one = self.reloading.lock().await;
+        let result = self.try_reload().await;
+        if let Err(error) = &result {
+            let fault = format!(
+                "the certificates in use are kept, the new ones not used: {}",
+                chain(error)
+            );
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.fault.as_ref() != Some(&fault) {
+                tracing::error!("{fault}");
+                last.fault = Some(fault);
+            }
+        }
+        result
+    }
+
+    async fn try_reload(&self) -> Result<Reloaded, TlsError> {
+        let contents = Contents::read(&self.files).await?;
+        let digest = contents.digest();
+        {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.digest == digest {
+                // Someone has put the files in use back: whatever was wrong is over.
+                last.fault = None;
+                return Ok(Reloaded::Unchanged);
+            }
+        }
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let loaded = contents.load(&self.files, generation)?;
+        self.current.store(Arc::new(loaded));
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Last { digest, fault: None };
+        tracing::info!(generation, "new certificates are in use");
+        Ok(Reloaded::Changed)
+    }
+
+    /// Looks at the files for as long as it is polled.
+    pub(super) async fn watch(&self) {
+        loop {
+            tokio::time::sleep(self.files.reload_poll).await;
+            // Reported by `reload`: to the log once, to the status for as long as it lasts.
+            let _ = self.reload().await;
+        }
+    }
+}
+
+impl Loaded {
+    /// Whether a chain that was accepted under an older set still would be.
+    pub(super) fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
+        chain.split_first().is_some_and(|(leaf, intermediates)| {
+            self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
+        })
+    }
+}
+
+impl Contents {
+    async fn read(files: &TlsConfig) -> Result<Self, TlsError> {
+        Ok(Self {
+            certificate: read(&files.certificate).await?,
+            private_key: Zeroizing::new(read(&files.private_key).await?),
+            client_ca: read(&files.client_ca).await?,
+        })
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let Self { certificate, private_key, client_ca } = self;
+        let mut digest = Sha256::new();
+        for part in [certificate, private_key.as_slice(), client_ca] {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        digest.finalize().into()
+    }
+
+    fn load(&self, files: &TlsConfig, generation: u64) -> Result<Loaded, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let identity = load_identity(
+            (&files.certificate, &self.certificate),
+            (&files.private_key, &self.private_key),
+            &provider,
+        )?;
+        let authorities = load_authorities(&files.client_ca, &self.client_ca)?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
+                .build()
+                .map_err(set_up)?;
+        let config = server_config(provider, verifier.clone(), identity.key)?;
+        let not_after_ms = identity.not_after_ms;
+        Ok(Loaded { config: Arc::new(config), verifier, generation, not_after_ms })
+    }
+}
+
+fn server_config(
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    key: rustls::sign::CertifiedKey,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(set_up)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would skip the check of the client's certificate against the authorities that
+    // are in use now: no tickets, no stored sessions, no early data.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+async fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    tokio::fs::read(path).await.map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+fn set_up(error: impl Into<Box<dyn StdError + Send + Sync>>) -> TlsError {
+    TlsError::SetUp(error.into())
+}
+
+/// An error and its causes on one line.
+pub(super) fn chain(error: &dyn StdError) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
