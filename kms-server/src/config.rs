@@ -1,4 +1,4 @@
-//! `kms.toml` → the checked `Config` of each part. As written: [`sections`], strings and numbers with
+//! `kms.toml` → the checked `Config` of each part. As written: `sections.rs`, strings and numbers with
 //! their unit in the name. As meant: the types below, which can't hold nonsense.
 
 mod error;

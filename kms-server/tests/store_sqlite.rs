@@ -269,3 +269,53 @@ fn run_and_kill(path: &Path, delay: Duration) -> u64 {
     child.wait().unwrap();
     reader.join().unwrap()
 }
+
+/// Names the database to the child of the next test; unset, that test does nothing.
+const LIMITED_CHILD: &str = "KMS_TEST_STORE_OF_LIMITED_CHILD";
+
+/// Not a test of its own: the process whose writes begin to fail.
+#[tokio::test]
+async fn child_commits_until_the_disk_fails() {
+    let Some(path) = std::env::var_os(LIMITED_CHILD) else { return };
+    let store = open(Path::new(&path)).await;
+    let mut scene = Scene::default();
+    let mut acknowledged = 0;
+    let failure = loop {
+        match store.commit(&[scene.change(1, acknowledged).unwrap()]).await {
+            Ok(()) => acknowledged += 1,
+            Err(failure) => break failure,
+        }
+    };
+    assert!(matches!(failure, StoreError::Unreachable { .. }), "{failure}");
+    let reason = store.failed().expect("the failure is kept");
+    assert_eq!(store.until_failed().await, reason);
+    // A change so small that it would fit is refused as well.
+    let next = store.commit(&[]).await.unwrap_err();
+    assert_eq!(next.to_string(), format!("the database is not reachable: {reason}"));
+    assert!(store.heads().await.is_ok(), "reading goes on");
+    println!("\nacknowledged {acknowledged}");
+}
+
+#[tokio::test]
+async fn invariant_4_after_a_disk_failure_nothing_more_is_written_and_nothing_acknowledged_is_lost()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    // A bound on the size of files, with its signal off: beyond it each write fails with an IO error.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 400; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child_commits_until_the_disk_fails", "--nocapture"])
+        .env(LIMITED_CHILD, &path)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let number = told.lines().find_map(|line| line.strip_prefix("acknowledged "));
+    let acknowledged: u64 = number.unwrap_or_else(|| panic!("{output:?}")).parse().unwrap();
+    assert!(output.status.success() && acknowledged > 0, "{output:?}");
+
+    let store = SqliteStore::open(config(&path, false)).await.unwrap();
+    let sequence = store.heads().await.unwrap().first().map(|head| head.position.sequence.0);
+    // What failed may be there or not; what was acknowledged is.
+    assert!((acknowledged..=acknowledged + 1).contains(&sequence.unwrap_or(0)), "{sequence:?}");
+}
