@@ -144,6 +144,8 @@ struct Memory {
     failed: HashMap<BlockNo, (u64, SharedError)>,
     /// Blocks whose last commit ended unknown: to be read again.
     suspect: HashSet<BlockNo>,
+    /// The warm-up found no room for the whole fleet.
+    too_small: Option<SharedError>,
     /// Where the search for a block to close goes on.
     hand: usize,
 }
@@ -217,7 +219,8 @@ impl Keyring {
             (blocks + u32::from(table.meters() > 0), meters + u64::from(table.meters()))
         });
         let memory = self.memory();
-        let fault = memory.failed.values().max_by_key(|(at, _)| *at).map(|(_, e)| e.to_string());
+        let failed = memory.failed.values().max_by_key(|(at, _)| *at).map(|(_, error)| error);
+        let fault = failed.or(memory.too_small.as_ref()).map(ToString::to_string);
         let progress = self.progress.read(self.clock.monotonic_ms());
         KeyringStatus {
             blocks_total: progress.blocks_total,

@@ -100,8 +100,12 @@ impl Keyring {
                     tables.push((block, Some(Arc::new(table))));
                     writers.push(writer);
                 }
+                Err(error @ KeyringError::ArenaFull { .. }) => {
+                    tracing::warn!(%error, "warm-up stops: other blocks are opened in turn as asked for");
+                    self.memory().too_small = Some(Arc::new(error));
+                    room_left = false;
+                }
                 Err(error) => {
-                    room_left = !matches!(error, KeyringError::ArenaFull { .. });
                     tracing::warn!(block = block.0, %error, "warm-up can't open a block");
                     let now = self.clock.monotonic_ms();
                     self.memory().failed.insert(block, (now, Arc::new(error)));
@@ -130,9 +134,7 @@ impl Keyring {
             let failed: Vec<BlockNo> = memory
                 .failed
                 .iter()
-                .filter(|(_, (_, error))| {
-                    error.is_transient() && !matches!(**error, KeyringError::ArenaFull { .. })
-                })
+                .filter(|(_, (_, error))| error.is_transient())
                 .map(|(block, _)| *block)
                 .collect();
             (suspect, failed)
