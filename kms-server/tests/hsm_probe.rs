@@ -1,5 +1,7 @@
 //! The probe against a real SoftHSM: what init made holds, and what was tampered with is found.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
+
 mod hsm_common;
 
 use kms_server::hsm::pkcs11::{ProbeDepth, RowKind, probe};

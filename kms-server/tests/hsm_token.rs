@@ -1,5 +1,7 @@
 //! The token against a real SoftHSM: seals, sealed keys, and that nothing altered opens.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
+
 mod hsm_common;
 
 use aes_gcm::{

@@ -92,6 +92,9 @@ pub fn alone(test: &str, with_keys: bool, body: impl FnOnce(&Home)) {
     if env::var_os(ROLE).is_some_and(|role| role == "make") {
         return make_template();
     }
+    if env::var_os(ROLE).is_some_and(|role| role == "lock") {
+        return hold_lock(&Home(env::var_os(HOME).unwrap().into()));
+    }
     if let Some(home) = env::var_os(HOME) {
         return body(&Home(home.into()));
     }
@@ -173,4 +176,29 @@ pub fn blank_token() {
         .output()
         .unwrap();
     assert!(done.status.success(), "{done:?}");
+}
+
+/// How long another process holds the token's lock.
+pub const LOCKED: Duration = Duration::from_secs(2);
+
+/// Starts a process that holds the token's lock for [`LOCKED`]; returns once it has it.
+pub fn lock_token(test: &str, home: &Home) -> std::process::Child {
+    let child = Command::new(env::current_exe().unwrap())
+        .args([test, "--exact"])
+        .env(ROLE, "lock")
+        .spawn()
+        .unwrap();
+    while !home.0.join("locked").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+/// SoftHSM takes record locks (fcntl), which belong to a process: so another process it must be.
+fn hold_lock(home: &Home) {
+    let token = fs::read_dir(home.tokens()).unwrap().next().unwrap().unwrap().path();
+    let generation = fs::OpenOptions::new().write(true).open(token.join("generation")).unwrap();
+    rustix::fs::fcntl_lock(&generation, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    fs::write(home.0.join("locked"), []).unwrap();
+    std::thread::sleep(LOCKED);
 }

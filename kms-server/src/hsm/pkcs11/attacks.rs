@@ -98,7 +98,7 @@ impl<'a> Attacks<'a> {
                 &format!("key {}", key.label()),
                 "its attributes, read back, are what guards it",
                 // Before `init` there are none.
-                self.canaries.is_some(),
+                self.canaries.is_some() || !found.is_empty(),
                 sound,
                 ["attacked below", "not attacked; `init` makes it"],
             );

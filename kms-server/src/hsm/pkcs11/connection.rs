@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use cryptoki::{
@@ -15,11 +15,14 @@ use super::{
     fault::{Fault, ckr},
     holder::Holder,
     library::Library,
-    lock::read,
+    lock::{lock, read},
     pool::{Pool, close},
     template::{self, OurKey},
 };
 use crate::{domain::SealedKek, hsm::Config};
+
+/// Two canary keys and the text that one of them wraps.
+const OBJECTS_PER_PROOF: u64 = 3;
 
 /// One sound connection to one token.
 pub(super) struct Connection {
@@ -35,6 +38,8 @@ pub(super) struct Connection {
     /// handles die. Never used for anything else.
     anchor: Mutex<Session>,
     broken: AtomicBool,
+    /// Session objects made outside the holder.
+    objects: AtomicU64,
 }
 
 /// Which canary speaks for which call.
@@ -86,7 +91,24 @@ impl Connection {
             use_canary,
             anchor: Mutex::new(anchor),
             broken: AtomicBool::new(false),
+            objects: AtomicU64::new(0),
         })
+    }
+
+    /// Proves all three KEKs.
+    pub(super) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Fault> {
+        self.count_objects(OBJECTS_PER_PROOF);
+        canaries.prove(session, &self.keks)
+    }
+
+    /// To be told of session objects that were made.
+    pub(super) fn count_objects(&self, made: u64) {
+        self.objects.fetch_add(made, Ordering::Relaxed);
+    }
+
+    /// Session objects made in this epoch, dead or alive.
+    pub(super) fn objects_made(&self) -> u64 {
+        self.objects.load(Ordering::Relaxed) + lock(&self.holder).made()
     }
 
     /// Asks the canary of the same kind as a doubtful call, in the same session: the answer is about
@@ -97,6 +119,9 @@ impl Connection {
         canaries: &Canaries,
         proof: Proof,
     ) -> Result<(), Fault> {
+        if matches!(proof, Proof::Unwrap(_)) {
+            self.count_objects(OBJECTS_PER_PROOF);
+        }
         match proof {
             Proof::Site => canaries.prove_site(session, &self.keks),
             Proof::Unwrap(SealedKek::MeterKek) => canaries.prove_meter_kek(session, &self.keks),

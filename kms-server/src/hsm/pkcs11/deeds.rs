@@ -107,7 +107,9 @@ impl Deed {
             Self::DeriveCbc => {
                 let parameters = AesCbcDeriveParams::new(BLOCK, &BLOB);
                 let mechanism = Mechanism::AesCbcEncryptData(parameters);
-                session.derive_key(&mechanism, key, &free(KeyType::GENERIC_SECRET))?;
+                let mut template = free(KeyType::GENERIC_SECRET);
+                template.push(Attribute::ValueLen(Ulong::new(BLOB.len() as u64)));
+                session.derive_key(&mechanism, key, &template)?;
             }
         }
         Ok(())
@@ -175,6 +177,7 @@ fn turned(attribute: &Attribute) -> Option<Attribute> {
         Attribute::AllowedMechanisms(_) => {
             Attribute::AllowedMechanisms(vec![MechanismType::AES_ECB])
         }
+        Attribute::Class(_) => Attribute::Class(ObjectClass::PRIVATE_KEY),
         Attribute::KeyType(_) => Attribute::KeyType(KeyType::GENERIC_SECRET),
         _ => return None,
     })

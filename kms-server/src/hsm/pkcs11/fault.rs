@@ -16,6 +16,8 @@ pub(super) enum Fault {
     Dirty,
     /// All sessions are taken.
     Busy,
+    /// The PIN is not to be tried again.
+    Refused(String),
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
 }
@@ -51,7 +53,7 @@ impl Fault {
             Self::Data(error) | Self::Doubtful(error) => ckr(error),
             Self::Dirty => "CKR_OPERATION_ACTIVE".to_owned(),
             Self::Busy => "no session is free".to_owned(),
-            Self::Broken(reason) => reason.clone(),
+            Self::Broken(reason) | Self::Refused(reason) => reason.clone(),
         }
     }
 }

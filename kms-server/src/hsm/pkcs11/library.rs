@@ -72,10 +72,13 @@ impl Library {
         read(&self.gate)
     }
 
-    /// Initialises the library if it is not.
-    pub(super) fn start(&self) -> Result<(), Fault> {
+    /// Initialises the library if it is not. Says whether it was not.
+    pub(super) fn start(&self) -> Result<bool, Fault> {
         let gate = *self.enter();
-        if gate.initialised { Ok(()) } else { self.restart(gate.epoch) }
+        if gate.initialised {
+            return Ok(false);
+        }
+        self.restart(gate.epoch).map(|()| true)
     }
 
     /// C_Finalize and C_Initialize, after all calls in flight; not if somebody else has done it since
@@ -131,7 +134,7 @@ impl Library {
     pub(super) fn login(&self, session: &Session, config: &Config) -> Result<(), Fault> {
         let label = &config.token_label;
         let never_again = || {
-            Fault::Broken(format!(
+            Fault::Refused(format!(
                 "token `{label}` refused the user PIN; it is not tried again by this process"
             ))
         };

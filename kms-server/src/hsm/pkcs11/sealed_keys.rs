@@ -31,6 +31,7 @@ impl SealedKeys for Pkcs11Token {
             return Err(refused("wrap a key", format!("a key of {} bytes", key.len())));
         }
         self.call("wrap a key", Proof::Site, Blame::Device, |connection, session| {
+            connection.count_objects(1);
             let object = create(session, key)?;
             let kek = connection.keks.sealed(under);
             let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, kek, object);

@@ -83,11 +83,8 @@ impl Pkcs11Token {
             source: bad.into(),
         })?;
         let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
-        library.start().map_err(|fault| unreachable(&fault))?;
-        let gate = library.enter();
-        let connection = Connection::open(&library, &config, &canaries, gate.epoch)
-            .map_err(|fault| unreachable(&fault))?;
-        drop(gate);
+        let connection =
+            first_connection(&library, &config, &canaries).map_err(|fault| unreachable(&fault))?;
         let known = Known { model: connection.model.clone(), epoch: connection.epoch, fault: None };
         Ok(Self {
             config,
@@ -157,6 +154,7 @@ impl Pkcs11Token {
             return TokenError::Busy;
         }
         connection.give_up();
+        tracing::warn!(epoch = connection.epoch, reason = fault.reason(), "token connection lost");
         self.note(fault)
     }
 
@@ -216,8 +214,31 @@ impl Pkcs11Token {
         // Opening has proved every KEK.
         known.fault = None;
         link.connection = Some(Arc::clone(&connection));
+        tracing::info!(epoch = connection.epoch, "token connected anew, its KEKs proved");
         Ok(connection)
     }
+}
+
+/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM
+/// does not see a token that came later.
+fn first_connection(
+    library: &Library,
+    config: &Config,
+    canaries: &Canaries,
+) -> Result<Connection, Fault> {
+    let fresh = library.start()?;
+    let open = || {
+        let gate = library.enter();
+        let epoch = gate.epoch;
+        Connection::open(library, config, canaries, epoch).map_err(|fault| (epoch, fault))
+    };
+    open().or_else(|(epoch, fault)| {
+        if fresh || matches!(fault, Fault::Refused(_)) {
+            return Err(fault);
+        }
+        library.restart(epoch)?;
+        open().map_err(|(_, fault)| fault)
+    })
 }
 
 impl Drop for Pkcs11Token {
@@ -243,10 +264,10 @@ impl TokenCare for Pkcs11Token {
     fn check(&self) -> Result<(), TokenError> {
         let prove = || {
             self.call("prove its KEKs", Proof::Site, Blame::Device, |connection, session| {
-                if lock(&connection.holder).made() > OBJECTS_PER_EPOCH_MAX {
+                if connection.objects_made() > OBJECTS_PER_EPOCH_MAX {
                     return Err(Fault::Broken("its library has leaked enough".to_owned()));
                 }
-                self.canaries.prove(session, &connection.keks)
+                connection.prove_all(session, &self.canaries)
             })
         };
         // The first failure ends the epoch, the second attempt begins a new one.
