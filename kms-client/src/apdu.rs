@@ -79,6 +79,11 @@ impl Apdu {
         self.meter_id.is_some() || self.system_title.is_some()
     }
 
+    /// Whether it carries the system title of its originator.
+    pub fn carries_title(&self) -> bool {
+        self.header().originator.is_some()
+    }
+
     /// What can be read off the APDU without a key.
     pub(crate) fn header(&self) -> Header {
         Header::peek(&self.bytes).unwrap_or_default()

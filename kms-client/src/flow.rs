@@ -114,7 +114,7 @@ pub(crate) fn start<F: Flow>(
         answered,
         input_ended: false,
     };
-    tokio::spawn(run.to_the_end(transport, Box::pin(groups)));
+    tokio::spawn(run.run_until_done(transport, Box::pin(groups)));
     Results {
         batches,
         current: Vec::new().into_iter(),
@@ -176,7 +176,7 @@ enum End {
 }
 
 impl<F: Flow> Run<F> {
-    async fn to_the_end(
+    async fn run_until_done(
         mut self,
         transport: Arc<Transport>,
         mut groups: impl Stream<Item = Vec<F::Item>> + Unpin + Send,

@@ -35,6 +35,7 @@ macro_rules! words {
                 word.and_then(Self::from_word).ok_or(ProtocolError::UnknownNumber { what: $what, number })
             }
 
+            #[allow(dead_code, reason = "some words only ever come in")]
             pub(crate) fn to_wire(self) -> i32 {
                 <$wire>::from_str_name(self.word()).map_or(0, |item| item as i32)
             }

@@ -90,7 +90,7 @@ enum Syntax {
     JsonLines,
     /// The header has not been read yet.
     CsvStart,
-    Csv(csv::Table),
+    Csv(Box<csv::Table>),
     /// Without a header no row means anything.
     Ended,
 }
@@ -120,7 +120,7 @@ impl<R: Read> ImportLines<R> {
             Syntax::Csv(table) => table.parse(line),
             Syntax::CsvStart => match csv::Table::from_header(line) {
                 Ok(table) => {
-                    self.syntax = Syntax::Csv(table);
+                    self.syntax = Syntax::Csv(Box::new(table));
                     return None;
                 }
                 Err(bad) => {
