@@ -135,8 +135,7 @@ async fn a_certificate_without_a_name_is_no_caller() {
 #[tokio::test]
 async fn a_caller_is_known_by_uri_dns_name_or_common_name() {
     let site = Site::start().await;
-    for name in
-        [Name::Uri("spiffe://utility/hes"), Name::Dns("everyone"), Name::CommonName("everyone")]
+    for name in [Name::Uri("spiffe://utility/hes"), Name::Dns("everyone"), Name::Common("everyone")]
     {
         let identity = site.ca.client(&name);
         let channel = connect(site.address(), &site.ca.pem(), Some(&identity)).await.unwrap();

@@ -186,6 +186,73 @@ async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
 }
 
 #[tokio::test]
+async fn half_sent_messages_cannot_fill_the_memory() {
+    let limits =
+        Limits { message_bytes_max: 1 << 20, in_flight_bytes_max: 1 << 20, ..Limits::default() };
+    let (site, held) = held_site(limits).await;
+    let channel = site.caller("everyone").await;
+    let send = |payload: Vec<u8>| {
+        let frames: Vec<Result<http_body::Frame<bytes::Bytes>, Status>> =
+            vec![Ok(http_body::Frame::data(payload.into()))];
+        let rest = futures_util::stream::pending();
+        let frames = futures_util::stream::iter(frames);
+        let body = tonic::body::Body::new(Frames(Box::pin(frames.chain(rest))));
+        let request = http::Request::post("/ami.kms.v1.Ciphering/Decrypt")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(body)
+            .unwrap();
+        let mut channel = channel.clone();
+        tokio::spawn(async move {
+            let response = tower::ServiceExt::ready(&mut channel).await.unwrap();
+            let answer = tower::Service::call(response, request).await.unwrap();
+            Status::from_header_map(answer.headers())
+        })
+    };
+    // 900 KiB of a message of 1,000 KiB: there is no room for two of them.
+    let mut half = vec![0];
+    half.extend_from_slice(&(1_000u32 << 10).to_be_bytes());
+    half.resize(900 << 10, 0);
+    let mut both = [send(half.clone()), send(half)];
+    let (first, _) = tokio::time::timeout(SOON, async {
+        let [a, b] = &mut both;
+        tokio::select! { first = a => (first, 0), first = b => (first, 1) }
+    })
+    .await
+    .expect("both half messages were taken");
+    let refused: Result<(), Status> = Err(first.unwrap().unwrap());
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "BUSY".into()));
+    assert!(retry_after(&refused).is_some());
+    for half in both {
+        half.abort();
+    }
+    held.let_go.add_permits(1);
+    eventually("the room is not given back", async || {
+        held.let_go.add_permits(1);
+        let long = DecryptRequest { apdu: vec![0; 900 << 10].into(), ..DecryptRequest::default() };
+        CipheringClient::new(channel.clone()).decrypt(long).await.is_ok()
+    })
+    .await;
+}
+
+/// A request body out of frames.
+struct Frames(
+    std::pin::Pin<Box<dyn Stream<Item = Result<http_body::Frame<bytes::Bytes>, Status>> + Send>>,
+);
+
+impl http_body::Body for Frames {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, Status>>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_takes_too_long_is_given_up() {
     let limits = Limits { call_timeout: Duration::from_millis(50), ..Limits::default() };
     let (site, _held) = held_site(limits).await;

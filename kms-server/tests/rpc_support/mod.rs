@@ -52,7 +52,7 @@ pub(crate) struct Identity {
 pub(crate) enum Name<'a> {
     Uri(&'a str),
     Dns(&'a str),
-    CommonName(&'a str),
+    Common(&'a str),
     Nothing,
 }
 
@@ -114,7 +114,7 @@ fn client_params(name: &Name<'_>) -> CertificateParams {
         Name::Dns(name) => {
             params.subject_alt_names = vec![SanType::DnsName((*name).try_into().unwrap())];
         }
-        Name::CommonName(name) => params.distinguished_name.push(DnType::CommonName, *name),
+        Name::Common(name) => params.distinguished_name.push(DnType::CommonName, *name),
         Name::Nothing => {}
     }
     params
