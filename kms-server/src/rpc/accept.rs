@@ -1,6 +1,10 @@
 //! From a listening socket to connections whose certificate was accepted.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -21,6 +25,9 @@ use super::{
 /// asking again at once would only take the processor from those who could give one back.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
+/// Strangers may fill a log; this is how often they get a line of it.
+const REFUSALS_LOGGED_EVERY: Duration = Duration::from_secs(1);
+
 /// How many connections may lie between handshake and HTTP.
 pub(super) const ACCEPTED_MAX: usize = 16;
 
@@ -33,6 +40,7 @@ pub(super) async fn accept(
     accepted: mpsc::Sender<std::io::Result<Connection>>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
+    let refusals = Arc::new(Refusals::default());
     let mut handshakes = JoinSet::new();
     let mut draining = std::pin::pin!(drain.clone().reached(Phase::Draining));
     loop {
@@ -51,18 +59,19 @@ pub(super) async fn accept(
             },
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%address, "refused: connections_max are open");
+            refusals.log(address, "connections_max are open");
             continue;
         };
         let (tls, limits, drain, accepted) =
             (Arc::clone(&tls), limits.clone(), drain.clone(), accepted.clone());
+        let refusals = Arc::clone(&refusals);
         handshakes.spawn(async move {
             let handshake = shake_hands(stream, address, &tls, &limits, drain, place);
             match timeout(limits.handshake_timeout, handshake).await {
                 // Fails only if the server is gone.
-                Ok(Some(connection)) => drop(accepted.send(Ok(connection)).await),
-                Ok(None) => {}
-                Err(_) => tracing::info!(%address, "refused: the handshake took too long"),
+                Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
+                Ok(Err(reason)) => refusals.log(address, &reason),
+                Err(_) => refusals.log(address, "the handshake took too long"),
             }
         });
     }
@@ -75,30 +84,39 @@ async fn shake_hands(
     limits: &Limits,
     drain: DrainWatch,
     place: OwnedSemaphorePermit,
-) -> Option<Connection> {
+) -> Result<Connection, String> {
     // Small answers must not wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let loaded = tls.current();
-    let io = match TlsAcceptor::from(Arc::clone(&loaded.config)).accept(stream).await {
-        Ok(io) => io,
-        Err(error) => {
-            tracing::info!(%address, reason = chain(&error), "refused: handshake failed");
-            return None;
-        }
-    };
+    let acceptor = TlsAcceptor::from(Arc::clone(&loaded.config));
+    let io = acceptor.accept(stream).await.map_err(|error| chain(&error))?;
     let session = io.get_ref().1;
     if session.alpn_protocol() != Some(b"h2") {
-        tracing::info!(%address, "refused: the client does not speak HTTP/2");
-        return None;
+        return Err("the client does not speak HTTP/2".to_owned());
     }
-    let peer = Peer::new(
-        address,
-        session.peer_certificates()?,
-        &loaded,
-        limits.streams_per_connection_max,
-    )?;
+    let peer = session
+        .peer_certificates()
+        .and_then(|chain| Peer::new(address, chain, &loaded, limits.streams_per_connection_max))
+        .ok_or("the client's certificate can't be read")?;
     tracing::debug!(?peer, "connected");
-    Some(Connection::new(io, peer, end_of_life(limits, drain), place))
+    Ok(Connection::new(io, peer, end_of_life(limits, drain), place))
+}
+
+/// Who was refused since the last line of the log.
+#[derive(Default)]
+struct Refusals(Mutex<(Option<Instant>, u64)>);
+
+impl Refusals {
+    fn log(&self, address: SocketAddr, reason: &str) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, unlogged) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < REFUSALS_LOGGED_EVERY) {
+            *unlogged += 1;
+            return;
+        }
+        tracing::warn!(%address, reason, unlogged_since_last = *unlogged, "connection refused");
+        *state = (Some(Instant::now()), 0);
+    }
 }
 
 /// The cut at the end of a drain, and that of a connection which was asked to end and did not.

@@ -13,42 +13,72 @@ use super::{config::Limits, status::Refused};
 /// taken its place already, and its client is told by flow control to slow down.
 const STREAM_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The items that may be in flight, and in one batch.
+/// Bytes are counted by the kibibyte, for a semaphore counts no further than 2^29.
+const UNIT: usize = 1 << 10;
+
+/// The items and bytes that may be in flight, and the items in one batch.
 #[derive(Clone)]
 pub(super) struct Budget {
-    in_flight: Arc<Semaphore>,
-    in_flight_max: usize,
+    items: Arc<Semaphore>,
+    items_max: usize,
+    bytes: Room,
     batch_max: usize,
+    patience: Duration,
 }
 
-/// Items in flight; given back on drop.
-pub(super) struct Charge(#[expect(dead_code, reason = "held, never read")] OwnedSemaphorePermit);
+/// Work in flight; given back on drop.
+pub(super) struct Charge {
+    _items: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+/// Room for bytes.
+#[derive(Clone)]
+pub(super) struct Room {
+    units: Arc<Semaphore>,
+    bytes_max: usize,
+}
 
 impl Budget {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            in_flight: Arc::new(Semaphore::new(limits.in_flight_items_max)),
-            in_flight_max: limits.in_flight_items_max,
+            items: Arc::new(Semaphore::new(limits.in_flight_items_max)),
+            items_max: limits.in_flight_items_max,
+            bytes: Room {
+                units: Arc::new(Semaphore::new(limits.in_flight_bytes_max.div_ceil(UNIT))),
+                bytes_max: limits.in_flight_bytes_max,
+            },
             batch_max: limits.batch_items_max,
+            patience: STREAM_PATIENCE,
         }
     }
 
-    /// Takes `items` on at once, or not at all.
-    pub(super) fn charge(&self, items: usize) -> Result<Charge, Refused> {
-        let count = self.count(items)?;
-        Arc::clone(&self.in_flight)
-            .try_acquire_many_owned(count)
-            .map(Charge)
-            .map_err(|_| Refused::Busy(self.in_flight_max))
+    /// For messages that are still arriving.
+    pub(super) fn room(&self) -> Room {
+        self.bytes.clone()
     }
 
-    /// Takes `items` on as soon as there is room, if that is soon.
-    pub(super) async fn charge_soon(&self, items: usize) -> Result<Charge, Refused> {
-        let count = self.count(items)?;
-        let room = Arc::clone(&self.in_flight).acquire_many_owned(count);
-        match timeout(STREAM_PATIENCE, room).await {
-            Ok(Ok(permit)) => Ok(Charge(permit)),
-            Ok(Err(_)) | Err(_) => Err(Refused::Busy(self.in_flight_max)),
+    /// Takes a batch on at once, or not at all.
+    pub(super) fn charge(&self, items: usize, bytes: usize) -> Result<Charge, Refused> {
+        let (items, bytes) = (self.count(items)?, units(bytes));
+        let items = Arc::clone(&self.items)
+            .try_acquire_many_owned(items)
+            .map_err(|_| Refused::Busy(self.items_max))?;
+        Ok(Charge { _items: items, _bytes: self.bytes.take(bytes)? })
+    }
+
+    /// Takes a batch on as soon as there is room, if that is soon.
+    pub(super) async fn charge_soon(&self, items: usize, bytes: usize) -> Result<Charge, Refused> {
+        let (items, bytes) = (self.count(items)?, units(bytes));
+        let room = async {
+            // Everyone takes items first, so that no two can wait for each other.
+            let items = Arc::clone(&self.items).acquire_many_owned(items).await?;
+            let bytes = Arc::clone(&self.bytes.units).acquire_many_owned(bytes).await?;
+            Ok::<_, tokio::sync::AcquireError>(Charge { _items: items, _bytes: bytes })
+        };
+        match timeout(self.patience, room).await {
+            Ok(Ok(charge)) => Ok(charge),
+            Ok(Err(_)) | Err(_) => Err(Refused::Busy(self.items_max)),
         }
     }
 
@@ -62,6 +92,41 @@ impl Budget {
     }
 }
 
+impl Room {
+    /// Makes `held` hold room for exactly `bytes`: gives back what is too much, takes what is missing.
+    pub(super) fn hold(
+        &self,
+        held: &mut Option<OwnedSemaphorePermit>,
+        bytes: usize,
+    ) -> Result<(), Refused> {
+        let now = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wanted = units(bytes);
+        if wanted == 0 {
+            *held = None;
+        } else if let Some(more) = (wanted as usize).checked_sub(now).filter(|more| *more > 0) {
+            let more = self.take(more as u32)?;
+            match held {
+                Some(held) => held.merge(more),
+                None => *held = Some(more),
+            }
+        } else if let Some(held) = held {
+            drop(held.split(now - wanted as usize));
+        }
+        Ok(())
+    }
+
+    fn take(&self, units: u32) -> Result<OwnedSemaphorePermit, Refused> {
+        Arc::clone(&self.units)
+            .try_acquire_many_owned(units)
+            .map_err(|_| Refused::BytesBusy(self.bytes_max))
+    }
+}
+
+/// What `bytes` cost. Messages are far below 2^42 bytes: `Limits` says so.
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX >> 3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,30 +138,58 @@ mod tests {
     #[test]
     fn work_beyond_the_limit_is_refused_until_some_is_done() {
         let budget = budget();
-        let first = budget.charge(3).ok();
+        let first = budget.charge(3, 0).ok();
         assert!(first.is_some());
-        assert_eq!(budget.charge(3).err(), Some(Refused::Busy(5)));
-        let second = budget.charge(2).ok();
+        assert_eq!(budget.charge(3, 0).err(), Some(Refused::Busy(5)));
+        let second = budget.charge(2, 0).ok();
         assert!(second.is_some());
-        assert_eq!(budget.charge(0).err(), Some(Refused::Busy(5)));
+        assert_eq!(budget.charge(0, 0).err(), Some(Refused::Busy(5)));
         drop(first);
-        assert!(budget.charge(3).is_ok());
+        assert!(budget.charge(3, 0).is_ok());
     }
 
     #[test]
     fn a_batch_over_its_limit_is_refused_whatever_is_free() {
-        assert_eq!(budget().charge(4).err(), Some(Refused::BatchTooLarge { items: 4, limit: 3 }));
+        assert_eq!(
+            budget().charge(4, 0).err(),
+            Some(Refused::BatchTooLarge { items: 4, limit: 3 })
+        );
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_waits_a_while_and_no_longer() {
+    #[tokio::test]
+    async fn a_stream_waits_for_room() {
         let budget = budget();
-        let held = budget.charge(3).ok();
-        let (answer, ()) = tokio::join!(budget.charge_soon(3), async {
-            tokio::time::sleep(STREAM_PATIENCE / 2).await;
+        let held = budget.charge(3, 0).ok();
+        let (answer, ()) = tokio::join!(budget.charge_soon(3, 0), async {
+            tokio::task::yield_now().await;
             drop(held);
         });
-        let _held = answer.ok();
-        assert_eq!(budget.charge_soon(3).await.err(), Some(Refused::Busy(5)));
+        assert!(answer.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_stream_does_not_wait_for_ever() {
+        let budget = Budget { patience: Duration::from_millis(10), ..budget() };
+        let _held = budget.charge(3, 0).ok();
+        assert_eq!(budget.charge_soon(3, 0).await.err(), Some(Refused::Busy(5)));
+        // What it waited with is free again.
+        assert!(budget.charge(2, 0).is_ok());
+    }
+
+    #[test]
+    fn bytes_beyond_the_limit_are_refused_until_some_are_done() {
+        let budget = Budget::new(&Limits { in_flight_bytes_max: 10 << 10, ..Limits::default() });
+        let first = budget.charge(1, 6 << 10).ok();
+        let busy = Some(Refused::BytesBusy(10 << 10));
+        assert_eq!(budget.charge(1, 5 << 10).err(), busy);
+        let (room, mut arriving) = (budget.room(), None);
+        assert_eq!(room.hold(&mut arriving, 3 << 10), Ok(()));
+        assert_eq!(room.hold(&mut arriving, 5 << 10).err(), busy);
+        assert_eq!(room.hold(&mut arriving, 1), Ok(()));
+        drop(first);
+        assert!(budget.charge(1, 9 << 10).is_ok());
+        assert_eq!(budget.charge(1, 10 << 10).err(), busy);
+        assert_eq!(room.hold(&mut arriving, 0), Ok(()));
+        assert!(budget.charge(1, 10 << 10).is_ok());
     }
 }

@@ -51,7 +51,7 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<DecryptBatchResponse>, Status> {
         Permit::of(&request, Verb::DecryptBatch)?;
         let batch = request.into_inner();
-        let _charge = self.budget.charge(batch.lengths.len())?;
+        let _charge = self.budget.charge(batch.lengths.len(), batch.apdus.len())?;
         Ok(Response::new(self.decrypt_columns(&batch).await?))
     }
 
@@ -66,7 +66,8 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let this = this.clone();
             async move {
-                let _charge = this.budget.charge_soon(batch.lengths.len()).await?;
+                let _charge =
+                    this.budget.charge_soon(batch.lengths.len(), batch.apdus.len()).await?;
                 this.decrypt_columns(&batch).await
             }
         });
@@ -91,7 +92,7 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
         Permit::of(&request, Verb::VerifyMicBatch)?;
         let batch = request.into_inner();
-        let _charge = self.budget.charge(batch.lengths.len())?;
+        let _charge = self.budget.charge(batch.lengths.len(), batch.apdus.len())?;
         Ok(Response::new(self.verify_columns(&batch).await?))
     }
 
@@ -106,7 +107,8 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let this = this.clone();
             async move {
-                let _charge = this.budget.charge_soon(batch.lengths.len()).await?;
+                let _charge =
+                    this.budget.charge_soon(batch.lengths.len(), batch.apdus.len()).await?;
                 this.verify_columns(&batch).await
             }
         });
@@ -137,7 +139,7 @@ impl CipheringService {
 
     /// A batch of one. The plaintext is empty unless the item was opened and wanted.
     async fn open_one(&self, item: Item<'_>, want: Want) -> Result<(Outcome, Bytes), Status> {
-        let _charge = self.budget.charge(1)?;
+        let _charge = self.budget.charge(1, item.apdu.len())?;
         let OpenedBatch { plaintexts, lengths: _, mut outcomes } =
             self.ciphering.open_batch(&[item], want).await;
         match (outcomes.pop(), outcomes.is_empty()) {

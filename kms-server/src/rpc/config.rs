@@ -63,6 +63,9 @@ pub struct Limits {
     /// APDUs and import lines being worked on at once, over all connections; at least
     /// `batch_items_max`, so that a batch within its own limit can always be taken up.
     pub in_flight_items_max: usize,
+    /// Bytes of messages that are arriving or being worked on, over all connections; at least
+    /// `message_bytes_max`.
+    pub in_flight_bytes_max: usize,
     /// How long a client may take over its TLS handshake.
     pub handshake_timeout: Duration,
     /// How long a call may take until its answer begins. Streams go on after that.
@@ -83,6 +86,7 @@ impl Default for Limits {
             connections_max: 1_024,
             // A quarter of a second's work of one core at a million a second.
             in_flight_items_max: 262_144,
+            in_flight_bytes_max: 512 << 20,
             handshake_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(15),
@@ -134,6 +138,7 @@ impl Limits {
             streams_per_connection_max,
             connections_max,
             in_flight_items_max,
+            in_flight_bytes_max,
             handshake_timeout,
             call_timeout,
             drain_timeout,
@@ -151,6 +156,8 @@ impl Limits {
         )?;
         within("limits.connections_max", *connections_max, 1, COUNT_MAX)?;
         within("limits.in_flight_items_max", *in_flight_items_max, *batch_items_max, COUNT_MAX)?;
+        let bytes_most = COUNT_MAX << 10;
+        within("limits.in_flight_bytes_max", *in_flight_bytes_max, *message_bytes_max, bytes_most)?;
         for (name, is) in [
             ("limits.handshake_timeout", handshake_timeout),
             ("limits.call_timeout", call_timeout),

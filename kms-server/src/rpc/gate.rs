@@ -17,11 +17,13 @@ use tracing::Instrument as _;
 
 use super::{
     answer::{Answer, Call},
+    budget::Room,
     connection::Peer,
     drain::{DrainWatch, Phase},
     policy::{Permit, Policy},
     status::Refused,
     tls::Tls,
+    upload::Upload,
     verb::Verb,
 };
 use crate::domain::ports::Clock;
@@ -35,6 +37,7 @@ pub(super) struct Gatekeeper {
     pub(super) call_timeout: Duration,
     pub(super) calls_max: u32,
     pub(super) message_bytes_max: usize,
+    pub(super) room: Room,
 }
 
 impl Gatekeeper {
@@ -113,6 +116,8 @@ where
         let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
         let span = call.span();
         request.extensions_mut().insert(Arc::new(permit));
+        let room = keeper.room.clone();
+        let request = request.map(|body| Body::new(Upload::new(body, room)));
         let answering = self.inner.call(request);
         let answer = async move {
             let response = match timeout(keeper.call_timeout, answering).await {
@@ -159,5 +164,28 @@ impl Permit {
             .filter(|permit| permit.verb() == verb)
             .map(Arc::clone)
             .ok_or_else(|| Refused::Fault("a call came to its service without a permit").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::policy::{CallerName, Role};
+
+    fn request_with(verb: Verb) -> tonic::Request<()> {
+        let name = CallerName::new("x").unwrap();
+        let policy = Policy::new([(name.clone(), Role::ALL.to_vec())]);
+        let mut request = tonic::Request::new(());
+        request.extensions_mut().insert(Arc::new(policy.permit(&name, verb).unwrap()));
+        request
+    }
+
+    #[test]
+    fn a_service_does_nothing_without_a_permit_for_its_verb() {
+        assert!(Permit::of(&request_with(Verb::Decrypt), Verb::Decrypt).is_ok());
+        for request in [request_with(Verb::VerifyMic), tonic::Request::new(())] {
+            let refused = Permit::of(&request, Verb::Decrypt).unwrap_err();
+            assert_eq!(refused.code(), Code::Internal);
+        }
     }
 }

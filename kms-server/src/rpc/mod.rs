@@ -23,6 +23,7 @@ mod server;
 mod site;
 mod status;
 mod tls;
+mod upload;
 mod verb;
 mod words;
 

@@ -139,8 +139,9 @@ pub async fn serve(
 ) -> Result<(), RpcError> {
     config.check()?;
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
-    let routes = with_reflection(services(&config.limits, &parts, &tls))?;
-    run(config, tls, routes, parts.clock, shutdown, ready).await
+    let budget = Budget::new(&config.limits);
+    let routes = with_reflection(services(&config.limits, &parts, &tls, &budget))?;
+    run(config, tls, (routes, budget), parts.clock, shutdown, ready).await
 }
 
 /// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
@@ -154,20 +155,23 @@ pub async fn serve_services(
 ) -> Result<(), RpcError> {
     config.check()?;
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    let budget = Budget::new(&config.limits);
     let routes = with_reflection(services)?;
-    run(config, tls, routes, clock, shutdown, ready).await
+    run(config, tls, (routes, budget), clock, shutdown, ready).await
 }
 
-fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>) -> Routes {
-    let budget = Budget::new(limits);
+fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>, budget: &Budget) -> Routes {
     let message_bytes_max = limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
         budget: budget.clone(),
         message_bytes_max,
     };
-    let meters =
-        MetersService { lifecycle: Arc::clone(&parts.lifecycle), budget, message_bytes_max };
+    let meters = MetersService {
+        lifecycle: Arc::clone(&parts.lifecycle),
+        budget: budget.clone(),
+        message_bytes_max,
+    };
     let site = SiteService {
         keyring: Arc::clone(&parts.keyring),
         token: Arc::clone(&parts.token_status),
@@ -197,7 +201,7 @@ fn with_reflection(services: Routes) -> Result<Routes, RpcError> {
 async fn run(
     config: Config,
     tls: Arc<Tls>,
-    routes: Routes,
+    (routes, budget): (Routes, Budget),
     clock: Arc<dyn Clock>,
     shutdown: impl Future<Output = ()> + Send,
     ready: oneshot::Sender<Bound>,
@@ -214,6 +218,7 @@ async fn run(
         call_timeout: limits.call_timeout,
         calls_max: limits.streams_per_connection_max,
         message_bytes_max: limits.message_bytes_max,
+        room: budget.room(),
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
     tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), drain.watch(), accepted));
@@ -231,7 +236,11 @@ async fn run(
     // Whoever asked may have gone; the server is wanted all the same.
     let _ = ready.send(Bound { address, control });
     tokio::select! {
-        ended = &mut serving => return ended.map_err(|error| RpcError::Transport(error.into())),
+        // Nobody asked for it: even an end without an error is one.
+        ended = &mut serving => {
+            let reason = ended.map_or_else(Into::into, |()| "no more connections are accepted".into());
+            return Err(RpcError::Transport(reason));
+        }
         () = tls.watch() => {}
         () = shutdown => {}
     }

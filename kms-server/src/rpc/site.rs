@@ -104,7 +104,7 @@ fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> 
     let mut faults = Vec::new();
     faults.extend(token.fault.as_ref().map(|fault| format!("token: {fault}")));
     if !store.reachable {
-        faults.push(format!("database: {}", store.fault));
+        faults.push(store.fault.clone());
     }
     faults.extend(keyring.fault.as_ref().map(|fault| format!("keyring: {fault}")));
     if keyring.blocks_failed > 0 {
@@ -143,5 +143,110 @@ fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
         arena_bytes_used: keyring.arena_bytes_used,
         arena_bytes_total: keyring.arena_bytes_total,
         memory_locked: keyring.memory_locked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{BlockNo, Fingerprint, Head, MeterId},
+        store::{MeterPlace, StoreError, StoredBlock},
+    };
+
+    /// A database that only counts, in its way.
+    enum Store {
+        Well,
+        Broken,
+        Hanging,
+    }
+
+    #[async_trait]
+    impl ReadStore for Store {
+        fn kind(&self) -> &'static str {
+            "sqlite"
+        }
+
+        async fn count_meters(&self) -> Result<u64, StoreError> {
+            match self {
+                Self::Well => Ok(7),
+                Self::Broken => Err(StoreError::Unreachable { reason: "no disk".into() }),
+                Self::Hanging => std::future::pending().await,
+            }
+        }
+
+        async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+            Ok(None)
+        }
+
+        async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn block(&self, _: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+            Ok(None)
+        }
+
+        async fn find_meter(&self, _: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+            Ok(None)
+        }
+
+        async fn list_meters(
+            &self,
+            _: Option<&MeterId>,
+            _: u32,
+        ) -> Result<Vec<MeterPlace>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn holders_of(
+            &self,
+            _: &[Fingerprint],
+            _: u32,
+        ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn token(fault: Option<&str>) -> TokenStatus {
+        TokenStatus {
+            label: "ami".into(),
+            model: "m".into(),
+            site_kek_id: [0; 16],
+            connection_epoch: 1,
+            calls: 2,
+            fault: fault.map(Into::into),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_hangs_does_not_hang_the_status() {
+        let status = store_status(&Store::Hanging).await;
+        assert!(!status.reachable);
+        assert!(status.fault.contains("did not answer within 500 ms"), "{}", status.fault);
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_said_in_sentences_and_nothing_else_is() {
+        let well = store_status(&Store::Well).await;
+        assert_eq!((well.reachable, well.meters), (true, 7));
+        assert_eq!(faults(&token(None), &well, &KeyringStatus::default()), [""; 0]);
+        let keyring = KeyringStatus {
+            blocks_total: 9,
+            blocks_failed: 2,
+            fault: Some("no memory".into()),
+            ..KeyringStatus::default()
+        };
+        let broken = store_status(&Store::Broken).await;
+        assert_eq!(
+            faults(&token(Some("no slot")), &broken, &keyring),
+            [
+                "token: no slot",
+                "the database is not reachable: no disk",
+                "keyring: no memory",
+                "keyring: 2 of 9 blocks could not be opened; the log says why",
+            ]
+        );
+        assert!(!wire_token(token(Some("no slot"))).reachable);
     }
 }

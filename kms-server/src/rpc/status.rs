@@ -47,6 +47,8 @@ pub(super) enum Refused {
     BatchTooLarge { items: usize, limit: usize },
     #[error("the server is busy: {0} items are in flight; try again")]
     Busy(usize),
+    #[error("the server is busy: {0} bytes of messages are in flight; try again")]
+    BytesBusy(usize),
     #[error("the call took longer than {0:?}")]
     TookTooLong(Duration),
     #[error("the server is shutting down; go on at another one")]
@@ -74,7 +76,7 @@ impl Refused {
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             Self::BatchTooLarge { .. } => (Code::ResourceExhausted, "BATCH_TOO_LARGE"),
-            Self::Busy(_) => (Code::ResourceExhausted, "BUSY"),
+            Self::Busy(_) | Self::BytesBusy(_) => (Code::ResourceExhausted, "BUSY"),
             Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
@@ -91,7 +93,9 @@ impl Refused {
                 vec![("caller", caller.to_string()), ("verb", verb.to_string())]
             }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
-            Self::MessageTooLarge(limit) | Self::Busy(limit) => vec![("limit", limit.to_string())],
+            Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
+                vec![("limit", limit.to_string())]
+            }
             Self::BatchTooLarge { items, limit } => {
                 vec![("items", items.to_string()), ("limit", limit.to_string())]
             }
@@ -235,6 +239,7 @@ mod tests {
             Refused::MessageTooLarge(1),
             Refused::BatchTooLarge { items: 2, limit: 1 },
             Refused::Busy(1),
+            Refused::BytesBusy(1),
         ] {
             let (code, _, retry) = reason(&refused.into());
             assert_eq!((code, retry), (Code::ResourceExhausted, true));
