@@ -87,8 +87,7 @@ pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
 }
 
 /// What to say where `init` has not been.
-const NO_DOMAIN: &str =
-    "there is no key domain in this database yet: run `kms-server init` with the same configuration";
+const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration";
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {

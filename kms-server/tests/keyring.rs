@@ -5,7 +5,12 @@ mod site_common;
 
 use std::{fs, sync::Arc};
 
-use kms_server::{ciphering::Named, domain::{MeterId, Verdict}, keyring::KeyringError, store::ReadStore as _};
+use kms_server::{
+    ciphering::Named,
+    domain::{MeterId, Verdict},
+    keyring::KeyringError,
+    store::ReadStore as _,
+};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection};
 

@@ -34,9 +34,8 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
                 .into(),
         ));
     }
-    let made = pkcs11::init(&config.hsm, so_pin.as_ref()).map_err(|error: InitError| {
-        Fault::Token(error.into())
-    })?;
+    let made = pkcs11::init(&config.hsm, so_pin.as_ref())
+        .map_err(|error: InitError| Fault::Token(error.into()))?;
     let domain = DomainRecord {
         domain: DomainId(random_16()?),
         blocks: config.site.blocks,

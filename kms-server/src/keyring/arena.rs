@@ -3,7 +3,10 @@
 //!
 //! The only module of this crate with `unsafe`: it hands out disjoint pieces of one mapping, which
 //! the borrow checker can't follow, and asks the processor to prefetch.
-#![allow(unsafe_code, reason = "disjoint pieces of one mapping, and prefetch; reasons stand at each")]
+#![allow(
+    unsafe_code,
+    reason = "disjoint pieces of one mapping, and prefetch; reasons stand at each"
+)]
 
 use std::{
     collections::BTreeMap,

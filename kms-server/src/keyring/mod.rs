@@ -32,9 +32,7 @@ use crate::{
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
 use ids::IdIndex;
-pub use table::{
-    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter,
-};
+pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
 
 /// What the keyring needs, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

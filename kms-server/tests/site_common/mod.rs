@@ -20,8 +20,7 @@ use kms_server::{
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
         BlockCount, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
-        Protection, SecuritySetup,
-        ports::Clock,
+        Protection, SecuritySetup, ports::Clock,
     },
     hsm::{Hsm, Token},
     keyring::{self, Keyring},
@@ -207,7 +206,13 @@ pub fn control(sc: u8) -> SecurityControl {
 }
 
 /// A push of meter `n`, protected with these keys as SC says.
-pub fn push_with(n: u64, sc: u8, encryption: &[u8], authentication: &[u8], plain: &[u8]) -> Vec<u8> {
+pub fn push_with(
+    n: u64,
+    sc: u8,
+    encryption: &[u8],
+    authentication: &[u8],
+    plain: &[u8],
+) -> Vec<u8> {
     let counter = COUNTER.fetch_add(1, Ordering::Relaxed) as u32;
     let protection = Seal {
         envelope: Envelope::GeneralGlo(Some(title(n))),
