@@ -34,7 +34,8 @@ fn an_answer_of_good_columns_is_taken_apart_in_order() {
 
 #[test]
 fn no_column_of_another_length_is_accepted() {
-    let spoil: [(&str, fn(&mut v1::DecryptBatchResponse)); 5] = [
+    type Spoil = fn(&mut v1::DecryptBatchResponse);
+    let spoil: [(&str, Spoil); 5] = [
         ("lengths", |reply| reply.lengths.push(0)),
         ("verdicts", |reply| reply.verdicts = vec![1; 2].into()),
         ("encryption_key_versions", |reply| reply.encryption_key_versions.push(1)),

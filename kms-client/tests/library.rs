@@ -1,4 +1,5 @@
 //! The library against a service in the same process: deadlines, retries, order, resending.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod fake;
 

@@ -1,4 +1,5 @@
 //! `ami-tool` against a service in the same process: output, exit codes, silence about keys.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod fake;
 

@@ -4,7 +4,7 @@ mod init;
 mod outside;
 mod serve;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use crate::{
     config::{self, Config, ConfigError, Finding, Store},
@@ -126,6 +126,6 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Fault> {
 }
 
 /// A PIN file, for the security officer's.
-fn pin_from(path: &PathBuf) -> Result<crate::hsm::Pin, Fault> {
+fn pin_from(path: &Path) -> Result<crate::hsm::Pin, Fault> {
     Ok(config::pin_from_file(path)?)
 }

@@ -1,4 +1,5 @@
 //! Opening blocks: once however many ask, verified or not at all, within the arena.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod hsm_common;
 mod site_common;

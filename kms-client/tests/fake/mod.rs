@@ -1,6 +1,7 @@
 //! A service in the same process: mutual TLS is real, keys are not. "Decrypts" by giving the APDU
 //! back, and fails as often as it is told to.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -117,7 +117,7 @@ impl Arena {
     }
 
     /// Bytes mapped.
-    pub const fn len(&self) -> usize {
+    pub const fn mapped(&self) -> usize {
         self.len
     }
 

@@ -1,6 +1,13 @@
 //! A whole site without the wire: SoftHSM, SQLite, keyring, verbs.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "helpers of tests may"
+)]
 
 use std::{
     path::{Path, PathBuf},

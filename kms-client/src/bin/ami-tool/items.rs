@@ -11,7 +11,7 @@ use crate::text::{block, say, say_json};
 const NAME_THE_METER: &str = "the APDU carries no system title, so its meter must be named: --meter ID or --system-title HEX (in a line: \"meter\" or \"system_title\")";
 
 pub(crate) async fn decrypt(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.from_lines() {
+    if what.reads_lines() {
         return lines::answer(what, |apdus| client.decrypt_stream(apdus)).await;
     }
     let apdu = one(&what)?;
@@ -19,7 +19,7 @@ pub(crate) async fn decrypt(client: &KmsClient, what: Items, json: bool) -> Resu
 }
 
 pub(crate) async fn verify(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.from_lines() {
+    if what.reads_lines() {
         return lines::answer(what, |apdus| client.verify_mic_stream(apdus)).await;
     }
     let apdu = one(&what)?;
