@@ -5,7 +5,7 @@ DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap bootstrap-check build demo dev test check deny advisories bench fuzz
+.PHONY: help bootstrap build demo dev test check deny advisories bench fuzz
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -13,10 +13,7 @@ help: ## Print this list
 bootstrap: ## Install what is missing to build and test: a C compiler, make, SoftHSM
 	@scripts/bootstrap.sh
 
-bootstrap-check:
-	@scripts/bootstrap.sh --check
-
-build: bootstrap-check ## Build the programs
+build: bootstrap ## Build the programs
 	$(CARGO) build --workspace --bins
 
 demo: build ## A whole site from nothing: decrypts every published telegram, refuses the forged ones

@@ -196,7 +196,7 @@ pub(crate) struct Items {
 
 impl Items {
     /// Whether the APDUs come as lines on standard input.
-    pub(crate) fn from_lines(&self) -> bool {
+    pub(crate) fn reads_lines(&self) -> bool {
         self.apdu.as_deref().or(self.input.as_deref()) == Some("-")
     }
 
