@@ -273,7 +273,7 @@ fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], 
 /// A canary can't be forged or damaged in the token: whatever goes wrong with it is the device's fault.
 fn of_key(key: OurKey, fault: Fault) -> Fault {
     match fault {
-        Fault::Dirty | Fault::Busy => fault,
+        Fault::Dirty(_) | Fault::Busy => fault,
         _ => Fault::Broken(format!("the canary of {} failed: {}", key.label(), fault.reason())),
     }
 }

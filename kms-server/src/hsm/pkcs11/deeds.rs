@@ -244,3 +244,45 @@ pub(super) fn read_value(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::SealedKek;
+
+    #[test]
+    fn no_attribute_of_a_template_escapes_the_variations() {
+        let templates = [
+            OurKey::MeterKek.unwraps(),
+            OurKey::UseKek.unwraps(),
+            OurKey::TransportImport.unwraps(),
+            OurKey::Ceremony.unwraps(),
+        ];
+        for template in templates.into_iter().flatten() {
+            let variations = variations(&template);
+            assert_eq!(variations.len(), 3 * template.len());
+            assert!(variations.iter().all(|(_, varied)| *varied != template));
+        }
+    }
+
+    #[test]
+    fn every_usage_that_a_key_lacks_is_among_the_changes() {
+        for key in OurKey::PERMANENT {
+            let changes = changes(key.class(), key.usages(), key.migrates());
+            let possible =
+                if key.class() == ObjectClass::SECRET_KEY { 7 } else { Usage::PRIVATE.len() };
+            let usages = possible - key.usages().len();
+            assert_eq!(changes.len(), usages + 7, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_unwrapped_key_may_do_is_no_attack() {
+        let rightful = |usages: &[Usage], mechanism| {
+            Deed::ALL.into_iter().filter(|deed| deed.is_rightful(usages, mechanism)).count()
+        };
+        assert_eq!(rightful(&[Usage::Wrap], MechanismType::AES_KEY_WRAP), 1);
+        assert_eq!(rightful(&[Usage::Encrypt, Usage::Decrypt], MechanismType::AES_GCM), 2);
+        assert_eq!(rightful(OurKey::from(SealedKek::Use).usages(), MechanismType::AES_KEY_WRAP), 2);
+    }
+}

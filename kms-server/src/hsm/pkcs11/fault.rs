@@ -3,7 +3,10 @@
 //! SoftHSM reports a forged tag, a damaged blob and a dead disk with the same CKR_GENERAL_ERROR;
 //! others use CKR_DEVICE_ERROR for tampering. Such a code is *doubtful* until a canary has spoken.
 
-use cryptoki::error::{Error, RvError};
+use cryptoki::{
+    context::Function,
+    error::{Error, RvError},
+};
 
 /// An error, cut by what must happen to the session and the connection.
 #[derive(Debug)]
@@ -12,8 +15,9 @@ pub(super) enum Fault {
     Data(Error),
     /// Tampering or breakage: a canary decides.
     Doubtful(Error),
-    /// The session has an operation that was never ended, and no way to end it: close it.
-    Dirty,
+    /// The session has an operation that was never ended, and no way to end it; or the device failed
+    /// where no input was at fault. Close the session; another may do.
+    Dirty(String),
     /// All sessions are taken.
     Busy,
     /// The PIN is not to be tried again.
@@ -24,20 +28,29 @@ pub(super) enum Fault {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
-        let Error::Pkcs11(code, _) = &error else {
+        let Error::Pkcs11(code, function) = &error else {
             return Self::Broken(error.to_string());
         };
+        // Only these two see what could be forged. The same codes from others are the device's.
+        let opens = matches!(function, Function::Decrypt | Function::UnwrapKey);
         match code {
             RvError::EncryptedDataInvalid
             | RvError::EncryptedDataLenRange
             | RvError::DataInvalid
             | RvError::DataLenRange
             | RvError::WrappedKeyInvalid
-            | RvError::WrappedKeyLenRange => Self::Data(error),
-            RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError => {
+            | RvError::WrappedKeyLenRange
+                if opens =>
+            {
+                Self::Data(error)
+            }
+            RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError if opens => {
                 Self::Doubtful(error)
             }
-            RvError::OperationActive => Self::Dirty,
+            RvError::GeneralError
+            | RvError::FunctionFailed
+            | RvError::DeviceError
+            | RvError::OperationActive => Self::Dirty(ckr(&error)),
             RvError::SessionCount => Self::Busy,
             // Handles that are none, a library that is not initialised, a token that was pulled, and
             // everything that nobody has thought of.
@@ -51,9 +64,8 @@ impl Fault {
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Data(error) | Self::Doubtful(error) => ckr(error),
-            Self::Dirty => "CKR_OPERATION_ACTIVE".to_owned(),
             Self::Busy => "no session is free".to_owned(),
-            Self::Broken(reason) | Self::Refused(reason) => reason.clone(),
+            Self::Dirty(reason) | Self::Broken(reason) | Self::Refused(reason) => reason.clone(),
         }
     }
 }
@@ -80,8 +92,6 @@ pub(super) fn ckr(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cryptoki::context::Function;
-
     use super::*;
 
     #[test]
@@ -94,6 +104,13 @@ mod tests {
     fn a_general_error_is_not_taken_for_tampering() {
         let error = Error::Pkcs11(RvError::GeneralError, Function::Decrypt);
         assert!(matches!(Fault::from(error), Fault::Doubtful(_)));
+        // Before the token has seen the data, it is no answer about the data.
+        for code in [RvError::GeneralError, RvError::DeviceError, RvError::FunctionFailed] {
+            for function in [Function::DecryptInit, Function::Encrypt, Function::WrapKey] {
+                let fault = Fault::from(Error::Pkcs11(code, function));
+                assert!(matches!(fault, Fault::Dirty(_)), "{code:?} {function:?}");
+            }
+        }
     }
 
     #[test]

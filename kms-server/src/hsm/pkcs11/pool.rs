@@ -101,7 +101,7 @@ pub(super) struct Lease<'a> {
 impl Lease<'_> {
     /// The session.
     pub(super) fn session(&self) -> Result<&Session, Fault> {
-        self.session.as_ref().ok_or(Fault::Dirty)
+        self.session.as_ref().ok_or_else(|| Fault::Dirty("a session was given back".to_owned()))
     }
 
     /// Gives the session back: no operation is open in it.

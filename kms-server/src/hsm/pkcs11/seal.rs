@@ -10,7 +10,7 @@ use super::{
     connection::Proof,
     fault::Fault,
     gcm::{self, NONCE_LEN, Tag},
-    token::{Blame, Pkcs11Token},
+    token::Pkcs11Token,
 };
 use crate::{
     domain::BlockSecret,
@@ -24,7 +24,7 @@ const LABEL: &[u8] = b"ami.kms block secret v1";
 impl BlockSeals for Pkcs11Token {
     fn seal(&self, place: &[u8], secret: &BlockSecret) -> Result<Vec<u8>, TokenError> {
         let additional = [LABEL, place].concat();
-        self.call("seal a block secret", Proof::Site, Blame::Device, |connection, session| {
+        self.call("seal a block secret", Proof::Site, |connection, session| {
             let mut nonce = [0; NONCE_LEN];
             session.generate_random_slice(&mut nonce)?;
             let plain = secret.expose_block_secret_bytes();
@@ -37,7 +37,7 @@ impl BlockSeals for Pkcs11Token {
     fn open(&self, place: &[u8], sealed: &[u8]) -> Result<BlockSecret, TokenError> {
         let (nonce, body) = parse(sealed)?;
         let additional = [LABEL, place].concat();
-        self.call("open a block secret", Proof::Site, Blame::Input, |connection, session| {
+        self.call("open a block secret", Proof::Site, |connection, session| {
             let plain =
                 gcm::decrypt(session, connection.keks.site, nonce, &additional, body, Tag::Full)?;
             BlockSecret::fill_with(|bytes| {

@@ -13,7 +13,7 @@ use super::{
     gcm::{self, Tag},
     lock::lock,
     template::Usage,
-    token::{Blame, Pkcs11Token},
+    token::Pkcs11Token,
 };
 use crate::{
     domain::{ClearKey, SealedKek},
@@ -30,7 +30,7 @@ impl SealedKeys for Pkcs11Token {
         if !KEY_LENS.contains(&key.len()) {
             return Err(refused("wrap a key", format!("a key of {} bytes", key.len())));
         }
-        self.call("wrap a key", Proof::Site, Blame::Device, |connection, session| {
+        self.call("wrap a key", Proof::Site, |connection, session| {
             connection.count_objects(1);
             let object = create(session, key)?;
             let kek = connection.keks.sealed(under);
@@ -54,7 +54,7 @@ impl SealedKeys for Pkcs11Token {
             return Err(refused(OPERATION, format!("{} wrapped bytes", key.wrapped.len())));
         }
         let proof = Proof::Unwrap(SealedKek::Use);
-        self.call(OPERATION, proof, Blame::Input, |connection, session| {
+        self.call(OPERATION, proof, |connection, session| {
             let key = lock(&connection.holder).get(&connection.keks, key)?;
             self.open_each(connection, session, *key, apdus)
         })
@@ -78,8 +78,6 @@ impl Pkcs11Token {
         for apdu in apdus {
             opened.push(match open(session, key, apdu) {
                 Ok(plain) => Ok(plain),
-                // Nothing is authenticated without a tag, so there is nothing to be refused.
-                Err(fault) if apdu.tag.is_none() => return Err(broken(fault)),
                 Err(Fault::Data(_)) => Err(NotAuthentic),
                 Err(Fault::Doubtful(_)) => {
                     doubtful = true;
@@ -135,13 +133,6 @@ fn create(session: &Session, key: &ClearKey) -> Result<ObjectHandle, Fault> {
         drop(Zeroizing::new(bytes));
     }
     Ok(object?)
-}
-
-fn broken(fault: Fault) -> Fault {
-    match fault {
-        Fault::Data(_) | Fault::Doubtful(_) => Fault::Broken(fault.reason()),
-        _ => fault,
-    }
 }
 
 fn refused(operation: &'static str, reason: String) -> TokenError {

@@ -26,8 +26,8 @@ use crate::hsm::{Config, TokenCare, TokenError, TokenStatus};
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Sessions that one call may find dirty before the connection is given up.
-const DIRTY_SESSIONS_MAX: usize = 3;
+/// Sessions that one call may use before the connection is given up.
+const ATTEMPTS_MAX: usize = 4;
 
 /// Session objects after which `check` makes the connection anew: SoftHSM leaks 242 bytes of each, so
 /// about 120 MB.
@@ -56,15 +56,6 @@ struct Known {
     model: String,
     epoch: u64,
     fault: Option<String>,
-}
-
-/// Whose fault it is when a call fails and the canary is well.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blame {
-    /// What was to be opened was tampered with.
-    Input,
-    /// There is nothing in the input that could be wrong.
-    Device,
 }
 
 /// Within the library's gate, with a connection of this very epoch.
@@ -102,50 +93,53 @@ impl Pkcs11Token {
 
     /// Carries out `work` in a session of the pool.
     ///
-    /// `work` may run again in another session if the first turns out to have an abandoned operation;
-    /// nothing was done then. `proof` is the canary asked when the token's answer is doubtful.
+    /// `work` runs again, in another session, where the first was not clean, and where the token is in
+    /// doubt while the canary named by `proof` is well: what fails twice is tampered with, what failed
+    /// once was the device.
     pub(super) fn call<T>(
         &self,
         operation: &'static str,
         proof: Proof,
-        blame: Blame,
         mut work: impl FnMut(&Connection, &Session) -> Result<T, Fault>,
     ) -> Result<T, TokenError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let inside = self.inside()?;
         let connection = &*inside.connection;
-        for _ in 0..DIRTY_SESSIONS_MAX {
-            let lease = match connection.pool.lend(self.config.patience) {
-                Ok(lease) => lease,
-                Err(fault) => return Err(self.broke(connection, &fault)),
-            };
+        let mut doubted = false;
+        let mut last = Fault::Busy;
+        for _ in 0..ATTEMPTS_MAX {
+            let lease = connection.pool.lend(self.config.patience);
+            let lease = lease.map_err(|fault| self.broke(connection, &fault))?;
             let session = lease.session().map_err(|fault| self.broke(connection, &fault))?;
-            let error = match work(connection, session) {
+            let fault = match work(connection, session) {
                 Ok(done) => {
                     lease.keep();
                     return Ok(done);
                 }
-                Err(Fault::Dirty) => continue,
-                Err(Fault::Data(error)) => error,
                 Err(Fault::Doubtful(error)) => {
                     match connection.prove(session, &self.canaries, proof) {
-                        Ok(()) => error,
-                        Err(Fault::Dirty) => continue,
-                        Err(fault) => return Err(self.broke(connection, &fault)),
+                        Ok(()) if doubted => Fault::Data(error),
+                        Ok(()) => {
+                            doubted = true;
+                            lease.keep();
+                            continue;
+                        }
+                        Err(fault) => fault,
                     }
                 }
-                Err(fault) => return Err(self.broke(connection, &fault)),
+                Err(fault) => fault,
             };
-            return Err(match blame {
-                Blame::Input => {
+            match fault {
+                Fault::Data(error) => {
                     lease.keep();
-                    TokenError::Refused { operation, source: error.into() }
+                    return Err(TokenError::Refused { operation, source: error.into() });
                 }
-                // The session is closed; the connection has just been proved.
-                Blame::Device => self.note(&Fault::Doubtful(error)),
-            });
+                // The lease closes the session.
+                Fault::Dirty(_) => last = fault,
+                _ => return Err(self.broke(connection, &fault)),
+            }
         }
-        Err(self.broke(connection, &Fault::Dirty))
+        Err(self.broke(connection, &last))
     }
 
     /// Gives the connection up (except when it is merely busy) and says why.
@@ -256,14 +250,14 @@ impl Drop for Pkcs11Token {
 
 impl TokenCare for Pkcs11Token {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
-        self.call("give random bytes", Proof::Site, Blame::Device, |_, session| {
+        self.call("give random bytes", Proof::Site, |_, session| {
             Ok(session.generate_random_slice(out)?)
         })
     }
 
     fn check(&self) -> Result<(), TokenError> {
         let prove = || {
-            self.call("prove its KEKs", Proof::Site, Blame::Device, |connection, session| {
+            self.call("prove its KEKs", Proof::Site, |connection, session| {
                 if connection.objects_made() > OBJECTS_PER_EPOCH_MAX {
                     return Err(Fault::Broken("its library has leaked enough".to_owned()));
                 }
