@@ -179,7 +179,7 @@ pub fn blank_token() {
 }
 
 /// How long another process holds the token's lock.
-pub const LOCKED: Duration = Duration::from_secs(2);
+pub const LOCKED: Duration = Duration::from_secs(4);
 
 /// Starts a process that holds the token's lock for [`LOCKED`]; returns once it has it.
 pub fn lock_token(test: &str, home: &Home) -> std::process::Child {
