@@ -136,15 +136,19 @@ fn run_again(test: &str, home: &Path, role: &str) {
 fn template(test: &str) -> PathBuf {
     let exe = env::current_exe().unwrap();
     let mut hasher = DefaultHasher::new();
-    (&exe, fs::metadata(&exe).unwrap().modified().unwrap()).hash(&mut hasher);
+    fs::metadata(&exe).unwrap().modified().unwrap().hash(&mut hasher);
+    let build = format!("{:016x}", hasher.finish());
     let made = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let template = made.join(format!("token-{:016x}", hasher.finish()));
-    let lock = fs::File::create(made.join("token.lock")).unwrap();
+    let template = made.join(format!("token-{}", exe.file_stem().unwrap().display()));
+    let lock = fs::File::create(template.with_extension("lock")).unwrap();
     lock.lock().unwrap();
-    if !template.join("canaries").exists() {
+    // Written last: it says that the template is whole, and whose.
+    let stamp = template.join("build");
+    if fs::read_to_string(&stamp).ok().as_deref() != Some(&build) {
         let _ = fs::remove_dir_all(&template);
         fs::create_dir_all(&template).unwrap();
         run_again(test, &template, "make");
+        fs::write(stamp, build).unwrap();
     }
     template
 }
@@ -152,7 +156,6 @@ fn template(test: &str) -> PathBuf {
 fn make_template() {
     let home = Home(env::var_os(HOME).unwrap().into());
     let report = init(&Config { sync_dir: None, ..home.config() }, Some(&Home::so_pin())).unwrap();
-    // Last: its presence says that the template is whole.
     fs::write(home.0.join("canaries"), report.canaries.encode()).unwrap();
 }
 
