@@ -1,1 +1,53 @@
-//! x
+//! Client of the key management service: opens what meters send, without ever seeing a key, and
+//! provisions meters. The columns of the wire stay inside.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use kms_client::{Apdu, ClientConfig, KmsClient, MeterId};
+//!
+//! let config = ClientConfig::load("/etc/ami/client.toml".as_ref())?;
+//! let client = KmsClient::connect(config).await?;
+//! let apdu = Apdu::new(vec![0xDB, 0x08])?.of_meter(MeterId::new("MTR-000017")?);
+//! let opened = client.decrypt(&apdu).await?;
+//! println!("{}", opened.verdict);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every call has a deadline. Reads are tried again where that can help, at the next endpoint if
+//! need be; writes never are once they may have arrived, imports excepted, which are idempotent
+//! line by line.
+mod apdu; //       2  what goes in, what comes out
+mod call; //       2  what can go wrong with a call
+mod ciphering; //  7  decrypt, verify
+mod client;
+mod columns; //    4  the wire's batches
+mod config; //     1  client.toml
+mod flow; //       6  long streams: batches in flight, order, resending
+mod import; //     7  import
+mod lines; //      4  import files: JSON Lines, CSV
+mod meter; //      3  meters, keys, policies
+mod meters; //     7  create, get, list, delete
+mod names; //      1  meter ids, system titles
+mod retry; //      3  what is tried again, and when
+mod secret; //     1  key bytes in the client
+mod site; //       7  status
+mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
+
+pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
+pub use call::{CallError, ConnectError, ProtocolError};
+pub use ciphering::StreamOptions;
+pub use client::KmsClient;
+pub use columns::{PackedBatch, PackedReply};
+pub use config::{ClientConfig, ConfigError};
+pub use dlms::SystemTitle;
+pub use flow::Results;
+pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
+pub use lines::{BadLine, ImportFormat, ImportLine, ImportLines, LINE_LEN_MAX, Line, WipedLines};
+pub use meter::{
+    KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
+};
+pub use meters::{Created, Meters};
+pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
+pub use secret::KeyBytes;
+pub use site::{KeyringStatus, SiteStatus, StoreStatus, TokenStatus, WarmUp};

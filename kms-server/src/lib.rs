@@ -25,5 +25,8 @@ pub mod store;
 pub mod ciphering;
 pub mod keyring;
 pub mod lifecycle;
-
 pub mod rpc;
+
+pub mod app;
+pub mod config;
+pub mod telemetry;

@@ -1,2 +1,157 @@
-//! x
-fn main() {}
+//! `kms-server`: the command line.
+
+use std::{
+    error::Error,
+    fmt,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use kms_server::{
+    app::{self, Fault, InitOptions},
+    config::{Config, Finding},
+    telemetry,
+};
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(fault) => refuse_to_start(&fault),
+    }
+}
+
+fn run(Arguments { config: path, verb }: Arguments) -> Result<ExitCode, Fault> {
+    if let Verb::CheckConfig(output) = verb {
+        return Ok(check_config(&path, &output));
+    }
+    let config = Config::load(&path)?;
+    telemetry::start(&config.log).map_err(|error| Fault::Runtime(error.into()))?;
+    match verb {
+        Verb::Init { so_pin_file, output, .. } => {
+            output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
+        }
+        Verb::Serve => app::serve(config)?,
+        Verb::ProbeHsm(output) => {
+            let report = app::probe_hsm(config)?;
+            output.say(&report);
+            if report.verdict().is_err() {
+                return Ok(ExitCode::from(TOKEN_REFUSED));
+            }
+        }
+        Verb::CheckConfig(_) => {} // Done above: it tells of a file that can't be loaded, too.
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_config(path: &Path, output: &Output) -> ExitCode {
+    let findings = match Config::load(path) {
+        Ok(config) => app::check(config),
+        Err(error) => vec![Finding::of("file", &error)],
+    };
+    let is_well = findings.is_empty();
+    output.say(&Findings { findings });
+    if is_well { ExitCode::SUCCESS } else { ExitCode::from(CONFIGURATION_REFUSED) }
+}
+
+/// Says why on stderr, in one sentence with its causes; the sentence says what to do, too.
+fn refuse_to_start(fault: &Fault) -> ExitCode {
+    let mut sentence = format!("kms-server: {fault}");
+    let mut cause = fault.source();
+    while let Some(error) = cause {
+        sentence.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    // Nobody is left to hear that stderr is closed.
+    let _ = writeln!(io::stderr(), "{sentence}");
+    ExitCode::from(code_of(fault))
+}
+
+/// Exit codes, as `--help` tells them. Usage errors (2) are clap's.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  a fault at run time
+  2  wrong usage
+  3  the configuration is refused
+  4  the token is refused, or refuses us
+  5  the store is refused";
+
+const CONFIGURATION_REFUSED: u8 = 3;
+const TOKEN_REFUSED: u8 = 4;
+
+/// The one place where a fault becomes an exit code.
+fn code_of(fault: &Fault) -> u8 {
+    match fault {
+        Fault::Runtime(_) => 1,
+        Fault::Configuration(_) | Fault::Setting(_) => CONFIGURATION_REFUSED,
+        Fault::Token(_) => TOKEN_REFUSED,
+        Fault::Store(_) => 5,
+    }
+}
+
+/// Key management for smart meters: keeps meter keys under an HSM, and opens what meters send.
+#[derive(Parser)]
+#[command(name = "kms-server", version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/ami/kms.toml")]
+    config: PathBuf,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make the key domain: KEKs in the token, an empty database.
+    Init {
+        /// Make the token first.
+        #[arg(long, requires = "so_pin_file")]
+        create_token: bool,
+        /// The security officer's PIN, in a file of mode 600.
+        #[arg(long, value_name = "FILE", requires = "create_token")]
+        so_pin_file: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Serve until SIGTERM or SIGINT.
+    Serve,
+    /// Say everything that is wrong with the configuration and around it.
+    CheckConfig(Output),
+    /// Ask the token what it can do, and try the attacks that it must withstand.
+    ProbeHsm(Output),
+}
+
+/// How a verb says what it has to say.
+#[derive(Args)]
+struct Output {
+    /// As one JSON value.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    fn say<T: fmt::Display + serde::Serialize>(&self, what: &T) {
+        let text = if self.json { serde_json::to_string(what).ok() } else { None };
+        let text = text.unwrap_or_else(|| what.to_string());
+        // A reader that went away (`| head`) is no fault of ours.
+        let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    }
+}
+
+/// What `check-config` says.
+#[derive(serde::Serialize)]
+struct Findings {
+    findings: Vec<Finding>,
+}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.findings.is_empty() {
+            return f.write_str("nothing is wrong");
+        }
+        self.findings.iter().try_for_each(|finding| writeln!(f, "{finding}"))
+    }
+}

@@ -126,6 +126,11 @@ impl Record {
         }
     }
 
+    /// The name of a meter's record.
+    pub fn key_of(meter: &MeterRecord) -> RecordKey {
+        RecordKey::meter(&meter.system_title)
+    }
+
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256);

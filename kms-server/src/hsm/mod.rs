@@ -1,6 +1,7 @@
 //! The token: what this service asks of an HSM, in the service's own words. No PKCS #11 name passes
 //! here; `cryptoki` is said only in [`pkcs11`].
 
+pub mod config;
 pub mod door;
 pub mod pkcs11;
 
@@ -8,6 +9,7 @@ use std::{error::Error as StdError, fmt};
 
 use crate::domain::{BlockSecret, ClearKey, KeyId, SealedKek};
 
+pub use config::{BadConfig, Config, OaepHash, Pin};
 pub use door::Hsm;
 
 /// Boxed cause of an error.

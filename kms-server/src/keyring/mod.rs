@@ -1,15 +1,283 @@
-//! Open blocks and resident keys.
+//! Open blocks and resident keys: the way from a system title to the keys that open its APDUs.
+//!
+//! A hit takes no lock and allocates nothing: a [`Snapshot`] of the directory, one cache line of the
+//! block's table. A miss opens the block once, however many ask ([`opening`]). Changes go through
+//! [`changing`], which verifies what it builds on. [`warm_up`] opens all blocks in the background.
 
-/// The keyring.
-#[derive(Debug)]
-pub struct Keyring;
+pub mod arena;
+mod block_keys;
+mod changing;
+mod ids;
+mod opening;
+mod table;
+pub mod warm_up;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::OnceCell;
+
+use crate::{
+    domain::{
+        BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, MeterId, Position, SystemTitle,
+        ports::Clock,
+    },
+    hsm::{Hsm, TokenError},
+    store::{StoreError, WriteStore},
+};
+
+use arena::{Arena, ArenaError};
+pub use changing::{Change, WrappedValue};
+use ids::IdIndex;
+pub use table::{
+    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter,
+};
+
+/// What the keyring needs, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Size of the arena. A meter with GUEK and GAK takes 80 bytes.
+    pub arena_bytes: usize,
+    /// Go on if the arena can't be locked: development only.
+    pub allow_unlocked: bool,
+    /// Blocks opened at the same time by the warm-up; 1 to 64.
+    pub warm_up_parallelism: usize,
+}
+
+/// Why a block can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyringError {
+    /// The token can't open the block.
+    #[error("block {block} can't be opened: {source}")]
+    Token {
+        /// Which block.
+        block: BlockNo,
+        /// What the token said.
+        source: TokenError,
+    },
+    /// The database can't be read or written.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// No room for the block's keys.
+    #[error("the arena is full: raise keyring.arena_mib (block {block} needs {needed} bytes)")]
+    ArenaFull {
+        /// Which block.
+        block: BlockNo,
+        /// Its size in the arena.
+        needed: usize,
+    },
+    /// No seal of the block's secret is for this token.
+    #[error("block {0} is not sealed for this site's token")]
+    NotSealedForUs(BlockNo),
+    /// Stored data is not what was written.
+    #[error("block {block} is damaged: {what}")]
+    Damaged {
+        /// Which block.
+        block: BlockNo,
+        /// What does not hold.
+        what: String,
+    },
+    /// The stored block is older than one that this process has seen.
+    #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
+    Stale {
+        /// Which block.
+        block: BlockNo,
+        /// The highest position seen.
+        seen: Position,
+        /// What is stored now.
+        found: Position,
+    },
+}
+
+impl KeyringError {
+    /// Whether it may go away by itself.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
+            Self::Store(store) => {
+                matches!(store, StoreError::Unreachable { .. } | StoreError::Conflict(_))
+            }
+            Self::ArenaFull { .. } => true,
+            Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
+        }
+    }
+}
+
+/// A failure shared by all who waited for the same opening.
+pub type SharedError = Arc<KeyringError>;
+
+/// The directory as it was at one moment: hold it for a batch, not longer.
+pub type Snapshot = Arc<Directory>;
+
+/// All open blocks.
+pub struct Keyring {
+    config: Config,
+    domain: DomainRecord,
+    arena: Arc<Arena>,
+    directory: ArcSwap<Directory>,
+    ids: IdIndex,
+    /// Serialises changes of the directory; held for pointer copies, never across an `.await`.
+    publishing: Mutex<()>,
+    /// Openings under way: many ask, one opens.
+    opening: Mutex<HashMap<BlockNo, Opening>>,
+    /// One writer a block in this process; between processes the store's conflict decides.
+    writers: Mutex<HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>>,
+    memory: Mutex<Memory>,
+    progress: warm_up::Progress,
+    hsm: Hsm,
+    store: Arc<dyn WriteStore>,
+    clock: Arc<dyn Clock>,
+}
+
+type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
+
+/// What the keyring remembers of blocks besides their keys. Bounded by the number of blocks.
+#[derive(Default)]
+struct Memory {
+    /// The highest position seen of each block.
+    seen: HashMap<BlockNo, Position>,
+    /// When an opening last failed, and why: no second try within [`RETRY_AFTER_MS`].
+    failed: HashMap<BlockNo, (u64, SharedError)>,
+    /// Blocks whose last commit ended unknown: to be read again.
+    suspect: HashSet<BlockNo>,
+    /// The warm-up found no room for the whole fleet.
+    too_small: Option<SharedError>,
+    /// Where the search for a block to close goes on.
+    hand: usize,
+}
+
+/// How long a failed opening is not tried again, so that a flood of APDUs for a block that can't be
+/// opened does not become a flood of HSM calls and queries.
+const RETRY_AFTER_MS: u64 = 100;
+
+impl Keyring {
+    /// An empty keyring: no block is open yet.
+    pub fn new(
+        config: Config,
+        domain: DomainRecord,
+        hsm: Hsm,
+        store: Arc<dyn WriteStore>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, ArenaError> {
+        let arena = Arena::new(config.arena_bytes, config.allow_unlocked)?;
+        let blocks = vec![None; domain.blocks.get() as usize].into_boxed_slice();
+        Ok(Arc::new(Self {
+            config,
+            domain,
+            arena,
+            directory: ArcSwap::from_pointee(Directory { blocks }),
+            ids: IdIndex::new(),
+            publishing: Mutex::default(),
+            opening: Mutex::default(),
+            writers: Mutex::default(),
+            memory: Mutex::default(),
+            progress: warm_up::Progress::default(),
+            hsm,
+            store,
+            clock,
+        }))
+    }
+
+    /// The directory now. One atomic increment; hold it for a batch.
+    pub fn snapshot(&self) -> Snapshot {
+        self.directory.load_full()
+    }
+
+    /// The block that a title belongs to.
+    #[inline]
+    pub fn block_of(&self, title: &SystemTitle) -> BlockNo {
+        self.domain.blocks.block_of(title)
+    }
+
+    /// The title of the meter with this id, if its block is open.
+    pub fn title_of(&self, snapshot: &Directory, id: &str) -> Option<SystemTitle> {
+        let hash = self.ids.hash(id);
+        let title = self.ids.get(hash)?;
+        let meter = snapshot.table(self.block_of(&title))?.find(&title)?;
+        (meter.id_hash() == hash).then_some(title)
+    }
+
+    /// The title of the meter with this id, from the database. `None`: there is no such meter.
+    pub async fn look_up(&self, id: &MeterId) -> Result<Option<SystemTitle>, KeyringError> {
+        Ok(self.store.find_meter(id).await?.map(|place| place.system_title))
+    }
+
+    /// Identity and check value of an AES key in this domain; `None`: not 16 or 32 bytes.
+    pub fn identify(&self, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
+        block_keys::identify(&self.domain.domain, key)
+    }
+
+    /// Figures for people.
+    pub fn status(&self) -> KeyringStatus {
+        let snapshot = self.snapshot();
+        let open = snapshot.blocks.iter().flatten();
+        let (blocks_open, resident_meters) = open.fold((0, 0), |(blocks, meters), table| {
+            (blocks + u32::from(table.meters() > 0), meters + u64::from(table.meters()))
+        });
+        let memory = self.memory();
+        let failed = memory.failed.values().max_by_key(|(at, _)| *at).map(|(_, error)| error);
+        let fault = failed.or(memory.too_small.as_ref()).map(ToString::to_string);
+        let progress = self.progress.read(self.clock.monotonic_ms());
+        KeyringStatus {
+            blocks_total: progress.blocks_total,
+            blocks_open,
+            blocks_failed: memory.failed.len() as u32,
+            warm_up_done: progress.done,
+            warm_up_elapsed_ms: progress.elapsed_ms,
+            resident_meters,
+            arena_bytes_used: self.arena.used() as u64,
+            arena_bytes_total: self.arena.len() as u64,
+            memory_locked: self.arena.is_locked(),
+            fault,
+        }
+    }
+
+    /// Puts tables into the directory and keeps the id index in step. `None` closes a block.
+    fn publish(&self, tables: Vec<(BlockNo, Option<Arc<BlockTable>>)>) {
+        let _one_at_a_time = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.directory.load_full();
+        let mut blocks = old.blocks.clone();
+        for (block, table) in &tables {
+            if let Some(place) = blocks.get_mut(block.0 as usize) {
+                place.clone_from(table);
+            }
+        }
+        let new = Arc::new(Directory { blocks });
+        for (block, table) in &tables {
+            self.index(old.table(*block), table.as_deref());
+        }
+        self.directory.store(new);
+    }
+
+    fn index(&self, old: Option<&BlockTable>, new: Option<&BlockTable>) {
+        let kept = |meter: &ResidentMeter<'_>| {
+            new.and_then(|table| table.find(&meter.title()))
+                .is_some_and(|now| now.id_hash() == meter.id_hash())
+        };
+        for gone in old.into_iter().flat_map(BlockTable::iter).filter(|meter| !kept(meter)) {
+            self.ids.forget(gone.id_hash(), gone.title());
+        }
+        for meter in new.into_iter().flat_map(BlockTable::iter).filter(|meter| !meter.is_damaged())
+        {
+            self.ids.put(meter.id_hash(), meter.title());
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// For `GetStatus`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyringStatus {
     /// Blocks that exist.
     pub blocks_total: u32,
-    /// Blocks that are open.
+    /// Blocks that are open and hold meters.
     pub blocks_open: u32,
     /// Blocks whose last opening failed.
     pub blocks_failed: u32,
@@ -27,11 +295,4 @@ pub struct KeyringStatus {
     pub memory_locked: bool,
     /// The last fault, while it lasts.
     pub fault: Option<String>,
-}
-
-impl Keyring {
-    /// Figures for people.
-    pub fn status(&self) -> KeyringStatus {
-        KeyringStatus::default()
-    }
 }

@@ -1,8 +1,23 @@
 //! Keys' lives: meters come, bring keys, and go.
+//!
+//! An import is checked line by line ([`checks`]), laid beside what is known of the meter
+//! ([`merging`]), and committed for all of its blocks at once ([`importing`]).
 
-use crate::domain::{
-    BlockNo, ClearKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, SecuritySetup,
-    SystemTitle,
+mod checks;
+mod importing;
+mod merging;
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{
+        BlockNo, ClearKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record,
+        SecuritySetup, SystemTitle,
+        ports::{Clock, Randomness},
+        record::Tombstone,
+    },
+    keyring::{Keyring, KeyringError},
+    store::{ReadStore, StoreError},
 };
 
 /// What `lifecycle` may do.
@@ -120,52 +135,146 @@ pub enum LifecycleError {
     },
 }
 
+impl From<KeyringError> for LifecycleError {
+    fn from(error: KeyringError) -> Self {
+        let reason = error.to_string();
+        match error {
+            KeyringError::Store(StoreError::Conflict(_)) => Self::Busy,
+            error if error.is_transient() => Self::Unavailable { reason },
+            KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
+            _ => Self::Damaged { reason },
+        }
+    }
+}
+
+impl From<StoreError> for LifecycleError {
+    fn from(error: StoreError) -> Self {
+        KeyringError::Store(error).into()
+    }
+}
+
+/// How often a change is decided anew after another writer was first.
+const TRIES: usize = 5;
+
 /// The verbs.
 pub struct Lifecycle {
     config: Config,
+    keyring: Arc<Keyring>,
+    store: Arc<dyn ReadStore>,
+    clock: Arc<dyn Clock>,
+    randomness: Arc<dyn Randomness>,
 }
 
 impl Lifecycle {
+    /// Puts the verbs on top of their parts. `store` finds meters; all that is read or written of
+    /// them goes through the keyring, which verifies it.
+    pub fn new(
+        config: Config,
+        keyring: Arc<Keyring>,
+        store: Arc<dyn ReadStore>,
+        clock: Arc<dyn Clock>,
+        randomness: Arc<dyn Randomness>,
+    ) -> Self {
+        Self { config, keyring, store, clock, randomness }
+    }
+
     /// Creates one meter; the warnings are worth a look. Refused if it exists.
     pub async fn create(
         &self,
         meter: NewMeter,
-        _rules: ImportRules,
+        rules: ImportRules,
     ) -> Result<(MeterView, Vec<String>), LifecycleError> {
-        let _ = self.config;
-        Err(LifecycleError::NotFound(meter.meter_id.to_string()))
+        let (id, title) = (meter.meter_id.clone(), meter.system_title);
+        if self.store.find_meter(&id).await?.is_some() {
+            return Err(LifecycleError::AlreadyExists(id.to_string()));
+        }
+        let results = self.import(vec![meter], rules).await?;
+        let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
+            return Err(LifecycleError::Busy);
+        };
+        outcome?;
+        if rules.dry_run {
+            return Err(LifecycleError::Refused(Refusal {
+                code: "DRY_RUN",
+                reason: "the meter could be created; nothing was changed".to_owned(),
+            }));
+        }
+        Ok((self.get_by_title(&title).await?, warnings))
     }
 
     /// The meter with this id.
     pub async fn get(&self, id: &MeterId) -> Result<MeterView, LifecycleError> {
-        Err(LifecycleError::NotFound(id.to_string()))
+        let place = self.store.find_meter(id).await?;
+        let place = place.ok_or_else(|| LifecycleError::NotFound(id.to_string()))?;
+        let view = self.get_by_title(&place.system_title).await?;
+        // The index only says where to look: what counts is the record, which is authenticated.
+        if view.record.meter_id == *id {
+            Ok(view)
+        } else {
+            Err(LifecycleError::NotFound(id.to_string()))
+        }
     }
 
     /// The meter with this title.
     pub async fn get_by_title(&self, title: &SystemTitle) -> Result<MeterView, LifecycleError> {
-        Err(LifecycleError::NotFound(format!("{title:?}")))
+        match self.keyring.read(title).await? {
+            Some(Record::Meter(record)) => {
+                Ok(MeterView { record, block: self.keyring.block_of(title) })
+            }
+            Some(Record::Tombstone(_)) | None => {
+                Err(LifecycleError::NotFound(format!("with system title {title}")))
+            }
+        }
     }
 
     /// Meters in order of id after `after`, at most `limit`.
     pub async fn list(
         &self,
-        _after: Option<&MeterId>,
-        _limit: u32,
+        after: Option<&MeterId>,
+        limit: u32,
     ) -> Result<Vec<MeterView>, LifecycleError> {
-        Ok(Vec::new())
+        let places = self.store.list_meters(after, limit).await?;
+        let mut views = Vec::with_capacity(places.len());
+        for place in places {
+            match self.get_by_title(&place.system_title).await {
+                Ok(view) => views.push(view),
+                // Deleted between the two reads.
+                Err(LifecycleError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(views)
     }
 
-    /// Deletes a meter; a tombstone stays.
+    /// Deletes a meter; a tombstone with its keys' fingerprints stays.
     pub async fn delete(&self, id: &MeterId) -> Result<(), LifecycleError> {
-        Err(LifecycleError::NotFound(id.to_string()))
+        for _ in 0..TRIES {
+            match self.delete_once(id).await {
+                Err(LifecycleError::Busy) => {}
+                done => return done,
+            }
+        }
+        Err(LifecycleError::Busy)
     }
 
-    /// Imports lines: one result each, in order. A line's refusal leaves the others alone.
-    pub async fn import(
-        &self,
-        _meters: Vec<NewMeter>,
-        _rules: ImportRules,
-    ) -> Result<Vec<ImportResult>, LifecycleError> {
-        Ok(Vec::new())
+    async fn delete_once(&self, id: &MeterId) -> Result<(), LifecycleError> {
+        let not_found = || LifecycleError::NotFound(id.to_string());
+        let place = self.store.find_meter(id).await?.ok_or_else(not_found)?;
+        let title = place.system_title;
+        let mut changes = self.keyring.change(&[self.keyring.block_of(&title)]).await?;
+        let change = changes.first_mut().ok_or_else(not_found)?;
+        let Some(Record::Meter(meter)) = change.record(&title)? else {
+            return Err(not_found());
+        };
+        if meter.meter_id != *id {
+            return Err(not_found());
+        }
+        change.put(Record::Tombstone(Tombstone {
+            meter_id: meter.meter_id,
+            system_title: title,
+            fingerprints: meter.keys.iter().map(|key| key.fingerprint).collect(),
+            deleted_ms: self.clock.unix_ms(),
+        }));
+        Ok(self.keyring.commit(changes).await?)
     }
 }

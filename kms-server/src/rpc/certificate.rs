@@ -57,14 +57,58 @@ pub enum TlsError {
         /// The key's file.
         private_key: PathBuf,
     },
+    /// The certificate's time is over.
+    #[error("the certificate in {} has expired: renew it", path.display())]
+    Expired {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The certificate's time has not come.
+    #[error("the certificate in {} is not valid yet: check the clock, or wait", path.display())]
+    NotYetValid {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The TLS library refused its settings.
     #[error("TLS can't be set up")]
     SetUp(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// Everything that is wrong with the certificate files at `now_ms`, milliseconds since 1970, each with
+/// its setting: for `check-config`, before a server uses them.
+pub fn check_certificates(
+    tls: &super::TlsConfig,
+    now_ms: u64,
+    ) -> Vec<(&'static str, TlsError)> {
+    let identity = check_identity(tls, now_ms).err().map(|error| ("rpc.tls.certificate", error));
+    let authorities = read(&tls.client_ca).and_then(|pem| load_authorities(&tls.client_ca, &pem));
+    let authorities = authorities.err().map(|error| ("rpc.tls.client_ca", error));
+    identity.into_iter().chain(authorities).collect()
+}
+
+fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {
+    let (certificate, private_key) = (&tls.certificate, &tls.private_key);
+    let (chain, key) = (read(certificate)?, zeroize::Zeroizing::new(read(private_key)?));
+    let provider = rustls::crypto::ring::default_provider();
+    let identity = load_identity((certificate, &chain), (private_key, &key), &provider)?;
+    if now_ms > identity.not_after_ms {
+        return Err(TlsError::Expired { path: certificate.clone() });
+    }
+    if now_ms < identity.not_before_ms {
+        return Err(TlsError::NotYetValid { path: certificate.clone() });
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
 /// A certificate chain and its key, proved to belong together.
 pub(super) struct Identity {
     pub(super) key: CertifiedKey,
+    /// From when the leaf is valid; milliseconds since 1970.
+    pub(super) not_before_ms: u64,
     /// When the leaf expires; milliseconds since 1970.
     pub(super) not_after_ms: u64,
 }
@@ -78,9 +122,9 @@ pub(super) fn load_identity(
     let chain = load_chain(certificate, certificate_pem)?;
     let key = PrivateKeyDer::from_pem_slice(private_key_pem)
         .map_err(|_| TlsError::NoPrivateKey { path: private_key.to_owned() })?;
-    let not_after_ms = chain
+    let (not_before_ms, not_after_ms) = chain
         .first()
-        .and_then(|leaf| not_after_ms(leaf))
+        .and_then(|leaf| validity_ms(leaf))
         .ok_or_else(|| unusable(certificate, "it is not an X.509 certificate"))?;
     let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
         RustlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => TlsError::Mismatch {
@@ -89,7 +133,7 @@ pub(super) fn load_identity(
         },
         error => unusable(private_key, error),
     })?;
-    Ok(Identity { key, not_after_ms })
+    Ok(Identity { key, not_before_ms, not_after_ms })
 }
 
 /// Reads the authorities out of PEM text.
@@ -154,9 +198,11 @@ fn name_of(certificate: &X509Certificate<'_>) -> Option<CallerName> {
     CallerName::new(name).ok()
 }
 
-fn not_after_ms(certificate: &CertificateDer<'_>) -> Option<u64> {
+fn validity_ms(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    expiry_of(&parsed)
+    // A certificate from before 1970 is valid since the beginning of our time.
+    let not_before = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
+    Some((not_before.checked_mul(1_000)?, expiry_of(&parsed)?))
 }
 
 fn expiry_of(certificate: &X509Certificate<'_>) -> Option<u64> {

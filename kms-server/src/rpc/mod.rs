@@ -27,7 +27,7 @@ mod upload;
 mod verb;
 mod words;
 
-pub use certificate::TlsError;
+pub use certificate::{TlsError, check_certificates};
 pub use config::{BadSetting, Config, Limits, TlsConfig};
 pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role};
 pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};

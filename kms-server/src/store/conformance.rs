@@ -1,1 +1,107 @@
-//! x
+//! What every store must do, written against the traits alone: SQLite and PostgreSQL run the same
+//! cases. They return what is broken, they don't panic, so that a program can run them as well.
+
+mod cases;
+mod made_up;
+
+use std::{future::Future, sync::Arc};
+
+use super::{StoreError, WriteStore};
+
+pub use made_up::Scene;
+
+/// A store that does not do what the traits say.
+#[derive(Debug, thiserror::Error)]
+#[error("the store breaks the contract that {case}: {what}")]
+pub struct Broken {
+    /// Which case; a sentence.
+    pub case: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+/// Runs all cases, each on a store of its own that `fresh` makes: empty, migrated, and nobody else's.
+/// Ends at the first that is broken.
+pub async fn run<F, Made>(fresh: F) -> Result<(), Broken>
+where
+    F: Fn() -> Made,
+    Made: Future<Output = Arc<dyn WriteStore>>,
+{
+    macro_rules! each {
+        ($($case:ident)*) => {$(
+            cases::$case(fresh().await).await.map_err(|what| Broken {
+                case: concat!(stringify!($case)),
+                what: what.0,
+            })?;
+        )*};
+    }
+    each! {
+        a_fresh_store_is_empty
+        a_domain_comes_to_be_once
+        a_block_comes_back_byte_for_byte_and_in_key_order
+        heads_are_in_order_and_only_of_blocks_that_exist
+        a_change_replaces_the_record_and_leaves_the_others
+        a_head_that_moved_is_a_conflict
+        of_two_writers_exactly_one_wins
+        a_gap_or_a_number_twice_is_refused
+        epochs_never_fall
+        a_wrong_count_is_refused
+        a_block_stands_in_a_commit_once
+        a_seal_is_never_overwritten
+        nothing_of_a_failed_commit_is_seen
+        a_reader_sees_a_commit_whole_or_not_at_all
+        a_tombstone_frees_the_id_and_keeps_the_record
+        an_id_moves_from_the_dead_to_the_living_in_one_commit
+        an_id_belongs_to_one_meter
+        a_title_belongs_to_one_meter
+        meters_are_listed_in_order_of_id_page_by_page
+        holders_follow_the_fingerprints
+        an_index_that_changes_twice_in_a_commit_says_the_last
+    }
+    Ok(())
+}
+
+/// What a case saw that it should not have.
+#[derive(Debug)]
+struct Seen(String);
+
+impl From<StoreError> for Seen {
+    fn from(error: StoreError) -> Self {
+        Self(format!("it failed: {error}"))
+    }
+}
+
+/// The two are to be equal.
+fn same<T: PartialEq + std::fmt::Debug>(found: T, wanted: T) -> Result<(), Seen> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(Seen(format!("{found:?} where {wanted:?} should be")))
+    }
+}
+
+/// The write is to fail with an error that `wanted` describes.
+fn refused(
+    outcome: Result<(), StoreError>,
+    wanted: impl FnOnce(&StoreError) -> bool,
+) -> Result<(), Seen> {
+    match outcome {
+        Err(error) if wanted(&error) => Ok(()),
+        other => Err(Seen(format!("not refused as it should be, but {other:?}"))),
+    }
+}
+
+/// As [`refused`], for the rule of `super::rules`.
+fn refused_by(outcome: Result<(), StoreError>, wanted: &str) -> Result<(), Seen> {
+    refused(outcome, |error| matches!(error, StoreError::Rule { rule, .. } if *rule == wanted))
+}
+
+/// As [`refused`], because another meter has the id or title.
+fn refused_as_taken(outcome: Result<(), StoreError>, wanted: &str) -> Result<(), Seen> {
+    refused(outcome, |error| matches!(error, StoreError::Taken { what, .. } if *what == wanted))
+}
+
+/// As [`refused`], because somebody else was first.
+fn refused_as_conflict(outcome: Result<(), StoreError>) -> Result<(), Seen> {
+    refused(outcome, |error| matches!(error, StoreError::Conflict(_)))
+}

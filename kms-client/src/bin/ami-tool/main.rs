@@ -1,2 +1,60 @@
-//! x
-fn main() {}
+//! `ami-tool`: meters and their messages from the command line.
+//!
+//! [`args`] says what can be asked, one module a command carries it out, [`failure`] knows the exit
+//! codes.
+
+mod args;
+mod duplicates;
+mod failure;
+mod import;
+mod items;
+mod lines;
+mod meter;
+mod site;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use kms_client::{ClientConfig, KmsClient};
+
+use args::{Arguments, Command};
+use failure::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let json = arguments.json;
+    match start(arguments) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(json),
+    }
+}
+
+fn start(arguments: Arguments) -> Result<Exit, Failure> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::files(format!("the runtime does not start: {error}")))?;
+    runtime.block_on(run(arguments))
+}
+
+async fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    let Arguments {
+        config,
+        json,
+        command,
+    } = arguments;
+    let command = command.checked()?;
+    let config = ClientConfig::load(&config)?;
+    let client = KmsClient::connect(config).await?;
+    match command {
+        Command::Meter { command } => meter::run(&client, command, json).await,
+        Command::Decrypt(what) => items::decrypt(&client, what, json).await,
+        Command::Verify(what) => items::verify(&client, what, json).await,
+        Command::Site {
+            command: args::SiteCommand::Status,
+        } => site::status(&client, json).await,
+    }
+}

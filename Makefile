@@ -1,0 +1,55 @@
+# What to run. `make` alone prints this list.
+
+CARGO ?= cargo
+DIR ?= target/dev-site
+FUZZ_SECONDS ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap bootstrap-check build demo dev test check deny advisories bench fuzz
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bootstrap: ## Install what is missing to build and test: a C compiler, make, SoftHSM
+	@scripts/bootstrap.sh
+
+bootstrap-check:
+	@scripts/bootstrap.sh --check
+
+build: bootstrap-check ## Build the programs
+	$(CARGO) build --workspace --bins
+
+demo: build ## A whole site from nothing: decrypts every published telegram, refuses the forged ones
+	@$(CARGO) run --quiet --package softhsm-tests --bin kms-demo -- demo
+
+dev: build ## A server to develop against, kept in DIR (default target/dev-site); Ctrl-C stops it
+	@$(CARGO) run --quiet --package softhsm-tests --bin kms-demo -- dev $(DIR)
+
+test: build ## All tests, with SoftHSM; ends with one line of counts
+	@scripts/test.sh
+
+check: ## Formatting, lints, and what deny.toml says about dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(MAKE) deny
+
+deny: ## Licences, sources and doors between crates (installs cargo-deny if it is missing)
+	@$(CARGO) deny --version >/dev/null 2>&1 || { \
+	  echo "cargo-deny is missing: installing it with cargo (some minutes, once)"; \
+	  $(CARGO) install cargo-deny --locked; }
+	$(CARGO) deny --all-features check bans licenses sources
+
+advisories: ## Known vulnerabilities of dependencies; fetches the RustSec database
+	$(CARGO) deny --all-features check advisories
+
+bench: build ## The figures of README.md
+	$(CARGO) bench --package benches
+
+fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
+	  echo "cargo-fuzz is missing: installing it with cargo"; $(CARGO) install cargo-fuzz --locked; }
+	@for target in $$($(CARGO) fuzz list); do \
+	  mkdir -p fuzz/target/found/$$target; \
+	  $(CARGO) +nightly fuzz run $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
+	    -max_len=2048 -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done

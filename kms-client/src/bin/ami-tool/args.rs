@@ -1,0 +1,266 @@
+//! What can be asked. No argument ever holds a secret: other users can read them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kms_client::{ImportFormat, MeterId, SystemTitle, parse_system_title};
+
+use crate::failure::Failure;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  all good
+  1  something was refused, or a verdict was not OK (nor OK_UNAUTHENTICATED)
+  2  the command line is wrong
+  3  the configuration or a file cannot be used
+  4  the service is unreachable, busy, late or failing
+  5  the certificate does not grant the call";
+
+/// Meters and their messages from the command line
+#[derive(Parser)]
+#[command(name = "ami-tool", version, after_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    /// The client's configuration
+    #[arg(
+        long,
+        global = true,
+        env = "AMI_CLIENT_CONFIG",
+        default_value = "/etc/ami/client.toml"
+    )]
+    pub(crate) config: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create, show, list, delete or import meters
+    #[command(after_help = EXIT_CODES)]
+    Meter {
+        #[command(subcommand)]
+        command: MeterCommand,
+    },
+    /// Open what meters sent
+    #[command(after_help = EXIT_CODES)]
+    Decrypt(Items),
+    /// Check the MIC of what meters sent; no plaintext comes back
+    #[command(after_help = EXIT_CODES)]
+    Verify(Items),
+    /// Ask the site how it is doing
+    #[command(after_help = EXIT_CODES)]
+    Site {
+        #[command(subcommand)]
+        command: SiteCommand,
+    },
+}
+
+impl Command {
+    /// What clap can't check: done before any connection is made.
+    pub(crate) fn checked(self) -> Result<Self, Failure> {
+        match &self {
+            Self::Decrypt(items) | Self::Verify(items) => items.check()?,
+            Self::Meter {
+                command: MeterCommand::Import(import),
+            } => {
+                import.format()?;
+            }
+            Self::Meter {
+                command: MeterCommand::Get(get),
+            } if get.both_or_neither() => {
+                return Err(Failure::usage(
+                    "name the meter: its ID, or --system-title HEX",
+                ));
+            }
+            _ => {}
+        }
+        Ok(self)
+    }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SiteCommand {
+    /// Show warm-up, token, store, keyring and faults
+    Status,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum MeterCommand {
+    /// Create one meter from a file that holds one import line as JSON
+    Create(Create),
+    /// Show one meter and what is known of its keys
+    Get(Get),
+    /// List meters in order of their ids
+    List(List),
+    /// Delete one meter; its key fingerprints stay known
+    Delete(Delete),
+    /// Import many meters from JSON Lines or CSV; to do it again changes nothing
+    Import(Import),
+}
+
+#[derive(Args)]
+pub(crate) struct Create {
+    /// The file; `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+    /// Accept all-zero and published test keys
+    #[arg(long)]
+    pub(crate) allow_test_keys: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Get {
+    /// The operator's name of the meter
+    #[arg(value_name = "ID")]
+    pub(crate) meter_id: Option<MeterId>,
+    /// Its name on the wire, 16 hex digits
+    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
+    pub(crate) system_title: Option<SystemTitle>,
+}
+
+impl Get {
+    fn both_or_neither(&self) -> bool {
+        self.meter_id.is_some() == self.system_title.is_some()
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct List {
+    /// Start after this meter id
+    #[arg(long, value_name = "ID")]
+    pub(crate) after: Option<MeterId>,
+    /// Show at most so many
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Args)]
+pub(crate) struct Delete {
+    /// The operator's name of the meter
+    #[arg(value_name = "ID")]
+    pub(crate) meter_id: MeterId,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    Jsonl,
+    Csv,
+}
+
+#[derive(Args)]
+pub(crate) struct Import {
+    /// The file; `-` for standard input
+    pub(crate) file: PathBuf,
+    /// Accept all-zero and published test keys
+    #[arg(long)]
+    pub(crate) allow_test_keys: bool,
+    /// Keep key values that a meter does not know yet as new versions, beside the old ones
+    #[arg(long)]
+    pub(crate) add_versions: bool,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv) otherwise
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
+}
+
+impl Import {
+    pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
+        match self.format {
+            Some(Format::Jsonl) => Ok(ImportFormat::JsonLines),
+            Some(Format::Csv) => Ok(ImportFormat::Csv),
+            None => ImportFormat::of_path(&self.file).ok_or_else(|| {
+                let file = self.file.display();
+                Failure::usage(format!(
+                    "{file} does not end in .jsonl, .ndjson or .csv; say --format jsonl or --format csv"
+                ))
+            }),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Items {
+    /// The meter, by the operator's name
+    #[arg(long, value_name = "ID", conflicts_with = "system_title")]
+    pub(crate) meter: Option<MeterId>,
+    /// The meter, by its name on the wire, 16 hex digits
+    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
+    pub(crate) system_title: Option<SystemTitle>,
+    /// e in 0.0.43.0.e.255; each in turn otherwise
+    #[arg(long, value_name = "N")]
+    pub(crate) security_setup: Option<u8>,
+    /// One ciphered APDU in hex, spaces allowed; `-`: JSON lines on standard input, such as
+    /// {"meter":"…","apdu":"HEX"}, with system_title, security_setup and id if wanted
+    #[arg(long, value_name = "HEX|-")]
+    pub(crate) apdu: Option<String>,
+    /// `-`: as --apdu -
+    #[arg(value_name = "-", conflicts_with = "apdu")]
+    pub(crate) input: Option<String>,
+}
+
+impl Items {
+    /// Whether the APDUs come as lines on standard input.
+    pub(crate) fn from_lines(&self) -> bool {
+        self.apdu.as_deref().or(self.input.as_deref()) == Some("-")
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        match (&self.apdu, &self.input) {
+            (Some(_), _) => Ok(()),
+            (None, Some(input)) if input == "-" => Ok(()),
+            _ => Err(Failure::usage(
+                "say which APDU: --apdu HEX, or `-` for lines on standard input",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_documents_its_exit_codes() {
+        let mut command = Arguments::command();
+        command.clone().debug_assert();
+        assert!(
+            command
+                .render_long_help()
+                .to_string()
+                .contains("Exit codes:")
+        );
+    }
+
+    #[test]
+    fn a_meter_is_not_named_twice_or_not_at_all() {
+        for line in [
+            "ami-tool meter get",
+            "ami-tool meter get m --system-title 4D4D4D0000BC614E",
+        ] {
+            let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
+            assert!(arguments.command.checked().is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_known_extension_needs_a_format() {
+        let parse = |line: &str| {
+            Arguments::try_parse_from(line.split(' '))
+                .unwrap()
+                .command
+                .checked()
+        };
+        assert!(parse("ami-tool meter import meters.txt").is_err());
+        assert!(parse("ami-tool meter import -").is_err());
+        assert!(parse("ami-tool meter import - --format csv").is_ok());
+        assert!(parse("ami-tool meter import meters.NDJSON").is_ok());
+    }
+}

@@ -1,0 +1,260 @@
+//! `meter import`: a progress bar for people, plain lines for logs, objects for machines.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kms_client::{
+    BadLine, ImportCounts, ImportFormat, ImportLine, ImportLines, ImportResult, ImportRules,
+    KmsClient, Outcome,
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::args::Import;
+use crate::duplicates::SeenValues;
+use crate::failure::{Exit, Failure};
+use crate::text::{say, say_json};
+
+/// Lines read ahead of their results.
+const READ_AHEAD: usize = 2_048;
+/// Without a terminal, one line of progress each.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// What is known of a line when its result comes.
+struct Due {
+    /// Bytes of the file up to its end.
+    position: u64,
+    sent: Result<Vec<String>, BadLine>,
+}
+
+pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<Exit, Failure> {
+    let format = what.format()?;
+    let (source, len) = open(&what.file)?;
+    let rules = ImportRules {
+        allow_test_keys: what.allow_test_keys,
+        add_versions: what.add_versions,
+        dry_run: what.dry_run,
+    };
+    let (due_sender, mut due) = mpsc::channel(READ_AHEAD);
+    let (line_sender, lines) = mpsc::channel(READ_AHEAD);
+    // A thread of its own, since files block, and standard input is not waited for at the end.
+    std::thread::spawn(move || read_lines(source, format, &due_sender, &line_sender));
+    let mut results = client.meters().import(ReceiverStream::new(lines), rules);
+    let mut report = Report::new(json, what.dry_run, len);
+    while let Some(Due { position, sent }) = due.recv().await {
+        let result = match sent {
+            Err(bad) => refused_here(bad),
+            Ok(warnings) => match results.next().await {
+                Some(Ok(mut result)) => {
+                    result.warnings.extend(warnings);
+                    result
+                }
+                Some(Err(error)) => return Err(report.broken_off(Failure::from(error))),
+                None => return Err(report.broken_off(Failure::files("the results ended early"))),
+            },
+        };
+        report.take(&result, position)?;
+    }
+    report.finish()
+}
+
+fn open(path: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>), Failure> {
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let failed = |error: io::Error| Failure::files(format!("reading {}: {error}", path.display()));
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let len = metadata.is_file().then_some(metadata.len());
+    Ok((Box::new(file), len))
+}
+
+fn read_lines(
+    source: Box<dyn Read + Send>,
+    format: ImportFormat,
+    due: &mpsc::Sender<Due>,
+    lines: &mpsc::Sender<ImportLine>,
+) {
+    let mut parsed = ImportLines::new(source, format);
+    let mut seen = SeenValues::new();
+    while let Some(line) = parsed.next() {
+        let position = parsed.position();
+        let was_full = seen.is_full();
+        let (sent, line) = match line {
+            Err(bad) => (Err(bad), None),
+            Ok(line) => (Ok(seen.warnings(line.line, &line.meter)), Some(line)),
+        };
+        if seen.is_full() && !was_full {
+            let _ = writeln!(
+                io::stderr(),
+                "more values than are compared: from here on, only the service reports duplicates"
+            );
+        }
+        // First what is due, then the line: so a result always finds what it belongs to.
+        let told = due.blocking_send(Due { position, sent }).is_ok();
+        if !told || line.is_some_and(|line| lines.blocking_send(line).is_err()) {
+            return;
+        }
+    }
+}
+
+/// The result of a line that never left.
+fn refused_here(bad: BadLine) -> ImportResult {
+    let BadLine { line, code, reason } = bad;
+    ImportResult {
+        line,
+        outcome: Outcome::Refused,
+        meter_id: String::new(),
+        code: code.to_owned(),
+        reason,
+        warnings: Vec::new(),
+    }
+}
+
+/// What is said while it runs, and at the end.
+struct Report {
+    json: bool,
+    dry_run: bool,
+    counts: ImportCounts,
+    /// Lines with at least one warning.
+    duplicates: u64,
+    started: Instant,
+    last_said: Instant,
+    bar: ProgressBar,
+    on_terminal: bool,
+}
+
+impl Report {
+    fn new(json: bool, dry_run: bool, len: Option<u64>) -> Self {
+        let on_terminal = io::stderr().is_terminal();
+        let bar = match len {
+            Some(len) => ProgressBar::new(len)
+                .with_style(style("{bar:32} {percent:>3} %  {msg}  {eta} left")),
+            None => ProgressBar::no_length().with_style(style("{spinner}  {msg}")),
+        };
+        let target = if on_terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        bar.set_draw_target(target);
+        let now = Instant::now();
+        Self {
+            json,
+            dry_run,
+            counts: ImportCounts::default(),
+            duplicates: 0,
+            started: now,
+            last_said: now,
+            bar,
+            on_terminal,
+        }
+    }
+
+    fn take(&mut self, result: &ImportResult, position: u64) -> Result<(), Failure> {
+        self.counts.count(result);
+        self.duplicates += u64::from(!result.warnings.is_empty());
+        self.bar.set_position(position);
+        self.bar.set_message(progress(&self.counts));
+        if self.json {
+            return self.bar.suspend(|| say_json(result));
+        }
+        let ImportResult {
+            line,
+            meter_id,
+            code,
+            reason,
+            warnings,
+            ..
+        } = result;
+        let whose = if meter_id.is_empty() {
+            String::new()
+        } else {
+            format!(" ({meter_id})")
+        };
+        if result.outcome == Outcome::Refused {
+            self.complain(&format!("line {line}{whose}: {code}: {reason}"));
+        }
+        for warning in warnings {
+            self.complain(&format!("line {line}{whose}: warning: {warning}"));
+        }
+        if !self.on_terminal && self.last_said.elapsed() >= PLAIN_EVERY {
+            self.last_said = Instant::now();
+            self.complain(&progress(&self.counts));
+        }
+        Ok(())
+    }
+
+    fn complain(&self, line: &str) {
+        // If standard error is gone, the exit code still tells.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
+    }
+
+    fn broken_off(&self, failure: Failure) -> Failure {
+        self.bar.finish_and_clear();
+        failure.after(format!(
+            "{}; run it again: lines that arrived stay as they are",
+            progress(&self.counts)
+        ))
+    }
+
+    fn finish(self) -> Result<Exit, Failure> {
+        self.bar.finish_and_clear();
+        let seconds = self.started.elapsed().as_secs_f64();
+        let rate = self.counts.lines() as f64 / seconds.max(0.001);
+        let ImportCounts {
+            created,
+            updated,
+            unchanged,
+            refused,
+            ..
+        } = self.counts;
+        let nothing_changed = created == 0 && updated == 0;
+        if self.json {
+            say_json(&json!({
+                "summary": true,
+                "created": created,
+                "updated": updated,
+                "unchanged": unchanged,
+                "refused": refused,
+                "duplicates": self.duplicates,
+                "nothing_changed": nothing_changed || self.dry_run,
+                "dry_run": self.dry_run,
+                "seconds": seconds,
+                "meters_per_s": rate,
+            }))?;
+        } else {
+            say(&format!(
+                "{created} created, {updated} updated, {unchanged} unchanged, {refused} refused, {} duplicates reported; {seconds:.1} s, {rate:.0} meters/s",
+                self.duplicates
+            ))?;
+            if self.dry_run {
+                say("dry run: nothing changed")?;
+            } else if nothing_changed {
+                say("nothing changed")?;
+            }
+        }
+        Ok(Exit::good_if(refused == 0))
+    }
+}
+
+fn progress(counts: &ImportCounts) -> String {
+    let ImportCounts {
+        created,
+        updated,
+        unchanged,
+        refused,
+        ..
+    } = counts;
+    format!("{created} created, {updated} updated, {unchanged} unchanged, {refused} refused")
+}
+
+/// The template is ours; were it wrong, the plain style would do.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,192 @@
+//! `meter create | get | list | delete`.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::path::Path;
+
+use futures_util::StreamExt as _;
+use kms_client::{ImportRules, KmsClient, LINE_LEN_MAX, Meter, MeterName, NewMeter, title_text};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::args::{Create, Delete, Get, List, MeterCommand};
+use crate::failure::{Exit, Failure};
+use crate::import;
+use crate::text::{block, date, say, say_json};
+
+pub(crate) async fn run(
+    client: &KmsClient,
+    command: MeterCommand,
+    json: bool,
+) -> Result<Exit, Failure> {
+    match command {
+        MeterCommand::Create(what) => create(client, what, json).await,
+        MeterCommand::Get(what) => get(client, what, json).await,
+        MeterCommand::List(what) => list(client, what, json).await,
+        MeterCommand::Delete(what) => delete(client, what, json).await,
+        MeterCommand::Import(what) => import::run(client, what, json).await,
+    }
+}
+
+async fn create(client: &KmsClient, what: Create, json: bool) -> Result<Exit, Failure> {
+    let Create {
+        from,
+        allow_test_keys,
+    } = what;
+    let meter = NewMeter::from_json(&read_wiped(&from)?)
+        .map_err(|bad| Failure::refused(bad.code, format!("{}: {bad}", from.display())))?;
+    let rules = ImportRules {
+        allow_test_keys,
+        ..ImportRules::default()
+    };
+    let created = client.meters().create(meter, rules).await?;
+    if json {
+        say_json(&json!({ "meter": created.meter, "warnings": created.warnings }))?;
+    } else {
+        say(&described(&created.meter))?;
+        for warning in &created.warnings {
+            say(&format!("warning: {warning}"))?;
+        }
+    }
+    Ok(Exit::Good)
+}
+
+/// Reads a file that holds keys into one buffer, which is wiped.
+fn read_wiped(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let failed = |error: io::Error| Failure::files(format!("reading {}: {error}", path.display()));
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(failed)?)
+    };
+    // Never grown: a larger vector would leave the smaller one's bytes behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(LINE_LEN_MAX + 64));
+    source
+        .take(LINE_LEN_MAX as u64 + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    if text.len() > LINE_LEN_MAX {
+        let path = path.display();
+        return Err(Failure::files(format!(
+            "{path} is longer than one meter's {LINE_LEN_MAX} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+async fn get(client: &KmsClient, what: Get, json: bool) -> Result<Exit, Failure> {
+    let name = match what {
+        Get {
+            meter_id: Some(id), ..
+        } => MeterName::Id(id),
+        Get {
+            system_title: Some(title),
+            ..
+        } => MeterName::Title(title),
+        Get { .. } => {
+            return Err(Failure::usage(
+                "name the meter: its ID, or --system-title HEX",
+            ));
+        }
+    };
+    let meter = client.meters().get(&name).await?;
+    if json {
+        say_json(&meter)?
+    } else {
+        say(&described(&meter))?
+    }
+    Ok(Exit::Good)
+}
+
+async fn list(client: &KmsClient, what: List, json: bool) -> Result<Exit, Failure> {
+    let List { after, limit } = what;
+    let mut meters = client
+        .meters()
+        .list(after)
+        .take(limit.unwrap_or(usize::MAX));
+    while let Some(meter) = meters.next().await {
+        let meter = meter?;
+        if json {
+            say_json(&meter)?;
+        } else {
+            let title = title_text(&meter.system_title);
+            let (keys, block) = (meter.keys.len(), meter.block);
+            say(&format!(
+                "{:<32}  {title}  {keys:>3} keys  block {block:>4}",
+                meter.meter_id
+            ))?;
+        }
+    }
+    Ok(Exit::Good)
+}
+
+async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Failure> {
+    let Delete { meter_id, yes } = what;
+    if !yes && !confirmed(meter_id.as_str())? {
+        return Err(Failure::refused("NOT_CONFIRMED", "nothing was deleted"));
+    }
+    client.meters().delete(&meter_id).await?;
+    if json {
+        say_json(&json!({ "deleted": meter_id }))?;
+    } else {
+        say(&format!("{meter_id} is deleted"))?;
+    }
+    Ok(Exit::Good)
+}
+
+/// Asks whoever sits at the terminal to type the name once more.
+fn confirmed(meter_id: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(
+            "nobody can be asked here; say --yes to delete without asking",
+        ));
+    }
+    let failed = |error: io::Error| Failure::files(format!("the terminal: {error}"));
+    let mut terminal = io::stderr();
+    write!(
+        terminal,
+        "{meter_id} and its keys will be gone. Type its id to delete it: "
+    )
+    .and_then(|()| terminal.flush())
+    .map_err(failed)?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(failed)?;
+    Ok(answer.trim() == meter_id)
+}
+
+/// A meter for people.
+fn described(meter: &Meter) -> String {
+    let policy = &meter.policy;
+    let yes = |yes| if yes { "yes" } else { "no" }.to_owned();
+    let title = |title: &Option<_>| title.as_ref().map_or("-".into(), title_text);
+    let minimum = policy
+        .minimum_protection
+        .map_or("AUTHENTICATED", |minimum| minimum.word());
+    let mut text = block(&[
+        ("meter", meter.meter_id.clone()),
+        ("system title", title_text(&meter.system_title)),
+        ("logical device name", meter.logical_device_name.clone()),
+        ("block", meter.block.to_string()),
+        ("created", date(meter.created_ms)),
+        ("minimum protection", minimum.into()),
+        ("encryption-only allowed", yes(policy.allow_encryption_only)),
+        (
+            "withheld AK allowed",
+            yes(policy.allow_withheld_authentication_key),
+        ),
+        ("default system title", title(&policy.default_system_title)),
+        ("client title", title(&policy.client_title)),
+        (
+            "general-ciphering header omitted",
+            yes(policy.general_ciphering_omit_header),
+        ),
+    ]);
+    for key in &meter.keys {
+        let kcv = if key.kcv.is_empty() { "-" } else { &key.kcv };
+        text.push_str(&format!(
+            "\nkey  setup {}  {:<12}  v{:<3}  {:<11}  {:<6}  KCV {kcv}",
+            key.security_setup, key.kind, key.version, key.state, key.protection
+        ));
+    }
+    text
+}

@@ -1,0 +1,86 @@
+//! `site status`.
+
+use kms_client::KmsClient;
+
+use crate::failure::{Exit, Failure};
+use crate::text::{block, say, say_json};
+
+pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failure> {
+    let status = client.site_status().await?;
+    if json {
+        say_json(&status)?;
+        return Ok(Exit::Good);
+    }
+    let (warm, token, store, keyring) = (
+        &status.warm_up,
+        &status.token,
+        &status.store,
+        &status.keyring,
+    );
+    let state = |reachable, fault: &str| match (reachable, fault) {
+        (true, "") => "reachable".to_owned(),
+        (true, fault) => format!("reachable, but: {fault}"),
+        (false, fault) => format!("NOT reachable: {fault}"),
+    };
+    let single = if status.single_site {
+        " (single site)"
+    } else {
+        ""
+    };
+    let warming = if warm.done { "done" } else { "under way" };
+    let locked = if keyring.memory_locked {
+        "locked"
+    } else {
+        "NOT locked"
+    };
+    say(&block(&[
+        ("site", format!("{}{single}", status.site)),
+        ("domain", status.domain_id.clone()),
+        ("version", status.version.clone()),
+        ("epoch", status.epoch.to_string()),
+        ("up for", format!("{} s", status.uptime_ms / 1_000)),
+        (
+            "warm-up",
+            format!(
+                "{warming}: {} of {} blocks open, {} failed, {} ms",
+                warm.blocks_open, warm.blocks_total, warm.blocks_failed, warm.elapsed_ms
+            ),
+        ),
+        (
+            "token",
+            format!(
+                "{} ({}), {}, {} calls, connection {}",
+                token.label,
+                token.model,
+                state(token.reachable, &token.fault),
+                token.calls,
+                token.connection_epoch
+            ),
+        ),
+        (
+            "store",
+            format!(
+                "{}, {}, {} meters",
+                store.kind,
+                state(store.reachable, &store.fault),
+                store.meters
+            ),
+        ),
+        (
+            "keyring",
+            format!(
+                "{} meters resident, {} of {} bytes, memory {locked}",
+                keyring.resident_meters, keyring.arena_bytes_used, keyring.arena_bytes_total
+            ),
+        ),
+        (
+            "faults",
+            if status.faults.is_empty() {
+                "none known".into()
+            } else {
+                status.faults.join("\n        ")
+            },
+        ),
+    ]))?;
+    Ok(Exit::Good)
+}

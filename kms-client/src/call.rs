@@ -1,0 +1,267 @@
+//! What can go wrong with a call, cut by what the caller can do about it.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use thiserror::Error;
+use tonic::{Code, Status, TimeoutExpired};
+use tonic_types::StatusExt as _;
+
+use crate::config::ConfigError;
+
+/// Why a call failed. What became of one APDU of a batch is a verdict, not an error.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// No endpoint answers, or the one that did is going away. Try later.
+    #[error("the service cannot be reached: {reason}")]
+    Unreachable {
+        /// What the last attempt met.
+        reason: String,
+    },
+    /// The service has no room for the call now. Send less, or try later.
+    #[error("the service is busy: {reason}")]
+    Busy {
+        /// Which of its limits was met.
+        reason: String,
+        /// When to come back, if it said so.
+        retry_after: Option<Duration>,
+    },
+    /// The deadline passed. A write may have been carried out nevertheless.
+    #[error("no answer within the deadline")]
+    DeadlineExceeded,
+    /// The certificate does not grant this call.
+    #[error("permission denied: {reason}")]
+    PermissionDenied {
+        /// What was asked and by whom.
+        reason: String,
+    },
+    /// There is no such thing.
+    #[error("not found: {reason}")]
+    NotFound {
+        /// What was asked for.
+        reason: String,
+    },
+    /// The service will not do this; the same call would be refused again.
+    #[error("refused ({code}): {reason}")]
+    Refused {
+        /// A word for machines: `ErrorInfo.reason`, or the name of the gRPC code.
+        code: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The answer can't be right. Client and service are of versions that don't go together.
+    #[error("the answer breaks the protocol")]
+    Protocol(#[from] ProtocolError),
+    /// The fault is the service's; its log says more.
+    #[error("the service failed ({code}): {reason}")]
+    Service {
+        /// The name of the gRPC code.
+        code: String,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// Why there is no client.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The settings or the files they name.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No endpoint could be reached.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// What is wrong with an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProtocolError {
+    /// A column with another number of entries than the batch has items.
+    #[error("column `{column}` has {found} entries for {items} items")]
+    ColumnLength {
+        /// Which column.
+        column: &'static str,
+        /// Its entries.
+        found: usize,
+        /// The items of the batch.
+        items: usize,
+    },
+    /// Lengths that don't add up to the bytes that came.
+    #[error("the lengths add up to {sum} bytes, {found} came")]
+    LengthSum {
+        /// Of the lengths.
+        sum: u64,
+        /// Bytes in the column.
+        found: usize,
+    },
+    /// Plaintext, flags and verdict of an item that contradict each other.
+    #[error("item {index}: {what} does not go with the verdict {verdict}")]
+    Contradiction {
+        /// Position in the batch, from 0.
+        index: usize,
+        /// What does not fit.
+        what: &'static str,
+        /// The verdict that came.
+        verdict: &'static str,
+    },
+    /// A reason for an item that the batch does not have.
+    #[error("a reason for item {index} of {items}")]
+    ReasonIndex {
+        /// The position named.
+        index: u32,
+        /// The items of the batch.
+        items: usize,
+    },
+    /// An answer to something that was not asked, or out of order.
+    #[error("an answer to {found}, where one to {expected} was due")]
+    OutOfOrder {
+        /// The tag or line due.
+        expected: u64,
+        /// The tag or line that came.
+        found: u64,
+    },
+    /// An answer although nothing was asked.
+    #[error("an answer to nothing")]
+    Unasked,
+    /// A system title that is not eight bytes.
+    #[error("a system title of {0} bytes")]
+    TitleLength(usize),
+    /// A number that has no name in this version of the client.
+    #[error("{what} has the unknown number {number}")]
+    UnknownNumber {
+        /// Which field.
+        what: &'static str,
+        /// What it held.
+        number: i32,
+    },
+    /// A message without a part that it must have.
+    #[error("`{0}` is missing")]
+    Missing(&'static str),
+    /// A page that points at itself.
+    #[error("the list does not go on after {0:?}")]
+    EndlessList(String),
+}
+
+impl CallError {
+    /// The one place where a gRPC code becomes an error of ours.
+    pub(crate) fn from_status(status: &Status) -> Self {
+        let reason = describe(status);
+        match status.code() {
+            Code::Unavailable => Self::Unreachable { reason },
+            Code::ResourceExhausted => Self::Busy {
+                reason,
+                retry_after: retry_after(status),
+            },
+            Code::DeadlineExceeded => Self::DeadlineExceeded,
+            Code::Cancelled if timed_out(status) => Self::DeadlineExceeded,
+            Code::PermissionDenied | Code::Unauthenticated => Self::PermissionDenied { reason },
+            Code::NotFound => Self::NotFound { reason },
+            Code::InvalidArgument
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented => Self::Refused {
+                code: word(status),
+                reason,
+            },
+            Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
+                Self::Service {
+                    code: word(status),
+                    reason,
+                }
+            }
+        }
+    }
+}
+
+/// When the service asks to come back, if it does.
+pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
+}
+
+/// Whether the client's own timer ended the call.
+fn timed_out(status: &Status) -> bool {
+    sources(status).any(|cause| cause.is::<TimeoutExpired>())
+        || status.message() == "Timeout expired"
+}
+
+/// What lies below a status.
+pub(crate) fn sources(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(status.source(), |cause| next_source(*cause))
+}
+
+fn next_source<'a>(
+    cause: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a (dyn std::error::Error + 'static)> {
+    cause.source()
+}
+
+/// The service's sentence, or the transport's chain of causes.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    for cause in sources(status).map(ToString::to_string) {
+        if !cause.is_empty() && !text.contains(&cause) {
+            text = if text.is_empty() {
+                cause
+            } else {
+                format!("{text}: {cause}")
+            };
+        }
+    }
+    if text.is_empty() {
+        status.code().description().to_owned()
+    } else {
+        text
+    }
+}
+
+/// `ErrorInfo.reason`, else the name of the code.
+fn word(status: &Status) -> String {
+    let info = status.get_details_error_info().map(|info| info.reason);
+    info.filter(|reason| !reason.is_empty()).unwrap_or_else(|| {
+        let camel = format!("{:?}", status.code());
+        let mut word = String::new();
+        for letter in camel.chars() {
+            if letter.is_ascii_uppercase() && !word.is_empty() {
+                word.push('_');
+            }
+            word.push(letter.to_ascii_uppercase());
+        }
+        word
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn error_info_is_the_code_of_a_refusal() {
+        let details = ErrorDetails::with_error_info("TEST_KEY", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::InvalidArgument, "a test key", details);
+        let refused = CallError::Refused {
+            code: "TEST_KEY".into(),
+            reason: "a test key".into(),
+        };
+        assert_eq!(CallError::from_status(&status), refused);
+    }
+
+    #[test]
+    fn without_error_info_the_name_of_the_code_stands_in() {
+        let error = CallError::from_status(&Status::failed_precondition("fenced"));
+        assert!(matches!(error, CallError::Refused { code, .. } if code == "FAILED_PRECONDITION"));
+    }
+
+    #[test]
+    fn a_denied_certificate_is_not_a_broken_service() {
+        for status in [Status::permission_denied("x"), Status::unauthenticated("x")] {
+            let denied = CallError::PermissionDenied { reason: "x".into() };
+            assert_eq!(CallError::from_status(&status), denied);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The way in.
+
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _};
+use tonic::Request;
+
+use crate::apdu::{Apdu, Checked, Opened};
+use crate::call::{CallError, ConnectError};
+use crate::ciphering::{self, Decrypt, StreamOptions, VerifyMic};
+use crate::columns::{PackedBatch, PackedReply};
+use crate::config::{ClientConfig, ConfigError};
+use crate::flow::Results;
+use crate::meters::Meters;
+use crate::retry::Safety;
+use crate::site::{self, SiteStatus};
+use crate::transport::Transport;
+
+/// A connection to the service. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct KmsClient {
+    transport: Arc<Transport>,
+    options: StreamOptions,
+}
+
+impl KmsClient {
+    /// Checks the settings and reaches the first endpoint that answers.
+    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
+        let transport = Arc::new(Transport::connect(&config).await?);
+        Ok(Self {
+            transport,
+            options: StreamOptions::default(),
+        })
+    }
+
+    /// Checks the settings; connections are made by the first call. Must be called within a Tokio
+    /// runtime.
+    pub fn connect_lazy(config: ClientConfig) -> Result<Self, ConfigError> {
+        let transport = Arc::new(Transport::new(&config)?);
+        Ok(Self {
+            transport,
+            options: StreamOptions::default(),
+        })
+    }
+
+    /// The same connections, with batches and streams cut otherwise.
+    #[must_use]
+    pub fn with_options(&self, options: StreamOptions) -> Self {
+        Self {
+            transport: Arc::clone(&self.transport),
+            options,
+        }
+    }
+
+    /// Opens one APDU.
+    pub async fn decrypt(&self, apdu: &Apdu) -> Result<Opened, CallError> {
+        ciphering::decrypt(&self.transport, apdu).await
+    }
+
+    /// Checks the MIC of one APDU; no plaintext comes back.
+    pub async fn verify_mic(&self, apdu: &Apdu) -> Result<Checked, CallError> {
+        ciphering::verify_mic(&self.transport, apdu).await
+    }
+
+    /// Opens many, however many: results in the order of the APDUs. A bad one does not fail the rest.
+    pub async fn decrypt_batch(
+        &self,
+        apdus: impl IntoIterator<Item = Apdu>,
+    ) -> Result<Vec<Opened>, CallError> {
+        let apdus = apdus.into_iter().collect();
+        ciphering::batch::<Decrypt>(&self.transport, self.options, apdus).await
+    }
+
+    /// Checks the MICs of many, as [`KmsClient::decrypt_batch`] opens them.
+    pub async fn verify_mic_batch(
+        &self,
+        apdus: impl IntoIterator<Item = Apdu>,
+    ) -> Result<Vec<Checked>, CallError> {
+        let apdus = apdus.into_iter().collect();
+        ciphering::batch::<VerifyMic>(&self.transport, self.options, apdus).await
+    }
+
+    /// Opens whatever `apdus` yields, for as long as it does, in order. The cheapest way to open
+    /// millions. Must be called within a Tokio runtime.
+    pub fn decrypt_stream(
+        &self,
+        apdus: impl Stream<Item = Apdu> + Send + 'static,
+    ) -> Results<Opened> {
+        ciphering::stream::<Decrypt>(Arc::clone(&self.transport), self.options, apdus)
+    }
+
+    /// Checks the MICs of whatever `apdus` yields, as [`KmsClient::decrypt_stream`] opens it.
+    pub fn verify_mic_stream(
+        &self,
+        apdus: impl Stream<Item = Apdu> + Send + 'static,
+    ) -> Results<Checked> {
+        ciphering::stream::<VerifyMic>(Arc::clone(&self.transport), self.options, apdus)
+    }
+
+    /// The calls about meters.
+    pub fn meters(&self) -> Meters {
+        Meters::of(self.clone())
+    }
+
+    /// How the site is doing.
+    pub async fn site_status(&self) -> Result<SiteStatus, CallError> {
+        site::status(&self.transport).await
+    }
+
+    /// For benches: one batch that was packed before, its answer not taken apart.
+    pub async fn decrypt_packed(&self, batch: &PackedBatch) -> Result<PackedReply, CallError> {
+        let send = |channel, request| async move {
+            ciphering::client(channel).decrypt_batch(request).await
+        };
+        let call = self
+            .transport
+            .call(Safety::Repeatable, batch.0.clone(), send);
+        call.await.map(PackedReply)
+    }
+
+    /// For benches: batches that were packed before, as fast as the wire takes them. Nothing is
+    /// sent again, and no deadline ends the stream.
+    pub async fn decrypt_packed_stream(
+        &self,
+        batches: impl Stream<Item = PackedBatch> + Send + 'static,
+    ) -> Result<impl Stream<Item = Result<PackedReply, CallError>> + Send + Unpin, CallError> {
+        let channel = self.transport.tries(Safety::Once, None).channel();
+        let request = Request::new(batches.map(|batch| batch.0));
+        let replies = ciphering::client(channel).decrypt_stream(request).await;
+        let replies = replies
+            .map_err(|status| CallError::from_status(&status))?
+            .into_inner();
+        Ok(replies.map(|reply| match reply {
+            Ok(reply) => Ok(PackedReply(reply)),
+            Err(status) => Err(CallError::from_status(&status)),
+        }))
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub(crate) fn shared(&self) -> Arc<Transport> {
+        Arc::clone(&self.transport)
+    }
+}
+
+impl std::fmt::Debug for KmsClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KmsClient")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

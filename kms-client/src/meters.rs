@@ -1,0 +1,158 @@
+//! Provisioning, one meter at a time, and listing them.
+
+use futures_util::{Stream, stream};
+use kms_proto::v1;
+use kms_proto::v1::meters_client::MetersClient;
+use tonic::transport::Channel;
+
+use crate::call::{CallError, ProtocolError};
+use crate::client::KmsClient;
+use crate::flow::Results;
+use crate::import::{self, ImportResults, ImportRules};
+use crate::lines::ImportLine;
+use crate::meter::{Meter, NewMeter};
+use crate::names::{MeterId, MeterName};
+use crate::retry::Safety;
+use crate::transport::ANSWER_LEN_MAX;
+
+/// Meters in one page of a list.
+const PAGE_SIZE: u32 = 500;
+
+/// The calls about meters.
+#[derive(Clone)]
+pub struct Meters {
+    client: KmsClient,
+}
+
+/// A meter that is now known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Created {
+    /// As the service knows it.
+    pub meter: Meter,
+    /// What is worth a look: a key value that another meter has, for one.
+    pub warnings: Vec<String>,
+}
+
+impl Meters {
+    pub(crate) fn of(client: KmsClient) -> Self {
+        Self { client }
+    }
+
+    /// Makes a meter known. Not tried again once it may have arrived.
+    pub async fn create(&self, meter: NewMeter, rules: ImportRules) -> Result<Created, CallError> {
+        let request = v1::CreateMeterRequest {
+            meter: Some(meter.into_wire()),
+            rules: Some(rules.to_wire()),
+        };
+        let send = |channel, request| async move { wire(channel).create_meter(request).await };
+        let reply = self
+            .client
+            .transport()
+            .call(Safety::Once, request, send)
+            .await?;
+        let v1::CreateMeterResponse { meter, warnings } = reply;
+        Ok(Created {
+            meter: present(meter)?,
+            warnings,
+        })
+    }
+
+    /// The meter of that name.
+    pub async fn get(&self, name: &MeterName) -> Result<Meter, CallError> {
+        let mut request = v1::GetMeterRequest::default();
+        match name {
+            MeterName::Id(id) => request.meter_id = id.to_string(),
+            MeterName::Title(title) => request.system_title = title.as_bytes().to_vec().into(),
+        }
+        let send = |channel, request| async move { wire(channel).get_meter(request).await };
+        let reply = self
+            .client
+            .transport()
+            .call(Safety::Repeatable, request, send)
+            .await?;
+        Ok(present(reply.meter)?)
+    }
+
+    /// All meters after `after`, in order of their ids; fetched a page at a time as they are taken.
+    pub fn list(
+        &self,
+        after: Option<MeterId>,
+    ) -> impl Stream<Item = Result<Meter, CallError>> + Send + Unpin + 'static {
+        let start = Page {
+            client: self.client.clone(),
+            next: Some(after.map(|id| id.to_string()).unwrap_or_default()),
+            meters: Vec::new().into_iter(),
+        };
+        Box::pin(stream::try_unfold(start, Page::advance))
+    }
+
+    /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
+    pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
+        let request = v1::DeleteMeterRequest {
+            meter_id: meter_id.to_string(),
+        };
+        let send = |channel, request| async move { wire(channel).delete_meter(request).await };
+        self.client
+            .transport()
+            .call(Safety::Once, request, send)
+            .await
+            .map(drop)
+    }
+
+    /// Imports lines: one result a line, in order. To import the same lines again changes nothing,
+    /// which is why lines without a result are sent again when a connection breaks; those that had
+    /// arrived nevertheless then come back as unchanged.
+    pub fn import(
+        &self,
+        lines: impl Stream<Item = ImportLine> + Send + 'static,
+        rules: ImportRules,
+    ) -> ImportResults {
+        let results: Results<_> = import::start_import(self.client.shared(), lines, rules);
+        ImportResults::of(results)
+    }
+}
+
+/// Where a list has got to.
+struct Page {
+    client: KmsClient,
+    /// Where the next page starts; `None`: there is none.
+    next: Option<String>,
+    meters: std::vec::IntoIter<v1::Meter>,
+}
+
+impl Page {
+    async fn advance(mut self) -> Result<Option<(Meter, Self)>, CallError> {
+        loop {
+            if let Some(meter) = self.meters.next() {
+                return Ok(Some((Meter::from_wire(meter)?, self)));
+            }
+            let Some(after) = self.next.take() else {
+                return Ok(None);
+            };
+            let request = v1::ListMetersRequest {
+                after: after.clone(),
+                page_size: PAGE_SIZE,
+            };
+            let send = |channel, request| async move { wire(channel).list_meters(request).await };
+            let reply = self
+                .client
+                .transport()
+                .call(Safety::Repeatable, request, send)
+                .await?;
+            let v1::ListMetersResponse { meters, next } = reply;
+            if !next.is_empty() && next == after {
+                return Err(ProtocolError::EndlessList(after).into());
+            }
+            self.next = Some(next).filter(|next| !next.is_empty());
+            self.meters = meters.into_iter();
+        }
+    }
+}
+
+pub(crate) fn wire(channel: Channel) -> MetersClient<Channel> {
+    MetersClient::new(channel).max_decoding_message_size(ANSWER_LEN_MAX)
+}
+
+fn present(meter: Option<v1::Meter>) -> Result<Meter, ProtocolError> {
+    Meter::from_wire(meter.ok_or(ProtocolError::Missing("meter"))?)
+}

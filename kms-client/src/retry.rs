@@ -1,0 +1,150 @@
+//! What is tried again, where, and when. No clock and no socket: a status in, a step out.
+
+use std::time::Duration;
+
+use tonic::{Code, ConnectError, Status};
+
+use crate::call::{retry_after, sources};
+
+/// The first wait; each further one may be twice as long.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// No wait of our own choosing is longer.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// No wait that the service asks for is longer than this; beyond it the caller is told instead.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+
+/// Whether to carry out a call twice does the same as once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Safety {
+    /// A read, or an idempotent write.
+    Repeatable,
+    /// A write: tried again only if it cannot have arrived.
+    Once,
+}
+
+/// What to do about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Tell the caller.
+    GiveUp,
+    /// The same endpoint has room again after `at_least`.
+    Here { at_least: Duration },
+    /// The next endpoint may serve; this one may again after `at_least`.
+    Elsewhere { at_least: Duration },
+}
+
+/// The one table of what is tried again.
+pub(crate) fn step(safety: Safety, status: &Status) -> Step {
+    let at_least = retry_after(status).unwrap_or_default();
+    if at_least > RETRY_AFTER_MAX {
+        return Step::GiveUp;
+    }
+    match (safety, status.code()) {
+        (Safety::Repeatable, Code::ResourceExhausted) => Step::Here { at_least },
+        (Safety::Repeatable, Code::Unavailable) => Step::Elsewhere { at_least },
+        (Safety::Once, Code::Unavailable) if never_sent(status) => Step::Elsewhere { at_least },
+        _ => Step::GiveUp,
+    }
+}
+
+/// Whether there was no connection that the call could have gone out on.
+fn never_sent(status: &Status) -> bool {
+    sources(status).any(|cause| cause.is::<ConnectError>())
+}
+
+/// The wait before try `attempt` (from 0): random in the upper half of a doubling, bounded span, so
+/// that many clients of one outage do not come back at once; never less than the service asked for.
+pub(crate) fn wait(attempt: u32, at_least: Duration, random: u64) -> Duration {
+    let span = BACKOFF_FIRST
+        .saturating_mul(1 << attempt.min(16))
+        .min(BACKOFF_MAX);
+    let half = span / 2;
+    let share = u32::try_from(random % 1_000).unwrap_or_default();
+    at_least + half + half * share / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tonic_types::{ErrorDetails, StatusExt as _};
+
+    fn busy(delay: Duration) -> Status {
+        let details = ErrorDetails::with_retry_info(Some(delay));
+        Status::with_error_details(Code::ResourceExhausted, "full", details)
+    }
+
+    fn refused_connection(code: Code) -> Status {
+        let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let mut status = Status::new(code, "");
+        status.set_source(std::sync::Arc::new(ConnectError(Box::new(cause))));
+        status
+    }
+
+    #[test]
+    fn a_read_is_tried_elsewhere_when_the_endpoint_is_unavailable() {
+        let step = step(Safety::Repeatable, &Status::unavailable("going down"));
+        assert_eq!(
+            step,
+            Step::Elsewhere {
+                at_least: Duration::ZERO
+            }
+        );
+    }
+
+    #[test]
+    fn a_busy_service_is_given_the_time_it_asks_for() {
+        let asked = Duration::from_millis(700);
+        assert_eq!(
+            step(Safety::Repeatable, &busy(asked)),
+            Step::Here { at_least: asked }
+        );
+        assert!(wait(0, asked, 0) >= asked);
+    }
+
+    #[test]
+    fn a_service_that_asks_for_too_long_is_not_waited_for() {
+        assert_eq!(
+            step(Safety::Repeatable, &busy(Duration::from_secs(3_600))),
+            Step::GiveUp
+        );
+    }
+
+    #[test]
+    fn a_write_that_may_have_arrived_is_not_sent_again() {
+        assert_eq!(
+            step(Safety::Once, &Status::unavailable("connection lost")),
+            Step::GiveUp
+        );
+        assert_eq!(step(Safety::Once, &busy(Duration::ZERO)), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_write_that_was_never_sent_goes_to_the_next_endpoint() {
+        let step = step(Safety::Once, &refused_connection(Code::Unavailable));
+        assert_eq!(
+            step,
+            Step::Elsewhere {
+                at_least: Duration::ZERO
+            }
+        );
+    }
+
+    #[test]
+    fn no_other_code_is_tried_again() {
+        for number in 0..=16 {
+            let code = Code::from(number);
+            let retried = matches!(code, Code::Unavailable | Code::ResourceExhausted);
+            let step = step(Safety::Repeatable, &Status::new(code, ""));
+            assert_eq!(step != Step::GiveUp, retried, "{code:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_wait_is_longer_than_its_bound(attempt: u32, random: u64) {
+            let wait = wait(attempt, Duration::ZERO, random);
+            prop_assert!(wait >= BACKOFF_FIRST / 2 && wait <= BACKOFF_MAX);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! How the site is doing.
+
+use kms_proto::v1;
+use kms_proto::v1::site_client::SiteClient;
+use serde::Serialize;
+
+use crate::call::CallError;
+use crate::retry::Safety;
+use crate::transport::Transport;
+
+/// What a site says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteStatus {
+    /// Its name.
+    pub site: String,
+    /// The key domain; 32 hex digits.
+    pub domain_id: String,
+    /// Of the server.
+    pub version: String,
+    /// Of the site.
+    pub epoch: u64,
+    /// It is the only site of its domain, by configuration.
+    pub single_site: bool,
+    /// Since start.
+    pub uptime_ms: u64,
+    /// Opening blocks after start.
+    pub warm_up: WarmUp,
+    /// The HSM.
+    pub token: TokenStatus,
+    /// The database.
+    pub store: StoreStatus,
+    /// The resident keys.
+    pub keyring: KeyringStatus,
+    /// What is wrong now, in sentences.
+    pub faults: Vec<String>,
+}
+
+/// Opening blocks in the background after start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WarmUp {
+    /// Blocks there are.
+    pub blocks_total: u32,
+    /// Of them, open.
+    pub blocks_open: u32,
+    /// Of them, not to be opened.
+    pub blocks_failed: u32,
+    /// Nothing is left to do.
+    pub done: bool,
+    /// Since it began.
+    pub elapsed_ms: u64,
+}
+
+/// The HSM, as its user sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TokenStatus {
+    /// Of the token.
+    pub label: String,
+    /// Of the token.
+    pub model: String,
+    /// It answers.
+    pub reachable: bool,
+    /// How often the connection was made anew since start.
+    pub connection_epoch: u64,
+    /// What is wrong; empty: nothing.
+    pub fault: String,
+    /// Since start.
+    pub calls: u64,
+}
+
+/// The database.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StoreStatus {
+    /// Which engine.
+    pub kind: String,
+    /// It answers.
+    pub reachable: bool,
+    /// Meters in it.
+    pub meters: u64,
+    /// What is wrong; empty: nothing.
+    pub fault: String,
+}
+
+/// The keys in the server's locked memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct KeyringStatus {
+    /// Meters whose keys are resident.
+    pub resident_meters: u64,
+    /// Of the arena.
+    pub arena_bytes_used: u64,
+    /// Of the arena.
+    pub arena_bytes_total: u64,
+    /// False only where the configuration says so.
+    pub memory_locked: bool,
+}
+
+pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
+    let send = |channel, request| async move { SiteClient::new(channel).get_status(request).await };
+    let request = v1::GetStatusRequest {};
+    transport
+        .call(Safety::Repeatable, request, send)
+        .await
+        .map(from_wire)
+}
+
+fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
+    let warm_up = wire.warm_up.unwrap_or_default();
+    let token = wire.token.unwrap_or_default();
+    let store = wire.store.unwrap_or_default();
+    let keyring = wire.keyring.unwrap_or_default();
+    SiteStatus {
+        site: wire.site,
+        domain_id: hex::encode(&wire.domain_id),
+        version: wire.version,
+        epoch: wire.epoch,
+        single_site: wire.single_site,
+        uptime_ms: wire.uptime_ms,
+        warm_up: WarmUp {
+            blocks_total: warm_up.blocks_total,
+            blocks_open: warm_up.blocks_open,
+            blocks_failed: warm_up.blocks_failed,
+            done: warm_up.done,
+            elapsed_ms: warm_up.elapsed_ms,
+        },
+        token: TokenStatus {
+            label: token.label,
+            model: token.model,
+            reachable: token.reachable,
+            connection_epoch: token.connection_epoch,
+            fault: token.fault,
+            calls: token.calls,
+        },
+        store: StoreStatus {
+            kind: store.kind,
+            reachable: store.reachable,
+            meters: store.meters,
+            fault: store.fault,
+        },
+        keyring: KeyringStatus {
+            resident_meters: keyring.resident_meters,
+            arena_bytes_used: keyring.arena_bytes_used,
+            arena_bytes_total: keyring.arena_bytes_total,
+            memory_locked: keyring.memory_locked,
+        },
+        faults: wire.faults,
+    }
+}

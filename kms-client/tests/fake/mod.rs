@@ -1,0 +1,378 @@
+//! A service in the same process: mutual TLS is real, keys are not. "Decrypts" by giving the APDU
+//! back, and fails as often as it is told to.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use kms_proto::v1;
+use kms_proto::v1::ciphering_server::{Ciphering, CipheringServer};
+use kms_proto::v1::meters_server::{Meters, MetersServer};
+use kms_proto::v1::site_server::{Site, SiteServer};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// How the service misbehaves, and what it saw.
+#[derive(Default)]
+pub(crate) struct Script {
+    /// The next so many calls fail with this code.
+    pub(crate) failures: AtomicU32,
+    pub(crate) code: Mutex<Option<Code>>,
+    /// Every call takes this long.
+    pub(crate) delay: Mutex<Duration>,
+    /// Streams break after so many messages, `failures` times.
+    pub(crate) break_after: AtomicU32,
+    /// Calls, broken ones included.
+    pub(crate) calls: AtomicU32,
+    /// Items of each batch.
+    pub(crate) batches: Mutex<Vec<usize>>,
+    pub(crate) timeouts: Mutex<Vec<String>>,
+}
+
+impl Script {
+    pub(crate) fn failing(code: Code, times: u32) -> Arc<Self> {
+        let script = Self {
+            code: Mutex::new(Some(code)),
+            ..Self::default()
+        };
+        script.failures.store(times, Ordering::SeqCst);
+        Arc::new(script)
+    }
+
+    fn fails(&self) -> bool {
+        let less = |left: u32| left.checked_sub(1);
+        self.failures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+            .is_ok()
+    }
+
+    async fn begin<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let timeout = request
+            .metadata()
+            .get("grpc-timeout")
+            .map(|value| value.to_str().unwrap());
+        self.timeouts
+            .lock()
+            .unwrap()
+            .extend(timeout.map(str::to_owned));
+        let delay = *self.delay.lock().unwrap();
+        tokio::time::sleep(delay).await;
+        let code = *self.code.lock().unwrap();
+        match code {
+            Some(code) if self.fails() => {
+                let details = ErrorDetails::with_retry_info(Some(Duration::from_millis(120)));
+                Err(Status::with_error_details(code, "told to fail", details))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Fake(Arc<Script>);
+
+/// APDUs that start with FF are forged.
+fn verdict(apdu: &[u8]) -> u8 {
+    if apdu.first() == Some(&0xFF) { 3 } else { 1 }
+}
+
+fn open(batch: v1::ApduBatch) -> v1::DecryptBatchResponse {
+    let mut reply = v1::DecryptBatchResponse {
+        tag: batch.tag,
+        ..Default::default()
+    };
+    let (mut start, mut plaintexts, mut verdicts, mut flags) = (0, vec![], vec![], vec![]);
+    for len in batch.lengths {
+        let apdu = &batch.apdus[start..start + len as usize];
+        start += len as usize;
+        let verdict = verdict(apdu);
+        let opened = if verdict == 1 { apdu } else { &[] };
+        plaintexts.extend_from_slice(opened);
+        reply.lengths.push(opened.len() as u32);
+        verdicts.push(verdict);
+        flags.push(u8::from(verdict == 1));
+        reply.encryption_key_versions.push(1);
+        reply.authentication_key_versions.push(1);
+    }
+    (reply.plaintexts, reply.verdicts, reply.flags) =
+        (plaintexts.into(), verdicts.into(), flags.into());
+    reply
+}
+
+type Replies<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Ciphering for Fake {
+    async fn decrypt(
+        &self,
+        request: Request<v1::DecryptRequest>,
+    ) -> Result<Response<v1::DecryptResponse>, Status> {
+        self.0.begin(&request).await?;
+        let apdu = request.into_inner().apdu;
+        let verdict = verdict(&apdu);
+        Ok(Response::new(v1::DecryptResponse {
+            verdict: verdict.into(),
+            plaintext: if verdict == 1 {
+                apdu
+            } else {
+                Default::default()
+            },
+            authenticated: verdict == 1,
+            system_title: vec![0x4D; 8].into(),
+            encryption_key_version: 1,
+            authentication_key_version: 1,
+            invocation_counter: 7,
+            ..Default::default()
+        }))
+    }
+
+    async fn decrypt_batch(
+        &self,
+        request: Request<v1::ApduBatch>,
+    ) -> Result<Response<v1::DecryptBatchResponse>, Status> {
+        self.0.begin(&request).await?;
+        let batch = request.into_inner();
+        self.0.batches.lock().unwrap().push(batch.lengths.len());
+        Ok(Response::new(open(batch)))
+    }
+
+    type DecryptStreamStream = Replies<v1::DecryptBatchResponse>;
+
+    async fn decrypt_stream(
+        &self,
+        request: Request<Streaming<v1::ApduBatch>>,
+    ) -> Result<Response<Self::DecryptStreamStream>, Status> {
+        self.0.begin(&request).await?;
+        let script = Arc::clone(&self.0);
+        let break_after = script.break_after.load(Ordering::SeqCst);
+        let breaks = break_after > 0 && script.fails();
+        let mut count = 0;
+        let replies = request.into_inner().map(move |batch| {
+            let batch = batch?;
+            count += 1;
+            if breaks && count > break_after {
+                return Err(Status::unavailable("going down"));
+            }
+            script.batches.lock().unwrap().push(batch.lengths.len());
+            Ok(open(batch))
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn verify_mic(
+        &self,
+        request: Request<v1::VerifyMicRequest>,
+    ) -> Result<Response<v1::VerifyMicResponse>, Status> {
+        self.0.begin(&request).await?;
+        let verdict = verdict(&request.into_inner().apdu).into();
+        Ok(Response::new(v1::VerifyMicResponse {
+            verdict,
+            ..Default::default()
+        }))
+    }
+
+    async fn verify_mic_batch(
+        &self,
+        _: Request<v1::ApduBatch>,
+    ) -> Result<Response<v1::VerifyMicBatchResponse>, Status> {
+        // One verdict short, whatever was asked: a broken server.
+        Ok(Response::new(v1::VerifyMicBatchResponse::default()))
+    }
+
+    type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
+
+    async fn verify_mic_stream(
+        &self,
+        _: Request<Streaming<v1::ApduBatch>>,
+    ) -> Result<Response<Self::VerifyMicStreamStream>, Status> {
+        Err(Status::permission_denied("not for you"))
+    }
+}
+
+#[tonic::async_trait]
+impl Meters for Fake {
+    async fn create_meter(
+        &self,
+        request: Request<v1::CreateMeterRequest>,
+    ) -> Result<Response<v1::CreateMeterResponse>, Status> {
+        self.0.begin(&request).await?;
+        let meter = request.into_inner().meter.unwrap();
+        Ok(Response::new(v1::CreateMeterResponse {
+            meter: Some(v1::Meter {
+                meter_id: meter.meter_id,
+                system_title: meter.system_title,
+                ..Default::default()
+            }),
+            warnings: vec![],
+        }))
+    }
+
+    async fn get_meter(
+        &self,
+        request: Request<v1::GetMeterRequest>,
+    ) -> Result<Response<v1::GetMeterResponse>, Status> {
+        self.0.begin(&request).await?;
+        Err(Status::not_found("no such meter"))
+    }
+
+    async fn list_meters(
+        &self,
+        request: Request<v1::ListMetersRequest>,
+    ) -> Result<Response<v1::ListMetersResponse>, Status> {
+        self.0.begin(&request).await?;
+        let after = request.into_inner().after;
+        let meter = |id: &str| v1::Meter {
+            meter_id: id.into(),
+            system_title: vec![1; 8].into(),
+            ..Default::default()
+        };
+        let (meters, next) = match after.as_str() {
+            "" => (vec![meter("a"), meter("b")], "b"),
+            _ => (vec![meter("c")], ""),
+        };
+        Ok(Response::new(v1::ListMetersResponse {
+            meters,
+            next: next.into(),
+        }))
+    }
+
+    async fn delete_meter(
+        &self,
+        request: Request<v1::DeleteMeterRequest>,
+    ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
+        self.0.begin(&request).await?;
+        Ok(Response::new(v1::DeleteMeterResponse {}))
+    }
+
+    type ImportMetersStream = Replies<v1::ImportMetersResponse>;
+
+    async fn import_meters(
+        &self,
+        request: Request<Streaming<v1::ImportMetersRequest>>,
+    ) -> Result<Response<Self::ImportMetersStream>, Status> {
+        self.0.begin(&request).await?;
+        let script = Arc::clone(&self.0);
+        let break_after = script.break_after.load(Ordering::SeqCst);
+        let breaks = break_after > 0 && script.fails();
+        // Answers line by line, and may break in the middle of a message.
+        let replies = request.into_inner().flat_map(move |message| {
+            let results =
+                message
+                    .unwrap()
+                    .lines
+                    .into_iter()
+                    .enumerate()
+                    .map(move |(index, line)| {
+                        if breaks && index as u32 >= break_after {
+                            return Err(Status::unavailable("going down"));
+                        }
+                        let meter_id = line.meter.unwrap().meter_id;
+                        let outcome = if meter_id.starts_with("old") { 3 } else { 1 };
+                        let result = v1::ImportResult {
+                            line: line.line,
+                            outcome,
+                            meter_id,
+                            ..Default::default()
+                        };
+                        Ok(v1::ImportMetersResponse {
+                            results: vec![result],
+                        })
+                    });
+            futures_util::stream::iter(results.collect::<Vec<_>>())
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+}
+
+#[tonic::async_trait]
+impl Site for Fake {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        self.0.begin(&request).await?;
+        Ok(Response::new(v1::GetStatusResponse {
+            site: "north".into(),
+            ..Default::default()
+        }))
+    }
+}
+
+/// Certificates of one test, and the directory that the configuration lives in.
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    ca: String,
+    server: (String, String),
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let ca_key = rcgen::KeyPair::generate().unwrap();
+        let mut ca_params = rcgen::CertificateParams::new(vec![]).unwrap();
+        ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = ca_params.self_signed(&ca_key).unwrap();
+        let issuer = rcgen::Issuer::new(ca_params, ca_key);
+        let leaf = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+            (
+                params.signed_by(&key, &issuer).unwrap().pem(),
+                key.serialize_pem(),
+            )
+        };
+        let (server, client) = (leaf(), leaf());
+        let dir = tempfile::tempdir().unwrap();
+        for (name, pem) in [
+            ("ca.pem", &ca.pem()),
+            ("client.pem", &client.0),
+            ("client.key", &client.1),
+        ] {
+            std::fs::write(dir.path().join(name), pem).unwrap();
+        }
+        Self {
+            dir,
+            ca: ca.pem(),
+            server,
+        }
+    }
+
+    pub(crate) async fn serve(&self, script: Arc<Script>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = ServerTlsConfig::new()
+            .identity(Identity::from_pem(&self.server.0, &self.server.1))
+            .client_ca_root(Certificate::from_pem(&self.ca));
+        let fake = Fake(script);
+        let server = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(CipheringServer::new(fake.clone()))
+            .add_service(MetersServer::new(fake.clone()))
+            .add_service(SiteServer::new(fake));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+
+    /// Writes `client.toml` and says where.
+    pub(crate) fn config(&self, endpoints: &[SocketAddr], more: &str) -> PathBuf {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|at| format!("\"https://localhost:{}\"", at.port()))
+            .collect();
+        let text = format!(
+            "endpoints = [{}]\nca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n",
+            endpoints.join(", ")
+        );
+        let path = self.dir.path().join("client.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}

@@ -1,0 +1,194 @@
+//! `ami-tool` against a service in the same process: output, exit codes, silence about keys.
+
+mod fake;
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use fake::{Script, World};
+use serde_json::Value;
+use tonic::Code;
+
+const GUEK: &str = "D491470F47126332B07D1923B3504188";
+
+fn line(id: &str) -> String {
+    format!(
+        r#"{{"meter_id":"{id}","system_title":"4D4D4D0000BC614E","keys":[{{"kind":"GUEK","value":"{GUEK}"}}]}}"#
+    )
+}
+
+async fn tool(config: &Path, arguments: &str, input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
+    command
+        .arg("--config")
+        .arg(config)
+        .args(arguments.split_whitespace());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let input = input.to_owned();
+    let output = tokio::task::spawn(async move {
+        let mut child = command.spawn().unwrap();
+        // A tool that refuses its command line does not read its input.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    });
+    output.await.unwrap()
+}
+
+fn objects(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn all_text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+async fn world(script: Arc<Script>) -> (World, std::path::PathBuf) {
+    let world = World::new();
+    let address = world.serve(script).await;
+    let config = world.config(&[address], "");
+    (world, config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_apdu_is_opened_as_json_and_for_people() {
+    let (_world, config) = world(Arc::default()).await;
+    let output = tool(&config, "decrypt --meter m-1 --apdu 0001FFab --json", "").await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_text(&output));
+    let result = &objects(&output)[0];
+    assert_eq!(result["verdict"], "OK");
+    assert_eq!(result["plaintext"], "0001FFAB");
+    assert_eq!(result["meter"], "m-1");
+    assert_eq!(result["invocation_counter"], 7);
+    assert_eq!(result["security_setup"], 0);
+    let output = tool(&config, "decrypt --meter m-1 --apdu 0001FFab", "").await;
+    assert!(
+        all_text(&output).contains("plaintext                   0001FFAB"),
+        "{}",
+        all_text(&output)
+    );
+    let output = tool(&config, "verify --meter m-1 --apdu 00 --json", "").await;
+    assert_eq!(objects(&output)[0].get("plaintext"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_apdu_ends_with_one_and_says_how_to_name_the_meter() {
+    let (_world, config) = world(Arc::default()).await;
+    let output = tool(&config, "decrypt --apdu FF00 --json", "").await;
+    assert_eq!(output.status.code(), Some(1));
+    let result = &objects(&output)[0];
+    assert_eq!(result.get("plaintext"), None);
+    assert!(
+        result["reason"]
+            .as_str()
+            .unwrap()
+            .contains("--system-title")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_answered_in_order_and_bad_ones_do_not_stop_the_others() {
+    let (_world, config) = world(Arc::default()).await;
+    let input = "{\"apdu\":\"0001\",\"id\":1}\nnot json\n{\"apdu\":\"FF\",\"id\":{\"n\":3}}\n\n{\"apdu\":\"x\",\"id\":4}\n{\"meter\":\"m\",\"apdu\":\"00 05\"}";
+    let output = tool(&config, "decrypt -", input).await;
+    assert_eq!(output.status.code(), Some(1));
+    let results = objects(&output);
+    let verdicts: Vec<_> = results
+        .iter()
+        .map(|result| result["verdict"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        verdicts,
+        [
+            "OK",
+            "MALFORMED_LINE",
+            "MIC_FAILURE",
+            "MALFORMED_LINE",
+            "OK"
+        ]
+    );
+    assert_eq!(results[1]["line"], 2);
+    assert_eq!(results[2]["id"]["n"], 3);
+    assert_eq!(results[3]["id"], 4);
+    assert_eq!(results[4]["plaintext"], "0005");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_reports_each_refused_line_and_never_a_key() {
+    let (world, config) = world(Arc::default()).await;
+    let file = world.dir.path().join("meters.jsonl");
+    let text = format!(
+        "{}\n{{\"{GUEK}\":\"{GUEK}\"}}\n{}\n",
+        line("new-1"),
+        line("old-1")
+    );
+    std::fs::write(&file, text).unwrap();
+    let output = tool(&config, &format!("meter import {}", file.display()), "").await;
+    let said = all_text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("line 2: MALFORMED_LINE"), "{said}");
+    assert!(said.contains("same value as the one on line 1"), "{said}");
+    assert!(
+        said.contains("1 created, 0 updated, 1 unchanged, 1 refused, 1 duplicates"),
+        "{said}"
+    );
+    assert!(!said.contains(GUEK), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_of_what_is_known_says_that_nothing_changed() {
+    let (_world, config) = world(Arc::default()).await;
+    let text = format!("meter_id,system_title,GUEK\nold-1,4D4D4D0000BC614E,{GUEK}\n");
+    let output = tool(&config, "meter import - --format csv", &text).await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_text(&output));
+    assert!(all_text(&output).contains("nothing changed"));
+    let output = tool(&config, "--json meter import - --format csv", &text).await;
+    let results = objects(&output);
+    assert_eq!(results[0]["outcome"], "UNCHANGED");
+    assert_eq!(results[0]["line"], 2);
+    assert_eq!(results[1]["unchanged"], 1);
+    assert_eq!(results[1]["nothing_changed"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_code_tells_what_kind_of_trouble_it_is() {
+    let (world, config) = world(Script::failing(Code::PermissionDenied, 1)).await;
+    let code = |output: Output| output.status.code().unwrap();
+    assert_eq!(code(tool(&config, "site status", "").await), 5);
+    assert_eq!(code(tool(&config, "site status", "").await), 0);
+    assert_eq!(code(tool(&config, "meter get nobody", "").await), 1);
+    assert_eq!(code(tool(&config, "meter delete m", "").await), 2);
+    assert_eq!(code(tool(&config, "meter delete m --yes", "").await), 0);
+    assert_eq!(code(tool(&config, "decrypt", "").await), 2);
+    assert_eq!(
+        code(tool(&config, "meter import /nowhere.csv", "").await),
+        3
+    );
+    assert_eq!(
+        code(tool(Path::new("/nowhere.toml"), "site status", "").await),
+        3
+    );
+    let gone = world.config(&["127.0.0.1:1".parse().unwrap()], "");
+    assert_eq!(code(tool(&gone, "site status", "").await), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_meter_is_created_from_standard_input_and_meters_are_listed() {
+    let (_world, config) = world(Arc::default()).await;
+    let output = tool(&config, "meter create --from - --json", &line("m-7")).await;
+    assert_eq!(
+        objects(&output)[0]["meter"]["meter_id"],
+        "m-7",
+        "{}",
+        all_text(&output)
+    );
+    let output = tool(&config, "meter list --limit 2 --json", "").await;
+    assert_eq!(objects(&output).len(), 2);
+}

@@ -1,0 +1,132 @@
+//! The parts put together: what each verb of the command line does.
+
+mod init;
+mod outside;
+mod serve;
+
+use std::{fmt, path::PathBuf, sync::Arc};
+
+use crate::{
+    config::{self, Config, ConfigError, Finding, Store},
+    domain::{DomainRecord, ports::Clock},
+    hsm::{
+        BoxError,
+        pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
+    },
+    store::{ReadStore, sqlite, sqlite::SqliteStore},
+};
+
+pub use init::{InitOptions, init};
+pub use outside::{OperatingSystem, SystemClock};
+pub use serve::serve;
+
+/// Why the process ends. Cut by its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Something failed while running.
+    #[error(transparent)]
+    Runtime(BoxError),
+    /// The configuration is refused.
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
+    /// What the configuration names can't be used.
+    #[error(transparent)]
+    Setting(BoxError),
+    /// The token is refused, or refuses us.
+    #[error(transparent)]
+    Token(BoxError),
+    /// The store is refused.
+    #[error(transparent)]
+    Store(BoxError),
+}
+
+/// What a verb has to say when it is done: text for people through `Display`, JSON through serde.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// Name and outcome, in order.
+    pub lines: Vec<(String, String)>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let mut lines = self.lines.iter();
+        lines.try_for_each(|(name, outcome)| writeln!(f, "{name:width$}  {outcome}"))
+    }
+}
+
+/// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
+/// token, with the one try that its PIN has.
+pub fn check(config: Config) -> Vec<Finding> {
+    let mut findings = config::check(&config, SystemClock::new().unix_ms());
+    if findings.iter().any(|finding| finding.key == "hsm.module") {
+        return findings;
+    }
+    match known_canaries(&config) {
+        // Nothing to hold the token against yet: is it there, and does it take the PIN?
+        Ok(None) => {
+            findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
+            let probed = pkcs11::probe(&config.hsm, None, ProbeDepth::Start);
+            findings.extend(probed.err().map(|error| Finding::of("hsm", &error)));
+        }
+        Ok(Some(canaries)) => findings.extend(
+            Pkcs11Token::connect(config.hsm, canaries)
+                .err()
+                .map(|error| Finding::of("hsm", &error)),
+        ),
+        Err(fault) => findings.push(Finding::of("store", &fault)),
+    }
+    findings
+}
+
+/// Asks the token what it can do, and tries the attacks that it must withstand.
+pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
+    let canaries = known_canaries(&config)?;
+    pkcs11::probe(&config.hsm, canaries.as_ref(), ProbeDepth::Full)
+        .map_err(|error| Fault::Token(error.into()))
+}
+
+/// What to say where `init` has not been.
+const NO_DOMAIN: &str =
+    "there is no key domain in this database yet: run `kms-server init` with the same configuration";
+
+/// The proofs of the token's KEKs, if `init` has been here.
+fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
+    let Store::Sqlite { path } = &config.store;
+    if !path.exists() {
+        return Ok(None);
+    }
+    let domain = runtime(1)?.block_on(async {
+        let store = open_store(config, false).await?;
+        let domain = store.domain().await.map_err(|error| Fault::Store(error.into()));
+        store.close().await;
+        domain
+    })?;
+    domain.map(|domain| canaries_of(&domain)).transpose()
+}
+
+fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {
+    Canaries::decode(&domain.canaries).map_err(|error| Fault::Store(error.into()))
+}
+
+async fn open_store(config: &Config, create: bool) -> Result<Arc<SqliteStore>, Fault> {
+    let Store::Sqlite { path } = &config.store;
+    SqliteStore::open(sqlite::Config { path: path.clone(), create })
+        .await
+        .map(Arc::new)
+        .map_err(|error| Fault::Store(error.into()))
+}
+
+/// An async runtime with this many threads for tasks; 0: one a core.
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Fault> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if threads > 0 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().map_err(|error| Fault::Runtime(error.into()))
+}
+
+/// A PIN file, for the security officer's.
+fn pin_from(path: &PathBuf) -> Result<crate::hsm::Pin, Fault> {
+    Ok(config::pin_from_file(path)?)
+}

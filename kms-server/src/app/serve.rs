@@ -1,0 +1,173 @@
+//! `kms-server serve`: from the checked configuration to a server that answers, and back.
+
+use std::{sync::Arc, time::Duration};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+use super::{
+    Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of, open_store, runtime,
+};
+use crate::{
+    ciphering::Ciphering,
+    config::Config,
+    domain::{DomainRecord, ports::Clock},
+    hsm::{Hsm, pkcs11::{Pkcs11Token, ProbeDepth}},
+    keyring::Keyring,
+    lifecycle::Lifecycle,
+    rpc,
+    store::{ReadStore, sqlite::SqliteStore},
+};
+
+/// How often the token is asked whether its KEKs are still those of this database.
+const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often while it is known to be away.
+const TOKEN_RETURN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Serves until a signal says to stop, or a fault does.
+pub fn serve(config: Config) -> Result<(), Fault> {
+    leave_no_core()?;
+    runtime(0)?.block_on(run(config))
+}
+
+/// No core dump of this process, and no debugger of the same user: both would show keys.
+fn leave_no_core() -> Result<(), Fault> {
+    let fault = |error: rustix::io::Errno| Fault::Runtime(error.into());
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(fault)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fault)
+}
+
+async fn run(config: Config) -> Result<(), Fault> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let store = open_store(&config, false).await?;
+    let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
+    let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
+    let Config { site, hsm, store: _, keyring, import, rpc, log: _ } = config;
+    let hsm = connect_token(hsm, &domain)?;
+    let keyring =
+        Keyring::new(keyring, domain.clone(), hsm.clone(), store.clone(), Arc::clone(&clock))
+            .map_err(|error| Fault::Setting(error.into()))?;
+    let token = hsm.clone();
+    let parts = rpc::Parts {
+        ciphering: Arc::new(Ciphering::new(Arc::clone(&keyring), hsm.clone())),
+        lifecycle: Arc::new(Lifecycle::new(
+            import,
+            Arc::clone(&keyring),
+            store.clone(),
+            Arc::clone(&clock),
+            Arc::new(OperatingSystem),
+        )),
+        keyring: Arc::clone(&keyring),
+        token_status: Arc::new(move || token.status()),
+        store: store.clone(),
+        domain,
+        single_site: site.single_site,
+        clock,
+    };
+    let (stop, stopped) = watch::channel(None);
+    let (ready, bound) = oneshot::channel();
+    tokio::spawn(stop_on_signal(stop.clone()));
+    tokio::spawn(stop_on_failed_store(store.clone(), stop));
+    tokio::spawn(warm_up(Arc::clone(&keyring)));
+    tokio::spawn(keyring.take_care());
+    tokio::spawn(watch_token(hsm));
+    tokio::spawn(greet(bound));
+    let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
+    store.close().await;
+    served.map_err(|error| match error {
+        rpc::RpcError::Transport(_) => Fault::Runtime(error.into()),
+        _ => Fault::Setting(error.into()),
+    })?;
+    let reason = stopped.borrow().clone().flatten();
+    reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+}
+
+/// Connects to the token and refuses one that does not withstand what it must.
+fn connect_token(config: crate::hsm::Config, domain: &DomainRecord) -> Result<Hsm, Fault> {
+    let (width, patience, call_timeout) =
+        (config.sessions_max, config.patience, config.call_timeout);
+    let token = Pkcs11Token::connect(config, canaries_of(domain)?)
+        .map_err(|error| Fault::Token(error.into()))?;
+    let report = token.probe(ProbeDepth::Start).map_err(|error| Fault::Token(error.into()))?;
+    report.verdict().map_err(|failed| {
+        let rows: Vec<String> =
+            failed.iter().map(|row| format!("{}: {}", row.what, row.outcome)).collect();
+        let sentence = format!(
+            "the token does not withstand what it must; run `kms-server probe-hsm` for the whole \
+             table: {}",
+            rows.join("; ")
+        );
+        Fault::Token(sentence.into())
+    })?;
+    Ok(Hsm::new(Arc::new(token), width, patience, call_timeout))
+}
+
+async fn warm_up(keyring: Arc<Keyring>) {
+    match keyring.warm_up().await {
+        Ok(()) => {
+            let status = keyring.status();
+            tracing::info!(
+                blocks = status.blocks_open,
+                meters = status.resident_meters,
+                elapsed_ms = status.warm_up_elapsed_ms,
+                "warm-up done"
+            );
+        }
+        Err(error) => tracing::warn!(%error, "warm-up ended early: blocks open as they are asked for"),
+    }
+}
+
+async fn watch_token(hsm: Hsm) {
+    loop {
+        if let Err(error) = hsm.check().await {
+            tracing::warn!(%error, "the token did not pass its check");
+        }
+        let away = hsm.status().fault.is_some();
+        tokio::time::sleep(if away { TOKEN_RETURN_INTERVAL } else { TOKEN_CHECK_INTERVAL }).await;
+    }
+}
+
+/// Says where the server listens, then reads the certificates again at each SIGHUP.
+async fn greet(bound: oneshot::Receiver<rpc::Bound>) {
+    let Ok(rpc::Bound { address, control }) = bound.await else { return };
+    tracing::info!(%address, "serving");
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        match control.reload().await {
+            Ok(outcome) => tracing::info!(?outcome, "certificates read again"),
+            Err(error) => tracing::warn!(%error, "the certificates in use stay"),
+        }
+    }
+}
+
+/// Why the server is to stop; the inner `Some` is a fault.
+type Stop = watch::Sender<Option<Option<String>>>;
+
+async fn stop_on_signal(stop: Stop) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: calls that run may finish");
+    stop.send_replace(Some(None));
+}
+
+/// A database that failed to write may have lost what it acknowledged: the process stops.
+async fn stop_on_failed_store(store: Arc<SqliteStore>, stop: Stop) {
+    let reason = store.until_failed().await;
+    tracing::error!(reason, "stopping: the database has failed");
+    stop.send_replace(Some(Some(reason)));
+}
+
+async fn until_told(mut stopped: watch::Receiver<Option<Option<String>>>) {
+    // An error says that nobody is left who could tell us to stop: then stop.
+    let _ = stopped.wait_for(Option::is_some).await;
+}

@@ -1,0 +1,309 @@
+//! One APDU against one meter's keys: what is accepted, which keys are tried, and in which order.
+
+use dlms::{
+    CipheredApdu, EncryptionKey, GeneralCipheringAad, KeySet, Keys, OpenError, ParseError, Side,
+    SystemTitle,
+};
+use zeroize::Zeroizing;
+
+use super::{Item, Outcome};
+use crate::{
+    domain::{KeyKind, SecuritySetup, Verdict},
+    hsm::{GcmOpen, WrappedKey},
+    keyring::{Candidate, KeyMaterial, PolicyBits, ResidentMeter},
+};
+
+/// Pairs of encryption and authentication key versions tried on one APDU: four versions of each. A
+/// meter in the middle of a rotation needs two of each (DLMS_SECURITY, section 7, rule 3).
+const PAIRS_MAX: usize = 16;
+
+/// How an attempt ended.
+pub(super) enum Attempt {
+    /// With this outcome; if opened, the plaintext was appended.
+    Done(Outcome),
+    /// No key in memory opened it; the token has keys that may.
+    Token(Vec<TokenTry>),
+}
+
+/// One key of protection `HSM` to try on one APDU.
+pub(super) struct TokenTry {
+    pub(super) key: WrappedKey,
+    pub(super) request: GcmOpen,
+    /// What to say if it opens.
+    pub(super) opened: Outcome,
+    /// Authentication only: the plaintext is not enciphered and stands in the APDU.
+    pub(super) plain_payload: bool,
+}
+
+/// Parses an APDU, or says what is wrong with it.
+pub(super) fn parse(apdu: &[u8]) -> Result<CipheredApdu<'_>, Outcome> {
+    CipheredApdu::parse(apdu).map_err(|error| {
+        let verdict = match error {
+            ParseError::Malformed { .. } => Verdict::Malformed,
+            ParseError::Unsupported { .. } => Verdict::Unsupported,
+        };
+        Outcome::of(verdict).because(error.to_string())
+    })
+}
+
+/// Tries to open `apdu` with the keys of `meter`, appending the plaintext to `out`.
+#[inline]
+pub(super) fn attempt(
+    apdu: &CipheredApdu<'_>,
+    meter: &ResidentMeter<'_>,
+    item: &Item<'_>,
+    out: &mut Vec<u8>,
+) -> Attempt {
+    match open_plain(apdu, meter, item, out) {
+        Some(outcome) => Attempt::Done(outcome),
+        None => Attempting { apdu, meter, setup: item.setup }.run(out),
+    }
+}
+
+/// The way of nearly all APDUs: a push that carries its meter's title, authenticated and encrypted,
+/// from a meter with one GUEK and one GAK. `None`: look closer.
+#[inline]
+fn open_plain(
+    apdu: &CipheredApdu<'_>,
+    meter: &ResidentMeter<'_>,
+    item: &Item<'_>,
+    out: &mut Vec<u8>,
+) -> Option<Outcome> {
+    let control = apdu.security_control();
+    let ordinary = control.authenticated
+        && control.encrypted
+        && apdu.key_set() == KeySet::Unicast
+        && apdu.encryption_key() == EncryptionKey::Global
+        && item.setup.is_none_or(|setup| setup == SecuritySetup(0))
+        && meter.is_plain()
+        && !meter.is_damaged();
+    let title = apdu.system_title().filter(|title| ordinary && *title == meter.title())?;
+    let (encryption, encryption_key_version) = meter.plain_guek()?;
+    let (authentication, authentication_key_version) = meter.plain_gak()?;
+    let keys = Keys { encryption, authentication };
+    apdu.open(&keys, &title, header_rule(meter.policy()), out).ok()?;
+    Some(Outcome {
+        verdict: Verdict::Ok,
+        system_title: Some(title),
+        invocation_counter: apdu.invocation_counter(),
+        encryption_key_version,
+        authentication_key_version,
+        setup: SecuritySetup(0),
+        reason: None,
+    })
+}
+
+fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {
+    if policy.omits_general_ciphering_header() {
+        GeneralCipheringAad::OmitHeader
+    } else {
+        GeneralCipheringAad::Spec
+    }
+}
+
+struct Attempting<'a, 'm> {
+    apdu: &'a CipheredApdu<'a>,
+    meter: &'m ResidentMeter<'m>,
+    setup: Option<SecuritySetup>,
+}
+
+impl Attempting<'_, '_> {
+    fn run(&self, out: &mut Vec<u8>) -> Attempt {
+        match self.checked() {
+            Err(refused) => Attempt::Done(refused.about(self.apdu, self.meter.title())),
+            Ok(originator) if self.apdu.authentication_tag().is_none() => {
+                self.without_authentication(&originator, out)
+            }
+            Ok(originator) => self.authenticated(&originator, out),
+        }
+    }
+
+    /// What needs no key: damage, originator, policy. On the way out, whose title starts the nonce.
+    fn checked(&self) -> Result<SystemTitle, Outcome> {
+        if self.meter.is_damaged() {
+            return Err(Outcome::of(Verdict::Unavailable)
+                .because("the meter's stored record was changed outside this service"));
+        }
+        let originator = self.originator()?;
+        let (control, policy) = (self.apdu.security_control(), self.meter.policy());
+        if !control.authenticated && !policy.allows_encryption_only() {
+            return Err(Outcome::of(Verdict::PolicyRefused).because(
+                "encryption only (SC 2x): nothing can be authenticated, and the meter's policy \
+                 does not allow that",
+            ));
+        }
+        if control.authenticated && !control.encrypted && policy.demands_encryption() {
+            return Err(Outcome::of(Verdict::PolicyRefused)
+                .because("authentication only (SC 1x): the meter's policy demands encryption"));
+        }
+        Ok(originator)
+    }
+
+    fn originator(&self) -> Result<SystemTitle, Outcome> {
+        let (own, client) = (self.meter.own_title(), self.meter.client_title());
+        match (self.apdu.system_title(), self.apdu.originating_side()) {
+            (Some(title), _)
+                if title == self.meter.title() || title == own || Some(title) == client =>
+            {
+                Ok(title)
+            }
+            (Some(title), _) => Err(Outcome::of(Verdict::UnknownMeter).because(format!(
+                "the APDU carries system title {title}, which is neither the meter's nor its \
+                 client's"
+            ))),
+            (None, Some(Side::Client)) => Ok(client.unwrap_or(own)),
+            (None, Some(Side::Server) | None) => Ok(own),
+        }
+    }
+
+    fn key_kind(&self) -> KeyKind {
+        match (self.apdu.key_set(), self.apdu.encryption_key()) {
+            (KeySet::Broadcast, _) => KeyKind::Gbek,
+            (KeySet::Unicast, EncryptionKey::Dedicated) => KeyKind::Dedicated,
+            (KeySet::Unicast, EncryptionKey::Global) => KeyKind::Guek,
+        }
+    }
+
+    /// The versions that fit the suite, in the order to try them. A key in the token has a length
+    /// too: its wrapping is eight bytes longer.
+    fn fitting(&self, kind: KeyKind) -> Vec<Candidate<'_>> {
+        let suite_len = self.apdu.security_control().suite.key_len();
+        self.meter
+            .candidates(kind, self.setup)
+            .filter(|candidate| match &candidate.key {
+                KeyMaterial::Bytes(bytes) => bytes.len() == suite_len,
+                KeyMaterial::Token(key) => key.wrapped.len() == suite_len + 8,
+            })
+            .collect()
+    }
+
+    fn no_key(&self, kind: KeyKind) -> Attempt {
+        let len = self.apdu.security_control().suite.key_len();
+        let of_setup = self.setup.map_or(String::new(), |e| format!(" in security setup {}", e.0));
+        self.done(Outcome::of(Verdict::NoUsableKey).because(format!(
+            "the meter has no live {kind} of {len} bytes{of_setup}"
+        )))
+    }
+
+    fn done(&self, outcome: Outcome) -> Attempt {
+        Attempt::Done(outcome.about(self.apdu, self.meter.title()))
+    }
+
+    fn authenticated(&self, originator: &SystemTitle, out: &mut Vec<u8>) -> Attempt {
+        let kind = self.key_kind();
+        let (encryption, authentication) = (self.fitting(kind), self.fitting(KeyKind::Gak));
+        if encryption.is_empty() {
+            return self.no_key(kind);
+        }
+        if authentication.is_empty() {
+            if self.meter.policy().allows_withheld_authentication_key() {
+                return self.without_authentication(originator, out);
+            }
+            return self.no_key(KeyKind::Gak);
+        }
+        let pairs = encryption
+            .iter()
+            .flat_map(|ek| authentication.iter().map(move |ak| (ek, ak)))
+            .filter(|(ek, ak)| ek.setup == ak.setup)
+            .take(PAIRS_MAX);
+        let mut tries = Vec::new();
+        for (ek, ak) in pairs {
+            let KeyMaterial::Bytes(authentication) = ak.key else { continue };
+            match ek.key {
+                KeyMaterial::Bytes(encryption) => {
+                    let keys = Keys { encryption, authentication };
+                    let rule = header_rule(self.meter.policy());
+                    match self.apdu.open(&keys, originator, rule, out) {
+                        Ok(()) => return Attempt::Done(self.opened(Verdict::Ok, ek, Some(ak))),
+                        Err(OpenError::NotAuthentic | OpenError::KeyLength { .. }) => {}
+                        Err(error @ (OpenError::NotAuthenticated | OpenError::OtherOriginator)) => {
+                            let refused = Outcome::of(Verdict::MicFailure);
+                            return self.done(refused.because(error.to_string()));
+                        }
+                    }
+                }
+                KeyMaterial::Token(key) => {
+                    tries.push(self.token_try(key, originator, ek, Some((ak, authentication))));
+                }
+            }
+        }
+        if tries.is_empty() { self.done(self.mic_failure()) } else { Attempt::Token(tries) }
+    }
+
+    fn mic_failure(&self) -> Outcome {
+        let outcome = Outcome::of(Verdict::MicFailure);
+        let from_client = self.apdu.originating_side() == Some(Side::Client);
+        if from_client && self.meter.client_title().is_none() {
+            return outcome.because(
+                "the utility's side originates this kind of APDU and the meter's policy has no \
+                 client_title; its own title was tried",
+            );
+        }
+        outcome
+    }
+
+    /// Nothing vouches for what comes out: only the first key is tried, for no key can be told wrong.
+    fn without_authentication(&self, originator: &SystemTitle, out: &mut Vec<u8>) -> Attempt {
+        let kind = self.key_kind();
+        let fitting = self.fitting(kind);
+        let Some(ek) = fitting.first() else { return self.no_key(kind) };
+        match ek.key {
+            KeyMaterial::Bytes(key) => {
+                match self.apdu.decrypt_without_authentication(key, originator, out) {
+                    Ok(()) => Attempt::Done(self.opened(Verdict::OkUnauthenticated, ek, None)),
+                    Err(error) => self
+                        .done(Outcome::of(Verdict::NoUsableKey).because(error.to_string())),
+                }
+            }
+            KeyMaterial::Token(key) => {
+                Attempt::Token(vec![self.token_try(key, originator, ek, None)])
+            }
+        }
+    }
+
+    fn opened(
+        &self,
+        verdict: Verdict,
+        ek: &Candidate<'_>,
+        ak: Option<&Candidate<'_>>,
+    ) -> Outcome {
+        Outcome {
+            verdict,
+            system_title: Some(self.meter.title()),
+            invocation_counter: self.apdu.invocation_counter(),
+            encryption_key_version: ek.version,
+            authentication_key_version: ak.map_or(0, |ak| ak.version),
+            setup: ek.setup,
+            reason: None,
+        }
+    }
+
+    fn token_try(
+        &self,
+        key: &WrappedKey,
+        originator: &SystemTitle,
+        ek: &Candidate<'_>,
+        authentication: Option<(&Candidate<'_>, &[u8])>,
+    ) -> TokenTry {
+        let plain_payload = !self.apdu.security_control().encrypted;
+        let mut additional_data = Zeroizing::new(Vec::new());
+        if let Some((_, key)) = authentication {
+            let rule = header_rule(self.meter.policy());
+            self.apdu.additional_data(key, rule, &mut additional_data);
+        }
+        let ciphertext = if plain_payload { Vec::new() } else { self.apdu.payload().to_vec() };
+        let verdict =
+            if authentication.is_some() { Verdict::Ok } else { Verdict::OkUnauthenticated };
+        TokenTry {
+            key: key.clone(),
+            request: GcmOpen {
+                nonce: self.apdu.nonce(originator),
+                additional_data,
+                ciphertext,
+                tag: authentication.and(self.apdu.authentication_tag().copied()),
+            },
+            opened: self.opened(verdict, ek, authentication.map(|(ak, _)| ak)),
+            plain_payload,
+        }
+    }
+}

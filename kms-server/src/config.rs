@@ -1,0 +1,74 @@
+//! `kms.toml` → the checked `Config` of each part. As written: `sections.rs`, strings and numbers with
+//! their unit in the name. As meant: the types below, which can't hold nonsense.
+
+mod error;
+mod findings;
+mod pin;
+mod sections;
+
+use std::path::{Path, PathBuf};
+
+pub use error::ConfigError;
+pub use findings::{Finding, check};
+pub(crate) use pin::from_file as pin_from_file;
+
+use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, telemetry};
+
+/// All settings, checked. What only the outside can tell (is the module there, does the certificate
+/// match its key) is for [`check`] and for the parts themselves.
+#[derive(Debug)]
+pub struct Config {
+    /// This site.
+    pub site: Site,
+    /// The token.
+    pub hsm: hsm::Config,
+    /// The database.
+    pub store: Store,
+    /// Keys in memory.
+    pub keyring: keyring::Config,
+    /// What may be imported.
+    pub import: lifecycle::Config,
+    /// The wire.
+    pub rpc: rpc::Config,
+    /// What is told, and how.
+    pub log: telemetry::Config,
+}
+
+impl Config {
+    /// Reads and checks the file, and the PIN that it names.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let sections: sections::Sections =
+            toml::from_str(&text).map_err(|error| ConfigError::syntax(path, &text, &error))?;
+        sections.try_into()
+    }
+}
+
+/// This site and its place in the key domain.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The operator's name for it.
+    pub name: String,
+    /// Where this service keeps what is its own.
+    pub data_dir: PathBuf,
+    /// Said in so many words: no second site holds these keys.
+    pub single_site: bool,
+    /// For `init` only: it can't change afterwards.
+    pub blocks: BlockCount,
+    /// For `init` only: whether this is the site of even epochs.
+    pub even: bool,
+}
+
+/// Which database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// One file, in this process.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Why a configuration is refused: one sentence each, with the key, the value, and what to do.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// A configuration that this service does not start with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No such file, or it can't be read.
+    #[error("cannot read {path}: create it after deploy/kms.toml, or name another with --config")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Not TOML, an unknown field, a missing one, a value of the wrong type.
+    #[error("{path}, line {line}{key}: {message}; see deploy/kms.toml for what may stand there")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The key on that line, if there is one.
+        key: String,
+        /// What the parser said.
+        message: String,
+    },
+    /// A number outside its bounds.
+    #[error("`{key}` is {value}: set it to {least} to {most}")]
+    OutOfRange {
+        /// Section and field.
+        key: &'static str,
+        /// What stands there.
+        value: u64,
+        /// The smallest.
+        least: u64,
+        /// The largest.
+        most: u64,
+    },
+    /// A number that contradicts another.
+    #[error(
+        "`{key}` is {value}, less than `{other}` ({bound}): one full batch must fit in, so raise it"
+    )]
+    LessThan {
+        /// Section and field.
+        key: &'static str,
+        /// What stands there.
+        value: usize,
+        /// The field that it must reach.
+        other: &'static str,
+        /// That one's value.
+        bound: usize,
+    },
+    /// A text that is empty, too long, or not printable.
+    #[error(
+        "`{key}` is {value:?}: set it to {most} or fewer printable characters, and at least one"
+    )]
+    Text {
+        /// Section and field.
+        key: &'static str,
+        /// What stands there.
+        value: String,
+        /// The most characters.
+        most: usize,
+    },
+    /// A relative path: it would depend on where the service was started.
+    #[error("`{key}` is {path}: write it in full, from /")]
+    RelativePath {
+        /// Section and field.
+        key: &'static str,
+        /// What stands there.
+        path: PathBuf,
+    },
+    /// Not an address and port.
+    #[error("`rpc.listen` is {0:?}: set it to an address and port, such as 0.0.0.0:7443")]
+    Listen(String),
+    /// There is no peer, and nobody said that there shall be none.
+    #[error(
+        "`site.single_site` is false, and no peer is configured: set it to true if these keys are \
+         to exist at one site only"
+    )]
+    NoPeer,
+    /// Two places for the PIN, or none.
+    #[error("`hsm.pin_file` and `hsm.pin_env` are both set or both missing: set exactly one")]
+    PinPlace,
+    /// Not a variable's name; perhaps the PIN itself, so it is not repeated.
+    #[error(
+        "`hsm.pin_env` is not the name of an environment variable: write a name such as \
+         KMS_HSM_PIN there, never the PIN"
+    )]
+    PinVariable,
+    /// The file can't be read.
+    #[error(
+        "`hsm.pin_file` is {path}, which cannot be read: create it for the service account, mode 600"
+    )]
+    PinUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Others can read the file.
+    #[error(
+        "`hsm.pin_file` is {path}, which other accounts can read (mode {mode:03o}): \
+         run `chmod 600 {path}`"
+    )]
+    PinExposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The variable is not set, or not text.
+    #[error("`hsm.pin_env` is {name}, which is not set: set it, or use `hsm.pin_file`")]
+    PinNotInEnvironment {
+        /// The variable.
+        name: String,
+    },
+    /// Empty, too long, or several lines.
+    #[error(
+        "the PIN in {place} is empty, longer than 255 bytes or more than one line: write it on one line"
+    )]
+    PinMalformed {
+        /// File or variable.
+        place: String,
+    },
+    /// Nobody could call.
+    #[error("there is no [[rpc.callers]]: name at least one caller and its roles")]
+    NoCallers,
+    /// One name, two entries.
+    #[error("`rpc.callers` names {0:?} twice: give it all of its roles in one entry")]
+    CallerTwice(String),
+    /// A caller that could do nothing.
+    #[error("`rpc.callers` gives {0:?} no role: add one, or remove the entry")]
+    NoRoles(String),
+    /// Callers, roles or calls that there are not.
+    #[error("`rpc.callers` and `rpc.grants`: {0}")]
+    Policy(#[from] crate::rpc::PolicyError),
+}
+
+impl ConfigError {
+    /// The parser's error, as one line that says where. It may repeat what stands there, so not for
+    /// the fields of the PIN, where somebody may have written the PIN itself.
+    pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let at = error.span().map_or(0, |span| span.start).min(text.len());
+        let before = text.get(..at).unwrap_or_default();
+        let line = before.matches('\n').count();
+        let key = text.lines().nth(line).and_then(|line| line.split_once('='));
+        let key = key.map(|(key, _)| format!(", `{}`", key.trim())).unwrap_or_default();
+        let repeats_pin = key.contains("pin") && error.message().starts_with("invalid");
+        let message = if repeats_pin { "not a text in quotes" } else { error.message().trim() };
+        let message = message.replace('\n', ", ");
+        Self::Syntax { path: path.to_owned(), line: line + 1, key, message }
+    }
+}

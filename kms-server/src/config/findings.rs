@@ -1,0 +1,170 @@
+//! What is wrong outside the file: directories, libraries, limits, certificates, addresses. For
+//! `check-config`, which tells all of it at once; the parts check again when they start.
+
+use std::{
+    error::Error,
+    fmt,
+    net::TcpListener,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::Access,
+    process::{Resource, getrlimit},
+};
+
+use super::{Config, Store};
+use crate::{keyring, rpc};
+
+/// One thing that is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Finding {
+    /// The setting that it is about.
+    pub key: &'static str,
+    /// One sentence.
+    pub sentence: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.sentence)
+    }
+}
+
+impl Finding {
+    fn new(key: &'static str, sentence: impl Into<String>) -> Self {
+        Self { key, sentence: sentence.into() }
+    }
+
+    /// An error with its causes, as one sentence.
+    pub fn of(key: &'static str, error: &(dyn Error + 'static)) -> Self {
+        let mut sentence = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            sentence.push_str(&format!(" ({error})"));
+            cause = error.source();
+        }
+        Self { key, sentence }
+    }
+}
+
+/// Everything that is wrong at `now_ms`, milliseconds since 1970; empty if the service can start. The
+/// token is not asked: that takes an attempt, which `app` makes.
+pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
+    let Store::Sqlite { path } = &config.store;
+    let database_dir = path.parent().unwrap_or(Path::new("/"));
+    let mut findings = Vec::new();
+    findings.extend(unwritable("site.data_dir", &config.site.data_dir));
+    if database_dir != config.site.data_dir {
+        findings.extend(unwritable("store.path", database_dir));
+    }
+    findings.extend(missing_module(&config.hsm.module));
+    if let Some(directory) = &config.hsm.sync_dir {
+        findings.extend(unwritable("hsm.token_dir", directory));
+    }
+    findings.extend(small_memlock(&config.keyring));
+    findings.extend(bad_certificates(&config.rpc, now_ms));
+    findings.extend(busy_address(&config.rpc));
+    findings
+}
+
+fn unwritable(key: &'static str, directory: &Path) -> Option<Finding> {
+    let path = directory.display();
+    if !directory.is_dir() {
+        let sentence =
+            format!("{path} is not a directory: create it (install -d -o ami_admin -m 750 {path})");
+        return Some(Finding::new(key, sentence));
+    }
+    let access = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
+    access.err().map(|error| {
+        let sentence = format!(
+            "cannot write to {path}: give it to the service account (chown ami_admin {path}) ({error})"
+        );
+        Finding::new(key, sentence)
+    })
+}
+
+fn missing_module(module: &PathBuf) -> Option<Finding> {
+    let found = std::fs::File::open(module).and_then(|file| file.metadata());
+    let reason = match found {
+        Ok(found) if found.is_file() => return None,
+        Ok(_) => "it is not a file".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let module = module.display();
+    let sentence = format!(
+        "cannot read the PKCS #11 library {module}: install the token's software, or correct the \
+         path ({reason})"
+    );
+    Some(Finding::new("hsm.module", sentence))
+}
+
+/// For what else the process locks: the arena's bookkeeping, libraries.
+const MEMLOCK_SPARE_BYTES: u64 = 1 << 20;
+
+fn small_memlock(keyring: &keyring::Config) -> Option<Finding> {
+    let limit = getrlimit(Resource::Memlock).current?; // `None`: unlimited
+    let may_exceed_it = keyring.allow_unlocked || may_lock_anything();
+    if may_exceed_it { None } else { arena_beyond(keyring.arena_bytes as u64, limit) }
+}
+
+fn arena_beyond(arena_bytes: u64, limit_bytes: u64) -> Option<Finding> {
+    let needed = arena_bytes + MEMLOCK_SPARE_BYTES;
+    if needed <= limit_bytes {
+        return None;
+    }
+    let (needed, limit) = (needed >> 10, limit_bytes >> 10);
+    let sentence = format!(
+        "the arena needs {needed} KiB of locked memory, and the limit is {limit} KiB: set \
+         LimitMEMLOCK={needed}K in the unit, or make the arena smaller"
+    );
+    Some(Finding::new("keyring.arena_mib", sentence))
+}
+
+/// Whether this process has CAP_IPC_LOCK, which lifts the limit.
+fn may_lock_anything() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| has_ipc_lock(&status))
+}
+
+fn has_ipc_lock(status: &str) -> bool {
+    const CAP_IPC_LOCK: u64 = 1 << 14;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    set.is_some_and(|set| set & CAP_IPC_LOCK != 0)
+}
+
+fn bad_certificates(rpc: &rpc::Config, now_ms: u64) -> Vec<Finding> {
+    let wrong = rpc::check_certificates(&rpc.tls, now_ms);
+    wrong.iter().map(|(key, error)| Finding::of(key, error)).collect()
+}
+
+fn busy_address(rpc: &rpc::Config) -> Option<Finding> {
+    let error = TcpListener::bind(rpc.listen).err()?;
+    let sentence = format!(
+        "cannot listen on {}: stop what uses this address (this service itself, perhaps), or choose \
+         one of this machine ({error})",
+        rpc.listen
+    );
+    Some(Finding::new("rpc.listen", sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_beyond_the_memlock_limit_is_found_with_the_limit_that_it_needs() {
+        assert_eq!(arena_beyond(7 << 20, 8 << 20), None);
+        let found = arena_beyond(8 << 20, 8 << 20).unwrap().to_string();
+        assert!(found.contains("the limit is 8192 KiB: set LimitMEMLOCK=9216K"), "{found}");
+    }
+
+    #[test]
+    fn the_capability_to_lock_memory_is_bit_14() {
+        assert!(has_ipc_lock("Name:\tx\nCapEff:\t0000000000004000\n"));
+        assert!(has_ipc_lock("CapEff:\t000001ffffffffff"));
+        assert!(!has_ipc_lock("CapEff:\t0000000000003fff"));
+        assert!(!has_ipc_lock("CapPrm:\t0000000000004000"));
+        assert!(!has_ipc_lock(""));
+    }
+}

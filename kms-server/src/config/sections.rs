@@ -1,0 +1,465 @@
+//! The file as it is written: strings and numbers, units in the names, defaults; and the way from
+//! there to the checked types. Unknown fields are refused: a misspelt setting is no setting.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use super::{
+    Config, ConfigError, Site, Store, pin,
+};
+use crate::{
+    domain::BlockCount,
+    hsm::{self, OaepHash},
+    keyring, lifecycle,
+    rpc::{self, Limits, Policy, TlsConfig},
+    telemetry,
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sections {
+    site: SiteSection,
+    hsm: HsmSection,
+    store: StoreSection,
+    #[serde(default)]
+    keyring: KeyringSection,
+    #[serde(default)]
+    import: ImportSection,
+    rpc: RpcSection,
+    #[serde(default)]
+    log: telemetry::Config,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SiteSection {
+    name: String,
+    #[serde(default = "data_dir")]
+    data_dir: PathBuf,
+    single_site: bool,
+    #[serde(default = "block_count")]
+    block_count: u32,
+    #[serde(default = "yes")]
+    even: bool,
+}
+
+fn data_dir() -> PathBuf {
+    "/var/lib/ami".into()
+}
+
+fn block_count() -> u32 {
+    BlockCount::DEFAULT.get()
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HsmSection {
+    module: PathBuf,
+    token_label: String,
+    pin_file: Option<PathBuf>,
+    pin_env: Option<String>,
+    #[serde(default = "sessions_max")]
+    sessions_max: u64,
+    #[serde(default = "call_timeout_ms")]
+    call_timeout_ms: u64,
+    #[serde(default = "patience_ms")]
+    patience_ms: u64,
+    #[serde(default = "unwrapped_keys_max")]
+    unwrapped_keys_max: u64,
+    #[serde(default)]
+    oaep_hash: OaepHashSetting,
+    token_dir: Option<PathBuf>,
+}
+
+/// Hash and MGF1 hash of RSA-OAEP.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OaepHashSetting {
+    Sha1,
+    #[default]
+    Sha256,
+}
+
+fn sessions_max() -> u64 {
+    8
+}
+
+fn call_timeout_ms() -> u64 {
+    5_000
+}
+
+fn patience_ms() -> u64 {
+    1_000
+}
+
+fn unwrapped_keys_max() -> u64 {
+    1_000
+}
+
+/// The databases that this program knows.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoreKind {
+    Sqlite,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreSection {
+    kind: StoreKind,
+    path: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeyringSection {
+    arena_mib: u64,
+    allow_unlocked: bool,
+    warm_up_parallelism: u64,
+}
+
+impl Default for KeyringSection {
+    fn default() -> Self {
+        // 80 bytes a meter: room for three million.
+        Self { arena_mib: 256, allow_unlocked: false, warm_up_parallelism: 4 }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ImportSection {
+    allow_clear: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RpcSection {
+    listen: String,
+    tls: TlsSection,
+    #[serde(default = "reload_poll_s")]
+    reload_poll_s: u64,
+    #[serde(default)]
+    limits: LimitsSection,
+    #[serde(default)]
+    callers: Vec<CallerSection>,
+    #[serde(default)]
+    grants: BTreeMap<String, BTreeSet<String>>,
+}
+
+fn reload_poll_s() -> u64 {
+    60
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    certificate: PathBuf,
+    private_key: PathBuf,
+    client_ca: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CallerSection {
+    name: String,
+    roles: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsSection {
+    message_bytes_max: u64,
+    batch_items_max: u64,
+    streams_per_connection_max: u64,
+    connections_max: u64,
+    in_flight_items_max: u64,
+    handshake_timeout_ms: u64,
+    call_timeout_ms: u64,
+    drain_timeout_ms: u64,
+    connection_age_max_s: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 16 << 20,
+            batch_items_max: 16_384, // Of 300 bytes they fill a third of a message.
+            streams_per_connection_max: 1_024,
+            connections_max: 1_024,
+            in_flight_items_max: 262_144, // A quarter of a second's work of one core.
+            handshake_timeout_ms: 5_000,
+            call_timeout_ms: 30_000,
+            drain_timeout_ms: 15_000,
+            connection_age_max_s: 3_600,
+        }
+    }
+}
+
+impl TryFrom<Sections> for Config {
+    type Error = ConfigError;
+
+    fn try_from(sections: Sections) -> Result<Self, ConfigError> {
+        let Sections { site, hsm, store, keyring, import, rpc, log } = sections;
+        let ImportSection { allow_clear } = import;
+        Ok(Self {
+            site: site.try_into()?,
+            store: store.try_into()?,
+            keyring: keyring.try_into()?,
+            import: lifecycle::Config { allow_clear },
+            rpc: rpc.try_into()?,
+            log,
+            // Last: the PIN is not read for a file that is refused anyway.
+            hsm: hsm.try_into()?,
+        })
+    }
+}
+
+impl TryFrom<SiteSection> for Site {
+    type Error = ConfigError;
+
+    fn try_from(section: SiteSection) -> Result<Self, ConfigError> {
+        let SiteSection { name, data_dir, single_site, block_count, even } = section;
+        if !single_site {
+            return Err(ConfigError::NoPeer);
+        }
+        Ok(Self {
+            name: text("site.name", name, 64)?,
+            data_dir: absolute("site.data_dir", data_dir)?,
+            single_site,
+            blocks: BlockCount::new(block_count).map_err(|_| ConfigError::OutOfRange {
+                key: "site.block_count",
+                value: block_count.into(),
+                least: 1,
+                most: 65_536,
+            })?,
+            even,
+        })
+    }
+}
+
+impl TryFrom<HsmSection> for hsm::Config {
+    type Error = ConfigError;
+
+    fn try_from(section: HsmSection) -> Result<Self, ConfigError> {
+        let HsmSection {
+            module,
+            token_label,
+            pin_file,
+            pin_env,
+            sessions_max,
+            call_timeout_ms,
+            patience_ms,
+            unwrapped_keys_max,
+            oaep_hash,
+            token_dir,
+        } = section;
+        Ok(Self {
+            module: absolute("hsm.module", module)?,
+            token_label: text("hsm.token_label", token_label, 32)?, // PKCS #11: 32 bytes, padded
+            sessions_max: within("hsm.sessions_max", sessions_max, 1..=64)?,
+            call_timeout: millis("hsm.call_timeout_ms", call_timeout_ms, 10..=600_000)?,
+            patience: millis("hsm.patience_ms", patience_ms, 1..=60_000)?,
+            unwrapped_keys_max: within(
+                "hsm.unwrapped_keys_max",
+                unwrapped_keys_max,
+                1..=1_000_000,
+            )?,
+            oaep_hash: match oaep_hash {
+                OaepHashSetting::Sha1 => OaepHash::Sha1,
+                OaepHashSetting::Sha256 => OaepHash::Sha256,
+            },
+            sync_dir: token_dir.map(|dir| absolute("hsm.token_dir", dir)).transpose()?,
+            pin: pin::read(pin_file, pin_env)?,
+        })
+    }
+}
+
+impl TryFrom<StoreSection> for Store {
+    type Error = ConfigError;
+
+    fn try_from(section: StoreSection) -> Result<Self, ConfigError> {
+        let StoreSection { kind: StoreKind::Sqlite, path } = section;
+        Ok(Self::Sqlite { path: absolute("store.path", path)? })
+    }
+}
+
+impl TryFrom<KeyringSection> for keyring::Config {
+    type Error = ConfigError;
+
+    fn try_from(section: KeyringSection) -> Result<Self, ConfigError> {
+        let KeyringSection { arena_mib, allow_unlocked, warm_up_parallelism } = section;
+        let arena_mib: usize = within("keyring.arena_mib", arena_mib, 1..=65_536)?;
+        Ok(Self {
+            arena_bytes: arena_mib << 20,
+            allow_unlocked,
+            warm_up_parallelism: within(
+                "keyring.warm_up_parallelism",
+                warm_up_parallelism,
+                1..=64,
+            )?,
+        })
+    }
+}
+
+impl TryFrom<RpcSection> for rpc::Config {
+    type Error = ConfigError;
+
+    fn try_from(section: RpcSection) -> Result<Self, ConfigError> {
+        let RpcSection { listen, tls, reload_poll_s, limits, callers, grants } = section;
+        let listen: SocketAddr = listen.parse().map_err(|_| ConfigError::Listen(listen))?;
+        let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
+        Ok(Self {
+            listen,
+            tls: (tls, reload_poll).try_into()?,
+            limits: limits.try_into()?,
+            policy: policy(callers, &grants)?,
+        })
+    }
+}
+
+impl TryFrom<(TlsSection, Duration)> for TlsConfig {
+    type Error = ConfigError;
+
+    fn try_from((section, reload_poll): (TlsSection, Duration)) -> Result<Self, ConfigError> {
+        let TlsSection { certificate, private_key, client_ca } = section;
+        Ok(Self {
+            certificate: absolute("rpc.tls.certificate", certificate)?,
+            private_key: absolute("rpc.tls.private_key", private_key)?,
+            client_ca: absolute("rpc.tls.client_ca", client_ca)?,
+            reload_poll,
+        })
+    }
+}
+
+impl TryFrom<LimitsSection> for Limits {
+    type Error = ConfigError;
+
+    fn try_from(section: LimitsSection) -> Result<Self, ConfigError> {
+        let LimitsSection {
+            message_bytes_max,
+            batch_items_max,
+            streams_per_connection_max,
+            connections_max,
+            in_flight_items_max,
+            handshake_timeout_ms,
+            call_timeout_ms,
+            drain_timeout_ms,
+            connection_age_max_s,
+        } = section;
+        let limits = Self {
+            message_bytes_max: within(
+                "rpc.limits.message_bytes_max",
+                message_bytes_max,
+                65_536..=268_435_456,
+            )?,
+            batch_items_max: within("rpc.limits.batch_items_max", batch_items_max, 1..=1_048_576)?,
+            streams_per_connection_max: within(
+                "rpc.limits.streams_per_connection_max",
+                streams_per_connection_max,
+                1..=10_000,
+            )?,
+            connections_max: within("rpc.limits.connections_max", connections_max, 1..=100_000)?,
+            in_flight_items_max: within(
+                "rpc.limits.in_flight_items_max",
+                in_flight_items_max,
+                1..=16_777_216,
+            )?,
+            handshake_timeout: millis(
+                "rpc.limits.handshake_timeout_ms",
+                handshake_timeout_ms,
+                100..=60_000,
+            )?,
+            call_timeout: millis("rpc.limits.call_timeout_ms", call_timeout_ms, 100..=600_000)?,
+            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 1..=300_000)?,
+            connection_age_max: Some(seconds(
+                "rpc.limits.connection_age_max_s",
+                connection_age_max_s,
+                1..=604_800,
+            )?),
+        };
+        if limits.in_flight_items_max < limits.batch_items_max {
+            return Err(ConfigError::LessThan {
+                key: "rpc.limits.in_flight_items_max",
+                value: limits.in_flight_items_max,
+                other: "rpc.limits.batch_items_max",
+                bound: limits.batch_items_max,
+            });
+        }
+        Ok(limits)
+    }
+}
+
+fn policy(
+    sections: Vec<CallerSection>,
+    grants: &BTreeMap<String, BTreeSet<String>>,
+) -> Result<Policy, ConfigError> {
+    let mut callers = BTreeMap::new();
+    for CallerSection { name, roles } in sections {
+        if roles.is_empty() {
+            return Err(ConfigError::NoRoles(name));
+        }
+        if callers.insert(name.clone(), roles).is_some() {
+            return Err(ConfigError::CallerTwice(name));
+        }
+    }
+    if callers.is_empty() {
+        return Err(ConfigError::NoCallers);
+    }
+    let callers =
+        callers.iter().map(|(name, roles)| (name.as_str(), roles.iter().map(String::as_str)));
+    let grants =
+        grants.iter().map(|(role, calls)| (role.as_str(), calls.iter().map(String::as_str)));
+    Ok(Policy::from_words(callers, grants)?)
+}
+
+/// `value`, if it is within `bounds`.
+fn within<T: TryFrom<u64>>(
+    key: &'static str,
+    value: u64,
+    bounds: RangeInclusive<u64>,
+) -> Result<T, ConfigError> {
+    let refusal =
+        || ConfigError::OutOfRange { key, value, least: *bounds.start(), most: *bounds.end() };
+    let inside = bounds.contains(&value).then_some(value).ok_or_else(refusal)?;
+    T::try_from(inside).map_err(|_| refusal())
+}
+
+fn millis(
+    key: &'static str,
+    value: u64,
+    bounds: RangeInclusive<u64>,
+) -> Result<Duration, ConfigError> {
+    within(key, value, bounds).map(Duration::from_millis)
+}
+
+fn seconds(
+    key: &'static str,
+    value: u64,
+    bounds: RangeInclusive<u64>,
+) -> Result<Duration, ConfigError> {
+    within(key, value, bounds).map(Duration::from_secs)
+}
+
+fn text(key: &'static str, value: String, most: usize) -> Result<String, ConfigError> {
+    let is_printable = !value.trim().is_empty() && !value.contains(|c: char| c.is_control());
+    if is_printable && value.len() <= most {
+        Ok(value)
+    } else {
+        Err(ConfigError::Text { key, value, most })
+    }
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() { Ok(path) } else { Err(ConfigError::RelativePath { key, path }) }
+}

@@ -1,0 +1,402 @@
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use tempfile::TempDir;
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::rpc::{CallerName, Role, Verb};
+
+const EXAMPLE: &str = include_str!("../../../deploy/kms.toml");
+
+/// A directory with the example in it, its paths moved there, and a PIN.
+struct Place {
+    directory: TempDir,
+    text: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path().display().to_string();
+        let text = EXAMPLE
+            .replace("/var/lib/ami", &here)
+            .replace("/etc/ami", &here)
+            .replace("/usr/lib/softhsm", &here)
+            .replace("#data_dir", "data_dir")
+            .replace("0.0.0.0:7443", "127.0.0.1:0")
+            .replace("#arena_mib = 256", "arena_mib = 1");
+        let place = Self { directory, text };
+        place.write("pin", b"1234\n", 0o600);
+        place
+    }
+
+    fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    /// The example with `from` replaced by `to`, which must have been there.
+    fn with(&self, from: &str, to: &str) -> Result<Config, ConfigError> {
+        assert!(self.text.contains(from), "{from} is not in the example");
+        Config::load(&self.write("kms.toml", self.text.replace(from, to).as_bytes(), 0o644))
+    }
+
+    fn config(&self) -> Config {
+        self.with("", "").unwrap()
+    }
+
+    fn refusal(&self, from: &str, to: &str) -> String {
+        self.with(from, to).map(|_| ()).unwrap_err().to_string()
+    }
+
+    /// Everything that the outside must have for the example.
+    fn furnish(&self) {
+        fs::create_dir(self.directory.path().join("tokens")).unwrap();
+        fs::create_dir(self.directory.path().join("tls")).unwrap();
+        self.write("libsofthsm2.so", b"", 0o644);
+        let pair = self_signed(|_| {});
+        self.write("tls/server.pem", pair.0.as_bytes(), 0o644);
+        self.write("tls/server.key", pair.1.as_bytes(), 0o600);
+        self.write("tls/clients.pem", pair.0.as_bytes(), 0o644);
+    }
+
+    fn findings(&self) -> Vec<String> {
+        check(&self.config(), NOW_MS).iter().map(ToString::to_string).collect()
+    }
+}
+
+/// 2026-01-01.
+const NOW_MS: u64 = 1_767_225_600_000;
+
+fn self_signed(change: impl FnOnce(&mut rcgen::CertificateParams)) -> (String, String) {
+    let mut params = rcgen::CertificateParams::new(vec!["kms.example.org".into()]).unwrap();
+    change(&mut params);
+    let key = rcgen::KeyPair::generate().unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[track_caller]
+fn says(sentence: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(sentence.contains(part), "{part:?} is not in: {sentence}");
+    }
+    assert!(!sentence.contains('\n'), "one sentence: {sentence}");
+}
+
+#[test]
+fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
+    let place = Place::new();
+    let written = place.config();
+    assert_eq!(written.hsm.token_label, "ami-kms");
+    assert_eq!(written.hsm.pin.expose_pin(), "1234");
+    let hes = CallerName::new("hes.example.org").unwrap();
+    assert_eq!(written.rpc.policy.roles(&hes).unwrap(), &BTreeSet::from([Role::Hes]));
+
+    // Every commented-out setting, put in force, changes nothing.
+    let is_setting = |line: &&str| line.starts_with('#') && line[1..].contains(" = ");
+    for line in EXAMPLE.lines().filter(is_setting) {
+        let setting = line.split("  ").next().unwrap();
+        if setting.contains("data_dir")
+            || setting.contains("pin_env")
+            || setting.contains("arena_mib")
+            || setting.contains("hes =")
+        {
+            continue; // Moved by the test; the other of two; moved; not a default.
+        }
+        let spelt_out = place.with(setting, &setting[1..]).unwrap();
+        assert_eq!(format!("{spelt_out:?}"), format!("{written:?}"), "{setting}");
+    }
+}
+
+#[test]
+fn grants_are_data() {
+    let place = Place::new();
+    let config = place.with("#[rpc.grants]\n#hes = [", "[rpc.grants]\nhes = [").unwrap();
+    let hes = CallerName::new("hes.example.org").unwrap();
+    assert!(config.rpc.policy.permit(&hes, Verb::VerifyMic).is_ok());
+    assert!(config.rpc.policy.permit(&hes, Verb::DecryptStream).is_err());
+    let sentence = place.refusal(
+        "#[rpc.grants]\n#hes = [\"Ciphering/Decrypt\"",
+        "[rpc.grants]\nhes = [\"decrypt\"",
+    );
+    says(&sentence, &["`rpc.grants`", "no call \"decrypt\"", "\"Ciphering/Decrypt\""]);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let sentence = Config::load(Path::new("/nowhere/kms.toml")).unwrap_err().to_string();
+    says(&sentence, &["/nowhere/kms.toml", "--config"]);
+}
+
+#[test]
+fn an_unknown_setting_is_refused_with_its_line() {
+    let place = Place::new();
+    let sentence = place.refusal("token_label =", "token_labl =");
+    says(&sentence, &["kms.toml, line ", "`token_labl`", "unknown field", "`token_label`"]);
+    says(&place.refusal("[store]", "[database]\n[store]"), &["`database`"]);
+    says(&place.refusal("[rpc.limits]", "[rpc.limits]\nspeed = 1"), &["`speed`"]);
+    says(&place.refusal("roles = [\"hes\"]", "roles = [\"hes\"]\nadmin = true"), &["`admin`"]);
+}
+
+#[test]
+fn a_missing_or_mistyped_setting_is_refused() {
+    let place = Place::new();
+    says(&place.refusal("single_site = true", ""), &["missing field `single_site`"]);
+    says(
+        &place.refusal("kind = \"sqlite\"", "kind = \"oracle\""),
+        &["`kind`", "`oracle`", "`sqlite`"],
+    );
+    says(&place.refusal("\"sha1\"", "\"md5\""), &["`oaep_hash`", "`sha1` or `sha256`"]);
+    says(&place.refusal("#level = \"info\"", "level = \"loud\""), &["`level`", "`loud`", "`info`"]);
+    says(&place.refusal("roles = [\"hes\"]", "roles = [\"root\"]"), &["`root`", "`auditor`"]);
+}
+
+#[test]
+fn a_number_outside_its_bounds_is_refused_with_them() {
+    let place = Place::new();
+    for (line, value, key, bounds) in [
+        ("#sessions_max = 8", "sessions_max = 65", "`hsm.sessions_max` is 65", "1 to 64"),
+        ("#sessions_max = 8", "sessions_max = 0", "`hsm.sessions_max` is 0", "1 to 64"),
+        ("#call_timeout_ms = 5000", "call_timeout_ms = 1", "`hsm.call_timeout_ms`", "10 to 600000"),
+        ("#patience_ms = 1000", "patience_ms = 0", "`hsm.patience_ms`", "1 to 60000"),
+        (
+            "#unwrapped_keys_max = 1000",
+            "unwrapped_keys_max = 0",
+            "`hsm.unwrapped_keys_max`",
+            "1 to",
+        ),
+        ("#block_count = 4096", "block_count = 0", "`site.block_count` is 0", "1 to 65536"),
+        ("arena_mib = 1", "arena_mib = 0", "`keyring.arena_mib` is 0", "1 to 65536"),
+        (
+            "#warm_up_parallelism = 4",
+            "warm_up_parallelism = 99",
+            "`keyring.warm_up_parallelism`",
+            "1 to 64",
+        ),
+        ("#reload_poll_s = 60", "reload_poll_s = 0", "`rpc.reload_poll_s`", "1 to 86400"),
+        (
+            "#message_bytes_max = 16777216",
+            "message_bytes_max = 1",
+            "`rpc.limits.message_bytes_max`",
+            "65536 to",
+        ),
+        ("#batch_items_max = 65536", "batch_items_max = 0", "`rpc.limits.batch_items_max`", "1 to"),
+        ("#connections_max = 1024", "connections_max = 0", "`rpc.limits.connections_max`", "1 to"),
+        (
+            "#drain_timeout_ms = 10000",
+            "drain_timeout_ms = 300001",
+            "`rpc.limits.drain_timeout_ms`",
+            "0 to 300000",
+        ),
+    ] {
+        says(&place.refusal(line, value), &[key, bounds, "set it to"]);
+    }
+}
+
+#[test]
+fn a_full_batch_fits_into_what_may_be_in_flight() {
+    let sentence = Place::new().refusal("#in_flight_items_max = 524288", "in_flight_items_max = 9");
+    says(
+        &sentence,
+        &["`rpc.limits.in_flight_items_max` is 9", "`rpc.limits.batch_items_max` (65536)", "raise"],
+    );
+}
+
+#[test]
+fn nonsense_texts_and_relative_paths_are_refused() {
+    let place = Place::new();
+    says(
+        &place.refusal("name = \"north\"", "name = \" \""),
+        &["`site.name` is \" \"", "64 or fewer"],
+    );
+    let long = "x".repeat(33);
+    says(
+        &place.refusal("\"ami-kms\"", &format!("{long:?}")),
+        &["`hsm.token_label`", "32 or fewer"],
+    );
+    let sentence = place.refusal("kind = \"sqlite\"\npath = \"/", "kind = \"sqlite\"\npath = \"");
+    says(&sentence, &["`store.path`", "from /"]);
+    says(
+        &place.refusal("127.0.0.1:0", "localhost"),
+        &["`rpc.listen` is \"localhost\"", "0.0.0.0:7443"],
+    );
+}
+
+#[test]
+fn a_site_without_peer_says_that_it_is_alone() {
+    let sentence = Place::new().refusal("single_site = true", "single_site = false");
+    says(&sentence, &["`site.single_site` is false", "set it to true"]);
+}
+
+#[test]
+fn callers_are_named_once_and_have_a_role() {
+    let place = Place::new();
+    says(
+        &place.refusal("\"operator.example.org\"", "\"hes.example.org\""),
+        &["\"hes.example.org\" twice"],
+    );
+    says(&place.refusal("roles = [\"hes\"]", "roles = []"), &["\"hes.example.org\" no role"]);
+    let nobody = place.text.split("[[rpc.callers]]").next().unwrap().to_owned();
+    let path = place.write("kms.toml", nobody.as_bytes(), 0o644);
+    says(
+        &Config::load(&path).unwrap_err().to_string(),
+        &["[[rpc.callers]]", "at least one caller"],
+    );
+}
+
+#[test]
+fn a_pin_that_others_can_read_is_refused_with_the_chmod() {
+    let place = Place::new();
+    for mode in [0o640, 0o604, 0o620, 0o666] {
+        place.write("pin", b"1234\n", mode);
+        says(
+            &place.refusal("", ""),
+            &["`hsm.pin_file`", "/pin`", &format!("(mode {mode:03o})"), "chmod 600"],
+        );
+    }
+}
+
+#[test]
+fn the_pin_has_exactly_one_place() {
+    let place = Place::new();
+    let both = place.refusal("#pin_env", "pin_env");
+    says(&both, &["`hsm.pin_file`", "`hsm.pin_env`", "exactly one"]);
+    assert_eq!(place.refusal("pin_file =", "#pin_file ="), both);
+    let unset = place.text.replace("pin_file =", "#pin_file =");
+    let unset = unset.replace("#pin_env = \"KMS_HSM_PIN\"", "pin_env = \"KMS_TEST_NEVER_SET\"");
+    let path = place.write("kms.toml", unset.as_bytes(), 0o644);
+    says(&Config::load(&path).unwrap_err().to_string(), &["KMS_TEST_NEVER_SET", "not set"]);
+}
+
+#[test]
+fn a_pin_is_one_line_and_not_empty() {
+    let place = Place::new();
+    for pin in [&b""[..], b"\n", b"12\n34\n", &[b'9'; 256]] {
+        place.write("pin", pin, 0o600);
+        says(
+            &place.refusal("", ""),
+            &["/pin is empty, longer than 255 bytes or more than one line"],
+        );
+    }
+    place.write("pin", &[b'9'; 255], 0o600);
+    assert_eq!(place.config().hsm.pin.expose_pin().len(), 255);
+    fs::remove_file(place.directory.path().join("pin")).unwrap();
+    says(&place.refusal("", ""), &["`hsm.pin_file`", "cannot be read", "mode 600"]);
+}
+
+#[test]
+fn invariant_1_no_message_and_no_debug_repeats_a_pin() {
+    let place = Place::new();
+    place.write("pin", b"424242\n", 0o600);
+    assert!(!format!("{:?}", place.config()).contains("424242"));
+    let line = place.text.lines().find(|line| line.starts_with("pin_file")).unwrap();
+    for wrong in
+        ["pin = \"424242\"", "pin_file = 424242", "pin_env = 424242", "pin_env = \"424242\""]
+    {
+        let sentence = place.refusal(line, wrong);
+        assert!(!sentence.contains("424242"), "{sentence}");
+    }
+}
+
+#[test]
+fn check_finds_nothing_wrong_with_a_furnished_place() {
+    let place = Place::new();
+    place.furnish();
+    assert_eq!(place.findings(), Vec::<String>::new());
+}
+
+#[test]
+fn check_tells_everything_at_once() {
+    let place = Place::new();
+    let findings = place.findings();
+    let keys: Vec<_> = findings.iter().map(|finding| finding.split(':').next().unwrap()).collect();
+    assert_eq!(keys, ["hsm.module", "hsm.token_dir", "rpc.tls.certificate", "rpc.tls.client_ca"]);
+    says(&findings[0], &["libsofthsm2.so", "install the token's software"]);
+    says(&findings[1], &["tokens is not a directory", "install -d -o ami_admin"]);
+    says(&findings[2], &["server.pem", "can't be read", "let this service read it"]);
+    says(&findings[3], &["clients.pem", "can't be read", "let this service read it"]);
+}
+
+/// The one finding about a furnished place that `spoil` spoils.
+fn the_finding(spoil: impl FnOnce(&Place)) -> String {
+    let place = Place::new();
+    place.furnish();
+    spoil(&place);
+    let findings = place.findings();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    findings[0].clone()
+}
+
+#[test]
+fn check_finds_a_key_of_another_certificate() {
+    let found = the_finding(|place| {
+        place.write("tls/server.key", self_signed(|_| {}).1.as_bytes(), 0o600);
+    });
+    says(
+        &found,
+        &["server.key is not that of the certificate", "server.pem", "install the two"],
+    );
+}
+
+#[test]
+fn check_finds_a_certificate_whose_time_is_over_or_has_not_come() {
+    let in_years = |from, to| {
+        the_finding(|place| {
+            let pair = self_signed(|params| {
+                params.not_before = rcgen::date_time_ymd(from, 1, 1);
+                params.not_after = rcgen::date_time_ymd(to, 1, 1);
+            });
+            place.write("tls/server.pem", pair.0.as_bytes(), 0o644);
+            place.write("tls/server.key", pair.1.as_bytes(), 0o600);
+        })
+    };
+    says(&in_years(2020, 2025), &["server.pem has expired", "renew it"]);
+    says(&in_years(2030, 2035), &["server.pem is not valid yet", "check the clock"]);
+}
+
+#[test]
+fn check_finds_files_that_hold_something_else() {
+    let empty = the_finding(|place| drop(place.write("tls/clients.pem", b"", 0o644)));
+    says(&empty, &["rpc.tls.client_ca", "holds no PEM certificate"]);
+    let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let no_authority = the_finding(|place| drop(place.write("tls/clients.pem", garbage, 0o644)));
+    says(&no_authority, &["rpc.tls.client_ca", "can't be used: issue it again"]);
+    let no_certificate = the_finding(|place| drop(place.write("tls/server.pem", garbage, 0o644)));
+    says(&no_certificate, &["server.pem", "can't be used: issue it again"]);
+    let no_key = the_finding(|place| drop(place.write("tls/server.key", garbage, 0o600)));
+    says(&no_key, &["server.key holds no PEM private key"]);
+    let secret = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n-----END PRIVATE KEY-----\n";
+    let torn_key = the_finding(|place| drop(place.write("tls/server.key", secret, 0o600)));
+    says(&torn_key, &["server.key holds no PEM private key"]);
+    assert!(!torn_key.contains("c2Vj"), "{torn_key}");
+}
+
+#[test]
+fn check_finds_an_address_in_use() {
+    let place = Place::new();
+    place.furnish();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let config = place.with("127.0.0.1:0", &address).unwrap();
+    let findings = check(&config, NOW_MS);
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    says(&findings[0].to_string(), &["rpc.listen: cannot listen on", &address, "or choose one"]);
+}
+
+#[test]
+fn check_finds_directories_that_are_not_there() {
+    let place = Place::new();
+    place.furnish();
+    let mut config = place.config();
+    config.site.data_dir = "/nowhere/ami".into();
+    let findings = check(&config, NOW_MS);
+    // The database's directory is still the furnished one.
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    says(
+        &findings[0].to_string(),
+        &["site.data_dir: /nowhere/ami is not a directory", "create it"],
+    );
+}

@@ -1,0 +1,217 @@
+//! Everything that dies with one epoch: sessions, handles of KEKs, unwrapped keys.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use cryptoki::{
+    object::{Attribute, ObjectHandle},
+    session::Session,
+};
+
+use super::{
+    canary::{Canaries, Keks, KeyName},
+    fault::{Fault, ckr},
+    holder::Holder,
+    library::Library,
+    lock::{lock, read},
+    pool::{Pool, close},
+    template::{self, OurKey},
+};
+use crate::{domain::SealedKek, hsm::Config};
+
+/// Two canary keys and the text that one of them wraps.
+const OBJECTS_PER_PROOF: u64 = 3;
+
+/// One sound connection to one token.
+pub(super) struct Connection {
+    /// The library's epoch at its birth. In any other, its handles may name other keys.
+    pub(super) epoch: u64,
+    pub(super) model: String,
+    pub(super) keks: Keks,
+    pub(super) pool: Pool,
+    pub(super) holder: Mutex<Holder>,
+    /// The use KEK's canary key, unwrapped.
+    use_canary: ObjectHandle,
+    /// Logged in, and kept open: when the last session closes, the user is logged out and all private
+    /// handles die. Never used for anything else.
+    anchor: Mutex<Session>,
+    broken: AtomicBool,
+    /// Session objects made outside the holder.
+    objects: AtomicU64,
+}
+
+/// Which canary speaks for which call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// For the site KEK.
+    Site,
+    /// For unwrapping under a sealed KEK.
+    Unwrap(SealedKek),
+    /// For unwrapped keys.
+    UseKey,
+}
+
+impl Connection {
+    /// Logs in, finds the KEKs once, and proves them. Call within the library's gate, in `epoch`.
+    pub(super) fn open(
+        library: &Library,
+        config: &Config,
+        canaries: &Canaries,
+        epoch: u64,
+    ) -> Result<Self, Fault> {
+        let slot = library.slot(&config.token_label)?;
+        let pkcs11 = library.pkcs11();
+        let info = pkcs11.get_token_info(slot).map_err(|error| Fault::Broken(ckr(&error)))?;
+        // Not closed by the crate: after C_Finalize a session's number may be another's.
+        let anchor = pkcs11.open_ro_session_no_drop(slot)?;
+        let holder = match pkcs11.open_ro_session_no_drop(slot) {
+            Ok(holder) => holder,
+            Err(error) => {
+                close(anchor);
+                return Err(error.into());
+            }
+        };
+        let sound = sound(library, config, canaries, &anchor, &holder);
+        let (keks, use_canary) = match sound {
+            Ok(sound) => sound,
+            Err(fault) => {
+                close(holder);
+                close(anchor);
+                return Err(fault);
+            }
+        };
+        Ok(Self {
+            epoch,
+            model: info.model().to_owned(),
+            keks,
+            pool: Pool::new(pkcs11.clone(), slot, config.sessions_max),
+            holder: Mutex::new(Holder::new(holder, config.unwrapped_keys_max)),
+            use_canary,
+            anchor: Mutex::new(anchor),
+            broken: AtomicBool::new(false),
+            objects: AtomicU64::new(0),
+        })
+    }
+
+    /// Proves all three KEKs.
+    pub(super) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Fault> {
+        self.count_objects(OBJECTS_PER_PROOF);
+        canaries.prove(session, &self.keks)
+    }
+
+    /// To be told of session objects that were made.
+    pub(super) fn count_objects(&self, made: u64) {
+        self.objects.fetch_add(made, Ordering::Relaxed);
+    }
+
+    /// Session objects made in this epoch, dead or alive.
+    pub(super) fn objects_made(&self) -> u64 {
+        self.objects.load(Ordering::Relaxed) + lock(&self.holder).made()
+    }
+
+    /// Asks the canary of the same kind as a doubtful call, in the same session: the answer is about
+    /// the device and about the session.
+    pub(super) fn prove(
+        &self,
+        session: &Session,
+        canaries: &Canaries,
+        proof: Proof,
+    ) -> Result<(), Fault> {
+        if matches!(proof, Proof::Unwrap(_)) {
+            self.count_objects(OBJECTS_PER_PROOF);
+        }
+        match proof {
+            Proof::Site => canaries.prove_site(session, &self.keks),
+            Proof::Unwrap(SealedKek::MeterKek) => canaries.prove_meter_kek(session, &self.keks),
+            Proof::Unwrap(SealedKek::Use) => {
+                let key = canaries.unwrap_use_key(session, &self.keks)?;
+                let proved = canaries.prove_use_key(session, key);
+                session.destroy_object(key)?;
+                proved
+            }
+            Proof::UseKey => canaries.prove_use_key(session, self.use_canary),
+        }
+    }
+
+    /// Nothing of this epoch is used again.
+    pub(super) fn give_up(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
+    /// Whether it was given up.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    /// Closes its sessions. Only within its epoch: later their numbers may be another's.
+    pub(super) fn close(self) {
+        self.pool.close_idle();
+        close(into_inner(self.holder).into_session());
+        close(into_inner(self.anchor));
+    }
+}
+
+fn into_inner<T>(mutex: Mutex<T>) -> T {
+    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The KEKs and the use KEK's canary key, if everything is as `init` left it.
+fn sound(
+    library: &Library,
+    config: &Config,
+    canaries: &Canaries,
+    anchor: &Session,
+    holder: &Session,
+) -> Result<(Keks, ObjectHandle), Fault> {
+    library.login(anchor, config)?;
+    let find = |key| find_kek(library, anchor, key, canaries);
+    let keks = Keks {
+        site: find(OurKey::SiteKek)?,
+        meter_kek: find(OurKey::MeterKek)?,
+        use_kek: find(OurKey::UseKek)?,
+    };
+    canaries.prove(anchor, &keks)?;
+    Ok((keks, canaries.unwrap_use_key(holder, &keks)?))
+}
+
+/// C_FindObjects by label and id. None found is what a token that vanished looks like; two are an
+/// attempt at something: neither is ever "not found".
+fn find_kek(
+    library: &Library,
+    session: &Session,
+    key: OurKey,
+    canaries: &Canaries,
+) -> Result<ObjectHandle, Fault> {
+    let name = canaries.name_of(key).unwrap_or_default();
+    let found = find(library, session, key, Some(&name))?;
+    let [handle] = found.as_slice() else {
+        return Err(Fault::Broken(format!(
+            "the token has {} keys {} with id {}, one is due",
+            found.len(),
+            key.label(),
+            hex::encode(name)
+        )));
+    };
+    // Damaged key files kept their key and lost their attributes.
+    template::verify(session, *handle, key)?;
+    Ok(*handle)
+}
+
+/// All secret halves of `key` on the token, of the id `name` if there is one.
+pub(super) fn find(
+    library: &Library,
+    session: &Session,
+    key: OurKey,
+    name: Option<&KeyName>,
+) -> Result<Vec<ObjectHandle>, Fault> {
+    let mut template = vec![
+        Attribute::Class(key.class()),
+        Attribute::Token(true),
+        Attribute::Label(key.label().into()),
+    ];
+    template.extend(name.map(|name| Attribute::Id(name.to_vec())));
+    let _quiet = read(&library.objects);
+    Ok(session.find_objects(&template)?)
+}

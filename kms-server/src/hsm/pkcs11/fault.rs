@@ -1,0 +1,115 @@
+//! What a return code says, and does not say (PKCS #11 v3.0, section 5.1).
+//!
+//! SoftHSM reports a forged tag, a damaged blob and a dead disk with the same CKR_GENERAL_ERROR;
+//! others use CKR_DEVICE_ERROR for tampering. Such a code is *doubtful* until a canary has spoken.
+
+use cryptoki::error::{Error, RvError};
+
+/// An error, cut by what must happen to the session and the connection.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The data is at fault; the session is well.
+    Data(Error),
+    /// Tampering or breakage: a canary decides.
+    Doubtful(Error),
+    /// The session has an operation that was never ended, and no way to end it: close it.
+    Dirty,
+    /// All sessions are taken.
+    Busy,
+    /// The PIN is not to be tried again.
+    Refused(String),
+    /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
+    Broken(String),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let Error::Pkcs11(code, _) = &error else {
+            return Self::Broken(error.to_string());
+        };
+        match code {
+            RvError::EncryptedDataInvalid
+            | RvError::EncryptedDataLenRange
+            | RvError::DataInvalid
+            | RvError::DataLenRange
+            | RvError::WrappedKeyInvalid
+            | RvError::WrappedKeyLenRange => Self::Data(error),
+            RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError => {
+                Self::Doubtful(error)
+            }
+            RvError::OperationActive => Self::Dirty,
+            RvError::SessionCount => Self::Busy,
+            // Handles that are none, a library that is not initialised, a token that was pulled, and
+            // everything that nobody has thought of.
+            _ => Self::Broken(ckr(&error)),
+        }
+    }
+}
+
+impl Fault {
+    /// One line for a person.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Data(error) | Self::Doubtful(error) => ckr(error),
+            Self::Dirty => "CKR_OPERATION_ACTIVE".to_owned(),
+            Self::Busy => "no session is free".to_owned(),
+            Self::Broken(reason) | Self::Refused(reason) => reason.clone(),
+        }
+    }
+}
+
+/// `C_Decrypt: CKR_GENERAL_ERROR`: the names of the standard, for the log. The crate's own text is a
+/// paragraph for each.
+pub(super) fn ckr(error: &Error) -> String {
+    let Error::Pkcs11(code, function) = error else {
+        return error.to_string();
+    };
+    let mut name = String::from("CKR");
+    let camel = format!("{code:?}");
+    if camel.contains('(') {
+        return format!("C_{function:?}: {camel}");
+    }
+    for letter in camel.chars() {
+        if letter.is_ascii_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    format!("C_{function:?}: {name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::context::Function;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_spelt_as_in_the_standard() {
+        let error = Error::Pkcs11(RvError::UnwrappingKeyHandleInvalid, Function::UnwrapKey);
+        assert_eq!(ckr(&error), "C_UnwrapKey: CKR_UNWRAPPING_KEY_HANDLE_INVALID");
+    }
+
+    #[test]
+    fn a_general_error_is_not_taken_for_tampering() {
+        let error = Error::Pkcs11(RvError::GeneralError, Function::Decrypt);
+        assert!(matches!(Fault::from(error), Fault::Doubtful(_)));
+    }
+
+    #[test]
+    fn a_handle_that_is_none_breaks_the_connection() {
+        for code in [
+            RvError::KeyHandleInvalid,
+            RvError::ObjectHandleInvalid,
+            RvError::UnwrappingKeyHandleInvalid,
+            RvError::SessionHandleInvalid,
+            RvError::CryptokiNotInitialized,
+            RvError::UserNotLoggedIn,
+            RvError::DeviceRemoved,
+            RvError::TokenNotPresent,
+        ] {
+            let fault = Fault::from(Error::Pkcs11(code, Function::Decrypt));
+            assert!(matches!(fault, Fault::Broken(_)), "{code:?}");
+        }
+    }
+}

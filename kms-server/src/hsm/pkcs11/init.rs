@@ -1,0 +1,234 @@
+//! Makes the keys of a site, once.
+//!
+//! Generated in the token with everything denied that they are not for; read back; synced to disk,
+//! since SoftHSM acknowledges keys that a power cut then takes; and proved by canaries.
+
+use std::{fs, io, path::Path};
+
+use cryptoki::{
+    context::Pkcs11,
+    mechanism::Mechanism,
+    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    session::{Session, UserType},
+    slot::Slot,
+    types::AuthPin,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    canary::{Canaries, Keks, KeyName},
+    connection::find,
+    fault::{Fault, ckr},
+    library::Library,
+    lock::write,
+    template::{self, Flat, Nested, OurKey},
+};
+use crate::hsm::{BadConfig, Config, Pin};
+
+/// A key that was made.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MadeKey {
+    /// CKA_LABEL.
+    pub label: String,
+    /// CKA_ID: 16 random bytes, in hexadecimal.
+    pub id: String,
+    /// SHA-256 of the public half, in hexadecimal, for people to compare: of the modulus (big-endian)
+    /// of an RSA key, of the uncompressed point of a P-256 key. `None` for a KEK.
+    pub fingerprint: Option<String>,
+}
+
+/// What `init` did.
+#[derive(Clone, Debug)]
+pub struct InitReport {
+    /// CKA label of the token.
+    pub token_label: String,
+    /// Every key, in the order of making.
+    pub keys: Vec<MadeKey>,
+    /// For the domain record: without them the server takes no token.
+    pub canaries: Canaries,
+}
+
+/// Why no keys were made, or not all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InitError {
+    /// A setting is out of bounds.
+    #[error(transparent)]
+    Config(#[from] BadConfig),
+    /// A site's keys are made once. To begin again, use a fresh token.
+    #[error("the token has these keys already: {}", .0.join(", "))]
+    KeysExist(Vec<String>),
+    /// The token did not do it.
+    #[error("making the keys: {0}")]
+    Token(String),
+    /// The keys are made, but may not be on disk yet. Nothing was recorded: begin with a fresh token.
+    #[error("syncing the token's directory {path}")]
+    Sync {
+        /// Which.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl From<Fault> for InitError {
+    fn from(fault: Fault) -> Self {
+        Self::Token(fault.reason())
+    }
+}
+
+impl From<cryptoki::error::Error> for InitError {
+    fn from(error: cryptoki::error::Error) -> Self {
+        Self::Token(ckr(&error))
+    }
+}
+
+/// Makes the six permanent keys of a site, and their canaries.
+///
+/// With `so_pin`, and if no token has the configured label, a blank token is initialised first, with
+/// that PIN for its security officer and the configured one for its user.
+///
+/// Not to be called in a process that serves: it holds the library for seconds.
+pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitError> {
+    config.check()?;
+    let library = Library::load(&config.module)?;
+    library.start()?;
+    let gate = library.enter();
+    let slot = match (library.slot(&config.token_label), so_pin) {
+        (Ok(slot), _) => slot,
+        (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
+        (Err(fault), None) => return Err(fault.into()),
+    };
+    // Closed on drop, within the gate. The user stays logged in only as long as it lives.
+    let session = library.pkcs11().open_rw_session(slot)?;
+    library.login(&session, config)?;
+    refuse_existing(&library, &session)?;
+
+    let mut keys = Vec::new();
+    let mut made = Vec::new();
+    for key in OurKey::PERMANENT {
+        let (handle, name, report) = make(&library, &session, key)?;
+        keys.push((handle, name));
+        made.push(report);
+    }
+    sync(config)?;
+    let [(site, site_name), (meter_kek, meter_name), (use_kek, use_name), ..] = keys.as_slice()
+    else {
+        return Err(InitError::Token("a KEK was not made".to_owned()));
+    };
+    let keks = Keks { site: *site, meter_kek: *meter_kek, use_kek: *use_kek };
+    let canaries = Canaries::make(&session, &keks, [*site_name, *meter_name, *use_name])?;
+    drop(session);
+    drop(gate);
+    Ok(InitReport { token_label: config.token_label.clone(), keys: made, canaries })
+}
+
+/// Makes the RSA pair of one ceremony: the peer's sealed KEKs are wrapped to it, and it is destroyed
+/// once they are here and proved.
+pub fn make_ceremony_key(config: &Config) -> Result<MadeKey, InitError> {
+    config.check()?;
+    let library = Library::load(&config.module)?;
+    library.start()?;
+    let _gate = library.enter();
+    let slot = library.slot(&config.token_label)?;
+    let session = library.pkcs11().open_rw_session(slot)?;
+    library.login(&session, config)?;
+    if !find(&library, &session, OurKey::Ceremony, None)?.is_empty() {
+        return Err(InitError::KeysExist(vec![OurKey::Ceremony.label().to_owned()]));
+    }
+    let (_, _, report) = make(&library, &session, OurKey::Ceremony)?;
+    sync(config)?;
+    Ok(report)
+}
+
+/// C_InitToken and C_InitPIN on the first slot that has a blank token.
+fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<Slot, InitError> {
+    let pkcs11: &Pkcs11 = library.pkcs11();
+    let blank = library.slots(|info| !info.token_initialized())?;
+    let blank =
+        blank.first().ok_or_else(|| InitError::Token("no slot has a blank token".into()))?;
+    let so_pin = AuthPin::from(so_pin.expose_pin().to_owned());
+    pkcs11.init_token(*blank, &so_pin, &config.token_label)?;
+    // The slot's number may have changed.
+    let slot = library.slot(&config.token_label)?;
+    let session = pkcs11.open_rw_session(slot)?;
+    session.login(UserType::So, Some(&so_pin))?;
+    session.init_pin(&AuthPin::from(config.pin.expose_pin().to_owned()))?;
+    session.logout()?;
+    Ok(slot)
+}
+
+fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError> {
+    let mut existing = Vec::new();
+    for key in OurKey::PERMANENT {
+        if !find(library, session, key, None)?.is_empty() {
+            existing.push(key.label().to_owned());
+        }
+    }
+    if existing.is_empty() { Ok(()) } else { Err(InitError::KeysExist(existing)) }
+}
+
+/// Generates one key or pair and reads it back.
+pub(super) fn make(
+    library: &Library,
+    session: &Session,
+    key: OurKey,
+) -> Result<(ObjectHandle, KeyName, MadeKey), Fault> {
+    let mut name: KeyName = [0; 16];
+    session.generate_random_slice(&mut name)?;
+    let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
+    let nested = inner.as_ref().map(Nested::unwrap_template);
+    // SoftHSM fails at random when objects are made while others look for objects.
+    let alone = write(&library.objects);
+    let (handle, fingerprint) = if key.class() == ObjectClass::SECRET_KEY {
+        let template = template::generate_kek(key, &name, nested.as_ref());
+        (session.generate_key(&Mechanism::AesKeyGen, &template)?, None)
+    } else {
+        let mechanism = if key == OurKey::Signing {
+            Mechanism::EccKeyPairGen
+        } else {
+            Mechanism::RsaPkcsKeyPairGen
+        };
+        let (public, private) = template::generate_pair(key, &name, nested.as_ref());
+        let (public, private) = session.generate_key_pair(&mechanism, &public, &private)?;
+        (private, Some(fingerprint(session, public, key)?))
+    };
+    drop(alone);
+    template::verify(session, handle, key)?;
+    let report = MadeKey { label: key.label().to_owned(), id: hex::encode(name), fingerprint };
+    Ok((handle, name, report))
+}
+
+fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Fault> {
+    let what = if key == OurKey::Signing { AttributeType::EcPoint } else { AttributeType::Modulus };
+    match session.get_attributes(public, &[what])?.as_slice() {
+        [Attribute::Modulus(modulus)] => Ok(hex::encode(Sha256::digest(modulus))),
+        // CKA_EC_POINT is an OCTET STRING of DER around the point: two bytes for P-256.
+        [Attribute::EcPoint(point)] if point.len() == 67 => {
+            Ok(hex::encode(Sha256::digest(point.get(2..).unwrap_or_default())))
+        }
+        other => Err(Fault::Broken(format!("{}: its public half is {other:?}", key.label()))),
+    }
+}
+
+/// Brings every file of the token to disk, then every directory.
+fn sync(config: &Config) -> Result<(), InitError> {
+    let Some(directory) = &config.sync_dir else {
+        return Ok(());
+    };
+    sync_tree(directory)
+        .map_err(|source| InitError::Sync { path: directory.display().to_string(), source })
+}
+
+fn sync_tree(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if entry.file_type()?.is_file() {
+            fs::File::open(entry.path())?.sync_all()?;
+        }
+    }
+    fs::File::open(directory)?.sync_all()
+}

@@ -1,0 +1,296 @@
+//! What this token can do, and that it does not do what our keys forbid.
+//!
+//! A token's list of mechanisms says little: tags of no bits are taken, templates ignored, values
+//! padded. So everything needed is tried with known answers, and everything feared is tried too: the
+//! attacks of somebody who holds the user PIN, on the very keys that `init` made.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use cryptoki::error::{Error, RvError};
+
+use super::{
+    abilities,
+    attacks::Attacks,
+    canary::Canaries,
+    fault::{Fault, ckr},
+    library::Library,
+    token::{Pkcs11Token, unreachable},
+};
+use crate::hsm::{Config, TokenError};
+
+/// How much is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeDepth {
+    /// At each start: what needs no new RSA key. Well under two seconds in SoftHSM.
+    Start,
+    /// Also makes a ceremony key, attacks it, and destroys it.
+    Full,
+}
+
+/// What kind of question a row answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// Can it do this, and rightly?
+    Ability,
+    /// The same thing done as it should be, so that the refusals beside it are not by accident.
+    Control,
+    /// Done by somebody with the user PIN: must be refused.
+    Attack,
+    /// Known and accepted: PKCS #11 has no means against it.
+    Limit,
+}
+
+/// One row of the table.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProbeRow {
+    /// Ability, control, attack or limit.
+    pub kind: RowKind,
+    /// What was tried.
+    pub what: String,
+    /// What came of it, with the CKR code of a refusal.
+    pub outcome: String,
+    /// The path that this service takes, given the outcome.
+    pub path: String,
+    /// Why it matters.
+    pub why: String,
+    /// Whether the server can't do without it.
+    pub required: bool,
+    /// Whether it is as it must be.
+    pub ok: bool,
+}
+
+/// Everything that was tried.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProbeReport {
+    /// CKA label.
+    pub token_label: String,
+    /// Maker's model name.
+    pub model: String,
+    /// In the order of trying.
+    pub rows: Vec<ProbeRow>,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+impl ProbeReport {
+    /// `Ok` if this token can be trusted with the site's keys; else every required row that failed.
+    pub fn verdict(&self) -> Result<(), Vec<&ProbeRow>> {
+        let failed: Vec<_> = self.rows.iter().filter(|row| row.required && !row.ok).collect();
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
+    }
+}
+
+impl fmt::Display for ProbeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { token_label, model, rows, elapsed_ms } = self;
+        writeln!(f, "token {token_label} ({model}), {} rows, {elapsed_ms} ms", rows.len())?;
+        let width = rows.iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
+        for row in rows {
+            let mark = match (row.ok, row.required) {
+                (true, _) => "ok  ",
+                (false, true) => "FAIL",
+                (false, false) => "-   ",
+            };
+            let kind = format!("{:?}", row.kind).to_lowercase();
+            write!(f, "{mark} {kind:<7} {:<width$}  {}", row.what, row.outcome)?;
+            if row.path.is_empty() { writeln!(f)? } else { writeln!(f, " -> {}", row.path)? }
+        }
+        Ok(())
+    }
+}
+
+/// Probes the token of `config`. With `canaries` the KEKs are those of that database; without, those
+/// with our labels, if there are any.
+///
+/// Leaves no objects behind. Not while the token serves heavily: it opens a session for each row.
+pub fn probe(
+    config: &Config,
+    canaries: Option<&Canaries>,
+    depth: ProbeDepth,
+) -> Result<ProbeReport, TokenError> {
+    let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
+    library.start().map_err(|fault| unreachable(&fault))?;
+    run(&library, config, canaries, depth).map_err(|fault| unreachable(&fault))
+}
+
+impl Pkcs11Token {
+    /// [`probe`] of this token, with its own canaries.
+    pub fn probe(&self, depth: ProbeDepth) -> Result<ProbeReport, TokenError> {
+        probe(&self.config, Some(&self.canaries), depth)
+    }
+}
+
+fn run(
+    library: &Library,
+    config: &Config,
+    canaries: Option<&Canaries>,
+    depth: ProbeDepth,
+) -> Result<ProbeReport, Fault> {
+    let begun = Instant::now();
+    let _gate = library.enter();
+    let slot = library.slot(&config.token_label)?;
+    let info = library.pkcs11().get_token_info(slot)?;
+    // Its sessions are closed on drop, within the gate. This one keeps the user logged in.
+    let session = library.pkcs11().open_rw_session(slot)?;
+    library.login(&session, config)?;
+    let mut table = Table::default();
+    abilities::try_all(&mut table, &session, &info, config);
+    Attacks::new(library, slot, config, canaries, &mut table).run(&session, depth)?;
+    Ok(ProbeReport {
+        token_label: config.token_label.clone(),
+        model: info.model().to_owned(),
+        rows: table.0,
+        elapsed_ms: millis(begun.elapsed()),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The table while it is filled.
+#[derive(Default)]
+pub(super) struct Table(Vec<ProbeRow>);
+
+impl Table {
+    /// An ability: works, or why not. `otherwise` is the path if it does not work.
+    pub(super) fn ability(
+        &mut self,
+        what: &str,
+        why: &str,
+        required: bool,
+        outcome: Result<String, Fault>,
+        [path, otherwise]: [&str; 2],
+    ) {
+        let ok = outcome.is_ok();
+        self.0.push(ProbeRow {
+            kind: RowKind::Ability,
+            what: what.to_owned(),
+            outcome: match outcome {
+                Ok(told) if told.is_empty() => "works".to_owned(),
+                Ok(told) => told,
+                Err(fault) => format!("does not: {}", fault.reason()),
+            },
+            path: if ok { path } else { otherwise }.to_owned(),
+            why: why.to_owned(),
+            required,
+            ok,
+        });
+    }
+
+    /// The right way, which must work.
+    pub(super) fn control<T>(&mut self, what: String, outcome: Result<T, Fault>) {
+        self.0.push(ProbeRow {
+            kind: RowKind::Control,
+            what,
+            ok: outcome.is_ok(),
+            outcome: outcome.map_or_else(|fault| fault.reason(), |_| "works".to_owned()),
+            path: String::new(),
+            why: "shows that the refusals beside it are not by accident".to_owned(),
+            required: true,
+        });
+    }
+
+    /// What a key without our attributes does: told, not judged.
+    pub(super) fn told(&mut self, what: String, why: &str, outcome: String) {
+        self.0.push(ProbeRow {
+            kind: RowKind::Control,
+            what,
+            outcome,
+            path: String::new(),
+            why: why.to_owned(),
+            required: false,
+            ok: true,
+        });
+    }
+
+    /// An attack: the outer error says that it could not even be tried.
+    pub(super) fn attack<T>(
+        &mut self,
+        what: String,
+        why: &str,
+        strict: Strict,
+        tried: Result<Result<T, Error>, Fault>,
+    ) {
+        let tried = tried.map(|outcome| outcome.map(|_| false));
+        self.attack_unless(what, why, strict, tried);
+    }
+
+    /// An attack whose success is harmless if it says `true`: the token took it, and did not obey.
+    pub(super) fn attack_unless(
+        &mut self,
+        what: String,
+        why: &str,
+        strict: Strict,
+        tried: Result<Result<bool, Error>, Fault>,
+    ) {
+        let (ok, outcome) = match tried {
+            Err(fault) => (false, format!("could not be tried: {}", fault.reason())),
+            Ok(Ok(true)) => (true, "taken, but the key is as demanded".to_owned()),
+            Ok(Ok(false)) => (false, "SUCCEEDED".to_owned()),
+            Ok(Err(error)) if by_accident(&error, strict) => {
+                (false, format!("inconclusive: {}", ckr(&error)))
+            }
+            Ok(Err(error)) => (true, format!("refused, {}", ckr(&error))),
+        };
+        self.0.push(ProbeRow {
+            kind: RowKind::Attack,
+            what,
+            outcome,
+            path: String::new(),
+            why: why.to_owned(),
+            required: true,
+            ok,
+        });
+    }
+
+    /// A known weakness, told as it is.
+    pub(super) fn limit(&mut self, what: &str, why: &str, path: &str, outcome: String) {
+        self.0.push(ProbeRow {
+            kind: RowKind::Limit,
+            what: what.to_owned(),
+            outcome,
+            path: path.to_owned(),
+            why: why.to_owned(),
+            required: false,
+            ok: true,
+        });
+    }
+}
+
+/// Whether a general error counts as a refusal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strict {
+    /// The attack is against a rule, and rules have codes of their own.
+    Rule,
+    /// The attack is against the mathematics: a damaged blob is all that the token can see.
+    Maths,
+}
+
+/// Errors that say that the attack was not understood, or met a fault, rather than a rule.
+fn by_accident(error: &Error, strict: Strict) -> bool {
+    let Error::Pkcs11(code, _) = error else { return true };
+    match code {
+        RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError => {
+            strict == Strict::Rule
+        }
+        RvError::ArgumentsBad
+        | RvError::MechanismParamInvalid
+        | RvError::CryptokiNotInitialized
+        | RvError::SessionHandleInvalid
+        | RvError::SessionClosed
+        | RvError::SessionReadOnly
+        | RvError::OperationActive
+        | RvError::ObjectHandleInvalid
+        | RvError::UserNotLoggedIn
+        | RvError::TokenNotPresent
+        | RvError::DeviceRemoved
+        | RvError::DeviceMemory
+        | RvError::HostMemory => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,298 @@
+//! The traits over a connection, and the way back after a fault.
+//!
+//! A call enters the library (so that nobody finalises it), takes a session, works, and says what
+//! became of the session. A fault ends the epoch; the next call makes a new one: C_Finalize,
+//! C_Initialize, log in, find the KEKs, prove them. One caller does that, the others wait for it.
+
+use std::{
+    sync::{
+        Arc, Mutex, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cryptoki::session::Session;
+
+use super::{
+    canary::Canaries,
+    connection::{Connection, Proof},
+    fault::Fault,
+    library::{Gate, Library},
+    lock::lock,
+};
+use crate::hsm::{Config, TokenCare, TokenError, TokenStatus};
+
+/// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Sessions that one call may find dirty before the connection is given up.
+const DIRTY_SESSIONS_MAX: usize = 3;
+
+/// Session objects after which `check` makes the connection anew: SoftHSM leaks 242 bytes of each, so
+/// about 120 MB.
+const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
+
+/// A token behind a PKCS #11 library.
+pub struct Pkcs11Token {
+    pub(super) config: Config,
+    pub(super) canaries: Canaries,
+    library: Arc<Library>,
+    link: Mutex<Link>,
+    known: Mutex<Known>,
+    calls: AtomicU64,
+}
+
+/// The way to the connection. Locked for as long as somebody reconnects.
+struct Link {
+    connection: Option<Arc<Connection>>,
+    /// When a connection was last tried, and what came of it.
+    tried: Option<Instant>,
+    reason: String,
+}
+
+/// What `status` says; never locked while the device is asked.
+struct Known {
+    model: String,
+    epoch: u64,
+    fault: Option<String>,
+}
+
+/// Whose fault it is when a call fails and the canary is well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// What was to be opened was tampered with.
+    Input,
+    /// There is nothing in the input that could be wrong.
+    Device,
+}
+
+/// Within the library's gate, with a connection of this very epoch.
+struct Inside<'a> {
+    _gate: RwLockReadGuard<'a, Gate>,
+    connection: Arc<Connection>,
+}
+
+impl Pkcs11Token {
+    /// Loads the module, logs in, finds the three KEKs that `canaries` name and proves them.
+    ///
+    /// A second attempt with a PIN that the token has refused is refused without asking the token.
+    pub fn connect(config: Config, canaries: Canaries) -> Result<Self, TokenError> {
+        config.check().map_err(|bad| TokenError::Refused {
+            operation: "take this configuration",
+            source: bad.into(),
+        })?;
+        let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
+        let connection =
+            first_connection(&library, &config, &canaries).map_err(|fault| unreachable(&fault))?;
+        let known = Known { model: connection.model.clone(), epoch: connection.epoch, fault: None };
+        Ok(Self {
+            config,
+            canaries,
+            library,
+            link: Mutex::new(Link {
+                connection: Some(Arc::new(connection)),
+                tried: None,
+                reason: String::new(),
+            }),
+            known: Mutex::new(known),
+            calls: AtomicU64::new(0),
+        })
+    }
+
+    /// Carries out `work` in a session of the pool.
+    ///
+    /// `work` may run again in another session if the first turns out to have an abandoned operation;
+    /// nothing was done then. `proof` is the canary asked when the token's answer is doubtful.
+    pub(super) fn call<T>(
+        &self,
+        operation: &'static str,
+        proof: Proof,
+        blame: Blame,
+        mut work: impl FnMut(&Connection, &Session) -> Result<T, Fault>,
+    ) -> Result<T, TokenError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let inside = self.inside()?;
+        let connection = &*inside.connection;
+        for _ in 0..DIRTY_SESSIONS_MAX {
+            let lease = match connection.pool.lend(self.config.patience) {
+                Ok(lease) => lease,
+                Err(fault) => return Err(self.broke(connection, &fault)),
+            };
+            let session = lease.session().map_err(|fault| self.broke(connection, &fault))?;
+            let error = match work(connection, session) {
+                Ok(done) => {
+                    lease.keep();
+                    return Ok(done);
+                }
+                Err(Fault::Dirty) => continue,
+                Err(Fault::Data(error)) => error,
+                Err(Fault::Doubtful(error)) => {
+                    match connection.prove(session, &self.canaries, proof) {
+                        Ok(()) => error,
+                        Err(Fault::Dirty) => continue,
+                        Err(fault) => return Err(self.broke(connection, &fault)),
+                    }
+                }
+                Err(fault) => return Err(self.broke(connection, &fault)),
+            };
+            return Err(match blame {
+                Blame::Input => {
+                    lease.keep();
+                    TokenError::Refused { operation, source: error.into() }
+                }
+                // The session is closed; the connection has just been proved.
+                Blame::Device => self.note(&Fault::Doubtful(error)),
+            });
+        }
+        Err(self.broke(connection, &Fault::Dirty))
+    }
+
+    /// Gives the connection up (except when it is merely busy) and says why.
+    fn broke(&self, connection: &Connection, fault: &Fault) -> TokenError {
+        if matches!(fault, Fault::Busy) {
+            return TokenError::Busy;
+        }
+        connection.give_up();
+        tracing::warn!(epoch = connection.epoch, reason = fault.reason(), "token connection lost");
+        self.note(fault)
+    }
+
+    fn note(&self, fault: &Fault) -> TokenError {
+        lock(&self.known).fault = Some(fault.reason());
+        unreachable(fault)
+    }
+
+    /// Enters with a connection that is sound as far as anybody knows, making one if need be.
+    fn inside(&self) -> Result<Inside<'_>, TokenError> {
+        // Twice: another token of the same library may begin a new epoch between our two steps.
+        for _ in 0..2 {
+            let connection = self.connection()?;
+            let gate = self.library.enter();
+            if gate.epoch == connection.epoch && gate.initialised {
+                return Ok(Inside { _gate: gate, connection });
+            }
+        }
+        Err(self.note(&Fault::Broken("the library is being initialised over and over".to_owned())))
+    }
+
+    /// The connection, or a new one. Never call it from within the gate: making one waits for the gate.
+    fn connection(&self) -> Result<Arc<Connection>, TokenError> {
+        let mut link = lock(&self.link);
+        let gate = *self.library.enter();
+        if let Some(connection) = &link.connection {
+            if connection.epoch == gate.epoch && !connection.is_broken() {
+                return Ok(Arc::clone(connection));
+            }
+            link.reason = lock(&self.known).fault.clone().unwrap_or_default();
+        }
+        if link.tried.is_some_and(|tried| tried.elapsed() < RECONNECT_PAUSE) {
+            return Err(TokenError::Unreachable { reason: link.reason.clone() });
+        }
+        let outcome = self.reconnect(&mut link, gate.epoch);
+        link.tried = Some(Instant::now());
+        outcome.map_err(|fault| {
+            link.reason = fault.reason();
+            self.note(&fault)
+        })
+    }
+
+    fn reconnect(&self, link: &mut Link, broken: u64) -> Result<Arc<Connection>, Fault> {
+        // A connection of an older epoch was ended by somebody else's restart: the library is fresh.
+        let ours = link.connection.take().is_none_or(|old| old.epoch == broken);
+        if ours {
+            self.library.restart(broken)?;
+        } else {
+            self.library.start()?;
+        }
+        let gate = self.library.enter();
+        let connection =
+            Arc::new(Connection::open(&self.library, &self.config, &self.canaries, gate.epoch)?);
+        let mut known = lock(&self.known);
+        known.model.clone_from(&connection.model);
+        known.epoch = connection.epoch;
+        // Opening has proved every KEK.
+        known.fault = None;
+        link.connection = Some(Arc::clone(&connection));
+        tracing::info!(epoch = connection.epoch, "token connected anew, its KEKs proved");
+        Ok(connection)
+    }
+}
+
+/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM
+/// does not see a token that came later.
+fn first_connection(
+    library: &Library,
+    config: &Config,
+    canaries: &Canaries,
+) -> Result<Connection, Fault> {
+    let fresh = library.start()?;
+    let open = || {
+        let gate = library.enter();
+        let epoch = gate.epoch;
+        Connection::open(library, config, canaries, epoch).map_err(|fault| (epoch, fault))
+    };
+    open().or_else(|(epoch, fault)| {
+        if fresh || matches!(fault, Fault::Refused(_)) {
+            return Err(fault);
+        }
+        library.restart(epoch)?;
+        open().map_err(|(_, fault)| fault)
+    })
+}
+
+impl Drop for Pkcs11Token {
+    fn drop(&mut self) {
+        let connection = lock(&self.link).connection.take().and_then(Arc::into_inner);
+        let gate = self.library.enter();
+        if let Some(connection) = connection
+            && connection.epoch == gate.epoch
+            && gate.initialised
+        {
+            connection.close();
+        }
+    }
+}
+
+impl TokenCare for Pkcs11Token {
+    fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
+        self.call("give random bytes", Proof::Site, Blame::Device, |_, session| {
+            Ok(session.generate_random_slice(out)?)
+        })
+    }
+
+    fn check(&self) -> Result<(), TokenError> {
+        let prove = || {
+            self.call("prove its KEKs", Proof::Site, Blame::Device, |connection, session| {
+                if connection.objects_made() > OBJECTS_PER_EPOCH_MAX {
+                    return Err(Fault::Broken("its library has leaked enough".to_owned()));
+                }
+                connection.prove_all(session, &self.canaries)
+            })
+        };
+        // The first failure ends the epoch, the second attempt begins a new one.
+        prove().or_else(|_| prove())?;
+        lock(&self.known).fault = None;
+        Ok(())
+    }
+
+    fn status(&self) -> TokenStatus {
+        let known = lock(&self.known);
+        TokenStatus {
+            label: self.config.token_label.clone(),
+            model: known.model.clone(),
+            site_kek_id: self.canaries.site,
+            connection_epoch: known.epoch,
+            calls: self.calls.load(Ordering::Relaxed),
+            fault: known.fault.clone(),
+        }
+    }
+}
+
+/// The error that callers see.
+pub(super) fn unreachable(fault: &Fault) -> TokenError {
+    match fault {
+        Fault::Busy => TokenError::Busy,
+        _ => TokenError::Unreachable { reason: fault.reason() },
+    }
+}

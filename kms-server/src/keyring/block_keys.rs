@@ -1,0 +1,289 @@
+//! A block's subkeys, and what is done with them: MACs, wrapping, sealing, identities of values.
+
+use aes_gcm::{
+    Aes256Gcm, KeyInit,
+    aead::{Aead, Payload},
+};
+use aes_kw::KwAes256;
+use cmac::{Cmac, Mac};
+use hkdf::Hkdf;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::domain::{
+    BlockNo, BlockSecret, ClearKey, DomainId, Fingerprint, Head, Kcv, KeyId, RecordMac,
+    StoredRecord, SystemTitle, block::Digest, record,
+};
+
+/// What a block secret's children are for. Each has its own HKDF label (RFC 5869).
+#[derive(Clone, Copy)]
+enum Purpose {
+    /// RFC 3394 wrapping of keys of protection `MEMORY`.
+    Wrap,
+    /// Records' and heads' MACs.
+    Mac,
+    /// AES-GCM sealing of secrets of free length.
+    Seal,
+}
+
+/// Bytes that the subkeys of one block take in the arena.
+pub(super) const SUBKEYS_LEN: usize = 3 * 32;
+
+/// Derives the subkeys into `out`, which lies in the arena: `wrap`, `mac`, `seal`, 32 bytes each.
+/// (`proof` and `local` are derived by whoever proves or counts.)
+pub(super) fn derive_subkeys(
+    domain: &DomainId,
+    block: BlockNo,
+    secret_version: u32,
+    secret: &BlockSecret,
+    out: &mut [u8],
+) {
+    let hkdf = Hkdf::<Sha256>::new(Some(&domain.0), secret.expose_block_secret_bytes());
+    for (purpose, subkey) in
+        [Purpose::Wrap, Purpose::Mac, Purpose::Seal].into_iter().zip(out.chunks_exact_mut(32))
+    {
+        let label: &[u8] = match purpose {
+            Purpose::Wrap => b"ami.kms/block/1/wrap",
+            Purpose::Mac => b"ami.kms/block/1/mac",
+            Purpose::Seal => b"ami.kms/block/1/seal",
+        };
+        let info = [label, &block.0.to_be_bytes(), &secret_version.to_be_bytes()].concat();
+        // Fails only for more than 255 hashes of output; a subkey is one.
+        let expanded = hkdf.expand(&info, subkey);
+        debug_assert!(expanded.is_ok());
+    }
+}
+
+/// What a seal of a block secret is bound to.
+pub(super) fn seal_place(
+    domain: &DomainId,
+    block: BlockNo,
+    secret_version: u32,
+    kek_id: &[u8; 16],
+) -> Vec<u8> {
+    [
+        b"ami.kms/seal/1".as_slice(),
+        &domain.0,
+        &block.0.to_be_bytes(),
+        &secret_version.to_be_bytes(),
+        kek_id,
+    ]
+    .concat()
+}
+
+/// The subkeys, expanded for use. Short-lived: made from the arena for one opening or one change,
+/// wiped with it.
+pub(super) struct BlockKeys {
+    domain: DomainId,
+    wrap: KwAes256,
+    mac: Cmac<aes::Aes256>,
+    seal: Aes256Gcm,
+}
+
+/// A stored value that does not open under its block's keys, although its MAC verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DoesNotOpen;
+
+impl BlockKeys {
+    /// From [`SUBKEYS_LEN`] bytes as [`derive_subkeys`] wrote them.
+    pub(super) fn new(domain: DomainId, subkeys: &[u8]) -> Option<Self> {
+        let (wrap, rest) = subkeys.split_at_checked(32)?;
+        let (mac, rest) = rest.split_at_checked(32)?;
+        Some(Self {
+            domain,
+            wrap: KwAes256::new_from_slice(wrap).ok()?,
+            mac: Cmac::new_from_slice(mac).ok()?,
+            seal: Aes256Gcm::new_from_slice(rest.get(..32)?).ok()?,
+        })
+    }
+
+    /// A record's MAC. `scratch` is reused from record to record.
+    pub(super) fn record_mac(
+        &self,
+        block: BlockNo,
+        record: &StoredRecord,
+        scratch: &mut Vec<u8>,
+    ) -> RecordMac {
+        record::mac_input(&self.domain, block, record, scratch);
+        self.cmac(scratch)
+    }
+
+    /// A head's MAC.
+    pub(super) fn head_mac(&self, head: &Head) -> RecordMac {
+        self.cmac(&record::head_mac_input(&self.domain, head))
+    }
+
+    /// Whether a record is what this block's writer wrote, at this position.
+    pub(super) fn record_is_authentic(
+        &self,
+        block: BlockNo,
+        record: &StoredRecord,
+        scratch: &mut Vec<u8>,
+    ) -> bool {
+        self.record_mac(block, record, scratch).ct_eq(&record.mac).into()
+    }
+
+    /// Whether a head is what this block's writer wrote.
+    pub(super) fn head_is_authentic(&self, head: &Head) -> bool {
+        self.head_mac(head).ct_eq(&head.mac).into()
+    }
+
+    /// Unwraps a key of protection `MEMORY` into its final place, which has exactly its length.
+    pub(super) fn unwrap_into(&self, wrapped: &[u8], out: &mut [u8]) -> Result<(), DoesNotOpen> {
+        let unwrapped = self.wrap.unwrap_key(wrapped, out).map_err(|_| DoesNotOpen)?;
+        debug_assert_eq!(unwrapped.len() + 8, wrapped.len());
+        Ok(())
+    }
+
+    /// Wraps an AES key of 16 or 32 bytes (RFC 3394).
+    pub(super) fn wrap_key(&self, key: &ClearKey) -> Result<Vec<u8>, DoesNotOpen> {
+        let mut wrapped = vec![0; key.len() + 8];
+        self.wrap.wrap_key(key.expose_clear_key_bytes(), &mut wrapped).map_err(|_| DoesNotOpen)?;
+        Ok(wrapped)
+    }
+
+    /// Seals a secret of free length for one meter and one key id: nonce ‖ ciphertext ‖ tag.
+    pub(super) fn seal_secret(
+        &self,
+        title: &SystemTitle,
+        id: &KeyId,
+        secret: &ClearKey,
+        nonce: [u8; 12],
+    ) -> Result<Vec<u8>, DoesNotOpen> {
+        let place = secret_place(title, id);
+        let payload = Payload { msg: secret.expose_clear_key_bytes(), aad: &place };
+        let sealed = self.seal.encrypt(&nonce.into(), payload).map_err(|_| DoesNotOpen)?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// Opens what [`BlockKeys::seal_secret`] made.
+    #[cfg(test)]
+    pub(super) fn open_secret(
+        &self,
+        title: &SystemTitle,
+        id: &KeyId,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, DoesNotOpen> {
+        let (nonce, sealed) = sealed.split_first_chunk::<12>().ok_or(DoesNotOpen)?;
+        let place = secret_place(title, id);
+        let payload = Payload { msg: sealed, aad: &place };
+        self.seal
+            .decrypt(&(*nonce).into(), payload)
+            .map(Zeroizing::new)
+            .map_err(|_| DoesNotOpen)
+    }
+
+    /// Identity of a secret of free length. Such a secret may be guessed, so it is compared under
+    /// the block's `mac` key: within its meter, not across the domain.
+    pub(super) fn secret_fingerprint(&self, title: &SystemTitle, secret: &ClearKey) -> Fingerprint {
+        let secret = Zeroizing::new(
+            [
+                b"ami.kms/fingerprint/secret/1".as_slice(),
+                title.as_bytes(),
+                secret.expose_clear_key_bytes(),
+            ]
+            .concat(),
+        );
+        Fingerprint(self.cmac(&secret))
+    }
+
+    fn cmac(&self, message: &[u8]) -> RecordMac {
+        let mut mac = self.mac.clone();
+        mac.update(message);
+        mac.finalize().into_bytes().into()
+    }
+}
+
+fn secret_place(title: &SystemTitle, id: &KeyId) -> Vec<u8> {
+    [b"ami.kms/secret/1".as_slice(), title.as_bytes(), &id.0].concat()
+}
+
+/// SHA-256 over MACs in key order.
+pub(super) fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
+    let mut hash = Sha256::new();
+    for mac in macs {
+        hash.update(mac);
+    }
+    hash.finalize().into()
+}
+
+/// Identity of an AES key's value within its domain, and its check value. `None`: not 16 or 32 bytes.
+pub(super) fn identify(domain: &DomainId, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
+    let label = [b"ami.kms/fingerprint/1".as_slice(), &domain.0].concat();
+    let fingerprint = cmac_under(key, &label)?;
+    let [a, b, c, d, e, ..] = cmac_under(key, &[0; 16])?;
+    Some((Fingerprint(fingerprint), [a, b, c, d, e]))
+}
+
+fn cmac_under(key: &ClearKey, message: &[u8]) -> Option<[u8; 16]> {
+    let key = key.expose_clear_key_bytes();
+    Some(match key.len() {
+        16 => {
+            let mut mac = Cmac::<aes::Aes128>::new_from_slice(key).ok()?;
+            mac.update(message);
+            mac.finalize().into_bytes().into()
+        }
+        32 => {
+            let mut mac = Cmac::<aes::Aes256>::new_from_slice(key).ok()?;
+            mac.update(message);
+            mac.finalize().into_bytes().into()
+        }
+        _ => return None,
+    })
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(block: u32, version: u32) -> BlockKeys {
+        let secret = BlockSecret::fill_with(|bytes| {
+            bytes.fill(7);
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+        let mut subkeys = [0; SUBKEYS_LEN];
+        derive_subkeys(&DomainId([1; 16]), BlockNo(block), version, &secret, &mut subkeys);
+        BlockKeys::new(DomainId([1; 16]), &subkeys).unwrap()
+    }
+
+    #[test]
+    fn a_key_wrapped_in_one_block_or_version_does_not_open_in_another() {
+        let wrapped = keys(1, 1).wrap_key(&ClearKey::new(vec![9; 16])).unwrap();
+        let mut out = [0; 16];
+        assert_eq!(keys(1, 1).unwrap_into(&wrapped, &mut out), Ok(()));
+        assert_eq!(out, [9; 16]);
+        assert_eq!(keys(2, 1).unwrap_into(&wrapped, &mut out), Err(DoesNotOpen));
+        assert_eq!(keys(1, 2).unwrap_into(&wrapped, &mut out), Err(DoesNotOpen));
+    }
+
+    #[test]
+    fn a_sealed_secret_opens_only_for_its_meter_and_key() {
+        let (title, id) = (SystemTitle::new([1; 8]), KeyId([2; 16]));
+        let sealed =
+            keys(1, 1).seal_secret(&title, &id, &ClearKey::new(b"pass".to_vec()), [3; 12]).unwrap();
+        assert_eq!(*keys(1, 1).open_secret(&title, &id, &sealed).unwrap(), b"pass".to_vec());
+        let other = SystemTitle::new([9; 8]);
+        assert!(keys(1, 1).open_secret(&other, &id, &sealed).is_err());
+        assert!(keys(1, 1).open_secret(&title, &KeyId([9; 16]), &sealed).is_err());
+    }
+
+    #[test]
+    fn the_kcv_of_the_green_book_key_is_the_cmac_one() {
+        // DLMS_SECURITY section 9: EK 000102…0F has CMAC KCV BE7ED6AE78 and not the ECB one, C6A13B.
+        let key = ClearKey::new((0..16).collect());
+        let (_, kcv) = identify(&DomainId([1; 16]), &key).unwrap();
+        assert_eq!(hex::encode_upper(kcv), "BE7ED6AE78");
+    }
+
+    #[test]
+    fn fingerprints_are_of_one_domain() {
+        let key = ClearKey::new(vec![5; 16]);
+        let (here, _) = identify(&DomainId([1; 16]), &key).unwrap();
+        let (there, _) = identify(&DomainId([2; 16]), &key).unwrap();
+        assert_ne!(here, there);
+        assert!(identify(&DomainId([1; 16]), &ClearKey::new(vec![5; 24])).is_none());
+    }
+}

@@ -1,0 +1,351 @@
+//! Changing blocks: read, verify, decide, MAC, commit, publish. A change never builds on anything
+//! that was not verified first.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError},
+};
+
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    domain::{
+        BlockNo, BlockSecret, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position,
+        Protection, Record, RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle,
+    },
+    store::{BlockChange, IndexEntry, RecordChange, SealedSecret, StoreError},
+};
+
+use super::{
+    Keyring, KeyringError,
+    block_keys::{self, SUBKEYS_LEN},
+    opening::{Unsealed, Verified},
+};
+
+/// The first version of a block's secret.
+const FIRST_SECRET: u32 = 1;
+
+/// A block under change: no other writer of this process has it. Dropped without
+/// [`Keyring::commit`], it leaves no trace.
+pub struct Change {
+    block: BlockNo,
+    unsealed: Unsealed,
+    /// `None`: the block does not exist yet.
+    head: Option<Head>,
+    records: BTreeMap<RecordKey, StoredRecord>,
+    damaged: Vec<RecordKey>,
+    new_seal: Option<SealedSecret>,
+    staged: BTreeMap<RecordKey, Record>,
+    _only_writer: OwnedMutexGuard<()>,
+}
+
+/// A clear key as its record will have it.
+#[derive(Clone, Debug)]
+pub struct WrappedValue {
+    /// Wrapped or sealed, as its kind and protection demand.
+    pub wrapped: Vec<u8>,
+    /// Absent for secrets of free length.
+    pub kcv: Option<Kcv>,
+    /// Identity of the value.
+    pub fingerprint: Fingerprint,
+}
+
+impl Change {
+    /// Which block.
+    pub fn block(&self) -> BlockNo {
+        self.block
+    }
+
+    /// The record of this meter as it stands, staged changes included.
+    pub fn record(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
+        let key = RecordKey::meter(title);
+        if let Some(staged) = self.staged.get(&key) {
+            return Ok(Some(staged.clone()));
+        }
+        let damaged = |what| KeyringError::Damaged { block: self.block, what };
+        if self.damaged.contains(&key) {
+            return Err(damaged(format!("the record of meter {title} was changed outside")));
+        }
+        self.records
+            .get(&key)
+            .map(|record| Record::decode(&record.body))
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))
+    }
+
+    /// Stages a record: written by [`Keyring::commit`].
+    pub fn put(&mut self, record: Record) {
+        self.staged.insert(record.key(), record);
+    }
+
+    /// Whether anything is staged.
+    pub fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+    }
+
+    /// The identity of a secret of free length of this meter.
+    pub fn secret_fingerprint(&self, title: &SystemTitle, secret: &ClearKey) -> Fingerprint {
+        self.unsealed.keys.secret_fingerprint(title, secret)
+    }
+
+    /// The head that results, and the records that lead to it, in sequence order.
+    fn seal_records(&self, keyring: &Keyring) -> (Head, Vec<StoredRecord>) {
+        let old = self.head.as_ref().map(|head| head.position).unwrap_or_default();
+        let (keys, secret_version) = (&self.unsealed.keys, self.unsealed.secret_version);
+        let mut position = Position { epoch: keyring.domain.epoch, sequence: old.sequence };
+        let mut scratch = Vec::with_capacity(512);
+        let records: Vec<StoredRecord> = self
+            .staged
+            .iter()
+            .map(|(key, record)| {
+                position.sequence = Sequence(position.sequence.0 + 1);
+                let body = record.encode();
+                let mut stored =
+                    StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
+                stored.mac = keys.record_mac(self.block, &stored, &mut scratch);
+                stored
+            })
+            .collect();
+        let mut macs: BTreeMap<_, _> =
+            self.records.iter().map(|(key, record)| (*key, &record.mac)).collect();
+        macs.extend(records.iter().map(|record| (record.key, &record.mac)));
+        let mut head = Head {
+            block: self.block,
+            secret_version,
+            position,
+            count: macs.len() as u32,
+            digest: block_keys::digest(macs.into_values()),
+            mac: [0; 16],
+        };
+        head.mac = keys.head_mac(&head);
+        (head, records)
+    }
+}
+
+fn index_of(record: &Record) -> IndexEntry {
+    match record {
+        Record::Meter(meter) => IndexEntry::Meter {
+            meter_id: meter.meter_id.clone(),
+            fingerprints: meter
+                .keys
+                .iter()
+                .filter(|key| key.kind.is_cipher_key())
+                .map(|key| key.fingerprint)
+                .collect(),
+        },
+        Record::Tombstone(_) => IndexEntry::Tombstone,
+    }
+}
+
+impl Keyring {
+    /// Takes blocks for change, in ascending order so that two callers never wait for each other in
+    /// a circle. Blocks that don't exist yet get a secret from the token.
+    pub async fn change(&self, blocks: &[BlockNo]) -> Result<Vec<Change>, KeyringError> {
+        let mut blocks = blocks.to_vec();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut changes = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let only_writer = self.writer(block).await;
+            changes.push(self.begin(block, only_writer).await?);
+        }
+        Ok(changes)
+    }
+
+    /// Commits what is staged: all blocks or none, on disk when this returns. On
+    /// [`StoreError::Conflict`] another process was first: take the blocks again and decide anew.
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<(), KeyringError> {
+        let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
+        let sealed: Vec<_> = changes.iter().map(|change| change.seal_records(self)).collect();
+        let commits: Vec<BlockChange> = changes
+            .iter()
+            .zip(&sealed)
+            .map(|(change, (head, records))| BlockChange {
+                expected: change.head.as_ref().map(|head| head.position),
+                head: head.clone(),
+                seals: change.new_seal.iter().cloned().collect(),
+                records: change
+                    .staged
+                    .values()
+                    .zip(records)
+                    .map(|(record, stored)| RecordChange {
+                        record: stored.clone(),
+                        index: index_of(record),
+                    })
+                    .collect(),
+            })
+            .collect();
+        if commits.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.store.commit(&commits).await {
+            if matches!(error, StoreError::Unreachable { .. }) {
+                // The change may be there: what is resident may be older than what is stored.
+                self.memory().suspect.extend(changes.iter().map(Change::block));
+            }
+            return Err(error.into());
+        }
+        self.publish_committed(changes, sealed);
+        Ok(())
+    }
+
+    /// Builds the tables of what was just committed. If one can't be built (the arena is full), its
+    /// block is closed: the next who asks opens it, or hears why not.
+    fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<(Head, Vec<StoredRecord>)>) {
+        let mut tables = Vec::with_capacity(changes.len());
+        let mut writers = Vec::with_capacity(changes.len());
+        for (mut change, (head, records)) in changes.into_iter().zip(sealed) {
+            let block = change.block;
+            self.memory().seen.insert(block, head.position);
+            change.records.extend(records.into_iter().map(|record| (record.key, record)));
+            let records = change.records.into_values().collect();
+            let verified = Verified { head, records, damaged: change.damaged };
+            let table = match self.build(&verified, change.unsealed, false) {
+                Ok(table) => Some(Arc::new(table)),
+                Err(error) => {
+                    tracing::warn!(block = block.0, %error, "a changed block is closed");
+                    None
+                }
+            };
+            tables.push((block, table));
+            writers.push(change._only_writer);
+        }
+        self.publish(tables);
+        // Only now may the next writer, or an opening, look at these blocks.
+        drop(writers);
+    }
+
+    /// The record of this meter as it is stored, verified with all of its block.
+    pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
+        let Some(stored) = self.store.block(self.block_of(title)).await? else { return Ok(None) };
+        let block = stored.head.block;
+        let unsealed = self.unseal(&stored).await?;
+        let verified = self.verify(stored, &unsealed.keys)?;
+        let key = RecordKey::meter(title);
+        let damaged = |what| KeyringError::Damaged { block, what };
+        if verified.damaged.contains(&key) {
+            return Err(damaged(format!("the record of meter {title} was changed outside")));
+        }
+        let record = verified.records.binary_search_by_key(&key, |record| record.key).ok();
+        record
+            .map(|at| Record::decode(&verified.records[at].body))
+            .transpose()
+            .map_err(|error| damaged(error.to_string()))
+    }
+
+    async fn begin(
+        &self,
+        block: BlockNo,
+        only_writer: OwnedMutexGuard<()>,
+    ) -> Result<Change, KeyringError> {
+        let Some(stored) = self.store.block(block).await? else {
+            let (unsealed, seal) = self.new_secret(block).await?;
+            return Ok(Change {
+                block,
+                unsealed,
+                head: None,
+                records: BTreeMap::new(),
+                damaged: Vec::new(),
+                new_seal: Some(seal),
+                staged: BTreeMap::new(),
+                _only_writer: only_writer,
+            });
+        };
+        let unsealed = self.unseal(&stored).await?;
+        let Verified { head, records, damaged } = self.verify(stored, &unsealed.keys)?;
+        Ok(Change {
+            block,
+            unsealed,
+            head: Some(head),
+            records: records.into_iter().map(|record| (record.key, record)).collect(),
+            damaged,
+            new_seal: None,
+            staged: BTreeMap::new(),
+            _only_writer: only_writer,
+        })
+    }
+
+    /// A new block's secret comes from the token's generator and is sealed there.
+    async fn new_secret(&self, block: BlockNo) -> Result<(Unsealed, SealedSecret), KeyringError> {
+        let token = |source| KeyringError::Token { block, source };
+        let random = self.hsm.random(BlockSecret::LEN).await.map_err(token)?;
+        let secret = BlockSecret::fill_with(|bytes| {
+            if random.len() != bytes.len() {
+                return Err(KeyringError::Damaged {
+                    block,
+                    what: "the token's generator gave too few bytes".to_owned(),
+                });
+            }
+            bytes.copy_from_slice(&random);
+            Ok(())
+        })?;
+        let kek_id = self.hsm.status().site_kek_id;
+        let domain = &self.domain.domain;
+        let place = block_keys::seal_place(domain, block, FIRST_SECRET, &kek_id);
+        let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
+        let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
+        block_keys::derive_subkeys(domain, block, FIRST_SECRET, &secret, out);
+        let (_secret, sealed) = self.hsm.seal(place, secret).await.map_err(token)?;
+        let unsealed = self.expand(block, subkeys, FIRST_SECRET)?;
+        Ok((unsealed, SealedSecret { secret_version: FIRST_SECRET, kek_id, sealed }))
+    }
+
+    /// Wraps a clear key for its meter's record: under the block's `wrap` key, a sealed KEK in the
+    /// token, or, if of free length, sealed under the block's `seal` key.
+    pub async fn wrap(
+        &self,
+        change: &Change,
+        title: &SystemTitle,
+        id: &KeyId,
+        (kind, protection): (KeyKind, Protection),
+        value: ClearKey,
+    ) -> Result<WrappedValue, KeyringError> {
+        let block = change.block;
+        let keys = &change.unsealed.keys;
+        let unfit = || KeyringError::Damaged {
+            block,
+            what: format!("a {kind} of {} bytes can't be wrapped", value.len()),
+        };
+        if !kind.is_cipher_key() {
+            let token = |source| KeyringError::Token { block, source };
+            let random = self.hsm.random(12).await.map_err(token)?;
+            let nonce = random.first_chunk().copied().ok_or_else(unfit)?;
+            let wrapped = keys.seal_secret(title, id, &value, nonce).map_err(|_| unfit())?;
+            let fingerprint = keys.secret_fingerprint(title, &value);
+            return Ok(WrappedValue { wrapped, kcv: None, fingerprint });
+        }
+        let (fingerprint, kcv) = self.identify(&value).ok_or_else(unfit)?;
+        let wrapped = match protection {
+            Protection::Memory => keys.wrap_key(&value).map_err(|_| unfit())?,
+            Protection::Hsm => {
+                let under = match kind {
+                    KeyKind::Kek => SealedKek::MeterKek,
+                    _ => SealedKek::Use,
+                };
+                self.hsm
+                    .wrap(under, value)
+                    .await
+                    .map_err(|source| KeyringError::Token { block, source })?
+            }
+        };
+        Ok(WrappedValue { wrapped, kcv: Some(kcv), fingerprint })
+    }
+
+    /// Waits until no other task of this process changes or opens the block.
+    pub(super) async fn writer(&self, block: BlockNo) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+            forget_idle(&mut writers);
+            Arc::clone(writers.entry(block).or_default())
+        };
+        lock.lock_owned().await
+    }
+}
+
+/// Keeps the map of writers small: drops locks that nobody holds or waits for.
+fn forget_idle(writers: &mut HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>) {
+    const MANY: usize = 8192;
+    if writers.len() > MANY {
+        writers.retain(|_, lock| Arc::strong_count(lock) > 1);
+    }
+}

@@ -1,0 +1,52 @@
+//! From the operator's meter ids to system titles, for open blocks.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{PoisonError, RwLock},
+};
+
+use crate::domain::SystemTitle;
+
+/// Shards, so that a change of one block keeps few readers waiting.
+const SHARDS: usize = 64;
+
+/// Meter ids by a 64-bit keyed hash: 16 bytes a meter. The entry in the block's table has the same
+/// hash, so an id that moved to another title is not found under its old one.
+pub(super) struct IdIndex {
+    keyed: RandomState,
+    shards: Vec<RwLock<HashMap<u64, SystemTitle>>>,
+}
+
+impl IdIndex {
+    pub(super) fn new() -> Self {
+        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
+        Self { keyed: RandomState::new(), shards }
+    }
+
+    /// The hash that stands for `id` in this process.
+    pub(super) fn hash(&self, id: &str) -> u64 {
+        self.keyed.hash_one(id)
+    }
+
+    pub(super) fn get(&self, hash: u64) -> Option<SystemTitle> {
+        let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
+        shard.get(&hash).copied()
+    }
+
+    pub(super) fn put(&self, hash: u64, title: SystemTitle) {
+        self.shard(hash).write().unwrap_or_else(PoisonError::into_inner).insert(hash, title);
+    }
+
+    /// Forgets `hash`, if it still stands for `title`.
+    pub(super) fn forget(&self, hash: u64, title: SystemTitle) {
+        let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+        if shard.get(&hash) == Some(&title) {
+            shard.remove(&hash);
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<HashMap<u64, SystemTitle>> {
+        &self.shards[(hash >> 58) as usize % SHARDS]
+    }
+}

@@ -1,0 +1,281 @@
+//! Opening a block: read it, open its secret in the HSM, verify everything, fill a table.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::{
+    domain::{BlockNo, Head, Position, Record, RecordKey, StoredRecord},
+    store::StoredBlock,
+};
+
+use super::{
+    BlockTable, Keyring, KeyringError, RETRY_AFTER_MS, SharedError,
+    arena::Segment,
+    block_keys::{self, BlockKeys, SUBKEYS_LEN},
+    table::{self, Row},
+};
+
+/// How many blocks are closed to make room for one that is asked for, before giving up. Their memory
+/// comes back when the last batch that uses them ends.
+const CLOSE_AT_MOST: usize = 64;
+
+/// A block's subkeys: raw in the arena, and expanded.
+pub(super) struct Unsealed {
+    pub(super) subkeys: Segment,
+    pub(super) keys: BlockKeys,
+    pub(super) secret_version: u32,
+}
+
+/// A block that was read and verified.
+pub(super) struct Verified {
+    pub(super) head: Head,
+    /// In key order.
+    pub(super) records: Vec<StoredRecord>,
+    /// Records that are not what was written although the block's digest holds.
+    pub(super) damaged: Vec<RecordKey>,
+}
+
+impl Keyring {
+    /// The block's table, opening it if need be: once, however many ask. A failure is shared by all
+    /// who waited and not tried again for 100 ms.
+    pub async fn open(&self, block: BlockNo) -> Result<Arc<BlockTable>, SharedError> {
+        if let Some(table) = self.resident(block) {
+            return Ok(table);
+        }
+        if let Some(error) = self.failed_just_now(block) {
+            return Err(error);
+        }
+        let cell = {
+            let mut opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(opening.entry(block).or_default())
+        };
+        // If this future is dropped half-way, the next one who waits starts the opening again.
+        let outcome = cell.get_or_init(|| self.open_and_publish(block)).await.clone();
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner).remove(&block);
+        outcome
+    }
+
+    async fn open_and_publish(&self, block: BlockNo) -> Result<Arc<BlockTable>, SharedError> {
+        // A writer publishes what it wrote: an opening beside it could publish an older state later.
+        let _no_writer = self.writer(block).await;
+        if let Some(table) = self.resident(block) {
+            return Ok(table);
+        }
+        let opened = self.open_now(block, true).await.map(Arc::new).map_err(Arc::new);
+        let now = self.clock.monotonic_ms();
+        match &opened {
+            Ok(table) => {
+                self.memory().failed.remove(&block);
+                self.publish(vec![(block, Some(Arc::clone(table)))]);
+            }
+            Err(error) => {
+                tracing::warn!(block = block.0, %error, "block can't be opened");
+                self.memory().failed.insert(block, (now, Arc::clone(error)));
+            }
+        }
+        opened
+    }
+
+    /// Reads and opens a block, without publishing it.
+    pub(super) async fn open_now(
+        &self,
+        block: BlockNo,
+        may_close_others: bool,
+    ) -> Result<BlockTable, KeyringError> {
+        let Some(stored) = self.store.block(block).await? else {
+            self.check_fresh(block, Position::default())?;
+            return Ok(BlockTable::empty());
+        };
+        let unsealed = self.unseal(&stored).await?;
+        let verified = self.verify(stored, &unsealed.keys)?;
+        self.build(&verified, unsealed, may_close_others)
+    }
+
+    /// The block's subkeys: from its resident table, or by one HSM call.
+    pub(super) async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
+        let (block, secret_version) = (stored.head.block, stored.head.secret_version);
+        let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
+        let resident = self.resident(block).filter(|table| table.secret_version() == secret_version);
+        if let Some(known) = resident.as_ref().and_then(|table| table.subkeys()) {
+            subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
+        } else {
+            let kek_id = self.hsm.status().site_kek_id;
+            let seal = stored
+                .seals
+                .iter()
+                .find(|seal| seal.kek_id == kek_id && seal.secret_version == secret_version)
+                .ok_or(KeyringError::NotSealedForUs(block))?;
+            let domain = &self.domain.domain;
+            let place = block_keys::seal_place(domain, block, secret_version, &kek_id);
+            let secret = self
+                .hsm
+                .open(place, seal.sealed.clone())
+                .await
+                .map_err(|source| KeyringError::Token { block, source })?;
+            let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
+            block_keys::derive_subkeys(domain, block, secret_version, &secret, out);
+        }
+        self.expand(block, subkeys, secret_version)
+    }
+
+    /// Expands subkeys that stand in the arena.
+    pub(super) fn expand(
+        &self,
+        block: BlockNo,
+        subkeys: Segment,
+        secret_version: u32,
+    ) -> Result<Unsealed, KeyringError> {
+        let keys = BlockKeys::new(self.domain.domain, subkeys.bytes()).ok_or_else(|| {
+            KeyringError::Damaged { block, what: "its subkeys are incomplete".to_owned() }
+        })?;
+        Ok(Unsealed { subkeys, keys, secret_version })
+    }
+
+    /// Verifies head, freshness, digest and every record (invariant 5).
+    pub(super) fn verify(
+        &self,
+        stored: StoredBlock,
+        keys: &BlockKeys,
+    ) -> Result<Verified, KeyringError> {
+        let StoredBlock { head, seals: _, records } = stored;
+        let block = head.block;
+        let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
+        if !keys.head_is_authentic(&head) {
+            return Err(damaged("its head was changed outside this service"));
+        }
+        if records.len() != head.count as usize {
+            return Err(damaged("a record was added or removed outside this service"));
+        }
+        if !records.is_sorted_by(|a, b| a.key < b.key) {
+            return Err(damaged("its records are not in key order"));
+        }
+        if block_keys::digest(records.iter().map(|record| &record.mac)) != head.digest {
+            return Err(damaged("its records are not those that its head was made for"));
+        }
+        self.check_fresh(block, head.position)?;
+        let mut scratch = Vec::with_capacity(512);
+        let damaged: Vec<RecordKey> = records
+            .iter()
+            .filter(|record| {
+                record.position > head.position
+                    || record.secret_version != head.secret_version
+                    || !keys.record_is_authentic(block, record, &mut scratch)
+            })
+            .map(|record| record.key)
+            .collect();
+        for key in &damaged {
+            tracing::error!(
+                block = block.0,
+                system_title = %hex::encode_upper(key.system_title().as_bytes()),
+                "a record was changed outside this service; its meter is not served"
+            );
+        }
+        Ok(Verified { head, records, damaged })
+    }
+
+    /// Fills a table from what was verified.
+    pub(super) fn build(
+        &self,
+        verified: &Verified,
+        unsealed: Unsealed,
+        may_close_others: bool,
+    ) -> Result<BlockTable, KeyringError> {
+        let block = verified.head.block;
+        let mut meters = Vec::with_capacity(verified.records.len());
+        for record in &verified.records {
+            if verified.damaged.contains(&record.key) {
+                continue;
+            }
+            match Record::decode(&record.body) {
+                Ok(Record::Meter(meter)) if Record::key_of(&meter) == record.key => {
+                    meters.push(meter);
+                }
+                Ok(Record::Tombstone(_)) => {}
+                Ok(Record::Meter(_)) | Err(_) => {
+                    let what = format!("record {:?} is not of this schema", record.key);
+                    return Err(KeyringError::Damaged { block, what });
+                }
+            }
+        }
+        let damaged = verified.damaged.iter().map(|key| Row::Damaged(key.system_title()));
+        let rows: Vec<Row<'_>> = meters
+            .iter()
+            .map(|meter| Row::Meter(meter, self.ids.hash(meter.meter_id.as_str())))
+            .chain(damaged)
+            .collect();
+        let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
+        piece.bytes_mut()[..SUBKEYS_LEN]
+            .copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
+        let position = verified.head.position;
+        BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows).map_err(
+            |_| KeyringError::Damaged {
+                block,
+                what: "a wrapped key does not open although its record is authentic".to_owned(),
+            },
+        )
+    }
+
+    /// Refuses a block older than one that this process has seen, and remembers it.
+    fn check_fresh(&self, block: BlockNo, found: Position) -> Result<(), KeyringError> {
+        let mut memory = self.memory();
+        let seen = memory.seen.get(&block).copied().unwrap_or_default();
+        if found < seen {
+            return Err(KeyringError::Stale { block, seen, found });
+        }
+        if found > Position::default() {
+            memory.seen.insert(block, found);
+        }
+        Ok(())
+    }
+
+    pub(super) fn resident(&self, block: BlockNo) -> Option<Arc<BlockTable>> {
+        self.directory.load().blocks.get(block.0 as usize)?.clone()
+    }
+
+    fn failed_just_now(&self, block: BlockNo) -> Option<SharedError> {
+        let memory = self.memory();
+        let (at, error) = memory.failed.get(&block)?;
+        (self.clock.monotonic_ms() < at + RETRY_AFTER_MS).then(|| Arc::clone(error))
+    }
+
+    /// A piece of the arena; closes other blocks for it if allowed.
+    pub(super) fn room(
+        &self,
+        block: BlockNo,
+        needed: usize,
+        may_close_others: bool,
+    ) -> Result<Segment, KeyringError> {
+        if let Some(piece) = self.arena.allocate(needed) {
+            return Ok(piece);
+        }
+        for _ in 0..if may_close_others { CLOSE_AT_MOST } else { 0 } {
+            if !self.close_one_but(block) {
+                break;
+            }
+            if let Some(piece) = self.arena.allocate(needed) {
+                return Ok(piece);
+            }
+        }
+        Err(KeyringError::ArenaFull { block, needed })
+    }
+
+    /// Closes the next open block round the clock; false: none is left.
+    fn close_one_but(&self, block: BlockNo) -> bool {
+        let snapshot = self.snapshot();
+        let count = snapshot.blocks.len();
+        let found = {
+            let mut memory = self.memory();
+            let from = memory.hand;
+            let next = (1..=count).map(|step| (from + step) % count).find(|at| {
+                *at != block.0 as usize
+                    && snapshot.blocks[*at].as_ref().is_some_and(|table| table.meters() > 0)
+            });
+            memory.hand = next.unwrap_or(from);
+            next
+        };
+        drop(snapshot);
+        if let Some(at) = found {
+            self.publish(vec![(BlockNo(at as u32), None)]);
+        }
+        found.is_some()
+    }
+}

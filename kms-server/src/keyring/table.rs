@@ -1,0 +1,542 @@
+//! One open block: its meters' keys in one piece of the arena, found by title without a lock.
+//!
+//! Layout of the piece: the block's subkeys, then one 64-byte entry a place (open addressing, at most
+//! 4/5 full), then 32-byte slots for the keys that do not fit an entry. An entry is one cache line
+//! and holds all that most meters have: title, one GUEK, one GAK, policy. Nothing here changes after
+//! it was built; a change of the block builds a new table.
+
+use crate::{
+    domain::{
+        BlockNo, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
+        Protection, SecuritySetup, SystemTitle, block::spread,
+    },
+    hsm::WrappedKey,
+};
+
+use super::{
+    arena::Segment,
+    block_keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
+};
+
+/// Bytes of an entry.
+pub(super) const ENTRY_LEN: usize = 64;
+/// Bytes of a slot: the longest key.
+const SLOT_LEN: usize = 32;
+/// Where the entries start: after the subkeys, on a cache line.
+const ENTRIES_AT: usize = SUBKEYS_LEN.next_multiple_of(ENTRY_LEN);
+/// Bytes of the key in an entry.
+const INLINE_LEN: usize = 16;
+
+// Places within an entry.
+const TITLE: usize = 0;
+const GUEK: usize = 8;
+const GAK: usize = 24;
+const GUEK_VERSION: usize = 40;
+const GAK_VERSION: usize = 42;
+const FLAGS: usize = 44;
+const POLICY: usize = 45;
+const EXTRA: usize = 48;
+const ID_HASH: usize = 52;
+
+/// The entry is taken.
+const OCCUPIED: u8 = 1;
+/// The entry itself has all of the meter's keys: at most one GUEK and one GAK, 16 bytes each,
+/// protection `MEMORY`, security setup 0.
+const PLAIN: u8 = 2;
+/// A plain entry has a GUEK.
+const HAS_GUEK: u8 = 4;
+/// A plain entry has a GAK.
+const HAS_GAK: u8 = 8;
+/// The meter's record failed its MAC: nothing of it is used.
+const DAMAGED: u8 = 16;
+
+const NO_EXTRA: u32 = u32::MAX;
+
+/// A meter's policy as bits of one byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyBits(u8);
+
+impl PolicyBits {
+    fn of(meter: &MeterRecord) -> Self {
+        let policy = &meter.policy;
+        let both = policy.minimum_protection == MinimumProtection::AuthenticatedEncrypted;
+        Self(
+            u8::from(both)
+                | u8::from(policy.allow_encryption_only) << 1
+                | u8::from(policy.allow_withheld_authentication_key) << 2
+                | u8::from(policy.general_ciphering_omit_header) << 3,
+        )
+    }
+
+    /// Authentication alone is not enough.
+    pub const fn demands_encryption(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Encryption-only APDUs are let through, marked.
+    pub const fn allows_encryption_only(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// Tagged APDUs are let through, marked, although the GAK is withheld.
+    pub const fn allows_withheld_authentication_key(self) -> bool {
+        self.0 & 4 != 0
+    }
+
+    /// General-ciphering's header is left out of the additional data.
+    pub const fn omits_general_ciphering_header(self) -> bool {
+        self.0 & 8 != 0
+    }
+}
+
+/// What most meters don't have.
+#[derive(Default)]
+struct Extra {
+    default_title: Option<SystemTitle>,
+    client_title: Option<SystemTitle>,
+    /// Ordered: by setup, then as they are to be tried.
+    keys: Box<[SlotInfo]>,
+}
+
+struct SlotInfo {
+    kind: KeyKind,
+    setup: SecuritySetup,
+    version: u16,
+    place: Place,
+}
+
+enum Place {
+    /// At this offset of the piece, this many bytes.
+    Arena { at: u32, len: u8 },
+    /// Only in the token.
+    Token(WrappedKey),
+}
+
+/// One open block.
+pub struct BlockTable {
+    position: Position,
+    secret_version: u32,
+    meters: u32,
+    places: u32,
+    piece: Option<Segment>,
+    extras: Box<[Extra]>,
+}
+
+/// A key to try.
+pub enum KeyMaterial<'a> {
+    /// Its bytes, in the arena.
+    Bytes(&'a [u8]),
+    /// It never leaves the token.
+    Token(&'a WrappedKey),
+}
+
+/// A key version to try.
+pub struct Candidate<'a> {
+    /// Whose setup.
+    pub setup: SecuritySetup,
+    /// Display order.
+    pub version: u16,
+    /// Where it is.
+    pub key: KeyMaterial<'a>,
+}
+
+/// One meter of an open block.
+#[derive(Clone, Copy)]
+pub struct ResidentMeter<'a> {
+    table: &'a BlockTable,
+    entry: &'a [u8; ENTRY_LEN],
+}
+
+/// What one record brings into the table.
+pub(super) enum Row<'a> {
+    /// A meter whose record is authentic.
+    Meter(&'a MeterRecord, u64),
+    /// The title of a record that is not.
+    Damaged(SystemTitle),
+}
+
+impl Row<'_> {
+    fn title(&self) -> SystemTitle {
+        match self {
+            Self::Meter(meter, _) => meter.system_title,
+            Self::Damaged(title) => *title,
+        }
+    }
+}
+
+/// Room that a table of these rows takes, in bytes.
+pub(super) fn piece_len(rows: &[Row<'_>]) -> usize {
+    let slots: usize = rows.iter().map(slots_of).sum();
+    ENTRIES_AT + places_for(rows.len()) as usize * ENTRY_LEN + slots * SLOT_LEN
+}
+
+/// One place in five stays empty, so that a search for an unknown title ends soon.
+fn places_for(meters: usize) -> u32 {
+    (meters + meters / 4 + 1) as u32
+}
+
+fn slots_of(row: &Row<'_>) -> usize {
+    match row {
+        Row::Meter(meter, _) if !is_plain(meter) => live_keys(meter)
+            .filter(|key| key.protection == Protection::Memory)
+            .count(),
+        _ => 0,
+    }
+}
+
+/// The keys that may open something a meter sent.
+fn live_keys(meter: &MeterRecord) -> impl Iterator<Item = &KeyRecord> {
+    meter.keys.iter().filter(|key| {
+        key.state.may_open()
+            && matches!(
+                key.kind,
+                KeyKind::Guek | KeyKind::Gbek | KeyKind::Gak | KeyKind::Dedicated
+            )
+    })
+}
+
+fn is_plain(meter: &MeterRecord) -> bool {
+    let one_at_most =
+        |kind| live_keys(meter).filter(|key: &&KeyRecord| key.kind == kind).count() <= 1;
+    one_at_most(KeyKind::Guek)
+        && one_at_most(KeyKind::Gak)
+        && meter.policy.default_system_title.is_none()
+        && meter.policy.client_title.is_none()
+        && live_keys(meter).all(|key| {
+            matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
+                && key.protection == Protection::Memory
+                && usize::from(key.value_len) == INLINE_LEN
+                && key.setup == SecuritySetup(0)
+        })
+}
+
+impl BlockTable {
+    /// A block that nothing was ever written to.
+    pub(super) fn empty() -> Self {
+        Self {
+            position: Position::default(),
+            secret_version: 0,
+            meters: 0,
+            places: 0,
+            piece: None,
+            extras: Box::default(),
+        }
+    }
+
+    /// Builds the table in `piece`, whose first bytes already hold the subkeys. `Err`: a key does
+    /// not open although its record is authentic.
+    pub(super) fn build(
+        position: Position,
+        secret_version: u32,
+        piece: Segment,
+        keys: &BlockKeys,
+        rows: &[Row<'_>],
+    ) -> Result<Self, DoesNotOpen> {
+        let places = places_for(rows.len());
+        let mut table = Self {
+            position,
+            secret_version,
+            meters: rows.len() as u32,
+            places,
+            piece: None,
+            extras: Box::default(),
+        };
+        let mut filling = Filling {
+            piece,
+            places,
+            next_slot: ENTRIES_AT + places as usize * ENTRY_LEN,
+            extras: Vec::new(),
+            keys,
+        };
+        for row in rows {
+            filling.put(row)?;
+        }
+        table.extras = filling.extras.into();
+        table.piece = Some(filling.piece);
+        Ok(table)
+    }
+
+    /// The block's last change that this table knows.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// The secret that its subkeys derive from.
+    pub fn secret_version(&self) -> u32 {
+        self.secret_version
+    }
+
+    /// How many meters it holds.
+    pub fn meters(&self) -> u32 {
+        self.meters
+    }
+
+    /// The block's subkeys; `None` for a block that does not exist yet.
+    pub(super) fn subkeys(&self) -> Option<&[u8]> {
+        self.piece.as_ref().map(|piece| &piece.bytes()[..SUBKEYS_LEN])
+    }
+
+    /// Asks the processor to fetch the entry where `title` would be.
+    #[inline]
+    pub fn prefetch(&self, title: &SystemTitle) {
+        if let Some(piece) = &self.piece {
+            piece.prefetch(entry_at(first_place(title, self.places)));
+        }
+    }
+
+    /// The meter with this title. No lock, no allocation.
+    #[inline]
+    pub fn find(&self, title: &SystemTitle) -> Option<ResidentMeter<'_>> {
+        let bytes = self.piece.as_ref()?.bytes();
+        let mut place = first_place(title, self.places);
+        for _ in 0..self.places {
+            let entry = entry(bytes, place)?;
+            if entry[FLAGS] & OCCUPIED == 0 {
+                return None;
+            }
+            if entry[TITLE..TITLE + 8] == title.as_bytes()[..] {
+                return Some(ResidentMeter { table: self, entry });
+            }
+            place = (place + 1) % self.places;
+        }
+        None
+    }
+
+    /// All meters of the block.
+    pub fn iter(&self) -> impl Iterator<Item = ResidentMeter<'_>> {
+        let bytes = self.piece.as_ref().map(Segment::bytes);
+        (0..self.places)
+            .filter_map(move |place| entry(bytes?, place))
+            .filter(|entry| entry[FLAGS] & OCCUPIED != 0)
+            .map(|entry| ResidentMeter { table: self, entry })
+    }
+}
+
+/// A table on its way.
+struct Filling<'k> {
+    piece: Segment,
+    places: u32,
+    next_slot: usize,
+    extras: Vec<Extra>,
+    keys: &'k BlockKeys,
+}
+
+impl Filling<'_> {
+    fn put(&mut self, row: &Row<'_>) -> Result<(), DoesNotOpen> {
+        let at = self.free_entry(&row.title());
+        self.piece.bytes_mut()[at + TITLE..][..8].copy_from_slice(row.title().as_bytes());
+        match row {
+            Row::Damaged(_) => {
+                self.piece.bytes_mut()[at + FLAGS] = OCCUPIED | DAMAGED;
+                Ok(())
+            }
+            Row::Meter(meter, id_hash) => {
+                let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
+                entry[FLAGS] = OCCUPIED;
+                entry[POLICY] = PolicyBits::of(meter).0;
+                entry[EXTRA..EXTRA + 4].copy_from_slice(&NO_EXTRA.to_le_bytes());
+                entry[ID_HASH..ID_HASH + 8].copy_from_slice(&id_hash.to_le_bytes());
+                if is_plain(meter) { self.put_plain(at, meter) } else { self.put_extra(at, meter) }
+            }
+        }
+    }
+
+    fn free_entry(&mut self, title: &SystemTitle) -> usize {
+        let mut place = first_place(title, self.places);
+        // There are more places than rows, so one is free.
+        while self.piece.bytes()[entry_at(place) + FLAGS] & OCCUPIED != 0 {
+            place = (place + 1) % self.places;
+        }
+        entry_at(place)
+    }
+
+    fn put_plain(&mut self, at: usize, meter: &MeterRecord) -> Result<(), DoesNotOpen> {
+        let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
+        entry[FLAGS] |= PLAIN;
+        for key in live_keys(meter) {
+            let (bytes, version, flag) = match key.kind {
+                KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK),
+                _ => (GUEK, GUEK_VERSION, HAS_GUEK),
+            };
+            self.keys.unwrap_into(&key.wrapped, &mut entry[bytes..bytes + INLINE_LEN])?;
+            entry[version..version + 2].copy_from_slice(&key.version.to_le_bytes());
+            entry[FLAGS] |= flag;
+        }
+        Ok(())
+    }
+
+    fn put_extra(&mut self, at: usize, meter: &MeterRecord) -> Result<(), DoesNotOpen> {
+        let mut live: Vec<&KeyRecord> = live_keys(meter).collect();
+        // Active ones first, then the newest: the order in which they most likely open.
+        live.sort_by_key(|key| {
+            (key.setup, key.state != KeyState::Active, std::cmp::Reverse(key.version))
+        });
+        let keys = live.into_iter().map(|key| self.put_slot(key)).collect::<Result<_, _>>()?;
+        let number = (self.extras.len() as u32).to_le_bytes();
+        self.piece.bytes_mut()[at + EXTRA..][..4].copy_from_slice(&number);
+        self.extras.push(Extra {
+            default_title: meter.policy.default_system_title,
+            client_title: meter.policy.client_title,
+            keys,
+        });
+        Ok(())
+    }
+
+    fn put_slot(&mut self, key: &KeyRecord) -> Result<SlotInfo, DoesNotOpen> {
+        let place = match key.protection {
+            Protection::Hsm => {
+                Place::Token(WrappedKey { id: key.id, wrapped: key.wrapped.clone() })
+            }
+            Protection::Memory => {
+                let (at, len) = (self.next_slot, usize::from(key.value_len));
+                let room = self.piece.bytes_mut().get_mut(at..at + len).ok_or(DoesNotOpen)?;
+                self.keys.unwrap_into(&key.wrapped, room)?;
+                self.next_slot += SLOT_LEN;
+                Place::Arena { at: at as u32, len: key.value_len }
+            }
+        };
+        Ok(SlotInfo { kind: key.kind, setup: key.setup, version: key.version, place })
+    }
+}
+
+impl<'a> ResidentMeter<'a> {
+    /// Its title.
+    pub fn title(&self) -> SystemTitle {
+        SystemTitle::new(array(self.entry, TITLE))
+    }
+
+    /// What is accepted from it.
+    pub fn policy(&self) -> PolicyBits {
+        PolicyBits(self.entry[POLICY])
+    }
+
+    /// Its record failed its MAC; nothing of it may be used.
+    pub fn is_damaged(&self) -> bool {
+        self.entry[FLAGS] & DAMAGED != 0
+    }
+
+    /// The title for its own APDUs that carry none.
+    pub fn own_title(&self) -> SystemTitle {
+        self.extra().and_then(|extra| extra.default_title).unwrap_or_else(|| self.title())
+    }
+
+    /// The utility's title towards it.
+    pub fn client_title(&self) -> Option<SystemTitle> {
+        self.extra().and_then(|extra| extra.client_title)
+    }
+
+    /// The one GUEK of a meter that has nothing else: the fast path.
+    #[inline]
+    pub fn plain_guek(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
+        self.plain(HAS_GUEK, GUEK, GUEK_VERSION)
+    }
+
+    /// Its one GAK.
+    #[inline]
+    pub fn plain_gak(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
+        self.plain(HAS_GAK, GAK, GAK_VERSION)
+    }
+
+    /// Whether the entry has all of its keys.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.entry[FLAGS] & PLAIN != 0
+    }
+
+    /// All live versions of `kind`, in the order to try them; of one setup or of all.
+    pub fn candidates(
+        &self,
+        kind: KeyKind,
+        setup: Option<SecuritySetup>,
+    ) -> impl Iterator<Item = Candidate<'a>> {
+        let table = self.table;
+        let plain = match kind {
+            KeyKind::Guek => self.plain_guek(),
+            KeyKind::Gak => self.plain_gak(),
+            _ => None,
+        };
+        let plain = plain.map(|(key, version)| Candidate {
+            setup: SecuritySetup(0),
+            version,
+            key: KeyMaterial::Bytes(key),
+        });
+        let slots = self.extra().map_or(&[][..], |extra| &extra.keys);
+        let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
+            setup: slot.setup,
+            version: slot.version,
+            key: table.material(&slot.place),
+        });
+        plain
+            .into_iter()
+            .chain(slots)
+            .filter(move |candidate| setup.is_none_or(|setup| candidate.setup == setup))
+    }
+
+    pub(super) fn id_hash(&self) -> u64 {
+        u64::from_le_bytes(array(self.entry, ID_HASH))
+    }
+
+    #[inline]
+    fn plain(&self, flag: u8, key: usize, version: usize) -> Option<(&'a [u8; INLINE_LEN], u16)> {
+        if self.entry[FLAGS] & (PLAIN | flag) != PLAIN | flag {
+            return None;
+        }
+        let key = self.entry[key..].first_chunk()?;
+        Some((key, u16::from_le_bytes(array(self.entry, version))))
+    }
+
+    fn extra(&self) -> Option<&'a Extra> {
+        let number = u32::from_le_bytes(array(self.entry, EXTRA));
+        self.table.extras.get(number as usize)
+    }
+}
+
+impl BlockTable {
+    fn material<'a>(&'a self, place: &'a Place) -> KeyMaterial<'a> {
+        match place {
+            Place::Token(key) => KeyMaterial::Token(key),
+            Place::Arena { at, len } => {
+                let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
+                KeyMaterial::Bytes(&bytes[*at as usize..][..usize::from(*len)])
+            }
+        }
+    }
+}
+
+/// Where a search for `title` starts. The block took the upper bits of the spread title; the lower
+/// half is independent of them.
+#[inline]
+fn first_place(title: &SystemTitle, places: u32) -> u32 {
+    let low = spread(u64::from_be_bytes(*title.as_bytes())) as u32;
+    ((u64::from(low) * u64::from(places)) >> 32) as u32
+}
+
+#[inline]
+const fn entry_at(place: u32) -> usize {
+    ENTRIES_AT + place as usize * ENTRY_LEN
+}
+
+#[inline]
+fn entry(bytes: &[u8], place: u32) -> Option<&[u8; ENTRY_LEN]> {
+    bytes.get(entry_at(place)..)?.first_chunk()
+}
+
+#[inline]
+fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&entry[at..at + N]);
+    out
+}
+
+/// The block that a title belongs to, and the table that may have it.
+pub struct Directory {
+    pub(super) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
+}
+
+impl Directory {
+    /// The table of an open block.
+    #[inline]
+    pub fn table(&self, block: BlockNo) -> Option<&BlockTable> {
+        self.blocks.get(block.0 as usize)?.as_deref()
+    }
+}

@@ -1,0 +1,162 @@
+//! Opening all blocks in the background after start, and mending what failed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Mutex, task::JoinSet};
+
+use crate::domain::BlockNo;
+
+use super::{Keyring, KeyringError};
+
+/// Blocks opened before the directory is changed: each change copies as many pointers as there are
+/// blocks.
+const PUBLISH_EVERY: usize = 32;
+
+/// How often blocks that failed or ended unknown are tried again.
+const CARE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far the warm-up is.
+#[derive(Default)]
+pub(super) struct Progress {
+    blocks_total: AtomicU32,
+    started_ms: AtomicU64,
+    ended_ms: AtomicU64,
+    done: AtomicBool,
+}
+
+/// [`Progress`] at one moment.
+pub(super) struct ProgressNow {
+    pub(super) blocks_total: u32,
+    pub(super) elapsed_ms: u64,
+    pub(super) done: bool,
+}
+
+impl Progress {
+    pub(super) fn read(&self, now_ms: u64) -> ProgressNow {
+        let done = self.done.load(Ordering::Acquire);
+        let end = if done { self.ended_ms.load(Ordering::Relaxed) } else { now_ms };
+        let blocks_total = self.blocks_total.load(Ordering::Relaxed);
+        let started = self.started_ms.load(Ordering::Relaxed);
+        let elapsed_ms = if started == 0 { 0 } else { end.saturating_sub(started) };
+        ProgressNow { blocks_total, elapsed_ms, done }
+    }
+}
+
+/// The blocks that still wait, shared by the workers.
+type Queue = Arc<Mutex<std::vec::IntoIter<BlockNo>>>;
+
+impl Keyring {
+    /// Opens every block that exists. Blocks that clients ask for meanwhile are opened for them, so
+    /// the hottest come first by themselves. Stops early when the arena is full.
+    pub async fn warm_up(self: &Arc<Self>) -> Result<(), KeyringError> {
+        self.progress.started_ms.store(self.clock.monotonic_ms().max(1), Ordering::Relaxed);
+        let heads = self.store.heads().await?;
+        self.progress.blocks_total.store(heads.len() as u32, Ordering::Relaxed);
+        let blocks: Vec<BlockNo> = heads.iter().map(|head| head.block).collect();
+        let queue: Queue = Arc::new(Mutex::new(blocks.into_iter()));
+        let mut workers = JoinSet::new();
+        for _ in 0..self.config.warm_up_parallelism {
+            workers.spawn(Arc::clone(self).open_from(Arc::clone(&queue)));
+        }
+        while workers.join_next().await.is_some() {}
+        self.progress.ended_ms.store(self.clock.monotonic_ms(), Ordering::Relaxed);
+        self.progress.done.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn open_from(self: Arc<Self>, queue: Queue) {
+        loop {
+            let some: Vec<BlockNo> =
+                queue.lock().await.by_ref().take(PUBLISH_EVERY).collect();
+            if some.is_empty() || !self.open_some(some).await {
+                return;
+            }
+        }
+    }
+
+    /// False: the arena is full.
+    async fn open_some(&self, blocks: Vec<BlockNo>) -> bool {
+        let mut writers = Vec::with_capacity(blocks.len());
+        let mut tables = Vec::with_capacity(blocks.len());
+        let mut room_left = true;
+        for block in blocks {
+            if !room_left {
+                break;
+            }
+            // Held until the tables are published, so that no writer's newer table is overwritten.
+            let writer = self.writer(block).await;
+            if self.resident(block).is_some() {
+                continue;
+            }
+            match self.open_now(block, false).await {
+                Ok(table) => {
+                    self.memory().failed.remove(&block);
+                    tables.push((block, Some(Arc::new(table))));
+                    writers.push(writer);
+                }
+                Err(error @ KeyringError::ArenaFull { .. }) => {
+                    tracing::warn!(%error, "warm-up stops: other blocks are opened in turn as asked for");
+                    self.memory().too_small = Some(Arc::new(error));
+                    room_left = false;
+                }
+                Err(error) => {
+                    tracing::warn!(block = block.0, %error, "warm-up can't open a block");
+                    let now = self.clock.monotonic_ms();
+                    self.memory().failed.insert(block, (now, Arc::new(error)));
+                }
+            }
+        }
+        self.publish(tables);
+        drop(writers);
+        room_left
+    }
+
+    /// Runs until the process ends: tries again what failed for a passing reason, and reads again
+    /// the blocks whose last commit ended unknown.
+    pub async fn take_care(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(CARE_INTERVAL);
+        loop {
+            tick.tick().await;
+            self.mend_once().await;
+        }
+    }
+
+    async fn mend_once(&self) {
+        let (suspect, failed) = {
+            let memory = self.memory();
+            let suspect: Vec<BlockNo> = memory.suspect.iter().copied().collect();
+            let failed: Vec<BlockNo> = memory
+                .failed
+                .iter()
+                .filter(|(_, (_, error))| error.is_transient())
+                .map(|(block, _)| *block)
+                .collect();
+            (suspect, failed)
+        };
+        for block in suspect {
+            let _writer = self.writer(block).await;
+            match self.open_now(block, true).await {
+                Ok(table) => {
+                    self.publish(vec![(block, Some(Arc::new(table)))]);
+                    self.memory().suspect.remove(&block);
+                }
+                Err(error) => {
+                    tracing::warn!(block = block.0, %error, "block can't be read again yet");
+                    return;
+                }
+            }
+        }
+        for block in failed {
+            // One that fails again says that the cause is still there: leave the rest for later.
+            if self.open(block).await.is_err() {
+                return;
+            }
+        }
+    }
+}

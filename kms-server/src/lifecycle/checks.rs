@@ -1,0 +1,81 @@
+//! What can be said of an import line without looking at anything else.
+
+use super::{Config, ImportRules, NewKey, NewMeter, Refusal};
+use crate::domain::{ClearKey, KeyKind, Protection, test_keys};
+
+/// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
+const SECRET_LEN_MAX: usize = 64;
+
+/// Longest logical device name, in bytes: 16 in the Blue Book, with room for the operator's own.
+const LOGICAL_DEVICE_NAME_MAX: usize = 64;
+
+/// Keys in one line: four setups with four keys each, and versions of them.
+const KEYS_MAX: usize = 64;
+
+pub(super) fn refusal(code: &'static str, reason: impl Into<String>) -> Refusal {
+    Refusal { code, reason: reason.into() }
+}
+
+/// The protection a key is to have.
+pub(super) fn protection_of(key: &NewKey) -> Protection {
+    key.protection.unwrap_or_else(|| key.kind.default_protection())
+}
+
+/// Checks a line by itself.
+pub(super) fn check(config: Config, rules: ImportRules, meter: &NewMeter) -> Result<(), Refusal> {
+    if meter.logical_device_name.len() > LOGICAL_DEVICE_NAME_MAX {
+        return Err(refusal("NAME_TOO_LONG", "a logical device name has at most 64 bytes"));
+    }
+    if meter.keys.len() > KEYS_MAX {
+        return Err(refusal("TOO_MANY_KEYS", format!("a line brings at most {KEYS_MAX} keys")));
+    }
+    if !meter.keys.is_empty() && !config.allow_clear {
+        return Err(refusal(
+            "CLEAR_IMPORT_OFF",
+            "this site takes no keys in clear: use a wrapped import, or set import.allow_clear on a \
+             site that is not in production",
+        ));
+    }
+    meter.keys.iter().try_for_each(|key| check_key(rules, key))
+}
+
+fn check_key(rules: ImportRules, key: &NewKey) -> Result<(), Refusal> {
+    let NewKey { kind, setup: _, protection: _, value } = key;
+    check_length(*kind, value)?;
+    let protection = protection_of(key);
+    if !kind.allows(protection) {
+        return Err(refusal(
+            "PROTECTION",
+            match kind {
+                KeyKind::Kek => "a KEK is only ever of protection HSM",
+                _ => "only GUEK, GBEK and KEK can be of protection HSM",
+            },
+        ));
+    }
+    let known = kind.is_cipher_key() && test_keys::is_test_key(value.expose_clear_key_bytes());
+    if known && !rules.allow_test_keys {
+        return Err(refusal(
+            "TEST_KEY",
+            format!(
+                "the {kind} is all one byte or a published test key: give the meter's real key, or \
+                 pass --allow-test-keys on a site that is not in production"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn check_length(kind: KeyKind, value: &ClearKey) -> Result<(), Refusal> {
+    let len = value.len();
+    if kind.is_cipher_key() && !matches!(len, 16 | 32) {
+        return Err(refusal(
+            "KEY_LENGTH",
+            format!("a {kind} has 16 bytes (suites 0 and 1) or 32 (suite 2), not {len}"),
+        ));
+    }
+    if !kind.is_cipher_key() && !(1..=SECRET_LEN_MAX).contains(&len) {
+        let reason = format!("a {kind} has 1 to {SECRET_LEN_MAX} bytes, not {len}");
+        return Err(refusal("KEY_LENGTH", reason));
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! From rows to our types, and from the library's errors to ours.
+
+use sqlx::{Row as _, sqlite::SqliteRow};
+
+use crate::{
+    domain::{BlockNo, Epoch, Head, Position, RecordKey, Sequence, StoredRecord},
+    store::StoreError,
+};
+
+/// Primary result codes of SQLite (the low byte of an extended one).
+const SQLITE_IOERR: i32 = 10;
+const SQLITE_CORRUPT: i32 = 11;
+const SQLITE_NOTADB: i32 = 26;
+
+/// What the caller can do about an error of the library.
+pub(super) fn classify(error: sqlx::Error) -> StoreError {
+    match (&error, primary_code(&error)) {
+        (_, Some(SQLITE_CORRUPT | SQLITE_NOTADB))
+        | (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. }, _) => {
+            StoreError::Damaged(error.to_string())
+        }
+        _ => StoreError::Unreachable { reason: error.to_string() },
+    }
+}
+
+/// Whether the disk failed, or what is on it: after that a later success proves nothing, since the
+/// operating system forgets the pages that it could not write.
+pub(super) fn is_disk_failure(error: &sqlx::Error) -> bool {
+    matches!(primary_code(error), Some(SQLITE_IOERR | SQLITE_CORRUPT | SQLITE_NOTADB))
+}
+
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code = error.as_database_error()?.code()?;
+    code.parse::<i32>().ok().map(|extended| extended & 0xFF)
+}
+
+/// Column `at` as a number of the type that we keep it in.
+pub(super) fn number<T: TryFrom<i64>>(row: &SqliteRow, at: usize) -> Result<T, StoreError> {
+    let value: i64 = row.try_get(at).map_err(classify)?;
+    T::try_from(value).map_err(|_| StoreError::Damaged(format!("{value} is out of range")))
+}
+
+/// Column `at` as bytes.
+pub(super) fn bytes(row: &SqliteRow, at: usize) -> Result<&[u8], StoreError> {
+    row.try_get(at).map_err(classify)
+}
+
+/// Column `at` as exactly `N` bytes.
+pub(super) fn array<const N: usize>(row: &SqliteRow, at: usize) -> Result<[u8; N], StoreError> {
+    let found = bytes(row, at)?;
+    found
+        .try_into()
+        .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
+}
+
+/// Column `at` as text.
+pub(super) fn text(row: &SqliteRow, at: usize) -> Result<&str, StoreError> {
+    row.try_get(at).map_err(classify)
+}
+
+fn position(row: &SqliteRow, at: usize) -> Result<Position, StoreError> {
+    Ok(Position { epoch: Epoch(number(row, at)?), sequence: Sequence(number(row, at + 1)?) })
+}
+
+/// The columns of [`head`], in its order.
+macro_rules! head_columns {
+    () => {
+        "block, epoch, sequence, secret_version, count, digest, mac"
+    };
+}
+pub(super) use head_columns;
+
+/// A head from [`head_columns`].
+pub(super) fn head(row: &SqliteRow) -> Result<Head, StoreError> {
+    Ok(Head {
+        block: BlockNo(number(row, 0)?),
+        position: position(row, 1)?,
+        secret_version: number(row, 3)?,
+        count: number(row, 4)?,
+        digest: array(row, 5)?,
+        mac: array(row, 6)?,
+    })
+}
+
+/// A record from `key, epoch, sequence, secret_version, mac, body`.
+pub(super) fn record(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
+    Ok(StoredRecord {
+        key: RecordKey(array(row, 0)?),
+        position: position(row, 1)?,
+        secret_version: number(row, 3)?,
+        mac: array(row, 4)?,
+        body: bytes(row, 5)?.to_vec(),
+    })
+}
+
+/// A number as the database keeps it; `store::rules` has checked that it fits.
+pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} does not fit")))
+}

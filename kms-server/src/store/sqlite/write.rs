@@ -1,0 +1,277 @@
+//! The steps of a commit, within the transaction that `SqliteStore` has begun. Rows go in batches:
+//! a statement costs a trip to the connection's thread, and an import commits thousands of rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+
+use super::{
+    columns::{array, classify, number, signed},
+    index,
+};
+use crate::{
+    domain::{BlockNo, DomainRecord, Position, RecordKey},
+    store::{BlockChange, RecordChange, StoreError, rules},
+};
+
+/// Why a write was given up: a decision of ours, or a fault of the library. Only the second can mean
+/// that the disk failed.
+#[derive(Debug)]
+pub(super) enum WriteError {
+    /// Ours.
+    Decided(StoreError),
+    /// The library's.
+    Failed(sqlx::Error),
+}
+
+impl From<StoreError> for WriteError {
+    fn from(error: StoreError) -> Self {
+        Self::Decided(error)
+    }
+}
+
+impl From<sqlx::Error> for WriteError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<WriteError> for StoreError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Decided(error) => error,
+            WriteError::Failed(error) => classify(error),
+        }
+    }
+}
+
+/// What each record becomes: of several changes of one record the last.
+pub(super) type Outcome<'a> = BTreeMap<(BlockNo, RecordKey), &'a RecordChange>;
+
+pub(super) async fn create_domain(
+    connection: &mut SqliteConnection,
+    domain: &DomainRecord,
+) -> Result<(), WriteError> {
+    let statement = "INSERT INTO domain \
+                     (one, domain, blocks, site, epoch, even, canaries, created_ms) \
+                     VALUES (1, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
+    let done = sqlx::query(statement)
+        .bind(&domain.domain.0[..])
+        .bind(domain.blocks.get())
+        .bind(&domain.site)
+        .bind(signed(domain.epoch.0)?)
+        .bind(domain.even)
+        .bind(&domain.canaries)
+        .bind(signed(domain.created_ms)?)
+        .execute(connection)
+        .await?;
+    if done.rows_affected() == 1 {
+        return Ok(());
+    }
+    let value = hex::encode(domain.domain.0);
+    Err(StoreError::Taken { what: "the place of key domain", value }.into())
+}
+
+/// Applies `changes`, which [`rules::check`] has passed.
+pub(super) async fn commit(
+    connection: &mut SqliteConnection,
+    changes: &[BlockChange],
+) -> Result<(), WriteError> {
+    let outcome: Outcome<'_> = changes
+        .iter()
+        .flat_map(|change| {
+            let block = change.head.block;
+            change.records.iter().map(move |record| ((block, record.record.key), record))
+        })
+        .collect();
+    let counts = old_counts(connection, changes).await?;
+    check_counts(connection, changes, counts, &outcome).await?;
+    put_heads(connection, changes).await?;
+    add_seals(connection, changes).await?;
+    put_records(connection, &outcome).await?;
+    index::update(connection, changes, &outcome).await
+}
+
+/// The record counts of the blocks as they stand; `Conflict` if one is not where `changes` expect it.
+async fn old_counts(
+    connection: &mut SqliteConnection,
+    changes: &[BlockChange],
+) -> Result<BTreeMap<BlockNo, u64>, WriteError> {
+    let mut found = BTreeMap::new();
+    for piece in pieces(changes) {
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT block, epoch, sequence, count FROM blocks WHERE block IN (",
+        );
+        let mut list = query.separated(", ");
+        for change in piece {
+            list.push_bind(change.head.block.0);
+        }
+        query.push(")");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let at: (u64, u64) = (number(&row, 1)?, number(&row, 2)?);
+            found.insert(BlockNo(number(&row, 0)?), (at, number(&row, 3)?));
+        }
+    }
+    let as_numbers = |at: Position| (at.epoch.0, at.sequence.0);
+    changes
+        .iter()
+        .map(|change| {
+            let block = change.head.block;
+            let head = found.get(&block);
+            if head.map(|(at, _)| *at) == change.expected.map(as_numbers) {
+                Ok((block, head.map_or(0, |(_, count)| *count)))
+            } else {
+                Err(StoreError::Conflict(block).into())
+            }
+        })
+        .collect()
+}
+
+/// Checks that each new head counts its records: those that were there, and those that are new.
+///
+/// The old head's count is right because this was checked when it was written: counting a block's
+/// rows each time would read all of it.
+async fn check_counts(
+    connection: &mut SqliteConnection,
+    changes: &[BlockChange],
+    mut counts: BTreeMap<BlockNo, u64>,
+    outcome: &Outcome<'_>,
+) -> Result<(), WriteError> {
+    let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
+    let all: Vec<_> = new.iter().copied().collect();
+    for piece in pieces(&all) {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT block, key FROM records WHERE ");
+        query.push("(block, key) IN (");
+        query.push_values(piece, |mut row, (block, key)| {
+            row.push_bind(block.0).push_bind(&key.0[..]);
+        });
+        for row in query.push(")").build().fetch_all(&mut *connection).await? {
+            new.remove(&(BlockNo(number(&row, 0)?), RecordKey(array(&row, 1)?)));
+        }
+    }
+    for (block, _) in new {
+        *counts.entry(block).or_default() += 1;
+    }
+    for change in changes {
+        let block = change.head.block;
+        if counts.get(&block).copied() != Some(u64::from(change.head.count)) {
+            return Err(StoreError::Rule { block, rule: rules::COUNT }.into());
+        }
+    }
+    Ok(())
+}
+
+async fn put_heads(
+    connection: &mut SqliteConnection,
+    changes: &[BlockChange],
+) -> Result<(), WriteError> {
+    for piece in pieces(changes) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) ",
+        );
+        statement.push_values(piece, |mut row, BlockChange { head, .. }| {
+            row.push_bind(head.block.0)
+                .push_bind(head.position.epoch.0 as i64) // `rules::NUMBER_FITS`
+                .push_bind(head.position.sequence.0 as i64)
+                .push_bind(head.secret_version)
+                .push_bind(head.count)
+                .push_bind(&head.digest[..])
+                .push_bind(&head.mac[..]);
+        });
+        statement.push(
+            " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, \
+             sequence = excluded.sequence, secret_version = excluded.secret_version, \
+             count = excluded.count, digest = excluded.digest, mac = excluded.mac",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Seals are few: they come with a new block or a new secret version.
+async fn add_seals(
+    connection: &mut SqliteConnection,
+    changes: &[BlockChange],
+) -> Result<(), WriteError> {
+    let statement = "INSERT INTO block_seals (block, secret_version, kek_id, sealed) \
+                     VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
+    for change in changes {
+        let block = change.head.block;
+        for seal in &change.seals {
+            let done = sqlx::query(statement)
+                .bind(block.0)
+                .bind(seal.secret_version)
+                .bind(&seal.kek_id[..])
+                .bind(&seal.sealed)
+                .execute(&mut *connection)
+                .await?;
+            if done.rows_affected() != 1 {
+                return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn put_records(
+    connection: &mut SqliteConnection,
+    outcome: &Outcome<'_>,
+) -> Result<(), WriteError> {
+    let rows: Vec<_> = outcome.iter().map(|((block, _), change)| (block, &change.record)).collect();
+    for piece in pieces(&rows) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO records (block, key, epoch, sequence, secret_version, mac, body) ",
+        );
+        statement.push_values(piece, |mut row, (block, record)| {
+            row.push_bind(block.0)
+                .push_bind(&record.key.0[..])
+                .push_bind(record.position.epoch.0 as i64) // `rules::NUMBER_FITS`
+                .push_bind(record.position.sequence.0 as i64)
+                .push_bind(record.secret_version)
+                .push_bind(&record.mac[..])
+                .push_bind(&record.body);
+        });
+        statement.push(
+            " ON CONFLICT (block, key) DO UPDATE SET epoch = excluded.epoch, \
+             sequence = excluded.sequence, secret_version = excluded.secret_version, \
+             mac = excluded.mac, body = excluded.body",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Copies the log's pages into the database file and syncs it; readers are not disturbed.
+///
+/// SQLite would do so by itself at the end of a commit, and ignore that the fsync failed.
+pub(super) async fn checkpoint(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(connection).await.map(|_| ())
+}
+
+/// Rows a statement. More gain nothing; 7 columns of 64 rows are far below SQLite's 32,766 parameters.
+const ROWS_A_STATEMENT: usize = 64;
+
+/// Cuts `rows` into pieces of 64, 32, … 1 rows: only seven texts of each statement, so that they are
+/// found again among the prepared ones.
+pub(super) fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let power = rows.len().checked_ilog2()?;
+        let (piece, rest) = rows.split_at(ROWS_A_STATEMENT.min(1 << power));
+        rows = rest;
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_all_of_the_rows_in_few_sizes() {
+        for len in 0..300 {
+            let rows: Vec<usize> = (0..len).collect();
+            assert_eq!(pieces(&rows).flatten().copied().collect::<Vec<_>>(), rows);
+            assert!(pieces(&rows).all(|piece| piece.len().is_power_of_two()));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr.
+//!
+//! No secret gets here: types that hold one have a silent `Debug` (invariant 1). Of other libraries
+//! only warnings pass: at finer levels they print what they are given.
+
+use serde::Deserialize;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// For people or for machines.
+    pub format: Format,
+    /// The least that is told of this service's own events.
+    pub level: Level,
+}
+
+/// How an event is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// How much is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something will fail.
+    Warn,
+    /// What an operator wants to know.
+    #[default]
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+            Level::Trace => Self::TRACE,
+        }
+    }
+}
+
+/// Something else in this process already listens to its events.
+#[derive(Debug, thiserror::Error)]
+#[error("the log was set up twice")]
+pub struct AlreadySet;
+
+/// Starts telling, for the rest of the process. Call once, before anything has something to tell.
+pub fn start(config: &Config) -> Result<(), AlreadySet> {
+    let events =
+        tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
+    match config.format {
+        Format::Text => events.with_ansi(false).try_init(),
+        Format::Json => events.json().flatten_event(true).try_init(),
+    }
+    .map_err(|_| AlreadySet)
+}
+
+/// Our events from the configured level; those of libraries from warnings, and never more than ours.
+fn filter(config: &Config) -> EnvFilter {
+    let ours = LevelFilter::from(config.level);
+    let theirs = ours.min(LevelFilter::WARN);
+    EnvFilter::builder().parse_lossy(format!("{theirs},kms_server={ours}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_never_finer_than_warnings() {
+        let filter = |level| filter(&Config { format: Format::Text, level }).to_string();
+        assert_eq!(filter(Level::Trace), "kms_server=trace,warn");
+        assert_eq!(filter(Level::Error), "kms_server=error,error");
+    }
+}

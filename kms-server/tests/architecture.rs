@@ -1,0 +1,287 @@
+//! Keeps the shape of the workspace: floors and doors of `kms-server`, where `unsafe` may stand, what
+//! does no IO, and how long a file may be. The rules are the tables below; `ARCHITECTURE.md` says why.
+
+#[path = "architecture/source.rs"]
+mod source;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use source::{Source, named_modules};
+
+/// Floor of every part of `kms-server`. A part may name only parts on lower floors; those on one floor
+/// do not name each other. Each part defines its own `Config`, so only `config` and those above it
+/// name them all.
+const FLOORS: &[(&str, u8)] = &[
+    ("domain", 10),
+    ("telemetry", 10),
+    ("hsm", 15),
+    ("store", 15),
+    ("audit", 20),
+    ("keyring", 20),
+    ("ciphering", 30),
+    ("lifecycle", 30),
+    ("replication", 30),
+    ("rpc", 40),
+    ("config", 50),
+    ("app", 60),
+    ("main", 70),
+];
+
+/// Crates that only one part of `kms-server` may name.
+const DOORS: &[(&str, &str)] = &[
+    ("cryptoki", "hsm/"),
+    ("cryptoki_sys", "hsm/"),
+    ("sqlx", "store/"),
+    ("tonic", "rpc/"),
+    ("tonic_health", "rpc/"),
+    ("tonic_reflection", "rpc/"),
+    ("tonic_types", "rpc/"),
+    ("kms_proto", "rpc/"),
+    ("rustls", "rpc/"),
+    ("tokio_rustls", "rpc/"),
+    ("x509_parser", "rpc/"),
+];
+
+/// The only files of the workspace that may say `unsafe`.
+const UNSAFE_HOMES: &[&str] = &["kms-server/src/keyring/arena.rs"];
+
+/// Sources that compute and nothing else, and what they therefore never name.
+const PURE: &[&str] = &["dlms/src/", "kms-server/src/domain/"];
+const IO: &[&str] =
+    &["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread", "tokio"];
+
+/// How long a Rust file may be.
+const LINES_MAX: usize = 600;
+
+/// What is wrong with one file of `kms-server/src`; `path` is relative to there.
+fn complaints_of_part(path: &str, source: &Source) -> Vec<String> {
+    if path == "lib.rs" {
+        return Vec::new();
+    }
+    let part = path.split(['/', '.']).next().unwrap_or_default();
+    let Some(floor) = floor_of(part) else {
+        return vec![format!("{path}: `{part}` has no floor; give it one in FLOORS")];
+    };
+    let climbs = named_modules(path, source)
+        .into_iter()
+        .filter(|other| other != part)
+        .filter(|other| floor_of(other).is_some_and(|its| its >= floor))
+        .map(|other| format!("{path} reaches up to `{other}`"));
+    let strays = DOORS
+        .iter()
+        .filter(|(word, home)| !path.starts_with(home) && source.names_crate(word))
+        .map(|(word, home)| format!("{path} names `{word}`; only {home} may"));
+    climbs.chain(strays).collect()
+}
+
+fn floor_of(part: &str) -> Option<u8> {
+    FLOORS.iter().find(|(name, _)| *name == part).map(|(_, floor)| *floor)
+}
+
+/// What is wrong with one Rust file of the workspace; `path` is relative to its root.
+fn complaints_of_file(path: &str, text: &str, source: &Source) -> Vec<String> {
+    let lines = text.lines().count();
+    let long =
+        (lines > LINES_MAX).then(|| format!("{path} has {lines} lines; {LINES_MAX} is the most"));
+    let unsafe_here = (source.says("unsafe") && !UNSAFE_HOMES.contains(&path))
+        .then(|| format!("{path} says `unsafe`; only {} may", UNSAFE_HOMES.join(", ")));
+    let pure = PURE.iter().any(|home| path.starts_with(home));
+    let io = IO
+        .iter()
+        .filter(|name| pure && source.names_path(name))
+        .map(|name| format!("{path} names `{name}`; it does no IO"));
+    long.into_iter().chain(unsafe_here).chain(io).collect()
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// All Rust files below `dir`, as paths relative to `root`. Build output and hidden directories are
+/// left out.
+fn rust_files(root: &Path, dir: &Path, found: &mut Vec<String>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            if !name.starts_with('.') && !name.starts_with("target") {
+                rust_files(root, &path, found)?;
+            }
+        } else if name.ends_with(".rs")
+            && let Ok(relative) = path.strip_prefix(root)
+        {
+            found.push(relative.to_string_lossy().into_owned());
+        }
+    }
+    Ok(())
+}
+
+fn all_complaints(root: &Path) -> io::Result<(usize, Vec<String>)> {
+    let mut files = Vec::new();
+    rust_files(root, root, &mut files)?;
+    files.sort();
+    let mut complaints = Vec::new();
+    for path in &files {
+        let text = fs::read_to_string(root.join(path))?;
+        let source = Source::of(&text);
+        complaints.extend(complaints_of_file(path, &text, &source));
+        if let Some(path) = path.strip_prefix("kms-server/src/") {
+            complaints.extend(complaints_of_part(path, &source));
+        }
+    }
+    Ok((files.len(), complaints))
+}
+
+#[test]
+fn no_part_reaches_up_no_library_leaves_its_door_and_no_file_is_too_long() {
+    let (files, complaints) = all_complaints(&workspace()).unwrap();
+    assert!(files > 20, "only {files} files were found: the walk is broken");
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+#[cfg(test)]
+mod the_checker {
+    use super::*;
+
+    fn part(path: &str, text: &str) -> Vec<String> {
+        complaints_of_part(path, &Source::of(text))
+    }
+
+    fn file(path: &str, text: &str) -> Vec<String> {
+        complaints_of_file(path, text, &Source::of(text))
+    }
+
+    #[test]
+    fn complains_of_each_way_to_reach_up() {
+        for text in [
+            "use crate::rpc::Server;",
+            "use crate::{domain::Verdict, rpc};",
+            "use crate::{domain::{Verdict, KeyId}, rpc::tls};",
+            "use crate :: rpc;",
+            "fn f() { crate::rpc::serve() }",
+            "use kms_server::rpc;",
+            "use super::super::rpc::Server;",
+            "pub(in crate::rpc) fn f() {}",
+        ] {
+            assert_eq!(
+                part("keyring/open.rs", text),
+                ["keyring/open.rs reaches up to `rpc`"],
+                "{text}"
+            );
+        }
+        assert_eq!(
+            part("keyring/mod.rs", "use super::rpc;"),
+            ["keyring/mod.rs reaches up to `rpc`"]
+        );
+        assert_eq!(part("telemetry.rs", "use super::rpc;"), ["telemetry.rs reaches up to `rpc`"]);
+        let deep = "mod tests { use super::super::super::rpc; }";
+        assert_eq!(part("keyring/open.rs", deep), ["keyring/open.rs reaches up to `rpc`"]);
+    }
+
+    #[test]
+    fn complains_of_a_part_on_the_same_floor() {
+        assert_eq!(part("store/sqlite.rs", "use crate::hsm::Hsm;").len(), 1);
+        assert_eq!(part("lifecycle/mod.rs", "use crate::{ciphering, replication};").len(), 2);
+        assert_eq!(part("domain/key.rs", "use crate::telemetry;").len(), 1);
+    }
+
+    #[test]
+    fn does_not_complain_of_what_lies_below_or_within() {
+        for (path, text) in [
+            ("keyring/open.rs", "use crate::{domain::BlockNo, hsm::Hsm, store::ReadStore};"),
+            ("keyring/open.rs", "use super::arena::Arena; use crate::keyring::resident;"),
+            ("keyring/open.rs", "mod tests { use super::super::arena; }"),
+            ("rpc/meters.rs", "use crate::lifecycle; mod rpc {}"),
+            ("app.rs", "use crate::{config::Config, rpc, hsm, store};"),
+            ("main.rs", "use kms_server::{app::App, config::Config};"),
+            ("lib.rs", "pub mod rpc; pub mod domain;"),
+        ] {
+            assert!(part(path, text).is_empty(), "{path}: {text}: {:?}", part(path, text));
+        }
+    }
+
+    #[test]
+    fn does_not_read_comments_and_strings() {
+        let text = r##"
+            //! Called by [`crate::rpc`]. Uses tonic::Status.
+            /* crate::rpc /* tonic:: */ unsafe */
+            const A: &str = "crate::rpc \" tonic::Status";
+            const B: &str = r#"crate::rpc " sqlx::query"#;
+            const C: (char, u8) = ('"', b'\'');
+            fn f<'a>(x: &'a str) -> &'a str { x }
+        "##;
+        assert!(part("keyring/open.rs", text).is_empty());
+        assert!(file("keyring/open.rs", text).is_empty());
+        // And goes on reading after them.
+        let text = format!("{text} use crate::rpc;");
+        assert_eq!(part("keyring/open.rs", &text).len(), 1);
+    }
+
+    #[test]
+    fn complains_of_a_library_outside_its_door() {
+        for (path, text) in [
+            ("keyring/open.rs", "use cryptoki::session::Session;"),
+            ("ciphering/mod.rs", "fn f(row: sqlx::Row) {}"),
+            ("app.rs", "use tonic::transport::Server;"),
+            ("telemetry.rs", "use tonic as wire;"),
+            ("config.rs", "use {rustls, std::fmt};"),
+            ("main.rs", "extern crate kms_proto;"),
+        ] {
+            assert_eq!(part(path, text).len(), 1, "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn does_not_complain_of_a_library_behind_its_door_or_of_a_like_name() {
+        for (path, text) in [
+            ("hsm/pkcs11/pool.rs", "use cryptoki::session::Session;"),
+            ("store/sqlite.rs", "sqlx::query(sql)"),
+            ("rpc/tls.rs", "use rustls::ServerConfig; use tonic::Status;"),
+            ("app.rs", "let tonic_water = 1; self.rustls();"),
+            ("config.rs", "struct Section { sqlx: u8 }"),
+        ] {
+            assert!(part(path, text).is_empty(), "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn complains_of_a_part_without_a_floor() {
+        assert_eq!(part("utils.rs", "").len(), 1);
+    }
+
+    #[test]
+    fn complains_of_unsafe_anywhere_but_in_the_arena() {
+        let text = "fn f() { unsafe { g() } }";
+        assert_eq!(file("kms-server/src/app.rs", text).len(), 1);
+        assert_eq!(file("kms-client/src/lib.rs", text).len(), 1);
+        assert!(file("kms-server/src/keyring/arena.rs", text).is_empty());
+        assert!(file("dlms/src/lib.rs", "#![forbid(unsafe_code)]").is_empty());
+    }
+
+    #[test]
+    fn complains_of_io_in_what_only_computes() {
+        for text in [
+            "use std::fs;",
+            "use std::{fmt, net::IpAddr};",
+            "std::fs::read(path)",
+            "use tokio::time::sleep;",
+            "use ::std::{collections::BTreeMap, env};",
+        ] {
+            assert_eq!(file("dlms/src/open.rs", text).len(), 1, "{text}");
+            assert_eq!(file("kms-server/src/domain/key.rs", text).len(), 1, "{text}");
+            assert!(file("kms-server/src/app.rs", text).is_empty(), "{text}");
+            assert!(file("dlms/tests/vectors.rs", text).is_empty(), "{text}");
+        }
+        assert!(file("dlms/src/open.rs", "use std::fmt; let fs = 1; a.tokio();").is_empty());
+    }
+
+    #[test]
+    fn complains_of_a_file_that_is_too_long() {
+        assert!(file("dlms/src/open.rs", &"\n".repeat(LINES_MAX)).is_empty());
+        assert_eq!(file("dlms/tests/open.rs", &"\n".repeat(LINES_MAX + 1)).len(), 1);
+    }
+}

@@ -1,0 +1,218 @@
+//! Opening blocks: once however many ask, verified or not at all, within the arena.
+
+mod hsm_common;
+mod site_common;
+
+use std::{fs, sync::Arc};
+
+use kms_server::{ciphering::Named, domain::{MeterId, Verdict}, keyring::KeyringError, store::ReadStore as _};
+use site_common::*;
+use sqlx::{Connection as _, SqliteConnection};
+
+const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
+
+/// Works on the database as somebody would who can write to it and has no key.
+async fn tamper(site: &Site, statement: &'static str) -> u64 {
+    let url = format!("sqlite://{}", site.database.display());
+    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    let done = sqlx::query(statement).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+    done.rows_affected()
+}
+
+on_a_token! {
+    fn a_cold_block_is_opened_once_however_many_ask(home) {
+        run(async {
+            Site::new(home).await.add(meter(1)).await;
+            let site = Arc::new(Site::new(home).await);
+            let before = site.hsm.status().calls;
+            let tasks: Vec<_> = (0..64).map(|_| {
+                let site = Arc::clone(&site);
+                tokio::spawn(async move { site.verdict(&push(1, PLAIN)).await })
+            }).collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap(), Verdict::Ok);
+            }
+            assert_eq!(site.hsm.status().calls - before, 1, "one HSM call for 64 who asked");
+        });
+    }
+
+    fn the_warm_up_makes_one_hsm_call_a_block(home) {
+        run(async {
+            let options = || Options { blocks: 64, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            site.import((0..500).map(meter).collect(), Default::default()).await;
+            let fresh = Site::with(home, options()).await;
+            let before = fresh.hsm.status().calls;
+            fresh.keyring.warm_up().await.unwrap();
+            let status = fresh.keyring.status();
+            assert!(status.warm_up_done);
+            assert_eq!(status.resident_meters, 500);
+            assert_eq!(u64::from(status.blocks_total), fresh.hsm.status().calls - before);
+            assert!(status.arena_bytes_used / 500 <= 128, "{} bytes", status.arena_bytes_used);
+            for n in 0..500 {
+                assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok);
+            }
+            assert_eq!(u64::from(status.blocks_total), fresh.hsm.status().calls - before);
+        });
+    }
+
+    fn invariant_5_a_record_changed_in_the_database_takes_its_meter_out_and_no_other(home) {
+        run(async {
+            let options = || Options { blocks: 1, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            site.import((0..4).map(meter).collect(), Default::default()).await;
+            let len = site.store.block(kms_server::domain::BlockNo(0)).await.unwrap().unwrap().records[1].body.len();
+            let good = fs::read(&site.database).unwrap();
+            site.store.close().await;
+            let original = fs::read(&site.database).unwrap();
+            assert!(!good.is_empty());
+            for at in (0..len).step_by(7) {
+                let fresh = Site::with(home, options()).await;
+                let url = format!("sqlite://{}", fresh.database.display());
+                let mut database = SqliteConnection::connect(&url).await.unwrap();
+                let body: Vec<u8> = sqlx::query_scalar("SELECT body FROM records ORDER BY key LIMIT 1 OFFSET 1")
+                    .fetch_one(&mut database).await.unwrap();
+                let mut forged = body.clone();
+                forged[at] ^= 1;
+                sqlx::query("UPDATE records SET body = ? WHERE body = ?").bind(&forged).bind(&body)
+                    .execute(&mut database).await.unwrap();
+                database.close().await.unwrap();
+                let verdicts: Vec<_> = [
+                    fresh.verdict(&push(0, PLAIN)).await, fresh.verdict(&push(1, PLAIN)).await,
+                    fresh.verdict(&push(2, PLAIN)).await, fresh.verdict(&push(3, PLAIN)).await,
+                ].into();
+                assert_eq!(verdicts, [Verdict::Ok, Verdict::Unavailable, Verdict::Ok, Verdict::Ok], "byte {at}");
+                assert!(fresh.lifecycle.get(&MeterId::new("meter-1").unwrap()).await.is_err());
+                fresh.store.close().await;
+                fs::write(&fresh.database, &original).unwrap();
+            }
+        });
+    }
+
+    fn invariant_5_swapped_removed_and_rewritten_records_are_found(home) {
+        run(async {
+            let options = || Options { blocks: 1, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            site.import((0..4).map(meter).collect(), Default::default()).await;
+            site.store.close().await;
+            let original = fs::read(&site.database).unwrap();
+            for (what, statement) in [
+                ("bodies swapped", "UPDATE records SET body = CASE key WHEN (SELECT min(key) FROM records) \
+                    THEN (SELECT body FROM records ORDER BY key DESC LIMIT 1) ELSE body END"),
+                ("bodies and MACs swapped", "UPDATE records SET (body, mac) = \
+                    (SELECT body, mac FROM records r WHERE r.key != records.key ORDER BY r.key LIMIT 1)"),
+                ("a record removed", "DELETE FROM records WHERE key = (SELECT min(key) FROM records)"),
+                ("the head's count changed", "UPDATE blocks SET count = count + 1"),
+                ("the head's sequence changed", "UPDATE blocks SET sequence = sequence + 1"),
+                ("the head's digest changed", "UPDATE blocks SET digest = zeroblob(32)"),
+                ("a MAC changed", "UPDATE records SET mac = zeroblob(16) WHERE key = (SELECT min(key) FROM records)"),
+                ("the seal changed", "UPDATE block_seals SET sealed = zeroblob(60)"),
+            ] {
+                let fresh = Site::with(home, options()).await;
+                assert!(tamper(&fresh, statement).await > 0, "{what}");
+                let mut opened = 0;
+                for n in 0..4 {
+                    let (outcome, plaintext) = fresh.open(&push(n, PLAIN), Named::InApdu).await;
+                    match outcome.verdict {
+                        Verdict::Ok => opened += 1,
+                        Verdict::Unavailable => assert!(plaintext.is_empty() && outcome.reason.is_some()),
+                        other => panic!("{what}: {other:?}"),
+                    }
+                }
+                // Only a damaged body under an intact digest leaves the others in service.
+                assert!(opened == 0 || (what == "bodies swapped" && opened == 3), "{what}: {opened} opened");
+                let id = MeterId::new("meter-0").unwrap();
+                assert!(fresh.lifecycle.delete(&id).await.is_err() || what == "bodies swapped", "{what}: built upon");
+                fresh.store.close().await;
+                fs::write(&fresh.database, &original).unwrap();
+            }
+        });
+    }
+
+    fn invariant_5_a_block_rolled_back_under_a_running_server_is_refused(home) {
+        run(async {
+            let options = || Options { blocks: 1, arena_bytes: 1 << 16, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            site.add(meter(1)).await;
+            // What an attacker keeps: the block as it was.
+            for copy in ["CREATE TABLE old_blocks AS SELECT * FROM blocks", "CREATE TABLE old_records AS SELECT * FROM records"] {
+                tamper(&site, copy).await;
+            }
+            site.add(meter(2)).await;
+            for back in [
+                "DELETE FROM records", "INSERT INTO records SELECT * FROM old_records",
+                "DELETE FROM blocks WHERE 0", "UPDATE blocks SET (epoch, sequence, count, digest, mac) = \
+                    (SELECT epoch, sequence, count, digest, mac FROM old_blocks)",
+            ] {
+                tamper(&site, back).await;
+            }
+            match site.keyring.read(&title(1)).await {
+                Err(KeyringError::Stale { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            let id = MeterId::new("meter-1").unwrap();
+            assert!(site.lifecycle.delete(&id).await.is_err(), "nothing is built on a stale block");
+        });
+    }
+
+    fn a_full_arena_closes_other_blocks_and_goes_on(home) {
+        run(async {
+            let options = || Options { blocks: 64, arena_bytes: 16 << 10, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            for n in 0..200 {
+                site.add(meter(n)).await;
+            }
+            let fresh = Site::with(home, options()).await;
+            fresh.keyring.warm_up().await.unwrap();
+            let status = fresh.keyring.status();
+            assert!(status.resident_meters < 200, "the arena was meant to be too small");
+            assert!(status.fault.unwrap().contains("keyring.arena_mib"));
+            for round in 0..2 {
+                for n in 0..200 {
+                    assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok, "{round}: meter {n}");
+                }
+            }
+            let status = fresh.keyring.status();
+            assert!(status.arena_bytes_used <= status.arena_bytes_total);
+        });
+    }
+
+    fn what_was_committed_opens_in_the_next_process(home) {
+        run(async {
+            let site = Site::new(home).await;
+            site.import((0..50).map(meter).collect(), Default::default()).await;
+            site.store.close().await;
+            drop(site);
+            let next = Site::new(home).await;
+            for n in 0..50 {
+                assert_eq!(next.verdict(&push(n, PLAIN)).await, Verdict::Ok);
+            }
+        });
+    }
+
+    fn a_token_that_went_away_leaves_resident_keys_and_comes_back(home) {
+        run(async {
+            let options = || Options { blocks: 16, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            site.import((0..64).map(meter).collect(), Default::default()).await;
+            let fresh = Site::with(home, options()).await;
+            let (resident, other) = (0, (1..64).find(|n| fresh.keyring.block_of(&title(*n)) != fresh.keyring.block_of(&title(0))).unwrap());
+            assert_eq!(fresh.verdict(&push(resident, PLAIN)).await, Verdict::Ok);
+            let away = home.tokens().with_file_name("away");
+            fs::rename(home.tokens(), &away).unwrap();
+            let (outcome, _) = fresh.open(&push(other, PLAIN), Named::InApdu).await;
+            assert_eq!(outcome.verdict, Verdict::Unavailable);
+            assert!(outcome.reason.unwrap().contains("token"), "the reason names the token");
+            assert_eq!(fresh.verdict(&push(resident, PLAIN)).await, Verdict::Ok);
+            fs::rename(&away, home.tokens()).unwrap();
+            let mut verdict = Verdict::Unavailable;
+            for _ in 0..50 {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                verdict = fresh.verdict(&push(other, PLAIN)).await;
+                if verdict == Verdict::Ok { break; }
+            }
+            assert_eq!(verdict, Verdict::Ok, "recovered without a restart");
+        });
+    }
+}

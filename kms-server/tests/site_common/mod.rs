@@ -1,0 +1,231 @@
+//! A whole site without the wire: SoftHSM, SQLite, keyring, verbs.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use dlms::{
+    Envelope, FreshCounter, GeneralCipheringAad, Keys, Protection as Seal, SecurityControl, Suite,
+    SystemTitle,
+};
+use kms_server::{
+    app::{OperatingSystem, SystemClock},
+    ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
+    domain::{
+        BlockCount, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
+        Protection, SecuritySetup,
+        ports::Clock,
+    },
+    hsm::{Hsm, Token},
+    keyring::{self, Keyring},
+    lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
+    store::{
+        WriteStore,
+        sqlite::{self, SqliteStore},
+    },
+};
+
+use crate::hsm_common::Home;
+
+pub struct Site {
+    pub store: Arc<SqliteStore>,
+    pub hsm: Hsm,
+    pub keyring: Arc<Keyring>,
+    pub ciphering: Ciphering,
+    pub lifecycle: Lifecycle,
+    pub database: PathBuf,
+}
+
+/// What a test may choose.
+pub struct Options {
+    pub blocks: u32,
+    pub arena_bytes: usize,
+    pub allow_clear: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { blocks: 16, arena_bytes: 1 << 20, allow_clear: true }
+    }
+}
+
+impl Site {
+    pub async fn new(home: &Home) -> Self {
+        Self::with(home, Options::default()).await
+    }
+
+    pub async fn with(home: &Home, options: Options) -> Self {
+        let token = Arc::new(home.token());
+        Self::on(token, home.canaries().encode(), &home.tokens().join("../kms.db"), options).await
+    }
+
+    /// A site over this database, which may exist.
+    pub async fn on(
+        token: Arc<dyn Token>,
+        canaries: Vec<u8>,
+        database: &Path,
+        options: Options,
+    ) -> Self {
+        let config = sqlite::Config { path: database.to_owned(), create: !database.exists() };
+        let store = Arc::new(SqliteStore::open(config).await.unwrap());
+        let domain = DomainRecord {
+            domain: DomainId([7; 16]),
+            blocks: BlockCount::new(options.blocks).unwrap(),
+            site: "test".into(),
+            epoch: Epoch(2),
+            even: true,
+            canaries,
+            created_ms: 0,
+        };
+        let _there_already = store.create_domain(&domain).await;
+        let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let keyring = Keyring::new(
+            keyring::Config {
+                arena_bytes: options.arena_bytes,
+                allow_unlocked: true,
+                warm_up_parallelism: 2,
+            },
+            domain,
+            hsm.clone(),
+            store.clone(),
+            Arc::clone(&clock),
+        )
+        .unwrap();
+        Self {
+            ciphering: Ciphering::new(Arc::clone(&keyring), hsm.clone()),
+            lifecycle: Lifecycle::new(
+                lifecycle::Config { allow_clear: options.allow_clear },
+                Arc::clone(&keyring),
+                store.clone(),
+                clock,
+                Arc::new(OperatingSystem),
+            ),
+            keyring,
+            hsm,
+            store,
+            database: database.to_owned(),
+        }
+    }
+
+    /// Imports one meter and expects it to be accepted.
+    pub async fn add(&self, meter: NewMeter) {
+        let result = self.import(vec![meter], ImportRules::default()).await.remove(0);
+        assert!(result.outcome.is_ok(), "{result:?}");
+    }
+
+    pub async fn import(&self, meters: Vec<NewMeter>, rules: ImportRules) -> Vec<ImportResult> {
+        self.lifecycle.import(meters, rules).await.unwrap()
+    }
+
+    pub async fn open(&self, apdu: &[u8], named: Named<'_>) -> (Outcome, Vec<u8>) {
+        self.open_with(apdu, named, None).await
+    }
+
+    pub async fn open_with(
+        &self,
+        apdu: &[u8],
+        named: Named<'_>,
+        setup: Option<SecuritySetup>,
+    ) -> (Outcome, Vec<u8>) {
+        let items = [Item { apdu, named, setup }];
+        let OpenedBatch { plaintexts, mut outcomes, .. } =
+            self.ciphering.open_batch(&items, Want::Plaintext).await;
+        (outcomes.remove(0), plaintexts)
+    }
+
+    pub async fn verdict(&self, apdu: &[u8]) -> kms_server::domain::Verdict {
+        self.open(apdu, Named::InApdu).await.0.verdict
+    }
+}
+
+/// The tests' runtime: as the server's, with two workers.
+pub fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+/// The n-th meter of a made-up fleet, with keys of its own.
+pub fn title(n: u64) -> SystemTitle {
+    SystemTitle::new((0x414D_4900_0000_0000 | n).to_be_bytes())
+}
+
+pub fn id(n: u64) -> String {
+    format!("meter-{n}")
+}
+
+/// A key value that nobody else has; `salt` tells kinds and versions apart.
+pub fn value(n: u64, salt: u8) -> Vec<u8> {
+    let mut bytes = vec![salt ^ 0x5A; 16];
+    bytes[..8].copy_from_slice(&n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
+    bytes[8] = salt;
+    bytes
+}
+
+pub const GUEK: u8 = 1;
+pub const GAK: u8 = 2;
+
+pub fn key(kind: KeyKind, bytes: Vec<u8>) -> NewKey {
+    NewKey { kind, setup: SecuritySetup(0), protection: None, value: ClearKey::new(bytes) }
+}
+
+pub fn meter(n: u64) -> NewMeter {
+    NewMeter {
+        meter_id: MeterId::new(&id(n)).unwrap(),
+        system_title: title(n),
+        logical_device_name: String::new(),
+        keys: vec![key(KeyKind::Guek, value(n, GUEK)), key(KeyKind::Gak, value(n, GAK))],
+        policy: None,
+    }
+}
+
+pub fn meter_with(n: u64, keys: Vec<NewKey>, policy: MeterPolicy) -> NewMeter {
+    NewMeter { keys, policy: Some(policy), ..meter(n) }
+}
+
+pub fn in_hsm(mut key: NewKey) -> NewKey {
+    key.protection = Some(Protection::Hsm);
+    key
+}
+
+/// A fresh counter for each APDU of a test.
+static COUNTER: AtomicU64 = AtomicU64::new(1);
+
+pub fn control(sc: u8) -> SecurityControl {
+    SecurityControl::from_byte(sc).unwrap()
+}
+
+/// A push of meter `n`, protected with these keys as SC says.
+pub fn push_with(n: u64, sc: u8, encryption: &[u8], authentication: &[u8], plain: &[u8]) -> Vec<u8> {
+    let counter = COUNTER.fetch_add(1, Ordering::Relaxed) as u32;
+    let protection = Seal {
+        envelope: Envelope::GeneralGlo(Some(title(n))),
+        security_control: control(sc),
+        originator: title(n),
+        keys: Keys { encryption, authentication },
+        gc_aad: GeneralCipheringAad::Spec,
+    };
+    let counter = FreshCounter::promise_never_used_under_this_key_and_title(counter);
+    let mut out = Vec::new();
+    dlms::protect(&protection, counter, plain, &mut out).unwrap();
+    out
+}
+
+/// A push of meter `n` as it comes every quarter of an hour.
+pub fn push(n: u64, plain: &[u8]) -> Vec<u8> {
+    push_with(n, 0x30, &value(n, GUEK), &value(n, GAK), plain)
+}
+
+/// Suite 0, authenticated and encrypted.
+pub const BOTH: SecurityControl = SecurityControl::authenticated_encryption(Suite::Suite0);

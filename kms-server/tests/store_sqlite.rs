@@ -1,0 +1,321 @@
+//! The store's contract on SQLite with real files, and what only SQLite can break: its place, its
+//! schema, and a process that is killed in the middle of a commit.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use kms_server::{
+    domain::BlockNo,
+    store::{
+        ReadStore as _, StoreError, WriteStore,
+        conformance::{self, Scene},
+        sqlite::{Config, SqliteStore},
+    },
+};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+fn config(path: impl Into<PathBuf>, create: bool) -> Config {
+    Config { path: path.into(), create }
+}
+
+async fn open(path: &Path) -> SqliteStore {
+    SqliteStore::open(config(path, true)).await.unwrap()
+}
+
+async fn refusal(config: Config) -> String {
+    SqliteStore::open(config).await.map(|_| ()).unwrap_err().to_string()
+}
+
+/// A connection past the store, for what the store would not do.
+async fn beside(path: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+    SqliteConnection::connect_with(&options).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_keeps_the_stores_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = AtomicUsize::new(0);
+    let fresh = async || {
+        let name = format!("{}.db", made.fetch_add(1, Ordering::Relaxed));
+        Arc::new(open(&directory.path().join(name)).await) as Arc<dyn WriteStore>
+    };
+    if let Err(broken) = conformance::run(fresh).await {
+        panic!("{broken}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_database_is_readable_by_its_owner_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/kms.db");
+    let store = open(&path).await;
+    store.commit(&[Scene::default().change(0, 1).unwrap()]).await.unwrap();
+    for name in ["kms.db", "kms.db-wal", "kms.db-shm"] {
+        let mode = std::fs::metadata(path.with_file_name(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    drop(store);
+
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let sentence = refusal(config(&path, false)).await;
+    assert!(sentence.contains("(mode 640)") && sentence.contains("chmod 600"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_server_does_not_start_with_an_empty_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let sentence = refusal(config(&path, false)).await;
+    assert!(
+        sentence.contains("kms.db") && sentence.contains("run `kms-server init`"),
+        "{sentence}"
+    );
+    assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_named_with_the_fix() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let closed = directory.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o500)).unwrap();
+    // Permissions do not bind root; nobody, root included, makes files in /proc.
+    let unwritable =
+        if rustix::process::geteuid().is_root() { Path::new("/proc/self") } else { &closed };
+    let sentence = refusal(config(unwritable.join("kms.db"), true)).await;
+    let wanted = format!("cannot write to {}", unwritable.display());
+    assert!(sentence.starts_with(&wanted) && sentence.contains("chown"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    drop(open(&path).await);
+    let mut beside = beside(&path).await;
+    sqlx::query("PRAGMA user_version = 2").execute(&mut beside).await.unwrap();
+    let sentence = refusal(config(&path, false)).await;
+    assert!(sentence.contains("schema 2") && sentence.contains("up to 1"), "{sentence}");
+}
+
+#[tokio::test]
+async fn somebody_elses_database_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("other.db");
+    let mut other = beside(&path).await;
+    sqlx::query("CREATE TABLE theirs (x)").execute(&mut other).await.unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let sentence = refusal(config(&path, true)).await;
+    assert!(sentence.contains("is not a database of this service"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("text.db");
+    std::fs::write(&path, "not a database, but long enough to be taken for one".repeat(100))
+        .unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let sentence = refusal(config(&path, true)).await;
+    assert!(sentence.contains("cannot open the database"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_called_damaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let store = open(&path).await;
+    store.commit(&[Scene::default().change(0, 1).unwrap()]).await.unwrap();
+    let mut beside = beside(&path).await;
+    let statement = "PRAGMA ignore_check_constraints = ON; UPDATE records SET mac = x'00'";
+    sqlx::raw_sql(statement).execute(&mut beside).await.unwrap();
+    assert!(matches!(store.block(BlockNo(0)).await, Err(StoreError::Damaged(_))));
+    let statement = "UPDATE blocks SET sequence = -1";
+    sqlx::raw_sql(statement).execute(&mut beside).await.unwrap();
+    assert!(matches!(store.heads().await, Err(StoreError::Damaged(_))));
+}
+
+#[tokio::test]
+async fn a_commit_that_is_given_up_leaves_the_store_usable() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let store = open(&path).await;
+    for delay_us in (0..4_000).step_by(100) {
+        // Built anew from what is there: the one given up may have been committed.
+        let mut scene = Scene::default();
+        let mut change = scene.change(0, 1).unwrap();
+        while store.heads().await.unwrap().iter().any(|head| Some(head.position) > change.expected)
+        {
+            change = scene.change(0, 1).unwrap();
+        }
+        let _ =
+            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change])).await;
+    }
+    store.commit(&[Scene::default().change(1, 2).unwrap()]).await.unwrap();
+    assert_eq!(store.failed(), None);
+}
+
+#[tokio::test]
+async fn all_acknowledged_writes_are_there_after_reopening() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let mut scene = Scene::default();
+    let store = open(&path).await;
+    for serial in 0..700 {
+        store.commit(&[scene.change(5, serial).unwrap()]).await.unwrap();
+    }
+    let before = store.block(BlockNo(5)).await.unwrap();
+    drop(store); // Not closed: as a process that ends.
+    let store = SqliteStore::open(config(&path, false)).await.unwrap();
+    assert_eq!(store.block(BlockNo(5)).await.unwrap(), before);
+    assert_eq!(store.count_meters().await.unwrap(), 700);
+    store.close().await;
+    let store = SqliteStore::open(config(&path, false)).await.unwrap();
+    assert_eq!(store.block(BlockNo(5)).await.unwrap(), before);
+}
+
+/// Names the database to the child; unset, the child's test does nothing.
+const CHILD: &str = "KMS_TEST_STORE_OF_CHILD";
+/// Blocks that each commit of the child changes together.
+const TOGETHER: [u32; 3] = [1, 2, 3];
+const KILLS: u64 = 20;
+
+/// Not a test of its own: the process that the next test kills.
+#[tokio::test]
+async fn child_commits_until_it_is_killed() {
+    let Some(path) = std::env::var_os(CHILD) else { return };
+    let store = open(Path::new(&path)).await;
+    let mut scene = Scene::default();
+    let done = store.heads().await.unwrap().first().map_or(0, |head| head.position.sequence.0);
+    for serial in 0.. {
+        let together =
+            TOGETHER.map(|block| scene.change(block, 3 * serial + u64::from(block)).unwrap());
+        if serial < done {
+            continue; // An earlier child's.
+        }
+        store.commit(&together).await.unwrap();
+        println!("\nacknowledged {}", serial + 1);
+    }
+}
+
+#[tokio::test]
+async fn invariant_4_a_killed_process_loses_nothing_acknowledged_and_leaves_nothing_half_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let mut acknowledged = 0;
+    for kill in 0..KILLS {
+        // Spread, not random, so that a failure repeats: 5 ms to 100 ms, in no order.
+        acknowledged =
+            run_and_kill(&path, Duration::from_millis(5 + kill * 37 % 96)).max(acknowledged);
+
+        let store = SqliteStore::open(config(&path, false)).await.unwrap();
+        let heads = store.heads().await.unwrap();
+        let there: Vec<u64> = heads.iter().map(|head| head.position.sequence.0).collect();
+        let first = there.first().copied().unwrap_or(0);
+        assert_eq!(there, vec![first; heads.len()], "half a commit after kill {kill}");
+        assert!(first >= acknowledged, "kill {kill}: {acknowledged} acknowledged, {first} there");
+        assert_eq!(store.count_meters().await.unwrap(), first * 3);
+        for block in TOGETHER {
+            let block = store.block(BlockNo(block)).await.unwrap();
+            let records = block.map_or(0, |block| block.records.len() as u64);
+            assert_eq!(records, first, "half a commit after kill {kill}");
+        }
+    }
+    assert!(acknowledged > KILLS, "the child got nothing done");
+}
+
+/// Runs the child, kills it `delay` after its first acknowledgement, returns its last one.
+fn run_and_kill(path: &Path, delay: Duration) -> u64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_commits_until_it_is_killed", "--nocapture"])
+        .env(CHILD, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let (first_came, wait_for_first) = std::sync::mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut last = 0;
+        for line in output.lines() {
+            if let Some(number) = line.unwrap().strip_prefix("acknowledged ") {
+                last = number.parse().unwrap();
+                let _ = first_came.send(());
+            }
+        }
+        last
+    });
+    wait_for_first.recv_timeout(Duration::from_secs(60)).expect("the child commits");
+    std::thread::sleep(delay);
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    reader.join().unwrap()
+}
+
+/// Names the database to the child of the next test; unset, that test does nothing.
+const LIMITED_CHILD: &str = "KMS_TEST_STORE_OF_LIMITED_CHILD";
+
+/// Not a test of its own: the process whose writes begin to fail.
+#[tokio::test]
+async fn child_commits_until_the_disk_fails() {
+    let Some(path) = std::env::var_os(LIMITED_CHILD) else { return };
+    let store = open(Path::new(&path)).await;
+    let mut scene = Scene::default();
+    let mut acknowledged = 0;
+    let failure = loop {
+        match store.commit(&[scene.change(1, acknowledged).unwrap()]).await {
+            Ok(()) => acknowledged += 1,
+            Err(failure) => break failure,
+        }
+    };
+    assert!(matches!(failure, StoreError::Unreachable { .. }), "{failure}");
+    let reason = store.failed().expect("the failure is kept");
+    assert_eq!(store.until_failed().await, reason);
+    // A change so small that it would fit is refused as well.
+    let next = store.commit(&[]).await.unwrap_err();
+    assert_eq!(next.to_string(), format!("the database is not reachable: {reason}"));
+    assert!(store.heads().await.is_ok(), "reading goes on");
+    println!("\nacknowledged {acknowledged}");
+}
+
+#[tokio::test]
+async fn invariant_4_after_a_disk_failure_nothing_more_is_written_and_nothing_acknowledged_is_lost()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    // A bound on the size of files, with its signal off: beyond it each write fails with an IO error.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 400; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "child_commits_until_the_disk_fails", "--nocapture"])
+        .env(LIMITED_CHILD, &path)
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let number = told.lines().find_map(|line| line.strip_prefix("acknowledged "));
+    let acknowledged: u64 = number.unwrap_or_else(|| panic!("{output:?}")).parse().unwrap();
+    assert!(output.status.success() && acknowledged > 0, "{output:?}");
+
+    let store = SqliteStore::open(config(&path, false)).await.unwrap();
+    let sequence = store.heads().await.unwrap().first().map(|head| head.position.sequence.0);
+    // What failed may be there or not; what was acknowledged is.
+    assert!((acknowledged..=acknowledged + 1).contains(&sequence.unwrap_or(0)), "{sequence:?}");
+}

@@ -1,0 +1,165 @@
+//! Certificates for development: a CA, the server's leaf, the callers' leaves, and leaves that are
+//! wrong in exactly one way.
+
+use std::fmt;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
+
+/// A certificate could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("making a certificate")]
+pub struct CertificateError(#[from] rcgen::Error);
+
+/// A certificate with its private key, both as PEM.
+pub struct Identity {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Its private key, PKCS #8.
+    pub private_key_pem: String,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { certificate_pem, private_key_pem: _ } = self;
+        f.debug_struct("Identity").field("certificate", certificate_pem).finish_non_exhaustive()
+    }
+}
+
+/// A certification authority of our own.
+pub struct Authority {
+    name: String,
+    certificate_pem: String,
+    key: KeyPair,
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, certificate_pem: _, key: _ } = self;
+        f.debug_struct("Authority").field("name", name).finish_non_exhaustive()
+    }
+}
+
+/// What a leaf may be used for.
+#[derive(Clone, Copy)]
+enum Usage {
+    Server,
+    Client,
+}
+
+/// When a leaf is valid, as (first year, last year): from and to the first of January.
+type Years = (i32, i32);
+
+/// Longer than any development directory lives.
+const VALID: Years = (2020, 2049);
+/// Over for long.
+const EXPIRED: Years = (2020, 2021);
+
+impl Authority {
+    /// A new authority with a new key.
+    pub fn make(name: &str) -> Result<Self, CertificateError> {
+        let key = KeyPair::generate()?;
+        let certificate_pem = authority_params(name)?.self_signed(&key)?.pem();
+        Ok(Self { name: name.to_owned(), certificate_pem, key })
+    }
+
+    /// An authority that was made earlier, under the same name.
+    pub fn load(name: &str, identity: &Identity) -> Result<Self, CertificateError> {
+        Ok(Self {
+            name: name.to_owned(),
+            certificate_pem: identity.certificate_pem.clone(),
+            key: KeyPair::from_pem(&identity.private_key_pem)?,
+        })
+    }
+
+    /// Its certificate and key, to keep.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            certificate_pem: self.certificate_pem.clone(),
+            private_key_pem: self.key.serialize_pem(),
+        }
+    }
+
+    /// Its certificate, as PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// The server's leaf, for `localhost` and `127.0.0.1`.
+    pub fn server(&self) -> Result<Identity, CertificateError> {
+        self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, VALID)
+    }
+
+    /// A caller's leaf: its name stands in the subject and as a DNS name.
+    pub fn client(&self, caller: &str) -> Result<Identity, CertificateError> {
+        self.leaf(caller, &[caller], Usage::Client, VALID)
+    }
+
+    /// A caller's leaf that expired.
+    pub fn expired_client(&self, caller: &str) -> Result<Identity, CertificateError> {
+        self.leaf(caller, &[caller], Usage::Client, EXPIRED)
+    }
+
+    /// A leaf with a caller's name that is good for servers only.
+    pub fn client_with_server_usage(&self, caller: &str) -> Result<Identity, CertificateError> {
+        self.leaf(caller, &[caller], Usage::Server, VALID)
+    }
+
+    fn leaf(
+        &self,
+        common_name: &str,
+        names: &[&str],
+        usage: Usage,
+        (from, to): Years,
+    ) -> Result<Identity, CertificateError> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names)?;
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(to, 1, 1);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![match usage {
+            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+            Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+        }];
+        let key = KeyPair::generate()?;
+        let issuer_params = authority_params(&self.name)?;
+        let certificate =
+            params.signed_by(&key, &Issuer::from_params(&issuer_params, &self.key))?;
+        Ok(Identity { certificate_pem: certificate.pem(), private_key_pem: key.serialize_pem() })
+    }
+}
+
+fn authority_params(name: &str) -> Result<CertificateParams, CertificateError> {
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = date_time_ymd(VALID.0, 1, 1);
+    params.not_after = date_time_ymd(VALID.1, 1, 1);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides_the_private_key() {
+        let identity = Authority::make("test CA").unwrap().client("hes-1").unwrap();
+        let shown = format!("{identity:?}");
+        assert!(shown.contains("BEGIN CERTIFICATE") && !shown.contains("PRIVATE KEY"));
+    }
+
+    #[test]
+    fn an_authority_that_was_kept_is_the_same_one() {
+        let made = Authority::make("test CA").unwrap();
+        let loaded = Authority::load("test CA", &made.identity()).unwrap();
+        assert_eq!(loaded.certificate_pem(), made.certificate_pem());
+        assert!(loaded.client("hes-1").is_ok());
+    }
+}

@@ -1,0 +1,274 @@
+//! The configuration files of a site, as text.
+
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::{Programs, site::Places};
+
+/// What a caller of the site may be. Each has a certificate and a `client-<role>.toml`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A developer: HES and administrator in one. Its file is `client.toml`.
+    Dev,
+    /// The head-end system.
+    Hes,
+    /// Provisions meters.
+    AmiAdmin,
+    /// Rotates keys.
+    Rotator,
+    /// The other site.
+    Peer,
+    /// Reads the audit log.
+    Auditor,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Dev, Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor];
+
+    /// The name in its certificate.
+    pub const fn caller(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Hes => "hes-1",
+            Self::AmiAdmin => "admin-1",
+            Self::Rotator => "rotator-1",
+            Self::Peer => "peer-1",
+            Self::Auditor => "auditor-1",
+        }
+    }
+
+    /// The client's configuration file.
+    pub const fn client_file(self) -> &'static str {
+        match self {
+            Self::Dev => "client.toml",
+            Self::Hes => "client-hes.toml",
+            Self::AmiAdmin => "client-ami_admin.toml",
+            Self::Rotator => "client-rotator.toml",
+            Self::Peer => "client-peer.toml",
+            Self::Auditor => "client-auditor.toml",
+        }
+    }
+
+    /// What the server grants it.
+    const fn grants(self) -> &'static [&'static str] {
+        match self {
+            Self::Dev => &["ami_admin", "hes"],
+            Self::Hes => &["hes"],
+            Self::AmiAdmin => &["ami_admin"],
+            Self::Rotator => &["rotator"],
+            Self::Peer => &["peer"],
+            Self::Auditor => &["auditor"],
+        }
+    }
+}
+
+/// Where the token keeps its files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tokens {
+    /// In the site's directory: they last as long as it does.
+    #[default]
+    Inside,
+    /// In `/dev/shm`, until the [`crate::Site`] is dropped: a token object takes 1 ms instead of 100.
+    SharedMemory,
+}
+
+/// One line of `kms.toml` that differs from what [`crate::Site::make`] would write.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The section, such as `rpc.limits`.
+    pub section: &'static str,
+    /// The key.
+    pub key: &'static str,
+    /// The value as it is to stand in the file: strings with their quotes. Empty: leave the key out.
+    pub value: String,
+}
+
+/// How a site is to be.
+#[derive(Clone, Debug)]
+pub struct SiteOptions {
+    /// The site's name.
+    pub name: String,
+    /// The server's port; `None`: a free one.
+    pub port: Option<u16>,
+    /// Where the token is.
+    pub tokens: Tokens,
+    /// How many blocks its key domain has.
+    pub block_count: u32,
+    /// Accept clear keys in imports.
+    pub allow_clear: bool,
+    /// Differences from the defaults.
+    pub settings: Vec<Setting>,
+}
+
+impl Default for SiteOptions {
+    fn default() -> Self {
+        Self {
+            name: "site-a".to_owned(),
+            port: None,
+            tokens: Tokens::Inside,
+            // Few: a handful of meters does not need 4,096 HSM calls to be opened.
+            block_count: 64,
+            allow_clear: true,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// The least arena that a site can do with, in MiB: some thousands of meters.
+const SMALL_ARENA_MIB: u64 = 4;
+/// What it gets where the memlock limit is no concern, in MiB.
+const LARGE_ARENA_MIB: u64 = 64;
+/// What the process locks besides its arena, in MiB; rounded up.
+const OTHER_LOCKED_MIB: u64 = 2;
+
+/// How much memory the server may lock here: the size of the arena in MiB, and whether it has to go
+/// without the lock.
+pub fn arena() -> (u64, bool) {
+    let limit_mib = getrlimit(Resource::Memlock).current.map_or(u64::MAX, |bytes| bytes >> 20);
+    if limit_mib >= LARGE_ARENA_MIB + OTHER_LOCKED_MIB {
+        (LARGE_ARENA_MIB, false)
+    } else {
+        (SMALL_ARENA_MIB, limit_mib < SMALL_ARENA_MIB + OTHER_LOCKED_MIB)
+    }
+}
+
+/// SoftHSM's own configuration file.
+pub(crate) fn softhsm_conf(tokens: &Path) -> String {
+    format!(
+        "directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n\
+         slots.removable = false\n",
+        tokens.display()
+    )
+}
+
+/// A client's configuration file; its paths are relative to itself.
+pub(crate) fn client_toml(role: Role, port: u16) -> String {
+    let caller = role.caller();
+    format!(
+        r#"endpoints = ["https://localhost:{port}"]
+ca = "certificates/ca.pem"
+certificate = "certificates/{caller}.pem"
+private_key = "certificates/{caller}.key"
+server_name = "localhost"
+deadline_ms = 10000
+retries = 2
+"#
+    )
+}
+
+/// `kms.toml`, with the options' settings in the place of the defaults.
+pub(crate) fn kms_toml(
+    places: &Places,
+    programs: &Programs,
+    port: u16,
+    options: &SiteOptions,
+) -> String {
+    let (arena_mib, allow_unlocked) = arena();
+    let mut lines: Vec<(&str, &str, String)> = vec![
+        ("site", "name", quoted(&options.name)),
+        ("site", "data_dir", path(&places.data)),
+        ("site", "single_site", "true".to_owned()),
+        ("site", "block_count", options.block_count.to_string()),
+        ("site", "even", "true".to_owned()),
+        ("hsm", "module", path(&programs.softhsm)),
+        ("hsm", "token_label", quoted(&format!("ami-{}", options.name))),
+        ("hsm", "pin_file", path(&places.pin)),
+        ("hsm", "sessions_max", "4".to_owned()),
+        ("hsm", "call_timeout_ms", "5000".to_owned()),
+        ("hsm", "patience_ms", "2000".to_owned()),
+        // SoftHSM knows no other.
+        ("hsm", "oaep_hash", quoted("sha1")),
+        ("hsm", "token_dir", path(&places.tokens)),
+        ("store", "kind", quoted("sqlite")),
+        ("store", "path", path(&places.data.join("kms.db"))),
+        ("keyring", "arena_mib", arena_mib.to_string()),
+        ("keyring", "allow_unlocked", allow_unlocked.to_string()),
+        ("keyring", "warm_up_parallelism", "2".to_owned()),
+        ("import", "allow_clear", options.allow_clear.to_string()),
+        ("rpc", "listen", quoted(&format!("127.0.0.1:{port}"))),
+        ("rpc.tls", "certificate", path(&places.certificate("server"))),
+        ("rpc.tls", "private_key", path(&places.private_key("server"))),
+        ("rpc.tls", "client_ca", path(&places.certificate("ca"))),
+        ("log", "format", quoted("text")),
+        ("log", "level", quoted("info")),
+    ];
+    for Setting { section, key, value } in &options.settings {
+        lines.retain(|(s, k, _)| (s, k) != (section, key));
+        if !value.is_empty() {
+            lines.push((section, key, value.clone()));
+        }
+    }
+    sections(&lines) + &callers()
+}
+
+/// The lines under their sections, in the order in which these first appear.
+fn sections(lines: &[(&str, &str, String)]) -> String {
+    let mut sections: Vec<(&str, String)> = Vec::new();
+    for (section, key, value) in lines {
+        let line = format!("{key} = {value}\n");
+        match sections.iter_mut().find(|(name, _)| name == section) {
+            Some((_, body)) => body.push_str(&line),
+            None => sections.push((section, line)),
+        }
+    }
+    sections.iter().map(|(section, body)| format!("[{section}]\n{body}\n")).collect()
+}
+
+fn callers() -> String {
+    let caller = |role: &Role| {
+        let grants: Vec<String> = role.grants().iter().map(|grant| quoted(grant)).collect();
+        let name = quoted(role.caller());
+        format!("[[rpc.callers]]\nname = {name}\nroles = [{}]\n\n", grants.join(", "))
+    };
+    Role::ALL.iter().map(caller).collect()
+}
+
+/// A TOML basic string.
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn path(path: &Path) -> String {
+    quoted(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toml_of(options: &SiteOptions) -> String {
+        let programs = Programs {
+            kms_server: "/bin/kms-server".into(),
+            ami_tool: "/bin/ami-tool".into(),
+            softhsm: "/lib/libsofthsm2.so".into(),
+        };
+        kms_toml(&Places::of("/site".as_ref()), &programs, 4711, options)
+    }
+
+    #[test]
+    fn every_section_stands_once() {
+        let text = toml_of(&SiteOptions::default());
+        for section in ["[site]", "[hsm]", "[store]", "[keyring]", "[import]", "[rpc]", "[rpc.tls]"]
+        {
+            assert_eq!(text.lines().filter(|line| *line == section).count(), 1, "{section}");
+        }
+        assert_eq!(text.matches("[[rpc.callers]]").count(), Role::ALL.len());
+    }
+
+    #[test]
+    fn a_setting_takes_the_place_of_the_default_and_an_empty_one_removes_it() {
+        let set = |key, value: &str| Setting { section: "hsm", key, value: value.to_owned() };
+        let settings = vec![set("sessions_max", "9"), set("token_dir", "")];
+        let text = toml_of(&SiteOptions { settings, ..SiteOptions::default() });
+        assert!(text.contains("sessions_max = 9\n") && !text.contains("sessions_max = 4"));
+        assert!(!text.contains("token_dir"));
+    }
+
+    #[test]
+    fn quotes_and_backslashes_do_not_end_a_string() {
+        assert_eq!(quoted(r#"a"b\c"#), r#""a\"b\\c""#);
+    }
+}
