@@ -13,11 +13,10 @@ const FILES: [&str; 4] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(FILES, ["."])?;
+    #[expect(clippy::disallowed_methods, reason = "Cargo tells a build script by the environment")]
     let out_dir = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out_dir.join("ami.kms.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=ami");
     Ok(())
 }

@@ -78,14 +78,10 @@ impl ShortAdditionalData {
 
     /// `None` if the key is longer than any suite's.
     pub(crate) fn new(control: SecurityControl, authentication_key: &[u8]) -> Option<Self> {
-        let mut data = Self {
-            bytes: [0; Self::LEN_MAX],
-            len: 1 + authentication_key.len(),
-        };
+        let mut data = Self { bytes: [0; Self::LEN_MAX], len: 1 + authentication_key.len() };
         let (first, rest) = data.bytes.split_first_mut()?;
         *first = control.to_byte();
-        rest.get_mut(..authentication_key.len())?
-            .copy_from_slice(authentication_key);
+        rest.get_mut(..authentication_key.len())?.copy_from_slice(authentication_key);
         Some(data)
     }
 

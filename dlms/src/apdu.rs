@@ -181,10 +181,7 @@ impl fmt::Debug for CipheredApdu<'_> {
         f.debug_struct("CipheredApdu")
             .field("tag", &format_args!("{:02X}", self.tag()))
             .field("system_title", &self.system_title())
-            .field(
-                "security_control",
-                &format_args!("{:02X}", self.control.to_byte()),
-            )
+            .field("security_control", &format_args!("{:02X}", self.control.to_byte()))
             .field("invocation_counter", &self.counter)
             .field("payload_len", &self.payload.len())
             .finish_non_exhaustive()

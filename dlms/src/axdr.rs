@@ -22,13 +22,8 @@ pub fn read_length(bytes: &[u8]) -> Result<(usize, usize), LengthError> {
         return Err(LengthError::Octets);
     }
     let octets = rest.get(..count).ok_or(LengthError::Short)?;
-    let value = octets
-        .iter()
-        .fold(0_u32, |value, octet| value << 8 | u32::from(*octet));
-    Ok((
-        usize::try_from(value).map_err(|_| LengthError::Octets)?,
-        1 + count,
-    ))
+    let value = octets.iter().fold(0_u32, |value, octet| value << 8 | u32::from(*octet));
+    Ok((usize::try_from(value).map_err(|_| LengthError::Octets)?, 1 + count))
 }
 
 /// Appends the shortest encoding of `len`.
@@ -117,10 +112,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) const fn fault(&self, what: &'static str) -> Fault {
-        Fault {
-            what,
-            offset: self.at,
-        }
+        Fault { what, offset: self.at }
     }
 
     pub(crate) fn byte(&mut self, what: &'static str) -> Result<u8, Fault> {
@@ -156,10 +148,6 @@ impl<'a> Reader<'a> {
 
     /// Succeeds when nothing is left.
     pub(crate) fn end(&self, what: &'static str) -> Result<(), Fault> {
-        if self.rest().is_empty() {
-            Ok(())
-        } else {
-            Err(self.fault(what))
-        }
+        if self.rest().is_empty() { Ok(()) } else { Err(self.fault(what)) }
     }
 }

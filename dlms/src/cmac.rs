@@ -47,14 +47,9 @@ impl Cmac {
 
     /// Compares the tag in constant time. `tag` is 16 bytes, or is refused.
     pub fn verify(self, tag: &[u8]) -> Result<(), CmacError> {
-        let tag: &[u8; TAG_LEN] = tag
-            .try_into()
-            .map_err(|_| CmacError::TagLength { actual: tag.len() })?;
-        if bool::from(self.finalize().ct_eq(tag)) {
-            Ok(())
-        } else {
-            Err(CmacError::NotAuthentic)
-        }
+        let tag: &[u8; TAG_LEN] =
+            tag.try_into().map_err(|_| CmacError::TagLength { actual: tag.len() })?;
+        if bool::from(self.finalize().ct_eq(tag)) { Ok(()) } else { Err(CmacError::NotAuthentic) }
     }
 }
 

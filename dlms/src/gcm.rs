@@ -48,9 +48,8 @@ impl Gcm {
         out: &mut [u8],
     ) -> Result<(), GcmError> {
         let nonce = fixed_nonce(nonce)?;
-        let tag: &[u8; TAG_LEN] = tag
-            .try_into()
-            .map_err(|_| GcmError::TagLength { actual: tag.len() })?;
+        let tag: &[u8; TAG_LEN] =
+            tag.try_into().map_err(|_| GcmError::TagLength { actual: tag.len() })?;
         let buffer = InOutBuf::new(ciphertext, out).map_err(|_| GcmError::BufferLength)?;
         let (nonce, tag): (_, &Tag<U12>) = (nonce.into(), tag.into());
         match &self.0 {
@@ -69,8 +68,7 @@ impl Gcm {
         out: &mut [u8],
     ) -> Result<(), GcmError> {
         // Counter mode is its own inverse, so enciphering once more deciphers. The tag means nothing.
-        self.seal(fixed_nonce(nonce)?, &[], input, out)
-            .map(|_tag| ())
+        self.seal(fixed_nonce(nonce)?, &[], input, out).map(|_tag| ())
     }
 
     /// Authenticated encryption, SP 800-38D 7.1, of `plaintext` into `out`, which must be as long.
@@ -96,9 +94,7 @@ impl Gcm {
 }
 
 fn fixed_nonce(nonce: &[u8]) -> Result<&[u8; NONCE_LEN], GcmError> {
-    nonce.try_into().map_err(|_| GcmError::NonceLength {
-        actual: nonce.len(),
-    })
+    nonce.try_into().map_err(|_| GcmError::NonceLength { actual: nonce.len() })
 }
 
 impl fmt::Debug for Gcm {

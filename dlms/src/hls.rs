@@ -47,18 +47,12 @@ pub fn verify(
     challenge: &[u8],
     answer: &[u8],
 ) -> Result<u32, HlsError> {
-    let length = HlsError::AnswerLength {
-        actual: answer.len(),
-    };
+    let length = HlsError::AnswerLength { actual: answer.len() };
     let answer: &[u8; ANSWER_LEN] = answer.try_into().map_err(|_| length)?;
     let [_control, counter @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *answer;
     let counter = u32::from_be_bytes(counter);
     let expected = Zeroizing::new(f(suite, originator, counter, keys, challenge)?);
-    if bool::from(expected.ct_eq(answer)) {
-        Ok(counter)
-    } else {
-        Err(HlsError::NotAuthentic)
-    }
+    if bool::from(expected.ct_eq(answer)) { Ok(counter) } else { Err(HlsError::NotAuthentic) }
 }
 
 //= Green Book, mechanism 5
@@ -71,24 +65,15 @@ fn f(
     challenge: &[u8],
 ) -> Result<[u8; ANSWER_LEN], HlsError> {
     if !(CHALLENGE_LEN_MIN..=CHALLENGE_LEN_MAX).contains(&challenge.len()) {
-        return Err(HlsError::ChallengeLength {
-            actual: challenge.len(),
-        });
+        return Err(HlsError::ChallengeLength { actual: challenge.len() });
     }
     if let Some((role, actual)) = keys.unfit_for(suite) {
-        return Err(HlsError::KeyLength {
-            role,
-            expected: suite.key_len(),
-            actual,
-        });
+        return Err(HlsError::KeyLength { role, expected: suite.key_len(), actual });
     }
     let control = SecurityControl::authentication_only(suite).to_byte();
     let gcm = Gcm::new(keys.encryption).map_err(|_| HlsError::NotAuthentic)?;
     let mut additional = Zeroizing::new([0; ADDITIONAL_LEN_MAX]);
-    let additional = join(
-        &[&[control], keys.authentication, challenge],
-        &mut additional[..],
-    );
+    let additional = join(&[&[control], keys.authentication, challenge], &mut additional[..]);
     let tag = gcm
         .seal(&originator.nonce(counter), additional, &[], &mut [])
         .map_err(|_| HlsError::NotAuthentic)?;
@@ -148,11 +133,7 @@ impl fmt::Display for HlsError {
             Self::AnswerLength { actual } => {
                 write!(f, "an answer of {ANSWER_LEN} bytes, not {actual}")
             }
-            Self::KeyLength {
-                role,
-                expected,
-                actual,
-            } => {
+            Self::KeyLength { role, expected, actual } => {
                 write!(f, "the suite's {role} has {expected} bytes, not {actual}")
             }
             Self::NotAuthentic => f.write_str("the answer does not verify"),

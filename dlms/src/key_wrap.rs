@@ -30,16 +30,11 @@ pub fn wrap(kek: &[u8], key: &[u8], out: &mut [u8]) -> Result<(), KeyWrapError> 
 /// When the integrity check fails, `out` is all zero and not a key. A refused length leaves it alone.
 //= RFC 3394, 2.2.2
 pub fn unwrap(kek: &[u8], wrapped: &[u8], out: &mut [u8]) -> Result<(), KeyWrapError> {
-    let wrong = KeyWrapError::WrappedLength {
-        actual: wrapped.len(),
-    };
+    let wrong = KeyWrapError::WrappedLength { actual: wrapped.len() };
     let key_len = wrapped.len().checked_sub(OVERHEAD_LEN).ok_or(wrong)?;
     check_key_length(key_len).map_err(|_| wrong)?;
     if out.len() != key_len {
-        return Err(KeyWrapError::BufferLength {
-            expected: key_len,
-            actual: out.len(),
-        });
+        return Err(KeyWrapError::BufferLength { expected: key_len, actual: out.len() });
     }
     let unwrapped = match Kek::new(kek)? {
         Kek::Aes128(kek) => kek.unwrap_key(wrapped, out).map(|_| ()),
@@ -73,10 +68,7 @@ fn check_lengths(key: usize, out: usize) -> Result<(), KeyWrapError> {
     if out == key + OVERHEAD_LEN {
         Ok(())
     } else {
-        Err(KeyWrapError::BufferLength {
-            expected: key + OVERHEAD_LEN,
-            actual: out,
-        })
+        Err(KeyWrapError::BufferLength { expected: key + OVERHEAD_LEN, actual: out })
     }
 }
 

@@ -45,10 +45,7 @@ pub struct Keys<'a> {
 impl fmt::Debug for Keys<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Taken apart by name: a new field will not compile until someone decides if it is secret.
-        let Self {
-            encryption: _,
-            authentication: _,
-        } = self;
+        let Self { encryption: _, authentication: _ } = self;
         f.debug_struct("Keys").finish_non_exhaustive()
     }
 }
@@ -56,16 +53,10 @@ impl fmt::Debug for Keys<'_> {
 impl Keys<'_> {
     /// The first key that has not the suite's length, and the length it has.
     pub(crate) fn unfit_for(&self, suite: crate::Suite) -> Option<(KeyRole, usize)> {
-        let Self {
-            encryption,
-            authentication,
-        } = self;
-        [
-            (KeyRole::Encryption, encryption.len()),
-            (KeyRole::Authentication, authentication.len()),
-        ]
-        .into_iter()
-        .find(|(_, len)| *len != suite.key_len())
+        let Self { encryption, authentication } = self;
+        [(KeyRole::Encryption, encryption.len()), (KeyRole::Authentication, authentication.len())]
+            .into_iter()
+            .find(|(_, len)| *len != suite.key_len())
     }
 }
 

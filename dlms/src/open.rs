@@ -25,9 +25,7 @@ impl CipheredApdu<'_> {
         gc_aad: GeneralCipheringAad,
         out: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
-        let tag = self
-            .authentication_tag()
-            .ok_or(OpenError::NotAuthenticated)?;
+        let tag = self.authentication_tag().ok_or(OpenError::NotAuthenticated)?;
         self.check_originator(originator)?;
         let sealed = Sealed {
             gcm: &self.cipher(keys)?,
@@ -76,11 +74,7 @@ impl CipheredApdu<'_> {
         let expected = self.control.suite.key_len();
         if encryption_key.len() != expected {
             let (role, actual) = (KeyRole::Encryption, encryption_key.len());
-            return Err(OpenError::KeyLength {
-                role,
-                expected,
-                actual,
-            });
+            return Err(OpenError::KeyLength { role, expected, actual });
         }
         if !self.control.encrypted {
             out.extend_from_slice(self.payload);
@@ -107,11 +101,7 @@ impl CipheredApdu<'_> {
     fn cipher(&self, keys: &Keys<'_>) -> Result<Gcm, OpenError> {
         let suite = self.control.suite;
         if let Some((role, actual)) = keys.unfit_for(suite) {
-            return Err(OpenError::KeyLength {
-                role,
-                expected: suite.key_len(),
-                actual,
-            });
+            return Err(OpenError::KeyLength { role, expected: suite.key_len(), actual });
         }
         Gcm::new(keys.encryption).map_err(|_| OpenError::NotAuthentic)
     }
@@ -159,11 +149,7 @@ impl CipheredApdu<'_> {
     }
 
     fn append_additional_data(&self, sealed: &Sealed<'_>, out: &mut Vec<u8>) {
-        let Sealed {
-            authentication_key,
-            header,
-            ..
-        } = sealed;
+        let Sealed { authentication_key, header, .. } = sealed;
         additional_data::append(self.control, authentication_key, header, self.payload, out);
     }
 }
@@ -216,11 +202,7 @@ impl fmt::Display for OpenError {
             Self::NotAuthentic => f.write_str("the authentication tag does not verify"),
             Self::NotAuthenticated => f.write_str("the APDU carries no authentication tag"),
             Self::OtherOriginator => f.write_str("the APDU names another originator"),
-            Self::KeyLength {
-                role,
-                expected,
-                actual,
-            } => {
+            Self::KeyLength { role, expected, actual } => {
                 write!(f, "the suite's {role} has {expected} bytes, not {actual}")
             }
         }

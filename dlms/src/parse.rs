@@ -40,10 +40,7 @@ fn service_specific<'a>(tag: u8, reader: &mut Reader<'a>) -> Result<CipheredApdu
     match ServiceTag::try_from(tag) {
         Ok(tag) => Ok(Content::read(reader, tag.form())?.under(ReadEnvelope::Service(tag))),
         Err(_) if tags::is_plain(tag) => Err(Unsupported::Plain { tag }.into()),
-        Err(_) => Err(ParseError::Malformed {
-            what: "tag",
-            offset: 0,
-        }),
+        Err(_) => Err(ParseError::Malformed { what: "tag", offset: 0 }),
     }
 }
 
@@ -62,11 +59,7 @@ fn general_ciphering<'a>(reader: &mut Reader<'a>) -> Result<CipheredApdu<'a>, Pa
         KeyInfo::Agreed => return Err(Unsupported::AgreedKey.into()),
         KeyInfo::Absent => return Err(Unsupported::AbsentKeyInfo.into()),
     };
-    Ok(content.under(ReadEnvelope::GeneralCiphering {
-        header,
-        originator,
-        key,
-    }))
+    Ok(content.under(ReadEnvelope::GeneralCiphering { header, originator, key }))
 }
 
 impl<'a> GeneralCipheringHeader<'a> {
@@ -88,9 +81,7 @@ fn title(reader: &mut Reader<'_>, what: &'static str) -> Result<Option<SystemTit
     let at = *reader;
     match reader.octet_string(what)? {
         [] => Ok(None),
-        bytes => SystemTitle::try_from(bytes)
-            .map(Some)
-            .map_err(|_| at.fault(what)),
+        bytes => SystemTitle::try_from(bytes).map(Some).map_err(|_| at.fault(what)),
     }
 }
 
@@ -119,28 +110,12 @@ impl<'a> Content<'a> {
         if control.compressed {
             return Err(Unsupported::Compression.into());
         }
-        Ok(Self {
-            control,
-            counter,
-            payload,
-            tag,
-        })
+        Ok(Self { control, counter, payload, tag })
     }
 
     fn under(self, envelope: ReadEnvelope<'a>) -> CipheredApdu<'a> {
-        let Self {
-            control,
-            counter,
-            payload,
-            tag,
-        } = self;
-        CipheredApdu {
-            envelope,
-            control,
-            counter,
-            payload,
-            tag,
-        }
+        let Self { control, counter, payload, tag } = self;
+        CipheredApdu { envelope, control, counter, payload, tag }
     }
 }
 
@@ -151,9 +126,8 @@ fn body<'a>(reader: &Reader<'a>, control: SecurityControl) -> Result<Body<'a>, F
     if !control.authenticated {
         return Ok((body, None));
     }
-    let (payload, tag) = body
-        .split_last_chunk()
-        .ok_or_else(|| reader.fault("authentication tag"))?;
+    let (payload, tag) =
+        body.split_last_chunk().ok_or_else(|| reader.fault("authentication tag"))?;
     Ok((payload, Some(tag)))
 }
 
@@ -190,9 +164,7 @@ fn general_signing(reader: &mut Reader<'_>) -> Result<Unsupported, Fault> {
     reader.octet_string("content")?;
     let at = *reader;
     match reader.octet_string(SIGNATURE)?.len() {
-        64 | 96 => reader
-            .end("end of general-signing")
-            .map(|()| Unsupported::GeneralSigning),
+        64 | 96 => reader.end("end of general-signing").map(|()| Unsupported::GeneralSigning),
         _ => Err(at.fault(SIGNATURE)),
     }
 }
@@ -202,9 +174,7 @@ fn general_signing(reader: &mut Reader<'_>) -> Result<Unsupported, Fault> {
 fn general_block_transfer(reader: &mut Reader<'_>) -> Result<Unsupported, Fault> {
     reader.array::<5>("block header")?;
     reader.octet_string("block data")?;
-    reader
-        .end("end of general-block-transfer")
-        .map(|()| Unsupported::GeneralBlockTransfer)
+    reader.end("end of general-block-transfer").map(|()| Unsupported::GeneralBlockTransfer)
 }
 
 /// Why bytes are not a ciphered APDU that can be opened here.

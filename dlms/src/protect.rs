@@ -106,13 +106,7 @@ const SECURITY_HEADER_LEN: usize = 5;
 
 impl Protection<'_> {
     fn check(&self) -> Result<(), ProtectError> {
-        let Self {
-            envelope,
-            security_control: control,
-            originator,
-            keys,
-            gc_aad: _,
-        } = self;
+        let Self { envelope, security_control: control, originator, keys, gc_aad: _ } = self;
         let form = envelope.form();
         if !control.authenticated && !control.encrypted {
             return Err(ProtectError::Unprotected);
@@ -127,11 +121,9 @@ impl Protection<'_> {
             return Err(ProtectError::OtherOriginator);
         }
         match keys.unfit_for(control.suite) {
-            Some((role, actual)) => Err(ProtectError::KeyLength {
-                role,
-                expected: control.suite.key_len(),
-                actual,
-            }),
+            Some((role, actual)) => {
+                Err(ProtectError::KeyLength { role, expected: control.suite.key_len(), actual })
+            }
             None => Ok(()),
         }
     }
@@ -144,11 +136,7 @@ impl Protection<'_> {
         };
         let key_info = KEY_INFO_LEN + length_len(u32::MAX) + SECURITY_HEADER_LEN;
         let wire = 1 + header + key_info + apdu.len() + TAG_LEN;
-        let plain = if self.security_control.encrypted {
-            0
-        } else {
-            apdu.len()
-        };
+        let plain = if self.security_control.encrypted { 0 } else { apdu.len() };
         wire + 1 + self.keys.authentication.len() + header + plain
     }
 
@@ -197,11 +185,8 @@ impl Protection<'_> {
             out.extend_from_slice(self.keys.authentication);
             out.extend_from_within(header);
         }
-        let (plaintext, covered) = if control.encrypted {
-            (apdu, 0)
-        } else {
-            (&[][..], apdu.len())
-        };
+        let (plaintext, covered) =
+            if control.encrypted { (apdu, 0) } else { (&[][..], apdu.len()) };
         out.extend_from_within(start..start + covered);
         let (body, additional) = out
             .get_mut(start..)
@@ -256,10 +241,7 @@ fn write_title(title: Option<&SystemTitle>, out: &mut Vec<u8>) {
 }
 
 fn write_octet_string(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), ProtectError> {
-    write_length(
-        u32::try_from(bytes.len()).map_err(|_| ProtectError::TooLong)?,
-        out,
-    );
+    write_length(u32::try_from(bytes.len()).map_err(|_| ProtectError::TooLong)?, out);
     out.extend_from_slice(bytes);
     Ok(())
 }
@@ -298,11 +280,7 @@ impl fmt::Display for ProtectError {
             Self::KeySet => "this form has no broadcast bit",
             Self::OtherOriginator => "the envelope names another originator",
             Self::TooLong => "a field is longer than its length can say",
-            Self::KeyLength {
-                role,
-                expected,
-                actual,
-            } => {
+            Self::KeyLength { role, expected, actual } => {
                 return write!(f, "the suite's {role} has {expected} bytes, not {actual}");
             }
         })

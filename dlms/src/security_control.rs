@@ -111,20 +111,13 @@ impl SecurityControl {
 
     /// Authentication only, under the unicast key: `10`, `11`, `12`.
     pub const fn authentication_only(suite: Suite) -> Self {
-        Self {
-            encrypted: false,
-            ..Self::authenticated_encryption(suite)
-        }
+        Self { encrypted: false, ..Self::authenticated_encryption(suite) }
     }
 
     /// Reads the byte. Every byte whose suite is not reserved is one value, and the other way round.
     pub fn from_byte(byte: u8) -> Result<Self, UnknownSuite> {
         let suite = Suite::try_from(byte & SUITE)?;
-        let key_set = if byte & BROADCAST == 0 {
-            KeySet::Unicast
-        } else {
-            KeySet::Broadcast
-        };
+        let key_set = if byte & BROADCAST == 0 { KeySet::Unicast } else { KeySet::Broadcast };
         Ok(Self {
             suite,
             key_set,
@@ -136,13 +129,7 @@ impl SecurityControl {
 
     /// The byte as it stands on the wire and in the additional authenticated data.
     pub const fn to_byte(self) -> u8 {
-        let Self {
-            suite,
-            key_set,
-            authenticated,
-            encrypted,
-            compressed,
-        } = self;
+        let Self { suite, key_set, authenticated, encrypted, compressed } = self;
         suite.number()
             | if authenticated { AUTHENTICATED } else { 0 }
             | if encrypted { ENCRYPTED } else { 0 }

@@ -124,11 +124,7 @@ pub struct NotAServiceTag(
 
 impl fmt::Display for NotAServiceTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:02X} is not the tag of a service-specific ciphered APDU",
-            self.0
-        )
+        write!(f, "{:02X} is not the tag of a service-specific ciphered APDU", self.0)
     }
 }
 

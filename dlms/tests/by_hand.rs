@@ -17,24 +17,20 @@ const TITLE: [u8; 8] = *b"MAN\x40\x41\x42\x43\x44";
 const COUNTER: [u8; 4] = [0x80, 0, 0, 0x01];
 const EK: [u8; 32] = [0x11; 32];
 const AK: [u8; 32] = [0x22; 32];
-const PLAIN: &[u8] = &[
-    0xC4, 1, 0xC1, 0, 9, 0x0C, 7, 0xE7, 2, 0x0F, 3, 0x11, 0x37, 0x15, 0, 0x80, 0, 0,
-];
+const PLAIN: &[u8] =
+    &[0xC4, 1, 0xC1, 0, 9, 0x0C, 7, 0xE7, 2, 0x0F, 3, 0x11, 0x37, 0x15, 0, 0x80, 0, 0];
 
 /// The raw crate, not ours: ciphertext and 12-byte tag.
 fn gcm(key: &[u8], additional: &[u8], plaintext: &[u8]) -> Vec<u8> {
     let nonce: [u8; 12] = [&TITLE[..], &COUNTER].concat().try_into().unwrap();
-    let payload = Payload {
-        msg: plaintext,
-        aad: additional,
-    };
+    let payload = Payload { msg: plaintext, aad: additional };
     match key.len() {
-        16 => AesGcm::<Aes128, U12, U12>::new_from_slice(key)
-            .unwrap()
-            .encrypt(&nonce.into(), payload),
-        _ => AesGcm::<Aes256, U12, U12>::new_from_slice(key)
-            .unwrap()
-            .encrypt(&nonce.into(), payload),
+        16 => {
+            AesGcm::<Aes128, U12, U12>::new_from_slice(key).unwrap().encrypt(&nonce.into(), payload)
+        }
+        _ => {
+            AesGcm::<Aes256, U12, U12>::new_from_slice(key).unwrap().encrypt(&nonce.into(), payload)
+        }
     }
     .unwrap()
 }
@@ -42,10 +38,7 @@ fn gcm(key: &[u8], additional: &[u8], plaintext: &[u8]) -> Vec<u8> {
 /// Keys of the suite in the low half of `control`.
 fn keys(control: u8) -> Keys<'static> {
     let len = if control & 0x0F == 2 { 32 } else { 16 };
-    Keys {
-        encryption: &EK[..len],
-        authentication: &AK[..len],
-    }
+    Keys { encryption: &EK[..len], authentication: &AK[..len] }
 }
 
 /// `prefix` ‖ LEN ‖ SC ‖ IC ‖ body, with the table of the Green Book for the additional data.
@@ -83,8 +76,7 @@ fn opens(bytes: &[u8], gc_aad: GeneralCipheringAad) {
     } else {
         let refused = apdu.open(&keys(control), &title, gc_aad, &mut out);
         assert_eq!(refused, Err(OpenError::NotAuthenticated));
-        apdu.decrypt_without_authentication(keys(control).encryption, &title, &mut out)
-            .unwrap();
+        apdu.decrypt_without_authentication(keys(control).encryption, &title, &mut out).unwrap();
     }
     assert_eq!(out, PLAIN, "SC {control:02X}");
     assert_eq!(apdu.invocation_counter(), 0x8000_0001);
@@ -118,10 +110,7 @@ fn broadcast_opens_with_bit_6_in_the_additional_data() {
         for prefix in [vec![0xC9], with_title(0xDB)] {
             let bytes = apdu(&prefix, control, &[]);
             opens(&bytes, SPEC);
-            assert_eq!(
-                CipheredApdu::parse(&bytes).unwrap().key_set(),
-                KeySet::Broadcast
-            );
+            assert_eq!(CipheredApdu::parse(&bytes).unwrap().key_set(), KeySet::Broadcast);
         }
     }
 }
@@ -138,15 +127,7 @@ fn an_empty_title_opens_with_the_configured_one() {
 /// Headers H: all fields, none, and one whose length octets are longer than they need be.
 fn headers() -> Vec<Vec<u8>> {
     let recipient = [0x52; 8];
-    let full = [
-        &[3, 7, 7, 7, 8][..],
-        &TITLE,
-        &[8],
-        &recipient,
-        &[12],
-        &[0xFF; 12],
-        &[1, 0xAA],
-    ];
+    let full = [&[3, 7, 7, 7, 8][..], &TITLE, &[8], &recipient, &[12], &[0xFF; 12], &[1, 0xAA]];
     let long = [
         &[0x81, 1, 7, 0x82, 0, 8][..],
         &TITLE,
@@ -192,10 +173,7 @@ fn the_header_of_general_ciphering_is_read_field_by_field() {
     let headers = headers();
     let prefix = [&[0xDD][..], headers.first().unwrap(), &[1, 0, 1]].concat();
     let bytes = apdu(&prefix, 0x30, &[]);
-    let header = CipheredApdu::parse(&bytes)
-        .unwrap()
-        .general_ciphering_header()
-        .unwrap();
+    let header = CipheredApdu::parse(&bytes).unwrap().general_ciphering_header().unwrap();
     assert_eq!(header.transaction_id, [7, 7, 7]);
     assert_eq!(header.originator, Some(SystemTitle::new(TITLE)));
     assert_eq!(header.recipient, Some(SystemTitle::new([0x52; 8])));
@@ -238,8 +216,7 @@ fn with_its_capacity_to_spare_the_buffer_is_not_moved() {
             let mut out = Vec::with_capacity(4 + apdu.open_capacity(SPEC));
             out.extend_from_slice(b"four");
             let place = (out.as_ptr(), out.capacity());
-            apdu.open(&keys(control), &SystemTitle::new(TITLE), SPEC, &mut out)
-                .unwrap();
+            apdu.open(&keys(control), &SystemTitle::new(TITLE), SPEC, &mut out).unwrap();
             assert_eq!((out.as_ptr(), out.capacity()), place);
             assert_eq!(out, [b"four", PLAIN].concat());
         }
@@ -249,29 +226,16 @@ fn with_its_capacity_to_spare_the_buffer_is_not_moved() {
 #[test]
 fn the_tag_tells_the_form_and_the_side() {
     let glo = [
-        (
-            Side::Client,
-            &[0x21, 0x25, 0x26, 0x36, 0xC8, 0xC9, 0xCB][..],
-        ),
-        (
-            Side::Server,
-            &[0x28, 0x2C, 0x2D, 0x2E, 0x38, 0xCA, 0xCC, 0xCD, 0xCF][..],
-        ),
+        (Side::Client, &[0x21, 0x25, 0x26, 0x36, 0xC8, 0xC9, 0xCB][..]),
+        (Side::Server, &[0x28, 0x2C, 0x2D, 0x2E, 0x38, 0xCA, 0xCC, 0xCD, 0xCF][..]),
     ];
     let ded = [
-        (
-            Side::Client,
-            &[0x41, 0x45, 0x46, 0x56, 0xD0, 0xD1, 0xD3][..],
-        ),
-        (
-            Side::Server,
-            &[0x48, 0x4C, 0x4D, 0x4E, 0x58, 0xD2, 0xD4, 0xD5, 0xD7][..],
-        ),
+        (Side::Client, &[0x41, 0x45, 0x46, 0x56, 0xD0, 0xD1, 0xD3][..]),
+        (Side::Server, &[0x48, 0x4C, 0x4D, 0x4E, 0x58, 0xD2, 0xD4, 0xD5, 0xD7][..]),
     ];
-    for (form, key, table) in [
-        (Form::Glo, EncryptionKey::Global, glo),
-        (Form::Ded, EncryptionKey::Dedicated, ded),
-    ] {
+    for (form, key, table) in
+        [(Form::Glo, EncryptionKey::Global, glo), (Form::Ded, EncryptionKey::Dedicated, ded)]
+    {
         for (side, tags) in table {
             for tag in tags {
                 let bytes = apdu(&[*tag], 0x30, &[]);

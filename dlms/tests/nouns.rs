@@ -15,10 +15,7 @@ fn a_system_title_is_written_as_it_is_read() {
     assert_eq!(title.to_string(), "4D4D4D0000BC614E");
     assert_eq!(format!("{title:?}"), "SystemTitle(4D4D4D0000BC614E)");
     assert_eq!(SystemTitle::try_from(&title.as_bytes()[..]), Ok(title));
-    assert_eq!(
-        title.nonce(0x0123_4567),
-        *b"MMM\x00\x00\xBC\x61\x4E\x01\x23\x45\x67"
-    );
+    assert_eq!(title.nonce(0x0123_4567), *b"MMM\x00\x00\xBC\x61\x4E\x01\x23\x45\x67");
 }
 
 #[test]
@@ -36,10 +33,7 @@ fn text_that_is_not_sixteen_hexadecimal_digits_is_not_a_title() {
         assert_eq!(text.parse::<SystemTitle>(), Err(NotASystemTitle), "{text}");
     }
     for len in (0..=16).filter(|len| *len != 8) {
-        assert_eq!(
-            SystemTitle::try_from(&vec![0; len][..]),
-            Err(NotASystemTitle)
-        );
+        assert_eq!(SystemTitle::try_from(&vec![0; len][..]), Err(NotASystemTitle));
     }
 }
 
@@ -91,10 +85,9 @@ fn plain_apdus_have_their_ciphered_tags() {
     ];
     let row = |plain: u8| table.iter().find(|row| row.0 == plain);
     for plain in 0..=0xFF {
-        for (key, form) in [
-            (EncryptionKey::Global, Form::Glo),
-            (EncryptionKey::Dedicated, Form::Ded),
-        ] {
+        for (key, form) in
+            [(EncryptionKey::Global, Form::Glo), (EncryptionKey::Dedicated, Form::Ded)]
+        {
             let tag = ServiceTag::for_plain(plain, key);
             let expected =
                 row(plain).map(|(_, glo, ded)| if form == Form::Glo { *glo } else { *ded });
@@ -106,15 +99,9 @@ fn plain_apdus_have_their_ciphered_tags() {
 
 #[test]
 fn debug_shows_no_key() {
-    let keys = Keys {
-        encryption: &[0xAB; 16],
-        authentication: &[0xCD; 16],
-    };
+    let keys = Keys { encryption: &[0xAB; 16], authentication: &[0xCD; 16] };
     assert_eq!(format!("{keys:?}"), "Keys { .. }");
-    assert_eq!(
-        format!("{:?}", Gcm::new(&[0xAB; 16]).unwrap()),
-        "Gcm { .. }"
-    );
+    assert_eq!(format!("{:?}", Gcm::new(&[0xAB; 16]).unwrap()), "Gcm { .. }");
     let cmac = dlms::cmac::Cmac::new(&[0xAB; 16]).unwrap();
     assert_eq!(format!("{cmac:?}"), "Cmac { .. }");
 }
@@ -130,21 +117,12 @@ fn key_wrap_refuses_every_other_length() {
     let mut out = [0; 80];
     for kek in (0..=48).filter(|len| ![16, 32].contains(len)) {
         let refused = Err(KeyWrapError::KekLength { actual: kek });
-        assert_eq!(
-            key_wrap::wrap(&vec![1; kek], &[2; 16], &mut out[..24]),
-            refused
-        );
-        assert_eq!(
-            key_wrap::unwrap(&vec![1; kek], &[2; 24], &mut out[..16]),
-            refused
-        );
+        assert_eq!(key_wrap::wrap(&vec![1; kek], &[2; 16], &mut out[..24]), refused);
+        assert_eq!(key_wrap::unwrap(&vec![1; kek], &[2; 24], &mut out[..16]), refused);
     }
     for key in (0..=64).filter(|len| ![16, 32].contains(len)) {
         let refused = Err(KeyWrapError::KeyLength { actual: key });
-        assert_eq!(
-            key_wrap::wrap(&[1; 16], &vec![2; key], &mut out[..key + 8]),
-            refused
-        );
+        assert_eq!(key_wrap::wrap(&[1; 16], &vec![2; key], &mut out[..key + 8]), refused);
     }
     for wrapped in (0..=64_usize).filter(|len| ![24, 40].contains(len)) {
         let refused = Err(KeyWrapError::WrappedLength { actual: wrapped });
@@ -152,24 +130,12 @@ fn key_wrap_refuses_every_other_length() {
         assert_eq!(key_wrap::unwrap(&[1; 16], &vec![2; wrapped], out), refused);
     }
     for actual in (0..=64).filter(|len| *len != 24) {
-        let refused = Err(KeyWrapError::BufferLength {
-            expected: 24,
-            actual,
-        });
-        assert_eq!(
-            key_wrap::wrap(&[1; 16], &[2; 16], &mut out[..actual]),
-            refused
-        );
+        let refused = Err(KeyWrapError::BufferLength { expected: 24, actual });
+        assert_eq!(key_wrap::wrap(&[1; 16], &[2; 16], &mut out[..actual]), refused);
     }
     for actual in (0..=64).filter(|len| *len != 16) {
-        let refused = Err(KeyWrapError::BufferLength {
-            expected: 16,
-            actual,
-        });
-        assert_eq!(
-            key_wrap::unwrap(&[1; 16], &[2; 24], &mut out[..actual]),
-            refused
-        );
+        let refused = Err(KeyWrapError::BufferLength { expected: 16, actual });
+        assert_eq!(key_wrap::unwrap(&[1; 16], &[2; 24], &mut out[..actual]), refused);
     }
 }
 
@@ -188,10 +154,7 @@ fn a_wrapped_key_with_any_one_bit_flipped_does_not_unwrap() {
             out.fill(0xEE);
             let refused = key_wrap::unwrap(&kek, &forged, &mut out);
             assert_eq!(refused, Err(KeyWrapError::NotAuthentic), "bit {bit}");
-            assert!(
-                out.iter().all(|byte| *byte == 0),
-                "nothing of the key is left"
-            );
+            assert!(out.iter().all(|byte| *byte == 0), "nothing of the key is left");
         }
     }
 }

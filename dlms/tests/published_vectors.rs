@@ -19,11 +19,7 @@ fn gives_its_published_result(vector: &Vector) {
     let id = &vector.id;
     let bytes = vector.apdu();
     let apdu = CipheredApdu::parse(&bytes).unwrap();
-    assert_eq!(
-        Some(apdu.invocation_counter()),
-        vector.invocation_counter,
-        "{id}"
-    );
+    assert_eq!(Some(apdu.invocation_counter()), vector.invocation_counter, "{id}");
     if let Some(title) = apdu.system_title() {
         assert_eq!(title, vector.title(), "{id}");
     }
@@ -33,18 +29,12 @@ fn gives_its_published_result(vector: &Vector) {
             let authentication = vector.authentication_key().unwrap();
             open(
                 &apdu,
-                &Keys {
-                    encryption: &key,
-                    authentication: &authentication,
-                },
+                &Keys { encryption: &key, authentication: &authentication },
                 &vector.title(),
             )
         }
         "plaintext" => {
-            let guess = Keys {
-                encryption: &key,
-                authentication: &[0; 16],
-            };
+            let guess = Keys { encryption: &key, authentication: &[0; 16] };
             let refused = open(&apdu, &guess, &vector.title());
             let reason = match apdu.authentication_tag() {
                 Some(_) => OpenError::NotAuthentic,
@@ -73,10 +63,7 @@ fn is_made_again(vector: &Vector) {
         envelope,
         security_control: apdu.security_control(),
         originator: vector.title(),
-        keys: Keys {
-            encryption: &vector.encryption_key(),
-            authentication: &authentication,
-        },
+        keys: Keys { encryption: &vector.encryption_key(), authentication: &authentication },
         gc_aad: SPEC,
     };
     let counter = fresh(apdu.invocation_counter());
@@ -141,14 +128,9 @@ fn class_4_additional_data_of_general_ciphering_is_the_published_one() {
         other_information: &[],
         identified_key: KeySet::Unicast,
     };
-    let (encryption, authentication) = (
-        vector.encryption_key(),
-        vector.authentication_key().unwrap(),
-    );
-    let keys = Keys {
-        encryption: &encryption,
-        authentication: &authentication,
-    };
+    let (encryption, authentication) =
+        (vector.encryption_key(), vector.authentication_key().unwrap());
+    let keys = Keys { encryption: &encryption, authentication: &authentication };
     let protection = Protection {
         envelope: Envelope::GeneralCiphering(header),
         security_control: SecurityControl::authenticated_encryption(Suite::Suite1),
@@ -167,18 +149,10 @@ fn class_4_additional_data_of_general_ciphering_is_the_published_one() {
     let mut additional = Vec::new();
     apdu.additional_data(&authentication, SPEC, &mut additional);
     assert_eq!(additional, vector.additional_data());
-    assert_eq!(
-        open(&apdu, &keys, &vector.title()).unwrap(),
-        vector.plaintext()
-    );
+    assert_eq!(open(&apdu, &keys, &vector.title()).unwrap(), vector.plaintext());
 
     let mut out = Vec::new();
-    let without = apdu.open(
-        &keys,
-        &vector.title(),
-        GeneralCipheringAad::OmitHeader,
-        &mut out,
-    );
+    let without = apdu.open(&keys, &vector.title(), GeneralCipheringAad::OmitHeader, &mut out);
     assert_eq!(without, Err(OpenError::NotAuthentic));
 }
 
@@ -187,15 +161,10 @@ fn class_4_agreed_key_is_read_to_its_end_and_not_supported() {
     let found = vectors("4", "dlms-apdu");
     assert_eq!(found.len(), 1);
     let mut bytes = found.first().unwrap().apdu();
-    let unsupported = ParseError::Unsupported {
-        what: Unsupported::AgreedKey,
-    };
+    let unsupported = ParseError::Unsupported { what: Unsupported::AgreedKey };
     assert_eq!(CipheredApdu::parse(&bytes).unwrap_err(), unsupported);
     bytes.pop();
-    assert!(matches!(
-        CipheredApdu::parse(&bytes),
-        Err(ParseError::Malformed { .. })
-    ));
+    assert!(matches!(CipheredApdu::parse(&bytes), Err(ParseError::Malformed { .. })));
 }
 
 #[test]
@@ -203,14 +172,9 @@ fn class_5_mechanism_5_answers_are_the_published_ones() {
     let found = vectors("5", "hls-gmac");
     assert_eq!(found.len(), 3);
     for vector in found {
-        let (encryption, authentication) = (
-            vector.encryption_key(),
-            vector.authentication_key().unwrap(),
-        );
-        let keys = Keys {
-            encryption: &encryption,
-            authentication: &authentication,
-        };
+        let (encryption, authentication) =
+            (vector.encryption_key(), vector.authentication_key().unwrap());
+        let keys = Keys { encryption: &encryption, authentication: &authentication };
         let (title, challenge) = (vector.title(), vector.challenge());
         let counter = fresh(vector.invocation_counter.unwrap());
         let answer = hls::compute(Suite::Suite0, &title, counter, &keys, &challenge).unwrap();
@@ -251,14 +215,9 @@ fn class_9_negatives_do_not_open() {
         assert!(!vector.expects_success());
         let bytes = vector.apdu();
         let apdu = CipheredApdu::parse(&bytes).unwrap();
-        let (encryption, authentication) = (
-            vector.encryption_key(),
-            vector.authentication_key().unwrap(),
-        );
-        let keys = Keys {
-            encryption: &encryption,
-            authentication: &authentication,
-        };
+        let (encryption, authentication) =
+            (vector.encryption_key(), vector.authentication_key().unwrap());
+        let keys = Keys { encryption: &encryption, authentication: &authentication };
         let refused = open(&apdu, &keys, &vector.title());
         assert_eq!(refused, Err(OpenError::NotAuthentic), "{}", vector.id);
     }

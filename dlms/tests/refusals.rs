@@ -20,11 +20,7 @@ fn parse(text: &str) -> Result<(), ParseError> {
 }
 
 fn is_malformed(text: &str, what: &'static str, offset: usize) {
-    assert_eq!(
-        parse(text),
-        Err(ParseError::Malformed { what, offset }),
-        "{text}"
-    );
+    assert_eq!(parse(text), Err(ParseError::Malformed { what, offset }), "{text}");
 }
 
 fn is_unsupported(text: &str, what: Unsupported) {
@@ -36,15 +32,9 @@ fn nothing_and_unknown_tags_are_malformed() {
     is_malformed("", "tag", 0);
     let known = |tag: u8| {
         let whole = format!("{tag:02X}053000000000");
-        !matches!(
-            parse(&whole),
-            Err(ParseError::Malformed { what: "tag", .. })
-        )
+        !matches!(parse(&whole), Err(ParseError::Malformed { what: "tag", .. }))
     };
-    assert_eq!(
-        (0..=255).filter(|tag| known(*tag)).count(),
-        2 * 16 + 5 + PLAIN.len()
-    );
+    assert_eq!((0..=255).filter(|tag| known(*tag)).count(), 2 * 16 + 5 + PLAIN.len());
 }
 
 /// xDLMS without ciphering, and ACSE.
@@ -80,16 +70,10 @@ fn every_cut_of_every_form_is_malformed() {
         "E08100010000020F00".into(),
     ];
     for text in whole {
-        assert!(
-            !matches!(parse(&text), Err(ParseError::Malformed { .. })),
-            "{text}"
-        );
+        assert!(!matches!(parse(&text), Err(ParseError::Malformed { .. })), "{text}");
         for cut in 0..text.len() / 2 {
             let refused = parse(&text[..2 * cut]);
-            assert!(
-                matches!(refused, Err(ParseError::Malformed { .. })),
-                "{text} cut to {cut}"
-            );
+            assert!(matches!(refused, Err(ParseError::Malformed { .. })), "{text} cut to {cut}");
         }
         let refused = parse(&format!("{text}00"));
         assert!(
@@ -104,14 +88,8 @@ fn key_info_that_cannot_be_opened_is_named() {
     let content = &GET[2..];
     let general = |key_info: &str| format!("DD0000000000{key_info}{content}");
     is_unsupported(&general("00"), Unsupported::AbsentKeyInfo);
-    is_unsupported(
-        &general(&format!("01010018{}", "AB".repeat(24))),
-        Unsupported::WrappedKey,
-    );
-    is_unsupported(
-        &general(&format!("0102010181C0{}", "AB".repeat(192))),
-        Unsupported::AgreedKey,
-    );
+    is_unsupported(&general(&format!("01010018{}", "AB".repeat(24))), Unsupported::WrappedKey);
+    is_unsupported(&general(&format!("0102010181C0{}", "AB".repeat(192))), Unsupported::AgreedKey);
     is_unsupported(&general("0102010200"), Unsupported::AgreedKey);
 }
 
@@ -121,16 +99,8 @@ fn key_info_that_is_garbage_is_malformed() {
     is_malformed(&general("02"), "presence of key-info", 6);
     is_malformed(&general("0103"), "choice of key-info", 7);
     is_malformed(&general("010002"), "key-id", 8);
-    is_malformed(
-        &general(&format!("01010118{}", "AB".repeat(24))),
-        "kek-id",
-        8,
-    );
-    is_malformed(
-        &general(&format!("01010017{}", "AB".repeat(23))),
-        "wrapped key",
-        9,
-    );
+    is_malformed(&general(&format!("01010118{}", "AB".repeat(24))), "kek-id", 8);
+    is_malformed(&general(&format!("01010017{}", "AB".repeat(23))), "wrapped key", 9);
     is_malformed(&general("0102010000"), "key-parameters", 8);
     is_malformed(&general("010202010100"), "key-parameters", 8);
     is_malformed(&general("0102010100"), "key-ciphered-data", 10);
@@ -148,24 +118,14 @@ fn a_title_is_eight_bytes_or_none() {
             "originator-system-title",
             2,
         );
-        is_malformed(
-            &format!("DD0000{title}0000010000{}", &GET[2..]),
-            "recipient-system-title",
-            3,
-        );
+        is_malformed(&format!("DD0000{title}0000010000{}", &GET[2..]), "recipient-system-title", 3);
     }
 }
 
 #[test]
 fn the_security_control_byte_is_held_against_the_form() {
     let body = "00000001".to_owned() + &"00".repeat(12);
-    let forms = [
-        ("C8", 2),
-        ("D0", 2),
-        ("DB00", 3),
-        ("DC00", 3),
-        ("DD0000000000010000", 10),
-    ];
+    let forms = [("C8", 2), ("D0", 2), ("DB00", 3), ("DC00", 3), ("DD0000000000010000", 10)];
     for (index, (prefix, offset)) in forms.into_iter().enumerate() {
         let [glo, ded, general_glo, _, general_ciphering] =
             [0, 1, 2, 3, 4].map(|form| form == index);
@@ -207,18 +167,12 @@ fn a_length_that_is_not_that_of_the_rest_is_malformed() {
 #[test]
 fn lengths_that_are_not_minimal_are_accepted_up_to_four_octets() {
     let (ek, ak) = (hex::decode(EK).unwrap(), hex::decode(AK).unwrap());
-    let keys = Keys {
-        encryption: &ek,
-        authentication: &ak,
-    };
+    let keys = Keys { encryption: &ek, authentication: &ak };
     let title: SystemTitle = "4D4D4D0000BC614E".parse().unwrap();
     for len in ["1E", "811E", "82001E", "8300001E", "840000001E"] {
-        for prefix in [
-            "C8",
-            "DB084D4D4D0000BC614E",
-            "DB81084D4D4D0000BC614E",
-            "DB8200084D4D4D0000BC614E",
-        ] {
+        for prefix in
+            ["C8", "DB084D4D4D0000BC614E", "DB81084D4D4D0000BC614E", "DB8200084D4D4D0000BC614E"]
+        {
             let bytes = hex::decode(format!("{prefix}{len}{}", &GET[4..])).unwrap();
             let apdu = CipheredApdu::parse(&bytes).unwrap();
             let plaintext = open(&apdu, &keys, &title).unwrap();
@@ -235,15 +189,9 @@ fn axdr_lengths_have_their_bounds() {
     assert_eq!(read_length(&[0x80]), Err(LengthError::Octets));
     assert_eq!(read_length(&[0x81]), Err(LengthError::Short));
     assert_eq!(read_length(&[0x84, 0, 0, 1]), Err(LengthError::Short));
-    assert_eq!(
-        read_length(&[0x84, 0xFF, 0xFF, 0xFF, 0xFF]),
-        Ok((0xFFFF_FFFF, 5))
-    );
+    assert_eq!(read_length(&[0x84, 0xFF, 0xFF, 0xFF, 0xFF]), Ok((0xFFFF_FFFF, 5)));
     for first in 0x85..=0xFF {
-        assert_eq!(
-            read_length(&[first, 0, 0, 0, 0, 0, 0, 0, 1]),
-            Err(LengthError::Octets)
-        );
+        assert_eq!(read_length(&[first, 0, 0, 0, 0, 0, 0, 0, 1]), Err(LengthError::Octets));
     }
 }
 
@@ -253,17 +201,10 @@ fn encryption_only_is_not_opened_even_if_it_would_decrypt() {
     let (ek, ak) = (hex::decode(EK).unwrap(), hex::decode(AK).unwrap());
     let apdu = CipheredApdu::parse(&bytes).unwrap();
     let title: SystemTitle = "4D4D4D0000BC614E".parse().unwrap();
-    let keys = Keys {
-        encryption: &ek,
-        authentication: &ak,
-    };
+    let keys = Keys { encryption: &ek, authentication: &ak };
     assert_eq!(open(&apdu, &keys, &title), Err(OpenError::NotAuthenticated));
     assert!(decrypt(&apdu, &ek, &title).is_ok());
-    let expected = OpenError::KeyLength {
-        role: KeyRole::Encryption,
-        expected: 16,
-        actual: 15,
-    };
+    let expected = OpenError::KeyLength { role: KeyRole::Encryption, expected: 16, actual: 15 };
     assert_eq!(decrypt(&apdu, &ek[1..], &title), Err(expected));
 }
 
@@ -272,10 +213,7 @@ fn decryption_without_authentication_holds_to_the_title_on_the_wire() {
     let bytes = hex::decode(format!("DB084D4D4D0000BC614E{}", &GET[2..])).unwrap();
     let apdu = CipheredApdu::parse(&bytes).unwrap();
     let other = SystemTitle::new([0; 8]);
-    assert_eq!(
-        decrypt(&apdu, &hex::decode(EK).unwrap(), &other),
-        Err(OpenError::OtherOriginator)
-    );
+    assert_eq!(decrypt(&apdu, &hex::decode(EK).unwrap(), &other), Err(OpenError::OtherOriginator));
 }
 
 #[test]
@@ -322,26 +260,13 @@ fn made(
 
 #[test]
 fn what_contradicts_the_standard_is_not_made() {
-    let keys = Keys {
-        encryption: &[1; 16],
-        authentication: &[2; 16],
-    };
+    let keys = Keys { encryption: &[1; 16], authentication: &[2; 16] };
     let glo = Envelope::Service(ServiceTag::try_from(0xC8).unwrap());
     let ded = Envelope::Service(ServiceTag::try_from(0xD0).unwrap());
     let both = SecurityControl::authenticated_encryption(Suite::Suite0);
-    let none = SecurityControl {
-        authenticated: false,
-        encrypted: false,
-        ..both
-    };
-    let compressed = SecurityControl {
-        compressed: true,
-        ..both
-    };
-    let broadcast = SecurityControl {
-        key_set: KeySet::Broadcast,
-        ..both
-    };
+    let none = SecurityControl { authenticated: false, encrypted: false, ..both };
+    let compressed = SecurityControl { compressed: true, ..both };
+    let broadcast = SecurityControl { key_set: KeySet::Broadcast, ..both };
     let all = [
         glo,
         ded,
@@ -353,16 +278,9 @@ fn what_contradicts_the_standard_is_not_made() {
     for envelope in all {
         assert_eq!(made(envelope, both, keys), Ok(()));
         assert_eq!(made(envelope, none, keys), Err(ProtectError::Unprotected));
-        assert_eq!(
-            made(envelope, compressed, keys),
-            Err(ProtectError::Compression)
-        );
+        assert_eq!(made(envelope, compressed, keys), Err(ProtectError::Compression));
     }
-    for envelope in [
-        ded,
-        Envelope::GeneralDed(None),
-        Envelope::GeneralCiphering(header()),
-    ] {
+    for envelope in [ded, Envelope::GeneralDed(None), Envelope::GeneralCiphering(header())] {
         assert_eq!(made(envelope, broadcast, keys), Err(ProtectError::KeySet));
     }
     for envelope in [glo, Envelope::GeneralGlo(None)] {
@@ -372,25 +290,16 @@ fn what_contradicts_the_standard_is_not_made() {
 
 #[test]
 fn a_title_that_is_not_the_originators_is_not_sent() {
-    let keys = Keys {
-        encryption: &[1; 16],
-        authentication: &[2; 16],
-    };
+    let keys = Keys { encryption: &[1; 16], authentication: &[2; 16] };
     let both = SecurityControl::authenticated_encryption(Suite::Suite0);
     let other = Some(SystemTitle::new([0; 8]));
-    let of_another = GeneralCipheringHeader {
-        originator: other,
-        ..header()
-    };
+    let of_another = GeneralCipheringHeader { originator: other, ..header() };
     for envelope in [
         Envelope::GeneralGlo(other),
         Envelope::GeneralDed(other),
         Envelope::GeneralCiphering(of_another),
     ] {
-        assert_eq!(
-            made(envelope, both, keys),
-            Err(ProtectError::OtherOriginator)
-        );
+        assert_eq!(made(envelope, both, keys), Err(ProtectError::OtherOriginator));
     }
 }
 
@@ -402,27 +311,13 @@ fn keys_that_do_not_fit_the_suite_make_nothing() {
         let expected = suite.key_len();
         for actual in (0..=48).filter(|len| *len != expected) {
             let (right, wrong) = (vec![1; expected], vec![1; actual]);
-            let keys = Keys {
-                encryption: &wrong,
-                authentication: &right,
-            };
+            let keys = Keys { encryption: &wrong, authentication: &right };
             let role = KeyRole::Encryption;
-            let refused = Err(ProtectError::KeyLength {
-                role,
-                expected,
-                actual,
-            });
+            let refused = Err(ProtectError::KeyLength { role, expected, actual });
             assert_eq!(made(envelope, control, keys), refused);
-            let keys = Keys {
-                encryption: &right,
-                authentication: &wrong,
-            };
+            let keys = Keys { encryption: &right, authentication: &wrong };
             let role = KeyRole::Authentication;
-            let refused = Err(ProtectError::KeyLength {
-                role,
-                expected,
-                actual,
-            });
+            let refused = Err(ProtectError::KeyLength { role, expected, actual });
             assert_eq!(made(envelope, control, keys), refused);
         }
     }

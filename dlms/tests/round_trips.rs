@@ -57,10 +57,7 @@ impl Case {
     }
 
     fn keys(&self) -> Keys<'_> {
-        Keys {
-            encryption: &self.encryption,
-            authentication: &self.authentication,
-        }
+        Keys { encryption: &self.encryption, authentication: &self.authentication }
     }
 
     fn protected(&self) -> Vec<u8> {
@@ -83,45 +80,23 @@ impl Case {
             return decrypt(apdu, &self.encryption, &self.title).ok();
         }
         let mut out = Vec::new();
-        apdu.open(&self.keys(), &self.title, self.gc_aad, &mut out)
-            .ok()
-            .map(|()| out)
+        apdu.open(&self.keys(), &self.title, self.gc_aad, &mut out).ok().map(|()| out)
     }
 }
 
 fn case() -> impl Strategy<Value = Case> {
     let shape = (0..5_usize, 0..SERVICES.len(), any::<bool>(), any::<bool>());
-    let control = (
-        0..3_u8,
-        prop::sample::select(vec![(true, true), (true, false), (false, true)]),
-    );
-    let names = (
-        any::<[u8; 8]>(),
-        any::<u32>(),
-        any::<Option<[u8; 8]>>(),
-        any::<bool>(),
-    );
-    let header = [
-        vec(any::<u8>(), 0..140),
-        vec(any::<u8>(), 0..13),
-        vec(any::<u8>(), 0..140),
-    ];
-    let bytes = (
-        any::<[u8; 32]>(),
-        any::<[u8; 32]>(),
-        vec(any::<u8>(), 0..400),
-    );
+    let control = (0..3_u8, prop::sample::select(vec![(true, true), (true, false), (false, true)]));
+    let names = (any::<[u8; 8]>(), any::<u32>(), any::<Option<[u8; 8]>>(), any::<bool>());
+    let header = [vec(any::<u8>(), 0..140), vec(any::<u8>(), 0..13), vec(any::<u8>(), 0..140)];
+    let bytes = (any::<[u8; 32]>(), any::<[u8; 32]>(), vec(any::<u8>(), 0..400));
     (shape, control, names, header, bytes).prop_map(|(shape, control, names, header, bytes)| {
         let (form, service, with_title, broadcast) = shape;
         let (suite, (authenticated, encrypted)) = control;
         let suite = Suite::try_from(suite).unwrap();
         let (title, counter, recipient, omit) = names;
         let (encryption, authentication, plain) = bytes;
-        let key = if broadcast {
-            KeySet::Broadcast
-        } else {
-            KeySet::Unicast
-        };
+        let key = if broadcast { KeySet::Broadcast } else { KeySet::Unicast };
         let has_bit = form == 0 || form == 2;
         let control = SecurityControl {
             suite,
@@ -140,11 +115,7 @@ fn case() -> impl Strategy<Value = Case> {
             counter,
             encryption: encryption[..suite.key_len()].to_vec(),
             authentication: authentication[..suite.key_len()].to_vec(),
-            gc_aad: if omit {
-                GeneralCipheringAad::OmitHeader
-            } else {
-                GeneralCipheringAad::Spec
-            },
+            gc_aad: if omit { GeneralCipheringAad::OmitHeader } else { GeneralCipheringAad::Spec },
             header,
             recipient: recipient.map(SystemTitle::new),
             plain,
@@ -268,22 +239,7 @@ proptest! {
 
 /// Lengths of every number of octets alike, and the borders between them.
 fn length() -> impl Strategy<Value = u32> {
-    let borders = vec![
-        0,
-        0x7F,
-        0x80,
-        0xFF,
-        0x100,
-        0xFFFF,
-        0x1_0000,
-        0xFF_FFFF,
-        0x100_0000,
-        u32::MAX,
-    ];
-    prop_oneof![
-        0..0x80_u32,
-        0..0x1_0000_u32,
-        any::<u32>(),
-        prop::sample::select(borders)
-    ]
+    let borders =
+        vec![0, 0x7F, 0x80, 0xFF, 0x100, 0xFFFF, 0x1_0000, 0xFF_FFFF, 0x100_0000, u32::MAX];
+    prop_oneof![0..0x80_u32, 0..0x1_0000_u32, any::<u32>(), prop::sample::select(borders)]
 }

@@ -36,10 +36,7 @@ impl Sample {
     fn made(envelope: Envelope<'_>, control: SecurityControl) -> Self {
         let len = control.suite.key_len();
         let (encryption, authentication) = (vec![0x5A; len], vec![0xC3; len]);
-        let keys = Keys {
-            encryption: &encryption,
-            authentication: &authentication,
-        };
+        let keys = Keys { encryption: &encryption, authentication: &authentication };
         let title = TITLE;
         let protection = Protection {
             envelope,
@@ -50,28 +47,13 @@ impl Sample {
         };
         let counter = FreshCounter::promise_never_used_under_this_key_and_title(0x0102_0304);
         let mut apdu = Vec::new();
-        protect(
-            &protection,
-            counter,
-            b"a plain APDU, longer than a block",
-            &mut apdu,
-        )
-        .unwrap();
+        protect(&protection, counter, b"a plain APDU, longer than a block", &mut apdu).unwrap();
         let name = format!("{envelope:?} {control:?}");
-        Self {
-            name,
-            apdu,
-            encryption,
-            authentication,
-            title,
-        }
+        Self { name, apdu, encryption, authentication, title }
     }
 
     fn keys(&self) -> Keys<'_> {
-        Keys {
-            encryption: &self.encryption,
-            authentication: &self.authentication,
-        }
+        Keys { encryption: &self.encryption, authentication: &self.authentication }
     }
 
     /// Opens `apdu` in place of its own, as a receiver does that trusts the title on the wire.
@@ -92,10 +74,7 @@ const TITLE: SystemTitle = SystemTitle::new(*b"ABC\x00\x01\x02\x03\x04");
 
 /// The published ones, and one of each form and protection that nobody published.
 fn samples() -> Vec<Sample> {
-    let published: Vec<_> = authenticated_vectors()
-        .iter()
-        .map(Sample::published)
-        .collect();
+    let published: Vec<_> = authenticated_vectors().iter().map(Sample::published).collect();
     let header = GeneralCipheringHeader {
         transaction_id: &[1, 2, 3, 4, 5, 6, 7, 8],
         originator: Some(TITLE),
@@ -112,15 +91,13 @@ fn samples() -> Vec<Sample> {
         Envelope::GeneralCiphering(header),
     ];
     let made = envelopes.into_iter().flat_map(|envelope| {
-        [Suite::Suite0, Suite::Suite1, Suite::Suite2]
-            .into_iter()
-            .flat_map(move |suite| {
-                [
-                    SecurityControl::authenticated_encryption(suite),
-                    SecurityControl::authentication_only(suite),
-                ]
-                .map(|control| Sample::made(envelope, control))
-            })
+        [Suite::Suite0, Suite::Suite1, Suite::Suite2].into_iter().flat_map(move |suite| {
+            [
+                SecurityControl::authenticated_encryption(suite),
+                SecurityControl::authentication_only(suite),
+            ]
+            .map(|control| Sample::made(envelope, control))
+        })
     });
     published.into_iter().chain(made).collect()
 }
@@ -177,14 +154,8 @@ fn a_flipped_key_id_asks_for_the_other_key() {
     let mut forged = sample.apdu.clone();
     assert_eq!(forged[..9], [0xDD, 0, 0, 0, 0, 0, 1, 0, 1]);
     forged[8] = 0;
-    assert_eq!(
-        CipheredApdu::parse(&sample.apdu).unwrap().key_set(),
-        KeySet::Broadcast
-    );
-    assert_eq!(
-        CipheredApdu::parse(&forged).unwrap().key_set(),
-        KeySet::Unicast
-    );
+    assert_eq!(CipheredApdu::parse(&sample.apdu).unwrap().key_set(), KeySet::Broadcast);
+    assert_eq!(CipheredApdu::parse(&forged).unwrap().key_set(), KeySet::Unicast);
 }
 
 #[test]
@@ -203,11 +174,7 @@ fn each_flipped_bit_of_the_security_control_byte_has_its_own_refusal() {
             match bit {
                 0 | 1 => match Suite::try_from(control.suite.number() ^ (1 << bit)) {
                     Err(reserved) => {
-                        assert_eq!(
-                            refusal,
-                            unsupported(Unsupported::Suite(reserved.0)),
-                            "{name}"
-                        );
+                        assert_eq!(refusal, unsupported(Unsupported::Suite(reserved.0)), "{name}");
                     }
                     Ok(suite) if suite.key_len() != control.suite.key_len() => {
                         assert!(
@@ -222,11 +189,7 @@ fn each_flipped_bit_of_the_security_control_byte_has_its_own_refusal() {
                     assert_eq!(refusal, unsupported(Unsupported::Suite(reserved)), "{name}");
                 }
                 4 if control.encrypted => {
-                    assert_eq!(
-                        refusal,
-                        Refusal::Open(OpenError::NotAuthenticated),
-                        "{name}"
-                    );
+                    assert_eq!(refusal, Refusal::Open(OpenError::NotAuthenticated), "{name}");
                 }
                 4 if form == dlms::Form::GeneralCiphering => {
                     assert_eq!(refusal, unsupported(Unsupported::Unprotected), "{name}");
@@ -257,12 +220,7 @@ fn an_apdu_of_another_originator_does_not_open() {
                 Some(_) => OpenError::OtherOriginator,
                 None => OpenError::NotAuthentic,
             };
-            assert_eq!(
-                open(&apdu, &sample.keys(), &other),
-                Err(reason),
-                "{}",
-                sample.name
-            );
+            assert_eq!(open(&apdu, &sample.keys(), &other), Err(reason), "{}", sample.name);
         }
     }
 }
@@ -273,17 +231,9 @@ fn an_apdu_does_not_open_under_an_authentication_key_with_one_bit_flipped() {
         let apdu = CipheredApdu::parse(&sample.apdu).unwrap();
         for bit in 0..sample.authentication.len() * 8 {
             let authentication = with_bit_flipped(&sample.authentication, bit);
-            let keys = Keys {
-                encryption: &sample.encryption,
-                authentication: &authentication,
-            };
+            let keys = Keys { encryption: &sample.encryption, authentication: &authentication };
             let refused = open(&apdu, &keys, &sample.title);
-            assert_eq!(
-                refused,
-                Err(OpenError::NotAuthentic),
-                "{} bit {bit}",
-                sample.name
-            );
+            assert_eq!(refused, Err(OpenError::NotAuthentic), "{} bit {bit}", sample.name);
         }
     }
 }
@@ -295,14 +245,8 @@ fn keys_of_every_other_length_are_refused() {
         for len in (0..=64).filter(|len| *len != sample.encryption.len()) {
             let other = vec![0x5A; len];
             let [short_encryption, short_authentication] = [
-                Keys {
-                    encryption: &other,
-                    ..sample.keys()
-                },
-                Keys {
-                    authentication: &other,
-                    ..sample.keys()
-                },
+                Keys { encryption: &other, ..sample.keys() },
+                Keys { authentication: &other, ..sample.keys() },
             ]
             .map(|keys| open(&apdu, &keys, &sample.title));
             for refused in [short_encryption, short_authentication] {
@@ -324,10 +268,7 @@ fn a_tag_shortened_to_any_length_does_not_open() {
             let right = matches!(
                 refusal,
                 Refusal::Open(OpenError::NotAuthentic)
-                    | Refusal::Parse(ParseError::Malformed {
-                        what: "authentication tag",
-                        ..
-                    })
+                    | Refusal::Parse(ParseError::Malformed { what: "authentication tag", .. })
             );
             assert!(right, "{} less {missing}: {refusal:?}", sample.name);
         }
@@ -357,33 +298,20 @@ fn a_tag_is_twelve_bytes_and_a_nonce_twelve_whoever_asks() {
 #[test]
 fn an_hls_answer_with_any_one_bit_flipped_or_missing_is_not_accepted() {
     for vector in vectors("5", "hls-gmac") {
-        let (encryption, authentication) = (
-            vector.encryption_key(),
-            vector.authentication_key().unwrap(),
-        );
-        let keys = Keys {
-            encryption: &encryption,
-            authentication: &authentication,
-        };
+        let (encryption, authentication) =
+            (vector.encryption_key(), vector.authentication_key().unwrap());
+        let keys = Keys { encryption: &encryption, authentication: &authentication };
         let (title, challenge, answer) = (vector.title(), vector.challenge(), vector.answer());
         let verify = |challenge: &[u8], answer: &[u8]| {
             hls::verify(Suite::Suite0, &title, &keys, challenge, answer)
         };
         for bit in 0..answer.len() * 8 {
             let forged = with_bit_flipped(&answer, bit);
-            assert_eq!(
-                verify(&challenge, &forged),
-                Err(HlsError::NotAuthentic),
-                "bit {bit}"
-            );
+            assert_eq!(verify(&challenge, &forged), Err(HlsError::NotAuthentic), "bit {bit}");
         }
         for bit in 0..challenge.len() * 8 {
             let other = with_bit_flipped(&challenge, bit);
-            assert_eq!(
-                verify(&other, &answer),
-                Err(HlsError::NotAuthentic),
-                "bit {bit}"
-            );
+            assert_eq!(verify(&other, &answer), Err(HlsError::NotAuthentic), "bit {bit}");
         }
         for len in 0..answer.len() {
             let refused = verify(&challenge, &answer[..len]);
@@ -397,10 +325,7 @@ fn an_hls_answer_with_any_one_bit_flipped_or_missing_is_not_accepted() {
 
 #[test]
 fn an_hls_challenge_is_8_to_64_bytes() {
-    let keys = Keys {
-        encryption: &[1; 32],
-        authentication: &[2; 32],
-    };
+    let keys = Keys { encryption: &[1; 32], authentication: &[2; 32] };
     for len in 0..=80 {
         let counter = FreshCounter::promise_never_used_under_this_key_and_title(1);
         let answer = hls::compute(Suite::Suite2, &TITLE, counter, &keys, &vec![3; len]);

@@ -38,10 +38,7 @@ struct Test {
 
 fn tests(text: &str) -> Vec<Test> {
     let file: File<Test> = serde_json::from_str(text).unwrap();
-    file.groups
-        .into_iter()
-        .flat_map(|group| group.tests)
-        .collect()
+    file.groups.into_iter().flat_map(|group| group.tests).collect()
 }
 
 fn bytes(text: &str) -> Vec<u8> {
@@ -159,19 +156,14 @@ fn gcm_takes_what_is_valid_and_nothing_else() {
                 assert_eq!(out, bytes(&test.msg), "{id}");
                 assert!(
                     test.result == "valid"
-                        || ONLY_THE_LAST_BYTES_ARE_WRONG
-                            .iter()
-                            .any(|ids| ids.contains(&id)),
+                        || ONLY_THE_LAST_BYTES_ARE_WRONG.iter().any(|ids| ids.contains(&id)),
                     "{id}"
                 );
             }
             Err(GcmError::NotAuthentic) => {
                 tally.not_authentic += 1;
                 assert_eq!(test.result, "invalid", "{id}");
-                assert!(
-                    out.iter().all(|byte| *byte == 0xEE),
-                    "{id}: nothing was written"
-                );
+                assert!(out.iter().all(|byte| *byte == 0xEE), "{id}: nothing was written");
             }
             Err(GcmError::NonceLength { actual }) => {
                 tally.refused_by_length += 1;
@@ -184,26 +176,14 @@ fn gcm_takes_what_is_valid_and_nothing_else() {
 }
 
 /// 165 cases: key encryption keys of 128 and 256 bits, keys of 128 and 256 bits.
-const KEY_WRAP: Tally = Tally {
-    accepted: 15,
-    not_authentic: 36,
-    refused_by_length: 114,
-};
+const KEY_WRAP: Tally = Tally { accepted: 15, not_authentic: 36, refused_by_length: 114 };
 
 /// 311 cases: keys of 128 and 256 bits, 102 cases each; the rest are keys of other lengths.
-const CMAC: Tally = Tally {
-    accepted: 42,
-    not_authentic: 162,
-    refused_by_length: 107,
-};
+const CMAC: Tally = Tally { accepted: 42, not_authentic: 162, refused_by_length: 107 };
 
 /// 316 cases: 67 with keys of 128 bits and 66 with keys of 256 bits have nonces of 96 bits; the rest are
 /// other nonces and keys of 192 bits.
-const GCM: Tally = Tally {
-    accepted: 93,
-    not_authentic: 40,
-    refused_by_length: 183,
-};
+const GCM: Tally = Tally { accepted: 93, not_authentic: 40, refused_by_length: 183 };
 
 /// "Flipped bit 96…127 in tag": behind the twelfth byte, which DLMS does not send.
 const ONLY_THE_LAST_BYTES_ARE_WRONG: [RangeInclusive<u32>; 2] = [53..=59, 142..=148];

@@ -33,12 +33,7 @@ impl Apdu {
         if bytes.len() > Self::LEN_MAX {
             return Err(ApduTooLong(bytes.len()));
         }
-        Ok(Self {
-            bytes,
-            meter_id: None,
-            system_title: None,
-            security_setup: None,
-        })
+        Ok(Self { bytes, meter_id: None, system_title: None, security_setup: None })
     }
 
     /// Names the meter by the operator's name.
@@ -92,12 +87,7 @@ impl Apdu {
 
 impl fmt::Debug for Apdu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            bytes,
-            meter_id,
-            system_title,
-            security_setup,
-        } = self;
+        let Self { bytes, meter_id, system_title, security_setup } = self;
         f.debug_struct("Apdu")
             .field("len", &bytes.len())
             .field("meter_id", meter_id)
@@ -131,10 +121,7 @@ impl Header {
                 }
                 let (&key_info, after) = rest.split_first()?;
                 if key_info != 0 {
-                    return Some(Self {
-                        originator,
-                        invocation_counter: None,
-                    });
+                    return Some(Self { originator, invocation_counter: None });
                 }
                 rest = after;
             }
@@ -142,10 +129,7 @@ impl Header {
         }
         let secured = octets(&mut rest);
         let counter = secured.and_then(|secured| secured.get(1..5)?.try_into().ok());
-        Some(Self {
-            originator,
-            invocation_counter: counter.map(u32::from_be_bytes),
-        })
+        Some(Self { originator, invocation_counter: counter.map(u32::from_be_bytes) })
     }
 }
 
@@ -160,9 +144,7 @@ fn octets<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
             return None;
         }
         tail = after;
-        digits
-            .iter()
-            .fold(0, |len, digit| len << 8 | usize::from(*digit))
+        digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit))
     };
     let (octets, after) = tail.split_at_checked(len)?;
     *rest = after;
@@ -321,13 +303,7 @@ mod tests {
     #[test]
     fn a_glo_get_request_has_a_counter_and_no_title() {
         let header = header("C80730000000010102");
-        assert_eq!(
-            header,
-            Header {
-                originator: None,
-                invocation_counter: Some(1)
-            }
-        );
+        assert_eq!(header, Header { originator: None, invocation_counter: Some(1) });
     }
 
     #[test]
@@ -341,10 +317,7 @@ mod tests {
 
     #[test]
     fn more_bytes_than_an_apdu_has_are_not_an_apdu() {
-        assert_eq!(
-            Apdu::new(vec![0; Apdu::LEN_MAX + 1]),
-            Err(ApduTooLong(Apdu::LEN_MAX + 1))
-        );
+        assert_eq!(Apdu::new(vec![0; Apdu::LEN_MAX + 1]), Err(ApduTooLong(Apdu::LEN_MAX + 1)));
     }
 
     proptest! {

@@ -151,10 +151,7 @@ impl CallError {
         let reason = describe(status);
         match status.code() {
             Code::Unavailable => Self::Unreachable { reason },
-            Code::ResourceExhausted => Self::Busy {
-                reason,
-                retry_after: retry_after(status),
-            },
+            Code::ResourceExhausted => Self::Busy { reason, retry_after: retry_after(status) },
             Code::DeadlineExceeded => Self::DeadlineExceeded,
             Code::Cancelled if timed_out(status) => Self::DeadlineExceeded,
             Code::PermissionDenied | Code::Unauthenticated => Self::PermissionDenied { reason },
@@ -164,15 +161,9 @@ impl CallError {
             | Code::FailedPrecondition
             | Code::Aborted
             | Code::OutOfRange
-            | Code::Unimplemented => Self::Refused {
-                code: word(status),
-                reason,
-            },
+            | Code::Unimplemented => Self::Refused { code: word(status), reason },
             Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
-                Self::Service {
-                    code: word(status),
-                    reason,
-                }
+                Self::Service { code: word(status), reason }
             }
         }
     }
@@ -205,18 +196,10 @@ fn describe(status: &Status) -> String {
     let mut text = status.message().to_owned();
     for cause in sources(status).map(ToString::to_string) {
         if !cause.is_empty() && !text.contains(&cause) {
-            text = if text.is_empty() {
-                cause
-            } else {
-                format!("{text}: {cause}")
-            };
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    if text.is_empty() {
-        status.code().description().to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { status.code().description().to_owned() } else { text }
 }
 
 /// `ErrorInfo.reason`, else the name of the code.
@@ -244,10 +227,7 @@ mod tests {
     fn error_info_is_the_code_of_a_refusal() {
         let details = ErrorDetails::with_error_info("TEST_KEY", "ami.kms.v1", []);
         let status = Status::with_error_details(Code::InvalidArgument, "a test key", details);
-        let refused = CallError::Refused {
-            code: "TEST_KEY".into(),
-            reason: "a test key".into(),
-        };
+        let refused = CallError::Refused { code: "TEST_KEY".into(), reason: "a test key".into() };
         assert_eq!(CallError::from_status(&status), refused);
     }
 

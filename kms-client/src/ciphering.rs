@@ -50,11 +50,7 @@ impl Default for StreamOptions {
     /// 1,024 in a batch, since the cost of a message is then lost in the noise; four in flight, so
     /// that client, wire and service are busy at once; 5 ms, which nobody who streams will notice.
     fn default() -> Self {
-        Self {
-            batch_size: 1_024,
-            batches_in_flight: 4,
-            flush_after: Duration::from_millis(5),
-        }
+        Self { batch_size: 1_024, batches_in_flight: 4, flush_after: Duration::from_millis(5) }
     }
 }
 
@@ -209,9 +205,7 @@ async fn one_batch<Q: Question>(
     transport: &Transport,
     apdus: Vec<Apdu>,
 ) -> Result<Vec<Q::Answer>, CallError> {
-    let reply = transport
-        .call(Safety::Repeatable, pack(&apdus, 0), Q::ask)
-        .await?;
+    let reply = transport.call(Safety::Repeatable, pack(&apdus, 0), Q::ask).await?;
     Ok(Q::unpack(&apdus, reply)?)
 }
 
@@ -227,15 +221,7 @@ pub(crate) fn stream<Q: Question>(
         flush_after: options.flush_after,
         patience: transport.deadline(),
     };
-    start(
-        transport,
-        Asking::<Q> {
-            next_tag: 0,
-            question: PhantomData,
-        },
-        bounds,
-        apdus,
-    )
+    start(transport, Asking::<Q> { next_tag: 0, question: PhantomData }, bounds, apdus)
 }
 
 /// The flow of APDUs. Tags count up, so that an answer out of turn is noticed.
@@ -275,9 +261,7 @@ impl<Q: Question> Flow for Asking<Q> {
         channel: Channel,
         outbound: UnboundedReceiverStream<v1::ApduBatch>,
     ) -> Result<Streaming<Q::Reply>, Status> {
-        Q::ask_stream(channel, outbound)
-            .await
-            .map(Response::into_inner)
+        Q::ask_stream(channel, outbound).await.map(Response::into_inner)
     }
 
     fn accept(
@@ -285,10 +269,7 @@ impl<Q: Question> Flow for Asking<Q> {
         pending: &mut VecDeque<Asked>,
         reply: Q::Reply,
     ) -> Result<Vec<Q::Answer>, ProtocolError> {
-        let Asked {
-            tag: expected,
-            apdus,
-        } = pending.pop_front().ok_or(ProtocolError::Unasked)?;
+        let Asked { tag: expected, apdus } = pending.pop_front().ok_or(ProtocolError::Unasked)?;
         let found = Q::tag(&reply);
         if found != expected {
             return Err(ProtocolError::OutOfOrder { expected, found });
@@ -304,30 +285,20 @@ fn weight(apdu: &Apdu) -> usize {
 }
 
 fn id_or_empty(apdu: &Apdu) -> String {
-    apdu.meter_id
-        .as_ref()
-        .map(ToString::to_string)
-        .unwrap_or_default()
+    apdu.meter_id.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 fn title_or_empty(apdu: &Apdu) -> bytes::Bytes {
-    apdu.system_title
-        .map(|title| title.as_bytes().to_vec())
-        .unwrap_or_default()
-        .into()
+    apdu.system_title.map(|title| title.as_bytes().to_vec()).unwrap_or_default().into()
 }
 
 /// Setup 0 on the wire may also mean: none took part.
 fn known_setup(verdict: Verdict, setup: u32, apdu: &Apdu) -> Option<u32> {
     let took_part = verdict.opened() || setup != 0;
-    took_part
-        .then_some(setup)
-        .or(apdu.security_setup.map(u32::from))
+    took_part.then_some(setup).or(apdu.security_setup.map(u32::from))
 }
 
 /// Counter 0 on the wire may also mean: none was read.
 fn known_counter(counter: u32, apdu: &Apdu) -> Option<u32> {
-    Some(counter)
-        .filter(|counter| *counter != 0)
-        .or_else(|| apdu.header().invocation_counter)
+    Some(counter).filter(|counter| *counter != 0).or_else(|| apdu.header().invocation_counter)
 }

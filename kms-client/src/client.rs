@@ -27,29 +27,20 @@ impl KmsClient {
     /// Checks the settings and reaches the first endpoint that answers.
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         let transport = Arc::new(Transport::connect(&config).await?);
-        Ok(Self {
-            transport,
-            options: StreamOptions::default(),
-        })
+        Ok(Self { transport, options: StreamOptions::default() })
     }
 
     /// Checks the settings; connections are made by the first call. Must be called within a Tokio
     /// runtime.
     pub fn connect_lazy(config: ClientConfig) -> Result<Self, ConfigError> {
         let transport = Arc::new(Transport::new(&config)?);
-        Ok(Self {
-            transport,
-            options: StreamOptions::default(),
-        })
+        Ok(Self { transport, options: StreamOptions::default() })
     }
 
     /// The same connections, with batches and streams cut otherwise.
     #[must_use]
     pub fn with_options(&self, options: StreamOptions) -> Self {
-        Self {
-            transport: Arc::clone(&self.transport),
-            options,
-        }
+        Self { transport: Arc::clone(&self.transport), options }
     }
 
     /// Opens one APDU.
@@ -112,9 +103,7 @@ impl KmsClient {
         let send = |channel, request| async move {
             ciphering::client(channel).decrypt_batch(request).await
         };
-        let call = self
-            .transport
-            .call(Safety::Repeatable, batch.0.clone(), send);
+        let call = self.transport.call(Safety::Repeatable, batch.0.clone(), send);
         call.await.map(PackedReply)
     }
 
@@ -127,9 +116,7 @@ impl KmsClient {
         let channel = self.transport.tries(Safety::Once, None).channel();
         let request = Request::new(batches.map(|batch| batch.0));
         let replies = ciphering::client(channel).decrypt_stream(request).await;
-        let replies = replies
-            .map_err(|status| CallError::from_status(&status))?
-            .into_inner();
+        let replies = replies.map_err(|status| CallError::from_status(&status))?.into_inner();
         Ok(replies.map(|reply| match reply {
             Ok(reply) => Ok(PackedReply(reply)),
             Err(status) => Err(CallError::from_status(&status)),
@@ -147,8 +134,6 @@ impl KmsClient {
 
 impl std::fmt::Debug for KmsClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KmsClient")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("KmsClient").field("options", &self.options).finish_non_exhaustive()
     }
 }

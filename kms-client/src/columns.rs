@@ -74,33 +74,20 @@ impl PackedReply {
 /// Columns of `apdus`. A column that would say nothing is left out.
 pub(crate) fn pack(apdus: &[Apdu], tag: u64) -> v1::ApduBatch {
     let mut bytes = Vec::with_capacity(apdus.iter().map(|apdu| apdu.bytes.len()).sum());
-    let mut batch = v1::ApduBatch {
-        tag,
-        ..Default::default()
-    };
+    let mut batch = v1::ApduBatch { tag, ..Default::default() };
     batch.lengths.reserve_exact(apdus.len());
     for apdu in apdus {
         bytes.extend_from_slice(&apdu.bytes);
         // Fits: `Apdu::LEN_MAX` is far below 2^32.
-        batch
-            .lengths
-            .push(u32::try_from(apdu.bytes.len()).unwrap_or(u32::MAX));
+        batch.lengths.push(u32::try_from(apdu.bytes.len()).unwrap_or(u32::MAX));
     }
     batch.apdus = bytes.into();
     if apdus.iter().any(|apdu| apdu.system_title.is_some()) {
-        let title = |apdu: &Apdu| {
-            apdu.system_title
-                .map_or(NO_TITLE, |title| *title.as_bytes())
-        };
+        let title = |apdu: &Apdu| apdu.system_title.map_or(NO_TITLE, |title| *title.as_bytes());
         batch.system_titles = apdus.iter().flat_map(title).collect::<Vec<u8>>().into();
     }
     if apdus.iter().any(|apdu| apdu.meter_id.is_some()) {
-        let id = |apdu: &Apdu| {
-            apdu.meter_id
-                .as_ref()
-                .map_or("", |id| id.as_str())
-                .to_owned()
-        };
+        let id = |apdu: &Apdu| apdu.meter_id.as_ref().map_or("", |id| id.as_str()).to_owned();
         batch.meter_ids = apdus.iter().map(id).collect();
     }
     if apdus.iter().any(|apdu| apdu.security_setup.is_some()) {
@@ -128,29 +115,16 @@ pub(crate) fn unpack_opened(
     check_len("lengths", lengths.len(), apdus.len())?;
     let sum: u64 = lengths.iter().map(|len| u64::from(*len)).sum();
     if sum != plaintexts.len() as u64 {
-        return Err(ProtocolError::LengthSum {
-            sum,
-            found: plaintexts.len(),
-        });
+        return Err(ProtocolError::LengthSum { sum, found: plaintexts.len() });
     }
-    let columns = Columns {
-        verdicts,
-        encryption_key_versions,
-        authentication_key_versions,
-        flags,
-        reasons,
-    };
+    let columns =
+        Columns { verdicts, encryption_key_versions, authentication_key_versions, flags, reasons };
     let checked = columns.unpack(apdus)?;
     let open = |(index, (checked, len)): (usize, (Checked, u32))| {
         let plaintext = plaintexts.split_to(len as usize);
         opened(index, checked, plaintext)
     };
-    checked
-        .into_iter()
-        .zip(lengths)
-        .enumerate()
-        .map(open)
-        .collect()
+    checked.into_iter().zip(lengths).enumerate().map(open).collect()
 }
 
 /// Verdicts alone, in the order of `apdus`.
@@ -166,13 +140,8 @@ pub(crate) fn unpack_checked(
         reasons,
         tag: _,
     } = reply;
-    let columns = Columns {
-        verdicts,
-        encryption_key_versions,
-        authentication_key_versions,
-        flags,
-        reasons,
-    };
+    let columns =
+        Columns { verdicts, encryption_key_versions, authentication_key_versions, flags, reasons };
     columns.unpack(apdus)
 }
 
@@ -185,16 +154,9 @@ pub(crate) fn opened(
     let verdict = checked.verdict;
     if !verdict.opened() && !plaintext.is_empty() {
         let what = "a plaintext";
-        return Err(ProtocolError::Contradiction {
-            index,
-            what,
-            verdict: verdict.name(),
-        });
+        return Err(ProtocolError::Contradiction { index, what, verdict: verdict.name() });
     }
-    Ok(Opened {
-        checked,
-        plaintext: verdict.opened().then_some(plaintext),
-    })
+    Ok(Opened { checked, plaintext: verdict.opened().then_some(plaintext) })
 }
 
 /// The columns that both replies have.
@@ -238,8 +200,7 @@ impl Columns {
         }
         for v1::ItemReason { index, reason } in self.reasons {
             let item = checked.get_mut(index as usize);
-            item.ok_or(ProtocolError::ReasonIndex { index, items })?
-                .reason = Some(reason);
+            item.ok_or(ProtocolError::ReasonIndex { index, items })?.reason = Some(reason);
         }
         Ok(checked)
     }
@@ -254,16 +215,8 @@ pub(crate) fn agreed(
     let authenticated = verdict == Verdict::Ok;
     match flag {
         Some(flag) if flag != authenticated => {
-            let what = if flag {
-                "an authenticated flag"
-            } else {
-                "no authenticated flag"
-            };
-            Err(ProtocolError::Contradiction {
-                index,
-                what,
-                verdict: verdict.name(),
-            })
+            let what = if flag { "an authenticated flag" } else { "no authenticated flag" };
+            Err(ProtocolError::Contradiction { index, what, verdict: verdict.name() })
         }
         _ => Ok(authenticated),
     }
@@ -284,15 +237,7 @@ pub(crate) fn version(number: Option<&u32>) -> Option<u32> {
 }
 
 fn check_len(column: &'static str, found: usize, items: usize) -> Result<(), ProtocolError> {
-    if found == items {
-        Ok(())
-    } else {
-        Err(ProtocolError::ColumnLength {
-            column,
-            found,
-            items,
-        })
-    }
+    if found == items { Ok(()) } else { Err(ProtocolError::ColumnLength { column, found, items }) }
 }
 
 fn check_optional_len(
@@ -300,11 +245,7 @@ fn check_optional_len(
     found: usize,
     items: usize,
 ) -> Result<(), ProtocolError> {
-    if found == 0 {
-        Ok(())
-    } else {
-        check_len(column, found, items)
-    }
+    if found == 0 { Ok(()) } else { check_len(column, found, items) }
 }
 
 #[cfg(test)]

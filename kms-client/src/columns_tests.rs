@@ -6,9 +6,7 @@ use super::*;
 use crate::names::MeterId;
 
 fn apdus(count: usize) -> Vec<Apdu> {
-    (0..count)
-        .map(|index| Apdu::new(vec![0xC8; index]).unwrap())
-        .collect()
+    (0..count).map(|index| Apdu::new(vec![0xC8; index]).unwrap()).collect()
 }
 
 fn reply(items: usize) -> v1::DecryptBatchResponse {
@@ -36,15 +34,12 @@ fn an_answer_of_good_columns_is_taken_apart_in_order() {
 
 #[test]
 fn no_column_of_another_length_is_accepted() {
-    let spoil: [(&str, fn(&mut v1::DecryptBatchResponse)); 5] = [
+    type Spoil = fn(&mut v1::DecryptBatchResponse);
+    let spoil: [(&str, Spoil); 5] = [
         ("lengths", |reply| reply.lengths.push(0)),
         ("verdicts", |reply| reply.verdicts = vec![1; 2].into()),
-        ("encryption_key_versions", |reply| {
-            reply.encryption_key_versions.push(1)
-        }),
-        ("authentication_key_versions", |reply| {
-            reply.authentication_key_versions.truncate(1)
-        }),
+        ("encryption_key_versions", |reply| reply.encryption_key_versions.push(1)),
+        ("authentication_key_versions", |reply| reply.authentication_key_versions.truncate(1)),
         ("flags", |reply| reply.flags = vec![1; 4].into()),
     ];
     for (name, spoil) in spoil {
@@ -63,13 +58,7 @@ fn lengths_that_do_not_sum_to_the_bytes_are_refused() {
     let mut reply = reply(2);
     reply.lengths = vec![2, u32::MAX];
     let error = unpack_opened(&apdus(2), reply).unwrap_err();
-    assert_eq!(
-        error,
-        ProtocolError::LengthSum {
-            sum: 2 + u64::from(u32::MAX),
-            found: 4
-        }
-    );
+    assert_eq!(error, ProtocolError::LengthSum { sum: 2 + u64::from(u32::MAX), found: 4 });
 }
 
 #[test]
@@ -78,10 +67,7 @@ fn a_plaintext_whose_tag_did_not_verify_is_not_handed_on() {
     reply.verdicts = vec![1, 3].into();
     reply.flags = vec![AUTHENTICATED, 0].into();
     let error = unpack_opened(&apdus(2), reply).unwrap_err();
-    assert!(
-        matches!(error, ProtocolError::Contradiction { index: 1, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, ProtocolError::Contradiction { index: 1, .. }), "{error}");
 }
 
 #[test]
@@ -91,20 +77,14 @@ fn a_verdict_and_a_flag_that_disagree_are_refused() {
         reply.verdicts = vec![verdict].into();
         reply.flags = vec![flag].into();
         let error = unpack_opened(&apdus(1), reply).unwrap_err();
-        assert!(
-            matches!(error, ProtocolError::Contradiction { .. }),
-            "{verdict} {flag}"
-        );
+        assert!(matches!(error, ProtocolError::Contradiction { .. }), "{verdict} {flag}");
     }
 }
 
 #[test]
 fn a_reason_for_an_item_that_was_not_asked_about_is_refused() {
     let mut reply = reply(2);
-    reply.reasons.push(v1::ItemReason {
-        index: 2,
-        reason: "x".into(),
-    });
+    reply.reasons.push(v1::ItemReason { index: 2, reason: "x".into() });
     let error = unpack_opened(&apdus(2), reply).unwrap_err();
     assert_eq!(error, ProtocolError::ReasonIndex { index: 2, items: 2 });
 }

@@ -116,25 +116,15 @@ impl ClientConfig {
     }
 
     fn check(section: Section, base: &Path) -> Result<Self, ConfigError> {
-        let Section {
-            endpoints,
-            ca,
-            certificate,
-            private_key,
-            server_name,
-            deadline_ms,
-            retries,
-        } = section;
+        let Section { endpoints, ca, certificate, private_key, server_name, deadline_ms, retries } =
+            section;
         if endpoints.is_empty() {
             return Err(ConfigError::NoEndpoints);
         }
         if endpoints.len() > Self::ENDPOINTS_MAX {
             return Err(ConfigError::TooManyEndpoints(endpoints.len()));
         }
-        if let Some(bad) = endpoints
-            .iter()
-            .find(|endpoint| !is_https_host_port(endpoint))
-        {
+        if let Some(bad) = endpoints.iter().find(|endpoint| !is_https_host_port(endpoint)) {
             return Err(ConfigError::Endpoint(bad.clone()));
         }
         if !(1..=Self::DEADLINE_MS_MAX).contains(&deadline_ms) {
@@ -175,9 +165,8 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
 }
 
 fn is_https_host_port(endpoint: &str) -> bool {
-    let Some((host, port)) = endpoint
-        .strip_prefix("https://")
-        .and_then(|rest| rest.rsplit_once(':'))
+    let Some((host, port)) =
+        endpoint.strip_prefix("https://").and_then(|rest| rest.rsplit_once(':'))
     else {
         return false;
     };
@@ -226,16 +215,8 @@ mod tests {
 
     #[test]
     fn an_endpoint_without_tls_or_port_is_not_an_endpoint() {
-        for bad in [
-            "http://localhost:7443",
-            "https://localhost",
-            "localhost:7443",
-            "https://:1",
-        ] {
-            assert!(matches!(
-                with("https://localhost:7443", bad),
-                ConfigError::Endpoint(_)
-            ));
+        for bad in ["http://localhost:7443", "https://localhost", "localhost:7443", "https://:1"] {
+            assert!(matches!(with("https://localhost:7443", bad), ConfigError::Endpoint(_)));
         }
         let error = with("\"https://localhost:7443\"", "");
         assert!(matches!(error, ConfigError::NoEndpoints));
@@ -244,10 +225,7 @@ mod tests {
     #[test]
     fn a_missing_certificate_is_named_with_its_path() {
         let error = with("me.pem", "you.pem").to_string();
-        assert!(
-            error.contains("`certificate`") && error.contains("you.pem"),
-            "{error}"
-        );
+        assert!(error.contains("`certificate`") && error.contains("you.pem"), "{error}");
     }
 
     #[test]

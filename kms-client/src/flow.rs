@@ -107,18 +107,9 @@ pub(crate) fn start<F: Flow>(
     let groups = items
         .chunks_timeout(bounds.items_max, bounds.flush_after)
         .flat_map(|chunk| futures_util::stream::iter(split_by_weight(chunk, F::weight)));
-    let run = Run {
-        flow,
-        bounds,
-        pending: VecDeque::new(),
-        answered,
-        input_ended: false,
-    };
+    let run = Run { flow, bounds, pending: VecDeque::new(), answered, input_ended: false };
     tokio::spawn(run.run_until_done(transport, Box::pin(groups)));
-    Results {
-        batches,
-        current: Vec::new().into_iter(),
-    }
+    Results { batches, current: Vec::new().into_iter() }
 }
 
 /// Cuts items that are all there into groups of the size of a message.

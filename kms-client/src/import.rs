@@ -41,16 +41,8 @@ pub struct ImportRules {
 
 impl ImportRules {
     pub(crate) fn to_wire(self) -> v1::ImportRules {
-        let Self {
-            allow_test_keys,
-            add_versions,
-            dry_run,
-        } = self;
-        v1::ImportRules {
-            allow_test_keys,
-            add_versions,
-            dry_run,
-        }
+        let Self { allow_test_keys, add_versions, dry_run } = self;
+        v1::ImportRules { allow_test_keys, add_versions, dry_run }
     }
 }
 
@@ -139,11 +131,7 @@ pub struct ImportResults {
 
 impl ImportResults {
     pub(crate) fn of(results: Results<ImportResult>) -> Self {
-        Self {
-            results,
-            counts: ImportCounts::default(),
-            progress: None,
-        }
+        Self { results, counts: ImportCounts::default(), progress: None }
     }
 
     /// Has `progress` called after each result that is taken.
@@ -216,20 +204,14 @@ impl Flow for Importing {
     fn message(&self, pending: &Self::Pending) -> v1::ImportMetersRequest {
         // A clone shares the key bytes; they are wiped when the last of the two lets go.
         let lines = pending.iter().cloned().collect();
-        v1::ImportMetersRequest {
-            rules: Some(self.rules.to_wire()),
-            lines,
-        }
+        v1::ImportMetersRequest { rules: Some(self.rules.to_wire()), lines }
     }
 
     async fn open(
         channel: Channel,
         outbound: UnboundedReceiverStream<v1::ImportMetersRequest>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
-        wire(channel)
-            .import_meters(outbound)
-            .await
-            .map(Response::into_inner)
+        wire(channel).import_meters(outbound).await.map(Response::into_inner)
     }
 
     fn accept(
@@ -237,11 +219,7 @@ impl Flow for Importing {
         pending: &mut VecDeque<Self::Pending>,
         reply: v1::ImportMetersResponse,
     ) -> Result<Vec<ImportResult>, ProtocolError> {
-        reply
-            .results
-            .into_iter()
-            .map(|result| accept_one(pending, result))
-            .collect()
+        reply.results.into_iter().map(|result| accept_one(pending, result)).collect()
     }
 }
 
@@ -255,28 +233,11 @@ fn accept_one(
     if message.is_empty() {
         pending.pop_front();
     }
-    let v1::ImportResult {
-        line,
-        outcome,
-        meter_id,
-        code,
-        reason,
-        warnings,
-    } = result;
+    let v1::ImportResult { line, outcome, meter_id, code, reason, warnings } = result;
     if line != due.line {
-        return Err(ProtocolError::OutOfOrder {
-            expected: due.line,
-            found: line,
-        });
+        return Err(ProtocolError::OutOfOrder { expected: due.line, found: line });
     }
-    Ok(ImportResult {
-        line,
-        outcome: outcome_of(outcome)?,
-        meter_id,
-        code,
-        reason,
-        warnings,
-    })
+    Ok(ImportResult { line, outcome: outcome_of(outcome)?, meter_id, code, reason, warnings })
 }
 
 fn outcome_of(number: i32) -> Result<Outcome, ProtocolError> {
@@ -286,10 +247,9 @@ fn outcome_of(number: i32) -> Result<Outcome, ProtocolError> {
         Ok(Wire::Updated) => Ok(Outcome::Updated),
         Ok(Wire::Unchanged) => Ok(Outcome::Unchanged),
         Ok(Wire::Refused) => Ok(Outcome::Refused),
-        Ok(Wire::Unspecified) | Err(_) => Err(ProtocolError::UnknownNumber {
-            what: "outcome",
-            number,
-        }),
+        Ok(Wire::Unspecified) | Err(_) => {
+            Err(ProtocolError::UnknownNumber { what: "outcome", number })
+        }
     }
 }
 
@@ -298,35 +258,21 @@ mod tests {
     use super::*;
 
     fn pending(messages: &[&[u64]]) -> VecDeque<VecDeque<v1::ImportLine>> {
-        let line = |line: &u64| v1::ImportLine {
-            line: *line,
-            meter: None,
-        };
-        messages
-            .iter()
-            .map(|lines| lines.iter().map(line).collect())
-            .collect()
+        let line = |line: &u64| v1::ImportLine { line: *line, meter: None };
+        messages.iter().map(|lines| lines.iter().map(line).collect()).collect()
     }
 
     fn reply(lines: &[u64]) -> v1::ImportMetersResponse {
-        let result = |line: &u64| v1::ImportResult {
-            line: *line,
-            outcome: 3,
-            ..Default::default()
-        };
-        v1::ImportMetersResponse {
-            results: lines.iter().map(result).collect(),
-        }
+        let result =
+            |line: &u64| v1::ImportResult { line: *line, outcome: 3, ..Default::default() };
+        v1::ImportMetersResponse { results: lines.iter().map(result).collect() }
     }
 
     fn accept(
         pending: &mut VecDeque<VecDeque<v1::ImportLine>>,
         lines: &[u64],
     ) -> Result<Vec<ImportResult>, ProtocolError> {
-        Importing {
-            rules: ImportRules::default(),
-        }
-        .accept(pending, reply(lines))
+        Importing { rules: ImportRules::default() }.accept(pending, reply(lines))
     }
 
     #[test]
@@ -341,33 +287,14 @@ mod tests {
     #[test]
     fn a_result_out_of_turn_or_for_no_line_is_refused() {
         let error = accept(&mut pending(&[&[2, 3]]), &[3]).unwrap_err();
-        assert_eq!(
-            error,
-            ProtocolError::OutOfOrder {
-                expected: 2,
-                found: 3
-            }
-        );
-        assert_eq!(
-            accept(&mut pending(&[&[2]]), &[2, 3]).unwrap_err(),
-            ProtocolError::Unasked
-        );
+        assert_eq!(error, ProtocolError::OutOfOrder { expected: 2, found: 3 });
+        assert_eq!(accept(&mut pending(&[&[2]]), &[2, 3]).unwrap_err(), ProtocolError::Unasked);
     }
 
     #[test]
     fn an_import_with_refusals_did_not_change_nothing() {
-        let counts = ImportCounts {
-            unchanged: 2,
-            refused: 1,
-            ..Default::default()
-        };
+        let counts = ImportCounts { unchanged: 2, refused: 1, ..Default::default() };
         assert!(!counts.changed_nothing());
-        assert!(
-            ImportCounts {
-                unchanged: 2,
-                ..Default::default()
-            }
-            .changed_nothing()
-        );
+        assert!(ImportCounts { unchanged: 2, ..Default::default() }.changed_nothing());
     }
 }

@@ -212,13 +212,7 @@ pub struct KeyInfo {
 impl NewMeter {
     /// For the wire. The key bytes move and stay wiped.
     pub(crate) fn into_wire(self) -> v1::NewMeter {
-        let Self {
-            meter_id,
-            system_title,
-            logical_device_name,
-            keys,
-            policy,
-        } = self;
+        let Self { meter_id, system_title, logical_device_name, keys, policy } = self;
         v1::NewMeter {
             meter_id: meter_id.as_str().into(),
             system_title: system_title.as_bytes().to_vec().into(),
@@ -231,12 +225,7 @@ impl NewMeter {
 
 impl NewKey {
     fn into_wire(self) -> v1::NewKey {
-        let Self {
-            kind,
-            value,
-            security_setup,
-            protection,
-        } = self;
+        let Self { kind, value, security_setup, protection } = self;
         v1::NewKey {
             kind: kind.to_wire(),
             security_setup: security_setup.into(),
@@ -249,15 +238,10 @@ impl NewKey {
 impl MeterPolicy {
     fn to_wire(&self) -> v1::MeterPolicy {
         let title = |title: &Option<SystemTitle>| {
-            title
-                .map(|title| title.as_bytes().to_vec())
-                .unwrap_or_default()
-                .into()
+            title.map(|title| title.as_bytes().to_vec()).unwrap_or_default().into()
         };
         v1::MeterPolicy {
-            minimum_protection: self
-                .minimum_protection
-                .map_or(0, MinimumProtection::to_wire),
+            minimum_protection: self.minimum_protection.map_or(0, MinimumProtection::to_wire),
             allow_encryption_only: self.allow_encryption_only,
             allow_withheld_authentication_key: self.allow_withheld_authentication_key,
             default_system_title: title(&self.default_system_title),
@@ -288,11 +272,7 @@ impl Meter {
             system_title: title(&wire.system_title)?,
             logical_device_name: wire.logical_device_name,
             policy: MeterPolicy::from_wire(wire.policy.unwrap_or_default())?,
-            keys: wire
-                .keys
-                .into_iter()
-                .map(KeyInfo::from_wire)
-                .collect::<Result<_, _>>()?,
+            keys: wire.keys.into_iter().map(KeyInfo::from_wire).collect::<Result<_, _>>()?,
             block: wire.block,
             created_ms: wire.created_ms,
         })
@@ -316,19 +296,12 @@ impl KeyInfo {
 
 /// Eight bytes of the wire.
 pub(crate) fn title(bytes: &[u8]) -> Result<SystemTitle, ProtocolError> {
-    bytes
-        .try_into()
-        .map(SystemTitle::new)
-        .map_err(|_| ProtocolError::TitleLength(bytes.len()))
+    bytes.try_into().map(SystemTitle::new).map_err(|_| ProtocolError::TitleLength(bytes.len()))
 }
 
 /// Eight bytes of the wire, or none.
 pub(crate) fn optional_title(bytes: &[u8]) -> Result<Option<SystemTitle>, ProtocolError> {
-    if bytes.is_empty() {
-        Ok(None)
-    } else {
-        title(bytes).map(Some)
-    }
+    if bytes.is_empty() { Ok(None) } else { title(bytes).map(Some) }
 }
 
 #[cfg(test)]
@@ -348,10 +321,7 @@ mod tests {
             assert_eq!(Protection::from_wire(protection.to_wire()), Ok(*protection));
         }
         for minimum in MinimumProtection::ALL {
-            assert_eq!(
-                MinimumProtection::from_wire(minimum.to_wire()),
-                Ok(*minimum)
-            );
+            assert_eq!(MinimumProtection::from_wire(minimum.to_wire()), Ok(*minimum));
         }
     }
 
@@ -375,9 +345,6 @@ mod tests {
             general_ciphering_omit_header: true,
         };
         assert_eq!(MeterPolicy::from_wire(policy.to_wire()), Ok(policy));
-        assert_eq!(
-            MeterPolicy::from_wire(v1::MeterPolicy::default()),
-            Ok(MeterPolicy::default())
-        );
+        assert_eq!(MeterPolicy::from_wire(v1::MeterPolicy::default()), Ok(MeterPolicy::default()));
     }
 }

@@ -40,21 +40,12 @@ impl Meters {
 
     /// Makes a meter known. Not tried again once it may have arrived.
     pub async fn create(&self, meter: NewMeter, rules: ImportRules) -> Result<Created, CallError> {
-        let request = v1::CreateMeterRequest {
-            meter: Some(meter.into_wire()),
-            rules: Some(rules.to_wire()),
-        };
+        let request =
+            v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
         let send = |channel, request| async move { wire(channel).create_meter(request).await };
-        let reply = self
-            .client
-            .transport()
-            .call(Safety::Once, request, send)
-            .await?;
+        let reply = self.client.transport().call(Safety::Once, request, send).await?;
         let v1::CreateMeterResponse { meter, warnings } = reply;
-        Ok(Created {
-            meter: present(meter)?,
-            warnings,
-        })
+        Ok(Created { meter: present(meter)?, warnings })
     }
 
     /// The meter of that name.
@@ -65,11 +56,7 @@ impl Meters {
             MeterName::Title(title) => request.system_title = title.as_bytes().to_vec().into(),
         }
         let send = |channel, request| async move { wire(channel).get_meter(request).await };
-        let reply = self
-            .client
-            .transport()
-            .call(Safety::Repeatable, request, send)
-            .await?;
+        let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
         Ok(present(reply.meter)?)
     }
 
@@ -88,15 +75,9 @@ impl Meters {
 
     /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
     pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
-        let request = v1::DeleteMeterRequest {
-            meter_id: meter_id.to_string(),
-        };
+        let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
         let send = |channel, request| async move { wire(channel).delete_meter(request).await };
-        self.client
-            .transport()
-            .call(Safety::Once, request, send)
-            .await
-            .map(drop)
+        self.client.transport().call(Safety::Once, request, send).await.map(drop)
     }
 
     /// Imports lines: one result a line, in order. To import the same lines again changes nothing,
@@ -129,16 +110,9 @@ impl Page {
             let Some(after) = self.next.take() else {
                 return Ok(None);
             };
-            let request = v1::ListMetersRequest {
-                after: after.clone(),
-                page_size: PAGE_SIZE,
-            };
+            let request = v1::ListMetersRequest { after: after.clone(), page_size: PAGE_SIZE };
             let send = |channel, request| async move { wire(channel).list_meters(request).await };
-            let reply = self
-                .client
-                .transport()
-                .call(Safety::Repeatable, request, send)
-                .await?;
+            let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
             let v1::ListMetersResponse { meters, next } = reply;
             if !next.is_empty() && next == after {
                 return Err(ProtocolError::EndlessList(after).into());

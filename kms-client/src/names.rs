@@ -11,10 +11,7 @@ pub struct MeterId(Box<str>);
 
 /// Not a meter id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a meter id is 1 to {} visible ASCII characters without spaces",
-    MeterId::LEN_MAX
-)]
+#[error("a meter id is 1 to {} visible ASCII characters without spaces", MeterId::LEN_MAX)]
 pub struct BadMeterId;
 
 impl MeterId {

@@ -55,9 +55,7 @@ fn never_sent(status: &Status) -> bool {
 /// The wait before try `attempt` (from 0): random in the upper half of a doubling, bounded span, so
 /// that many clients of one outage do not come back at once; never less than the service asked for.
 pub(crate) fn wait(attempt: u32, at_least: Duration, random: u64) -> Duration {
-    let span = BACKOFF_FIRST
-        .saturating_mul(1 << attempt.min(16))
-        .min(BACKOFF_MAX);
+    let span = BACKOFF_FIRST.saturating_mul(1 << attempt.min(16)).min(BACKOFF_MAX);
     let half = span / 2;
     let share = u32::try_from(random % 1_000).unwrap_or_default();
     at_least + half + half * share / 1_000
@@ -84,50 +82,31 @@ mod tests {
     #[test]
     fn a_read_is_tried_elsewhere_when_the_endpoint_is_unavailable() {
         let step = step(Safety::Repeatable, &Status::unavailable("going down"));
-        assert_eq!(
-            step,
-            Step::Elsewhere {
-                at_least: Duration::ZERO
-            }
-        );
+        assert_eq!(step, Step::Elsewhere { at_least: Duration::ZERO });
     }
 
     #[test]
     fn a_busy_service_is_given_the_time_it_asks_for() {
         let asked = Duration::from_millis(700);
-        assert_eq!(
-            step(Safety::Repeatable, &busy(asked)),
-            Step::Here { at_least: asked }
-        );
+        assert_eq!(step(Safety::Repeatable, &busy(asked)), Step::Here { at_least: asked });
         assert!(wait(0, asked, 0) >= asked);
     }
 
     #[test]
     fn a_service_that_asks_for_too_long_is_not_waited_for() {
-        assert_eq!(
-            step(Safety::Repeatable, &busy(Duration::from_secs(3_600))),
-            Step::GiveUp
-        );
+        assert_eq!(step(Safety::Repeatable, &busy(Duration::from_secs(3_600))), Step::GiveUp);
     }
 
     #[test]
     fn a_write_that_may_have_arrived_is_not_sent_again() {
-        assert_eq!(
-            step(Safety::Once, &Status::unavailable("connection lost")),
-            Step::GiveUp
-        );
+        assert_eq!(step(Safety::Once, &Status::unavailable("connection lost")), Step::GiveUp);
         assert_eq!(step(Safety::Once, &busy(Duration::ZERO)), Step::GiveUp);
     }
 
     #[test]
     fn a_write_that_was_never_sent_goes_to_the_next_endpoint() {
         let step = step(Safety::Once, &refused_connection(Code::Unavailable));
-        assert_eq!(
-            step,
-            Step::Elsewhere {
-                at_least: Duration::ZERO
-            }
-        );
+        assert_eq!(step, Step::Elsewhere { at_least: Duration::ZERO });
     }
 
     #[test]

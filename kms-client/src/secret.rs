@@ -78,9 +78,7 @@ impl<'de> de::Visitor<'de> for HexVisitor {
     }
 
     fn visit_str<E: de::Error>(self, _: &str) -> Result<KeyBytes, E> {
-        Err(E::custom(
-            "a key value is plain hex digits, without escapes",
-        ))
+        Err(E::custom("a key value is plain hex digits, without escapes"))
     }
 }
 
@@ -105,14 +103,8 @@ mod tests {
 
     #[test]
     fn no_message_repeats_the_value() {
-        for json in [
-            "\"D491470F47126332B07D1923B350418X\"",
-            "\"\\u0044491470F\"",
-            "\"\"",
-        ] {
-            let error = serde_json::from_str::<KeyBytes>(json)
-                .unwrap_err()
-                .to_string();
+        for json in ["\"D491470F47126332B07D1923B350418X\"", "\"\\u0044491470F\"", "\"\""] {
+            let error = serde_json::from_str::<KeyBytes>(json).unwrap_err().to_string();
             assert!(!error.contains("491470F"), "{error}");
         }
     }

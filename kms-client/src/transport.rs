@@ -91,14 +91,7 @@ impl Transport {
     /// Starts counting tries. Without `until` only their number ends them.
     pub(crate) fn tries(&self, safety: Safety, until: Option<Instant>) -> Tries<'_> {
         let endpoint = self.current.load(Ordering::Relaxed);
-        Tries {
-            transport: self,
-            safety,
-            until,
-            endpoint,
-            waits: 0,
-            unavailable: 0,
-        }
+        Tries { transport: self, safety, until, endpoint, waits: 0, unavailable: 0 }
     }
 }
 
@@ -144,9 +137,7 @@ impl Tries<'_> {
             }
         };
         let pause = wait(self.waits, at_least, random());
-        let ends_in_time = self
-            .until
-            .is_none_or(|until| Instant::now() + pause < until);
+        let ends_in_time = self.until.is_none_or(|until| Instant::now() + pause < until);
         if self.waits >= self.transport.retries || !ends_in_time {
             return Err(CallError::from_status(status));
         }
@@ -157,9 +148,7 @@ impl Tries<'_> {
     }
 
     fn remaining(&self) -> Duration {
-        let until = self
-            .until
-            .unwrap_or_else(|| Instant::now() + self.transport.deadline);
+        let until = self.until.unwrap_or_else(|| Instant::now() + self.transport.deadline);
         until.saturating_duration_since(Instant::now())
     }
 
@@ -168,16 +157,10 @@ impl Tries<'_> {
         if status.code() != tonic::Code::Unavailable {
             return;
         }
-        let (from, to) = (
-            self.endpoint,
-            (self.endpoint + 1) % self.transport.endpoints.len(),
-        );
+        let (from, to) = (self.endpoint, (self.endpoint + 1) % self.transport.endpoints.len());
         // Another call may have moved on already; then its choice stands.
         let moved = Ordering::Relaxed;
-        let _ = self
-            .transport
-            .current
-            .compare_exchange(from, to, moved, moved);
+        let _ = self.transport.current.compare_exchange(from, to, moved, moved);
         self.endpoint = to;
     }
 }
@@ -201,21 +184,14 @@ fn unreachable(uri: &tonic::codegen::http::Uri, error: tonic::transport::Error) 
 }
 
 fn endpoints(config: &ClientConfig) -> Result<Vec<Endpoint>, ConfigError> {
-    config
-        .endpoints
-        .iter()
-        .map(|url| endpoint(config, url))
-        .collect()
+    config.endpoints.iter().map(|url| endpoint(config, url)).collect()
 }
 
 fn endpoint(config: &ClientConfig, url: &str) -> Result<Endpoint, ConfigError> {
     let bad = |source: tonic::transport::Error| ConfigError::Tls(Box::new(source));
     let mut tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(&config.ca_pem))
-        .identity(Identity::from_pem(
-            &config.certificate_pem,
-            &*config.private_key_pem,
-        ));
+        .identity(Identity::from_pem(&config.certificate_pem, &*config.private_key_pem));
     if let Some(name) = &config.server_name {
         tls = tls.domain_name(name);
     }

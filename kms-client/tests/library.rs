@@ -1,4 +1,5 @@
 //! The library against a service in the same process: deadlines, retries, order, resending.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod fake;
 
@@ -71,29 +72,16 @@ async fn retries_are_bounded() {
 async fn a_write_that_arrived_is_not_sent_again() {
     let script = Script::failing(Code::Unavailable, 1);
     let client = alone(Arc::clone(&script), "").await;
-    let error = client
-        .meters()
-        .delete(&MeterId::new("m").unwrap())
-        .await
-        .unwrap_err();
+    let error = client.meters().delete(&MeterId::new("m").unwrap()).await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
     let meter = NewMeter::from_json(line("m").as_bytes()).unwrap();
-    client
-        .meters()
-        .create(meter, ImportRules::default())
-        .await
-        .unwrap();
+    client.meters().create(meter, ImportRules::default()).await.unwrap();
     assert_eq!(script.calls.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
 async fn no_other_failure_is_tried_again() {
-    for code in [
-        Code::InvalidArgument,
-        Code::Internal,
-        Code::PermissionDenied,
-        Code::Aborted,
-    ] {
+    for code in [Code::InvalidArgument, Code::Internal, Code::PermissionDenied, Code::Aborted] {
         let script = Script::failing(code, 1);
         let client = alone(Arc::clone(&script), "").await;
         client.decrypt(&apdu(1)).await.unwrap_err();
@@ -107,15 +95,8 @@ async fn a_service_that_does_not_answer_is_not_waited_for_beyond_the_deadline() 
     *script.delay.lock().unwrap() = Duration::from_secs(30);
     let client = alone(script, "deadline_ms = 200").await;
     let start = Instant::now();
-    assert_eq!(
-        client.decrypt(&apdu(1)).await.unwrap_err(),
-        CallError::DeadlineExceeded
-    );
-    let stuck = client
-        .decrypt_stream(stream::iter([apdu(1)]))
-        .next()
-        .await
-        .unwrap();
+    assert_eq!(client.decrypt(&apdu(1)).await.unwrap_err(), CallError::DeadlineExceeded);
+    let stuck = client.decrypt_stream(stream::iter([apdu(1)])).next().await.unwrap();
     assert_eq!(stuck.unwrap_err(), CallError::DeadlineExceeded);
     assert!(start.elapsed() < Duration::from_secs(5));
 }
@@ -124,19 +105,12 @@ async fn a_service_that_does_not_answer_is_not_waited_for_beyond_the_deadline() 
 async fn the_next_endpoint_serves_when_the_first_is_gone_or_going() {
     let world = World::new();
     let gone = "127.0.0.1:1".parse().unwrap();
-    let (going, good) = (
-        Script::failing(Code::Unavailable, 9),
-        Arc::new(Script::default()),
-    );
+    let (going, good) = (Script::failing(Code::Unavailable, 9), Arc::new(Script::default()));
     let first = world.serve(Arc::clone(&going)).await;
     let second = world.serve(Arc::clone(&good)).await;
     let client = client(&world, &[gone, first, second], "retries = 0").await;
     client.decrypt(&apdu(1)).await.unwrap();
-    client
-        .meters()
-        .delete(&MeterId::new("m").unwrap())
-        .await
-        .unwrap();
+    client.meters().delete(&MeterId::new("m").unwrap()).await.unwrap();
     assert_eq!(going.calls.load(Ordering::SeqCst), 1);
     assert_eq!(good.calls.load(Ordering::SeqCst), 2);
 }
@@ -148,11 +122,7 @@ async fn a_write_that_cannot_be_sent_goes_to_the_next_endpoint() {
     let gone = "127.0.0.1:1".parse().unwrap();
     let config = ClientConfig::load(&world.config(&[gone, good], "retries = 0")).unwrap();
     let client = KmsClient::connect_lazy(config).unwrap();
-    client
-        .meters()
-        .delete(&MeterId::new("m").unwrap())
-        .await
-        .unwrap();
+    client.meters().delete(&MeterId::new("m").unwrap()).await.unwrap();
 }
 
 #[tokio::test]
@@ -181,10 +151,7 @@ async fn a_batch_of_any_size_is_cut_and_comes_back_in_order() {
 async fn a_forged_item_does_not_fail_its_batch() {
     let client = alone(Arc::new(Script::default()), "").await;
     let forged = Apdu::new(vec![0xFF]).unwrap();
-    let opened = client
-        .decrypt_batch([apdu(1), forged, apdu(2)])
-        .await
-        .unwrap();
+    let opened = client.decrypt_batch([apdu(1), forged, apdu(2)]).await.unwrap();
     let verdicts: Vec<_> = opened.iter().map(kms_client::Opened::verdict).collect();
     assert_eq!(verdicts, [Verdict::Ok, Verdict::MicFailure, Verdict::Ok]);
     assert_eq!(opened[1].plaintext, None);
@@ -196,17 +163,10 @@ async fn a_stream_that_breaks_is_resumed_without_loss_or_repeat() {
     *script.code.lock().unwrap() = None;
     script.break_after.store(2, Ordering::SeqCst);
     let client = alone(Arc::clone(&script), "").await;
-    let options = StreamOptions {
-        batch_size: 10,
-        ..StreamOptions::default()
-    };
+    let options = StreamOptions { batch_size: 10, ..StreamOptions::default() };
     let apdus = stream::iter((0..200).map(apdu));
-    let opened: Vec<_> = client
-        .with_options(options)
-        .decrypt_stream(apdus)
-        .try_collect()
-        .await
-        .unwrap();
+    let opened: Vec<_> =
+        client.with_options(options).decrypt_stream(apdus).try_collect().await.unwrap();
     assert_eq!(opened.len(), 200);
     for (number, opened) in (0_u32..).zip(&opened) {
         assert_eq!(opened.plaintext.as_deref(), Some(&number.to_be_bytes()[..]));
@@ -219,9 +179,7 @@ async fn an_item_does_not_wait_for_its_batch_to_fill_up() {
     let client = alone(Arc::new(Script::default()), "").await;
     let endless = stream::iter([apdu(1)]).chain(stream::pending());
     let mut opened = client.decrypt_stream(endless);
-    let first = tokio::time::timeout(Duration::from_secs(5), opened.next())
-        .await
-        .unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(5), opened.next()).await.unwrap();
     assert_eq!(first.unwrap().unwrap().verdict(), Verdict::Ok);
 }
 
@@ -237,10 +195,7 @@ async fn a_stream_without_permission_says_so_once_and_ends() {
     let client = alone(Arc::new(Script::default()), "").await;
     let mut checked = client.verify_mic_stream(stream::iter([apdu(1)]));
     let error = checked.next().await.unwrap().unwrap_err();
-    assert!(
-        matches!(error, CallError::PermissionDenied { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, CallError::PermissionDenied { .. }), "{error}");
     assert!(checked.next().await.is_none());
 }
 
@@ -250,9 +205,7 @@ async fn an_import_that_breaks_in_the_middle_of_a_message_loses_and_repeats_no_l
     *script.code.lock().unwrap() = None;
     script.break_after.store(300, Ordering::SeqCst);
     let client = alone(Arc::clone(&script), "").await;
-    let text: String = (0..1_200)
-        .map(|number| line(&format!("m-{number}")) + "\n")
-        .collect();
+    let text: String = (0..1_200).map(|number| line(&format!("m-{number}")) + "\n").collect();
     let lines: Vec<_> = ImportLines::new(text.as_bytes(), ImportFormat::JsonLines)
         .collect::<Result<_, _>>()
         .unwrap();
@@ -266,11 +219,7 @@ async fn an_import_that_breaks_in_the_middle_of_a_message_loses_and_repeats_no_l
         .unwrap();
     let numbers: Vec<_> = results.iter().map(|result| result.line).collect();
     assert_eq!(numbers, (1..=1_200).collect::<Vec<_>>());
-    assert!(
-        results
-            .iter()
-            .all(|result| result.outcome == Outcome::Created)
-    );
+    assert!(results.iter().all(|result| result.outcome == Outcome::Created));
     let mut last = 0;
     while let Ok(lines) = heard.try_recv() {
         last = lines;

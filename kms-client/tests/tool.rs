@@ -1,4 +1,5 @@
 //! `ami-tool` against a service in the same process: output, exit codes, silence about keys.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod fake;
 
@@ -21,14 +22,8 @@ fn line(id: &str) -> String {
 
 async fn tool(config: &Path, arguments: &str, input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
-    command
-        .arg("--config")
-        .arg(config)
-        .args(arguments.split_whitespace());
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.arg("--config").arg(config).args(arguments.split_whitespace());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let input = input.to_owned();
     let output = tokio::task::spawn(async move {
         let mut child = command.spawn().unwrap();
@@ -41,9 +36,7 @@ async fn tool(config: &Path, arguments: &str, input: &str) -> Output {
 
 fn objects(output: &Output) -> Vec<Value> {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn all_text(output: &Output) -> String {
@@ -85,12 +78,7 @@ async fn a_forged_apdu_ends_with_one_and_says_how_to_name_the_meter() {
     assert_eq!(output.status.code(), Some(1));
     let result = &objects(&output)[0];
     assert_eq!(result.get("plaintext"), None);
-    assert!(
-        result["reason"]
-            .as_str()
-            .unwrap()
-            .contains("--system-title")
-    );
+    assert!(result["reason"].as_str().unwrap().contains("--system-title"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,20 +88,9 @@ async fn lines_are_answered_in_order_and_bad_ones_do_not_stop_the_others() {
     let output = tool(&config, "decrypt -", input).await;
     assert_eq!(output.status.code(), Some(1));
     let results = objects(&output);
-    let verdicts: Vec<_> = results
-        .iter()
-        .map(|result| result["verdict"].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        verdicts,
-        [
-            "OK",
-            "MALFORMED_LINE",
-            "MIC_FAILURE",
-            "MALFORMED_LINE",
-            "OK"
-        ]
-    );
+    let verdicts: Vec<_> =
+        results.iter().map(|result| result["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["OK", "MALFORMED_LINE", "MIC_FAILURE", "MALFORMED_LINE", "OK"]);
     assert_eq!(results[1]["line"], 2);
     assert_eq!(results[2]["id"]["n"], 3);
     assert_eq!(results[3]["id"], 4);
@@ -124,21 +101,14 @@ async fn lines_are_answered_in_order_and_bad_ones_do_not_stop_the_others() {
 async fn an_import_reports_each_refused_line_and_never_a_key() {
     let (world, config) = world(Arc::default()).await;
     let file = world.dir.path().join("meters.jsonl");
-    let text = format!(
-        "{}\n{{\"{GUEK}\":\"{GUEK}\"}}\n{}\n",
-        line("new-1"),
-        line("old-1")
-    );
+    let text = format!("{}\n{{\"{GUEK}\":\"{GUEK}\"}}\n{}\n", line("new-1"), line("old-1"));
     std::fs::write(&file, text).unwrap();
     let output = tool(&config, &format!("meter import {}", file.display()), "").await;
     let said = all_text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("line 2: MALFORMED_LINE"), "{said}");
     assert!(said.contains("same value as the one on line 1"), "{said}");
-    assert!(
-        said.contains("1 created, 0 updated, 1 unchanged, 1 refused, 1 duplicates"),
-        "{said}"
-    );
+    assert!(said.contains("1 created, 0 updated, 1 unchanged, 1 refused, 1 duplicates"), "{said}");
     assert!(!said.contains(GUEK), "{said}");
 }
 
@@ -167,14 +137,8 @@ async fn the_exit_code_tells_what_kind_of_trouble_it_is() {
     assert_eq!(code(tool(&config, "meter delete m", "").await), 2);
     assert_eq!(code(tool(&config, "meter delete m --yes", "").await), 0);
     assert_eq!(code(tool(&config, "decrypt", "").await), 2);
-    assert_eq!(
-        code(tool(&config, "meter import /nowhere.csv", "").await),
-        3
-    );
-    assert_eq!(
-        code(tool(Path::new("/nowhere.toml"), "site status", "").await),
-        3
-    );
+    assert_eq!(code(tool(&config, "meter import /nowhere.csv", "").await), 3);
+    assert_eq!(code(tool(Path::new("/nowhere.toml"), "site status", "").await), 3);
     let gone = world.config(&["127.0.0.1:1".parse().unwrap()], "");
     assert_eq!(code(tool(&gone, "site status", "").await), 4);
 }
@@ -183,12 +147,7 @@ async fn the_exit_code_tells_what_kind_of_trouble_it_is() {
 async fn a_meter_is_created_from_standard_input_and_meters_are_listed() {
     let (_world, config) = world(Arc::default()).await;
     let output = tool(&config, "meter create --from - --json", &line("m-7")).await;
-    assert_eq!(
-        objects(&output)[0]["meter"]["meter_id"],
-        "m-7",
-        "{}",
-        all_text(&output)
-    );
+    assert_eq!(objects(&output)[0]["meter"]["meter_id"], "m-7", "{}", all_text(&output));
     let output = tool(&config, "meter list --limit 2 --json", "").await;
     assert_eq!(objects(&output).len(), 2);
 }

@@ -4,7 +4,7 @@ mod init;
 mod outside;
 mod serve;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 use crate::{
     config::{self, Config, ConfigError, Finding, Store},
@@ -87,8 +87,7 @@ pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
 }
 
 /// What to say where `init` has not been.
-const NO_DOMAIN: &str =
-    "there is no key domain in this database yet: run `kms-server init` with the same configuration";
+const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration";
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
@@ -127,6 +126,6 @@ fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Fault> {
 }
 
 /// A PIN file, for the security officer's.
-fn pin_from(path: &PathBuf) -> Result<crate::hsm::Pin, Fault> {
+fn pin_from(path: &Path) -> Result<crate::hsm::Pin, Fault> {
     Ok(config::pin_from_file(path)?)
 }

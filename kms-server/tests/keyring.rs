@@ -1,11 +1,17 @@
 //! Opening blocks: once however many ask, verified or not at all, within the arena.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod hsm_common;
 mod site_common;
 
 use std::{fs, sync::Arc};
 
-use kms_server::{ciphering::Named, domain::{MeterId, Verdict}, keyring::KeyringError, store::ReadStore as _};
+use kms_server::{
+    ciphering::Named,
+    domain::{MeterId, Verdict},
+    keyring::KeyringError,
+    store::ReadStore as _,
+};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection};
 

@@ -1,4 +1,5 @@
 //! From an import line to an opened APDU, on a real token and a real database.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod hsm_common;
 mod site_common;

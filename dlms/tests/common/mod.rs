@@ -118,36 +118,19 @@ impl Vector {
     }
 
     pub(crate) fn recipient(&self) -> SystemTitle {
-        self.recipient_system_title
-            .as_deref()
-            .unwrap()
-            .parse()
-            .unwrap()
+        self.recipient_system_title.as_deref().unwrap().parse().unwrap()
     }
 
     /// The key that opens it, whatever its name.
     pub(crate) fn encryption_key(&self) -> Vec<u8> {
-        let KeyTexts {
-            guek,
-            dedicated,
-            agreed,
-            ak: _,
-            kek,
-            key,
-        } = &self.keys;
-        let named: Vec<_> = [guek, dedicated, agreed, kek, key]
-            .into_iter()
-            .flatten()
-            .collect();
+        let KeyTexts { guek, dedicated, agreed, ak: _, kek, key } = &self.keys;
+        let named: Vec<_> = [guek, dedicated, agreed, kek, key].into_iter().flatten().collect();
         assert_eq!(named.len(), 1, "{}", self.id);
         hex::decode(named.first().unwrap()).unwrap()
     }
 
     pub(crate) fn authentication_key(&self) -> Option<Vec<u8>> {
-        self.keys
-            .ak
-            .as_deref()
-            .map(|text| hex::decode(text).unwrap())
+        self.keys.ak.as_deref().map(|text| hex::decode(text).unwrap())
     }
 }
 

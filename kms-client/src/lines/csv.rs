@@ -58,11 +58,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn from_header(line: &Line) -> Result<Self, BadLine> {
-        let bad = |reason: String| BadLine {
-            line: line.number,
-            code: "BAD_HEADER",
-            reason,
-        };
+        let bad = |reason: String| BadLine { line: line.number, code: "BAD_HEADER", reason };
         let mut reader = Reader::new();
         let record = Record::read(&mut reader, line)?;
         let mut columns = Vec::with_capacity(record.len());
@@ -77,10 +73,8 @@ impl Table {
             }
             columns.push(column);
         }
-        for (column, name) in [
-            (Column::MeterId, "meter_id"),
-            (Column::SystemTitle, "system_title"),
-        ] {
+        for (column, name) in [(Column::MeterId, "meter_id"), (Column::SystemTitle, "system_title")]
+        {
             if !columns.contains(&column) {
                 return Err(bad(format!("the column {name} is missing")));
             }
@@ -93,9 +87,7 @@ impl Table {
         let record = Record::read(&mut self.reader, line)?;
         if record.len() != self.columns.len() {
             let (found, due) = (record.len(), self.columns.len());
-            return Err(bad(format!(
-                "{found} fields, where the header names {due} columns"
-            )));
+            return Err(bad(format!("{found} fields, where the header names {due} columns")));
         }
         let mut row = Row::default();
         for (index, (column, text)) in self.columns.iter().zip(record.fields()).enumerate() {
@@ -162,11 +154,7 @@ impl Row {
     }
 
     fn into_meter(self) -> Result<NewMeter, String> {
-        let Self {
-            security_setup,
-            protection,
-            ..
-        } = self;
+        let Self { security_setup, protection, .. } = self;
         let key = |(kind, value)| NewKey {
             kind,
             value,
@@ -229,11 +217,7 @@ impl Record {
             BadLine::malformed(line.number, reason)
         })?;
         ends.truncate(fields);
-        Ok(Self {
-            line: line.number,
-            text,
-            ends,
-        })
+        Ok(Self { line: line.number, text, ends })
     }
 
     fn len(&self) -> usize {

@@ -19,10 +19,7 @@ pub(super) fn parse_json(text: &[u8], line: u64) -> Result<NewMeter, BadLine> {
     serde_json::from_slice(text).map_err(|error| {
         let message = error.to_string();
         let what = message.split(" at line ").next().unwrap_or("not JSON");
-        BadLine::malformed(
-            line,
-            format!("column {}: {}", error.column(), without_values(what)),
-        )
+        BadLine::malformed(line, format!("column {}: {}", error.column(), without_values(what)))
     })
 }
 
@@ -36,11 +33,7 @@ fn without_values(message: &str) -> String {
         kept.push_str(before);
         let (quote, quoted) = quoted.split_at(1);
         // In double quotes stands a value, which may itself hold quotes: up to the last one.
-        let end = if quote == "\"" {
-            quoted.rfind('"')
-        } else {
-            quoted.find('`')
-        };
+        let end = if quote == "\"" { quoted.rfind('"') } else { quoted.find('`') };
         let Some(end) = end else { return kept };
         let word = &quoted[..end];
         if quote == "`" && is_plain_word(word) {
@@ -57,8 +50,6 @@ fn without_values(message: &str) -> String {
 /// Such as the name of a field; hex digits alone are not.
 fn is_plain_word(word: &str) -> bool {
     word.len() <= 40
-        && word
-            .bytes()
-            .all(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+        && word.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'_')
         && !word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -27,12 +27,7 @@ impl ImportLine {
     /// About how many bytes it takes on the wire.
     pub(crate) fn weight(&self) -> usize {
         const MEMBERS: usize = 160;
-        let NewMeter {
-            meter_id,
-            logical_device_name,
-            keys,
-            ..
-        } = &self.meter;
+        let NewMeter { meter_id, logical_device_name, keys, .. } = &self.meter;
         let a_key = KeyBytes::LEN_MAX + 16;
         MEMBERS + meter_id.as_str().len() + logical_device_name.len() + keys.len() * a_key
     }
@@ -52,11 +47,7 @@ pub struct BadLine {
 
 impl BadLine {
     fn malformed(line: u64, reason: impl Into<String>) -> Self {
-        Self {
-            line,
-            code: "MALFORMED_LINE",
-            reason: reason.into(),
-        }
+        Self { line, code: "MALFORMED_LINE", reason: reason.into() }
     }
 }
 
@@ -102,10 +93,7 @@ impl<R: Read> ImportLines<R> {
             ImportFormat::JsonLines => Syntax::JsonLines,
             ImportFormat::Csv => Syntax::CsvStart,
         };
-        Self {
-            lines: WipedLines::new(reader),
-            syntax,
-        }
+        Self { lines: WipedLines::new(reader), syntax }
     }
 
     /// How many bytes of the file the lines up to now took.
@@ -129,10 +117,7 @@ impl<R: Read> ImportLines<R> {
                 }
             },
         };
-        Some(meter.map(|meter| ImportLine {
-            line: line.number,
-            meter,
-        }))
+        Some(meter.map(|meter| ImportLine { line: line.number, meter }))
     }
 }
 

@@ -27,15 +27,9 @@ fn a_json_line_is_read_with_its_keys_and_policy() {
     assert_eq!(line.line, 1);
     assert_eq!(line.meter.meter_id.as_str(), "m-1");
     assert_eq!(title_text(&line.meter.system_title), "4D4D4D0000BC614E");
-    assert_eq!(
-        hex::encode_upper(line.meter.keys[1].value.expose_key_bytes()),
-        GAK
-    );
+    assert_eq!(hex::encode_upper(line.meter.keys[1].value.expose_key_bytes()), GAK);
     let policy = line.meter.policy.as_ref().unwrap();
-    assert_eq!(
-        policy.minimum_protection,
-        Some(MinimumProtection::AuthenticatedEncrypted)
-    );
+    assert_eq!(policy.minimum_protection, Some(MinimumProtection::AuthenticatedEncrypted));
     assert!(policy.client_title.is_some());
 }
 
@@ -74,10 +68,7 @@ fn no_message_repeats_a_key_that_slipped_into_another_field() {
     ] {
         let lines = read(&text, ImportFormat::JsonLines);
         let bad = lines[0].as_ref().unwrap_err().to_string();
-        assert!(
-            !bad.contains("47126332") && !bad.contains("12345678"),
-            "{bad}"
-        );
+        assert!(!bad.contains("47126332") && !bad.contains("12345678"), "{bad}");
     }
 }
 
@@ -90,12 +81,8 @@ fn a_csv_row_is_read_by_the_names_of_its_columns() {
     let lines = read(&text, ImportFormat::Csv);
     let line = lines[0].as_ref().unwrap();
     assert_eq!(line.line, 2);
-    let protections: Vec<_> = line
-        .meter
-        .keys
-        .iter()
-        .map(|key| (key.kind, key.protection, key.security_setup))
-        .collect();
+    let protections: Vec<_> =
+        line.meter.keys.iter().map(|key| (key.kind, key.protection, key.security_setup)).collect();
     assert_eq!(
         protections,
         [
@@ -117,12 +104,7 @@ fn empty_policy_cells_leave_the_policy_to_its_defaults() {
 #[test]
 fn a_header_that_is_not_understood_ends_the_import_at_line_one() {
     let row = format!("m,4D4D4D0000BC614E,{GUEK}");
-    for header in [
-        "meter_id,system_title,guek",
-        "meter_id,GUEK,GUEK",
-        "meter_id,GUEK",
-        &row,
-    ] {
+    for header in ["meter_id,system_title,guek", "meter_id,GUEK,GUEK", "meter_id,GUEK", &row] {
         let lines = read(&format!("{header}\n{row}\n"), ImportFormat::Csv);
         assert_eq!(lines.len(), 1, "{header}");
         let bad = lines[0].as_ref().unwrap_err();
@@ -134,13 +116,7 @@ fn a_header_that_is_not_understood_ends_the_import_at_line_one() {
 #[test]
 fn a_bad_csv_row_is_refused_with_its_number_and_the_next_is_read() {
     let good = format!("m,4D4D4D0000BC614E,{GUEK}");
-    for bad in [
-        "m",
-        "m,4D,1,2",
-        "\"m,4D4D4D0000BC614E,",
-        "m,4D4D4D0000BC614E,XX",
-        ",,",
-    ] {
+    for bad in ["m", "m,4D,1,2", "\"m,4D4D4D0000BC614E,", "m,4D4D4D0000BC614E,XX", ",,"] {
         let text = format!("meter_id,system_title,GUEK\n{bad}\n{good}\n");
         let lines = read(&text, ImportFormat::Csv);
         assert_eq!(lines.len(), 2, "{bad}");

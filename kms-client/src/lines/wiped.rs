@@ -42,15 +42,7 @@ impl<R: Read> WipedLines<R> {
     /// Reads nothing yet.
     pub fn new(reader: R) -> Self {
         let chunk = Box::new(Zeroizing::new([0; CHUNK]));
-        Self {
-            reader,
-            chunk,
-            start: 0,
-            end: 0,
-            number: 0,
-            position: 0,
-            ended: false,
-        }
+        Self { reader, chunk, start: 0, end: 0, number: 0, position: 0, ended: false }
     }
 
     /// How many bytes the lines up to now took, their ends included.
@@ -92,11 +84,7 @@ impl<R: Read> Iterator for WipedLines<R> {
                 Err(error) => {
                     self.ended = true;
                     let reason = format!("the file cannot be read on: {error}");
-                    return Some(Err(BadLine {
-                        line: number,
-                        code: "READ_FAILED",
-                        reason,
-                    }));
+                    return Some(Err(BadLine { line: number, code: "READ_FAILED", reason }));
                 }
             }
             any = true;
@@ -122,11 +110,7 @@ impl<R: Read> Iterator for WipedLines<R> {
         self.number = number;
         if too_long {
             let reason = format!("the line is longer than {LINE_LEN_MAX} bytes");
-            return Some(Err(BadLine {
-                line: number,
-                code: "LINE_TOO_LONG",
-                reason,
-            }));
+            return Some(Err(BadLine { line: number, code: "LINE_TOO_LONG", reason }));
         }
         if bytes.last() == Some(&b'\r') {
             bytes.pop();

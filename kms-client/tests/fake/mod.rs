@@ -1,6 +1,7 @@
 //! A service in the same process: mutual TLS is real, keys are not. "Decrypts" by giving the APDU
 //! back, and fails as often as it is told to.
 #![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,31 +39,20 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn failing(code: Code, times: u32) -> Arc<Self> {
-        let script = Self {
-            code: Mutex::new(Some(code)),
-            ..Self::default()
-        };
+        let script = Self { code: Mutex::new(Some(code)), ..Self::default() };
         script.failures.store(times, Ordering::SeqCst);
         Arc::new(script)
     }
 
     fn fails(&self) -> bool {
         let less = |left: u32| left.checked_sub(1);
-        self.failures
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
-            .is_ok()
+        self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
     }
 
     async fn begin<T>(&self, request: &Request<T>) -> Result<(), Status> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let timeout = request
-            .metadata()
-            .get("grpc-timeout")
-            .map(|value| value.to_str().unwrap());
-        self.timeouts
-            .lock()
-            .unwrap()
-            .extend(timeout.map(str::to_owned));
+        let timeout = request.metadata().get("grpc-timeout").map(|value| value.to_str().unwrap());
+        self.timeouts.lock().unwrap().extend(timeout.map(str::to_owned));
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
         let code = *self.code.lock().unwrap();
@@ -85,10 +75,7 @@ fn verdict(apdu: &[u8]) -> u8 {
 }
 
 fn open(batch: v1::ApduBatch) -> v1::DecryptBatchResponse {
-    let mut reply = v1::DecryptBatchResponse {
-        tag: batch.tag,
-        ..Default::default()
-    };
+    let mut reply = v1::DecryptBatchResponse { tag: batch.tag, ..Default::default() };
     let (mut start, mut plaintexts, mut verdicts, mut flags) = (0, vec![], vec![], vec![]);
     for len in batch.lengths {
         let apdu = &batch.apdus[start..start + len as usize];
@@ -120,11 +107,7 @@ impl Ciphering for Fake {
         let verdict = verdict(&apdu);
         Ok(Response::new(v1::DecryptResponse {
             verdict: verdict.into(),
-            plaintext: if verdict == 1 {
-                apdu
-            } else {
-                Default::default()
-            },
+            plaintext: if verdict == 1 { apdu } else { Default::default() },
             authenticated: verdict == 1,
             system_title: vec![0x4D; 8].into(),
             encryption_key_version: 1,
@@ -173,10 +156,7 @@ impl Ciphering for Fake {
     ) -> Result<Response<v1::VerifyMicResponse>, Status> {
         self.0.begin(&request).await?;
         let verdict = verdict(&request.into_inner().apdu).into();
-        Ok(Response::new(v1::VerifyMicResponse {
-            verdict,
-            ..Default::default()
-        }))
+        Ok(Response::new(v1::VerifyMicResponse { verdict, ..Default::default() }))
     }
 
     async fn verify_mic_batch(
@@ -238,10 +218,7 @@ impl Meters for Fake {
             "" => (vec![meter("a"), meter("b")], "b"),
             _ => (vec![meter("c")], ""),
         };
-        Ok(Response::new(v1::ListMetersResponse {
-            meters,
-            next: next.into(),
-        }))
+        Ok(Response::new(v1::ListMetersResponse { meters, next: next.into() }))
     }
 
     async fn delete_meter(
@@ -265,27 +242,20 @@ impl Meters for Fake {
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
             let results =
-                message
-                    .unwrap()
-                    .lines
-                    .into_iter()
-                    .enumerate()
-                    .map(move |(index, line)| {
-                        if breaks && index as u32 >= break_after {
-                            return Err(Status::unavailable("going down"));
-                        }
-                        let meter_id = line.meter.unwrap().meter_id;
-                        let outcome = if meter_id.starts_with("old") { 3 } else { 1 };
-                        let result = v1::ImportResult {
-                            line: line.line,
-                            outcome,
-                            meter_id,
-                            ..Default::default()
-                        };
-                        Ok(v1::ImportMetersResponse {
-                            results: vec![result],
-                        })
-                    });
+                message.unwrap().lines.into_iter().enumerate().map(move |(index, line)| {
+                    if breaks && index as u32 >= break_after {
+                        return Err(Status::unavailable("going down"));
+                    }
+                    let meter_id = line.meter.unwrap().meter_id;
+                    let outcome = if meter_id.starts_with("old") { 3 } else { 1 };
+                    let result = v1::ImportResult {
+                        line: line.line,
+                        outcome,
+                        meter_id,
+                        ..Default::default()
+                    };
+                    Ok(v1::ImportMetersResponse { results: vec![result] })
+                });
             futures_util::stream::iter(results.collect::<Vec<_>>())
         });
         Ok(Response::new(Box::pin(replies)))
@@ -299,10 +269,7 @@ impl Site for Fake {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::GetStatusResponse {
-            site: "north".into(),
-            ..Default::default()
-        }))
+        Ok(Response::new(v1::GetStatusResponse { site: "north".into(), ..Default::default() }))
     }
 }
 
@@ -323,25 +290,16 @@ impl World {
         let leaf = || {
             let key = rcgen::KeyPair::generate().unwrap();
             let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
-            (
-                params.signed_by(&key, &issuer).unwrap().pem(),
-                key.serialize_pem(),
-            )
+            (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
         };
         let (server, client) = (leaf(), leaf());
         let dir = tempfile::tempdir().unwrap();
-        for (name, pem) in [
-            ("ca.pem", &ca.pem()),
-            ("client.pem", &client.0),
-            ("client.key", &client.1),
-        ] {
+        for (name, pem) in
+            [("ca.pem", &ca.pem()), ("client.pem", &client.0), ("client.key", &client.1)]
+        {
             std::fs::write(dir.path().join(name), pem).unwrap();
         }
-        Self {
-            dir,
-            ca: ca.pem(),
-            server,
-        }
+        Self { dir, ca: ca.pem(), server }
     }
 
     pub(crate) async fn serve(&self, script: Arc<Script>) -> SocketAddr {
@@ -363,10 +321,8 @@ impl World {
 
     /// Writes `client.toml` and says where.
     pub(crate) fn config(&self, endpoints: &[SocketAddr], more: &str) -> PathBuf {
-        let endpoints: Vec<_> = endpoints
-            .iter()
-            .map(|at| format!("\"https://localhost:{}\"", at.port()))
-            .collect();
+        let endpoints: Vec<_> =
+            endpoints.iter().map(|at| format!("\"https://localhost:{}\"", at.port())).collect();
         let text = format!(
             "endpoints = [{}]\nca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n",
             endpoints.join(", ")

@@ -23,7 +23,7 @@ pub struct InitOptions {
 /// Makes the key domain: the token's KEKs, the database. Refuses to touch either if it is there
 /// already.
 pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
-    let so_pin = options.create_token.as_ref().map(pin_from).transpose()?;
+    let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
     let runtime = runtime(1)?;
     let store = runtime.block_on(open_store(&config, true))?;
     let store_fault = |error: StoreError| Fault::Store(error.into());
@@ -34,9 +34,8 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
                 .into(),
         ));
     }
-    let made = pkcs11::init(&config.hsm, so_pin.as_ref()).map_err(|error: InitError| {
-        Fault::Token(error.into())
-    })?;
+    let made = pkcs11::init(&config.hsm, so_pin.as_ref())
+        .map_err(|error: InitError| Fault::Token(error.into()))?;
     let domain = DomainRecord {
         domain: DomainId(random_16()?),
         blocks: config.site.blocks,

@@ -8,14 +8,15 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use super::{
-    Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of, open_store, runtime,
-};
+use super::{Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of, open_store, runtime};
 use crate::{
     ciphering::Ciphering,
     config::Config,
     domain::{DomainRecord, ports::Clock},
-    hsm::{Hsm, pkcs11::{Pkcs11Token, ProbeDepth}},
+    hsm::{
+        Hsm,
+        pkcs11::{Pkcs11Token, ProbeDepth},
+    },
     keyring::Keyring,
     lifecycle::Lifecycle,
     rpc,
@@ -116,7 +117,9 @@ async fn warm_up(keyring: Arc<Keyring>) {
                 "warm-up done"
             );
         }
-        Err(error) => tracing::warn!(%error, "warm-up ended early: blocks open as they are asked for"),
+        Err(error) => {
+            tracing::warn!(%error, "warm-up ended early: blocks open as they are asked for")
+        }
     }
 }
 

@@ -180,9 +180,10 @@ impl Attempting<'_, '_> {
     fn no_key(&self, kind: KeyKind) -> Attempt {
         let len = self.apdu.security_control().suite.key_len();
         let of_setup = self.setup.map_or(String::new(), |e| format!(" in security setup {}", e.0));
-        self.done(Outcome::of(Verdict::NoUsableKey).because(format!(
-            "the meter has no live {kind} of {len} bytes{of_setup}"
-        )))
+        self.done(
+            Outcome::of(Verdict::NoUsableKey)
+                .because(format!("the meter has no live {kind} of {len} bytes{of_setup}")),
+        )
     }
 
     fn done(&self, outcome: Outcome) -> Attempt {
@@ -251,8 +252,9 @@ impl Attempting<'_, '_> {
             KeyMaterial::Bytes(key) => {
                 match self.apdu.decrypt_without_authentication(key, originator, out) {
                     Ok(()) => Attempt::Done(self.opened(Verdict::OkUnauthenticated, ek, None)),
-                    Err(error) => self
-                        .done(Outcome::of(Verdict::NoUsableKey).because(error.to_string())),
+                    Err(error) => {
+                        self.done(Outcome::of(Verdict::NoUsableKey).because(error.to_string()))
+                    }
                 }
             }
             KeyMaterial::Token(key) => {
@@ -261,12 +263,7 @@ impl Attempting<'_, '_> {
         }
     }
 
-    fn opened(
-        &self,
-        verdict: Verdict,
-        ek: &Candidate<'_>,
-        ak: Option<&Candidate<'_>>,
-    ) -> Outcome {
+    fn opened(&self, verdict: Verdict, ek: &Candidate<'_>, ak: Option<&Candidate<'_>>) -> Outcome {
         Outcome {
             verdict,
             system_title: Some(self.meter.title()),

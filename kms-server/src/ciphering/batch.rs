@@ -195,8 +195,8 @@ impl<'i> Pass<'i> {
 
 /// No meter with this title.
 pub(super) fn unknown(title: SystemTitle) -> Outcome {
-    let mut outcome = Outcome::of(Verdict::UnknownMeter)
-        .because(format!("no meter has system title {title}"));
+    let mut outcome =
+        Outcome::of(Verdict::UnknownMeter).because(format!("no meter has system title {title}"));
     outcome.system_title = Some(title);
     outcome
 }

@@ -39,10 +39,7 @@ impl Ciphering {
         }
     }
 
-    async fn open_block(
-        &self,
-        block: BlockNo,
-    ) -> (BlockNo, Result<Arc<BlockTable>, SharedError>) {
+    async fn open_block(&self, block: BlockNo) -> (BlockNo, Result<Arc<BlockTable>, SharedError>) {
         (block, self.keyring.open(block).await)
     }
 

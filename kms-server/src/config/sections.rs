@@ -11,9 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{
-    Config, ConfigError, Site, Store, pin,
-};
+use super::{Config, ConfigError, Site, Store, pin};
 use crate::{
     domain::BlockCount,
     hsm::{self, OaepHash},
@@ -184,6 +182,7 @@ struct LimitsSection {
     streams_per_connection_max: u64,
     connections_max: u64,
     in_flight_items_max: u64,
+    in_flight_mib_max: u64,
     handshake_timeout_ms: u64,
     call_timeout_ms: u64,
     drain_timeout_ms: u64,
@@ -198,6 +197,7 @@ impl Default for LimitsSection {
             streams_per_connection_max: 1_024,
             connections_max: 1_024,
             in_flight_items_max: 262_144, // A quarter of a second's work of one core.
+            in_flight_mib_max: 512,
             handshake_timeout_ms: 5_000,
             call_timeout_ms: 30_000,
             drain_timeout_ms: 15_000,
@@ -352,6 +352,7 @@ impl TryFrom<LimitsSection> for Limits {
             streams_per_connection_max,
             connections_max,
             in_flight_items_max,
+            in_flight_mib_max,
             handshake_timeout_ms,
             call_timeout_ms,
             drain_timeout_ms,
@@ -375,6 +376,11 @@ impl TryFrom<LimitsSection> for Limits {
                 in_flight_items_max,
                 1..=16_777_216,
             )?,
+            in_flight_bytes_max: within::<usize>(
+                "rpc.limits.in_flight_mib_max",
+                in_flight_mib_max,
+                1..=65_536,
+            )? << 20,
             handshake_timeout: millis(
                 "rpc.limits.handshake_timeout_ms",
                 handshake_timeout_ms,
@@ -394,6 +400,14 @@ impl TryFrom<LimitsSection> for Limits {
                 value: limits.in_flight_items_max,
                 other: "rpc.limits.batch_items_max",
                 bound: limits.batch_items_max,
+            });
+        }
+        if limits.in_flight_bytes_max < limits.message_bytes_max {
+            return Err(ConfigError::LessThan {
+                key: "rpc.limits.in_flight_mib_max (in bytes)",
+                value: limits.in_flight_bytes_max,
+                other: "rpc.limits.message_bytes_max",
+                bound: limits.message_bytes_max,
             });
         }
         Ok(limits)

@@ -335,10 +335,7 @@ fn check_finds_a_key_of_another_certificate() {
     let found = the_finding(|place| {
         place.write("tls/server.key", self_signed(|_| {}).1.as_bytes(), 0o600);
     });
-    says(
-        &found,
-        &["server.key is not that of the certificate", "server.pem", "install the two"],
-    );
+    says(&found, &["server.key is not that of the certificate", "server.pem", "install the two"]);
 }
 
 #[test]

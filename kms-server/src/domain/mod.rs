@@ -12,7 +12,9 @@ pub mod verdict;
 
 pub use block::{BlockCount, BlockNo, Epoch, Head, Position, RecordMac, Sequence};
 pub use dlms::SystemTitle;
-pub use key::{Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, Protection, SecuritySetup};
+pub use key::{
+    Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, Protection, SecuritySetup,
+};
 pub use meter::{MeterId, MeterPolicy, MeterRecord, MinimumProtection};
 pub use record::{Record, RecordKey, StoredRecord};
 pub use secret::{BlockSecret, ClearKey};

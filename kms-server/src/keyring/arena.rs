@@ -3,7 +3,10 @@
 //!
 //! The only module of this crate with `unsafe`: it hands out disjoint pieces of one mapping, which
 //! the borrow checker can't follow, and asks the processor to prefetch.
-#![allow(unsafe_code, reason = "disjoint pieces of one mapping, and prefetch; reasons stand at each")]
+#![allow(
+    unsafe_code,
+    reason = "disjoint pieces of one mapping, and prefetch; reasons stand at each"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -114,7 +117,7 @@ impl Arena {
     }
 
     /// Bytes mapped.
-    pub const fn len(&self) -> usize {
+    pub const fn mapped(&self) -> usize {
         self.len
     }
 

@@ -168,10 +168,7 @@ impl BlockKeys {
         let (nonce, sealed) = sealed.split_first_chunk::<12>().ok_or(DoesNotOpen)?;
         let place = secret_place(title, id);
         let payload = Payload { msg: sealed, aad: &place };
-        self.seal
-            .decrypt(&(*nonce).into(), payload)
-            .map(Zeroizing::new)
-            .map_err(|_| DoesNotOpen)
+        self.seal.decrypt(&(*nonce).into(), payload).map(Zeroizing::new).map_err(|_| DoesNotOpen)
     }
 
     /// Identity of a secret of free length. Such a secret may be guessed, so it is compared under
@@ -232,7 +229,6 @@ fn cmac_under(key: &ClearKey, message: &[u8]) -> Option<[u8; 16]> {
         _ => return None,
     })
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -32,9 +32,7 @@ use crate::{
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
 use ids::IdIndex;
-pub use table::{
-    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter,
-};
+pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
 
 /// What the keyring needs, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,7 +228,7 @@ impl Keyring {
             warm_up_elapsed_ms: progress.elapsed_ms,
             resident_meters,
             arena_bytes_used: self.arena.used() as u64,
-            arena_bytes_total: self.arena.len() as u64,
+            arena_bytes_total: self.arena.mapped() as u64,
             memory_locked: self.arena.is_locked(),
             fault,
         }

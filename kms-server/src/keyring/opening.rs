@@ -94,7 +94,8 @@ impl Keyring {
     pub(super) async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
         let (block, secret_version) = (stored.head.block, stored.head.secret_version);
         let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
-        let resident = self.resident(block).filter(|table| table.secret_version() == secret_version);
+        let resident =
+            self.resident(block).filter(|table| table.secret_version() == secret_version);
         if let Some(known) = resident.as_ref().and_then(|table| table.subkeys()) {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
         } else {
@@ -203,8 +204,7 @@ impl Keyring {
             .chain(damaged)
             .collect();
         let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
-        piece.bytes_mut()[..SUBKEYS_LEN]
-            .copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
+        piece.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
         let position = verified.head.position;
         BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows).map_err(
             |_| KeyringError::Damaged {

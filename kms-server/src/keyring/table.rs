@@ -177,9 +177,9 @@ fn places_for(meters: usize) -> u32 {
 
 fn slots_of(row: &Row<'_>) -> usize {
     match row {
-        Row::Meter(meter, _) if !is_plain(meter) => live_keys(meter)
-            .filter(|key| key.protection == Protection::Memory)
-            .count(),
+        Row::Meter(meter, _) if !is_plain(meter) => {
+            live_keys(meter).filter(|key| key.protection == Protection::Memory).count()
+        }
         _ => 0,
     }
 }
@@ -188,10 +188,7 @@ fn slots_of(row: &Row<'_>) -> usize {
 fn live_keys(meter: &MeterRecord) -> impl Iterator<Item = &KeyRecord> {
     meter.keys.iter().filter(|key| {
         key.state.may_open()
-            && matches!(
-                key.kind,
-                KeyKind::Guek | KeyKind::Gbek | KeyKind::Gak | KeyKind::Dedicated
-            )
+            && matches!(key.kind, KeyKind::Guek | KeyKind::Gbek | KeyKind::Gak | KeyKind::Dedicated)
     })
 }
 

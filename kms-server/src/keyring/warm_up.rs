@@ -72,8 +72,7 @@ impl Keyring {
 
     async fn open_from(self: Arc<Self>, queue: Queue) {
         loop {
-            let some: Vec<BlockNo> =
-                queue.lock().await.by_ref().take(PUBLISH_EVERY).collect();
+            let some: Vec<BlockNo> = queue.lock().await.by_ref().take(PUBLISH_EVERY).collect();
             if some.is_empty() || !self.open_some(some).await {
                 return;
             }

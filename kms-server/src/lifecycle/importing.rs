@@ -131,11 +131,10 @@ impl Lifecycle {
             Some(Record::Tombstone(_)) | None => (self.new_record(&meter), true),
         };
         let identify = |key: &NewKey| self.identify(change, &title, key);
-        let news =
-            match merging::news(&record, &mut meter, rules, identify, || self.new_id()) {
-                Ok(news) => news,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let news = match merging::news(&record, &mut meter, rules, identify, || self.new_id()) {
+            Ok(news) => news,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         if !is_new && news.is_empty() {
             return Ok(Ok(accepted(Imported::Unchanged, Vec::new())));
         }

@@ -76,10 +76,7 @@ pub enum TlsError {
 
 /// Everything that is wrong with the certificate files at `now_ms`, milliseconds since 1970, each with
 /// its setting: for `check-config`, before a server uses them.
-pub fn check_certificates(
-    tls: &super::TlsConfig,
-    now_ms: u64,
-    ) -> Vec<(&'static str, TlsError)> {
+pub fn check_certificates(tls: &super::TlsConfig, now_ms: u64) -> Vec<(&'static str, TlsError)> {
     let identity = check_identity(tls, now_ms).err().map(|error| ("rpc.tls.certificate", error));
     let authorities = read(&tls.client_ca).and_then(|pem| load_authorities(&tls.client_ca, &pem));
     let authorities = authorities.err().map(|error| ("rpc.tls.client_ca", error));

@@ -1,6 +1,13 @@
 //! A whole site without the wire: SoftHSM, SQLite, keyring, verbs.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "helpers of tests may"
+)]
 
 use std::{
     path::{Path, PathBuf},
@@ -20,8 +27,7 @@ use kms_server::{
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
         BlockCount, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
-        Protection, SecuritySetup,
-        ports::Clock,
+        Protection, SecuritySetup, ports::Clock,
     },
     hsm::{Hsm, Token},
     keyring::{self, Keyring},
@@ -207,7 +213,13 @@ pub fn control(sc: u8) -> SecurityControl {
 }
 
 /// A push of meter `n`, protected with these keys as SC says.
-pub fn push_with(n: u64, sc: u8, encryption: &[u8], authentication: &[u8], plain: &[u8]) -> Vec<u8> {
+pub fn push_with(
+    n: u64,
+    sc: u8,
+    encryption: &[u8],
+    authentication: &[u8],
+    plain: &[u8],
+) -> Vec<u8> {
     let counter = COUNTER.fetch_add(1, Ordering::Relaxed) as u32;
     let protection = Seal {
         envelope: Envelope::GeneralGlo(Some(title(n))),

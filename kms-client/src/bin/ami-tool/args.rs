@@ -21,12 +21,7 @@ Exit codes:
 #[command(name = "ami-tool", version, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     /// The client's configuration
-    #[arg(
-        long,
-        global = true,
-        env = "AMI_CLIENT_CONFIG",
-        default_value = "/etc/ami/client.toml"
-    )]
+    #[arg(long, global = true, env = "AMI_CLIENT_CONFIG", default_value = "/etc/ami/client.toml")]
     pub(crate) config: PathBuf,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
@@ -62,17 +57,11 @@ impl Command {
     pub(crate) fn checked(self) -> Result<Self, Failure> {
         match &self {
             Self::Decrypt(items) | Self::Verify(items) => items.check()?,
-            Self::Meter {
-                command: MeterCommand::Import(import),
-            } => {
+            Self::Meter { command: MeterCommand::Import(import) } => {
                 import.format()?;
             }
-            Self::Meter {
-                command: MeterCommand::Get(get),
-            } if get.both_or_neither() => {
-                return Err(Failure::usage(
-                    "name the meter: its ID, or --system-title HEX",
-                ));
+            Self::Meter { command: MeterCommand::Get(get) } if get.both_or_neither() => {
+                return Err(Failure::usage("name the meter: its ID, or --system-title HEX"));
             }
             _ => {}
         }
@@ -231,20 +220,12 @@ mod tests {
     fn the_command_line_is_well_formed_and_documents_its_exit_codes() {
         let mut command = Arguments::command();
         command.clone().debug_assert();
-        assert!(
-            command
-                .render_long_help()
-                .to_string()
-                .contains("Exit codes:")
-        );
+        assert!(command.render_long_help().to_string().contains("Exit codes:"));
     }
 
     #[test]
     fn a_meter_is_not_named_twice_or_not_at_all() {
-        for line in [
-            "ami-tool meter get",
-            "ami-tool meter get m --system-title 4D4D4D0000BC614E",
-        ] {
+        for line in ["ami-tool meter get", "ami-tool meter get m --system-title 4D4D4D0000BC614E"] {
             let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
             assert!(arguments.command.checked().is_err());
         }
@@ -252,12 +233,8 @@ mod tests {
 
     #[test]
     fn a_file_without_a_known_extension_needs_a_format() {
-        let parse = |line: &str| {
-            Arguments::try_parse_from(line.split(' '))
-                .unwrap()
-                .command
-                .checked()
-        };
+        let parse =
+            |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().command.checked();
         assert!(parse("ami-tool meter import meters.txt").is_err());
         assert!(parse("ami-tool meter import -").is_err());
         assert!(parse("ami-tool meter import - --format csv").is_ok());

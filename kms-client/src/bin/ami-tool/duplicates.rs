@@ -18,10 +18,7 @@ pub(crate) struct SeenValues {
 
 impl SeenValues {
     pub(crate) fn new() -> Self {
-        Self {
-            keys: [RandomState::new(), RandomState::new()],
-            seen: HashMap::new(),
-        }
+        Self { keys: [RandomState::new(), RandomState::new()], seen: HashMap::new() }
     }
 
     /// Whether no further value is kept, so that duplicates may go unseen.
@@ -34,11 +31,7 @@ impl SeenValues {
         let owner = self.keys[0].hash_one(&meter.meter_id);
         let values = meter.keys.iter().filter(|key| key.kind == KeyKind::Guek);
         let hashes: Vec<_> = values
-            .map(|key| {
-                self.keys
-                    .each_ref()
-                    .map(|hash| hash.hash_one(key.value.expose_key_bytes()))
-            })
+            .map(|key| self.keys.each_ref().map(|hash| hash.hash_one(key.value.expose_key_bytes())))
             .collect();
         let mut warnings = Vec::new();
         for hash in hashes {
@@ -46,9 +39,8 @@ impl SeenValues {
             match self.seen.entry(hash) {
                 Entry::Occupied(first) if first.get().1 != owner => {
                     let first = first.get().0;
-                    warnings.push(format!(
-                        "its GUEK has the same value as the one on line {first}"
-                    ));
+                    warnings
+                        .push(format!("its GUEK has the same value as the one on line {first}"));
                 }
                 Entry::Vacant(free) if !full => {
                     free.insert((line, owner));
@@ -74,22 +66,10 @@ mod tests {
     #[test]
     fn a_value_of_another_meter_is_reported_and_ones_own_is_not() {
         let mut seen = SeenValues::new();
-        assert!(
-            seen.warnings(1, &meter("a", "D491470F47126332B07D1923B3504188"))
-                .is_empty()
-        );
-        assert!(
-            seen.warnings(2, &meter("a", "D491470F47126332B07D1923B3504188"))
-                .is_empty()
-        );
-        assert!(
-            seen.warnings(3, &meter("b", "E80A1C5DCB8FF2B6E3DCCD45A4F9C601"))
-                .is_empty()
-        );
+        assert!(seen.warnings(1, &meter("a", "D491470F47126332B07D1923B3504188")).is_empty());
+        assert!(seen.warnings(2, &meter("a", "D491470F47126332B07D1923B3504188")).is_empty());
+        assert!(seen.warnings(3, &meter("b", "E80A1C5DCB8FF2B6E3DCCD45A4F9C601")).is_empty());
         let warnings = seen.warnings(4, &meter("c", "D491470F47126332B07D1923B3504188"));
-        assert_eq!(
-            warnings,
-            ["its GUEK has the same value as the one on line 1"]
-        );
+        assert_eq!(warnings, ["its GUEK has the same value as the one on line 1"]);
     }
 }

@@ -54,12 +54,7 @@ impl Failure {
     }
 
     fn new(exit: Exit, code: &str, reason: String, next_step: &'static str) -> Self {
-        Self {
-            exit,
-            code: code.to_owned(),
-            reason,
-            next_step,
-        }
+        Self { exit, code: code.to_owned(), reason, next_step }
     }
 
     /// Adds how far the command had got.
@@ -70,12 +65,7 @@ impl Failure {
 
     /// Says it on standard error, and gives the exit code.
     pub(crate) fn report(self, json: bool) -> ExitCode {
-        let Self {
-            exit,
-            code,
-            reason,
-            next_step,
-        } = self;
+        let Self { exit, code, reason, next_step } = self;
         let text = if json {
             json!({ "error": { "code": code, "reason": reason, "next_step": next_step } })
                 .to_string()
@@ -128,29 +118,16 @@ impl From<CallError> for Failure {
                 "PERMISSION_DENIED".into(),
                 "use a certificate that the server's configuration grants this call",
             ),
-            CallError::NotFound { .. } => (
-                Exit::Refused,
-                "NOT_FOUND".into(),
-                "`meter list` shows what there is",
-            ),
+            CallError::NotFound { .. } => {
+                (Exit::Refused, "NOT_FOUND".into(), "`meter list` shows what there is")
+            }
             CallError::Refused { code, .. } => (Exit::Refused, code, ""),
-            CallError::Protocol(_) => (
-                Exit::Unreachable,
-                "PROTOCOL".into(),
-                "use tool and server of one version",
-            ),
-            _ => (
-                Exit::Unreachable,
-                "SERVICE".into(),
-                "the server's log says more",
-            ),
+            CallError::Protocol(_) => {
+                (Exit::Unreachable, "PROTOCOL".into(), "use tool and server of one version")
+            }
+            _ => (Exit::Unreachable, "SERVICE".into(), "the server's log says more"),
         };
-        Self {
-            exit,
-            code,
-            reason,
-            next_step: next,
-        }
+        Self { exit, code, reason, next_step: next }
     }
 }
 
@@ -178,18 +155,9 @@ mod tests {
 
     #[test]
     fn a_denied_call_does_not_look_like_an_unreachable_service() {
-        assert_eq!(
-            exit_of(CallError::PermissionDenied { reason: "x".into() }),
-            Exit::Denied
-        );
-        assert_eq!(
-            exit_of(CallError::Unreachable { reason: "x".into() }),
-            Exit::Unreachable
-        );
+        assert_eq!(exit_of(CallError::PermissionDenied { reason: "x".into() }), Exit::Denied);
+        assert_eq!(exit_of(CallError::Unreachable { reason: "x".into() }), Exit::Unreachable);
         assert_eq!(exit_of(CallError::DeadlineExceeded), Exit::Unreachable);
-        assert_eq!(
-            exit_of(CallError::NotFound { reason: "x".into() }),
-            Exit::Refused
-        );
+        assert_eq!(exit_of(CallError::NotFound { reason: "x".into() }), Exit::Refused);
     }
 }

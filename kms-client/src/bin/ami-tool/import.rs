@@ -137,11 +137,8 @@ impl Report {
                 .with_style(style("{bar:32} {percent:>3} %  {msg}  {eta} left")),
             None => ProgressBar::no_length().with_style(style("{spinner}  {msg}")),
         };
-        let target = if on_terminal {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let target =
+            if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         bar.set_draw_target(target);
         let now = Instant::now();
         Self {
@@ -164,19 +161,8 @@ impl Report {
         if self.json {
             return self.bar.suspend(|| say_json(result));
         }
-        let ImportResult {
-            line,
-            meter_id,
-            code,
-            reason,
-            warnings,
-            ..
-        } = result;
-        let whose = if meter_id.is_empty() {
-            String::new()
-        } else {
-            format!(" ({meter_id})")
-        };
+        let ImportResult { line, meter_id, code, reason, warnings, .. } = result;
+        let whose = if meter_id.is_empty() { String::new() } else { format!(" ({meter_id})") };
         if result.outcome == Outcome::Refused {
             self.complain(&format!("line {line}{whose}: {code}: {reason}"));
         }
@@ -207,13 +193,7 @@ impl Report {
         self.bar.finish_and_clear();
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.counts.lines() as f64 / seconds.max(0.001);
-        let ImportCounts {
-            created,
-            updated,
-            unchanged,
-            refused,
-            ..
-        } = self.counts;
+        let ImportCounts { created, updated, unchanged, refused, .. } = self.counts;
         let nothing_changed = created == 0 && updated == 0;
         if self.json {
             say_json(&json!({
@@ -244,13 +224,7 @@ impl Report {
 }
 
 fn progress(counts: &ImportCounts) -> String {
-    let ImportCounts {
-        created,
-        updated,
-        unchanged,
-        refused,
-        ..
-    } = counts;
+    let ImportCounts { created, updated, unchanged, refused, .. } = counts;
     format!("{created} created, {updated} updated, {unchanged} unchanged, {refused} refused")
 }
 

@@ -11,7 +11,7 @@ use crate::text::{block, say, say_json};
 const NAME_THE_METER: &str = "the APDU carries no system title, so its meter must be named: --meter ID or --system-title HEX (in a line: \"meter\" or \"system_title\")";
 
 pub(crate) async fn decrypt(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.from_lines() {
+    if what.reads_lines() {
         return lines::answer(what, |apdus| client.decrypt_stream(apdus)).await;
     }
     let apdu = one(&what)?;
@@ -19,7 +19,7 @@ pub(crate) async fn decrypt(client: &KmsClient, what: Items, json: bool) -> Resu
 }
 
 pub(crate) async fn verify(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.from_lines() {
+    if what.reads_lines() {
         return lines::answer(what, |apdus| client.verify_mic_stream(apdus)).await;
     }
     let apdu = one(&what)?;
@@ -65,33 +65,13 @@ pub(crate) trait Answer: Send + 'static {
         let mut row = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
         row("reason", reason(apdu, checked));
         row("meter", apdu.meter_id().map(ToString::to_string));
-        row(
-            "system title",
-            checked.system_title.as_ref().map(title_text),
-        );
-        row(
-            "authenticated",
-            Some(if checked.authenticated { "yes" } else { "no" }.into()),
-        );
-        row(
-            "duplicate",
-            checked
-                .duplicate
-                .then(|| "yes: the same APDU was opened before".into()),
-        );
+        row("system title", checked.system_title.as_ref().map(title_text));
+        row("authenticated", Some(if checked.authenticated { "yes" } else { "no" }.into()));
+        row("duplicate", checked.duplicate.then(|| "yes: the same APDU was opened before".into()));
         row("security setup", Some(number(checked.security_setup)));
-        row(
-            "encryption key version",
-            Some(number(checked.encryption_key_version)),
-        );
-        row(
-            "authentication key version",
-            Some(number(checked.authentication_key_version)),
-        );
-        row(
-            "invocation counter",
-            Some(number(checked.invocation_counter)),
-        );
+        row("encryption key version", Some(number(checked.encryption_key_version)));
+        row("authentication key version", Some(number(checked.authentication_key_version)));
+        row("invocation counter", Some(number(checked.invocation_counter)));
         row("plaintext", self.plaintext());
         block(&rows)
     }
@@ -153,10 +133,7 @@ fn one(what: &Items) -> Result<Apdu, Failure> {
 
 /// Reads hex digits; white space between them is passed over.
 pub(crate) fn parse_apdu(digits: &str) -> Result<Apdu, String> {
-    let digits: String = digits
-        .chars()
-        .filter(|digit| !digit.is_whitespace())
-        .collect();
+    let digits: String = digits.chars().filter(|digit| !digit.is_whitespace()).collect();
     let bytes = hex::decode(digits).map_err(|error| format!("the APDU is not hex: {error}"))?;
     Apdu::new(bytes).map_err(|error| error.to_string())
 }
@@ -167,10 +144,7 @@ mod tests {
 
     #[test]
     fn spaces_between_the_digits_of_an_apdu_do_not_matter() {
-        assert_eq!(
-            parse_apdu(" db 08\n4D4d ").unwrap().bytes(),
-            [0xDB, 0x08, 0x4D, 0x4D]
-        );
+        assert_eq!(parse_apdu(" db 08\n4D4d ").unwrap().bytes(), [0xDB, 0x08, 0x4D, 0x4D]);
         assert!(parse_apdu("db 0").is_err());
         assert!(parse_apdu("xx").is_err());
     }

@@ -33,11 +33,7 @@ enum Due {
     /// It was asked about.
     Asked { id: Option<Value>, apdu: Apdu },
     /// It could not be read.
-    Bad {
-        line: u64,
-        id: Option<Value>,
-        reason: String,
-    },
+    Bad { line: u64, id: Option<Value>, reason: String },
 }
 
 /// Answers each line by what `ask` makes of the APDUs. Bad lines get an answer of their own.
@@ -89,18 +85,10 @@ fn read_lines(defaults: &Items, due: &mpsc::Sender<Due>, apdus: &mpsc::Sender<Ap
         let parsed = match line {
             Ok(line) if line.is_blank() => continue,
             Ok(line) => parse(defaults, line.number, &line.bytes),
-            Err(bad) => Due::Bad {
-                line: bad.line,
-                id: None,
-                reason: bad.reason,
-            },
+            Err(bad) => Due::Bad { line: bad.line, id: None, reason: bad.reason },
         };
         // First what is due, then the question: so an answer always finds what it belongs to.
-        let apdu = if let Due::Asked { apdu, .. } = &parsed {
-            Some(apdu.clone())
-        } else {
-            None
-        };
+        let apdu = if let Due::Asked { apdu, .. } = &parsed { Some(apdu.clone()) } else { None };
         let sent = due.blocking_send(parsed).is_ok();
         if !sent || apdu.is_some_and(|apdu| apdus.blocking_send(apdu).is_err()) {
             return;
@@ -114,11 +102,7 @@ fn parse(defaults: &Items, line: u64, text: &[u8]) -> Due {
         Ok(asked) => asked,
         Err(error) => {
             let reason = format!("not a line such as {{\"apdu\":\"HEX\"}}: {error}");
-            return Due::Bad {
-                line,
-                id: None,
-                reason,
-            };
+            return Due::Bad { line, id: None, reason };
         }
     };
     let id = asked.id.clone();
@@ -130,23 +114,13 @@ fn parse(defaults: &Items, line: u64, text: &[u8]) -> Due {
 
 /// The line's own words come first; the command line fills in what it leaves out.
 fn to_apdu(defaults: &Items, asked: AskedLine) -> Result<Apdu, String> {
-    let AskedLine {
-        meter,
-        system_title,
-        security_setup,
-        apdu,
-        id: _,
-    } = asked;
+    let AskedLine { meter, system_title, security_setup, apdu, id: _ } = asked;
     let mut apdu = parse_apdu(&apdu)?;
     let names_its_meter = meter.is_some() || system_title.is_some();
     let meter = meter.map(|meter| MeterId::new(&meter)).transpose();
-    let title = system_title
-        .map(|title| parse_system_title(&title))
-        .transpose();
-    let (mut meter, mut title) = (
-        meter.map_err(|error| error.to_string())?,
-        title.map_err(|error| error.to_string())?,
-    );
+    let title = system_title.map(|title| parse_system_title(&title)).transpose();
+    let (mut meter, mut title) =
+        (meter.map_err(|error| error.to_string())?, title.map_err(|error| error.to_string())?);
     if !names_its_meter {
         (meter, title) = (defaults.meter.clone(), defaults.system_title);
     }
@@ -167,13 +141,7 @@ mod tests {
     use super::*;
 
     fn defaults() -> Items {
-        Items {
-            meter: None,
-            system_title: None,
-            security_setup: Some(1),
-            apdu: None,
-            input: None,
-        }
+        Items { meter: None, system_title: None, security_setup: Some(1), apdu: None, input: None }
     }
 
     #[test]
@@ -183,10 +151,7 @@ mod tests {
         };
         assert_eq!((line, id), (7, Some(json!([1]))));
         assert!(matches!(parse(&defaults(), 1, b"{"), Due::Bad { .. }));
-        assert!(matches!(
-            parse(&defaults(), 1, br#"{"apdu":"00","x":1}"#),
-            Due::Bad { .. }
-        ));
+        assert!(matches!(parse(&defaults(), 1, br#"{"apdu":"00","x":1}"#), Due::Bad { .. }));
     }
 
     #[test]
@@ -195,9 +160,7 @@ mod tests {
         let Due::Asked { apdu, .. } = parse(&defaults(), 1, line) else {
             panic!("a good line was refused");
         };
-        let expected = Apdu::new(vec![0xDB, 8])
-            .unwrap()
-            .of_meter(MeterId::new("m").unwrap());
+        let expected = Apdu::new(vec![0xDB, 8]).unwrap().of_meter(MeterId::new("m").unwrap());
         assert_eq!(apdu, expected.under_setup(2));
     }
 }

@@ -41,11 +41,7 @@ fn start(arguments: Arguments) -> Result<Exit, Failure> {
 }
 
 async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments {
-        config,
-        json,
-        command,
-    } = arguments;
+    let Arguments { config, json, command } = arguments;
     let command = command.checked()?;
     let config = ClientConfig::load(&config)?;
     let client = KmsClient::connect(config).await?;
@@ -53,8 +49,6 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => items::decrypt(&client, what, json).await,
         Command::Verify(what) => items::verify(&client, what, json).await,
-        Command::Site {
-            command: args::SiteCommand::Status,
-        } => site::status(&client, json).await,
+        Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
     }
 }

@@ -29,16 +29,10 @@ pub(crate) async fn run(
 }
 
 async fn create(client: &KmsClient, what: Create, json: bool) -> Result<Exit, Failure> {
-    let Create {
-        from,
-        allow_test_keys,
-    } = what;
+    let Create { from, allow_test_keys } = what;
     let meter = NewMeter::from_json(&read_wiped(&from)?)
         .map_err(|bad| Failure::refused(bad.code, format!("{}: {bad}", from.display())))?;
-    let rules = ImportRules {
-        allow_test_keys,
-        ..ImportRules::default()
-    };
+    let rules = ImportRules { allow_test_keys, ..ImportRules::default() };
     let created = client.meters().create(meter, rules).await?;
     if json {
         say_json(&json!({ "meter": created.meter, "warnings": created.warnings }))?;
@@ -61,10 +55,7 @@ fn read_wiped(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     };
     // Never grown: a larger vector would leave the smaller one's bytes behind.
     let mut text = Zeroizing::new(Vec::with_capacity(LINE_LEN_MAX + 64));
-    source
-        .take(LINE_LEN_MAX as u64 + 1)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
+    source.take(LINE_LEN_MAX as u64 + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() > LINE_LEN_MAX {
         let path = path.display();
         return Err(Failure::files(format!(
@@ -76,17 +67,10 @@ fn read_wiped(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
 
 async fn get(client: &KmsClient, what: Get, json: bool) -> Result<Exit, Failure> {
     let name = match what {
-        Get {
-            meter_id: Some(id), ..
-        } => MeterName::Id(id),
-        Get {
-            system_title: Some(title),
-            ..
-        } => MeterName::Title(title),
+        Get { meter_id: Some(id), .. } => MeterName::Id(id),
+        Get { system_title: Some(title), .. } => MeterName::Title(title),
         Get { .. } => {
-            return Err(Failure::usage(
-                "name the meter: its ID, or --system-title HEX",
-            ));
+            return Err(Failure::usage("name the meter: its ID, or --system-title HEX"));
         }
     };
     let meter = client.meters().get(&name).await?;
@@ -100,10 +84,7 @@ async fn get(client: &KmsClient, what: Get, json: bool) -> Result<Exit, Failure>
 
 async fn list(client: &KmsClient, what: List, json: bool) -> Result<Exit, Failure> {
     let List { after, limit } = what;
-    let mut meters = client
-        .meters()
-        .list(after)
-        .take(limit.unwrap_or(usize::MAX));
+    let mut meters = client.meters().list(after).take(limit.unwrap_or(usize::MAX));
     while let Some(meter) = meters.next().await {
         let meter = meter?;
         if json {
@@ -111,10 +92,7 @@ async fn list(client: &KmsClient, what: List, json: bool) -> Result<Exit, Failur
         } else {
             let title = title_text(&meter.system_title);
             let (keys, block) = (meter.keys.len(), meter.block);
-            say(&format!(
-                "{:<32}  {title}  {keys:>3} keys  block {block:>4}",
-                meter.meter_id
-            ))?;
+            say(&format!("{:<32}  {title}  {keys:>3} keys  block {block:>4}", meter.meter_id))?;
         }
     }
     Ok(Exit::Good)
@@ -137,18 +115,13 @@ async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Fa
 /// Asks whoever sits at the terminal to type the name once more.
 fn confirmed(meter_id: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage(
-            "nobody can be asked here; say --yes to delete without asking",
-        ));
+        return Err(Failure::usage("nobody can be asked here; say --yes to delete without asking"));
     }
     let failed = |error: io::Error| Failure::files(format!("the terminal: {error}"));
     let mut terminal = io::stderr();
-    write!(
-        terminal,
-        "{meter_id} and its keys will be gone. Type its id to delete it: "
-    )
-    .and_then(|()| terminal.flush())
-    .map_err(failed)?;
+    write!(terminal, "{meter_id} and its keys will be gone. Type its id to delete it: ")
+        .and_then(|()| terminal.flush())
+        .map_err(failed)?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(failed)?;
     Ok(answer.trim() == meter_id)
@@ -159,9 +132,7 @@ fn described(meter: &Meter) -> String {
     let policy = &meter.policy;
     let yes = |yes| if yes { "yes" } else { "no" }.to_owned();
     let title = |title: &Option<_>| title.as_ref().map_or("-".into(), title_text);
-    let minimum = policy
-        .minimum_protection
-        .map_or("AUTHENTICATED", |minimum| minimum.word());
+    let minimum = policy.minimum_protection.map_or("AUTHENTICATED", |minimum| minimum.word());
     let mut text = block(&[
         ("meter", meter.meter_id.clone()),
         ("system title", title_text(&meter.system_title)),
@@ -170,16 +141,10 @@ fn described(meter: &Meter) -> String {
         ("created", date(meter.created_ms)),
         ("minimum protection", minimum.into()),
         ("encryption-only allowed", yes(policy.allow_encryption_only)),
-        (
-            "withheld AK allowed",
-            yes(policy.allow_withheld_authentication_key),
-        ),
+        ("withheld AK allowed", yes(policy.allow_withheld_authentication_key)),
         ("default system title", title(&policy.default_system_title)),
         ("client title", title(&policy.client_title)),
-        (
-            "general-ciphering header omitted",
-            yes(policy.general_ciphering_omit_header),
-        ),
+        ("general-ciphering header omitted", yes(policy.general_ciphering_omit_header)),
     ]);
     for key in &meter.keys {
         let kcv = if key.kcv.is_empty() { "-" } else { &key.kcv };

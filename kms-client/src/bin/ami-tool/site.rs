@@ -11,28 +11,16 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
         say_json(&status)?;
         return Ok(Exit::Good);
     }
-    let (warm, token, store, keyring) = (
-        &status.warm_up,
-        &status.token,
-        &status.store,
-        &status.keyring,
-    );
+    let (warm, token, store, keyring) =
+        (&status.warm_up, &status.token, &status.store, &status.keyring);
     let state = |reachable, fault: &str| match (reachable, fault) {
         (true, "") => "reachable".to_owned(),
         (true, fault) => format!("reachable, but: {fault}"),
         (false, fault) => format!("NOT reachable: {fault}"),
     };
-    let single = if status.single_site {
-        " (single site)"
-    } else {
-        ""
-    };
+    let single = if status.single_site { " (single site)" } else { "" };
     let warming = if warm.done { "done" } else { "under way" };
-    let locked = if keyring.memory_locked {
-        "locked"
-    } else {
-        "NOT locked"
-    };
+    let locked = if keyring.memory_locked { "locked" } else { "NOT locked" };
     say(&block(&[
         ("site", format!("{}{single}", status.site)),
         ("domain", status.domain_id.clone()),

@@ -20,11 +20,7 @@ pub(crate) fn say_json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Names and values below each other, values aligned.
 pub(crate) fn block(rows: &[(&str, String)]) -> String {
-    let width = rows
-        .iter()
-        .map(|(name, _)| name.len())
-        .max()
-        .unwrap_or_default();
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let row = |(name, value): &(&str, String)| format!("{name:width$}  {value}");
     rows.iter().map(row).collect::<Vec<_>>().join("\n")
 }
@@ -40,11 +36,7 @@ pub(crate) fn date(ms: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
@@ -64,9 +56,6 @@ mod tests {
 
     #[test]
     fn values_of_a_block_stand_below_each_other() {
-        assert_eq!(
-            block(&[("a", "1".into()), ("long", "2".into())]),
-            "a     1\nlong  2"
-        );
+        assert_eq!(block(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2");
     }
 }
