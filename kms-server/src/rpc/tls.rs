@@ -54,7 +54,7 @@ struct Last {
     fault: Option<String>,
 }
 
-/// What [`Tls::reload`] found.
+/// What a reload found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reloaded {
     /// New files, in use for new connections from now on.

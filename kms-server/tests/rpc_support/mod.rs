@@ -14,7 +14,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use kms_server::{
     domain::ports::Clock,
-    rpc::{self, Bound, CallerName, Config, Limits, Policy, Role, RpcError, TlsConfig},
+    rpc::{self, Bound, CallerName, Config, Limits, Parts, Policy, Role, RpcError, TlsConfig},
 };
 use prost::Message as _;
 use rcgen::{
@@ -159,6 +159,9 @@ pub(crate) fn policy() -> Policy {
     ]))
 }
 
+type Stopped = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+type Serving = JoinHandle<Result<(), RpcError>>;
+
 /// A server and its files.
 pub(crate) struct Site {
     pub(crate) ca: Ca,
@@ -166,7 +169,7 @@ pub(crate) struct Site {
     pub(crate) bound: Bound,
     pub(crate) files: TempDir,
     stop: Option<oneshot::Sender<()>>,
-    pub(crate) task: JoinHandle<Result<(), RpcError>>,
+    pub(crate) task: Serving,
 }
 
 impl Site {
@@ -175,17 +178,35 @@ impl Site {
     }
 
     pub(crate) async fn start_with(limits: Limits, services: Routes) -> Self {
+        Self::serve(limits, |config, clock, stopped, ready| {
+            tokio::spawn(rpc::serve_services(config, services, clock, stopped, ready))
+        })
+        .await
+    }
+
+    /// A server with all of its parts.
+    pub(crate) async fn start_parts(
+        limits: Limits,
+        parts: impl FnOnce(Arc<dyn Clock>) -> Parts,
+    ) -> Self {
+        Self::serve(limits, |config, clock, stopped, ready| {
+            tokio::spawn(rpc::serve(config, parts(clock), stopped, ready))
+        })
+        .await
+    }
+
+    async fn serve(
+        limits: Limits,
+        serve: impl FnOnce(Config, Arc<dyn Clock>, Stopped, oneshot::Sender<Bound>) -> Serving,
+    ) -> Self {
         let ca = Ca::new();
         let files = TempDir::new().unwrap();
         write_files(files.path(), &ca.server(), &ca.pem());
         let clock = TestClock::new();
-        let config = config(files.path(), limits);
         let (stop, stopped) = oneshot::channel();
         let (ready, bound) = oneshot::channel();
-        let shutdown = async { drop(stopped.await) };
-        let serving =
-            rpc::serve_services(config, services, Arc::clone(&clock) as _, shutdown, ready);
-        let task = tokio::spawn(serving);
+        let stopped: Stopped = Box::pin(async { drop(stopped.await) });
+        let task = serve(config(files.path(), limits), Arc::clone(&clock) as _, stopped, ready);
         let bound = bound.await.unwrap();
         Self { ca, clock, bound, files, stop: Some(stop), task }
     }
