@@ -151,7 +151,7 @@ fn a_missing_or_mistyped_setting_is_refused() {
     );
     says(&place.refusal("\"sha1\"", "\"md5\""), &["`oaep_hash`", "`sha1` or `sha256`"]);
     says(&place.refusal("#level = \"info\"", "level = \"loud\""), &["`level`", "`loud`", "`info`"]);
-    says(&place.refusal("roles = [\"hes\"]", "roles = [\"root\"]"), &["`root`", "`auditor`"]);
+    says(&place.refusal("roles = [\"hes\"]", "roles = [\"root\"]"), &["\"root\"", "auditor"]);
 }
 
 #[test]
@@ -176,20 +176,20 @@ fn a_number_outside_its_bounds_is_refused_with_them() {
             "`keyring.warm_up_parallelism`",
             "1 to 64",
         ),
-        ("#reload_poll_s = 60", "reload_poll_s = 0", "`rpc.reload_poll_s`", "1 to 86400"),
+        ("#reload_poll_s = 60", "reload_poll_s = 0", "`rpc.reload_poll_s`", "1 to 3600"),
         (
             "#message_bytes_max = 16777216",
             "message_bytes_max = 1",
             "`rpc.limits.message_bytes_max`",
             "65536 to",
         ),
-        ("#batch_items_max = 65536", "batch_items_max = 0", "`rpc.limits.batch_items_max`", "1 to"),
+        ("#batch_items_max = 16384", "batch_items_max = 0", "`rpc.limits.batch_items_max`", "1 to"),
         ("#connections_max = 1024", "connections_max = 0", "`rpc.limits.connections_max`", "1 to"),
         (
-            "#drain_timeout_ms = 10000",
+            "#drain_timeout_ms = 15000",
             "drain_timeout_ms = 300001",
             "`rpc.limits.drain_timeout_ms`",
-            "0 to 300000",
+            "1 to 300000",
         ),
     ] {
         says(&place.refusal(line, value), &[key, bounds, "set it to"]);
@@ -198,10 +198,10 @@ fn a_number_outside_its_bounds_is_refused_with_them() {
 
 #[test]
 fn a_full_batch_fits_into_what_may_be_in_flight() {
-    let sentence = Place::new().refusal("#in_flight_items_max = 524288", "in_flight_items_max = 9");
+    let sentence = Place::new().refusal("#in_flight_items_max = 262144", "in_flight_items_max = 9");
     says(
         &sentence,
-        &["`rpc.limits.in_flight_items_max` is 9", "`rpc.limits.batch_items_max` (65536)", "raise"],
+        &["`rpc.limits.in_flight_items_max` is 9", "`rpc.limits.batch_items_max` (16384)", "raise"],
     );
 }
 
