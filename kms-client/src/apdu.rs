@@ -230,8 +230,6 @@ pub struct Checked {
     pub verdict: Verdict,
     /// The tag verified. The same as [`Verdict::Ok`].
     pub authenticated: bool,
-    /// The same invocation counter with the same tag was opened before: a retry, not a replay.
-    pub duplicate: bool,
     /// The title of the meter whose keys were used. Batches and streams know it only when the
     /// meter was named by its title, or by nothing but the title in the APDU.
     pub system_title: Option<SystemTitle>,

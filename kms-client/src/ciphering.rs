@@ -149,7 +149,6 @@ pub(crate) async fn decrypt(transport: &Transport, apdu: &Apdu) -> Result<Opened
     let checked = Checked {
         verdict,
         authenticated: agreed(0, verdict, Some(reply.authenticated))?,
-        duplicate: reply.duplicate,
         system_title: optional_title(&reply.system_title)?,
         security_setup: known_setup(verdict, reply.security_setup, apdu),
         encryption_key_version: version(Some(&reply.encryption_key_version)),
@@ -174,7 +173,6 @@ pub(crate) async fn verify_mic(transport: &Transport, apdu: &Apdu) -> Result<Che
     Ok(Checked {
         verdict,
         authenticated: verdict == Verdict::Ok,
-        duplicate: false,
         system_title: optional_title(&reply.system_title)?,
         security_setup: known_setup(verdict, reply.security_setup, apdu),
         encryption_key_version: version(Some(&reply.encryption_key_version)),

@@ -11,8 +11,6 @@ use crate::call::ProtocolError;
 const NO_TITLE: [u8; 8] = [0; 8];
 /// `flags`, bit 0.
 const AUTHENTICATED: u8 = 0b01;
-/// `flags`, bit 1.
-const DUPLICATE: u8 = 0b10;
 
 /// APDUs ready to be sent. For benches: packed once, sent many times.
 #[derive(Clone)]
@@ -189,7 +187,6 @@ impl Columns {
                     verdict,
                     flags.map(|flags| flags & AUTHENTICATED != 0),
                 )?,
-                duplicate: flags.is_some_and(|flags| flags & DUPLICATE != 0),
                 system_title: known_title(apdu),
                 security_setup: apdu.security_setup.map(u32::from),
                 encryption_key_version: version(encryption.get(index)),

@@ -93,7 +93,7 @@ on_a_token! {
             let answer = hes.decrypt(request).await.unwrap().into_inner();
             assert_eq!((answer.verdict(), &answer.plaintext[..]), (Verdict::Ok, PLAIN));
             assert_eq!(answer.system_title, title(1).as_bytes()[..]);
-            assert!(answer.authenticated && !answer.duplicate);
+            assert!(answer.authenticated);
             let request = VerifyMicRequest {
                 apdu: push(2, PLAIN).into(),
                 meter_id: id(2),

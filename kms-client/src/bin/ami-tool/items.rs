@@ -43,7 +43,6 @@ pub(crate) trait Answer: Send + 'static {
             "system_title": checked.system_title.as_ref().map(title_text),
             "verdict": checked.verdict.name(),
             "authenticated": checked.authenticated,
-            "duplicate": checked.duplicate,
             "encryption_key_version": checked.encryption_key_version,
             "authentication_key_version": checked.authentication_key_version,
             "security_setup": checked.security_setup,
@@ -67,7 +66,6 @@ pub(crate) trait Answer: Send + 'static {
         row("meter", apdu.meter_id().map(ToString::to_string));
         row("system title", checked.system_title.as_ref().map(title_text));
         row("authenticated", Some(if checked.authenticated { "yes" } else { "no" }.into()));
-        row("duplicate", checked.duplicate.then(|| "yes: the same APDU was opened before".into()));
         row("security setup", Some(number(checked.security_setup)));
         row("encryption key version", Some(number(checked.encryption_key_version)));
         row("authentication key version", Some(number(checked.authentication_key_version)));
