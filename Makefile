@@ -17,10 +17,10 @@ build: bootstrap ## Build the programs
 	$(CARGO) build --workspace --bins
 
 demo: build ## A whole site from nothing: decrypts every published telegram, refuses the forged ones
-	@$(CARGO) run --quiet --package softhsm-tests --bin kms-demo -- demo
+	@$(CARGO) run --quiet --bin kms-demo -- demo
 
 dev: build ## A server to develop against, kept in DIR (default target/dev-site); Ctrl-C stops it
-	@$(CARGO) run --quiet --package softhsm-tests --bin kms-demo -- dev $(DIR)
+	@$(CARGO) run --quiet --bin kms-demo -- dev $(DIR)
 
 test: build ## All tests, with SoftHSM; ends with one line of counts
 	@scripts/test.sh

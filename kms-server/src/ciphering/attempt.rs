@@ -81,8 +81,7 @@ fn open_plain(
     let (encryption, encryption_key_version) = meter.plain_guek()?;
     let (authentication, authentication_key_version) = meter.plain_gak()?;
     let keys = Keys { encryption, authentication };
-    apdu.open(&keys, &title, header_rule(meter.policy()), out).ok()?;
-    Some(Outcome {
+    let opened = Outcome {
         verdict: Verdict::Ok,
         system_title: Some(title),
         invocation_counter: apdu.invocation_counter(),
@@ -90,7 +89,13 @@ fn open_plain(
         authentication_key_version,
         setup: SecuritySetup(0),
         reason: None,
-    })
+    };
+    match apdu.open(&keys, &title, header_rule(meter.policy()), out) {
+        Ok(()) => Some(opened),
+        // There is no other pair to try.
+        Err(OpenError::NotAuthentic) => Some(Outcome::of(Verdict::MicFailure).about(apdu, title)),
+        Err(_) => None,
+    }
 }
 
 fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {

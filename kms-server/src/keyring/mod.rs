@@ -221,7 +221,8 @@ impl Keyring {
         let fault = failed.or(memory.too_small.as_ref()).map(ToString::to_string);
         let progress = self.progress.read(self.clock.monotonic_ms());
         KeyringStatus {
-            blocks_total: progress.blocks_total,
+            // Blocks made since the warm-up counted them are open.
+            blocks_total: progress.blocks_total.max(blocks_open),
             blocks_open,
             blocks_failed: memory.failed.len() as u32,
             warm_up_done: progress.done,
