@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use kms_server::{
     app::{self, Fault, InitOptions},
     config::{Config, Finding},
+    hsm::pkcs11::ProbeReport,
     telemetry,
 };
 
@@ -33,9 +34,13 @@ fn run(Arguments { config: path, verb }: Arguments) -> Result<ExitCode, Fault> {
             output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
         }
         Verb::Serve => app::serve(config)?,
-        Verb::ProbeHsm(output) => {
+        Verb::ProbeHsm { all, output } => {
             let report = app::probe_hsm(config)?;
-            output.say(&report);
+            if all {
+                output.say(&All(&report))
+            } else {
+                output.say(&report)
+            }
             if report.verdict().is_err() {
                 return Ok(ExitCode::from(TOKEN_REFUSED));
             }
@@ -121,7 +126,13 @@ enum Verb {
     /// Say everything that is wrong with the configuration and around it.
     CheckConfig(Output),
     /// Ask the token what it can do, and try the attacks that it must withstand.
-    ProbeHsm(Output),
+    ProbeHsm {
+        /// Every row, not only what failed, what the token can do, and counts.
+        #[arg(long, conflicts_with = "json")]
+        all: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 /// How a verb says what it has to say.
@@ -138,6 +149,16 @@ impl Output {
         let text = text.unwrap_or_else(|| what.to_string());
         // A reader that went away (`| head`) is no fault of ours.
         let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    }
+}
+
+/// A report with every row.
+#[derive(serde::Serialize)]
+struct All<'a>(&'a ProbeReport);
+
+impl fmt::Display for All<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0)
     }
 }
 

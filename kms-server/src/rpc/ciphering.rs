@@ -190,7 +190,6 @@ fn decrypt_response(outcome: Outcome, plaintext: Bytes) -> DecryptResponse {
         invocation_counter: outcome.invocation_counter,
         reason: outcome.reason.map_or_else(String::new, Into::into),
         security_setup: outcome.setup.0.into(),
-        // Nothing is remembered of invocation counters that were opened.
     }
 }
 

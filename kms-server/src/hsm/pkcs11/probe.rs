@@ -5,6 +5,7 @@
 //! attacks of somebody who holds the user PIN, on the very keys that `init` made.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     time::{Duration, Instant},
 };
@@ -84,22 +85,62 @@ impl ProbeReport {
     }
 }
 
+/// For people: abilities, limits and failures row by row, controls and attacks counted by what they
+/// were tried on. `{:#}` prints every row.
 impl fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { token_label, model, rows, elapsed_ms } = self;
         writeln!(f, "token {token_label} ({model}), {} rows, {elapsed_ms} ms", rows.len())?;
-        let width = rows.iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
-        for row in rows {
-            let mark = match (row.ok, row.required) {
-                (true, _) => "ok  ",
-                (false, true) => "FAIL",
-                (false, false) => "-   ",
-            };
-            let kind = format!("{:?}", row.kind).to_lowercase();
-            write!(f, "{mark} {kind:<7} {:<width$}  {}", row.what, row.outcome)?;
-            if row.path.is_empty() { writeln!(f)? } else { writeln!(f, " -> {}", row.path)? }
+        let told: Vec<&ProbeRow> =
+            rows.iter().filter(|row| f.alternate() || !row.ok || row.is_told_alone()).collect();
+        let width = told.iter().map(|row| row.what.chars().count()).max().unwrap_or_default();
+        told.iter().try_for_each(|row| row.write(f, width))?;
+        if !f.alternate() {
+            self.write_counts(f)?;
         }
-        Ok(())
+        match self.verdict() {
+            Ok(()) => writeln!(f, "this token can be trusted with the site's keys"),
+            Err(failed) => writeln!(f, "NOT TO BE TRUSTED: {} required rows failed", failed.len()),
+        }
+    }
+}
+
+impl ProbeReport {
+    /// One line for each thing that was attacked.
+    fn write_counts(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut counts: BTreeMap<&str, (usize, usize, usize)> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| !row.is_told_alone()) {
+            let on = row.what.split_once(':').map_or("others", |(on, _)| on);
+            let (refused, attacks, controls) = counts.entry(on).or_default();
+            match row.kind {
+                RowKind::Attack => {
+                    *attacks += 1;
+                    *refused += usize::from(row.ok);
+                }
+                RowKind::Ability | RowKind::Control | RowKind::Limit => *controls += 1,
+            }
+        }
+        writeln!(f, "attacks by somebody who holds the user PIN, refused of tried (--all: each):")?;
+        counts.iter().try_for_each(|(on, (refused, attacks, controls))| {
+            writeln!(f, "     {on:<40} {refused:>4} of {attacks:<4} beside {controls} controls")
+        })
+    }
+}
+
+impl ProbeRow {
+    fn is_told_alone(&self) -> bool {
+        matches!(self.kind, RowKind::Ability | RowKind::Limit)
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>, width: usize) -> fmt::Result {
+        let mark = match (self.ok, self.required) {
+            (true, _) => "ok  ",
+            (false, true) => "FAIL",
+            (false, false) => "-   ",
+        };
+        let kind = format!("{:?}", self.kind).to_lowercase();
+        write!(f, "{mark} {kind:<7} {:<width$}  {}", self.what, self.outcome)?;
+        if self.path.is_empty() { writeln!(f) } else { writeln!(f, " -> {}", self.path) }
     }
 }
 
