@@ -38,11 +38,27 @@ fn strangers(site: &Site) -> Vec<(&'static str, Option<Identity>, &'static str)>
     let name = Role::Dev.caller();
     vec![
         ("no certificate", None, "CertificateRequired"),
-        ("a foreign authority of our authority's name", Some(foreign.client(name).unwrap()), "DecryptError|UnknownCA|BadCertificate"),
+        (
+            "a foreign authority of our authority's name",
+            Some(foreign.client(name).unwrap()),
+            "DecryptError|UnknownCA|BadCertificate",
+        ),
         ("an expired certificate", Some(ours.expired_client(name).unwrap()), "CertificateExpired"),
-        ("a certificate of the future", Some(ours.not_yet_valid_client(name).unwrap()), "CertificateExpired|BadCertificate|CertificateUnknown"),
-        ("a certificate for servers only", Some(ours.client_with_server_usage(name).unwrap()), "UnsupportedCertificate|BadCertificate|CertificateUnknown|AccessDenied"),
-        ("a self-signed certificate", Some(Authority::self_signed_client(name).unwrap()), "UnknownCA|DecryptError"),
+        (
+            "a certificate of the future",
+            Some(ours.not_yet_valid_client(name).unwrap()),
+            "CertificateExpired|BadCertificate|CertificateUnknown",
+        ),
+        (
+            "a certificate for servers only",
+            Some(ours.client_with_server_usage(name).unwrap()),
+            "UnsupportedCertificate|BadCertificate|CertificateUnknown|AccessDenied",
+        ),
+        (
+            "a self-signed certificate",
+            Some(Authority::self_signed_client(name).unwrap()),
+            "UnknownCA|DecryptError",
+        ),
     ]
 }
 

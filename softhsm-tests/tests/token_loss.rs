@@ -62,7 +62,8 @@ async fn is_healthy(site: &Site) -> bool {
 
 /// A site of so many blocks that it takes a while to open them all after a start.
 async fn site_of_many_blocks() -> Home {
-    let home = blank_home(&[("site", "block_count", "16384"), ("keyring", "warm_up_parallelism", "1")]);
+    let home =
+        blank_home(&[("site", "block_count", "16384"), ("keyring", "warm_up_parallelism", "1")]);
     home.init().unwrap();
     let running = home.start().unwrap();
     let admin = client(&home, Role::AmiAdmin).await;
