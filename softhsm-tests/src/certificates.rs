@@ -56,6 +56,8 @@ type Years = (i32, i32);
 const VALID: Years = (2020, 2049);
 /// Over for long.
 const EXPIRED: Years = (2020, 2021);
+/// Not for a long time.
+const NOT_YET: Years = (2090, 2091);
 
 impl Authority {
     /// A new authority with a new key.
@@ -100,6 +102,26 @@ impl Authority {
     /// A caller's leaf that expired.
     pub fn expired_client(&self, caller: &str) -> Result<Identity, CertificateError> {
         self.leaf(caller, &[caller], Usage::Client, EXPIRED)
+    }
+
+    /// A caller's leaf whose time has not come.
+    pub fn not_yet_valid_client(&self, caller: &str) -> Result<Identity, CertificateError> {
+        self.leaf(caller, &[caller], Usage::Client, NOT_YET)
+    }
+
+    /// The server's leaf, expired.
+    pub fn expired_server(&self) -> Result<Identity, CertificateError> {
+        self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, EXPIRED)
+    }
+
+    /// A caller's leaf that no authority signed but its own key.
+    pub fn self_signed_client(caller: &str) -> Result<Identity, CertificateError> {
+        let mut params = CertificateParams::new(vec![caller.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, caller);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        Ok(Identity { certificate_pem: certificate.pem(), private_key_pem: key.serialize_pem() })
     }
 
     /// A leaf with a caller's name that is good for servers only.

@@ -16,7 +16,7 @@ use tonic::{service::Routes, transport};
 use super::{
     accept::{ACCEPTED_MAX, accept},
     budget::Budget,
-    certificate::TlsError,
+    certificate::{TlsError, check_certificates},
     ciphering::CipheringService,
     config::{BadSetting, Config, Limits},
     drain::{Drain, DrainWatch, Phase},
@@ -139,6 +139,11 @@ pub async fn serve(
 ) -> Result<(), RpcError> {
     config.check()?;
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    // One that expires later is reported by `GetStatus`; to begin with one would help nobody.
+    let wrong = check_certificates(&config.tls, parts.clock.unix_ms());
+    if let Some((_, error)) = wrong.into_iter().next() {
+        return Err(error.into());
+    }
     let budget = Budget::new(&config.limits);
     let routes = with_reflection(services(&config.limits, &parts, &tls, &budget))?;
     run(config, tls, (routes, budget), parts.clock, shutdown, ready).await

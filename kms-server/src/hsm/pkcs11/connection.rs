@@ -188,7 +188,8 @@ fn find_kek(
     let found = find(library, session, key, Some(&name))?;
     let [handle] = found.as_slice() else {
         return Err(Fault::Broken(format!(
-            "the token has {} keys {} with id {}, one is due",
+            "the token has {} keys {} with id {}, one is due: use the token that the database was \
+             made with",
             found.len(),
             key.label(),
             hex::encode(name)

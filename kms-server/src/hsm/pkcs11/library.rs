@@ -55,8 +55,12 @@ impl Library {
         if let Some(library) = loaded.get(&path) {
             return Ok(Arc::clone(library));
         }
-        let pkcs11 = Pkcs11::new(&path)
-            .map_err(|error| Fault::Broken(format!("loading {}: {error}", path.display())))?;
+        let pkcs11 = Pkcs11::new(&path).map_err(|error| {
+            Fault::Broken(format!(
+                "loading {}: install the token's software, or correct hsm.module ({error})",
+                path.display()
+            ))
+        })?;
         let library = Arc::new(Self {
             pkcs11,
             gate: RwLock::new(Gate { epoch: 0, initialised: false }),
@@ -102,7 +106,12 @@ impl Library {
 
     /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
     pub(super) fn slot(&self, label: &str) -> Result<Slot, Fault> {
-        let missing = || Fault::Broken(format!("no slot has a token labelled `{label}`"));
+        let missing = || {
+            Fault::Broken(format!(
+                "no slot has a token labelled `{label}`: put the token back, or correct \
+                 hsm.token_label"
+            ))
+        };
         let mut found = self.slots(|info| info.token_initialized() && info.label() == label)?;
         let slot = found.pop().ok_or_else(missing)?;
         if found.is_empty() {
@@ -135,7 +144,8 @@ impl Library {
         let label = &config.token_label;
         let never_again = || {
             Fault::Refused(format!(
-                "token `{label}` refused the user PIN; it is not tried again by this process"
+                "token `{label}` refused the user PIN; it is not tried again by this process: \
+                 correct hsm.pin_file or hsm.pin_env, then start again"
             ))
         };
         // Held over the call: of two callers with a wrong PIN only one may try.

@@ -96,6 +96,17 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    fn of(path: &Path, source: sqlx::Error) -> Self {
+        const SQLITE_NOTADB: &str = "26";
+        let code = source.as_database_error().and_then(|error| error.code());
+        if code.is_some_and(|code| code == SQLITE_NOTADB) {
+            return Self::Foreign { path: path.to_owned() };
+        }
+        Self::Failed { path: path.to_owned(), source }
+    }
+}
+
 /// Settings that hold for each connection, as SQLite reads them back. WAL + FULL lost none of 35,543
 /// acknowledged commits in power cuts; SQLite's usual settings lost some or thousands.
 const PRAGMAS: [(&str, &str, &str); 4] = [
@@ -202,7 +213,7 @@ fn may_write(path: &Path) -> Result<(), OpenError> {
 /// Connects, and reads the pragmas back.
 pub(super) async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection, OpenError> {
     let path = options.get_filename();
-    let failed = |source| OpenError::Failed { path: path.to_owned(), source };
+    let failed = |source| OpenError::of(path, source);
     let mut connection = SqliteConnection::connect_with(options).await.map_err(failed)?;
     match broken_pragma(&mut connection).await.map_err(failed)? {
         None => Ok(connection),
@@ -235,7 +246,7 @@ pub(super) async fn migrate(
     connection: &mut SqliteConnection,
     path: &Path,
 ) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Failed { path: path.to_owned(), source };
+    let failed = |source| OpenError::of(path, source);
     // Immediate: of two processes that start at once, one migrates and the other then sees it done.
     let mut change = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     let found = schema_version(&mut change, path).await?;
@@ -254,7 +265,7 @@ async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Resul
         sqlx::query_scalar::<_, i64>(query)
             .fetch_one(&mut *connection)
             .await
-            .map_err(|source| OpenError::Failed { path: path.to_owned(), source })
+            .map_err(|source| OpenError::of(path, source))
     };
     let version = ask("PRAGMA user_version").await?;
     let application = ask("PRAGMA application_id").await?;
