@@ -1,1 +1,31 @@
-//! x
+//! What the service costs, each figure beside the bound below it.
+//!
+//! | part | |
+//! |---|---|
+//! | [`fleet`] | made-up meters, their keys, and what they send |
+//! | [`bare`] | the bound below: the same cryptography with nothing around it |
+//! | [`home`] | a site in shared memory, and this program run again within it |
+//! | [`site`] | the service's parts in this process, without the wire |
+//! | [`echo`] | the bound below the wire: a server that sends the same bytes back |
+//! | [`load`] | clients: streams, batches, single calls at a given rate |
+//! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
+//! | [`report`] | all figures in one table |
+//!
+//! Figures of one row are taken in turns, within one run: on a machine that others use, ratios hold
+//! where absolute figures don't.
+
+pub mod bare;
+pub mod echo;
+pub mod fleet;
+pub mod home;
+pub mod in_process;
+pub mod load;
+pub mod measure;
+pub mod on_the_wire;
+pub mod process;
+pub mod report;
+pub mod site;
+pub mod table;
+
+/// Any error; whoever benches wants its words and nothing else.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;

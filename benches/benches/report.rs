@@ -1,0 +1,5 @@
+//! The table of README.md, as `make bench` prints it.
+
+fn main() -> std::process::ExitCode {
+    benches::report::main()
+}

@@ -1,0 +1,146 @@
+//! The service's parts in this process, without the wire.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kms_server::{
+    app::{OperatingSystem, SystemClock},
+    ciphering::Ciphering,
+    config::{Config, Store},
+    domain::{DomainRecord, ports::Clock},
+    hsm::{
+        Hsm,
+        pkcs11::{Canaries, Pkcs11Token},
+    },
+    keyring::{self, Keyring},
+    lifecycle::{self, ImportRules, Lifecycle},
+    store::{
+        ReadStore,
+        sqlite::{self, SqliteStore},
+    },
+};
+use softhsm_tests::Site;
+
+use crate::{Error, fleet};
+
+/// Meters in one commit of the import.
+const COMMIT_METERS: usize = 4_000;
+
+/// Token, database and what stands on them.
+pub struct Parts {
+    hsm: Hsm,
+    store: Arc<SqliteStore>,
+    domain: DomainRecord,
+    clock: Arc<dyn Clock>,
+    keyring: keyring::Config,
+    import: lifecycle::Config,
+}
+
+/// What opening all blocks took.
+#[derive(Clone, Copy, Debug)]
+pub struct WarmUp {
+    /// Time.
+    pub took: Duration,
+    /// Calls to the token.
+    pub hsm_calls: u64,
+    /// Blocks there are.
+    pub blocks: u32,
+    /// Meters found.
+    pub meters: u64,
+    /// Bytes of the arena in use.
+    pub arena_bytes: u64,
+    /// Bytes by which this process grew, without what of the arena is not in use.
+    pub grown_bytes: u64,
+}
+
+impl Parts {
+    /// Connects to the site's token and database.
+    pub async fn of(site: &Site) -> Result<Self, Error> {
+        let config = Config::load(&site.places().kms_toml)?;
+        let Store::Sqlite { path } = config.store;
+        let store = SqliteStore::open(sqlite::Config { path, create: false }).await?;
+        let domain = store.domain().await?.ok_or("the site is not initialised")?;
+        let (width, patience, timeout) =
+            (config.hsm.sessions_max, config.hsm.patience, config.hsm.call_timeout);
+        let token = Pkcs11Token::connect(config.hsm, Canaries::decode(&domain.canaries)?)?;
+        Ok(Self {
+            hsm: Hsm::new(Arc::new(token), width, patience, timeout),
+            store: Arc::new(store),
+            domain,
+            clock: Arc::new(SystemClock::new()),
+            keyring: config.keyring,
+            import: config.import,
+        })
+    }
+
+    /// An empty keyring.
+    pub fn keyring(&self) -> Result<Arc<Keyring>, Error> {
+        let (domain, clock) = (self.domain.clone(), Arc::clone(&self.clock));
+        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), self.store.clone(), clock)?)
+    }
+
+    /// The HES's verbs over `keyring`.
+    pub fn ciphering(&self, keyring: &Arc<Keyring>) -> Ciphering {
+        Ciphering::new(Arc::clone(keyring), self.hsm.clone())
+    }
+
+    /// Makes sure that meters 0 to `count` - 1 are stored: imports them, block by block, if the last
+    /// of them is not. How long that took.
+    pub async fn import(&self, count: u32) -> Result<Option<Duration>, Error> {
+        let mut order: Vec<u32> = (0..count).collect();
+        order.sort_by_key(|n| self.domain.blocks.block_of(&fleet::title(*n)));
+        let Some(last) = order.last() else { return Ok(None) };
+        if self.store.find_meter(&fleet::new_meter(*last)?.meter_id).await?.is_some() {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        let keyring = self.keyring()?;
+        let lifecycle = Lifecycle::new(
+            self.import,
+            keyring,
+            self.store.clone(),
+            Arc::clone(&self.clock),
+            Arc::new(OperatingSystem),
+        );
+        for some in order.chunks(COMMIT_METERS) {
+            let meters = some.iter().map(|n| fleet::new_meter(*n)).collect::<Result<_, _>>()?;
+            let results = lifecycle.import(meters, ImportRules::default()).await?;
+            if let Some(refused) = results.iter().find(|result| result.outcome.is_err()) {
+                return Err(format!("a meter was refused: {refused:?}").into());
+            }
+        }
+        Ok(Some(start.elapsed()))
+    }
+
+    /// Opens every block in a new keyring.
+    pub async fn warm_up(&self) -> Result<(Arc<Keyring>, WarmUp), Error> {
+        let pid = std::process::id();
+        let (calls, before) = (self.hsm.status().calls, crate::process::resident_bytes(pid)?);
+        let keyring = self.keyring()?;
+        let start = Instant::now();
+        keyring.warm_up().await?;
+        let took = start.elapsed();
+        let status = keyring.status();
+        if let Some(fault) = status.fault {
+            return Err(fault.into());
+        }
+        let grown = crate::process::resident_bytes(pid)?.saturating_sub(before);
+        // Locked memory is in RAM from the first moment, used or not.
+        let idle = if status.memory_locked {
+            status.arena_bytes_total - status.arena_bytes_used
+        } else {
+            0
+        };
+        let warm_up = WarmUp {
+            took,
+            hsm_calls: self.hsm.status().calls - calls,
+            blocks: status.blocks_total,
+            meters: status.resident_meters,
+            arena_bytes: status.arena_bytes_used,
+            grown_bytes: grown.saturating_sub(idle),
+        };
+        Ok((keyring, warm_up))
+    }
+}
