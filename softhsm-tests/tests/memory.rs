@@ -32,6 +32,8 @@ struct Mapping {
     name: String,
     locked: bool,
     dumped: bool,
+    /// Nothing of it is in memory or swap: never written.
+    untouched: bool,
 }
 
 impl Mapping {
@@ -64,7 +66,10 @@ fn mappings(pid: u32) -> io::Result<Vec<Mapping>> {
                 name: words.get(5).copied().unwrap_or_default().to_owned(),
                 locked: false,
                 dumped: true,
+                untouched: true,
             });
+        } else if matches!(words[0], "Rss:" | "Swap:") && words[1] != "0" {
+            mappings.last_mut().unwrap().untouched = false;
         } else if words[0] == "VmFlags:" {
             let mapping = mappings.last_mut().unwrap();
             mapping.locked = words.contains(&"lo");
@@ -90,8 +95,29 @@ impl Needles {
         Self { needles, by_start }
     }
 
-    /// Which are there, as often as they are.
+    /// Which are there, as often as they are. Pages without content, which are most, cost little.
     fn found(&self, hay: &[u8]) -> Vec<&str> {
+        const PAGE: usize = 4096;
+        let mut found = Vec::new();
+        let is_blank = |page: usize| {
+            let end = hay.len().min((page + 1) * PAGE);
+            hay[page * PAGE..end] == [0; PAGE][..end - page * PAGE]
+        };
+        let pages = hay.len().div_ceil(PAGE);
+        let mut page = 0;
+        while page < pages {
+            let first = page;
+            while page < pages && !is_blank(page) {
+                page += 1;
+            }
+            // With a page more: a needle may reach into it, its last bytes zeros.
+            found.extend(self.found_in(&hay[first * PAGE..hay.len().min((page + 1) * PAGE)]));
+            page += 1;
+        }
+        found
+    }
+
+    fn found_in(&self, hay: &[u8]) -> Vec<&str> {
         let mut found = Vec::new();
         for at in 0..hay.len().saturating_sub(1) {
             let candidates =
@@ -113,6 +139,9 @@ fn scan(pid: u32, needles: &Needles) -> io::Result<(BTreeMap<String, Vec<String>
     let mut hits: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut scanned = 0;
     for mapping in mappings(pid)? {
+        if mapping.untouched {
+            continue;
+        }
         let mut bytes = vec![0; mapping.len() as usize];
         // Guard pages and the kernel's own can't be read.
         if memory.read_exact_at(&mut bytes, mapping.start).is_err() {
