@@ -164,9 +164,9 @@ else
   done
   [ "$(ask "$two" -c 'SELECT what, pg_is_in_recovery() FROM said')" = "42|t" ] || fail "the standby does not follow"
   ok "PostgreSQL $("$pg/postgres" --version | grep -oE '[0-9.]+' | head -1): the standby follows the primary over TLS"
-  if psql "host=localhost port=$one user=ami_admin dbname=ami_kms sslmode=disable" -c '' 2>/dev/null; then
+  said=$(psql -w "host=localhost port=$one user=ami_admin dbname=ami_kms sslmode=disable" -c '' 2>&1) &&
     fail "PostgreSQL lets ami_admin in without TLS"
-  fi
+  grep -q 'pg_hba.conf rejects connection' <<<"$said" || fail "without TLS PostgreSQL says: $said"
   ask "$one" -c "ALTER ROLE ami_admin PASSWORD 'for this test only'"
   as_postgres env PGPASSWORD='for this test only' psql -qAt -c 'SELECT 1' \
     "host=localhost port=$one user=ami_admin dbname=ami_kms sslmode=verify-full sslrootcert=$work/tls/servers.pem sslcert=$work/tls/ami_admin.pem sslkey=$work/tls/ami_admin.key" >/dev/null ||
