@@ -5,7 +5,7 @@ DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo dev test check deny advisories bench fuzz
+.PHONY: help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,3 +50,18 @@ fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and 
 	  $(CARGO) +nightly fuzz run $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
 	    -max_len=2048 -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
+
+deb: ## The Debian package in target/deb/, of a release build
+	@CARGO="$(CARGO)" scripts/deb.sh
+
+test-deb: build ## Install the package in a clean Debian and run the service there; root, and a mirror once
+	@scripts/test-deb.sh
+
+test-deploy: ## Try deploy/: the unit's exposure, account, firewall, PostgreSQL's settings; root
+	@scripts/test-deploy.sh
+
+interop: build ## The Python client against a server; python3, and PyPI once
+	@scripts/test-interop.sh
+
+handbook: ## Every start-up error is in docs/HANDBOOK.md, every setting in deploy/kms.toml, no dead link
+	@scripts/test-handbook.py

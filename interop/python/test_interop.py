@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""The example against a running server. Run by scripts/test-interop.sh, which makes the site:
+
+    python test_interop.py SITE EXPECTED
+
+EXPECTED: JSON lines with `id`, `apdu`, `meter`, `verdict` and `plaintext`: what must come out.
+"""
+
+import json
+import os
+import pathlib
+import re
+import sys
+import unittest
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from ami_kms import AUTHENTICATED, Item, Kms, KmsError, Opened, ciphering_pb2, pack, unpack
+
+HERE = pathlib.Path(__file__).resolve().parent
+DOCUMENT = HERE.parent.parent / "docs" / "INTEROP.md"
+SITE = pathlib.Path(os.environ.get("AMI_SITE", "."))
+EXPECTED = pathlib.Path(os.environ.get("AMI_EXPECTED", "expected.jsonl"))
+
+
+def connect(caller):
+    certificates = SITE / "certificates"
+    return Kms.connect(
+        f"localhost:{(SITE / 'port').read_text().strip()}",
+        ca=certificates / "ca.pem",
+        certificate=certificates / f"{caller}.pem",
+        private_key=certificates / f"{caller}.key",
+    )
+
+
+def expected():
+    return [json.loads(line) for line in EXPECTED.read_text().splitlines() if line]
+
+
+def item(line):
+    return Item(bytes.fromhex(line["apdu"]), meter_id=line.get("meter", ""))
+
+
+def tampered(apdu):
+    return apdu[:-1] + bytes([apdu[-1] ^ 1])
+
+
+class Columns(unittest.TestCase):
+    """Packing, without a server."""
+
+    def test_columns_that_say_nothing_are_left_out(self):
+        batch = pack([Item(b"\x01\x02"), Item(b""), Item(b"\x03")])
+        self.assertEqual((batch.apdus, list(batch.lengths)), (b"\x01\x02\x03", [2, 0, 1]))
+        self.assertEqual((batch.system_titles, list(batch.meter_ids)), (b"", []))
+        self.assertEqual(list(batch.security_setups_plus_one), [])
+
+    def test_a_column_that_one_item_needs_has_an_entry_for_each(self):
+        batch = pack([Item(b"\x01", meter_id="m"), Item(b"\x02", system_title=b"12345678"), Item(b"", security_setup=0)])
+        self.assertEqual(list(batch.meter_ids), ["m", "", ""])
+        self.assertEqual(batch.system_titles, bytes(8) + b"12345678" + bytes(8))
+        self.assertEqual(list(batch.security_setups_plus_one), [0, 0, 1])
+
+    def test_a_short_title_is_refused_here(self):
+        self.assertRaises(ValueError, pack, [Item(b"", system_title=b"1234")])
+
+    def test_items_come_out_of_their_columns(self):
+        answer = ciphering_pb2.DecryptBatchResponse(
+            plaintexts=b"abc", lengths=[1, 0, 2], verdicts=bytes([1, 3, 99]), flags=bytes([AUTHENTICATED, 0, 2])
+        )
+        first, second, third = unpack(answer)
+        self.assertEqual(first, Opened("OK", b"a", authenticated=True))
+        self.assertEqual(second, Opened("MIC_FAILURE"))
+        # A verdict of a later version keeps its number.
+        self.assertEqual(third, Opened("99", b"bc", duplicate=True))
+
+    def test_columns_of_different_lengths_are_no_answer(self):
+        for bad in (
+            ciphering_pb2.DecryptBatchResponse(plaintexts=b"a", lengths=[1], verdicts=b"\1\1", flags=b"\1\1"),
+            ciphering_pb2.DecryptBatchResponse(plaintexts=b"a", lengths=[2], verdicts=b"\1", flags=b"\1"),
+        ):
+            self.assertRaises(ValueError, unpack, bad)
+
+
+class Ciphering(unittest.TestCase):
+    """As the head-end system."""
+
+    def setUp(self):
+        self.kms = connect("hes-1")
+        self.addCleanup(self.kms.channel.close)
+        self.lines = expected()
+
+    def test_each_telegram_opens_to_its_published_plaintext(self):
+        self.assertTrue(any(line["verdict"] == "OK" for line in self.lines))
+        for line in self.lines:
+            opened = self.kms.decrypt(bytes.fromhex(line["apdu"]), meter_id=line.get("meter", ""))
+            self.assertEqual(opened.verdict, line["verdict"], line["id"])
+            self.assertEqual(opened.plaintext.hex().upper(), line["plaintext"].upper(), line["id"])
+            self.assertEqual(opened.authenticated, line["verdict"] == "OK", line["id"])
+
+    def test_a_batch_says_the_same_and_one_bad_item_fails_nobody_else(self):
+        bad = [Item(b""), Item(b"\xff\xff"), Item(tampered(bytes.fromhex(self.tagged()["apdu"])))]
+        items = [item(line) for line in self.lines] + bad + [item(line) for line in self.lines]
+        opened = self.kms.decrypt_batch(items)
+        wanted = [(line["verdict"], line["plaintext"].upper()) for line in self.lines]
+        got = [(one.verdict, one.plaintext.hex().upper()) for one in opened]
+        self.assertEqual(got[: len(wanted)], wanted)
+        self.assertEqual(got[len(wanted) + len(bad) :], wanted)
+        refused = opened[len(wanted) : len(wanted) + len(bad)]
+        self.assertEqual([one.verdict for one in refused], ["MALFORMED", "MALFORMED", "MIC_FAILURE"])
+        self.assertFalse(any(one.plaintext or one.authenticated for one in refused))
+
+    def test_streamed_batches_come_back_in_order(self):
+        batches = [[item(line)] * (1 + index) for index, line in enumerate(self.lines)] * 3
+        for items, opened in zip(batches, self.kms.decrypt_stream(batches), strict=True):
+            self.assertEqual(len(opened), len(items))
+        self.assertEqual(len(batches), 3 * len(self.lines))
+
+    def test_a_mic_is_verified_without_a_plaintext(self):
+        line = self.tagged()
+        apdu, meter = bytes.fromhex(line["apdu"]), line.get("meter", "")
+        self.assertEqual(self.kms.verify_mic(apdu, meter_id=meter), "OK")
+        self.assertEqual(self.kms.verify_mic(tampered(apdu), meter_id=meter), "MIC_FAILURE")
+
+    def test_an_unknown_meter_is_a_verdict_and_no_error(self):
+        self.assertEqual(self.kms.decrypt(bytes.fromhex(self.tagged()["apdu"]), meter_id="nobody").verdict, "UNKNOWN_METER")
+
+    def test_a_call_that_is_not_granted_says_which_and_to_whom(self):
+        with self.assertRaises(KmsError) as raised:
+            list(self.kms.list_meters())
+        error = raised.exception
+        self.assertEqual((error.code, error.reason), (grpc.StatusCode.PERMISSION_DENIED, "NOT_GRANTED"))
+        self.assertEqual(error.metadata, {"caller": "hes-1", "verb": "Meters/ListMeters"})
+        self.assertIsNone(error.retry_after_s)
+
+    def test_columns_that_do_not_fit_are_refused_with_the_column(self):
+        batch = ciphering_pb2.ApduBatch(apdus=b"abc", lengths=[1])
+        with self.assertRaises(KmsError) as raised:
+            self.kms._call(self.kms._ciphering.DecryptBatch, batch)
+        self.assertEqual((raised.exception.code, raised.exception.reason), (grpc.StatusCode.INVALID_ARGUMENT, "BAD_COLUMN"))
+        self.assertEqual(raised.exception.metadata, {"column": "lengths"})
+
+    def test_a_batch_over_the_limit_is_refused_with_the_time_to_come_back(self):
+        with self.assertRaises(KmsError) as raised:
+            self.kms._call(self.kms._ciphering.DecryptBatch, pack([Item(b"")] * 16_385))
+        error = raised.exception
+        self.assertEqual((error.code, error.reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "BATCH_TOO_LARGE"))
+        self.assertEqual(error.metadata, {"items": "16385", "limit": "16384"})
+        self.assertGreater(error.retry_after_s, 0)
+
+    def tagged(self):
+        return next(line for line in self.lines if line["verdict"] == "OK")
+
+
+class MetersAndSite(unittest.TestCase):
+    """As the operator."""
+
+    def setUp(self):
+        self.kms = connect("admin-1")
+        self.addCleanup(self.kms.channel.close)
+
+    def test_pages_of_one_list_the_same_meters_as_one_page(self):
+        ids = [meter.meter_id for meter in self.kms.list_meters()]
+        self.assertGreaterEqual(len(ids), 2)
+        self.assertEqual(ids, sorted(ids))
+        self.assertEqual([meter.meter_id for meter in self.kms.list_meters(page_size=1)], ids)
+
+    def test_a_meter_shows_its_keys_check_values_and_no_key(self):
+        for meter in self.kms.list_meters():
+            self.assertEqual(self.kms.get_meter(meter.meter_id), meter)
+            self.assertTrue(meter.keys)
+            for key in meter.keys:
+                self.assertEqual((len(key.key_id), len(key.kcv)), (16, 5))
+            self.assertNotIn("clear_value", str(meter))
+
+    def test_a_meter_that_there_is_not_is_not_found(self):
+        with self.assertRaises(KmsError) as raised:
+            self.kms.get_meter("nobody")
+        self.assertEqual((raised.exception.code, raised.exception.reason), (grpc.StatusCode.NOT_FOUND, "METER_NOT_FOUND"))
+
+    def test_the_site_is_well(self):
+        status = self.kms.status()
+        self.assertEqual(list(status.faults), [])
+        self.assertTrue(status.token.reachable and status.store.reachable)
+        self.assertEqual(status.store.meters, len(list(self.kms.list_meters())))
+        self.assertEqual(len(status.domain_id), 16)
+
+
+class ReflectionV1:
+    """grpcio-reflection speaks v1alpha, the server v1: the same messages under another name."""
+
+    def __init__(self, channel):
+        self.ServerReflectionInfo = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+
+
+class Standard(unittest.TestCase):
+    """Reflection and health, as tools use them."""
+
+    def setUp(self):
+        self.kms = connect("auditor-1")
+        self.addCleanup(self.kms.channel.close)
+        self.database = ProtoReflectionDescriptorDatabase(self.kms.channel)
+        self.database._stub = ReflectionV1(self.kms.channel)
+
+    def test_the_documented_calls_are_those_that_the_server_describes(self):
+        described = set()
+        for name in self.database.get_services():
+            file = self.database.FindFileContainingSymbol(name)
+            service = next(one for one in file.service if f"{file.package}.{one.name}" == name)
+            described |= {f"{name}/{method.name}" for method in service.method}
+        text = DOCUMENT.read_text().split("<!-- calls -->")[1].split("<!-- end -->")[0]
+        documented = set(re.findall(r"`([a-z0-9.]+\.[A-Z]\w+/[A-Z]\w+)`", text))
+        self.assertEqual(documented, described)
+
+    def test_health_says_serving_for_the_process_and_each_service(self):
+        stub = health_pb2_grpc.HealthStub(self.kms.channel)
+        for service in ("", "ami.kms.v1.Ciphering", "ami.kms.v1.Meters", "ami.kms.v1.Site"):
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            self.assertEqual(answer.status, health_pb2.HealthCheckResponse.SERVING, service)
+
+
+class Strangers(unittest.TestCase):
+    def test_a_client_without_a_certificate_does_not_get_through(self):
+        ca = (SITE / "certificates/ca.pem").read_bytes()
+        channel = grpc.secure_channel(
+            f"localhost:{(SITE / 'port').read_text().strip()}", grpc.ssl_channel_credentials(root_certificates=ca)
+        )
+        self.addCleanup(channel.close)
+        with self.assertRaises(KmsError) as raised:
+            Kms(channel, deadline_s=3).status()
+        self.assertIn(raised.exception.code, (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    SITE, EXPECTED = (pathlib.Path(argument).resolve() for argument in sys.argv[1:3])
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)

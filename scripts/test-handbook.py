@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""docs/ stays true: every sentence with which the service refuses to start stands in the handbook, every
+setting is explained in deploy/kms.toml, and no link between the documents leads nowhere.
+
+With --list: prints the sentences' heads.
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HANDBOOK = ROOT / "docs" / "HANDBOOK.md"
+
+# Where the sentences of a start are made. Those of a whole file, or of one enum in it.
+SOURCES = [
+    ("kms-server/src/config/error.rs", None),
+    ("kms-server/src/config/findings.rs", None),
+    ("kms-server/src/rpc/certificate.rs", None),
+    ("kms-server/src/rpc/policy.rs", "PolicyError"),
+    ("kms-server/src/rpc/server.rs", "RpcError"),
+    ("kms-server/src/store/sqlite/open.rs", None),
+    ("kms-server/src/keyring/arena.rs", None),
+    ("kms-server/src/hsm/mod.rs", "TokenError"),
+    ("kms-server/src/hsm/pkcs11/init.rs", "InitError"),
+    ("kms-server/src/hsm/pkcs11/canary.rs", None),
+]
+# `Fault::Broken("…")` and such, and sentences in constants.
+STRINGS_IN = [
+    ("kms-server/src/app.rs", r"NO_DOMAIN: &str = "),
+    ("kms-server/src/app/init.rs", r"Fault::Store\(\s*"),
+    ("kms-server/src/hsm/pkcs11/library.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/connection.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/canary.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/init.rs", r"InitError::Token\(\s*"),
+    ("kms-server/src/config/findings.rs", r"let sentence = format!\(\s*|let sentence =\s*format!\(\s*"),
+    ("kms-server/src/app/serve.rs", r"let sentence = format!\(\s*"),
+]
+# Said of what only a fault of the program can bring about, or with no word of its own.
+LEFT_OUT = {"… bytes where … are due"}
+
+STRING = r'"((?:[^"\\]|\\[\s\S])*)"'
+
+
+def body_of(source, enum):
+    """The text of one enum, with the attributes in it; all of it if there is none to look for."""
+    if enum is None:
+        return source
+    start = source.index(f"pub enum {enum} ") if f"pub enum {enum} " in source else source.index(f"enum {enum}")
+    return source[start : source.index("\n}", start)]
+
+
+def head(sentence):
+    """Up to the advice; what is filled in shows as `…`."""
+    sentence = re.sub(r"\\\n\s*", "", sentence).replace('\\"', '"')
+    sentence = sentence.replace("{{", "").replace("}}", "")
+    sentence = re.sub(r"\{[^}]*\}", "…", sentence)
+    for end in (": ", "; "):
+        sentence = sentence.split(end)[0]
+    return " ".join(sentence.split()).strip()
+
+
+def sentences():
+    for path, enum in SOURCES:
+        text = (ROOT / path).read_text().split("#[cfg(test)]")[0]
+        for found in re.finditer(r"#\[error\(\s*" + STRING, body_of(text, enum)):
+            yield path, head(found.group(1))
+    for path, before in STRINGS_IN:
+        text = (ROOT / path).read_text().split("#[cfg(test)]")[0]
+        found = list(re.finditer(f"(?:{before}){STRING}", text))
+        if not found:
+            yield path, f"NOTHING FOUND THAT FOLLOWS {before}"
+        for one in found:
+            yield path, head(one.group(1))
+
+
+def wanted():
+    """Heads with words of their own, once each."""
+    seen = {}
+    for path, sentence in sentences():
+        if sentence.strip("… `") and sentence not in LEFT_OUT:
+            seen.setdefault(sentence, path)
+    return seen
+
+
+def missing_sentences():
+    text = " ".join("\n".join(path.read_text() for path in (ROOT / "docs").glob("*.md")).split())
+    for sentence, path in wanted().items():
+        if sentence not in text:
+            yield f"{path}: the handbook does not explain: {sentence}"
+
+
+def missing_settings():
+    """Fields of the sections in sections.rs that deploy/kms.toml does not show."""
+    source = (ROOT / "kms-server/src/config/sections.rs").read_text()
+    example = (ROOT / "deploy/kms.toml").read_text()
+    shown = set(re.findall(r"^#?([a-z_0-9]+) *=", example, re.MULTILINE))
+    shown |= {part for name in re.findall(r"^#?\[+([a-z_.]+)\]+", example, re.MULTILINE) for part in name.split(".")}
+    for struct in re.finditer(r"struct (\w*Section)s? \{\n(.*?)\n\}", source, re.DOTALL):
+        for field in re.findall(r"^    (\w+):", struct.group(2), re.MULTILINE):
+            if field not in shown:
+                yield f"deploy/kms.toml does not show `{field}` of {struct.group(1)}"
+
+
+def dead_links():
+    for path in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text()
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if link.startswith(("http://", "https://")):
+                continue
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            if not target.exists():
+                yield f"{path.name}: there is no {link}"
+            elif anchor and anchor not in anchors(target):
+                yield f"{path.name}: {target.name} has no heading #{anchor}"
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def main():
+    if sys.argv[1:] == ["--list"]:
+        for sentence, path in wanted().items():
+            print(f"{path}\t{sentence}")
+        return 0
+    complaints = [*missing_sentences(), *missing_settings(), *dead_links()]
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    print(f"handbook: {len(wanted())} start-up sentences, {len(complaints)} complaints")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

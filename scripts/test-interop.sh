@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# The Python client against a real server: makes a site as `make dev` does, imports its meters with
+# ami-tool, generates the stubs from proto/ and runs interop/python/test_interop.py.
+#
+#   scripts/test-interop.sh [--bin-dir DIR]
+#
+# Wants python3 (3.10 or later) with venv, and PyPI once: the environment is kept in target/interop/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin_dir=${CARGO_TARGET_DIR:-target}/debug
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --bin-dir) bin_dir=$2 && shift 2 ;;
+    *) echo "unknown argument: $1" >&2 && exit 2 ;;
+  esac
+done
+for program in kms-server ami-tool kms-demo; do
+  [ -x "$bin_dir/$program" ] || { echo "$bin_dir/$program is missing: run make build" >&2; exit 1; }
+done
+python=${PYTHON:-python3}
+"$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || {
+  echo "python3 (3.10 or later) with venv is missing; on Debian: apt-get install python3-venv" >&2
+  exit 1
+}
+
+# Made anew when the list of requirements changes.
+requirements=interop/python/requirements.txt
+venv=target/interop/venv
+if ! cmp -s "$requirements" "$venv/requirements.txt"; then
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
+  cp "$requirements" "$venv/requirements.txt"
+fi
+"$venv/bin/python" interop/python/generate.py
+
+work=$(mktemp -d)
+server=''
+cleanup() {
+  local code=$?
+  if [ -n "$server" ]; then
+    kill -TERM "$server" 2>/dev/null || true
+    wait "$server" 2>/dev/null || true
+  fi
+  rm -rf "$work"
+  exit "$code"
+}
+trap cleanup EXIT
+
+site=$work/site
+"$bin_dir/kms-demo" --kms-server-bin "$bin_dir/kms-server" --ami-tool-bin "$bin_dir/ami-tool" dev "$site" \
+  >"$work/dev.log" 2>&1 &
+server=$!
+tool() { "$bin_dir/ami-tool" --config "$site/client.toml" "$@"; }
+for _ in $(seq 600); do
+  if [ -s "$site/telegrams.jsonl" ] && grep -q listens "$work/dev.log"; then break; fi
+  kill -0 "$server" 2>/dev/null || { cat "$work/dev.log" >&2; echo "the site did not start" >&2; exit 1; }
+  sleep 0.1
+done
+tool meter import "$site/meters.jsonl" >/dev/null
+
+# What was published with these telegrams: the expectation does not come from our own programs.
+"$venv/bin/python" - "$site/telegrams.jsonl" softhsm-tests/vectors/vectors.json >"$work/expected.jsonl" <<'PY'
+import json, sys
+telegrams = [json.loads(line) for line in open(sys.argv[1]) if line.strip()]
+published = {vector["apdu_hex"].upper(): vector for vector in json.load(open(sys.argv[2]))}
+for telegram in telegrams:
+    vector = published[telegram["apdu"].upper()]
+    telegram["verdict"] = {"tag": "OK", "plaintext": "OK_UNAUTHENTICATED"}[vector["verified"]]
+    telegram["plaintext"] = vector["plaintext_hex"].upper()
+    print(json.dumps(telegram))
+PY
+"$venv/bin/python" interop/python/test_interop.py "$site" "$work/expected.jsonl"
+echo "the example itself:"
+"$venv/bin/python" interop/python/example.py "$site" "$site/telegrams.jsonl" | cut -c1-100
