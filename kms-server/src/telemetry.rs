@@ -1,7 +1,14 @@
-//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr.
+//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr;
+//! and figures, for those who ask ([`metrics`]; the list of them is [`catalogue`]).
+//!
+//! Events that belong to a call carry its span's fields, the request id among them: in text before the
+//! message, in JSON as the only element of `spans`.
 //!
 //! No secret gets here: types that hold one have a silent `Debug` (invariant 1). Of other libraries
 //! only warnings pass: at finer levels they print what they are given.
+
+pub mod catalogue;
+pub mod metrics;
 
 use serde::Deserialize;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -67,7 +74,7 @@ pub fn start(config: &Config) -> Result<(), AlreadySet> {
         tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
     match config.format {
         Format::Text => events.with_ansi(false).try_init(),
-        Format::Json => events.json().flatten_event(true).try_init(),
+        Format::Json => events.json().flatten_event(true).with_current_span(false).try_init(),
     }
     .map_err(|_| AlreadySet)
 }
