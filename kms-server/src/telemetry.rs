@@ -11,7 +11,7 @@ pub mod catalogue;
 pub mod metrics;
 
 use serde::Deserialize;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
 
 /// `[log]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -68,10 +68,18 @@ impl From<Level> for LevelFilter {
 #[error("the log was set up twice")]
 pub struct AlreadySet;
 
-/// Starts telling, for the rest of the process. Call once, before anything has something to tell.
+/// Starts telling on stderr, for the rest of the process. Call once, before anything has something to
+/// tell.
 pub fn start(config: &Config) -> Result<(), AlreadySet> {
-    let events =
-        tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
+    start_to(config, std::io::stderr)
+}
+
+/// [`start`], telling `writer` instead.
+pub fn start_to<W>(config: &Config, writer: W) -> Result<(), AlreadySet>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let events = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(writer);
     match config.format {
         Format::Text => events.with_ansi(false).try_init(),
         Format::Json => events.json().flatten_event(true).with_current_span(false).try_init(),

@@ -81,7 +81,10 @@ impl Hsm {
         place: Vec<u8>,
         secret: BlockSecret,
     ) -> Result<(BlockSecret, Vec<u8>), TokenError> {
-        self.pass(Operation::Seal, move |token| token.seal(&place, &secret).map(|sealed| (secret, sealed))).await
+        self.pass(Operation::Seal, move |token| {
+            token.seal(&place, &secret).map(|sealed| (secret, sealed))
+        })
+        .await
     }
 
     /// [`BlockSeals::open`](super::BlockSeals::open).
