@@ -8,6 +8,7 @@ use tonic::{Code, Status, TimeoutExpired};
 use tonic_types::StatusExt as _;
 
 use crate::config::ConfigError;
+use crate::request_id::{METADATA_KEY, RequestId};
 
 /// Why a call failed. What became of one APDU of a batch is a verdict, not an error.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -199,7 +200,19 @@ fn describe(status: &Status) -> String {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    if text.is_empty() { status.code().description().to_owned() } else { text }
+    if text.is_empty() {
+        text = status.code().description().to_owned();
+    }
+    match request_id(status) {
+        Some(id) => format!("{text} (request {id})"),
+        None => text,
+    }
+}
+
+/// What the service called the request that it refused, if it said so.
+fn request_id(status: &Status) -> Option<RequestId> {
+    let info = status.get_details_error_info()?;
+    RequestId::new(info.metadata.get(METADATA_KEY)?).ok()
 }
 
 /// `ErrorInfo.reason`, else the name of the code.
@@ -229,6 +242,15 @@ mod tests {
         let status = Status::with_error_details(Code::InvalidArgument, "a test key", details);
         let refused = CallError::Refused { code: "TEST_KEY".into(), reason: "a test key".into() };
         assert_eq!(CallError::from_status(&status), refused);
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_service_calls_the_request() {
+        let metadata = [("request_id".to_owned(), "spring-7".to_owned())];
+        let details = ErrorDetails::with_error_info("BUSY", "ami.kms.v1", metadata);
+        let status = Status::with_error_details(Code::ResourceExhausted, "full", details);
+        let text = CallError::from_status(&status).to_string();
+        assert_eq!(text, "the service is busy: full (request spring-7)");
     }
 
     #[test]

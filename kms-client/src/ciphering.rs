@@ -69,7 +69,7 @@ pub(crate) trait Question: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response<Self::Reply>, Status>> + Send;
     fn ask_stream(
         channel: Channel,
-        batches: UnboundedReceiverStream<v1::ApduBatch>,
+        batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> impl Future<Output = Result<Response<Streaming<Self::Reply>>, Status>> + Send;
     fn tag(reply: &Self::Reply) -> u64;
     fn unpack(apdus: &[Apdu], reply: Self::Reply) -> Result<Vec<Self::Answer>, ProtocolError>;
@@ -91,7 +91,7 @@ impl Question for Decrypt {
 
     async fn ask_stream(
         channel: Channel,
-        batches: UnboundedReceiverStream<v1::ApduBatch>,
+        batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
         client(channel).decrypt_stream(batches).await
     }
@@ -121,7 +121,7 @@ impl Question for VerifyMic {
 
     async fn ask_stream(
         channel: Channel,
-        batches: UnboundedReceiverStream<v1::ApduBatch>,
+        batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
         client(channel).verify_mic_stream(batches).await
     }
@@ -257,7 +257,7 @@ impl<Q: Question> Flow for Asking<Q> {
 
     async fn open(
         channel: Channel,
-        outbound: UnboundedReceiverStream<v1::ApduBatch>,
+        outbound: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Streaming<Q::Reply>, Status> {
         Q::ask_stream(channel, outbound).await.map(Response::into_inner)
     }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
-use tonic::Request;
 
 use crate::apdu::{Apdu, Checked, Opened};
 use crate::call::{CallError, ConnectError};
@@ -12,6 +11,7 @@ use crate::columns::{PackedBatch, PackedReply};
 use crate::config::{ClientConfig, ConfigError};
 use crate::flow::Results;
 use crate::meters::Meters;
+use crate::request_id::RequestId;
 use crate::retry::Safety;
 use crate::site::{self, SiteStatus};
 use crate::transport::Transport;
@@ -41,6 +41,13 @@ impl KmsClient {
     #[must_use]
     pub fn with_options(&self, options: StreamOptions) -> Self {
         Self { transport: Arc::clone(&self.transport), options }
+    }
+
+    /// The same connections, with all further calls under the caller's own request id, which then
+    /// stands in the service's log. Without it each call gets a random one.
+    #[must_use]
+    pub fn with_request_id(&self, id: RequestId) -> Self {
+        Self { transport: Arc::new(self.transport.with_request_id(id)), options: self.options }
     }
 
     /// Opens one APDU.
@@ -113,9 +120,9 @@ impl KmsClient {
         &self,
         batches: impl Stream<Item = PackedBatch> + Send + 'static,
     ) -> Result<impl Stream<Item = Result<PackedReply, CallError>> + Send + Unpin, CallError> {
-        let channel = self.transport.tries(Safety::Once, None).channel();
-        let request = Request::new(batches.map(|batch| batch.0));
-        let replies = ciphering::client(channel).decrypt_stream(request).await;
+        let once = self.transport.tries(Safety::Once, None);
+        let request = once.request(batches.map(|batch| batch.0));
+        let replies = ciphering::client(once.channel()).decrypt_stream(request).await;
         let replies = replies.map_err(|status| CallError::from_status(&status))?.into_inner();
         Ok(replies.map(|reply| match reply {
             Ok(reply) => Ok(PackedReply(reply)),

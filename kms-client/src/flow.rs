@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::retry::Safety;
@@ -41,7 +41,7 @@ pub(crate) trait Flow: Send + 'static {
     /// Opens the stream.
     fn open(
         channel: Channel,
-        outbound: UnboundedReceiverStream<Self::Message>,
+        outbound: Request<UnboundedReceiverStream<Self::Message>>,
     ) -> impl Future<Output = Result<Streaming<Self::Reply>, Status>> + Send;
     /// Matches an answer with what is pending, oldest first, and removes what is fully answered.
     fn accept(
@@ -221,7 +221,8 @@ impl<F: Flow> Run<F> {
             let _ = outbound.send(self.flow.message(pending));
         }
         let mut waiting_since = Instant::now();
-        let opening = F::open(tries.channel(), UnboundedReceiverStream::new(messages));
+        let request = tries.request(UnboundedReceiverStream::new(messages));
+        let opening = F::open(tries.channel(), request);
         let mut replies = match within(waiting_since + self.bounds.patience, opening).await {
             Ok(replies) => replies,
             Err(status) => return End::Broken(status),

@@ -11,7 +11,7 @@ use kms_proto::v1;
 use serde::Serialize;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::flow::{Bounds, Flow, Results, start};
@@ -209,7 +209,7 @@ impl Flow for Importing {
 
     async fn open(
         channel: Channel,
-        outbound: UnboundedReceiverStream<v1::ImportMetersRequest>,
+        outbound: Request<UnboundedReceiverStream<v1::ImportMetersRequest>>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
         wire(channel).import_meters(outbound).await.map(Response::into_inner)
     }

@@ -29,6 +29,7 @@ mod lines; //      4  import files: JSON Lines, CSV
 mod meter; //      3  meters, keys, policies
 mod meters; //     7  create, get, list, delete
 mod names; //      1  meter ids, system titles
+mod request_id; // 1  what a request is called
 mod retry; //      3  what is tried again, and when
 mod secret; //     1  key bytes in the client
 mod site; //       7  status
@@ -49,5 +50,6 @@ pub use meter::{
 };
 pub use meters::{Created, Meters};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
+pub use request_id::{BadRequestId, RequestId};
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StoreStatus, TokenStatus, WarmUp};

@@ -1,6 +1,7 @@
 //! Endpoints, TLS, deadlines: one call from its first try to its last.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::call::{CallError, ConnectError};
 use crate::config::{ClientConfig, ConfigError};
+use crate::request_id::{HEADER, RequestId};
 use crate::retry::{Safety, Step, step, wait};
 
 /// How long a connection may take, TLS included.
@@ -24,9 +26,11 @@ pub(crate) const ANSWER_LEN_MAX: usize = 16 << 20;
 /// The endpoints, and which of them serves at the moment.
 pub(crate) struct Transport {
     endpoints: Vec<Channel>,
-    current: AtomicUsize,
+    current: Arc<AtomicUsize>,
     deadline: Duration,
     retries: u32,
+    /// Of all calls; `None`: each gets its own.
+    request_id: Option<RequestId>,
 }
 
 impl Transport {
@@ -35,9 +39,10 @@ impl Transport {
         let endpoints = endpoints(config)?;
         Ok(Self {
             endpoints: endpoints.iter().map(Endpoint::connect_lazy).collect(),
-            current: AtomicUsize::new(0),
+            current: Arc::default(),
             deadline: config.deadline,
             retries: config.retries,
+            request_id: None,
         })
     }
 
@@ -49,13 +54,23 @@ impl Transport {
             match endpoint.connect().await {
                 Ok(channel) => {
                     transport.endpoints[index] = channel;
-                    transport.current = AtomicUsize::new(index);
+                    transport.current = Arc::new(AtomicUsize::new(index));
                     return Ok(transport);
                 }
                 Err(error) => last = unreachable(endpoint.uri(), error),
             }
         }
         Err(CallError::from_status(&last).into())
+    }
+
+    /// The same connections, with all calls under this name.
+    pub(crate) fn with_request_id(&self, id: RequestId) -> Self {
+        Self {
+            endpoints: self.endpoints.clone(),
+            current: Arc::clone(&self.current),
+            request_id: Some(id),
+            ..*self
+        }
     }
 
     /// How long a call may take.
@@ -76,7 +91,7 @@ impl Transport {
     {
         let mut tries = self.tries(safety, Some(Instant::now() + self.deadline));
         loop {
-            let mut request = Request::new(message.clone());
+            let mut request = tries.request(message.clone());
             request.set_timeout(tries.remaining());
             let sent = send(tries.channel(), request);
             let status = match timeout(tries.remaining(), sent).await {
@@ -91,13 +106,16 @@ impl Transport {
     /// Starts counting tries. Without `until` only their number ends them.
     pub(crate) fn tries(&self, safety: Safety, until: Option<Instant>) -> Tries<'_> {
         let endpoint = self.current.load(Ordering::Relaxed);
-        Tries { transport: self, safety, until, endpoint, waits: 0, unavailable: 0 }
+        // One name for all tries: the service's log then shows that they belong together.
+        let id = self.request_id.clone().unwrap_or_else(RequestId::random);
+        Tries { transport: self, id, safety, until, endpoint, waits: 0, unavailable: 0 }
     }
 }
 
 /// The tries of one call.
 pub(crate) struct Tries<'a> {
     transport: &'a Transport,
+    id: RequestId,
     safety: Safety,
     until: Option<Instant>,
     endpoint: usize,
@@ -107,6 +125,13 @@ pub(crate) struct Tries<'a> {
 }
 
 impl Tries<'_> {
+    /// `message` under the name of these tries.
+    pub(crate) fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(HEADER, self.id.metadata());
+        request
+    }
+
     /// The endpoint for the next try.
     pub(crate) fn channel(&self) -> Channel {
         self.transport.endpoints[self.endpoint % self.transport.endpoints.len()].clone()
@@ -179,7 +204,7 @@ pub(crate) async fn within<T>(
 /// A connection that could not be made, with its chain of causes.
 fn unreachable(uri: &tonic::codegen::http::Uri, error: tonic::transport::Error) -> Status {
     let mut status = Status::unavailable(uri.to_string());
-    status.set_source(std::sync::Arc::new(error));
+    status.set_source(Arc::new(error));
     status
 }
 

@@ -12,7 +12,7 @@ use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
     Apdu, CallError, ClientConfig, ImportFormat, ImportLines, ImportRules, KmsClient, MeterId,
-    NewMeter, Outcome, StreamOptions, Verdict,
+    NewMeter, Outcome, RequestId, StreamOptions, Verdict,
 };
 use tonic::Code;
 
@@ -249,4 +249,30 @@ async fn packed_batches_go_through_as_they_are() {
         opened += reply.unwrap().unpack(&apdus).unwrap().len();
     }
     assert_eq!(opened, 40);
+}
+
+#[tokio::test]
+async fn every_call_has_a_name_of_its_own_and_its_tries_share_it() {
+    let script = Script::failing(Code::Unavailable, 2);
+    let client = alone(Arc::clone(&script), "").await;
+    client.decrypt(&apdu(1)).await.unwrap();
+    client.decrypt_stream(stream::iter([apdu(1)])).try_collect::<Vec<_>>().await.unwrap();
+    let ids = script.request_ids.lock().unwrap().clone();
+    assert_eq!(ids.len(), 4);
+    assert!(ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
+    let is_hex = |id: &String| id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(ids.iter().all(is_hex), "{ids:?}");
+}
+
+#[tokio::test]
+async fn the_callers_own_name_goes_with_all_of_its_calls() {
+    let script = Arc::new(Script::default());
+    let client = alone(Arc::clone(&script), "").await;
+    let named = client.with_request_id(RequestId::new("spring-7").unwrap());
+    named.decrypt(&apdu(1)).await.unwrap();
+    named.decrypt_stream(stream::iter([apdu(1)])).try_collect::<Vec<_>>().await.unwrap();
+    client.site_status().await.unwrap();
+    let ids = script.request_ids.lock().unwrap().clone();
+    assert_eq!(ids[..2], ["spring-7", "spring-7"]);
+    assert_ne!(ids[2], "spring-7");
 }

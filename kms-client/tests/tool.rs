@@ -151,3 +151,19 @@ async fn a_meter_is_created_from_standard_input_and_meters_are_listed() {
     let output = tool(&config, "meter list --limit 2 --json", "").await;
     assert_eq!(objects(&output).len(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tool_says_what_its_request_was_called() {
+    let script = Script::failing(Code::Internal, 1);
+    let (_world, config) = world(Arc::clone(&script)).await;
+    let failed = tool(&config, "site status --request-id spring-7", "").await;
+    assert!(all_text(&failed).contains("request: spring-7"), "{}", all_text(&failed));
+    let good = tool(&config, "site status --verbose --json", "").await;
+    assert_eq!(good.status.code(), Some(0), "{}", all_text(&good));
+    let ids = script.request_ids.lock().unwrap().clone();
+    assert_eq!(ids[0], "spring-7");
+    assert_eq!(String::from_utf8_lossy(&good.stderr).trim(), format!("request {}", ids[1]));
+    assert_eq!(objects(&good).len(), 1, "standard output is the answer's alone");
+    let bad = tool(&config, "site status --request-id two{words}", "").await;
+    assert_eq!(bad.status.code(), Some(2), "{}", all_text(&bad));
+}

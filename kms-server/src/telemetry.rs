@@ -1,10 +1,17 @@
-//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr.
+//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr;
+//! and figures, for those who ask ([`metrics`]; the list of them is [`catalogue`]).
+//!
+//! Events that belong to a call carry its span's fields, the request id among them: in text before the
+//! message, in JSON as the only element of `spans`.
 //!
 //! No secret gets here: types that hold one have a silent `Debug` (invariant 1). Of other libraries
 //! only warnings pass: at finer levels they print what they are given.
 
+pub mod catalogue;
+pub mod metrics;
+
 use serde::Deserialize;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
 
 /// `[log]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -61,13 +68,21 @@ impl From<Level> for LevelFilter {
 #[error("the log was set up twice")]
 pub struct AlreadySet;
 
-/// Starts telling, for the rest of the process. Call once, before anything has something to tell.
+/// Starts telling on stderr, for the rest of the process. Call once, before anything has something to
+/// tell.
 pub fn start(config: &Config) -> Result<(), AlreadySet> {
-    let events =
-        tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(std::io::stderr);
+    start_to(config, std::io::stderr)
+}
+
+/// [`start`], telling `writer` instead.
+pub fn start_to<W>(config: &Config, writer: W) -> Result<(), AlreadySet>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let events = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(writer);
     match config.format {
         Format::Text => events.with_ansi(false).try_init(),
-        Format::Json => events.json().flatten_event(true).try_init(),
+        Format::Json => events.json().flatten_event(true).with_current_span(false).try_init(),
     }
     .map_err(|_| AlreadySet)
 }

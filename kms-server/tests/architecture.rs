@@ -35,6 +35,8 @@ const DOORS: &[(&str, &str)] = &[
     ("cryptoki", "hsm/"),
     ("cryptoki_sys", "hsm/"),
     ("sqlx", "store/"),
+    ("hyper", "rpc/"),
+    ("hyper_util", "rpc/"),
     ("tonic", "rpc/"),
     ("tonic_health", "rpc/"),
     ("tonic_reflection", "rpc/"),
@@ -230,6 +232,7 @@ mod the_checker {
             ("telemetry.rs", "use tonic as wire;"),
             ("config.rs", "use {rustls, std::fmt};"),
             ("main.rs", "extern crate kms_proto;"),
+            ("telemetry/metrics.rs", "use hyper::Response;"),
         ] {
             assert_eq!(part(path, text).len(), 1, "{path}: {text}");
         }

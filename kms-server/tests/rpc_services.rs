@@ -40,6 +40,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         domain,
         single_site: true,
         clock,
+        sources: Vec::new(),
     })
     .await
 }

@@ -35,6 +35,8 @@ pub(crate) struct Script {
     /// Items of each batch.
     pub(crate) batches: Mutex<Vec<usize>>,
     pub(crate) timeouts: Mutex<Vec<String>>,
+    /// What each call was named.
+    pub(crate) request_ids: Mutex<Vec<String>>,
 }
 
 impl Script {
@@ -53,6 +55,8 @@ impl Script {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let timeout = request.metadata().get("grpc-timeout").map(|value| value.to_str().unwrap());
         self.timeouts.lock().unwrap().extend(timeout.map(str::to_owned));
+        let id = request.metadata().get("x-request-id").expect("every call has a name");
+        self.request_ids.lock().unwrap().push(id.to_str().unwrap().to_owned());
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
         let code = *self.code.lock().unwrap();

@@ -20,7 +20,7 @@ use crate::{
     keyring::Keyring,
     lifecycle::Lifecycle,
     rpc,
-    store::{ReadStore, sqlite::SqliteStore},
+    store::{ReadStore, measured::Measured, sqlite::SqliteStore},
 };
 
 /// How often the token is asked whether its KEKs are still those of this database.
@@ -48,8 +48,9 @@ async fn run(config: Config) -> Result<(), Fault> {
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, rpc, log: _ } = config;
     let hsm = connect_token(hsm, &domain)?;
+    let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let keyring =
-        Keyring::new(keyring, domain.clone(), hsm.clone(), store.clone(), Arc::clone(&clock))
+        Keyring::new(keyring, domain.clone(), hsm.clone(), measured.clone(), Arc::clone(&clock))
             .map_err(|error| Fault::Setting(error.into()))?;
     let token = hsm.clone();
     let parts = rpc::Parts {
@@ -57,16 +58,18 @@ async fn run(config: Config) -> Result<(), Fault> {
         lifecycle: Arc::new(Lifecycle::new(
             import,
             Arc::clone(&keyring),
-            store.clone(),
+            measured.clone(),
             Arc::clone(&clock),
             Arc::new(OperatingSystem),
         )),
         keyring: Arc::clone(&keyring),
         token_status: Arc::new(move || token.status()),
-        store: store.clone(),
+        store: measured.clone(),
         domain,
         single_site: site.single_site,
         clock,
+        // What counts and is not part of the services; the audit log's figures belong here, too.
+        sources: vec![Arc::new(hsm.clone()), measured],
     };
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
@@ -135,7 +138,7 @@ async fn watch_token(hsm: Hsm) {
 
 /// Says where the server listens, then reads the certificates again at each SIGHUP.
 async fn greet(bound: oneshot::Receiver<rpc::Bound>) {
-    let Ok(rpc::Bound { address, control }) = bound.await else { return };
+    let Ok(rpc::Bound { address, control, .. }) = bound.await else { return };
     tracing::info!(%address, "serving");
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {

@@ -5,6 +5,7 @@ use dlms::{CipheredApdu, SystemTitle};
 use super::{
     Item, Named, OpenedBatch, Outcome, Want,
     attempt::{self, Attempt, TokenTry},
+    figures::VerdictCounts,
 };
 use crate::{
     domain::{BlockNo, Verdict},
@@ -163,17 +164,21 @@ impl<'i> Pass<'i> {
         }
     }
 
-    /// The columns, in the order of the items.
-    pub(super) fn into_columns(mut self) -> OpenedBatch {
+    /// The columns, in the order of the items, and how often each verdict is among them.
+    pub(super) fn into_columns(mut self) -> (OpenedBatch, VerdictCounts) {
         if !self.late.is_empty() {
             self.plaintexts = self.put_in_order();
         }
         let lost = || Outcome::of(Verdict::Unavailable).because("the item was not finished");
-        OpenedBatch {
-            plaintexts: self.plaintexts,
-            lengths: self.lengths,
-            outcomes: self.outcomes.into_iter().map(|o| o.unwrap_or_else(lost)).collect(),
-        }
+        let mut verdicts = VerdictCounts::default();
+        let settled = |outcome: Option<Outcome>| {
+            let outcome = outcome.unwrap_or_else(lost);
+            verdicts.count(outcome.verdict);
+            outcome
+        };
+        let outcomes = self.outcomes.into_iter().map(settled).collect();
+        let columns = OpenedBatch { plaintexts: self.plaintexts, lengths: self.lengths, outcomes };
+        (columns, verdicts)
     }
 
     fn put_in_order(&mut self) -> Vec<u8> {

@@ -7,6 +7,7 @@
 
 mod attempt;
 mod batch;
+mod figures;
 mod misses;
 mod token;
 
@@ -16,6 +17,7 @@ use crate::{
     domain::{SecuritySetup, SystemTitle, Verdict},
     hsm::Hsm,
     keyring::Keyring,
+    telemetry::metrics::{Page, Source},
 };
 
 /// How the caller named the meter.
@@ -108,12 +110,13 @@ impl Outcome {
 pub struct Ciphering {
     keyring: Arc<Keyring>,
     hsm: Hsm,
+    figures: figures::Figures,
 }
 
 impl Ciphering {
     /// Puts the verbs on top of their parts.
     pub fn new(keyring: Arc<Keyring>, hsm: Hsm) -> Self {
-        Self { keyring, hsm }
+        Self { keyring, hsm, figures: figures::Figures::default() }
     }
 
     /// Opens a batch. One bad item never fails its batch (invariant 9); plaintext comes back only
@@ -122,11 +125,20 @@ impl Ciphering {
     pub async fn open_batch(&self, items: &[Item<'_>], want: Want) -> OpenedBatch {
         let mut pass = batch::Pass::new(items, want);
         pass.open_resident(&self.keyring).await;
-        if pass.misses.is_empty() && pass.token.is_empty() {
-            return pass.into_columns();
+        if !pass.misses.is_empty() || !pass.token.is_empty() {
+            self.figures.misses.add(pass.misses.len() as u64);
+            self.open_misses(&mut pass).await;
+            self.figures.token_apdus.add(pass.token.len() as u64);
+            self.ask_token(&mut pass).await;
         }
-        self.open_misses(&mut pass).await;
-        self.ask_token(&mut pass).await;
-        pass.into_columns()
+        let (columns, verdicts) = pass.into_columns();
+        self.figures.count(want, &verdicts);
+        columns
+    }
+}
+
+impl Source for Ciphering {
+    fn tell(&self, page: &mut Page) {
+        self.figures.tell(page);
     }
 }

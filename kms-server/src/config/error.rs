@@ -77,8 +77,18 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// Not an address and port.
-    #[error("`rpc.listen` is {0:?}: set it to an address and port, such as 0.0.0.0:7443")]
-    Listen(String),
+    #[error("`{key}` is {value:?}: set it to an address and port, such as {example}")]
+    Listen {
+        /// Section and field.
+        key: &'static str,
+        /// What stands there.
+        value: String,
+        /// What may stand there.
+        example: &'static str,
+    },
+    /// A setting that a part refuses.
+    #[error(transparent)]
+    Refused(#[from] crate::rpc::BadSetting),
     /// There is no peer, and nobody said that there shall be none.
     #[error(
         "`site.single_site` is false, and no peer is configured: set it to true if these keys are \

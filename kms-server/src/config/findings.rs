@@ -4,7 +4,7 @@
 use std::{
     error::Error,
     fmt,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
@@ -64,7 +64,9 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
     }
     findings.extend(small_memlock(&config.keyring));
     findings.extend(bad_certificates(&config.rpc, now_ms));
-    findings.extend(busy_address(&config.rpc));
+    findings.extend(busy_address("rpc.listen", config.rpc.listen));
+    let metrics = config.rpc.metrics.map(|metrics| metrics.listen());
+    findings.extend(metrics.and_then(|address| busy_address("metrics.listen", address)));
     findings
 }
 
@@ -138,14 +140,13 @@ fn bad_certificates(rpc: &rpc::Config, now_ms: u64) -> Vec<Finding> {
     wrong.iter().map(|(key, error)| Finding::of(key, error)).collect()
 }
 
-fn busy_address(rpc: &rpc::Config) -> Option<Finding> {
-    let error = TcpListener::bind(rpc.listen).err()?;
+fn busy_address(key: &'static str, address: SocketAddr) -> Option<Finding> {
+    let error = TcpListener::bind(address).err()?;
     let sentence = format!(
-        "cannot listen on {}: stop what uses this address (this service itself, perhaps), or choose \
-         one of this machine ({error})",
-        rpc.listen
+        "cannot listen on {address}: stop what uses this address (this service itself, perhaps), or \
+         choose one of this machine ({error})"
     );
-    Some(Finding::new("rpc.listen", sentence))
+    Some(Finding::new(key, sentence))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::{
     domain::BlockCount,
     hsm::{self, OaepHash},
     keyring, lifecycle,
-    rpc::{self, Limits, Policy, TlsConfig},
+    rpc::{self, Limits, MetricsConfig, Policy, TlsConfig},
     telemetry,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Sections {
     #[serde(default)]
     import: ImportSection,
     rpc: RpcSection,
+    #[serde(default)]
+    metrics: MetricsSection,
     #[serde(default)]
     log: telemetry::Config,
 }
@@ -167,6 +169,13 @@ struct TlsSection {
     client_ca: PathBuf,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsSection {
+    listen: Option<String>,
+    allow_remote: bool,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CallerSection {
@@ -210,14 +219,14 @@ impl TryFrom<Sections> for Config {
     type Error = ConfigError;
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
-        let Sections { site, hsm, store, keyring, import, rpc, log } = sections;
+        let Sections { site, hsm, store, keyring, import, rpc, metrics, log } = sections;
         let ImportSection { allow_clear } = import;
         Ok(Self {
             site: site.try_into()?,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
             import: lifecycle::Config { allow_clear },
-            rpc: rpc.try_into()?,
+            rpc: (rpc, metrics).try_into()?,
             log,
             // Last: the PIN is not read for a file that is refused anyway.
             hsm: hsm.try_into()?,
@@ -312,20 +321,28 @@ impl TryFrom<KeyringSection> for keyring::Config {
     }
 }
 
-impl TryFrom<RpcSection> for rpc::Config {
+impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
     type Error = ConfigError;
 
-    fn try_from(section: RpcSection) -> Result<Self, ConfigError> {
+    fn try_from((section, metrics): (RpcSection, MetricsSection)) -> Result<Self, ConfigError> {
         let RpcSection { listen, tls, reload_poll_s, limits, callers, grants } = section;
-        let listen: SocketAddr = listen.parse().map_err(|_| ConfigError::Listen(listen))?;
+        let listen = address("rpc.listen", listen, "0.0.0.0:7443")?;
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
             policy: policy(callers, &grants)?,
+            metrics: self::metrics(metrics)?,
         })
     }
+}
+
+fn metrics(section: MetricsSection) -> Result<Option<MetricsConfig>, ConfigError> {
+    let MetricsSection { listen, allow_remote } = section;
+    let Some(listen) = listen else { return Ok(None) };
+    let listen = address("metrics.listen", listen, "127.0.0.1:9464")?;
+    Ok(Some(MetricsConfig::new(listen, allow_remote)?))
 }
 
 impl TryFrom<(TlsSection, Duration)> for TlsConfig {
@@ -472,6 +489,14 @@ fn text(key: &'static str, value: String, most: usize) -> Result<String, ConfigE
     } else {
         Err(ConfigError::Text { key, value, most })
     }
+}
+
+fn address(
+    key: &'static str,
+    value: String,
+    example: &'static str,
+) -> Result<SocketAddr, ConfigError> {
+    value.parse().map_err(|_| ConfigError::Listen { key, value, example })
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {

@@ -4,13 +4,27 @@
 //! call and not to the future, for a cancelled request does not cancel the device; so a device that
 //! hangs takes `width` threads and no more.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::Semaphore, time::timeout};
+use tracing::Span;
 use zeroize::Zeroizing;
 
-use super::{GcmOpen, NotAuthentic, Token, TokenError, TokenStatus, WrappedKey};
-use crate::domain::{BlockSecret, ClearKey, SealedKek};
+use super::{
+    GcmOpen, NotAuthentic, Token, TokenError, TokenStatus, WrappedKey,
+    figures::{Figures, Operation},
+};
+use crate::{
+    domain::{BlockSecret, ClearKey, SealedKek},
+    telemetry::{
+        catalogue,
+        metrics::{Label, Page, Source},
+    },
+};
 
 /// Random bytes asked for in one call: more is a mistake.
 const RANDOM_LEN_MAX: usize = 4096;
@@ -20,13 +34,18 @@ const RANDOM_LEN_MAX: usize = 4096;
 pub struct Hsm {
     token: Arc<dyn Token>,
     places: Arc<Semaphore>,
+    width: usize,
     patience: Duration,
     call_timeout: Duration,
+    figures: Arc<Figures>,
+    /// Why the last check did not pass. A std lock: held for an assignment.
+    check_fault: Arc<Mutex<Option<String>>>,
 }
 
 impl fmt::Debug for Hsm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { token: _, places, patience, call_timeout } = self;
+        let Self { token: _, places, width: _, patience, call_timeout, figures: _, check_fault: _ } =
+            self;
         f.debug_struct("Hsm")
             .field("places_free", &places.available_permits())
             .field("patience", patience)
@@ -44,7 +63,16 @@ impl Hsm {
         patience: Duration,
         call_timeout: Duration,
     ) -> Self {
-        Self { token, places: Arc::new(Semaphore::new(width.max(1))), patience, call_timeout }
+        let width = width.max(1);
+        Self {
+            token,
+            places: Arc::new(Semaphore::new(width)),
+            width,
+            patience,
+            call_timeout,
+            figures: Arc::default(),
+            check_fault: Arc::default(),
+        }
     }
 
     /// [`BlockSeals::seal`](super::BlockSeals::seal); gives the secret back beside its seal.
@@ -53,17 +81,20 @@ impl Hsm {
         place: Vec<u8>,
         secret: BlockSecret,
     ) -> Result<(BlockSecret, Vec<u8>), TokenError> {
-        self.pass(move |token| token.seal(&place, &secret).map(|sealed| (secret, sealed))).await
+        self.pass(Operation::Seal, move |token| {
+            token.seal(&place, &secret).map(|sealed| (secret, sealed))
+        })
+        .await
     }
 
     /// [`BlockSeals::open`](super::BlockSeals::open).
     pub async fn open(&self, place: Vec<u8>, sealed: Vec<u8>) -> Result<BlockSecret, TokenError> {
-        self.pass(move |token| token.open(&place, &sealed)).await
+        self.pass(Operation::Open, move |token| token.open(&place, &sealed)).await
     }
 
     /// [`SealedKeys::wrap`](super::SealedKeys::wrap).
     pub async fn wrap(&self, under: SealedKek, key: ClearKey) -> Result<Vec<u8>, TokenError> {
-        self.pass(move |token| token.wrap(under, &key)).await
+        self.pass(Operation::Wrap, move |token| token.wrap(under, &key)).await
     }
 
     /// [`SealedKeys::open_apdus`](super::SealedKeys::open_apdus).
@@ -72,7 +103,7 @@ impl Hsm {
         key: WrappedKey,
         apdus: Vec<GcmOpen>,
     ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
-        self.pass(move |token| token.open_apdus(&key, &apdus)).await
+        self.pass(Operation::OpenApdus, move |token| token.open_apdus(&key, &apdus)).await
     }
 
     /// `len` bytes (at most 4096) from the token's generator.
@@ -83,7 +114,7 @@ impl Hsm {
                 source: format!("{len} bytes asked, {RANDOM_LEN_MAX} are allowed").into(),
             });
         }
-        self.pass(move |token| {
+        self.pass(Operation::Random, move |token| {
             let mut bytes = Zeroizing::new(vec![0; len]);
             token.random(&mut bytes)?;
             Ok(bytes)
@@ -91,32 +122,54 @@ impl Hsm {
         .await
     }
 
-    /// [`TokenCare::check`](super::TokenCare::check).
+    /// [`TokenCare::check`](super::TokenCare::check). A failure is remembered until a check passes;
+    /// that all places are taken says nothing of the device.
     pub async fn check(&self) -> Result<(), TokenError> {
-        self.pass(|token| token.check()).await
+        let checked = self.pass(Operation::Check, |token| token.check()).await;
+        match &checked {
+            Ok(()) => *self.check_fault() = None,
+            Err(TokenError::Busy) => {}
+            Err(error) => *self.check_fault() = Some(error.to_string()),
+        }
+        checked
     }
 
-    /// What is known without asking the device: never waits.
+    /// What is known without asking the device: never waits. Its fault is the last call's, or else
+    /// that of the last check.
     pub fn status(&self) -> TokenStatus {
-        self.token.status()
+        let mut status = self.token.status();
+        status.fault = status.fault.or_else(|| self.check_fault().clone());
+        status
+    }
+
+    fn check_fault(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.check_fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
     async fn pass<T: Send + 'static>(
         &self,
+        operation: Operation,
         call: impl FnOnce(&dyn Token) -> Result<T, TokenError> + Send + 'static,
     ) -> Result<T, TokenError> {
+        let counted = self.figures.begin(operation);
+        let asked = Instant::now();
         let place = Arc::clone(&self.places).acquire_owned();
-        let Ok(Ok(place)) = timeout(self.patience, place).await else {
-            return Err(TokenError::Busy);
+        let place = timeout(self.patience, place).await;
+        self.figures.waited(operation, asked.elapsed());
+        let Ok(Ok(place)) = place else {
+            return counted.end(Err(TokenError::Busy));
         };
-        let token = Arc::clone(&self.token);
+        let (token, figures) = (Arc::clone(&self.token), Arc::clone(&self.figures));
+        let span = Span::current();
         let answer = tokio::task::spawn_blocking(move || {
             // Held by the call, not by the future: a caller may give up, the device is still busy.
             let _place = place;
-            call(&*token)
+            let _timed = figures.execute(operation);
+            // What the token has to log belongs to the caller's request.
+            span.in_scope(|| call(&*token))
         });
-        match timeout(self.call_timeout, answer).await {
+        counted.end(match timeout(self.call_timeout, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(lost)) => {
                 Err(TokenError::Unreachable { reason: format!("the call was lost: {lost}") })
@@ -124,7 +177,23 @@ impl Hsm {
             Err(_) => Err(TokenError::TimedOut {
                 deadline_ms: u64::try_from(self.call_timeout.as_millis()).unwrap_or(u64::MAX),
             }),
+        })
+    }
+}
+
+impl Source for Hsm {
+    fn tell(&self, page: &mut Page) {
+        let status = self.status();
+        let token = [Label::Configured(&status.label)];
+        let used = self.width.saturating_sub(self.places.available_permits());
+        page.sample(&catalogue::HSM_PLACES_USED, &token, used as u64);
+        page.sample(&catalogue::HSM_PLACES_MAX, &token, self.width as u64);
+        page.sample(&catalogue::HSM_EPOCH, &token, status.connection_epoch);
+        page.sample(&catalogue::HSM_HEALTHY, &token, status.fault.is_none());
+        if let Some(sessions) = self.token.sessions_open() {
+            page.sample(&catalogue::HSM_SESSIONS, &token, sessions as u64);
         }
+        self.figures.tell(&status.label, page);
     }
 }
 
@@ -250,6 +319,65 @@ mod tests {
         for _ in 0..2 {
             let lost = hsm.open(vec![], vec![]).await;
             assert!(matches!(lost, Err(TokenError::Unreachable { .. })), "{lost:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hung_device_shows_in_the_status_until_a_check_passes() {
+        let (stuck, hsm) = door(1);
+        assert!(hsm.check().await.is_err());
+        // Busy now: that is no news of the device.
+        assert!(matches!(hsm.check().await, Err(TokenError::Busy)));
+        assert!(hsm.status().fault.unwrap().contains("did not answer"));
+        stuck.let_go();
+        all_places_come_back(&hsm, 1).await;
+        hsm.check().await.unwrap();
+        assert_eq!(hsm.status().fault, None);
+    }
+
+    #[tokio::test]
+    async fn waiting_at_the_door_and_time_in_the_device_are_told_apart() {
+        let (stuck, mut hsm) = door(1);
+        (hsm.patience, hsm.call_timeout) = (Duration::from_secs(30), Duration::from_secs(30));
+        let (first, second) = (hsm.clone(), hsm.clone());
+        let first = tokio::spawn(async move { first.check().await });
+        while stuck.inside.load(Ordering::SeqCst) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let second = tokio::spawn(async move { second.random(1).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stuck.let_go();
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
+        all_places_come_back(&hsm, 1).await;
+        let [check, random] = [Operation::Check, Operation::Random];
+        let (waited, worked) = (hsm.figures.waiting(check), hsm.figures.execution(check));
+        assert_eq!((waited.count(), worked.count()), (1, 1));
+        assert!(waited.sum() < worked.sum() && worked.sum() >= Duration::from_millis(100));
+        let (waited, worked) = (hsm.figures.waiting(random), hsm.figures.execution(random));
+        assert_eq!((waited.count(), worked.count()), (1, 1));
+        assert!(worked.sum() < waited.sum() && waited.sum() >= Duration::from_millis(90));
+    }
+
+    #[tokio::test]
+    async fn every_call_is_counted_once_by_its_outcome() {
+        let (stuck, hsm) = door(1);
+        assert!(matches!(hsm.check().await, Err(TokenError::TimedOut { .. })));
+        assert!(matches!(hsm.random(1).await, Err(TokenError::Busy)));
+        stuck.let_go();
+        all_places_come_back(&hsm, 1).await;
+        hsm.random(1).await.unwrap();
+        drop(tokio::time::timeout(Duration::ZERO, hsm.check()).await);
+        let text = Page::of([&hsm as &dyn Source]).render();
+        for line in [
+            r#"kms_hsm_operations_total{token="stuck",operation="check",outcome="timed_out"} 1"#,
+            r#"kms_hsm_operations_total{token="stuck",operation="check",outcome="abandoned"} 1"#,
+            r#"kms_hsm_operations_total{token="stuck",operation="random",outcome="busy"} 1"#,
+            r#"kms_hsm_operations_total{token="stuck",operation="random",outcome="ok"} 1"#,
+            r#"kms_hsm_places_max{token="stuck"} 1"#,
+            r#"kms_hsm_healthy{token="stuck"} 0"#,
+        ] {
+            assert!(text.lines().any(|it| it == line), "{line} is missing in\n{text}");
         }
     }
 

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod door;
+mod figures;
 pub mod pkcs11;
 
 use std::{error::Error as StdError, fmt};
@@ -107,6 +108,12 @@ pub trait TokenCare: Send + Sync + 'static {
 
     /// What is known without asking the device.
     fn status(&self) -> TokenStatus;
+
+    /// Sessions that are open for calls, without asking the device; `None` where there are none to
+    /// count.
+    fn sessions_open(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// All that a token is to this service.

@@ -7,6 +7,7 @@
 pub mod arena;
 mod block_keys;
 mod changing;
+mod figures;
 mod ids;
 mod opening;
 mod table;

@@ -8,16 +8,17 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{Semaphore, mpsc},
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     config::Limits,
     connection::{Connection, EndOfLife, Peer},
     drain::{DrainWatch, Phase},
+    figures::{Figures, Turned},
     tls::{Tls, chain},
 };
 
@@ -36,11 +37,11 @@ pub(super) async fn accept(
     listener: TcpListener,
     tls: Arc<Tls>,
     limits: Limits,
-    drain: DrainWatch,
+    (drain, figures): (DrainWatch, Arc<Figures>),
     accepted: mpsc::Sender<std::io::Result<Connection>>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections_max));
-    let refusals = Arc::new(Refusals::default());
+    let refusals = Arc::new(Refusals { figures: Arc::clone(&figures), logged: Mutex::default() });
     let mut handshakes = JoinSet::new();
     let mut draining = std::pin::pin!(drain.clone().reached(Phase::Draining));
     loop {
@@ -59,19 +60,23 @@ pub(super) async fn accept(
             },
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            refusals.log(address, "connections_max are open");
+            refusals.note(address, Turned::Limit, "connections_max are open");
             continue;
         };
         let (tls, limits, drain, accepted) =
             (Arc::clone(&tls), limits.clone(), drain.clone(), accepted.clone());
-        let refusals = Arc::clone(&refusals);
+        let (refusals, figures) = (Arc::clone(&refusals), Arc::clone(&figures));
         handshakes.spawn(async move {
-            let handshake = shake_hands(stream, address, &tls, &limits, drain, place);
+            let handshake = shake_hands(stream, address, &tls, &limits);
             match timeout(limits.handshake_timeout, handshake).await {
-                // Fails only if the server is gone.
-                Ok(Ok(connection)) => drop(accepted.send(Ok(connection)).await),
-                Ok(Err(reason)) => refusals.log(address, &reason),
-                Err(_) => refusals.log(address, "the handshake took too long"),
+                Ok(Ok((io, peer))) => {
+                    let (end, counted) = (end_of_life(&limits, drain), figures.connected());
+                    let connection = Connection::new(io, peer, end, place, counted);
+                    // Fails only if the server is gone.
+                    drop(accepted.send(Ok(connection)).await);
+                }
+                Ok(Err((why, reason))) => refusals.note(address, why, &reason),
+                Err(_) => refusals.note(address, Turned::Timeout, "the handshake took too long"),
             }
         });
     }
@@ -82,33 +87,53 @@ async fn shake_hands(
     address: SocketAddr,
     tls: &Tls,
     limits: &Limits,
-    drain: DrainWatch,
-    place: OwnedSemaphorePermit,
-) -> Result<Connection, String> {
+) -> Result<(TlsStream<TcpStream>, Peer), (Turned, String)> {
     // Small answers must not wait for an acknowledgement.
     let _ = stream.set_nodelay(true);
     let loaded = tls.current();
     let acceptor = TlsAcceptor::from(Arc::clone(&loaded.config));
-    let io = acceptor.accept(stream).await.map_err(|error| chain(&error))?;
+    let io = acceptor.accept(stream).await.map_err(|error| (reason_of(&error), chain(&error)))?;
     let session = io.get_ref().1;
     if session.alpn_protocol() != Some(b"h2") {
-        return Err("the client does not speak HTTP/2".to_owned());
+        return Err((Turned::Incompatible, "the client does not speak HTTP/2".to_owned()));
     }
     let peer = session
         .peer_certificates()
         .and_then(|chain| Peer::new(address, chain, &loaded, limits.streams_per_connection_max))
-        .ok_or("the client's certificate can't be read")?;
+        .ok_or_else(|| {
+            (Turned::BadCertificate, "the client's certificate can't be read".to_owned())
+        })?;
     tracing::debug!(?peer, "connected");
-    Ok(Connection::new(io, peer, end_of_life(limits, drain), place))
+    Ok((io, peer))
 }
 
-/// Who was refused since the last line of the log.
-#[derive(Default)]
-struct Refusals(Mutex<(Option<Instant>, u64)>);
+/// The class of a handshake's failure.
+fn reason_of(error: &std::io::Error) -> Turned {
+    use rustls::Error;
+    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return Turned::Io;
+    };
+    match error {
+        Error::NoCertificatesPresented => Turned::NoCertificate,
+        Error::InvalidCertificate(_) | Error::InvalidCertRevocationList(_) => {
+            Turned::BadCertificate
+        }
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Turned::Incompatible,
+        Error::AlertReceived(_) => Turned::PeerAlert,
+        _ => Turned::Tls,
+    }
+}
+
+/// Who was refused, and how often since the last line of the log.
+struct Refusals {
+    figures: Arc<Figures>,
+    logged: Mutex<(Option<Instant>, u64)>,
+}
 
 impl Refusals {
-    fn log(&self, address: SocketAddr, reason: &str) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn note(&self, address: SocketAddr, why: Turned, reason: &str) {
+        self.figures.turned_away(why);
+        let mut state = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, unlogged) = &mut *state;
         if last.is_some_and(|last| last.elapsed() < REFUSALS_LOGGED_EVERY) {
             *unlogged += 1;

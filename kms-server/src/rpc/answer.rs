@@ -13,17 +13,23 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status, body::Body};
-use tracing::{Span, field::Empty};
+use tracing::Span;
 
 use super::{
     connection::Peer,
+    figures::Figures,
     gate::{Gatekeeper, code_of},
     policy::Permit,
-    status::Refused,
+    request_id::RequestId,
+    status::{Refused, name_request},
+    verb::Verb,
 };
 
-/// One call, from its permit to its last byte. Logged on drop, however it ended.
+/// One call, from its permit to its last byte. Counted and logged on drop, however it ended.
 pub(super) struct Call {
+    id: RequestId,
+    verb: Verb,
+    figures: Arc<Figures>,
     span: Span,
     peer: Peer,
     begun: Instant,
@@ -33,16 +39,27 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn begin(permit: &Permit, peer: Peer, place: OwnedSemaphorePermit) -> Self {
-        let span = tracing::debug_span!(
+    pub(super) fn begin(
+        permit: &Permit,
+        peer: Peer,
+        place: OwnedSemaphorePermit,
+        id: RequestId,
+        figures: Arc<Figures>,
+    ) -> Self {
+        // As high as events get: whatever is logged below says which request it belongs to.
+        let span = tracing::error_span!(
             "call",
+            request_id = id.as_str(),
             verb = permit.verb().name(),
             caller = permit.caller().as_str(),
             address = %peer.address(),
-            code = Empty,
-            duration_us = Empty,
         );
-        Self { span, peer, begun: Instant::now(), code: None, _place: place }
+        let (verb, begun) = (permit.verb(), Instant::now());
+        Self { id, verb, figures, span, peer, begun, code: None, _place: place }
+    }
+
+    pub(super) fn id(&self) -> &RequestId {
+        &self.id
     }
 
     pub(super) fn span(&self) -> Span {
@@ -58,9 +75,13 @@ impl Drop for Call {
     fn drop(&mut self) {
         // No code: the caller went away first.
         let code = self.code.unwrap_or(Code::Cancelled);
-        self.span.record("code", tracing::field::debug(code));
-        self.span.record("duration_us", self.begun.elapsed().as_micros() as u64);
-        tracing::debug!(parent: &self.span, "answered");
+        self.figures.ended(Some(self.verb), code);
+        let duration_us = self.begun.elapsed().as_micros() as u64;
+        // Entered, not named as parent: the JSON lines list the spans that are entered.
+        self.span.in_scope(|| match self.verb.is_privileged() {
+            true => tracing::info!(?code, duration_us, "answered"),
+            false => tracing::debug!(?code, duration_us, "answered"),
+        });
     }
 }
 
@@ -89,7 +110,10 @@ impl Answer {
         let status = Status::from(refused);
         self.call.ends_with(status.code());
         let mut trailers = HeaderMap::new();
-        Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
+        Some(status.add_header(&mut trailers).map(|()| {
+            name_request(&mut trailers, &self.call.id);
+            Frame::trailers(trailers)
+        }))
     }
 }
 
@@ -106,21 +130,24 @@ impl HttpBody for Answer {
             return Poll::Ready(None);
         }
         // What is ready goes out; only an answer that is still waiting is ended by a shutdown.
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+        let Poll::Ready(mut frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             return match this.end.as_mut().poll(cx) {
                 Poll::Ready(()) => Poll::Ready(this.end_with(Refused::ShuttingDown)),
                 Poll::Pending => Poll::Pending,
             };
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) if frame.is_data() => {
                 if let Err(refused) = this.keeper.check_standing(&this.call.peer) {
                     return Poll::Ready(this.end_with(refused));
                 }
             }
             Some(Ok(frame)) => {
-                if let Some(code) = frame.trailers_ref().and_then(code_of) {
+                if let Some(trailers) = frame.trailers_mut()
+                    && let Some(code) = code_of(trailers)
+                {
                     this.call.ends_with(code);
+                    name_request(trailers, &this.call.id);
                 }
             }
             Some(Err(status)) => this.call.ends_with(status.code()),

@@ -142,6 +142,13 @@ pub(super) fn load_authorities(path: &Path, pem: &[u8]) -> Result<RootCertStore,
     Ok(roots)
 }
 
+/// When the first of the certificates in PEM text expires; milliseconds since 1970.
+pub(super) fn first_expiry_ms(path: &Path, pem: &[u8]) -> Result<u64, TlsError> {
+    let chain = load_chain(path, pem)?;
+    let ends = chain.iter().filter_map(|it| validity_ms(it).map(|(_, not_after_ms)| not_after_ms));
+    Ok(ends.min().unwrap_or(u64::MAX))
+}
+
 fn load_chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()

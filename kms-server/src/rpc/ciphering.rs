@@ -41,7 +41,7 @@ impl ciphering_server::Ciphering for CipheringService {
         Permit::of(&request, Verb::Decrypt)?;
         let DecryptRequest { apdu, meter_id, system_title, security_setup } = request.into_inner();
         let item = item(&apdu, &meter_id, &system_title, security_setup)?;
-        let (outcome, plaintext) = self.open_one(item, Want::Plaintext).await?;
+        let (outcome, plaintext) = self.open_one(Verb::Decrypt, item, Want::Plaintext).await?;
         Ok(Response::new(decrypt_response(outcome, plaintext)))
     }
 
@@ -51,7 +51,8 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<DecryptBatchResponse>, Status> {
         Permit::of(&request, Verb::DecryptBatch)?;
         let batch = request.into_inner();
-        let _charge = self.budget.charge(batch.lengths.len(), batch.apdus.len())?;
+        let _charge =
+            self.budget.charge(Verb::DecryptBatch, batch.lengths.len(), batch.apdus.len())?;
         Ok(Response::new(self.decrypt_columns(&batch).await?))
     }
 
@@ -66,8 +67,10 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let this = this.clone();
             async move {
-                let _charge =
-                    this.budget.charge_soon(batch.lengths.len(), batch.apdus.len()).await?;
+                let _charge = this
+                    .budget
+                    .charge_soon(Verb::DecryptStream, batch.lengths.len(), batch.apdus.len())
+                    .await?;
                 this.decrypt_columns(&batch).await
             }
         });
@@ -82,7 +85,7 @@ impl ciphering_server::Ciphering for CipheringService {
         let VerifyMicRequest { apdu, meter_id, system_title, security_setup } =
             request.into_inner();
         let item = item(&apdu, &meter_id, &system_title, security_setup)?;
-        let (outcome, _) = self.open_one(item, Want::Verdict).await?;
+        let (outcome, _) = self.open_one(Verb::VerifyMic, item, Want::Verdict).await?;
         Ok(Response::new(verify_response(outcome)))
     }
 
@@ -92,7 +95,8 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
         Permit::of(&request, Verb::VerifyMicBatch)?;
         let batch = request.into_inner();
-        let _charge = self.budget.charge(batch.lengths.len(), batch.apdus.len())?;
+        let _charge =
+            self.budget.charge(Verb::VerifyMicBatch, batch.lengths.len(), batch.apdus.len())?;
         Ok(Response::new(self.verify_columns(&batch).await?))
     }
 
@@ -107,8 +111,10 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let this = this.clone();
             async move {
-                let _charge =
-                    this.budget.charge_soon(batch.lengths.len(), batch.apdus.len()).await?;
+                let _charge = this
+                    .budget
+                    .charge_soon(Verb::VerifyMicStream, batch.lengths.len(), batch.apdus.len())
+                    .await?;
                 this.verify_columns(&batch).await
             }
         });
@@ -138,8 +144,13 @@ impl CipheringService {
     }
 
     /// A batch of one. The plaintext is empty unless the item was opened and wanted.
-    async fn open_one(&self, item: Item<'_>, want: Want) -> Result<(Outcome, Bytes), Status> {
-        let _charge = self.budget.charge(1, item.apdu.len())?;
+    async fn open_one(
+        &self,
+        verb: Verb,
+        item: Item<'_>,
+        want: Want,
+    ) -> Result<(Outcome, Bytes), Status> {
+        let _charge = self.budget.charge(verb, 1, item.apdu.len())?;
         let OpenedBatch { plaintexts, lengths: _, mut outcomes } =
             self.ciphering.open_batch(&[item], want).await;
         match (outcomes.pop(), outcomes.is_empty()) {

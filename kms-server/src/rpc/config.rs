@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::policy::Policy;
+use super::{policy::Policy, probes::MetricsConfig};
 
 /// Everything about the wire.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Config {
     pub limits: Limits,
     /// Who may call what.
     pub policy: Policy,
+    /// Where figures and readiness can be asked for; `None`: nowhere.
+    pub metrics: Option<MetricsConfig>,
 }
 
 /// The files that say who we are and whom we believe. All PEM; read again when they change.
@@ -115,7 +117,7 @@ impl Config {
         limits: Limits,
         policy: Policy,
     ) -> Result<Self, BadSetting> {
-        let config = Self { listen, tls, limits, policy };
+        let config = Self { listen, tls, limits, policy, metrics: None };
         config.check()?;
         Ok(config)
     }

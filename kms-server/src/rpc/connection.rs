@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 
 use super::{
     certificate::{Holder, holder_of},
+    figures,
     policy::CallerName,
     tls::Loaded,
 };
@@ -110,6 +111,7 @@ pub(super) struct Connection {
     ended: bool,
     /// Gives the place among `connections_max` back.
     _place: OwnedSemaphorePermit,
+    _counted: figures::Connected,
 }
 
 impl Connection {
@@ -118,8 +120,9 @@ impl Connection {
         peer: Peer,
         end_of_life: EndOfLife,
         place: OwnedSemaphorePermit,
+        counted: figures::Connected,
     ) -> Self {
-        Self { io, peer, end_of_life, ended: false, _place: place }
+        Self { io, peer, end_of_life, ended: false, _place: place, _counted: counted }
     }
 
     fn check_life(&mut self, cx: &mut Context<'_>) -> io::Result<()> {

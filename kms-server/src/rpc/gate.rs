@@ -20,8 +20,10 @@ use super::{
     budget::Room,
     connection::Peer,
     drain::{DrainWatch, Phase},
+    figures::Figures,
     policy::{Permit, Policy},
-    status::Refused,
+    request_id::RequestIds,
+    status::{Refused, name_request},
     tls::Tls,
     upload::Upload,
     verb::Verb,
@@ -38,6 +40,8 @@ pub(super) struct Gatekeeper {
     pub(super) calls_max: u32,
     pub(super) message_bytes_max: usize,
     pub(super) room: Room,
+    pub(super) figures: Arc<Figures>,
+    pub(super) ids: RequestIds,
 }
 
 impl Gatekeeper {
@@ -98,6 +102,7 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let keeper = Arc::clone(&self.keeper);
+        let id = keeper.ids.of(request.headers());
         let peer = request.extensions().get::<Peer>().cloned();
         let admitted = keeper.admit(peer.as_ref(), request.uri().path()).and_then(|permit| {
             let peer = peer.clone().ok_or(Refused::NoCertificate)?;
@@ -108,11 +113,16 @@ where
             Ok(admitted) => admitted,
             Err(refused) => {
                 // The path is a stranger's text: it is logged escaped, and at a level that he can't fill.
-                tracing::debug!(?peer, path = ?request.uri().path(), %refused, "call refused");
-                return Box::pin(std::future::ready(Ok(Status::from(refused).into_http())));
+                let path = request.uri().path();
+                tracing::debug!(?peer, ?path, request_id = %id, %refused, "call refused");
+                let status = Status::from(refused);
+                keeper.figures.ended(Verb::of_path(path), status.code());
+                let mut response = status.into_http();
+                name_request(response.headers_mut(), &id);
+                return Box::pin(std::future::ready(Ok(response)));
             }
         };
-        let call = Call::begin(&permit, peer, place);
+        let call = Call::begin(&permit, peer, place, id, Arc::clone(&keeper.figures));
         let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
         let span = call.span();
         request.extensions_mut().insert(Arc::new(permit));
@@ -131,17 +141,16 @@ where
 }
 
 fn answer(
-    response: Response<Body>,
+    mut response: Response<Body>,
     mut call: Call,
     keeper: Arc<Gatekeeper>,
     ends_at: Phase,
 ) -> Response<Body> {
     // tonic says OUT_OF_RANGE to a message over its limit; all limits here are RESOURCE_EXHAUSTED.
     if code_of(response.headers()) == Some(Code::OutOfRange) {
-        let refused = Refused::MessageTooLarge(keeper.message_bytes_max);
-        call.ends_with(Code::ResourceExhausted);
-        return Status::from(refused).into_http();
+        response = Status::from(Refused::MessageTooLarge(keeper.message_bytes_max)).into_http();
     }
+    name_request(response.headers_mut(), call.id());
     if let Some(code) = code_of(response.headers()) {
         call.ends_with(code);
     }

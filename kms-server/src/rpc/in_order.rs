@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 use super::status::Refused;
 
@@ -26,9 +27,11 @@ where
     W: Fn(M) -> F + Send + 'static,
     F: Future<Output = Result<A, Status>> + Send + 'static,
 {
+    // Of the call: the stream is polled outside of it.
+    let span = Span::current();
     let answers = messages
         .map(move |message| {
-            let task = message.map(|message| tokio::spawn(work(message)));
+            let task = message.map(|message| tokio::spawn(work(message).instrument(span.clone())));
             async move { task?.await.unwrap_or_else(|_| Err(panicked())) }
         })
         .buffered(AT_ONCE)
@@ -45,7 +48,7 @@ where
 pub(super) async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(panicked()))
+    tokio::spawn(work.in_current_span()).await.unwrap_or_else(|_| Err(panicked()))
 }
 
 fn panicked() -> Status {

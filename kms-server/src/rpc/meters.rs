@@ -44,7 +44,7 @@ impl meters_server::Meters for MetersService {
         Permit::of(&request, Verb::CreateMeter)?;
         let CreateMeterRequest { meter, rules } = request.into_inner();
         let (meter, rules) = (words::new_meter(meter)?, words::rules(rules));
-        let charge = self.budget.charge(1, 0)?;
+        let charge = self.budget.charge(Verb::CreateMeter, 1, 0)?;
         let lifecycle = Arc::clone(&self.lifecycle);
         let (view, warnings) = to_its_end(async move {
             let _charge = charge;
@@ -60,7 +60,7 @@ impl meters_server::Meters for MetersService {
     ) -> Result<Response<GetMeterResponse>, Status> {
         Permit::of(&request, Verb::GetMeter)?;
         let GetMeterRequest { meter_id, system_title } = request.into_inner();
-        let _charge = self.budget.charge(1, 0)?;
+        let _charge = self.budget.charge(Verb::GetMeter, 1, 0)?;
         let view = match (meter_id.as_str(), words::optional_title("system_title", &system_title)?)
         {
             ("", Some(title)) => self.lifecycle.get_by_title(&title).await,
@@ -85,7 +85,7 @@ impl meters_server::Meters for MetersService {
             "" => None,
             id => Some(words::meter_id("after", id)?),
         };
-        let _charge = self.budget.charge(1, 0)?;
+        let _charge = self.budget.charge(Verb::ListMeters, 1, 0)?;
         // One more than asked for: it says whether there is a next page.
         let mut views = self
             .lifecycle
@@ -108,7 +108,7 @@ impl meters_server::Meters for MetersService {
     ) -> Result<Response<DeleteMeterResponse>, Status> {
         Permit::of(&request, Verb::DeleteMeter)?;
         let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
-        let charge = self.budget.charge(1, 0)?;
+        let charge = self.budget.charge(Verb::DeleteMeter, 1, 0)?;
         let lifecycle = Arc::clone(&self.lifecycle);
         to_its_end(async move {
             let _charge = charge;
@@ -155,7 +155,7 @@ impl MetersService {
             return Err(Refused::BatchTooLarge { items: lines.len(), limit: LINES_MAX }.into());
         }
         let bytes = lines.iter().map(prost::Message::encoded_len).sum();
-        let charge = self.budget.charge_soon(lines.len(), bytes).await?;
+        let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
         let (readable, lines) = read(lines);
         let lifecycle = Arc::clone(&self.lifecycle);
         let results = to_its_end(async move {

@@ -8,6 +8,7 @@ use kms_proto::v1::{
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,9 +21,12 @@ use super::{
     ciphering::CipheringService,
     config::{BadSetting, Config, Limits},
     drain::{Drain, DrainWatch, Phase},
+    figures::{Figures, Wire},
     gate::{Gate, Gatekeeper},
     health::Health,
     meters::MetersService,
+    probes::{Probes, Readiness, ReadyParts},
+    request_id::RequestIds,
     site::{SiteService, TokenStatusSource},
     tls::{Reloaded, Tls},
 };
@@ -32,6 +36,7 @@ use crate::{
     keyring::Keyring,
     lifecycle::Lifecycle,
     store::ReadStore,
+    telemetry::metrics::Source,
 };
 
 /// How often a silent client is asked whether it is still there, and how long it may take to answer.
@@ -66,6 +71,8 @@ pub struct Parts {
     pub single_site: bool,
     /// Uptime, and whether certificates have expired.
     pub clock: Arc<dyn Clock>,
+    /// Figures of the parts that are not named above: the token, the store, and whoever else counts.
+    pub sources: Vec<Arc<dyn Source>>,
 }
 
 /// What is told once the server listens.
@@ -73,6 +80,8 @@ pub struct Parts {
 pub struct Bound {
     /// Where; the port is the real one.
     pub address: SocketAddr,
+    /// Where figures and readiness can be asked for, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// To steer it.
     pub control: Control,
 }
@@ -144,9 +153,13 @@ pub async fn serve(
     if let Some((_, error)) = wrong.into_iter().next() {
         return Err(error.into());
     }
-    let budget = Budget::new(&config.limits);
-    let routes = with_reflection(services(&config.limits, &parts, &tls, &budget))?;
-    run(config, tls, (routes, budget), parts.clock, shutdown, ready).await
+    let figures = Figures::new();
+    let budget = Budget::new(&config.limits, Arc::clone(&figures));
+    let routes = with_reflection(services(&config.limits, &parts, (&tls, &figures), &budget))?;
+    let Parts { ciphering, keyring, token_status: token, store, clock, mut sources, .. } = parts;
+    sources.extend([ciphering as Arc<dyn Source>, keyring.clone()]);
+    let watched = Watched { sources, parts: Some(ReadyParts { token, store, keyring }) };
+    run(config, tls, Insides { routes, budget, figures, watched, clock }, shutdown, ready).await
 }
 
 /// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
@@ -160,12 +173,34 @@ pub async fn serve_services(
 ) -> Result<(), RpcError> {
     config.check()?;
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
-    let budget = Budget::new(&config.limits);
+    let figures = Figures::new();
+    let budget = Budget::new(&config.limits, Arc::clone(&figures));
     let routes = with_reflection(services)?;
-    run(config, tls, (routes, budget), clock, shutdown, ready).await
+    let watched = Watched { sources: Vec::new(), parts: None };
+    run(config, tls, Insides { routes, budget, figures, watched, clock }, shutdown, ready).await
 }
 
-fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>, budget: &Budget) -> Routes {
+/// What is served, and what is told of it.
+struct Insides {
+    routes: Routes,
+    budget: Budget,
+    figures: Arc<Figures>,
+    watched: Watched,
+    clock: Arc<dyn Clock>,
+}
+
+/// What `/metrics` and `/readyz` answer from, the wire itself aside.
+struct Watched {
+    sources: Vec<Arc<dyn Source>>,
+    parts: Option<ReadyParts>,
+}
+
+fn services(
+    limits: &Limits,
+    parts: &Parts,
+    (tls, figures): (&Arc<Tls>, &Arc<Figures>),
+    budget: &Budget,
+) -> Routes {
     let message_bytes_max = limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
@@ -186,6 +221,7 @@ fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>, budget: &Budget) -> 
         clock: Arc::clone(&parts.clock),
         started_ms: parts.clock.monotonic_ms(),
         tls: Arc::clone(tls),
+        figures: Arc::clone(figures),
     };
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
@@ -206,27 +242,35 @@ fn with_reflection(services: Routes) -> Result<Routes, RpcError> {
 async fn run(
     config: Config,
     tls: Arc<Tls>,
-    (routes, budget): (Routes, Budget),
-    clock: Arc<dyn Clock>,
+    insides: Insides,
     shutdown: impl Future<Output = ()> + Send,
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
-    let Config { listen, tls: _, limits, policy } = config;
+    let Config { listen, tls: _, limits, policy, metrics } = config;
+    let Insides { routes, budget, figures, watched: Watched { mut sources, parts }, clock } =
+        insides;
     let (listener, address) = bind(listen).await?;
+    let metrics = match metrics {
+        Some(metrics) => Some(bind(metrics.listen()).await?),
+        None => None,
+    };
     let (health, health_service) = Health::new().await;
     let drain = Drain::new();
     let gate = Gate(Arc::new(Gatekeeper {
         policy,
         tls: Arc::clone(&tls),
-        clock,
+        clock: Arc::clone(&clock),
         drain: drain.watch(),
         call_timeout: limits.call_timeout,
         calls_max: limits.streams_per_connection_max,
         message_bytes_max: limits.message_bytes_max,
         room: budget.room(),
+        figures: Arc::clone(&figures),
+        ids: RequestIds::new(),
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
-    tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), drain.watch(), accepted));
+    let wire = (drain.watch(), Arc::clone(&figures));
+    tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), wire, accepted));
     let mut serving = std::pin::pin!(
         transport(&limits)
             .layer(gate)
@@ -236,10 +280,19 @@ async fn run(
                 drain.watch().reached(Phase::Draining),
             )
     );
+    // Answers to the end of the drain; ended when it is dropped.
+    let mut probes = JoinSet::new();
+    let metrics = metrics.map(|(listener, address)| {
+        sources.push(Arc::new(Wire { figures, budget, tls: Arc::clone(&tls), clock }));
+        let readiness = Readiness { parts, drain: drain.watch() };
+        probes.spawn(Probes::new(sources, readiness).serve(listener));
+        tracing::info!(%address, "metrics and probes are answered");
+        address
+    });
     tracing::info!(%address, "listening");
     let control = Control { tls: Arc::clone(&tls), health: health.clone(), drain: drain.watch() };
     // Whoever asked may have gone; the server is wanted all the same.
-    let _ = ready.send(Bound { address, control });
+    let _ = ready.send(Bound { address, metrics, control });
     tokio::select! {
         // Nobody asked for it: even an end without an error is one.
         ended = &mut serving => {

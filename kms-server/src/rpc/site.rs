@@ -10,7 +10,7 @@ use kms_proto::v1::{
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{policy::Permit, tls::Tls, verb::Verb};
+use super::{figures::Figures, policy::Permit, tls::Tls, verb::Verb};
 use crate::{
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
@@ -39,6 +39,7 @@ pub(super) struct SiteService {
     /// By the clock's monotonic time.
     pub(super) started_ms: u64,
     pub(super) tls: Arc<Tls>,
+    pub(super) figures: Arc<Figures>,
 }
 
 #[async_trait]
@@ -48,6 +49,7 @@ impl site_server::Site for SiteService {
         request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
         Permit::of(&request, Verb::GetStatus)?;
+        let _executing = self.figures.execute(Verb::GetStatus);
         let store = store_status(self.store.as_ref()).await;
         let (token, keyring) = ((self.token)(), self.keyring.status());
         let mut faults = faults(&token, &store, &keyring);

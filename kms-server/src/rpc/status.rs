@@ -4,12 +4,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
     columns::ColumnFault,
     policy::{CallerName, Forbidden},
+    request_id::{METADATA_KEY, RequestId},
     verb::Verb,
 };
 use crate::lifecycle::LifecycleError;
@@ -161,6 +163,26 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         }
     };
     status(code, reason, sentence, Vec::new())
+}
+
+/// Writes the request's id into the headers or trailers of an answer, and, where they refuse it, into
+/// the `ErrorInfo` of the refusal.
+pub(super) fn name_request(headers: &mut HeaderMap, id: &RequestId) {
+    let refusal = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok);
+    if let Some(status) = refusal {
+        let mut details = status.get_error_details();
+        if let Some(info) = details.error_info().cloned() {
+            let mut metadata = info.metadata;
+            metadata.insert(METADATA_KEY.to_owned(), id.as_str().to_owned());
+            details.set_error_info(info.reason, info.domain, metadata);
+            let named = Status::with_error_details(status.code(), status.message(), details);
+            // Replaces code, sentence and details; what else stands there stays.
+            if named.add_header(headers).is_err() {
+                tracing::warn!(request_id = %id, "a refusal could not be given its request id");
+            }
+        }
+    }
+    id.stamp(headers);
 }
 
 /// What tonic says of a message that it could not read: too long, cut off, not protobuf.

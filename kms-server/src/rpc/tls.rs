@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
-    certificate::{TlsError, load_authorities, load_identity},
+    certificate::{TlsError, first_expiry_ms, load_authorities, load_identity},
     config::TlsConfig,
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Loaded {
     pub(super) generation: u64,
     /// When our own certificate expires; milliseconds since 1970.
     pub(super) not_after_ms: u64,
+    /// When the first of the authorities for callers expires; milliseconds since 1970.
+    pub(super) authorities_not_after_ms: u64,
 }
 
 /// What was last read. A std lock: held for a comparison, never across an `.await`.
@@ -179,13 +181,20 @@ impl Contents {
             &provider,
         )?;
         let authorities = load_authorities(&files.client_ca, &self.client_ca)?;
+        let authorities_not_after_ms = first_expiry_ms(&files.client_ca, &self.client_ca)?;
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
                 .build()
                 .map_err(set_up)?;
         let config = server_config(provider, verifier.clone(), identity.key)?;
         let not_after_ms = identity.not_after_ms;
-        Ok(Loaded { config: Arc::new(config), verifier, generation, not_after_ms })
+        Ok(Loaded {
+            config: Arc::new(config),
+            verifier,
+            generation,
+            not_after_ms,
+            authorities_not_after_ms,
+        })
     }
 }
 

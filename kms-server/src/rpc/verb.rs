@@ -18,6 +18,9 @@ macro_rules! verbs {
             /// The verbs that a policy grants, in the order of the .proto files.
             pub const GRANTABLE: &'static [Self] = &[$(Self::$verb,)*];
 
+            /// Every verb there is, at its number.
+            pub const ALL: &'static [Self] = &[$(Self::$verb,)* Self::Health, Self::Reflection];
+
             /// As a policy writes it: `Ciphering/Decrypt`.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -75,6 +78,12 @@ impl Verb {
         Self::GRANTABLE.iter().copied().find(|verb| verb.name() == name)
     }
 
+    /// Whether a line of the log is due for each call: those that change or show more than what meters
+    /// have sent. There are too many of the others.
+    pub fn is_privileged(self) -> bool {
+        !self.is_open() && !self.name().starts_with("Ciphering/")
+    }
+
     /// Whether every known caller may use it, whatever its roles.
     pub const fn is_open(self) -> bool {
         matches!(self, Self::Health | Self::Reflection)
@@ -98,6 +107,7 @@ mod tests {
             assert_eq!(Verb::of_name(verb.name()), Some(*verb));
             assert_eq!(Verb::of_path(&format!("/ami.kms.v1.{verb}")), Some(*verb));
             assert!(!verb.is_open());
+            assert_eq!(verb.is_privileged(), !verb.name().starts_with("Ciphering/"));
         }
     }
 

@@ -5,6 +5,7 @@
 //! gap, and no two writers extend the same head.
 
 pub mod conformance;
+pub mod measured;
 pub mod rules;
 pub mod sqlite;
 

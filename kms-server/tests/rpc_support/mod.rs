@@ -14,7 +14,10 @@ use std::{
 use hyper_util::rt::TokioIo;
 use kms_server::{
     domain::ports::Clock,
-    rpc::{self, Bound, CallerName, Config, Limits, Parts, Policy, Role, RpcError, TlsConfig},
+    rpc::{
+        self, Bound, CallerName, Config, Limits, MetricsConfig, Parts, Policy, Role, RpcError,
+        TlsConfig,
+    },
 };
 use prost::Message as _;
 use rcgen::{
@@ -27,7 +30,12 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tonic::{
     Code, Status,
     service::Routes,
@@ -232,7 +240,9 @@ pub(crate) fn config(files: &Path, limits: Limits) -> Config {
         reload_poll: Duration::from_millis(20),
         ..TlsConfig::new(files.join("server.pem"), files.join("server.key"), files.join("ca.pem"))
     };
-    Config::new(([127, 0, 0, 1], 0).into(), tls, limits, policy()).unwrap()
+    let local = ([127, 0, 0, 1], 0).into();
+    let config = Config::new(local, tls, limits, policy()).unwrap();
+    Config { metrics: Some(MetricsConfig::new(local, false).unwrap()), ..config }
 }
 
 pub(crate) fn write_files(files: &Path, server: &Identity, ca: &str) {
@@ -303,6 +313,28 @@ pub(crate) async fn connect(
         }
     });
     Endpoint::from_static("http://localhost").connect_with_connector(connector).await
+}
+
+/// Asks the listener for metrics and probes; status and body.
+pub(crate) async fn watch(site: &Site, path: &str) -> (u16, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    http(site, &request).await
+}
+
+/// Sends the listener for metrics and probes these bytes; status and body of its answer.
+pub(crate) async fn http(site: &Site, request: &str) -> (u16, String) {
+    let talk = async {
+        let mut stream = TcpStream::connect(site.bound.metrics.unwrap()).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // It may cut us off while we still have something to say.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    };
+    let answer = tokio::time::timeout(SOON, talk).await.expect("no answer");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or(0), body.to_owned())
 }
 
 /// Calls `path` with an empty message.

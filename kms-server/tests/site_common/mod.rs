@@ -34,6 +34,7 @@ use kms_server::{
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     store::{
         WriteStore,
+        measured::Measured,
         sqlite::{self, SqliteStore},
     },
 };
@@ -42,6 +43,7 @@ use crate::hsm_common::Home;
 
 pub struct Site {
     pub store: Arc<SqliteStore>,
+    pub measured: Arc<Measured<SqliteStore>>,
     pub hsm: Hsm,
     pub keyring: Arc<Keyring>,
     pub ciphering: Ciphering,
@@ -93,6 +95,7 @@ impl Site {
         let _there_already = store.create_domain(&domain).await;
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let measured = Arc::new(Measured::new(store.clone()));
         let keyring = Keyring::new(
             keyring::Config {
                 arena_bytes: options.arena_bytes,
@@ -101,7 +104,7 @@ impl Site {
             },
             domain,
             hsm.clone(),
-            store.clone(),
+            measured.clone(),
             Arc::clone(&clock),
         )
         .unwrap();
@@ -110,13 +113,14 @@ impl Site {
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
                 Arc::clone(&keyring),
-                store.clone(),
+                measured.clone(),
                 clock,
                 Arc::new(OperatingSystem),
             ),
             keyring,
             hsm,
             store,
+            measured,
             database: database.to_owned(),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kms_client::{ImportFormat, MeterId, SystemTitle, parse_system_title};
+use kms_client::{ImportFormat, MeterId, RequestId, SystemTitle, parse_system_title};
 
 use crate::failure::Failure;
 
@@ -26,6 +26,12 @@ pub(crate) struct Arguments {
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Say on standard error what the request is called in the service's log
+    #[arg(long, short, global = true)]
+    pub(crate) verbose: bool,
+    /// Call it this instead of something random: 1 to 64 letters, digits, `-`, `_`, `.` and `:`
+    #[arg(long, global = true, value_name = "ID")]
+    pub(crate) request_id: Option<RequestId>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

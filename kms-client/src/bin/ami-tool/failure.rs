@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use kms_client::{CallError, ConfigError, ConnectError};
+use kms_client::{CallError, ConfigError, ConnectError, RequestId};
 use serde_json::json;
 
 /// How the tool ends. The table in `--help` explains the numbers.
@@ -38,6 +38,8 @@ pub(crate) struct Failure {
     code: String,
     reason: String,
     next_step: &'static str,
+    /// What the request was called, if one may have been made.
+    request: Option<RequestId>,
 }
 
 impl Failure {
@@ -54,7 +56,7 @@ impl Failure {
     }
 
     fn new(exit: Exit, code: &str, reason: String, next_step: &'static str) -> Self {
-        Self { exit, code: code.to_owned(), reason, next_step }
+        Self { exit, code: code.to_owned(), reason, next_step, request: None }
     }
 
     /// Adds how far the command had got.
@@ -63,16 +65,30 @@ impl Failure {
         self
     }
 
+    /// Adds what the request was called, unless the fault is the command line's or a file's.
+    pub(crate) fn of_request(mut self, id: RequestId) -> Self {
+        if !matches!(self.exit, Exit::Usage | Exit::Files) {
+            self.request = Some(id);
+        }
+        self
+    }
+
     /// Says it on standard error, and gives the exit code.
     pub(crate) fn report(self, json: bool) -> ExitCode {
-        let Self { exit, code, reason, next_step } = self;
+        let Self { exit, code, reason, next_step, request } = self;
+        let request = request.as_ref().map(RequestId::as_str);
         let text = if json {
-            json!({ "error": { "code": code, "reason": reason, "next_step": next_step } })
-                .to_string()
-        } else if next_step.is_empty() {
-            format!("ami-tool: {reason}")
+            let mut error = json!({ "code": code, "reason": reason, "next_step": next_step });
+            if let Some(request) = request {
+                error["request_id"] = request.into();
+            }
+            json!({ "error": error }).to_string()
         } else {
-            format!("ami-tool: {reason}\nnext: {next_step}")
+            let next = (!next_step.is_empty()).then(|| format!("\nnext: {next_step}"));
+            // The service may have said it already.
+            let request = request.filter(|id| !reason.contains(id));
+            let request = request.map(|id| format!("\nrequest: {id}"));
+            format!("ami-tool: {reason}{}{}", next.unwrap_or_default(), request.unwrap_or_default())
         };
         // Nowhere left to complain to.
         let _ = writeln!(io::stderr(), "{text}");
@@ -127,7 +143,7 @@ impl From<CallError> for Failure {
             }
             _ => (Exit::Unreachable, "SERVICE".into(), "the server's log says more"),
         };
-        Self { exit, code, reason, next_step: next }
+        Self { exit, code, reason, next_step: next, request: None }
     }
 }
 

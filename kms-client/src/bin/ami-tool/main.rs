@@ -13,10 +13,11 @@ mod meter;
 mod site;
 mod text;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use kms_client::{ClientConfig, KmsClient};
+use kms_client::{ClientConfig, KmsClient, RequestId};
 
 use args::{Arguments, Command};
 use failure::{Exit, Failure};
@@ -24,27 +25,32 @@ use failure::{Exit, Failure};
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let json = arguments.json;
-    match start(arguments) {
+    let id = arguments.request_id.clone().unwrap_or_else(RequestId::random);
+    if arguments.verbose {
+        // A closed standard error is no reason not to do what was asked.
+        let _ = writeln!(io::stderr(), "request {id}");
+    }
+    match start(arguments, id) {
         Ok(exit) => exit.into(),
         Err(failure) => failure.report(json),
     }
 }
 
-fn start(arguments: Arguments) -> Result<Exit, Failure> {
+fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::files(format!("the runtime does not start: {error}")))?;
-    runtime.block_on(run(arguments))
+    runtime.block_on(run(arguments, &id)).map_err(|failure| failure.of_request(id))
 }
 
-async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments { config, json, command } = arguments;
+async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
+    let Arguments { config, json, command, verbose: _, request_id: _ } = arguments;
     let command = command.checked()?;
     let config = ClientConfig::load(&config)?;
-    let client = KmsClient::connect(config).await?;
+    let client = KmsClient::connect(config).await?.with_request_id(id.clone());
     match command {
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => items::decrypt(&client, what, json).await,

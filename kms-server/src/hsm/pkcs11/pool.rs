@@ -68,6 +68,12 @@ impl Pool {
         self.pkcs11.open_ro_session_no_drop(self.slot)
     }
 
+    /// Sessions that are open, idle or lent.
+    pub(super) fn open_count(&self) -> usize {
+        let state = lock(&self.state);
+        state.idle.len() + state.lent
+    }
+
     /// Closes what is idle. Only within the epoch.
     pub(super) fn close_idle(&self) {
         for session in lock(&self.state).idle.drain(..) {

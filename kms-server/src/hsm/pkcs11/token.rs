@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, RwLockReadGuard,
+        Arc, Mutex, RwLockReadGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -56,6 +56,8 @@ struct Known {
     model: String,
     epoch: u64,
     fault: Option<String>,
+    /// The connection of that epoch, while it lives.
+    connection: Weak<Connection>,
 }
 
 /// Within the library's gate, with a connection of this very epoch.
@@ -76,13 +78,19 @@ impl Pkcs11Token {
         let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
         let connection =
             first_connection(&library, &config, &canaries).map_err(|fault| unreachable(&fault))?;
-        let known = Known { model: connection.model.clone(), epoch: connection.epoch, fault: None };
+        let connection = Arc::new(connection);
+        let known = Known {
+            model: connection.model.clone(),
+            epoch: connection.epoch,
+            fault: None,
+            connection: Arc::downgrade(&connection),
+        };
         Ok(Self {
             config,
             canaries,
             library,
             link: Mutex::new(Link {
-                connection: Some(Arc::new(connection)),
+                connection: Some(connection),
                 tried: None,
                 reason: String::new(),
             }),
@@ -205,6 +213,7 @@ impl Pkcs11Token {
         let mut known = lock(&self.known);
         known.model.clone_from(&connection.model);
         known.epoch = connection.epoch;
+        known.connection = Arc::downgrade(&connection);
         // Opening has proved every KEK.
         known.fault = None;
         link.connection = Some(Arc::clone(&connection));
@@ -280,6 +289,13 @@ impl TokenCare for Pkcs11Token {
             calls: self.calls.load(Ordering::Relaxed),
             fault: known.fault.clone(),
         }
+    }
+
+    fn sessions_open(&self) -> Option<usize> {
+        // Not under the lock: if it is the last to hold the connection, it drops it.
+        let connection = lock(&self.known).connection.upgrade();
+        let sound = connection.filter(|connection| !connection.is_broken());
+        Some(sound.map_or(0, |connection| connection.pool.open_count()))
     }
 }
 

@@ -1,0 +1,143 @@
+//! Any store, with its calls measured.
+
+use std::{sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+
+use super::{BlockChange, MeterPlace, ReadStore, StoreError, StoredBlock, WriteStore};
+use crate::{
+    domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId},
+    telemetry::{
+        catalogue::STORE,
+        metrics::{Histogram, Page, Source},
+    },
+};
+
+/// A store that counts how long its calls take, by operation and outcome. A call whose caller goes
+/// away is not counted.
+pub struct Measured<S> {
+    inner: Arc<S>,
+    figures: [[Histogram; OUTCOMES.len()]; OPERATIONS.len()],
+}
+
+/// What is asked of a store; the numbers are places in [`OPERATIONS`].
+#[derive(Clone, Copy)]
+enum Operation {
+    Domain,
+    Heads,
+    Block,
+    FindMeter,
+    ListMeters,
+    CountMeters,
+    HoldersOf,
+    CreateDomain,
+    Commit,
+}
+
+const OPERATIONS: [&str; 9] = [
+    "domain",
+    "heads",
+    "block",
+    "find_meter",
+    "list_meters",
+    "count_meters",
+    "holders_of",
+    "create_domain",
+    "commit",
+];
+
+const OUTCOMES: [&str; 6] = ["ok", "conflict", "taken", "rule", "damaged", "unreachable"];
+
+/// The outcome's place in [`OUTCOMES`].
+fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
+    match answer {
+        Ok(_) => 0,
+        Err(StoreError::Conflict(_)) => 1,
+        Err(StoreError::Taken { .. }) => 2,
+        Err(StoreError::Rule { .. }) => 3,
+        Err(StoreError::Damaged(_)) => 4,
+        Err(StoreError::Unreachable { .. }) => 5,
+    }
+}
+
+impl<S> Measured<S> {
+    /// Measures `inner` from now on.
+    pub fn new(inner: Arc<S>) -> Self {
+        Self { inner, figures: Default::default() }
+    }
+
+    async fn measure<T>(
+        &self,
+        operation: Operation,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let begun = Instant::now();
+        let answer = call.await;
+        self.figures[operation as usize][outcome_of(&answer)].observe(begun.elapsed());
+        answer
+    }
+}
+
+impl<S: Send + Sync + 'static> Source for Measured<S> {
+    fn tell(&self, page: &mut Page) {
+        for (operation, outcomes) in OPERATIONS.into_iter().zip(&self.figures) {
+            for (outcome, times) in OUTCOMES.into_iter().zip(outcomes) {
+                page.histogram(&STORE, &[operation.into(), outcome.into()], times);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl<S: ReadStore> ReadStore for Measured<S> {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+        self.measure(Operation::Domain, self.inner.domain()).await
+    }
+
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.measure(Operation::Heads, self.inner.heads()).await
+    }
+
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        self.measure(Operation::Block, self.inner.block(block)).await
+    }
+
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+        self.measure(Operation::FindMeter, self.inner.find_meter(meter_id)).await
+    }
+
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<MeterPlace>, StoreError> {
+        self.measure(Operation::ListMeters, self.inner.list_meters(after, limit)).await
+    }
+
+    async fn count_meters(&self) -> Result<u64, StoreError> {
+        self.measure(Operation::CountMeters, self.inner.count_meters()).await
+    }
+
+    async fn holders_of(
+        &self,
+        fingerprints: &[Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+        self.measure(Operation::HoldersOf, self.inner.holders_of(fingerprints, limit)).await
+    }
+}
+
+#[async_trait]
+impl<S: WriteStore> WriteStore for Measured<S> {
+    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
+        self.measure(Operation::CreateDomain, self.inner.create_domain(domain)).await
+    }
+
+    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
+        self.measure(Operation::Commit, self.inner.commit(changes)).await
+    }
+}

@@ -1,0 +1,217 @@
+//! Every metric that there is, with what its changes mean. `docs/METRICS.md` is written from here; a
+//! test keeps it so. A part that counts something new adds its metric here.
+
+use std::fmt::Write as _;
+
+use super::metrics::{
+    Kind::{Counter, Gauge, Histogram},
+    Metric,
+};
+
+macro_rules! catalogue {
+    ($($constant:ident = $name:literal, $kind:ident, [$($label:literal),*],
+        $help:literal, $meaning:literal, $alarm:literal;)*) => {
+        $(#[doc = $help]
+        pub static $constant: Metric = Metric {
+            name: $name,
+            kind: $kind,
+            labels: &[$($label),*],
+            help: $help,
+            meaning: $meaning,
+            alarm: $alarm,
+        };)*
+
+        /// All of them, in the order of the list.
+        pub static CATALOGUE: &[&Metric] = &[$(&$constant),*];
+    };
+}
+
+catalogue! {
+    REQUESTS = "kms_rpc_requests_total", Counter, ["verb", "code"],
+        "Calls that have ended, by verb and gRPC code.",
+        "`verb` is `Unknown` for a path that is no call. `PERMISSION_DENIED` and `UNAUTHENTICATED`: a caller or its certificate is not what the policy expects. `RESOURCE_EXHAUSTED`: a limit was met; the caller's `ErrorInfo` says which. `CANCELLED`: the caller went away first.",
+        "`INTERNAL` or `DATA_LOSS` at all; `UNAVAILABLE` above 1 % of calls for 5 minutes";
+    QUEUE = "kms_rpc_queue_seconds", Histogram, ["verb"],
+        "Time between a message being there and its work beginning: one observation a call, or a message of a stream.",
+        "Batches of streams wait for room among `in_flight_items_max` up to a second; other calls do not wait, they are told `BUSY`. Waiting for a place at the token is not in here: it is `kms_hsm_wait_seconds`, and within the execution time of its call.",
+        "p99 above 0.25 s for 5 minutes: the node is full";
+    EXECUTION = "kms_rpc_execution_seconds", Histogram, ["verb"],
+        "Time from the beginning of the work to its answer: one observation a call, or a message of a stream.",
+        "Sending the answer is not in it. Rises with the size of batches; compare with `kms_hsm_execution_seconds` and `kms_store_operation_seconds` to see who is slow.",
+        "p99 of `Ciphering/Decrypt` above 0.1 s for 5 minutes";
+    IN_FLIGHT_ITEMS = "kms_rpc_in_flight_items", Gauge, [],
+        "APDUs and import lines that are being worked on.",
+        "Near `kms_rpc_in_flight_items_max`, batches are told to come back.",
+        "above 90 % of its maximum for 5 minutes";
+    IN_FLIGHT_ITEMS_MAX = "kms_rpc_in_flight_items_max", Gauge, [],
+        "`rpc.limits.in_flight_items_max`.",
+        "Changes with the configuration only.", "";
+    IN_FLIGHT_BYTES = "kms_rpc_in_flight_bytes", Gauge, [],
+        "Bytes of messages that are arriving or being worked on, by the kibibyte.",
+        "Near `rpc.limits.in_flight_mib_max`, messages are told to come back.", "";
+    CONNECTIONS = "kms_rpc_connections", Gauge, [],
+        "Connections that are open, after their handshake.",
+        "Near `rpc.limits.connections_max`, new ones are turned away; 0 on a node that should serve: callers do not reach it.",
+        "0 for 5 minutes on a node in service";
+    HANDSHAKES_FAILED = "kms_rpc_handshake_failures_total", Counter, ["reason"],
+        "Connections that were turned away before their first call.",
+        "`no_certificate`, `bad_certificate`: strangers, or an authority that was exchanged on one side only. `incompatible`: not TLS 1.3, or not HTTP/2. `peer_alert`: the caller does not accept our certificate. `limit`: `connections_max` are open. `timeout`, `io`: scanners, or a bad network.",
+        "`bad_certificate` or `peer_alert` rising for 5 minutes";
+    CERTIFICATE_LEFT = "kms_rpc_certificate_left_days", Gauge, ["certificate"],
+        "Days until a certificate in use expires; 0 once it has.",
+        "`server` is our own, `client_ca` the one among the authorities for callers that expires first.",
+        "below 14";
+    VERDICTS = "kms_ciphering_verdicts_total", Counter, ["operation", "verdict"],
+        "APDUs that were answered, by verdict.",
+        "`MIC_FAILURE`: forgeries, a meter whose keys were changed elsewhere, or damage on the way. `UNKNOWN_METER`: not provisioned yet. `UNAVAILABLE`: keys could not be reached; see the token and the store.",
+        "`UNAVAILABLE` at all for 5 minutes; `MIC_FAILURE` above ten times its usual rate";
+    MISSES = "kms_ciphering_misses_total", Counter, [],
+        "APDUs whose meter's block was not open, or whose meter id was not known in memory.",
+        "Falls to nothing after the warm-up. A lasting rate means that the arena is too small, or that many unknown ids are asked for.", "";
+    TOKEN_APDUS = "kms_ciphering_token_apdus_total", Counter, [],
+        "APDUs of meters whose keys only the token uses.",
+        "Each costs about a millisecond of the token.", "";
+    HSM_OPERATIONS = "kms_hsm_operations_total", Counter, ["token", "operation", "outcome"],
+        "Calls of the token, by its label, operation and outcome.",
+        "`refused`: the input is at fault (tampered data; never load). `unreachable`, `timed_out`: the device. `busy`: no place came free in `hsm.patience_ms`. `abandoned`: the caller went away first. `check` is this service's own look at the token, every 10 seconds.",
+        "`unreachable` or `timed_out` at all; `refused` of `open` at all";
+    HSM_WAIT = "kms_hsm_wait_seconds", Histogram, ["token", "operation"],
+        "Waiting for a place at the token's door.",
+        "Rises when more is asked of the token than its sessions can do: raise `hsm.sessions_max`, or add a token.",
+        "p99 above half of `hsm.patience_ms` for 5 minutes";
+    HSM_EXECUTION = "kms_hsm_execution_seconds", Histogram, ["token", "operation"],
+        "Time within the token's library, the place held; counted even if the caller has given up.",
+        "The device itself: load from elsewhere, its network, or a fault that begins.",
+        "p99 above ten times its usual value for 5 minutes";
+    HSM_PLACES_USED = "kms_hsm_places_in_use", Gauge, ["token"],
+        "Calls that are in the token now.",
+        "Stays at `kms_hsm_places_max` when the token hangs.",
+        "at its maximum for 1 minute";
+    HSM_PLACES_MAX = "kms_hsm_places_max", Gauge, ["token"],
+        "`hsm.sessions_max`.", "Changes with the configuration only.", "";
+    HSM_SESSIONS = "kms_hsm_sessions_open", Gauge, ["token"],
+        "Sessions of the pool that are open at the token, idle ones included; two more are open beside the pool.",
+        "Rises to `hsm.sessions_max` with the load and stays; falls to 0 when the connection is made anew.", "";
+    HSM_EPOCH = "kms_hsm_connection_epoch", Gauge, ["token"],
+        "Rises each time the connection to the token is made anew.",
+        "Each rise is a fault of the token or its library that was survived; see the log. Once in half a million calls it is this service's own doing, against leaks in SoftHSM.",
+        "more than 3 rises in an hour";
+    HSM_HEALTHY = "kms_hsm_healthy", Gauge, ["token"],
+        "1 if the token passed its last check and no call has found it away since.",
+        "0: nothing new can be opened; what is resident goes on.",
+        "0 for 1 minute";
+    RESIDENT_METERS = "kms_keyring_resident_meters", Gauge, [],
+        "Meters whose keys are in memory.",
+        "Rises through the warm-up; falls when blocks are closed for want of room.", "";
+    BLOCKS_OPEN = "kms_keyring_blocks_open", Gauge, [],
+        "Blocks that are open and hold meters.",
+        "After the warm-up it equals `kms_keyring_blocks`; less: some failed, or the arena is too small.", "";
+    BLOCKS = "kms_keyring_blocks", Gauge, [],
+        "Blocks that existed when the warm-up began.",
+        "Less than the configured number while the fleet is small.", "";
+    BLOCKS_FAILED = "kms_keyring_blocks_failed", Gauge, [],
+        "Blocks whose last opening failed.",
+        "Their meters get `UNAVAILABLE`; the log says why.",
+        "above 0 for 1 minute";
+    ARENA_USED = "kms_keyring_arena_used_bytes", Gauge, [],
+        "Locked memory for keys that is in use.",
+        "About 80 bytes a meter.",
+        "above 90 % of `kms_keyring_arena_bytes`";
+    ARENA = "kms_keyring_arena_bytes", Gauge, [],
+        "Locked memory for keys.", "Changes with the configuration only.", "";
+    ARENA_LOCKED = "kms_keyring_arena_locked", Gauge, [],
+        "1 if that memory is locked against swap.",
+        "0 only where `keyring.allow_unlocked` says so: never in production.",
+        "0";
+    WARM_UP_DONE = "kms_keyring_warm_up_done", Gauge, [],
+        "1 once the warm-up has been through all blocks.",
+        "0 after a start; blocks are opened as they are asked for meanwhile.",
+        "0 for 10 minutes";
+    WARM_UP = "kms_keyring_warm_up_seconds", Gauge, [],
+        "How long the warm-up took, or has taken so far.", "Grows with blocks and with the token's pace.", "";
+    STORE = "kms_store_operation_seconds", Histogram, ["operation", "outcome"],
+        "Calls of the database, by operation and outcome.",
+        "`conflict`: another writer was first; the work is done again. `taken`: an id or a title belongs to another meter. `rule`, `damaged`: a fault in this program, or a change from outside. `unreachable`: the database.",
+        "`unreachable`, `rule` or `damaged` at all; p99 of `commit` above 1 s for 5 minutes";
+    READY = "kms_ready", Gauge, [],
+        "1 if the last `/readyz` was 200; absent before the first.",
+        "Says what the load balancer was told.", "";
+}
+
+/// The unit that a name ends in.
+pub fn unit(metric: &Metric) -> &'static str {
+    let stem = metric.name.trim_end_matches("_total").trim_end_matches("_max");
+    [("_seconds", "seconds"), ("_bytes", "bytes"), ("_days", "days")]
+        .into_iter()
+        .find_map(|(suffix, unit)| stem.ends_with(suffix).then_some(unit))
+        .unwrap_or("1")
+}
+
+/// `docs/METRICS.md`.
+pub fn markdown() -> String {
+    let mut text = String::from(PREFACE);
+    for metric in CATALOGUE {
+        let Metric { name, kind, labels, help, meaning, alarm } = metric;
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "none".to_owned() } else { labels.join(", ") };
+        let alarm = if alarm.is_empty() { "none" } else { alarm };
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
+            "\n### `{name}`\n\n{help}\n\n| type | labels | unit |\n|---|---|---|\n| {} | {labels} | {} |\n\n\
+             *A change means:* {meaning}\n\n*Alarm:* {alarm}.\n",
+            kind.word(),
+            unit(metric),
+        );
+    }
+    text
+}
+
+const PREFACE: &str = "\
+# Metrics
+
+Written from `kms-server/src/telemetry/catalogue.rs`; a test fails when this file and the code differ
+(`UPDATE_DOCS=1 cargo test -p kms-server --test metrics_list` writes it anew).
+
+With `[metrics] listen = \"127.0.0.1:9464\"` the server answers plain HTTP there:
+
+| path | says |
+|---|---|
+| `/metrics` | all figures, in Prometheus's text format |
+| `/healthz` | 200 while the process serves |
+| `/readyz` | 200 if it is to be given work; else 503 and one sentence a reason |
+
+No figure names a meter, a caller or a request: labels are words of the program, or the token's label
+out of the configuration. Counters and histograms begin at 0 with the process; a combination of labels
+that has not occurred yet has no line. Histograms have the same 16 bounds, from 0.1 ms to 10 s.
+
+*Not there yet:* the age of the audit log's head (`kms_audit_head_age_seconds`). The part that keeps the
+log adds it: one line in the catalogue, `telemetry::metrics::Source` for itself, and itself among
+`rpc::Parts::sources` in `app/serve.rs`.
+
+## The list
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::metrics::Kind;
+
+    #[test]
+    fn names_are_unique_and_end_in_their_unit() {
+        let mut names: Vec<_> = CATALOGUE.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), CATALOGUE.len());
+        for metric in CATALOGUE {
+            let Metric { name, kind, labels, help, meaning, .. } = metric;
+            assert!(name.starts_with("kms_"), "{name}");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert!(*kind != Kind::Histogram || unit(metric) == "seconds", "{name}");
+            assert!(help.ends_with('.') && meaning.ends_with('.'), "{name}");
+            for label in *labels {
+                assert!(!["meter", "meter_id", "system_title", "caller"].contains(label), "{name}");
+            }
+        }
+    }
+}
