@@ -30,7 +30,7 @@ const A_ROUND: u64 = 3_000;
 
 /// Every tenth has its key in the token.
 fn some_line(n: u64) -> String {
-    if n % 10 == 0 { line_in_hsm(n) } else { line(n) }
+    if n.is_multiple_of(10) { line_in_hsm(n) } else { line(n) }
 }
 
 /// Imports these meters until the server is gone; the numbers of those that it was asked to import,
@@ -101,7 +101,7 @@ async fn invariant_4_an_acknowledged_meter_survives_a_kill_at_any_moment() {
         unacknowledged += sent.len() - now.len();
         asked.extend(sent);
         acknowledged.extend(now);
-        if round % 5 == 0 {
+        if round.is_multiple_of(5) {
             check_integrity(&home).await;
         }
     }

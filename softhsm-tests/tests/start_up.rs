@@ -343,6 +343,17 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
+fn a_signal_that_comes_with_the_first_connection_is_not_lost_and_does_not_kill() {
+    let home = home();
+    for _ in 0..15 {
+        let running = home.start().unwrap(); // returns as soon as somebody listens
+        running.signal(Signal::HUP).unwrap();
+        let status = running.stop().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
 fn no_secret_stands_in_what_a_start_says() {
     let home = home();
     let running = home.start().unwrap();

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
 };
 
@@ -42,6 +42,9 @@ fn leave_no_core() -> Result<(), Fault> {
 }
 
 async fn run(config: Config) -> Result<(), Fault> {
+    // First of all: who sees us listen may send a signal, and without a handler any of them kills.
+    let signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
+    let Signals { terminate, interrupt, hangup } = signals;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let store = open_store(&config, false).await?;
     let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
@@ -73,12 +76,12 @@ async fn run(config: Config) -> Result<(), Fault> {
     };
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
-    tokio::spawn(stop_on_signal(stop.clone()));
+    tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
     tokio::spawn(stop_on_failed_store(store.clone(), stop));
     tokio::spawn(warm_up(Arc::clone(&keyring)));
     tokio::spawn(keyring.take_care());
     tokio::spawn(watch_token(hsm));
-    tokio::spawn(greet(bound));
+    tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
     store.close().await;
     served.map_err(|error| match error {
@@ -137,10 +140,9 @@ async fn watch_token(hsm: Hsm) {
 }
 
 /// Says where the server listens, then reads the certificates again at each SIGHUP.
-async fn greet(bound: oneshot::Receiver<rpc::Bound>) {
+async fn greet(bound: oneshot::Receiver<rpc::Bound>, mut hangup: Signal) {
     let Ok(rpc::Bound { address, control, .. }) = bound.await else { return };
     tracing::info!(%address, "serving");
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
         match control.reload().await {
             Ok(outcome) => tracing::info!(?outcome, "certificates read again"),
@@ -152,12 +154,24 @@ async fn greet(bound: oneshot::Receiver<rpc::Bound>) {
 /// Why the server is to stop; the inner `Some` is a fault.
 type Stop = watch::Sender<Option<Option<String>>>;
 
-async fn stop_on_signal(stop: Stop) {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
+/// The signals that we answer to.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+async fn stop_on_signal(stop: Stop, mut terminate: Signal, mut interrupt: Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
