@@ -36,11 +36,8 @@ impl Rounds {
 
     /// The median of the rounds' ratios of two things: what disturbs a round disturbs both.
     pub fn ratio(&self, over: usize, under: usize) -> f64 {
-        let ratios: Vec<f64> = self
-            .0
-            .iter()
-            .filter_map(|round| Some(round.get(over)? / round.get(under)?))
-            .collect();
+        let ratios: Vec<f64> =
+            self.0.iter().filter_map(|round| Some(round.get(over)? / round.get(under)?)).collect();
         median(&ratios)
     }
 }
