@@ -70,7 +70,8 @@ mod tests {
             met: None,
         };
         assert!(
-            print(&[row.clone()], true).ends_with("| look-up | 30 ns | 25 ns | 1.20 |  | - |\n")
+            print(std::slice::from_ref(&row), true)
+                .ends_with("| look-up | 30 ns | 25 ns | 1.20 |  | - |\n")
         );
         assert!(print(&[row], false).contains("look-up  30 ns"));
     }
