@@ -19,8 +19,7 @@ fn main() -> std::process::ExitCode {
         let (keyring, _) = runtime.block_on(parts.warm_up())?;
         let ciphering = parts.ciphering(&keyring);
         let table = FlatTable::new(meters)?;
-        let telegrams =
-            Telegrams::of_random_meters(meters, meters as usize / BATCH * BATCH)?;
+        let telegrams = Telegrams::of_random_meters(meters, meters as usize / BATCH * BATCH)?;
         let mut c = Criterion::default().configure_from_args();
         let mut group = c.benchmark_group("batch");
         group.throughput(Throughput::Elements(telegrams.len() as u64)).sample_size(20);

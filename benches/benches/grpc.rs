@@ -22,8 +22,7 @@ fn main() -> std::process::ExitCode {
         let parts = runtime.block_on(Parts::of(&site))?;
         runtime.block_on(parts.import(meters))?;
         drop(parts);
-        let telegrams =
-            Telegrams::of_random_meters(meters, meters as usize / BATCH * BATCH)?;
+        let telegrams = Telegrams::of_random_meters(meters, meters as usize / BATCH * BATCH)?;
         let (wire, _) = runtime.block_on(Wire::up(&site, &telegrams))?;
         let mut c = Criterion::default().configure_from_args();
         let mut group = c.benchmark_group("grpc, processor time an item");

@@ -115,8 +115,7 @@ pub fn open_with<Aes: BlockCipher>(
     additional_data[0] = apdu[CONTROL_AT];
     additional_data[1..].copy_from_slice(gak);
     let (ciphertext, tag) = apdu[CIPHERTEXT_AT..].split_at(PLAINTEXT_LEN);
-    let (Ok(buffer), Some(tag)) =
-        (InOutBuf::new(ciphertext, out), tag.first_chunk::<TAG_LEN>())
+    let (Ok(buffer), Some(tag)) = (InOutBuf::new(ciphertext, out), tag.first_chunk::<TAG_LEN>())
     else {
         return false;
     };

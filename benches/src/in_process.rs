@@ -67,13 +67,16 @@ pub fn look_up(keyring: &Keyring, titles: &[SystemTitle]) -> usize {
     let snapshot = keyring.snapshot();
     let mut found = 0;
     for few in titles.chunks(AHEAD) {
-        for title in few {
-            if let Some(table) = snapshot.table(keyring.block_of(title)) {
+        let mut tables = [None; AHEAD];
+        for (table, title) in tables.iter_mut().zip(few) {
+            *table = snapshot.table_soon(keyring.block_of(title));
+        }
+        for (table, title) in tables.iter().zip(few) {
+            if let Some(table) = table {
                 table.prefetch(title);
             }
         }
-        for title in few {
-            let table = snapshot.table(keyring.block_of(title));
+        for (table, title) in tables.iter().zip(few) {
             let Some(meter) = table.and_then(|table| table.find(title)) else { continue };
             let (Some((guek, _)), Some((gak, _))) = (meter.plain_guek(), meter.plain_gak()) else {
                 continue;

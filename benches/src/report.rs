@@ -163,10 +163,9 @@ fn look_up_row(
     let titles = in_process::titles(telegrams);
     let rounds = in_turns(
         usize::from(options.rounds),
-        &mut [
-            &mut || in_process::look_up(keyring, &titles),
-            &mut || in_process::read_lines(table, &telegrams.meters),
-        ],
+        &mut [&mut || in_process::look_up(keyring, &titles), &mut || {
+            in_process::read_lines(table, &telegrams.meters)
+        }],
     );
     Row {
         what: "keyring look-up by title; bare read of one cache line".to_owned(),
@@ -191,10 +190,9 @@ fn batch_row(
     let one = in_process::one_thread()?;
     let rounds = in_turns(
         usize::from(options.rounds),
-        &mut [
-            &mut || in_process::open_batches(&one, ciphering, telegrams),
-            &mut || in_process::open_batches_bare(table, telegrams),
-        ],
+        &mut [&mut || in_process::open_batches(&one, ciphering, telegrams), &mut || {
+            in_process::open_batches_bare(table, telegrams)
+        }],
     );
     if in_process::open_batches(&one, ciphering, telegrams) != telegrams.len() {
         return Err("not all telegrams were opened".into());

@@ -69,7 +69,10 @@ mod tests {
             budget: String::new(),
             met: None,
         };
-        assert!(print(&[row.clone()], true).ends_with("| look-up | 30 ns | 25 ns | 1.20 |  | - |\n"));
+        assert!(
+            print(std::slice::from_ref(&row), true)
+                .ends_with("| look-up | 30 ns | 25 ns | 1.20 |  | - |\n")
+        );
         assert!(print(&[row], false).contains("look-up  30 ns"));
     }
 }

@@ -100,6 +100,13 @@ impl<'i> Pass<'i> {
         for (place, item) in located.iter_mut().zip(few) {
             *place = Some(locate(keyring, snapshot, item));
         }
+        // Apart from the above: the tables themselves are on their way, and waiting for sixteen of
+        // them takes as long as waiting for one.
+        for located in located.iter().flatten() {
+            if let Located::Here(_, table, title) = located {
+                table.prefetch(title);
+            }
+        }
         for (located, item) in located.into_iter().flatten().zip(few) {
             match located {
                 Located::Done(outcome) => self.push(Some(outcome)),
@@ -239,11 +246,8 @@ fn locate<'i, 't>(keyring: &Keyring, snapshot: &'t Directory, item: &Item<'i>) -
         },
     };
     let block = keyring.block_of(&title);
-    match snapshot.table(block) {
-        Some(table) => {
-            table.prefetch(&title);
-            Located::Here(apdu, table, title)
-        }
+    match snapshot.table_soon(block) {
+        Some(table) => Located::Here(apdu, table, title),
         None => Located::Elsewhere(apdu, Whose::Title(block, title)),
     }
 }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::{
-    arena::Segment,
+    arena::{Segment, prefetch},
     block_keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
 };
 
@@ -112,7 +112,8 @@ enum Place {
     Token(WrappedKey),
 }
 
-/// One open block.
+/// One open block. On a cache line of its own: a look-up begins with it.
+#[repr(align(64))]
 pub struct BlockTable {
     position: Position,
     secret_version: u32,
@@ -535,5 +536,14 @@ impl Directory {
     #[inline]
     pub fn table(&self, block: BlockNo) -> Option<&BlockTable> {
         self.blocks.get(block.0 as usize)?.as_deref()
+    }
+
+    /// The same, and asks the processor to fetch what [`BlockTable::prefetch`] and
+    /// [`BlockTable::find`] begin with. At thousands of blocks that is not in the nearest cache.
+    #[inline]
+    pub fn table_soon(&self, block: BlockNo) -> Option<&BlockTable> {
+        let table = self.table(block)?;
+        prefetch(table);
+        Some(table)
     }
 }
