@@ -199,9 +199,12 @@ impl Source for Hsm {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Condvar, Mutex,
-        atomic::{AtomicUsize, Ordering},
+    use std::{
+        sync::{
+            Condvar, Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::{Context, Poll},
     };
 
     use super::{
@@ -361,20 +364,25 @@ mod tests {
 
     #[tokio::test]
     async fn every_call_is_counted_once_by_its_outcome() {
-        let (stuck, hsm) = door(1);
+        let (stuck, hsm) = door(2);
         assert!(matches!(hsm.check().await, Err(TokenError::TimedOut { .. })));
+        {
+            // Begun, and given up by its caller while the device hangs.
+            let mut given_up = std::pin::pin!(hsm.check());
+            let once = |cx: &mut Context<'_>| Poll::Ready(given_up.as_mut().poll(cx).is_ready());
+            assert!(!std::future::poll_fn(once).await, "the device hangs");
+        }
         assert!(matches!(hsm.random(1).await, Err(TokenError::Busy)));
         stuck.let_go();
-        all_places_come_back(&hsm, 1).await;
+        all_places_come_back(&hsm, 2).await;
         hsm.random(1).await.unwrap();
-        drop(tokio::time::timeout(Duration::ZERO, hsm.check()).await);
         let text = Page::of([&hsm as &dyn Source]).render();
         for line in [
             r#"kms_hsm_operations_total{token="stuck",operation="check",outcome="timed_out"} 1"#,
             r#"kms_hsm_operations_total{token="stuck",operation="check",outcome="abandoned"} 1"#,
             r#"kms_hsm_operations_total{token="stuck",operation="random",outcome="busy"} 1"#,
             r#"kms_hsm_operations_total{token="stuck",operation="random",outcome="ok"} 1"#,
-            r#"kms_hsm_places_max{token="stuck"} 1"#,
+            r#"kms_hsm_places_max{token="stuck"} 2"#,
             r#"kms_hsm_healthy{token="stuck"} 0"#,
         ] {
             assert!(text.lines().any(|it| it == line), "{line} is missing in\n{text}");
