@@ -136,7 +136,7 @@ async fn a_file_that_is_no_database_is_refused() {
         .unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     let sentence = refusal(config(&path, true)).await;
-    assert!(sentence.contains("cannot open the database"), "{sentence}");
+    assert!(sentence.contains("is not a database of this service"), "{sentence}");
 }
 
 #[tokio::test]
