@@ -60,6 +60,8 @@ pub(crate) fn append(
     out: &mut Vec<u8>,
 ) {
     let plain = if control.encrypted { &[] } else { payload };
+    // At once, so that `out` is not moved while the authentication key stands in it.
+    out.reserve(1 + authentication_key.len() + header.len() + plain.len());
     out.push(control.to_byte());
     for part in [authentication_key, header, plain] {
         out.extend_from_slice(part);

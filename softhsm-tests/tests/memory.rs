@@ -270,7 +270,10 @@ async fn invariant_1_no_key_byte_is_outside_the_locked_arena() {
     let in_hsm = look(&running, &keys(IN_HSM, &[GUEK]), "GUEKs of protection HSM").unwrap();
     assert!(in_hsm.is_empty(), "{in_hsm:?}");
     let gaks = look(&running, &keys(IN_HSM, &[GAK]), "their GAKs").unwrap();
-    assert_eq!(gaks.keys().collect::<Vec<_>>(), ["arena"]);
+    // Elsewhere: told, not asserted. A GAK is additional data, which the token library gets in clear
+    // and keeps in buffers of its own.
+    let resident: BTreeSet<&String> = gaks["arena"].iter().collect();
+    assert_eq!(resident.len(), IN_HSM.count());
     let pin = fs::read(&home.places().pin).unwrap();
     let pin = Needles::new(vec![("PIN".to_owned(), pin.trim_ascii().to_vec())]);
     let _ = look(&running, &pin, "the PIN");
