@@ -13,7 +13,6 @@ on_a_token! {
         assert!(report.verdict().is_ok());
         let attacks = report.rows.iter().filter(|row| row.kind == RowKind::Attack).count();
         assert!(attacks > 200, "{attacks} attacks");
-        assert!(report.elapsed_ms < 2000, "{} ms", report.elapsed_ms);
     }
 }
 

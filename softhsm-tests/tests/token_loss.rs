@@ -54,9 +54,7 @@ fn load(
 
 async fn is_healthy(site: &Site) -> bool {
     let mut health = HealthClient::new(wire::channel_as(site, Role::Hes));
-    let began = Instant::now();
     let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
-    assert!(began.elapsed() < Duration::from_secs(2), "health took {:?}", began.elapsed());
     answer.status == 1
 }
 

@@ -1,7 +1,8 @@
 //! One open block: its meters' keys in one piece of the arena, found by title without a lock.
 //!
-//! Layout of the piece: the block's subkeys, then one 64-byte entry a place (open addressing, at most
-//! 4/5 full), then 32-byte slots for the keys that do not fit an entry. An entry is one cache line
+//! Layout of the piece: the block's subkeys, one tag byte a place, one 64-byte entry a place (open
+//! addressing, at most 4/5 full), then 32-byte slots for the keys that do not fit an entry. A search
+//! walks over tags, which stay in the processor's caches, and touches the one entry that it wants. An entry is one cache line
 //! and holds all that most meters have: title, one GUEK, one GAK, policy. Nothing here changes after
 //! it was built; a change of the block builds a new table.
 
@@ -22,8 +23,10 @@ use super::{
 pub(super) const ENTRY_LEN: usize = 64;
 /// Bytes of a slot: the longest key.
 const SLOT_LEN: usize = 32;
-/// Where the entries start: after the subkeys, on a cache line.
-const ENTRIES_AT: usize = SUBKEYS_LEN.next_multiple_of(ENTRY_LEN);
+/// Where the tags start: right after the subkeys.
+const TAGS_AT: usize = SUBKEYS_LEN;
+/// The tag of a place that is free. No title has it.
+const FREE: u8 = 0;
 /// Bytes of the key in an entry.
 const INLINE_LEN: usize = 16;
 
@@ -168,7 +171,7 @@ impl Row<'_> {
 /// Room that a table of these rows takes, in bytes.
 pub(super) fn piece_len(rows: &[Row<'_>]) -> usize {
     let slots: usize = rows.iter().map(slots_of).sum();
-    ENTRIES_AT + places_for(rows.len()) as usize * ENTRY_LEN + slots * SLOT_LEN
+    entry_at(places_for(rows.len()), places_for(rows.len())) + slots * SLOT_LEN
 }
 
 /// One place in five stays empty, so that a search for an unknown title ends soon.
@@ -242,7 +245,7 @@ impl BlockTable {
         let mut filling = Filling {
             piece,
             places,
-            next_slot: ENTRIES_AT + places as usize * ENTRY_LEN,
+            next_slot: entry_at(places, places),
             extras: Vec::new(),
             keys,
         };
@@ -274,11 +277,13 @@ impl BlockTable {
         self.piece.as_ref().map(|piece| &piece.bytes()[..SUBKEYS_LEN])
     }
 
-    /// Asks the processor to fetch the entry where `title` would be.
+    /// Asks the processor to fetch the entry of `title`, if there seems to be one.
     #[inline]
     pub fn prefetch(&self, title: &SystemTitle) {
-        if let Some(piece) = &self.piece {
-            piece.prefetch(entry_at(first_place(title, self.places)));
+        if let Some(piece) = &self.piece
+            && let Some(place) = self.places_of(piece.bytes(), title).next()
+        {
+            piece.prefetch(entry_at(self.places, place));
         }
     }
 
@@ -286,25 +291,36 @@ impl BlockTable {
     #[inline]
     pub fn find(&self, title: &SystemTitle) -> Option<ResidentMeter<'_>> {
         let bytes = self.piece.as_ref()?.bytes();
-        let mut place = first_place(title, self.places);
-        for _ in 0..self.places {
-            let entry = entry(bytes, place)?;
-            if entry[FLAGS] & OCCUPIED == 0 {
-                return None;
-            }
-            if entry[TITLE..TITLE + 8] == title.as_bytes()[..] {
-                return Some(ResidentMeter { table: self, entry });
-            }
-            place = (place + 1) % self.places;
-        }
-        None
+        self.places_of(bytes, title)
+            .filter_map(|place| entry(bytes, self.places, place))
+            .find(|entry| entry[TITLE..TITLE + 8] == title.as_bytes()[..])
+            .map(|entry| ResidentMeter { table: self, entry })
+    }
+
+    /// The places whose tag is that of `title`, from where a search for it starts to the first free
+    /// one.
+    #[inline]
+    fn places_of<'b>(
+        &self,
+        bytes: &'b [u8],
+        title: &SystemTitle,
+    ) -> impl Iterator<Item = u32> + use<'b> {
+        let (first, wanted) = place_and_tag(title, self.places);
+        let tags = bytes.get(TAGS_AT..TAGS_AT + self.places as usize).unwrap_or_default();
+        let (before, from) = tags.split_at_checked(first as usize).unwrap_or_default();
+        (first..)
+            .zip(from)
+            .chain((0..).zip(before))
+            .take_while(|(_, tag)| **tag != FREE)
+            .filter(move |(_, tag)| **tag == wanted)
+            .map(|(place, _)| place)
     }
 
     /// All meters of the block.
     pub fn iter(&self) -> impl Iterator<Item = ResidentMeter<'_>> {
         let bytes = self.piece.as_ref().map(Segment::bytes);
         (0..self.places)
-            .filter_map(move |place| entry(bytes?, place))
+            .filter_map(move |place| entry(bytes?, self.places, place))
             .filter(|entry| entry[FLAGS] & OCCUPIED != 0)
             .map(|entry| ResidentMeter { table: self, entry })
     }
@@ -340,12 +356,14 @@ impl Filling<'_> {
     }
 
     fn free_entry(&mut self, title: &SystemTitle) -> usize {
-        let mut place = first_place(title, self.places);
+        let (mut place, tag) = place_and_tag(title, self.places);
+        let tags = &mut self.piece.bytes_mut()[TAGS_AT..];
         // There are more places than rows, so one is free.
-        while self.piece.bytes()[entry_at(place) + FLAGS] & OCCUPIED != 0 {
+        while tags[place as usize] != FREE {
             place = (place + 1) % self.places;
         }
-        entry_at(place)
+        tags[place as usize] = tag;
+        entry_at(self.places, place)
     }
 
     fn put_plain(&mut self, at: usize, meter: &MeterRecord) -> Result<(), DoesNotOpen> {
@@ -501,22 +519,24 @@ impl BlockTable {
     }
 }
 
-/// Where a search for `title` starts. The block took the upper bits of the spread title; the lower
-/// half is independent of them.
+/// Where a search for `title` starts, and its tag. The block took the upper bits of the spread title;
+/// the place comes from its lower half and the tag from bits between, independent of both.
 #[inline]
-fn first_place(title: &SystemTitle, places: u32) -> u32 {
-    let low = spread(u64::from_be_bytes(*title.as_bytes())) as u32;
-    ((u64::from(low) * u64::from(places)) >> 32) as u32
+fn place_and_tag(title: &SystemTitle, places: u32) -> (u32, u8) {
+    let spread = spread(u64::from_be_bytes(*title.as_bytes()));
+    let place = (u64::from(spread as u32) * u64::from(places)) >> 32;
+    (place as u32, (spread >> 36) as u8 | 0x80)
+}
+
+/// Where the entry of `place` starts: entries follow the tags, on cache lines.
+#[inline]
+const fn entry_at(places: u32, place: u32) -> usize {
+    (TAGS_AT + places as usize).next_multiple_of(ENTRY_LEN) + place as usize * ENTRY_LEN
 }
 
 #[inline]
-const fn entry_at(place: u32) -> usize {
-    ENTRIES_AT + place as usize * ENTRY_LEN
-}
-
-#[inline]
-fn entry(bytes: &[u8], place: u32) -> Option<&[u8; ENTRY_LEN]> {
-    bytes.get(entry_at(place)..)?.first_chunk()
+fn entry(bytes: &[u8], places: u32, place: u32) -> Option<&[u8; ENTRY_LEN]> {
+    bytes.get(entry_at(places, place)..)?.first_chunk()
 }
 
 #[inline]
