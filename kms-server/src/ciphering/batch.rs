@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::{BlockNo, Verdict},
-    keyring::{BlockTable, Directory, Keyring},
+    keyring::{BlockTable, Directory, Keyring, scrub_stack},
 };
 
 /// APDUs parsed and looked up before the first of them is opened: by then their keys' cache lines
@@ -204,16 +204,6 @@ impl<'i> Pass<'i> {
         }
         all
     }
-}
-
-/// Wipes the stack below the caller, where opening left the last key and what was expanded of it: copies
-/// that moves leave behind have no owner who could wipe them. A tenth of a microsecond.
-#[inline(never)]
-pub(super) fn scrub_stack() {
-    /// More than the frames of an opening take: 16 KiB, or 128 KiB where nothing is optimised.
-    const WORDS: usize = if cfg!(debug_assertions) { 16_384 } else { 2_048 };
-    let mut stack = [0_u64; WORDS];
-    std::hint::black_box(&mut stack); // A constant would not be on the stack.
 }
 
 /// No meter with this title.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{BlockNo, MeterId, SystemTitle, Verdict},
-    keyring::{BlockTable, KeyringError, SharedError},
+    keyring::{BlockTable, KeyringError, SharedError, scrub_stack},
 };
 
 /// Blocks that one batch opens at the same time. The door to the HSM bounds all batches together.
@@ -36,6 +36,7 @@ impl Ciphering {
                     Err(error) => pass.settle(miss.index, unavailable(error), Vec::new()),
                 }
             }
+            scrub_stack();
         }
     }
 

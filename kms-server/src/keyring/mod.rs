@@ -10,6 +10,7 @@ mod changing;
 mod figures;
 mod ids;
 mod opening;
+mod scrub;
 mod table;
 pub mod warm_up;
 
@@ -33,6 +34,7 @@ use crate::{
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
 use ids::IdIndex;
+pub use scrub::scrub_stack;
 pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
 
 /// What the keyring needs, checked.

@@ -11,6 +11,7 @@ use super::{
     BlockTable, Keyring, KeyringError, RETRY_AFTER_MS, SharedError,
     arena::Segment,
     block_keys::{self, BlockKeys, SUBKEYS_LEN},
+    scrub::scrub_stack,
     table::{self, Row},
 };
 
@@ -206,12 +207,15 @@ impl Keyring {
         let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
         piece.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
         let position = verified.head.position;
-        BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows).map_err(
-            |_| KeyringError::Damaged {
-                block,
-                what: "a wrapped key does not open although its record is authentic".to_owned(),
-            },
-        )
+        let built =
+            BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows)
+                .map_err(|_| KeyringError::Damaged {
+                    block,
+                    what: "a wrapped key does not open although its record is authentic".to_owned(),
+                });
+        // RFC 3394 leaves the halves of the last key that was unwrapped.
+        scrub_stack();
+        built
     }
 
     /// Refuses a block older than one that this process has seen, and remembers it.
