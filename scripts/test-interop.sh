@@ -18,6 +18,8 @@ done
 for program in kms-server ami-tool kms-demo; do
   [ -x "$bin_dir/$program" ] || { echo "$bin_dir/$program is missing: run make build" >&2; exit 1; }
 done
+# Absolute: the server is started in the site's directory.
+bin_dir=$(cd "$bin_dir" && pwd)
 python=${PYTHON:-python3}
 "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || {
   echo "python3 (3.10 or later) with venv is missing; on Debian: apt-get install python3-venv" >&2

@@ -25,7 +25,6 @@ from grpc_status import rpc_status  # noqa: E402
 
 # Bits of the column `flags`.
 AUTHENTICATED = 1
-DUPLICATE = 2
 # The server's default for rpc.limits.batch_items_max.
 BATCH_ITEMS_MAX = 16_384
 
@@ -48,7 +47,6 @@ class Opened:
     verdict: str
     plaintext: bytes = b""
     authenticated: bool = False
-    duplicate: bool = False
     encryption_key_version: int = 0
     authentication_key_version: int = 0
     reason: str = ""
@@ -125,7 +123,6 @@ def unpack(answer):
                 verdict=verdict_name(answer.verdicts[index]),
                 plaintext=answer.plaintexts[at : at + length],
                 authenticated=bool(flags & AUTHENTICATED),
-                duplicate=bool(flags & DUPLICATE),
                 encryption_key_version=encryption[index],
                 authentication_key_version=authentication[index],
                 reason=reasons.get(index, ""),
@@ -184,7 +181,6 @@ class Kms:
             verdict=verdict_name(answer.verdict),
             plaintext=answer.plaintext,
             authenticated=answer.authenticated,
-            duplicate=answer.duplicate,
             encryption_key_version=answer.encryption_key_version,
             authentication_key_version=answer.authentication_key_version,
             reason=answer.reason,
