@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Pairs of encryption and authentication key versions tried on one APDU: four versions of each. A
-/// meter in the middle of a rotation needs two of each (DLMS_SECURITY, section 7, rule 3).
+/// meter in the middle of a rotation needs two of each (Blue Book, class 64, key_transfer: an answer may be lost).
 const PAIRS_MAX: usize = 16;
 
 /// How an attempt ended.

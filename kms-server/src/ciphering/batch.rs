@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// APDUs parsed and looked up before the first of them is opened: by then their keys' cache lines
-/// have arrived (PERF_FACTS, section 1).
+/// have arrived.
 const AHEAD: usize = 16;
 
 /// APDUs opened before other tasks of this thread get a turn; about a quarter of a millisecond.

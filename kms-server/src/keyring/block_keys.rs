@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_kcv_of_the_green_book_key_is_the_cmac_one() {
-        // DLMS_SECURITY section 9: EK 000102…0F has CMAC KCV BE7ED6AE78 and not the ECB one, C6A13B.
+        // EK 000102…0F has the CMAC KCV BE7ED6AE78 (X9.24-1:2017), not the ECB one, C6A13B.
         let key = ClearKey::new((0..16).collect());
         let (_, kcv) = identify(&DomainId([1; 16]), &key).unwrap();
         assert_eq!(hex::encode_upper(kcv), "BE7ED6AE78");
