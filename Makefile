@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-bootstrap: ## Install what is missing to build and test: a C compiler, make, SoftHSM
+bootstrap: ## Install what is missing to build and test: a C compiler, make, SoftHSM, PostgreSQL
 	@scripts/bootstrap.sh
 
 build: bootstrap ## Build the programs

@@ -25,6 +25,9 @@ has_softhsm() {
   return 1
 }
 
+# Debian keeps the servers' programs off the path, a directory for each version.
+has_postgresql() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+
 has() { command -v "$1" >/dev/null 2>&1; }
 
 # Debian package, and why it is needed.
@@ -36,13 +39,14 @@ has cc || need gcc "the C compiler: SQLite and ring are compiled from source"
 [ -e /usr/include/stdio.h ] || has musl-gcc || need libc6-dev "the C library's headers, for the same"
 has make || need make "runs the Makefile"
 has_softhsm || need softhsm2 "the software HSM that demo and tests use (libsofthsm2.so)"
+has_postgresql || need postgresql "the database server that tests start clusters of their own with"
 
 if ! has cargo; then
   echo "cargo is missing: install Rust 1.95 or later from https://rustup.rs, then run this again." >&2
   exit 1
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-  [ "${1:-}" = --check ] || echo "Nothing to install: compiler, make and SoftHSM are here."
+  [ "${1:-}" = --check ] || echo "Nothing to install: compiler, make, SoftHSM and PostgreSQL are here."
   exit 0
 fi
 
@@ -56,7 +60,7 @@ if [ "${1:-}" = --check ]; then
 fi
 if ! has apt-get; then
   echo "This script installs with apt-get (Debian, Ubuntu) only. Please install the above with your" >&2
-  echo "system's package manager; on Fedora: dnf install gcc make softhsm" >&2
+  echo "system's package manager; on Fedora: dnf install gcc make softhsm postgresql-server" >&2
   exit 1
 fi
 

@@ -20,6 +20,8 @@ SOURCES = [
     ("kms-server/src/rpc/policy.rs", "PolicyError"),
     ("kms-server/src/rpc/server.rs", "RpcError"),
     ("kms-server/src/store/sqlite/open.rs", None),
+    ("kms-server/src/store/postgres/config.rs", None),
+    ("kms-server/src/store/postgres/open.rs", None),
     ("kms-server/src/keyring/arena.rs", None),
     ("kms-server/src/hsm/mod.rs", "TokenError"),
     ("kms-server/src/hsm/pkcs11/init.rs", "InitError"),

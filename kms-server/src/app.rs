@@ -13,7 +13,11 @@ use crate::{
         BoxError,
         pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
     },
-    store::{ReadStore, sqlite, sqlite::SqliteStore},
+    store::{
+        WriteStore,
+        postgres::{self, PostgresStore},
+        sqlite::{self, SqliteStore},
+    },
 };
 
 pub use init::{InitOptions, init};
@@ -91,12 +95,14 @@ const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-s
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
-    let Store::Sqlite { path } = &config.store;
-    if !path.exists() {
+    if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
     }
     let domain = runtime(1)?.block_on(async {
-        let store = open_store(config, false).await?;
+        let store = match open_store(config, false).await {
+            Err(NotOpened::Empty) => return Ok(None),
+            opened => opened?,
+        };
         let domain = store.domain().await.map_err(|error| Fault::Store(error.into()));
         store.close().await;
         domain
@@ -108,12 +114,39 @@ fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {
     Canaries::decode(&domain.canaries).map_err(|error| Fault::Store(error.into()))
 }
 
-async fn open_store(config: &Config, create: bool) -> Result<Arc<SqliteStore>, Fault> {
-    let Store::Sqlite { path } = &config.store;
-    SqliteStore::open(sqlite::Config { path: path.clone(), create })
-        .await
-        .map(Arc::new)
-        .map_err(|error| Fault::Store(error.into()))
+/// Why the store was not opened.
+enum NotOpened {
+    /// `init` has not been here.
+    Empty,
+    /// Anything else.
+    Refused(Fault),
+}
+
+impl From<NotOpened> for Fault {
+    fn from(not_opened: NotOpened) -> Self {
+        match not_opened {
+            NotOpened::Empty => Self::Store(NO_DOMAIN.into()),
+            NotOpened::Refused(fault) => fault,
+        }
+    }
+}
+
+async fn open_store(config: &Config, create: bool) -> Result<Arc<dyn WriteStore>, NotOpened> {
+    let refused = |error: BoxError| NotOpened::Refused(Fault::Store(error));
+    match &config.store {
+        Store::Sqlite { path } => {
+            let opened = SqliteStore::open(sqlite::Config { path: path.clone(), create }).await;
+            Ok(Arc::new(opened.map_err(|error| refused(error.into()))?))
+        }
+        Store::Postgresql(config) => {
+            let config = postgres::Config { create, ..config.clone() };
+            match PostgresStore::open(config).await {
+                Ok(store) => Ok(Arc::new(store)),
+                Err(postgres::OpenError::Missing { .. }) => Err(NotOpened::Empty),
+                Err(error) => Err(refused(error.into())),
+            }
+        }
+    }
 }
 
 /// An async runtime with this many threads for tasks; 0: one a core.

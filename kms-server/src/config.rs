@@ -5,6 +5,7 @@ mod error;
 mod findings;
 mod pin;
 mod sections;
+mod store_section;
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
 
-use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, telemetry};
+use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.
@@ -35,7 +36,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads and checks the file, and the PIN that it names.
+    /// Reads and checks the file, and the PIN and password that it names.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
@@ -68,6 +69,8 @@ pub enum Store {
         /// The file.
         path: PathBuf,
     },
+    /// A server, which several of these processes may share.
+    Postgresql(store::postgres::Config),
 }
 
 #[cfg(test)]

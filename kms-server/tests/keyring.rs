@@ -10,7 +10,6 @@ use kms_server::{
     ciphering::Named,
     domain::{MeterId, Verdict},
     keyring::KeyringError,
-    store::ReadStore as _,
 };
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection};

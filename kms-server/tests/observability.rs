@@ -26,7 +26,6 @@ use kms_server::{
         WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
-    store::ReadStore as _,
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
 };
 use rpc_support::{HEALTH, Site, call, eventually, holder_of, http, reason, watch};

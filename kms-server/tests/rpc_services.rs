@@ -18,7 +18,6 @@ use kms_proto::v1::{
 use kms_server::{
     domain::Epoch,
     rpc::{Limits, Parts, Role},
-    store::ReadStore as _,
 };
 use rpc_support::{Site, holder_of, reason};
 use site_common::{GAK, GUEK, id, push, run, title, value};

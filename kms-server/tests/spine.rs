@@ -248,7 +248,6 @@ on_a_token! {
             let lines = || (1..50).map(meter).collect::<Vec<_>>();
             let first = site.import(lines(), ImportRules::default()).await;
             assert!(first.iter().all(|r| r.outcome == Ok(Imported::Created)), "{first:?}");
-            use kms_server::store::ReadStore as _;
             let before = site.store.heads().await.unwrap();
             let second = site.import(lines(), ImportRules::default()).await;
             assert!(second.iter().all(|r| r.outcome == Ok(Imported::Unchanged)), "{second:?}");

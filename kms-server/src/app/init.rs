@@ -10,7 +10,7 @@ use crate::{
         ports::{Clock, Randomness},
     },
     hsm::pkcs11::{self, InitError},
-    store::{ReadStore, StoreError, WriteStore},
+    store::StoreError,
 };
 
 /// How `init` is to go about it.

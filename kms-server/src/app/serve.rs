@@ -20,7 +20,7 @@ use crate::{
     keyring::Keyring,
     lifecycle::Lifecycle,
     rpc,
-    store::{ReadStore, measured::Measured, sqlite::SqliteStore},
+    store::{WriteStore, measured::Measured},
 };
 
 /// How often the token is asked whether its KEKs are still those of this database.
@@ -79,6 +79,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
     tokio::spawn(stop_on_failed_store(store.clone(), stop));
     tokio::spawn(warm_up(Arc::clone(&keyring)));
+    tokio::spawn(Arc::clone(&keyring).follow());
     tokio::spawn(keyring.take_care());
     tokio::spawn(watch_token(hsm));
     tokio::spawn(greet(bound, hangup));
@@ -181,7 +182,7 @@ async fn stop_on_signal(stop: Stop, mut terminate: Signal, mut interrupt: Signal
 }
 
 /// A database that failed to write may have lost what it acknowledged: the process stops.
-async fn stop_on_failed_store(store: Arc<SqliteStore>, stop: Stop) {
+async fn stop_on_failed_store(store: Arc<dyn WriteStore>, stop: Stop) {
     let reason = store.until_failed().await;
     tracing::error!(reason, "stopping: the database has failed");
     stop.send_replace(Some(Some(reason)));

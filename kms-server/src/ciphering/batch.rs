@@ -5,6 +5,7 @@ use dlms::{CipheredApdu, SystemTitle};
 use super::{
     Item, Named, OpenedBatch, Outcome, Want,
     attempt::{self, Attempt, TokenTry},
+    doubt::is_doubtful,
     figures::VerdictCounts,
 };
 use crate::{
@@ -169,6 +170,16 @@ impl<'i> Pass<'i> {
         if let Some(place) = self.outcomes.get_mut(index) {
             *place = Some(outcome);
         }
+    }
+
+    /// Items that a newer state of their block could settle otherwise.
+    pub(super) fn doubtful(&self) -> Vec<(usize, SystemTitle)> {
+        let outcomes = self.outcomes.iter().enumerate();
+        let doubtful = outcomes.filter_map(|(index, outcome)| {
+            let outcome = outcome.as_ref().filter(|outcome| is_doubtful(outcome.verdict))?;
+            Some((index, outcome.system_title?))
+        });
+        doubtful.collect()
     }
 
     /// The columns, in the order of the items, and how often each verdict is among them.

@@ -140,6 +140,22 @@ pub enum ConfigError {
         /// File or variable.
         place: String,
     },
+    /// The database's password can't be had. It has the rules of the PIN.
+    #[error(
+        "`store.password_file` or `store.password_env`: the database's password is kept and named \
+         as the PIN is, in one of the two places ({0})"
+    )]
+    Password(Box<ConfigError>),
+    /// Neither TLS nor the word that it is not wanted; or both.
+    #[error(
+        "`store.tls_ca` and `store.allow_no_tls` are both set or both missing: name the authority of \
+         the database's certificate, or, for a Unix socket or a loopback address only, set \
+         allow_no_tls = true"
+    )]
+    StoreTls,
+    /// TLS is off towards another machine.
+    #[error(transparent)]
+    StoreLeavesMachine(#[from] crate::store::postgres::BadTls),
     /// Nobody could call.
     #[error("there is no [[rpc.callers]]: name at least one caller and its roles")]
     NoCallers,
@@ -156,15 +172,23 @@ pub enum ConfigError {
 
 impl ConfigError {
     /// The parser's error, as one line that says where. It may repeat what stands there, so not for
-    /// the fields of the PIN, where somebody may have written the PIN itself.
+    /// the fields of PIN and password, where somebody may have written the secret itself.
     pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
         let at = error.span().map_or(0, |span| span.start).min(text.len());
         let before = text.get(..at).unwrap_or_default();
         let line = before.matches('\n').count();
         let key = text.lines().nth(line).and_then(|line| line.split_once('='));
         let key = key.map(|(key, _)| format!(", `{}`", key.trim())).unwrap_or_default();
-        let repeats_pin = key.contains("pin") && error.message().starts_with("invalid");
-        let message = if repeats_pin { "not a text in quotes" } else { error.message().trim() };
+        let is_invalid = error.message().starts_with("invalid");
+        let message = match key.as_str() {
+            // [store] has fields by its kind; what is wrong with one is told of the section's first
+            // line, be it the password.
+            "" if is_invalid => "a setting of this section has a value of the wrong type",
+            key if is_invalid && (key.contains("pin") || key.contains("password")) => {
+                "not a text in quotes"
+            }
+            _ => error.message().trim(),
+        };
         let message = message.replace('\n', ", ");
         Self::Syntax { path: path.to_owned(), line: line + 1, key, message }
     }

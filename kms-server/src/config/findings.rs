@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use super::{Config, Store};
-use crate::{keyring, rpc};
+use crate::{keyring, rpc, store::postgres::Tls};
 
 /// One thing that is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -51,13 +51,9 @@ impl Finding {
 /// Everything that is wrong at `now_ms`, milliseconds since 1970; empty if the service can start. The
 /// token is not asked: that takes an attempt, which `app` makes.
 pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
-    let Store::Sqlite { path } = &config.store;
-    let database_dir = path.parent().unwrap_or(Path::new("/"));
     let mut findings = Vec::new();
     findings.extend(unwritable("site.data_dir", &config.site.data_dir));
-    if database_dir != config.site.data_dir {
-        findings.extend(unwritable("store.path", database_dir));
-    }
+    findings.extend(bad_store(&config.store, &config.site.data_dir));
     findings.extend(missing_module(&config.hsm.module));
     if let Some(directory) = &config.hsm.sync_dir {
         findings.extend(unwritable("hsm.token_dir", directory));
@@ -68,6 +64,26 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
     let metrics = config.rpc.metrics.map(|metrics| metrics.listen());
     findings.extend(metrics.and_then(|address| busy_address("metrics.listen", address)));
     findings
+}
+
+/// What can be told of the database without asking it: that is for `app`.
+fn bad_store(store: &Store, data_dir: &Path) -> Option<Finding> {
+    match store {
+        Store::Sqlite { path } => {
+            let database_dir = path.parent().unwrap_or(Path::new("/"));
+            (database_dir != data_dir).then(|| unwritable("store.path", database_dir))?
+        }
+        Store::Postgresql(config) => {
+            let (Tls::VerifyFull { ca } | Tls::VerifyCa { ca }) = &config.tls else { return None };
+            let error = std::fs::File::open(ca).err()?;
+            let ca = ca.display();
+            let sentence = format!(
+                "cannot read {ca}, the authority of the database's certificate: put it there, \
+                 readable for the service account, or correct the path ({error})"
+            );
+            Some(Finding::new("store.tls_ca", sentence))
+        }
+    }
 }
 
 fn unwritable(key: &'static str, directory: &Path) -> Option<Finding> {

@@ -1,4 +1,4 @@
-//! The token's PIN: read once, kept where it is wiped, never shown.
+//! The token's PIN and the database's password: read once, kept where they are wiped, never shown.
 
 use std::{
     fs,
@@ -23,6 +23,19 @@ pub(super) fn read(file: Option<PathBuf>, variable: Option<String>) -> Result<Pi
         (None, Some(_)) => Err(ConfigError::PinVariable),
         (None, None) | (Some(_), Some(_)) => Err(ConfigError::PinPlace),
     }
+}
+
+/// The database's password from whichever place the file names; at most one. `None`: the database
+/// asks for none.
+pub(super) fn password(
+    file: Option<PathBuf>,
+    variable: Option<String>,
+) -> Result<Option<String>, ConfigError> {
+    if file.is_none() && variable.is_none() {
+        return Ok(None);
+    }
+    let secret = read(file, variable).map_err(|error| ConfigError::Password(Box::new(error)))?;
+    Ok(Some(secret.expose_pin().to_owned()))
 }
 
 /// Whether this can be a variable's name. If not, it may be the PIN itself, by mistake, and must not

@@ -11,7 +11,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Config, ConfigError, Site, Store, pin};
+use super::{Config, ConfigError, Site, pin, store_section::StoreSection};
 use crate::{
     domain::BlockCount,
     hsm::{self, OaepHash},
@@ -105,20 +105,6 @@ fn patience_ms() -> u64 {
 
 fn unwrapped_keys_max() -> u64 {
     1_000
-}
-
-/// The databases that this program knows.
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum StoreKind {
-    Sqlite,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StoreSection {
-    kind: StoreKind,
-    path: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -294,15 +280,6 @@ impl TryFrom<HsmSection> for hsm::Config {
     }
 }
 
-impl TryFrom<StoreSection> for Store {
-    type Error = ConfigError;
-
-    fn try_from(section: StoreSection) -> Result<Self, ConfigError> {
-        let StoreSection { kind: StoreKind::Sqlite, path } = section;
-        Ok(Self::Sqlite { path: absolute("store.path", path)? })
-    }
-}
-
 impl TryFrom<KeyringSection> for keyring::Config {
     type Error = ConfigError;
 
@@ -455,7 +432,7 @@ fn policy(
 }
 
 /// `value`, if it is within `bounds`.
-fn within<T: TryFrom<u64>>(
+pub(super) fn within<T: TryFrom<u64>>(
     key: &'static str,
     value: u64,
     bounds: RangeInclusive<u64>,
@@ -482,7 +459,7 @@ fn seconds(
     within(key, value, bounds).map(Duration::from_secs)
 }
 
-fn text(key: &'static str, value: String, most: usize) -> Result<String, ConfigError> {
+pub(super) fn text(key: &'static str, value: String, most: usize) -> Result<String, ConfigError> {
     let is_printable = !value.trim().is_empty() && !value.contains(|c: char| c.is_control());
     if is_printable && value.len() <= most {
         Ok(value)
@@ -499,6 +476,6 @@ fn address(
     value.parse().map_err(|_| ConfigError::Listen { key, value, example })
 }
 
-fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() { Ok(path) } else { Err(ConfigError::RelativePath { key, path }) }
 }

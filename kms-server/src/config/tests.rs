@@ -104,12 +104,96 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
             || setting.contains("arena_mib")
             || setting.contains("hes =")
             || setting.contains("listen =")
+            || of_postgresql(setting)
         {
             continue; // Moved by the test; the other of two; moved; not a default.
         }
         let spelt_out = place.with(setting, &setting[1..]).unwrap();
         assert_eq!(format!("{spelt_out:?}"), format!("{written:?}"), "{setting}");
     }
+}
+
+/// Whether it is one of the settings of the other kind of store.
+fn of_postgresql(setting: &str) -> bool {
+    let (_, store) = EXAMPLE.split_once("#kind = \"postgresql\"").unwrap();
+    let (store, _) = store.split_once("[keyring]").unwrap();
+    setting.contains("\"postgresql\"") || store.contains(setting)
+}
+
+/// The example with PostgreSQL's settings in force; `change` edits them.
+fn on_postgresql(place: &Place, change: impl Fn(&str) -> String) -> Result<Config, ConfigError> {
+    place.write("db-password", b"hunter2\n", 0o600);
+    let (start, rest) = place.text.split_once("kind = \"sqlite\"").unwrap();
+    let (_, rest) = rest.split_once("#kind").unwrap();
+    let (store, end) = rest.split_once("\n[keyring]").unwrap();
+    let store = format!("#kind{store}").replace('\n', "\n#").replace("\n##", "\n#");
+    let store = store.replace("#password_env", "-").replace("#allow_no_tls", "-");
+    let store: String = store
+        .lines()
+        .filter(|line| !line.starts_with('-'))
+        .map(|line| format!("{}\n", line.trim_start_matches('#')))
+        .collect();
+    let text = format!("{start}{}\n[keyring]{end}", change(&store));
+    Config::load(&place.write("kms.toml", text.as_bytes(), 0o644))
+}
+
+#[test]
+fn the_other_store_of_the_example_is_accepted_with_its_defaults() {
+    use crate::store::postgres::{Password, Tls};
+
+    let place = Place::new();
+    let Store::Postgresql(config) = on_postgresql(&place, str::to_owned).unwrap().store else {
+        panic!("not PostgreSQL");
+    };
+    assert_eq!((config.port, config.connections_max), (5432, 10));
+    assert_eq!(config.password, Some(Password::new("hunter2".into())));
+    assert!(matches!(config.tls, Tls::VerifyFull { .. }));
+    let without = |setting: &str| {
+        let keep = |line: &&str| !line.starts_with(setting);
+        let change = |store: &str| store.lines().filter(keep).map(|l| format!("{l}\n")).collect();
+        on_postgresql(&place, change)
+    };
+    for default in ["port", "tls_mode", "connections_max"] {
+        let Store::Postgresql(same) = without(default).unwrap().store else { panic!() };
+        assert_eq!(same, config, "{default}");
+    }
+    for needed in ["host", "database", "user"] {
+        says(&without(needed).unwrap_err().to_string(), &[needed]);
+    }
+    says(&without("tls_ca").unwrap_err().to_string(), &["store.tls_ca", "allow_no_tls = true"]);
+    let text = format!("{:?}", without("port").unwrap());
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn a_database_elsewhere_is_not_reached_without_tls_and_its_password_is_not_repeated() {
+    let place = Place::new();
+    let plain = |host: &str| {
+        let change = |store: &str| {
+            store
+                .replace("db.example.org", host)
+                .lines()
+                .filter(|line| !line.starts_with("tls_"))
+                .fold("allow_no_tls = true\n".to_owned(), |text, line| {
+                    // The section's first line names the kind; all others may stand in any order.
+                    format!("{text}{line}\n")
+                })
+        };
+        on_postgresql(&place, change).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(plain("127.0.0.1"), Ok(()));
+    assert_eq!(plain("/run/postgresql"), Ok(()));
+    says(&plain("10.1.2.3").unwrap_err(), &["10.1.2.3", "without TLS", "store.tls_ca"]);
+    let exposed = on_postgresql(&place, |store| {
+        store.replace("password_file = ", "password_env = \"hunter2\" #")
+    })
+    .unwrap_err()
+    .to_string();
+    says(&exposed, &["store.password_env"]);
+    let mistyped = |store: &str| store.replace("password_file = ", "password_env = 80082 #");
+    let mistyped = on_postgresql(&place, mistyped).unwrap_err().to_string();
+    assert!(!mistyped.contains("80082"), "{mistyped}");
+    assert!(!exposed.contains("hunter2"), "{exposed}");
 }
 
 #[test]

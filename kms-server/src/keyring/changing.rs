@@ -217,7 +217,7 @@ impl Keyring {
 
     /// The record of this meter as it is stored, verified with all of its block.
     pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
-        let Some(stored) = self.store.block(self.block_of(title)).await? else { return Ok(None) };
+        let Some(stored) = self.stored(self.block_of(title)).await? else { return Ok(None) };
         let block = stored.head.block;
         let unsealed = self.unseal(&stored).await?;
         let verified = self.verify(stored, &unsealed.keys)?;
@@ -238,7 +238,7 @@ impl Keyring {
         block: BlockNo,
         only_writer: OwnedMutexGuard<()>,
     ) -> Result<Change, KeyringError> {
-        let Some(stored) = self.store.block(block).await? else {
+        let Some(stored) = self.stored(block).await? else {
             let (unsealed, seal) = self.new_secret(block).await?;
             return Ok(Change {
                 block,

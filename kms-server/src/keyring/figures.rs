@@ -21,6 +21,7 @@ impl Source for Keyring {
             arena_bytes_used,
             arena_bytes_total,
             memory_locked,
+            not_following: _,
             fault: _,
         } = self.status();
         page.sample(&RESIDENT_METERS, &[], resident_meters);

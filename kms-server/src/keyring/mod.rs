@@ -2,12 +2,14 @@
 //!
 //! A hit takes no lock and allocates nothing: a [`Snapshot`] of the directory, one cache line of the
 //! block's table. A miss opens the block once, however many ask ([`opening`]). Changes go through
-//! [`changing`], which verifies what it builds on. [`warm_up`] opens all blocks in the background.
+//! [`changing`], which verifies what it builds on. [`warm_up`] opens all blocks in the background;
+//! [`following`] opens anew what other servers changed.
 
 pub mod arena;
 mod block_keys;
 mod changing;
 mod figures;
+mod following;
 mod ids;
 mod opening;
 mod scrub;
@@ -33,6 +35,7 @@ use crate::{
 
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
+pub use following::NotFollowing;
 use ids::IdIndex;
 pub use scrub::scrub_stack;
 pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
@@ -99,9 +102,14 @@ impl KeyringError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
-            Self::Store(store) => {
-                matches!(store, StoreError::Unreachable { .. } | StoreError::Conflict(_))
-            }
+            Self::Store(store) => match store {
+                StoreError::Unreachable { .. } | StoreError::Conflict(_) | StoreError::ReadOnly => {
+                    true
+                }
+                StoreError::Taken { .. } | StoreError::Rule { .. } | StoreError::Damaged(_) => {
+                    false
+                }
+            },
             Self::ArenaFull { .. } => true,
             Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
         }
@@ -129,6 +137,9 @@ pub struct Keyring {
     writers: Mutex<HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>>,
     memory: Mutex<Memory>,
     progress: warm_up::Progress,
+    /// Whether other processes write to the store.
+    shared: bool,
+    following: following::Following,
     hsm: Hsm,
     store: Arc<dyn WriteStore>,
     clock: Arc<dyn Clock>,
@@ -177,6 +188,8 @@ impl Keyring {
             writers: Mutex::default(),
             memory: Mutex::default(),
             progress: warm_up::Progress::default(),
+            shared: store.follow().is_some(),
+            following: following::Following::default(),
             hsm,
             store,
             clock,
@@ -234,6 +247,7 @@ impl Keyring {
             arena_bytes_used: self.arena.used() as u64,
             arena_bytes_total: self.arena.mapped() as u64,
             memory_locked: self.arena.is_locked(),
+            not_following: self.not_following(),
             fault,
         }
     }
@@ -295,6 +309,8 @@ pub struct KeyringStatus {
     pub arena_bytes_total: u64,
     /// Whether the arena's pages are locked.
     pub memory_locked: bool,
+    /// What keeps this server from following the others of its database, while it lasts.
+    pub not_following: Option<NotFollowing>,
     /// The last fault, while it lasts.
     pub fault: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::{
     domain::{BlockNo, Head, Position, Record, RecordKey, StoredRecord},
-    store::StoredBlock,
+    store::{StoreError, StoredBlock},
 };
 
 use super::{
@@ -82,13 +82,25 @@ impl Keyring {
         block: BlockNo,
         may_close_others: bool,
     ) -> Result<BlockTable, KeyringError> {
-        let Some(stored) = self.store.block(block).await? else {
+        let Some(stored) = self.stored(block).await? else {
             self.check_fresh(block, Position::default())?;
             return Ok(BlockTable::empty());
         };
         let unsealed = self.unseal(&stored).await?;
         let verified = self.verify(stored, &unsealed.keys)?;
         self.build(&verified, unsealed, may_close_others)
+    }
+
+    /// The block as it is stored. Where others write, a read that began before somebody else of this
+    /// process saw a newer state is no roll-back: it is read again.
+    pub(super) async fn stored(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        let stored = self.store.block(block).await?;
+        let position = stored.as_ref().map(|stored| stored.head.position).unwrap_or_default();
+        let is_older = || self.memory().seen.get(&block).is_some_and(|seen| position < *seen);
+        if self.has_other_writers() && is_older() {
+            return self.store.block(block).await;
+        }
+        Ok(stored)
     }
 
     /// The block's subkeys: from its resident table, or by one HSM call.

@@ -121,6 +121,11 @@ pub enum LifecycleError {
     /// Other writers were faster too many times.
     #[error("the block is busy; try again")]
     Busy,
+    /// The database is a standby.
+    #[error(
+        "this server's database is a standby and takes no changes: call a server at its primary"
+    )]
+    ReadOnly,
     /// Token or database can't be reached.
     #[error("{reason}")]
     Unavailable {
@@ -140,6 +145,7 @@ impl From<KeyringError> for LifecycleError {
         let reason = error.to_string();
         match error {
             KeyringError::Store(StoreError::Conflict(_)) => Self::Busy,
+            KeyringError::Store(StoreError::ReadOnly) => Self::ReadOnly,
             error if error.is_transient() => Self::Unavailable { reason },
             KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
             _ => Self::Damaged { reason },

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StoreStatus,
+    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StandbyStatus, StoreStatus,
     TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio::time::timeout;
@@ -15,12 +15,15 @@ use crate::{
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
     keyring::{Keyring, KeyringStatus},
-    store::ReadStore,
+    store::{ReadStore, StandbyLag},
 };
 
 /// How long the database may take over its count. Short: an operator asks for the status because
 /// something hangs.
 const STORE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A standby that is further behind is a fault: the runbook's alarm.
+const LAG_ALARM_BYTES: u64 = 500_000_000;
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
@@ -50,8 +53,10 @@ impl site_server::Site for SiteService {
     ) -> Result<Response<GetStatusResponse>, Status> {
         Permit::of(&request, Verb::GetStatus)?;
         let _executing = self.figures.execute(Verb::GetStatus);
-        let store = store_status(self.store.as_ref()).await;
+        let mut store = store_status(self.store.as_ref()).await;
         let (token, keyring) = ((self.token)(), self.keyring.status());
+        store.not_following_ms =
+            keyring.not_following.as_ref().map_or(0, |silence| silence.since_ms);
         let mut faults = faults(&token, &store, &keyring);
         faults.extend(self.certificate_faults());
         Ok(Response::new(GetStatusResponse {
@@ -93,12 +98,46 @@ async fn store_status(store: &dyn ReadStore) -> StoreStatus {
             (None, format!("the database did not answer within {} ms", STORE_PATIENCE.as_millis()))
         }
     };
+    let lag = match meters {
+        Some(_) => timeout(STORE_PATIENCE, store.standby_lag()).await,
+        None => Ok(Ok(None)),
+    };
     StoreStatus {
         kind: store.kind().to_owned(),
         reachable: meters.is_some(),
         meters: meters.unwrap_or(0),
         fault,
+        standby: lag.ok().and_then(Result::ok).flatten().map(wire_standby),
+        not_following_ms: 0, // The keyring knows.
     }
+}
+
+fn wire_standby(lag: StandbyLag) -> StandbyStatus {
+    StandbyStatus {
+        lag_bytes: lag.bytes,
+        lag_seconds: lag.ms.unwrap_or(0) as f64 / 1_000.0,
+        receiving: lag.receiving,
+    }
+}
+
+/// What is wrong with a standby.
+fn standby_faults(standby: &StandbyStatus) -> Vec<String> {
+    let StandbyStatus { lag_bytes, lag_seconds, receiving } = standby;
+    let mut faults = Vec::new();
+    if !receiving {
+        faults.push(format!(
+            "the database is a standby that receives nothing from its primary; the last commit that \
+             it replayed is {lag_seconds:.0} s old"
+        ));
+    }
+    if *lag_bytes > LAG_ALARM_BYTES {
+        faults.push(format!(
+            "the database is a standby {} MB behind its primary (alarm at {} MB)",
+            lag_bytes / 1_000_000,
+            LAG_ALARM_BYTES / 1_000_000
+        ));
+    }
+    faults
 }
 
 /// What is wrong now, in sentences.
@@ -108,6 +147,15 @@ fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> 
     if !store.reachable {
         faults.push(store.fault.clone());
     }
+    faults.extend(store.standby.iter().flat_map(standby_faults));
+    faults.extend(keyring.not_following.as_ref().map(|silence| match silence.since_ms {
+        0 => format!("keyring: {}", silence.reason),
+        ms => format!(
+            "not following the other servers since {} s: {}",
+            ms.div_ceil(1_000),
+            silence.reason
+        ),
+    }));
     faults.extend(keyring.fault.as_ref().map(|fault| format!("keyring: {fault}")));
     if keyring.blocks_failed > 0 {
         faults.push(format!(

@@ -151,6 +151,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
             (Code::InvalidArgument, refusal.code, refusal.reason.clone())
         }
         LifecycleError::Busy => (Code::Unavailable, "BLOCK_BUSY", error.to_string()),
+        LifecycleError::ReadOnly => (Code::FailedPrecondition, "READ_ONLY", error.to_string()),
         LifecycleError::Unavailable { reason } => {
             tracing::warn!(reason, "a call about meters failed");
             let sentence = "the token or the database is not reachable; try again";
@@ -230,6 +231,7 @@ mod tests {
             (LifecycleError::AlreadyExists("m".into()), Code::AlreadyExists, "METER_EXISTS", false),
             (LifecycleError::Refused(refusal), Code::InvalidArgument, "TEST_KEY", false),
             (LifecycleError::Busy, Code::Unavailable, "BLOCK_BUSY", true),
+            (LifecycleError::ReadOnly, Code::FailedPrecondition, "READ_ONLY", false),
             (
                 LifecycleError::Unavailable { reason: "x".into() },
                 Code::Unavailable,

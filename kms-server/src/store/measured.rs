@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 
-use super::{BlockChange, MeterPlace, ReadStore, StoreError, StoredBlock, WriteStore};
+use super::{
+    BlockChange, FollowBlocks, MeterPlace, ReadStore, StandbyLag, StoreError, StoredBlock,
+    WriteStore,
+};
 use crate::{
-    domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId},
+    domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position},
     telemetry::{
         catalogue::STORE,
         metrics::{Histogram, Page, Source},
@@ -14,8 +17,8 @@ use crate::{
 };
 
 /// A store that counts how long its calls take, by operation and outcome. A call whose caller goes
-/// away is not counted.
-pub struct Measured<S> {
+/// away is not counted, and neither is waiting for other writers' changes.
+pub struct Measured<S: ?Sized> {
     inner: Arc<S>,
     figures: [[Histogram; OUTCOMES.len()]; OPERATIONS.len()],
 }
@@ -30,11 +33,13 @@ enum Operation {
     ListMeters,
     CountMeters,
     HoldersOf,
+    Position,
+    StandbyLag,
     CreateDomain,
     Commit,
 }
 
-const OPERATIONS: [&str; 9] = [
+const OPERATIONS: [&str; 11] = [
     "domain",
     "heads",
     "block",
@@ -42,11 +47,14 @@ const OPERATIONS: [&str; 9] = [
     "list_meters",
     "count_meters",
     "holders_of",
+    "position",
+    "standby_lag",
     "create_domain",
     "commit",
 ];
 
-const OUTCOMES: [&str; 6] = ["ok", "conflict", "taken", "rule", "damaged", "unreachable"];
+const OUTCOMES: [&str; 7] =
+    ["ok", "conflict", "taken", "rule", "damaged", "unreachable", "read_only"];
 
 /// The outcome's place in [`OUTCOMES`].
 fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
@@ -57,10 +65,11 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::Rule { .. }) => 3,
         Err(StoreError::Damaged(_)) => 4,
         Err(StoreError::Unreachable { .. }) => 5,
+        Err(StoreError::ReadOnly) => 6,
     }
 }
 
-impl<S> Measured<S> {
+impl<S: ?Sized> Measured<S> {
     /// Measures `inner` from now on.
     pub fn new(inner: Arc<S>) -> Self {
         Self { inner, figures: Default::default() }
@@ -78,7 +87,7 @@ impl<S> Measured<S> {
     }
 }
 
-impl<S: Send + Sync + 'static> Source for Measured<S> {
+impl<S: Send + Sync + 'static + ?Sized> Source for Measured<S> {
     fn tell(&self, page: &mut Page) {
         for (operation, outcomes) in OPERATIONS.into_iter().zip(&self.figures) {
             for (outcome, times) in OUTCOMES.into_iter().zip(outcomes) {
@@ -89,7 +98,7 @@ impl<S: Send + Sync + 'static> Source for Measured<S> {
 }
 
 #[async_trait]
-impl<S: ReadStore> ReadStore for Measured<S> {
+impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
     fn kind(&self) -> &'static str {
         self.inner.kind()
     }
@@ -129,15 +138,35 @@ impl<S: ReadStore> ReadStore for Measured<S> {
     ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
         self.measure(Operation::HoldersOf, self.inner.holders_of(fingerprints, limit)).await
     }
+
+    fn follow(&self) -> Option<Box<dyn FollowBlocks>> {
+        self.inner.follow()
+    }
+
+    async fn position(&self, block: BlockNo) -> Result<Option<Position>, StoreError> {
+        self.measure(Operation::Position, self.inner.position(block)).await
+    }
+
+    async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
+        self.measure(Operation::StandbyLag, self.inner.standby_lag()).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
 }
 
 #[async_trait]
-impl<S: WriteStore> WriteStore for Measured<S> {
+impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
     async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
         self.measure(Operation::CreateDomain, self.inner.create_domain(domain)).await
     }
 
     async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
         self.measure(Operation::Commit, self.inner.commit(changes)).await
+    }
+
+    async fn until_failed(&self) -> String {
+        self.inner.until_failed().await
     }
 }

@@ -5,7 +5,9 @@
 //! gap, and no two writers extend the same head.
 
 pub mod conformance;
+mod indexing;
 pub mod measured;
+pub mod postgres;
 pub mod rules;
 pub mod sqlite;
 
@@ -41,6 +43,11 @@ pub enum StoreError {
     /// The database holds what no version of this program wrote.
     #[error("the database is damaged: {0}")]
     Damaged(String),
+    /// The database is a standby: it follows another one and takes no changes. Nothing was written.
+    #[error(
+        "the database is a standby and takes no changes: write through a server at its primary"
+    )]
+    ReadOnly,
     /// The database can't be reached or has failed; the change may or may not be there.
     #[error("the database is not reachable: {reason}")]
     Unreachable {
@@ -117,6 +124,27 @@ pub struct MeterPlace {
     pub system_title: SystemTitle,
 }
 
+/// How far a standby is behind its primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StandbyLag {
+    /// WAL that the primary is known to have and that is not replayed here. While the standby
+    /// receives nothing, the primary's end is not known: then this counts what was received.
+    pub bytes: u64,
+    /// 0 while everything received is replayed and more is being received; else the age of the last
+    /// replayed commit. `None`: nothing was replayed since the standby started.
+    pub ms: Option<u64>,
+    /// Whether it receives from its primary now.
+    pub receiving: bool,
+}
+
+/// Follows what other processes write to a store. Made by [`ReadStore::follow`].
+#[async_trait]
+pub trait FollowBlocks: Send + 'static {
+    /// Where blocks stand: those that just changed, or all of them, at the latest 500 ms after the
+    /// last answer. Not in order. An error says that nothing was heard; ask again.
+    async fn next(&mut self) -> Result<Vec<(BlockNo, Position)>, StoreError>;
+}
+
 /// Reading.
 #[async_trait]
 pub trait ReadStore: Send + Sync + 'static {
@@ -151,6 +179,25 @@ pub trait ReadStore: Send + Sync + 'static {
         fingerprints: &[Fingerprint],
         limit: u32,
     ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError>;
+
+    /// Follows other writers; `None`: there can't be any, this process has the store to itself.
+    fn follow(&self) -> Option<Box<dyn FollowBlocks>> {
+        None
+    }
+
+    /// Where a block stands; `None` if nothing was ever written to it. Cheaper than the block.
+    async fn position(&self, block: BlockNo) -> Result<Option<Position>, StoreError> {
+        Ok(self.block(block).await?.map(|block| block.head.position))
+    }
+
+    /// How far this store is behind the one that it follows; `None`: it follows none, it takes
+    /// changes itself.
+    async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
+        Ok(None)
+    }
+
+    /// Ends all connections. Everything acknowledged is on disk already.
+    async fn close(&self) {}
 }
 
 /// Writing: one method a fact that can become true.
@@ -161,5 +208,13 @@ pub trait WriteStore: ReadStore {
 
     /// Blocks change: all of them or none, on disk when this returns. A block may stand in `changes`
     /// only once. [`StoreError::Conflict`] if a head is not the expected one.
+    /// [`StoreError::ReadOnly`] at a standby.
     async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError>;
+
+    /// Ends when the disk below this process has failed, and says how: the process is to stop then,
+    /// since what it acknowledged may be lost. Never ends where the disk is another process's, which
+    /// stops itself.
+    async fn until_failed(&self) -> String {
+        std::future::pending().await
+    }
 }

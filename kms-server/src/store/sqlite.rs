@@ -3,7 +3,7 @@
 //! Durable, then said: a commit returns after its pages and its commit frame are synced (WAL, FULL).
 //! After a failed sync nothing more is written: the operating system has dropped the pages that it
 //! could not write, so that a later success would prove nothing. `app` hears of it through
-//! [`SqliteStore::until_failed`] and ends the process.
+//! [`WriteStore::until_failed`] and ends the process.
 
 mod columns;
 mod index;
@@ -89,27 +89,6 @@ impl SqliteStore {
     /// Why nothing more is written, if the disk has failed.
     pub fn failed(&self) -> Option<String> {
         self.failure.borrow().clone()
-    }
-
-    /// Ends when the disk has failed, and says how. The process is to stop then: see the module.
-    pub async fn until_failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        loop {
-            if let Some(reason) = failure.borrow_and_update().clone() {
-                return reason;
-            }
-            // Cannot end: `self` keeps the sender.
-            let _ = failure.changed().await;
-        }
-    }
-
-    /// Ends all connections; the last one copies the log into the file.
-    pub async fn close(&self) {
-        self.readers.close().await;
-        if let Some(writer) = self.writer.lock().await.take() {
-            // Everything acknowledged is on disk already; what fails here is tidying up.
-            let _ = writer.connection.close().await;
-        }
     }
 
     async fn reader(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
@@ -232,6 +211,15 @@ impl ReadStore for SqliteStore {
     ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
         read::holders_of(&mut *self.reader().await?, fingerprints, limit).await
     }
+
+    /// The last connection copies the log into the file.
+    async fn close(&self) {
+        self.readers.close().await;
+        if let Some(writer) = self.writer.lock().await.take() {
+            // Everything acknowledged is on disk already; what fails here is tidying up.
+            let _ = writer.connection.close().await;
+        }
+    }
 }
 
 #[async_trait]
@@ -248,5 +236,16 @@ impl WriteStore for SqliteStore {
         let mut begun = self.begin().await?;
         let outcome = write::commit(&mut begun.writer.connection, changes).await;
         self.end(begun, outcome, written).await
+    }
+
+    async fn until_failed(&self) -> String {
+        let mut failure = self.failure.subscribe();
+        loop {
+            if let Some(reason) = failure.borrow_and_update().clone() {
+                return reason;
+            }
+            // Cannot end: `self` keeps the sender.
+            let _ = failure.changed().await;
+        }
     }
 }

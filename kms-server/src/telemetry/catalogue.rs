@@ -131,7 +131,7 @@ catalogue! {
         "How long the warm-up took, or has taken so far.", "Grows with blocks and with the token's pace.", "";
     STORE = "kms_store_operation_seconds", Histogram, ["operation", "outcome"],
         "Calls of the database, by operation and outcome.",
-        "`conflict`: another writer was first; the work is done again. `taken`: an id or a title belongs to another meter. `rule`, `damaged`: a fault in this program, or a change from outside. `unreachable`: the database.",
+        "`conflict`: another writer was first; the work is done again. `taken`: an id or a title belongs to another meter. `rule`, `damaged`: a fault in this program, or a change from outside. `unreachable`: the database. `read_only`: a standby was asked for a change.",
         "`unreachable`, `rule` or `damaged` at all; p99 of `commit` above 1 s for 5 minutes";
     READY = "kms_ready", Gauge, [],
         "1 if the last `/readyz` was 200; absent before the first.",

@@ -42,8 +42,8 @@ use kms_server::{
 use crate::hsm_common::Home;
 
 pub struct Site {
-    pub store: Arc<SqliteStore>,
-    pub measured: Arc<Measured<SqliteStore>>,
+    pub store: Arc<dyn WriteStore>,
+    pub measured: Arc<Measured<dyn WriteStore>>,
     pub hsm: Hsm,
     pub keyring: Arc<Keyring>,
     pub ciphering: Ciphering,
@@ -83,6 +83,16 @@ impl Site {
     ) -> Self {
         let config = sqlite::Config { path: database.to_owned(), create: !database.exists() };
         let store = Arc::new(SqliteStore::open(config).await.unwrap());
+        Self { database: database.to_owned(), ..Self::over(token, canaries, store, options).await }
+    }
+
+    /// A site over this store, which others may share.
+    pub async fn over(
+        token: Arc<dyn Token>,
+        canaries: Vec<u8>,
+        store: Arc<dyn WriteStore>,
+        options: Options,
+    ) -> Self {
         let domain = DomainRecord {
             domain: DomainId([7; 16]),
             blocks: BlockCount::new(options.blocks).unwrap(),
@@ -121,7 +131,7 @@ impl Site {
             hsm,
             store,
             measured,
-            database: database.to_owned(),
+            database: PathBuf::new(),
         }
     }
 

@@ -11,7 +11,11 @@ use super::{
 };
 use crate::{
     domain::{BlockNo, DomainRecord, Position, RecordKey},
-    store::{BlockChange, RecordChange, StoreError, rules},
+    store::{
+        BlockChange, StoreError,
+        indexing::{self, Outcome},
+        rules,
+    },
 };
 
 /// Why a write was given up: a decision of ours, or a fault of the library. Only the second can mean
@@ -45,9 +49,6 @@ impl From<WriteError> for StoreError {
     }
 }
 
-/// What each record becomes: of several changes of one record the last.
-pub(super) type Outcome<'a> = BTreeMap<(BlockNo, RecordKey), &'a RecordChange>;
-
 pub(super) async fn create_domain(
     connection: &mut SqliteConnection,
     domain: &DomainRecord,
@@ -77,13 +78,7 @@ pub(super) async fn commit(
     connection: &mut SqliteConnection,
     changes: &[BlockChange],
 ) -> Result<(), WriteError> {
-    let outcome: Outcome<'_> = changes
-        .iter()
-        .flat_map(|change| {
-            let block = change.head.block;
-            change.records.iter().map(move |record| ((block, record.record.key), record))
-        })
-        .collect();
+    let outcome = indexing::outcome(changes);
     let counts = old_counts(connection, changes).await?;
     check_counts(connection, changes, counts, &outcome).await?;
     put_heads(connection, changes).await?;

@@ -1,0 +1,47 @@
+//! A second look, where other servers write to the same database: an item whose meter is not known, or
+//! whose MIC failed under all keys, is tried once more if its block has changed meanwhile.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Ciphering,
+    attempt::{self, Attempt},
+    batch::Pass,
+};
+use crate::{
+    domain::{BlockNo, Position, SystemTitle, Verdict},
+    keyring::BlockTable,
+};
+
+impl Ciphering {
+    /// `seen`: where a block stood, at the latest, when its items were tried.
+    pub(super) async fn look_again(&self, pass: &mut Pass<'_>, seen: impl Fn(BlockNo) -> Position) {
+        let mut by_block: BTreeMap<BlockNo, Vec<(usize, SystemTitle)>> = BTreeMap::new();
+        for (index, title) in pass.doubtful() {
+            by_block.entry(self.keyring.block_of(&title)).or_default().push((index, title));
+        }
+        for (block, items) in by_block {
+            let Some(table) = self.keyring.doubt(block, seen(block)).await else { continue };
+            for (index, title) in items {
+                try_again(pass, index, &table, title);
+            }
+        }
+        self.figures.token_apdus.add(pass.token.len() as u64);
+        self.ask_token(pass).await;
+    }
+}
+
+fn try_again(pass: &mut Pass<'_>, index: usize, table: &BlockTable, title: SystemTitle) {
+    let item = &pass.items[index];
+    let (Ok(apdu), Some(meter)) = (attempt::parse(item.apdu), table.find(&title)) else { return };
+    let mut plaintext = Vec::new();
+    match attempt::attempt(&apdu, &meter, item, &mut plaintext) {
+        Attempt::Done(outcome) => pass.settle(index, outcome, plaintext),
+        Attempt::Token(tries) => pass.ask_later(index, tries),
+    }
+}
+
+/// Whether what another server wrote could change this verdict.
+pub(super) fn is_doubtful(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::UnknownMeter | Verdict::MicFailure)
+}

@@ -1,0 +1,176 @@
+//! The store on PostgreSQL: several servers of a site over one database, a standby beside it.
+//!
+//! Durable, then said: a commit returns after its WAL is flushed, here and, if the database has
+//! synchronous standbys, there. After a failed flush PostgreSQL stops by itself; what was acknowledged
+//! is what its recovery finds.
+//!
+//! Nothing about the database's role is remembered: each commit hears from the database itself whether
+//! it takes changes. So a standby that was promoted takes them from then on, on the connections that
+//! are open.
+
+mod columns;
+mod config;
+mod follow;
+mod index;
+mod open;
+mod read;
+mod write;
+
+use std::{future::Future, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::{Connection as _, PgPool, Postgres, pool::PoolConnection};
+use tokio::time::timeout;
+
+pub use config::{BadTls, Config, Password, Tls};
+pub use open::OpenError;
+
+use self::{columns::classify, follow::Follower};
+use super::{
+    BlockChange, FollowBlocks, MeterPlace, ReadStore, StandbyLag, StoreError, StoredBlock,
+    WriteStore, rules,
+};
+use crate::domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position};
+
+/// How long a query may take. None of them is long; what takes this long hangs.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a commit may take: it waits for the disk and for synchronous standbys. One that is given
+/// up may become true later.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long the last connections may take to end.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Begins a commit. Rows are locked as they are met, each at its newest version; what a head was when
+/// it was locked is what it stays.
+const BEGIN_COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// The store in one PostgreSQL database.
+pub struct PostgresStore {
+    pool: PgPool,
+}
+
+impl PostgresStore {
+    /// Connects, refuses a database that does not hold what durability rests on, brings its schema to
+    /// this program's.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        Ok(Self { pool: open::open(&config).await? })
+    }
+}
+
+/// The outcome of `work`, or that the database did not answer in time.
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    timeout(patience, work).await.unwrap_or_else(|_| {
+        let reason = format!("it did not answer within {} s", patience.as_secs());
+        Err(StoreError::Unreachable { reason })
+    })
+}
+
+/// Keeps a connection that failed or hangs from going back to the pool.
+fn let_go<T>(connection: &mut PoolConnection<Postgres>, outcome: &Result<T, StoreError>) {
+    if matches!(outcome, Err(StoreError::Unreachable { .. })) {
+        connection.close_on_drop();
+    }
+}
+
+/// Runs one of `read`'s functions on a connection of the pool.
+macro_rules! reading {
+    ($self:ident, $query:ident $(, $argument:expr)*) => {{
+        let mut connection = $self.pool.acquire().await.map_err(classify)?;
+        let outcome = within(READ_PATIENCE, read::$query(&mut connection $(, $argument)*)).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }};
+}
+
+#[async_trait]
+impl ReadStore for PostgresStore {
+    fn kind(&self) -> &'static str {
+        "postgresql"
+    }
+
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+        reading!(self, domain)
+    }
+
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        reading!(self, heads)
+    }
+
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        reading!(self, block, block)
+    }
+
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+        reading!(self, find_meter, meter_id)
+    }
+
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<MeterPlace>, StoreError> {
+        reading!(self, list_meters, after, limit)
+    }
+
+    async fn count_meters(&self) -> Result<u64, StoreError> {
+        reading!(self, count_meters)
+    }
+
+    async fn holders_of(
+        &self,
+        fingerprints: &[Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+        reading!(self, holders_of, fingerprints, limit)
+    }
+
+    fn follow(&self) -> Option<Box<dyn FollowBlocks>> {
+        Some(Box::new(Follower::new(self.pool.clone())))
+    }
+
+    async fn position(&self, block: BlockNo) -> Result<Option<Position>, StoreError> {
+        reading!(self, position_of, block)
+    }
+
+    async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
+        reading!(self, standby_lag)
+    }
+
+    async fn close(&self) {
+        // What hangs longer is ended by the process.
+        let _ = timeout(CLOSE_PATIENCE, self.pool.close()).await;
+    }
+}
+
+#[async_trait]
+impl WriteStore for PostgresStore {
+    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let outcome = within(COMMIT_PATIENCE, write::create_domain(&mut connection, domain)).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
+
+    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
+        rules::check(changes)?;
+        let Some(first) = changes.iter().map(|change| change.head.block).min() else {
+            return Ok(());
+        };
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = async {
+            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
+            write::commit(&mut whole, changes).await?;
+            // Lost from here on, the outcome is unknown: `Unreachable` says so.
+            Ok(whole.commit().await?)
+        };
+        let work = async { work.await.map_err(|error: write::WriteError| error.of_block(first)) };
+        let outcome = within(COMMIT_PATIENCE, work).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
+}

@@ -1,0 +1,93 @@
+//! From rows to our types, and from the library's errors to ours.
+
+use sqlx::{Row as _, postgres::PgRow};
+
+use crate::{
+    domain::{BlockNo, Epoch, Head, Position, Sequence},
+    store::StoreError,
+};
+
+/// Integrity is checked by our own statements first: what the database still finds is no state that
+/// this program leaves behind.
+const INTEGRITY: &str = "23";
+const DAMAGED: &str = "XX";
+const READ_ONLY: &str = "25006";
+
+/// What the caller can do about an error of the library.
+pub(super) fn classify(error: sqlx::Error) -> StoreError {
+    let code = code(&error);
+    match (&error, code.as_str()) {
+        (_, READ_ONLY) => StoreError::ReadOnly,
+        (_, code) if code.starts_with(INTEGRITY) || code.starts_with(DAMAGED) => {
+            StoreError::Damaged(error.to_string())
+        }
+        (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. }, _) => {
+            StoreError::Damaged(error.to_string())
+        }
+        (sqlx::Error::PoolTimedOut, _) => {
+            StoreError::Unreachable { reason: "no connection to it became free in time".into() }
+        }
+        _ => StoreError::Unreachable { reason: error.to_string() },
+    }
+}
+
+/// Whether the database gave up a transaction for another one's sake: a deadlock, a row that stayed
+/// locked, a snapshot that no longer held. Nothing was written.
+pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
+    const DEADLOCK: &str = "40P01";
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const SERIALIZATION_FAILURE: &str = "40001";
+    [DEADLOCK, LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE].contains(&code(error).as_str())
+}
+
+/// SQLSTATE; empty if the error is not the database's.
+fn code(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.map(|code| code.into_owned()).unwrap_or_default()
+}
+
+/// Column `at` as a number of the type that we keep it in.
+pub(super) fn number<T: TryFrom<i64>>(row: &PgRow, at: usize) -> Result<T, StoreError> {
+    let value: i64 = row.try_get(at).map_err(classify)?;
+    T::try_from(value).map_err(|_| StoreError::Damaged(format!("{value} is out of range")))
+}
+
+/// Column `at` as bytes.
+pub(super) fn bytes(row: &PgRow, at: usize) -> Result<&[u8], StoreError> {
+    row.try_get(at).map_err(classify)
+}
+
+/// Column `at` as exactly `N` bytes.
+pub(super) fn array<const N: usize>(row: &PgRow, at: usize) -> Result<[u8; N], StoreError> {
+    let found = bytes(row, at)?;
+    found
+        .try_into()
+        .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
+}
+
+/// Column `at` as text.
+pub(super) fn text(row: &PgRow, at: usize) -> Result<&str, StoreError> {
+    row.try_get(at).map_err(classify)
+}
+
+/// Columns `at` and `at + 1`.
+pub(super) fn position(row: &PgRow, at: usize) -> Result<Position, StoreError> {
+    Ok(Position { epoch: Epoch(number(row, at)?), sequence: Sequence(number(row, at + 1)?) })
+}
+
+/// A head from `block, epoch, sequence, secret_version, count, digest, mac`.
+pub(super) fn head(row: &PgRow) -> Result<Head, StoreError> {
+    Ok(Head {
+        block: BlockNo(number(row, 0)?),
+        position: position(row, 1)?,
+        secret_version: number(row, 3)?,
+        count: number(row, 4)?,
+        digest: array(row, 5)?,
+        mac: array(row, 6)?,
+    })
+}
+
+/// A number as the database keeps it; `store::rules` has checked that it fits.
+pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
+    i64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} does not fit")))
+}

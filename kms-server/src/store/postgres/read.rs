@@ -1,0 +1,208 @@
+//! Queries. Each is one statement: one trip, and one moment.
+
+use sqlx::{PgConnection, postgres::PgRow};
+
+use super::columns::{array, bytes, classify, head, number, position, text};
+use crate::{
+    domain::{
+        BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
+        RecordKey, StoredRecord, SystemTitle,
+    },
+    store::{MeterPlace, SealedSecret, StandbyLag, StoreError, StoredBlock},
+};
+
+pub(super) async fn domain(
+    connection: &mut PgConnection,
+) -> Result<Option<DomainRecord>, StoreError> {
+    let query = "SELECT domain, blocks, site, epoch, even::int::bigint, canaries, created_ms \
+                 FROM domain";
+    let row = sqlx::query(query).fetch_optional(connection).await.map_err(classify)?;
+    let Some(row) = row else { return Ok(None) };
+    let blocks = BlockCount::new(number(&row, 1)?)
+        .map_err(|error| StoreError::Damaged(error.to_string()))?;
+    Ok(Some(DomainRecord {
+        domain: DomainId(array(&row, 0)?),
+        blocks,
+        site: text(&row, 2)?.to_owned(),
+        epoch: Epoch(number(&row, 3)?),
+        even: number::<u8>(&row, 4)? == 1,
+        canaries: bytes(&row, 5)?.to_vec(),
+        created_ms: number(&row, 6)?,
+    }))
+}
+
+pub(super) async fn heads(connection: &mut PgConnection) -> Result<Vec<Head>, StoreError> {
+    let query = "SELECT block, epoch, sequence, secret_version, count, digest, mac \
+                 FROM blocks ORDER BY block";
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    rows.iter().map(head).collect()
+}
+
+/// Where all blocks stand: a third of what their heads are.
+pub(super) async fn positions(
+    connection: &mut PgConnection,
+) -> Result<Vec<(BlockNo, Position)>, StoreError> {
+    let query = "SELECT block, epoch, sequence FROM blocks";
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    rows.iter().map(|row| Ok((BlockNo(number(row, 0)?), position(row, 1)?))).collect()
+}
+
+pub(super) async fn position_of(
+    connection: &mut PgConnection,
+    block: BlockNo,
+) -> Result<Option<Position>, StoreError> {
+    let query = "SELECT epoch, sequence FROM blocks WHERE block = $1";
+    let row = sqlx::query(query).bind(i64::from(block.0)).fetch_optional(connection).await;
+    row.map_err(classify)?.map(|row| position(&row, 0)).transpose()
+}
+
+/// What a row of [`BLOCK`] is of.
+mod part {
+    pub(super) const HEAD: i64 = 0;
+    pub(super) const SEAL: i64 = 1;
+    pub(super) const RECORD: i64 = 2;
+}
+
+/// All of a block in one statement, so that its parts are of one moment without a transaction around
+/// them. Columns: part, key, epoch, sequence, secret version, MAC, bytes, count.
+const BLOCK: &str = "\
+SELECT 0::bigint, ''::bytea, epoch, sequence, secret_version, mac, digest, count \
+  FROM blocks WHERE block = $1 \
+UNION ALL \
+SELECT 1, kek_id, 0, 0, secret_version, ''::bytea, sealed, 0 FROM block_seals WHERE block = $1 \
+UNION ALL \
+SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records WHERE block = $1";
+
+pub(super) async fn block(
+    connection: &mut PgConnection,
+    block: BlockNo,
+) -> Result<Option<StoredBlock>, StoreError> {
+    let rows = sqlx::query(BLOCK).bind(i64::from(block.0)).fetch_all(connection).await;
+    let (mut head, mut seals) = (None, Vec::new());
+    let rows = rows.map_err(classify)?;
+    let mut records = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match number(row, 0)? {
+            part::HEAD => head = Some(head_of(block, row)?),
+            part::SEAL => seals.push(seal(row)?),
+            part::RECORD => records.push(record(row)?),
+            part => return Err(StoreError::Damaged(format!("a block has no part {part}"))),
+        }
+    }
+    let Some(head) = head else { return Ok(None) };
+    // Sorted here: the database promises no order over the parts of a UNION.
+    seals.sort_unstable_by_key(|seal| (seal.secret_version, seal.kek_id));
+    records.sort_unstable_by_key(|record| record.key);
+    Ok(Some(StoredBlock { head, seals, records }))
+}
+
+fn head_of(block: BlockNo, row: &PgRow) -> Result<Head, StoreError> {
+    Ok(Head {
+        block,
+        position: position(row, 2)?,
+        secret_version: number(row, 4)?,
+        mac: array(row, 5)?,
+        digest: array(row, 6)?,
+        count: number(row, 7)?,
+    })
+}
+
+fn seal(row: &PgRow) -> Result<SealedSecret, StoreError> {
+    Ok(SealedSecret {
+        kek_id: array(row, 1)?,
+        secret_version: number(row, 4)?,
+        sealed: bytes(row, 6)?.to_vec(),
+    })
+}
+
+fn record(row: &PgRow) -> Result<StoredRecord, StoreError> {
+    Ok(StoredRecord {
+        key: RecordKey(array(row, 1)?),
+        position: position(row, 2)?,
+        secret_version: number(row, 4)?,
+        mac: array(row, 5)?,
+        body: bytes(row, 6)?.to_vec(),
+    })
+}
+
+fn place(row: &PgRow) -> Result<MeterPlace, StoreError> {
+    Ok(MeterPlace { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
+}
+
+fn meter_id(row: &PgRow, at: usize) -> Result<MeterId, StoreError> {
+    MeterId::new(text(row, at)?).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+pub(super) async fn find_meter(
+    connection: &mut PgConnection,
+    meter_id: &MeterId,
+) -> Result<Option<MeterPlace>, StoreError> {
+    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id = $1";
+    let row = sqlx::query(query).bind(meter_id.as_str()).fetch_optional(connection).await;
+    row.map_err(classify)?.as_ref().map(place).transpose()
+}
+
+pub(super) async fn list_meters(
+    connection: &mut PgConnection,
+    after: Option<&MeterId>,
+    limit: u32,
+) -> Result<Vec<MeterPlace>, StoreError> {
+    // No meter id is empty, so all of them come after the empty text.
+    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > $1 \
+                 ORDER BY meter_id LIMIT $2";
+    let rows = sqlx::query(query)
+        .bind(after.map_or("", MeterId::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    rows.iter().map(place).collect()
+}
+
+pub(super) async fn count_meters(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let query = "SELECT count(*) FROM meters";
+    number(&sqlx::query(query).fetch_one(connection).await.map_err(classify)?, 0)
+}
+
+pub(super) async fn holders_of(
+    connection: &mut PgConnection,
+    fingerprints: &[Fingerprint],
+    limit: u32,
+) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+    let query = "SELECT asked.fingerprint, holder.meter_id \
+                 FROM unnest($1::bytea[]) WITH ORDINALITY AS asked (fingerprint, nth) \
+                 CROSS JOIN LATERAL (SELECT meter_id, system_title \
+                     FROM key_fingerprints JOIN meters USING (system_title) \
+                     WHERE key_fingerprints.fingerprint = asked.fingerprint \
+                     ORDER BY system_title LIMIT $2) AS holder \
+                 ORDER BY asked.nth, holder.system_title";
+    let asked: Vec<&[u8]> = fingerprints.iter().map(|fingerprint| &fingerprint.0[..]).collect();
+    let rows = sqlx::query(query).bind(asked).bind(i64::from(limit)).fetch_all(connection).await;
+    let rows = rows.map_err(classify)?;
+    rows.iter().map(|row| Ok((Fingerprint(array(row, 0)?), meter_id(row, 1)?))).collect()
+}
+
+/// Roles without `pg_read_all_stats` don't see the primary's end of WAL: for them the bytes are those
+/// received and not replayed.
+const STANDBY_LAG: &str = "\
+SELECT greatest(pg_wal_lsn_diff( \
+           greatest(pg_last_wal_receive_lsn(), receiver.latest_end_lsn), \
+           pg_last_wal_replay_lsn()), 0)::bigint, \
+       (CASE WHEN receiver.pid IS NOT NULL \
+                  AND pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() THEN 0 \
+             ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) * 1000 END)::bigint, \
+       receiver.pid IS NOT NULL \
+FROM (SELECT pg_is_in_recovery() AS standby) AS role LEFT JOIN pg_stat_wal_receiver AS receiver ON true \
+WHERE role.standby";
+
+pub(super) async fn standby_lag(
+    connection: &mut PgConnection,
+) -> Result<Option<StandbyLag>, StoreError> {
+    type Row = (Option<i64>, Option<i64>, bool);
+    let row = sqlx::query_as::<_, Row>(STANDBY_LAG).fetch_optional(connection).await;
+    Ok(row.map_err(classify)?.map(|(bytes, ms, receiving)| StandbyLag {
+        bytes: bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or(0),
+        ms: ms.map(|ms| ms.try_into().unwrap_or(0)),
+        receiving,
+    }))
+}
