@@ -10,7 +10,10 @@ use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
 use super::{GcmOpen, NotAuthentic, Token, TokenError, TokenStatus, WrappedKey};
-use crate::domain::{BlockSecret, ClearKey, SealedKek};
+use crate::domain::{
+    BlockSecret, ClearKey, SealedKek,
+    audit::{PublicKey, Signature},
+};
 
 /// Random bytes asked for in one call: more is a mistake.
 const RANDOM_LEN_MAX: usize = 4096;
@@ -91,6 +94,16 @@ impl Hsm {
         .await
     }
 
+    /// [`Signs::sign`](super::Signs::sign).
+    pub async fn sign(&self, message: Vec<u8>) -> Result<Signature, TokenError> {
+        self.pass(move |token| token.sign(&message)).await
+    }
+
+    /// [`Signs::public_key`](super::Signs::public_key).
+    pub async fn public_key(&self) -> Result<PublicKey, TokenError> {
+        self.pass(|token| token.public_key()).await
+    }
+
     /// [`TokenCare::check`](super::TokenCare::check).
     pub async fn check(&self) -> Result<(), TokenError> {
         self.pass(|token| token.check()).await
@@ -136,7 +149,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, SealedKeys, TokenCare},
+        super::{BlockSeals, SealedKeys, Signs, TokenCare},
         *,
     };
 
@@ -174,6 +187,15 @@ mod tests {
             apdus: &[GcmOpen],
         ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
             Ok(apdus.iter().map(|_| Err(NotAuthentic)).collect())
+        }
+    }
+
+    impl Signs for Stuck {
+        fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn public_key(&self) -> Result<PublicKey, TokenError> {
+            Err(TokenError::Busy)
         }
     }
 

@@ -26,7 +26,7 @@ use crate::{
         ports::Clock,
     },
     hsm::{Hsm, TokenError},
-    store::{StoreError, WriteStore},
+    store::{AuditedStore, ReadStore, StoreError},
 };
 
 use arena::{Arena, ArenaError};
@@ -97,7 +97,12 @@ impl KeyringError {
         match self {
             Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
             Self::Store(store) => {
-                matches!(store, StoreError::Unreachable { .. } | StoreError::Conflict(_))
+                matches!(
+                    store,
+                    StoreError::Unreachable { .. }
+                        | StoreError::Conflict(_)
+                        | StoreError::AuditNotWritten { .. }
+                )
             }
             Self::ArenaFull { .. } => true,
             Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
@@ -127,7 +132,8 @@ pub struct Keyring {
     memory: Mutex<Memory>,
     progress: warm_up::Progress,
     hsm: Hsm,
-    store: Arc<dyn WriteStore>,
+    store: Arc<dyn ReadStore>,
+    commits: Arc<dyn AuditedStore>,
     clock: Arc<dyn Clock>,
 }
 
@@ -153,12 +159,14 @@ struct Memory {
 const RETRY_AFTER_MS: u64 = 100;
 
 impl Keyring {
-    /// An empty keyring: no block is open yet.
+    /// An empty keyring: no block is open yet. Blocks are read from `store`; they change only through
+    /// `commits`, together with what the audit log says of it.
     pub fn new(
         config: Config,
         domain: DomainRecord,
         hsm: Hsm,
-        store: Arc<dyn WriteStore>,
+        store: Arc<dyn ReadStore>,
+        commits: Arc<dyn AuditedStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ArenaError> {
         let arena = Arena::new(config.arena_bytes, config.allow_unlocked)?;
@@ -176,6 +184,7 @@ impl Keyring {
             progress: warm_up::Progress::default(),
             hsm,
             store,
+            commits,
             clock,
         }))
     }

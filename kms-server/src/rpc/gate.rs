@@ -21,12 +21,13 @@ use super::{
     connection::Peer,
     drain::{DrainWatch, Phase},
     policy::{Permit, Policy},
+    recording::call_of,
     status::Refused,
     tls::Tls,
     upload::Upload,
     verb::Verb,
 };
-use crate::domain::ports::Clock;
+use crate::{audit::Audit, domain::ports::Clock};
 
 /// What the gate asks.
 pub(super) struct Gatekeeper {
@@ -38,6 +39,8 @@ pub(super) struct Gatekeeper {
     pub(super) calls_max: u32,
     pub(super) message_bytes_max: usize,
     pub(super) room: Room,
+    /// `None` in tests of what needs no log.
+    pub(super) audit: Option<Arc<Audit>>,
 }
 
 impl Gatekeeper {
@@ -49,6 +52,13 @@ impl Gatekeeper {
         self.policy.roles(caller)?;
         let verb = Verb::of_path(path).ok_or(Refused::UnknownMethod)?;
         Ok(self.policy.permit(caller, verb)?)
+    }
+
+    /// Puts into the audit log that a known caller asked for what it is not granted.
+    async fn record(&self, refused: &Refused, headers: &HeaderMap) {
+        if let (Refused::NotGranted { caller, verb }, Some(audit)) = (refused, &self.audit) {
+            audit.record_refusal(call_of(caller, *verb, headers), "NOT_GRANTED").await;
+        }
     }
 
     /// Whether the certificate that the connection began with would still be accepted. Asked again for
@@ -109,7 +119,10 @@ where
             Err(refused) => {
                 // The path is a stranger's text: it is logged escaped, and at a level that he can't fill.
                 tracing::debug!(?peer, path = ?request.uri().path(), %refused, "call refused");
-                return Box::pin(std::future::ready(Ok(Status::from(refused).into_http())));
+                return Box::pin(async move {
+                    keeper.record(&refused, request.headers()).await;
+                    Ok(Status::from(refused).into_http())
+                });
             }
         };
         let call = Call::begin(&permit, peer, place);

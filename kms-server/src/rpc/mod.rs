@@ -7,6 +7,7 @@
 
 mod accept;
 mod answer;
+mod audit;
 mod budget;
 mod certificate;
 mod ciphering;
@@ -19,6 +20,7 @@ mod health;
 mod in_order;
 mod meters;
 mod policy;
+mod recording;
 mod server;
 mod site;
 mod status;

@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kms_proto::v1::{
-    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
+    audit_server::AuditServer, ciphering_server::CipheringServer, meters_server::MetersServer,
+    site_server::SiteServer,
 };
 use tokio::{
     net::TcpListener,
@@ -15,6 +16,7 @@ use tonic::{service::Routes, transport};
 
 use super::{
     accept::{ACCEPTED_MAX, accept},
+    audit::AuditService,
     budget::Budget,
     certificate::TlsError,
     ciphering::CipheringService,
@@ -23,10 +25,12 @@ use super::{
     gate::{Gate, Gatekeeper},
     health::Health,
     meters::MetersService,
+    recording::Recorder,
     site::{SiteService, TokenStatusSource},
     tls::{Reloaded, Tls},
 };
 use crate::{
+    audit::Audit,
     ciphering::Ciphering,
     domain::{DomainRecord, ports::Clock},
     keyring::Keyring,
@@ -60,6 +64,8 @@ pub struct Parts {
     pub token_status: TokenStatusSource,
     /// For its status.
     pub store: Arc<dyn ReadStore>,
+    /// The record of what is done.
+    pub audit: Arc<Audit>,
     /// Which domain, and which site of it.
     pub domain: DomainRecord,
     /// This site is the only one of its domain, by configuration.
@@ -141,7 +147,8 @@ pub async fn serve(
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
     let budget = Budget::new(&config.limits);
     let routes = with_reflection(services(&config.limits, &parts, &tls, &budget))?;
-    run(config, tls, (routes, budget), parts.clock, shutdown, ready).await
+    let audit = Some(parts.audit);
+    run(config, tls, (routes, budget), (parts.clock, audit), shutdown, ready).await
 }
 
 /// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
@@ -157,18 +164,20 @@ pub async fn serve_services(
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
     let budget = Budget::new(&config.limits);
     let routes = with_reflection(services)?;
-    run(config, tls, (routes, budget), clock, shutdown, ready).await
+    run(config, tls, (routes, budget), (clock, None), shutdown, ready).await
 }
 
 fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>, budget: &Budget) -> Routes {
     let message_bytes_max = limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
+        audit: Arc::clone(&parts.audit),
         budget: budget.clone(),
         message_bytes_max,
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),
+        audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         message_bytes_max,
     };
@@ -176,16 +185,19 @@ fn services(limits: &Limits, parts: &Parts, tls: &Arc<Tls>, budget: &Budget) -> 
         keyring: Arc::clone(&parts.keyring),
         token: Arc::clone(&parts.token_status),
         store: Arc::clone(&parts.store),
+        audit: Arc::clone(&parts.audit),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),
         started_ms: parts.clock.monotonic_ms(),
         tls: Arc::clone(tls),
     };
+    let audit = AuditService { audit: Arc::clone(&parts.audit) };
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
+        .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
 }
 
 /// Adds reflection.
@@ -202,7 +214,7 @@ async fn run(
     config: Config,
     tls: Arc<Tls>,
     (routes, budget): (Routes, Budget),
-    clock: Arc<dyn Clock>,
+    (clock, audit): (Arc<dyn Clock>, Option<Arc<Audit>>),
     shutdown: impl Future<Output = ()> + Send,
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
@@ -219,6 +231,7 @@ async fn run(
         calls_max: limits.streams_per_connection_max,
         message_bytes_max: limits.message_bytes_max,
         room: budget.room(),
+        audit,
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
     tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), drain.watch(), accepted));

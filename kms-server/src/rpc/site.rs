@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{policy::Permit, tls::Tls, verb::Verb};
 use crate::{
+    audit::Audit,
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
     keyring::{Keyring, KeyringStatus},
@@ -33,6 +34,7 @@ pub(super) struct SiteService {
     pub(super) keyring: Arc<Keyring>,
     pub(super) token: TokenStatusSource,
     pub(super) store: Arc<dyn ReadStore>,
+    pub(super) audit: Arc<Audit>,
     pub(super) domain: DomainRecord,
     pub(super) single_site: bool,
     pub(super) clock: Arc<dyn Clock>,
@@ -51,6 +53,7 @@ impl site_server::Site for SiteService {
         let store = store_status(self.store.as_ref()).await;
         let (token, keyring) = ((self.token)(), self.keyring.status());
         let mut faults = faults(&token, &store, &keyring);
+        faults.extend(self.audit.status().fault.map(|fault| format!("audit: {fault}")));
         faults.extend(self.certificate_faults());
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
