@@ -48,17 +48,27 @@ impl Role {
     /// What the role may call unless the configuration says otherwise.
     pub const fn default_verbs(self) -> &'static [Verb] {
         use Verb::{
-            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, GetMeter, GetStatus,
-            ImportMeters, ListMeters, VerifyMic, VerifyMicBatch, VerifyMicStream,
+            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, FollowEvents, GetMeter,
+            GetStatus, ImportMeters, ListEvents, ListMeters, VerifyChain, VerifyMic,
+            VerifyMicBatch, VerifyMicStream,
         };
         match self {
             Self::Hes => {
                 &[Decrypt, DecryptBatch, DecryptStream, VerifyMic, VerifyMicBatch, VerifyMicStream]
             }
-            Self::AmiAdmin => {
-                &[CreateMeter, GetMeter, ListMeters, DeleteMeter, ImportMeters, GetStatus]
+            Self::AmiAdmin => &[
+                CreateMeter,
+                GetMeter,
+                ListMeters,
+                DeleteMeter,
+                ImportMeters,
+                GetStatus,
+                ListEvents,
+            ],
+            Self::Rotator => &[GetMeter, ListMeters, GetStatus],
+            Self::Auditor => {
+                &[GetMeter, ListMeters, GetStatus, ListEvents, FollowEvents, VerifyChain]
             }
-            Self::Rotator | Self::Auditor => &[GetMeter, ListMeters, GetStatus],
             Self::Peer => &[GetStatus],
         }
     }
@@ -254,9 +264,15 @@ mod tests {
         let service = verb.name().split('/').next().unwrap();
         match role {
             Role::Hes => service == "Ciphering",
-            Role::AmiAdmin => service == "Meters" || verb == Verb::GetStatus,
-            Role::Rotator | Role::Auditor => {
+            Role::AmiAdmin => {
+                service == "Meters" || matches!(verb, Verb::GetStatus | Verb::ListEvents)
+            }
+            Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+            }
+            Role::Auditor => {
+                service == "Audit"
+                    || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Peer => verb == Verb::GetStatus,
         }

@@ -70,6 +70,12 @@ verbs! {
     ImportMeters = "Meters" / "ImportMeters";
     /// Look at the site.
     GetStatus = "Site" / "GetStatus";
+    /// Read the audit log.
+    ListEvents = "Audit" / "ListEvents";
+    /// Read the audit log as it grows.
+    FollowEvents = "Audit" / "FollowEvents";
+    /// Check the audit log.
+    VerifyChain = "Audit" / "VerifyChain";
 }
 
 impl Verb {
