@@ -20,10 +20,13 @@ use kms_proto::v1::{
     meters_client::MetersClient, site_client::SiteClient,
 };
 use kms_server::{
-    domain::{BlockSecret, ClearKey, SealedKek},
+    domain::{
+        BlockSecret, ClearKey, SealedKek,
+        audit::{PublicKey, Signature},
+    },
     hsm::{
-        BlockSeals, GcmOpen, NotAuthentic, SealedKeys, Token, TokenCare, TokenError, TokenStatus,
-        WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, GcmOpen, NotAuthentic, SealedKeys, Signs, Token, TokenCare, TokenError,
+        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -36,7 +39,8 @@ use tonic_types::StatusExt as _;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::hsm::Hsm) {
-    let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, .. } = inner;
+    let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, audit, .. } =
+        inner;
     let domain = store.domain().await.unwrap().unwrap();
     let (token, source) = (hsm.clone(), hsm.clone());
     let parts = move |clock| Parts {
@@ -45,6 +49,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         keyring,
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
+        audit,
         domain,
         single_site: true,
         clock,
@@ -498,6 +503,16 @@ impl SealedKeys for Slow {
         apdus: &[GcmOpen],
     ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
         self.0.open_apdus(key, apdus)
+    }
+}
+
+impl Signs for Slow {
+    fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {
+        self.0.sign(message)
+    }
+
+    fn public_key(&self) -> Result<PublicKey, TokenError> {
+        self.0.public_key()
     }
 }
 

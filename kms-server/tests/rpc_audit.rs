@@ -7,7 +7,7 @@ mod hsm_common;
 mod rpc_support;
 mod site_common;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::{Path, PathBuf}, sync::Arc, time::Duration};
 
 use hsm_common::Home;
 use kms_proto::v1::{
@@ -19,7 +19,6 @@ use kms_proto::v1::{
 use kms_server::{
     audit::Audit,
     rpc::{Limits, Parts, Role},
-    store::ReadStore as _,
 };
 use rpc_support::{Site, holder_of, reason};
 use site_common::{GAK, GUEK, id, push, run, title, value};
@@ -27,8 +26,8 @@ use sqlx::Connection as _;
 use tonic::{Code, Request};
 
 async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
-    let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, database } =
-        site_common::Site::new(home).await;
+    let site = site_common::Site::new(home).await;
+    let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, database, .. } = site;
     let domain = store.domain().await.unwrap().unwrap();
     let log = Arc::clone(&audit);
     let site = Site::start_parts(Limits::default(), move |clock| Parts {
@@ -41,6 +40,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         domain,
         single_site: true,
         clock,
+        sources: Vec::new(),
     })
     .await;
     (site, log, database)
@@ -62,7 +62,7 @@ fn meter(n: u64) -> NewMeter {
     }
 }
 
-async fn tamper(database: &PathBuf, statement: &'static str) {
+async fn tamper(database: &Path, statement: &'static str) {
     let url = format!("sqlite://{}", database.display());
     let mut connection = sqlx::SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();

@@ -162,6 +162,7 @@ pub(super) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
         LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
         LifecycleError::Refused(refusal) => (refusal.code, false),
         LifecycleError::Busy => ("BLOCK_BUSY", true),
+        LifecycleError::ReadOnly => ("READ_ONLY", false),
         LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
         LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
         LifecycleError::Damaged { .. } => ("DAMAGED", true),

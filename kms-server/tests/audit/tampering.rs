@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kms_server::store::ReadStore as _;
 use kms_server::{
     audit::{Audit, AuditError},
     domain::audit::{AuditEvent, What},
