@@ -7,7 +7,11 @@ mod hsm_common;
 mod rpc_support;
 mod site_common;
 
-use std::{path::{Path, PathBuf}, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use hsm_common::Home;
 use kms_proto::v1::{

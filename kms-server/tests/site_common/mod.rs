@@ -136,7 +136,7 @@ impl Site {
         let audit = Audit::open(
             audit::Config::default(),
             (NodeId(node), domain.blocks),
-            store.clone(),
+            measured.clone(),
             hsm.clone(),
             Arc::clone(&clock),
             Arc::new(Witness::default()),
