@@ -87,6 +87,9 @@ pub enum AuditError {
     /// An event can't be written; the call that it is about is to be refused.
     #[error("the audit log can't be written: {0}")]
     NotWritable(String),
+    /// The database is a standby. Nothing is wrong with the log: it waits for the primary's.
+    #[error("the audit log is not written here: the database is a standby")]
+    ReadOnly,
     /// Events can't be read.
     #[error("the audit log can't be read: {0}")]
     NotReadable(String),
@@ -96,6 +99,16 @@ pub enum AuditError {
     /// The witness outside the database does not answer.
     #[error("the audit log's witness: {0}")]
     Witness(String),
+}
+
+impl AuditError {
+    /// Why an event was not written.
+    fn of_write(error: &StoreError) -> Self {
+        match error {
+            StoreError::ReadOnly => Self::ReadOnly,
+            error => Self::NotWritable(error.to_string()),
+        }
+    }
 }
 
 impl From<TokenError> for AuditError {
@@ -120,7 +133,7 @@ pub struct AuditStatus {
 /// What waits to be recorded, and who waits for it.
 struct Asked {
     entry: AuditEntry,
-    done: oneshot::Sender<Result<(), String>>,
+    done: oneshot::Sender<Result<(), AuditError>>,
 }
 
 /// This node's audit log.
@@ -131,6 +144,8 @@ pub struct Audit {
     traffic: Traffic,
     /// Refusals of this interval, by caller and call, beyond the first.
     refusals: Mutex<HashMap<(AuditText, AuditText), u64>>,
+    /// When this process started, until that is in the log.
+    start: Mutex<Option<AuditEntry>>,
     queue: mpsc::Sender<Asked>,
     store: Arc<dyn WriteStore>,
     clock: Arc<dyn Clock>,
@@ -162,10 +177,12 @@ impl Audit {
         tokio::spawn(write_queued(Arc::clone(&chain), asked));
         let traffic = Traffic::new(blocks);
         let refusals = Mutex::default();
-        let this = Arc::new(Self { config, chain, heads, traffic, refusals, queue, store, clock });
-        if let Err(error) = this.say_of_ourselves("Server/Start").await {
-            tracing::error!(%error, "the start is not in the audit log; privileged calls are refused");
-        }
+        let call = AuditedCall::new(OURSELVES, "Server/Start");
+        let start = call.entry(clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        let start = Mutex::new(Some(start));
+        let this =
+            Arc::new(Self { config, chain, heads, traffic, refusals, start, queue, store, clock });
+        this.say_that_we_started().await;
         Ok(this)
     }
 
@@ -194,7 +211,9 @@ impl Audit {
     /// Writes what was counted, and signs the end. The last to be done before the store is closed.
     pub async fn close(&self) {
         self.sum_up(self.config.traffic_interval).await;
-        if let Err(error) = self.say_of_ourselves("Server/Stop").await {
+        let call = AuditedCall::new(OURSELVES, "Server/Stop");
+        let stop = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        if let Err(error) = self.record(stop).await {
             tracing::error!(%error, "the stop is not in the audit log");
         }
         self.sign().await;
@@ -206,8 +225,8 @@ impl Audit {
         let (done, outcome) = oneshot::channel();
         let full = |_| AuditError::NotWritable(format!("{QUEUE_MAX} calls wait for it"));
         self.queue.try_send(Asked { entry, done }).map_err(full)?;
-        let outcome = outcome.await.unwrap_or_else(|_| Err("its writer is gone".to_owned()));
-        outcome.map_err(AuditError::NotWritable)
+        let gone = || AuditError::NotWritable("its writer is gone".to_owned());
+        outcome.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// Records that a known caller asked for what it is not granted. The first one of an interval is
@@ -225,7 +244,11 @@ impl Audit {
         }
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::refused(word));
         if let Err(error) = self.record(entry.with(Detail::Items, 1)).await {
-            tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
+            // Counted on: it is in the log once that can be written.
+            *lock(&self.refusals).entry((call.caller.clone(), call.verb.clone())).or_default() += 1;
+            if error != AuditError::ReadOnly {
+                tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
+            }
         }
     }
 
@@ -265,9 +288,18 @@ impl Audit {
         }
     }
 
-    async fn say_of_ourselves(&self, verb: &str) -> Result<(), AuditError> {
-        let call = AuditedCall::new(OURSELVES, verb);
-        self.record(call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done)).await
+    /// Tried again with each summing up: a standby's log can be written once it is promoted.
+    async fn say_that_we_started(&self) {
+        let Some(start) = lock(&self.start).clone() else { return };
+        match self.record(start).await {
+            Ok(()) => *lock(&self.start) = None,
+            Err(AuditError::ReadOnly) => {
+                tracing::info!("the database is a standby: the audit log waits for its promotion");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the start is not in the audit log; privileged calls are refused");
+            }
+        }
     }
 
     /// Signs the end of the chain, unless it is signed or broken.
@@ -279,6 +311,7 @@ impl Audit {
 
     /// Writes what was counted since the last time; what can't be written is counted on.
     pub async fn sum_up(&self, interval: Duration) {
+        self.say_that_we_started().await;
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         let drained = self.traffic.drain();
         let now_ms = self.clock.unix_ms();
@@ -286,18 +319,25 @@ impl Audit {
         let mut entries: Vec<AuditEntry> =
             drained.iter().flat_map(|counted| counted.entries(now_ms, interval_ms, most)).collect();
         let refusals = std::mem::take(&mut *lock(&self.refusals));
-        for ((caller, verb), count) in refusals.into_iter().filter(|(_, count)| *count > 0) {
+        for ((caller, verb), count) in refusals.iter().filter(|(_, count)| **count > 0) {
+            let (caller, verb) = (caller.clone(), verb.clone());
             let call = AuditedCall { caller, verb, request_id: AuditText::default() };
             let outcome = AuditOutcome::refused("NOT_GRANTED");
-            let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, count);
+            let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, *count);
             entries.push(entry.with(Detail::IntervalMs, interval_ms));
         }
         if entries.is_empty() {
             return;
         }
         if let Err(error) = self.chain.commit(Vec::new(), entries).await {
-            tracing::error!(%error, "the record of crypto traffic waits for the audit log");
             self.traffic.put_back(drained);
+            let mut waiting = lock(&self.refusals);
+            for (key, count) in refusals {
+                *waiting.entry(key).or_default() += count;
+            }
+            if !matches!(error, StoreError::ReadOnly) {
+                tracing::error!(%error, "the record of crypto traffic waits for the audit log");
+            }
         }
     }
 }
@@ -335,7 +375,8 @@ async fn write_queued(chain: Arc<Chain>, mut queue: mpsc::Receiver<Asked>) {
     while queue.recv_many(&mut asked, BATCH_MAX).await > 0 {
         let (entries, waiting): (Vec<_>, Vec<_>) =
             asked.drain(..).map(|Asked { entry, done }| (entry, done)).unzip();
-        let outcome = chain.commit(Vec::new(), entries).await.map_err(|error| error.to_string());
+        let outcome = chain.commit(Vec::new(), entries).await;
+        let outcome = outcome.map_err(|error| AuditError::of_write(&error));
         for done in waiting {
             // Who gave up waiting does not need to know.
             let _ = done.send(outcome.clone());
