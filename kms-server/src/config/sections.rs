@@ -153,6 +153,22 @@ struct TlsSection {
     certificate: PathBuf,
     private_key: PathBuf,
     client_ca: PathBuf,
+    #[serde(default)]
+    client_crl: Paths,
+}
+
+/// One path, or several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a path, or a list of paths")]
+enum Paths {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -326,11 +342,21 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
     type Error = ConfigError;
 
     fn try_from((section, reload_poll): (TlsSection, Duration)) -> Result<Self, ConfigError> {
-        let TlsSection { certificate, private_key, client_ca } = section;
+        let TlsSection { certificate, private_key, client_ca, client_crl } = section;
+        let client_crls = match client_crl {
+            Paths::One(path) => vec![path],
+            Paths::Several(paths) => paths,
+        };
+        let most = Self::CRLS_MAX as u64;
+        within::<usize>("rpc.tls.client_crl (files)", client_crls.len() as u64, 0..=most)?;
         Ok(Self {
             certificate: absolute("rpc.tls.certificate", certificate)?,
             private_key: absolute("rpc.tls.private_key", private_key)?,
             client_ca: absolute("rpc.tls.client_ca", client_ca)?,
+            client_crls: client_crls
+                .into_iter()
+                .map(|path| absolute("rpc.tls.client_crl", path))
+                .collect::<Result<_, _>>()?,
             reload_poll,
         })
     }

@@ -24,7 +24,7 @@ use super::{
     policy::{Permit, Policy},
     request_id::RequestIds,
     status::{Refused, name_request},
-    tls::Tls,
+    tls::{Distrust, Tls},
     upload::Upload,
     verb::Verb,
 };
@@ -58,13 +58,19 @@ impl Gatekeeper {
     /// Whether the certificate that the connection began with would still be accepted. Asked again for
     /// every answer of a stream.
     pub(super) fn check_standing(&self, peer: &Peer) -> Result<(), Refused> {
-        if peer.is_expired(self.clock.unix_ms()) {
+        let now_ms = self.clock.unix_ms();
+        if peer.is_expired(now_ms) {
             return Err(Refused::Expired);
         }
-        if !peer.is_trusted_by(&self.tls.current()) {
-            return Err(Refused::NotTrusted);
+        let loaded = self.tls.current();
+        // No handshake would succeed now, and an open connection is no better than a new one.
+        if loaded.lists_due.is_some_and(|due| now_ms >= due.ends_ms) {
+            return Err(Refused::ListExpired);
         }
-        Ok(())
+        peer.check_trust(&loaded).map_err(|distrust| match distrust {
+            Distrust::Revoked => Refused::Revoked,
+            Distrust::NotTrusted => Refused::NotTrusted,
+        })
     }
 }
 

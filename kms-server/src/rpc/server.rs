@@ -283,6 +283,7 @@ async fn run(
     // Answers to the end of the drain; ended when it is dropped.
     let mut probes = JoinSet::new();
     let metrics = metrics.map(|(listener, address)| {
+        let clock = Arc::clone(&clock);
         sources.push(Arc::new(Wire { figures, budget, tls: Arc::clone(&tls), clock }));
         let readiness = Readiness { parts, drain: drain.watch() };
         probes.spawn(Probes::new(sources, readiness).serve(listener));
@@ -299,7 +300,7 @@ async fn run(
             let reason = ended.map_or_else(Into::into, |()| "no more connections are accepted".into());
             return Err(RpcError::Transport(reason));
         }
-        () = tls.watch() => {}
+        () = tls.watch(clock.as_ref()) => {}
         () = shutdown => {}
     }
     tracing::info!("shutting down: no new calls");

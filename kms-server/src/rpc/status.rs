@@ -35,6 +35,13 @@ pub(super) enum Refused {
     Expired,
     #[error("the client certificate's authority is no longer accepted; connect with a new one")]
     NotTrusted,
+    #[error("the client certificate was revoked by its authority; connect with a new one")]
+    Revoked,
+    #[error(
+        "this server's revocation list has expired, so it trusts no client; its operator must install \
+         the authority's new one"
+    )]
+    ListExpired,
     #[error("the policy does not know {0}")]
     UnknownCaller(CallerName),
     #[error("no role of {caller} grants {verb}")]
@@ -72,6 +79,9 @@ impl Refused {
             Self::NoName => (Code::Unauthenticated, "CERTIFICATE_WITHOUT_NAME"),
             Self::Expired => (Code::Unauthenticated, "CERTIFICATE_EXPIRED"),
             Self::NotTrusted => (Code::Unauthenticated, "CERTIFICATE_NOT_TRUSTED"),
+            Self::Revoked => (Code::Unauthenticated, "CERTIFICATE_REVOKED"),
+            // Not the caller's fault, and another server may have the new list.
+            Self::ListExpired => (Code::Unavailable, "REVOCATION_LIST_EXPIRED"),
             Self::UnknownCaller(_) => (Code::PermissionDenied, "UNKNOWN_CALLER"),
             Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
@@ -107,6 +117,8 @@ impl Refused {
             | Self::NoName
             | Self::Expired
             | Self::NotTrusted
+            | Self::Revoked
+            | Self::ListExpired
             | Self::UnknownMethod
             | Self::TookTooLong(_)
             | Self::ShuttingDown
