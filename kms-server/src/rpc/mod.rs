@@ -6,6 +6,7 @@
 //! gRPC status in `status` and nowhere else. Start reading at `server.rs`.
 
 mod accept;
+pub mod access;
 mod answer;
 mod budget;
 mod certificate;

@@ -45,21 +45,28 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.name() == name)
     }
 
-    /// What the role may call unless the configuration says otherwise.
-    pub const fn default_verbs(self) -> &'static [Verb] {
-        use Verb::{
-            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, GetMeter, GetStatus,
-            ImportMeters, ListMeters, VerifyMic, VerifyMicBatch, VerifyMicStream,
-        };
+    /// Whether the role may make this call unless the configuration says otherwise.
+    pub fn may_by_default(self, verb: Verb) -> bool {
+        verb.default_roles().contains(&self)
+    }
+}
+
+impl Verb {
+    /// Who may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
+    /// decides it here.
+    pub const fn default_roles(self) -> &'static [Role] {
+        use Role::{AmiAdmin, Auditor, Hes, Peer, Rotator};
         match self {
-            Self::Hes => {
-                &[Decrypt, DecryptBatch, DecryptStream, VerifyMic, VerifyMicBatch, VerifyMicStream]
-            }
-            Self::AmiAdmin => {
-                &[CreateMeter, GetMeter, ListMeters, DeleteMeter, ImportMeters, GetStatus]
-            }
-            Self::Rotator | Self::Auditor => &[GetMeter, ListMeters, GetStatus],
-            Self::Peer => &[GetStatus],
+            Self::Decrypt
+            | Self::DecryptBatch
+            | Self::DecryptStream
+            | Self::VerifyMic
+            | Self::VerifyMicBatch
+            | Self::VerifyMicStream => &[Hes],
+            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters => &[AmiAdmin],
+            Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::Health | Self::Reflection => &Role::ALL,
         }
     }
 }
@@ -228,7 +235,7 @@ impl Policy {
     fn grants(&self, role: Role, verb: Verb) -> bool {
         match self.overrides.get(&role) {
             Some(verbs) => verbs.contains(&verb),
-            None => role.default_verbs().contains(&verb),
+            None => role.may_by_default(verb),
         }
     }
 }

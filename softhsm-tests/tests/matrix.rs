@@ -1,0 +1,235 @@
+//! Every call of the .proto files, by every kind of stranger and by every role, against a table that is
+//! kept here by hand. A call without a row does not compile.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+
+use std::{collections::BTreeSet, fs};
+
+use common::{
+    Home, home,
+    wire::{self, Line, call, channel_as, identity_of, reason},
+};
+use kms_proto::Method;
+use kms_server::rpc::Role as Granted;
+use softhsm_tests::{Authority, Identity, Role};
+use tonic::{Code, Status};
+
+/// One line of the matrix.
+struct Row {
+    /// The roles that may make the call.
+    roles: &'static [Granted],
+    /// What the service behind the gate answers to an empty message: code and reason word. So an
+    /// allowed cell is one that this service has answered, and not merely one without a refusal.
+    answer: (Code, &'static str),
+}
+
+fn row(method: Method) -> Row {
+    use Granted::{AmiAdmin, Auditor, Hes, Peer, Rotator};
+    const DONE: (Code, &str) = (Code::Ok, "");
+    const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    let (roles, answer): (&'static [Granted], _) = match method {
+        Method::CipheringDecrypt => (&[Hes], BAD_FIELD),
+        Method::CipheringDecryptBatch => (&[Hes], DONE),
+        Method::CipheringDecryptStream => (&[Hes], DONE),
+        Method::CipheringVerifyMic => (&[Hes], BAD_FIELD),
+        Method::CipheringVerifyMicBatch => (&[Hes], DONE),
+        Method::CipheringVerifyMicStream => (&[Hes], DONE),
+        Method::MetersCreateMeter => (&[AmiAdmin], BAD_FIELD),
+        Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
+        Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
+        Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
+        Method::MetersImportMeters => (&[AmiAdmin], DONE),
+        Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+    };
+    Row { roles, answer }
+}
+
+/// What the policy file gives to the callers of a site: one role each, and several to `dev`.
+fn roles_of(caller: Role) -> &'static [Granted] {
+    match caller {
+        Role::Dev => &[Granted::AmiAdmin, Granted::Hes],
+        Role::Hes => &[Granted::Hes],
+        Role::AmiAdmin => &[Granted::AmiAdmin],
+        Role::Rotator => &[Granted::Rotator],
+        Role::Peer => &[Granted::Peer],
+        Role::Auditor => &[Granted::Auditor],
+    }
+}
+
+fn path(method: Method) -> String {
+    format!("/ami.kms.v1.{}", method.name())
+}
+
+/// Somebody who must not make any call.
+struct Stranger {
+    what: &'static str,
+    line: Line,
+    identity: Option<Identity>,
+    /// What TLS says, one of several ways; `None`: he gets as far as the policy.
+    alert: Option<&'static str>,
+}
+
+/// The name of a caller who may everything that `dev` may, in certificates that are wrong in one way
+/// each; and ways to come without any certificate.
+fn strangers(home: &Home, revoked: Identity) -> Vec<Stranger> {
+    let ours = home.authority().unwrap();
+    let foreign = Authority::make("development CA").unwrap();
+    let name = Role::Dev.caller();
+    let with = |what, identity: Identity, alert| Stranger {
+        what,
+        line: Line::Tls13,
+        identity: Some(identity),
+        alert: Some(alert),
+    };
+    vec![
+        Stranger {
+            what: "no certificate",
+            line: Line::Tls13,
+            identity: None,
+            alert: Some("CertificateRequired"),
+        },
+        with(
+            "a foreign authority of our authority's name",
+            foreign.client(name).unwrap(),
+            "DecryptError|UnknownCA|BadCertificate",
+        ),
+        with(
+            "a self-signed certificate",
+            Authority::self_signed_client(name).unwrap(),
+            "UnknownCA|DecryptError",
+        ),
+        with("an expired certificate", ours.expired_client(name).unwrap(), "CertificateExpired"),
+        with(
+            "a certificate of the future",
+            ours.not_yet_valid_client(name).unwrap(),
+            "CertificateExpired|BadCertificate|CertificateUnknown",
+        ),
+        with("a revoked certificate", revoked, "CertificateRevoked"),
+        with(
+            "a certificate for servers only",
+            ours.client_with_server_usage(name).unwrap(),
+            "UnsupportedCertificate|BadCertificate|CertificateUnknown|AccessDenied",
+        ),
+        Stranger {
+            what: "a name that is not in the policy",
+            line: Line::Tls13,
+            identity: Some(ours.client("nobody").unwrap()),
+            alert: None,
+        },
+        Stranger {
+            what: "TLS 1.2",
+            line: Line::Tls12,
+            identity: Some(identity_of(home, Role::Dev)),
+            alert: Some("ProtocolVersion"),
+        },
+        Stranger {
+            what: "no TLS at all",
+            line: Line::Plain,
+            identity: None,
+            alert: Some("broken pipe|reset|frame|GoAway|http2|closed"),
+        },
+    ]
+}
+
+/// A site whose authority has taken one certificate of `dev` back.
+fn home_with_a_revoked_caller() -> (Home, Identity) {
+    let home = home();
+    let (revoked, list) = home.authority().unwrap().revoked_client(Role::Dev.caller()).unwrap();
+    let crl = home.places().dir.join("certificates/clients.crl");
+    fs::write(&crl, list).unwrap();
+    set(&home, "[rpc.tls]\n", &format!("[rpc.tls]\nclient_crl = \"{}\"\n", crl.display()));
+    (home, revoked)
+}
+
+/// Replaces what stands once in `kms.toml`.
+fn set(home: &Home, from: &str, to: &str) {
+    let text = fs::read_to_string(&home.places().kms_toml).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{text}");
+    fs::write(&home.places().kms_toml, text.replace(from, to)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_stranger_makes_any_call_and_each_role_makes_its_own_and_no_other() {
+    let (home, revoked) = home_with_a_revoked_caller();
+    let _running = home.start().unwrap();
+    let dev = identity_of(&home, Role::Dev);
+    let status = path(Method::SiteGetStatus);
+
+    let strangers = strangers(&home, revoked);
+    let mut cells = 0;
+    for Stranger { what, line, identity, alert } in &strangers {
+        for method in Method::ALL {
+            // A channel each: none of them may be the one that gets through.
+            let answer = call(&wire::channel_over(&home, *line, identity.as_ref()), &path(*method));
+            let refused = answer.await.expect_err(what);
+            check_stranger(&refused, *alert, &format!("{what}: {}", method.name()));
+            cells += 1;
+        }
+        // The same way with a good certificate: it was not the way that was wrong, where it is the
+        // certificate.
+        if *line == Line::Tls13 {
+            let channel = wire::channel_over(&home, *line, Some(&dev));
+            call(&channel, &status).await.unwrap();
+        }
+    }
+
+    let mut tried = BTreeSet::new();
+    let (mut allowed, mut denied) = (0, 0);
+    for caller in Role::ALL {
+        let channel = channel_as(&home, caller);
+        tried.extend(roles_of(caller));
+        for method in Method::ALL {
+            let Row { roles, answer: due } = row(*method);
+            let answer = call(&channel, &path(*method)).await;
+            let what = format!("{caller:?}: {}", method.name());
+            let (code, word) = reason(&answer);
+            if roles_of(caller).iter().any(|role| roles.contains(role)) {
+                assert_eq!((code, word.as_str()), due, "{what}: {answer:?}");
+                allowed += 1;
+            } else {
+                assert_eq!(
+                    (code, word.as_str()),
+                    (Code::PermissionDenied, "NOT_GRANTED"),
+                    "{what}"
+                );
+                check_denial(&answer.unwrap_err(), caller, *method);
+                denied += 1;
+            }
+        }
+        let unknown = call(&channel, "/ami.kms.v1.Site/NoSuchCall").await;
+        assert_eq!(reason(&unknown), (Code::Unimplemented, "UNKNOWN_METHOD".into()));
+    }
+    assert_eq!(tried, BTreeSet::from(Granted::ALL), "each role of the policy is tried");
+    assert_eq!(allowed + denied, Role::ALL.len() * Method::ALL.len());
+    assert!(allowed > 0 && denied > allowed / 2);
+    let calls = Method::ALL.len();
+    println!(
+        "matrix: {} strangers x {calls} calls, {} roles x {calls} calls = {} cells ({allowed} allowed)",
+        strangers.len(),
+        Role::ALL.len(),
+        cells + allowed + denied
+    );
+}
+
+fn check_stranger(refused: &Status, alert: Option<&str>, what: &str) {
+    let (code, word) = reason(&Err(refused.clone()));
+    let Some(alert) = alert else {
+        assert_eq!((code, word.as_str()), (Code::PermissionDenied, "UNKNOWN_CALLER"), "{what}");
+        return;
+    };
+    // No service and no gate was reached: each answer of one carries a word.
+    assert_eq!(word, "", "{what}: {code:?}");
+    let said = format!("{}: {}", refused.message(), wire::chain(refused));
+    assert!(alert.split('|').any(|way| said.contains(way)), "{what}: {said}");
+}
+
+/// A denial says who was denied what.
+fn check_denial(status: &Status, caller: Role, method: Method) {
+    use tonic_types::StatusExt as _;
+    let details = status.get_error_details();
+    let metadata = &details.error_info().unwrap().metadata;
+    assert_eq!(metadata["caller"], caller.caller());
+    assert_eq!(metadata["verb"], method.name());
+}
