@@ -13,7 +13,7 @@ pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
 
-use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
+use crate::{audit, domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.
@@ -29,6 +29,8 @@ pub struct Config {
     pub keyring: keyring::Config,
     /// What may be imported.
     pub import: lifecycle::Config,
+    /// The record of what is done.
+    pub audit: audit::Config,
     /// The wire.
     pub rpc: rpc::Config,
     /// What is told, and how.

@@ -41,6 +41,9 @@ fn row(method: Method) -> Row {
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
+        Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
+        Method::AuditFollowEvents => (&[Auditor], DONE),
+        Method::AuditVerifyChain => (&[Auditor], DONE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
     };
     Row { roles, answer }

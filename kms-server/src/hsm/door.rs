@@ -19,7 +19,10 @@ use super::{
     figures::{Figures, Operation},
 };
 use crate::{
-    domain::{BlockSecret, ClearKey, SealedKek},
+    domain::{
+        BlockSecret, ClearKey, SealedKek,
+        audit::{PublicKey, Signature},
+    },
     telemetry::{
         catalogue,
         metrics::{Label, Page, Source},
@@ -122,6 +125,16 @@ impl Hsm {
         .await
     }
 
+    /// [`Signs::sign`](super::Signs::sign).
+    pub async fn sign(&self, message: Vec<u8>) -> Result<Signature, TokenError> {
+        self.pass(Operation::Sign, move |token| token.sign(&message)).await
+    }
+
+    /// [`Signs::public_key`](super::Signs::public_key).
+    pub async fn public_key(&self) -> Result<PublicKey, TokenError> {
+        self.pass(Operation::PublicKey, |token| token.public_key()).await
+    }
+
     /// [`TokenCare::check`](super::TokenCare::check). A failure is remembered until a check passes;
     /// that all places are taken says nothing of the device.
     pub async fn check(&self) -> Result<(), TokenError> {
@@ -208,7 +221,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, SealedKeys, TokenCare},
+        super::{BlockSeals, SealedKeys, Signs, TokenCare},
         *,
     };
 
@@ -246,6 +259,15 @@ mod tests {
             apdus: &[GcmOpen],
         ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
             Ok(apdus.iter().map(|_| Err(NotAuthentic)).collect())
+        }
+    }
+
+    impl Signs for Stuck {
+        fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn public_key(&self) -> Result<PublicKey, TokenError> {
+            Err(TokenError::Busy)
         }
     }
 

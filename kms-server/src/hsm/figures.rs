@@ -19,17 +19,21 @@ pub(super) enum Operation {
     Wrap,
     OpenApdus,
     Random,
+    Sign,
+    PublicKey,
     Check,
 }
 
 impl Operation {
     /// All of them, in the order of their numbers, with their words.
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Seal, "seal"),
         (Self::Open, "open"),
         (Self::Wrap, "wrap"),
         (Self::OpenApdus, "open_apdus"),
         (Self::Random, "random"),
+        (Self::Sign, "sign"),
+        (Self::PublicKey, "public_key"),
         (Self::Check, "check"),
     ];
 }

@@ -30,7 +30,7 @@ use crate::{
         ports::Clock,
     },
     hsm::{Hsm, TokenError},
-    store::{StoreError, WriteStore},
+    store::{AuditedStore, ReadStore, StoreError},
 };
 
 use arena::{Arena, ArenaError};
@@ -103,12 +103,14 @@ impl KeyringError {
         match self {
             Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
             Self::Store(store) => match store {
-                StoreError::Unreachable { .. } | StoreError::Conflict(_) | StoreError::ReadOnly => {
-                    true
-                }
-                StoreError::Taken { .. } | StoreError::Rule { .. } | StoreError::Damaged(_) => {
-                    false
-                }
+                StoreError::Unreachable { .. }
+                | StoreError::Conflict(_)
+                | StoreError::ReadOnly
+                | StoreError::AuditNotWritten { .. } => true,
+                StoreError::Taken { .. }
+                | StoreError::Rule { .. }
+                | StoreError::AuditMoved(_)
+                | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,
             Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
@@ -141,7 +143,8 @@ pub struct Keyring {
     shared: bool,
     following: following::Following,
     hsm: Hsm,
-    store: Arc<dyn WriteStore>,
+    store: Arc<dyn ReadStore>,
+    commits: Arc<dyn AuditedStore>,
     clock: Arc<dyn Clock>,
 }
 
@@ -167,12 +170,14 @@ struct Memory {
 const RETRY_AFTER_MS: u64 = 100;
 
 impl Keyring {
-    /// An empty keyring: no block is open yet.
+    /// An empty keyring: no block is open yet. Blocks are read from `store`; they change only through
+    /// `commits`, together with what the audit log says of it.
     pub fn new(
         config: Config,
         domain: DomainRecord,
         hsm: Hsm,
-        store: Arc<dyn WriteStore>,
+        store: Arc<dyn ReadStore>,
+        commits: Arc<dyn AuditedStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ArenaError> {
         let arena = Arena::new(config.arena_bytes, config.allow_unlocked)?;
@@ -192,6 +197,7 @@ impl Keyring {
             following: following::Following::default(),
             hsm,
             store,
+            commits,
             clock,
         }))
     }

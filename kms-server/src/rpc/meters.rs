@@ -14,11 +14,15 @@ use super::{
     budget::Budget,
     in_order::{Answers, to_its_end},
     policy::Permit,
+    recording::Recorder,
     status::{Refused, of_incoming, of_lifecycle},
     verb::Verb,
     words,
 };
-use crate::lifecycle::{ImportResult, ImportRules, Lifecycle, NewMeter, Refusal};
+use crate::{
+    domain::audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    lifecycle::{ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal},
+};
 
 /// What a page has unless the caller says otherwise.
 const PAGE_DEFAULT: u32 = 100;
@@ -31,6 +35,7 @@ const LINES_MAX: usize = 500;
 #[derive(Clone)]
 pub(super) struct MetersService {
     pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) audit: Recorder,
     pub(super) budget: Budget,
     pub(super) message_bytes_max: usize,
 }
@@ -41,14 +46,22 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<CreateMeterRequest>,
     ) -> Result<Response<CreateMeterResponse>, Status> {
-        Permit::of(&request, Verb::CreateMeter)?;
+        let permit = Permit::of(&request, Verb::CreateMeter)?;
+        let call = self.audit.call(&permit, &request);
         let CreateMeterRequest { meter, rules } = request.into_inner();
         let (meter, rules) = (words::new_meter(meter)?, words::rules(rules));
         let charge = self.budget.charge(Verb::CreateMeter, 1, 0)?;
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let subject =
+            Subject { system_title: Some(meter.system_title), ..Subject::meter(&meter.meter_id) };
         let (view, warnings) = to_its_end(async move {
             let _charge = charge;
-            lifecycle.create(meter, rules).await.map_err(|error| of_lifecycle(&error))
+            match lifecycle.create(&call, meter, rules).await {
+                Ok(created) => Ok(created),
+                // `lifecycle` has recorded it.
+                Err(error @ LifecycleError::Refused(_)) => Err(of_lifecycle(&error)),
+                Err(error) => Err(audit.failure(&call, subject, &error).await),
+            }
         })
         .await?;
         Ok(Response::new(CreateMeterResponse { meter: Some(words::meter(view)), warnings }))
@@ -58,19 +71,27 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<GetMeterRequest>,
     ) -> Result<Response<GetMeterResponse>, Status> {
-        Permit::of(&request, Verb::GetMeter)?;
+        let permit = Permit::of(&request, Verb::GetMeter)?;
+        let call = self.audit.call(&permit, &request);
         let GetMeterRequest { meter_id, system_title } = request.into_inner();
         let _charge = self.budget.charge(Verb::GetMeter, 1, 0)?;
-        let view = match (meter_id.as_str(), words::optional_title("system_title", &system_title)?)
-        {
-            ("", Some(title)) => self.lifecycle.get_by_title(&title).await,
-            (id, None) => self.lifecycle.get(&words::meter_id("meter_id", id)?).await,
+        let title = words::optional_title("system_title", &system_title)?;
+        let (subject, view) = match (meter_id.as_str(), title) {
+            ("", Some(title)) => (Subject::title(title), self.lifecycle.get_by_title(&title).await),
+            (id, None) => {
+                let id = words::meter_id("meter_id", id)?;
+                (Subject::meter(&id), self.lifecycle.get(&id).await)
+            }
             (_, Some(_)) => {
                 let problem = "give a meter id or a system title, not both";
                 return Err(Refused::Field { field: "meter_id", problem }.into());
             }
         };
-        let view = view.map_err(|error| of_lifecycle(&error))?;
+        let view = match view {
+            Ok(view) => view,
+            Err(error) => return Err(self.audit.failure(&call, subject, &error).await),
+        };
+        self.audit.record(self.audit.entry(&call, subject)).await?;
         Ok(Response::new(GetMeterResponse { meter: Some(words::meter(view)) }))
     }
 
@@ -78,7 +99,8 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<ListMetersRequest>,
     ) -> Result<Response<ListMetersResponse>, Status> {
-        Permit::of(&request, Verb::ListMeters)?;
+        let permit = Permit::of(&request, Verb::ListMeters)?;
+        let call = self.audit.call(&permit, &request);
         let ListMetersRequest { after, page_size } = request.into_inner();
         let size = page(page_size)?;
         let after = match after.as_str() {
@@ -87,13 +109,14 @@ impl meters_server::Meters for MetersService {
         };
         let _charge = self.budget.charge(Verb::ListMeters, 1, 0)?;
         // One more than asked for: it says whether there is a next page.
-        let mut views = self
-            .lifecycle
-            .list(after.as_ref(), size + 1)
-            .await
-            .map_err(|error| of_lifecycle(&error))?;
+        let mut views = match self.lifecycle.list(after.as_ref(), size + 1).await {
+            Ok(views) => views,
+            Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
+        };
         let more = views.len() > size as usize;
         views.truncate(size as usize);
+        let entry = self.audit.entry(&call, Subject { meter_id: after, ..Subject::NONE });
+        self.audit.record(entry.with(Detail::Items, views.len() as u64)).await?;
         let next = match views.last() {
             Some(last) if more => last.record.meter_id.as_str().to_owned(),
             _ => String::new(),
@@ -106,13 +129,17 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<DeleteMeterRequest>,
     ) -> Result<Response<DeleteMeterResponse>, Status> {
-        Permit::of(&request, Verb::DeleteMeter)?;
+        let permit = Permit::of(&request, Verb::DeleteMeter)?;
+        let call = self.audit.call(&permit, &request);
         let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
         let charge = self.budget.charge(Verb::DeleteMeter, 1, 0)?;
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         to_its_end(async move {
             let _charge = charge;
-            lifecycle.delete(&id).await.map_err(|error| of_lifecycle(&error))
+            match lifecycle.delete(&call, &id).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(audit.failure(&call, Subject::meter(&id), &error).await),
+            }
         })
         .await?;
         Ok(Response::new(DeleteMeterResponse {}))
@@ -124,21 +151,23 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<Streaming<ImportMetersRequest>>,
     ) -> Result<Response<Self::ImportMetersStream>, Status> {
-        Permit::of(&request, Verb::ImportMeters)?;
+        let permit = Permit::of(&request, Verb::ImportMeters)?;
+        let call = self.audit.call(&permit, &request);
         let limit = self.message_bytes_max;
         let messages = request
             .into_inner()
             .map(move |message| message.map_err(|status| of_incoming(status, limit)));
-        let state = (self.clone(), None, messages);
+        let state = (self.clone(), call, None, messages);
         // One message after the other: a later line may repeat a meter of an earlier one.
-        let answers = stream::try_unfold(state, |(service, mut rules, mut messages)| async move {
+        let answers = stream::try_unfold(state, |state| async move {
+            let (service, call, mut rules, mut messages) = state;
             let Some(ImportMetersRequest { rules: given, lines }) = messages.try_next().await?
             else {
                 return Ok(None);
             };
             let rules = *rules.get_or_insert_with(|| words::rules(given));
-            let answer = service.import(lines, rules).await?;
-            Ok(Some((answer, (service, Some(rules), messages))))
+            let answer = service.import(&call, lines, rules).await?;
+            Ok(Some((answer, (service, call, Some(rules), messages))))
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -148,6 +177,7 @@ impl MetersService {
     /// One message of an import: a result a line, in order.
     async fn import(
         &self,
+        call: &AuditedCall,
         lines: Vec<ImportLine>,
         rules: ImportRules,
     ) -> Result<ImportMetersResponse, Status> {
@@ -157,13 +187,23 @@ impl MetersService {
         let bytes = lines.iter().map(prost::Message::encoded_len).sum();
         let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
         let (readable, lines) = read(lines);
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let unreadable = lines.len() - readable.len();
+        if unreadable > 0 {
+            let mut entry = self.audit.entry(call, Subject::NONE);
+            entry.outcome = AuditOutcome::refused("BAD_FIELD");
+            self.audit.record(entry.with(Detail::Refused, unreadable as u64)).await?;
+        }
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let call = call.clone();
         let results = to_its_end(async move {
             let _charge = charge;
             if readable.is_empty() {
                 return Ok(Vec::new());
             }
-            lifecycle.import(readable, rules).await.map_err(|error| of_lifecycle(&error))
+            match lifecycle.import(&call, readable, rules).await {
+                Ok(results) => Ok(results),
+                Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
+            }
         })
         .await?;
         Ok(ImportMetersResponse { results: in_line(lines, results)? })

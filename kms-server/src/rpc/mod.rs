@@ -8,6 +8,7 @@
 mod accept;
 pub mod access;
 mod answer;
+mod audit;
 mod budget;
 mod certificate;
 mod ciphering;
@@ -22,6 +23,7 @@ mod in_order;
 mod meters;
 mod policy;
 mod probes;
+mod recording;
 mod request_id;
 mod revocation;
 mod server;

@@ -66,6 +66,8 @@ impl Verb {
             Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::ListEvents => &[AmiAdmin, Auditor],
+            Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::Health | Self::Reflection => &Role::ALL,
         }
     }
@@ -261,9 +263,15 @@ mod tests {
         let service = verb.name().split('/').next().unwrap();
         match role {
             Role::Hes => service == "Ciphering",
-            Role::AmiAdmin => service == "Meters" || verb == Verb::GetStatus,
-            Role::Rotator | Role::Auditor => {
+            Role::AmiAdmin => {
+                service == "Meters" || matches!(verb, Verb::GetStatus | Verb::ListEvents)
+            }
+            Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+            }
+            Role::Auditor => {
+                service == "Audit"
+                    || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Peer => verb == Verb::GetStatus,
         }

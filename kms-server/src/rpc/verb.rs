@@ -77,6 +77,12 @@ verbs! {
     ImportMeters = MetersImportMeters;
     /// Look at the site.
     GetStatus = SiteGetStatus;
+    /// Read the audit log.
+    ListEvents = AuditListEvents;
+    /// Read the audit log as it grows.
+    FollowEvents = AuditFollowEvents;
+    /// Check the audit log.
+    VerifyChain = AuditVerifyChain;
 }
 
 impl Verb {

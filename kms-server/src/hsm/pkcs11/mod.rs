@@ -13,6 +13,7 @@
 //! | `connection.rs` | everything that dies with one epoch |
 //! | `token.rs` | calls, and the way back after a fault |
 //! | `seal.rs`, `sealed_keys.rs` | the traits |
+//! | `signing.rs` | signatures, for audit heads |
 //! | `init.rs` | makes the keys |
 //! | `probe.rs`, `abilities.rs` | what this token can do |
 //! | `attacks.rs`, `attacks_pairs.rs`, `deeds.rs` | and that it does not do what our keys forbid |
@@ -33,6 +34,7 @@ mod pool;
 mod probe;
 mod seal;
 mod sealed_keys;
+mod signing;
 mod template;
 mod token;
 
