@@ -5,12 +5,13 @@ use std::{env, fs, path::PathBuf};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "ami/kms/v1/audit.proto",
     "ami/kms/v1/types.proto",
     "ami/kms/v1/ciphering.proto",
     "ami/kms/v1/meters.proto",
     "ami/kms/v1/site.proto",
+    "ami/kms/v1/approvals.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -26,7 +26,7 @@ struct Row {
 }
 
 fn row(method: Method) -> Row {
-    use Granted::{AmiAdmin, Auditor, Hes, Peer, Rotator};
+    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     let (roles, answer): (&'static [Granted], _) = match method {
@@ -44,9 +44,34 @@ fn row(method: Method) -> Row {
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
         Method::AuditFollowEvents => (&[Auditor], DONE),
         Method::AuditVerifyChain => (&[Auditor], DONE),
+        Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
+        Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
     };
     Row { roles, answer }
+}
+
+/// Whether the call may need two people, once more and by hand.
+fn can_need_two(method: Method) -> bool {
+    match method {
+        Method::CipheringDecrypt
+        | Method::CipheringDecryptBatch
+        | Method::CipheringDecryptStream
+        | Method::CipheringVerifyMic
+        | Method::CipheringVerifyMicBatch
+        | Method::CipheringVerifyMicStream
+        | Method::MetersImportMeters
+        | Method::AuditFollowEvents
+        | Method::ApprovalsListApprovals
+        | Method::ApprovalsApproveCall => false,
+        Method::MetersCreateMeter
+        | Method::MetersGetMeter
+        | Method::MetersListMeters
+        | Method::MetersDeleteMeter
+        | Method::AuditListEvents
+        | Method::AuditVerifyChain
+        | Method::SiteGetStatus => true,
+    }
 }
 
 /// What the policy file gives to the callers of a site: one role each, and several to `dev`.
@@ -58,6 +83,7 @@ fn roles_of(caller: Role) -> &'static [Granted] {
         Role::Rotator => &[Granted::Rotator],
         Role::Peer => &[Granted::Peer],
         Role::Auditor => &[Granted::Auditor],
+        Role::Approver => &[Granted::Approver],
     }
 }
 
@@ -214,6 +240,37 @@ async fn no_stranger_makes_any_call_and_each_role_makes_its_own_and_no_other() {
         Role::ALL.len(),
         cells + allowed + denied
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_that_can_need_two_people_stops_at_the_gate_where_it_does() {
+    let home = home();
+    let calls: Vec<Method> = Method::ALL.iter().copied().filter(|it| can_need_two(*it)).collect();
+    let names: Vec<String> = calls.iter().map(|method| format!("\"{}\"", method.name())).collect();
+    set(&home, "[rpc]\n", &format!("[rpc]\ndual_control = [{}]\n", names.join(", ")));
+    let _running = home.start().unwrap();
+    let (mut stopped, mut passed, mut denied) = (0, 0, 0);
+    for caller in Role::ALL {
+        let channel = channel_as(&home, caller);
+        for method in Method::ALL {
+            let Row { roles, answer: due } = row(*method);
+            let answer = reason(&call(&channel, &path(*method)).await);
+            let may = roles_of(caller).iter().any(|role| roles.contains(role));
+            let (due, count) = match (may, can_need_two(*method)) {
+                (false, _) => ((Code::PermissionDenied, "NOT_GRANTED"), &mut denied),
+                (true, true) => ((Code::FailedPrecondition, "SECOND_PERSON_NEEDED"), &mut stopped),
+                (true, false) => (due, &mut passed),
+            };
+            assert_eq!((answer.0, answer.1.as_str()), due, "{caller:?}: {}", method.name());
+            *count += 1;
+        }
+    }
+    println!(
+        "matrix with two people for {} of {} calls: {stopped} wait, {passed} pass, {denied} denied",
+        calls.len(),
+        Method::ALL.len()
+    );
+    assert!(stopped >= calls.len() && passed > 0 && denied > 0);
 }
 
 fn check_stranger(refused: &Status, alert: Option<&str>, what: &str) {

@@ -287,7 +287,8 @@ impl Audit {
             drained.iter().flat_map(|counted| counted.entries(now_ms, interval_ms, most)).collect();
         let refusals = std::mem::take(&mut *lock(&self.refusals));
         for ((caller, verb), count) in refusals.into_iter().filter(|(_, count)| *count > 0) {
-            let call = AuditedCall { caller, verb, request_id: AuditText::default() };
+            let request_id = AuditText::default();
+            let call = AuditedCall { caller, verb, request_id, approval: None };
             let outcome = AuditOutcome::refused("NOT_GRANTED");
             let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, count);
             entries.push(entry.with(Detail::IntervalMs, interval_ms));

@@ -164,6 +164,8 @@ struct RpcSection {
     callers: Vec<CallerSection>,
     #[serde(default)]
     grants: BTreeMap<String, BTreeSet<String>>,
+    #[serde(default)]
+    dual_control: BTreeSet<String>,
 }
 
 fn reload_poll_s() -> u64 {
@@ -365,14 +367,15 @@ impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
     type Error = ConfigError;
 
     fn try_from((section, metrics): (RpcSection, MetricsSection)) -> Result<Self, ConfigError> {
-        let RpcSection { listen, tls, reload_poll_s, limits, callers, grants } = section;
+        let RpcSection { listen, tls, reload_poll_s, limits, callers, grants, dual_control } =
+            section;
         let listen = address("rpc.listen", listen, "0.0.0.0:7443")?;
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
-            policy: policy(callers, &grants)?,
+            policy: policy(callers, &grants, &dual_control)?,
             metrics: self::metrics(metrics)?,
         })
     }
@@ -484,6 +487,7 @@ impl TryFrom<LimitsSection> for Limits {
 fn policy(
     sections: Vec<CallerSection>,
     grants: &BTreeMap<String, BTreeSet<String>>,
+    dual_control: &BTreeSet<String>,
 ) -> Result<Policy, ConfigError> {
     let mut callers = BTreeMap::new();
     for CallerSection { name, roles } in sections {
@@ -501,7 +505,8 @@ fn policy(
         callers.iter().map(|(name, roles)| (name.as_str(), roles.iter().map(String::as_str)));
     let grants =
         grants.iter().map(|(role, calls)| (role.as_str(), calls.iter().map(String::as_str)));
-    Ok(Policy::from_words(callers, grants)?)
+    let policy = Policy::from_words(callers, grants)?;
+    Ok(policy.with_dual_control(dual_control.iter().map(String::as_str))?)
 }
 
 /// `value`, if it is within `bounds`.

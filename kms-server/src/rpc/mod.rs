@@ -8,6 +8,8 @@
 mod accept;
 pub mod access;
 mod answer;
+mod approvals;
+mod approving;
 mod audit;
 mod budget;
 mod certificate;
@@ -29,14 +31,16 @@ mod revocation;
 mod server;
 mod site;
 mod status;
+mod summary;
 mod tls;
 mod upload;
 mod verb;
+mod whole;
 mod words;
 
 pub use certificate::{TlsError, check_certificates};
 pub use config::{BadSetting, Config, Limits, TlsConfig};
-pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role};
+pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role, Second};
 pub use probes::MetricsConfig;
 pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
 pub use site::TokenStatusSource;

@@ -83,6 +83,10 @@ verbs! {
     FollowEvents = AuditFollowEvents;
     /// Check the audit log.
     VerifyChain = AuditVerifyChain;
+    /// Look at what waits for a second person.
+    ListApprovals = ApprovalsListApprovals;
+    /// Be the second person.
+    ApproveCall = ApprovalsApproveCall;
 }
 
 impl Verb {
@@ -106,6 +110,14 @@ impl Verb {
     /// have sent. There are too many of the others.
     pub fn is_privileged(self) -> bool {
         !self.is_open() && !self.name().starts_with("Ciphering/")
+    }
+
+    /// Whether a policy may ask for two people: single calls that people make. A stream has no one
+    /// request to approve, machines have no second person, and approvals can't wait for themselves.
+    pub fn may_need_two_people(self) -> bool {
+        let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall);
+        let is_stream = self.method().is_some_and(Method::is_stream);
+        self.is_privileged() && !is_stream && !is_approval
     }
 
     /// Whether every known caller may use it, whatever its roles.
