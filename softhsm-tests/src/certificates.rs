@@ -113,26 +113,36 @@ impl Authority {
     /// A caller's leaf, and the revocation list, as PEM, that names it and no other.
     pub fn revoked_client(&self, caller: &str) -> Result<(Identity, String), CertificateError> {
         const SERIAL: u64 = 0x7265_766F_6B65_6401;
-        let (from, to) = VALID;
         let mut params = leaf_params(caller, &[caller], Usage::Client, VALID)?;
         params.serial_number = Some(SERIAL.into());
         let revoked = RevokedCertParams {
             serial_number: SERIAL.into(),
-            revocation_time: date_time_ymd(from, 1, 1),
+            revocation_time: date_time_ymd(VALID.0, 1, 1),
             reason_code: None,
             invalidity_date: None,
         };
+        Ok((self.sign(&params)?, self.revocation_list(vec![revoked])?))
+    }
+
+    /// A revocation list, as PEM, that names nobody.
+    pub fn empty_revocation_list(&self) -> Result<String, CertificateError> {
+        self.revocation_list(Vec::new())
+    }
+
+    fn revocation_list(
+        &self,
+        revoked_certs: Vec<RevokedCertParams>,
+    ) -> Result<String, CertificateError> {
         let list = CertificateRevocationListParams {
-            this_update: date_time_ymd(from, 1, 1),
-            next_update: date_time_ymd(to, 1, 1),
-            crl_number: 1u64.into(),
+            this_update: date_time_ymd(VALID.0, 1, 1),
+            next_update: date_time_ymd(VALID.1, 1, 1),
+            crl_number: (1 + revoked_certs.len() as u64).into(),
             issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
+            revoked_certs,
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let issuer_params = authority_params(&self.name)?;
-        let list = list.signed_by(&Issuer::from_params(&issuer_params, &self.key))?;
-        Ok((self.sign(&params)?, list.pem()?))
+        Ok(list.signed_by(&Issuer::from_params(&issuer_params, &self.key))?.pem()?)
     }
 
     /// The server's leaf, expired.

@@ -166,6 +166,31 @@ async fn certificates_are_renewed_by_looking_at_the_files_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_revoked_on_sighup_and_its_open_connection_with_it() {
+    let home = home_with(&[("rpc", "reload_poll_s", "3600")]);
+    let authority = home.authority().unwrap();
+    let (identity, list) = authority.revoked_client(Role::Hes.caller()).unwrap();
+    let crl = home.places().dir.join("certificates/clients.crl");
+    fs::write(&crl, authority.empty_revocation_list().unwrap()).unwrap();
+    let text = fs::read_to_string(&home.places().kms_toml).unwrap();
+    let named = format!("[rpc.tls]\nclient_crl = \"{}\"\n", crl.display());
+    fs::write(&home.places().kms_toml, text.replace("[rpc.tls]\n", &named)).unwrap();
+    let running = home.start().unwrap();
+    let path = "/ami.kms.v1.Ciphering/DecryptBatch";
+    let open = channel(&home, Some(&identity));
+    call(&open, path).await.unwrap();
+    fs::write(&crl, list).unwrap();
+    running.signal(Signal::HUP).unwrap();
+    let revoked = (Code::Unauthenticated, "CERTIFICATE_REVOKED".to_owned());
+    eventually("the revocation", async || reason(&call(&open, path).await) == revoked).await;
+    let error = shake_hands(&home, Some(&identity), &[&TLS13]).await.unwrap_err();
+    assert!(wire::chain(&error).contains("CertificateRevoked"), "{error}");
+    // The same caller with the certificate that was not revoked.
+    call(&channel_as(&home, Role::Hes), path).await.unwrap();
+    assert!(running.stop().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_cannot_be_used_leaves_the_one_in_use_and_is_reported() {
     let home = home_with(&[("rpc", "reload_poll_s", "3600")]);
     let running = home.start().unwrap();
