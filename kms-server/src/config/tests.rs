@@ -492,6 +492,29 @@ fn revocation_lists_are_one_path_or_several_and_all_are_checked() {
 }
 
 #[test]
+fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
+    let place = Place::new();
+    let with = |calls: &str| place.with("#dual_control = []", &format!("dual_control = {calls}"));
+    let sentence = with("[\"Meters/DeleteMeter\"]").unwrap_err().to_string();
+    says(&sentence, &["`rpc.dual_control`: Meters/DeleteMeter needs two people", "role approver"]);
+    for (call, problem) in [
+        ("Meters/ImportMeters", "is a stream"),
+        ("Ciphering/Decrypt", "machines make that call"),
+        ("Approvals/ApproveCall", "how the second one answers"),
+        ("Meters/Delete", "there is no call"),
+    ] {
+        let sentence = with(&format!("[\"{call}\"]")).unwrap_err().to_string();
+        says(&sentence, &["`rpc.dual_control`", call, problem]);
+    }
+    let second = "dual_control = [\"Meters/DeleteMeter\"]";
+    let text = place.text.replace("#dual_control = []", second);
+    let person = "[[rpc.callers]]\nname = \"second\"\nroles = [\"approver\"]\n";
+    let path = place.write("kms.toml", format!("{text}\n{person}").as_bytes(), 0o644);
+    let policy = Config::load(&path).unwrap().rpc.policy;
+    assert_eq!(*policy.dual_control(), BTreeSet::from([Verb::DeleteMeter]));
+}
+
+#[test]
 fn check_finds_an_address_in_use() {
     let place = Place::new();
     place.furnish();

@@ -10,7 +10,8 @@ Written by `UPDATE_DOCS=1 cargo test -p kms-server --test access_list` from
 running server, against a table of its own, and every kind of stranger.
 
 This is what roles may call by default. `[rpc.grants]` replaces the row of a role, `rpc.callers` says who has
-which roles, and a caller with several may what any of them may.
+which roles, and a caller with several may what any of them may. Where the last column says so,
+`rpc.dual_control` can ask for a second person.
 
 ";
 
@@ -25,12 +26,16 @@ its time, and in no revocation list.
 pub fn markdown() -> String {
     let mut text = HEAD.to_owned();
     let columns: Vec<String> = Role::ALL.iter().map(|role| format!("`{role}`")).collect();
-    text +=
-        &format!("| call | {} |\n|---|{}\n", columns.join(" | "), "---|".repeat(Role::ALL.len()));
+    text += &format!(
+        "| call | {} | two people |\n|---|{}---|\n",
+        columns.join(" | "),
+        "---|".repeat(Role::ALL.len())
+    );
     for verb in Verb::GRANTABLE {
         let cells = Role::ALL.map(|role| if role.may_by_default(*verb) { "yes" } else { "" });
         let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
-        text += &format!("| `{verb}` |{cells}\n");
+        let two = if verb.may_need_two_people() { "possible" } else { "" };
+        text += &format!("| `{verb}` |{cells} {two} |\n");
     }
     text + TAIL
 }
