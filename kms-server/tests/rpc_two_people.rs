@@ -111,7 +111,7 @@ async fn one_person_asks_another_approves_and_the_first_passes_once() {
         expires_in_ms: 14 * 60_000,
         approved_by: String::new(),
     };
-    assert_eq!(waiting, [due.clone()]);
+    assert_eq!(waiting, std::slice::from_ref(&due));
     let approved = approve(&dora, &id).await.unwrap();
     assert_eq!(approved, Approval { approved_by: "dora".into(), ..due });
     is(&delete(&ann, "m-1").await, PASSED);

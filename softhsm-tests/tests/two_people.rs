@@ -82,7 +82,7 @@ fn two_people_delete_a_meter_and_one_does_not() {
             let mut numbers = details.filter(|detail| {
                 detail["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case("approval"))
             });
-            numbers.any(|detail| detail["number"].to_string() == number)
+            numbers.any(|detail| detail["number"].as_u64() == number.parse().ok())
         })
         .map(|event| {
             let [caller, verb, outcome, meter] =
