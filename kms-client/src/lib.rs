@@ -59,4 +59,4 @@ pub use meters::{Created, Meters};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
 pub use request_id::{BadRequestId, RequestId};
 pub use secret::KeyBytes;
-pub use site::{KeyringStatus, SiteStatus, StoreStatus, TokenStatus, WarmUp};
+pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};

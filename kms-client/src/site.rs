@@ -9,7 +9,7 @@ use crate::retry::Safety;
 use crate::transport::Transport;
 
 /// What a site says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SiteStatus {
     /// Its name.
     pub site: String,
@@ -68,7 +68,7 @@ pub struct TokenStatus {
 }
 
 /// The database.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StoreStatus {
     /// Which engine.
     pub kind: String,
@@ -78,6 +78,21 @@ pub struct StoreStatus {
     pub meters: u64,
     /// What is wrong; empty: nothing.
     pub fault: String,
+    /// Set where the database follows another one: the server reads, and takes no changes.
+    pub standby: Option<StandbyStatus>,
+    /// How long nothing was heard of other servers' changes; 0: they are heard, or there are none.
+    pub not_following_ms: u64,
+}
+
+/// A database that follows its primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StandbyStatus {
+    /// WAL that is not replayed yet.
+    pub lag_bytes: u64,
+    /// 0 while all that was received is replayed; else the age of the last replayed commit.
+    pub lag_seconds: f64,
+    /// Whether it receives from its primary now.
+    pub receiving: bool,
 }
 
 /// The keys in the server's locked memory.
@@ -131,6 +146,12 @@ fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
             reachable: store.reachable,
             meters: store.meters,
             fault: store.fault,
+            standby: store.standby.map(|standby| StandbyStatus {
+                lag_bytes: standby.lag_bytes,
+                lag_seconds: standby.lag_seconds,
+                receiving: standby.receiving,
+            }),
+            not_following_ms: store.not_following_ms,
         },
         keyring: KeyringStatus {
             resident_meters: keyring.resident_meters,

@@ -16,8 +16,12 @@ use std::{
 
 use hsm_common::Home;
 use kms_server::{
+    audit::{Audit, AuditError},
     ciphering::Named,
-    domain::{KeyKind, MeterId, MeterPolicy, MinimumProtection, Verdict},
+    domain::{
+        KeyKind, MeterId, MeterPolicy, MinimumProtection, Verdict,
+        audit::{AuditEntry, AuditOutcome, Subject},
+    },
     lifecycle::{ImportRules, LifecycleError, NewMeter},
 };
 use postgres_common::Cluster;
@@ -265,6 +269,12 @@ on_a_token! {
             let refused = site.lifecycle.delete(&call("Meters/DeleteMeter"), &MeterId::new("meter-1").unwrap()).await;
             assert!(matches!(refused, Err(LifecycleError::ReadOnly)), "{refused:?}");
             assert!(site.store.standby_lag().await.unwrap().is_some());
+            // What has to be recorded is refused for the same reason; what is counted waits.
+            let look = || call("Meters/GetMeter").entry(1, Subject::NONE, AuditOutcome::Done);
+            assert_eq!(site.audit.record(look()).await, Err(AuditError::ReadOnly));
+            site.audit.count("hes", "Ciphering/Decrypt", [(Some(title(1)), Verdict::Ok)].into_iter());
+            site.audit.sum_up(Duration::from_secs(60)).await;
+            assert_eq!((site.audit.status().sequence, site.audit.status().fault), (0, None));
             // A standby has no notifications: only the poll hears of what its primary's nodes change.
             let mut worst = Duration::ZERO;
             for n in 4..12 {
@@ -275,6 +285,22 @@ on_a_token! {
             println!("deletions are obeyed at the standby after {worst:?} at worst");
             let (found, _) = site.open(&push(3, PLAIN), Named::Id("meter-3")).await;
             assert_eq!(found.verdict, Verdict::Ok);
+            // Promoted, it takes changes, and its log begins with what waited: the start, the count.
+            standby.promote();
+            eventually_recorded(&site.audit, look()).await;
+            site.audit.sum_up(Duration::from_secs(60)).await;
+            assert_eq!((site.audit.status().sequence, site.audit.status().fault), (3, None));
+            let meter_id = MeterId::new(&id(2)).unwrap();
+            site.lifecycle.delete(&call("Meters/DeleteMeter"), &meter_id).await.unwrap();
         });
+    }
+}
+
+/// A connection that was open at the promotion may still say that it is a standby's.
+async fn eventually_recorded(audit: &Audit, entry: AuditEntry) {
+    let begun = Instant::now();
+    while let Err(error) = audit.record(entry.clone()).await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -74,7 +74,7 @@ impl Default for Config {
 const QUEUE_MAX: usize = 4_096;
 /// Calls recorded in one transaction.
 const BATCH_MAX: usize = 256;
-/// Pairs of caller and call whose refusals are counted in one interval; further ones are recorded one
+/// Callers, calls and reasons whose refusals are counted in one interval; further ones are recorded one
 /// by one. More than known callers have calls.
 const REFUSALS_MAX: usize = 4_096;
 /// The caller's name in events that the service writes of itself.
@@ -87,6 +87,9 @@ pub enum AuditError {
     /// An event can't be written; the call that it is about is to be refused.
     #[error("the audit log can't be written: {0}")]
     NotWritable(String),
+    /// The database is a standby. Nothing is wrong with the log: it waits for the primary's.
+    #[error("the audit log is not written here: the database is a standby")]
+    ReadOnly,
     /// Events can't be read.
     #[error("the audit log can't be read: {0}")]
     NotReadable(String),
@@ -96,6 +99,16 @@ pub enum AuditError {
     /// The witness outside the database does not answer.
     #[error("the audit log's witness: {0}")]
     Witness(String),
+}
+
+impl AuditError {
+    /// Why an event was not written.
+    fn of_write(error: &StoreError) -> Self {
+        match error {
+            StoreError::ReadOnly => Self::ReadOnly,
+            error => Self::NotWritable(error.to_string()),
+        }
+    }
 }
 
 impl From<TokenError> for AuditError {
@@ -120,7 +133,7 @@ pub struct AuditStatus {
 /// What waits to be recorded, and who waits for it.
 struct Asked {
     entry: AuditEntry,
-    done: oneshot::Sender<Result<(), String>>,
+    done: oneshot::Sender<Result<(), AuditError>>,
 }
 
 /// This node's audit log.
@@ -129,8 +142,10 @@ pub struct Audit {
     chain: Arc<Chain>,
     heads: Heads,
     traffic: Traffic,
-    /// Refusals of this interval, by caller and call, beyond the first.
-    refusals: Mutex<HashMap<(AuditText, AuditText), u64>>,
+    /// Refusals of this interval, by caller, call and reason word, beyond the first.
+    refusals: Mutex<HashMap<(AuditText, AuditText, AuditText), u64>>,
+    /// When this process started, until that is in the log.
+    start: Mutex<Option<AuditEntry>>,
     queue: mpsc::Sender<Asked>,
     store: Arc<dyn WriteStore>,
     clock: Arc<dyn Clock>,
@@ -162,10 +177,12 @@ impl Audit {
         tokio::spawn(write_queued(Arc::clone(&chain), asked));
         let traffic = Traffic::new(blocks);
         let refusals = Mutex::default();
-        let this = Arc::new(Self { config, chain, heads, traffic, refusals, queue, store, clock });
-        if let Err(error) = this.say_of_ourselves("Server/Start").await {
-            tracing::error!(%error, "the start is not in the audit log; privileged calls are refused");
-        }
+        let call = AuditedCall::new(OURSELVES, "Server/Start");
+        let start = call.entry(clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        let start = Mutex::new(Some(start));
+        let this =
+            Arc::new(Self { config, chain, heads, traffic, refusals, start, queue, store, clock });
+        this.say_that_we_started().await;
         Ok(this)
     }
 
@@ -194,7 +211,9 @@ impl Audit {
     /// Writes what was counted, and signs the end. The last to be done before the store is closed.
     pub async fn close(&self) {
         self.sum_up(self.config.traffic_interval).await;
-        if let Err(error) = self.say_of_ourselves("Server/Stop").await {
+        let call = AuditedCall::new(OURSELVES, "Server/Stop");
+        let stop = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        if let Err(error) = self.record(stop).await {
             tracing::error!(%error, "the stop is not in the audit log");
         }
         self.sign().await;
@@ -206,26 +225,31 @@ impl Audit {
         let (done, outcome) = oneshot::channel();
         let full = |_| AuditError::NotWritable(format!("{QUEUE_MAX} calls wait for it"));
         self.queue.try_send(Asked { entry, done }).map_err(full)?;
-        let outcome = outcome.await.unwrap_or_else(|_| Err("its writer is gone".to_owned()));
-        outcome.map_err(AuditError::NotWritable)
+        let gone = || AuditError::NotWritable("its writer is gone".to_owned());
+        outcome.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Records that a known caller asked for what it is not granted. The first one of an interval is
-    /// written at once, further ones are counted: who asks often can't fill the log.
+    /// Records that a known caller asked for what it does not get at the gate: it is not granted, or not
+    /// without a second person. The first one of an interval is written at once, further ones are
+    /// counted: who asks often can't fill the log.
     pub async fn record_refusal(&self, call: AuditedCall, word: &str) {
+        let key = (call.caller.clone(), call.verb.clone(), AuditText::new(word));
         {
             let mut refusals = lock(&self.refusals);
             let full = refusals.len() >= REFUSALS_MAX;
-            let key = (call.caller.clone(), call.verb.clone());
             match refusals.get_mut(&key) {
                 Some(count) => return *count += 1,
                 None if full => return,
-                None => _ = refusals.insert(key, 0),
+                None => _ = refusals.insert(key.clone(), 0),
             }
         }
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::refused(word));
         if let Err(error) = self.record(entry.with(Detail::Items, 1)).await {
-            tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
+            // Counted on: it is in the log once that can be written.
+            *lock(&self.refusals).entry(key).or_default() += 1;
+            if error != AuditError::ReadOnly {
+                tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
+            }
         }
     }
 
@@ -265,9 +289,18 @@ impl Audit {
         }
     }
 
-    async fn say_of_ourselves(&self, verb: &str) -> Result<(), AuditError> {
-        let call = AuditedCall::new(OURSELVES, verb);
-        self.record(call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done)).await
+    /// Tried again with each summing up: a standby's log can be written once it is promoted.
+    async fn say_that_we_started(&self) {
+        let Some(start) = lock(&self.start).clone() else { return };
+        match self.record(start).await {
+            Ok(()) => *lock(&self.start) = None,
+            Err(AuditError::ReadOnly) => {
+                tracing::info!("the database is a standby: the audit log waits for its promotion");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the start is not in the audit log; privileged calls are refused");
+            }
+        }
     }
 
     /// Signs the end of the chain, unless it is signed or broken.
@@ -279,6 +312,7 @@ impl Audit {
 
     /// Writes what was counted since the last time; what can't be written is counted on.
     pub async fn sum_up(&self, interval: Duration) {
+        self.say_that_we_started().await;
         let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         let drained = self.traffic.drain();
         let now_ms = self.clock.unix_ms();
@@ -286,19 +320,26 @@ impl Audit {
         let mut entries: Vec<AuditEntry> =
             drained.iter().flat_map(|counted| counted.entries(now_ms, interval_ms, most)).collect();
         let refusals = std::mem::take(&mut *lock(&self.refusals));
-        for ((caller, verb), count) in refusals.into_iter().filter(|(_, count)| *count > 0) {
+        for ((caller, verb, word), count) in refusals.iter().filter(|(_, count)| **count > 0) {
+            let (caller, verb) = (caller.clone(), verb.clone());
             let request_id = AuditText::default();
             let call = AuditedCall { caller, verb, request_id, approval: None };
-            let outcome = AuditOutcome::refused("NOT_GRANTED");
-            let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, count);
+            let outcome = AuditOutcome::Refused(word.clone());
+            let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, *count);
             entries.push(entry.with(Detail::IntervalMs, interval_ms));
         }
         if entries.is_empty() {
             return;
         }
         if let Err(error) = self.chain.commit(Vec::new(), entries).await {
-            tracing::error!(%error, "the record of crypto traffic waits for the audit log");
             self.traffic.put_back(drained);
+            let mut waiting = lock(&self.refusals);
+            for (key, count) in refusals {
+                *waiting.entry(key).or_default() += count;
+            }
+            if !matches!(error, StoreError::ReadOnly) {
+                tracing::error!(%error, "the record of crypto traffic waits for the audit log");
+            }
         }
     }
 }
@@ -336,7 +377,8 @@ async fn write_queued(chain: Arc<Chain>, mut queue: mpsc::Receiver<Asked>) {
     while queue.recv_many(&mut asked, BATCH_MAX).await > 0 {
         let (entries, waiting): (Vec<_>, Vec<_>) =
             asked.drain(..).map(|Asked { entry, done }| (entry, done)).unzip();
-        let outcome = chain.commit(Vec::new(), entries).await.map_err(|error| error.to_string());
+        let outcome = chain.commit(Vec::new(), entries).await;
+        let outcome = outcome.map_err(|error| AuditError::of_write(&error));
         for done in waiting {
             // Who gave up waiting does not need to know.
             let _ = done.send(outcome.clone());

@@ -12,7 +12,7 @@ use super::{
     verb::Verb,
 };
 use crate::{
-    audit::Audit,
+    audit::{Audit, AuditError},
     domain::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
     lifecycle::LifecycleError,
 };
@@ -65,6 +65,9 @@ impl Recorder {
     /// Records a call that changed nothing. If that fails, so does the call.
     pub(super) async fn record(&self, entry: AuditEntry) -> Result<(), Status> {
         self.0.record(entry).await.map_err(|error| {
+            if error == AuditError::ReadOnly {
+                return Refused::ReadOnly.into();
+            }
             tracing::error!(%error, "a call was refused: it can't be recorded");
             Refused::AuditNotWritable.into()
         })

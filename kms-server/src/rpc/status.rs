@@ -83,6 +83,11 @@ pub(super) enum Refused {
     Column(#[from] ColumnFault),
     #[error("{AUDIT_NOT_WRITABLE}")]
     AuditNotWritable,
+    #[error(
+        "this server's database is a standby: a call that has to be recorded can't be made here; \
+         make it at a server of the primary"
+    )]
+    ReadOnly,
     #[error("the audit log can't be read; the server's log says why")]
     AuditNotReadable,
     #[error("there is no audit chain of this node here")]
@@ -120,6 +125,7 @@ impl Refused {
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
+            Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
             Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
@@ -166,6 +172,7 @@ impl Refused {
             | Self::TookTooLong(_)
             | Self::ShuttingDown
             | Self::AuditNotWritable
+            | Self::ReadOnly
             | Self::AuditNotReadable
             | Self::NoAuditChain
             | Self::Fault(_) => Vec::new(),

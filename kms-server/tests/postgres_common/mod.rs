@@ -28,7 +28,7 @@ pub const USER: &str = "ami";
 /// The superuser that `initdb` makes.
 const SUPERUSER: &str = "boss";
 /// Part of the socket's name; nothing listens on TCP unless a test says so.
-pub const PORT: u16 = 5432;
+const PORT: u16 = 5432;
 
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,6 +36,7 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Cluster {
     home: TempDir,
     data: PathBuf,
+    port: u16,
     server: Option<Child>,
 }
 
@@ -46,7 +47,7 @@ impl Cluster {
         let mut initdb = as_postgres(&binary("initdb"));
         initdb.args(["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]);
         run(initdb.args(["--username", SUPERUSER, "--pgdata"]).arg(&data));
-        let mut cluster = Self { home, data, server: None };
+        let mut cluster = Self { home, data, port: PORT, server: None };
         cluster.set(&["listen_addresses = ''", "max_wal_size = '256MB'"]);
         cluster.set(settings);
         cluster.start();
@@ -60,14 +61,34 @@ impl Cluster {
         let mut copy = as_postgres(&binary("pg_basebackup"));
         copy.args(["-R", "--no-sync", "--checkpoint=fast", "--username", SUPERUSER]);
         run(copy
-            .args(["--port", &PORT.to_string(), "--host"])
+            .args(["--port", &self.port.to_string(), "--host"])
             .arg(self.sockets())
             .arg("-D")
             .arg(&data));
-        let mut standby = Self { home, data, server: None };
+        let mut standby = Self { home, data, port: PORT, server: None };
         standby.set(&[&format!("unix_socket_directories = '{}'", standby.sockets().display())]);
         standby.start();
         standby
+    }
+
+    /// Listens on 127.0.0.1 from the next start, with this certificate.
+    pub fn listen_with_tls(&mut self, certificate: &str, key: &str) {
+        let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        self.port = socket.local_addr().unwrap().port();
+        for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+            let path = self.data.join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            if is_root() {
+                run(Command::new("chown").arg("postgres:postgres").arg(&path));
+            }
+        }
+        self.set(&["listen_addresses = '127.0.0.1'", "ssl = on"]);
+    }
+
+    /// Where it listens, on its socket and, if it does, on TCP.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Appends to postgresql.conf; counts from the next start or reload.
@@ -85,7 +106,7 @@ impl Cluster {
         // Ends with the thread that runs the test, however that ends.
         let mut server = ended_with_us(&binary("postgres"));
         server.arg("-D").arg(&self.data).arg("-k").arg(self.sockets());
-        server.args(["-p", &PORT.to_string()]);
+        server.args(["-p", &self.port.to_string()]);
         server.stdout(Stdio::null()).stderr(log);
         self.server = Some(server.spawn().unwrap());
         let begun = Instant::now();
@@ -97,7 +118,7 @@ impl Cluster {
 
     fn answers(&self) -> bool {
         let mut ask = Command::new(binary("pg_isready"));
-        ask.args(["-q", "-d", "postgres", "-p", &PORT.to_string(), "-h"]).arg(self.sockets());
+        ask.args(["-q", "-d", "postgres", "-p", &self.port.to_string(), "-h"]).arg(self.sockets());
         ask.status().unwrap().success()
     }
 
@@ -162,7 +183,7 @@ impl Cluster {
             "-d",
             database,
         ]);
-        psql.args(["-p", &PORT.to_string(), "-c", statement, "-h"]).arg(self.sockets());
+        psql.args(["-p", &self.port.to_string(), "-c", statement, "-h"]).arg(self.sockets());
         run(&mut psql);
     }
 
@@ -182,7 +203,7 @@ impl Cluster {
     pub fn config(&self, database: &str) -> Config {
         Config {
             host: self.sockets().display().to_string(),
-            port: PORT,
+            port: self.port,
             database: database.to_owned(),
             user: USER.to_owned(),
             password: None,
@@ -204,7 +225,7 @@ impl Cluster {
     pub async fn beside(&self, database: &str) -> PgConnection {
         let options = PgConnectOptions::new_without_pgpass()
             .host(&self.sockets().display().to_string())
-            .port(PORT)
+            .port(self.port)
             .username(USER)
             .database(database);
         PgConnection::connect_with(&options).await.unwrap()

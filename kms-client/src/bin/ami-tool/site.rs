@@ -1,6 +1,6 @@
 //! `site status`.
 
-use kms_client::KmsClient;
+use kms_client::{KmsClient, StoreStatus};
 
 use crate::failure::{Exit, Failure};
 use crate::text::{block, say, say_json};
@@ -48,10 +48,11 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
         (
             "store",
             format!(
-                "{}, {}, {} meters",
+                "{}, {}, {} meters{}",
                 store.kind,
                 state(store.reachable, &store.fault),
-                store.meters
+                store.meters,
+                following(store)
             ),
         ),
         (
@@ -71,4 +72,19 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
         ),
     ]))?;
     Ok(Exit::Good)
+}
+
+/// What follows whom: the database its primary, the server other servers.
+fn following(store: &StoreStatus) -> String {
+    let mut text = String::new();
+    if let Some(standby) = &store.standby {
+        let lag = format!("{} bytes, {:.1} s behind", standby.lag_bytes, standby.lag_seconds);
+        let receiving = if standby.receiving { "" } else { ", receiving NOTHING from its primary" };
+        text.push_str(&format!("; STANDBY, takes no changes, {lag}{receiving}"));
+    }
+    if store.not_following_ms > 0 {
+        let silence = store.not_following_ms / 1_000;
+        text.push_str(&format!("; NOT following other servers' changes for {silence} s"));
+    }
+    text
 }
