@@ -10,6 +10,9 @@ use tonic_types::StatusExt as _;
 use crate::config::ConfigError;
 use crate::request_id::{METADATA_KEY, RequestId};
 
+/// The service's reason word for a call that needs two people.
+const SECOND_PERSON_NEEDED: &str = "SECOND_PERSON_NEEDED";
+
 /// Why a call failed. What became of one APDU of a batch is a verdict, not an error.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -49,6 +52,17 @@ pub enum CallError {
         /// A word for machines: `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
         /// Why, and what to do.
+        reason: String,
+    },
+    /// The call needs two people. Once a second one has approved it at the same server, make the same
+    /// call again.
+    #[error("{reason}")]
+    SecondPersonNeeded {
+        /// What the second person approves.
+        approval_id: String,
+        /// When the service forgets it; milliseconds since 1970.
+        expires_ms: u64,
+        /// What the service said.
         reason: String,
     },
     /// The answer can't be right. Client and service are of versions that don't go together.
@@ -150,6 +164,9 @@ impl CallError {
     /// The one place where a gRPC code becomes an error of ours.
     pub(crate) fn from_status(status: &Status) -> Self {
         let reason = describe(status);
+        if let Some((approval_id, expires_ms)) = waits_for_second(status) {
+            return Self::SecondPersonNeeded { approval_id, expires_ms, reason };
+        }
         match status.code() {
             Code::Unavailable => Self::Unreachable { reason },
             Code::ResourceExhausted => Self::Busy { reason, retry_after: retry_after(status) },
@@ -168,6 +185,14 @@ impl CallError {
             }
         }
     }
+}
+
+/// Number and end of a call that waits for its second person.
+fn waits_for_second(status: &Status) -> Option<(String, u64)> {
+    let info = status.get_details_error_info()?;
+    let waits = status.code() == Code::FailedPrecondition && info.reason == SECOND_PERSON_NEEDED;
+    let metadata = waits.then_some(&info.metadata)?;
+    Some((metadata.get("approval_id")?.clone(), metadata.get("expires")?.parse().ok()?))
 }
 
 /// When the service asks to come back, if it does.

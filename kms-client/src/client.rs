@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::apdu::{Apdu, Checked, Opened};
+use crate::approvals::{self, Approval};
 use crate::audit::Audit;
 use crate::call::{CallError, ConnectError};
 use crate::ciphering::{self, Decrypt, StreamOptions, VerifyMic};
@@ -104,6 +105,17 @@ impl KmsClient {
     /// The calls about the audit log.
     pub fn audit(&self) -> Audit {
         Audit::of(self.clone())
+    }
+
+    /// What waits for its second person at this server, the oldest first.
+    pub async fn approvals(&self) -> Result<Vec<Approval>, CallError> {
+        approvals::list(&self.transport).await
+    }
+
+    /// Is the second person of the call that waits under this number. Whoever made it makes it again;
+    /// then it passes, once. Both must talk to the same server.
+    pub async fn approve_call(&self, approval_id: &str) -> Result<Approval, CallError> {
+        approvals::approve(&self.transport, approval_id).await
     }
 
     /// How the site is doing.

@@ -18,6 +18,7 @@
 //! need be; writes never are once they may have arrived, imports excepted, which are idempotent
 //! line by line.
 mod apdu; //       2  what goes in, what comes out
+mod approvals; //  7  calls that need two people
 mod audit; //      7  the audit log
 mod call; //       2  what can go wrong with a call
 mod ciphering; //  7  decrypt, verify
@@ -37,6 +38,7 @@ mod site; //       7  status
 mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
+pub use approvals::Approval;
 pub use audit::{
     Audit, AuditBlock, AuditDetail, AuditEvent, AuditOutcome, BrokenChain, ChainReport, Expected,
     KnownHead,

@@ -7,5 +7,7 @@ pub mod v1 {
     tonic::include_proto!("ami.kms.v1");
 }
 
+include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 /// All descriptors of the package, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ami.kms.v1.bin"));

@@ -4,8 +4,9 @@
 use std::fmt;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, date_time_ymd,
 };
 
 /// A certificate could not be made.
@@ -109,6 +110,41 @@ impl Authority {
         self.leaf(caller, &[caller], Usage::Client, NOT_YET)
     }
 
+    /// A caller's leaf, and the revocation list, as PEM, that names it and no other.
+    pub fn revoked_client(&self, caller: &str) -> Result<(Identity, String), CertificateError> {
+        const SERIAL: u64 = 0x7265_766F_6B65_6401;
+        let mut params = leaf_params(caller, &[caller], Usage::Client, VALID)?;
+        params.serial_number = Some(SERIAL.into());
+        let revoked = RevokedCertParams {
+            serial_number: SERIAL.into(),
+            revocation_time: date_time_ymd(VALID.0, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        Ok((self.sign(&params)?, self.revocation_list(vec![revoked])?))
+    }
+
+    /// A revocation list, as PEM, that names nobody.
+    pub fn empty_revocation_list(&self) -> Result<String, CertificateError> {
+        self.revocation_list(Vec::new())
+    }
+
+    fn revocation_list(
+        &self,
+        revoked_certs: Vec<RevokedCertParams>,
+    ) -> Result<String, CertificateError> {
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(VALID.0, 1, 1),
+            next_update: date_time_ymd(VALID.1, 1, 1),
+            crl_number: (1 + revoked_certs.len() as u64).into(),
+            issuing_distribution_point: None,
+            revoked_certs,
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let issuer_params = authority_params(&self.name)?;
+        Ok(list.signed_by(&Issuer::from_params(&issuer_params, &self.key))?.pem()?)
+    }
+
     /// The server's leaf, expired.
     pub fn expired_server(&self) -> Result<Identity, CertificateError> {
         self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, EXPIRED)
@@ -134,26 +170,39 @@ impl Authority {
         common_name: &str,
         names: &[&str],
         usage: Usage,
-        (from, to): Years,
+        years: Years,
     ) -> Result<Identity, CertificateError> {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.not_before = date_time_ymd(from, 1, 1);
-        params.not_after = date_time_ymd(to, 1, 1);
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match usage {
-            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-            Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
+        self.sign(&leaf_params(common_name, names, usage, years)?)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Result<Identity, CertificateError> {
         let key = KeyPair::generate()?;
         let issuer_params = authority_params(&self.name)?;
         let certificate =
             params.signed_by(&key, &Issuer::from_params(&issuer_params, &self.key))?;
         Ok(Identity { certificate_pem: certificate.pem(), private_key_pem: key.serialize_pem() })
     }
+}
+
+fn leaf_params(
+    common_name: &str,
+    names: &[&str],
+    usage: Usage,
+    (from, to): Years,
+) -> Result<CertificateParams, CertificateError> {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.not_before = date_time_ymd(from, 1, 1);
+    params.not_after = date_time_ymd(to, 1, 1);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match usage {
+        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
+    Ok(params)
 }
 
 fn authority_params(name: &str) -> Result<CertificateParams, CertificateError> {

@@ -21,12 +21,21 @@ pub enum Role {
     Peer,
     /// Reads the audit log.
     Auditor,
+    /// The second person of calls that need two.
+    Approver,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Dev, Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor];
+    pub const ALL: [Self; 7] = [
+        Self::Dev,
+        Self::Hes,
+        Self::AmiAdmin,
+        Self::Rotator,
+        Self::Peer,
+        Self::Auditor,
+        Self::Approver,
+    ];
 
     /// The name in its certificate.
     pub const fn caller(self) -> &'static str {
@@ -37,6 +46,7 @@ impl Role {
             Self::Rotator => "rotator-1",
             Self::Peer => "peer-1",
             Self::Auditor => "auditor-1",
+            Self::Approver => "approver-1",
         }
     }
 
@@ -49,6 +59,7 @@ impl Role {
             Self::Rotator => "client-rotator.toml",
             Self::Peer => "client-peer.toml",
             Self::Auditor => "client-auditor.toml",
+            Self::Approver => "client-approver.toml",
         }
     }
 
@@ -61,6 +72,7 @@ impl Role {
             Self::Rotator => &["rotator"],
             Self::Peer => &["peer"],
             Self::Auditor => &["auditor"],
+            Self::Approver => &["approver"],
         }
     }
 }

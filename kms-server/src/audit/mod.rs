@@ -74,7 +74,7 @@ impl Default for Config {
 const QUEUE_MAX: usize = 4_096;
 /// Calls recorded in one transaction.
 const BATCH_MAX: usize = 256;
-/// Pairs of caller and call whose refusals are counted in one interval; further ones are recorded one
+/// Callers, calls and reasons whose refusals are counted in one interval; further ones are recorded one
 /// by one. More than known callers have calls.
 const REFUSALS_MAX: usize = 4_096;
 /// The caller's name in events that the service writes of itself.
@@ -142,8 +142,8 @@ pub struct Audit {
     chain: Arc<Chain>,
     heads: Heads,
     traffic: Traffic,
-    /// Refusals of this interval, by caller and call, beyond the first.
-    refusals: Mutex<HashMap<(AuditText, AuditText), u64>>,
+    /// Refusals of this interval, by caller, call and reason word, beyond the first.
+    refusals: Mutex<HashMap<(AuditText, AuditText, AuditText), u64>>,
     /// When this process started, until that is in the log.
     start: Mutex<Option<AuditEntry>>,
     queue: mpsc::Sender<Asked>,
@@ -229,23 +229,24 @@ impl Audit {
         outcome.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Records that a known caller asked for what it is not granted. The first one of an interval is
-    /// written at once, further ones are counted: who asks often can't fill the log.
+    /// Records that a known caller asked for what it does not get at the gate: it is not granted, or not
+    /// without a second person. The first one of an interval is written at once, further ones are
+    /// counted: who asks often can't fill the log.
     pub async fn record_refusal(&self, call: AuditedCall, word: &str) {
+        let key = (call.caller.clone(), call.verb.clone(), AuditText::new(word));
         {
             let mut refusals = lock(&self.refusals);
             let full = refusals.len() >= REFUSALS_MAX;
-            let key = (call.caller.clone(), call.verb.clone());
             match refusals.get_mut(&key) {
                 Some(count) => return *count += 1,
                 None if full => return,
-                None => _ = refusals.insert(key, 0),
+                None => _ = refusals.insert(key.clone(), 0),
             }
         }
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::refused(word));
         if let Err(error) = self.record(entry.with(Detail::Items, 1)).await {
             // Counted on: it is in the log once that can be written.
-            *lock(&self.refusals).entry((call.caller.clone(), call.verb.clone())).or_default() += 1;
+            *lock(&self.refusals).entry(key).or_default() += 1;
             if error != AuditError::ReadOnly {
                 tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
             }
@@ -319,10 +320,11 @@ impl Audit {
         let mut entries: Vec<AuditEntry> =
             drained.iter().flat_map(|counted| counted.entries(now_ms, interval_ms, most)).collect();
         let refusals = std::mem::take(&mut *lock(&self.refusals));
-        for ((caller, verb), count) in refusals.iter().filter(|(_, count)| **count > 0) {
+        for ((caller, verb, word), count) in refusals.iter().filter(|(_, count)| **count > 0) {
             let (caller, verb) = (caller.clone(), verb.clone());
-            let call = AuditedCall { caller, verb, request_id: AuditText::default() };
-            let outcome = AuditOutcome::refused("NOT_GRANTED");
+            let request_id = AuditText::default();
+            let call = AuditedCall { caller, verb, request_id, approval: None };
+            let outcome = AuditOutcome::Refused(word.clone());
             let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, *count);
             entries.push(entry.with(Detail::IntervalMs, interval_ms));
         }

@@ -166,7 +166,7 @@ pub enum ConfigError {
     #[error("`rpc.callers` gives {0:?} no role: add one, or remove the entry")]
     NoRoles(String),
     /// Callers, roles or calls that there are not.
-    #[error("`rpc.callers` and `rpc.grants`: {0}")]
+    #[error("`rpc.callers`, `rpc.grants` and `rpc.dual_control`: {0}")]
     Policy(#[from] crate::rpc::PolicyError),
 }
 

@@ -164,6 +164,8 @@ struct RpcSection {
     callers: Vec<CallerSection>,
     #[serde(default)]
     grants: BTreeMap<String, BTreeSet<String>>,
+    #[serde(default)]
+    dual_control: BTreeSet<String>,
 }
 
 fn reload_poll_s() -> u64 {
@@ -176,6 +178,22 @@ struct TlsSection {
     certificate: PathBuf,
     private_key: PathBuf,
     client_ca: PathBuf,
+    #[serde(default)]
+    client_crl: Paths,
+}
+
+/// One path, or several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a path, or a list of paths")]
+enum Paths {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -349,14 +367,15 @@ impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
     type Error = ConfigError;
 
     fn try_from((section, metrics): (RpcSection, MetricsSection)) -> Result<Self, ConfigError> {
-        let RpcSection { listen, tls, reload_poll_s, limits, callers, grants } = section;
+        let RpcSection { listen, tls, reload_poll_s, limits, callers, grants, dual_control } =
+            section;
         let listen = address("rpc.listen", listen, "0.0.0.0:7443")?;
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
-            policy: policy(callers, &grants)?,
+            policy: policy(callers, &grants, &dual_control)?,
             metrics: self::metrics(metrics)?,
         })
     }
@@ -373,11 +392,21 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
     type Error = ConfigError;
 
     fn try_from((section, reload_poll): (TlsSection, Duration)) -> Result<Self, ConfigError> {
-        let TlsSection { certificate, private_key, client_ca } = section;
+        let TlsSection { certificate, private_key, client_ca, client_crl } = section;
+        let client_crls = match client_crl {
+            Paths::One(path) => vec![path],
+            Paths::Several(paths) => paths,
+        };
+        let most = Self::CRLS_MAX as u64;
+        within::<usize>("rpc.tls.client_crl (files)", client_crls.len() as u64, 0..=most)?;
         Ok(Self {
             certificate: absolute("rpc.tls.certificate", certificate)?,
             private_key: absolute("rpc.tls.private_key", private_key)?,
             client_ca: absolute("rpc.tls.client_ca", client_ca)?,
+            client_crls: client_crls
+                .into_iter()
+                .map(|path| absolute("rpc.tls.client_crl", path))
+                .collect::<Result<_, _>>()?,
             reload_poll,
         })
     }
@@ -458,6 +487,7 @@ impl TryFrom<LimitsSection> for Limits {
 fn policy(
     sections: Vec<CallerSection>,
     grants: &BTreeMap<String, BTreeSet<String>>,
+    dual_control: &BTreeSet<String>,
 ) -> Result<Policy, ConfigError> {
     let mut callers = BTreeMap::new();
     for CallerSection { name, roles } in sections {
@@ -475,7 +505,8 @@ fn policy(
         callers.iter().map(|(name, roles)| (name.as_str(), roles.iter().map(String::as_str)));
     let grants =
         grants.iter().map(|(role, calls)| (role.as_str(), calls.iter().map(String::as_str)));
-    Ok(Policy::from_words(callers, grants)?)
+    let policy = Policy::from_words(callers, grants)?;
+    Ok(policy.with_dual_control(dual_control.iter().map(String::as_str))?)
 }
 
 /// `value`, if it is within `bounds`.

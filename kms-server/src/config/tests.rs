@@ -472,6 +472,49 @@ fn check_finds_files_that_hold_something_else() {
 }
 
 #[test]
+fn revocation_lists_are_one_path_or_several_and_all_are_checked() {
+    let place = Place::new();
+    place.furnish();
+    let here = place.directory.path().display().to_string();
+    let [one, two] = ["a.crl", "b.crl"].map(|name| place.directory.path().join(name));
+    let with = |value: &str| place.with("#client_crl = []", &format!("client_crl = {value}"));
+    let lists = |value: &str| with(value).unwrap().rpc.tls.client_crls;
+    assert_eq!(lists(&format!("\"{here}/a.crl\"")), std::slice::from_ref(&one));
+    assert_eq!(lists(&format!("[\"{here}/a.crl\", \"{here}/b.crl\"]")), [one, two]);
+    says(&with("3").unwrap_err().to_string(), &["`client_crl`", "a path, or a list of paths"]);
+    says(&with("\"a.crl\"").unwrap_err().to_string(), &["`rpc.tls.client_crl`", "in full"]);
+    let many = vec![format!("\"{here}/a.crl\""); 65].join(", ");
+    says(&with(&format!("[{many}]")).unwrap_err().to_string(), &["is 65: set it to 0 to 64"]);
+    let config = with(&format!("[\"{here}/a.crl\"]")).unwrap();
+    let findings = check(&config, NOW_MS);
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    says(&findings[0].to_string(), &["rpc.tls.client_crl: ", "a.crl can't be read", "let this"]);
+}
+
+#[test]
+fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
+    let place = Place::new();
+    let with = |calls: &str| place.with("#dual_control = []", &format!("dual_control = {calls}"));
+    let sentence = with("[\"Meters/DeleteMeter\"]").unwrap_err().to_string();
+    says(&sentence, &["`rpc.dual_control`: Meters/DeleteMeter needs two people", "role approver"]);
+    for (call, problem) in [
+        ("Meters/ImportMeters", "is a stream"),
+        ("Ciphering/Decrypt", "machines make that call"),
+        ("Approvals/ApproveCall", "how the second one answers"),
+        ("Meters/Delete", "there is no call"),
+    ] {
+        let sentence = with(&format!("[\"{call}\"]")).unwrap_err().to_string();
+        says(&sentence, &["`rpc.dual_control`", call, problem]);
+    }
+    let second = "dual_control = [\"Meters/DeleteMeter\"]";
+    let text = place.text.replace("#dual_control = []", second);
+    let person = "[[rpc.callers]]\nname = \"second\"\nroles = [\"approver\"]\n";
+    let path = place.write("kms.toml", format!("{text}\n{person}").as_bytes(), 0o644);
+    let policy = Config::load(&path).unwrap().rpc.policy;
+    assert_eq!(*policy.dual_control(), BTreeSet::from([Verb::DeleteMeter]));
+}
+
+#[test]
 fn check_finds_an_address_in_use() {
     let place = Place::new();
     place.furnish();

@@ -90,6 +90,8 @@ pub struct AuditedCall {
     pub verb: AuditText,
     /// The caller's own name for the call; empty if it gave none.
     pub request_id: AuditText,
+    /// Under which number a second person approved it; stands among the details of its entries.
+    pub approval: Option<u64>,
 }
 
 impl AuditedCall {
@@ -99,6 +101,7 @@ impl AuditedCall {
             caller: AuditText::new(caller),
             verb: AuditText::new(verb),
             request_id: AuditText::default(),
+            approval: None,
         }
     }
 
@@ -106,10 +109,10 @@ impl AuditedCall {
     pub fn entry(&self, at_ms: u64, subject: Subject, outcome: AuditOutcome) -> AuditEntry {
         AuditEntry {
             at_ms,
-            call: self.clone(),
+            call: Self { approval: None, ..self.clone() },
             subject,
             outcome,
-            details: Vec::new(),
+            details: self.approval.map(|number| (Detail::Approval, number)).into_iter().collect(),
             blocks: Vec::new(),
         }
     }
@@ -210,6 +213,8 @@ details! {
     ItemsWithoutBlock = 11 "items_without_block";
     /// What became of the items of a record of traffic: the number of the verdict.
     Verdict = 12 "verdict";
+    /// The number under which a call waited for its second person.
+    Approval = 13 "approval";
 }
 
 impl Detail {

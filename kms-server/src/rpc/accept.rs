@@ -109,12 +109,13 @@ async fn shake_hands(
 
 /// The class of a handshake's failure.
 fn reason_of(error: &std::io::Error) -> Turned {
-    use rustls::Error;
+    use rustls::{CertificateError, Error};
     let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         return Turned::Io;
     };
     match error {
         Error::NoCertificatesPresented => Turned::NoCertificate,
+        Error::InvalidCertificate(CertificateError::Revoked) => Turned::Revoked,
         Error::InvalidCertificate(_) | Error::InvalidCertRevocationList(_) => {
             Turned::BadCertificate
         }

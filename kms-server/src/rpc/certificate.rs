@@ -10,7 +10,7 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-use super::policy::CallerName;
+use super::{policy::CallerName, revocation};
 
 /// Why a certificate or key can't be used: one sentence, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,71 @@ pub enum TlsError {
         /// Which file.
         path: PathBuf,
     },
+    /// A file holds no revocation list.
+    #[error("{} holds no revocation list: put a CRL into it, in PEM (X509 CRL) or DER", path.display())]
+    NoCrl {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A file holds a revocation list that can't be used.
+    #[error(
+        "{} can't be used as a revocation list: have the authority issue it again, as a full CRL of \
+         version 2 with a next update",
+        path.display()
+    )]
+    CrlUnusable {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A revocation list is past its next update.
+    #[error(
+        "the revocation list of {issuer} in {} has expired: install the one that the authority has \
+         issued since",
+        path.display()
+    )]
+    CrlExpired {
+        /// Which file.
+        path: PathBuf,
+        /// Whose list.
+        issuer: String,
+    },
+    /// Somebody else signed a revocation list in an authority's name.
+    #[error(
+        "the revocation list of {issuer} in {} is not signed by that authority: fetch it from there \
+         again",
+        path.display()
+    )]
+    CrlForged {
+        /// Which file.
+        path: PathBuf,
+        /// Whose list it says that it is.
+        issuer: String,
+    },
+    /// Two revocation lists of one authority, of which one would be ignored.
+    #[error(
+        "{} holds a second revocation list of {issuer}: keep the newest and remove the other",
+        path.display()
+    )]
+    CrlTwice {
+        /// The file of the second one.
+        path: PathBuf,
+        /// Whose list.
+        issuer: String,
+    },
+    /// An authority without a revocation list: none of its clients could be let in.
+    #[error(
+        "there is no revocation list of {issuer}, an authority in {}: name its CRL in \
+         rpc.tls.client_crl too, or remove the authority",
+        path.display()
+    )]
+    CrlMissing {
+        /// The authorities' file.
+        path: PathBuf,
+        /// Which of them.
+        issuer: String,
+    },
     /// The TLS library refused its settings.
     #[error("TLS can't be set up")]
     SetUp(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -78,9 +143,33 @@ pub enum TlsError {
 /// its setting: for `check-config`, before a server uses them.
 pub fn check_certificates(tls: &super::TlsConfig, now_ms: u64) -> Vec<(&'static str, TlsError)> {
     let identity = check_identity(tls, now_ms).err().map(|error| ("rpc.tls.certificate", error));
-    let authorities = read(&tls.client_ca).and_then(|pem| load_authorities(&tls.client_ca, &pem));
-    let authorities = authorities.err().map(|error| ("rpc.tls.client_ca", error));
-    identity.into_iter().chain(authorities).collect()
+    let wrong_callers = match check_authorities(tls) {
+        // Lists are held against the authorities, so without these there is nothing to say of them.
+        Err(error) => Some(("rpc.tls.client_ca", error)),
+        Ok(authorities) => {
+            check_lists(tls, &authorities, now_ms).err().map(|error| ("rpc.tls.client_crl", error))
+        }
+    };
+    identity.into_iter().chain(wrong_callers).collect()
+}
+
+fn check_authorities(tls: &super::TlsConfig) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(&tls.client_ca)?;
+    load_authorities(&tls.client_ca, &pem)?;
+    load_chain(&tls.client_ca, &pem)
+}
+
+fn check_lists(
+    tls: &super::TlsConfig,
+    authorities: &[CertificateDer<'_>],
+    now_ms: u64,
+) -> Result<(), TlsError> {
+    let files = tls
+        .client_crls
+        .iter()
+        .map(|path| Ok((path.clone(), read(path)?)))
+        .collect::<Result<Vec<_>, TlsError>>()?;
+    revocation::load(&files, (&tls.client_ca, authorities), now_ms).map(drop)
 }
 
 fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {
@@ -149,7 +238,10 @@ pub(super) fn first_expiry_ms(path: &Path, pem: &[u8]) -> Result<u64, TlsError> 
     Ok(ends.min().unwrap_or(u64::MAX))
 }
 
-fn load_chain(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn load_chain(
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(path, error))?;

@@ -19,7 +19,7 @@ pub struct Config {
     pub metrics: Option<MetricsConfig>,
 }
 
-/// The files that say who we are and whom we believe. All PEM; read again when they change.
+/// The files that say who we are and whom we believe. PEM; read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
     /// The server's certificate, then its intermediates.
@@ -28,6 +28,9 @@ pub struct TlsConfig {
     pub private_key: PathBuf,
     /// The authorities whose client certificates are accepted.
     pub client_ca: PathBuf,
+    /// Their revocation lists, PEM or DER; none: nothing is asked about revocation. At most
+    /// [`TlsConfig::CRLS_MAX`].
+    pub client_crls: Vec<PathBuf>,
     /// How often the files are looked at; 1 ms to 1 hour.
     pub reload_poll: Duration,
 }
@@ -35,6 +38,9 @@ pub struct TlsConfig {
 impl TlsConfig {
     /// How often the files are looked at unless the configuration says otherwise.
     pub const RELOAD_POLL: Duration = Duration::from_secs(10);
+
+    /// How many files of revocation lists there may be: they are read at each look.
+    pub const CRLS_MAX: usize = 64;
 
     /// These files, looked at every [`TlsConfig::RELOAD_POLL`].
     pub fn new(
@@ -46,6 +52,7 @@ impl TlsConfig {
             certificate: certificate.into(),
             private_key: private_key.into(),
             client_ca: client_ca.into(),
+            client_crls: Vec::new(),
             reload_poll: Self::RELOAD_POLL,
         }
     }
@@ -127,6 +134,11 @@ impl Config {
         let poll = self.tls.reload_poll;
         if poll < Duration::from_millis(1) || poll > Duration::from_secs(3_600) {
             return Err(bad("tls.reload_poll", format!("{poll:?}"), "1 ms to 1 hour"));
+        }
+        let crls = self.tls.client_crls.len();
+        if crls > TlsConfig::CRLS_MAX {
+            let must = format!("{} files at most", TlsConfig::CRLS_MAX);
+            return Err(bad("tls.client_crl", format!("{crls} files"), &must));
         }
         self.limits.check()
     }

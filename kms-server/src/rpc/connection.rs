@@ -24,7 +24,7 @@ use super::{
     certificate::{Holder, holder_of},
     figures,
     policy::CallerName,
-    tls::Loaded,
+    tls::{Distrust, Loaded},
 };
 
 /// Who is at the other end; goes with every request of the connection.
@@ -73,16 +73,14 @@ impl Peer {
         now_ms > self.0.holder.not_after_ms
     }
 
-    /// Whether the authorities in use now accept it too: a connection may outlive those as well.
-    pub(super) fn is_trusted_by(&self, now: &Loaded) -> bool {
-        if self.0.trusted_by.load(Ordering::Relaxed) >= now.generation {
-            return true;
-        }
-        let trusted = now.trusts(&self.0.chain);
-        if trusted {
+    /// Whether the authorities and revocation lists in use now accept it too: a connection may outlive
+    /// those as well.
+    pub(super) fn check_trust(&self, now: &Loaded) -> Result<(), Distrust> {
+        if self.0.trusted_by.load(Ordering::Relaxed) < now.generation {
+            now.trusts(&self.0.chain)?;
             self.0.trusted_by.fetch_max(now.generation, Ordering::Relaxed);
         }
-        trusted
+        Ok(())
     }
 
     /// A place for one more call; `None` if it has too many open.

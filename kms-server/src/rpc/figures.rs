@@ -56,6 +56,8 @@ pub(super) enum Turned {
     NoCertificate,
     /// The client's is not accepted.
     BadCertificate,
+    /// The client's was revoked.
+    Revoked,
     /// No common version or protocol.
     Incompatible,
     /// The client broke the handshake off, and said why.
@@ -67,11 +69,12 @@ pub(super) enum Turned {
 }
 
 impl Turned {
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 9] = [
         (Self::Limit, "limit"),
         (Self::Timeout, "timeout"),
         (Self::NoCertificate, "no_certificate"),
         (Self::BadCertificate, "bad_certificate"),
+        (Self::Revoked, "revoked"),
         (Self::Incompatible, "incompatible"),
         (Self::PeerAlert, "peer_alert"),
         (Self::Tls, "tls"),
@@ -186,9 +189,13 @@ impl Source for Wire {
         page.sample(&IN_FLIGHT_ITEMS_MAX, &[], items_max as u64);
         page.sample(&IN_FLIGHT_BYTES, &[], bytes as u64);
         let (loaded, now_ms) = (self.tls.current(), self.clock.unix_ms());
-        for (certificate, not_after_ms) in
-            [("server", loaded.not_after_ms), ("client_ca", loaded.authorities_not_after_ms)]
-        {
+        let certificates = [
+            ("server", Some(loaded.not_after_ms)),
+            ("client_ca", Some(loaded.authorities_not_after_ms)),
+            ("client_crl", loaded.lists_due.map(|due| due.ends_ms)),
+        ];
+        for (certificate, not_after_ms) in certificates {
+            let Some(not_after_ms) = not_after_ms else { continue };
             let left = not_after_ms.saturating_sub(now_ms) as f64 / DAY_MS;
             page.sample(&CERTIFICATE_LEFT, &[certificate.into()], left);
         }

@@ -1,5 +1,6 @@
 //! Every call passes here before its body is read: who is it, may he, is there room. What passes
-//! carries a [`Permit`]; a service that finds none refuses.
+//! carries a [`Permit`]; a service that finds none refuses. A call that needs two people is read here,
+//! too, and goes no further without the second: no service can forget to ask.
 
 use std::{
     convert::Infallible,
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 use tokio::time::timeout;
 use tonic::{Code, Status, body::Body};
@@ -17,17 +19,20 @@ use tracing::Instrument as _;
 
 use super::{
     answer::{Answer, Call},
+    approvals::Approvals,
     budget::Room,
     connection::Peer,
     drain::{DrainWatch, Phase},
     figures::Figures,
     policy::{Permit, Policy},
-    recording::call_of,
+    recording::{call_of, record_waiting},
     request_id::{RequestId, RequestIds},
     status::{Refused, name_request},
-    tls::Tls,
+    summary::about,
+    tls::{Distrust, Tls},
     upload::Upload,
     verb::Verb,
+    whole::Whole,
 };
 use crate::{audit::Audit, domain::ports::Clock};
 
@@ -45,6 +50,7 @@ pub(super) struct Gatekeeper {
     pub(super) ids: RequestIds,
     /// `None` in tests of what needs no log.
     pub(super) audit: Option<Arc<Audit>>,
+    pub(super) approvals: Arc<Approvals>,
 }
 
 impl Gatekeeper {
@@ -65,16 +71,47 @@ impl Gatekeeper {
         }
     }
 
+    /// Reads a call that needs two people, and lets it pass if the second has approved it.
+    async fn ask_for_second(
+        &self,
+        request: Request<Body>,
+        permit: &Permit,
+    ) -> Result<Request<Body>, Status> {
+        let id: Option<RequestId> = request.extensions().get().cloned();
+        let whole = Whole::read(request, self.message_bytes_max).await?;
+        let second = match self.approvals.pass(permit, whole.message()) {
+            Ok(second) => second,
+            Err(refused) => {
+                if let Some(audit) = &self.audit {
+                    let call = call_of(permit.caller(), permit.verb(), id.as_ref());
+                    record_waiting(audit, call, &refused, about(permit.verb(), whole.message()))
+                        .await?;
+                }
+                return Err(refused.into());
+            }
+        };
+        tracing::info!(approver = %second.approver, number = second.number, "passes with two people");
+        let mut request = whole.into_request();
+        request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
+        Ok(request)
+    }
+
     /// Whether the certificate that the connection began with would still be accepted. Asked again for
     /// every answer of a stream.
     pub(super) fn check_standing(&self, peer: &Peer) -> Result<(), Refused> {
-        if peer.is_expired(self.clock.unix_ms()) {
+        let now_ms = self.clock.unix_ms();
+        if peer.is_expired(now_ms) {
             return Err(Refused::Expired);
         }
-        if !peer.is_trusted_by(&self.tls.current()) {
-            return Err(Refused::NotTrusted);
+        let loaded = self.tls.current();
+        // No handshake would succeed now, and an open connection is no better than a new one.
+        if loaded.lists_due.is_some_and(|due| now_ms >= due.ends_ms) {
+            return Err(Refused::ListExpired);
         }
-        Ok(())
+        peer.check_trust(&loaded).map_err(|distrust| match distrust {
+            Distrust::Revoked => Refused::Revoked,
+            Distrust::NotTrusted => Refused::NotTrusted,
+        })
     }
 }
 
@@ -100,6 +137,7 @@ pub(super) struct Gated<S> {
 impl<S> Service<Request<Body>> for Gated<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response<Body>;
@@ -140,10 +178,25 @@ where
         let call = Call::begin(&permit, peer, place, id, Arc::clone(&keeper.figures));
         let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
         let span = call.span();
-        request.extensions_mut().insert(Arc::new(permit));
+        let needs_two = keeper.approvals.concern(permit.verb());
+        let permit = Arc::new(permit);
+        request.extensions_mut().insert(Arc::clone(&permit));
         let room = keeper.room.clone();
         let request = request.map(|body| Body::new(Upload::new(body, room)));
-        let answering = self.inner.call(request);
+        let answering = if needs_two {
+            // The one that is ready answers; its clone takes its place.
+            let clone = self.inner.clone();
+            let mut inner = std::mem::replace(&mut self.inner, clone);
+            let keeper = Arc::clone(&keeper);
+            Either::Left(async move {
+                match keeper.ask_for_second(request, &permit).await {
+                    Ok(request) => inner.call(request).await,
+                    Err(status) => Ok(status.into_http()),
+                }
+            })
+        } else {
+            Either::Right(self.inner.call(request))
+        };
         let answer = async move {
             let response = match timeout(keeper.call_timeout, answering).await {
                 Ok(Ok(response)) => response,

@@ -6,7 +6,10 @@
 //! gRPC status in `status` and nowhere else. Start reading at `server.rs`.
 
 mod accept;
+pub mod access;
 mod answer;
+mod approvals;
+mod approving;
 mod audit;
 mod budget;
 mod certificate;
@@ -24,17 +27,20 @@ mod policy;
 mod probes;
 mod recording;
 mod request_id;
+mod revocation;
 mod server;
 mod site;
 mod status;
+mod summary;
 mod tls;
 mod upload;
 mod verb;
+mod whole;
 mod words;
 
 pub use certificate::{TlsError, check_certificates};
 pub use config::{BadSetting, Config, Limits, TlsConfig};
-pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role};
+pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role, Second};
 pub use probes::MetricsConfig;
 pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
 pub use site::TokenStatusSource;

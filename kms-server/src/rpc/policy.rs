@@ -22,12 +22,14 @@ pub enum Role {
     Peer,
     /// Looks, and changes nothing.
     Auditor,
+    /// The second person of calls that need two.
+    Approver,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 5] =
-        [Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor];
+    pub const ALL: [Self; 6] =
+        [Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor, Self::Approver];
 
     /// As configuration and log write it.
     pub const fn name(self) -> &'static str {
@@ -37,6 +39,7 @@ impl Role {
             Self::Rotator => "rotator",
             Self::Peer => "peer",
             Self::Auditor => "auditor",
+            Self::Approver => "approver",
         }
     }
 
@@ -45,31 +48,32 @@ impl Role {
         Self::ALL.into_iter().find(|role| role.name() == name)
     }
 
-    /// What the role may call unless the configuration says otherwise.
-    pub const fn default_verbs(self) -> &'static [Verb] {
-        use Verb::{
-            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, FollowEvents, GetMeter,
-            GetStatus, ImportMeters, ListEvents, ListMeters, VerifyChain, VerifyMic,
-            VerifyMicBatch, VerifyMicStream,
-        };
+    /// Whether the role may make this call unless the configuration says otherwise.
+    pub fn may_by_default(self, verb: Verb) -> bool {
+        verb.default_roles().contains(&self)
+    }
+}
+
+impl Verb {
+    /// Who may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
+    /// decides it here.
+    pub const fn default_roles(self) -> &'static [Role] {
+        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
         match self {
-            Self::Hes => {
-                &[Decrypt, DecryptBatch, DecryptStream, VerifyMic, VerifyMicBatch, VerifyMicStream]
-            }
-            Self::AmiAdmin => &[
-                CreateMeter,
-                GetMeter,
-                ListMeters,
-                DeleteMeter,
-                ImportMeters,
-                GetStatus,
-                ListEvents,
-            ],
-            Self::Rotator => &[GetMeter, ListMeters, GetStatus],
-            Self::Auditor => {
-                &[GetMeter, ListMeters, GetStatus, ListEvents, FollowEvents, VerifyChain]
-            }
-            Self::Peer => &[GetStatus],
+            Self::Decrypt
+            | Self::DecryptBatch
+            | Self::DecryptStream
+            | Self::VerifyMic
+            | Self::VerifyMicBatch
+            | Self::VerifyMicStream => &[Hes],
+            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters => &[AmiAdmin],
+            Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::ListEvents => &[AmiAdmin, Auditor],
+            Self::FollowEvents | Self::VerifyChain => &[Auditor],
+            Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
+            Self::ApproveCall => &[Approver],
+            Self::Health | Self::Reflection => &Role::ALL,
         }
     }
 }
@@ -129,11 +133,33 @@ pub enum PolicyError {
     #[error("caller {0:?} can't be in a certificate: {BadCallerName}")]
     CallerName(String),
     /// A role that there is not.
-    #[error("there is no role {0:?}; the roles are hes, ami_admin, rotator, peer and auditor")]
+    #[error(
+        "there is no role {0:?}; the roles are hes, ami_admin, rotator, peer, auditor and approver"
+    )]
     Role(String),
     /// A verb that there is not.
     #[error("there is no call {0:?}; a call is written as in \"Ciphering/Decrypt\"")]
     Verb(String),
+    /// Two people for a stream.
+    #[error(
+        "{0} can't need two people, as it is a stream and there is no one request to approve; take it \
+         out of dual_control"
+    )]
+    DualStream(Verb),
+    /// Two people for what machines do.
+    #[error("{0} can't need two people, as machines make that call; take it out of dual_control")]
+    DualMachine(Verb),
+    /// Two people for being the second person.
+    #[error(
+        "{0} can't need two people, as it is how the second one answers; take it out of dual_control"
+    )]
+    DualApproval(Verb),
+    /// Nobody could ever make the call.
+    #[error(
+        "{0} needs two people, and there are no two callers of whom one may make it and the other \
+         approve it; give a second person the role approver, or take the call out of dual_control"
+    )]
+    DualAlone(Verb),
 }
 
 /// Why the policy says no.
@@ -159,6 +185,16 @@ pub enum Forbidden {
 pub struct Permit {
     caller: CallerName,
     verb: Verb,
+    second: Option<Second>,
+}
+
+/// A second person's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// Who approved the call.
+    pub approver: CallerName,
+    /// The number under which it waited.
+    pub number: u64,
 }
 
 impl Permit {
@@ -171,6 +207,16 @@ impl Permit {
     pub fn verb(&self) -> Verb {
         self.verb
     }
+
+    /// Who approved it, where the policy asks for two people.
+    pub fn second(&self) -> Option<&Second> {
+        self.second.as_ref()
+    }
+
+    /// The same, approved.
+    pub(super) fn approved_by(&self, second: Second) -> Self {
+        Self { caller: self.caller.clone(), verb: self.verb, second: Some(second) }
+    }
 }
 
 /// Who may call what.
@@ -179,6 +225,7 @@ pub struct Policy {
     callers: BTreeMap<CallerName, BTreeSet<Role>>,
     /// Of roles whose default the configuration replaced.
     overrides: BTreeMap<Role, BTreeSet<Verb>>,
+    dual_control: BTreeSet<Verb>,
 }
 
 impl Policy {
@@ -186,7 +233,7 @@ impl Policy {
     pub fn new(callers: impl IntoIterator<Item = (CallerName, Vec<Role>)>) -> Self {
         let callers =
             callers.into_iter().map(|(name, roles)| (name, roles.into_iter().collect())).collect();
-        Self { callers, overrides: BTreeMap::new() }
+        Self { callers, ..Self::default() }
     }
 
     /// Replaces what `role` grants.
@@ -220,11 +267,47 @@ impl Policy {
         Ok(policy)
     }
 
+    /// Asks for two people for these calls, as a file writes them; last, when callers and grants are
+    /// known. Refused where it could not be, or where nobody could ever make the call.
+    pub fn with_dual_control<'a>(
+        mut self,
+        calls: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, PolicyError> {
+        for verb in calls.into_iter().map(verb_of) {
+            let verb = verb?;
+            if matches!(verb, Verb::ListApprovals | Verb::ApproveCall) {
+                return Err(PolicyError::DualApproval(verb));
+            }
+            if !verb.is_privileged() {
+                return Err(PolicyError::DualMachine(verb));
+            }
+            if !verb.may_need_two_people() {
+                return Err(PolicyError::DualStream(verb));
+            }
+            if !self.has_two_people_for(verb) {
+                return Err(PolicyError::DualAlone(verb));
+            }
+            self.dual_control.insert(verb);
+        }
+        Ok(self)
+    }
+
+    fn has_two_people_for(&self, verb: Verb) -> bool {
+        let who_may =
+            |verb| self.callers.keys().filter(move |caller| self.permit(caller, verb).is_ok());
+        who_may(verb).any(|first| who_may(Verb::ApproveCall).any(|second| first != second))
+    }
+
+    /// The calls that need two people.
+    pub fn dual_control(&self) -> &BTreeSet<Verb> {
+        &self.dual_control
+    }
+
     /// Asks the policy once, at the edge.
     pub fn permit(&self, caller: &CallerName, verb: Verb) -> Result<Permit, Forbidden> {
         let roles = self.roles(caller)?;
         if verb.is_open() || roles.iter().any(|role| self.grants(*role, verb)) {
-            Ok(Permit { caller: caller.clone(), verb })
+            Ok(Permit { caller: caller.clone(), verb, second: None })
         } else {
             Err(Forbidden::NotGranted { caller: caller.clone(), verb })
         }
@@ -238,7 +321,7 @@ impl Policy {
     fn grants(&self, role: Role, verb: Verb) -> bool {
         match self.overrides.get(&role) {
             Some(verbs) => verbs.contains(&verb),
-            None => role.default_verbs().contains(&verb),
+            None => role.may_by_default(verb),
         }
     }
 }
@@ -265,16 +348,17 @@ mod tests {
         match role {
             Role::Hes => service == "Ciphering",
             Role::AmiAdmin => {
-                service == "Meters" || matches!(verb, Verb::GetStatus | Verb::ListEvents)
+                service == "Meters"
+                    || matches!(verb, Verb::GetStatus | Verb::ListEvents | Verb::ListApprovals)
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Auditor => {
-                service == "Audit"
-                    || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+                service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
             }
             Role::Peer => verb == Verb::GetStatus,
+            Role::Approver => service == "Approvals",
         }
     }
 
@@ -339,6 +423,53 @@ mod tests {
             Policy::from_words(none, [("hes", vec!["Ciphering/Encrypt"])]),
             Err(PolicyError::Verb("Ciphering/Encrypt".into()))
         );
+    }
+
+    fn dual(callers: &[(&str, &[Role])], call: &str) -> Result<Policy, PolicyError> {
+        let callers = callers.iter().map(|(caller, roles)| (name(caller), roles.to_vec()));
+        Policy::new(callers).with_dual_control([call])
+    }
+
+    #[test]
+    fn two_people_are_asked_for_where_there_are_two() {
+        use Role::{AmiAdmin, Approver};
+        let call = "Meters/DeleteMeter";
+        for callers in [
+            &[("a", &[AmiAdmin][..]), ("b", &[Approver])][..],
+            &[("a", &[AmiAdmin, Approver]), ("b", &[AmiAdmin, Approver])],
+            &[("a", &[AmiAdmin, Approver]), ("b", &[AmiAdmin])],
+        ] {
+            let policy = dual(callers, call).unwrap();
+            assert_eq!(*policy.dual_control(), BTreeSet::from([Verb::DeleteMeter]));
+        }
+        for callers in [
+            &[("a", &[AmiAdmin, Approver][..])][..],
+            &[("a", &[AmiAdmin]), ("b", &[AmiAdmin])],
+            &[("a", &[Approver]), ("b", &[Approver])],
+        ] {
+            let refused = dual(callers, call).unwrap_err();
+            assert_eq!(refused, PolicyError::DualAlone(Verb::DeleteMeter));
+            assert!(refused.to_string().contains("give a second person the role approver"));
+        }
+    }
+
+    #[test]
+    fn two_people_are_not_asked_for_where_that_makes_no_sense() {
+        let all = [("a", &Role::ALL[..]), ("b", &Role::ALL)];
+        for verb in Verb::GRANTABLE {
+            let refused = dual(&all, verb.name()).err();
+            let due = match verb.name().split('/').next().unwrap() {
+                "Ciphering" => Some(PolicyError::DualMachine(*verb)),
+                "Approvals" => Some(PolicyError::DualApproval(*verb)),
+                _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),
+                _ => None,
+            };
+            assert_eq!(refused, due, "{verb}");
+        }
+        assert!(dual(&all, "Meters/DeleteMeter").is_ok());
+        for word in ["Meters/Delete", "Health"] {
+            assert_eq!(dual(&all, word), Err(PolicyError::Verb(word.into())));
+        }
     }
 
     #[test]

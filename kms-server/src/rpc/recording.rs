@@ -8,11 +8,12 @@ use super::{
     policy::{CallerName, Permit},
     request_id::RequestId,
     status::{Refused, word_of_lifecycle},
+    summary::About,
     verb::Verb,
 };
 use crate::{
     audit::{Audit, AuditError},
-    domain::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Subject},
+    domain::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
     lifecycle::LifecycleError,
 };
 
@@ -22,6 +23,29 @@ pub(super) fn call_of(caller: &CallerName, verb: Verb, id: Option<&RequestId>) -
     AuditedCall { request_id, ..AuditedCall::new(caller.as_str(), verb.name()) }
 }
 
+/// Records that a call has to wait for its second person, once for each call; whoever goes on asking
+/// is counted like one who asks for what he is not granted.
+pub(super) async fn record_waiting(
+    audit: &Arc<Audit>,
+    call: AuditedCall,
+    refused: &Refused,
+    about: About,
+) -> Result<(), Status> {
+    let word = refused.word();
+    match refused {
+        Refused::SecondPersonNeeded { number, asked_before: false, .. } => {
+            let recorder = Recorder(Arc::clone(audit));
+            let outcome = AuditOutcome::refused(word);
+            let entry = call.entry(audit.now_ms(), about.subject, outcome);
+            recorder.record(entry.with(Detail::Approval, *number)).await
+        }
+        _ => {
+            audit.record_refusal(call, word).await;
+            Ok(())
+        }
+    }
+}
+
 /// The audit log, for services.
 #[derive(Clone)]
 pub(super) struct Recorder(pub(super) Arc<Audit>);
@@ -29,7 +53,8 @@ pub(super) struct Recorder(pub(super) Arc<Audit>);
 impl Recorder {
     /// The call that a request is. The gate has named it.
     pub(super) fn call<T>(&self, permit: &Permit, request: &tonic::Request<T>) -> AuditedCall {
-        call_of(permit.caller(), permit.verb(), request.extensions().get())
+        let call = call_of(permit.caller(), permit.verb(), request.extensions().get());
+        AuditedCall { approval: permit.second().map(|second| second.number), ..call }
     }
 
     /// An entry, to be completed.

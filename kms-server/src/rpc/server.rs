@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kms_proto::v1::{
-    audit_server::AuditServer, ciphering_server::CipheringServer, meters_server::MetersServer,
-    site_server::SiteServer,
+    approvals_server::ApprovalsServer, audit_server::AuditServer,
+    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
 };
 use tokio::{
     net::TcpListener,
@@ -17,6 +17,8 @@ use tonic::{service::Routes, transport};
 
 use super::{
     accept::{ACCEPTED_MAX, accept},
+    approvals::Approvals,
+    approving::ApprovalsService,
     audit::AuditService,
     budget::Budget,
     certificate::{TlsError, check_certificates},
@@ -161,7 +163,10 @@ pub async fn serve(
     }
     let figures = Figures::new();
     let budget = Budget::new(&config.limits, Arc::clone(&figures));
-    let routes = with_reflection(services(&config.limits, &parts, (&tls, &figures), &budget))?;
+    let approvals = approvals(&config, &parts.clock);
+    let services = services(&config.limits, &parts, (&tls, &figures), &budget);
+    let recorder = Some(Recorder(Arc::clone(&parts.audit)));
+    let routes = with_standing(services, (&approvals, recorder), &config.limits)?;
     let Parts { ciphering, keyring, token_status: token, store, clock, audit, mut sources, .. } =
         parts;
     sources.extend([ciphering as Arc<dyn Source>, keyring.clone(), audit.clone()]);
@@ -169,15 +174,15 @@ pub async fn serve(
     run(
         config,
         tls,
-        Insides { routes, budget, figures, watched, clock, audit: Some(audit) },
+        Insides { routes, approvals, budget, figures, watched, clock, audit: Some(audit) },
         shutdown,
         ready,
     )
     .await
 }
 
-/// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
-/// added: for tests of all that does not need a token. A path that is no verb stays unreachable.
+/// Serves `services` behind the same TLS, gate and limits as [`serve`], with approvals, health and
+/// reflection added: for tests of all that does not need a token. A path that is no verb stays unreachable.
 pub async fn serve_services(
     config: Config,
     services: Routes,
@@ -189,12 +194,13 @@ pub async fn serve_services(
     let tls = Arc::new(Tls::load(config.tls.clone()).await?);
     let figures = Figures::new();
     let budget = Budget::new(&config.limits, Arc::clone(&figures));
-    let routes = with_reflection(services)?;
+    let approvals = approvals(&config, &clock);
+    let routes = with_standing(services, (&approvals, None), &config.limits)?;
     let watched = Watched { sources: Vec::new(), parts: None };
     run(
         config,
         tls,
-        Insides { routes, budget, figures, watched, clock, audit: None },
+        Insides { routes, approvals, budget, figures, watched, clock, audit: None },
         shutdown,
         ready,
     )
@@ -204,6 +210,7 @@ pub async fn serve_services(
 /// What is served, and what is told of it.
 struct Insides {
     routes: Routes,
+    approvals: Arc<Approvals>,
     budget: Budget,
     figures: Arc<Figures>,
     watched: Watched,
@@ -257,14 +264,25 @@ fn services(
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
 }
 
-/// Adds reflection.
-fn with_reflection(services: Routes) -> Result<Routes, RpcError> {
+fn approvals(config: &Config, clock: &Arc<dyn Clock>) -> Arc<Approvals> {
+    Arc::new(Approvals::new(config.policy.dual_control().clone(), Arc::clone(clock)))
+}
+
+/// Adds what stands on no part: approvals and reflection.
+fn with_standing(
+    services: Routes,
+    (approvals, recorder): (&Arc<Approvals>, Option<Recorder>),
+    limits: &Limits,
+) -> Result<Routes, RpcError> {
+    let approvals = ApprovalsService { approvals: Arc::clone(approvals), recorder };
+    let approvals =
+        ApprovalsServer::new(approvals).max_decoding_message_size(limits.message_bytes_max);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(kms_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|error| RpcError::Reflection(error.into()))?;
-    Ok(services.add_service(reflection))
+    Ok(services.add_service(approvals).add_service(reflection))
 }
 
 async fn run(
@@ -275,7 +293,7 @@ async fn run(
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
     let Config { listen, tls: _, limits, policy, metrics } = config;
-    let Insides { routes, budget, figures, watched, clock, audit } = insides;
+    let Insides { routes, approvals, budget, figures, watched, clock, audit } = insides;
     let Watched { mut sources, parts } = watched;
     let (listener, address) = bind(listen).await?;
     let metrics = match metrics {
@@ -296,6 +314,7 @@ async fn run(
         figures: Arc::clone(&figures),
         ids: RequestIds::new(),
         audit,
+        approvals,
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
     let wire = (drain.watch(), Arc::clone(&figures));
@@ -312,6 +331,7 @@ async fn run(
     // Answers to the end of the drain; ended when it is dropped.
     let mut probes = JoinSet::new();
     let metrics = metrics.map(|(listener, address)| {
+        let clock = Arc::clone(&clock);
         sources.push(Arc::new(Wire { figures, budget, tls: Arc::clone(&tls), clock }));
         let readiness = Readiness { parts, drain: drain.watch() };
         probes.spawn(Probes::new(sources, readiness).serve(listener));
@@ -328,7 +348,7 @@ async fn run(
             let reason = ended.map_or_else(Into::into, |()| "no more connections are accepted".into());
             return Err(RpcError::Transport(reason));
         }
-        () = tls.watch() => {}
+        () = tls.watch(clock.as_ref()) => {}
         () = shutdown => {}
     }
     tracing::info!("shutting down: no new calls");

@@ -89,7 +89,8 @@ impl SiteService {
             )),
             _ => None,
         };
-        expiry.into_iter().chain(self.tls.fault()).collect()
+        let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
+        expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
 }
 

@@ -38,10 +38,31 @@ pub(super) enum Refused {
     Expired,
     #[error("the client certificate's authority is no longer accepted; connect with a new one")]
     NotTrusted,
+    #[error("the client certificate was revoked by its authority; connect with a new one")]
+    Revoked,
+    #[error(
+        "this server's revocation list has expired, so it trusts no client; its operator must install \
+         the authority's new one"
+    )]
+    ListExpired,
     #[error("the policy does not know {0}")]
     UnknownCaller(CallerName),
     #[error("no role of {caller} grants {verb}")]
     NotGranted { caller: CallerName, verb: Verb },
+    #[error(
+        "{verb} needs a second person: let one who may approve {number} at this server (ami-tool \
+         approvals approve {number}), then make the same call again, all of it within 15 minutes"
+    )]
+    SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
+    #[error("{0} calls wait for a second person already; let some be approved, or wait 15 minutes")]
+    TooManyWaiting(usize),
+    #[error("this call is your own; another person has to approve it")]
+    OwnCall,
+    #[error(
+        "nothing waits here under this id: it was approved and made, or is older than 15 minutes, or \
+         was asked of another server or before a restart; let the call be made again"
+    )]
+    NothingWaits,
     #[error("there is no such call")]
     UnknownMethod,
     #[error("more than {0} calls are open on this connection; end some first")]
@@ -86,8 +107,15 @@ impl Refused {
             Self::NoName => (Code::Unauthenticated, "CERTIFICATE_WITHOUT_NAME"),
             Self::Expired => (Code::Unauthenticated, "CERTIFICATE_EXPIRED"),
             Self::NotTrusted => (Code::Unauthenticated, "CERTIFICATE_NOT_TRUSTED"),
+            Self::Revoked => (Code::Unauthenticated, "CERTIFICATE_REVOKED"),
+            // Not the caller's fault, and another server may have the new list.
+            Self::ListExpired => (Code::Unavailable, "REVOCATION_LIST_EXPIRED"),
             Self::UnknownCaller(_) => (Code::PermissionDenied, "UNKNOWN_CALLER"),
             Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
+            Self::SecondPersonNeeded { .. } => (Code::FailedPrecondition, "SECOND_PERSON_NEEDED"),
+            Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
+            Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
+            Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
@@ -105,6 +133,11 @@ impl Refused {
         }
     }
 
+    /// The reason word.
+    pub(super) fn word(&self) -> &'static str {
+        self.code().1
+    }
+
     /// What a program may want to read out of the sentence.
     fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
@@ -112,6 +145,12 @@ impl Refused {
             Self::NotGranted { caller, verb } => {
                 vec![("caller", caller.to_string()), ("verb", verb.to_string())]
             }
+            Self::SecondPersonNeeded { verb, number, expires_ms, asked_before: _ } => vec![
+                ("verb", verb.to_string()),
+                ("approval_id", number.to_string()),
+                ("expires", expires_ms.to_string()),
+            ],
+            Self::TooManyWaiting(limit) => vec![("limit", limit.to_string())],
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
                 vec![("limit", limit.to_string())]
@@ -125,6 +164,10 @@ impl Refused {
             | Self::NoName
             | Self::Expired
             | Self::NotTrusted
+            | Self::Revoked
+            | Self::ListExpired
+            | Self::OwnCall
+            | Self::NothingWaits
             | Self::UnknownMethod
             | Self::TookTooLong(_)
             | Self::ShuttingDown

@@ -2,7 +2,7 @@
 
 use std::{
     error::Error as StdError,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ServerConfig,
+    CertificateError, Error as RustlsError, ServerConfig,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, UnixTime},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -21,9 +21,11 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
-    certificate::{TlsError, first_expiry_ms, load_authorities, load_identity},
+    certificate::{TlsError, first_expiry_ms, load_authorities, load_chain, load_identity},
     config::TlsConfig,
+    revocation::{self, Due},
 };
+use crate::domain::ports::Clock;
 
 /// The certificates in use, and the way to newer ones.
 pub(super) struct Tls {
@@ -47,6 +49,17 @@ pub(super) struct Loaded {
     pub(super) not_after_ms: u64,
     /// When the first of the authorities for callers expires; milliseconds since 1970.
     pub(super) authorities_not_after_ms: u64,
+    /// When the first revocation list has to be replaced; `None` without lists.
+    pub(super) lists_due: Option<Due>,
+}
+
+/// Why a chain is no longer accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Distrust {
+    /// A revocation list names one of its certificates.
+    Revoked,
+    /// No authority accepts it.
+    NotTrusted,
 }
 
 /// What was last read. A std lock: held for a comparison, never across an `.await`.
@@ -65,11 +78,12 @@ pub enum Reloaded {
     Unchanged,
 }
 
-/// The three files' contents.
+/// The files' contents.
 struct Contents {
     certificate: Vec<u8>,
     private_key: Zeroizing<Vec<u8>>,
     client_ca: Vec<u8>,
+    client_crls: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Tls {
@@ -136,8 +150,20 @@ impl Tls {
     }
 
     /// Looks at the files for as long as it is polled.
-    pub(super) async fn watch(&self) {
+    pub(super) async fn watch(&self, clock: &dyn Clock) {
+        let mut warned = None;
         loop {
+            // To the log once for each list that is running out and once when it has; to the status for
+            // as long as it lasts.
+            let (now_ms, due) = (clock.unix_ms(), self.current().lists_due);
+            let stage = due.filter(|due| now_ms >= due.warn_ms);
+            let stage = stage.map(|due| (due.ends_ms, now_ms >= due.ends_ms));
+            if stage != warned {
+                warned = stage;
+                if let Some(warning) = due.and_then(|due| due.warning(now_ms)) {
+                    tracing::warn!("{warning}");
+                }
+            }
             tokio::time::sleep(self.files.reload_poll).await;
             // Reported by `reload`: to the log once, to the status for as long as it lasts.
             let _ = self.reload().await;
@@ -147,26 +173,37 @@ impl Tls {
 
 impl Loaded {
     /// Whether a chain that was accepted under an older set still would be.
-    pub(super) fn trusts(&self, chain: &[CertificateDer<'static>]) -> bool {
-        chain.split_first().is_some_and(|(leaf, intermediates)| {
-            self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok()
-        })
+    pub(super) fn trusts(&self, chain: &[CertificateDer<'static>]) -> Result<(), Distrust> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Distrust::NotTrusted)?;
+        match self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()) {
+            Ok(_) => Ok(()),
+            Err(RustlsError::InvalidCertificate(CertificateError::Revoked)) => {
+                Err(Distrust::Revoked)
+            }
+            Err(_) => Err(Distrust::NotTrusted),
+        }
     }
 }
 
 impl Contents {
     async fn read(files: &TlsConfig) -> Result<Self, TlsError> {
+        let mut client_crls = Vec::with_capacity(files.client_crls.len());
+        for path in &files.client_crls {
+            client_crls.push((path.clone(), read(path).await?));
+        }
         Ok(Self {
             certificate: read(&files.certificate).await?,
             private_key: Zeroizing::new(read(&files.private_key).await?),
             client_ca: read(&files.client_ca).await?,
+            client_crls,
         })
     }
 
     fn digest(&self) -> [u8; 32] {
-        let Self { certificate, private_key, client_ca } = self;
+        let Self { certificate, private_key, client_ca, client_crls } = self;
         let mut digest = Sha256::new();
-        for part in [certificate, private_key.as_slice(), client_ca] {
+        let lists = client_crls.iter().map(|(_, list)| list.as_slice());
+        for part in [certificate, private_key.as_slice(), client_ca].into_iter().chain(lists) {
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part);
         }
@@ -182,10 +219,17 @@ impl Contents {
         )?;
         let authorities = load_authorities(&files.client_ca, &self.client_ca)?;
         let authorities_not_after_ms = first_expiry_ms(&files.client_ca, &self.client_ca)?;
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone())
-                .build()
-                .map_err(set_up)?;
+        let chain = load_chain(&files.client_ca, &self.client_ca)?;
+        let now_ms = UnixTime::now().as_secs().saturating_mul(1_000);
+        let revocation = revocation::load(&self.client_crls, (&files.client_ca, &chain), now_ms)?;
+        let mut verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone());
+        if !revocation.lists.is_empty() {
+            // Fail closed: a certificate of which no list speaks, and one whose list has expired, is
+            // refused like a revoked one. Intermediates are asked about, too.
+            verifier = verifier.with_crls(revocation.lists).enforce_revocation_expiration();
+        }
+        let verifier = verifier.build().map_err(set_up)?;
         let config = server_config(provider, verifier.clone(), identity.key)?;
         let not_after_ms = identity.not_after_ms;
         Ok(Loaded {
@@ -194,6 +238,7 @@ impl Contents {
             generation,
             not_after_ms,
             authorities_not_after_ms,
+            lists_due: revocation.due,
         })
     }
 }

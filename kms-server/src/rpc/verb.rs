@@ -1,9 +1,12 @@
-//! Every call there is, by name.
+//! Every call there is, by name. A call that is new in the .proto files does not compile until it has a
+//! line here, its roles in `policy.rs`, and its row in the matrix of the tests.
 
 use std::fmt;
 
+use kms_proto::Method;
+
 macro_rules! verbs {
-    ($($(#[$doc:meta])* $verb:ident = $service:literal / $method:literal;)*) => {
+    ($($(#[$doc:meta])* $verb:ident = $method:ident;)*) => {
         /// One call of the gRPC package, or one of the two standard services. A policy grants verbs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Verb {
@@ -24,21 +27,25 @@ macro_rules! verbs {
             /// As a policy writes it: `Ciphering/Decrypt`.
             pub const fn name(self) -> &'static str {
                 match self {
-                    $(Self::$verb => concat!($service, "/", $method),)*
+                    $(Self::$verb => Method::$method.name(),)*
                     Self::Health => "Health",
                     Self::Reflection => "Reflection",
                 }
             }
 
-            /// The verb that an HTTP path calls.
-            pub fn of_path(path: &str) -> Option<Self> {
-                match path {
-                    $(concat!("/ami.kms.v1.", $service, "/", $method) => Some(Self::$verb),)*
-                    _ if path.starts_with("/grpc.health.v1.Health/") => Some(Self::Health),
-                    _ if path.starts_with("/grpc.reflection.v1.ServerReflection/") => {
-                        Some(Self::Reflection)
-                    }
-                    _ => None,
+            /// The verb of a call. No `_` arm: a call of the .proto files that has no line below is
+            /// an error of the compiler, which names it.
+            pub const fn of_method(method: Method) -> Self {
+                match method {
+                    $(Method::$method => Self::$verb,)*
+                }
+            }
+
+            /// The call of a verb; `None` for the standard services.
+            pub const fn method(self) -> Option<Method> {
+                match self {
+                    $(Self::$verb => Some(Method::$method),)*
+                    Self::Health | Self::Reflection => None,
                 }
             }
         }
@@ -47,38 +54,53 @@ macro_rules! verbs {
 
 verbs! {
     /// Open one APDU.
-    Decrypt = "Ciphering" / "Decrypt";
+    Decrypt = CipheringDecrypt;
     /// Open many.
-    DecryptBatch = "Ciphering" / "DecryptBatch";
+    DecryptBatch = CipheringDecryptBatch;
     /// Open batch after batch.
-    DecryptStream = "Ciphering" / "DecryptStream";
+    DecryptStream = CipheringDecryptStream;
     /// Check the MIC of one APDU.
-    VerifyMic = "Ciphering" / "VerifyMic";
+    VerifyMic = CipheringVerifyMic;
     /// Check many MICs.
-    VerifyMicBatch = "Ciphering" / "VerifyMicBatch";
+    VerifyMicBatch = CipheringVerifyMicBatch;
     /// Check MICs batch after batch.
-    VerifyMicStream = "Ciphering" / "VerifyMicStream";
+    VerifyMicStream = CipheringVerifyMicStream;
     /// Make a meter known.
-    CreateMeter = "Meters" / "CreateMeter";
+    CreateMeter = MetersCreateMeter;
     /// Look at a meter.
-    GetMeter = "Meters" / "GetMeter";
+    GetMeter = MetersGetMeter;
     /// Look at many meters.
-    ListMeters = "Meters" / "ListMeters";
+    ListMeters = MetersListMeters;
     /// Forget a meter.
-    DeleteMeter = "Meters" / "DeleteMeter";
+    DeleteMeter = MetersDeleteMeter;
     /// Bring in meters and keys.
-    ImportMeters = "Meters" / "ImportMeters";
+    ImportMeters = MetersImportMeters;
     /// Look at the site.
-    GetStatus = "Site" / "GetStatus";
+    GetStatus = SiteGetStatus;
     /// Read the audit log.
-    ListEvents = "Audit" / "ListEvents";
+    ListEvents = AuditListEvents;
     /// Read the audit log as it grows.
-    FollowEvents = "Audit" / "FollowEvents";
+    FollowEvents = AuditFollowEvents;
     /// Check the audit log.
-    VerifyChain = "Audit" / "VerifyChain";
+    VerifyChain = AuditVerifyChain;
+    /// Look at what waits for a second person.
+    ListApprovals = ApprovalsListApprovals;
+    /// Be the second person.
+    ApproveCall = ApprovalsApproveCall;
 }
 
 impl Verb {
+    /// The verb that an HTTP path calls.
+    pub fn of_path(path: &str) -> Option<Self> {
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return Some(Self::Health);
+        }
+        if path.starts_with("/grpc.reflection.v1.ServerReflection/") {
+            return Some(Self::Reflection);
+        }
+        Method::of_path(path).map(Self::of_method)
+    }
+
     /// The grantable verb with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::GRANTABLE.iter().copied().find(|verb| verb.name() == name)
@@ -88,6 +110,14 @@ impl Verb {
     /// have sent. There are too many of the others.
     pub fn is_privileged(self) -> bool {
         !self.is_open() && !self.name().starts_with("Ciphering/")
+    }
+
+    /// Whether a policy may ask for two people: single calls that people make. A stream has no one
+    /// request to approve, machines have no second person, and approvals can't wait for themselves.
+    pub fn may_need_two_people(self) -> bool {
+        let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall);
+        let is_stream = self.method().is_some_and(Method::is_stream);
+        self.is_privileged() && !is_stream && !is_approval
     }
 
     /// Whether every known caller may use it, whatever its roles.

@@ -55,12 +55,12 @@ catalogue! {
         "0 for 5 minutes on a node in service";
     HANDSHAKES_FAILED = "kms_rpc_handshake_failures_total", Counter, ["reason"],
         "Connections that were turned away before their first call.",
-        "`no_certificate`, `bad_certificate`: strangers, or an authority that was exchanged on one side only. `incompatible`: not TLS 1.3, or not HTTP/2. `peer_alert`: the caller does not accept our certificate. `limit`: `connections_max` are open. `timeout`, `io`: scanners, or a bad network.",
+        "`no_certificate`, `bad_certificate`: strangers, or an authority that was exchanged on one side only. `revoked`: a revocation list names the certificate. `incompatible`: not TLS 1.3, or not HTTP/2. `peer_alert`: the caller does not accept our certificate. `limit`: `connections_max` are open. `timeout`, `io`: scanners, or a bad network.",
         "`bad_certificate` or `peer_alert` rising for 5 minutes";
     CERTIFICATE_LEFT = "kms_rpc_certificate_left_days", Gauge, ["certificate"],
-        "Days until a certificate in use expires; 0 once it has.",
-        "`server` is our own, `client_ca` the one among the authorities for callers that expires first.",
-        "below 14";
+        "Days until a certificate or revocation list in use expires; 0 once it has.",
+        "`server` is our own, `client_ca` the one among the authorities for callers that expires first, `client_crl` the first revocation list, where there are any.",
+        "below 14; `client_crl`: below a quarter of the time that its authority gives a list";
     VERDICTS = "kms_ciphering_verdicts_total", Counter, ["operation", "verdict"],
         "APDUs that were answered, by verdict.",
         "`MIC_FAILURE`: forgeries, a meter whose keys were changed elsewhere, or damage on the way. `UNKNOWN_METER`: not provisioned yet. `UNAVAILABLE`: keys could not be reached; see the token and the store.",

@@ -160,6 +160,24 @@ async fn a_caller_that_asks_for_what_it_is_not_granted_does_not_fill_the_log() {
     assert_eq!(said[2].entry.outcome, AuditOutcome::refused("NOT_GRANTED"));
 }
 
+#[tokio::test]
+async fn refusals_for_one_reason_are_not_counted_as_those_for_another() {
+    let place = Place::new();
+    let (store, audit) = place.start().await;
+    let words = ["NOT_GRANTED", "SECOND_PERSON_NEEDED"];
+    for word in words.into_iter().cycle().take(20) {
+        audit.record_refusal(AuditedCall::new("hes", "Meters/DeleteMeter"), word).await;
+    }
+    audit.sum_up(std::time::Duration::from_secs(60)).await;
+    let said = decode(&events(&store).await);
+    for word in words {
+        let of_word =
+            said.iter().filter(|event| event.entry.outcome == AuditOutcome::refused(word));
+        let numbers: Vec<u64> = of_word.map(|it| number(&it.entry, Detail::Items)).collect();
+        assert_eq!(numbers, [1, 9], "{word}");
+    }
+}
+
 /// Not a test of the suite: says what counting costs. Run it with
 /// `cargo test --release -p kms-server --test audit -- --ignored --nocapture cost`.
 #[tokio::test]

@@ -21,8 +21,10 @@ use kms_server::{
 };
 use prost::Message as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationList,
+    CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
+    SanType, date_time_ymd,
 };
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
@@ -54,6 +56,14 @@ pub(crate) struct Ca(CertifiedIssuer<'static, KeyPair>);
 pub(crate) struct Identity {
     pub(crate) certificate: String,
     pub(crate) key: String,
+    /// What a revocation list calls it.
+    pub(crate) serial: u64,
+}
+
+/// A serial number that no other certificate of this process has.
+fn next_serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// How a client's certificate names it.
@@ -68,7 +78,7 @@ impl Ca {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         // The same for all authorities: a foreign one is told by its key, not by its name.
         params.distinguished_name.push(DnType::CommonName, "Utility CA");
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
@@ -96,10 +106,36 @@ impl Ca {
         self.sign(params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Identity {
+    /// A revocation list that names these certificates and holds from the one year to the other.
+    pub(crate) fn crl(
+        &self,
+        revoked: &[&Identity],
+        (from, to): (i32, i32),
+    ) -> CertificateRevocationList {
+        let revoked = revoked.iter().map(|identity| RevokedCertParams {
+            serial_number: identity.serial.into(),
+            revocation_time: date_time_ymd(from, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        CertificateRevocationListParams {
+            this_update: date_time_ymd(from, 1, 1),
+            next_update: date_time_ymd(to, 1, 1),
+            crl_number: next_serial().into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        }
+        .signed_by(&self.0)
+        .unwrap()
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Identity {
+        let serial = next_serial();
+        params.serial_number = Some(serial.into());
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
-        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+        Identity { certificate: certificate.pem(), key: key.serialize_pem(), serial }
     }
 }
 
@@ -107,7 +143,7 @@ impl Identity {
     pub(crate) fn self_signed(name: &Name<'_>) -> Self {
         let key = KeyPair::generate().unwrap();
         let certificate = client_params(name).self_signed(&key).unwrap();
-        Self { certificate: certificate.pem(), key: key.serialize_pem() }
+        Self { certificate: certificate.pem(), key: key.serialize_pem(), serial: 0 }
     }
 }
 
@@ -135,6 +171,10 @@ impl TestClock {
     pub(crate) fn new() -> Arc<Self> {
         // 2026-01-01.
         Arc::new(Self(AtomicU64::new(1_767_225_600_000)))
+    }
+
+    pub(crate) fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
     }
 
     pub(crate) fn advance_years(&self, years: u64) {
@@ -192,6 +232,17 @@ impl Site {
         .await
     }
 
+    /// A server without services whose configuration differs from that of the others.
+    pub(crate) async fn start_changed(change: impl FnOnce(&Ca, &mut Config)) -> Self {
+        let ca = Ca::new();
+        Self::serve_of(ca, Limits::default(), |ca, mut config, clock, stopped, ready| {
+            change(ca, &mut config);
+            let services = Routes::default();
+            tokio::spawn(rpc::serve_services(config, services, clock, stopped, ready))
+        })
+        .await
+    }
+
     /// A server with all of its parts.
     pub(crate) async fn start_parts(
         limits: Limits,
@@ -207,14 +258,25 @@ impl Site {
         limits: Limits,
         serve: impl FnOnce(Config, Arc<dyn Clock>, Stopped, oneshot::Sender<Bound>) -> Serving,
     ) -> Self {
-        let ca = Ca::new();
+        Self::serve_of(Ca::new(), limits, |_, config, clock, stopped, ready| {
+            serve(config, clock, stopped, ready)
+        })
+        .await
+    }
+
+    async fn serve_of(
+        ca: Ca,
+        limits: Limits,
+        serve: impl FnOnce(&Ca, Config, Arc<dyn Clock>, Stopped, oneshot::Sender<Bound>) -> Serving,
+    ) -> Self {
         let files = TempDir::new().unwrap();
         write_files(files.path(), &ca.server(), &ca.pem());
         let clock = TestClock::new();
         let (stop, stopped) = oneshot::channel();
         let (ready, bound) = oneshot::channel();
         let stopped: Stopped = Box::pin(async { drop(stopped.await) });
-        let task = serve(config(files.path(), limits), Arc::clone(&clock) as _, stopped, ready);
+        let config = config(files.path(), limits);
+        let task = serve(&ca, config, Arc::clone(&clock) as _, stopped, ready);
         let bound = bound.await.unwrap();
         Self { ca, clock, bound, files, stop: Some(stop), task }
     }

@@ -2,17 +2,19 @@
 
 use std::{fs, io, sync::Arc, time::Duration};
 
+use hyper_util::rt::TokioIo;
 use kms_client::CallError;
 use prost::Message as _;
 use softhsm_tests::{Identity, Role, Site};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    version::{TLS12, TLS13},
 };
 use tonic::{
     Code, Status,
@@ -47,6 +49,45 @@ pub fn channel(site: &Site, identity: Option<&Identity>) -> Channel {
         .unwrap()
         .connect_lazy()
 }
+
+/// How a connection is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    Tls13,
+    Tls12,
+    Plain,
+}
+
+/// A channel that connects when it is first used, over TLS of one version or none.
+pub fn channel_over(site: &Site, line: Line, identity: Option<&Identity>) -> Channel {
+    let address = ("127.0.0.1", site.port());
+    let tls = match line {
+        Line::Tls13 => Some(tls_config(site, identity, &[&TLS13])),
+        Line::Tls12 => Some(tls_config(site, identity, &[&TLS12])),
+        Line::Plain => None,
+    };
+    let connector = tower::service_fn(move |_| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let io: Box<dyn Both> = match tls {
+                None => Box::new(stream),
+                Some(config) => {
+                    let name = ServerName::try_from("localhost").unwrap();
+                    let connector = tokio_rustls::TlsConnector::from(config);
+                    Box::new(connector.connect(name, stream).await?)
+                }
+            };
+            Ok::<_, io::Error>(TokioIo::new(io))
+        }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
+}
+
+/// Reads and writes.
+trait Both: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Both for T {}
 
 pub fn channel_as(site: &Site, role: Role) -> Channel {
     channel(site, Some(&identity_of(site, role)))
@@ -105,6 +146,26 @@ pub async fn shake_hands(
     identity: Option<&Identity>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> io::Result<()> {
+    let config = tls_config(site, identity, versions);
+    let talk = async {
+        let stream = TcpStream::connect(("127.0.0.1", site.port())).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let mut stream = connector.connect(name, stream).await?;
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+        match stream.read(&mut [0; 64]).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    };
+    tokio::time::timeout(SOON, talk).await.expect("the server neither accepted nor refused")
+}
+
+fn tls_config(
+    site: &Site,
+    identity: Option<&Identity>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem(site).as_bytes()).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -121,18 +182,7 @@ pub async fn shake_hands(
             .unwrap(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let talk = async {
-        let stream = TcpStream::connect(("127.0.0.1", site.port())).await?;
-        let name = ServerName::try_from("localhost").unwrap();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let mut stream = connector.connect(name, stream).await?;
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
-        match stream.read(&mut [0; 64]).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(()),
-        }
-    };
-    tokio::time::timeout(SOON, talk).await.expect("the server neither accepted nor refused")
+    Arc::new(config)
 }
 
 /// An error with all that caused it.

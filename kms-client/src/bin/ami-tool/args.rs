@@ -50,6 +50,12 @@ pub(crate) enum Command {
     /// Check the MIC of what meters sent; no plaintext comes back
     #[command(after_help = EXIT_CODES)]
     Verify(Items),
+    /// Be the second person of calls that need two
+    #[command(after_help = EXIT_CODES)]
+    Approvals {
+        #[command(subcommand)]
+        command: ApprovalsCommand,
+    },
     /// Ask the site how it is doing
     #[command(after_help = EXIT_CODES)]
     Site {
@@ -79,6 +85,21 @@ impl Command {
         }
         Ok(self)
     }
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ApprovalsCommand {
+    /// Show what waits for its second person at this server
+    List,
+    /// Approve a call; whoever made it then makes the same call again
+    Approve(Approve),
+}
+
+#[derive(Args)]
+pub(crate) struct Approve {
+    /// The number in the refusal, and in `approvals list`
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
 }
 
 #[derive(Subcommand)]

@@ -137,6 +137,11 @@ impl From<CallError> for Failure {
             CallError::NotFound { .. } => {
                 (Exit::Refused, "NOT_FOUND".into(), "`meter list` shows what there is")
             }
+            CallError::SecondPersonNeeded { .. } => (
+                Exit::Refused,
+                "SECOND_PERSON_NEEDED".into(),
+                "once a second person has approved it, run the same command again",
+            ),
             CallError::Refused { code, .. } => (Exit::Refused, code, ""),
             CallError::Protocol(_) => {
                 (Exit::Unreachable, "PROTOCOL".into(), "use tool and server of one version")

@@ -3,6 +3,7 @@
 //! [`args`] says what can be asked, one module a command carries it out, [`failure`] knows the exit
 //! codes.
 
+mod approvals;
 mod args;
 mod audit;
 mod duplicates;
@@ -56,6 +57,7 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => items::decrypt(&client, what, json).await,
         Command::Verify(what) => items::verify(&client, what, json).await,
+        Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
     }

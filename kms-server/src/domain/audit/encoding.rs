@@ -22,7 +22,7 @@ impl AuditEvent {
     pub fn encode(&self) -> Vec<u8> {
         let Self { node, sequence, entry } = self;
         let AuditEntry { at_ms, call, subject, outcome, details, blocks } = entry;
-        let AuditedCall { caller, verb, request_id } = call;
+        let AuditedCall { caller, verb, request_id, approval: _ } = call;
         let Subject { meter_id, system_title, block } = subject;
         let mut out = Vec::with_capacity(192);
         out.push(SCHEMA);
@@ -87,7 +87,7 @@ impl AuditEvent {
         if !input.0.is_empty() {
             return Err(BadEvent);
         }
-        let call = AuditedCall { caller, verb, request_id };
+        let call = AuditedCall { caller, verb, request_id, approval: None };
         let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks };
         Ok(Self { node, sequence, entry })
     }
@@ -188,7 +188,7 @@ mod tests {
         (place, call, subject, outcome, details, blocks).prop_map(
             |((node, sequence, at_ms), (caller, verb, request_id), s, outcome, details, blocks)| {
                 let subject = Subject { meter_id: s.0, system_title: s.1, block: s.2 };
-                let call = AuditedCall { caller, verb, request_id };
+                let call = AuditedCall { caller, verb, request_id, approval: None };
                 let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks };
                 AuditEvent { node: NodeId(node), sequence, entry }
             },

@@ -1,0 +1,55 @@
+//! Calls that need two people: what waits, and being the second person.
+
+use kms_proto::v1;
+use kms_proto::v1::approvals_client::ApprovalsClient;
+use serde::Serialize;
+
+use crate::call::{CallError, ProtocolError};
+use crate::retry::Safety;
+use crate::transport::Transport;
+
+/// A call that waits for its second person, or has one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Approval {
+    /// The number to approve it by.
+    pub approval_id: String,
+    /// Service and call, as in `Meters/DeleteMeter`.
+    pub verb: String,
+    /// The name in the certificate of whoever made the call.
+    pub requester: String,
+    /// What it is about, such as a meter's id.
+    pub summary: String,
+    /// Since it was first made.
+    pub age_ms: u64,
+    /// Until it is forgotten.
+    pub expires_in_ms: u64,
+    /// Empty: nobody yet.
+    pub approved_by: String,
+}
+
+pub(crate) async fn list(transport: &Transport) -> Result<Vec<Approval>, CallError> {
+    let send = |channel, request| async move {
+        ApprovalsClient::new(channel).list_approvals(request).await
+    };
+    let request = v1::ListApprovalsRequest {};
+    let reply = transport.call(Safety::Repeatable, request, send).await?;
+    Ok(reply.approvals.into_iter().map(from_wire).collect())
+}
+
+/// To approve again changes nothing, so it may be sent again.
+pub(crate) async fn approve(
+    transport: &Transport,
+    approval_id: &str,
+) -> Result<Approval, CallError> {
+    let send =
+        |channel, request| async move { ApprovalsClient::new(channel).approve_call(request).await };
+    let request = v1::ApproveCallRequest { approval_id: approval_id.to_owned() };
+    let reply = transport.call(Safety::Repeatable, request, send).await?;
+    Ok(reply.approval.map(from_wire).ok_or(ProtocolError::Missing("approval"))?)
+}
+
+fn from_wire(wire: v1::Approval) -> Approval {
+    let v1::Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by } =
+        wire;
+    Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by }
+}

@@ -1,0 +1,255 @@
+//! Calls that need two people: refused to one, passed once to two, and to nobody else.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+#[allow(dead_code, reason = "each test file uses a part")]
+mod rpc_support;
+
+use std::time::Duration;
+
+use kms_proto::v1::{
+    Approval, ApproveCallRequest, ApproveCallResponse, DeleteMeterRequest, ListApprovalsRequest,
+    ListApprovalsResponse,
+};
+use kms_server::rpc::{CallerName, Policy, Role};
+use prost::Message;
+use rpc_support::{SOON, Site, reason};
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+const DELETE: &str = "/ami.kms.v1.Meters/DeleteMeter";
+const LIFE: Duration = Duration::from_secs(15 * 60);
+
+/// What the gate lets through: no service is behind it here, and that is what is answered.
+const PASSED: (Code, &str) = (Code::Unimplemented, "");
+const NEEDED: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
+
+/// `ann` and `bob` may do both, `cid` only ask, `dora` only approve; and some who fill the table.
+fn policy() -> Policy {
+    use Role::{AmiAdmin, Approver};
+    let caller = |name: &str, roles: &[Role]| (CallerName::new(name).unwrap(), roles.to_vec());
+    let many = (0..9).map(|n| caller(&format!("admin-{n}"), &[AmiAdmin]));
+    let callers = [
+        caller("ann", &[AmiAdmin, Approver]),
+        caller("bob", &[AmiAdmin, Approver]),
+        caller("cid", &[AmiAdmin]),
+        caller("dora", &[Approver]),
+    ];
+    let policy = Policy::new(callers.into_iter().chain(many));
+    policy.with_dual_control(["Meters/DeleteMeter"]).unwrap()
+}
+
+async fn site() -> Site {
+    Site::start_changed(|_, config| config.policy = policy()).await
+}
+
+async fn send<Q, A>(channel: &Channel, path: &str, message: Q) -> Result<A, Status>
+where
+    Q: Message + Default + 'static,
+    A: Message + Default + 'static,
+{
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    let call = client.unary(tonic::Request::new(message), path.parse().unwrap(), codec);
+    let answer = tokio::time::timeout(SOON, call).await.expect("no answer")?;
+    Ok(answer.into_inner())
+}
+
+async fn delete(channel: &Channel, meter_id: &str) -> Result<(), Status> {
+    send(channel, DELETE, DeleteMeterRequest { meter_id: meter_id.to_owned() }).await
+}
+
+async fn approve(channel: &Channel, id: &str) -> Result<Approval, Status> {
+    let request = ApproveCallRequest { approval_id: id.to_owned() };
+    let answer: ApproveCallResponse =
+        send(channel, "/ami.kms.v1.Approvals/ApproveCall", request).await?;
+    Ok(answer.approval.unwrap())
+}
+
+async fn list(channel: &Channel) -> Vec<Approval> {
+    let path = "/ami.kms.v1.Approvals/ListApprovals";
+    let answer: ListApprovalsResponse = send(channel, path, ListApprovalsRequest {}).await.unwrap();
+    answer.approvals
+}
+
+/// The number under which a refused call waits.
+#[track_caller]
+fn number(answer: Result<(), Status>) -> String {
+    is(&answer, NEEDED);
+    let details = answer.unwrap_err().get_error_details();
+    details.error_info().unwrap().metadata["approval_id"].clone()
+}
+
+#[track_caller]
+fn is<T: std::fmt::Debug>(answer: &Result<T, Status>, (code, word): (Code, &str)) {
+    assert_eq!(reason(answer), (code, word.to_owned()), "{answer:?}");
+}
+
+#[tokio::test]
+async fn one_person_asks_another_approves_and_the_first_passes_once() {
+    let site = site().await;
+    let (ann, dora) = (site.caller("ann").await, site.caller("dora").await);
+    let refused = delete(&ann, "m-1").await;
+    let sentence = refused.as_ref().unwrap_err().message().to_owned();
+    let details = refused.as_ref().unwrap_err().get_error_details();
+    let metadata = &details.error_info().unwrap().metadata;
+    assert_eq!(metadata["verb"], "Meters/DeleteMeter");
+    let in_15_minutes = 1_767_225_600_000 + LIFE.as_millis() as u64;
+    assert_eq!(metadata["expires"], in_15_minutes.to_string());
+    let id = number(refused);
+    assert!(sentence.contains(&format!("approvals approve {id}")), "{sentence}");
+    // To ask again changes nothing, and gains no time.
+    site.clock.advance(Duration::from_secs(60));
+    assert_eq!(number(delete(&ann, "m-1").await), id);
+    let waiting = list(&dora).await;
+    let due = Approval {
+        approval_id: id.clone(),
+        verb: "Meters/DeleteMeter".into(),
+        requester: "ann".into(),
+        summary: "meter \"m-1\"".into(),
+        age_ms: 60_000,
+        expires_in_ms: 14 * 60_000,
+        approved_by: String::new(),
+    };
+    assert_eq!(waiting, std::slice::from_ref(&due));
+    let approved = approve(&dora, &id).await.unwrap();
+    assert_eq!(approved, Approval { approved_by: "dora".into(), ..due });
+    is(&delete(&ann, "m-1").await, PASSED);
+    assert!(list(&dora).await.is_empty());
+    assert_ne!(number(delete(&ann, "m-1").await), id);
+}
+
+#[tokio::test]
+async fn nobody_approves_his_own_call_and_nobody_without_the_grant_any() {
+    let site = site().await;
+    let (ann, cid) = (site.caller("ann").await, site.caller("cid").await);
+    let id = number(delete(&ann, "m-1").await);
+    is(&approve(&ann, &id).await, (Code::PermissionDenied, "OWN_CALL"));
+    // The same person on another connection is the same person.
+    is(&approve(&site.caller("ann").await, &id).await, (Code::PermissionDenied, "OWN_CALL"));
+    is(&approve(&cid, &id).await, (Code::PermissionDenied, "NOT_GRANTED"));
+    is(&delete(&ann, "m-1").await, NEEDED);
+    // Who may approve need not be one who may ask, and may not ask by that.
+    is(&delete(&site.caller("dora").await, "m-1").await, (Code::PermissionDenied, "NOT_GRANTED"));
+    approve(&site.caller("bob").await, &id).await.unwrap();
+    is(&delete(&ann, "m-1").await, PASSED);
+}
+
+#[tokio::test]
+async fn an_approval_is_for_one_request_of_one_person() {
+    let site = site().await;
+    let [ann, bob, cid] =
+        [site.caller("ann").await, site.caller("bob").await, site.caller("cid").await];
+    let id = number(delete(&cid, "m-1").await);
+    approve(&bob, &id).await.unwrap();
+    // Another meter, another asker: calls of their own.
+    let other_meter = number(delete(&cid, "m-2").await);
+    let other_asker = number(delete(&ann, "m-1").await);
+    let approvers_own = number(delete(&bob, "m-1").await);
+    assert_eq!(list(&ann).await.len(), 4);
+    for other in [other_meter, other_asker, approvers_own] {
+        assert_ne!(other, id);
+    }
+    is(&delete(&cid, "m-1").await, PASSED);
+}
+
+#[tokio::test]
+async fn what_is_older_than_15_minutes_is_forgotten_approved_or_not() {
+    let site = site().await;
+    let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
+    let approved = number(delete(&cid, "m-1").await);
+    let waiting = number(delete(&cid, "m-2").await);
+    approve(&dora, &approved).await.unwrap();
+    site.clock.advance(LIFE - Duration::from_millis(1));
+    assert_eq!(list(&dora).await.len(), 2);
+    site.clock.advance(Duration::from_millis(1));
+    assert!(list(&dora).await.is_empty());
+    for id in [&approved, &waiting] {
+        is(&approve(&dora, id).await, (Code::NotFound, "NOTHING_WAITS"));
+    }
+    assert_ne!(number(delete(&cid, "m-1").await), approved);
+}
+
+#[tokio::test]
+async fn to_approve_twice_is_to_approve_once() {
+    let site = site().await;
+    let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
+    let id = number(delete(&cid, "m-1").await);
+    approve(&dora, &id).await.unwrap();
+    let again = approve(&site.caller("bob").await, &id).await.unwrap();
+    assert_eq!(again.approved_by, "dora");
+    is(&delete(&cid, "m-1").await, PASSED);
+    is(&delete(&cid, "m-1").await, NEEDED);
+    is(&approve(&dora, &id).await, (Code::NotFound, "NOTHING_WAITS"));
+    is(&approve(&dora, "first").await, (Code::InvalidArgument, "BAD_FIELD"));
+}
+
+#[tokio::test]
+async fn of_many_repetitions_at_once_one_passes() {
+    const AT_ONCE: usize = 16;
+    let site = site().await;
+    let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
+    let id = number(delete(&cid, "m-1").await);
+    approve(&dora, &id).await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..AT_ONCE {
+        let cid = cid.clone();
+        calls.spawn(async move { reason(&delete(&cid, "m-1").await) });
+    }
+    let answers = calls.join_all().await;
+    let count = |(code, word): (Code, &str)| {
+        answers.iter().filter(|answer| **answer == (code, word.to_owned())).count()
+    };
+    assert_eq!((count(PASSED), count(NEEDED)), (1, AT_ONCE - 1), "{answers:?}");
+    // The others wait together, as one call.
+    assert_eq!(list(&dora).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_for_each_and_for_all() {
+    let site = site().await;
+    let full = (Code::ResourceExhausted, "TOO_MANY_WAITING");
+    let ask = async |caller: &str, calls: usize| {
+        let channel = site.caller(caller).await;
+        for n in 0..calls {
+            is(&delete(&channel, &format!("m-{n}")).await, NEEDED);
+        }
+        channel
+    };
+    let first = ask("admin-0", 32).await;
+    is(&delete(&first, "m-one-more").await, full);
+    // What waits already may be asked for again, and may be approved.
+    let id = number(delete(&first, "m-0").await);
+    for n in 1..8 {
+        ask(&format!("admin-{n}"), 32).await;
+    }
+    let (late, dora) = (site.caller("admin-8").await, site.caller("dora").await);
+    is(&delete(&late, "m-0").await, full);
+    assert_eq!(list(&dora).await.len(), 256);
+    approve(&dora, &id).await.unwrap();
+    is(&delete(&first, "m-0").await, PASSED);
+    is(&delete(&late, "m-0").await, NEEDED);
+    is(&delete(&late, "m-1").await, full);
+    site.clock.advance(LIFE);
+    is(&delete(&late, "m-1").await, NEEDED);
+}
+
+#[tokio::test]
+async fn another_server_knows_of_nothing() {
+    let (here, there) = (site().await, site().await);
+    let id = number(delete(&here.caller("cid").await, "m-1").await);
+    let answer = approve(&there.caller("dora").await, &id).await;
+    is(&answer, (Code::NotFound, "NOTHING_WAITS"));
+    let sentence = answer.unwrap_err().message().to_owned();
+    assert!(sentence.contains("asked of another server or before a restart"), "{sentence}");
+    is(&delete(&here.caller("cid").await, "m-1").await, NEEDED);
+}
+
+#[tokio::test]
+async fn calls_that_need_one_person_pass_as_before() {
+    let site = site().await;
+    let ann = site.caller("ann").await;
+    for path in ["/ami.kms.v1.Meters/GetMeter", "/ami.kms.v1.Meters/CreateMeter"] {
+        is(&rpc_support::call(&ann, path).await, PASSED);
+    }
+}

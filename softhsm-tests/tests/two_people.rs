@@ -1,0 +1,105 @@
+//! A call that needs two people, by two people with the real tool; a restart between; what the audit log
+//! says of it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+
+use common::{
+    fleet::{id, line},
+    home_with,
+};
+use serde_json::Value;
+use softhsm_tests::{AmiTool, Role};
+
+/// Exit code, standard output, standard error.
+fn run(tool: &AmiTool, arguments: &[&str], input: &str) -> (Option<i32>, String, String) {
+    let output = tool.run(arguments, input).unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Asks to delete a meter, hears that a second person is needed, and under which number.
+#[track_caller]
+fn refused(tool: &AmiTool, meter: &str) -> String {
+    let (code, _, said) = run(tool, &["meter", "delete", meter, "--yes"], "");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("Meters/DeleteMeter needs a second person"), "{said}");
+    assert!(said.contains("next: once a second person has approved it, run the same"), "{said}");
+    let (_, rest) = said.split_once("ami-tool approvals approve ").unwrap();
+    rest.chars().take_while(char::is_ascii_digit).collect()
+}
+
+#[test]
+fn two_people_delete_a_meter_and_one_does_not() {
+    let calls = "[\"Meters/DeleteMeter\", \"Meters/CreateMeter\"]";
+    let home = home_with(&[("rpc", "dual_control", calls)]);
+    let running = home.start().unwrap();
+    let [admin, dev, approver, auditor] =
+        [Role::AmiAdmin, Role::Dev, Role::Approver, Role::Auditor].map(|role| home.ami_tool(role));
+    // Imports are streams: they need one person.
+    assert_eq!(run(&admin, &["meter", "import", "-", "--format", "jsonl"], &line(1)).0, Some(0));
+    let meter = id(1);
+
+    let forgotten = refused(&admin, &meter);
+    let (code, _, said) = run(&admin, &["approvals", "approve", &forgotten], "");
+    assert_eq!(code, Some(5), "{said}");
+    assert!(running.stop().unwrap().success());
+    let running = home.start().unwrap();
+    let (code, _, said) = run(&approver, &["approvals", "approve", &forgotten], "");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("before a restart"), "{said}");
+
+    let number = refused(&admin, &meter);
+    assert_ne!(number, forgotten);
+    assert_eq!(refused(&admin, &meter), number, "the tool sends the same bytes each time");
+    let other = refused(&dev, &meter);
+    assert_ne!(other, number, "another person, another call");
+    let (code, listed, _) = run(&approver, &["approvals", "list", "--json"], "");
+    assert_eq!(code, Some(0));
+    let waiting: Vec<Value> =
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let first = waiting.iter().find(|one| one["approval_id"] == number.as_str()).unwrap();
+    assert_eq!(first["requester"], Role::AmiAdmin.caller());
+    assert_eq!(first["summary"], format!("meter \"{meter}\""));
+    let (code, said, _) = run(&approver, &["approvals", "approve", &number], "");
+    assert_eq!(code, Some(0));
+    assert!(said.contains("admin-1 now makes the same call again"), "{said}");
+    // It is not the other person's approval.
+    assert_eq!(refused(&dev, &meter), other);
+    assert_eq!(run(&admin, &["meter", "get", &meter], "").0, Some(0));
+    assert_eq!(run(&admin, &["meter", "delete", &meter, "--yes"], "").0, Some(0));
+    assert_eq!(run(&admin, &["meter", "get", &meter], "").0, Some(1));
+    refused(&admin, &meter);
+
+    // The log: asked, approved, done, under one number.
+    let (_, listed, _) = run(&auditor, &["audit", "list", "--json"], "");
+    let events: Vec<String> = listed
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|event| {
+            let details = event["details"].as_array().into_iter().flatten();
+            let mut numbers = details.filter(|detail| {
+                detail["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case("approval"))
+            });
+            numbers.any(|detail| detail["number"].as_u64() == number.parse().ok())
+        })
+        .map(|event| {
+            let [caller, verb, outcome, meter] =
+                ["caller", "verb", "outcome", "meter_id"].map(|key| event[key].as_str().unwrap());
+            format!("{caller} {verb} {outcome} {meter}")
+        })
+        .collect();
+    assert_eq!(
+        events,
+        [
+            format!("admin-1 Meters/DeleteMeter REFUSED {meter}"),
+            format!("approver-1 Approvals/ApproveCall DONE {meter}"),
+            format!("admin-1 Meters/DeleteMeter DONE {meter}"),
+        ],
+        "{listed}"
+    );
+    let (code, said, _) = run(&auditor, &["audit", "verify"], "");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(running.stop().unwrap().success());
+}
