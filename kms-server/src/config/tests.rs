@@ -112,6 +112,18 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
 }
 
 #[test]
+fn a_signer_without_a_key_that_can_be_read_is_refused() {
+    let place = Place::new();
+    let signer = |path: &str| format!("signers = [{{ name = \"p\", public_key = \"{path}\" }}]");
+    let sentence = place.refusal("#signers = []", &signer("/nowhere/p.pem"));
+    says(&sentence, &["`import.signers`", "/nowhere/p.pem"]);
+    let sentence = place.refusal("#signers = []", &signer("/dev/null"));
+    says(&sentence, &["`import.signers`", "P-256"]);
+    let sentence = place.refusal("#signers = []", &signer("p.pem"));
+    says(&sentence, &["`import.signers.public_key`"]);
+}
+
+#[test]
 fn grants_are_data() {
     let place = Place::new();
     let config = place.with("#[rpc.grants]\n#hes = [", "[rpc.grants]\nhes = [").unwrap();

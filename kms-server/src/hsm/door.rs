@@ -9,7 +9,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
-use super::{GcmOpen, NotAuthentic, Token, TokenError, TokenStatus, WrappedKey};
+use super::{
+    GcmOpen, ImportKey, NotAuthentic, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
+};
 use crate::domain::{BlockSecret, ClearKey, SealedKek};
 
 /// Random bytes asked for in one call: more is a mistake.
@@ -75,6 +77,16 @@ impl Hsm {
         self.pass(move |token| token.open_apdus(&key, &apdus)).await
     }
 
+    /// [`ImportsKeys::import_key`](super::ImportsKeys::import_key).
+    pub async fn import_key(&self) -> Result<ImportKey, TokenError> {
+        self.pass(|token| token.import_key()).await
+    }
+
+    /// [`ImportsKeys::take_keys`](super::ImportsKeys::take_keys).
+    pub async fn take_keys(&self, job: TakeKeys) -> Result<Taken, TokenError> {
+        self.pass(move |token| token.take_keys(&job)).await
+    }
+
     /// `len` bytes (at most 4096) from the token's generator.
     pub async fn random(&self, len: usize) -> Result<Zeroizing<Vec<u8>>, TokenError> {
         if len > RANDOM_LEN_MAX {
@@ -136,7 +148,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, SealedKeys, TokenCare},
+        super::{BlockSeals, ImportsKeys, SealedKeys, TokenCare},
         *,
     };
 
@@ -176,6 +188,8 @@ mod tests {
             Ok(apdus.iter().map(|_| Err(NotAuthentic)).collect())
         }
     }
+
+    impl ImportsKeys for Stuck {}
 
     impl TokenCare for Stuck {
         fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {

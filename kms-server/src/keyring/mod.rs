@@ -9,12 +9,13 @@ mod block_keys;
 mod changing;
 mod ids;
 mod opening;
+mod sealed;
 mod table;
 pub mod warm_up;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use arc_swap::ArcSwap;
@@ -32,6 +33,7 @@ use crate::{
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
 use ids::IdIndex;
+pub use sealed::{SealedKey, TakeError};
 pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
 
 /// What the keyring needs, checked.
@@ -126,6 +128,8 @@ pub struct Keyring {
     writers: Mutex<HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>>,
     memory: Mutex<Memory>,
     progress: warm_up::Progress,
+    /// Made when the first sealed key comes in.
+    test_keys: OnceLock<sealed::TestKeys>,
     hsm: Hsm,
     store: Arc<dyn WriteStore>,
     clock: Arc<dyn Clock>,
@@ -174,6 +178,7 @@ impl Keyring {
             writers: Mutex::default(),
             memory: Mutex::default(),
             progress: warm_up::Progress::default(),
+            test_keys: OnceLock::new(),
             hsm,
             store,
             clock,

@@ -19,6 +19,7 @@ mod health;
 mod in_order;
 mod meters;
 mod policy;
+mod sealed;
 mod server;
 mod site;
 mod status;
