@@ -59,7 +59,9 @@ impl Parts {
     /// Connects to the site's token and database.
     pub async fn of(site: &Site) -> Result<Self, Error> {
         let config = Config::load(&site.places().kms_toml)?;
-        let Store::Sqlite { path } = config.store;
+        let Store::Sqlite { path } = config.store else {
+            return Err("a bench's site has SQLite".into());
+        };
         let store = SqliteStore::open(sqlite::Config { path, create: false }).await?;
         let domain = store.domain().await?.ok_or("the site is not initialised")?;
         let (width, patience, timeout) =

@@ -22,8 +22,8 @@ use kms_proto::v1::{
 use kms_server::{
     domain::{BlockSecret, ClearKey, SealedKek},
     hsm::{
-        BlockSeals, GcmOpen, NotAuthentic, SealedKeys, Token, TokenCare, TokenError, TokenStatus,
-        WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Token, TokenCare, TokenError,
+        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -71,6 +71,7 @@ async fn create(admin: &mut MetersClient<Channel>, n: u64) {
         security_setup: 0,
         protection: 0,
         clear_value: value.into(),
+        wrapped_value: Vec::new().into(),
     };
     let meter = NewMeter {
         meter_id: id(n),
@@ -500,6 +501,8 @@ impl SealedKeys for Slow {
         self.0.open_apdus(key, apdus)
     }
 }
+
+impl ImportsKeys for Slow {}
 
 impl TokenCare for Slow {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {

@@ -18,17 +18,21 @@ pub(super) enum Operation {
     Open,
     Wrap,
     OpenApdus,
+    ImportKey,
+    TakeKeys,
     Random,
     Check,
 }
 
 impl Operation {
     /// All of them, in the order of their numbers, with their words.
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 8] = [
         (Self::Seal, "seal"),
         (Self::Open, "open"),
         (Self::Wrap, "wrap"),
         (Self::OpenApdus, "open_apdus"),
+        (Self::ImportKey, "import_key"),
+        (Self::TakeKeys, "take_keys"),
         (Self::Random, "random"),
         (Self::Check, "check"),
     ];

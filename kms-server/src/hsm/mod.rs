@@ -4,6 +4,7 @@
 pub mod config;
 pub mod door;
 mod figures;
+mod importing;
 pub mod pkcs11;
 
 use std::{error::Error as StdError, fmt};
@@ -12,6 +13,10 @@ use crate::domain::{BlockSecret, ClearKey, KeyId, SealedKek};
 
 pub use config::{BadConfig, Config, OaepHash, Pin};
 pub use door::Hsm;
+pub use importing::{
+    ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder,
+    TakeKeys, Taken, TakenKey,
+};
 
 /// Boxed cause of an error.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -117,8 +122,8 @@ pub trait TokenCare: Send + Sync + 'static {
 }
 
 /// All that a token is to this service.
-pub trait Token: BlockSeals + SealedKeys + TokenCare {}
-impl<T: BlockSeals + SealedKeys + TokenCare> Token for T {}
+pub trait Token: BlockSeals + SealedKeys + ImportsKeys + TokenCare {}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + TokenCare> Token for T {}
 
 /// For `GetStatus` and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,15 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    ImportResult, ImportRules, Imported, Lifecycle, LifecycleError, NewKey, NewMeter, Refusal,
-    TRIES, checks,
-    checks::{protection_of, refusal},
+    ImportResult, ImportRules, Imported, KeyValue, Lifecycle, LifecycleError, NewKey, NewMeter,
+    Refusal, SealedFile, TRIES,
+    checks::{self, Form, protection_of, refusal},
     merging,
 };
 use crate::{
-    domain::{
-        BlockNo, ClearKey, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
-    },
+    domain::{BlockNo, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle},
     keyring::{Change, KeyringError},
     store::StoreError,
 };
@@ -20,9 +18,9 @@ use crate::{
 const NAMED_IN_WARNING: u32 = 3;
 
 /// A line that is under way.
-struct Line {
-    meter: Option<NewMeter>,
-    result: Option<ImportResult>,
+pub(super) struct Line {
+    pub(super) meter: Option<NewMeter>,
+    pub(super) result: Option<ImportResult>,
 }
 
 /// GUEK and KEK values that this call added: who brought each first.
@@ -36,10 +34,30 @@ impl Lifecycle {
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
+        self.import_of(None, meters, rules).await
+    }
+
+    /// Imports lines of a sealed file, as [`Lifecycle::import`] does those in clear. No key of theirs is
+    /// seen: the token takes them over.
+    pub async fn import_sealed(
+        &self,
+        file: &SealedFile,
+        meters: Vec<NewMeter>,
+        rules: ImportRules,
+    ) -> Result<Vec<ImportResult>, LifecycleError> {
+        self.import_of(Some(file), meters, rules).await
+    }
+
+    async fn import_of(
+        &self,
+        file: Option<&SealedFile>,
+        meters: Vec<NewMeter>,
+        rules: ImportRules,
+    ) -> Result<Vec<ImportResult>, LifecycleError> {
         for _ in 0..TRIES {
             // Decided on copies: if another writer was first, everything is decided anew.
             let attempt: Vec<NewMeter> = meters.iter().map(lend).collect();
-            match self.import_once(attempt, rules).await {
+            match self.import_once(file, attempt, rules).await {
                 Err(LifecycleError::Busy) => {}
                 done => return done,
             }
@@ -49,18 +67,23 @@ impl Lifecycle {
 
     async fn import_once(
         &self,
+        file: Option<&SealedFile>,
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
+        let form = if file.is_some() { Form::Sealed } else { Form::Clear };
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
-            lines.push(self.checked(meter, rules).await?);
+            lines.push(self.checked(meter, form, rules).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
         let blocks: Vec<BlockNo> = titles.map(|title| self.keyring.block_of(&title)).collect();
         let changes = self.keyring.change(&blocks).await?;
         let mut changes: BTreeMap<BlockNo, Change> =
             changes.into_iter().map(|change| (change.block(), change)).collect();
+        if let Some(file) = file {
+            self.take_keys(file, &mut lines, &changes, rules).await?;
+        }
         let (mut ids, mut seen) = (HashMap::new(), Seen::new());
         for line in &mut lines {
             let Some(meter) = line.meter.take() else { continue };
@@ -80,8 +103,13 @@ impl Lifecycle {
     }
 
     /// A line by itself, and whether its id belongs to another title.
-    async fn checked(&self, meter: NewMeter, rules: ImportRules) -> Result<Line, LifecycleError> {
-        let outcome = match checks::check(self.config, rules, &meter) {
+    async fn checked(
+        &self,
+        meter: NewMeter,
+        form: Form,
+        rules: ImportRules,
+    ) -> Result<Line, LifecycleError> {
+        let outcome = match checks::check(self.config, rules, form, &meter) {
             Err(refusal) => Err(refusal),
             Ok(()) => match self.store.find_meter(&meter.meter_id).await? {
                 Some(place) if place.system_title != meter.system_title => {
@@ -143,8 +171,13 @@ impl Lifecycle {
         let mut wrapped = Vec::with_capacity(news.keys.len());
         for mut news in news.keys {
             let what = (news.key.kind, protection_of(&news.key));
-            let clear = std::mem::replace(&mut news.key.value, ClearKey::new(Vec::new()));
-            let value = self.keyring.wrap(change, &title, &news.id, what, clear).await?;
+            let value = match std::mem::take(&mut news.key.value) {
+                KeyValue::Clear(clear) => {
+                    self.keyring.wrap(change, &title, &news.id, what, clear).await?
+                }
+                KeyValue::Taken(taken) => taken.into_wrapped(),
+                KeyValue::Sealed(_) => return Ok(Err(not_taken())),
+            };
             wrapped.push((news, value));
         }
         merging::apply(&mut record, meter, wrapped, self.clock.unix_ms());
@@ -169,12 +202,17 @@ impl Lifecycle {
         title: &SystemTitle,
         key: &NewKey,
     ) -> Result<Fingerprint, Refusal> {
+        let clear = match &key.value {
+            KeyValue::Clear(clear) => clear,
+            KeyValue::Taken(taken) => return Ok(taken.fingerprint()),
+            KeyValue::Sealed(_) => return Err(not_taken()),
+        };
         if !key.kind.is_cipher_key() {
-            return Ok(change.secret_fingerprint(title, &key.value));
+            return Ok(change.secret_fingerprint(title, clear));
         }
         let (fingerprint, _) = self
             .keyring
-            .identify(&key.value)
+            .identify(clear)
             .ok_or_else(|| refusal("KEY_LENGTH", "an AES key has 16 or 32 bytes"))?;
         Ok(fingerprint)
     }
@@ -233,7 +271,7 @@ fn lend(meter: &NewMeter) -> NewMeter {
         kind: key.kind,
         setup: key.setup,
         protection: key.protection,
-        value: ClearKey::new(key.value.expose_clear_key_bytes().to_vec()),
+        value: key.value.lend(),
     };
     NewMeter {
         meter_id: meter.meter_id.clone(),
@@ -248,8 +286,13 @@ fn accepted(outcome: Imported, warnings: Vec<String>) -> ImportResult {
     ImportResult { outcome: Ok(outcome), warnings }
 }
 
-fn refused(refusal: Refusal) -> ImportResult {
+pub(super) fn refused(refusal: Refusal) -> ImportResult {
     ImportResult { outcome: Err(refusal), warnings: Vec::new() }
+}
+
+/// A fault of ours, told as a refusal so that nothing is stored.
+fn not_taken() -> Refusal {
+    refusal("NOT_TAKEN", "the token has not taken this key: try again")
 }
 
 fn id_taken(id: &MeterId, title: &SystemTitle) -> Refusal {

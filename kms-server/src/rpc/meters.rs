@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     CreateMeterRequest, CreateMeterResponse, DeleteMeterRequest, DeleteMeterResponse,
-    GetMeterRequest, GetMeterResponse, ImportLine, ImportMetersRequest, ImportMetersResponse,
-    ListMetersRequest, ListMetersResponse, meters_server,
+    GetImportKeyRequest, GetImportKeyResponse, GetMeterRequest, GetMeterResponse, ImportLine,
+    ImportMetersRequest, ImportMetersResponse, ListMetersRequest, ListMetersResponse,
+    meters_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -14,11 +15,12 @@ use super::{
     budget::Budget,
     in_order::{Answers, to_its_end},
     policy::Permit,
+    sealed::{self, SealedStream},
     status::{Refused, of_incoming, of_lifecycle},
     verb::Verb,
-    words,
+    words::{self, Form},
 };
-use crate::lifecycle::{ImportResult, ImportRules, Lifecycle, NewMeter, Refusal};
+use crate::lifecycle::{ImportResult, ImportRules, Lifecycle, NewMeter, Refusal, SealedFile};
 
 /// What a page has unless the caller says otherwise.
 const PAGE_DEFAULT: u32 = 100;
@@ -129,18 +131,66 @@ impl meters_server::Meters for MetersService {
         let messages = request
             .into_inner()
             .map(move |message| message.map_err(|status| of_incoming(status, limit)));
-        let state = (self.clone(), None, messages);
+        let state = (Importing { service: self.clone(), rules: None, file: None }, messages);
         // One message after the other: a later line may repeat a meter of an earlier one.
-        let answers = stream::try_unfold(state, |(service, mut rules, mut messages)| async move {
-            let Some(ImportMetersRequest { rules: given, lines }) = messages.try_next().await?
-            else {
-                return Ok(None);
-            };
-            let rules = *rules.get_or_insert_with(|| words::rules(given));
-            let answer = service.import(lines, rules).await?;
-            Ok(Some((answer, (service, Some(rules), messages))))
+        let answers = stream::try_unfold(state, |(mut importing, mut messages)| async move {
+            match messages.try_next().await? {
+                Some(message) => {
+                    let answer = importing.answer(message).await?;
+                    Ok(Some((answer, (importing, messages))))
+                }
+                None => importing.file.map_or(Ok(()), |file| file.ended()).map(|()| None),
+            }
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn get_import_key(
+        &self,
+        request: Request<GetImportKeyRequest>,
+    ) -> Result<Response<GetImportKeyResponse>, Status> {
+        Permit::of(&request, Verb::GetImportKey)?;
+        let _charge = self.budget.charge(Verb::GetImportKey, 1, 0)?;
+        let key = self.lifecycle.import_key().await.map_err(|error| of_lifecycle(&error))?;
+        let (domain_id, site) = self.lifecycle.import_site();
+        Ok(Response::new(GetImportKeyResponse {
+            site: site.to_owned(),
+            domain_id: domain_id.to_vec().into(),
+            public_key: key.to_der().into(),
+            fingerprint: key.fingerprint().to_vec().into(),
+            oaep_hash: sealed::oaep_hash(key.oaep_hash) as i32,
+        }))
+    }
+}
+
+/// One stream of an import.
+struct Importing {
+    service: MetersService,
+    /// Of the first message.
+    rules: Option<ImportRules>,
+    /// The sealed file that it carries, if it does.
+    file: Option<SealedStream>,
+}
+
+impl Importing {
+    async fn answer(
+        &mut self,
+        message: ImportMetersRequest,
+    ) -> Result<ImportMetersResponse, Status> {
+        let ImportMetersRequest { rules: given, lines, sealed } = message;
+        let rules = *self.rules.get_or_insert_with(|| words::rules(given));
+        match sealed {
+            Some(part) if lines.is_empty() => {
+                let lifecycle = &self.service.lifecycle;
+                let (file, lines) = sealed::accept(lifecycle, &mut self.file, part).await?;
+                self.service.import(Some(file), lines, rules).await
+            }
+            None if self.file.is_none() => self.service.import(None, lines, rules).await,
+            _ => {
+                let problem = "a stream has lines, or the chunks of a sealed file, not both";
+                Err(Refused::Field { field: "sealed", problem }.into())
+            }
+        }
     }
 }
 
@@ -148,6 +198,7 @@ impl MetersService {
     /// One message of an import: a result a line, in order.
     async fn import(
         &self,
+        file: Option<SealedFile>,
         lines: Vec<ImportLine>,
         rules: ImportRules,
     ) -> Result<ImportMetersResponse, Status> {
@@ -156,14 +207,19 @@ impl MetersService {
         }
         let bytes = lines.iter().map(prost::Message::encoded_len).sum();
         let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
-        let (readable, lines) = read(lines);
+        let form = if file.is_some() { Form::Sealed } else { Form::Clear };
+        let (readable, lines) = read(lines, form);
         let lifecycle = Arc::clone(&self.lifecycle);
         let results = to_its_end(async move {
             let _charge = charge;
             if readable.is_empty() {
                 return Ok(Vec::new());
             }
-            lifecycle.import(readable, rules).await.map_err(|error| of_lifecycle(&error))
+            let results = match file {
+                Some(file) => lifecycle.import_sealed(&file, readable, rules).await,
+                None => lifecycle.import(readable, rules).await,
+            };
+            results.map_err(|error| of_lifecycle(&error))
         })
         .await?;
         Ok(ImportMetersResponse { results: in_line(lines, results)? })
@@ -188,13 +244,13 @@ struct Line {
 }
 
 /// The meters that can be read, and all lines.
-fn read(lines: Vec<ImportLine>) -> (Vec<NewMeter>, Vec<Line>) {
+fn read(lines: Vec<ImportLine>, form: Form) -> (Vec<NewMeter>, Vec<Line>) {
     let mut readable = Vec::with_capacity(lines.len());
     let lines = lines
         .into_iter()
         .map(|ImportLine { line, meter }| {
             let meter_id = meter.as_ref().map_or_else(String::new, |meter| meter.meter_id.clone());
-            let unreadable = match words::new_meter(meter) {
+            let unreadable = match words::meter_of(meter, form) {
                 Ok(meter) => {
                     readable.push(meter);
                     None
@@ -254,8 +310,10 @@ mod tests {
 
     #[test]
     fn a_line_that_cannot_be_read_leaves_the_others_alone() {
-        let (readable, lines) =
-            read(vec![line(10, b"12345678"), line(20, b"short"), line(30, b"12345679")]);
+        let (readable, lines) = read(
+            vec![line(10, b"12345678"), line(20, b"short"), line(30, b"12345679")],
+            Form::Clear,
+        );
         assert_eq!(readable.len(), 2);
         let results = in_line(lines, vec![created(), created()]).unwrap();
         let told: Vec<_> = results
@@ -278,7 +336,7 @@ mod tests {
     #[test]
     fn results_that_do_not_fit_their_lines_are_not_answered() {
         for count in [0, 2] {
-            let (_, lines) = read(vec![line(1, b"12345678")]);
+            let (_, lines) = read(vec![line(1, b"12345678")], Form::Clear);
             assert!(in_line(lines, vec![created(); count]).is_err());
         }
     }

@@ -22,6 +22,7 @@ mod meters;
 mod policy;
 mod probes;
 mod request_id;
+mod sealed;
 mod server;
 mod site;
 mod status;

@@ -48,16 +48,22 @@ impl Role {
     /// What the role may call unless the configuration says otherwise.
     pub const fn default_verbs(self) -> &'static [Verb] {
         use Verb::{
-            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, GetMeter, GetStatus,
-            ImportMeters, ListMeters, VerifyMic, VerifyMicBatch, VerifyMicStream,
+            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, GetImportKey, GetMeter,
+            GetStatus, ImportMeters, ListMeters, VerifyMic, VerifyMicBatch, VerifyMicStream,
         };
         match self {
             Self::Hes => {
                 &[Decrypt, DecryptBatch, DecryptStream, VerifyMic, VerifyMicBatch, VerifyMicStream]
             }
-            Self::AmiAdmin => {
-                &[CreateMeter, GetMeter, ListMeters, DeleteMeter, ImportMeters, GetStatus]
-            }
+            Self::AmiAdmin => &[
+                CreateMeter,
+                GetMeter,
+                ListMeters,
+                DeleteMeter,
+                ImportMeters,
+                GetImportKey,
+                GetStatus,
+            ],
             Self::Rotator | Self::Auditor => &[GetMeter, ListMeters, GetStatus],
             Self::Peer => &[GetStatus],
         }

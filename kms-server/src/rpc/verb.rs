@@ -68,6 +68,8 @@ verbs! {
     DeleteMeter = "Meters" / "DeleteMeter";
     /// Bring in meters and keys.
     ImportMeters = "Meters" / "ImportMeters";
+    /// What sealed import files are sealed to.
+    GetImportKey = "Meters" / "GetImportKey";
     /// Look at the site.
     GetStatus = "Site" / "GetStatus";
 }

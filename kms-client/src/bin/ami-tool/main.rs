@@ -10,6 +10,7 @@ mod import;
 mod items;
 mod lines;
 mod meter;
+mod seal;
 mod site;
 mod text;
 
@@ -49,6 +50,10 @@ fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
 async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
     let Arguments { config, json, command, verbose: _, request_id: _ } = arguments;
     let command = command.checked()?;
+    // Sealing takes place where the keys are, which need not be where the service is.
+    if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
+        return seal::run(what, json);
+    }
     let config = ClientConfig::load(&config)?;
     let client = KmsClient::connect(config).await?.with_request_id(id.clone());
     match command {
@@ -56,5 +61,8 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
         Command::Decrypt(what) => items::decrypt(&client, what, json).await,
         Command::Verify(what) => items::verify(&client, what, json).await,
         Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
+        Command::Site { command: args::SiteCommand::ImportKey(what) } => {
+            site::import_key(&client, what, json).await
+        }
     }
 }

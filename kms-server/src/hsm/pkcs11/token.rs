@@ -37,7 +37,7 @@ const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
 pub struct Pkcs11Token {
     pub(super) config: Config,
     pub(super) canaries: Canaries,
-    library: Arc<Library>,
+    pub(super) library: Arc<Library>,
     link: Mutex<Link>,
     known: Mutex<Known>,
     calls: AtomicU64,
