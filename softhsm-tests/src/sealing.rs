@@ -84,10 +84,15 @@ impl Signing {
     /// Makes a P-256 key in `dir`.
     pub fn make(dir: &Path) -> io::Result<Self> {
         let pair = KeyPair::generate().map_err(io::Error::other)?;
-        let (key, public_key) = (dir.join("signer.key"), dir.join("signer.pem"));
-        fs::write(&key, pair.serialize_pem())?;
-        fs::write(&public_key, pair.public_key_pem())?;
-        Ok(Self { key, public_key })
+        let signing = Self::open(dir);
+        fs::write(&signing.key, pair.serialize_pem())?;
+        fs::write(&signing.public_key, pair.public_key_pem())?;
+        Ok(signing)
+    }
+
+    /// What [`Signing::make`] made in `dir`.
+    pub fn open(dir: &Path) -> Self {
+        Self { key: dir.join("signer.key"), public_key: dir.join("signer.pem") }
     }
 
     /// For [`crate::SiteOptions::settings`].
