@@ -4,7 +4,8 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
+    "ami/kms/v1/audit.proto",
     "ami/kms/v1/types.proto",
     "ami/kms/v1/ciphering.proto",
     "ami/kms/v1/meters.proto",

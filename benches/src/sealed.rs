@@ -58,7 +58,7 @@ fn settings(dir: &Path) -> Result<Vec<Setting>, Error> {
 }
 
 fn run(meters: u32, site: &Site) -> Result<(), Error> {
-    let metrics = Config::load(&site.places().kms_toml)?.rpc.metrics.ok_or("no metrics")?.listen;
+    let metrics = Config::load(&site.places().kms_toml)?.rpc.metrics.ok_or("no metrics")?.listen();
     let signing = Signing::open(&site.places().dir);
     let (dir, keys) = (tempfile::tempdir()?, u64::from(meters) * KEYS_A_METER);
     let (clear, sealed) = (dir.path().join("meters.jsonl"), dir.path().join("sealed.jsonl"));

@@ -5,11 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use kms_server::{
     app::{OperatingSystem, SystemClock},
+    audit::{self, Audit},
     ciphering::Ciphering,
     config::{Config, Store},
-    domain::{DomainRecord, ports::Clock},
+    domain::{
+        DomainRecord,
+        audit::{AuditedCall, Checkpoint, NodeId},
+        ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
+    },
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token},
@@ -32,6 +38,7 @@ const COMMIT_METERS: usize = 4_000;
 pub struct Parts {
     hsm: Hsm,
     store: Arc<SqliteStore>,
+    audit: Arc<Audit>,
     domain: DomainRecord,
     clock: Arc<dyn Clock>,
     keyring: keyring::Config,
@@ -55,23 +62,53 @@ pub struct WarmUp {
     pub grown_bytes: u64,
 }
 
+/// A site of the benches has one process, and none of its chains outlives it.
+struct NoWitness;
+
+#[async_trait]
+impl HeadWitness for NoWitness {
+    async fn last(&self) -> Result<Option<Checkpoint>, WitnessFailed> {
+        Ok(None)
+    }
+
+    async fn keep(&self, _: &Checkpoint) -> Result<(), WitnessFailed> {
+        Ok(())
+    }
+}
+
 impl Parts {
     /// Connects to the site's token and database.
     pub async fn of(site: &Site) -> Result<Self, Error> {
         let config = Config::load(&site.places().kms_toml)?;
         let Store::Sqlite { path } = config.store else {
-            return Err("a bench's site has SQLite".into());
+            return Err("the benches' sites are on SQLite".into());
         };
         let store = SqliteStore::open(sqlite::Config { path, create: false }).await?;
         let domain = store.domain().await?.ok_or("the site is not initialised")?;
         let (width, patience, timeout) =
             (config.hsm.sessions_max, config.hsm.patience, config.hsm.call_timeout);
         let token = Pkcs11Token::connect(config.hsm, Canaries::decode(&domain.canaries)?)?;
+        let hsm = Hsm::new(Arc::new(token), width, patience, timeout);
+        let store = Arc::new(store);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        // A node of its own each time: the site's server has another.
+        let mut node = [0; 16];
+        OperatingSystem.fill(&mut node)?;
+        let audit = Audit::open(
+            audit::Config::default(),
+            (NodeId(node), domain.blocks),
+            store.clone(),
+            hsm.clone(),
+            Arc::clone(&clock),
+            Arc::new(NoWitness),
+        )
+        .await?;
         Ok(Self {
-            hsm: Hsm::new(Arc::new(token), width, patience, timeout),
-            store: Arc::new(store),
+            hsm,
+            store,
+            audit,
             domain,
-            clock: Arc::new(SystemClock::new()),
+            clock,
             keyring: config.keyring,
             import: config.import,
         })
@@ -80,7 +117,8 @@ impl Parts {
     /// An empty keyring.
     pub fn keyring(&self) -> Result<Arc<Keyring>, Error> {
         let (domain, clock) = (self.domain.clone(), Arc::clone(&self.clock));
-        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), self.store.clone(), clock)?)
+        let (store, commits) = (self.store.clone(), self.audit.clone());
+        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), store, commits, clock)?)
     }
 
     /// The HES's verbs over `keyring`.
@@ -106,9 +144,10 @@ impl Parts {
             Arc::clone(&self.clock),
             Arc::new(OperatingSystem),
         );
+        let call = AuditedCall::new("benches", "Meters/ImportMeters");
         for some in order.chunks(COMMIT_METERS) {
             let meters = some.iter().map(|n| fleet::new_meter(*n)).collect::<Result<_, _>>()?;
-            let results = lifecycle.import(meters, ImportRules::default()).await?;
+            let results = lifecycle.import(&call, meters, ImportRules::default()).await?;
             if let Some(refused) = results.iter().find(|result| result.outcome.is_err()) {
                 return Err(format!("a meter was refused: {refused:?}").into());
             }

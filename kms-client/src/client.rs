@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::apdu::{Apdu, Checked, Opened};
+use crate::audit::Audit;
 use crate::call::{CallError, ConnectError};
 use crate::ciphering::{self, Decrypt, StreamOptions, VerifyMic};
 use crate::columns::{PackedBatch, PackedReply};
@@ -98,6 +99,11 @@ impl KmsClient {
     /// The calls about meters.
     pub fn meters(&self) -> Meters {
         Meters::of(self.clone())
+    }
+
+    /// The calls about the audit log.
+    pub fn audit(&self) -> Audit {
+        Audit::of(self.clone())
     }
 
     /// How the site is doing.

@@ -18,6 +18,7 @@
 //! need be; writes never are once they may have arrived, imports excepted, which are idempotent
 //! line by line.
 mod apdu; //       2  what goes in, what comes out
+mod audit; //      7  the audit log
 mod call; //       2  what can go wrong with a call
 mod ciphering; //  7  decrypt, verify
 mod client;
@@ -37,6 +38,10 @@ mod site; //       7  status
 mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
+pub use audit::{
+    Audit, AuditBlock, AuditDetail, AuditEvent, AuditOutcome, BrokenChain, ChainReport, Expected,
+    KnownHead,
+};
 pub use call::{CallError, ConnectError, ProtocolError};
 pub use ciphering::StreamOptions;
 pub use client::KmsClient;

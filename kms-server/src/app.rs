@@ -1,6 +1,7 @@
 //! The parts put together: what each verb of the command line does.
 
 mod init;
+mod node;
 mod outside;
 mod serve;
 

@@ -13,7 +13,7 @@ pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
 
-use crate::{domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
+use crate::{audit, domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.
@@ -31,6 +31,8 @@ pub struct Config {
     pub import: lifecycle::Config,
     /// Whose sealed import files are taken.
     pub import_signers: lifecycle::Signers,
+    /// The record of what is done.
+    pub audit: audit::Config,
     /// The wire.
     pub rpc: rpc::Config,
     /// What is told, and how.

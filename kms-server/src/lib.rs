@@ -10,7 +10,7 @@
 //! | 5 | [`config`] | file → checked `Config` of each part |
 //! | 4 | [`rpc`] | the wire: tonic, rustls, `ami.kms.v1` |
 //! | 3 | [`ciphering`], [`lifecycle`] | HES verbs; keys' lives |
-//! | 2 | [`keyring`] | open blocks, resident keys |
+//! | 2 | [`keyring`], [`audit`] | open blocks, resident keys; the record of what was done |
 //! | 1b | [`hsm`], [`store`] | one outside thing each |
 //! | 1 | [`domain`], [`telemetry`] | nouns and rules; no IO |
 //!
@@ -22,6 +22,7 @@ pub mod domain;
 pub mod hsm;
 pub mod store;
 
+pub mod audit;
 pub mod ciphering;
 pub mod keyring;
 pub mod lifecycle;

@@ -14,8 +14,9 @@ use std::{
 use hsm_common::Home;
 use kms_client::{ImportKey, ManifestSigner, NewMeter, Sealer, sealed::OaepHash};
 use kms_proto::v1::{
-    self, DecryptRequest, GetImportKeyRequest, GetMeterRequest, ImportMetersRequest, ImportRules,
-    Verdict, ciphering_client::CipheringClient, import_result::Outcome,
+    self, AuditDetailName, AuditEvent, AuditOutcome, DecryptRequest, GetImportKeyRequest,
+    GetMeterRequest, ImportMetersRequest, ImportRules, ListEventsRequest, Verdict,
+    audit_client::AuditClient, ciphering_client::CipheringClient, import_result::Outcome,
     meters_client::MetersClient,
 };
 use kms_server::{
@@ -30,7 +31,7 @@ use p256::{
     pkcs8::DecodePrivateKey as _,
 };
 use prost::Message as _;
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData as _};
 use rpc_support::{holder_of, reason};
 use sha2::{Digest as _, Sha256};
 use site_common::{GAK, GUEK, Options, push, push_with, run, title, value};
@@ -50,7 +51,7 @@ struct Site {
 impl Site {
     async fn new(home: &Home, allow_clear: bool) -> Self {
         let options = Options { allow_clear, ..Options::default() };
-        let site_common::Site { store, hsm, keyring, ciphering, lifecycle, .. } =
+        let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } =
             site_common::Site::with(home, options).await;
         let domain = store.domain().await.unwrap().unwrap();
         let signer = KeyPair::generate().unwrap();
@@ -62,6 +63,7 @@ impl Site {
             keyring,
             token_status: Arc::new(move || hsm.status()),
             store,
+            audit,
             domain,
             single_site: true,
             clock,
@@ -124,6 +126,13 @@ impl Site {
         let hes = self.server.caller(&holder_of(Role::Hes)).await;
         let request = DecryptRequest { apdu: apdu.into(), ..Default::default() };
         CipheringClient::new(hes).decrypt(request).await.unwrap().into_inner().verdict()
+    }
+
+    /// The audit log without its first event, the start.
+    async fn events(&self) -> Vec<AuditEvent> {
+        let mut auditor = AuditClient::new(self.server.caller(&holder_of(Role::Auditor)).await);
+        let all = auditor.list_events(ListEventsRequest::default()).await.unwrap();
+        all.into_inner().events.split_off(1)
     }
 
     async fn keys(&self, n: u64) -> Vec<v1::Key> {
@@ -420,6 +429,68 @@ on_a_token! {
         });
     }
 
+    fn invariant_10_a_sealed_import_and_each_refused_manifest_stand_in_the_log(home) {
+        run(async {
+            use AuditDetailName::{Created, KeysAdded, RefusedLines, SealedChunk, SealedFile, SealedSigner, Unchanged, Updated};
+            use AuditOutcome::{Done, Refused};
+            let site = Site::new(home, false).await;
+            let parts = site.seal(&[usual(1), usual(2), usual(3)], 2).await;
+            let number = |bytes: &[u8]| u64::from_be_bytes(Sha256::digest(bytes)[..8].try_into().unwrap());
+            let file = number(&parts[0].header.as_ref().unwrap().body);
+            // As `openssl pkey -pubout -outform DER | sha256sum` has it.
+            let signer = number(&site.signer.subject_public_key_info());
+            site.import(parts.clone(), ImportRules::default()).await.unwrap();
+            let mut forged = parts.clone();
+            let body = chunk(&mut forged[0]);
+            body.body = flip(&body.body, 99);
+            assert_eq!(site.refused(forged).await, "BAD_SIGNATURE");
+            let replayed = vec![parts[0].clone(), parts[0].clone()];
+            assert_eq!(site.refused(replayed).await, "CHUNK_OUT_OF_ORDER");
+            assert_eq!(site.refused(parts[..1].to_vec()).await, "FILE_CUT");
+            let by_stranger = seal_to(site.import_key().await, SIGNER, &KeyPair::generate().unwrap(), &[usual(9)], 1);
+            assert_eq!(site.refused(by_stranger.clone()).await, "BAD_SIGNATURE");
+            let other_key = resigned(&site.signer, parts[0].clone(), |h| h.import_key_fingerprint = vec![7; 32].into(), |_| {});
+            assert_eq!(site.refused(vec![other_key.clone()]).await, "WRONG_IMPORT_KEY");
+            let headless = v1::SealedPart { header: None, ..parts[0].clone() };
+            assert_eq!(site.refused(vec![headless]).await, "BAD_FIELD");
+
+            let sum = |[created, updated, unchanged]: [u64; 3], chunk| vec![
+                (Created, created), (Updated, updated), (Unchanged, unchanged), (RefusedLines, 0),
+                (SealedFile, file), (SealedSigner, signer), (SealedChunk, chunk),
+            ];
+            let meter = vec![(Created, 1), (KeysAdded, 2), (SealedFile, file)];
+            // Of a chunk with a single line one event says it all.
+            let single = vec![(Created, 1), (KeysAdded, 2), (SealedFile, file), (SealedSigner, signer), (SealedChunk, 1)];
+            let of = |part: &v1::SealedPart| vec![(SealedFile, number(&part.header.as_ref().unwrap().body))];
+            let import = "Meters/ImportMeters";
+            let wanted = [
+                ("Meters/GetImportKey", Done, "", "", vec![]),
+                (import, Done, "", "meter-1", meter.clone()),
+                (import, Done, "", "meter-2", meter),
+                (import, Done, "", "", sum([2, 0, 0], 0)),
+                (import, Done, "", "meter-3", single),
+                (import, Refused, "BAD_SIGNATURE", "", of(&parts[0])),
+                (import, Done, "", "", sum([0, 0, 2], 0)),
+                (import, Refused, "CHUNK_OUT_OF_ORDER", "", of(&parts[0])),
+                (import, Done, "", "", sum([0, 0, 2], 0)),
+                (import, Refused, "FILE_CUT", "", of(&parts[0])),
+                ("Meters/GetImportKey", Done, "", "", vec![]),
+                (import, Refused, "BAD_SIGNATURE", "", of(&by_stranger[0])),
+                (import, Refused, "WRONG_IMPORT_KEY", "", of(&other_key)),
+                (import, Refused, "BAD_FIELD", "", vec![]),
+            ];
+            let events = site.events().await;
+            assert_eq!(events.len(), wanted.len(), "{events:?}");
+            for (event, (verb, outcome, reason, meter_id, details)) in events.iter().zip(wanted) {
+                let told = (&*event.verb, event.outcome(), &*event.reason, &*event.meter_id);
+                assert_eq!(told, (verb, outcome, reason, meter_id));
+                let wanted: Vec<(u32, u64)> = details.into_iter().map(|(name, number)| (name as u32, number)).collect();
+                let told: Vec<(u32, u64)> = event.details.iter().map(|detail| (detail.name, detail.number)).collect();
+                assert_eq!(told, wanted, "{event:?}");
+            }
+        });
+    }
+
     fn what_the_token_alone_takes_for_a_key_is_told(home) {
         run(async {
             let site = Site::new(home, false).await;
@@ -465,12 +536,13 @@ on_a_token! {
         run(async {
             let site = Site::new(home, true).await;
             let guek = |n, value: Vec<u8>| line(n, &[("GUEK", "MEMORY", value)]);
-            let counting: Vec<u8> = (0..32).collect();
+            // As the Green Book and NIST print them; nobody but the token sees them here.
             let lines = [
                 guek(1, vec![0; 16]),
-                guek(2, counting.clone()),
+                guek(2, (0..32).collect()),
                 guek(3, value(3, GUEK)),
                 guek(4, value(3, GUEK)),
+                guek(5, (0..16).collect()),
             ];
             let parts = site.seal(&lines, 500).await;
             let results = site.import(parts.clone(), ImportRules::default()).await.unwrap();
@@ -479,6 +551,7 @@ on_a_token! {
                 (2, Outcome::Refused, "TEST_KEY"),
                 (3, Outcome::Created, ""),
                 (4, Outcome::Created, ""),
+                (5, Outcome::Refused, "TEST_KEY"),
             ]);
             assert_eq!(results[3].warnings, ["the GUEK is also that of meter-3"]);
             let allowed = ImportRules { allow_test_keys: true, ..ImportRules::default() };

@@ -128,7 +128,7 @@ on_a_token! {
                 // Only a damaged body under an intact digest leaves the others in service.
                 assert!(opened == 0 || (what == "bodies swapped" && opened == 3), "{what}: {opened} opened");
                 let id = MeterId::new("meter-0").unwrap();
-                assert!(fresh.lifecycle.delete(&id).await.is_err() || what == "bodies swapped", "{what}: built upon");
+                assert!(fresh.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.is_err() || what == "bodies swapped", "{what}: built upon");
                 fresh.store.close().await;
                 fs::write(&fresh.database, &original).unwrap();
             }
@@ -157,7 +157,7 @@ on_a_token! {
                 other => panic!("{other:?}"),
             }
             let id = MeterId::new("meter-1").unwrap();
-            assert!(site.lifecycle.delete(&id).await.is_err(), "nothing is built on a stale block");
+            assert!(site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.is_err(), "nothing is built on a stale block");
         });
     }
 

@@ -16,14 +16,17 @@ use std::{
 use hsm_common::Home;
 use kms_proto::v1::{
     ApduBatch, CreateMeterRequest, DecryptRequest, GetMeterRequest, GetStatusRequest, KeyKind,
-    NewKey, NewMeter, VerifyMicRequest, ciphering_client::CipheringClient,
-    meters_client::MetersClient, site_client::SiteClient,
+    NewKey, NewMeter, VerifyChainRequest, VerifyMicRequest, audit_client::AuditClient,
+    ciphering_client::CipheringClient, meters_client::MetersClient, site_client::SiteClient,
 };
 use kms_server::{
-    domain::{BlockSecret, ClearKey, SealedKek},
+    domain::{
+        BlockSecret, ClearKey, SealedKek,
+        audit::{PublicKey, Signature},
+    },
     hsm::{
-        BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Token, TokenCare, TokenError,
-        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Signs, Token, TokenCare,
+        TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -36,7 +39,8 @@ use tonic_types::StatusExt as _;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::hsm::Hsm) {
-    let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, .. } = inner;
+    let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, audit, .. } =
+        inner;
     let domain = store.domain().await.unwrap().unwrap();
     let (token, source) = (hsm.clone(), hsm.clone());
     let parts = move |clock| Parts {
@@ -45,6 +49,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         keyring,
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
+        audit,
         domain,
         single_site: true,
         clock,
@@ -99,7 +104,7 @@ fn forged(n: u64) -> Vec<u8> {
 }
 
 /// Three meters; six APDUs to decrypt (three good, one forged, one of a stranger, one that is none),
-/// one to verify; one call that is not granted.
+/// one to verify; one call that is not granted; the audit log signed.
 async fn known_traffic(site: &Site) {
     let mut admin = admin(site).await;
     for n in 1..=3 {
@@ -116,6 +121,8 @@ async fn known_traffic(site: &Site) {
     refused.get_meter(GetMeterRequest::default()).await.unwrap_err();
     let mut auditor = SiteClient::new(site.caller(&holder_of(Role::Auditor)).await);
     auditor.get_status(GetStatusRequest {}).await.unwrap();
+    let mut audit = AuditClient::new(site.caller(&holder_of(Role::Auditor)).await);
+    audit.verify_chain(VerifyChainRequest::default()).await.unwrap();
 }
 
 async fn scrape(site: &Site) -> String {
@@ -163,7 +170,12 @@ on_a_token! {
                 ("kms_ready", 1.0),
                 (r#"kms_hsm_healthy{token="ami-test"}"#, 1.0),
                 (r#"kms_hsm_places_in_use{token="ami-test"}"#, 0.0),
-                (r#"kms_store_operation_seconds_count{operation="commit",outcome="ok"}"#, 3.0),
+                (r#"kms_store_operation_seconds_count{operation="commit",outcome="ok"}"#, 6.0),
+                (r#"kms_store_operation_seconds_count{operation="audit_head",outcome="ok"}"#, 1.0),
+                // The start, three meters, one refusal, the check.
+                ("kms_audit_events", 6.0),
+                ("kms_audit_unsigned_events", 0.0),
+                ("kms_audit_fault", 0.0),
             ] {
                 assert_eq!(number(&page, series), count, "{series}");
             }
@@ -259,8 +271,8 @@ on_a_token! {
             eventually("an access line", || async { log.lines().iter().any(|line| of(line, "request_id") == "spring-7") }).await;
             let lines = log.lines();
             let access: Vec<_> = lines.iter().filter(answered).collect();
-            // One a call: three of creation, three about APDUs, a status, a look; the refused one aside.
-            assert_eq!(access.len(), 8, "{access:#?}");
+            // One a call: three of creation, three about APDUs, a status, a check, a look; the refused one aside.
+            assert_eq!(access.len(), 9, "{access:#?}");
             for line in &access {
                 let verb = of(line, "verb");
                 let privileged = !verb.as_str().unwrap().starts_with("Ciphering/");
@@ -503,6 +515,16 @@ impl SealedKeys for Slow {
 }
 
 impl ImportsKeys for Slow {}
+
+impl Signs for Slow {
+    fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {
+        self.0.sign(message)
+    }
+
+    fn public_key(&self) -> Result<PublicKey, TokenError> {
+        self.0.public_key()
+    }
+}
 
 impl TokenCare for Slow {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {

@@ -27,7 +27,7 @@ use tonic_types::StatusExt as _;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 async fn site(home: &Home, limits: Limits) -> Site {
-    let site_common::Site { store, hsm, keyring, ciphering, lifecycle, .. } =
+    let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } =
         site_common::Site::new(home).await;
     let domain = store.domain().await.unwrap().unwrap();
     Site::start_parts(limits, move |clock| Parts {
@@ -36,6 +36,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         keyring,
         token_status: Arc::new(move || hsm.status()),
         store,
+        audit,
         domain,
         single_site: true,
         clock,

@@ -349,11 +349,11 @@ on_a_token! {
             let apdu = push(1, PLAIN);
             assert_eq!(site.verdict(&apdu).await, Verdict::Ok);
             let id = MeterId::new("meter-1").unwrap();
-            site.lifecycle.delete(&id).await.unwrap();
+            site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.unwrap();
             assert_eq!(site.verdict(&apdu).await, Verdict::UnknownMeter);
             let (by_id, _) = site.open(&apdu, Named::Id("meter-1")).await;
             assert_eq!(by_id.verdict, Verdict::UnknownMeter);
-            assert!(matches!(site.lifecycle.delete(&id).await, Err(LifecycleError::NotFound(_))));
+            assert!(matches!(site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await, Err(LifecycleError::NotFound(_))));
             assert!(matches!(site.lifecycle.get(&id).await, Err(LifecycleError::NotFound(_))));
             assert_eq!(site.verdict(&push(2, PLAIN)).await, Verdict::Ok);
             site.add(meter(1)).await;

@@ -84,11 +84,11 @@ async fn a_setting_that_falls_later_takes_the_connections_made_from_then_on() {
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{USER}'");
     cluster.sql("postgres", &end);
     let change = Scene::default().change(0, 1).unwrap();
-    let refused = store.commit(std::slice::from_ref(&change)).await;
+    let refused = store.commit(std::slice::from_ref(&change), None).await;
     assert!(matches!(refused, Err(StoreError::Unreachable { .. })), "{refused:?}");
     cluster.sql("postgres", &format!("ALTER ROLE {USER} RESET synchronous_commit"));
     assert_eq!(store.heads().await.unwrap(), before);
-    store.commit(&[change]).await.unwrap();
+    store.commit(&[change], None).await.unwrap();
 }
 
 #[tokio::test]
@@ -109,9 +109,9 @@ async fn a_server_does_not_start_with_an_empty_database_nor_with_a_newer_schema(
     assert!(sentence.contains("run `kms-server init`"), "{sentence}");
     drop(cluster.open("ami").await);
     drop(PostgresStore::open(serve()).await.unwrap());
-    cluster.tamper("ami", "UPDATE ami_kms.schema_version SET version = 2").await;
+    cluster.tamper("ami", "UPDATE ami_kms.schema_version SET version = 9").await;
     let sentence = cluster.refusal(serve()).await;
-    assert!(sentence.contains("schema 2") && sentence.contains("up to 1"), "{sentence}");
+    assert!(sentence.contains("schema 9") && sentence.contains("up to 2"), "{sentence}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ async fn a_damaged_record_is_called_damaged() {
     let cluster = Cluster::new(&[]);
     cluster.database("ami");
     let store = cluster.open("ami").await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()]).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
     cluster
         .tamper("ami", "ALTER TABLE ami_kms.records DROP CONSTRAINT records_mac_check; UPDATE ami_kms.records SET mac = '\\x00'")
         .await;
@@ -153,9 +153,10 @@ async fn a_commit_that_is_given_up_leaves_the_store_usable() {
             change = scene.change(0, 1).unwrap();
         }
         let _ =
-            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change])).await;
+            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change], None))
+                .await;
     }
-    store.commit(&[Scene::default().change(1, 2).unwrap()]).await.unwrap();
+    store.commit(&[Scene::default().change(1, 2).unwrap()], None).await.unwrap();
 }
 
 /// Waits until `done`, at most `patience`.
@@ -174,14 +175,14 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     primary.database("ami");
     let written = primary.open("ami").await;
     let mut scene = Scene::default();
-    written.commit(&[scene.change(0, 1).unwrap()]).await.unwrap();
+    written.commit(&[scene.change(0, 1).unwrap()], None).await.unwrap();
     let standby = primary.standby();
     let store = standby.open("ami").await;
     let patience = Duration::from_secs(20);
     assert_eq!(written.standby_lag().await.unwrap(), None);
     assert_eq!(store.heads().await.unwrap(), written.heads().await.unwrap());
 
-    let refused = store.commit(&[scene.clone().change(0, 9).unwrap()]).await;
+    let refused = store.commit(&[scene.clone().change(0, 9).unwrap()], None).await;
     assert!(matches!(refused, Err(StoreError::ReadOnly)), "{refused:?}");
     assert!(refused.unwrap_err().to_string().contains("standby"));
 
@@ -189,12 +190,12 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     let lag = async || store.standby_lag().await.unwrap().expect("it is a standby");
     until(patience, "the standby is level", async || level(lag().await)).await;
     // The age of the last commit replayed is known once there was one.
-    written.commit(&[scene.change(0, 2).unwrap()]).await.unwrap();
+    written.commit(&[scene.change(0, 2).unwrap()], None).await.unwrap();
     let replayed = async || store.heads().await.unwrap() == written.heads().await.unwrap();
     until(patience, "the change is replayed", replayed).await;
     standby.pause_replay(true);
     for serial in 3..60 {
-        written.commit(&[scene.change(0, serial).unwrap()]).await.unwrap();
+        written.commit(&[scene.change(0, serial).unwrap()], None).await.unwrap();
     }
     until(patience, "the lag is shown", async || lag().await.bytes > 10_000).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -216,7 +217,7 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     let promoted = Instant::now();
     let change = scene.change(0, 100).unwrap();
     until(patience, "a promoted standby takes changes", async || {
-        store.commit(std::slice::from_ref(&change)).await.is_ok()
+        store.commit(std::slice::from_ref(&change), None).await.is_ok()
     })
     .await;
     println!("writes {:?} after the promotion", promoted.elapsed());
@@ -236,7 +237,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     for serial in 0..20 {
         let change = scene.change(7, serial).unwrap();
         let wanted = (BlockNo(7), change.head.position);
-        writer.commit(&[change]).await.unwrap();
+        writer.commit(&[change], None).await.unwrap();
         let begun = Instant::now();
         while !follow.next().await.unwrap().contains(&wanted) {}
         worst = worst.max(begun.elapsed());
@@ -252,7 +253,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     let change = scene.change(7, 100).unwrap();
     let wanted = (BlockNo(7), change.head.position);
     until(Duration::from_secs(10), "writing goes on", async || {
-        writer.commit(std::slice::from_ref(&change)).await.is_ok()
+        writer.commit(std::slice::from_ref(&change), None).await.is_ok()
     })
     .await;
     let back = Instant::now();
@@ -316,7 +317,7 @@ async fn commit_until_it_fails(store: Arc<PostgresStore>) -> (u64, StoreError) {
         if serial < done {
             continue; // From before the last kill.
         }
-        if let Err(failure) = store.commit(&together).await {
+        if let Err(failure) = store.commit(&together, None).await {
             return (serial, failure);
         }
     }

@@ -65,7 +65,7 @@ async fn by_all(nodes: &[Arc<Site>], apdu: &[u8], wanted: Verdict) -> Duration {
 /// Imports one meter, however many other nodes write to its block.
 async fn change(node: &Site, meter: impl Fn() -> NewMeter, rules: ImportRules) {
     loop {
-        match node.lifecycle.import(vec![meter()], rules).await {
+        match node.lifecycle.import(&call("Meters/ImportMeters"), vec![meter()], rules).await {
             Err(LifecycleError::Busy) => {}
             done => return assert!(done.unwrap()[0].outcome.is_ok()),
         }
@@ -110,7 +110,10 @@ impl Load {
                 }
                 let some: Vec<_> = (first..first + 20).map(meter).collect();
                 // Busy, where nodes were faster five times: a caller comes back.
-                let _ = node.lifecycle.import(some, ImportRules::default()).await;
+                let _ = node
+                    .lifecycle
+                    .import(&call("Meters/ImportMeters"), some, ImportRules::default())
+                    .await;
                 count.fetch_add(20, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -166,7 +169,7 @@ on_a_token! {
                 let version = by_all(&nodes, &apdu, Verdict::Ok).await;
 
                 let meter_id = MeterId::new(&id(n)).unwrap();
-                while let Err(LifecycleError::Busy) = writer.lifecycle.delete(&meter_id).await {}
+                while let Err(LifecycleError::Busy) = writer.lifecycle.delete(&call("Meters/DeleteMeter"), &meter_id).await {}
                 let deletion = by_all(&nodes, &apdu, Verdict::UnknownMeter).await;
                 for (worst, now) in worst.iter_mut().zip([import, policy, version, deletion]) {
                     *worst = now.max(*worst);
@@ -211,7 +214,7 @@ on_a_token! {
                 assert_eq!(other.verdict(&forged).await, Verdict::MicFailure);
             }
             assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-            let refused = other.lifecycle.delete(&MeterId::new("meter-1").unwrap()).await;
+            let refused = other.lifecycle.delete(&call("Meters/DeleteMeter"), &MeterId::new("meter-1").unwrap()).await;
             assert!(matches!(refused, Err(LifecycleError::Unavailable { .. })), "{refused:?}");
 
             cluster.start();
@@ -221,7 +224,7 @@ on_a_token! {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             println!("follows again {:?} after the database came back", back.elapsed());
-            site.lifecycle.delete(&MeterId::new("meter-1").unwrap()).await.unwrap();
+            site.lifecycle.delete(&call("Meters/DeleteMeter"), &MeterId::new("meter-1").unwrap()).await.unwrap();
             by_all(&[other], &push(1, PLAIN), Verdict::UnknownMeter).await;
         });
     }
@@ -259,13 +262,13 @@ on_a_token! {
             for n in 0..20 {
                 assert_eq!(site.verdict(&push(n, PLAIN)).await, Verdict::Ok);
             }
-            let refused = site.lifecycle.delete(&MeterId::new("meter-1").unwrap()).await;
+            let refused = site.lifecycle.delete(&call("Meters/DeleteMeter"), &MeterId::new("meter-1").unwrap()).await;
             assert!(matches!(refused, Err(LifecycleError::ReadOnly)), "{refused:?}");
             assert!(site.store.standby_lag().await.unwrap().is_some());
             // A standby has no notifications: only the poll hears of what its primary's nodes change.
             let mut worst = Duration::ZERO;
             for n in 4..12 {
-                primary.lifecycle.delete(&MeterId::new(&id(n)).unwrap()).await.unwrap();
+                primary.lifecycle.delete(&call("Meters/DeleteMeter"), &MeterId::new(&id(n)).unwrap()).await.unwrap();
                 let nodes = [Arc::clone(&site)];
                 worst = worst.max(by_all(&nodes, &push(n, PLAIN), Verdict::UnknownMeter).await);
             }

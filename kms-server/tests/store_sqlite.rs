@@ -62,7 +62,7 @@ async fn a_new_database_is_readable_by_its_owner_only() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new/kms.db");
     let store = open(&path).await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()]).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
     for name in ["kms.db", "kms.db-wal", "kms.db-shm"] {
         let mode = std::fs::metadata(path.with_file_name(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
@@ -108,9 +108,9 @@ async fn a_newer_schema_is_refused() {
     let path = directory.path().join("kms.db");
     drop(open(&path).await);
     let mut beside = beside(&path).await;
-    sqlx::query("PRAGMA user_version = 2").execute(&mut beside).await.unwrap();
+    sqlx::query("PRAGMA user_version = 3").execute(&mut beside).await.unwrap();
     let sentence = refusal(config(&path, false)).await;
-    assert!(sentence.contains("schema 2") && sentence.contains("up to 1"), "{sentence}");
+    assert!(sentence.contains("schema 3") && sentence.contains("up to 2"), "{sentence}");
 }
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn a_damaged_record_is_called_damaged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kms.db");
     let store = open(&path).await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()]).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
     let mut beside = beside(&path).await;
     let statement = "PRAGMA ignore_check_constraints = ON; UPDATE records SET mac = x'00'";
     sqlx::raw_sql(statement).execute(&mut beside).await.unwrap();
@@ -168,9 +168,10 @@ async fn a_commit_that_is_given_up_leaves_the_store_usable() {
             change = scene.change(0, 1).unwrap();
         }
         let _ =
-            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change])).await;
+            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change], None))
+                .await;
     }
-    store.commit(&[Scene::default().change(1, 2).unwrap()]).await.unwrap();
+    store.commit(&[Scene::default().change(1, 2).unwrap()], None).await.unwrap();
     assert_eq!(store.failed(), None);
 }
 
@@ -181,7 +182,7 @@ async fn all_acknowledged_writes_are_there_after_reopening() {
     let mut scene = Scene::default();
     let store = open(&path).await;
     for serial in 0..700 {
-        store.commit(&[scene.change(5, serial).unwrap()]).await.unwrap();
+        store.commit(&[scene.change(5, serial).unwrap()], None).await.unwrap();
     }
     let before = store.block(BlockNo(5)).await.unwrap();
     drop(store); // Not closed: as a process that ends.
@@ -212,7 +213,7 @@ async fn child_commits_until_it_is_killed() {
         if serial < done {
             continue; // An earlier child's.
         }
-        store.commit(&together).await.unwrap();
+        store.commit(&together, None).await.unwrap();
         println!("\nacknowledged {}", serial + 1);
     }
 }
@@ -281,7 +282,7 @@ async fn child_commits_until_the_disk_fails() {
     let mut scene = Scene::default();
     let mut acknowledged = 0;
     let failure = loop {
-        match store.commit(&[scene.change(1, acknowledged).unwrap()]).await {
+        match store.commit(&[scene.change(1, acknowledged).unwrap()], None).await {
             Ok(()) => acknowledged += 1,
             Err(failure) => break failure,
         }
@@ -290,7 +291,7 @@ async fn child_commits_until_the_disk_fails() {
     let reason = store.failed().expect("the failure is kept");
     assert_eq!(store.until_failed().await, reason);
     // A change so small that it would fit is refused as well.
-    let next = store.commit(&[]).await.unwrap_err();
+    let next = store.commit(&[], None).await.unwrap_err();
     assert_eq!(next.to_string(), format!("the database is not reachable: {reason}"));
     assert!(store.heads().await.is_ok(), "reading goes on");
     println!("\nacknowledged {acknowledged}");

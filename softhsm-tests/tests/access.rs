@@ -21,11 +21,12 @@ use tonic::{Code, Status};
 /// The policy by default, once more and by hand: may this role make this call?
 fn may(role: Role, service: &str, method: &str) -> bool {
     match role {
-        Role::Dev => matches!(service, "Ciphering" | "Meters" | "Site"),
+        Role::Dev => matches!(service, "Ciphering" | "Meters" | "Site") || method == "ListEvents",
         Role::Hes => service == "Ciphering",
-        Role::AmiAdmin => service == "Meters" || method == "GetStatus",
-        Role::Rotator | Role::Auditor => {
-            matches!(method, "GetMeter" | "ListMeters" | "GetStatus")
+        Role::AmiAdmin => service == "Meters" || matches!(method, "GetStatus" | "ListEvents"),
+        Role::Rotator => matches!(method, "GetMeter" | "ListMeters" | "GetStatus"),
+        Role::Auditor => {
+            service == "Audit" || matches!(method, "GetMeter" | "ListMeters" | "GetStatus")
         }
         Role::Peer => method == "GetStatus",
     }

@@ -34,6 +34,9 @@ const METERS: u64 = 2_000;
 const ARENA_MIB: u64 = 3;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
+/// Name and bytes of a key → named forms of it.
+type Forms = fn(&str, &[u8]) -> Vec<(String, Vec<u8>)>;
+
 /// A site that knows a signer, and the meters that he has.
 struct Delivery {
     home: Home,
@@ -67,7 +70,7 @@ impl Delivery {
     }
 
     /// All keys, in the forms that `forms` gives each.
-    fn needles(&self, forms: fn(&str, &[u8]) -> Vec<(String, Vec<u8>)>) -> Needles {
+    fn needles(&self, forms: Forms) -> Needles {
         let keys = self.meters.iter().flat_map(|MadeUp { number, guek, gak }| {
             [forms(&format!("{number}/GUEK"), guek), forms(&format!("{number}/GAK"), gak)]
         });

@@ -112,6 +112,11 @@ impl Sealer {
         &self.header
     }
 
+    /// What the site's audit log calls the file: the beginning of its header's SHA-256; 16 hex digits.
+    pub fn audit_number(&self) -> String {
+        self.header_hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Takes the next meter; its keys are wiped. Gives the chunk that is full by now, if one is.
     pub fn push(&mut self, meter: NewMeter) -> Result<Option<SealedPart>, SealError> {
         let line = self.taken + 1;

@@ -1,6 +1,6 @@
 //! `kms-server serve`: from the checked configuration to a server that answers, and back.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
@@ -8,8 +8,13 @@ use tokio::{
     sync::{oneshot, watch},
 };
 
-use super::{Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of, open_store, runtime};
+use super::{
+    Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of,
+    node::{HeadFile, node_id},
+    open_store, runtime,
+};
 use crate::{
+    audit::{self, Audit, AuditError},
     ciphering::Ciphering,
     config::Config,
     domain::{DomainRecord, ports::Clock},
@@ -49,12 +54,20 @@ async fn run(config: Config) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, import_signers, rpc, log: _ } = config;
+    let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
+        config;
     let hsm = connect_token(hsm, &domain)?;
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
-    let keyring =
-        Keyring::new(keyring, domain.clone(), hsm.clone(), measured.clone(), Arc::clone(&clock))
-            .map_err(|error| Fault::Setting(error.into()))?;
+    let audit = open_audit(audit, &site.data_dir, &domain, &measured, &hsm, &clock).await?;
+    let keyring = Keyring::new(
+        keyring,
+        domain.clone(),
+        hsm.clone(),
+        measured.clone(),
+        audit.clone(),
+        Arc::clone(&clock),
+    )
+    .map_err(|error| Fault::Setting(error.into()))?;
     let token = hsm.clone();
     let parts = rpc::Parts {
         ciphering: Arc::new(Ciphering::new(Arc::clone(&keyring), hsm.clone())),
@@ -71,10 +84,11 @@ async fn run(config: Config) -> Result<(), Fault> {
         keyring: Arc::clone(&keyring),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
+        audit: Arc::clone(&audit),
         domain,
         single_site: site.single_site,
         clock,
-        // What counts and is not part of the services; the audit log's figures belong here, too.
+        // What counts and is not part of the services.
         sources: vec![Arc::new(hsm.clone()), measured],
     };
     let (stop, stopped) = watch::channel(None);
@@ -84,9 +98,12 @@ async fn run(config: Config) -> Result<(), Fault> {
     tokio::spawn(warm_up(Arc::clone(&keyring)));
     tokio::spawn(Arc::clone(&keyring).follow());
     tokio::spawn(keyring.take_care());
+    let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(hsm));
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
+    care.abort();
+    audit.close().await;
     store.close().await;
     served.map_err(|error| match error {
         rpc::RpcError::Transport(_) => Fault::Runtime(error.into()),
@@ -94,6 +111,27 @@ async fn run(config: Config) -> Result<(), Fault> {
     })?;
     let reason = stopped.borrow().clone().flatten();
     reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+}
+
+/// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
+/// go on.
+async fn open_audit(
+    config: audit::Config,
+    data_dir: &Path,
+    domain: &DomainRecord,
+    store: &Arc<Measured<dyn WriteStore>>,
+    hsm: &Hsm,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<Audit>, Fault> {
+    let node = node_id(data_dir, &OperatingSystem)?;
+    let witness = Arc::new(HeadFile::of(data_dir));
+    let place = (node, domain.blocks);
+    let opened = Audit::open(config, place, store.clone(), hsm.clone(), Arc::clone(clock), witness);
+    opened.await.map_err(|error| match error {
+        AuditError::NotSigned(_) => Fault::Token(error.into()),
+        AuditError::Witness(_) => Fault::Setting(error.into()),
+        _ => Fault::Store(error.into()),
+    })
 }
 
 /// Connects to the token and refuses one that does not withstand what it must.

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::{Config, ConfigError, Site, pin, store_section::StoreSection};
 use crate::{
+    audit,
     domain::BlockCount,
     hsm::{self, OaepHash},
     keyring, lifecycle,
@@ -30,6 +31,8 @@ pub(super) struct Sections {
     keyring: KeyringSection,
     #[serde(default)]
     import: ImportSection,
+    #[serde(default)]
+    audit: AuditSection,
     rpc: RpcSection,
     #[serde(default)]
     metrics: MetricsSection,
@@ -138,6 +141,26 @@ struct SignerSection {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AuditSection {
+    traffic_interval_s: u64,
+    traffic_blocks_max: u64,
+    checkpoint_events: u64,
+    checkpoint_interval_s: u64,
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self {
+            traffic_interval_s: 60,
+            traffic_blocks_max: 256,
+            checkpoint_events: 1_000,
+            checkpoint_interval_s: 60,
+        }
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RpcSection {
     listen: String,
@@ -214,7 +237,7 @@ impl TryFrom<Sections> for Config {
     type Error = ConfigError;
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
-        let Sections { site, hsm, store, keyring, import, rpc, metrics, log } = sections;
+        let Sections { site, hsm, store, keyring, import, audit, rpc, metrics, log } = sections;
         let ImportSection { allow_clear, signers } = import;
         Ok(Self {
             site: site.try_into()?,
@@ -222,6 +245,7 @@ impl TryFrom<Sections> for Config {
             keyring: keyring.try_into()?,
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
+            audit: audit.try_into()?,
             rpc: (rpc, metrics).try_into()?,
             log,
             // Last: the PIN is not read for a file that is refused anyway.
@@ -303,6 +327,29 @@ impl TryFrom<KeyringSection> for keyring::Config {
                 "keyring.warm_up_parallelism",
                 warm_up_parallelism,
                 1..=64,
+            )?,
+        })
+    }
+}
+
+impl TryFrom<AuditSection> for audit::Config {
+    type Error = ConfigError;
+
+    fn try_from(section: AuditSection) -> Result<Self, ConfigError> {
+        let AuditSection {
+            traffic_interval_s,
+            traffic_blocks_max,
+            checkpoint_events,
+            checkpoint_interval_s,
+        } = section;
+        Ok(Self {
+            traffic_interval: seconds("audit.traffic_interval_s", traffic_interval_s, 1..=3_600)?,
+            traffic_blocks_max: within("audit.traffic_blocks_max", traffic_blocks_max, 0..=65_536)?,
+            checkpoint_events: within("audit.checkpoint_events", checkpoint_events, 1..=100_000)?,
+            checkpoint_interval: seconds(
+                "audit.checkpoint_interval_s",
+                checkpoint_interval_s,
+                1..=3_600,
             )?,
         })
     }

@@ -1,5 +1,6 @@
 //! Nouns and rules. No IO, no clock, no threads; the ports that the floors above meet at.
 
+pub mod audit;
 pub mod block;
 pub mod key;
 pub mod meter;

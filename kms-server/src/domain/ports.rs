@@ -1,6 +1,10 @@
 //! Where the outside comes in: time and randomness. `app` makes the real ones; tests and the
 //! simulator make their own.
 
+use async_trait::async_trait;
+
+use super::audit::Checkpoint;
+
 /// The time, handed in.
 pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -9,6 +13,22 @@ pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since some fixed moment; never goes back.
     fn monotonic_ms(&self) -> u64;
 }
+
+/// A place outside the database that remembers the last signed head of a node's audit chain: who can
+/// only write to the database can't take events back together with their heads.
+#[async_trait]
+pub trait HeadWitness: Send + Sync + 'static {
+    /// The last head that was kept.
+    async fn last(&self) -> Result<Option<Checkpoint>, WitnessFailed>;
+
+    /// Keeps `head`; on disk when this returns.
+    async fn keep(&self, head: &Checkpoint) -> Result<(), WitnessFailed>;
+}
+
+/// A witness that can't be read or written: one sentence for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct WitnessFailed(pub String);
 
 /// Random bytes for what is not a key: key ids, domain ids. Keys come from the token's generator.
 pub trait Randomness: Send + Sync + 'static {

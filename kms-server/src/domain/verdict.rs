@@ -27,6 +27,36 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Ok,
+        Self::OkUnauthenticated,
+        Self::MicFailure,
+        Self::Replayed,
+        Self::UnknownMeter,
+        Self::NoUsableKey,
+        Self::PolicyRefused,
+        Self::Malformed,
+        Self::Unsupported,
+        Self::Unavailable,
+    ];
+
+    /// As on the wire.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::OkUnauthenticated => "OK_UNAUTHENTICATED",
+            Self::MicFailure => "MIC_FAILURE",
+            Self::Replayed => "REPLAYED",
+            Self::UnknownMeter => "UNKNOWN_METER",
+            Self::NoUsableKey => "NO_USABLE_KEY",
+            Self::PolicyRefused => "POLICY_REFUSED",
+            Self::Malformed => "MALFORMED",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::Unavailable => "UNAVAILABLE",
+        }
+    }
+
     /// Whether plaintext comes back.
     pub const fn opened(self) -> bool {
         matches!(self, Self::Ok | Self::OkUnauthenticated)

@@ -19,7 +19,10 @@ use super::{
     figures::{Figures, Operation},
 };
 use crate::{
-    domain::{BlockSecret, ClearKey, SealedKek},
+    domain::{
+        BlockSecret, ClearKey, SealedKek,
+        audit::{PublicKey, Signature},
+    },
     telemetry::{
         catalogue,
         metrics::{Label, Page, Source},
@@ -132,6 +135,16 @@ impl Hsm {
         .await
     }
 
+    /// [`Signs::sign`](super::Signs::sign).
+    pub async fn sign(&self, message: Vec<u8>) -> Result<Signature, TokenError> {
+        self.pass(Operation::Sign, move |token| token.sign(&message)).await
+    }
+
+    /// [`Signs::public_key`](super::Signs::public_key).
+    pub async fn public_key(&self) -> Result<PublicKey, TokenError> {
+        self.pass(Operation::PublicKey, |token| token.public_key()).await
+    }
+
     /// [`TokenCare::check`](super::TokenCare::check). A failure is remembered until a check passes;
     /// that all places are taken says nothing of the device.
     pub async fn check(&self) -> Result<(), TokenError> {
@@ -218,7 +231,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, ImportsKeys, SealedKeys, TokenCare},
+        super::{BlockSeals, ImportsKeys, SealedKeys, Signs, TokenCare},
         *,
     };
 
@@ -260,6 +273,15 @@ mod tests {
     }
 
     impl ImportsKeys for Stuck {}
+
+    impl Signs for Stuck {
+        fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn public_key(&self) -> Result<PublicKey, TokenError> {
+            Err(TokenError::Busy)
+        }
+    }
 
     impl TokenCare for Stuck {
         fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {

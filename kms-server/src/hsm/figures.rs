@@ -21,12 +21,14 @@ pub(super) enum Operation {
     ImportKey,
     TakeKeys,
     Random,
+    Sign,
+    PublicKey,
     Check,
 }
 
 impl Operation {
     /// All of them, in the order of their numbers, with their words.
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Seal, "seal"),
         (Self::Open, "open"),
         (Self::Wrap, "wrap"),
@@ -34,6 +36,8 @@ impl Operation {
         (Self::ImportKey, "import_key"),
         (Self::TakeKeys, "take_keys"),
         (Self::Random, "random"),
+        (Self::Sign, "sign"),
+        (Self::PublicKey, "public_key"),
         (Self::Check, "check"),
     ];
 }

@@ -9,7 +9,10 @@ pub mod pkcs11;
 
 use std::{error::Error as StdError, fmt};
 
-use crate::domain::{BlockSecret, ClearKey, KeyId, SealedKek};
+use crate::domain::{
+    BlockSecret, ClearKey, KeyId, SealedKek,
+    audit::{PublicKey, Signature},
+};
 
 pub use config::{BadConfig, Config, OaepHash, Pin};
 pub use door::Hsm;
@@ -121,9 +124,18 @@ pub trait TokenCare: Send + Sync + 'static {
     }
 }
 
+/// Signs what leaves the site: audit heads, reports, bundles.
+pub trait Signs: Send + Sync + 'static {
+    /// ECDSA P-256 over the SHA-256 of `message`, made with the site's signing key.
+    fn sign(&self, message: &[u8]) -> Result<Signature, TokenError>;
+
+    /// The public half of the signing key.
+    fn public_key(&self) -> Result<PublicKey, TokenError>;
+}
+
 /// All that a token is to this service.
-pub trait Token: BlockSeals + SealedKeys + ImportsKeys + TokenCare {}
-impl<T: BlockSeals + SealedKeys + ImportsKeys + TokenCare> Token for T {}
+pub trait Token: BlockSeals + SealedKeys + ImportsKeys + TokenCare + Signs {}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + TokenCare + Signs> Token for T {}
 
 /// For `GetStatus` and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use crate::{
     domain::{
         BlockNo, BlockSecret, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position,
         Protection, Record, RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle,
+        audit::AuditEntry,
     },
     store::{BlockChange, IndexEntry, RecordChange, SealedSecret, StoreError},
 };
@@ -162,7 +163,13 @@ impl Keyring {
 
     /// Commits what is staged: all blocks or none, on disk when this returns. On
     /// [`StoreError::Conflict`] another process was first: take the blocks again and decide anew.
-    pub async fn commit(&self, changes: Vec<Change>) -> Result<(), KeyringError> {
+    ///
+    /// `entries` go into the audit log in the same transaction, and alone if nothing is staged.
+    pub async fn commit(
+        &self,
+        changes: Vec<Change>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
         let sealed: Vec<_> = changes.iter().map(|change| change.seal_records(self)).collect();
         let commits: Vec<BlockChange> = changes
@@ -183,10 +190,10 @@ impl Keyring {
                     .collect(),
             })
             .collect();
-        if commits.is_empty() {
+        if commits.is_empty() && entries.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.store.commit(&commits).await {
+        if let Err(error) = self.commits.commit(commits, entries).await {
             if matches!(error, StoreError::Unreachable { .. }) {
                 // The change may be there: what is resident may be older than what is stored.
                 self.memory().suspect.extend(changes.iter().map(Change::block));

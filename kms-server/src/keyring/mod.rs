@@ -31,7 +31,7 @@ use crate::{
         ports::Clock,
     },
     hsm::{Hsm, TokenError},
-    store::{StoreError, WriteStore},
+    store::{AuditedStore, ReadStore, StoreError},
 };
 
 use arena::{Arena, ArenaError};
@@ -105,12 +105,14 @@ impl KeyringError {
         match self {
             Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
             Self::Store(store) => match store {
-                StoreError::Unreachable { .. } | StoreError::Conflict(_) | StoreError::ReadOnly => {
-                    true
-                }
-                StoreError::Taken { .. } | StoreError::Rule { .. } | StoreError::Damaged(_) => {
-                    false
-                }
+                StoreError::Unreachable { .. }
+                | StoreError::Conflict(_)
+                | StoreError::ReadOnly
+                | StoreError::AuditNotWritten { .. } => true,
+                StoreError::Taken { .. }
+                | StoreError::Rule { .. }
+                | StoreError::AuditMoved(_)
+                | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,
             Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
@@ -145,7 +147,8 @@ pub struct Keyring {
     /// Made when the first sealed key comes in.
     test_keys: OnceLock<sealed::TestKeys>,
     hsm: Hsm,
-    store: Arc<dyn WriteStore>,
+    store: Arc<dyn ReadStore>,
+    commits: Arc<dyn AuditedStore>,
     clock: Arc<dyn Clock>,
 }
 
@@ -171,12 +174,14 @@ struct Memory {
 const RETRY_AFTER_MS: u64 = 100;
 
 impl Keyring {
-    /// An empty keyring: no block is open yet.
+    /// An empty keyring: no block is open yet. Blocks are read from `store`; they change only through
+    /// `commits`, together with what the audit log says of it.
     pub fn new(
         config: Config,
         domain: DomainRecord,
         hsm: Hsm,
-        store: Arc<dyn WriteStore>,
+        store: Arc<dyn ReadStore>,
+        commits: Arc<dyn AuditedStore>,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ArenaError> {
         let arena = Arena::new(config.arena_bytes, config.allow_unlocked)?;
@@ -197,6 +202,7 @@ impl Keyring {
             test_keys: OnceLock::new(),
             hsm,
             store,
+            commits,
             clock,
         }))
     }

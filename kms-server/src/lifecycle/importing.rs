@@ -9,7 +9,10 @@ use super::{
     merging,
 };
 use crate::{
-    domain::{BlockNo, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle},
+    domain::{
+        BlockNo, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
+        audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
+    },
     keyring::{Change, KeyringError},
     store::StoreError,
 };
@@ -21,6 +24,8 @@ const NAMED_IN_WARNING: u32 = 3;
 pub(super) struct Line {
     pub(super) meter: Option<NewMeter>,
     pub(super) result: Option<ImportResult>,
+    subject: Subject,
+    keys_added: usize,
 }
 
 /// GUEK and KEK values that this call added: who brought each first.
@@ -29,35 +34,41 @@ type Seen = HashMap<Fingerprint, MeterId>;
 impl Lifecycle {
     /// Imports lines: one result each, in order. A line's refusal leaves the others alone; what is
     /// accepted is committed at once for all blocks, on disk when this returns.
+    ///
+    /// In the same transaction go its audit events: one for each meter that changed, and one that sums
+    /// up; a call about one line has one event.
     pub async fn import(
         &self,
+        call: &AuditedCall,
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
-        self.import_of(None, meters, rules).await
+        self.import_of(call, None, meters, rules).await
     }
 
-    /// Imports lines of a sealed file, as [`Lifecycle::import`] does those in clear. No key of theirs is
-    /// seen: the token takes them over.
+    /// Imports lines of a chunk of a sealed file, as [`Lifecycle::import`] does those in clear. No key of
+    /// theirs is seen: the token takes them over. The audit events name the file.
     pub async fn import_sealed(
         &self,
-        file: &SealedFile,
+        call: &AuditedCall,
+        (file, chunk): (&SealedFile, u32),
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
-        self.import_of(Some(file), meters, rules).await
+        self.import_of(call, Some((file, chunk)), meters, rules).await
     }
 
     async fn import_of(
         &self,
-        file: Option<&SealedFile>,
+        call: &AuditedCall,
+        source: Option<(&SealedFile, u32)>,
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
         for _ in 0..TRIES {
             // Decided on copies: if another writer was first, everything is decided anew.
             let attempt: Vec<NewMeter> = meters.iter().map(lend).collect();
-            match self.import_once(file, attempt, rules).await {
+            match self.import_once(call, source, attempt, rules).await {
                 Err(LifecycleError::Busy) => {}
                 done => return done,
             }
@@ -67,11 +78,12 @@ impl Lifecycle {
 
     async fn import_once(
         &self,
-        file: Option<&SealedFile>,
+        call: &AuditedCall,
+        source: Option<(&SealedFile, u32)>,
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
-        let form = if file.is_some() { Form::Sealed } else { Form::Clear };
+        let form = if source.is_some() { Form::Sealed } else { Form::Clear };
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
             lines.push(self.checked(meter, form, rules).await?);
@@ -81,7 +93,7 @@ impl Lifecycle {
         let changes = self.keyring.change(&blocks).await?;
         let mut changes: BTreeMap<BlockNo, Change> =
             changes.into_iter().map(|change| (change.block(), change)).collect();
-        if let Some(file) = file {
+        if let Some((file, _)) = source {
             self.take_keys(file, &mut lines, &changes, rules).await?;
         }
         let (mut ids, mut seen) = (HashMap::new(), Seen::new());
@@ -89,15 +101,19 @@ impl Lifecycle {
             let Some(meter) = line.meter.take() else { continue };
             let block = self.keyring.block_of(&meter.system_title);
             let Some(change) = changes.get_mut(&block) else { continue };
-            line.result = Some(self.stage(change, meter, rules, &mut ids, &mut seen).await?);
+            line.subject.block = Some(block);
+            let (result, keys_added) =
+                self.stage(change, meter, rules, &mut ids, &mut seen).await?;
+            (line.result, line.keys_added) = (Some(result), keys_added);
         }
-        if !rules.dry_run {
-            match self.keyring.commit(changes.into_values().collect()).await {
-                Err(KeyringError::Store(StoreError::Taken { .. })) => {
-                    return Err(LifecycleError::Busy);
-                }
-                done => done?,
-            }
+        let mut entries = entries(call, rules, &lines, self.clock.unix_ms());
+        if let Some((file, chunk)) = source {
+            file.tell(chunk, &mut entries);
+        }
+        let staged = if rules.dry_run { Vec::new() } else { changes.into_values().collect() };
+        match self.keyring.commit(staged, entries).await {
+            Err(KeyringError::Store(StoreError::Taken { .. })) => return Err(LifecycleError::Busy),
+            done => done?,
         }
         Ok(lines.into_iter().filter_map(|line| line.result).collect())
     }
@@ -109,6 +125,8 @@ impl Lifecycle {
         form: Form,
         rules: ImportRules,
     ) -> Result<Line, LifecycleError> {
+        let title = Some(meter.system_title);
+        let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
         let outcome = match checks::check(self.config, rules, form, &meter) {
             Err(refusal) => Err(refusal),
             Ok(()) => match self.store.find_meter(&meter.meter_id).await? {
@@ -119,8 +137,10 @@ impl Lifecycle {
             },
         };
         Ok(match outcome {
-            Ok(()) => Line { meter: Some(meter), result: None },
-            Err(refusal) => Line { meter: None, result: Some(refused(refusal)) },
+            Ok(()) => Line { meter: Some(meter), result: None, subject, keys_added: 0 },
+            Err(refusal) => {
+                Line { meter: None, result: Some(refused(refusal)), subject, keys_added: 0 }
+            }
         })
     }
 
@@ -131,10 +151,10 @@ impl Lifecycle {
         rules: ImportRules,
         ids: &mut HashMap<MeterId, SystemTitle>,
         seen: &mut Seen,
-    ) -> Result<ImportResult, LifecycleError> {
+    ) -> Result<(ImportResult, usize), LifecycleError> {
         match self.try_stage(change, meter, rules, ids, seen).await? {
             Ok(result) => Ok(result),
-            Err(refusal) => Ok(refused(refusal)),
+            Err(refusal) => Ok((refused(refusal), 0)),
         }
     }
 
@@ -145,7 +165,7 @@ impl Lifecycle {
         rules: ImportRules,
         ids: &mut HashMap<MeterId, SystemTitle>,
         seen: &mut Seen,
-    ) -> Result<Result<ImportResult, Refusal>, LifecycleError> {
+    ) -> Result<Result<(ImportResult, usize), Refusal>, LifecycleError> {
         let title = meter.system_title;
         match ids.get(&meter.meter_id) {
             Some(other) if *other != title => return Ok(Err(id_taken(&meter.meter_id, other))),
@@ -164,7 +184,7 @@ impl Lifecycle {
             Err(refusal) => return Ok(Err(refusal)),
         };
         if !is_new && news.is_empty() {
-            return Ok(Ok(accepted(Imported::Unchanged, Vec::new())));
+            return Ok(Ok((accepted(Imported::Unchanged, Vec::new()), 0)));
         }
         let warnings = self.duplicates(&news.keys, &meter.meter_id, seen).await?;
         let outcome = if is_new { Imported::Created } else { Imported::Updated };
@@ -180,9 +200,10 @@ impl Lifecycle {
             };
             wrapped.push((news, value));
         }
+        let keys_added = wrapped.len();
         merging::apply(&mut record, meter, wrapped, self.clock.unix_ms());
         change.put(Record::Meter(record));
-        Ok(Ok(accepted(outcome, warnings)))
+        Ok(Ok((accepted(outcome, warnings), keys_added)))
     }
 
     fn new_record(&self, meter: &NewMeter) -> MeterRecord {
@@ -280,6 +301,46 @@ fn lend(meter: &NewMeter) -> NewMeter {
         keys: meter.keys.iter().map(copy).collect(),
         policy: meter.policy.clone(),
     }
+}
+
+/// What the audit log says of an import: one event for each meter that changed, and the sum. Of a
+/// single line one event says it all.
+fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) -> Vec<AuditEntry> {
+    let mut entries = Vec::new();
+    let mut sums = [Detail::Created, Detail::Updated, Detail::Unchanged, Detail::Refused]
+        .map(|detail| (detail, 0u64));
+    let single = lines.len() == 1;
+    for line in lines {
+        let Some(ImportResult { outcome, .. }) = &line.result else { continue };
+        let (detail, said) = match outcome {
+            Ok(Imported::Created) => (Detail::Created, AuditOutcome::Done),
+            Ok(Imported::Updated) => (Detail::Updated, AuditOutcome::Done),
+            Ok(Imported::Unchanged) => (Detail::Unchanged, AuditOutcome::Done),
+            Err(refusal) => (Detail::Refused, AuditOutcome::refused(refusal.code)),
+        };
+        for (_, sum) in sums.iter_mut().filter(|(of, _)| *of == detail) {
+            *sum += 1;
+        }
+        let changed = matches!(outcome, Ok(Imported::Created | Imported::Updated));
+        if single || (changed && !rules.dry_run) {
+            let mut entry = call.entry(now_ms, line.subject.clone(), said).with(detail, 1);
+            if line.keys_added > 0 {
+                entry = entry.with(Detail::KeysAdded, line.keys_added as u64);
+            }
+            entries.push(entry);
+        }
+    }
+    if !single {
+        let mut sum = call.entry(now_ms, Subject::NONE, AuditOutcome::Done);
+        sum.details = sums.to_vec();
+        entries.push(sum);
+    }
+    if rules.dry_run {
+        for entry in &mut entries {
+            entry.details.push((Detail::DryRun, 1));
+        }
+    }
+    entries
 }
 
 fn accepted(outcome: Imported, warnings: Vec<String>) -> ImportResult {

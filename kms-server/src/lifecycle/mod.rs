@@ -21,6 +21,7 @@ use crate::{
     domain::{
         BlockNo, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record, SecuritySetup,
         SystemTitle,
+        audit::{AuditOutcome, AuditedCall, Subject},
         ports::{Clock, Randomness},
         record::Tombstone,
     },
@@ -141,6 +142,12 @@ pub enum LifecycleError {
         /// What is not reachable.
         reason: String,
     },
+    /// The audit log can't be written: then nothing is done.
+    #[error("the audit log can't be written: {reason}")]
+    AuditNotWritable {
+        /// Why not.
+        reason: String,
+    },
     /// Stored data failed its authentication.
     #[error("{reason}")]
     Damaged {
@@ -155,6 +162,9 @@ impl From<KeyringError> for LifecycleError {
         match error {
             KeyringError::Store(StoreError::Conflict(_)) => Self::Busy,
             KeyringError::Store(StoreError::ReadOnly) => Self::ReadOnly,
+            KeyringError::Store(StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_)) => {
+                Self::AuditNotWritable { reason }
+            }
             error if error.is_transient() => Self::Unavailable { reason },
             KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
             _ => Self::Damaged { reason },
@@ -210,9 +220,12 @@ impl Lifecycle {
         self
     }
 
-    /// Creates one meter; the warnings are worth a look. Refused if it exists.
+    /// Creates one meter; the warnings are worth a look. Refused if it exists. What is done or
+    /// [`LifecycleError::Refused`] is in the audit log as `call` when this returns; what failed
+    /// otherwise is for the caller to record.
     pub async fn create(
         &self,
+        call: &AuditedCall,
         meter: NewMeter,
         rules: ImportRules,
     ) -> Result<(MeterView, Vec<String>), LifecycleError> {
@@ -220,7 +233,7 @@ impl Lifecycle {
         if self.store.find_meter(&id).await?.is_some() {
             return Err(LifecycleError::AlreadyExists(id.to_string()));
         }
-        let results = self.import(vec![meter], rules).await?;
+        let results = self.import(call, vec![meter], rules).await?;
         let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
             return Err(LifecycleError::Busy);
         };
@@ -278,10 +291,11 @@ impl Lifecycle {
         Ok(views)
     }
 
-    /// Deletes a meter; a tombstone with its keys' fingerprints stays.
-    pub async fn delete(&self, id: &MeterId) -> Result<(), LifecycleError> {
+    /// Deletes a meter; a tombstone with its keys' fingerprints stays. A deletion is in the audit log as
+    /// `call` when this returns; a failure is for the caller to record.
+    pub async fn delete(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
         for _ in 0..TRIES {
-            match self.delete_once(id).await {
+            match self.delete_once(call, id).await {
                 Err(LifecycleError::Busy) => {}
                 done => return done,
             }
@@ -289,7 +303,7 @@ impl Lifecycle {
         Err(LifecycleError::Busy)
     }
 
-    async fn delete_once(&self, id: &MeterId) -> Result<(), LifecycleError> {
+    async fn delete_once(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
         let place = self.store.find_meter(id).await?.ok_or_else(not_found)?;
         let title = place.system_title;
@@ -301,12 +315,16 @@ impl Lifecycle {
         if meter.meter_id != *id {
             return Err(not_found());
         }
+        let now_ms = self.clock.unix_ms();
+        let block = Some(change.block());
+        let subject = Subject { system_title: Some(title), block, ..Subject::meter(id) };
+        let entry = call.entry(now_ms, subject, AuditOutcome::Done);
         change.put(Record::Tombstone(Tombstone {
             meter_id: meter.meter_id,
             system_title: title,
             fingerprints: meter.keys.iter().map(|key| key.fingerprint).collect(),
-            deleted_ms: self.clock.unix_ms(),
+            deleted_ms: now_ms,
         }));
-        Ok(self.keyring.commit(changes).await?)
+        Ok(self.keyring.commit(changes, vec![entry]).await?)
     }
 }

@@ -9,13 +9,16 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use p256::{
     ecdsa::{Signature, VerifyingKey, signature::Verifier as _},
-    pkcs8::DecodePublicKey as _,
+    pkcs8::{DecodePublicKey as _, EncodePublicKey as _},
 };
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{Lifecycle, LifecycleError, Refusal, checks::refusal};
-use crate::hsm::{ImportKey, OaepHash, TokenError};
+use crate::{
+    domain::audit::{AuditEntry, Detail},
+    hsm::{ImportKey, OaepHash, TokenError},
+};
 
 /// Signed before a header's body.
 const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/1/header";
@@ -92,6 +95,8 @@ pub struct SealedChunk {
 #[derive(Clone, Debug)]
 pub struct SealedFile {
     signer: VerifyingKey,
+    /// As the audit log has it.
+    signer_number: u64,
     header_hash: [u8; 32],
     wrapped_file_key: Vec<u8>,
     count: u64,
@@ -135,6 +140,7 @@ impl Lifecycle {
         }
         Ok(SealedFile {
             signer: *signer,
+            signer_number: signer_number(signer),
             header_hash: Sha256::digest(&header.body).into(),
             wrapped_file_key: header.wrapped_file_key.clone(),
             count: header.count,
@@ -142,7 +148,27 @@ impl Lifecycle {
     }
 }
 
+impl SealedHeader {
+    /// What the audit log calls the file: the beginning of its header's SHA-256. The header binds
+    /// everything else: signer, site, the file's key, its id.
+    pub fn number(body: &[u8]) -> u64 {
+        number_of(&Sha256::digest(body).into())
+    }
+}
+
 impl SealedFile {
+    /// Tells in each event of a message which file it came from, and in the last, which sums up, who
+    /// signed it and which chunk it was.
+    pub(super) fn tell(&self, chunk: u32, entries: &mut [AuditEntry]) {
+        for entry in &mut *entries {
+            entry.details.push((Detail::SealedFile, number_of(&self.header_hash)));
+        }
+        if let Some(sum) = entries.last_mut() {
+            sum.details.push((Detail::SealedSigner, self.signer_number));
+            sum.details.push((Detail::SealedChunk, chunk.into()));
+        }
+    }
+
     /// The file's key, by RSA-OAEP.
     pub(super) fn wrapped_file_key(&self) -> &[u8] {
         &self.wrapped_file_key
@@ -186,6 +212,18 @@ impl SealedFile {
         }
         Ok(())
     }
+}
+
+/// The beginning of a hash: a number of the audit log.
+fn number_of(hash: &[u8; 32]) -> u64 {
+    let (number, _) = hash.split_at(8);
+    number.iter().fold(0, |all, byte| all << 8 | u64::from(*byte))
+}
+
+/// What the audit log calls a signer: the beginning of SHA-256 over his public key in DER.
+fn signer_number(signer: &VerifyingKey) -> u64 {
+    // A key that was read can be written.
+    signer.to_public_key_der().map_or(0, |der| SealedHeader::number(der.as_bytes()))
 }
 
 struct BadSignature;

@@ -20,6 +20,7 @@ use super::{
     words::optional_title,
 };
 use crate::{
+    audit::Audit,
     ciphering::{Ciphering, Item, OpenedBatch, Outcome, Want},
     domain::{SecuritySetup, SystemTitle, Verdict},
 };
@@ -28,6 +29,7 @@ use crate::{
 #[derive(Clone)]
 pub(super) struct CipheringService {
     pub(super) ciphering: Arc<Ciphering>,
+    pub(super) audit: Arc<Audit>,
     pub(super) budget: Budget,
     pub(super) message_bytes_max: usize,
 }
@@ -38,10 +40,10 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<DecryptRequest>,
     ) -> Result<Response<DecryptResponse>, Status> {
-        Permit::of(&request, Verb::Decrypt)?;
+        let permit = Permit::of(&request, Verb::Decrypt)?;
         let DecryptRequest { apdu, meter_id, system_title, security_setup } = request.into_inner();
         let item = item(&apdu, &meter_id, &system_title, security_setup)?;
-        let (outcome, plaintext) = self.open_one(Verb::Decrypt, item, Want::Plaintext).await?;
+        let (outcome, plaintext) = self.open_one(&permit, item, Want::Plaintext).await?;
         Ok(Response::new(decrypt_response(outcome, plaintext)))
     }
 
@@ -49,11 +51,11 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<ApduBatch>,
     ) -> Result<Response<DecryptBatchResponse>, Status> {
-        Permit::of(&request, Verb::DecryptBatch)?;
+        let permit = Permit::of(&request, Verb::DecryptBatch)?;
         let batch = request.into_inner();
         let _charge =
             self.budget.charge(Verb::DecryptBatch, batch.lengths.len(), batch.apdus.len())?;
-        Ok(Response::new(self.decrypt_columns(&batch).await?))
+        Ok(Response::new(self.decrypt_columns(&permit, &batch).await?))
     }
 
     type DecryptStreamStream = Answers<DecryptBatchResponse>;
@@ -62,16 +64,16 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<Streaming<ApduBatch>>,
     ) -> Result<Response<Self::DecryptStreamStream>, Status> {
-        Permit::of(&request, Verb::DecryptStream)?;
+        let permit = Permit::of(&request, Verb::DecryptStream)?;
         let this = self.clone();
         let answers = answer_in_order(self.batches(request), move |batch| {
-            let this = this.clone();
+            let (this, permit) = (this.clone(), Arc::clone(&permit));
             async move {
                 let _charge = this
                     .budget
                     .charge_soon(Verb::DecryptStream, batch.lengths.len(), batch.apdus.len())
                     .await?;
-                this.decrypt_columns(&batch).await
+                this.decrypt_columns(&permit, &batch).await
             }
         });
         Ok(Response::new(answers))
@@ -81,11 +83,11 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<VerifyMicRequest>,
     ) -> Result<Response<VerifyMicResponse>, Status> {
-        Permit::of(&request, Verb::VerifyMic)?;
+        let permit = Permit::of(&request, Verb::VerifyMic)?;
         let VerifyMicRequest { apdu, meter_id, system_title, security_setup } =
             request.into_inner();
         let item = item(&apdu, &meter_id, &system_title, security_setup)?;
-        let (outcome, _) = self.open_one(Verb::VerifyMic, item, Want::Verdict).await?;
+        let (outcome, _) = self.open_one(&permit, item, Want::Verdict).await?;
         Ok(Response::new(verify_response(outcome)))
     }
 
@@ -93,11 +95,11 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<ApduBatch>,
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
-        Permit::of(&request, Verb::VerifyMicBatch)?;
+        let permit = Permit::of(&request, Verb::VerifyMicBatch)?;
         let batch = request.into_inner();
         let _charge =
             self.budget.charge(Verb::VerifyMicBatch, batch.lengths.len(), batch.apdus.len())?;
-        Ok(Response::new(self.verify_columns(&batch).await?))
+        Ok(Response::new(self.verify_columns(&permit, &batch).await?))
     }
 
     type VerifyMicStreamStream = Answers<VerifyMicBatchResponse>;
@@ -106,16 +108,16 @@ impl ciphering_server::Ciphering for CipheringService {
         &self,
         request: Request<Streaming<ApduBatch>>,
     ) -> Result<Response<Self::VerifyMicStreamStream>, Status> {
-        Permit::of(&request, Verb::VerifyMicStream)?;
+        let permit = Permit::of(&request, Verb::VerifyMicStream)?;
         let this = self.clone();
         let answers = answer_in_order(self.batches(request), move |batch| {
-            let this = this.clone();
+            let (this, permit) = (this.clone(), Arc::clone(&permit));
             async move {
                 let _charge = this
                     .budget
                     .charge_soon(Verb::VerifyMicStream, batch.lengths.len(), batch.apdus.len())
                     .await?;
-                this.verify_columns(&batch).await
+                this.verify_columns(&permit, &batch).await
             }
         });
         Ok(Response::new(answers))
@@ -131,28 +133,45 @@ impl CipheringService {
         request.into_inner().map(move |batch| batch.map_err(|status| of_incoming(status, limit)))
     }
 
-    async fn decrypt_columns(&self, batch: &ApduBatch) -> Result<DecryptBatchResponse, Status> {
+    async fn decrypt_columns(
+        &self,
+        permit: &Permit,
+        batch: &ApduBatch,
+    ) -> Result<DecryptBatchResponse, Status> {
         let items = columns::items(batch)?;
-        let opened = self.ciphering.open_batch(&items, Want::Plaintext).await;
+        let opened = self.open(permit, &items, Want::Plaintext).await;
         Ok(columns::decrypted(batch.tag, items.len(), opened).map_err(misfit)?)
     }
 
-    async fn verify_columns(&self, batch: &ApduBatch) -> Result<VerifyMicBatchResponse, Status> {
+    async fn verify_columns(
+        &self,
+        permit: &Permit,
+        batch: &ApduBatch,
+    ) -> Result<VerifyMicBatchResponse, Status> {
         let items = columns::items(batch)?;
-        let opened = self.ciphering.open_batch(&items, Want::Verdict).await;
+        let opened = self.open(permit, &items, Want::Verdict).await;
         Ok(columns::verified(batch.tag, items.len(), opened).map_err(misfit)?)
+    }
+
+    /// Opens, and counts for the audit log what became of it.
+    async fn open(&self, permit: &Permit, items: &[Item<'_>], want: Want) -> OpenedBatch {
+        let opened = self.ciphering.open_batch(items, want).await;
+        let outcomes = opened.outcomes.iter();
+        let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
+        self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
+        opened
     }
 
     /// A batch of one. The plaintext is empty unless the item was opened and wanted.
     async fn open_one(
         &self,
-        verb: Verb,
+        permit: &Permit,
         item: Item<'_>,
         want: Want,
     ) -> Result<(Outcome, Bytes), Status> {
-        let _charge = self.budget.charge(verb, 1, item.apdu.len())?;
+        let _charge = self.budget.charge(permit.verb(), 1, item.apdu.len())?;
         let OpenedBatch { plaintexts, lengths: _, mut outcomes } =
-            self.ciphering.open_batch(&[item], want).await;
+            self.open(permit, &[item], want).await;
         match (outcomes.pop(), outcomes.is_empty()) {
             (Some(outcome), true) if outcome.verdict.opened() && want == Want::Plaintext => {
                 Ok((outcome, plaintexts.into()))

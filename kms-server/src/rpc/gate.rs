@@ -22,13 +22,14 @@ use super::{
     drain::{DrainWatch, Phase},
     figures::Figures,
     policy::{Permit, Policy},
-    request_id::RequestIds,
+    recording::call_of,
+    request_id::{RequestId, RequestIds},
     status::{Refused, name_request},
     tls::Tls,
     upload::Upload,
     verb::Verb,
 };
-use crate::domain::ports::Clock;
+use crate::{audit::Audit, domain::ports::Clock};
 
 /// What the gate asks.
 pub(super) struct Gatekeeper {
@@ -42,6 +43,8 @@ pub(super) struct Gatekeeper {
     pub(super) room: Room,
     pub(super) figures: Arc<Figures>,
     pub(super) ids: RequestIds,
+    /// `None` in tests of what needs no log.
+    pub(super) audit: Option<Arc<Audit>>,
 }
 
 impl Gatekeeper {
@@ -53,6 +56,13 @@ impl Gatekeeper {
         self.policy.roles(caller)?;
         let verb = Verb::of_path(path).ok_or(Refused::UnknownMethod)?;
         Ok(self.policy.permit(caller, verb)?)
+    }
+
+    /// Puts into the audit log that a known caller asked for what it is not granted.
+    async fn record(&self, refused: &Refused, id: &RequestId) {
+        if let (Refused::NotGranted { caller, verb }, Some(audit)) = (refused, &self.audit) {
+            audit.record_refusal(call_of(caller, *verb, Some(id)), "NOT_GRANTED").await;
+        }
     }
 
     /// Whether the certificate that the connection began with would still be accepted. Asked again for
@@ -115,13 +125,18 @@ where
                 // The path is a stranger's text: it is logged escaped, and at a level that he can't fill.
                 let path = request.uri().path();
                 tracing::debug!(?peer, ?path, request_id = %id, %refused, "call refused");
-                let status = Status::from(refused);
-                keeper.figures.ended(Verb::of_path(path), status.code());
-                let mut response = status.into_http();
-                name_request(response.headers_mut(), &id);
-                return Box::pin(std::future::ready(Ok(response)));
+                let verb = Verb::of_path(path);
+                return Box::pin(async move {
+                    keeper.record(&refused, &id).await;
+                    let status = Status::from(refused);
+                    keeper.figures.ended(verb, status.code());
+                    let mut response = status.into_http();
+                    name_request(response.headers_mut(), &id);
+                    Ok(response)
+                });
             }
         };
+        request.extensions_mut().insert(id.clone());
         let call = Call::begin(&permit, peer, place, id, Arc::clone(&keeper.figures));
         let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
         let span = call.span();

@@ -15,12 +15,19 @@ use super::{
     budget::Budget,
     in_order::{Answers, to_its_end},
     policy::Permit,
+    recording::Recorder,
     sealed::{self, SealedStream},
     status::{Refused, of_incoming, of_lifecycle},
     verb::Verb,
     words::{self, Form},
 };
-use crate::lifecycle::{ImportResult, ImportRules, Lifecycle, NewMeter, Refusal, SealedFile};
+use crate::{
+    domain::audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    lifecycle::{
+        ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal, SealedFile,
+        SealedHeader,
+    },
+};
 
 /// What a page has unless the caller says otherwise.
 const PAGE_DEFAULT: u32 = 100;
@@ -33,6 +40,7 @@ const LINES_MAX: usize = 500;
 #[derive(Clone)]
 pub(super) struct MetersService {
     pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) audit: Recorder,
     pub(super) budget: Budget,
     pub(super) message_bytes_max: usize,
 }
@@ -43,14 +51,22 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<CreateMeterRequest>,
     ) -> Result<Response<CreateMeterResponse>, Status> {
-        Permit::of(&request, Verb::CreateMeter)?;
+        let permit = Permit::of(&request, Verb::CreateMeter)?;
+        let call = self.audit.call(&permit, &request);
         let CreateMeterRequest { meter, rules } = request.into_inner();
         let (meter, rules) = (words::new_meter(meter)?, words::rules(rules));
         let charge = self.budget.charge(Verb::CreateMeter, 1, 0)?;
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let subject =
+            Subject { system_title: Some(meter.system_title), ..Subject::meter(&meter.meter_id) };
         let (view, warnings) = to_its_end(async move {
             let _charge = charge;
-            lifecycle.create(meter, rules).await.map_err(|error| of_lifecycle(&error))
+            match lifecycle.create(&call, meter, rules).await {
+                Ok(created) => Ok(created),
+                // `lifecycle` has recorded it.
+                Err(error @ LifecycleError::Refused(_)) => Err(of_lifecycle(&error)),
+                Err(error) => Err(audit.failure(&call, subject, &error).await),
+            }
         })
         .await?;
         Ok(Response::new(CreateMeterResponse { meter: Some(words::meter(view)), warnings }))
@@ -60,19 +76,27 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<GetMeterRequest>,
     ) -> Result<Response<GetMeterResponse>, Status> {
-        Permit::of(&request, Verb::GetMeter)?;
+        let permit = Permit::of(&request, Verb::GetMeter)?;
+        let call = self.audit.call(&permit, &request);
         let GetMeterRequest { meter_id, system_title } = request.into_inner();
         let _charge = self.budget.charge(Verb::GetMeter, 1, 0)?;
-        let view = match (meter_id.as_str(), words::optional_title("system_title", &system_title)?)
-        {
-            ("", Some(title)) => self.lifecycle.get_by_title(&title).await,
-            (id, None) => self.lifecycle.get(&words::meter_id("meter_id", id)?).await,
+        let title = words::optional_title("system_title", &system_title)?;
+        let (subject, view) = match (meter_id.as_str(), title) {
+            ("", Some(title)) => (Subject::title(title), self.lifecycle.get_by_title(&title).await),
+            (id, None) => {
+                let id = words::meter_id("meter_id", id)?;
+                (Subject::meter(&id), self.lifecycle.get(&id).await)
+            }
             (_, Some(_)) => {
                 let problem = "give a meter id or a system title, not both";
                 return Err(Refused::Field { field: "meter_id", problem }.into());
             }
         };
-        let view = view.map_err(|error| of_lifecycle(&error))?;
+        let view = match view {
+            Ok(view) => view,
+            Err(error) => return Err(self.audit.failure(&call, subject, &error).await),
+        };
+        self.audit.record(self.audit.entry(&call, subject)).await?;
         Ok(Response::new(GetMeterResponse { meter: Some(words::meter(view)) }))
     }
 
@@ -80,7 +104,8 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<ListMetersRequest>,
     ) -> Result<Response<ListMetersResponse>, Status> {
-        Permit::of(&request, Verb::ListMeters)?;
+        let permit = Permit::of(&request, Verb::ListMeters)?;
+        let call = self.audit.call(&permit, &request);
         let ListMetersRequest { after, page_size } = request.into_inner();
         let size = page(page_size)?;
         let after = match after.as_str() {
@@ -89,13 +114,14 @@ impl meters_server::Meters for MetersService {
         };
         let _charge = self.budget.charge(Verb::ListMeters, 1, 0)?;
         // One more than asked for: it says whether there is a next page.
-        let mut views = self
-            .lifecycle
-            .list(after.as_ref(), size + 1)
-            .await
-            .map_err(|error| of_lifecycle(&error))?;
+        let mut views = match self.lifecycle.list(after.as_ref(), size + 1).await {
+            Ok(views) => views,
+            Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
+        };
         let more = views.len() > size as usize;
         views.truncate(size as usize);
+        let entry = self.audit.entry(&call, Subject { meter_id: after, ..Subject::NONE });
+        self.audit.record(entry.with(Detail::Items, views.len() as u64)).await?;
         let next = match views.last() {
             Some(last) if more => last.record.meter_id.as_str().to_owned(),
             _ => String::new(),
@@ -108,13 +134,17 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<DeleteMeterRequest>,
     ) -> Result<Response<DeleteMeterResponse>, Status> {
-        Permit::of(&request, Verb::DeleteMeter)?;
+        let permit = Permit::of(&request, Verb::DeleteMeter)?;
+        let call = self.audit.call(&permit, &request);
         let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
         let charge = self.budget.charge(Verb::DeleteMeter, 1, 0)?;
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         to_its_end(async move {
             let _charge = charge;
-            lifecycle.delete(&id).await.map_err(|error| of_lifecycle(&error))
+            match lifecycle.delete(&call, &id).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(audit.failure(&call, Subject::meter(&id), &error).await),
+            }
         })
         .await?;
         Ok(Response::new(DeleteMeterResponse {}))
@@ -126,12 +156,14 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<Streaming<ImportMetersRequest>>,
     ) -> Result<Response<Self::ImportMetersStream>, Status> {
-        Permit::of(&request, Verb::ImportMeters)?;
+        let permit = Permit::of(&request, Verb::ImportMeters)?;
+        let call = self.audit.call(&permit, &request);
         let limit = self.message_bytes_max;
         let messages = request
             .into_inner()
             .map(move |message| message.map_err(|status| of_incoming(status, limit)));
-        let state = (Importing { service: self.clone(), rules: None, file: None }, messages);
+        let importing = Importing { service: self.clone(), call, rules: None, file: None };
+        let state = (importing, messages);
         // One message after the other: a later line may repeat a meter of an earlier one.
         let answers = stream::try_unfold(state, |(mut importing, mut messages)| async move {
             match messages.try_next().await? {
@@ -139,7 +171,7 @@ impl meters_server::Meters for MetersService {
                     let answer = importing.answer(message).await?;
                     Ok(Some((answer, (importing, messages))))
                 }
-                None => importing.file.map_or(Ok(()), |file| file.ended()).map(|()| None),
+                None => importing.end().await.map(|()| None),
             }
         });
         Ok(Response::new(Box::pin(answers)))
@@ -149,9 +181,14 @@ impl meters_server::Meters for MetersService {
         &self,
         request: Request<GetImportKeyRequest>,
     ) -> Result<Response<GetImportKeyResponse>, Status> {
-        Permit::of(&request, Verb::GetImportKey)?;
+        let permit = Permit::of(&request, Verb::GetImportKey)?;
+        let call = self.audit.call(&permit, &request);
         let _charge = self.budget.charge(Verb::GetImportKey, 1, 0)?;
-        let key = self.lifecycle.import_key().await.map_err(|error| of_lifecycle(&error))?;
+        let key = match self.lifecycle.import_key().await {
+            Ok(key) => key,
+            Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
+        };
+        self.audit.record(self.audit.entry(&call, Subject::NONE)).await?;
         let (domain_id, site) = self.lifecycle.import_site();
         Ok(Response::new(GetImportKeyResponse {
             site: site.to_owned(),
@@ -166,6 +203,7 @@ impl meters_server::Meters for MetersService {
 /// One stream of an import.
 struct Importing {
     service: MetersService,
+    call: AuditedCall,
     /// Of the first message.
     rules: Option<ImportRules>,
     /// The sealed file that it carries, if it does.
@@ -179,16 +217,32 @@ impl Importing {
     ) -> Result<ImportMetersResponse, Status> {
         let ImportMetersRequest { rules: given, lines, sealed } = message;
         let rules = *self.rules.get_or_insert_with(|| words::rules(given));
-        match sealed {
-            Some(part) if lines.is_empty() => {
-                let lifecycle = &self.service.lifecycle;
-                let (file, lines) = sealed::accept(lifecycle, &mut self.file, part).await?;
-                self.service.import(Some(file), lines, rules).await
+        let part = match sealed {
+            Some(part) if lines.is_empty() => part,
+            None if self.file.is_none() => {
+                return self.service.import(&self.call, None, lines, rules).await;
             }
-            None if self.file.is_none() => self.service.import(None, lines, rules).await,
             _ => {
                 let problem = "a stream has lines, or the chunks of a sealed file, not both";
-                Err(Refused::Field { field: "sealed", problem }.into())
+                return Err(Refused::Field { field: "sealed", problem }.into());
+            }
+        };
+        let said = part.header.as_ref().map(|header| SealedHeader::number(&header.body));
+        match sealed::accept(&self.service.lifecycle, &mut self.file, part).await {
+            Ok((file, chunk, lines)) => {
+                self.service.import(&self.call, Some((file, chunk)), lines, rules).await
+            }
+            Err(why) => Err(self.service.audit.not_taken(&self.call, said, why).await),
+        }
+    }
+
+    /// After the last message.
+    async fn end(&self) -> Result<(), Status> {
+        let Some(file) = &self.file else { return Ok(()) };
+        match file.ended() {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                Err(self.service.audit.not_taken(&self.call, Some(file.number()), why).await)
             }
         }
     }
@@ -198,7 +252,8 @@ impl MetersService {
     /// One message of an import: a result a line, in order.
     async fn import(
         &self,
-        file: Option<SealedFile>,
+        call: &AuditedCall,
+        source: Option<(SealedFile, u32)>,
         lines: Vec<ImportLine>,
         rules: ImportRules,
     ) -> Result<ImportMetersResponse, Status> {
@@ -207,19 +262,31 @@ impl MetersService {
         }
         let bytes = lines.iter().map(prost::Message::encoded_len).sum();
         let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
-        let form = if file.is_some() { Form::Sealed } else { Form::Clear };
+        let form = if source.is_some() { Form::Sealed } else { Form::Clear };
         let (readable, lines) = read(lines, form);
-        let lifecycle = Arc::clone(&self.lifecycle);
+        let unreadable = lines.len() - readable.len();
+        if unreadable > 0 {
+            let mut entry = self.audit.entry(call, Subject::NONE);
+            entry.outcome = AuditOutcome::refused("BAD_FIELD");
+            self.audit.record(entry.with(Detail::Refused, unreadable as u64)).await?;
+        }
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let call = call.clone();
         let results = to_its_end(async move {
             let _charge = charge;
             if readable.is_empty() {
                 return Ok(Vec::new());
             }
-            let results = match file {
-                Some(file) => lifecycle.import_sealed(&file, readable, rules).await,
-                None => lifecycle.import(readable, rules).await,
+            let results = match source {
+                Some((file, chunk)) => {
+                    lifecycle.import_sealed(&call, (&file, chunk), readable, rules).await
+                }
+                None => lifecycle.import(&call, readable, rules).await,
             };
-            results.map_err(|error| of_lifecycle(&error))
+            match results {
+                Ok(results) => Ok(results),
+                Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
+            }
         })
         .await?;
         Ok(ImportMetersResponse { results: in_line(lines, results)? })

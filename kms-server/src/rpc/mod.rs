@@ -7,6 +7,7 @@
 
 mod accept;
 mod answer;
+mod audit;
 mod budget;
 mod certificate;
 mod ciphering;
@@ -21,6 +22,7 @@ mod in_order;
 mod meters;
 mod policy;
 mod probes;
+mod recording;
 mod request_id;
 mod sealed;
 mod server;

@@ -48,8 +48,9 @@ impl Role {
     /// What the role may call unless the configuration says otherwise.
     pub const fn default_verbs(self) -> &'static [Verb] {
         use Verb::{
-            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, GetImportKey, GetMeter,
-            GetStatus, ImportMeters, ListMeters, VerifyMic, VerifyMicBatch, VerifyMicStream,
+            CreateMeter, Decrypt, DecryptBatch, DecryptStream, DeleteMeter, FollowEvents,
+            GetImportKey, GetMeter, GetStatus, ImportMeters, ListEvents, ListMeters, VerifyChain,
+            VerifyMic, VerifyMicBatch, VerifyMicStream,
         };
         match self {
             Self::Hes => {
@@ -63,8 +64,12 @@ impl Role {
                 ImportMeters,
                 GetImportKey,
                 GetStatus,
+                ListEvents,
             ],
-            Self::Rotator | Self::Auditor => &[GetMeter, ListMeters, GetStatus],
+            Self::Rotator => &[GetMeter, ListMeters, GetStatus],
+            Self::Auditor => {
+                &[GetMeter, ListMeters, GetStatus, ListEvents, FollowEvents, VerifyChain]
+            }
             Self::Peer => &[GetStatus],
         }
     }
@@ -260,9 +265,15 @@ mod tests {
         let service = verb.name().split('/').next().unwrap();
         match role {
             Role::Hes => service == "Ciphering",
-            Role::AmiAdmin => service == "Meters" || verb == Verb::GetStatus,
-            Role::Rotator | Role::Auditor => {
+            Role::AmiAdmin => {
+                service == "Meters" || matches!(verb, Verb::GetStatus | Verb::ListEvents)
+            }
+            Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+            }
+            Role::Auditor => {
+                service == "Audit"
+                    || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Peer => verb == Verb::GetStatus,
         }

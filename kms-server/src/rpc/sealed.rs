@@ -4,13 +4,38 @@
 use bytes::Bytes;
 use kms_proto::v1;
 use prost::Message;
-use tonic::Status;
 
-use super::status::{Refused, of_lifecycle};
+use super::status::Refused;
 use crate::{
     hsm::OaepHash,
     lifecycle::{Lifecycle, LifecycleError, Refusal, SealedChunk, SealedFile, SealedHeader},
 };
+
+/// Why a chunk was not taken.
+pub(super) enum NotTaken {
+    /// It can't be read, or is not where it may be.
+    Misshapen(Refused),
+    /// Its signer, its site, its bytes or its place.
+    Refused(LifecycleError),
+}
+
+impl From<Refused> for NotTaken {
+    fn from(refused: Refused) -> Self {
+        Self::Misshapen(refused)
+    }
+}
+
+impl From<LifecycleError> for NotTaken {
+    fn from(error: LifecycleError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl From<Refusal> for NotTaken {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
 
 /// The file that a stream carries, and how far it is.
 pub(super) struct SealedStream {
@@ -22,14 +47,20 @@ pub(super) struct SealedStream {
 
 impl SealedStream {
     /// Whether the stream may end here without something missing.
-    pub(super) fn ended(&self) -> Result<(), Status> {
+    pub(super) fn ended(&self) -> Result<(), NotTaken> {
         match self.next {
             None => Ok(()),
-            Some((number, _)) => Err(refused(Refusal {
+            Some((number, _)) => Err(Refusal {
                 code: "FILE_CUT",
                 reason: format!("the file does not end before chunk {number}: send the rest of it"),
-            })),
+            }
+            .into()),
         }
+    }
+
+    /// What the audit log calls the file.
+    pub(super) fn number(&self) -> u64 {
+        SealedHeader::number(&self.header.body)
     }
 }
 
@@ -39,21 +70,22 @@ pub(super) async fn accept(
     lifecycle: &Lifecycle,
     stream: &mut Option<SealedStream>,
     part: v1::SealedPart,
-) -> Result<(SealedFile, Vec<v1::ImportLine>), Status> {
+) -> Result<(SealedFile, u32, Vec<v1::ImportLine>), NotTaken> {
     let missing = |problem| Refused::Field { field: "sealed", problem };
     let header = part.header.ok_or(missing("its header is missing"))?;
     let chunk = part.chunk.ok_or(missing("its chunk is missing"))?;
     let known = match stream.take() {
         Some(known) if known.header == header => known,
         Some(_) => {
-            return Err(refused(Refusal {
+            return Err(Refusal {
                 code: "ANOTHER_FILE",
                 reason: "a stream carries the chunks of one file".to_owned(),
-            }));
+            }
+            .into());
         }
         None => {
             let read = read_header(&header)?;
-            let file = lifecycle.open_sealed(&read).await.map_err(|error| of_lifecycle(&error))?;
+            let file = lifecycle.open_sealed(&read).await?;
             SealedStream { header, file, next: Some((chunk.number, chunk.first_line)) }
         }
     };
@@ -65,28 +97,25 @@ pub(super) async fn accept(
         body: body.to_vec(),
         signature: signature.to_vec(),
     };
-    known.file.verify(&chunk).map_err(refused)?;
+    known.file.verify(&chunk)?;
     if known.next != Some((number, first_line)) {
-        return Err(refused(Refusal {
+        return Err(Refusal {
             code: "CHUNK_OUT_OF_ORDER",
             reason: match known.next {
                 Some((due, _)) => format!("chunk {number} came where {due} is due"),
                 None => format!("chunk {number} came after the last one"),
             },
-        }));
+        }
+        .into());
     }
     let v1::SealedBody { lines } = canonical(body, "sealed.chunk.body")?;
     let numbers: Vec<u64> = lines.iter().map(|line| line.line).collect();
-    known.file.check_lines(&chunk, &numbers).map_err(refused)?;
+    known.file.check_lines(&chunk, &numbers)?;
     let after = number.checked_add(1).zip(first_line.checked_add(lines.len() as u64));
     let next = if last { None } else { after };
     let file = known.file.clone();
     *stream = Some(SealedStream { next, ..known });
-    Ok((file, lines))
-}
-
-fn refused(refusal: Refusal) -> Status {
-    of_lifecycle(&LifecycleError::Refused(refusal))
+    Ok((file, number, lines))
 }
 
 fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {

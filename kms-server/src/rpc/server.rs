@@ -3,7 +3,8 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kms_proto::v1::{
-    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
+    audit_server::AuditServer, ciphering_server::CipheringServer, meters_server::MetersServer,
+    site_server::SiteServer,
 };
 use tokio::{
     net::TcpListener,
@@ -16,6 +17,7 @@ use tonic::{service::Routes, transport};
 
 use super::{
     accept::{ACCEPTED_MAX, accept},
+    audit::AuditService,
     budget::Budget,
     certificate::{TlsError, check_certificates},
     ciphering::CipheringService,
@@ -26,11 +28,13 @@ use super::{
     health::Health,
     meters::MetersService,
     probes::{Probes, Readiness, ReadyParts},
+    recording::Recorder,
     request_id::RequestIds,
     site::{SiteService, TokenStatusSource},
     tls::{Reloaded, Tls},
 };
 use crate::{
+    audit::Audit,
     ciphering::Ciphering,
     domain::{DomainRecord, ports::Clock},
     keyring::Keyring,
@@ -65,6 +69,8 @@ pub struct Parts {
     pub token_status: TokenStatusSource,
     /// For its status.
     pub store: Arc<dyn ReadStore>,
+    /// The record of what is done.
+    pub audit: Arc<Audit>,
     /// Which domain, and which site of it.
     pub domain: DomainRecord,
     /// This site is the only one of its domain, by configuration.
@@ -156,10 +162,18 @@ pub async fn serve(
     let figures = Figures::new();
     let budget = Budget::new(&config.limits, Arc::clone(&figures));
     let routes = with_reflection(services(&config.limits, &parts, (&tls, &figures), &budget))?;
-    let Parts { ciphering, keyring, token_status: token, store, clock, mut sources, .. } = parts;
-    sources.extend([ciphering as Arc<dyn Source>, keyring.clone()]);
+    let Parts { ciphering, keyring, token_status: token, store, clock, audit, mut sources, .. } =
+        parts;
+    sources.extend([ciphering as Arc<dyn Source>, keyring.clone(), audit.clone()]);
     let watched = Watched { sources, parts: Some(ReadyParts { token, store, keyring }) };
-    run(config, tls, Insides { routes, budget, figures, watched, clock }, shutdown, ready).await
+    run(
+        config,
+        tls,
+        Insides { routes, budget, figures, watched, clock, audit: Some(audit) },
+        shutdown,
+        ready,
+    )
+    .await
 }
 
 /// Serves `services` behind the same TLS, gate and limits as [`serve`], with health and reflection
@@ -177,7 +191,14 @@ pub async fn serve_services(
     let budget = Budget::new(&config.limits, Arc::clone(&figures));
     let routes = with_reflection(services)?;
     let watched = Watched { sources: Vec::new(), parts: None };
-    run(config, tls, Insides { routes, budget, figures, watched, clock }, shutdown, ready).await
+    run(
+        config,
+        tls,
+        Insides { routes, budget, figures, watched, clock, audit: None },
+        shutdown,
+        ready,
+    )
+    .await
 }
 
 /// What is served, and what is told of it.
@@ -187,6 +208,8 @@ struct Insides {
     figures: Arc<Figures>,
     watched: Watched,
     clock: Arc<dyn Clock>,
+    /// `None` in tests of what needs no log.
+    audit: Option<Arc<Audit>>,
 }
 
 /// What `/metrics` and `/readyz` answer from, the wire itself aside.
@@ -204,11 +227,13 @@ fn services(
     let message_bytes_max = limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
+        audit: Arc::clone(&parts.audit),
         budget: budget.clone(),
         message_bytes_max,
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),
+        audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         message_bytes_max,
     };
@@ -216,6 +241,7 @@ fn services(
         keyring: Arc::clone(&parts.keyring),
         token: Arc::clone(&parts.token_status),
         store: Arc::clone(&parts.store),
+        audit: Arc::clone(&parts.audit),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),
@@ -223,10 +249,12 @@ fn services(
         tls: Arc::clone(tls),
         figures: Arc::clone(figures),
     };
+    let audit = AuditService { audit: Arc::clone(&parts.audit) };
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
+        .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
 }
 
 /// Adds reflection.
@@ -247,8 +275,8 @@ async fn run(
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
     let Config { listen, tls: _, limits, policy, metrics } = config;
-    let Insides { routes, budget, figures, watched: Watched { mut sources, parts }, clock } =
-        insides;
+    let Insides { routes, budget, figures, watched, clock, audit } = insides;
+    let Watched { mut sources, parts } = watched;
     let (listener, address) = bind(listen).await?;
     let metrics = match metrics {
         Some(metrics) => Some(bind(metrics.listen()).await?),
@@ -267,6 +295,7 @@ async fn run(
         room: budget.room(),
         figures: Arc::clone(&figures),
         ids: RequestIds::new(),
+        audit,
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
     let wire = (drain.watch(), Arc::clone(&figures));

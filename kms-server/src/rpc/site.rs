@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{figures::Figures, policy::Permit, tls::Tls, verb::Verb};
 use crate::{
+    audit::Audit,
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
     keyring::{Keyring, KeyringStatus},
@@ -36,6 +37,7 @@ pub(super) struct SiteService {
     pub(super) keyring: Arc<Keyring>,
     pub(super) token: TokenStatusSource,
     pub(super) store: Arc<dyn ReadStore>,
+    pub(super) audit: Arc<Audit>,
     pub(super) domain: DomainRecord,
     pub(super) single_site: bool,
     pub(super) clock: Arc<dyn Clock>,
@@ -58,6 +60,7 @@ impl site_server::Site for SiteService {
         store.not_following_ms =
             keyring.not_following.as_ref().map_or(0, |silence| silence.since_ms);
         let mut faults = faults(&token, &store, &keyring);
+        faults.extend(self.audit.status().fault.map(|fault| format!("audit: {fault}")));
         faults.extend(self.certificate_faults());
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),

@@ -24,6 +24,9 @@ const RETRY_SOON: Duration = Duration::from_millis(250);
 /// When to come back after `UNAVAILABLE`: a token or database needs a while.
 const RETRY_LATER: Duration = Duration::from_secs(1);
 
+/// The sentence of `AUDIT_NOT_WRITABLE`.
+const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
+
 /// What `rpc` itself refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
@@ -57,6 +60,12 @@ pub(super) enum Refused {
     ShuttingDown,
     #[error(transparent)]
     Column(#[from] ColumnFault),
+    #[error("{AUDIT_NOT_WRITABLE}")]
+    AuditNotWritable,
+    #[error("the audit log can't be read; the server's log says why")]
+    AuditNotReadable,
+    #[error("there is no audit chain of this node here")]
+    NoAuditChain,
     #[error("{field}: {problem}")]
     Field { field: &'static str, problem: &'static str },
     /// A fault of ours; what it is stands in the log.
@@ -82,6 +91,9 @@ impl Refused {
             Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
+            Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
+            Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
+            Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
             Self::Fault(_) => (Code::Internal, "FAULT"),
         }
@@ -110,6 +122,9 @@ impl Refused {
             | Self::UnknownMethod
             | Self::TookTooLong(_)
             | Self::ShuttingDown
+            | Self::AuditNotWritable
+            | Self::AuditNotReadable
+            | Self::NoAuditChain
             | Self::Fault(_) => Vec::new(),
         }
     }
@@ -140,27 +155,42 @@ impl From<ColumnFault> for Status {
     }
 }
 
+/// The reason word of a failed call about meters, and whether the fault is ours.
+pub(super) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) {
+    match error {
+        LifecycleError::NotFound(_) => ("METER_NOT_FOUND", false),
+        LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
+        LifecycleError::Refused(refusal) => (refusal.code, false),
+        LifecycleError::Busy => ("BLOCK_BUSY", true),
+        LifecycleError::ReadOnly => ("READ_ONLY", false),
+        LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
+        LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
+        LifecycleError::Damaged { .. } => ("DAMAGED", true),
+    }
+}
+
 /// What became of a call about meters.
 pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
-    let (code, reason, sentence) = match error {
-        LifecycleError::NotFound(_) => (Code::NotFound, "METER_NOT_FOUND", error.to_string()),
-        LifecycleError::AlreadyExists(_) => {
-            (Code::AlreadyExists, "METER_EXISTS", error.to_string())
-        }
-        LifecycleError::Refused(refusal) => {
-            (Code::InvalidArgument, refusal.code, refusal.reason.clone())
-        }
-        LifecycleError::Busy => (Code::Unavailable, "BLOCK_BUSY", error.to_string()),
-        LifecycleError::ReadOnly => (Code::FailedPrecondition, "READ_ONLY", error.to_string()),
-        LifecycleError::Unavailable { reason } => {
-            tracing::warn!(reason, "a call about meters failed");
+    let (reason, _) = word_of_lifecycle(error);
+    let (code, sentence) = match error {
+        LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
+        LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
+        LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
+        LifecycleError::Busy => (Code::Unavailable, error.to_string()),
+        LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::Unavailable { reason: cause } => {
+            tracing::warn!(cause, "a call about meters failed");
             let sentence = "the token or the database is not reachable; try again";
-            (Code::Unavailable, "NOT_REACHABLE", sentence.to_owned())
+            (Code::Unavailable, sentence.to_owned())
         }
-        LifecycleError::Damaged { reason } => {
-            tracing::error!(reason, "stored data is damaged");
+        LifecycleError::AuditNotWritable { reason: cause } => {
+            tracing::error!(cause, "a call was refused: the audit log can't be written");
+            (Code::Unavailable, AUDIT_NOT_WRITABLE.to_owned())
+        }
+        LifecycleError::Damaged { reason: cause } => {
+            tracing::error!(cause, "stored data is damaged");
             let sentence = "stored data failed its authentication; the server's log says where";
-            (Code::DataLoss, "DAMAGED", sentence.to_owned())
+            (Code::DataLoss, sentence.to_owned())
         }
     };
     status(code, reason, sentence, Vec::new())
@@ -236,6 +266,12 @@ mod tests {
                 LifecycleError::Unavailable { reason: "x".into() },
                 Code::Unavailable,
                 "NOT_REACHABLE",
+                true,
+            ),
+            (
+                LifecycleError::AuditNotWritable { reason: "x".into() },
+                Code::Unavailable,
+                "AUDIT_NOT_WRITABLE",
                 true,
             ),
             (LifecycleError::Damaged { reason: "x".into() }, Code::DataLoss, "DAMAGED", false),

@@ -72,6 +72,12 @@ verbs! {
     GetImportKey = "Meters" / "GetImportKey";
     /// Look at the site.
     GetStatus = "Site" / "GetStatus";
+    /// Read the audit log.
+    ListEvents = "Audit" / "ListEvents";
+    /// Read the audit log as it grows.
+    FollowEvents = "Audit" / "FollowEvents";
+    /// Check the audit log.
+    VerifyChain = "Audit" / "VerifyChain";
 }
 
 impl Verb {

@@ -1,6 +1,7 @@
 //! What every store must do, written against the traits alone: SQLite and PostgreSQL run the same
 //! cases. They return what is broken, they don't panic, so that a program can run them as well.
 
+mod audit_cases;
 mod cases;
 mod made_up;
 
@@ -28,14 +29,14 @@ where
     Made: Future<Output = Arc<dyn WriteStore>>,
 {
     macro_rules! each {
-        ($($case:ident)*) => {$(
-            cases::$case(fresh().await).await.map_err(|what| Broken {
+        ($file:ident: $($case:ident)*) => {$(
+            $file::$case(fresh().await).await.map_err(|what| Broken {
                 case: concat!(stringify!($case)),
                 what: what.0,
             })?;
         )*};
     }
-    each! {
+    each! { cases:
         a_fresh_store_is_empty
         a_domain_comes_to_be_once
         a_block_comes_back_byte_for_byte_and_in_key_order
@@ -57,6 +58,12 @@ where
         meters_are_listed_in_order_of_id_page_by_page
         holders_follow_the_fingerprints
         an_index_that_changes_twice_in_a_commit_says_the_last
+    }
+    each! { audit_cases:
+        audit_events_come_back_byte_for_byte_page_by_page
+        an_audit_event_stands_only_behind_the_end_of_its_chain
+        a_change_and_its_audit_events_are_there_together_or_not_at_all
+        signed_heads_come_back_and_the_last_is_found
     }
     Ok(())
 }

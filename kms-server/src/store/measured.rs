@@ -5,11 +5,14 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 
 use super::{
-    BlockChange, FollowBlocks, MeterPlace, ReadStore, StandbyLag, StoreError, StoredBlock,
-    WriteStore,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, MeterPlace, ReadStore, StandbyLag,
+    StoreError, StoredBlock, WriteStore,
 };
 use crate::{
-    domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position},
+    domain::{
+        BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
+        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    },
     telemetry::{
         catalogue::STORE,
         metrics::{Histogram, Page, Source},
@@ -37,9 +40,11 @@ enum Operation {
     StandbyLag,
     CreateDomain,
     Commit,
+    AuditRead,
+    AuditHead,
 }
 
-const OPERATIONS: [&str; 11] = [
+const OPERATIONS: [&str; 13] = [
     "domain",
     "heads",
     "block",
@@ -51,10 +56,21 @@ const OPERATIONS: [&str; 11] = [
     "standby_lag",
     "create_domain",
     "commit",
+    "audit_read",
+    "audit_head",
 ];
 
-const OUTCOMES: [&str; 7] =
-    ["ok", "conflict", "taken", "rule", "damaged", "unreachable", "read_only"];
+const OUTCOMES: [&str; 9] = [
+    "ok",
+    "conflict",
+    "taken",
+    "rule",
+    "damaged",
+    "unreachable",
+    "read_only",
+    "audit_moved",
+    "audit_not_written",
+];
 
 /// The outcome's place in [`OUTCOMES`].
 fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
@@ -66,6 +82,8 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::Damaged(_)) => 4,
         Err(StoreError::Unreachable { .. }) => 5,
         Err(StoreError::ReadOnly) => 6,
+        Err(StoreError::AuditMoved(_)) => 7,
+        Err(StoreError::AuditNotWritten { .. }) => 8,
     }
 }
 
@@ -157,13 +175,50 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 }
 
 #[async_trait]
+impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
+    async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError> {
+        self.measure(Operation::AuditRead, self.inner.audit_chains()).await
+    }
+
+    async fn audit_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.measure(Operation::AuditRead, self.inner.audit_events(node, after, limit)).await
+    }
+
+    async fn audit_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        self.measure(Operation::AuditRead, self.inner.audit_checkpoints(node, after, limit)).await
+    }
+
+    async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
+        self.measure(Operation::AuditRead, self.inner.last_audit_checkpoint(node)).await
+    }
+
+    async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.measure(Operation::AuditHead, self.inner.add_audit_checkpoint(checkpoint)).await
+    }
+}
+
+#[async_trait]
 impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
     async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
         self.measure(Operation::CreateDomain, self.inner.create_domain(domain)).await
     }
 
-    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
-        self.measure(Operation::Commit, self.inner.commit(changes)).await
+    async fn commit(
+        &self,
+        changes: &[BlockChange],
+        audit: Option<ChainLink<'_>>,
+    ) -> Result<(), StoreError> {
+        self.measure(Operation::Commit, self.inner.commit(changes, audit)).await
     }
 
     async fn until_failed(&self) -> String {

@@ -15,6 +15,7 @@ use async_trait::async_trait;
 
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
+    audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
 };
 
 /// What can go wrong, cut by what the caller can do about it.
@@ -39,6 +40,15 @@ pub enum StoreError {
         block: BlockNo,
         /// Which rule.
         rule: &'static str,
+    },
+    /// The audit chain does not end where its next events were to be put. Nothing was written.
+    #[error("the audit chain of node {0} does not end where this process left it")]
+    AuditMoved(NodeId),
+    /// The audit log can't be written, so nothing else was either.
+    #[error("the audit log can't be written: {reason}")]
+    AuditNotWritten {
+        /// One sentence for people.
+        reason: String,
     },
     /// The database holds what no version of this program wrote.
     #[error("the database is damaged: {0}")]
@@ -145,6 +155,15 @@ pub trait FollowBlocks: Send + 'static {
     async fn next(&mut self) -> Result<Vec<(BlockNo, Position)>, StoreError>;
 }
 
+/// Events that continue one chain.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainLink<'a> {
+    /// The end of the chain as it stands.
+    pub behind: ChainTip,
+    /// What comes behind it, in order.
+    pub events: &'a [StoredEvent],
+}
+
 /// Reading.
 #[async_trait]
 pub trait ReadStore: Send + Sync + 'static {
@@ -200,16 +219,54 @@ pub trait ReadStore: Send + Sync + 'static {
     async fn close(&self) {}
 }
 
+/// The audit log. Its events are written by [`WriteStore::commit`].
+#[async_trait]
+pub trait AuditStore: Send + Sync + 'static {
+    /// The audit chains there are, in order of their nodes, and where each ends.
+    async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError>;
+
+    /// Events of a node's chain behind number `after`, in order, at most `limit`.
+    async fn audit_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// Signed heads of a node's chain behind number `after`, in order, at most `limit`.
+    async fn audit_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError>;
+
+    /// The last signed head of a node's chain.
+    async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError>;
+
+    /// A signed head comes to be. Idempotent: a node has one for each number.
+    async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError>;
+}
+
 /// Writing: one method a fact that can become true.
 #[async_trait]
-pub trait WriteStore: ReadStore {
+pub trait WriteStore: ReadStore + AuditStore {
     /// The domain comes to be. [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError>;
 
     /// Blocks change: all of them or none, on disk when this returns. A block may stand in `changes`
     /// only once. [`StoreError::Conflict`] if a head is not the expected one.
     /// [`StoreError::ReadOnly`] at a standby.
-    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError>;
+    ///
+    /// What is said of the changes goes into the audit log in the same transaction: `audit` is written
+    /// with them or nothing is. [`StoreError::AuditMoved`] if the chain ends elsewhere,
+    /// [`StoreError::AuditNotWritten`] if the log is at fault. `None` is for stores without a log of
+    /// their own, in tests; the service commits through [`AuditedStore`].
+    async fn commit(
+        &self,
+        changes: &[BlockChange],
+        audit: Option<ChainLink<'_>>,
+    ) -> Result<(), StoreError>;
 
     /// Ends when the disk below this process has failed, and says how: the process is to stop then,
     /// since what it acknowledged may be lost. Never ends where the disk is another process's, which
@@ -217,4 +274,16 @@ pub trait WriteStore: ReadStore {
     async fn until_failed(&self) -> String {
         std::future::pending().await
     }
+}
+
+/// The only way to change blocks that the service has: with something to say of it. `audit` puts the
+/// entries into this node's chain.
+#[async_trait]
+pub trait AuditedStore: Send + Sync + 'static {
+    /// As [`WriteStore::commit`]. Runs to its end even if the future is dropped.
+    async fn commit(
+        &self,
+        changes: Vec<BlockChange>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError>;
 }

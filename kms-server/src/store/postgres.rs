@@ -8,6 +8,7 @@
 //! it takes changes. So a standby that was promoted takes them from then on, on the connections that
 //! are open.
 
+mod audit;
 mod columns;
 mod config;
 mod follow;
@@ -27,10 +28,13 @@ pub use open::OpenError;
 
 use self::{columns::classify, follow::Follower};
 use super::{
-    BlockChange, FollowBlocks, MeterPlace, ReadStore, StandbyLag, StoreError, StoredBlock,
-    WriteStore, rules,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, MeterPlace, ReadStore, StandbyLag,
+    StoreError, StoredBlock, WriteStore, rules,
 };
-use crate::domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position};
+use crate::domain::{
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
+    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+};
 
 /// How long a query may take. None of them is long; what takes this long hangs.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
@@ -77,11 +81,14 @@ fn let_go<T>(connection: &mut PoolConnection<Postgres>, outcome: &Result<T, Stor
     }
 }
 
-/// Runs one of `read`'s functions on a connection of the pool.
+/// Runs one of `read`'s or `audit`'s functions on a connection of the pool.
 macro_rules! reading {
-    ($self:ident, $query:ident $(, $argument:expr)*) => {{
+    ($self:ident, $query:ident $(, $argument:expr)*) => {
+        reading!($self, read::$query $(, $argument)*)
+    };
+    ($self:ident, $module:ident :: $query:ident $(, $argument:expr)*) => {{
         let mut connection = $self.pool.acquire().await.map_err(classify)?;
-        let outcome = within(READ_PATIENCE, read::$query(&mut connection $(, $argument)*)).await;
+        let outcome = within(READ_PATIENCE, $module::$query(&mut connection $(, $argument)*)).await;
         let_go(&mut connection, &outcome);
         outcome
     }};
@@ -148,6 +155,43 @@ impl ReadStore for PostgresStore {
 }
 
 #[async_trait]
+impl AuditStore for PostgresStore {
+    async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError> {
+        reading!(self, audit::chains)
+    }
+
+    async fn audit_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        reading!(self, audit::events, node, after, limit)
+    }
+
+    async fn audit_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        reading!(self, audit::checkpoints, node, after, limit)
+    }
+
+    async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
+        reading!(self, audit::last_checkpoint, node)
+    }
+
+    async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let outcome =
+            within(COMMIT_PATIENCE, audit::add_checkpoint(&mut connection, checkpoint)).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
+}
+
+#[async_trait]
 impl WriteStore for PostgresStore {
     async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
         let mut connection = self.pool.acquire().await.map_err(classify)?;
@@ -156,19 +200,27 @@ impl WriteStore for PostgresStore {
         outcome
     }
 
-    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
+    async fn commit(
+        &self,
+        changes: &[BlockChange],
+        audit: Option<ChainLink<'_>>,
+    ) -> Result<(), StoreError> {
         rules::check(changes)?;
-        let Some(first) = changes.iter().map(|change| change.head.block).min() else {
-            return Ok(());
-        };
+        if let Some(link) = &audit {
+            rules::check_audit(link)?;
+        }
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = async {
             let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
             write::commit(&mut whole, changes).await?;
+            if let Some(ChainLink { behind, events }) = &audit {
+                audit::append(&mut whole, behind, events).await?;
+            }
             // Lost from here on, the outcome is unknown: `Unreachable` says so.
             Ok(whole.commit().await?)
         };
-        let work = async { work.await.map_err(|error: write::WriteError| error.of_block(first)) };
+        let work =
+            async { work.await.map_err(|error: write::WriteError| error.of_commit(changes)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         let_go(&mut connection, &outcome);
         outcome

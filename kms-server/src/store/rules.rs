@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BlockChange, StoreError};
+use super::{BlockChange, ChainLink, StoreError};
 use crate::domain::{Position, Sequence};
 
 /// A block stands in a commit once.
@@ -31,6 +31,14 @@ pub fn check(changes: &[BlockChange]) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Checks that the events follow the end of the chain without a gap: a fault in our code if not.
+pub fn check_audit(link: &ChainLink<'_>) -> Result<(), StoreError> {
+    let follows = link.events.iter().zip(1u64..).all(|(event, at)| {
+        event.node == link.behind.node && event.sequence == link.behind.sequence + at
+    });
+    if follows { Ok(()) } else { Err(StoreError::AuditMoved(link.behind.node)) }
 }
 
 /// The first rule that `change` breaks by itself.

@@ -5,6 +5,7 @@
 //! could not write, so that a later success would prove nothing. `app` hears of it through
 //! [`WriteStore::until_failed`] and ends the process.
 
+mod audit;
 mod columns;
 mod index;
 mod open;
@@ -25,8 +26,14 @@ use self::{
     columns::{classify, is_disk_failure},
     write::WriteError,
 };
-use super::{BlockChange, MeterPlace, ReadStore, StoreError, StoredBlock, WriteStore, rules};
-use crate::domain::{BlockNo, DomainRecord, Fingerprint, Head, MeterId};
+use super::{
+    AuditStore, BlockChange, ChainLink, MeterPlace, ReadStore, StoreError, StoredBlock, WriteStore,
+    rules,
+};
+use crate::domain::{
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId,
+    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+};
 
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
 const READERS: u32 = 4;
@@ -127,7 +134,7 @@ impl SqliteStore {
     ) -> Result<(), StoreError> {
         let last = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = sqlx::query(last).execute(&mut begun.writer.connection).await;
-        if let Err(WriteError::Failed(error)) = &outcome {
+        if let Err(WriteError::Failed(error) | WriteError::Audit(error)) = &outcome {
             self.notice(error);
         }
         if let Err(error) = ended {
@@ -223,6 +230,41 @@ impl ReadStore for SqliteStore {
 }
 
 #[async_trait]
+impl AuditStore for SqliteStore {
+    async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError> {
+        audit::chains(&mut *self.reader().await?).await
+    }
+
+    async fn audit_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        audit::events(&mut *self.reader().await?, node, after, limit).await
+    }
+
+    async fn audit_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        audit::checkpoints(&mut *self.reader().await?, node, after, limit).await
+    }
+
+    async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
+        audit::last_checkpoint(&mut *self.reader().await?, node).await
+    }
+
+    async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = audit::add_checkpoint(&mut begun.writer.connection, checkpoint).await;
+        self.end(begun, outcome, 1).await
+    }
+}
+
+#[async_trait]
 impl WriteStore for SqliteStore {
     async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
         let mut begun = self.begin().await?;
@@ -230,11 +272,23 @@ impl WriteStore for SqliteStore {
         self.end(begun, outcome, 1).await
     }
 
-    async fn commit(&self, changes: &[BlockChange]) -> Result<(), StoreError> {
+    async fn commit(
+        &self,
+        changes: &[BlockChange],
+        audit: Option<ChainLink<'_>>,
+    ) -> Result<(), StoreError> {
         rules::check(changes)?;
-        let written = changes.iter().map(|change| 1 + change.records.len()).sum();
+        let mut written = changes.iter().map(|change| 1 + change.records.len()).sum();
+        if let Some(link) = &audit {
+            rules::check_audit(link)?;
+            written += link.events.len();
+        }
         let mut begun = self.begin().await?;
-        let outcome = write::commit(&mut begun.writer.connection, changes).await;
+        let connection = &mut begun.writer.connection;
+        let mut outcome = write::commit(connection, changes).await;
+        if let (Ok(()), Some(link)) = (&outcome, audit) {
+            outcome = audit::append(connection, &link.behind, link.events).await;
+        }
         self.end(begun, outcome, written).await
     }
 

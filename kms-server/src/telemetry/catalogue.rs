@@ -131,8 +131,23 @@ catalogue! {
         "How long the warm-up took, or has taken so far.", "Grows with blocks and with the token's pace.", "";
     STORE = "kms_store_operation_seconds", Histogram, ["operation", "outcome"],
         "Calls of the database, by operation and outcome.",
-        "`conflict`: another writer was first; the work is done again. `taken`: an id or a title belongs to another meter. `rule`, `damaged`: a fault in this program, or a change from outside. `unreachable`: the database. `read_only`: a standby was asked for a change.",
+        "`conflict`: another writer was first; the work is done again. `taken`: an id or a title belongs to another meter. `rule`, `damaged`: a fault in this program, or a change from outside. `unreachable`: the database. `read_only`: a standby was asked for a change. `audit_moved`, `audit_not_written`: the audit log could not be written, so nothing was.",
         "`unreachable`, `rule` or `damaged` at all; p99 of `commit` above 1 s for 5 minutes";
+    AUDIT_EVENTS = "kms_audit_events", Gauge, [],
+        "The number of the last event of this node's audit chain.",
+        "Grows with privileged calls, and once an interval with crypto traffic.", "";
+    AUDIT_UNSIGNED = "kms_audit_unsigned_events", Gauge, [],
+        "Events behind the last signed head.",
+        "Falls to 0 with each signature. Grows on where the token does not sign.",
+        "above 0 while `kms_audit_head_age_seconds` is above 300";
+    AUDIT_HEAD_AGE = "kms_audit_head_age_seconds", Gauge, [],
+        "Age of the last signed head; absent before the first.",
+        "Grows while nothing happens, since nothing is to be signed then: see `kms_audit_unsigned_events`.",
+        "";
+    AUDIT_FAULT = "kms_audit_fault", Gauge, [],
+        "1 while the audit chain is broken or its end can't be signed.",
+        "A broken chain refuses all privileged calls; the log and `GetStatus` say where it broke.",
+        "1";
     READY = "kms_ready", Gauge, [],
         "1 if the last `/readyz` was 200; absent before the first.",
         "Says what the load balancer was told.", "";
@@ -184,10 +199,6 @@ With `[metrics] listen = \"127.0.0.1:9464\"` the server answers plain HTTP there
 No figure names a meter, a caller or a request: labels are words of the program, or the token's label
 out of the configuration. Counters and histograms begin at 0 with the process; a combination of labels
 that has not occurred yet has no line. Histograms have the same 16 bounds, from 0.1 ms to 10 s.
-
-*Not there yet:* the age of the audit log's head (`kms_audit_head_age_seconds`). The part that keeps the
-log adds it: one line in the catalogue, `telemetry::metrics::Source` for itself, and itself among
-`rpc::Parts::sources` in `app/serve.rs`.
 
 ## The list
 ";

@@ -24,10 +24,13 @@ use dlms::{
 };
 use kms_server::{
     app::{OperatingSystem, SystemClock},
+    audit::{self, Audit},
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
         BlockCount, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
-        Protection, SecuritySetup, ports::Clock,
+        Protection, SecuritySetup,
+        audit::{AuditedCall, Checkpoint, NodeId},
+        ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
     },
     hsm::{Hsm, Token},
     keyring::{self, Keyring},
@@ -48,7 +51,28 @@ pub struct Site {
     pub keyring: Arc<Keyring>,
     pub ciphering: Ciphering,
     pub lifecycle: Lifecycle,
+    pub audit: Arc<Audit>,
     pub database: PathBuf,
+}
+
+/// A call by the operators of these tests.
+pub fn call(verb: &str) -> AuditedCall {
+    AuditedCall::new("operator", verb)
+}
+
+/// Remembers the last head, as long as it lives.
+#[derive(Default)]
+pub struct Witness(pub std::sync::Mutex<Option<Checkpoint>>);
+
+#[async_trait::async_trait]
+impl HeadWitness for Witness {
+    async fn last(&self) -> Result<Option<Checkpoint>, WitnessFailed> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+    async fn keep(&self, head: &Checkpoint) -> Result<(), WitnessFailed> {
+        *self.0.lock().unwrap() = Some(head.clone());
+        Ok(())
+    }
 }
 
 /// What a test may choose.
@@ -106,6 +130,19 @@ impl Site {
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let measured = Arc::new(Measured::new(store.clone()));
+        // A node of its own each time: two of these may live over one database.
+        let mut node = [0; 16];
+        OperatingSystem.fill(&mut node).unwrap();
+        let audit = Audit::open(
+            audit::Config::default(),
+            (NodeId(node), domain.blocks),
+            measured.clone(),
+            hsm.clone(),
+            Arc::clone(&clock),
+            Arc::new(Witness::default()),
+        )
+        .await
+        .unwrap();
         let keyring = Keyring::new(
             keyring::Config {
                 arena_bytes: options.arena_bytes,
@@ -115,6 +152,7 @@ impl Site {
             domain,
             hsm.clone(),
             measured.clone(),
+            audit.clone(),
             Arc::clone(&clock),
         )
         .unwrap();
@@ -127,6 +165,7 @@ impl Site {
                 clock,
                 Arc::new(OperatingSystem),
             ),
+            audit,
             keyring,
             hsm,
             store,
@@ -142,7 +181,7 @@ impl Site {
     }
 
     pub async fn import(&self, meters: Vec<NewMeter>, rules: ImportRules) -> Vec<ImportResult> {
-        self.lifecycle.import(meters, rules).await.unwrap()
+        self.lifecycle.import(&call("Meters/ImportMeters"), meters, rules).await.unwrap()
     }
 
     pub async fn open(&self, apdu: &[u8], named: Named<'_>) -> (Outcome, Vec<u8>) {

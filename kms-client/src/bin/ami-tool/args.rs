@@ -58,6 +58,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: SiteCommand,
     },
+    /// Read the audit log, or check it
+    #[command(after_help = EXIT_CODES)]
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
 }
 
 impl Command {
@@ -94,6 +100,58 @@ pub(crate) struct ImportKey {
     /// Write it to this file, for `meter seal --import-key`
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Show what was done, in order
+    List(AuditList),
+    /// Show what is done, as it is done; until it is interrupted
+    Follow {
+        /// Whose chain, 32 hex digits; that of the node that answers otherwise
+        #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
+        node: Option<[u8; 16]>,
+        /// Start after this event; at the end otherwise
+        #[arg(long, value_name = "N")]
+        after: Option<u64>,
+    },
+    /// Check all of a chain here, with its signed heads; ends with 1 and the first bad event if it is
+    /// broken
+    Verify(AuditVerify),
+}
+
+#[derive(Args)]
+pub(crate) struct AuditList {
+    /// Whose chain, 32 hex digits; that of the node that answers otherwise
+    #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
+    pub(crate) node: Option<[u8; 16]>,
+    /// Start after this event
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) after: u64,
+    /// Only the last so many
+    #[arg(long, value_name = "N", conflicts_with = "after")]
+    pub(crate) last: Option<u64>,
+    /// Show at most so many
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Args)]
+pub(crate) struct AuditVerify {
+    /// Whose chain, 32 hex digits; that of the node that answers otherwise
+    #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
+    pub(crate) node: Option<[u8; 16]>,
+    /// The key that heads are to be signed with: what `kms-server init` told of ami-signing
+    #[arg(long, value_name = "HEX", value_parser = parse_array::<32>)]
+    pub(crate) key_fingerprint: Option<[u8; 32]>,
+    /// Remember in this file what was found good, and hold the chain against what it remembers
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seen: Option<PathBuf>,
+}
+
+fn parse_array<const N: usize>(text: &str) -> Result<[u8; N], String> {
+    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| format!("{} hex digits are needed", 2 * N))
 }
 
 #[derive(Subcommand)]

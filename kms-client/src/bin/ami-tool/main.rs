@@ -4,6 +4,7 @@
 //! codes.
 
 mod args;
+mod audit;
 mod duplicates;
 mod failure;
 mod import;
@@ -60,6 +61,7 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => items::decrypt(&client, what, json).await,
         Command::Verify(what) => items::verify(&client, what, json).await,
+        Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
         Command::Site { command: args::SiteCommand::ImportKey(what) } => {
             site::import_key(&client, what, json).await

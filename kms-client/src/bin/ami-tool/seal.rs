@@ -50,6 +50,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     }
 
     let mut sealer = Sealer::new(&to, signer, count).map_err(refused)?;
+    let file = sealer.audit_number();
     let failed =
         |error: io::Error| Failure::files(format!("writing {}: {error}", what.out.display()));
     let out = OpenOptions::new().write(true).create_new(true).open(&what.out).map_err(failed)?;
@@ -73,9 +74,12 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
         say_json(&json!({
             "sealed": count, "chunks": chunks, "site": site,
             "import_key_fingerprint": to.fingerprint().to_string(),
+            "sealed_file": file,
         }))?;
     } else {
-        say(&format!("{count} meters sealed for {site}, in {chunks} chunks"))?;
+        say(&format!(
+            "{count} meters sealed for {site}, in {chunks} chunks; sealed_file={file} in its audit log"
+        ))?;
     }
     Ok(Exit::Good)
 }

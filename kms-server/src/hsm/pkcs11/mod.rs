@@ -14,6 +14,7 @@
 //! | `token.rs` | calls, and the way back after a fault |
 //! | `seal.rs`, `sealed_keys.rs` | the traits |
 //! | `importing.rs` | keys of a sealed import file, never seen |
+//! | `signing.rs` | signatures, for audit heads |
 //! | `init.rs` | makes the keys |
 //! | `probe.rs`, `abilities.rs` | what this token can do |
 //! | `attacks.rs`, `attacks_pairs.rs`, `deeds.rs` | and that it does not do what our keys forbid |
@@ -35,6 +36,7 @@ mod pool;
 mod probe;
 mod seal;
 mod sealed_keys;
+mod signing;
 mod template;
 mod token;
 

@@ -120,7 +120,10 @@ const REQUIRED: [(&str, &[&str], &str); 3] = [
 ];
 
 /// The schema, step by step; entry `n` leads from version `n` to `n + 1`.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/postgres/0001_blocks.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/postgres/0001_blocks.sql"),
+    include_str!("../../../migrations/postgres/0002_audit.sql"),
+];
 
 /// "AMIK": of servers that start at once, one migrates and the others then see it done.
 const MIGRATION_LOCK: i64 = 0x414D_494B;

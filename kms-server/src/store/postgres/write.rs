@@ -31,6 +31,8 @@ pub(super) enum WriteError {
     Decided(StoreError),
     /// The library's.
     Failed(sqlx::Error),
+    /// The library's, of a row of the audit log.
+    Audit(sqlx::Error),
 }
 
 impl From<StoreError> for WriteError {
@@ -46,12 +48,20 @@ impl From<sqlx::Error> for WriteError {
 }
 
 impl WriteError {
-    /// As the error of a commit whose first block this is.
-    pub(super) fn of_block(self, block: BlockNo) -> StoreError {
-        match self {
-            Self::Decided(error) => error,
-            Self::Failed(error) if is_conflict(&error) => StoreError::Conflict(block),
-            Self::Failed(error) => classify(error),
+    /// As the error of a commit of `changes`.
+    pub(super) fn of_commit(self, changes: &[BlockChange]) -> StoreError {
+        let first = changes.iter().map(|change| change.head.block).min();
+        match (self, first) {
+            (Self::Decided(error), _) => error,
+            (Self::Failed(error), Some(block)) if is_conflict(&error) => {
+                StoreError::Conflict(block)
+            }
+            (Self::Failed(error), _) => classify(error),
+            (Self::Audit(error), _) => match classify(error) {
+                // The database is there and refused: the transaction is undone.
+                StoreError::Damaged(reason) => StoreError::AuditNotWritten { reason },
+                error => error,
+            },
         }
     }
 }
@@ -85,6 +95,9 @@ pub(super) async fn commit(
     connection: &mut PgConnection,
     changes: &[BlockChange],
 ) -> Result<(), WriteError> {
+    if changes.is_empty() {
+        return Ok(());
+    }
     // In ascending order throughout, so that two commits never wait for each other in a circle.
     let mut changes: Vec<&BlockChange> = changes.iter().collect();
     changes.sort_unstable_by_key(|change| change.head.block);

@@ -130,7 +130,10 @@ const ROWS_AHEAD: usize = 256;
 const STATEMENTS_KEPT: usize = 128;
 
 /// The schema, step by step; entry `n` leads from version `n` to `n + 1` and sets `user_version`.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_blocks.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_blocks.sql"),
+    include_str!("../../../migrations/sqlite/0002_audit.sql"),
+];
 
 /// "AMIK"; set by the first migration.
 const APPLICATION_ID: i64 = 0x414D_494B;

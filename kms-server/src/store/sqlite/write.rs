@@ -26,6 +26,8 @@ pub(super) enum WriteError {
     Decided(StoreError),
     /// The library's.
     Failed(sqlx::Error),
+    /// The library's, of a row of the audit log.
+    Audit(sqlx::Error),
 }
 
 impl From<StoreError> for WriteError {
@@ -45,6 +47,7 @@ impl From<WriteError> for StoreError {
         match error {
             WriteError::Decided(error) => error,
             WriteError::Failed(error) => classify(error),
+            WriteError::Audit(error) => StoreError::AuditNotWritten { reason: error.to_string() },
         }
     }
 }

@@ -1,0 +1,146 @@
+//! The writer of one chain. Number and hash are taken under one lock, which is held until the
+//! transaction has ended: so concurrent calls chain correctly, and a failed one leaves no gap.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use super::lock;
+use crate::{
+    domain::audit::{AuditEntry, ChainTip},
+    store::{BlockChange, ChainLink, StoreError, WriteStore},
+};
+
+pub(super) struct Chain {
+    store: Arc<dyn WriteStore>,
+    state: AsyncMutex<State>,
+    tip: watch::Sender<ChainTip>,
+    fault: Mutex<Option<String>>,
+}
+
+struct State {
+    tip: ChainTip,
+    /// The end after a commit whose outcome is not known.
+    attempted: Option<ChainTip>,
+    /// The same, after it was looked for and not found: it may still come to its end.
+    late: Option<ChainTip>,
+}
+
+impl Chain {
+    pub(super) fn new(tip: ChainTip, store: Arc<dyn WriteStore>) -> Self {
+        let state = AsyncMutex::new(State { tip, attempted: None, late: None });
+        Self { store, state, tip: watch::Sender::new(tip), fault: Mutex::default() }
+    }
+
+    pub(super) fn tip(&self) -> ChainTip {
+        *self.tip.borrow()
+    }
+
+    pub(super) fn follow(&self) -> watch::Receiver<ChainTip> {
+        self.tip.subscribe()
+    }
+
+    /// Nothing more is written behind a chain that is broken: what comes after would only seem proved.
+    pub(super) fn fail(&self, reason: String) {
+        tracing::error!(reason, "the audit chain is broken: privileged calls are refused");
+        lock(&self.fault).get_or_insert(reason);
+    }
+
+    pub(super) fn fault(&self) -> Option<String> {
+        lock(&self.fault).clone()
+    }
+
+    /// Commits `changes` and what is said of them, or neither. A caller that goes away does not end it:
+    /// what becomes of a transaction that is dropped in the middle is not known for a while.
+    pub(super) async fn commit(
+        self: &Arc<Self>,
+        changes: Vec<BlockChange>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        if entries.is_empty() {
+            let reason = "nothing is said of a change".to_owned();
+            return Err(StoreError::AuditNotWritten { reason });
+        }
+        let this = Arc::clone(self);
+        let task = tokio::spawn(async move { this.commit_in_turn(&changes, &entries).await });
+        task.await.unwrap_or_else(|lost| Err(StoreError::Unreachable { reason: lost.to_string() }))
+    }
+
+    async fn commit_in_turn(
+        &self,
+        changes: &[BlockChange],
+        entries: &[AuditEntry],
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock().await;
+        if let Some(reason) = self.fault() {
+            return Err(StoreError::AuditNotWritten { reason });
+        }
+        self.find_end(&mut state).await?;
+        match self.extend(&mut state, changes, entries).await {
+            // One that seemed lost has come to its end after all: if it is that, go on behind it.
+            Err(StoreError::AuditMoved(_)) if state.late.is_some() => {
+                state.attempted = state.late.take();
+                self.find_end(&mut state).await?;
+            }
+            done => return self.unless_moved(done),
+        }
+        let done = self.extend(&mut state, changes, entries).await;
+        self.unless_moved(done)
+    }
+
+    fn unless_moved(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        if let Err(error @ StoreError::AuditMoved(_)) = &done {
+            self.fail(error.to_string());
+        }
+        done
+    }
+
+    async fn extend(
+        &self,
+        state: &mut State,
+        changes: &[BlockChange],
+        entries: &[AuditEntry],
+    ) -> Result<(), StoreError> {
+        let behind = state.tip;
+        let mut tip = behind;
+        let mut events = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let (next, event) = tip.append(entry.clone());
+            tip = next;
+            events.push(event);
+        }
+        // Stays if the store does not know what became of it.
+        state.attempted = Some(tip);
+        let link = ChainLink { behind, events: &events };
+        let done = self.store.commit(changes, Some(link)).await;
+        match &done {
+            Ok(()) => {
+                *state = State { tip, attempted: None, late: None };
+                self.tip.send_replace(tip);
+            }
+            Err(StoreError::Unreachable { .. }) => {}
+            Err(_) => state.attempted = None,
+        }
+        done
+    }
+
+    /// Finds out what became of a commit whose outcome is not known: it is there or it is not (yet). Any
+    /// other end was made by somebody else.
+    async fn find_end(&self, state: &mut State) -> Result<(), StoreError> {
+        let Some(attempted) = state.attempted else { return Ok(()) };
+        let chains = self.store.audit_chains().await?;
+        let node = state.tip.node;
+        let found = chains.into_iter().find(|tip| tip.node == node);
+        let found = found.unwrap_or(ChainTip::empty(node));
+        if found == attempted {
+            *state = State { tip: found, attempted: None, late: None };
+            self.tip.send_replace(found);
+            return Ok(());
+        }
+        if found != state.tip {
+            return self.unless_moved(Err(StoreError::AuditMoved(node)));
+        }
+        (state.attempted, state.late) = (None, Some(attempted));
+        Ok(())
+    }
+}

@@ -1,0 +1,348 @@
+//! The record of what was done: one hash chain a node, its ends signed by the token.
+//!
+//! A call that changes something brings its events into the change's own transaction (`chain`, behind
+//! [`AuditedStore`]). What changes nothing is written by [`Audit::record`], many calls at once. Crypto
+//! traffic is counted in memory and summed up once an interval (`traffic`). The end of the chain is
+//! signed every so often (`heads`), and held against the chain at the next start. What can't be
+//! recorded is refused.
+
+mod chain;
+mod heads;
+mod reading;
+mod traffic;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use crate::{
+    domain::{
+        BlockCount, SystemTitle, Verdict,
+        audit::{
+            AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
+            Subject,
+        },
+        ports::{Clock, HeadWitness},
+    },
+    hsm::{Hsm, TokenError},
+    store::{AuditedStore, BlockChange, StoreError, WriteStore},
+    telemetry::{
+        catalogue,
+        metrics::{Page as MetricsPage, Source},
+    },
+};
+
+use chain::Chain;
+use heads::Heads;
+pub use reading::{PAGE_MAX, Page, Verification};
+use traffic::Traffic;
+
+/// What the audit needs, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// How long crypto traffic is counted before it is written.
+    pub traffic_interval: Duration,
+    /// Blocks that get a row of their own in one interval's record of a caller, a call and a verdict;
+    /// the rest is counted together.
+    pub traffic_blocks_max: usize,
+    /// Events after which the end of the chain is signed.
+    pub checkpoint_events: u64,
+    /// How long an event waits at most for a signature behind it.
+    pub checkpoint_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            traffic_interval: Duration::from_secs(60),
+            traffic_blocks_max: 256,
+            checkpoint_events: 1_000,
+            checkpoint_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Calls that wait to be recorded; more are refused.
+const QUEUE_MAX: usize = 4_096;
+/// Calls recorded in one transaction.
+const BATCH_MAX: usize = 256;
+/// Pairs of caller and call whose refusals are counted in one interval; further ones are recorded one
+/// by one. More than known callers have calls.
+const REFUSALS_MAX: usize = 4_096;
+/// The caller's name in events that the service writes of itself.
+const OURSELVES: &str = "kms-server";
+
+/// Why the log was not written or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuditError {
+    /// An event can't be written; the call that it is about is to be refused.
+    #[error("the audit log can't be written: {0}")]
+    NotWritable(String),
+    /// Events can't be read.
+    #[error("the audit log can't be read: {0}")]
+    NotReadable(String),
+    /// The token does not sign.
+    #[error("the audit log's end can't be signed: {0}")]
+    NotSigned(String),
+    /// The witness outside the database does not answer.
+    #[error("the audit log's witness: {0}")]
+    Witness(String),
+}
+
+impl From<TokenError> for AuditError {
+    fn from(error: TokenError) -> Self {
+        Self::NotSigned(error.to_string())
+    }
+}
+
+/// For `GetStatus`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditStatus {
+    /// Whose chain this process writes.
+    pub node: NodeId,
+    /// Its last event.
+    pub sequence: u64,
+    /// Its last signed event.
+    pub signed: u64,
+    /// Why nothing more is written, or what else is wrong.
+    pub fault: Option<String>,
+}
+
+/// What waits to be recorded, and who waits for it.
+struct Asked {
+    entry: AuditEntry,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+/// This node's audit log.
+pub struct Audit {
+    config: Config,
+    chain: Arc<Chain>,
+    heads: Heads,
+    traffic: Traffic,
+    /// Refusals of this interval, by caller and call, beyond the first.
+    refusals: Mutex<HashMap<(AuditText, AuditText), u64>>,
+    queue: mpsc::Sender<Asked>,
+    store: Arc<dyn WriteStore>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Audit {
+    /// Opens `node`'s chain and holds its end against the last signed heads. A chain that does not fit
+    /// is no error: it is a fault that [`Audit::status`] tells, and nothing is written behind it.
+    ///
+    /// Call within a Tokio runtime.
+    pub async fn open(
+        config: Config,
+        (node, blocks): (NodeId, BlockCount),
+        store: Arc<dyn WriteStore>,
+        hsm: Hsm,
+        clock: Arc<dyn Clock>,
+        witness: Arc<dyn HeadWitness>,
+    ) -> Result<Arc<Self>, AuditError> {
+        let read = |error: StoreError| AuditError::NotReadable(error.to_string());
+        let chains = store.audit_chains().await.map_err(read)?;
+        let tip = chains.into_iter().find(|tip| tip.node == node);
+        let tip = tip.unwrap_or(ChainTip::empty(node));
+        let heads = Heads::open(node, Arc::clone(&store), hsm, Arc::clone(&clock), witness).await?;
+        let chain = Arc::new(Chain::new(tip, Arc::clone(&store)));
+        if let Some(fault) = heads.examine(&tip).await? {
+            chain.fail(fault);
+        }
+        let (queue, asked) = mpsc::channel(QUEUE_MAX);
+        tokio::spawn(write_queued(Arc::clone(&chain), asked));
+        let traffic = Traffic::new(blocks);
+        let refusals = Mutex::default();
+        let this = Arc::new(Self { config, chain, heads, traffic, refusals, queue, store, clock });
+        if let Err(error) = this.say_of_ourselves("Server/Start").await {
+            tracing::error!(%error, "the start is not in the audit log; privileged calls are refused");
+        }
+        Ok(this)
+    }
+
+    /// Signs and sums up for as long as the service runs.
+    pub async fn take_care(self: Arc<Self>) {
+        const TICK: Duration = Duration::from_secs(1);
+        let mut ticks = interval(TICK.min(self.config.traffic_interval));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut summed, mut signed) = (Instant::now(), Instant::now());
+        loop {
+            ticks.tick().await;
+            if summed.elapsed() >= self.config.traffic_interval {
+                self.sum_up(summed.elapsed()).await;
+                summed = Instant::now();
+            }
+            let unsigned = self.chain.tip().sequence.saturating_sub(self.heads.signed());
+            if unsigned >= self.config.checkpoint_events
+                || (unsigned > 0 && signed.elapsed() >= self.config.checkpoint_interval)
+            {
+                self.sign().await;
+                signed = Instant::now();
+            }
+        }
+    }
+
+    /// Writes what was counted, and signs the end. The last to be done before the store is closed.
+    pub async fn close(&self) {
+        self.sum_up(self.config.traffic_interval).await;
+        if let Err(error) = self.say_of_ourselves("Server/Stop").await {
+            tracing::error!(%error, "the stop is not in the audit log");
+        }
+        self.sign().await;
+    }
+
+    /// Writes what is said of a call that changed nothing; on disk when this returns. On an error the
+    /// call is to be refused.
+    pub async fn record(&self, entry: AuditEntry) -> Result<(), AuditError> {
+        let (done, outcome) = oneshot::channel();
+        let full = |_| AuditError::NotWritable(format!("{QUEUE_MAX} calls wait for it"));
+        self.queue.try_send(Asked { entry, done }).map_err(full)?;
+        let outcome = outcome.await.unwrap_or_else(|_| Err("its writer is gone".to_owned()));
+        outcome.map_err(AuditError::NotWritable)
+    }
+
+    /// Records that a known caller asked for what it is not granted. The first one of an interval is
+    /// written at once, further ones are counted: who asks often can't fill the log.
+    pub async fn record_refusal(&self, call: AuditedCall, word: &str) {
+        {
+            let mut refusals = lock(&self.refusals);
+            let full = refusals.len() >= REFUSALS_MAX;
+            let key = (call.caller.clone(), call.verb.clone());
+            match refusals.get_mut(&key) {
+                Some(count) => return *count += 1,
+                None if full => return,
+                None => _ = refusals.insert(key, 0),
+            }
+        }
+        let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::refused(word));
+        if let Err(error) = self.record(entry.with(Detail::Items, 1)).await {
+            tracing::error!(%error, caller = %call.caller, verb = %call.verb, "a refusal is not in the audit log");
+        }
+    }
+
+    /// Counts what became of APDUs. Cheap: a lock for the batch, an addition an item.
+    pub fn count(
+        &self,
+        caller: &str,
+        verb: &'static str,
+        outcomes: impl Iterator<Item = (Option<SystemTitle>, Verdict)>,
+    ) {
+        self.traffic.add(caller, verb, outcomes);
+    }
+
+    /// Milliseconds since 1970, for entries.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+
+    /// The key that heads are signed with.
+    pub fn public_key(&self) -> &PublicKey {
+        self.heads.public_key()
+    }
+
+    /// The end of this node's chain, and each end that comes.
+    pub fn follow(&self) -> watch::Receiver<ChainTip> {
+        self.chain.follow()
+    }
+
+    /// How the log is.
+    pub fn status(&self) -> AuditStatus {
+        let tip = self.chain.tip();
+        AuditStatus {
+            node: tip.node,
+            sequence: tip.sequence,
+            signed: self.heads.signed(),
+            fault: self.chain.fault().or_else(|| self.heads.fault()),
+        }
+    }
+
+    async fn say_of_ourselves(&self, verb: &str) -> Result<(), AuditError> {
+        let call = AuditedCall::new(OURSELVES, verb);
+        self.record(call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done)).await
+    }
+
+    /// Signs the end of the chain, unless it is signed or broken.
+    async fn sign(&self) {
+        if self.chain.fault().is_none() {
+            self.heads.sign(self.chain.tip()).await;
+        }
+    }
+
+    /// Writes what was counted since the last time; what can't be written is counted on.
+    pub async fn sum_up(&self, interval: Duration) {
+        let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        let drained = self.traffic.drain();
+        let now_ms = self.clock.unix_ms();
+        let most = self.config.traffic_blocks_max;
+        let mut entries: Vec<AuditEntry> =
+            drained.iter().flat_map(|counted| counted.entries(now_ms, interval_ms, most)).collect();
+        let refusals = std::mem::take(&mut *lock(&self.refusals));
+        for ((caller, verb), count) in refusals.into_iter().filter(|(_, count)| *count > 0) {
+            let call = AuditedCall { caller, verb, request_id: AuditText::default() };
+            let outcome = AuditOutcome::refused("NOT_GRANTED");
+            let entry = call.entry(now_ms, Subject::NONE, outcome).with(Detail::Items, count);
+            entries.push(entry.with(Detail::IntervalMs, interval_ms));
+        }
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.chain.commit(Vec::new(), entries).await {
+            tracing::error!(%error, "the record of crypto traffic waits for the audit log");
+            self.traffic.put_back(drained);
+        }
+    }
+}
+
+#[async_trait]
+impl AuditedStore for Audit {
+    async fn commit(
+        &self,
+        changes: Vec<BlockChange>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.chain.commit(changes, entries).await
+    }
+}
+
+impl Source for Audit {
+    fn tell(&self, page: &mut MetricsPage) {
+        let AuditStatus { node: _, sequence, signed, fault } = self.status();
+        page.sample(&catalogue::AUDIT_EVENTS, &[], sequence);
+        page.sample(&catalogue::AUDIT_UNSIGNED, &[], sequence.saturating_sub(signed));
+        if let Some(age_ms) = self.heads.age_ms() {
+            page.sample(
+                &catalogue::AUDIT_HEAD_AGE,
+                &[],
+                Duration::from_millis(age_ms).as_secs_f64(),
+            );
+        }
+        page.sample(&catalogue::AUDIT_FAULT, &[], fault.is_some());
+    }
+}
+
+/// Records what waits, as much as waits in one transaction.
+async fn write_queued(chain: Arc<Chain>, mut queue: mpsc::Receiver<Asked>) {
+    let mut asked = Vec::new();
+    while queue.recv_many(&mut asked, BATCH_MAX).await > 0 {
+        let (entries, waiting): (Vec<_>, Vec<_>) =
+            asked.drain(..).map(|Asked { entry, done }| (entry, done)).unzip();
+        let outcome = chain.commit(Vec::new(), entries).await.map_err(|error| error.to_string());
+        for done in waiting {
+            // Who gave up waiting does not need to know.
+            let _ = done.send(outcome.clone());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,82 @@
+//! What the audit log is told of a call.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use super::{
+    policy::{CallerName, Permit},
+    request_id::RequestId,
+    sealed::NotTaken,
+    status::{Refused, word_of_lifecycle},
+    verb::Verb,
+};
+use crate::{
+    audit::Audit,
+    domain::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
+    lifecycle::LifecycleError,
+};
+
+/// Who asked for what.
+pub(super) fn call_of(caller: &CallerName, verb: Verb, id: Option<&RequestId>) -> AuditedCall {
+    let request_id = AuditText::new(id.map_or("", RequestId::as_str));
+    AuditedCall { request_id, ..AuditedCall::new(caller.as_str(), verb.name()) }
+}
+
+/// The audit log, for services.
+#[derive(Clone)]
+pub(super) struct Recorder(pub(super) Arc<Audit>);
+
+impl Recorder {
+    /// The call that a request is. The gate has named it.
+    pub(super) fn call<T>(&self, permit: &Permit, request: &tonic::Request<T>) -> AuditedCall {
+        call_of(permit.caller(), permit.verb(), request.extensions().get())
+    }
+
+    /// An entry, to be completed.
+    pub(super) fn entry(&self, call: &AuditedCall, subject: Subject) -> AuditEntry {
+        call.entry(self.0.now_ms(), subject, AuditOutcome::Done)
+    }
+
+    /// Records a call that changed nothing. If that fails, so does the call.
+    pub(super) async fn record(&self, entry: AuditEntry) -> Result<(), Status> {
+        self.0.record(entry).await.map_err(|error| {
+            tracing::error!(%error, "a call was refused: it can't be recorded");
+            Refused::AuditNotWritable.into()
+        })
+    }
+
+    /// Records why a call failed, and gives the status for it.
+    pub(super) async fn failure(
+        &self,
+        call: &AuditedCall,
+        subject: Subject,
+        error: &LifecycleError,
+    ) -> Status {
+        let entry = call.entry(self.0.now_ms(), subject, outcome_of(error));
+        let recorded = self.record(entry).await;
+        recorded.err().unwrap_or_else(|| super::status::of_lifecycle(error))
+    }
+
+    /// Records why a chunk of a sealed file was not taken, and gives the status for it. `file` is the
+    /// number of the file as it says itself, true or not.
+    pub(super) async fn not_taken(
+        &self,
+        call: &AuditedCall,
+        file: Option<u64>,
+        why: NotTaken,
+    ) -> Status {
+        let (outcome, status) = match why {
+            NotTaken::Misshapen(refused) => (AuditOutcome::refused("BAD_FIELD"), refused.into()),
+            NotTaken::Refused(error) => (outcome_of(&error), super::status::of_lifecycle(&error)),
+        };
+        let mut entry = call.entry(self.0.now_ms(), Subject::NONE, outcome);
+        entry.details.extend(file.map(|number| (Detail::SealedFile, number)));
+        self.record(entry).await.err().unwrap_or(status)
+    }
+}
+
+fn outcome_of(error: &LifecycleError) -> AuditOutcome {
+    let (word, is_ours) = word_of_lifecycle(error);
+    if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) }
+}

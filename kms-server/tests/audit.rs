@@ -1,0 +1,14 @@
+//! The audit log: what is recorded with what, and that nobody can change it unnoticed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+#[path = "audit/support.rs"]
+mod support;
+
+#[path = "audit/chain.rs"]
+mod chain;
+#[path = "audit/crash.rs"]
+mod crash;
+#[path = "audit/tampering.rs"]
+mod tampering;
+#[path = "audit/writing.rs"]
+mod writing;

@@ -1,0 +1,201 @@
+//! A log over a real database, with a token that only signs.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use kms_server::{
+    app::SystemClock,
+    audit::{Audit, Config},
+    domain::{
+        BlockCount, BlockSecret, ClearKey, SealedKek,
+        audit::{
+            AuditEntry, AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId,
+            PublicKey, Signature, StoredEvent, Subject,
+        },
+        ports::{HeadWitness, WitnessFailed},
+    },
+    hsm::{
+        BlockSeals, GcmOpen, Hsm, ImportsKeys, NotAuthentic, SealedKeys, Signs, TokenCare,
+        TokenError, TokenStatus, WrappedKey,
+    },
+    store::{
+        AuditStore as _,
+        sqlite::{self, SqliteStore},
+    },
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+
+pub(crate) const NODE: NodeId = NodeId([0xA1; 16]);
+
+/// Signs, as the token does; can do nothing else.
+pub(crate) struct Signer {
+    pub(crate) key: EcdsaKeyPair,
+    pub(crate) away: AtomicBool,
+}
+
+impl Signer {
+    pub(crate) fn new() -> Arc<Self> {
+        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let key = EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).unwrap();
+        Arc::new(Self { key, away: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn key(&self) -> PublicKey {
+        self.key.public_key().as_ref().try_into().unwrap()
+    }
+
+    pub(crate) fn head(&self, tip: ChainTip) -> Checkpoint {
+        let signature = self.sign(&Checkpoint::message(&tip, 7)).unwrap();
+        Checkpoint { tip, at_ms: 7, signature }
+    }
+}
+
+impl Signs for Signer {
+    fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(TokenError::Busy);
+        }
+        let signature = self.key.sign(&SystemRandom::new(), message).unwrap();
+        Ok(signature.as_ref().try_into().unwrap())
+    }
+    fn public_key(&self) -> Result<PublicKey, TokenError> {
+        Ok(self.key())
+    }
+}
+
+impl BlockSeals for Signer {
+    fn seal(&self, _: &[u8], _: &BlockSecret) -> Result<Vec<u8>, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn open(&self, _: &[u8], _: &[u8]) -> Result<BlockSecret, TokenError> {
+        Err(TokenError::Busy)
+    }
+}
+
+impl SealedKeys for Signer {
+    fn wrap(&self, _: SealedKek, _: &ClearKey) -> Result<Vec<u8>, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn open_apdus(
+        &self,
+        _: &WrappedKey,
+        _: &[GcmOpen],
+    ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
+        Err(TokenError::Busy)
+    }
+}
+
+impl ImportsKeys for Signer {}
+
+impl TokenCare for Signer {
+    fn random(&self, _: &mut [u8]) -> Result<(), TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn check(&self) -> Result<(), TokenError> {
+        Ok(())
+    }
+    fn status(&self) -> TokenStatus {
+        TokenStatus {
+            label: "signer".into(),
+            model: String::new(),
+            site_kek_id: [0; 16],
+            connection_epoch: 1,
+            calls: 0,
+            fault: None,
+        }
+    }
+}
+
+/// Remembers the last head.
+#[derive(Default)]
+pub(crate) struct Witness(pub(crate) Mutex<Option<Checkpoint>>);
+
+#[async_trait::async_trait]
+impl HeadWitness for Witness {
+    async fn last(&self) -> Result<Option<Checkpoint>, WitnessFailed> {
+        Ok(self.0.lock().unwrap().clone())
+    }
+    async fn keep(&self, head: &Checkpoint) -> Result<(), WitnessFailed> {
+        *self.0.lock().unwrap() = Some(head.clone());
+        Ok(())
+    }
+}
+
+/// What outlives a process: database, token, witness.
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) witness: Arc<Witness>,
+    _directory: tempfile::TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            path: directory.path().join("kms.db"),
+            signer: Signer::new(),
+            witness: Arc::default(),
+            _directory: directory,
+        }
+    }
+
+    /// Starts a process's worth of log.
+    pub(crate) async fn start(&self) -> (Arc<SqliteStore>, Arc<Audit>) {
+        let store = open_store(&self.path).await;
+        let audit = self.audit(Arc::clone(&store)).await;
+        (store, audit)
+    }
+
+    pub(crate) async fn audit(&self, store: Arc<SqliteStore>) -> Arc<Audit> {
+        let second = Duration::from_secs(1);
+        let hsm = Hsm::new(self.signer.clone(), 2, second, second * 5);
+        let config = Config { traffic_interval: second * 3_600, ..Config::default() };
+        let blocks = BlockCount::new(16).unwrap();
+        let (clock, witness) = (Arc::new(SystemClock::new()), self.witness.clone());
+        Audit::open(config, (NODE, blocks), store, hsm, clock, witness).await.unwrap()
+    }
+}
+
+pub(crate) async fn open_store(path: &Path) -> Arc<SqliteStore> {
+    let config = sqlite::Config { path: path.to_owned(), create: !path.exists() };
+    Arc::new(SqliteStore::open(config).await.unwrap())
+}
+
+pub(crate) fn entry(n: u64) -> AuditEntry {
+    let call = AuditedCall::new("operator", "Meters/GetMeter");
+    call.entry(n, Subject::title(title(n)), AuditOutcome::Done)
+}
+
+pub(crate) fn title(n: u64) -> kms_server::domain::SystemTitle {
+    kms_server::domain::SystemTitle::new(n.to_be_bytes())
+}
+
+/// All events of the test's node.
+pub(crate) async fn events(store: &SqliteStore) -> Vec<StoredEvent> {
+    store.audit_events(&NODE, 0, u32::MAX).await.unwrap()
+}
+
+pub(crate) fn decode(events: &[StoredEvent]) -> Vec<AuditEvent> {
+    events.iter().map(|event| AuditEvent::decode(&event.body).unwrap()).collect()
+}
+
+/// Works on the database as somebody would who can write to it and has no key.
+pub(crate) async fn tamper(path: &Path, statement: &str) {
+    use sqlx::Connection as _;
+    let url = format!("sqlite://{}", path.display());
+    let mut database = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+}
