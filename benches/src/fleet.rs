@@ -6,7 +6,7 @@ use dlms::{
 };
 use kms_server::{
     domain::{ClearKey, KeyKind, MeterId, SecuritySetup, block::spread},
-    lifecycle::{NewKey, NewMeter},
+    lifecycle::{KeyValue, NewKey, NewMeter},
 };
 
 use crate::Error;
@@ -52,7 +52,7 @@ pub fn new_meter(n: u32) -> Result<NewMeter, Error> {
         kind,
         setup: SecuritySetup(0),
         protection: None,
-        value: ClearKey::new(bytes.to_vec()),
+        value: KeyValue::Clear(ClearKey::new(bytes.to_vec())),
     };
     Ok(NewMeter {
         meter_id: MeterId::new(&format!("meter-{n}"))?,

@@ -35,7 +35,17 @@ pub fn within_a_site(
     keep: Option<&Path>,
     inner: impl FnOnce(Site) -> Result<(), Error>,
 ) -> ExitCode {
-    match run(meters, keep, inner) {
+    within_a_site_of(meters, keep, |_| Ok(Vec::new()), inner)
+}
+
+/// The same, the site with further settings; they may name files that they put beside it.
+pub fn within_a_site_of(
+    meters: u32,
+    keep: Option<&Path>,
+    settings: impl FnOnce(&Path) -> Result<Vec<Setting>, Error>,
+    inner: impl FnOnce(Site) -> Result<(), Error>,
+) -> ExitCode {
+    match run(meters, keep, settings, inner) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{error}");
@@ -52,6 +62,7 @@ pub fn within_a_site(
 fn run(
     meters: u32,
     keep: Option<&Path>,
+    settings: impl FnOnce(&Path) -> Result<Vec<Setting>, Error>,
     inner: impl FnOnce(Site) -> Result<(), Error>,
 ) -> Result<ExitCode, Error> {
     if env::var_os(ROLE).is_some_and(|role| role == ECHO) {
@@ -76,7 +87,10 @@ fn run(
     let site = if dir.join("port").exists() {
         Site::open(dir, Programs::find()?)?
     } else {
-        Site::make(dir, Programs::find()?, options(meters))?
+        fs::create_dir_all(dir)?;
+        let mut options = options(meters);
+        options.settings.extend(settings(dir)?);
+        Site::make(dir, Programs::find()?, options)?
     };
     if !site.is_initialised() {
         site.init()?;

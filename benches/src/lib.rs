@@ -8,6 +8,7 @@
 //! | [`site`] | the service's parts in this process, without the wire |
 //! | [`echo`] | the bound below the wire: a server that sends the same bytes back |
 //! | [`load`] | clients: streams, batches, single calls at a given rate |
+//! | [`sealed`], [`token`] | sealed imports, beside a token that only unwraps and wraps |
 //! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
 //! | [`report`] | all figures in one table |
 //!
@@ -24,8 +25,10 @@ pub mod measure;
 pub mod on_the_wire;
 pub mod process;
 pub mod report;
+pub mod sealed;
 pub mod site;
 pub mod table;
+pub mod token;
 
 /// Any error; whoever benches wants its words and nothing else.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -167,13 +167,18 @@ pub(crate) fn start_import(
     lines: impl Stream<Item = ImportLine> + Send + 'static,
     rules: ImportRules,
 ) -> Results<ImportResult> {
-    let bounds = Bounds {
-        items_max: LINES_MAX,
+    let bounds = bounds(&transport, LINES_MAX);
+    start(transport, Importing { rules }, bounds, lines)
+}
+
+/// The bounds of an import of `items_max` items a message.
+pub(crate) fn bounds(transport: &Transport, items_max: usize) -> Bounds {
+    Bounds {
+        items_max,
         in_flight_max: IN_FLIGHT_MAX,
         flush_after: FLUSH_AFTER,
         patience: transport.deadline().max(PATIENCE_MIN),
-    };
-    start(transport, Importing { rules }, bounds, lines)
+    }
 }
 
 /// The flow of lines.
@@ -204,7 +209,7 @@ impl Flow for Importing {
     fn message(&self, pending: &Self::Pending) -> v1::ImportMetersRequest {
         // A clone shares the key bytes; they are wiped when the last of the two lets go.
         let lines = pending.iter().cloned().collect();
-        v1::ImportMetersRequest { rules: Some(self.rules.to_wire()), lines }
+        v1::ImportMetersRequest { rules: Some(self.rules.to_wire()), lines, sealed: None }
     }
 
     async fn open(
@@ -233,10 +238,15 @@ fn accept_one(
     if message.is_empty() {
         pending.pop_front();
     }
-    let v1::ImportResult { line, outcome, meter_id, code, reason, warnings } = result;
-    if line != due.line {
-        return Err(ProtocolError::OutOfOrder { expected: due.line, found: line });
+    if result.line != due.line {
+        return Err(ProtocolError::OutOfOrder { expected: due.line, found: result.line });
     }
+    result_of(result)
+}
+
+/// A result as it came.
+pub(crate) fn result_of(result: v1::ImportResult) -> Result<ImportResult, ProtocolError> {
+    let v1::ImportResult { line, outcome, meter_id, code, reason, warnings } = result;
     Ok(ImportResult { line, outcome: outcome_of(outcome)?, meter_id, code, reason, warnings })
 }
 

@@ -33,6 +33,7 @@ mod meters; //     7  create, get, list, delete
 mod names; //      1  meter ids, system titles
 mod request_id; // 1  what a request is called
 mod retry; //      3  what is tried again, and when
+pub mod sealed; // 7  sealed import files
 mod secret; //     1  key bytes in the client
 mod site; //       7  status
 mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
@@ -58,5 +59,8 @@ pub use meter::{
 pub use meters::{Created, Meters};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
 pub use request_id::{BadRequestId, RequestId};
+pub use sealed::{
+    ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
+};
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};

@@ -212,14 +212,24 @@ pub struct KeyInfo {
 impl NewMeter {
     /// For the wire. The key bytes move and stay wiped.
     pub(crate) fn into_wire(self) -> v1::NewMeter {
+        let Ok(meter) =
+            self.into_wire_with(|key| Ok::<_, std::convert::Infallible>(key.into_wire()));
+        meter
+    }
+
+    /// For the wire, its keys as `convert` makes them.
+    pub(crate) fn into_wire_with<E>(
+        self,
+        convert: impl FnMut(NewKey) -> Result<v1::NewKey, E>,
+    ) -> Result<v1::NewMeter, E> {
         let Self { meter_id, system_title, logical_device_name, keys, policy } = self;
-        v1::NewMeter {
+        Ok(v1::NewMeter {
             meter_id: meter_id.as_str().into(),
             system_title: system_title.as_bytes().to_vec().into(),
             logical_device_name,
-            keys: keys.into_iter().map(NewKey::into_wire).collect(),
+            keys: keys.into_iter().map(convert).collect::<Result<_, E>>()?,
             policy: policy.map(|policy| policy.to_wire()),
-        }
+        })
     }
 }
 
@@ -231,6 +241,7 @@ impl NewKey {
             security_setup: security_setup.into(),
             protection: protection.map_or(0, Protection::to_wire),
             clear_value: value.into_wiped_bytes(),
+            wrapped_value: Default::default(),
         }
     }
 }

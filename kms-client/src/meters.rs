@@ -13,6 +13,7 @@ use crate::lines::ImportLine;
 use crate::meter::{Meter, NewMeter};
 use crate::names::{MeterId, MeterName};
 use crate::retry::Safety;
+use crate::sealed::{self, ImportKey, SealedPart};
 use crate::transport::ANSWER_LEN_MAX;
 
 /// Meters in one page of a list.
@@ -90,6 +91,27 @@ impl Meters {
     ) -> ImportResults {
         let results: Results<_> = import::start_import(self.client.shared(), lines, rules);
         ImportResults::of(results)
+    }
+}
+
+impl Meters {
+    /// What the site's sealed import files are sealed to. Compare its fingerprint with the one that
+    /// `kms-server init` printed before anything is sealed: [`ImportKey::pinned`].
+    pub async fn import_key(&self) -> Result<ImportKey, CallError> {
+        let send = |channel, request| async move { wire(channel).get_import_key(request).await };
+        let request = v1::GetImportKeyRequest {};
+        let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
+        Ok(ImportKey::from_wire(reply)?)
+    }
+
+    /// Imports the chunks of a sealed file, from any of them on, in order: one result a line. To import
+    /// them again changes nothing.
+    pub fn import_sealed(
+        &self,
+        parts: impl Stream<Item = SealedPart> + Send + 'static,
+        rules: ImportRules,
+    ) -> ImportResults {
+        ImportResults::of(sealed::start_import(self.client.shared(), parts, rules))
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Config {
     pub keyring: keyring::Config,
     /// What may be imported.
     pub import: lifecycle::Config,
+    /// Whose sealed import files are taken.
+    pub import_signers: lifecycle::Signers,
     /// The record of what is done.
     pub audit: audit::Config,
     /// The wire.

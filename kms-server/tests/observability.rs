@@ -25,8 +25,8 @@ use kms_server::{
         audit::{PublicKey, Signature},
     },
     hsm::{
-        BlockSeals, GcmOpen, NotAuthentic, SealedKeys, Signs, Token, TokenCare, TokenError,
-        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Signs, Token, TokenCare,
+        TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -76,6 +76,7 @@ async fn create(admin: &mut MetersClient<Channel>, n: u64) {
         security_setup: 0,
         protection: 0,
         clear_value: value.into(),
+        wrapped_value: Vec::new().into(),
     };
     let meter = NewMeter {
         meter_id: id(n),
@@ -523,6 +524,8 @@ impl SealedKeys for Slow {
         self.0.open_apdus(key, apdus)
     }
 }
+
+impl ImportsKeys for Slow {}
 
 impl Signs for Slow {
     fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {

@@ -56,6 +56,7 @@ fn meter(n: u64) -> NewMeter {
         security_setup: 0,
         protection: 0,
         clear_value: value.into(),
+        wrapped_value: Vec::new().into(),
     };
     NewMeter {
         meter_id: id(n),

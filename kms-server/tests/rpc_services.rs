@@ -46,7 +46,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
 }
 
 fn key(kind: KeyKind, value: Vec<u8>) -> NewKey {
-    NewKey { kind: kind as i32, security_setup: 0, protection: 0, clear_value: value.into() }
+    NewKey { kind: kind as i32, clear_value: value.into(), ..NewKey::default() }
 }
 
 fn meter(n: u64) -> NewMeter {
@@ -199,8 +199,13 @@ on_a_token! {
                 ImportMetersRequest {
                     rules,
                     lines: vec![line(1, meter(1)), line(2, unreadable), line(3, meter(3))],
+                    sealed: None,
                 },
-                ImportMetersRequest { rules: None, lines: vec![line(4, meter(1))] },
+                ImportMetersRequest {
+                    rules: None,
+                    lines: vec![line(4, meter(1))],
+                    sealed: None,
+                },
             ];
             let mut answers =
                 admin.import_meters(tokio_stream::iter(messages)).await.unwrap().into_inner();

@@ -8,6 +8,7 @@
 //! | [`settings`] | `kms.toml`, `client.toml` and `softhsm2.conf` as text |
 //! | [`site`] | the directory: [`Site::make`], [`Site::open`] |
 //! | [`server`] | [`Site::init`], [`Site::start`], and the [`Running`] server |
+//! | [`sealing`] | sealed imports as operators do them |
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
 //! | [`demo`], [`dev`] | what the two commands do; [`table`] prints |
@@ -29,6 +30,7 @@ pub mod dev;
 mod files;
 pub mod fleet;
 pub mod programs;
+pub mod sealing;
 pub mod server;
 pub mod settings;
 pub mod site;

@@ -42,6 +42,7 @@ fn row(method: Method) -> Row {
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
+        Method::MetersGetImportKey => (&[AmiAdmin], DONE),
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
         Method::AuditFollowEvents => (&[Auditor], DONE),
         Method::AuditVerifyChain => (&[Auditor], DONE),
@@ -69,6 +70,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetMeter
         | Method::MetersListMeters
         | Method::MetersDeleteMeter
+        | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus => true,

@@ -5,18 +5,14 @@
 
 mod common;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use common::{
     Home, client,
     fleet::{GAK, GUEK, add, apdu, line, line_in_hsm, push, value},
-    home_with, warm,
+    home_with,
+    search::{self, Hits, Needles, base64, halves, spellings},
+    warm,
 };
 use kms_client::Verdict;
 use softhsm_tests::{Role, Running};
@@ -25,175 +21,26 @@ const IN_MEMORY: std::ops::Range<u64> = 1..201;
 const IN_HSM: std::ops::Range<u64> = 201..221;
 const ARENA_MIB: u64 = 3;
 
-/// One mapping of a process.
-struct Mapping {
-    start: u64,
-    end: u64,
-    name: String,
-    locked: bool,
-    dumped: bool,
-    /// Nothing of it is in memory or swap: never written.
-    untouched: bool,
-}
-
-impl Mapping {
-    fn len(&self) -> u64 {
-        self.end - self.start
-    }
-
-    /// The arena: anonymous, locked, left out of dumps, of the size that was asked for.
-    fn is_arena(&self) -> bool {
-        self.locked && !self.dumped && self.name.is_empty() && self.len() == ARENA_MIB << 20
-    }
-
-    fn kind(&self) -> String {
-        match self.name.as_str() {
-            _ if self.is_arena() => "arena".to_owned(),
-            "" => "anonymous (heaps and stacks of threads)".to_owned(),
-            name => name.to_owned(),
-        }
-    }
-}
-
-fn mappings(pid: u32) -> io::Result<Vec<Mapping>> {
-    let mut mappings: Vec<Mapping> = Vec::new();
-    for line in fs::read_to_string(format!("/proc/{pid}/smaps"))?.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let Some((start, end)) = words[0].split_once('-') {
-            mappings.push(Mapping {
-                start: u64::from_str_radix(start, 16).unwrap(),
-                end: u64::from_str_radix(end, 16).unwrap(),
-                name: words.get(5).copied().unwrap_or_default().to_owned(),
-                locked: false,
-                dumped: true,
-                untouched: true,
-            });
-        } else if matches!(words[0], "Rss:" | "Swap:") && words[1] != "0" {
-            mappings.last_mut().unwrap().untouched = false;
-        } else if words[0] == "VmFlags:" {
-            let mapping = mappings.last_mut().unwrap();
-            mapping.locked = words.contains(&"lo");
-            mapping.dumped = !words.contains(&"dd");
-        }
-    }
-    Ok(mappings)
-}
-
-/// Many short needles in much hay.
-struct Needles {
-    needles: Vec<(String, Vec<u8>)>,
-    /// By their first two bytes.
-    by_start: Vec<Vec<usize>>,
-}
-
-impl Needles {
-    fn new(needles: Vec<(String, Vec<u8>)>) -> Self {
-        let mut by_start = vec![Vec::new(); 1 << 16];
-        for (index, (_, needle)) in needles.iter().enumerate() {
-            by_start[usize::from(u16::from_be_bytes([needle[0], needle[1]]))].push(index);
-        }
-        Self { needles, by_start }
-    }
-
-    /// Which are there, as often as they are. Pages without content, which are most, cost little.
-    fn found(&self, hay: &[u8]) -> Vec<&str> {
-        const PAGE: usize = 4096;
-        let mut found = Vec::new();
-        let is_blank = |page: usize| {
-            let end = hay.len().min((page + 1) * PAGE);
-            hay[page * PAGE..end] == [0; PAGE][..end - page * PAGE]
-        };
-        let pages = hay.len().div_ceil(PAGE);
-        let mut page = 0;
-        while page < pages {
-            let first = page;
-            while page < pages && !is_blank(page) {
-                page += 1;
-            }
-            // With a page more: a needle may reach into it, its last bytes zeros.
-            found.extend(self.found_in(&hay[first * PAGE..hay.len().min((page + 1) * PAGE)]));
-            page += 1;
-        }
-        found
-    }
-
-    fn found_in(&self, hay: &[u8]) -> Vec<&str> {
-        let mut found = Vec::new();
-        for at in 0..hay.len().saturating_sub(1) {
-            let candidates =
-                &self.by_start[usize::from(u16::from_be_bytes([hay[at], hay[at + 1]]))];
-            for index in candidates {
-                let (name, needle) = &self.needles[*index];
-                if hay[at..].starts_with(needle) {
-                    found.push(name.as_str());
-                }
-            }
-        }
-        found
-    }
-}
-
-/// Where in the process's memory the needles are: kind of mapping → names, one for each hit.
-fn scan(pid: u32, needles: &Needles) -> io::Result<(BTreeMap<String, Vec<String>>, u64)> {
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let mut hits: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut scanned = 0;
-    for mapping in mappings(pid)? {
-        if mapping.untouched {
-            continue;
-        }
-        let mut bytes = vec![0; mapping.len() as usize];
-        // Guard pages and the kernel's own can't be read.
-        if memory.read_exact_at(&mut bytes, mapping.start).is_err() {
-            continue;
-        }
-        scanned += mapping.len();
-        let names = needles.found(&bytes).into_iter().map(str::to_owned);
-        hits.entry(mapping.kind()).or_default().extend(names);
-    }
-    hits.retain(|_, names| !names.is_empty());
-    Ok((hits, scanned))
-}
-
-/// Each key as bytes and both halves of it: a copy that was half overwritten is found, too.
+/// Each key as bytes.
 fn keys(meters: impl Iterator<Item = u64>, salts: &[u8]) -> Needles {
     let mut needles = Vec::new();
     for n in meters {
         for salt in salts {
-            let value = value(n, *salt);
-            needles.push((format!("{n}/{salt}"), value[..8].to_vec()));
-            needles.push((format!("{n}/{salt}"), value[8..].to_vec()));
+            needles.extend(halves(&format!("{n}/{salt}"), &value(n, *salt)));
         }
     }
     Needles::new(needles)
 }
 
-/// The same as text: hexadecimal in either case, and base64.
+/// The same, and as text.
 fn as_text(meters: impl Iterator<Item = u64>) -> Needles {
     let mut needles = Vec::new();
     for n in meters {
         for salt in [GUEK, GAK] {
-            let value = value(n, salt);
-            let name = format!("{n}/{salt}");
-            needles.push((name.clone(), value[..8].to_vec()));
-            needles.push((name.clone(), value[8..].to_vec()));
-            needles.push((name.clone(), hex::encode(&value[..8]).into_bytes()));
-            needles.push((name.clone(), hex::encode_upper(&value[..8]).into_bytes()));
-            needles.push((name, base64(&value[..12]).into_bytes()));
+            needles.extend(spellings(&format!("{n}/{salt}"), &value(n, salt)));
         }
     }
     Needles::new(needles)
-}
-
-/// Of a multiple of three bytes.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let digit = |three: &[u8], shift: u32| {
-        let number = u32::from_be_bytes([0, three[0], three[1], three[2]]);
-        char::from(DIGITS[(number >> shift & 63) as usize])
-    };
-    let four = |three| [18, 12, 6, 0].map(|shift| digit(three, shift));
-    bytes.chunks_exact(3).flat_map(four).collect()
 }
 
 fn files_below(dir: &Path, files: &mut Vec<std::path::PathBuf>) {
@@ -228,20 +75,8 @@ async fn open_all(home: &Home) {
     }
 }
 
-/// `None` where this account may not look: it says so.
-fn look(running: &Running, needles: &Needles, what: &str) -> Option<BTreeMap<String, Vec<String>>> {
-    match scan(running.pid(), needles) {
-        Ok((hits, scanned)) => {
-            let counts: BTreeMap<&str, usize> =
-                hits.iter().map(|(kind, names)| (kind.as_str(), names.len())).collect();
-            println!("{what}: {} MiB scanned, hits {counts:?}", scanned >> 20);
-            Some(hits)
-        }
-        Err(error) => {
-            println!("skipped: this account may not read the server's memory: {error}");
-            None
-        }
-    }
+fn look(running: &Running, needles: &Needles, what: &str) -> Option<Hits> {
+    search::look(running, needles, ARENA_MIB, what)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,9 +200,9 @@ async fn invariant_1_the_process_is_not_dumped_and_its_arena_is_locked() {
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .unwrap();
     assert!(kib >= ARENA_MIB << 10, "{kib} KiB are locked");
-    match mappings(running.pid()) {
+    match search::mappings(running.pid()) {
         Ok(mappings) => {
-            assert_eq!(mappings.iter().filter(|mapping| mapping.is_arena()).count(), 1);
+            assert_eq!(mappings.iter().filter(|mapping| mapping.is_arena(ARENA_MIB)).count(), 1);
         }
         Err(error) => println!("skipped: this account may not see the server's mappings: {error}"),
     }

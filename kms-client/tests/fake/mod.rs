@@ -233,6 +233,13 @@ impl Meters for Fake {
         Ok(Response::new(v1::DeleteMeterResponse {}))
     }
 
+    async fn get_import_key(
+        &self,
+        _: Request<v1::GetImportKeyRequest>,
+    ) -> Result<Response<v1::GetImportKeyResponse>, Status> {
+        Err(Status::unimplemented("the fake has no token"))
+    }
+
     type ImportMetersStream = Replies<v1::ImportMetersResponse>;
 
     async fn import_meters(

@@ -54,7 +54,8 @@ async fn run(config: Config) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, audit, rpc, log: _ } = config;
+    let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
+        config;
     let hsm = connect_token(hsm, &domain)?;
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let audit = open_audit(audit, &site.data_dir, &domain, &measured, &hsm, &clock).await?;
@@ -70,13 +71,16 @@ async fn run(config: Config) -> Result<(), Fault> {
     let token = hsm.clone();
     let parts = rpc::Parts {
         ciphering: Arc::new(Ciphering::new(Arc::clone(&keyring), hsm.clone())),
-        lifecycle: Arc::new(Lifecycle::new(
-            import,
-            Arc::clone(&keyring),
-            measured.clone(),
-            Arc::clone(&clock),
-            Arc::new(OperatingSystem),
-        )),
+        lifecycle: Arc::new(
+            Lifecycle::new(
+                import,
+                Arc::clone(&keyring),
+                measured.clone(),
+                Arc::clone(&clock),
+                Arc::new(OperatingSystem),
+            )
+            .with_signers(import_signers),
+        ),
         keyring: Arc::clone(&keyring),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),

@@ -156,6 +156,29 @@ pub enum ConfigError {
     /// TLS is off towards another machine.
     #[error(transparent)]
     StoreLeavesMachine(#[from] crate::store::postgres::BadTls),
+    /// A signer's file can't be read.
+    #[error(
+        "`import.signers` names {path}, which cannot be read: put the signer's public key there"
+    )]
+    SignerUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a key that verifies signatures of ours.
+    #[error("`import.signers` names {path}, which holds no P-256 public key in PEM")]
+    Signer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: crate::lifecycle::BadSigner,
+    },
+    /// One name, two keys.
+    #[error("`import.signers` names {0:?} twice: give each key a name of its own")]
+    SignerTwice(String),
     /// Nobody could call.
     #[error("there is no [[rpc.callers]]: name at least one caller and its roles")]
     NoCallers,

@@ -129,6 +129,15 @@ impl Default for KeyringSection {
 #[serde(deny_unknown_fields, default)]
 struct ImportSection {
     allow_clear: bool,
+    signers: Vec<SignerSection>,
+}
+
+/// Somebody whose sealed import files are taken.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignerSection {
+    name: String,
+    public_key: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -247,12 +256,13 @@ impl TryFrom<Sections> for Config {
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
         let Sections { site, hsm, store, keyring, import, audit, rpc, metrics, log } = sections;
-        let ImportSection { allow_clear } = import;
+        let ImportSection { allow_clear, signers } = import;
         Ok(Self {
             site: site.try_into()?,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
             import: lifecycle::Config { allow_clear },
+            import_signers: signing(signers)?,
             audit: audit.try_into()?,
             rpc: (rpc, metrics).try_into()?,
             log,
@@ -482,6 +492,25 @@ impl TryFrom<LimitsSection> for Limits {
         }
         Ok(limits)
     }
+}
+
+/// Reads the signers' public keys, which are no secrets.
+fn signing(sections: Vec<SignerSection>) -> Result<lifecycle::Signers, ConfigError> {
+    let mut signers = BTreeMap::new();
+    for SignerSection { name, public_key } in sections {
+        let name = text("import.signers.name", name, 64)?;
+        let path = absolute("import.signers.public_key", public_key)?;
+        let pem = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::SignerUnreadable { path: path.clone(), source })?;
+        lifecycle::Signers::new([(name.clone(), pem.clone())])
+            .map_err(|bad| ConfigError::Signer { path, source: bad })?;
+        if signers.insert(name.clone(), pem).is_some() {
+            return Err(ConfigError::SignerTwice(name));
+        }
+    }
+    // Each was read once already.
+    lifecycle::Signers::new(signers)
+        .map_err(|bad| ConfigError::Signer { path: PathBuf::new(), source: bad })
 }
 
 fn policy(

@@ -104,6 +104,8 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
             || setting.contains("arena_mib")
             || setting.contains("hes =")
             || setting.contains("listen =")
+            || setting.contains("\"provisioning\"")
+            || setting.contains("public_key =")
             || of_postgresql(setting)
         {
             continue; // Moved by the test; the other of two; moved; not a default.
@@ -194,6 +196,28 @@ fn a_database_elsewhere_is_not_reached_without_tls_and_its_password_is_not_repea
     let mistyped = on_postgresql(&place, mistyped).unwrap_err().to_string();
     assert!(!mistyped.contains("80082"), "{mistyped}");
     assert!(!exposed.contains("hunter2"), "{exposed}");
+}
+
+#[test]
+fn a_signer_without_a_key_that_can_be_read_is_refused() {
+    let place = Place::new();
+    let signer = |path: &str| format!("signers = [{{ name = \"p\", public_key = \"{path}\" }}]");
+    let sentence = place.refusal("#signers = []", &signer("/nowhere/p.pem"));
+    says(&sentence, &["`import.signers`", "/nowhere/p.pem"]);
+    let sentence = place.refusal("#signers = []", &signer("/dev/null"));
+    says(&sentence, &["`import.signers`", "P-256"]);
+    let sentence = place.refusal("#signers = []", &signer("p.pem"));
+    says(&sentence, &["`import.signers.public_key`"]);
+
+    // As the example shows it, it is accepted; a second key of that name is not.
+    let key = rcgen::KeyPair::generate().unwrap().public_key_pem();
+    let path = place.write("signer.pem", key.as_bytes(), 0o644);
+    let signer =
+        format!("[[import.signers]]\nname = \"provisioning\"\npublic_key = \"{}\"", path.display());
+    let shown = format!("#{}", signer.replace('\n', "\n#"));
+    assert!(!place.with(&shown, &signer).unwrap().import_signers.is_empty());
+    let sentence = place.refusal(&shown, &format!("{signer}\n{signer}"));
+    says(&sentence, &["`import.signers`", "twice"]);
 }
 
 #[test]

@@ -215,6 +215,12 @@ details! {
     Verdict = 12 "verdict";
     /// The number under which a call waited for its second person.
     Approval = 13 "approval";
+    /// Which sealed file a meter came from: the beginning of its header's SHA-256.
+    SealedFile = 14 "sealed_file";
+    /// Who signed it: the beginning of SHA-256 over his public key.
+    SealedSigner = 15 "sealed_signer";
+    /// Which chunk of it, from 0.
+    SealedChunk = 16 "sealed_chunk";
 }
 
 impl Detail {

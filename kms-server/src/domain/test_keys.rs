@@ -30,6 +30,19 @@ pub fn is_test_key(value: &[u8]) -> bool {
     one_byte || counting || published
 }
 
+/// All test keys of 16 and of 32 bytes: for comparing fingerprints where a value is not to be seen.
+pub fn all() -> impl Iterator<Item = Vec<u8>> {
+    let runs = [16u8, 32].into_iter().flat_map(|len| {
+        (0..=u8::MAX).flat_map(move |first| {
+            let one_byte = vec![first; len.into()];
+            let counting = (0..len).map(|step| first.wrapping_add(step)).collect();
+            [one_byte, counting]
+        })
+    });
+    let pairs = PUBLISHED.iter().flat_map(|a| PUBLISHED.iter().map(|b| [&a[..], b].concat()));
+    PUBLISHED.iter().map(|key| key.to_vec()).chain(pairs).chain(runs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +55,19 @@ mod tests {
         assert!(is_test_key(&[0; 16]));
         assert!(is_test_key(&[0xAA; 32]));
         assert!(is_test_key(&core::array::from_fn::<u8, 32, _>(|i| i as u8)));
+    }
+
+    #[test]
+    fn all_are_test_keys_and_none_is_left_out() {
+        let all: std::collections::HashSet<Vec<u8>> = all().collect();
+        assert!(all.iter().all(|key| is_test_key(key)));
+        // One byte, counting, published and pairs of those; three published ones count upwards.
+        assert!(all.len() > 4 * 256 + 81, "{}", all.len());
+        for key in PUBLISHED {
+            assert!(all.contains(&key[..]) && all.contains(&key.repeat(2)));
+        }
+        assert!(all.contains(&vec![0xAA; 32]));
+        assert!(all.contains(&(250..=255).chain(0..26).collect::<Vec<u8>>()));
     }
 
     #[test]

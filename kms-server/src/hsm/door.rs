@@ -15,7 +15,7 @@ use tracing::Span;
 use zeroize::Zeroizing;
 
 use super::{
-    GcmOpen, NotAuthentic, Token, TokenError, TokenStatus, WrappedKey,
+    GcmOpen, ImportKey, NotAuthentic, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
 use crate::{
@@ -107,6 +107,16 @@ impl Hsm {
         apdus: Vec<GcmOpen>,
     ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
         self.pass(Operation::OpenApdus, move |token| token.open_apdus(&key, &apdus)).await
+    }
+
+    /// [`ImportsKeys::import_key`](super::ImportsKeys::import_key).
+    pub async fn import_key(&self) -> Result<ImportKey, TokenError> {
+        self.pass(Operation::ImportKey, |token| token.import_key()).await
+    }
+
+    /// [`ImportsKeys::take_keys`](super::ImportsKeys::take_keys).
+    pub async fn take_keys(&self, job: TakeKeys) -> Result<Taken, TokenError> {
+        self.pass(Operation::TakeKeys, move |token| token.take_keys(&job)).await
     }
 
     /// `len` bytes (at most 4096) from the token's generator.
@@ -221,7 +231,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, SealedKeys, Signs, TokenCare},
+        super::{BlockSeals, ImportsKeys, SealedKeys, Signs, TokenCare},
         *,
     };
 
@@ -261,6 +271,8 @@ mod tests {
             Ok(apdus.iter().map(|_| Err(NotAuthentic)).collect())
         }
     }
+
+    impl ImportsKeys for Stuck {}
 
     impl Signs for Stuck {
         fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {

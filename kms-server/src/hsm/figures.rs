@@ -18,6 +18,8 @@ pub(super) enum Operation {
     Open,
     Wrap,
     OpenApdus,
+    ImportKey,
+    TakeKeys,
     Random,
     Sign,
     PublicKey,
@@ -26,11 +28,13 @@ pub(super) enum Operation {
 
 impl Operation {
     /// All of them, in the order of their numbers, with their words.
-    const ALL: [(Self, &'static str); 8] = [
+    const ALL: [(Self, &'static str); 10] = [
         (Self::Seal, "seal"),
         (Self::Open, "open"),
         (Self::Wrap, "wrap"),
         (Self::OpenApdus, "open_apdus"),
+        (Self::ImportKey, "import_key"),
+        (Self::TakeKeys, "take_keys"),
         (Self::Random, "random"),
         (Self::Sign, "sign"),
         (Self::PublicKey, "public_key"),

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod door;
 mod figures;
+mod importing;
 pub mod pkcs11;
 
 use std::{error::Error as StdError, fmt};
@@ -15,6 +16,10 @@ use crate::domain::{
 
 pub use config::{BadConfig, Config, OaepHash, Pin};
 pub use door::Hsm;
+pub use importing::{
+    ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder,
+    TakeKeys, Taken, TakenKey,
+};
 
 /// Boxed cause of an error.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -129,8 +134,8 @@ pub trait Signs: Send + Sync + 'static {
 }
 
 /// All that a token is to this service.
-pub trait Token: BlockSeals + SealedKeys + TokenCare + Signs {}
-impl<T: BlockSeals + SealedKeys + TokenCare + Signs> Token for T {}
+pub trait Token: BlockSeals + SealedKeys + ImportsKeys + TokenCare + Signs {}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + TokenCare + Signs> Token for T {}
 
 /// For `GetStatus` and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

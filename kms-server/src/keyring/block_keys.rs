@@ -205,10 +205,14 @@ pub(super) fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
     hash.finalize().into()
 }
 
+/// What a key's fingerprint is the CMAC of.
+pub(super) fn fingerprint_label(domain: &DomainId) -> Vec<u8> {
+    [b"ami.kms/fingerprint/1".as_slice(), &domain.0].concat()
+}
+
 /// Identity of an AES key's value within its domain, and its check value. `None`: not 16 or 32 bytes.
 pub(super) fn identify(domain: &DomainId, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
-    let label = [b"ami.kms/fingerprint/1".as_slice(), &domain.0].concat();
-    let fingerprint = cmac_under(key, &label)?;
+    let fingerprint = cmac_under(key, &fingerprint_label(domain))?;
     let [a, b, c, d, e, ..] = cmac_under(key, &[0; 16])?;
     Some((Fingerprint(fingerprint), [a, b, c, d, e]))
 }

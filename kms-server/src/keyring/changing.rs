@@ -23,6 +23,9 @@ use super::{
     opening::{Unsealed, Verified},
 };
 
+/// The `wrap` key, the first of the subkeys, in bytes.
+pub(super) const WRAP_KEY_LEN: usize = 32;
+
 /// The first version of a block's secret.
 const FIRST_SECRET: u32 = 1;
 
@@ -55,6 +58,11 @@ impl Change {
     /// Which block.
     pub fn block(&self) -> BlockNo {
         self.block
+    }
+
+    /// The block's `wrap` key, where it lies in the arena.
+    pub(super) fn wrap_key(&self) -> &[u8] {
+        self.unsealed.subkeys.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
     }
 
     /// The record of this meter as it stands, staged changes included.

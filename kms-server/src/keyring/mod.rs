@@ -13,12 +13,13 @@ mod following;
 mod ids;
 mod opening;
 mod scrub;
+mod sealed;
 mod table;
 pub mod warm_up;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use arc_swap::ArcSwap;
@@ -38,6 +39,7 @@ pub use changing::{Change, WrappedValue};
 pub use following::NotFollowing;
 use ids::IdIndex;
 pub use scrub::scrub_stack;
+pub use sealed::{SealedKey, TakeError};
 pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
 
 /// What the keyring needs, checked.
@@ -142,6 +144,8 @@ pub struct Keyring {
     /// Whether other processes write to the store.
     shared: bool,
     following: following::Following,
+    /// Made when the first sealed key comes in.
+    test_keys: OnceLock<sealed::TestKeys>,
     hsm: Hsm,
     store: Arc<dyn ReadStore>,
     commits: Arc<dyn AuditedStore>,
@@ -195,6 +199,7 @@ impl Keyring {
             progress: warm_up::Progress::default(),
             shared: store.follow().is_some(),
             following: following::Following::default(),
+            test_keys: OnceLock::new(),
             hsm,
             store,
             commits,

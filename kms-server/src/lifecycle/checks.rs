@@ -1,7 +1,7 @@
 //! What can be said of an import line without looking at anything else.
 
-use super::{Config, ImportRules, NewKey, NewMeter, Refusal};
-use crate::domain::{ClearKey, KeyKind, Protection, test_keys};
+use super::{Config, ImportRules, KeyValue, NewKey, NewMeter, Refusal};
+use crate::domain::{KeyKind, Protection, test_keys};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;
@@ -21,26 +21,41 @@ pub(super) fn protection_of(key: &NewKey) -> Protection {
     key.protection.unwrap_or_else(|| key.kind.default_protection())
 }
 
+/// How a line came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Its keys are in clear.
+    Clear,
+    /// It is of a sealed file.
+    Sealed,
+}
+
 /// Checks a line by itself.
-pub(super) fn check(config: Config, rules: ImportRules, meter: &NewMeter) -> Result<(), Refusal> {
+pub(super) fn check(
+    config: Config,
+    rules: ImportRules,
+    form: Form,
+    meter: &NewMeter,
+) -> Result<(), Refusal> {
     if meter.logical_device_name.len() > LOGICAL_DEVICE_NAME_MAX {
         return Err(refusal("NAME_TOO_LONG", "a logical device name has at most 64 bytes"));
     }
     if meter.keys.len() > KEYS_MAX {
         return Err(refusal("TOO_MANY_KEYS", format!("a line brings at most {KEYS_MAX} keys")));
     }
-    if !meter.keys.is_empty() && !config.allow_clear {
+    if form == Form::Clear && !meter.keys.is_empty() && !config.allow_clear {
         return Err(refusal(
             "CLEAR_IMPORT_OFF",
             "this site takes no keys in clear: use a wrapped import, or set import.allow_clear on a \
              site that is not in production",
         ));
     }
-    meter.keys.iter().try_for_each(|key| check_key(rules, key))
+    meter.keys.iter().try_for_each(|key| check_key(rules, form, key))
 }
 
-fn check_key(rules: ImportRules, key: &NewKey) -> Result<(), Refusal> {
+fn check_key(rules: ImportRules, form: Form, key: &NewKey) -> Result<(), Refusal> {
     let NewKey { kind, setup: _, protection: _, value } = key;
+    check_form(form, *kind, value)?;
     check_length(*kind, value)?;
     let protection = protection_of(key);
     if !kind.allows(protection) {
@@ -52,20 +67,44 @@ fn check_key(rules: ImportRules, key: &NewKey) -> Result<(), Refusal> {
             },
         ));
     }
-    let known = kind.is_cipher_key() && test_keys::is_test_key(value.expose_clear_key_bytes());
-    if known && !rules.allow_test_keys {
-        return Err(refusal(
-            "TEST_KEY",
-            format!(
-                "the {kind} is all one byte or a published test key: give the meter's real key, or \
-                 pass --allow-test-keys on a site that is not in production"
-            ),
-        ));
+    // What is sealed shows its fingerprint later, in the token.
+    let known = match value {
+        KeyValue::Clear(clear) => test_keys::is_test_key(clear.expose_clear_key_bytes()),
+        KeyValue::Sealed(_) | KeyValue::Taken(_) => false,
+    };
+    if kind.is_cipher_key() && known && !rules.allow_test_keys {
+        return Err(test_key(*kind));
     }
     Ok(())
 }
 
-fn check_length(kind: KeyKind, value: &ClearKey) -> Result<(), Refusal> {
+/// A key that everybody knows.
+pub(super) fn test_key(kind: KeyKind) -> Refusal {
+    refusal(
+        "TEST_KEY",
+        format!(
+            "the {kind} is all one byte or a published test key: give the meter's real key, or pass \
+             --allow-test-keys on a site that is not in production"
+        ),
+    )
+}
+
+fn check_form(form: Form, kind: KeyKind, value: &KeyValue) -> Result<(), Refusal> {
+    match (form, value) {
+        (Form::Clear, KeyValue::Clear(_)) => Ok(()),
+        (Form::Sealed, KeyValue::Sealed(_)) if kind.is_cipher_key() => Ok(()),
+        (Form::Sealed, KeyValue::Sealed(_)) => Err(refusal(
+            "SECRET_NOT_SEALABLE",
+            format!(
+                "a {kind} is of free length, and AES key wrap carries keys of 16 or 32 bytes: leave it \
+                 out of the sealed file"
+            ),
+        )),
+        _ => Err(refusal("WRONG_FORM", "wrapped keys come in sealed files, clear ones do not")),
+    }
+}
+
+fn check_length(kind: KeyKind, value: &KeyValue) -> Result<(), Refusal> {
     let len = value.len();
     if kind.is_cipher_key() && !matches!(len, 16 | 32) {
         return Err(refusal(

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    ImportResult, ImportRules, Imported, Lifecycle, LifecycleError, NewKey, NewMeter, Refusal,
-    TRIES, checks,
-    checks::{protection_of, refusal},
+    ImportResult, ImportRules, Imported, KeyValue, Lifecycle, LifecycleError, NewKey, NewMeter,
+    Refusal, SealedFile, TRIES,
+    checks::{self, Form, protection_of, refusal},
     merging,
 };
 use crate::{
     domain::{
-        BlockNo, ClearKey, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
+        BlockNo, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
         audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     },
     keyring::{Change, KeyringError},
@@ -21,15 +21,21 @@ use crate::{
 const NAMED_IN_WARNING: u32 = 3;
 
 /// A line that is under way.
-struct Line {
-    meter: Option<NewMeter>,
-    result: Option<ImportResult>,
+pub(super) struct Line {
+    pub(super) meter: Option<NewMeter>,
+    pub(super) result: Option<ImportResult>,
     subject: Subject,
     keys_added: usize,
+    /// GUEK and KEK values that it added, for the search for other meters that have them.
+    added: Vec<(KeyKind, Fingerprint)>,
 }
 
-/// GUEK and KEK values that this call added: who brought each first.
-type Seen = HashMap<Fingerprint, MeterId>;
+/// What staging a line came to.
+struct Staged {
+    result: ImportResult,
+    keys_added: usize,
+    added: Vec<(KeyKind, Fingerprint)>,
+}
 
 impl Lifecycle {
     /// Imports lines: one result each, in order. A line's refusal leaves the others alone; what is
@@ -43,10 +49,32 @@ impl Lifecycle {
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
+        self.import_of(call, None, meters, rules).await
+    }
+
+    /// Imports lines of a chunk of a sealed file, as [`Lifecycle::import`] does those in clear. No key of
+    /// theirs is seen: the token takes them over. The audit events name the file.
+    pub async fn import_sealed(
+        &self,
+        call: &AuditedCall,
+        (file, chunk): (&SealedFile, u32),
+        meters: Vec<NewMeter>,
+        rules: ImportRules,
+    ) -> Result<Vec<ImportResult>, LifecycleError> {
+        self.import_of(call, Some((file, chunk)), meters, rules).await
+    }
+
+    async fn import_of(
+        &self,
+        call: &AuditedCall,
+        source: Option<(&SealedFile, u32)>,
+        meters: Vec<NewMeter>,
+        rules: ImportRules,
+    ) -> Result<Vec<ImportResult>, LifecycleError> {
         for _ in 0..TRIES {
             // Decided on copies: if another writer was first, everything is decided anew.
             let attempt: Vec<NewMeter> = meters.iter().map(lend).collect();
-            match self.import_once(call, attempt, rules).await {
+            match self.import_once(call, source, attempt, rules).await {
                 Err(LifecycleError::Busy) => {}
                 done => return done,
             }
@@ -57,29 +85,43 @@ impl Lifecycle {
     async fn import_once(
         &self,
         call: &AuditedCall,
+        source: Option<(&SealedFile, u32)>,
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
+        let form = if source.is_some() { Form::Sealed } else { Form::Clear };
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
-            lines.push(self.checked(meter, rules).await?);
+            lines.push(self.checked(meter, form, rules).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
         let blocks: Vec<BlockNo> = titles.map(|title| self.keyring.block_of(&title)).collect();
         let changes = self.keyring.change(&blocks).await?;
         let mut changes: BTreeMap<BlockNo, Change> =
             changes.into_iter().map(|change| (change.block(), change)).collect();
-        let (mut ids, mut seen) = (HashMap::new(), Seen::new());
+        if let Some((file, _)) = source {
+            self.take_keys(file, &mut lines, &changes, rules).await?;
+        }
+        let mut ids = HashMap::new();
         for line in &mut lines {
             let Some(meter) = line.meter.take() else { continue };
             let block = self.keyring.block_of(&meter.system_title);
             let Some(change) = changes.get_mut(&block) else { continue };
             line.subject.block = Some(block);
-            let (result, keys_added) =
-                self.stage(change, meter, rules, &mut ids, &mut seen).await?;
-            (line.result, line.keys_added) = (Some(result), keys_added);
+            let staged = match self.stage(change, meter, rules, &mut ids).await? {
+                Ok(staged) => staged,
+                Err(refusal) => {
+                    Staged { result: refused(refusal), keys_added: 0, added: Vec::new() }
+                }
+            };
+            (line.result, line.keys_added, line.added) =
+                (Some(staged.result), staged.keys_added, staged.added);
         }
-        let entries = entries(call, rules, &lines, self.clock.unix_ms());
+        self.warn_of_duplicates(&mut lines).await?;
+        let mut entries = entries(call, rules, &lines, self.clock.unix_ms());
+        if let Some((file, chunk)) = source {
+            file.tell(chunk, &mut entries);
+        }
         let staged = if rules.dry_run { Vec::new() } else { changes.into_values().collect() };
         match self.keyring.commit(staged, entries).await {
             Err(KeyringError::Store(StoreError::Taken { .. })) => return Err(LifecycleError::Busy),
@@ -89,10 +131,15 @@ impl Lifecycle {
     }
 
     /// A line by itself, and whether its id belongs to another title.
-    async fn checked(&self, meter: NewMeter, rules: ImportRules) -> Result<Line, LifecycleError> {
+    async fn checked(
+        &self,
+        meter: NewMeter,
+        form: Form,
+        rules: ImportRules,
+    ) -> Result<Line, LifecycleError> {
         let title = Some(meter.system_title);
         let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
-        let outcome = match checks::check(self.config, rules, &meter) {
+        let outcome = match checks::check(self.config, rules, form, &meter) {
             Err(refusal) => Err(refusal),
             Ok(()) => match self.store.find_meter(&meter.meter_id).await? {
                 Some(place) if place.system_title != meter.system_title => {
@@ -102,35 +149,26 @@ impl Lifecycle {
             },
         };
         Ok(match outcome {
-            Ok(()) => Line { meter: Some(meter), result: None, subject, keys_added: 0 },
-            Err(refusal) => {
-                Line { meter: None, result: Some(refused(refusal)), subject, keys_added: 0 }
+            Ok(()) => {
+                Line { meter: Some(meter), result: None, subject, keys_added: 0, added: Vec::new() }
             }
+            Err(refusal) => Line {
+                meter: None,
+                result: Some(refused(refusal)),
+                subject,
+                keys_added: 0,
+                added: Vec::new(),
+            },
         })
     }
 
     async fn stage(
         &self,
         change: &mut Change,
-        meter: NewMeter,
-        rules: ImportRules,
-        ids: &mut HashMap<MeterId, SystemTitle>,
-        seen: &mut Seen,
-    ) -> Result<(ImportResult, usize), LifecycleError> {
-        match self.try_stage(change, meter, rules, ids, seen).await? {
-            Ok(result) => Ok(result),
-            Err(refusal) => Ok((refused(refusal), 0)),
-        }
-    }
-
-    async fn try_stage(
-        &self,
-        change: &mut Change,
         mut meter: NewMeter,
         rules: ImportRules,
         ids: &mut HashMap<MeterId, SystemTitle>,
-        seen: &mut Seen,
-    ) -> Result<Result<(ImportResult, usize), Refusal>, LifecycleError> {
+    ) -> Result<Result<Staged, Refusal>, LifecycleError> {
         let title = meter.system_title;
         match ids.get(&meter.meter_id) {
             Some(other) if *other != title => return Ok(Err(id_taken(&meter.meter_id, other))),
@@ -149,21 +187,30 @@ impl Lifecycle {
             Err(refusal) => return Ok(Err(refusal)),
         };
         if !is_new && news.is_empty() {
-            return Ok(Ok((accepted(Imported::Unchanged, Vec::new()), 0)));
+            let result = accepted(Imported::Unchanged);
+            return Ok(Ok(Staged { result, keys_added: 0, added: Vec::new() }));
         }
-        let warnings = self.duplicates(&news.keys, &meter.meter_id, seen).await?;
+        let unique =
+            |news: &&merging::NewsKey| matches!(news.key.kind, KeyKind::Guek | KeyKind::Kek);
+        let added = news.keys.iter().filter(unique).map(|news| (news.key.kind, news.fingerprint));
+        let added: Vec<_> = added.collect();
         let outcome = if is_new { Imported::Created } else { Imported::Updated };
         let mut wrapped = Vec::with_capacity(news.keys.len());
         for mut news in news.keys {
             let what = (news.key.kind, protection_of(&news.key));
-            let clear = std::mem::replace(&mut news.key.value, ClearKey::new(Vec::new()));
-            let value = self.keyring.wrap(change, &title, &news.id, what, clear).await?;
+            let value = match std::mem::take(&mut news.key.value) {
+                KeyValue::Clear(clear) => {
+                    self.keyring.wrap(change, &title, &news.id, what, clear).await?
+                }
+                KeyValue::Taken(taken) => taken.into_wrapped(),
+                KeyValue::Sealed(_) => return Ok(Err(not_taken())),
+            };
             wrapped.push((news, value));
         }
         let keys_added = wrapped.len();
         merging::apply(&mut record, meter, wrapped, self.clock.unix_ms());
         change.put(Record::Meter(record));
-        Ok(Ok((accepted(outcome, warnings), keys_added)))
+        Ok(Ok(Staged { result: accepted(outcome), keys_added, added }))
     }
 
     fn new_record(&self, meter: &NewMeter) -> MeterRecord {
@@ -183,12 +230,17 @@ impl Lifecycle {
         title: &SystemTitle,
         key: &NewKey,
     ) -> Result<Fingerprint, Refusal> {
+        let clear = match &key.value {
+            KeyValue::Clear(clear) => clear,
+            KeyValue::Taken(taken) => return Ok(taken.fingerprint()),
+            KeyValue::Sealed(_) => return Err(not_taken()),
+        };
         if !key.kind.is_cipher_key() {
-            return Ok(change.secret_fingerprint(title, &key.value));
+            return Ok(change.secret_fingerprint(title, clear));
         }
         let (fingerprint, _) = self
             .keyring
-            .identify(&key.value)
+            .identify(clear)
             .ok_or_else(|| refusal("KEY_LENGTH", "an AES key has 16 or 32 bytes"))?;
         Ok(fingerprint)
     }
@@ -201,43 +253,42 @@ impl Lifecycle {
         Ok(KeyId(id))
     }
 
-    /// Which of the new GUEK and KEK values other meters have. Not refused, since a fleet delivered
-    /// with one key is a fact; but a fact that somebody must hear of.
-    async fn duplicates(
-        &self,
-        news: &[merging::NewsKey],
-        id: &MeterId,
-        seen: &mut Seen,
-    ) -> Result<Vec<String>, LifecycleError> {
-        let unique = |kind| matches!(kind, KeyKind::Guek | KeyKind::Kek);
-        let values: Vec<_> = news.iter().filter(|news| unique(news.key.kind)).collect();
-        if values.is_empty() {
-            return Ok(Vec::new());
+    /// Tells which of the new GUEK and KEK values other meters have, stored or in earlier lines. Not
+    /// refused, since a fleet delivered with one key is a fact; but a fact that somebody must hear of.
+    async fn warn_of_duplicates(&self, lines: &mut [Line]) -> Result<(), LifecycleError> {
+        let all = lines.iter().flat_map(|line| &line.added).map(|(_, fingerprint)| *fingerprint);
+        let mut wanted: Vec<Fingerprint> = all.collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return Ok(());
         }
-        let fingerprints: Vec<Fingerprint> = values.iter().map(|news| news.fingerprint).collect();
-        let mut holders = self.store.holders_of(&fingerprints, NAMED_IN_WARNING).await?;
-        for news in &values {
-            match seen.get(&news.fingerprint) {
-                Some(first) if first != id => holders.push((news.fingerprint, first.clone())),
-                Some(_) => {}
-                None => _ = seen.insert(news.fingerprint, id.clone()),
-            }
+        // Asked once for all lines: each question is a way to the database and back.
+        let mut holders: HashMap<Fingerprint, Vec<MeterId>> = HashMap::new();
+        for (fingerprint, holder) in self.store.holders_of(&wanted, NAMED_IN_WARNING).await? {
+            holders.entry(fingerprint).or_default().push(holder);
         }
-        Ok(values
-            .iter()
-            .filter_map(|news| {
-                let mut names: Vec<&str> = holders
-                    .iter()
-                    .filter(|(value, holder)| *value == news.fingerprint && holder != id)
-                    .map(|(_, holder)| holder.as_str())
-                    .collect();
+        // Who brought each value first in this call.
+        let mut seen: HashMap<Fingerprint, MeterId> = HashMap::new();
+        for line in lines {
+            let (Some(result), Some(id)) = (&mut line.result, &line.subject.meter_id) else {
+                continue;
+            };
+            for (kind, fingerprint) in &line.added {
+                let first = seen.entry(*fingerprint).or_insert_with(|| id.clone());
+                let stored = holders.get(fingerprint).into_iter().flatten();
+                let others = stored.chain([&*first]).filter(|holder| *holder != id);
+                let mut names: Vec<&str> = others.map(MeterId::as_str).collect();
                 names.sort_unstable();
                 names.dedup();
                 names.truncate(NAMED_IN_WARNING as usize);
-                (!names.is_empty())
-                    .then(|| format!("the {} is also that of {}", news.key.kind, names.join(", ")))
-            })
-            .collect())
+                if !names.is_empty() {
+                    let names = names.join(", ");
+                    result.warnings.push(format!("the {kind} is also that of {names}"));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -247,7 +298,7 @@ fn lend(meter: &NewMeter) -> NewMeter {
         kind: key.kind,
         setup: key.setup,
         protection: key.protection,
-        value: ClearKey::new(key.value.expose_clear_key_bytes().to_vec()),
+        value: key.value.lend(),
     };
     NewMeter {
         meter_id: meter.meter_id.clone(),
@@ -298,12 +349,17 @@ fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) 
     entries
 }
 
-fn accepted(outcome: Imported, warnings: Vec<String>) -> ImportResult {
-    ImportResult { outcome: Ok(outcome), warnings }
+fn accepted(outcome: Imported) -> ImportResult {
+    ImportResult { outcome: Ok(outcome), warnings: Vec::new() }
 }
 
-fn refused(refusal: Refusal) -> ImportResult {
+pub(super) fn refused(refusal: Refusal) -> ImportResult {
     ImportResult { outcome: Err(refusal), warnings: Vec::new() }
+}
+
+/// A fault of ours, told as a refusal so that nothing is stored.
+fn not_taken() -> Refusal {
+    refusal("NOT_TAKEN", "the token has not taken this key: try again")
 }
 
 fn id_taken(id: &MeterId, title: &SystemTitle) -> Refusal {

@@ -1,22 +1,31 @@
 //! Keys' lives: meters come, bring keys, and go.
 //!
 //! An import is checked line by line ([`checks`]), laid beside what is known of the meter
-//! ([`merging`]), and committed for all of its blocks at once ([`importing`]).
+//! ([`merging`]), and committed for all of its blocks at once ([`importing`]). What a sealed file must
+//! show before the token takes its keys is in [`sealed`].
 
 mod checks;
 mod importing;
 mod merging;
+mod sealed;
+mod value;
 
 use std::sync::Arc;
 
+use tokio::sync::OnceCell;
+
+pub use sealed::{BadSigner, SealedChunk, SealedFile, SealedHeader, Signers};
+pub use value::{KeyValue, TakenValue};
+
 use crate::{
     domain::{
-        BlockNo, ClearKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record,
-        SecuritySetup, SystemTitle,
+        BlockNo, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record, SecuritySetup,
+        SystemTitle,
         audit::{AuditOutcome, AuditedCall, Subject},
         ports::{Clock, Randomness},
         record::Tombstone,
     },
+    hsm::ImportKey,
     keyring::{Keyring, KeyringError},
     store::{ReadStore, StoreError},
 };
@@ -52,8 +61,8 @@ pub struct NewKey {
     pub setup: SecuritySetup,
     /// `None`: the kind's default.
     pub protection: Option<Protection>,
-    /// Its bytes.
-    pub value: ClearKey,
+    /// Its bytes, or what they are wrapped in.
+    pub value: KeyValue,
 }
 
 /// What an import lets through.
@@ -179,6 +188,8 @@ pub struct Lifecycle {
     store: Arc<dyn ReadStore>,
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
+    signers: Signers,
+    import_key: OnceCell<ImportKey>,
 }
 
 impl Lifecycle {
@@ -191,7 +202,22 @@ impl Lifecycle {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
     ) -> Self {
-        Self { config, keyring, store, clock, randomness }
+        Self {
+            config,
+            keyring,
+            store,
+            clock,
+            randomness,
+            signers: Signers::default(),
+            import_key: OnceCell::new(),
+        }
+    }
+
+    /// Takes sealed files of these signers. Without, none is taken.
+    #[must_use]
+    pub fn with_signers(mut self, signers: Signers) -> Self {
+        self.signers = signers;
+        self
     }
 
     /// Creates one meter; the warnings are worth a look. Refused if it exists. What is done or

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     CreateMeterRequest, CreateMeterResponse, DeleteMeterRequest, DeleteMeterResponse,
-    GetMeterRequest, GetMeterResponse, ImportLine, ImportMetersRequest, ImportMetersResponse,
-    ListMetersRequest, ListMetersResponse, meters_server,
+    GetImportKeyRequest, GetImportKeyResponse, GetMeterRequest, GetMeterResponse, ImportLine,
+    ImportMetersRequest, ImportMetersResponse, ListMetersRequest, ListMetersResponse,
+    meters_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -15,13 +16,17 @@ use super::{
     in_order::{Answers, to_its_end},
     policy::Permit,
     recording::Recorder,
+    sealed::{self, SealedStream},
     status::{Refused, of_incoming, of_lifecycle},
     verb::Verb,
-    words,
+    words::{self, Form},
 };
 use crate::{
     domain::audit::{AuditOutcome, AuditedCall, Detail, Subject},
-    lifecycle::{ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal},
+    lifecycle::{
+        ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal, SealedFile,
+        SealedHeader,
+    },
 };
 
 /// What a page has unless the caller says otherwise.
@@ -157,19 +162,89 @@ impl meters_server::Meters for MetersService {
         let messages = request
             .into_inner()
             .map(move |message| message.map_err(|status| of_incoming(status, limit)));
-        let state = (self.clone(), call, None, messages);
+        let importing = Importing { service: self.clone(), call, rules: None, file: None };
+        let state = (importing, messages);
         // One message after the other: a later line may repeat a meter of an earlier one.
-        let answers = stream::try_unfold(state, |state| async move {
-            let (service, call, mut rules, mut messages) = state;
-            let Some(ImportMetersRequest { rules: given, lines }) = messages.try_next().await?
-            else {
-                return Ok(None);
-            };
-            let rules = *rules.get_or_insert_with(|| words::rules(given));
-            let answer = service.import(&call, lines, rules).await?;
-            Ok(Some((answer, (service, call, Some(rules), messages))))
+        let answers = stream::try_unfold(state, |(mut importing, mut messages)| async move {
+            match messages.try_next().await? {
+                Some(message) => {
+                    let answer = importing.answer(message).await?;
+                    Ok(Some((answer, (importing, messages))))
+                }
+                None => importing.end().await.map(|()| None),
+            }
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn get_import_key(
+        &self,
+        request: Request<GetImportKeyRequest>,
+    ) -> Result<Response<GetImportKeyResponse>, Status> {
+        let permit = Permit::of(&request, Verb::GetImportKey)?;
+        let call = self.audit.call(&permit, &request);
+        let _charge = self.budget.charge(Verb::GetImportKey, 1, 0)?;
+        let key = match self.lifecycle.import_key().await {
+            Ok(key) => key,
+            Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
+        };
+        self.audit.record(self.audit.entry(&call, Subject::NONE)).await?;
+        let (domain_id, site) = self.lifecycle.import_site();
+        Ok(Response::new(GetImportKeyResponse {
+            site: site.to_owned(),
+            domain_id: domain_id.to_vec().into(),
+            public_key: key.to_der().into(),
+            fingerprint: key.fingerprint().to_vec().into(),
+            oaep_hash: sealed::oaep_hash(key.oaep_hash) as i32,
+        }))
+    }
+}
+
+/// One stream of an import.
+struct Importing {
+    service: MetersService,
+    call: AuditedCall,
+    /// Of the first message.
+    rules: Option<ImportRules>,
+    /// The sealed file that it carries, if it does.
+    file: Option<SealedStream>,
+}
+
+impl Importing {
+    async fn answer(
+        &mut self,
+        message: ImportMetersRequest,
+    ) -> Result<ImportMetersResponse, Status> {
+        let ImportMetersRequest { rules: given, lines, sealed } = message;
+        let rules = *self.rules.get_or_insert_with(|| words::rules(given));
+        let part = match sealed {
+            Some(part) if lines.is_empty() => part,
+            None if self.file.is_none() => {
+                return self.service.import(&self.call, None, lines, rules).await;
+            }
+            _ => {
+                let problem = "a stream has lines, or the chunks of a sealed file, not both";
+                return Err(Refused::Field { field: "sealed", problem }.into());
+            }
+        };
+        let said = part.header.as_ref().map(|header| SealedHeader::number(&header.body));
+        match sealed::accept(&self.service.lifecycle, &mut self.file, part).await {
+            Ok((file, chunk, lines)) => {
+                self.service.import(&self.call, Some((file, chunk)), lines, rules).await
+            }
+            Err(why) => Err(self.service.audit.not_taken(&self.call, said, why).await),
+        }
+    }
+
+    /// After the last message.
+    async fn end(&self) -> Result<(), Status> {
+        let Some(file) = &self.file else { return Ok(()) };
+        match file.ended() {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                Err(self.service.audit.not_taken(&self.call, Some(file.number()), why).await)
+            }
+        }
     }
 }
 
@@ -178,6 +253,7 @@ impl MetersService {
     async fn import(
         &self,
         call: &AuditedCall,
+        source: Option<(SealedFile, u32)>,
         lines: Vec<ImportLine>,
         rules: ImportRules,
     ) -> Result<ImportMetersResponse, Status> {
@@ -186,7 +262,8 @@ impl MetersService {
         }
         let bytes = lines.iter().map(prost::Message::encoded_len).sum();
         let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
-        let (readable, lines) = read(lines);
+        let form = if source.is_some() { Form::Sealed } else { Form::Clear };
+        let (readable, lines) = read(lines, form);
         let unreadable = lines.len() - readable.len();
         if unreadable > 0 {
             let mut entry = self.audit.entry(call, Subject::NONE);
@@ -200,7 +277,13 @@ impl MetersService {
             if readable.is_empty() {
                 return Ok(Vec::new());
             }
-            match lifecycle.import(&call, readable, rules).await {
+            let results = match source {
+                Some((file, chunk)) => {
+                    lifecycle.import_sealed(&call, (&file, chunk), readable, rules).await
+                }
+                None => lifecycle.import(&call, readable, rules).await,
+            };
+            match results {
                 Ok(results) => Ok(results),
                 Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
             }
@@ -228,13 +311,13 @@ struct Line {
 }
 
 /// The meters that can be read, and all lines.
-fn read(lines: Vec<ImportLine>) -> (Vec<NewMeter>, Vec<Line>) {
+fn read(lines: Vec<ImportLine>, form: Form) -> (Vec<NewMeter>, Vec<Line>) {
     let mut readable = Vec::with_capacity(lines.len());
     let lines = lines
         .into_iter()
         .map(|ImportLine { line, meter }| {
             let meter_id = meter.as_ref().map_or_else(String::new, |meter| meter.meter_id.clone());
-            let unreadable = match words::new_meter(meter) {
+            let unreadable = match words::meter_of(meter, form) {
                 Ok(meter) => {
                     readable.push(meter);
                     None
@@ -294,8 +377,10 @@ mod tests {
 
     #[test]
     fn a_line_that_cannot_be_read_leaves_the_others_alone() {
-        let (readable, lines) =
-            read(vec![line(10, b"12345678"), line(20, b"short"), line(30, b"12345679")]);
+        let (readable, lines) = read(
+            vec![line(10, b"12345678"), line(20, b"short"), line(30, b"12345679")],
+            Form::Clear,
+        );
         assert_eq!(readable.len(), 2);
         let results = in_line(lines, vec![created(), created()]).unwrap();
         let told: Vec<_> = results
@@ -318,7 +403,7 @@ mod tests {
     #[test]
     fn results_that_do_not_fit_their_lines_are_not_answered() {
         for count in [0, 2] {
-            let (_, lines) = read(vec![line(1, b"12345678")]);
+            let (_, lines) = read(vec![line(1, b"12345678")], Form::Clear);
             assert!(in_line(lines, vec![created(); count]).is_err());
         }
     }

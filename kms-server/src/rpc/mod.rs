@@ -28,6 +28,7 @@ mod probes;
 mod recording;
 mod request_id;
 mod revocation;
+mod sealed;
 mod server;
 mod site;
 mod status;

@@ -66,7 +66,9 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream => &[Hes],
-            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters => &[AmiAdmin],
+            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters | Self::GetImportKey => {
+                &[AmiAdmin]
+            }
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],

@@ -7,6 +7,7 @@ use tonic::Status;
 use super::{
     policy::{CallerName, Permit},
     request_id::RequestId,
+    sealed::NotTaken,
     status::{Refused, word_of_lifecycle},
     summary::About,
     verb::Verb,
@@ -80,10 +81,30 @@ impl Recorder {
         subject: Subject,
         error: &LifecycleError,
     ) -> Status {
-        let (word, is_ours) = word_of_lifecycle(error);
-        let outcome =
-            if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) };
-        let recorded = self.record(call.entry(self.0.now_ms(), subject, outcome)).await;
+        let entry = call.entry(self.0.now_ms(), subject, outcome_of(error));
+        let recorded = self.record(entry).await;
         recorded.err().unwrap_or_else(|| super::status::of_lifecycle(error))
     }
+
+    /// Records why a chunk of a sealed file was not taken, and gives the status for it. `file` is the
+    /// number of the file as it says itself, true or not.
+    pub(super) async fn not_taken(
+        &self,
+        call: &AuditedCall,
+        file: Option<u64>,
+        why: NotTaken,
+    ) -> Status {
+        let (outcome, status) = match why {
+            NotTaken::Misshapen(refused) => (AuditOutcome::refused("BAD_FIELD"), refused.into()),
+            NotTaken::Refused(error) => (outcome_of(&error), super::status::of_lifecycle(&error)),
+        };
+        let mut entry = call.entry(self.0.now_ms(), Subject::NONE, outcome);
+        entry.details.extend(file.map(|number| (Detail::SealedFile, number)));
+        self.record(entry).await.err().unwrap_or(status)
+    }
+}
+
+fn outcome_of(error: &LifecycleError) -> AuditOutcome {
+    let (word, is_ours) = word_of_lifecycle(error);
+    if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) }
 }

@@ -47,7 +47,7 @@ pub(super) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
         }),
-        Verb::GetStatus => About::default(),
+        Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Never for two people; see `Verb::may_need_two_people`.
         Verb::Decrypt
         | Verb::DecryptBatch

@@ -75,6 +75,8 @@ verbs! {
     DeleteMeter = MetersDeleteMeter;
     /// Bring in meters and keys.
     ImportMeters = MetersImportMeters;
+    /// What sealed import files are sealed to.
+    GetImportKey = MetersGetImportKey;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Read the audit log.

@@ -9,7 +9,9 @@ use crate::{
         ClearKey, KeyKind, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Protection,
         SecuritySetup, SystemTitle,
     },
-    lifecycle::{ImportResult, ImportRules, Imported, MeterView, NewKey, NewMeter, Refusal},
+    lifecycle::{
+        ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter, Refusal,
+    },
 };
 
 /// Keys a meter may come with: every kind in every setup of a generous meter, in two versions.
@@ -40,8 +42,20 @@ pub(super) fn meter_id(name: &'static str, id: &str) -> Result<MeterId, Refused>
         .map_err(|_| field(name, "a meter id is 1 to 64 visible ASCII characters without spaces"))
 }
 
+/// How a meter's keys come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Clear,
+    Sealed,
+}
+
 /// A meter as it comes in.
 pub(super) fn new_meter(meter: Option<v1::NewMeter>) -> Result<NewMeter, Refused> {
+    meter_of(meter, Form::Clear)
+}
+
+/// A meter of either form.
+pub(super) fn meter_of(meter: Option<v1::NewMeter>, form: Form) -> Result<NewMeter, Refused> {
     let v1::NewMeter { meter_id: id, system_title, logical_device_name, keys, policy } =
         meter.ok_or(field("meter", "it is missing"))?;
     if keys.len() > KEYS_MAX {
@@ -54,13 +68,13 @@ pub(super) fn new_meter(meter: Option<v1::NewMeter>) -> Result<NewMeter, Refused
         meter_id: meter_id("meter.meter_id", &id)?,
         system_title: title("meter.system_title", &system_title)?,
         logical_device_name,
-        keys: keys.into_iter().map(new_key).collect::<Result<_, _>>()?,
+        keys: keys.into_iter().map(|key| new_key(key, form)).collect::<Result<_, _>>()?,
         policy: policy.map(new_policy).transpose()?,
     })
 }
 
-fn new_key(key: v1::NewKey) -> Result<NewKey, Refused> {
-    let v1::NewKey { kind, security_setup, protection, clear_value } = key;
+fn new_key(key: v1::NewKey, form: Form) -> Result<NewKey, Refused> {
+    let v1::NewKey { kind, security_setup, protection, clear_value, wrapped_value } = key;
     let kind = u8::try_from(kind)
         .ok()
         .and_then(KeyKind::from_number)
@@ -76,7 +90,17 @@ fn new_key(key: v1::NewKey) -> Result<NewKey, Refused> {
             return Err(field("meter.keys.protection", "it is none of ProtectionLevel's"));
         }
     };
-    Ok(NewKey { kind, setup, protection, value: ClearKey::new(clear_value.to_vec()) })
+    let value = match form {
+        Form::Clear if wrapped_value.is_empty() => ClearKey::new(clear_value.to_vec()).into(),
+        Form::Clear => {
+            return Err(field("meter.keys.wrapped_value", "it comes only in a sealed file"));
+        }
+        Form::Sealed if clear_value.is_empty() => KeyValue::Sealed(wrapped_value[..].into()),
+        Form::Sealed => {
+            return Err(field("meter.keys.clear_value", "a sealed file has no keys in clear"));
+        }
+    };
+    Ok(NewKey { kind, setup, protection, value })
 }
 
 fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused> {
@@ -197,6 +221,7 @@ mod tests {
                 security_setup: 0,
                 protection: 0,
                 clear_value: Bytes::from_static(&[0xAB; 16]),
+                wrapped_value: Bytes::new(),
             }],
             policy: None,
         }
@@ -208,7 +233,8 @@ mod tests {
         assert_eq!(meter.meter_id.as_str(), "KFM-1");
         assert_eq!(meter.keys[0].kind, KeyKind::Guek);
         assert_eq!(meter.keys[0].protection, None);
-        assert_eq!(meter.keys[0].value.expose_clear_key_bytes(), [0xAB; 16]);
+        let KeyValue::Clear(value) = &meter.keys[0].value else { panic!("{meter:?}") };
+        assert_eq!(value.expose_clear_key_bytes(), [0xAB; 16]);
         assert_eq!(meter.policy, None);
     }
 
@@ -243,6 +269,22 @@ mod tests {
         meter.policy = policy(0, b"x");
         assert!(new_meter(Some(meter)).is_err());
         assert!(matches!(new_meter(None), Err(Refused::Field { field: "meter", .. })));
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_form_is_refused_in_both_directions() {
+        let named = |wire: v1::NewMeter, form| match meter_of(Some(wire), form) {
+            Err(Refused::Field { field, .. }) => Some(field),
+            _ => None,
+        };
+        assert_eq!(named(wire_meter(), Form::Sealed), Some("meter.keys.clear_value"));
+        let mut sealed = wire_meter();
+        sealed.keys[0].wrapped_value = Bytes::from_static(&[1; 24]);
+        assert_eq!(named(sealed.clone(), Form::Clear), Some("meter.keys.wrapped_value"));
+        sealed.keys[0].clear_value = Bytes::new();
+        assert_eq!(named(sealed.clone(), Form::Clear), Some("meter.keys.wrapped_value"));
+        let meter = meter_of(Some(sealed), Form::Sealed).unwrap();
+        assert_eq!(meter.keys[0].value.len(), 16);
     }
 
     #[test]

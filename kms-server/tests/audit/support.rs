@@ -21,8 +21,8 @@ use kms_server::{
         ports::{HeadWitness, WitnessFailed},
     },
     hsm::{
-        BlockSeals, GcmOpen, Hsm, NotAuthentic, SealedKeys, Signs, TokenCare, TokenError,
-        TokenStatus, WrappedKey,
+        BlockSeals, GcmOpen, Hsm, ImportsKeys, NotAuthentic, SealedKeys, Signs, TokenCare,
+        TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _,
@@ -95,6 +95,8 @@ impl SealedKeys for Signer {
         Err(TokenError::Busy)
     }
 }
+
+impl ImportsKeys for Signer {}
 
 impl TokenCare for Signer {
     fn random(&self, _: &mut [u8]) -> Result<(), TokenError> {

@@ -236,7 +236,7 @@ pub const GUEK: u8 = 1;
 pub const GAK: u8 = 2;
 
 pub fn key(kind: KeyKind, bytes: Vec<u8>) -> NewKey {
-    NewKey { kind, setup: SecuritySetup(0), protection: None, value: ClearKey::new(bytes) }
+    NewKey { kind, setup: SecuritySetup(0), protection: None, value: ClearKey::new(bytes).into() }
 }
 
 pub fn meter(n: u64) -> NewMeter {

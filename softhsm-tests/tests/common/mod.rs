@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 pub mod fleet;
+pub mod relay;
+pub mod search;
 pub mod wire;
 
 use std::{

@@ -1,9 +1,11 @@
 //! What can be asked. No argument ever holds a secret: other users can read them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kms_client::{ImportFormat, MeterId, RequestId, SystemTitle, parse_system_title};
+use kms_client::{
+    ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
+};
 
 use crate::failure::Failure;
 
@@ -78,6 +80,9 @@ impl Command {
             Self::Meter { command: MeterCommand::Import(import) } => {
                 import.format()?;
             }
+            Self::Meter { command: MeterCommand::Seal(seal) } => {
+                seal.format()?;
+            }
             Self::Meter { command: MeterCommand::Get(get) } if get.both_or_neither() => {
                 return Err(Failure::usage("name the meter: its ID, or --system-title HEX"));
             }
@@ -106,6 +111,16 @@ pub(crate) struct Approve {
 pub(crate) enum SiteCommand {
     /// Show warm-up, token, store, keyring and faults
     Status,
+    /// Fetch the key that import files are sealed to. Compare its fingerprint with the one that
+    /// `kms-server init` printed before using it
+    ImportKey(ImportKey),
+}
+
+#[derive(Args)]
+pub(crate) struct ImportKey {
+    /// Write it to this file, for `meter seal --import-key`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -170,8 +185,53 @@ pub(crate) enum MeterCommand {
     List(List),
     /// Delete one meter; its key fingerprints stay known
     Delete(Delete),
-    /// Import many meters from JSON Lines or CSV; to do it again changes nothing
+    /// Import many meters from JSON Lines, CSV or a sealed file; to do it again changes nothing
     Import(Import),
+    /// Seal an import file for a site's HSM; needs no connection
+    Seal(Seal),
+}
+
+#[derive(Args)]
+pub(crate) struct Seal {
+    /// The file with keys in clear: JSON Lines or CSV. It is read twice
+    pub(crate) file: PathBuf,
+    /// Where the sealed file goes; it must not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The site's import key, as `site import-key --out` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) import_key: PathBuf,
+    /// Its fingerprint, from the report of `kms-server init`: 64 hex digits
+    #[arg(long, value_name = "HEX")]
+    pub(crate) import_key_fingerprint: ImportKeyFingerprint,
+    /// The name that the site's configuration knows the signing key by
+    #[arg(long, value_name = "NAME")]
+    pub(crate) signer: String,
+    /// A P-256 private key in PEM (PKCS #8)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) signing_key: PathBuf,
+    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv) otherwise
+    #[arg(long)]
+    pub(crate) format: Option<Format>,
+}
+
+impl Seal {
+    pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
+        format_of(self.format, &self.file)
+    }
+}
+
+fn format_of(said: Option<Format>, file: &Path) -> Result<ImportFormat, Failure> {
+    match said {
+        Some(Format::Jsonl) => Ok(ImportFormat::JsonLines),
+        Some(Format::Csv) => Ok(ImportFormat::Csv),
+        None => ImportFormat::of_path(file).ok_or_else(|| {
+            let file = file.display();
+            Failure::usage(format!(
+                "{file} does not end in .jsonl, .ndjson or .csv; say --format jsonl or --format csv"
+            ))
+        }),
+    }
 }
 
 #[derive(Args)]
@@ -246,16 +306,7 @@ pub(crate) struct Import {
 
 impl Import {
     pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
-        match self.format {
-            Some(Format::Jsonl) => Ok(ImportFormat::JsonLines),
-            Some(Format::Csv) => Ok(ImportFormat::Csv),
-            None => ImportFormat::of_path(&self.file).ok_or_else(|| {
-                let file = self.file.display();
-                Failure::usage(format!(
-                    "{file} does not end in .jsonl, .ndjson or .csv; say --format jsonl or --format csv"
-                ))
-            }),
-        }
+        format_of(self.format, &self.file)
     }
 }
 

@@ -76,7 +76,11 @@ fn line(event: &AuditEvent) -> String {
         line += &format!("  block {block}");
     }
     for detail in &event.details {
-        line += &format!("  {}={}", detail.name, detail.number);
+        // The beginnings of hashes are compared, not counted.
+        line += &match detail.name.as_str() {
+            "sealed_file" | "sealed_signer" => format!("  {}={:016x}", detail.name, detail.number),
+            _ => format!("  {}={}", detail.name, detail.number),
+        };
     }
     if !event.blocks.is_empty() {
         line += &format!("  blocks={}", event.blocks.len());

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kms_client::{
     BadLine, ImportCounts, ImportFormat, ImportLine, ImportLines, ImportResult, ImportRules,
-    KmsClient, Outcome,
+    KmsClient, Outcome, SealedPart, SealedParts, sealed::is_sealed_file,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -22,6 +22,8 @@ use crate::text::{say, say_json};
 
 /// Lines read ahead of their results.
 const READ_AHEAD: usize = 2_048;
+/// Chunks of a sealed file read ahead of their results.
+const CHUNKS_AHEAD: usize = 8;
 /// Without a terminal, one line of progress each.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,10 @@ pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<
         add_versions: what.add_versions,
         dry_run: what.dry_run,
     };
+    // Standard input can't be looked at and then read from the start.
+    if len.is_some() && format == ImportFormat::JsonLines && is_sealed_file(open(&what.file)?.0) {
+        return run_sealed(client, source, rules, Report::new(json, what.dry_run, len)).await;
+    }
     let (due_sender, mut due) = mpsc::channel(READ_AHEAD);
     let (line_sender, lines) = mpsc::channel(READ_AHEAD);
     // A thread of its own, since files block, and standard input is not waited for at the end.
@@ -59,6 +65,46 @@ pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<
             },
         };
         report.take(&result, position)?;
+    }
+    report.finish()
+}
+
+/// Chunk by chunk; the service's answers are still line by line.
+async fn run_sealed(
+    client: &KmsClient,
+    source: Box<dyn Read + Send>,
+    rules: ImportRules,
+    mut report: Report,
+) -> Result<Exit, Failure> {
+    report.is_sealed = true;
+    let (due_sender, mut due) = mpsc::channel(CHUNKS_AHEAD);
+    let (part_sender, parts) = mpsc::channel(CHUNKS_AHEAD);
+    std::thread::spawn(move || {
+        let mut read = SealedParts::new(source);
+        while let Some(part) = read.next() {
+            let position = read.position();
+            let lines = part.as_ref().map(SealedPart::lines).map_err(Clone::clone);
+            let told = due_sender.blocking_send((position, lines)).is_ok();
+            if !told || part.is_ok_and(|part| part_sender.blocking_send(part).is_err()) {
+                return;
+            }
+        }
+    });
+    let mut results = client.meters().import_sealed(ReceiverStream::new(parts), rules);
+    while let Some((position, lines)) = due.recv().await {
+        let lines = match lines {
+            Ok(lines) => lines,
+            Err(bad) => {
+                return Err(report.broken_off(Failure::refused(bad.code, bad.to_string())));
+            }
+        };
+        for _ in 0..lines {
+            match results.next().await {
+                Some(Ok(result)) => report.take(&result, position)?,
+                Some(Err(error)) => return Err(report.broken_off(Failure::from(error))),
+                None => return Err(report.broken_off(Failure::files("the results ended early"))),
+            }
+        }
     }
     report.finish()
 }
@@ -127,6 +173,8 @@ struct Report {
     last_said: Instant,
     bar: ProgressBar,
     on_terminal: bool,
+    /// Of a sealed file.
+    is_sealed: bool,
 }
 
 impl Report {
@@ -150,6 +198,7 @@ impl Report {
             last_said: now,
             bar,
             on_terminal,
+            is_sealed: false,
         }
     }
 
@@ -205,6 +254,7 @@ impl Report {
                 "duplicates": self.duplicates,
                 "nothing_changed": nothing_changed || self.dry_run,
                 "dry_run": self.dry_run,
+                "sealed": self.is_sealed,
                 "seconds": seconds,
                 "meters_per_s": rate,
             }))?;
@@ -213,6 +263,9 @@ impl Report {
                 "{created} created, {updated} updated, {unchanged} unchanged, {refused} refused, {} duplicates reported; {seconds:.1} s, {rate:.0} meters/s",
                 self.duplicates
             ))?;
+            if self.is_sealed && unchanged > 0 {
+                say(&format!("{unchanged} of {} meters were already there", self.counts.lines()))?;
+            }
             if self.dry_run {
                 say("dry run: nothing changed")?;
             } else if nothing_changed {

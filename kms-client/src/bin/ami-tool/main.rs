@@ -12,6 +12,7 @@ mod import;
 mod items;
 mod lines;
 mod meter;
+mod seal;
 mod site;
 mod text;
 
@@ -51,6 +52,10 @@ fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
 async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
     let Arguments { config, json, command, verbose: _, request_id: _ } = arguments;
     let command = command.checked()?;
+    // Sealing takes place where the keys are, which need not be where the service is.
+    if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
+        return seal::run(what, json);
+    }
     let config = ClientConfig::load(&config)?;
     let client = KmsClient::connect(config).await?.with_request_id(id.clone());
     match command {
@@ -60,5 +65,8 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
+        Command::Site { command: args::SiteCommand::ImportKey(what) } => {
+            site::import_key(&client, what, json).await
+        }
     }
 }

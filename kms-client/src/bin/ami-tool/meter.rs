@@ -25,6 +25,7 @@ pub(crate) async fn run(
         MeterCommand::List(what) => list(client, what, json).await,
         MeterCommand::Delete(what) => delete(client, what, json).await,
         MeterCommand::Import(what) => import::run(client, what, json).await,
+        MeterCommand::Seal(what) => crate::seal::run(what, json),
     }
 }
 

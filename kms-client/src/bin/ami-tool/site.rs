@@ -1,7 +1,9 @@
-//! `site status`.
+//! `site status | import-key`.
 
 use kms_client::{KmsClient, StoreStatus};
+use serde_json::json;
 
+use crate::args::ImportKey;
 use crate::failure::{Exit, Failure};
 use crate::text::{block, say, say_json};
 
@@ -87,4 +89,32 @@ fn following(store: &StoreStatus) -> String {
         text.push_str(&format!("; NOT following other servers' changes for {silence} s"));
     }
     text
+}
+
+/// Fetches the import key. That it is the site's is for people to find out, by its fingerprint.
+pub(crate) async fn import_key(
+    client: &KmsClient,
+    what: ImportKey,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let key = client.meters().import_key().await?;
+    let fingerprint = key.fingerprint().map_err(|error| Failure::files(error.to_string()))?;
+    if let Some(out) = &what.out {
+        let failed =
+            |error: std::io::Error| Failure::files(format!("writing {}: {error}", out.display()));
+        let text = serde_json::to_string(&key).map_err(|error| failed(error.into()))?;
+        std::fs::write(out, text + "\n").map_err(failed)?;
+    }
+    if json {
+        say_json(&json!({ "import_key": key, "fingerprint": fingerprint.to_string() }))?;
+    } else {
+        say(&block(&[
+            ("site", key.site.clone()),
+            ("domain", hex::encode(&key.domain_id)),
+            ("OAEP", format!("{:?}", key.oaep_hash).to_uppercase()),
+            ("fingerprint", fingerprint.to_string()),
+        ]))?;
+        say("compare the fingerprint with the one that `kms-server init` printed, not with this")?;
+    }
+    Ok(Exit::Good)
 }

@@ -1,7 +1,7 @@
 //! Everything that dies with one epoch: sessions, handles of KEKs, unwrapped keys.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) keks: Keks,
     pub(super) pool: Pool,
     pub(super) holder: Mutex<Holder>,
+    /// The private half of `transport-import`, once somebody imports.
+    pub(super) import_key: OnceLock<ObjectHandle>,
     /// The use KEK's canary key, unwrapped.
     use_canary: ObjectHandle,
     /// Logged in, and kept open: when the last session closes, the user is logged out and all private
@@ -88,6 +90,7 @@ impl Connection {
             keks,
             pool: Pool::new(pkcs11.clone(), slot, config.sessions_max),
             holder: Mutex::new(Holder::new(holder, config.unwrapped_keys_max)),
+            import_key: OnceLock::new(),
             use_canary,
             anchor: Mutex::new(anchor),
             broken: AtomicBool::new(false),

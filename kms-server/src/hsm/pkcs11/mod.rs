@@ -13,6 +13,7 @@
 //! | `connection.rs` | everything that dies with one epoch |
 //! | `token.rs` | calls, and the way back after a fault |
 //! | `seal.rs`, `sealed_keys.rs` | the traits |
+//! | `importing.rs` | keys of a sealed import file, never seen |
 //! | `signing.rs` | signatures, for audit heads |
 //! | `init.rs` | makes the keys |
 //! | `probe.rs`, `abilities.rs` | what this token can do |
@@ -27,6 +28,7 @@ mod deeds;
 mod fault;
 mod gcm;
 mod holder;
+mod importing;
 mod init;
 mod library;
 mod lock;

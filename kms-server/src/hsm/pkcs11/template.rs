@@ -215,6 +215,16 @@ pub(super) fn unwrapped(under: SealedKek) -> Vec<Attribute> {
     }
 }
 
+/// A meter's key on its way from an import file to the store: it may be identified (CMAC) and wrapped.
+pub(super) fn taken() -> Vec<Attribute> {
+    pinned(&[Usage::Sign], MechanismType::AES_CMAC, false, true)
+}
+
+/// A block's `wrap` key, for as long as one call.
+pub(super) fn wrap_only() -> Vec<Attribute> {
+    pinned(&[Usage::Wrap], MechanismType::AES_KEY_WRAP, false, false)
+}
+
 /// A sealed KEK on its way in. Its own unwrap template can't be demanded here (nesting is refused), so
 /// a ceremony checks it by reading it back and by its canary.
 fn received_kek() -> Vec<Attribute> {
@@ -452,6 +462,18 @@ mod tests {
             assert!(template.contains(&Attribute::Extractable(false)));
             assert!(template.contains(&Attribute::Sensitive(true)));
             assert!(template.contains(&Attribute::Copyable(false)));
+        }
+    }
+
+    #[test]
+    fn a_key_on_its_way_in_can_be_identified_and_wrapped_and_nothing_else() {
+        for (template, granted) in [(taken(), Usage::Sign), (wrap_only(), Usage::Wrap)] {
+            for usage in Usage::ALL {
+                assert!(template.contains(&usage.attribute(usage == granted)), "{usage:?}");
+            }
+            assert!(template.contains(&Attribute::Sensitive(true)));
+            assert!(template.contains(&Attribute::Extractable(granted == Usage::Sign)));
+            assert_eq!(template.last(), Some(&Attribute::Modifiable(false)));
         }
     }
 

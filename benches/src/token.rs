@@ -1,0 +1,91 @@
+//! The bound below a sealed import: a token that does with each key what must be done, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    mechanism::{Mechanism, MechanismType},
+    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    session::{Session, UserType},
+    types::AuthPin,
+};
+use kms_server::config::Config;
+use softhsm_tests::Site;
+
+use crate::{Error, fleet::keys};
+
+/// What a fingerprint is the CMAC of: as long as the service's.
+const LABEL: [u8; 48] = [0x55; 48];
+
+/// A session with a file's key, a block's key, and wrapped keys.
+pub struct BareToken {
+    session: Session,
+    file_key: ObjectHandle,
+    block_key: ObjectHandle,
+    wrapped: Vec<Vec<u8>>,
+    /// Of a key that was unwrapped.
+    taken: Vec<Attribute>,
+    _library: Pkcs11,
+}
+
+impl BareToken {
+    /// On the token of the site, with `count` wrapped keys.
+    pub fn of(site: &Site, count: u32) -> Result<Self, Error> {
+        let config = Config::load(&site.places().kms_toml)?;
+        let library = Pkcs11::new(&config.hsm.module)?;
+        library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))?;
+        let label = |slot: &_| library.get_token_info(*slot).map(|info| info.label().to_owned());
+        let slots = library.get_slots_with_token()?;
+        let slot = slots
+            .into_iter()
+            .find(|slot| label(slot).is_ok_and(|label| label == config.hsm.token_label))
+            .ok_or("the site's token is not there")?;
+        let session = library.open_rw_session(slot)?;
+        let pin = std::fs::read_to_string(&site.places().pin)?;
+        session.login(UserType::User, Some(&AuthPin::new(pin.trim().to_owned().into())))?;
+        let key = |value: [u8; 32], usage| {
+            let mut template = of_session();
+            template.extend([usage, Attribute::Value(value.to_vec())]);
+            session.create_object(&template)
+        };
+        let file_key = key([0xF1; 32], Attribute::Unwrap(true))?;
+        let block_key = key([0xB1; 32], Attribute::Wrap(true))?;
+        let mut wrapped = Vec::new();
+        for n in 0..count {
+            let mut blob = vec![0; 24];
+            dlms::key_wrap::wrap(&[0xF1; 32], &keys(n).0, &mut blob)
+                .map_err(|error| format!("wrapping: {error:?}"))?;
+            wrapped.push(blob);
+        }
+        let mut taken = of_session();
+        taken.extend([
+            Attribute::Sensitive(true),
+            Attribute::Extractable(true),
+            Attribute::Sign(true),
+            Attribute::AllowedMechanisms(vec![MechanismType::AES_CMAC]),
+        ]);
+        Ok(Self { session, file_key, block_key, wrapped, taken, _library: library })
+    }
+
+    /// Unwraps each key, asks for its fingerprint, wraps and destroys it.
+    pub fn take_all(&self) -> Result<Duration, Error> {
+        let Self { session, file_key, block_key, wrapped, taken, _library } = self;
+        let started = Instant::now();
+        for blob in wrapped {
+            let key = session.unwrap_key(&Mechanism::AesKeyWrap, *file_key, blob, taken)?;
+            session.sign(&Mechanism::AesCMac, key, &LABEL)?;
+            session.wrap_key(&Mechanism::AesKeyWrap, *block_key, key)?;
+            session.destroy_object(key)?;
+        }
+        Ok(started.elapsed())
+    }
+}
+
+fn of_session() -> Vec<Attribute> {
+    vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Token(false),
+        Attribute::Private(true),
+    ]
+}

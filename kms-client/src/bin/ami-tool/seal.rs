@@ -1,0 +1,124 @@
+//! `meter seal`: a file with keys in clear becomes one that only the site's HSM opens. Offline.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::path::Path;
+
+use kms_client::{ImportKey, ImportLines, ManifestSigner, SealError, SealedPart, Sealer};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::args::Seal;
+use crate::failure::{Exit, Failure};
+use crate::text::{say, say_json};
+
+/// Bad lines that are named before the rest is only counted.
+const NAMED_MAX: u64 = 20;
+
+pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
+    let format = what.format()?;
+    let import_key: ImportKey =
+        serde_json::from_slice(&read(&what.import_key)?).map_err(|error| {
+            Failure::files(format!("{} is no import key: {error}", what.import_key.display()))
+        })?;
+    let site = import_key.site.clone();
+    let to = import_key.pinned(what.import_key_fingerprint).map_err(refused)?;
+    let pem = Zeroizing::new(String::from_utf8(read(&what.signing_key)?).unwrap_or_default());
+    let signer = ManifestSigner::from_pem(&what.signer, &pem).map_err(refused)?;
+    let lines = || -> Result<_, Failure> {
+        let failed =
+            |error: io::Error| Failure::files(format!("reading {}: {error}", what.file.display()));
+        Ok(ImportLines::new(File::open(&what.file).map_err(failed)?, format))
+    };
+
+    // The header says how many lines there are, and a file with a bad line is not sealed at all.
+    let (mut count, mut bad) = (0, 0);
+    for line in lines()? {
+        match line {
+            Ok(_) => count += 1,
+            Err(line) => {
+                bad += 1;
+                if bad <= NAMED_MAX {
+                    let _ = writeln!(io::stderr(), "{line}");
+                }
+            }
+        }
+    }
+    if bad > 0 || count == 0 {
+        let reason = format!("{bad} bad lines, {count} good ones: nothing was sealed");
+        return Err(Failure::refused("NOTHING_SEALED", reason));
+    }
+
+    let mut sealer = Sealer::new(&to, signer, count).map_err(refused)?;
+    let file = sealer.audit_number();
+    let failed =
+        |error: io::Error| Failure::files(format!("writing {}: {error}", what.out.display()));
+    let out = OpenOptions::new().write(true).create_new(true).open(&what.out).map_err(failed)?;
+    let mut out = BufWriter::new(out);
+    let sealed = seal_all(&mut sealer, lines()?, &mut out).and_then(|mut chunks| {
+        let last = sealer.finish().map_err(refused)?;
+        write(&last, chunks == 0, &mut out).map_err(failed)?;
+        chunks += 1;
+        out.flush().and_then(|()| out.get_ref().sync_all()).map_err(failed)?;
+        Ok(chunks)
+    });
+    let chunks = match sealed {
+        Ok(chunks) => chunks,
+        Err(failure) => {
+            // Half a file is none.
+            let _ = fs::remove_file(&what.out);
+            return Err(failure);
+        }
+    };
+    if json {
+        say_json(&json!({
+            "sealed": count, "chunks": chunks, "site": site,
+            "import_key_fingerprint": to.fingerprint().to_string(),
+            "sealed_file": file,
+        }))?;
+    } else {
+        say(&format!(
+            "{count} meters sealed for {site}, in {chunks} chunks; sealed_file={file} in its audit log"
+        ))?;
+    }
+    Ok(Exit::Good)
+}
+
+fn seal_all(
+    sealer: &mut Sealer,
+    lines: impl Iterator<Item = Result<kms_client::ImportLine, kms_client::BadLine>>,
+    out: &mut BufWriter<File>,
+) -> Result<u64, Failure> {
+    let mut chunks = 0;
+    for line in lines {
+        let line = line.map_err(|bad| Failure::refused(bad.code, bad.to_string()))?;
+        if let Some(part) = sealer.push(line.meter).map_err(refused)? {
+            write(&part, chunks == 0, out)
+                .map_err(|error| Failure::files(format!("writing the sealed file: {error}")))?;
+            chunks += 1;
+        }
+    }
+    Ok(chunks)
+}
+
+fn write(part: &SealedPart, first: bool, out: &mut BufWriter<File>) -> io::Result<()> {
+    if first {
+        part.write_header_to(out)?;
+    }
+    part.write_to(out)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::files(format!("reading {}: {error}", path.display())))
+}
+
+fn refused(error: SealError) -> Failure {
+    let code = match &error {
+        SealError::Fingerprint { .. } => "WRONG_FINGERPRINT",
+        SealError::Secret { .. } => "SECRET_NOT_SEALABLE",
+        SealError::Length { .. } => "KEY_LENGTH",
+        SealError::SigningKey => "SIGNING_KEY",
+        _ => "NOT_SEALED",
+    };
+    Failure::refused(code, error.to_string())
+}

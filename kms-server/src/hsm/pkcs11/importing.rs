@@ -1,0 +1,242 @@
+//! Sealed imports inside the token.
+//!
+//! C_UnwrapKey (RSA-OAEP, `transport-import`) makes the file's key: a session object that may only
+//! unwrap, as the template of `transport-import` demands. C_UnwrapKey (AES key wrap) under it makes each
+//! meter key: a session object that may only sign by CMAC and be wrapped. C_Sign gives fingerprint and
+//! check value, C_WrapKey the form for storage, C_DestroyObject ends it.
+//!
+//! Nothing is kept from call to call: no handle can outlive its epoch, and an import that comes back
+//! after an hour finds what it needs. What this costs is one RSA operation for each call.
+
+use cryptoki::{
+    mechanism::Mechanism,
+    object::{Attribute, AttributeType, ObjectHandle},
+    session::Session,
+};
+use zeroize::Zeroizing;
+
+use super::{
+    abilities::oaep,
+    connection::{Connection, Proof, find},
+    fault::Fault,
+    template::{self, OurKey},
+    token::Pkcs11Token,
+};
+use crate::{
+    domain::{Fingerprint, SealedKek},
+    hsm::{
+        ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys,
+        Taken, TakenKey, TokenError,
+    },
+};
+
+/// RFC 3394 adds 8 bytes to keys of 16 and 32. SoftHSM takes other lengths too: not here.
+const WRAPPED_LENS: [usize; 2] = [24, 40];
+/// A key check value is the CMAC of as many zeros.
+const ZEROS: [u8; 16] = [0; 16];
+/// A block's `wrap` key is AES-256.
+const WRAP_KEY_LEN: usize = 32;
+
+impl ImportsKeys for Pkcs11Token {
+    fn import_key(&self) -> Result<ImportKey, TokenError> {
+        let hash = self.config.oaep_hash;
+        self.call("read its import key", Proof::Site, |connection, session| {
+            // Read from the private half: whoever has the PIN can put another public key beside it.
+            let private = one_import_key(self, connection, session)?;
+            let wanted = [AttributeType::Modulus, AttributeType::PublicExponent];
+            let read = session.get_attributes(private, &wanted)?;
+            let [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] =
+                read.as_slice()
+            else {
+                return Err(Fault::Broken(
+                    "the numbers of transport-import can't be read".to_owned(),
+                ));
+            };
+            Ok(ImportKey {
+                modulus: without_zeros(modulus),
+                exponent: without_zeros(exponent),
+                oaep_hash: hash,
+            })
+        })
+    }
+
+    fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError> {
+        const OPERATION: &str = "take keys of a sealed file";
+        let TakeKeys { wrapped_file_key, fingerprint_label: _, wrap_keys, keys } = job;
+        let whole = keys.len() <= KEYS_PER_CALL_MAX
+            && keys.iter().all(|key| match key.under {
+                StoreUnder::Block(at) => at < wrap_keys.len(),
+                StoreUnder::Kek(_) => true,
+            })
+            && wrap_keys.iter().all(|key| (**key).as_ref().len() == WRAP_KEY_LEN);
+        if !whole || wrapped_file_key.len() as u64 * 8 != template::RSA_BITS {
+            let source = "the file's key or a block's has another length".into();
+            return Err(TokenError::Refused { operation: OPERATION, source });
+        }
+        self.call(OPERATION, Proof::Unwrap(SealedKek::Use), |connection, session| {
+            let mut objects = Objects { session, made: Vec::new() };
+            let taken = self.take(connection, &mut objects, job);
+            connection.count_objects(objects.made_ever(job));
+            // Destroyed whatever came of it: the session goes back to the pool.
+            let destroyed = objects.destroy();
+            destroyed?;
+            taken
+        })
+    }
+}
+
+/// Session objects that have to be destroyed.
+struct Objects<'a> {
+    session: &'a Session,
+    made: Vec<ObjectHandle>,
+}
+
+impl Objects<'_> {
+    fn keep(&mut self, object: ObjectHandle) -> ObjectHandle {
+        self.made.push(object);
+        object
+    }
+
+    /// For the leak that `check` watches: at most this many.
+    fn made_ever(&self, job: &TakeKeys) -> u64 {
+        (self.made.len() + job.keys.len()) as u64
+    }
+
+    fn destroy(self) -> Result<(), Fault> {
+        let Self { session, made } = self;
+        let destroyed: Vec<_> =
+            made.into_iter().map(|object| session.destroy_object(object)).collect();
+        // All are tried before the first failure is told.
+        destroyed.into_iter().collect::<Result<(), _>>().map_err(|error| match Fault::from(error) {
+            // The key may still be there: end the session, and its objects with it.
+            Fault::Data(error) | Fault::Doubtful(error) => Fault::Dirty(error.to_string()),
+            fault => fault,
+        })
+    }
+}
+
+impl Pkcs11Token {
+    fn take(
+        &self,
+        connection: &Connection,
+        objects: &mut Objects<'_>,
+        job: &TakeKeys,
+    ) -> Result<Taken, Fault> {
+        let session = objects.session;
+        let import_key = one_import_key(self, connection, session)?;
+        let demanded = OurKey::TransportImport.unwraps().unwrap_or_default();
+        let mechanism = oaep(self.config.oaep_hash);
+        let file_key =
+            session.unwrap_key(&mechanism, import_key, &job.wrapped_file_key, &demanded)?;
+        objects.keep(file_key);
+        let mut blocks = Vec::with_capacity(job.wrap_keys.len());
+        for key in &job.wrap_keys {
+            let wrap_key = create_wrap_key(session, (**key).as_ref())?;
+            blocks.push(objects.keep(wrap_key));
+        }
+        let keep = template::taken();
+        let mut doubtful = false;
+        let mut taken = Vec::with_capacity(job.keys.len());
+        for key in &job.keys {
+            let under = match key.under {
+                StoreUnder::Kek(kek) => connection.keks.sealed(kek),
+                StoreUnder::Block(at) => *blocks.get(at).ok_or_else(|| {
+                    Fault::Broken("a key is for a block that is not there".to_owned())
+                })?,
+            };
+            taken.push(match take_one(objects, file_key, under, key, &keep, job) {
+                Ok(key) => Ok(key),
+                Err(Fault::Data(_)) => Err(NotAKey),
+                Err(Fault::Doubtful(_)) => {
+                    doubtful = true;
+                    Err(NotAKey)
+                }
+                Err(fault) => return Err(fault),
+            });
+        }
+        // Asked once for all that were refused, after them and in the same session: a token says the
+        // same of a forged blob and of its own breakage.
+        if doubtful {
+            connection.prove(session, &self.canaries, Proof::Unwrap(SealedKek::Use))?;
+        }
+        Ok(taken)
+    }
+}
+
+/// One key in, identified, out again, gone.
+fn take_one(
+    objects: &mut Objects<'_>,
+    file_key: ObjectHandle,
+    under: ObjectHandle,
+    value: &SealedValue,
+    template: &[Attribute],
+    job: &TakeKeys,
+) -> Result<TakenKey, Fault> {
+    let session = objects.session;
+    if !WRAPPED_LENS.contains(&value.wrapped.len()) {
+        return Err(Fault::Data(cryptoki::error::Error::InvalidValue));
+    }
+    let key = session.unwrap_key(&Mechanism::AesKeyWrap, file_key, &value.wrapped, template)?;
+    let taken = identify_and_wrap(session, key, under, value, &job.fingerprint_label);
+    if session.destroy_object(key).is_err() {
+        // Tried once more with all others; that one is told.
+        objects.keep(key);
+    }
+    taken
+}
+
+fn identify_and_wrap(
+    session: &Session,
+    key: ObjectHandle,
+    under: ObjectHandle,
+    value: &SealedValue,
+    label: &[u8],
+) -> Result<TakenKey, Fault> {
+    let fingerprint = cmac(session, key, label)?;
+    let [a, b, c, d, e, ..] = cmac(session, key, &ZEROS)?;
+    let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, under, key)?;
+    if wrapped.len() != value.wrapped.len() {
+        return Err(Fault::Broken(format!("AES key wrap gave {} bytes", wrapped.len())));
+    }
+    Ok(TakenKey { fingerprint: Fingerprint(fingerprint), kcv: [a, b, c, d, e], wrapped })
+}
+
+fn cmac(session: &Session, key: ObjectHandle, message: &[u8]) -> Result<[u8; 16], Fault> {
+    let mac = session.sign(&Mechanism::AesCMac, key, message)?;
+    mac.try_into().map_err(|_| Fault::Broken("CMAC of another length than 16".to_owned()))
+}
+
+/// A copy of a block's `wrap` key that can wrap and nothing else.
+fn create_wrap_key(session: &Session, key: &[u8]) -> Result<ObjectHandle, Fault> {
+    let mut template = template::wrap_only();
+    // Last, so that it can be taken off again: the crate does not wipe it.
+    template.push(Attribute::Value(key.to_vec()));
+    let object = session.create_object(&template);
+    if let Some(Attribute::Value(bytes)) = template.pop() {
+        drop(Zeroizing::new(bytes));
+    }
+    Ok(object?)
+}
+
+/// The private half of `transport-import`, found and verified once an epoch.
+fn one_import_key(
+    token: &Pkcs11Token,
+    connection: &Connection,
+    session: &Session,
+) -> Result<ObjectHandle, Fault> {
+    if let Some(known) = connection.import_key.get() {
+        return Ok(*known);
+    }
+    let key = OurKey::TransportImport;
+    let found = find(&token.library, session, key, None)?;
+    let [handle] = found.as_slice() else {
+        let count = found.len();
+        return Err(Fault::Broken(format!("the token has {count} keys {}", key.label())));
+    };
+    template::verify(session, *handle, key)?;
+    Ok(*connection.import_key.get_or_init(|| *handle))
+}
+
+fn without_zeros(number: &[u8]) -> Vec<u8> {
+    number.iter().copied().skip_while(|byte| *byte == 0).collect()
+}

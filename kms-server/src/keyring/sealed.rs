@@ -1,0 +1,149 @@
+//! Keys of a sealed import file: the token takes them over, and only their fingerprints and their
+//! wrapped form come here.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::future::try_join;
+
+use super::{
+    Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys, changing::WRAP_KEY_LEN,
+};
+use crate::{
+    domain::{BlockNo, ClearKey, DomainId, Fingerprint, SealedKek, test_keys},
+    hsm::{
+        ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
+        TokenError,
+    },
+};
+
+/// A key of a sealed file, and where it goes.
+pub struct SealedKey<'a> {
+    /// The block of its meter.
+    pub change: &'a Change,
+    /// `None`: protection `MEMORY`.
+    pub under: Option<SealedKek>,
+    /// Under the file's key.
+    pub wrapped: &'a [u8],
+}
+
+/// Why keys could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// `Refused`: the file's own key does not open.
+    #[error(transparent)]
+    Token(TokenError),
+    /// There was no room for the blocks' keys.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+}
+
+/// A block's `wrap` key, copied within the arena for the length of a call.
+struct WrapKey(Segment);
+
+impl AsRef<[u8]> for WrapKey {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
+    }
+}
+
+impl Keyring {
+    /// The key domain.
+    pub fn domain_id(&self) -> DomainId {
+        self.domain.domain
+    }
+
+    /// The operator's name for this site.
+    pub fn site_name(&self) -> &str {
+        &self.domain.site
+    }
+
+    /// What import files are sealed to.
+    pub async fn import_key(&self) -> Result<ImportKey, TokenError> {
+        self.hsm.import_key().await
+    }
+
+    /// Takes keys over; `None` for each that the file's key does not open. As many calls to the token
+    /// as there are groups of [`KEYS_PER_CALL_MAX`], two at a time: others get their turn.
+    pub async fn take_keys(
+        &self,
+        wrapped_file_key: &[u8],
+        keys: &[SealedKey<'_>],
+    ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
+        let mut values = Vec::with_capacity(keys.len());
+        // Two at a time: half of the sessions that a token has by default, so that an import never
+        // stands in everybody's way.
+        for two in keys.chunks(2 * KEYS_PER_CALL_MAX) {
+            let (first, second) = two.split_at(two.len().min(KEYS_PER_CALL_MAX));
+            let first = self.take_group(wrapped_file_key, first);
+            let second = self.take_group(wrapped_file_key, second);
+            let (first, second) = try_join(first, second).await?;
+            values.extend(first.into_iter().chain(second));
+        }
+        Ok(values)
+    }
+
+    async fn take_group(
+        &self,
+        wrapped_file_key: &[u8],
+        group: &[SealedKey<'_>],
+    ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
+        if group.is_empty() {
+            return Ok(Vec::new());
+        }
+        let job = self.job(wrapped_file_key, group)?;
+        let taken = self.hsm.take_keys(job).await.map_err(TakeError::Token)?;
+        if taken.len() != group.len() {
+            let reason = "it answered for another number of keys".to_owned();
+            return Err(TakeError::Token(TokenError::Unreachable { reason }));
+        }
+        Ok(taken.into_iter().map(|key| key.ok().map(stored)).collect())
+    }
+
+    fn job(
+        &self,
+        wrapped_file_key: &[u8],
+        keys: &[SealedKey<'_>],
+    ) -> Result<TakeKeys, KeyringError> {
+        let mut places: HashMap<BlockNo, usize> = HashMap::new();
+        let mut wrap_keys: Vec<LockedKey> = Vec::new();
+        let mut values = Vec::with_capacity(keys.len());
+        for SealedKey { change, under, wrapped } in keys {
+            let under = match (under, places.get(&change.block())) {
+                (Some(kek), _) => StoreUnder::Kek(*kek),
+                (None, Some(place)) => StoreUnder::Block(*place),
+                (None, None) => {
+                    let mut copy = self.room(change.block(), WRAP_KEY_LEN, true)?;
+                    copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
+                    places.insert(change.block(), wrap_keys.len());
+                    wrap_keys.push(Arc::new(WrapKey(copy)));
+                    StoreUnder::Block(wrap_keys.len() - 1)
+                }
+            };
+            values.push(SealedValue { wrapped: wrapped.to_vec(), under });
+        }
+        Ok(TakeKeys {
+            wrapped_file_key: wrapped_file_key.to_vec(),
+            fingerprint_label: block_keys::fingerprint_label(&self.domain.domain),
+            wrap_keys,
+            keys: values,
+        })
+    }
+
+    /// Whether a value is a published test key, told by its fingerprint in this domain.
+    pub fn is_test_key(&self, fingerprint: &Fingerprint) -> bool {
+        let known = self.test_keys.get_or_init(|| {
+            let identify = |key| self.identify(&ClearKey::new(key));
+            test_keys::all().filter_map(identify).map(|(fingerprint, _)| fingerprint).collect()
+        });
+        known.contains(fingerprint)
+    }
+}
+
+/// Fingerprints of all test keys of the domain.
+pub(super) type TestKeys = HashSet<Fingerprint>;
+
+fn stored(taken: TakenKey) -> WrappedValue {
+    let TakenKey { fingerprint, kcv, wrapped } = taken;
+    WrappedValue { wrapped, kcv: Some(kcv), fingerprint }
+}

@@ -1,0 +1,252 @@
+//! Sealed import files: what must hold before the token takes their keys.
+//!
+//! A file has a header (whose domain, sealed to which key, the wrapped file key, how many lines) and
+//! chunks of lines. The operator's own P-256 key signs both; a chunk's signature covers its file, its
+//! place in it and all of its bytes. So each chunk can be verified by itself, an interrupted import goes
+//! on anywhere, and no blob can be moved to another meter, kind or position.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use p256::{
+    ecdsa::{Signature, VerifyingKey, signature::Verifier as _},
+    pkcs8::{DecodePublicKey as _, EncodePublicKey as _},
+};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::{Lifecycle, LifecycleError, Refusal, checks::refusal};
+use crate::{
+    domain::audit::{AuditEntry, Detail},
+    hsm::{ImportKey, OaepHash, TokenError},
+};
+
+/// Signed before a header's body.
+const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/1/header";
+/// Signed before a chunk.
+const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/1/chunk";
+
+/// Those whose sealed files are taken.
+#[derive(Clone, Default)]
+pub struct Signers(Arc<BTreeMap<String, VerifyingKey>>);
+
+/// Not a P-256 public key in PEM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a P-256 public key in PEM (BEGIN PUBLIC KEY)")]
+pub struct BadSigner;
+
+impl Signers {
+    /// Names and public keys (SubjectPublicKeyInfo, PEM).
+    pub fn new(signers: impl IntoIterator<Item = (String, String)>) -> Result<Self, BadSigner> {
+        let read = |(name, pem): (String, String)| {
+            VerifyingKey::from_public_key_pem(&pem).map(|key| (name, key)).map_err(|_| BadSigner)
+        };
+        signers.into_iter().map(read).collect::<Result<_, _>>().map(|map| Self(Arc::new(map)))
+    }
+
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Signers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A header as it came: what its bytes say, and the bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedHeader {
+    /// What is signed.
+    pub body: Vec<u8>,
+    /// r and s.
+    pub signature: Vec<u8>,
+    /// The key domain that it is for.
+    pub domain_id: Vec<u8>,
+    /// What it was sealed to.
+    pub import_key_fingerprint: Vec<u8>,
+    /// `None`: none that we know.
+    pub oaep_hash: Option<OaepHash>,
+    /// By RSA-OAEP.
+    pub wrapped_file_key: Vec<u8>,
+    /// Who signs.
+    pub signer: String,
+    /// Lines in the file.
+    pub count: u64,
+}
+
+/// A chunk as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedChunk {
+    /// From 0.
+    pub number: u32,
+    /// Nothing follows.
+    pub last: bool,
+    /// Lines before it, plus one.
+    pub first_line: u64,
+    /// Its lines, encoded.
+    pub body: Vec<u8>,
+    /// r and s.
+    pub signature: Vec<u8>,
+}
+
+/// A file whose header was verified: there is no other way to one.
+#[derive(Clone, Debug)]
+pub struct SealedFile {
+    signer: VerifyingKey,
+    /// As the audit log has it.
+    signer_number: u64,
+    header_hash: [u8; 32],
+    wrapped_file_key: Vec<u8>,
+    count: u64,
+}
+
+impl Lifecycle {
+    /// What files are sealed to. Asked of the token once.
+    pub async fn import_key(&self) -> Result<&ImportKey, LifecycleError> {
+        self.import_key
+            .get_or_try_init(|| self.keyring.import_key())
+            .await
+            .map_err(|error: TokenError| LifecycleError::Unavailable { reason: error.to_string() })
+    }
+
+    /// The key domain and the site's name, to go with the import key.
+    pub fn import_site(&self) -> ([u8; 16], &str) {
+        (self.keyring.domain_id().0, self.keyring.site_name())
+    }
+
+    /// Verifies a header: who signed it, and that it is for this site and this key.
+    pub async fn open_sealed(&self, header: &SealedHeader) -> Result<SealedFile, LifecycleError> {
+        let signer = self.signers.0.get(&header.signer).ok_or_else(|| unknown(&header.signer))?;
+        verify(signer, &[HEADER_LABEL, &header.body], &header.signature)
+            .map_err(|BadSignature| bad_signature("the file's header"))?;
+        if header.domain_id != self.keyring.domain_id().0 {
+            return Err(refusal(
+                "WRONG_SITE",
+                "the file is sealed for another key domain: seal it for this one",
+            )
+            .into());
+        }
+        let key = self.import_key().await?;
+        let same = key.fingerprint().ct_eq(&header.import_key_fingerprint);
+        if !bool::from(same) || header.oaep_hash != Some(key.oaep_hash) {
+            return Err(refusal(
+                "WRONG_IMPORT_KEY",
+                "the file is sealed to another import key, or with another OAEP hash, than this \
+                 site's: fetch it again (ami-tool site import-key), compare its fingerprint, seal again",
+            )
+            .into());
+        }
+        Ok(SealedFile {
+            signer: *signer,
+            signer_number: signer_number(signer),
+            header_hash: Sha256::digest(&header.body).into(),
+            wrapped_file_key: header.wrapped_file_key.clone(),
+            count: header.count,
+        })
+    }
+}
+
+impl SealedHeader {
+    /// What the audit log calls the file: the beginning of its header's SHA-256. The header binds
+    /// everything else: signer, site, the file's key, its id.
+    pub fn number(body: &[u8]) -> u64 {
+        number_of(&Sha256::digest(body).into())
+    }
+}
+
+impl SealedFile {
+    /// Tells in each event of a message which file it came from, and in the last, which sums up, who
+    /// signed it and which chunk it was.
+    pub(super) fn tell(&self, chunk: u32, entries: &mut [AuditEntry]) {
+        for entry in &mut *entries {
+            entry.details.push((Detail::SealedFile, number_of(&self.header_hash)));
+        }
+        if let Some(sum) = entries.last_mut() {
+            sum.details.push((Detail::SealedSigner, self.signer_number));
+            sum.details.push((Detail::SealedChunk, chunk.into()));
+        }
+    }
+
+    /// The file's key, by RSA-OAEP.
+    pub(super) fn wrapped_file_key(&self) -> &[u8] {
+        &self.wrapped_file_key
+    }
+
+    /// Verifies that a chunk is of this file, at this place, unchanged. Its body is to be read only
+    /// afterwards.
+    pub fn verify(&self, chunk: &SealedChunk) -> Result<(), Refusal> {
+        let SealedChunk { number, last, first_line, body, signature } = chunk;
+        let message = [
+            CHUNK_LABEL,
+            &self.header_hash,
+            &number.to_be_bytes(),
+            &[u8::from(*last)],
+            &first_line.to_be_bytes(),
+            body,
+        ];
+        verify(&self.signer, &message, signature)
+            .map_err(|BadSignature| bad_signature(&format!("chunk {number}")))
+    }
+
+    /// Checks the line numbers of a chunk that was verified.
+    pub fn check_lines(&self, chunk: &SealedChunk, lines: &[u64]) -> Result<(), Refusal> {
+        let due = chunk.first_line..;
+        let in_order = !lines.is_empty() && due.clone().zip(lines).all(|(due, line)| due == *line);
+        if !in_order || chunk.first_line == 0 {
+            return Err(refusal(
+                "LINES_OUT_OF_ORDER",
+                format!("chunk {}: its lines are not numbered as its place demands", chunk.number),
+            ));
+        }
+        let end = chunk.first_line.saturating_add(lines.len() as u64) - 1;
+        if end > self.count || (end == self.count) != chunk.last {
+            return Err(refusal(
+                "WRONG_COUNT",
+                format!(
+                    "chunk {} ends at line {end}, and the header says that there are {}",
+                    chunk.number, self.count
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The beginning of a hash: a number of the audit log.
+fn number_of(hash: &[u8; 32]) -> u64 {
+    let (number, _) = hash.split_at(8);
+    number.iter().fold(0, |all, byte| all << 8 | u64::from(*byte))
+}
+
+/// What the audit log calls a signer: the beginning of SHA-256 over his public key in DER.
+fn signer_number(signer: &VerifyingKey) -> u64 {
+    // A key that was read can be written.
+    signer.to_public_key_der().map_or(0, |der| SealedHeader::number(der.as_bytes()))
+}
+
+struct BadSignature;
+
+fn verify(signer: &VerifyingKey, message: &[&[u8]], signature: &[u8]) -> Result<(), BadSignature> {
+    let signature = Signature::from_slice(signature).map_err(|_| BadSignature)?;
+    signer.verify(&message.concat(), &signature).map_err(|_| BadSignature)
+}
+
+fn bad_signature(what: &str) -> Refusal {
+    refusal(
+        "BAD_SIGNATURE",
+        format!(
+            "{what} is not what its signer signed: it was changed, or moved from another place"
+        ),
+    )
+}
+
+fn unknown(signer: &str) -> Refusal {
+    let known = !signer.is_empty() && signer.chars().all(|c| c.is_ascii_graphic());
+    let name = if known && signer.len() <= 64 { signer } else { "(no name)" };
+    refusal(
+        "UNKNOWN_SIGNER",
+        format!("{name} is none of [[import.signers]] in this site's configuration"),
+    )
+}

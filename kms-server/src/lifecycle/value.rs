@@ -1,0 +1,150 @@
+//! The value of a key on its way in: seen, sealed, or taken by the token unseen.
+
+use std::collections::BTreeMap;
+
+use super::{
+    ImportRules, Lifecycle, LifecycleError, SealedFile,
+    checks::{self, protection_of, refusal},
+    importing::{Line, refused},
+};
+use crate::{
+    domain::{BlockNo, ClearKey, Fingerprint, KeyKind, Protection, SealedKek},
+    hsm::TokenError,
+    keyring::{Change, SealedKey, TakeError, WrappedValue},
+};
+
+/// RFC 3394: by so many bytes a wrapped key is longer than the key.
+const WRAP_OVERHEAD: usize = 8;
+
+/// A key's value as it comes in.
+#[derive(Debug)]
+pub enum KeyValue {
+    /// In clear: only where the configuration allows it.
+    Clear(ClearKey),
+    /// Under the key of its sealed file, RFC 3394.
+    Sealed(Box<[u8]>),
+    /// What the token made of a sealed one.
+    Taken(Box<TakenValue>),
+}
+
+/// What the token made of a sealed key. Made here only.
+#[derive(Clone, Debug)]
+pub struct TakenValue(WrappedValue);
+
+impl TakenValue {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    pub(super) fn into_wrapped(self) -> WrappedValue {
+        self.0
+    }
+}
+
+impl Default for KeyValue {
+    fn default() -> Self {
+        Self::Sealed(Box::default())
+    }
+}
+
+impl From<ClearKey> for KeyValue {
+    fn from(clear: ClearKey) -> Self {
+        Self::Clear(clear)
+    }
+}
+
+impl KeyValue {
+    /// Of the key itself, in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Clear(clear) => clear.len(),
+            Self::Sealed(wrapped) => wrapped.len().saturating_sub(WRAP_OVERHEAD),
+            Self::Taken(taken) => taken.0.wrapped.len().saturating_sub(WRAP_OVERHEAD),
+        }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A copy to decide on.
+    pub(super) fn lend(&self) -> Self {
+        match self {
+            Self::Clear(clear) => {
+                Self::Clear(ClearKey::new(clear.expose_clear_key_bytes().to_vec()))
+            }
+            Self::Sealed(wrapped) => Self::Sealed(wrapped.clone()),
+            Self::Taken(taken) => Self::Taken(taken.clone()),
+        }
+    }
+}
+
+impl Lifecycle {
+    /// Has the token take all keys of these lines. A line with a key that does not open, or with a test
+    /// key, is refused; the others go on.
+    pub(super) async fn take_keys(
+        &self,
+        file: &SealedFile,
+        lines: &mut [Line],
+        changes: &BTreeMap<BlockNo, Change>,
+        rules: ImportRules,
+    ) -> Result<(), LifecycleError> {
+        let mut wanted = Vec::new();
+        for meter in lines.iter().filter_map(|line| line.meter.as_ref()) {
+            let block = self.keyring.block_of(&meter.system_title);
+            let Some(change) = changes.get(&block) else { continue };
+            for key in &meter.keys {
+                let KeyValue::Sealed(wrapped) = &key.value else { continue };
+                let under = match (protection_of(key), key.kind) {
+                    (Protection::Memory, _) => None,
+                    (Protection::Hsm, KeyKind::Kek) => Some(SealedKek::MeterKek),
+                    (Protection::Hsm, _) => Some(SealedKek::Use),
+                };
+                wanted.push(SealedKey { change, under, wrapped });
+            }
+        }
+        let taken = self.keyring.take_keys(file.wrapped_file_key(), &wanted).await;
+        let mut taken = taken.map_err(of_token)?.into_iter();
+        for line in lines {
+            let Some(meter) = &mut line.meter else { continue };
+            // All of a line's keys are drawn, whatever becomes of the first.
+            let mut refusals = Vec::new();
+            for key in &mut meter.keys {
+                if !matches!(key.value, KeyValue::Sealed(_)) {
+                    continue;
+                }
+                match taken.next().flatten() {
+                    None => refusals.push(refusal(
+                        "KEY_UNWRAP_REFUSED",
+                        format!("the {} does not open under the file's key", key.kind),
+                    )),
+                    Some(value) if self.keyring.is_test_key(&value.fingerprint) => {
+                        if !rules.allow_test_keys {
+                            refusals.push(checks::test_key(key.kind));
+                        }
+                        key.value = KeyValue::Taken(Box::new(TakenValue(value)));
+                    }
+                    Some(value) => key.value = KeyValue::Taken(Box::new(TakenValue(value))),
+                }
+            }
+            if let Some(refusal) = refusals.into_iter().next() {
+                line.meter = None;
+                line.result = Some(refused(refusal));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn of_token(error: TakeError) -> LifecycleError {
+    match error {
+        TakeError::Token(TokenError::Refused { .. }) => LifecycleError::Refused(refusal(
+            "FILE_KEY_REFUSED",
+            "the file's own key does not open under this site's import key: seal the file again, for \
+             this site and with its oaep_hash",
+        )),
+        TakeError::Token(error) => LifecycleError::Unavailable { reason: error.to_string() },
+        TakeError::Keyring(error) => LifecycleError::from(error),
+    }
+}
