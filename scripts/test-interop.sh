@@ -2,24 +2,22 @@
 # The Python client against a real server: makes a site as `make dev` does, imports its meters with
 # ami-tool, generates the stubs from proto/ and runs interop/python/test_interop.py.
 #
-#   scripts/test-interop.sh [--bin-dir DIR]
+#   scripts/test-interop.sh [--bin-dir DIR] [--prepare]
 #
 # Wants python3 (3.10 or later) with venv, and PyPI once: the environment is kept in target/interop/.
+# --prepare: only makes that environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin_dir=${CARGO_TARGET_DIR:-target}/debug
+prepare=false
 while [ $# -gt 0 ]; do
   case "$1" in
     --bin-dir) bin_dir=$2 && shift 2 ;;
+    --prepare) prepare=true && shift ;;
     *) echo "unknown argument: $1" >&2 && exit 2 ;;
   esac
 done
-for program in kms-server ami-tool kms-demo; do
-  [ -x "$bin_dir/$program" ] || { echo "$bin_dir/$program is missing: run make build" >&2; exit 1; }
-done
-# Absolute: the server is started in the site's directory.
-bin_dir=$(cd "$bin_dir" && pwd)
 python=${PYTHON:-python3}
 "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || {
   echo "python3 (3.10 or later) with venv is missing; on Debian: apt-get install python3-venv" >&2
@@ -32,9 +30,17 @@ venv=target/interop/venv
 if ! cmp -s "$requirements" "$venv/requirements.txt"; then
   rm -rf "$venv"
   "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$requirements"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --retries 5 \
+    --requirement "$requirements"
   cp "$requirements" "$venv/requirements.txt"
 fi
+if "$prepare"; then exit 0; fi
+
+for program in kms-server ami-tool kms-demo; do
+  [ -x "$bin_dir/$program" ] || { echo "$bin_dir/$program is missing: run make build" >&2; exit 1; }
+done
+# Absolute: the server is started in the site's directory.
+bin_dir=$(cd "$bin_dir" && pwd)
 "$venv/bin/python" interop/python/generate.py
 
 work=$(mktemp -d)

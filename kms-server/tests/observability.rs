@@ -234,7 +234,7 @@ on_a_token! {
         });
     }
 
-    fn a_node_is_not_ready_while_its_token_is_away(home) {
+    fn a_node_whose_token_is_away_is_ready_if_it_has_keys_and_says_what_is_wrong(home) {
         run(async {
             let (site, hsm) = serve(site_common::Site::new(home).await, Limits::default()).await;
             assert_eq!(watch(&site, "/readyz").await.0, 200);
@@ -242,7 +242,8 @@ on_a_token! {
             fs::rename(home.tokens(), &away).unwrap();
             hsm.check().await.unwrap_err();
             let (status, sentences) = watch(&site, "/readyz").await;
-            assert_eq!((status, sentences.as_str()), (503, "the token did not pass its last check\n"));
+            let wrong = "not ready\nthe token did not pass its last check\n";
+            assert_eq!((status, sentences.as_str()), (503, wrong), "it has no keys yet");
             assert_eq!(watch(&site, "/healthz").await, (200, "alive\n".to_owned()));
             assert_eq!(number(&scrape(&site).await, "kms_ready"), 0.0);
             assert_eq!(number(&scrape(&site).await, r#"kms_hsm_healthy{token="ami-test"}"#), 0.0);
@@ -252,6 +253,16 @@ on_a_token! {
             assert_eq!(watch(&site, "/readyz").await.0, 200);
             let page = scrape(&site).await;
             assert!(number(&page, r#"kms_hsm_connection_epoch{token="ami-test"}"#) >= 2.0);
+
+            create(&mut admin(&site).await, 1).await;
+            fs::rename(home.tokens(), &away).unwrap();
+            hsm.check().await.unwrap_err();
+            let (status, sentences) = watch(&site, "/readyz").await;
+            let wrong = "ready\nthe token did not pass its last check\n";
+            assert_eq!((status, sentences.as_str()), (200, wrong));
+            let request = DecryptRequest { apdu: push(1, PLAIN).into(), ..Default::default() };
+            hes(&site).await.decrypt(request).await.unwrap();
+            fs::rename(&away, home.tokens()).unwrap();
         });
     }
 

@@ -92,13 +92,20 @@ pub(super) struct ReadyParts {
 }
 
 impl Readiness {
-    /// Why not, a fixed sentence a reason: who asks here has not said who he is. Empty: it is ready.
-    async fn reasons(&self) -> Vec<&'static str> {
+    /// Whether it is ready, and what is wrong: a fixed sentence each, since who asks here has not said
+    /// who he is.
+    ///
+    /// A token or a database is one for all nodes: a node that lost it and has open blocks goes on
+    /// being given work. Else the load balancer would end what the loss itself does not.
+    async fn look(&self) -> (bool, Vec<&'static str>) {
         let mut reasons = Vec::new();
-        if self.drain.is(Phase::Draining) {
+        let draining = self.drain.is(Phase::Draining);
+        if draining {
             reasons.push("the server is shutting down");
         }
-        let Some(ReadyParts { token, store, keyring }) = &self.parts else { return reasons };
+        let Some(ReadyParts { token, store, keyring }) = &self.parts else {
+            return (!draining, reasons);
+        };
         if token().fault.is_some() {
             reasons.push("the token did not pass its last check");
         }
@@ -113,7 +120,7 @@ impl Readiness {
         } else if keyring.fault.is_some() {
             reasons.push("the memory for keys is too small");
         }
-        reasons
+        (!draining && (reasons.is_empty() || keyring.blocks_open > 0), reasons)
     }
 }
 
@@ -183,13 +190,14 @@ impl Probes {
             "/metrics" => response(StatusCode::OK, self.page().render()),
             "/healthz" => response(StatusCode::OK, "alive\n".to_owned()),
             "/readyz" => {
-                let reasons = self.readiness.reasons().await;
-                self.told.store(if reasons.is_empty() { 2 } else { 1 }, Ordering::Relaxed);
-                if reasons.is_empty() {
-                    return response(StatusCode::OK, "ready\n".to_owned());
-                }
-                let sentences = reasons.iter().map(|reason| format!("{reason}\n")).collect();
-                response(StatusCode::SERVICE_UNAVAILABLE, sentences)
+                let (ready, reasons) = self.readiness.look().await;
+                self.told.store(if ready { 2 } else { 1 }, Ordering::Relaxed);
+                let sentences = reasons.iter().map(|reason| format!("{reason}\n"));
+                let (status, word) = match ready {
+                    true => (StatusCode::OK, "ready\n"),
+                    false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+                };
+                response(status, word.to_owned() + &sentences.collect::<String>())
             }
             _ => {
                 let paths = "there are /metrics, /healthz and /readyz\n";
@@ -234,7 +242,7 @@ mod tests {
         assert_eq!(statuses(&probes).await, (StatusCode::OK, StatusCode::OK, "ready\n".to_owned()));
         assert!(probes.page().render().contains("kms_ready 1\n"));
         drain.enter(Phase::Draining);
-        let gone = "the server is shutting down\n".to_owned();
+        let gone = "not ready\nthe server is shutting down\n".to_owned();
         assert_eq!(
             statuses(&probes).await,
             (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE, gone)

@@ -194,7 +194,7 @@ With `[metrics] listen = \"127.0.0.1:9464\"` the server answers plain HTTP there
 |---|---|
 | `/metrics` | all figures, in Prometheus's text format |
 | `/healthz` | 200 while the process serves |
-| `/readyz` | 200 if it is to be given work; else 503 and one sentence a reason |
+| `/readyz` | 200 if it is to be given work, else 503; a line for each thing that is wrong. A node that lost token or database and has blocks open is ready: the others have lost them, too |
 
 No figure names a meter, a caller or a request: labels are words of the program, or the token's label
 out of the configuration. Counters and histograms begin at 0 with the process; a combination of labels
