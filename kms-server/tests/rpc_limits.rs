@@ -401,6 +401,7 @@ async fn reflection_lists_every_service() {
     assert_eq!(
         names,
         [
+            "ami.kms.v1.Approvals",
             "ami.kms.v1.Audit",
             "ami.kms.v1.Ciphering",
             "ami.kms.v1.Meters",
