@@ -160,6 +160,31 @@ async fn a_list_that_expires_while_it_is_in_use_ends_all_calls_until_there_is_a_
     call(&channel, HEALTH).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_list_past_its_next_update_holds_until_its_grace_is_over() {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 3_600);
+    let site = Site::start_changed(|ca, config| {
+        use_list(config, ca.crl(&[], EXPIRED).der());
+        config.tls.client_crl_grace = 50 * YEAR;
+    })
+    .await;
+    let [revoked, other] = [(), ()].map(|()| {
+        site.ca.client_of_years(&Name::Dns("everyone"), 2020, 2200)
+    });
+    let channel = connect(site.address(), &site.ca.pem(), Some(&other)).await.unwrap();
+    call(&channel, HEALTH).await.unwrap();
+    // It still says who is not let in.
+    write_list(&site, site.ca.crl(&[&revoked], EXPIRED).der());
+    site.bound.control.reload().await.unwrap();
+    assert!(refusal(&site, &revoked).await.unwrap().contains("CertificateRevoked"));
+    call(&channel, HEALTH).await.unwrap();
+    let (_, page) = watch(&site, "/metrics").await;
+    assert!(page.contains("left_days{certificate=\"client_crl\"} -"), "{page}");
+    site.clock.advance_years(60);
+    let answer = reason(&call(&channel, HEALTH).await);
+    assert_eq!(answer, (Code::Unavailable, "REVOCATION_LIST_EXPIRED".into()));
+}
+
 /// What a start with these files says.
 async fn start(files: &Path, list: &[u8]) -> RpcError {
     let mut config = config(files, Limits::default());

@@ -177,6 +177,10 @@ struct RpcSection {
     dual_control: BTreeSet<String>,
 }
 
+fn client_crl_grace_h() -> u64 {
+    168
+}
+
 fn reload_poll_s() -> u64 {
     60
 }
@@ -189,6 +193,8 @@ struct TlsSection {
     client_ca: PathBuf,
     #[serde(default)]
     client_crl: Paths,
+    #[serde(default = "client_crl_grace_h")]
+    client_crl_grace_h: u64,
 }
 
 /// One path, or several.
@@ -402,7 +408,8 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
     type Error = ConfigError;
 
     fn try_from((section, reload_poll): (TlsSection, Duration)) -> Result<Self, ConfigError> {
-        let TlsSection { certificate, private_key, client_ca, client_crl } = section;
+        let TlsSection { certificate, private_key, client_ca, client_crl, client_crl_grace_h } =
+            section;
         let client_crls = match client_crl {
             Paths::One(path) => vec![path],
             Paths::Several(paths) => paths,
@@ -417,6 +424,9 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
                 .into_iter()
                 .map(|path| absolute("rpc.tls.client_crl", path))
                 .collect::<Result<_, _>>()?,
+            client_crl_grace: Duration::from_secs(
+                3_600 * within::<u64>("rpc.tls.client_crl_grace_h", client_crl_grace_h, 0..=8_760)?,
+            ),
             reload_poll,
         })
     }

@@ -169,7 +169,8 @@ fn check_lists(
         .iter()
         .map(|path| Ok((path.clone(), read(path)?)))
         .collect::<Result<Vec<_>, TlsError>>()?;
-    revocation::load(&files, (&tls.client_ca, authorities), now_ms).map(drop)
+    let grace = tls.client_crl_grace;
+    revocation::load(&files, (&tls.client_ca, authorities), (now_ms, grace)).map(drop)
 }
 
 fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {

@@ -31,6 +31,8 @@ pub struct TlsConfig {
     /// Their revocation lists, PEM or DER; none: nothing is asked about revocation. At most
     /// [`TlsConfig::CRLS_MAX`].
     pub client_crls: Vec<PathBuf>,
+    /// How long a list still holds after its next update was due; at most a year.
+    pub client_crl_grace: Duration,
     /// How often the files are looked at; 1 ms to 1 hour.
     pub reload_poll: Duration,
 }
@@ -41,6 +43,8 @@ impl TlsConfig {
 
     /// How many files of revocation lists there may be: they are read at each look.
     pub const CRLS_MAX: usize = 64;
+    /// Unless the file says otherwise: a week, for an authority that went down with its data centre.
+    pub const CRL_GRACE: Duration = Duration::from_secs(7 * 24 * 3_600);
 
     /// These files, looked at every [`TlsConfig::RELOAD_POLL`].
     pub fn new(
@@ -53,6 +57,7 @@ impl TlsConfig {
             private_key: private_key.into(),
             client_ca: client_ca.into(),
             client_crls: Vec::new(),
+            client_crl_grace: Self::CRL_GRACE,
             reload_poll: Self::RELOAD_POLL,
         }
     }

@@ -192,11 +192,11 @@ impl Source for Wire {
         let certificates = [
             ("server", Some(loaded.not_after_ms)),
             ("client_ca", Some(loaded.authorities_not_after_ms)),
-            ("client_crl", loaded.lists_due.map(|due| due.ends_ms)),
+            ("client_crl", loaded.lists_due.map(|due| due.next_ms)),
         ];
         for (certificate, not_after_ms) in certificates {
             let Some(not_after_ms) = not_after_ms else { continue };
-            let left = not_after_ms.saturating_sub(now_ms) as f64 / DAY_MS;
+            let left = (not_after_ms as f64 - now_ms as f64) / DAY_MS;
             page.sample(&CERTIFICATE_LEFT, &[certificate.into()], left);
         }
     }

@@ -1,11 +1,18 @@
 //! Revocation lists: which certificates an authority has taken back.
 //!
 //! Where lists are configured, they decide for every client, and nothing is taken on trust: an authority
-//! of `client_ca` without a list, a list that its authority did not sign, and a list past its next
-//! update are refused when the files are read. rustls asks the same again at each handshake, for
-//! intermediates too, whose lists only it can check: their certificates come with the client.
+//! of `client_ca` without a list, a list that its authority did not sign, and a list past its time are
+//! refused when the files are read. rustls asks again at each handshake, for intermediates too, whose
+//! lists only it can check: their certificates come with the client.
+//!
+//! A list's time is up to its next update, and a period of grace from there on. An authority that went
+//! down with a data centre publishes nothing, and the site that is left has to serve: until the grace
+//! is over the old list holds, and each status and log says so.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rustls::{
     RootCertStore,
@@ -38,17 +45,26 @@ pub(super) struct Revocation {
 pub(super) struct Due {
     /// From here on it is late enough to warn.
     pub(super) warn_ms: u64,
-    /// From here on the list is worth nothing.
+    /// The next update is due.
+    pub(super) next_ms: u64,
+    /// The grace is over: the list is worth nothing.
     pub(super) ends_ms: u64,
 }
 
 impl Due {
     /// A list is warned of from three quarters of its time on, and never earlier than a week before
     /// its end: authorities renew once a year or once an hour.
-    fn of(from_ms: u64, ends_ms: u64) -> Self {
+    fn of(from_ms: u64, next_ms: u64, grace: Duration) -> Self {
         const WEEK_MS: u64 = 7 * 24 * 3_600 * 1_000;
-        let notice = (ends_ms.saturating_sub(from_ms) / 4).min(WEEK_MS);
-        Self { warn_ms: ends_ms.saturating_sub(notice), ends_ms }
+        let notice = (next_ms.saturating_sub(from_ms) / 4).min(WEEK_MS);
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let warn_ms = next_ms.saturating_sub(notice);
+        Self { warn_ms, next_ms, ends_ms: next_ms.saturating_add(grace_ms) }
+    }
+
+    /// Which part of its time it is in; changes are worth a line in the log.
+    pub(super) fn stage(self, now_ms: u64) -> usize {
+        [self.warn_ms, self.next_ms, self.ends_ms].iter().filter(|at| now_ms >= **at).count()
     }
 
     /// What is to be said of it now; `None` while it is not urgent.
@@ -57,13 +73,16 @@ impl Due {
             let sentence = "a revocation list of rpc.tls.client_crl has expired, so no client is let \
                             in; install the authority's new one";
             Some(sentence.to_owned())
-        } else if now_ms >= self.warn_ms {
-            let minutes = (self.ends_ms - now_ms) / 60_000;
+        } else if now_ms >= self.next_ms {
             Some(format!(
-                "a revocation list of rpc.tls.client_crl expires in {} h {} min, and then no client is \
-                 let in; install the authority's new one",
-                minutes / 60,
-                minutes % 60
+                "a revocation list of rpc.tls.client_crl has expired: what was revoked since is let in, \
+                 and in {} no client is; install the authority's new one",
+                hours(self.ends_ms - now_ms)
+            ))
+        } else if now_ms >= self.warn_ms {
+            Some(format!(
+                "a revocation list of rpc.tls.client_crl expires in {}; install the authority's new one",
+                hours(self.next_ms - now_ms)
             ))
         } else {
             None
@@ -71,11 +90,16 @@ impl Due {
     }
 }
 
+fn hours(ms: u64) -> String {
+    let minutes = ms / 60_000;
+    format!("{} h {} min", minutes / 60, minutes % 60)
+}
+
 /// Reads all lists and holds them against the authorities of `client_ca`.
 pub(super) fn load(
     files: &[(PathBuf, Vec<u8>)],
     (client_ca, authorities): (&Path, &[CertificateDer<'_>]),
-    now_ms: u64,
+    (now_ms, grace): (u64, Duration),
 ) -> Result<Revocation, TlsError> {
     let mut all = Vec::new();
     for (path, content) in files {
@@ -89,7 +113,7 @@ pub(super) fn load(
     }
     let parsed = all
         .iter()
-        .map(|(path, list)| List::of(path, list))
+        .map(|(path, list)| List::of(path, list, grace))
         .collect::<Result<Vec<_>, TlsError>>()?;
     let authorities = authorities
         .iter()
@@ -109,7 +133,7 @@ pub(super) fn load(
             return Err(TlsError::CrlMissing { path: client_ca.to_owned(), issuer });
         }
     }
-    let due = parsed.iter().map(List::due).min_by_key(|due| due.ends_ms);
+    let due = parsed.iter().map(|list| list.due).min_by_key(|due| due.ends_ms);
     Ok(Revocation { due, lists: all.into_iter().map(|(_, list)| list).collect() })
 }
 
@@ -144,16 +168,21 @@ fn usable(
 struct List<'a> {
     path: &'a Path,
     parsed: CertificateRevocationList<'a>,
-    ends_ms: u64,
+    due: Due,
 }
 
 impl<'a> List<'a> {
-    fn of(path: &'a Path, list: &'a CertificateRevocationListDer<'_>) -> Result<Self, TlsError> {
+    fn of(
+        path: &'a Path,
+        list: &'a CertificateRevocationListDer<'_>,
+        grace: Duration,
+    ) -> Result<Self, TlsError> {
         let (_, parsed) =
             CertificateRevocationList::from_der(list).map_err(|error| unusable(path, error))?;
-        let ends = parsed.next_update().and_then(|time| millis(time.timestamp()));
-        let ends_ms = ends.ok_or_else(|| unusable(path, "it does not say when the next is due"))?;
-        Ok(Self { path, parsed, ends_ms })
+        let next = parsed.next_update().and_then(|time| millis(time.timestamp()));
+        let next_ms = next.ok_or_else(|| unusable(path, "it does not say when the next is due"))?;
+        let from_ms = millis(parsed.last_update().timestamp()).unwrap_or(0);
+        Ok(Self { path, parsed, due: Due::of(from_ms, next_ms, grace) })
     }
 
     fn check(&self, authorities: &[X509Certificate<'_>], now_ms: u64) -> Result<(), TlsError> {
@@ -173,7 +202,7 @@ impl<'a> List<'a> {
         if is_ours && !is_signed {
             return Err(TlsError::CrlForged { path: path(), issuer: issuer() });
         }
-        if now_ms >= self.ends_ms {
+        if now_ms >= self.due.ends_ms {
             return Err(TlsError::CrlExpired { path: path(), issuer: issuer() });
         }
         Ok(())
@@ -197,11 +226,6 @@ impl<'a> List<'a> {
     fn issuer(&self) -> String {
         self.parsed.issuer().to_string()
     }
-
-    fn due(&self) -> Due {
-        let from_ms = millis(self.parsed.last_update().timestamp()).unwrap_or(0);
-        Due::of(from_ms, self.ends_ms)
-    }
 }
 
 fn millis(seconds: i64) -> Option<u64> {
@@ -219,13 +243,20 @@ mod tests {
     #[test]
     fn a_list_is_warned_of_in_its_last_quarter_and_at_most_a_week_before_its_end() {
         const HOUR: u64 = 3_600_000;
-        let daily = Due::of(0, 24 * HOUR);
+        let daily = Due::of(0, 24 * HOUR, Duration::ZERO);
         assert_eq!(daily.warning(18 * HOUR - 1), None);
         let said = daily.warning(18 * HOUR).unwrap();
         assert!(said.contains("expires in 6 h 0 min"), "{said}");
         assert!(daily.warning(24 * HOUR - 1).unwrap().contains("0 h 0 min"));
         assert!(daily.warning(24 * HOUR).unwrap().contains("has expired"));
-        let yearly = Due::of(0, 365 * 24 * HOUR);
+        let yearly = Due::of(0, 365 * 24 * HOUR, Duration::ZERO);
         assert_eq!(yearly.warn_ms, (365 - 7) * 24 * HOUR);
+
+        let with_grace = Due::of(0, 24 * HOUR, Duration::from_millis(2 * HOUR));
+        let said = with_grace.warning(24 * HOUR).unwrap();
+        assert!(said.contains("has expired") && said.contains("in 2 h 0 min no client"), "{said}");
+        assert!(with_grace.warning(26 * HOUR).unwrap().contains("so no client is let in"));
+        let stages = [17, 18, 24, 26].map(|hour| with_grace.stage(hour * HOUR));
+        assert_eq!(stages, [0, 1, 2, 3]);
     }
 }

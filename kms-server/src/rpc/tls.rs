@@ -153,11 +153,10 @@ impl Tls {
     pub(super) async fn watch(&self, clock: &dyn Clock) {
         let mut warned = None;
         loop {
-            // To the log once for each list that is running out and once when it has; to the status for
-            // as long as it lasts.
+            // To the log once when a list is running out, has expired, has lost its grace; to the status
+            // for as long as it lasts.
             let (now_ms, due) = (clock.unix_ms(), self.current().lists_due);
-            let stage = due.filter(|due| now_ms >= due.warn_ms);
-            let stage = stage.map(|due| (due.ends_ms, now_ms >= due.ends_ms));
+            let stage = due.map(|due| (due.ends_ms, due.stage(now_ms)));
             if stage != warned {
                 warned = stage;
                 if let Some(warning) = due.and_then(|due| due.warning(now_ms)) {
@@ -221,13 +220,18 @@ impl Contents {
         let authorities_not_after_ms = first_expiry_ms(&files.client_ca, &self.client_ca)?;
         let chain = load_chain(&files.client_ca, &self.client_ca)?;
         let now_ms = UnixTime::now().as_secs().saturating_mul(1_000);
-        let revocation = revocation::load(&self.client_crls, (&files.client_ca, &chain), now_ms)?;
+        let revocation = revocation::load(
+            &self.client_crls,
+            (&files.client_ca, &chain),
+            (now_ms, files.client_crl_grace),
+        )?;
         let mut verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone());
         if !revocation.lists.is_empty() {
-            // Fail closed: a certificate of which no list speaks, and one whose list has expired, is
-            // refused like a revoked one. Intermediates are asked about, too.
-            verifier = verifier.with_crls(revocation.lists).enforce_revocation_expiration();
+            // Fail closed: a certificate of which no list speaks is refused like a revoked one.
+            // Intermediates are asked about, too. A list's end is watched at the gate, which knows of
+            // the grace.
+            verifier = verifier.with_crls(revocation.lists);
         }
         let verifier = verifier.build().map_err(set_up)?;
         let config = server_config(provider, verifier.clone(), identity.key)?;
