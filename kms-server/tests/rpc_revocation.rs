@@ -4,7 +4,7 @@
 #[allow(dead_code, reason = "each test file uses a part")]
 mod rpc_support;
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use kms_server::rpc::{self, Config, Limits, Reloaded, RpcError, TlsError, check_certificates};
 use rpc_support::{
