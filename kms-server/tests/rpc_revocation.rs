@@ -168,9 +168,8 @@ async fn a_list_past_its_next_update_holds_until_its_grace_is_over() {
         config.tls.client_crl_grace = 50 * YEAR;
     })
     .await;
-    let [revoked, other] = [(), ()].map(|()| {
-        site.ca.client_of_years(&Name::Dns("everyone"), 2020, 2200)
-    });
+    let [revoked, other] =
+        [(), ()].map(|()| site.ca.client_of_years(&Name::Dns("everyone"), 2020, 2200));
     let channel = connect(site.address(), &site.ca.pem(), Some(&other)).await.unwrap();
     call(&channel, HEALTH).await.unwrap();
     // It still says who is not let in.
