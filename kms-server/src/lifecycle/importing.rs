@@ -71,11 +71,11 @@ impl Lifecycle {
         meters: Vec<NewMeter>,
         rules: ImportRules,
     ) -> Result<Vec<ImportResult>, LifecycleError> {
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             // Decided on copies: if another writer was first, everything is decided anew.
-            let attempt: Vec<NewMeter> = meters.iter().map(lend).collect();
-            match self.import_once(call, source, attempt, rules).await {
-                Err(LifecycleError::Busy) => {}
+            let copies: Vec<NewMeter> = meters.iter().map(lend).collect();
+            match self.import_once(call, source, copies, rules).await {
+                Err(LifecycleError::Busy) => self.step_back(attempt).await,
                 done => return done,
             }
         }

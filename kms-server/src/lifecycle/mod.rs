@@ -10,7 +10,7 @@ mod merging;
 mod sealed;
 mod value;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OnceCell;
 
@@ -179,7 +179,9 @@ impl From<StoreError> for LifecycleError {
 }
 
 /// How often a change is decided anew after another writer was first.
-const TRIES: usize = 5;
+const TRIES: u32 = 8;
+/// The longest pause before the second try; each further one may be twice as long.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// The verbs.
 pub struct Lifecycle {
@@ -294,13 +296,21 @@ impl Lifecycle {
     /// Deletes a meter; a tombstone with its keys' fingerprints stays. A deletion is in the audit log as
     /// `call` when this returns; a failure is for the caller to record.
     pub async fn delete(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             match self.delete_once(call, id).await {
-                Err(LifecycleError::Busy) => {}
+                Err(LifecycleError::Busy) => self.step_back(attempt).await,
                 done => return done,
             }
         }
         Err(LifecycleError::Busy)
+    }
+
+    /// Lets the other writer get on. Two servers in each other's way come back at different times.
+    async fn step_back(&self, attempt: u32) {
+        let mut part = [u8::MAX];
+        // Without randomness the pause is the longest one.
+        let _ = self.randomness.fill(&mut part);
+        tokio::time::sleep(PAUSE * 2u32.saturating_pow(attempt) * u32::from(part[0]) / 255).await;
     }
 
     async fn delete_once(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {

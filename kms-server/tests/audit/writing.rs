@@ -177,28 +177,3 @@ async fn refusals_for_one_reason_are_not_counted_as_those_for_another() {
         assert_eq!(numbers, [1, 9], "{word}");
     }
 }
-
-/// Not a test of the suite: says what counting costs. Run it with
-/// `cargo test --release -p kms-server --test audit -- --ignored --nocapture cost`.
-#[tokio::test]
-#[ignore = "a measurement"]
-async fn cost_of_counting_a_batch() {
-    let place = Place::new();
-    let (_store, audit) = place.start().await;
-    let mut x = 88_172_645_463_325_252u64;
-    let titles: Vec<_> = (0..1_024)
-        .map(|_| {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-            (Some(title(x)), Verdict::Ok)
-        })
-        .collect();
-    for _ in 0..3 {
-        let begun = std::time::Instant::now();
-        for _ in 0..10_000 {
-            audit.count("hes-1.utility.example", "Ciphering/DecryptBatch", titles.iter().copied());
-        }
-        println!("{} ns a batch of 1,024", begun.elapsed().as_nanos() / 10_000);
-    }
-}
