@@ -4,8 +4,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::future::try_join;
-
 use super::{
     Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys, changing::WRAP_KEY_LEN,
 };
@@ -64,40 +62,23 @@ impl Keyring {
     }
 
     /// Takes keys over; `None` for each that the file's key does not open. As many calls to the token
-    /// as there are groups of [`KEYS_PER_CALL_MAX`], two at a time: others get their turn.
+    /// as there are groups of [`KEYS_PER_CALL_MAX`]: others get their turn in between.
     pub async fn take_keys(
         &self,
         wrapped_file_key: &[u8],
         keys: &[SealedKey<'_>],
     ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
         let mut values = Vec::with_capacity(keys.len());
-        // Two at a time: half of the sessions that a token has by default, so that an import never
-        // stands in everybody's way.
-        for two in keys.chunks(2 * KEYS_PER_CALL_MAX) {
-            let (first, second) = two.split_at(two.len().min(KEYS_PER_CALL_MAX));
-            let first = self.take_group(wrapped_file_key, first);
-            let second = self.take_group(wrapped_file_key, second);
-            let (first, second) = try_join(first, second).await?;
-            values.extend(first.into_iter().chain(second));
+        for group in keys.chunks(KEYS_PER_CALL_MAX) {
+            let job = self.job(wrapped_file_key, group)?;
+            let taken = self.hsm.take_keys(job).await.map_err(TakeError::Token)?;
+            if taken.len() != group.len() {
+                let reason = "it answered for another number of keys".to_owned();
+                return Err(TakeError::Token(TokenError::Unreachable { reason }));
+            }
+            values.extend(taken.into_iter().map(|key| key.ok().map(stored)));
         }
         Ok(values)
-    }
-
-    async fn take_group(
-        &self,
-        wrapped_file_key: &[u8],
-        group: &[SealedKey<'_>],
-    ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
-        if group.is_empty() {
-            return Ok(Vec::new());
-        }
-        let job = self.job(wrapped_file_key, group)?;
-        let taken = self.hsm.take_keys(job).await.map_err(TakeError::Token)?;
-        if taken.len() != group.len() {
-            let reason = "it answered for another number of keys".to_owned();
-            return Err(TakeError::Token(TokenError::Unreachable { reason }));
-        }
-        Ok(taken.into_iter().map(|key| key.ok().map(stored)).collect())
     }
 
     fn job(
