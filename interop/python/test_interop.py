@@ -194,7 +194,7 @@ class MetersAndSite(unittest.TestCase):
 
 
 class ReflectionV1:
-    """grpcio-reflection speaks v1alpha, the server v1: the same messages under another name."""
+    """grpcio-reflection speaks v1alpha, the server that and v1: the same messages under another name."""
 
     def __init__(self, channel):
         self.ServerReflectionInfo = channel.stream_stream(
@@ -210,15 +210,18 @@ class Standard(unittest.TestCase):
     def setUp(self):
         self.kms = connect("auditor-1")
         self.addCleanup(self.kms.channel.close)
-        self.database = ProtoReflectionDescriptorDatabase(self.kms.channel)
-        self.database._stub = ReflectionV1(self.kms.channel)
 
     def test_the_documented_calls_are_those_that_the_server_describes(self):
+        v1alpha, v1 = (ProtoReflectionDescriptorDatabase(self.kms.channel) for _ in range(2))
+        v1._stub = ReflectionV1(self.kms.channel)
         described = set()
-        for name in self.database.get_services():
-            file = self.database.FindFileContainingSymbol(name)
-            service = next(one for one in file.service if f"{file.package}.{one.name}" == name)
-            described |= {f"{name}/{method.name}" for method in service.method}
+        for database, own in ((v1alpha, "v1alpha"), (v1, "v1")):
+            services = set(database.get_services())
+            self.assertIn(f"grpc.reflection.{own}.ServerReflection", services)
+            for name in services:
+                file = database.FindFileContainingSymbol(name)
+                service = next(one for one in file.service if f"{file.package}.{one.name}" == name)
+                described |= {f"{name}/{method.name}" for method in service.method}
         text = DOCUMENT.read_text().split("<!-- calls -->")[1].split("<!-- end -->")[0]
         documented = set(re.findall(r"`([a-z0-9.]+\.[A-Z]\w+/[A-Z]\w+)`", text))
         self.assertEqual(documented, described)

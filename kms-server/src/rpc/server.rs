@@ -277,12 +277,16 @@ fn with_standing(
     let approvals = ApprovalsService { approvals: Arc::clone(approvals), recorder };
     let approvals =
         ApprovalsServer::new(approvals).max_decoding_message_size(limits.message_bytes_max);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(kms_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .map_err(|error| RpcError::Reflection(error.into()))?;
-    Ok(services.add_service(approvals).add_service(reflection))
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kms_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| RpcError::Reflection(error.into());
+    // Tools that are some years old, and Python's, ask by the old name.
+    let (new, old) =
+        (described().build_v1().map_err(failed)?, described().build_v1alpha().map_err(failed)?);
+    Ok(services.add_service(approvals).add_service(new).add_service(old))
 }
 
 async fn run(

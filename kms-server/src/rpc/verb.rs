@@ -13,7 +13,7 @@ macro_rules! verbs {
             $($(#[$doc])* $verb,)*
             /// All of `grpc.health.v1.Health`: open to every known caller.
             Health,
-            /// All of `grpc.reflection.v1.ServerReflection`: open to every known caller.
+            /// All of `grpc.reflection.v1.ServerReflection`, and of `v1alpha`: open to every known caller.
             Reflection,
         }
 
@@ -97,7 +97,9 @@ impl Verb {
         if path.starts_with("/grpc.health.v1.Health/") {
             return Some(Self::Health);
         }
-        if path.starts_with("/grpc.reflection.v1.ServerReflection/") {
+        if path.starts_with("/grpc.reflection.v1.ServerReflection/")
+            || path.starts_with("/grpc.reflection.v1alpha.ServerReflection/")
+        {
             return Some(Self::Reflection);
         }
         Method::of_path(path).map(Self::of_method)
