@@ -152,6 +152,21 @@ pub struct NewMeter {
     pub policy: Option<MeterPolicy>,
 }
 
+impl NewMeter {
+    /// Where the meter stands among all that a site stores: those of one key block are side by side in
+    /// this order, whatever the number of blocks. An import in this order is several times faster.
+    ///
+    /// The finaliser of SplitMix64 over the title; the service's own is
+    /// `kms_server::domain::block::spread`, and a test holds one against the other.
+    pub fn storage_order(&self) -> u64 {
+        let title = u64::from_be_bytes(*self.system_title.as_bytes());
+        let mut x = title.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+}
+
 /// A key to be made known.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

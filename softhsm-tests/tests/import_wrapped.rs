@@ -280,3 +280,16 @@ async fn invariant_6_an_import_whose_client_was_killed_starts_again_and_brings_n
     decrypt(home, &delivery.meters);
     assert!(running.stop().unwrap().success());
 }
+
+#[test]
+fn a_sealed_file_is_in_the_order_in_which_a_site_stores_its_meters() {
+    for blocks in [1, 7, 64, 4_096, 65_536] {
+        let count = kms_server::domain::BlockCount::new(blocks).unwrap();
+        let mut meters: Vec<_> = (0..2_000)
+            .map(|n| common::fleet::parsed(&common::fleet::line(n)).remove(0).meter)
+            .collect();
+        meters.sort_by_key(kms_client::NewMeter::storage_order);
+        let block = |meter: &kms_client::NewMeter| count.block_of(&meter.system_title);
+        assert!(meters.is_sorted_by_key(block), "{blocks} blocks");
+    }
+}

@@ -83,6 +83,19 @@ pub enum SealError {
     Wrapping,
 }
 
+impl SealError {
+    /// The same about another line: for callers who number their lines otherwise.
+    #[must_use]
+    pub fn at_line(mut self, number: u64) -> Self {
+        if let Self::Secret { line, .. } | Self::Length { line, .. } | Self::TooLong { line } =
+            &mut self
+        {
+            *line = number;
+        }
+        self
+    }
+}
+
 /// Wraps one key under the file's.
 pub(crate) fn wrap(file_key: &[u8; 32], value: &KeyBytes) -> Result<Vec<u8>, SealError> {
     let key = value.expose_key_bytes();

@@ -4,7 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
-use kms_client::{ImportKey, ImportLines, ManifestSigner, SealError, SealedPart, Sealer};
+use kms_client::{
+    BadLine, ImportKey, ImportLine, ImportLines, ManifestSigner, SealError, SealedPart, Sealer,
+};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -14,6 +16,10 @@ use crate::text::{say, say_json};
 
 /// Bad lines that are named before the rest is only counted.
 const NAMED_MAX: u64 = 20;
+
+/// Lines that are put in order together: enough for meters of one block to come side by side, few enough
+/// to be held in memory.
+const WINDOW: usize = 100_000;
 
 pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     let format = what.format()?;
@@ -84,21 +90,31 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Good)
 }
 
+/// Seals all lines, those of a window in the order in which a site stores their meters: then a chunk
+/// concerns a few blocks of the site's, and not one for nearly each line.
 fn seal_all(
     sealer: &mut Sealer,
-    lines: impl Iterator<Item = Result<kms_client::ImportLine, kms_client::BadLine>>,
+    mut lines: impl Iterator<Item = Result<ImportLine, BadLine>>,
     out: &mut BufWriter<File>,
 ) -> Result<u64, Failure> {
     let mut chunks = 0;
-    for line in lines {
-        let line = line.map_err(|bad| Failure::refused(bad.code, bad.to_string()))?;
-        if let Some(part) = sealer.push(line.meter).map_err(refused)? {
-            write(&part, chunks == 0, out)
-                .map_err(|error| Failure::files(format!("writing the sealed file: {error}")))?;
-            chunks += 1;
+    loop {
+        let window = lines.by_ref().take(WINDOW).collect::<Result<Vec<_>, _>>();
+        let mut window = window.map_err(|bad| Failure::refused(bad.code, bad.to_string()))?;
+        if window.is_empty() {
+            return Ok(chunks);
+        }
+        // Stable: lines about one meter stay in their order.
+        window.sort_by_key(|line| line.meter.storage_order());
+        for ImportLine { line, meter } in window {
+            let sealed = sealer.push(meter).map_err(|error| refused(error.at_line(line)))?;
+            if let Some(part) = sealed {
+                write(&part, chunks == 0, out)
+                    .map_err(|error| Failure::files(format!("writing the sealed file: {error}")))?;
+                chunks += 1;
+            }
         }
     }
-    Ok(chunks)
 }
 
 fn write(part: &SealedPart, first: bool, out: &mut BufWriter<File>) -> io::Result<()> {
