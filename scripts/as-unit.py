@@ -80,33 +80,33 @@ def allowed_calls(values):
 
 class Seccomp:
     def __init__(self):
-        self.library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
-        self.library.seccomp_init.restype = ctypes.c_void_p
-        self.library.seccomp_init.argtypes = [ctypes.c_uint32]
-        self.library.seccomp_load.argtypes = [ctypes.c_void_p]
-        self.library.seccomp_rule_add_array.argtypes = [
+        self.seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+        self.seccomp.seccomp_init.restype = ctypes.c_void_p
+        self.seccomp.seccomp_init.argtypes = [ctypes.c_uint32]
+        self.seccomp.seccomp_load.argtypes = [ctypes.c_void_p]
+        self.seccomp.seccomp_rule_add_array.argtypes = [
             ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p,
         ]
         self.filters = []
 
     def filter(self, default):
-        made = self.library.seccomp_init(default)
+        made = self.seccomp.seccomp_init(default)
         self.filters.append(made)
         return made
 
     def rule(self, where, action, call, *comparisons):
-        number = self.library.seccomp_syscall_resolve_name(call.encode())
+        number = self.seccomp.seccomp_syscall_resolve_name(call.encode())
         if number < 0:
             return  # not of this architecture
         array = (Comparison * len(comparisons))(*comparisons) if comparisons else None
-        outcome = self.library.seccomp_rule_add_array(where, action, number, len(comparisons), array)
+        outcome = self.seccomp.seccomp_rule_add_array(where, action, number, len(comparisons), array)
         if outcome not in (0, -errno.EDOM):
             raise OSError(-outcome, f"seccomp rule for {call}")
 
     def load(self):
         # The list of calls last: it lets no further filter be loaded.
         for made in reversed(self.filters):
-            outcome = self.library.seccomp_load(made)
+            outcome = self.seccomp.seccomp_load(made)
             if outcome != 0:
                 raise OSError(-outcome, "loading a seccomp filter")
 

@@ -32,7 +32,7 @@ const OUT: &str = "a key that leaves the token is no longer the token's";
 
 /// A run of all attacks.
 pub(super) struct Attacks<'a> {
-    pub(super) library: &'a Library,
+    pub(super) module: &'a Library,
     slot: Slot,
     pub(super) config: &'a Config,
     canaries: Option<&'a Canaries>,
@@ -54,7 +54,7 @@ impl<'a> Attacks<'a> {
         canaries: Option<&'a Canaries>,
         table: &'a mut Table,
     ) -> Self {
-        Self { library, slot, config, canaries, table }
+        Self { module: library, slot, config, canaries, table }
     }
 
     /// Attacks every key of ours that is there.
@@ -86,7 +86,7 @@ impl<'a> Attacks<'a> {
         let mut targets = Vec::new();
         for key in OurKey::PERMANENT {
             let name = self.canaries.and_then(|canaries| canaries.name_of(key));
-            let found = find(self.library, session, key, name.as_ref())?;
+            let found = find(self.module, session, key, name.as_ref())?;
             let sound = match found.as_slice() {
                 [handle] => template::verify(session, *handle, key).map(|()| {
                     targets.push(Target { key, handle: *handle });
@@ -108,7 +108,7 @@ impl<'a> Attacks<'a> {
 
     /// In a session of its own.
     pub(super) fn session(&self) -> Result<Session, Fault> {
-        Ok(self.library.pkcs11().open_rw_session(self.slot)?)
+        Ok(self.module.pkcs11().open_rw_session(self.slot)?)
     }
 
     pub(super) fn control<T>(
@@ -322,7 +322,7 @@ impl<'a> Attacks<'a> {
         let Some(pair) = targets.iter().find(|target| target.key.key_type() == KeyType::RSA) else {
             return Ok(());
         };
-        let public = PublicHalf::read(self.library, session, pair.key)?;
+        let public = PublicHalf::read(self.module, session, pair.key)?;
         let hash = self.config.oaep_hash;
         self.control("a free key comes out under an own RSA key".into(), |session| {
             let own = public.own(session)?;

@@ -32,14 +32,14 @@ impl Attacks<'_> {
     pub(super) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         match target.key {
             OurKey::TransportBlock => {
-                let public = PublicHalf::read(self.library, session, target.key)?;
+                let public = PublicHalf::read(self.module, session, target.key)?;
                 let own = public.own(session)?;
                 try_oaep(self.table, session, self.config, own, target.handle);
                 session.destroy_object(own)?;
                 self.rsa(target, &public);
             }
             OurKey::TransportImport | OurKey::Ceremony => {
-                let public = PublicHalf::read(self.library, session, target.key)?;
+                let public = PublicHalf::read(self.module, session, target.key)?;
                 self.rsa(target, &public);
                 self.receiver(target, &public);
             }
@@ -53,17 +53,17 @@ impl Attacks<'_> {
     /// A ceremony key is made, attacked and destroyed. One that is there is left alone: it is in use.
     pub(super) fn ceremony(&mut self, session: &Session) -> Result<(), Fault> {
         let key = OurKey::Ceremony;
-        if !find(self.library, session, key, None)?.is_empty() {
+        if !find(self.module, session, key, None)?.is_empty() {
             let why = "it is there, and belongs to a ceremony";
             self.table.limit("ceremony key", why, "", "not attacked".to_owned());
             return Ok(());
         }
-        let made = init::make(self.library, session, key);
+        let made = init::make(self.module, session, key);
         let attacked = made.and_then(|(handle, ..)| self.pair(session, Target { key, handle }));
         // Also what a failed attempt left behind.
-        let mut halves = find(self.library, session, key, None)?;
-        halves.extend(PublicHalf::find(self.library, session, key));
-        let _alone = write(&self.library.objects);
+        let mut halves = find(self.module, session, key, None)?;
+        halves.extend(PublicHalf::find(self.module, session, key));
+        let _alone = write(&self.module.objects);
         for half in halves {
             session.destroy_object(half)?;
         }
@@ -165,7 +165,7 @@ impl Attacks<'_> {
     fn signing(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         let Target { key, handle } = target;
         let name = key.label();
-        let public = PublicHalf::find(self.library, session, key)?;
+        let public = PublicHalf::find(self.module, session, key)?;
         self.control(format!("{name}: sign and verify, ECDSA"), |session| {
             let signature = session.sign(&Mechanism::Ecdsa, handle, &IMPORT_KEY)?;
             session.verify(&Mechanism::Ecdsa, public, &IMPORT_KEY, &signature)?;

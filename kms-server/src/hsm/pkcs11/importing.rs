@@ -228,7 +228,7 @@ fn one_import_key(
         return Ok(*known);
     }
     let key = OurKey::TransportImport;
-    let found = find(&token.library, session, key, None)?;
+    let found = find(&token.module, session, key, None)?;
     let [handle] = found.as_slice() else {
         let count = found.len();
         return Err(Fault::Broken(format!("the token has {count} keys {}", key.label())));

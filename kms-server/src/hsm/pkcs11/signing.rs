@@ -27,7 +27,7 @@ impl Signs for Pkcs11Token {
     fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {
         let digest = Sha256::digest(message);
         self.call("sign", Proof::Site, |_, session| {
-            let key = private_half(&self.library, session)?;
+            let key = private_half(&self.module, session)?;
             let signature = session.sign(&Mechanism::Ecdsa, key, &digest)?;
             let len = signature.len();
             signature
@@ -38,9 +38,9 @@ impl Signs for Pkcs11Token {
 
     fn public_key(&self) -> Result<PublicKey, TokenError> {
         self.call("show its public key", Proof::Site, |_, session| {
-            let key = private_half(&self.library, session)?;
+            let key = private_half(&self.module, session)?;
             let name = session.get_attributes(key, &[AttributeType::Id])?;
-            public_half(&self.library, session, name)
+            public_half(&self.module, session, name)
         })
     }
 }

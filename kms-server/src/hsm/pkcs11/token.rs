@@ -37,7 +37,7 @@ const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
 pub struct Pkcs11Token {
     pub(super) config: Config,
     pub(super) canaries: Canaries,
-    pub(super) library: Arc<Library>,
+    pub(super) module: Arc<Library>,
     link: Mutex<Link>,
     known: Mutex<Known>,
     calls: AtomicU64,
@@ -88,7 +88,7 @@ impl Pkcs11Token {
         Ok(Self {
             config,
             canaries,
-            library,
+            module: library,
             link: Mutex::new(Link {
                 connection: Some(connection),
                 tried: None,
@@ -170,7 +170,7 @@ impl Pkcs11Token {
         // Twice: another token of the same library may begin a new epoch between our two steps.
         for _ in 0..2 {
             let connection = self.connection()?;
-            let gate = self.library.enter();
+            let gate = self.module.enter();
             if gate.epoch == connection.epoch && gate.initialised {
                 return Ok(Inside { _gate: gate, connection });
             }
@@ -181,7 +181,7 @@ impl Pkcs11Token {
     /// The connection, or a new one. Never call it from within the gate: making one waits for the gate.
     fn connection(&self) -> Result<Arc<Connection>, TokenError> {
         let mut link = lock(&self.link);
-        let gate = *self.library.enter();
+        let gate = *self.module.enter();
         if let Some(connection) = &link.connection {
             if connection.epoch == gate.epoch && !connection.is_broken() {
                 return Ok(Arc::clone(connection));
@@ -203,13 +203,13 @@ impl Pkcs11Token {
         // A connection of an older epoch was ended by somebody else's restart: the library is fresh.
         let ours = link.connection.take().is_none_or(|old| old.epoch == broken);
         if ours {
-            self.library.restart(broken)?;
+            self.module.restart(broken)?;
         } else {
-            self.library.start()?;
+            self.module.start()?;
         }
-        let gate = self.library.enter();
+        let gate = self.module.enter();
         let connection =
-            Arc::new(Connection::open(&self.library, &self.config, &self.canaries, gate.epoch)?);
+            Arc::new(Connection::open(&self.module, &self.config, &self.canaries, gate.epoch)?);
         let mut known = lock(&self.known);
         known.model.clone_from(&connection.model);
         known.epoch = connection.epoch;
@@ -247,7 +247,7 @@ fn first_connection(
 impl Drop for Pkcs11Token {
     fn drop(&mut self) {
         let connection = lock(&self.link).connection.take().and_then(Arc::into_inner);
-        let gate = self.library.enter();
+        let gate = self.module.enter();
         if let Some(connection) = connection
             && connection.epoch == gate.epoch
             && gate.initialised
