@@ -1,6 +1,7 @@
 //! The audit log: what is recorded with what, and that nobody can change it unnoticed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
+mod kill_common;
 #[path = "audit/support.rs"]
 mod support;
 

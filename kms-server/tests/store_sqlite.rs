@@ -1,12 +1,13 @@
 //! The store's contract on SQLite with real files, and what only SQLite can break: its place, its
 //! schema, and a process that is killed in the middle of a commit.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod kill_common;
 
 use std::{
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use kill_common::run_and_kill;
 use kms_server::{
     domain::BlockNo,
     store::{
@@ -225,8 +227,13 @@ async fn invariant_4_a_killed_process_loses_nothing_acknowledged_and_leaves_noth
     let mut acknowledged = 0;
     for kill in 0..KILLS {
         // Spread, not random, so that a failure repeats: 5 ms to 100 ms, in no order.
-        acknowledged =
-            run_and_kill(&path, Duration::from_millis(5 + kill * 37 % 96)).max(acknowledged);
+        acknowledged = run_and_kill(
+            "child_commits_until_it_is_killed",
+            CHILD,
+            &path,
+            Duration::from_millis(5 + kill * 37 % 96),
+        )
+        .max(acknowledged);
 
         let store = SqliteStore::open(config(&path, false)).await.unwrap();
         let heads = store.heads().await.unwrap();
@@ -242,33 +249,6 @@ async fn invariant_4_a_killed_process_loses_nothing_acknowledged_and_leaves_noth
         }
     }
     assert!(acknowledged > KILLS, "the child got nothing done");
-}
-
-/// Runs the child, kills it `delay` after its first acknowledgement, returns its last one.
-fn run_and_kill(path: &Path, delay: Duration) -> u64 {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_commits_until_it_is_killed", "--nocapture"])
-        .env(CHILD, path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    let (first_came, wait_for_first) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut last = 0;
-        for line in output.lines() {
-            if let Some(number) = line.unwrap().strip_prefix("acknowledged ") {
-                last = number.parse().unwrap();
-                let _ = first_came.send(());
-            }
-        }
-        last
-    });
-    wait_for_first.recv_timeout(Duration::from_secs(60)).expect("the child commits");
-    std::thread::sleep(delay);
-    child.kill().unwrap(); // SIGKILL
-    child.wait().unwrap();
-    reader.join().unwrap()
 }
 
 /// Names the database to the child of the next test; unset, that test does nothing.

@@ -1,11 +1,6 @@
 //! kill -9 in the middle: an acknowledged change has its event, and no event stands without its change.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use kms_server::{
     audit::{Audit, Config},
@@ -16,6 +11,7 @@ use kms_server::{
     store::{AuditedStore as _, ReadStore as _, conformance::Scene},
 };
 
+use super::kill_common::run_and_kill;
 use super::support::{NODE, Place, Signer, Witness, decode, entry, events, open_store};
 
 const CHILD: &str = "KMS_TEST_AUDIT_OF_CHILD";
@@ -57,7 +53,13 @@ async fn invariant_10_after_kill_9_changes_and_their_events_are_the_same() {
     let mut acknowledged = 0;
     for kill in 0..KILLS {
         let delay = Duration::from_millis(5 + kill * 37 % 96);
-        acknowledged = run_and_kill(&place.path, delay).max(acknowledged);
+        acknowledged = run_and_kill(
+            "crash::child_commits_audited_changes_until_it_is_killed",
+            CHILD,
+            &place.path,
+            delay,
+        )
+        .max(acknowledged);
         let store = open_store(&place.path).await;
         let changes = store.block(BlockNo(BLOCK)).await.unwrap();
         let changes = changes.map_or(Sequence(0), |block| {
@@ -78,31 +80,4 @@ async fn invariant_10_after_kill_9_changes_and_their_events_are_the_same() {
         store.close().await;
     }
     assert!(acknowledged > KILLS, "the child got nothing done");
-}
-
-/// Runs the child, kills it `delay` after its first acknowledgement, returns its last one.
-fn run_and_kill(path: &Path, delay: Duration) -> u64 {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::child_commits_audited_changes_until_it_is_killed", "--nocapture"])
-        .env(CHILD, path)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = BufReader::new(child.stdout.take().unwrap());
-    let (first_came, wait_for_first) = std::sync::mpsc::channel();
-    let reader = std::thread::spawn(move || {
-        let mut last = 0;
-        for line in output.lines() {
-            if let Some(number) = line.unwrap().strip_prefix("acknowledged ") {
-                last = number.parse().unwrap();
-                let _ = first_came.send(());
-            }
-        }
-        last
-    });
-    wait_for_first.recv_timeout(Duration::from_secs(60)).expect("the child commits");
-    std::thread::sleep(delay);
-    child.kill().unwrap(); // SIGKILL
-    child.wait().unwrap();
-    reader.join().unwrap()
 }
