@@ -22,13 +22,18 @@ struct State {
     tip: ChainTip,
     /// The end after a commit whose outcome is not known.
     attempted: Option<ChainTip>,
-    /// The same, after it was looked for and not found: it may still come to its end.
-    late: Option<ChainTip>,
+    /// Earlier ones behind the same end, looked for and not found: each may still come to its end, and
+    /// then none of the others can.
+    late: Vec<ChainTip>,
 }
+
+/// Ends that are remembered as late. A transaction outlives its caller by seconds, not by so many
+/// further commits.
+const LATE_MAX: usize = 64;
 
 impl Chain {
     pub(super) fn new(tip: ChainTip, store: Arc<dyn WriteStore>) -> Self {
-        let state = AsyncMutex::new(State { tip, attempted: None, late: None });
+        let state = AsyncMutex::new(State { tip, attempted: None, late: Vec::new() });
         Self { store, state, tip: watch::Sender::new(tip), fault: Mutex::default() }
     }
 
@@ -78,8 +83,8 @@ impl Chain {
         self.find_end(&mut state).await?;
         match self.extend(&mut state, changes, entries).await {
             // One that seemed lost has come to its end after all: if it is that, go on behind it.
-            Err(StoreError::AuditMoved(_)) if state.late.is_some() => {
-                state.attempted = state.late.take();
+            Err(StoreError::AuditMoved(_)) if !state.late.is_empty() => {
+                state.attempted = state.late.pop();
                 self.find_end(&mut state).await?;
             }
             done => return self.unless_moved(done),
@@ -115,7 +120,7 @@ impl Chain {
         let done = self.store.commit(changes, Some(link)).await;
         match &done {
             Ok(()) => {
-                *state = State { tip, attempted: None, late: None };
+                *state = State { tip, attempted: None, late: Vec::new() };
                 self.tip.send_replace(tip);
             }
             Err(StoreError::Unreachable { .. }) => {}
@@ -132,15 +137,19 @@ impl Chain {
         let node = state.tip.node;
         let found = chains.into_iter().find(|tip| tip.node == node);
         let found = found.unwrap_or(ChainTip::empty(node));
-        if found == attempted {
-            *state = State { tip: found, attempted: None, late: None };
+        if found == attempted || state.late.contains(&found) {
+            *state = State { tip: found, attempted: None, late: Vec::new() };
             self.tip.send_replace(found);
             return Ok(());
         }
         if found != state.tip {
             return self.unless_moved(Err(StoreError::AuditMoved(node)));
         }
-        (state.attempted, state.late) = (None, Some(attempted));
+        if state.late.len() == LATE_MAX {
+            state.late.remove(0);
+        }
+        state.late.push(attempted);
+        state.attempted = None;
         Ok(())
     }
 }

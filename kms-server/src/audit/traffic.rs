@@ -14,7 +14,7 @@ use crate::domain::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
 };
 
-/// Callers that are counted by name in one interval. Their number is that of the policy's callers; who
+/// Callers that are counted by name, since the start. Their number is that of the policy's callers; who
 /// comes later is counted as [`OTHER`].
 const CALLERS_MAX: usize = 256;
 /// All callers beyond [`CALLERS_MAX`] together. No certificate's name has parentheses in this service's

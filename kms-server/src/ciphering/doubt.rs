@@ -1,7 +1,9 @@
 //! A second look, where other servers write to the same database: an item whose meter is not known, or
 //! whose MIC failed under all keys, is tried once more if its block has changed meanwhile.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Ciphering,
@@ -13,6 +15,9 @@ use crate::{
     keyring::BlockTable,
 };
 
+/// How long a batch waits for all of its second looks together.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 impl Ciphering {
     /// `seen`: where a block stood, at the latest, when its items were tried.
     pub(super) async fn look_again(&self, pass: &mut Pass<'_>, seen: impl Fn(BlockNo) -> Position) {
@@ -20,8 +25,12 @@ impl Ciphering {
         for (index, title) in pass.doubtful() {
             by_block.entry(self.keyring.block_of(&title)).or_default().push((index, title));
         }
+        let deadline = Instant::now() + PATIENCE;
         for (block, items) in by_block {
-            let Some(table) = self.keyring.doubt(block, seen(block)).await else { continue };
+            let looked = timeout_at(deadline, self.keyring.doubt(block, seen(block))).await;
+            // What was found so far counts; the others keep their verdicts.
+            let Ok(looked) = looked else { break };
+            let Some(table) = looked else { continue };
             for (index, title) in items {
                 try_again(pass, index, &table, title);
             }

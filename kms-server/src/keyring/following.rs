@@ -18,7 +18,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{OnceCell, Semaphore, mpsc},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{BlockTable, Keyring, KeyringError};
@@ -34,6 +34,13 @@ const AT_ONCE: usize = 8;
 /// How long after it was heard of a change may wait before its block is closed. With the poll that
 /// hears of it at the latest after 500 ms this keeps within the second that is promised.
 const WAIT_MAX_MS: u64 = 350;
+
+/// How long reading one block anew may take: the rest of that second. It waits for a change of this
+/// process's own to the same block, and that for the token.
+const RENEW_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often blocks that wait are looked at while nothing is heard.
+const LATE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Messages heard and not yet acted upon; acting upon one never waits.
 const HEARD_AHEAD: usize = 16;
@@ -51,7 +58,7 @@ const DOUBT_INTERVAL_MS: u64 = 100;
 /// blocks at once don't become a flood of queries either.
 const DOUBTS_AT_ONCE: usize = 4;
 
-/// How long a batch waits for such a look.
+/// How long such a look may take.
 const DOUBT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What this process knows of the others.
@@ -77,7 +84,8 @@ struct State {
     doubts: HashMap<BlockNo, (u64, Doubt)>,
 }
 
-type Doubt = Arc<OnceCell<Option<Arc<BlockTable>>>>;
+/// Says that the look is over, and holds no table: that would keep its keys beyond their time.
+type Doubt = Arc<OnceCell<()>>;
 
 /// How it stands between this process and the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,14 +111,21 @@ impl Keyring {
                     Some(Err(error)) => self.heard_nothing(&error),
                     None => return,
                 },
-                Some((block, outcome)) = renewing.next() => self.note_outcome(block, outcome),
+                Some((block, outcome)) = renewing.next() => match outcome {
+                Ok(outcome) => self.note_outcome(block, outcome),
+                Err(_too_long) => self.close_unless_silent(vec![block]),
+                },
+                () = sleep(LATE_INTERVAL), if !behind.order.is_empty() => {}
             }
             self.close_late(&mut behind);
             while renewing.len() < AT_ONCE
                 && let Some((block, stored)) = behind.next()
             {
                 let keyring = Arc::clone(&self);
-                renewing.push(async move { (block, keyring.renew(block, Some(stored)).await) });
+                renewing.push(async move {
+                    let renewed = keyring.renew(block, Some(stored));
+                    (block, timeout(RENEW_PATIENCE, renewed).await)
+                });
             }
         }
     }
@@ -157,11 +172,14 @@ impl Keyring {
 
     /// Closes blocks that waited too long, unless the database is away: then they stay.
     fn close_late(&self, behind: &mut Behind) {
-        let late = behind.late(self.clock.monotonic_ms());
+        self.close_unless_silent(behind.late(self.clock.monotonic_ms()));
+    }
+
+    fn close_unless_silent(&self, late: Vec<BlockNo>) {
         if late.is_empty() || self.following.lock().silent.is_some() {
             return;
         }
-        tracing::warn!(blocks = late.len(), "changed blocks are closed: too many to renew in time");
+        tracing::warn!(blocks = late.len(), "changed blocks are closed: not renewed in time");
         self.publish(late.into_iter().map(|block| (block, None)).collect());
     }
 
@@ -218,17 +236,13 @@ impl Keyring {
             Arc::clone(look)
         };
         let looking = look.get_or_init(async || {
-            let _place = self.following.doubts.try_acquire().ok()?;
-            match timeout(DOUBT_PATIENCE, self.renew(block, None)).await {
-                Ok(Ok(table)) => table,
-                Ok(Err(error)) => {
-                    tracing::warn!(block = block.0, %error, "a block can't be read anew");
-                    None
-                }
-                Err(_) => None,
+            let Ok(_place) = self.following.doubts.try_acquire() else { return };
+            if let Ok(Err(error)) = timeout(DOUBT_PATIENCE, self.renew(block, None)).await {
+                tracing::warn!(block = block.0, %error, "a block can't be read anew");
             }
         });
-        timeout(DOUBT_PATIENCE, looking).await.ok()?.clone().filter(newer)
+        timeout(DOUBT_PATIENCE, looking).await.ok()?;
+        self.resident(block).filter(newer)
     }
 
     fn heard(&self) {

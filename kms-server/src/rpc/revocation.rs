@@ -36,7 +36,7 @@ const DER_SEQUENCE: u8 = 0x30;
 /// Lists that were checked at `now_ms`, and how long they hold.
 pub(super) struct Revocation {
     pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
-    /// When the first list is due for renewal; `None` without lists. From then on nobody is let in.
+    /// When lists are due for renewal, and when the first one's grace ends; `None` without lists.
     pub(super) due: Option<Due>,
 }
 
@@ -53,13 +53,23 @@ pub(super) struct Due {
 
 impl Due {
     /// A list is warned of from three quarters of its time on, and never earlier than a week before
-    /// its end: authorities renew once a year or once an hour.
+    /// its next update: authorities renew once a year or once an hour.
     fn of(from_ms: u64, next_ms: u64, grace: Duration) -> Self {
         const WEEK_MS: u64 = 7 * 24 * 3_600 * 1_000;
         let notice = (next_ms.saturating_sub(from_ms) / 4).min(WEEK_MS);
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let warn_ms = next_ms.saturating_sub(notice);
         Self { warn_ms, next_ms, ends_ms: next_ms.saturating_add(grace_ms) }
+    }
+
+    /// Of two lists, what happens first to either: one that is renewed each hour must not hide that the
+    /// other runs out.
+    fn first(self, other: Self) -> Self {
+        Self {
+            warn_ms: self.warn_ms.min(other.warn_ms),
+            next_ms: self.next_ms.min(other.next_ms),
+            ends_ms: self.ends_ms.min(other.ends_ms),
+        }
     }
 
     /// Which part of its time it is in; changes are worth a line in the log.
@@ -133,7 +143,7 @@ pub(super) fn load(
             return Err(TlsError::CrlMissing { path: client_ca.to_owned(), issuer });
         }
     }
-    let due = parsed.iter().map(|list| list.due).min_by_key(|due| due.ends_ms);
+    let due = parsed.iter().map(|list| list.due).reduce(Due::first);
     Ok(Revocation { due, lists: all.into_iter().map(|(_, list)| list).collect() })
 }
 
