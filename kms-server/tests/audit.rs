@@ -9,6 +9,8 @@ mod support;
 mod chain;
 #[path = "audit/crash.rs"]
 mod crash;
+#[path = "audit/late.rs"]
+mod late;
 #[path = "audit/tampering.rs"]
 mod tampering;
 #[path = "audit/writing.rs"]

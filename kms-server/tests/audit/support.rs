@@ -25,7 +25,7 @@ use kms_server::{
         TokenError, TokenStatus, WrappedKey,
     },
     store::{
-        AuditStore as _,
+        AuditStore as _, WriteStore,
         sqlite::{self, SqliteStore},
     },
 };
@@ -154,11 +154,11 @@ impl Place {
     /// Starts a process's worth of log.
     pub(crate) async fn start(&self) -> (Arc<SqliteStore>, Arc<Audit>) {
         let store = open_store(&self.path).await;
-        let audit = self.audit(Arc::clone(&store)).await;
+        let audit = self.audit(store.clone()).await;
         (store, audit)
     }
 
-    pub(crate) async fn audit(&self, store: Arc<SqliteStore>) -> Arc<Audit> {
+    pub(crate) async fn audit(&self, store: Arc<dyn WriteStore>) -> Arc<Audit> {
         let second = Duration::from_secs(1);
         let hsm = Hsm::new(self.signer.clone(), 2, second, second * 5);
         let config = Config { traffic_interval: second * 3_600, ..Config::default() };

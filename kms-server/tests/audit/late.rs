@@ -1,0 +1,160 @@
+//! Commits of which nobody hears what became of them, and which come to their end later, or never.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use kms_server::{
+    audit::AuditError,
+    domain::{
+        BlockNo, DomainRecord, Fingerprint, Head, MeterId,
+        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    },
+    store::{
+        AuditStore, BlockChange, ChainLink, MeterPlace, ReadStore, StoreError, StoredBlock,
+        WriteStore, sqlite::SqliteStore,
+    },
+};
+
+use super::support::{NODE, Place, entry, events, open_store};
+
+type Kept = (Vec<BlockChange>, ChainTip, Vec<StoredEvent>);
+
+/// A database behind a network that loses answers: what is to be lost is kept, and lands when the test
+/// says so. All else is the real one's.
+struct Lossy {
+    inner: Arc<SqliteStore>,
+    lose: Mutex<usize>,
+    kept: Mutex<Vec<Kept>>,
+}
+
+impl Lossy {
+    /// The `n`-th of the lost commits comes to its end.
+    async fn land(&self, n: usize) -> Result<(), StoreError> {
+        let (changes, behind, events) = self.kept.lock().unwrap()[n].clone();
+        self.inner.commit(&changes, Some(ChainLink { behind, events: &events })).await
+    }
+}
+
+#[async_trait]
+impl ReadStore for Lossy {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+        self.inner.domain().await
+    }
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.inner.heads().await
+    }
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        self.inner.block(block).await
+    }
+    async fn find_meter(&self, id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+        self.inner.find_meter(id).await
+    }
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<MeterPlace>, StoreError> {
+        self.inner.list_meters(after, limit).await
+    }
+    async fn count_meters(&self) -> Result<u64, StoreError> {
+        self.inner.count_meters().await
+    }
+    async fn holders_of(
+        &self,
+        fingerprints: &[Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+        self.inner.holders_of(fingerprints, limit).await
+    }
+}
+
+#[async_trait]
+impl AuditStore for Lossy {
+    async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError> {
+        self.inner.audit_chains().await
+    }
+    async fn audit_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.audit_events(node, after, limit).await
+    }
+    async fn audit_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        self.inner.audit_checkpoints(node, after, limit).await
+    }
+    async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
+        self.inner.last_audit_checkpoint(node).await
+    }
+    async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.inner.add_audit_checkpoint(checkpoint).await
+    }
+}
+
+#[async_trait]
+impl WriteStore for Lossy {
+    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
+        self.inner.create_domain(domain).await
+    }
+    async fn commit(
+        &self,
+        changes: &[BlockChange],
+        audit: Option<ChainLink<'_>>,
+    ) -> Result<(), StoreError> {
+        let lost = {
+            let mut lose = self.lose.lock().unwrap();
+            let lost = *lose > 0;
+            *lose = lose.saturating_sub(1);
+            lost
+        };
+        if let (true, Some(link)) = (lost, &audit) {
+            let kept = (changes.to_vec(), link.behind, link.events.to_vec());
+            self.kept.lock().unwrap().push(kept);
+            return Err(StoreError::Unreachable { reason: "the answer was lost".into() });
+        }
+        self.inner.commit(changes, audit).await
+    }
+}
+
+#[tokio::test]
+async fn whichever_of_several_lost_commits_lands_the_chain_goes_on_behind_it() {
+    for (lost, lands) in
+        [(1, None), (1, Some(0)), (3, None), (3, Some(0)), (3, Some(1)), (3, Some(2))]
+    {
+        let place = Place::new();
+        let inner = open_store(&place.path).await;
+        let store = Arc::new(Lossy {
+            inner: Arc::clone(&inner),
+            lose: Mutex::new(0),
+            kept: Mutex::default(),
+        });
+        let audit = place.audit(store.clone()).await;
+        *store.lose.lock().unwrap() = lost;
+        for n in 0..lost {
+            let said = audit.record(entry(n as u64)).await;
+            assert!(matches!(said, Err(AuditError::NotWritable(_))), "{said:?}");
+        }
+        if let Some(n) = lands {
+            store.land(n).await.unwrap();
+        }
+        audit.record(entry(100)).await.unwrap();
+        assert_eq!(audit.status().fault, None, "{lost} lost, {lands:?} landed");
+        // The start, what landed, and the last one.
+        let due = 2 + usize::from(lands.is_some());
+        assert_eq!(events(&inner).await.len(), due, "{lost} lost, {lands:?} landed");
+        assert!(audit.verify(NODE).await.unwrap().unwrap().broken.is_none());
+        // Too late now for the others.
+        for n in 0..lost {
+            assert!(matches!(store.land(n).await, Err(StoreError::AuditMoved(_))));
+        }
+    }
+}
