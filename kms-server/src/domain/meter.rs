@@ -4,7 +4,7 @@ use std::fmt;
 
 use dlms::SystemTitle;
 
-use super::KeyRecord;
+use super::{Fingerprint, KeyKind, KeyRecord, KeyState, SecuritySetup};
 
 /// The operator's name for a meter: 1 to 64 visible ASCII characters. Unique in its domain.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,11 +91,113 @@ pub struct MeterRecord {
     pub keys: Vec<KeyRecord>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
+    /// What it had before it was deleted and readmitted; at most [`FormerKey::MAX`].
+    pub former: Vec<FormerKey>,
+    /// What changed it last: what is older changes it no more.
+    pub changed_by: ChangeMark,
+}
+
+/// A key value that a meter had before it was deleted: enough to know it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormerKey {
+    /// Identity of the value.
+    pub fingerprint: Fingerprint,
+    /// What it was for, and where it was in its life when the meter was deleted. `None`: deleted by a
+    /// release that did not keep it.
+    pub was: Option<FormerUse>,
+}
+
+/// What a former key was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormerUse {
+    /// Whose security setup.
+    pub setup: SecuritySetup,
+    /// What it was for.
+    pub kind: KeyKind,
+    /// When the meter was deleted.
+    pub state: KeyState,
+}
+
+impl FormerKey {
+    /// Of one meter, over all of its lives.
+    pub const MAX: usize = 1024;
+
+    /// What of a meter's keys stays known when it is deleted: those that it has, and those that it had
+    /// before. Of one value in one place the state that is further on counts.
+    pub fn of(meter: &MeterRecord) -> Vec<Self> {
+        let was =
+            |key: &KeyRecord| FormerUse { setup: key.setup, kind: key.kind, state: key.state };
+        let mut all: Vec<Self> = meter
+            .keys
+            .iter()
+            .map(|key| Self { fingerprint: key.fingerprint, was: Some(was(key)) })
+            .collect();
+        for old in &meter.former {
+            match all.iter_mut().find(|key| key.is_same(old)) {
+                Some(key) => key.was = furthest(key.was, old.was),
+                None => all.push(old.clone()),
+            }
+        }
+        all
+    }
+
+    /// Whether the value may come back: it was the active one when the meter was deleted.
+    pub fn may_come_back(&self) -> bool {
+        self.was.is_some_and(|was| was.state == KeyState::Active)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let place = |key: &Self| key.was.map(|was| (was.setup, was.kind));
+        self.fingerprint == other.fingerprint && place(self) == place(other)
+    }
+}
+
+fn furthest(a: Option<FormerUse>, b: Option<FormerUse>) -> Option<FormerUse> {
+    a.into_iter().chain(b).max_by_key(|was| was.state)
+}
+
+/// A change of a meter, in the order in which changes count: by time, then by file, then by the place in
+/// the file. The least one is that of meters that were there before changes were marked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChangeMark {
+    /// When the file was sealed; of a change that came in no sealed file, when it was made. Milliseconds
+    /// since 1970.
+    pub at_ms: u64,
+    /// `None`: it came in no sealed file.
+    pub file: Option<FilePlace>,
+}
+
+/// A line of a sealed file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FilePlace {
+    /// The file's id.
+    pub file: [u8; 16],
+    /// Grows from line to line.
+    pub line: u64,
+}
+
+impl ChangeMark {
+    /// A change that is made now, in no sealed file: later than all before it.
+    #[must_use]
+    pub fn next(&self, now_ms: u64) -> Self {
+        Self { at_ms: now_ms.max(self.at_ms.saturating_add(1)), file: None }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_that_is_made_now_is_later_than_all_before_it() {
+        let file = |line| Some(FilePlace { file: [9; 16], line });
+        let first = ChangeMark { at_ms: 7, file: file(1) };
+        assert!(first < ChangeMark { at_ms: 7, file: file(2) });
+        for now_ms in [0, 6, 7, 8] {
+            assert!(first.next(now_ms) > ChangeMark { at_ms: 7, file: file(u64::MAX) });
+        }
+        assert_eq!(first.next(100), ChangeMark { at_ms: 100, file: None });
+    }
 
     #[test]
     fn a_meter_id_is_not_empty_long_or_spaced() {

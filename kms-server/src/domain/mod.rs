@@ -16,7 +16,10 @@ pub use dlms::SystemTitle;
 pub use key::{
     Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, Protection, SecuritySetup,
 };
-pub use meter::{MeterId, MeterPolicy, MeterRecord, MinimumProtection};
+pub use meter::{
+    ChangeMark, FilePlace, FormerKey, FormerUse, MeterId, MeterPolicy, MeterRecord,
+    MinimumProtection,
+};
 pub use record::{Record, RecordKey, StoredRecord};
 pub use secret::{BlockSecret, ClearKey};
 pub use site::{DomainId, DomainRecord, SealedKek};

@@ -7,8 +7,9 @@
 use dlms::SystemTitle;
 
 use super::{
-    BlockNo, DomainId, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterPolicy,
-    MeterRecord, MinimumProtection, Position, Protection, RecordMac, SecuritySetup,
+    BlockNo, ChangeMark, DomainId, FilePlace, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind,
+    KeyRecord, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Position,
+    Protection, RecordMac, SecuritySetup,
 };
 
 /// A record's name within its domain: what it is about, then its title. Orders the digest.
@@ -72,19 +73,25 @@ pub struct Tombstone {
     pub meter_id: MeterId,
     /// Its title.
     pub system_title: SystemTitle,
-    /// Identities of all key values that it ever had.
-    pub fingerprints: Vec<Fingerprint>,
+    /// All key values that it ever had; at most [`FormerKey::MAX`].
+    pub keys: Vec<FormerKey>,
     /// Milliseconds since 1970.
     pub deleted_ms: u64,
+    /// What changed the meter last.
+    pub changed_by: ChangeMark,
+    /// When two people let it come back; milliseconds since 1970. `None`: they have not.
+    pub readmitted_ms: Option<u64>,
 }
 
-/// Bytes that are no record of this schema.
+/// Bytes that are no record of a schema that we know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a record of schema {SCHEMA}")]
+#[error("not a record of schema {SCHEMA} or before")]
 pub struct BadRecord;
 
-/// Raised when the layout below changes.
-const SCHEMA: u8 = 1;
+/// Raised when the layout below changes. Records of [`FIRST_SCHEMA`] stand until their next change.
+const SCHEMA: u8 = 2;
+/// Without former keys, marks of changes and readmissions; a tombstone's fingerprints without their use.
+const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
 
@@ -148,15 +155,17 @@ impl Record {
         out
     }
 
-    /// The record in `body`; refuses anything that [`Record::encode`] would not write.
+    /// The record in `body`; refuses anything that [`Record::encode`], or that of the first schema,
+    /// would not write.
     pub fn decode(body: &[u8]) -> Result<Self, BadRecord> {
         let mut input = Reader(body);
-        if input.u8()? != SCHEMA {
+        let schema = input.u8()?;
+        if !matches!(schema, FIRST_SCHEMA | SCHEMA) {
             return Err(BadRecord);
         }
         let record = match input.u8()? {
-            LABEL_METER => Self::Meter(take_meter(&mut input)?),
-            LABEL_TOMBSTONE => Self::Tombstone(take_tombstone(&mut input)?),
+            LABEL_METER => Self::Meter(take_meter(&mut input, schema)?),
+            LABEL_TOMBSTONE => Self::Tombstone(take_tombstone(&mut input, schema)?),
             _ => return Err(BadRecord),
         };
         if input.0.is_empty() { Ok(record) } else { Err(BadRecord) }
@@ -182,8 +191,16 @@ fn put_title(out: &mut Vec<u8>, title: Option<&SystemTitle>) {
 }
 
 fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) {
-    let MeterRecord { meter_id, system_title, logical_device_name, policy, keys, created_ms } =
-        meter;
+    let MeterRecord {
+        meter_id,
+        system_title,
+        logical_device_name,
+        policy,
+        keys,
+        created_ms,
+        former,
+        changed_by,
+    } = meter;
     put_bytes(out, meter_id.as_str().as_bytes());
     out.extend_from_slice(system_title.as_bytes());
     put_bytes(out, logical_device_name.as_bytes());
@@ -192,6 +209,34 @@ fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) {
     out.extend_from_slice(&(keys.len() as u16).to_be_bytes());
     for key in keys {
         put_key(out, key);
+    }
+    put_former(out, former);
+    put_mark(out, changed_by);
+}
+
+fn put_former(out: &mut Vec<u8>, keys: &[FormerKey]) {
+    out.extend_from_slice(&(keys.len() as u16).to_be_bytes());
+    for FormerKey { fingerprint, was } in keys {
+        out.extend_from_slice(&fingerprint.0);
+        match was {
+            None => out.push(0),
+            Some(FormerUse { setup, kind, state }) => {
+                out.extend_from_slice(&[1, setup.0, *kind as u8, *state as u8]);
+            }
+        }
+    }
+}
+
+fn put_mark(out: &mut Vec<u8>, mark: &ChangeMark) {
+    let ChangeMark { at_ms, file } = mark;
+    out.extend_from_slice(&at_ms.to_be_bytes());
+    match file {
+        None => out.push(0),
+        Some(FilePlace { file, line }) => {
+            out.push(1);
+            out.extend_from_slice(file);
+            out.extend_from_slice(&line.to_be_bytes());
+        }
     }
 }
 
@@ -244,13 +289,19 @@ fn put_key(out: &mut Vec<u8>, key: &KeyRecord) {
 }
 
 fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) {
-    let Tombstone { meter_id, system_title, fingerprints, deleted_ms } = tombstone;
+    let Tombstone { meter_id, system_title, keys, deleted_ms, changed_by, readmitted_ms } =
+        tombstone;
     put_bytes(out, meter_id.as_str().as_bytes());
     out.extend_from_slice(system_title.as_bytes());
     out.extend_from_slice(&deleted_ms.to_be_bytes());
-    out.extend_from_slice(&(fingerprints.len() as u16).to_be_bytes());
-    for fingerprint in fingerprints {
-        out.extend_from_slice(&fingerprint.0);
+    put_former(out, keys);
+    put_mark(out, changed_by);
+    match readmitted_ms {
+        None => out.push(0),
+        Some(at_ms) => {
+            out.push(1);
+            out.extend_from_slice(&at_ms.to_be_bytes());
+        }
     }
 }
 
@@ -307,7 +358,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn take_meter(input: &mut Reader<'_>) -> Result<MeterRecord, BadRecord> {
+fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadRecord> {
     let meter_id = input.meter_id()?;
     let system_title = input.title()?;
     let logical_device_name = input.text()?.to_owned();
@@ -315,7 +366,47 @@ fn take_meter(input: &mut Reader<'_>) -> Result<MeterRecord, BadRecord> {
     let created_ms = input.u64()?;
     let count = input.u16()?;
     let keys = (0..count).map(|_| take_key(input)).collect::<Result<_, _>>()?;
-    Ok(MeterRecord { meter_id, system_title, logical_device_name, policy, keys, created_ms })
+    let (former, changed_by) = match schema {
+        FIRST_SCHEMA => (Vec::new(), ChangeMark::default()),
+        _ => (take_former(input)?, take_mark(input)?),
+    };
+    Ok(MeterRecord {
+        meter_id,
+        system_title,
+        logical_device_name,
+        policy,
+        keys,
+        created_ms,
+        former,
+        changed_by,
+    })
+}
+
+fn take_former(input: &mut Reader<'_>) -> Result<Vec<FormerKey>, BadRecord> {
+    let count = input.u16()?;
+    (0..count)
+        .map(|_| {
+            let fingerprint = Fingerprint(input.array()?);
+            let was = input.flag()?.then(|| take_use(input)).transpose()?;
+            Ok(FormerKey { fingerprint, was })
+        })
+        .collect()
+}
+
+fn take_use(input: &mut Reader<'_>) -> Result<FormerUse, BadRecord> {
+    let [setup, kind, state] = input.array()?;
+    Ok(FormerUse {
+        setup: SecuritySetup(setup),
+        kind: KeyKind::from_number(kind).ok_or(BadRecord)?,
+        state: KeyState::from_number(state).ok_or(BadRecord)?,
+    })
+}
+
+fn take_mark(input: &mut Reader<'_>) -> Result<ChangeMark, BadRecord> {
+    let at_ms = input.u64()?;
+    let place = |input: &mut Reader<'_>| Ok(FilePlace { file: input.array()?, line: input.u64()? });
+    let file = input.flag()?.then(|| place(input)).transpose()?;
+    Ok(ChangeMark { at_ms, file })
 }
 
 fn take_policy(input: &mut Reader<'_>) -> Result<MeterPolicy, BadRecord> {
@@ -362,109 +453,33 @@ fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {
     })
 }
 
-fn take_tombstone(input: &mut Reader<'_>) -> Result<Tombstone, BadRecord> {
+fn take_tombstone(input: &mut Reader<'_>, schema: u8) -> Result<Tombstone, BadRecord> {
     let meter_id = input.meter_id()?;
     let system_title = input.title()?;
     let deleted_ms = input.u64()?;
-    let count = input.u16()?;
-    let fingerprints =
-        (0..count).map(|_| input.array().map(Fingerprint)).collect::<Result<_, _>>()?;
-    Ok(Tombstone { meter_id, system_title, fingerprints, deleted_ms })
+    if schema == FIRST_SCHEMA {
+        let count = input.u16()?;
+        let former = |fingerprint| FormerKey { fingerprint: Fingerprint(fingerprint), was: None };
+        let keys = (0..count).map(|_| input.array().map(former)).collect::<Result<_, _>>()?;
+        let (changed_by, readmitted_ms) = (ChangeMark::default(), None);
+        return Ok(Tombstone {
+            meter_id,
+            system_title,
+            keys,
+            deleted_ms,
+            changed_by,
+            readmitted_ms,
+        });
+    }
+    Ok(Tombstone {
+        meter_id,
+        system_title,
+        keys: take_former(input)?,
+        deleted_ms,
+        changed_by: take_mark(input)?,
+        readmitted_ms: input.flag()?.then(|| input.u64()).transpose()?,
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn title() -> impl Strategy<Value = SystemTitle> {
-        any::<[u8; 8]>().prop_map(SystemTitle::new)
-    }
-
-    fn key() -> impl Strategy<Value = KeyRecord> {
-        (
-            any::<([u8; 16], u8, u16, u8, u64, u64, [u8; 16], Option<[u8; 5]>)>(),
-            prop::sample::select(&KeyKind::ALL[..]),
-            prop::sample::select(&KeyState::ALL[..]),
-            prop::sample::select(&[Protection::Hsm, Protection::Memory][..]),
-            prop::collection::vec(any::<u8>(), 0..80),
-        )
-            .prop_map(|(plain, kind, state, protection, wrapped)| KeyRecord {
-                id: KeyId(plain.0),
-                setup: SecuritySetup(plain.1),
-                version: plain.2,
-                value_len: plain.3,
-                created_ms: plain.4,
-                changed_ms: plain.5,
-                fingerprint: Fingerprint(plain.6),
-                kcv: plain.7,
-                kind,
-                state,
-                protection,
-                wrapped,
-            })
-    }
-
-    fn meter() -> impl Strategy<Value = Record> {
-        (
-            "[!-~]{1,64}",
-            title(),
-            ".{0,20}",
-            prop::option::of(title()),
-            prop::option::of(title()),
-            any::<(bool, bool, bool, bool, u64)>(),
-            prop::collection::vec(key(), 0..5),
-        )
-            .prop_map(|(id, title, ldn, own, client, flags, keys)| {
-                Record::Meter(MeterRecord {
-                    meter_id: MeterId::new(&id).unwrap(),
-                    system_title: title,
-                    logical_device_name: ldn,
-                    policy: MeterPolicy {
-                        minimum_protection: if flags.0 {
-                            MinimumProtection::Authenticated
-                        } else {
-                            MinimumProtection::AuthenticatedEncrypted
-                        },
-                        allow_encryption_only: flags.1,
-                        allow_withheld_authentication_key: flags.2,
-                        general_ciphering_omit_header: flags.3,
-                        default_system_title: own,
-                        client_title: client,
-                    },
-                    keys,
-                    created_ms: flags.4,
-                })
-            })
-    }
-
-    proptest! {
-        #[test]
-        fn a_record_comes_back_as_it_was(record in meter()) {
-            prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
-        }
-
-        #[test]
-        fn a_cut_or_longer_record_is_refused(record in meter(), cut in any::<prop::sample::Index>()) {
-            let body = record.encode();
-            prop_assert_eq!(Record::decode(&body[..cut.index(body.len())]), Err(BadRecord));
-            prop_assert_eq!(Record::decode(&[&body[..], &[0]].concat()), Err(BadRecord));
-        }
-
-        #[test]
-        fn what_decodes_encodes_to_the_same_bytes(record in meter(), at in any::<prop::sample::Index>(), bit in 0u32..8) {
-            let mut body = record.encode();
-            let at = at.index(body.len());
-            body[at] ^= 1 << bit;
-            if let Ok(other) = Record::decode(&body) {
-                prop_assert_eq!(other.encode(), body);
-            }
-        }
-
-        #[test]
-        fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Record::decode(&bytes);
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     domain::{
-        BlockNo, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
+        BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record,
+        SystemTitle,
         audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     },
     keyring::{Change, KeyringError},
@@ -221,6 +222,8 @@ impl Lifecycle {
             policy: meter.policy.clone().unwrap_or_default(),
             keys: Vec::new(),
             created_ms: self.clock.unix_ms(),
+            former: Vec::new(),
+            changed_by: ChangeMark::default(),
         }
     }
 

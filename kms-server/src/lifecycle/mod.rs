@@ -19,8 +19,8 @@ pub use value::{KeyValue, TakenValue};
 
 use crate::{
     domain::{
-        BlockNo, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record, SecuritySetup,
-        SystemTitle,
+        BlockNo, FormerKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record,
+        SecuritySetup, SystemTitle,
         audit::{AuditOutcome, AuditedCall, Subject},
         ports::{Clock, Randomness},
         record::Tombstone,
@@ -330,10 +330,12 @@ impl Lifecycle {
         let subject = Subject { system_title: Some(title), block, ..Subject::meter(id) };
         let entry = call.entry(now_ms, subject, AuditOutcome::Done);
         change.put(Record::Tombstone(Tombstone {
+            keys: FormerKey::of(&meter),
             meter_id: meter.meter_id,
             system_title: title,
-            fingerprints: meter.keys.iter().map(|key| key.fingerprint).collect(),
             deleted_ms: now_ms,
+            changed_by: meter.changed_by,
+            readmitted_ms: None,
         }));
         Ok(self.keyring.commit(changes, vec![entry]).await?)
     }

@@ -209,7 +209,7 @@ pub(super) fn import_result(line: u64, meter_id: String, result: ImportResult) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{BlockNo, Fingerprint, KeyId, KeyState, MeterRecord};
+    use crate::domain::{BlockNo, ChangeMark, Fingerprint, KeyId, KeyState, MeterRecord};
 
     fn wire_meter() -> v1::NewMeter {
         v1::NewMeter {
@@ -336,6 +336,8 @@ mod tests {
                 fingerprint: Fingerprint([0xEF; 16]),
             }],
             created_ms: 7,
+            former: Vec::new(),
+            changed_by: ChangeMark::default(),
         };
         let meter = meter(MeterView { record, block: BlockNo(8) });
         let encoded = prost::Message::encode_to_vec(&meter);
