@@ -164,8 +164,8 @@ impl Parts {
         keyring.warm_up().await?;
         let took = start.elapsed();
         let status = keyring.status();
-        if let Some(fault) = status.fault {
-            return Err(fault.into());
+        if let Some(fault) = status.faults.first() {
+            return Err(fault.clone().into());
         }
         let grown = crate::process::resident_bytes(pid)?.saturating_sub(before);
         // Locked memory is in RAM from the first moment, used or not.

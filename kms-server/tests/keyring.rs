@@ -12,14 +12,15 @@ use kms_server::{
     keyring::KeyringError,
 };
 use site_common::*;
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 /// Works on the database as somebody would who can write to it and has no key.
 async fn tamper(site: &Site, statement: &'static str) -> u64 {
-    let url = format!("sqlite://{}", site.database.display());
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    // Foreign keys bind only who asks for them.
+    let options = SqliteConnectOptions::new().filename(&site.database).foreign_keys(false);
+    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
     let done = sqlx::query(statement).execute(&mut database).await.unwrap();
     database.close().await.unwrap();
     done.rows_affected()
@@ -147,10 +148,9 @@ on_a_token! {
             site.add(meter(2)).await;
             for back in [
                 "DELETE FROM records", "INSERT INTO records SELECT * FROM old_records",
-                "DELETE FROM blocks WHERE 0", "UPDATE blocks SET (epoch, sequence, count, digest, mac) = \
-                    (SELECT epoch, sequence, count, digest, mac FROM old_blocks)",
+                "DELETE FROM blocks", "INSERT INTO blocks SELECT * FROM old_blocks",
             ] {
-                tamper(&site, back).await;
+                assert!(tamper(&site, back).await > 0, "{back}");
             }
             match site.keyring.read(&title(1)).await {
                 Err(KeyringError::Stale { .. }) => {}
@@ -172,7 +172,7 @@ on_a_token! {
             fresh.keyring.warm_up().await.unwrap();
             let status = fresh.keyring.status();
             assert!(status.resident_meters < 200, "the arena was meant to be too small");
-            assert!(status.fault.unwrap().contains("keyring.arena_mib"));
+            assert!(status.faults.iter().any(|fault| fault.contains("keyring.arena_mib")));
             for round in 0..2 {
                 for n in 0..200 {
                     assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok, "{round}: meter {n}");

@@ -209,11 +209,11 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     // What the primary says, a standby that polls hears as well.
     let mut follow = store.follow().unwrap();
     let head = written.heads().await.unwrap().remove(0);
-    assert_eq!(follow.next().await.unwrap(), [(head.block, head.position)]);
+    assert_eq!(follow.next().await.unwrap().at, [(head.block, head.position)]);
     let change = scene.change(0, 60).unwrap();
     let wanted = (BlockNo(0), change.head.position);
     written.commit(&[change], None).await.unwrap();
-    let heard = async { while !follow.next().await.unwrap().contains(&wanted) {} };
+    let heard = async { while !follow.next().await.unwrap().at.contains(&wanted) {} };
     tokio::time::timeout(patience, heard).await.expect("the standby hears of it");
 
     primary.kill();
@@ -236,7 +236,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     cluster.database("ami");
     let (writer, reader) = (cluster.open("ami").await, cluster.open("ami").await);
     let mut follow = reader.follow().unwrap();
-    assert_eq!(follow.next().await.unwrap(), [], "first of all, where everything stands");
+    assert_eq!(follow.next().await.unwrap().at, [], "first of all, where everything stands");
     let mut scene = Scene::default();
     let (mut worst, mut all) = (Duration::ZERO, Duration::ZERO);
     for serial in 0..20 {
@@ -244,7 +244,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
         let wanted = (BlockNo(7), change.head.position);
         writer.commit(&[change], None).await.unwrap();
         let begun = Instant::now();
-        while !follow.next().await.unwrap().contains(&wanted) {}
+        while !follow.next().await.unwrap().at.contains(&wanted) {}
         worst = worst.max(begun.elapsed());
         all += begun.elapsed();
     }
@@ -265,7 +265,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     })
     .await;
     let back = Instant::now();
-    while !follow.next().await.is_ok_and(|heard| heard.contains(&wanted)) {
+    while !follow.next().await.is_ok_and(|heard| heard.at.contains(&wanted)) {
         assert!(back.elapsed() < Duration::from_secs(10), "it is not heard again");
     }
 }

@@ -1,17 +1,28 @@
 //! `kms-server init`: the token's keys, then the database that knows them.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{Fault, OperatingSystem, Report, SystemClock, open_store, pin_from, runtime};
 use crate::{
     config::Config,
     domain::{
-        DomainId, DomainRecord, Epoch,
+        BlockNo, DomainId, DomainRecord, Epoch,
         ports::{Clock, Randomness},
     },
-    hsm::pkcs11::{self, InitError},
-    store::StoreError,
+    hsm::{
+        Hsm,
+        pkcs11::{self, InitError, Pkcs11Token},
+    },
+    keyring::founding::make_blocks,
+    store::{Founding, StoreError},
 };
+
+/// How long one of the calls that make blocks may wait for another one of them.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How `init` is to go about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +57,17 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         canaries: made.canaries.encode(),
         created_ms: SystemClock::new().unix_ms(),
     };
-    runtime.block_on(store.create_domain(&domain)).map_err(store_fault)?;
+    // Sealed first, written at once: an `init` that is killed leaves no part of a key domain.
+    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
+    let token = Pkcs11Token::connect(config.hsm, made.canaries)
+        .map_err(|error| Fault::Token(error.into()))?;
+    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
+    let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
+    let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
+    let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
+    let founding = Founding { domain, blocks };
+    runtime.block_on(store.create_domain(&founding)).map_err(store_fault)?;
+    let Founding { domain, .. } = founding;
     runtime.block_on(store.close());
     let mut lines = vec![
         ("site".to_owned(), domain.site),
@@ -59,6 +80,17 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         (key.label, format!("id {}{public}", key.id))
     }));
     Ok(Report { lines })
+}
+
+/// Says how far the making of `all` blocks is, once a second.
+pub(super) fn tell_of(all: u32) -> impl FnMut(usize) {
+    let mut next = Instant::now() + Duration::from_secs(1);
+    move |made| {
+        if Instant::now() >= next {
+            next = Instant::now() + Duration::from_secs(1);
+            tracing::info!(made, of = all, "block secrets are made and sealed");
+        }
+    }
 }
 
 fn random_16() -> Result<[u8; 16], Fault> {

@@ -5,7 +5,7 @@ use std::fmt;
 use dlms::SystemTitle;
 
 /// The number of a block within its key domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockNo(pub u32);
 
 impl fmt::Display for BlockNo {

@@ -10,35 +10,30 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     domain::{
-        BlockNo, BlockSecret, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position,
+        BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position,
         Protection, Record, RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle,
         audit::AuditEntry,
     },
-    store::{BlockChange, IndexEntry, RecordChange, SealedSecret, StoreError},
+    store::{BlockChange, IndexEntry, RecordChange, StoreError},
 };
 
 use super::{
     Keyring, KeyringError,
-    block_keys::{self, SUBKEYS_LEN},
+    block_keys,
     opening::{Unsealed, Verified},
 };
 
 /// The `wrap` key, the first of the subkeys, in bytes.
 pub(super) const WRAP_KEY_LEN: usize = 32;
 
-/// The first version of a block's secret.
-const FIRST_SECRET: u32 = 1;
-
 /// A block under change: no other writer of this process has it. Dropped without
 /// [`Keyring::commit`], it leaves no trace.
 pub struct Change {
     block: BlockNo,
     unsealed: Unsealed,
-    /// `None`: the block does not exist yet.
-    head: Option<Head>,
+    head: Head,
     records: BTreeMap<RecordKey, StoredRecord>,
     damaged: Vec<RecordKey>,
-    new_seal: Option<SealedSecret>,
     staged: BTreeMap<RecordKey, Record>,
     _only_writer: OwnedMutexGuard<()>,
 }
@@ -99,7 +94,7 @@ impl Change {
 
     /// The head that results, and the records that lead to it, in sequence order.
     fn seal_records(&self, keyring: &Keyring) -> (Head, Vec<StoredRecord>) {
-        let old = self.head.as_ref().map(|head| head.position).unwrap_or_default();
+        let old = self.head.position;
         let (keys, secret_version) = (&self.unsealed.keys, self.unsealed.secret_version);
         let mut position = Position { epoch: keyring.domain.epoch, sequence: old.sequence };
         let mut scratch = Vec::with_capacity(512);
@@ -148,7 +143,7 @@ fn index_of(record: &Record) -> IndexEntry {
 
 impl Keyring {
     /// Takes blocks for change, in ascending order so that two callers never wait for each other in
-    /// a circle. Blocks that don't exist yet get a secret from the token.
+    /// a circle.
     pub async fn change(&self, blocks: &[BlockNo]) -> Result<Vec<Change>, KeyringError> {
         let mut blocks = blocks.to_vec();
         blocks.sort_unstable();
@@ -176,9 +171,9 @@ impl Keyring {
             .iter()
             .zip(&sealed)
             .map(|(change, (head, records))| BlockChange {
-                expected: change.head.as_ref().map(|head| head.position),
+                expected: Some(change.head.position),
                 head: head.clone(),
-                seals: change.new_seal.iter().cloned().collect(),
+                seals: Vec::new(),
                 records: change
                     .staged
                     .values()
@@ -232,10 +227,8 @@ impl Keyring {
 
     /// The record of this meter as it is stored, verified with all of its block.
     pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
-        let Some(stored) = self.stored(self.block_of(title)).await? else { return Ok(None) };
-        let block = stored.head.block;
-        let unsealed = self.unseal(&stored).await?;
-        let verified = self.verify(stored, &unsealed.keys)?;
+        let block = self.block_of(title);
+        let (_, verified) = self.verified(block).await?;
         let key = RecordKey::meter(title);
         let damaged = |what| KeyringError::Damaged { block, what };
         if verified.damaged.contains(&key) {
@@ -253,56 +246,16 @@ impl Keyring {
         block: BlockNo,
         only_writer: OwnedMutexGuard<()>,
     ) -> Result<Change, KeyringError> {
-        let Some(stored) = self.stored(block).await? else {
-            let (unsealed, seal) = self.new_secret(block).await?;
-            return Ok(Change {
-                block,
-                unsealed,
-                head: None,
-                records: BTreeMap::new(),
-                damaged: Vec::new(),
-                new_seal: Some(seal),
-                staged: BTreeMap::new(),
-                _only_writer: only_writer,
-            });
-        };
-        let unsealed = self.unseal(&stored).await?;
-        let Verified { head, records, damaged } = self.verify(stored, &unsealed.keys)?;
+        let (unsealed, Verified { head, records, damaged }) = self.verified(block).await?;
         Ok(Change {
             block,
             unsealed,
-            head: Some(head),
+            head,
             records: records.into_iter().map(|record| (record.key, record)).collect(),
             damaged,
-            new_seal: None,
             staged: BTreeMap::new(),
             _only_writer: only_writer,
         })
-    }
-
-    /// A new block's secret comes from the token's generator and is sealed there.
-    async fn new_secret(&self, block: BlockNo) -> Result<(Unsealed, SealedSecret), KeyringError> {
-        let token = |source| KeyringError::Token { block, source };
-        let random = self.hsm.random(BlockSecret::LEN).await.map_err(token)?;
-        let secret = BlockSecret::fill_with(|bytes| {
-            if random.len() != bytes.len() {
-                return Err(KeyringError::Damaged {
-                    block,
-                    what: "the token's generator gave too few bytes".to_owned(),
-                });
-            }
-            bytes.copy_from_slice(&random);
-            Ok(())
-        })?;
-        let kek_id = self.hsm.status().site_kek_id;
-        let domain = &self.domain.domain;
-        let place = block_keys::seal_place(domain, block, FIRST_SECRET, &kek_id);
-        let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
-        let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
-        block_keys::derive_subkeys(domain, block, FIRST_SECRET, &secret, out);
-        let (_secret, sealed) = self.hsm.seal(place, secret).await.map_err(token)?;
-        let unsealed = self.expand(block, subkeys, FIRST_SECRET)?;
-        Ok((unsealed, SealedSecret { secret_version: FIRST_SECRET, kek_id, sealed }))
     }
 
     /// Wraps a clear key for its meter's record: under the block's `wrap` key, a sealed KEK in the

@@ -22,7 +22,7 @@ impl Source for Keyring {
             arena_bytes_total,
             memory_locked,
             not_following: _,
-            fault: _,
+            faults: _,
         } = self.status();
         page.sample(&RESIDENT_METERS, &[], resident_meters);
         page.sample(&BLOCKS, &[], u64::from(blocks_total));

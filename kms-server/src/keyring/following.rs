@@ -24,7 +24,7 @@ use tokio::{
 use super::{BlockTable, Keyring, KeyringError};
 use crate::{
     domain::{BlockNo, Position},
-    store::{FollowBlocks, StoreError},
+    store::{FollowBlocks, Positions, StoreError},
 };
 
 /// Blocks read anew at the same time: enough to keep one core verifying while others wait for the
@@ -107,7 +107,10 @@ impl Keyring {
         loop {
             tokio::select! {
                 heard = hearing.recv() => match heard {
-                    Some(Ok(positions)) => self.note_behind(&mut behind, positions),
+                    Some(Ok(positions)) => {
+                        self.note_rows(&positions);
+                        self.note_behind(&mut behind, positions.at);
+                    }
                     Some(Err(error)) => self.heard_nothing(&error),
                     None => return,
                 },
@@ -203,7 +206,10 @@ impl Keyring {
         let Some(before) = self.resident(block) else { return Ok(None) };
         let stored = match stored {
             Some(stored) => stored,
-            None => self.store.position(block).await?.unwrap_or_default(),
+            None => {
+                let stored = self.store.position(block).await?;
+                stored.ok_or_else(|| KeyringError::missing(block))?
+            }
         };
         if stored <= before.position() {
             return Ok(Some(before));
@@ -322,7 +328,7 @@ impl Behind {
 /// Passes on what is heard, without waiting until it is acted upon.
 async fn hear(
     mut others: Box<dyn FollowBlocks>,
-    told: mpsc::Sender<Result<Vec<(BlockNo, Position)>, StoreError>>,
+    told: mpsc::Sender<Result<Positions, StoreError>>,
 ) {
     loop {
         let heard = others.next().await;

@@ -10,15 +10,17 @@ mod block_keys;
 mod changing;
 mod figures;
 mod following;
+pub mod founding;
 mod ids;
 mod opening;
+mod patrol;
 mod scrub;
 mod sealed;
 mod table;
 pub mod warm_up;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -77,7 +79,10 @@ pub enum KeyringError {
         needed: usize,
     },
     /// No seal of the block's secret is for this token.
-    #[error("block {0} is not sealed for this site's token")]
+    #[error(
+        "block {0} is damaged: the seal of its secret for this site's token is missing; restore it \
+         from a backup"
+    )]
     NotSealedForUs(BlockNo),
     /// Stored data is not what was written.
     #[error("block {block} is damaged: {what}")]
@@ -100,6 +105,12 @@ pub enum KeyringError {
 }
 
 impl KeyringError {
+    /// All blocks are made by `init`, and none is ever removed.
+    fn missing(block: BlockNo) -> Self {
+        let what = "it is missing: deleted outside this service; restore it from a backup";
+        Self::Damaged { block, what: what.to_owned() }
+    }
+
     /// Whether it may go away by itself.
     pub fn is_transient(&self) -> bool {
         match self {
@@ -159,6 +170,16 @@ type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
 struct Memory {
     /// The highest position seen of each block.
     seen: HashMap<BlockNo, Position>,
+    /// The seal that each block's resident subkeys came from: its SHA-256.
+    seals: HashMap<BlockNo, [u8; 32]>,
+    /// What the last look at all positions found: by block, then what has none.
+    rows: BTreeMap<Option<BlockNo>, String>,
+    /// Blocks that it found behind, and where: a look that began before a commit finds its block so.
+    behind: HashMap<BlockNo, Position>,
+    /// Why a block could not be read or changed, until it can.
+    lasting: BTreeMap<BlockNo, String>,
+    /// Where the next look at blocks at fault begins.
+    look_from: BlockNo,
     /// When an opening last failed, and why: no second try within [`RETRY_AFTER_MS`].
     failed: HashMap<BlockNo, (u64, SharedError)>,
     /// Blocks whose last commit ended unknown: to be read again.
@@ -241,17 +262,15 @@ impl Keyring {
         let snapshot = self.snapshot();
         let open = snapshot.blocks.iter().flatten();
         let (blocks_open, resident_meters) = open.fold((0, 0), |(blocks, meters), table| {
-            (blocks + u32::from(table.meters() > 0), meters + u64::from(table.meters()))
+            (blocks + 1, meters + u64::from(table.meters()))
         });
         let memory = self.memory();
-        let failed = memory.failed.values().max_by_key(|(at, _)| *at).map(|(_, error)| error);
-        let fault = failed.or(memory.too_small.as_ref()).map(ToString::to_string);
+        let faults = memory.faults();
         let progress = self.progress.read(self.clock.monotonic_ms());
         KeyringStatus {
-            // Blocks made since the warm-up counted them are open.
-            blocks_total: progress.blocks_total.max(blocks_open),
+            blocks_total: self.domain.blocks.get(),
             blocks_open,
-            blocks_failed: memory.failed.len() as u32,
+            blocks_failed: memory.blocks_at_fault(),
             warm_up_done: progress.done,
             warm_up_elapsed_ms: progress.elapsed_ms,
             resident_meters,
@@ -259,7 +278,7 @@ impl Keyring {
             arena_bytes_total: self.arena.mapped() as u64,
             memory_locked: self.arena.is_locked(),
             not_following: self.not_following(),
-            fault,
+            faults,
         }
     }
 
@@ -302,11 +321,11 @@ impl Keyring {
 /// For `GetStatus`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyringStatus {
-    /// Blocks that exist.
+    /// Blocks of the key domain.
     pub blocks_total: u32,
-    /// Blocks that are open and hold meters.
+    /// Blocks that are open.
     pub blocks_open: u32,
-    /// Blocks whose last opening failed.
+    /// Blocks that can't be opened, or are not stored as they should be.
     pub blocks_failed: u32,
     /// Whether the warm-up has been through all blocks once.
     pub warm_up_done: bool,
@@ -322,6 +341,6 @@ pub struct KeyringStatus {
     pub memory_locked: bool,
     /// What keeps this server from following the others of its database, while it lasts.
     pub not_following: Option<NotFollowing>,
-    /// The last fault, while it lasts.
-    pub fault: Option<String>,
+    /// What is wrong, while it lasts; of many blocks, the first.
+    pub faults: Vec<String>,
 }

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, PoisonError};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::{
     domain::{BlockNo, Head, Position, Record, RecordKey, StoredRecord},
     store::{StoreError, StoredBlock},
@@ -82,42 +84,65 @@ impl Keyring {
         block: BlockNo,
         may_close_others: bool,
     ) -> Result<BlockTable, KeyringError> {
-        let Some(stored) = self.stored(block).await? else {
-            self.check_fresh(block, Position::default())?;
-            return Ok(BlockTable::empty());
-        };
-        let unsealed = self.unseal(&stored).await?;
-        let verified = self.verify(stored, &unsealed.keys)?;
+        let (unsealed, verified) = self.verified(block).await?;
         self.build(&verified, unsealed, may_close_others)
+    }
+
+    /// The block as it is stored, its subkeys beside it: verified, or the reason is remembered.
+    pub(super) async fn verified(
+        &self,
+        block: BlockNo,
+    ) -> Result<(Unsealed, Verified), KeyringError> {
+        let read = async {
+            let stored = self.stored(block).await?;
+            let unsealed = self.unseal(&stored).await?;
+            let verified = self.verify(stored, &unsealed.keys)?;
+            Ok((unsealed, verified))
+        };
+        self.note_lasting(block, read.await)
     }
 
     /// The block as it is stored. Where others write, a read that began before somebody else of this
     /// process saw a newer state is no roll-back: it is read again.
-    pub(super) async fn stored(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
-        let stored = self.store.block(block).await?;
-        let position = stored.as_ref().map(|stored| stored.head.position).unwrap_or_default();
-        let is_older = || self.memory().seen.get(&block).is_some_and(|seen| position < *seen);
+    async fn stored(&self, block: BlockNo) -> Result<StoredBlock, KeyringError> {
+        let stored = self.stored_now(block).await?;
+        let is_older = || {
+            let memory = self.memory();
+            memory.seen.get(&block).is_some_and(|seen| stored.head.position < *seen)
+        };
         if self.has_other_writers() && is_older() {
-            return self.store.block(block).await;
+            return self.stored_now(block).await;
         }
         Ok(stored)
     }
 
+    async fn stored_now(&self, block: BlockNo) -> Result<StoredBlock, KeyringError> {
+        let stored = self.store.block(block).await.map_err(|error| match error {
+            StoreError::Damaged(what) => KeyringError::Damaged { block, what },
+            error => error.into(),
+        })?;
+        stored.ok_or_else(|| KeyringError::missing(block))
+    }
+
     /// The block's subkeys: from its resident table, or by one HSM call.
-    pub(super) async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
+    async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
         let (block, secret_version) = (stored.head.block, stored.head.secret_version);
         let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
-        let resident =
-            self.resident(block).filter(|table| table.secret_version() == secret_version);
+        let kek_id = self.hsm.status().site_kek_id;
+        let seal = stored
+            .seals
+            .iter()
+            .find(|seal| seal.kek_id == kek_id && seal.secret_version == secret_version)
+            .ok_or(KeyringError::NotSealedForUs(block))?;
+        let seal_hash: [u8; 32] = Sha256::digest(&seal.sealed).into();
+        // What is written under subkeys whose seal is another one by now could never be opened again.
+        let is_the_same = self.memory().seals.get(&block) == Some(&seal_hash);
+        let resident = self
+            .resident(block)
+            .filter(|table| is_the_same && table.secret_version() == secret_version);
         if let Some(known) = resident.as_ref().and_then(|table| table.subkeys()) {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
         } else {
-            let kek_id = self.hsm.status().site_kek_id;
-            let seal = stored
-                .seals
-                .iter()
-                .find(|seal| seal.kek_id == kek_id && seal.secret_version == secret_version)
-                .ok_or(KeyringError::NotSealedForUs(block))?;
             let domain = &self.domain.domain;
             let place = block_keys::seal_place(domain, block, secret_version, &kek_id);
             let secret = self
@@ -127,6 +152,7 @@ impl Keyring {
                 .map_err(|source| KeyringError::Token { block, source })?;
             let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
             block_keys::derive_subkeys(domain, block, secret_version, &secret, out);
+            self.memory().seals.insert(block, seal_hash);
         }
         self.expand(block, subkeys, secret_version)
     }
@@ -145,7 +171,7 @@ impl Keyring {
     }
 
     /// Verifies head, freshness, digest and every record (invariant 5).
-    pub(super) fn verify(
+    fn verify(
         &self,
         stored: StoredBlock,
         keys: &BlockKeys,
@@ -282,8 +308,7 @@ impl Keyring {
             let mut memory = self.memory();
             let from = memory.hand;
             let next = (1..=count).map(|step| (from + step) % count).find(|at| {
-                *at != block.0 as usize
-                    && snapshot.blocks[*at].as_ref().is_some_and(|table| table.meters() > 0)
+                *at != block.0 as usize && snapshot.blocks[*at].is_some()
             });
             memory.hand = next.unwrap_or(from);
             next

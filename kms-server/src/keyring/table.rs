@@ -212,18 +212,6 @@ fn is_plain(meter: &MeterRecord) -> bool {
 }
 
 impl BlockTable {
-    /// A block that nothing was ever written to.
-    pub(super) fn empty() -> Self {
-        Self {
-            position: Position::default(),
-            secret_version: 0,
-            meters: 0,
-            places: 0,
-            piece: None,
-            extras: Box::default(),
-        }
-    }
-
     /// Builds the table in `piece`, whose first bytes already hold the subkeys. `Err`: a key does
     /// not open although its record is authentic.
     pub(super) fn build(

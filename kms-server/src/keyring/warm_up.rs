@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -21,10 +21,12 @@ const PUBLISH_EVERY: usize = 32;
 /// How often blocks that failed or ended unknown are tried again.
 const CARE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Rounds of care after which the blocks' rows are looked at, and blocks at fault once more.
+const PATROL_EVERY: u64 = 5;
+
 /// How far the warm-up is.
 #[derive(Default)]
 pub(super) struct Progress {
-    blocks_total: AtomicU32,
     started_ms: AtomicU64,
     ended_ms: AtomicU64,
     done: AtomicBool,
@@ -32,7 +34,6 @@ pub(super) struct Progress {
 
 /// [`Progress`] at one moment.
 pub(super) struct ProgressNow {
-    pub(super) blocks_total: u32,
     pub(super) elapsed_ms: u64,
     pub(super) done: bool,
 }
@@ -41,10 +42,9 @@ impl Progress {
     pub(super) fn read(&self, now_ms: u64) -> ProgressNow {
         let done = self.done.load(Ordering::Acquire);
         let end = if done { self.ended_ms.load(Ordering::Relaxed) } else { now_ms };
-        let blocks_total = self.blocks_total.load(Ordering::Relaxed);
         let started = self.started_ms.load(Ordering::Relaxed);
         let elapsed_ms = if started == 0 { 0 } else { end.saturating_sub(started) };
-        ProgressNow { blocks_total, elapsed_ms, done }
+        ProgressNow { elapsed_ms, done }
     }
 }
 
@@ -52,13 +52,11 @@ impl Progress {
 type Queue = Arc<Mutex<std::vec::IntoIter<BlockNo>>>;
 
 impl Keyring {
-    /// Opens every block that exists. Blocks that clients ask for meanwhile are opened for them, so
+    /// Opens every block. Blocks that clients ask for meanwhile are opened for them, so
     /// the hottest come first by themselves. Stops early when the arena is full.
     pub async fn warm_up(self: &Arc<Self>) -> Result<(), KeyringError> {
         self.progress.started_ms.store(self.clock.monotonic_ms().max(1), Ordering::Relaxed);
-        let heads = self.store.heads().await?;
-        self.progress.blocks_total.store(heads.len() as u32, Ordering::Relaxed);
-        let blocks: Vec<BlockNo> = heads.iter().map(|head| head.block).collect();
+        let blocks: Vec<BlockNo> = (0..self.domain.blocks.get()).map(BlockNo).collect();
         let queue: Queue = Arc::new(Mutex::new(blocks.into_iter()));
         let mut workers = JoinSet::new();
         for _ in 0..self.config.warm_up_parallelism {
@@ -120,9 +118,12 @@ impl Keyring {
     /// the blocks whose last commit ended unknown.
     pub async fn take_care(self: Arc<Self>) {
         let mut tick = tokio::time::interval(CARE_INTERVAL);
-        loop {
+        for round in 0u64.. {
             tick.tick().await;
             self.mend_once().await;
+            if round % PATROL_EVERY == 0 {
+                self.patrol().await;
+            }
         }
     }
 

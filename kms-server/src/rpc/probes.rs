@@ -117,7 +117,7 @@ impl Readiness {
         let keyring = keyring.status();
         if keyring.blocks_failed > 0 {
             reasons.push("blocks of meters can't be opened");
-        } else if keyring.fault.is_some() {
+        } else if !keyring.faults.is_empty() {
             reasons.push("the memory for keys is too small");
         }
         (!draining && (reasons.is_empty() || keyring.blocks_open > 0), reasons)

@@ -160,10 +160,10 @@ fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> 
             silence.reason
         ),
     }));
-    faults.extend(keyring.fault.as_ref().map(|fault| format!("keyring: {fault}")));
+    faults.extend(keyring.faults.iter().map(|fault| format!("keyring: {fault}")));
     if keyring.blocks_failed > 0 {
         faults.push(format!(
-            "keyring: {} of {} blocks could not be opened; the log says why",
+            "keyring: {} of {} blocks can't be used, or not wholly; the log says why",
             keyring.blocks_failed, keyring.blocks_total
         ));
     }
@@ -288,7 +288,7 @@ mod tests {
         let keyring = KeyringStatus {
             blocks_total: 9,
             blocks_failed: 2,
-            fault: Some("no memory".into()),
+            faults: vec!["no memory".into()],
             ..KeyringStatus::default()
         };
         let broken = store_status(&Store::Broken).await;
@@ -298,7 +298,7 @@ mod tests {
                 "token: no slot",
                 "the database is not reachable: no disk",
                 "keyring: no memory",
-                "keyring: 2 of 9 blocks could not be opened; the log says why",
+                "keyring: 2 of 9 blocks can't be used, or not wholly; the log says why",
             ]
         );
         assert!(!wire_token(token(Some("no slot"))).reachable);

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, MeterPlace, ReadStore, StandbyLag,
-    StoreError, StoredBlock, WriteStore,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, MeterPlace, Positions, ReadStore,
+    StandbyLag, StoreError, StoredBlock, WriteStore,
 };
 use crate::{
     domain::{
@@ -37,6 +37,7 @@ enum Operation {
     CountMeters,
     HoldersOf,
     Position,
+    Positions,
     StandbyLag,
     CreateDomain,
     Commit,
@@ -44,7 +45,7 @@ enum Operation {
     AuditHead,
 }
 
-const OPERATIONS: [&str; 13] = [
+const OPERATIONS: [&str; 14] = [
     "domain",
     "heads",
     "block",
@@ -53,6 +54,7 @@ const OPERATIONS: [&str; 13] = [
     "count_meters",
     "holders_of",
     "position",
+    "positions",
     "standby_lag",
     "create_domain",
     "commit",
@@ -165,6 +167,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Position, self.inner.position(block)).await
     }
 
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        self.measure(Operation::Positions, self.inner.positions()).await
+    }
+
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
         self.measure(Operation::StandbyLag, self.inner.standby_lag()).await
     }
@@ -209,8 +215,8 @@ impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
 
 #[async_trait]
 impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
-    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
-        self.measure(Operation::CreateDomain, self.inner.create_domain(domain)).await
+    async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        self.measure(Operation::CreateDomain, self.inner.create_domain(founding)).await
     }
 
     async fn commit(

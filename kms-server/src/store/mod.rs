@@ -125,6 +125,15 @@ pub struct BlockChange {
     pub records: Vec<RecordChange>,
 }
 
+/// What a key domain begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founding {
+    /// Its record.
+    pub domain: DomainRecord,
+    /// All of its blocks, each without a record: none comes to be later.
+    pub blocks: Vec<BlockChange>,
+}
+
 /// Where a meter is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeterPlace {
@@ -147,12 +156,53 @@ pub struct StandbyLag {
     pub receiving: bool,
 }
 
+/// Where blocks stand, as the database says: nothing of it is authentic. A row that can't be read takes
+/// no other one with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// Not in order.
+    pub at: Vec<(BlockNo, Position)>,
+    /// Rows that no version of this program wrote.
+    pub damaged: Vec<DamagedRow>,
+    /// Whether these are all the rows there are; else some that just changed.
+    pub complete: bool,
+}
+
+/// A row of a block that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedRow {
+    /// Whose; `None`: its number is none.
+    pub block: Option<BlockNo>,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Positions {
+    /// All rows, each read or found damaged.
+    fn of_rows(
+        rows: impl Iterator<Item = (Result<BlockNo, StoreError>, Result<Position, StoreError>)>,
+    ) -> Self {
+        let mut all = Self { complete: true, ..Self::default() };
+        for row in rows {
+            match row {
+                (Ok(block), Ok(position)) => all.at.push((block, position)),
+                (block, position) => {
+                    let what = block.as_ref().err().or(position.as_ref().err());
+                    let what = what.map(ToString::to_string).unwrap_or_default();
+                    all.damaged.push(DamagedRow { block: block.ok(), what });
+                }
+            }
+        }
+        all
+    }
+}
+
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
 #[async_trait]
 pub trait FollowBlocks: Send + 'static {
     /// Where blocks stand: those that just changed, or all of them, at the latest 500 ms after the
-    /// last answer. Not in order. An error says that nothing was heard; ask again.
-    async fn next(&mut self) -> Result<Vec<(BlockNo, Position)>, StoreError>;
+    /// last answer. An error says that nothing was heard; ask again.
+    async fn next(&mut self) -> Result<Positions, StoreError>;
 }
 
 /// Events that continue one chain.
@@ -209,6 +259,12 @@ pub trait ReadStore: Send + Sync + 'static {
         Ok(self.block(block).await?.map(|block| block.head.position))
     }
 
+    /// Where all blocks stand.
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        let at = self.heads().await?.into_iter().map(|head| (head.block, head.position)).collect();
+        Ok(Positions { at, damaged: Vec::new(), complete: true })
+    }
+
     /// How far this store is behind the one that it follows; `None`: it follows none, it takes
     /// changes itself.
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
@@ -251,8 +307,9 @@ pub trait AuditStore: Send + Sync + 'static {
 /// Writing: one method a fact that can become true.
 #[async_trait]
 pub trait WriteStore: ReadStore + AuditStore {
-    /// The domain comes to be. [`StoreError::Taken`] if there is one.
-    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError>;
+    /// The domain comes to be, with all that it has from then on, or nothing does.
+    /// [`StoreError::Taken`] if there is one.
+    async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;
 
     /// Blocks change: all of them or none, on disk when this returns. A block may stand in `changes`
     /// only once. [`StoreError::Conflict`] if a head is not the expected one.

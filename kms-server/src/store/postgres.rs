@@ -28,8 +28,8 @@ pub use open::OpenError;
 
 use self::{columns::classify, follow::Follower};
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, MeterPlace, ReadStore, StandbyLag,
-    StoreError, StoredBlock, WriteStore, rules,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, MeterPlace, Positions, ReadStore,
+    StandbyLag, StoreError, StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
@@ -144,6 +144,10 @@ impl ReadStore for PostgresStore {
         reading!(self, position_of, block)
     }
 
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        reading!(self, positions)
+    }
+
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
         reading!(self, standby_lag)
     }
@@ -193,9 +197,19 @@ impl AuditStore for PostgresStore {
 
 #[async_trait]
 impl WriteStore for PostgresStore {
-    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
+    async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        let Founding { domain, blocks } = founding;
+        rules::check(blocks)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let outcome = within(COMMIT_PATIENCE, write::create_domain(&mut connection, domain)).await;
+        let work = async {
+            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
+            write::create_domain(&mut whole, domain).await?;
+            write::commit(&mut whole, blocks).await?;
+            Ok(whole.commit().await?)
+        };
+        let work =
+            async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
+        let outcome = within(COMMIT_PATIENCE, work).await;
         let_go(&mut connection, &outcome);
         outcome
     }

@@ -27,8 +27,8 @@ use self::{
     write::WriteError,
 };
 use super::{
-    AuditStore, BlockChange, ChainLink, MeterPlace, ReadStore, StoreError, StoredBlock, WriteStore,
-    rules,
+    AuditStore, BlockChange, ChainLink, Founding, MeterPlace, Positions, ReadStore, StoreError,
+    StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId,
@@ -219,6 +219,10 @@ impl ReadStore for SqliteStore {
         read::holders_of(&mut *self.reader().await?, fingerprints, limit).await
     }
 
+    async fn positions(&self) -> Result<Positions, StoreError> {
+        read::positions(&mut *self.reader().await?).await
+    }
+
     /// The last connection copies the log into the file.
     async fn close(&self) {
         self.readers.close().await;
@@ -266,10 +270,16 @@ impl AuditStore for SqliteStore {
 
 #[async_trait]
 impl WriteStore for SqliteStore {
-    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
+    async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        let Founding { domain, blocks } = founding;
+        rules::check(blocks)?;
         let mut begun = self.begin().await?;
-        let outcome = write::create_domain(&mut begun.writer.connection, domain).await;
-        self.end(begun, outcome, 1).await
+        let connection = &mut begun.writer.connection;
+        let mut outcome = write::create_domain(connection, domain).await;
+        if outcome.is_ok() {
+            outcome = write::commit(connection, blocks).await;
+        }
+        self.end(begun, outcome, 1 + blocks.len()).await
     }
 
     async fn commit(

@@ -104,14 +104,14 @@ catalogue! {
         "Meters whose keys are in memory.",
         "Rises through the warm-up; falls when blocks are closed for want of room.", "";
     BLOCKS_OPEN = "kms_keyring_blocks_open", Gauge, [],
-        "Blocks that are open and hold meters.",
+        "Blocks that are open.",
         "After the warm-up it equals `kms_keyring_blocks`; less: some failed, or the arena is too small.", "";
     BLOCKS = "kms_keyring_blocks", Gauge, [],
-        "Blocks that existed when the warm-up began.",
-        "Less than the configured number while the fleet is small.", "";
+        "Blocks of the key domain.",
+        "Fixed when the domain is made.", "";
     BLOCKS_FAILED = "kms_keyring_blocks_failed", Gauge, [],
-        "Blocks whose last opening failed.",
-        "Their meters get `UNAVAILABLE`; the log says why.",
+        "Blocks that can't be opened, or whose rows are missing, damaged or went back.",
+        "What is not in memory of them gets `UNAVAILABLE`, changes are refused; `GetStatus` and the log say why.",
         "above 0 for 1 minute";
     ARENA_USED = "kms_keyring_arena_used_bytes", Gauge, [],
         "Locked memory for keys that is in use.",

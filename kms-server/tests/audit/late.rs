@@ -10,7 +10,7 @@ use kms_server::{
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     },
     store::{
-        AuditStore, BlockChange, ChainLink, MeterPlace, ReadStore, StoreError, StoredBlock,
+        AuditStore, BlockChange, ChainLink, Founding, MeterPlace, ReadStore, StoreError, StoredBlock,
         WriteStore, sqlite::SqliteStore,
     },
 };
@@ -102,8 +102,8 @@ impl AuditStore for Lossy {
 
 #[async_trait]
 impl WriteStore for Lossy {
-    async fn create_domain(&self, domain: &DomainRecord) -> Result<(), StoreError> {
-        self.inner.create_domain(domain).await
+    async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        self.inner.create_domain(founding).await
     }
     async fn commit(
         &self,

@@ -27,16 +27,16 @@ use kms_server::{
     audit::{self, Audit},
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
-        BlockCount, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
+        BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
         Protection, SecuritySetup,
         audit::{AuditedCall, Checkpoint, NodeId},
         ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
     },
     hsm::{Hsm, Token},
-    keyring::{self, Keyring},
+    keyring::{self, Keyring, founding::make_blocks},
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     store::{
-        WriteStore,
+        Founding, WriteStore,
         measured::Measured,
         sqlite::{self, SqliteStore},
     },
@@ -126,8 +126,13 @@ impl Site {
             canaries,
             created_ms: 0,
         };
-        let _there_already = store.create_domain(&domain).await;
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
+        if store.domain().await.unwrap().is_none() {
+            let blocks = (0..options.blocks).map(BlockNo).collect();
+            let blocks = make_blocks(&hsm, &domain, blocks, |_| {}).await.unwrap();
+            let founding = Founding { domain: domain.clone(), blocks };
+            store.create_domain(&founding).await.unwrap();
+        }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let measured = Arc::new(Measured::new(store.clone()));
         // A node of its own each time: two of these may live over one database.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::{BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence},
-    store::{BlockChange, StoreError, StoredBlock, WriteStore, rules},
+    store::{BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules},
 };
 
 type Store = Arc<dyn WriteStore>;
@@ -56,8 +56,26 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
         canaries: vec![0, 0xFF, 0],
         created_ms: 1_700_000_000_000,
     };
-    store.create_domain(&first).await?;
+    // Its blocks come with it, each without a record, or nothing does.
+    let mut scene = Scene::default();
+    let blocks: Vec<BlockChange> = (0..70).map(|block| scene.steps(block, 2, &[])).collect();
+    let twice = [blocks.clone(), blocks[..1].to_vec()].concat();
+    let founding = Founding { domain: first.clone(), blocks: twice };
+    refused_by(store.create_domain(&founding).await, rules::BLOCK_ONCE)?;
+    let mut gap = blocks.clone();
+    gap[69].head.count = 1;
+    let founding = Founding { domain: first.clone(), blocks: gap };
+    refused_by(store.create_domain(&founding).await, rules::COUNT)?;
+    same((store.domain().await?, store.heads().await?), (None, Vec::new()))?;
+    let founding = Founding { domain: first.clone(), blocks };
+    store.create_domain(&founding).await?;
+    same(store.heads().await?.len(), 70)?;
+    let mut positions = store.positions().await?;
+    positions.at.sort_unstable_by_key(|(block, _)| *block);
+    let at = founding.blocks.iter().map(|change| (change.head.block, change.head.position));
+    same(positions, Positions { at: at.collect(), damaged: Vec::new(), complete: true })?;
     let second = DomainRecord { site: "other".into(), ..first.clone() };
+    let second = Founding { domain: second, blocks: Vec::new() };
     refused_as_taken(store.create_domain(&second).await, "the place of key domain")?;
     same(store.domain().await?, Some(first))
 }

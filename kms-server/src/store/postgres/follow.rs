@@ -12,10 +12,7 @@ use super::{
     let_go, read, within,
     write::{self, CHANNEL},
 };
-use crate::{
-    domain::{BlockNo, Position},
-    store::{FollowBlocks, StoreError},
-};
+use crate::store::{FollowBlocks, Positions, StoreError};
 
 /// How often all positions are read.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -39,7 +36,7 @@ impl Follower {
         Self { pool, listener: None, next_listen: now, next_poll: now }
     }
 
-    async fn poll(&mut self) -> Result<Vec<(BlockNo, Position)>, StoreError> {
+    async fn poll(&mut self) -> Result<Positions, StoreError> {
         self.next_poll = Instant::now() + POLL_INTERVAL;
         self.listen().await;
         let pool = self.pool.clone();
@@ -75,7 +72,7 @@ impl Follower {
 
 #[async_trait]
 impl FollowBlocks for Follower {
-    async fn next(&mut self) -> Result<Vec<(BlockNo, Position)>, StoreError> {
+    async fn next(&mut self) -> Result<Positions, StoreError> {
         if Instant::now() >= self.next_poll {
             return self.poll().await;
         }
@@ -86,11 +83,11 @@ impl FollowBlocks for Follower {
         tokio::select! {
             heard = listener.try_recv() => match heard {
                 Ok(Some(told)) => {
-                    let mut heard = write::told(told.payload());
+                    let mut at = write::told(told.payload());
                     while let Some(told) = listener.next_buffered() {
-                        heard.extend(write::told(told.payload()));
+                        at.extend(write::told(told.payload()));
                     }
-                    return Ok(heard);
+                    return Ok(Positions { at, ..Positions::default() });
                 }
                 // The connection is lost, and perhaps notifications with it.
                 Ok(None) | Err(_) => {

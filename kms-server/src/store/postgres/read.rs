@@ -8,7 +8,7 @@ use crate::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
         RecordKey, StoredRecord, SystemTitle,
     },
-    store::{MeterPlace, SealedSecret, StandbyLag, StoreError, StoredBlock},
+    store::{MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock},
 };
 
 pub(super) async fn domain(
@@ -39,12 +39,11 @@ pub(super) async fn heads(connection: &mut PgConnection) -> Result<Vec<Head>, St
 }
 
 /// Where all blocks stand: a third of what their heads are.
-pub(super) async fn positions(
-    connection: &mut PgConnection,
-) -> Result<Vec<(BlockNo, Position)>, StoreError> {
+pub(super) async fn positions(connection: &mut PgConnection) -> Result<Positions, StoreError> {
     let query = "SELECT block, epoch, sequence FROM blocks";
     let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
-    rows.iter().map(|row| Ok((BlockNo(number(row, 0)?), position(row, 1)?))).collect()
+    let read = |row| (number(row, 0).map(BlockNo), position(row, 1));
+    Ok(Positions::of_rows(rows.iter().map(read)))
 }
 
 pub(super) async fn position_of(

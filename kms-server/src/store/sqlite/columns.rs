@@ -58,7 +58,8 @@ pub(super) fn text(row: &SqliteRow, at: usize) -> Result<&str, StoreError> {
     row.try_get(at).map_err(classify)
 }
 
-fn position(row: &SqliteRow, at: usize) -> Result<Position, StoreError> {
+/// Columns `at` and `at + 1`.
+pub(super) fn position(row: &SqliteRow, at: usize) -> Result<Position, StoreError> {
     Ok(Position { epoch: Epoch(number(row, at)?), sequence: Sequence(number(row, at + 1)?) })
 }
 

@@ -3,13 +3,15 @@
 use futures_util::TryStreamExt as _;
 use sqlx::SqliteConnection;
 
-use super::columns::{array, bytes, classify, head, head_columns, number, record, text};
+use super::columns::{
+    array, bytes, classify, head, head_columns, number, position, record, text,
+};
 use crate::{
     domain::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId,
         StoredRecord, SystemTitle,
     },
-    store::{MeterPlace, SealedSecret, StoreError, StoredBlock},
+    store::{MeterPlace, Positions, SealedSecret, StoreError, StoredBlock},
 };
 
 pub(super) async fn domain(
@@ -35,6 +37,13 @@ pub(super) async fn heads(connection: &mut SqliteConnection) -> Result<Vec<Head>
     let query = concat!("SELECT ", head_columns!(), " FROM blocks ORDER BY block");
     let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
     rows.iter().map(head).collect()
+}
+
+pub(super) async fn positions(connection: &mut SqliteConnection) -> Result<Positions, StoreError> {
+    let query = "SELECT block, epoch, sequence FROM blocks";
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    let read = |row| (number(row, 0).map(BlockNo), position(row, 1));
+    Ok(Positions::of_rows(rows.iter().map(read)))
 }
 
 /// All of a block. The caller has begun a transaction, so that the three parts are of one moment.

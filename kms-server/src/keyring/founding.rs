@@ -1,0 +1,75 @@
+//! Making blocks: each with a secret of the token's generator, sealed there, and a head over nothing.
+//! All blocks of a key domain are made with it, so that a block that is missing later is always a
+//! fault, and no two processes can give one version number to two secrets.
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use zeroize::Zeroizing;
+
+use crate::{
+    domain::{BlockNo, BlockSecret, DomainRecord, Head, Position, Sequence},
+    hsm::Hsm,
+    store::{BlockChange, SealedSecret},
+};
+
+use super::{
+    KeyringError,
+    block_keys::{self, BlockKeys, SUBKEYS_LEN},
+};
+
+/// The first version of a block's secret.
+const FIRST_SECRET: u32 = 1;
+
+/// Blocks made at the same time: a token far away answers slowly, and to several at once.
+const AT_ONCE: usize = 4;
+
+/// Makes `blocks` of `domain`, none of which exists; `made` hears how many there are so far.
+pub async fn make_blocks(
+    hsm: &Hsm,
+    domain: &DomainRecord,
+    blocks: Vec<BlockNo>,
+    mut made: impl FnMut(usize),
+) -> Result<Vec<BlockChange>, KeyringError> {
+    let mut done = Vec::with_capacity(blocks.len());
+    let mut making =
+        stream::iter(blocks).map(|block| make(hsm, domain, block)).buffered(AT_ONCE);
+    while let Some(change) = making.try_next().await? {
+        done.push(change);
+        made(done.len());
+    }
+    Ok(done)
+}
+
+async fn make(
+    hsm: &Hsm,
+    domain: &DomainRecord,
+    block: BlockNo,
+) -> Result<BlockChange, KeyringError> {
+    let token = |source| KeyringError::Token { block, source };
+    let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
+    let random = hsm.random(BlockSecret::LEN).await.map_err(token)?;
+    let secret = BlockSecret::fill_with(|bytes| {
+        if random.len() != bytes.len() {
+            return Err(damaged("the token's generator gave too few bytes"));
+        }
+        bytes.copy_from_slice(&random);
+        Ok(())
+    })?;
+    let (id, kek_id) = (&domain.domain, hsm.status().site_kek_id);
+    let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
+    block_keys::derive_subkeys(id, block, FIRST_SECRET, &secret, &mut subkeys[..]);
+    let place = block_keys::seal_place(id, block, FIRST_SECRET, &kek_id);
+    let (_secret, sealed) = hsm.seal(place, secret).await.map_err(token)?;
+    let keys = BlockKeys::new(*id, &subkeys[..]);
+    let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
+    let mut head = Head {
+        block,
+        secret_version: FIRST_SECRET,
+        position: Position { epoch: domain.epoch, sequence: Sequence(0) },
+        count: 0,
+        digest: block_keys::digest(std::iter::empty()),
+        mac: [0; 16],
+    };
+    head.mac = keys.head_mac(&head);
+    let seals = vec![SealedSecret { secret_version: FIRST_SECRET, kek_id, sealed }];
+    Ok(BlockChange { expected: None, head, seals, records: Vec::new() })
+}

@@ -1,0 +1,132 @@
+//! Somebody who can write to the database deletes blocks, or puts back what they were.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod hsm_common;
+mod site_common;
+
+use kms_server::{
+    ciphering::Named,
+    domain::{BlockNo, MeterId, Verdict},
+};
+use site_common::*;
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
+
+/// Works on the database as somebody would who can write to it and has no key.
+async fn tamper(site: &Site, statement: &str) -> u64 {
+    // Foreign keys bind only who asks for them.
+    let options = SqliteConnectOptions::new().filename(&site.database).foreign_keys(false);
+    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    let statement = sqlx::AssertSqlSafe(statement);
+    let done = sqlx::raw_sql(statement).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+    done.rows_affected()
+}
+
+/// Two meters of one block, and one of another.
+fn neighbours(site: &Site) -> (u64, u64, u64) {
+    let block = |n| site.keyring.block_of(&title(n));
+    let second = (2..).find(|n| block(*n) == block(1)).unwrap();
+    let other = (2..).find(|n| block(*n) != block(1)).unwrap();
+    (1, second, other)
+}
+
+fn meter_id(n: u64) -> MeterId {
+    MeterId::new(&id(n)).unwrap()
+}
+
+async fn delete(site: &Site, n: u64) -> bool {
+    site.lifecycle.delete(&call("Meters/DeleteMeter"), &meter_id(n)).await.is_ok()
+}
+
+/// What is said of the block, by everything that can be asked of it.
+async fn refused_by_name(site: &Site, n: u64, says: &str, what: &str) {
+    let (outcome, plain) = site.open(&push(n, PLAIN), Named::InApdu).await;
+    assert_eq!((outcome.verdict, plain.len()), (Verdict::Unavailable, 0), "{what}: {outcome:?}");
+    let reason = outcome.reason.unwrap_or_default();
+    assert!(reason.contains(says), "{what}: {reason}");
+    assert!(!delete(site, n).await, "{what}: deleted from");
+    let results = site.lifecycle.import(&call("Meters/ImportMeters"), vec![meter(n)], Default::default());
+    let built = results.await.is_ok_and(|results| results.iter().all(|r| r.outcome.is_ok()));
+    assert!(!built, "{what}: built upon");
+    let status = site.keyring.status();
+    assert!(status.faults.iter().any(|fault| fault.contains(says)), "{what}: {:?}", status.faults);
+    assert!(status.blocks_failed > 0, "{what}");
+}
+
+on_a_token! {
+    fn invariant_5_a_block_that_is_missing_is_a_fault_by_name_in_a_stopped_and_a_running_server(home) {
+        run(async {
+            let first = Site::new(home).await;
+            let (one, two, other) = neighbours(&first);
+            for n in [one, two, other] {
+                first.add(meter(n)).await;
+            }
+            let block = first.keyring.block_of(&title(one)).0;
+            first.store.close().await;
+            let original = std::fs::read(&first.database).unwrap();
+            let rows = |table| format!("DELETE FROM {table} WHERE block = {block};");
+            let all = rows("records") + &rows("block_seals") + &rows("meters") + &rows("blocks");
+            for (what, statement, says) in [
+                ("the row", rows("blocks"), "it is missing"),
+                ("the seal", rows("block_seals"), "the seal of its secret"),
+                ("all rows", all, "it is missing"),
+                ("its sequence", format!("UPDATE blocks SET sequence = -5 WHERE block = {block}"), "out of range"),
+                ("its number", format!("UPDATE blocks SET block = -1 WHERE block = {block}"), "it is missing"),
+                ("its number, too high", format!("UPDATE blocks SET block = 70000 WHERE block = {block}"), "it is missing"),
+            ] {
+                // Stopped: found when the block is opened.
+                let fresh = Site::new(home).await;
+                assert!(tamper(&fresh, &statement).await > 0, "{what}");
+                refused_by_name(&fresh, one, says, what).await;
+                assert_eq!(fresh.verdict(&push(other, PLAIN)).await, Verdict::Ok, "{what}: the others");
+                fresh.keyring.warm_up().await.unwrap();
+                assert_eq!(fresh.keyring.status().blocks_open, 15, "{what}");
+                fresh.store.close().await;
+                std::fs::write(&fresh.database, &original).unwrap();
+                // Running: what is resident stays, nothing is built on what is not there.
+                let running = Site::new(home).await;
+                assert_eq!(running.verdict(&push(one, PLAIN)).await, Verdict::Ok, "{what}");
+                let seen = running.store.block(BlockNo(block)).await.unwrap().unwrap().head.position;
+                assert!(tamper(&running, &statement).await > 0, "{what}");
+                assert!(!delete(&running, two).await, "{what}: deleted from");
+                assert!(running.keyring.read(&title(two)).await.is_err(), "{what}: read");
+                let results = running.lifecycle
+                    .import(&call("Meters/ImportMeters"), vec![meter(two + 1000), meter(two)], Default::default()).await;
+                let made_anew = running.store.block(BlockNo(block)).await.ok().flatten()
+                    .is_some_and(|now| now.head.position != seen);
+                assert!(!made_anew, "{what}: {results:?}");
+                let faults = running.keyring.status().faults;
+                assert!(faults.iter().any(|fault| fault.contains(says)), "{what}: {faults:?}");
+                assert_eq!(running.verdict(&push(other, PLAIN)).await, Verdict::Ok, "{what}: the others");
+                running.store.close().await;
+                std::fs::write(&running.database, &original).unwrap();
+            }
+        });
+    }
+
+    fn a_block_at_fault_is_named_without_being_asked_for_and_well_again_when_it_is_put_back(home) {
+        run(async {
+            let site = Site::new(home).await;
+            site.add(meter(1)).await;
+            let care = tokio::spawn(std::sync::Arc::clone(&site.keyring).take_care());
+            tamper(&site, "CREATE TABLE kept AS SELECT * FROM blocks").await;
+            tamper(&site, "DELETE FROM blocks WHERE block IN (3, 4)").await;
+            let until = async |says: Option<&str>| {
+                for _ in 0..200 {
+                    let faults = site.keyring.status().faults;
+                    let named = says.is_some_and(|says| faults.iter().any(|fault| fault.contains(says)));
+                    if named || (says.is_none() && faults.is_empty()) { return true; }
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+                false
+            };
+            assert!(until(Some("block 3 is damaged: it is missing")).await);
+            assert_eq!(site.keyring.status().blocks_failed, 2);
+            tamper(&site, "INSERT INTO blocks SELECT * FROM kept WHERE block IN (3, 4)").await;
+            assert!(until(None).await, "{:?}", site.keyring.status().faults);
+            care.abort();
+        });
+    }
+}
