@@ -47,8 +47,9 @@ async fn refused_by_name(site: &Site, n: u64, says: &str, what: &str) {
     let reason = outcome.reason.unwrap_or_default();
     assert!(reason.contains(says), "{what}: {reason}");
     assert!(!delete(site, n).await, "{what}: deleted from");
-    let results = site.lifecycle.import(&call("Meters/ImportMeters"), vec![meter(n)], Default::default());
-    let built = results.await.is_ok_and(|results| results.iter().all(|r| r.outcome.is_ok()));
+    let call = call("Meters/ImportMeters");
+    let results = site.lifecycle.import(&call, vec![meter(n)], Default::default()).await;
+    let built = results.is_ok_and(|results| results.iter().all(|r| r.outcome.is_ok()));
     assert!(!built, "{what}: built upon");
     let status = site.keyring.status();
     assert!(status.faults.iter().any(|fault| fault.contains(says)), "{what}: {:?}", status.faults);

@@ -10,16 +10,14 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     domain::{
-        BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position,
-        Protection, Record, RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle,
-        audit::AuditEntry,
+        BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
+        RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
     },
     store::{BlockChange, IndexEntry, RecordChange, StoreError},
 };
 
 use super::{
-    Keyring, KeyringError,
-    block_keys,
+    Keyring, KeyringError, block_keys,
     opening::{Unsealed, Verified},
 };
 

@@ -30,8 +30,7 @@ pub async fn make_blocks(
     mut made: impl FnMut(usize),
 ) -> Result<Vec<BlockChange>, KeyringError> {
     let mut done = Vec::with_capacity(blocks.len());
-    let mut making =
-        stream::iter(blocks).map(|block| make(hsm, domain, block)).buffered(AT_ONCE);
+    let mut making = stream::iter(blocks).map(|block| make(hsm, domain, block)).buffered(AT_ONCE);
     while let Some(change) = making.try_next().await? {
         done.push(change);
         made(done.len());

@@ -171,11 +171,7 @@ impl Keyring {
     }
 
     /// Verifies head, freshness, digest and every record (invariant 5).
-    fn verify(
-        &self,
-        stored: StoredBlock,
-        keys: &BlockKeys,
-    ) -> Result<Verified, KeyringError> {
+    fn verify(&self, stored: StoredBlock, keys: &BlockKeys) -> Result<Verified, KeyringError> {
         let StoredBlock { head, seals: _, records } = stored;
         let block = head.block;
         let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
@@ -307,9 +303,9 @@ impl Keyring {
         let found = {
             let mut memory = self.memory();
             let from = memory.hand;
-            let next = (1..=count).map(|step| (from + step) % count).find(|at| {
-                *at != block.0 as usize && snapshot.blocks[*at].is_some()
-            });
+            let next = (1..=count)
+                .map(|step| (from + step) % count)
+                .find(|at| *at != block.0 as usize && snapshot.blocks[*at].is_some());
             memory.hand = next.unwrap_or(from);
             next
         };

@@ -32,7 +32,11 @@ impl Keyring {
         let rows = self.faults_of(found, &mut memory);
         for (block, what) in &rows {
             if memory.rows.get(block) != Some(what) {
-                tracing::error!(block = block.map(|block| block.0), what, "a row is not as it was written");
+                tracing::error!(
+                    block = block.map(|block| block.0),
+                    what,
+                    "a row is not as it was written"
+                );
             }
         }
         memory.rows = rows;
@@ -136,7 +140,8 @@ impl Keyring {
 impl Memory {
     /// What is wrong, a sentence each.
     pub(super) fn faults(&self) -> Vec<String> {
-        let opened = self.failed.iter().map(|(block, (_, error))| (Some(*block), error.to_string()));
+        let opened =
+            self.failed.iter().map(|(block, (_, error))| (Some(*block), error.to_string()));
         let mut all: Rows = opened.collect();
         all.extend(self.lasting.iter().map(|(block, what)| (Some(*block), what.clone())));
         all.extend(self.rows.iter().map(|(block, what)| (*block, what.clone())));

@@ -207,8 +207,7 @@ impl WriteStore for PostgresStore {
             write::commit(&mut whole, blocks).await?;
             Ok(whole.commit().await?)
         };
-        let work =
-            async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
+        let work = async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         let_go(&mut connection, &outcome);
         outcome

@@ -10,8 +10,8 @@ use kms_server::{
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     },
     store::{
-        AuditStore, BlockChange, ChainLink, Founding, MeterPlace, ReadStore, StoreError, StoredBlock,
-        WriteStore, sqlite::SqliteStore,
+        AuditStore, BlockChange, ChainLink, Founding, MeterPlace, ReadStore, StoreError,
+        StoredBlock, WriteStore, sqlite::SqliteStore,
     },
 };
 

@@ -27,8 +27,8 @@ use kms_server::{
     audit::{self, Audit},
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
-        BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
-        Protection, SecuritySetup,
+        BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId,
+        MeterPolicy, Protection, SecuritySetup,
         audit::{AuditedCall, Checkpoint, NodeId},
         ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
     },

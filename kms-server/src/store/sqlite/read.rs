@@ -3,9 +3,7 @@
 use futures_util::TryStreamExt as _;
 use sqlx::SqliteConnection;
 
-use super::columns::{
-    array, bytes, classify, head, head_columns, number, position, record, text,
-};
+use super::columns::{array, bytes, classify, head, head_columns, number, position, record, text};
 use crate::{
     domain::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId,
