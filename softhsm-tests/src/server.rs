@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fault_module::Faults;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Site, files::tail};
@@ -134,8 +135,16 @@ impl Site {
             .arg(&self.places.kms_toml)
             .arg(verb)
             .env("SOFTHSM2_CONF", &self.places.softhsm_conf)
+            // Of use where `hsm.module` is the module that makes faults.
+            .env(Faults::REAL, &self.programs.softhsm)
+            .env(Faults::CONTROL, self.faults().file())
             .current_dir(&self.places.dir);
         command
+    }
+
+    /// The faults of a token whose `hsm.module` is [`fault_module::library`].
+    pub fn faults(&self) -> Faults {
+        Faults::at(self.places.dir.join("faults"))
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Running, ServerError> {

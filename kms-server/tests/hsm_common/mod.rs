@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use fault_module::Faults;
 use kms_server::hsm::{
     Config, OaepHash, Pin,
     pkcs11::{Canaries, Pkcs11Token, init},
@@ -71,6 +72,16 @@ impl Home {
         }
     }
 
+    /// The same token, behind the module that makes faults.
+    pub fn faulty(&self) -> Config {
+        Config { module: fault_module::library(), ..self.config() }
+    }
+
+    /// What the faults of [`Home::faulty`] are.
+    pub fn faults(&self) -> Faults {
+        Faults::at(self.0.join("faults"))
+    }
+
     pub fn tokens(&self) -> PathBuf {
         self.0.join("tokens")
     }
@@ -123,6 +134,8 @@ fn run_again(test: &str, home: &Path, role: &str) {
     let output = Command::new(env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture"])
         .env("SOFTHSM2_CONF", conf)
+        .env(Faults::REAL, MODULE)
+        .env(Faults::CONTROL, home.join("faults"))
         .env(HOME, home)
         .env(ROLE, role)
         .output()

@@ -1,0 +1,317 @@
+//! The file of rules, and what they say of a call.
+
+use std::{
+    collections::HashMap,
+    env,
+    ffi::OsString,
+    fs,
+    io::Write as _,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use super::Faults;
+
+/// How often a call that hangs looks whether it is let go.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// One line of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rule {
+    function: String,
+    mechanism: Option<u64>,
+    after: u64,
+    times: Option<u64>,
+    code: Option<u64>,
+    answer: Option<u64>,
+    garble: Option<Garble>,
+    delay_ms: u64,
+    hang: bool,
+    exit: Option<u64>,
+}
+
+/// How what a call gave is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Garble {
+    Flip,
+    Zero,
+    Repeat,
+    Cut,
+    Clock,
+}
+
+/// What is to be done with a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// Not made; this is the answer.
+    pub(super) instead: Option<u64>,
+    /// Made; this is the answer.
+    pub(super) answer: Option<u64>,
+    pub(super) garble: Option<Garble>,
+}
+
+/// A line that says nothing that we know.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: `{word}` is no rule")]
+pub(super) struct BadRule {
+    line: usize,
+    word: String,
+}
+
+/// Rules, and whether calls are to be written down.
+pub(super) fn parse(text: &str) -> Result<(Vec<Rule>, bool), BadRule> {
+    let (mut rules, mut log) = (Vec::new(), false);
+    for (at, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line.split_whitespace();
+        let bad = |word: &str| BadRule { line: at + 1, word: word.to_owned() };
+        match words.next() {
+            None => {}
+            Some("log") => log = true,
+            Some(name) if name == "*" || name.starts_with("C_") => {
+                let mut rule = Rule { function: name.to_owned(), ..Rule::default() };
+                for word in words {
+                    rule.read(word).ok_or_else(|| bad(word))?;
+                }
+                rules.push(rule);
+            }
+            Some(word) => return Err(bad(word)),
+        }
+    }
+    Ok((rules, log))
+}
+
+impl Rule {
+    fn read(&mut self, word: &str) -> Option<()> {
+        if word == "hang" {
+            self.hang = true;
+            return Some(());
+        }
+        let (name, value) = word.split_once('=')?;
+        if name == "garble" {
+            self.garble = Some(match value {
+                "flip" => Garble::Flip,
+                "zero" => Garble::Zero,
+                "repeat" => Garble::Repeat,
+                "cut" => Garble::Cut,
+                "clock" => Garble::Clock,
+                _ => return None,
+            });
+            return Some(());
+        }
+        let value = match value.strip_prefix("0x") {
+            Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+            None => value.parse().ok()?,
+        };
+        match name {
+            "mechanism" => self.mechanism = Some(value),
+            "after" => self.after = value,
+            "times" => self.times = Some(value),
+            "return" => self.code = Some(value),
+            "answer" => self.answer = Some(value),
+            "delay_ms" => self.delay_ms = value,
+            "exit" => self.exit = Some(value),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn is_about(&self, function: &str, mechanism: Option<u64>) -> bool {
+        (self.function == "*" || self.function == function)
+            && self.mechanism.is_none_or(|wanted| mechanism == Some(wanted))
+    }
+
+    /// Whether the call of this number, from 0, is met.
+    fn meets(&self, number: u64) -> bool {
+        number >= self.after && self.times.is_none_or(|times| number - self.after < times)
+    }
+}
+
+/// What the file said when it was last read.
+#[derive(Default)]
+struct State {
+    /// Device, inode and time of the file that was read.
+    stamp: Option<(u64, u64, i64, i64)>,
+    rules: Vec<Rule>,
+    seen: Vec<u64>,
+    log: bool,
+    last: HashMap<&'static str, Vec<u8>>,
+}
+
+fn state() -> MutexGuard<'static, State> {
+    static STATE: OnceLock<Mutex<State>> = OnceLock::new();
+    STATE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn control() -> Option<PathBuf> {
+    env::var_os(Faults::CONTROL).map(PathBuf::from)
+}
+
+/// Where a `log` goes.
+pub(super) fn log_of(control: &Path) -> PathBuf {
+    control.with_added_extension("calls")
+}
+
+fn stamp_of(path: &Path) -> Option<(u64, u64, i64, i64)> {
+    let data = fs::metadata(path).ok()?;
+    Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec()))
+}
+
+impl State {
+    fn look(&mut self, path: &Path) {
+        let stamp = stamp_of(path);
+        if stamp == self.stamp {
+            return;
+        }
+        self.stamp = stamp;
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let (rules, log) = parse(&text).unwrap_or_else(|bad| {
+            // A test with a fault that is not there would pass for a wrong reason.
+            let _ = writeln!(std::io::stderr(), "fault module: {}: {bad}", path.display());
+            std::process::abort()
+        });
+        self.seen = vec![0; rules.len()];
+        (self.rules, self.log) = (rules, log);
+    }
+}
+
+/// Waits, hangs or ends the process as the rules say; tells what to do with the call.
+pub(super) fn meet(function: &'static str, mechanism: Option<u64>) -> Verdict {
+    let Some(path) = control() else { return Verdict::default() };
+    let mut verdict = Verdict::default();
+    let mut wait = Duration::ZERO;
+    let mut hang = false;
+    let stamp = {
+        let mut state = state();
+        state.look(&path);
+        let State { rules, seen, stamp, .. } = &mut *state;
+        for (rule, seen) in rules.iter().zip(seen) {
+            if !rule.is_about(function, mechanism) {
+                continue;
+            }
+            *seen += 1;
+            if !rule.meets(*seen - 1) {
+                continue;
+            }
+            if let Some(code) = rule.exit {
+                std::process::exit(code as i32);
+            }
+            wait += Duration::from_millis(rule.delay_ms);
+            hang |= rule.hang;
+            verdict.instead = verdict.instead.or(rule.code);
+            verdict.answer = verdict.answer.or(rule.answer);
+            verdict.garble = verdict.garble.or(rule.garble);
+        }
+        *stamp
+    };
+    thread::sleep(wait);
+    while hang && stamp_of(&path) == stamp {
+        thread::sleep(LOOK);
+    }
+    verdict
+}
+
+/// Writes a call down, if that is asked for.
+pub(super) fn note(function: &'static str, answer: u64) {
+    let Some(path) = control() else { return };
+    if !state().log {
+        return;
+    }
+    let file = fs::OpenOptions::new().append(true).create(true).open(log_of(&path));
+    if let Ok(mut file) = file {
+        let _ = file.write_all(format!("{function} {answer:#x}\n").as_bytes());
+    }
+}
+
+/// Changes what a call gave; says how long it now is.
+pub(super) fn garble(how: Option<Garble>, function: &'static str, given: &mut [u8]) -> usize {
+    let before = match how {
+        Some(Garble::Repeat) => state().last.get(function).cloned(),
+        _ => None,
+    };
+    // What is repeated is the first that was given: else a second call would be told its own.
+    if how != Some(Garble::Repeat) {
+        state().last.insert(function, given.to_vec());
+    }
+    match how {
+        None | Some(Garble::Clock) => {}
+        Some(Garble::Flip) => {
+            let middle = given.len() / 2;
+            if let Some(byte) = given.get_mut(middle) {
+                *byte ^= 1;
+            }
+        }
+        Some(Garble::Zero) => given.fill(0),
+        Some(Garble::Cut) => return given.len().saturating_sub(1),
+        Some(Garble::Repeat) => {
+            for (to, from) in given.iter_mut().zip(before.unwrap_or_default()) {
+                *to = from;
+            }
+        }
+    }
+    given.len()
+}
+
+/// The real module's path.
+pub(super) fn real() -> Option<OsString> {
+    env::var_os(Faults::REAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_is_read_word_by_word() {
+        let text =
+            "# nothing\n\nC_UnwrapKey return=0x30 after=100 times=1 # once\nlog\n* delay_ms=5 hang";
+        let (rules, log) = parse(text).unwrap();
+        assert!(log);
+        assert_eq!(
+            rules[0],
+            Rule {
+                function: "C_UnwrapKey".into(),
+                code: Some(0x30),
+                after: 100,
+                times: Some(1),
+                ..Rule::default()
+            }
+        );
+        assert_eq!((rules[1].delay_ms, rules[1].hang), (5, true));
+    }
+
+    #[test]
+    fn a_word_that_is_no_rule_is_named() {
+        for (text, word) in [
+            ("C_Sign garbel=flip", "garbel=flip"),
+            ("C_Sign garble=up", "garble=up"),
+            ("Sign return=1", "Sign"),
+            ("C_Sign return=x", "return=x"),
+        ] {
+            assert_eq!(parse(text), Err(BadRule { line: 1, word: word.into() }), "{text}");
+        }
+    }
+
+    #[test]
+    fn after_and_times_say_which_calls_are_met() {
+        let (rules, _) = parse("C_Sign return=1 after=2 times=3").unwrap();
+        let met: Vec<u64> = (0..8).filter(|number| rules[0].meets(*number)).collect();
+        assert_eq!(met, [2, 3, 4]);
+    }
+
+    #[test]
+    fn each_form_of_garbling_changes_what_was_given() {
+        let mut given = [1, 2, 3, 4];
+        assert_eq!(garble(None, "C_A", &mut given), 4);
+        assert_eq!(garble(Some(Garble::Flip), "C_B", &mut given), 4);
+        assert_eq!(given, [1, 2, 2, 4]);
+        assert_eq!(garble(Some(Garble::Cut), "C_B", &mut given), 3);
+        assert_eq!(garble(Some(Garble::Zero), "C_B", &mut given), 4);
+        assert_eq!(given, [0; 4]);
+        assert_eq!(garble(Some(Garble::Repeat), "C_A", &mut given), 4);
+        assert_eq!(given, [1, 2, 3, 4]);
+    }
+}
