@@ -4,6 +4,7 @@ mod init;
 mod node;
 mod outside;
 mod serve;
+mod token;
 
 use std::{fmt, path::Path, sync::Arc};
 

@@ -15,10 +15,10 @@ use crate::{
     },
     hsm::{
         Hsm,
-        pkcs11::{self, InitError, Pkcs11Token},
+        pkcs11::{self, InitError, InitReport, Pkcs11Token},
     },
     keyring::founding::make_blocks,
-    store::{Founding, StoreError},
+    store::{Founding, StoreError, WriteStore},
 };
 
 /// How long one of the calls that make blocks may wait for another one of them.
@@ -47,27 +47,22 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
     }
     let made = pkcs11::init(&config.hsm, so_pin.as_ref())
         .map_err(|error: InitError| Fault::Token(error.into()))?;
-    let domain = DomainRecord {
-        domain: DomainId(random_16()?),
-        blocks: config.site.blocks,
-        site: config.site.name.clone(),
-        // The first epoch of this site's parity: 0 would be no epoch at all.
-        epoch: Epoch(if config.site.even { 2 } else { 1 }),
-        even: config.site.even,
-        canaries: made.canaries.encode(),
-        created_ms: SystemClock::new().unix_ms(),
-    };
-    // Sealed first, written at once: an `init` that is killed leaves no part of a key domain.
-    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
-    let token = Pkcs11Token::connect(config.hsm, made.canaries)
-        .map_err(|error| Fault::Token(error.into()))?;
-    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
-    let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
-    let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
-    let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
-    let founding = Founding { domain, blocks };
-    runtime.block_on(store.create_domain(&founding)).map_err(store_fault)?;
-    let Founding { domain, .. } = founding;
+    let token = config.hsm.again();
+    let founded = found(&runtime, store.as_ref(), config, &made);
+    let domain = founded.map_err(|failed| match failed {
+        // The database may have it all the same: the keys stay.
+        NotFounded { fault, may_be_there: true } => fault,
+        NotFounded { fault, .. } => match pkcs11::take_back(&token, &made) {
+            Ok(()) => fault,
+            Err(left) => {
+                let keys: Vec<&str> = made.keys.iter().map(|key| key.label.as_str()).collect();
+                let keys = keys.join(", ");
+                Fault::Token(
+                    format!("{fault}; the keys {keys} are left on the token: {left}").into(),
+                )
+            }
+        },
+    })?;
     runtime.block_on(store.close());
     let mut lines = vec![
         ("site".to_owned(), domain.site),
@@ -80,6 +75,52 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         (key.label, format!("id {}{public}", key.id))
     }));
     Ok(Report { lines })
+}
+
+/// Why there is no key domain.
+struct NotFounded {
+    fault: Fault,
+    /// The database was not heard of after it was asked to keep it.
+    may_be_there: bool,
+}
+
+impl From<Fault> for NotFounded {
+    fn from(fault: Fault) -> Self {
+        Self { fault, may_be_there: false }
+    }
+}
+
+/// Everything after the token's keys: the blocks, sealed first and written at once. An `init` that is
+/// killed leaves no part of a key domain.
+fn found(
+    runtime: &tokio::runtime::Runtime,
+    store: &dyn WriteStore,
+    config: Config,
+    made: &InitReport,
+) -> Result<DomainRecord, NotFounded> {
+    let domain = DomainRecord {
+        domain: DomainId(random_16()?),
+        blocks: config.site.blocks,
+        site: config.site.name.clone(),
+        // The first epoch of this site's parity: 0 would be no epoch at all.
+        epoch: Epoch(if config.site.even { 2 } else { 1 }),
+        even: config.site.even,
+        canaries: made.canaries.encode(),
+        created_ms: SystemClock::new().unix_ms(),
+    };
+    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
+    let token = Pkcs11Token::connect(config.hsm, made.canaries.clone())
+        .map_err(|error| Fault::Token(error.into()))?;
+    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
+    let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
+    let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
+    let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
+    let founding = Founding { domain, blocks };
+    runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
+        may_be_there: matches!(error, StoreError::Unreachable { .. }),
+        fault: Fault::Store(error.into()),
+    })?;
+    Ok(founding.domain)
 }
 
 /// Says how far the making of `all` blocks is, once a second.

@@ -6,12 +6,14 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
+    time::timeout,
 };
 
 use super::{
     Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of,
     node::{HeadFile, node_id},
     open_store, runtime,
+    token::Asked,
 };
 use crate::{
     audit::{self, Audit, AuditError},
@@ -20,7 +22,7 @@ use crate::{
     domain::{DomainRecord, ports::Clock},
     hsm::{
         Hsm,
-        pkcs11::{Pkcs11Token, ProbeDepth},
+        pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
     },
     keyring::Keyring,
     lifecycle::Lifecycle,
@@ -33,10 +35,19 @@ const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often while it is known to be away.
 const TOKEN_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the end waits for the audit log's last entry, which the token signs.
+const LAST_ENTRY: Duration = Duration::from_secs(6);
+/// How long for the database, and for tasks that are left.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+
 /// Serves until a signal says to stop, or a fault does.
 pub fn serve(config: Config) -> Result<(), Fault> {
     leave_no_core()?;
-    runtime(0)?.block_on(run(config))
+    let runtime = runtime(0)?;
+    let served = runtime.block_on(run(config));
+    // A token that hangs keeps the threads of its calls: they are left to it.
+    runtime.shutdown_timeout(LAST_TASKS);
+    served
 }
 
 /// No core dump of this process, and no debugger of the same user: both would show keys.
@@ -49,14 +60,21 @@ fn leave_no_core() -> Result<(), Fault> {
 async fn run(config: Config) -> Result<(), Fault> {
     // First of all: who sees us listen may send a signal, and without a handler any of them kills.
     let signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
-    let Signals { terminate, interrupt, hangup } = signals;
+    let Signals { mut terminate, mut interrupt, hangup } = signals;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let store = open_store(&config, false).await?;
     let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
         config;
-    let hsm = connect_token(hsm, &domain)?;
+    let (asked, known) = (Asked::of(&hsm), canaries_of(&domain)?);
+    let hsm = tokio::select! {
+        connected = asked.to(move || connect_token(hsm, known)) => connected??,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    // Its sessions end with the process. To close them would be to wait for a token that may hang.
+    std::mem::forget(hsm.clone());
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let audit = open_audit(audit, &site.data_dir, &domain, &measured, &hsm, &clock).await?;
     let keyring = Keyring::new(
@@ -103,8 +121,12 @@ async fn run(config: Config) -> Result<(), Fault> {
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
     care.abort();
-    audit.close().await;
-    store.close().await;
+    if timeout(LAST_ENTRY, audit.close()).await.is_err() {
+        tracing::error!("the end of the audit log is not signed: the token or the database hangs");
+    }
+    if timeout(LAST_TASKS, store.close()).await.is_err() {
+        tracing::error!("the database was not closed: calls that still run hold it");
+    }
     served.map_err(|error| match error {
         rpc::RpcError::Transport(_) => Fault::Runtime(error.into()),
         _ => Fault::Setting(error.into()),
@@ -135,23 +157,15 @@ async fn open_audit(
 }
 
 /// Connects to the token and refuses one that does not withstand what it must.
-fn connect_token(config: crate::hsm::Config, domain: &DomainRecord) -> Result<Hsm, Fault> {
+fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fault> {
     let (width, patience, call_timeout) =
         (config.sessions_max, config.patience, config.call_timeout);
-    let token = Pkcs11Token::connect(config, canaries_of(domain)?)
-        .map_err(|error| Fault::Token(error.into()))?;
+    let token = Pkcs11Token::connect(config, known).map_err(|error| Fault::Token(error.into()))?;
     let report = token.probe(ProbeDepth::Start).map_err(|error| Fault::Token(error.into()))?;
-    report.verdict().map_err(|failed| {
-        let rows: Vec<String> =
-            failed.iter().map(|row| format!("{}: {}", row.what, row.outcome)).collect();
-        let sentence = format!(
-            "the token does not withstand what it must; run `kms-server probe-hsm` for the whole \
-             table: {}",
-            rows.join("; ")
-        );
-        Fault::Token(sentence.into())
-    })?;
-    Ok(Hsm::new(Arc::new(token), width, patience, call_timeout))
+    match report.refusal() {
+        Some(why) => Err(Fault::Token(why.into())),
+        None => Ok(Hsm::new(Arc::new(token), width, patience, call_timeout)),
+    }
 }
 
 async fn warm_up(keyring: Arc<Keyring>) {

@@ -85,6 +85,17 @@ const UNWRAPPED_KEYS_MAX: usize = 1_000_000;
 const LABEL_LEN: usize = 32;
 
 impl Config {
+    /// The same once more, for who uses a token twice. The PIN's copy is wiped as the PIN is.
+    pub fn again(&self) -> Self {
+        Self {
+            module: self.module.clone(),
+            token_label: self.token_label.clone(),
+            pin: Pin::new(self.pin.expose_pin().to_owned()),
+            sync_dir: self.sync_dir.clone(),
+            ..*self
+        }
+    }
+
     /// Checks every bound.
     pub fn check(&self) -> Result<(), BadConfig> {
         let Self { token_label, sessions_max, unwrapped_keys_max, .. } = self;

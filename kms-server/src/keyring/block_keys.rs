@@ -212,13 +212,17 @@ pub(super) fn fingerprint_label(domain: &DomainId) -> Vec<u8> {
 
 /// Identity of an AES key's value within its domain, and its check value. `None`: not 16 or 32 bytes.
 pub(super) fn identify(domain: &DomainId, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
+    identify_bytes(domain, key.expose_clear_key_bytes())
+}
+
+/// The same, of a key where it lies.
+pub(super) fn identify_bytes(domain: &DomainId, key: &[u8]) -> Option<(Fingerprint, Kcv)> {
     let fingerprint = cmac_under(key, &fingerprint_label(domain))?;
     let [a, b, c, d, e, ..] = cmac_under(key, &[0; 16])?;
     Some((Fingerprint(fingerprint), [a, b, c, d, e]))
 }
 
-fn cmac_under(key: &ClearKey, message: &[u8]) -> Option<[u8; 16]> {
-    let key = key.expose_clear_key_bytes();
+fn cmac_under(key: &[u8], message: &[u8]) -> Option<[u8; 16]> {
     Some(match key.len() {
         16 => {
             let mut mac = Cmac::<aes::Aes128>::new_from_slice(key).ok()?;

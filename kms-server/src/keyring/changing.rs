@@ -17,7 +17,8 @@ use crate::{
 };
 
 use super::{
-    Keyring, KeyringError, block_keys,
+    Keyring, KeyringError,
+    block_keys::{self, BlockKeys},
     opening::{Unsealed, Verified},
 };
 
@@ -56,6 +57,11 @@ impl Change {
     /// The block's `wrap` key, where it lies in the arena.
     pub(super) fn wrap_key(&self) -> &[u8] {
         self.unsealed.subkeys.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
+    }
+
+    /// The block's subkeys, expanded.
+    pub(super) fn keys(&self) -> &BlockKeys {
+        &self.unsealed.keys
     }
 
     /// The record of this meter as it stands, staged changes included.

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{
-    Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys, changing::WRAP_KEY_LEN,
+    Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys,
+    changing::WRAP_KEY_LEN, scrub::scrub_stack,
 };
 use crate::{
     domain::{BlockNo, ClearKey, DomainId, Fingerprint, SealedKek, test_keys},
@@ -14,6 +15,12 @@ use crate::{
         TokenError,
     },
 };
+
+/// How often the token is asked for keys that it garbles.
+const ATTEMPTS_MAX: usize = 3;
+
+/// RFC 3394: by so many bytes a wrapped key is longer than the key.
+const WRAP_OVERHEAD: usize = 8;
 
 /// A key of a sealed file, and where it goes.
 pub struct SealedKey<'a> {
@@ -70,15 +77,61 @@ impl Keyring {
     ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
         let mut values = Vec::with_capacity(keys.len());
         for group in keys.chunks(KEYS_PER_CALL_MAX) {
+            values.extend(self.take_group(wrapped_file_key, group).await?);
+        }
+        Ok(values)
+    }
+
+    /// Takes some keys, and opens what is to be stored under a block's key before anybody hears that it
+    /// was taken: one answer that the token garbled is an answer that is asked for again.
+    async fn take_group(
+        &self,
+        wrapped_file_key: &[u8],
+        group: &[SealedKey<'_>],
+    ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
+        let mut reason = "";
+        for _ in 0..ATTEMPTS_MAX {
             let job = self.job(wrapped_file_key, group)?;
             let taken = self.hsm.take_keys(job).await.map_err(TakeError::Token)?;
             if taken.len() != group.len() {
-                let reason = "it answered for another number of keys".to_owned();
-                return Err(TakeError::Token(TokenError::Unreachable { reason }));
+                reason = "it answered for another number of keys";
+                continue;
             }
-            values.extend(taken.into_iter().map(|key| key.ok().map(stored)));
+            let taken: Vec<_> = taken.into_iter().map(|key| key.ok().map(stored)).collect();
+            if self.all_open(group, &taken)? {
+                return Ok(taken);
+            }
+            reason = "what it wraps opens as another key";
+            tracing::warn!(reason, "the token garbled its answer; it is asked again");
         }
-        Ok(values)
+        Err(TakeError::Token(TokenError::Unreachable { reason: reason.to_owned() }))
+    }
+
+    /// Whether each key of protection `MEMORY` opens under its block's key as the one that the token
+    /// says it is. The keys are in the arena for as long as that takes, where they will be anyway.
+    fn all_open(
+        &self,
+        group: &[SealedKey<'_>],
+        taken: &[Option<WrappedValue>],
+    ) -> Result<bool, KeyringError> {
+        let mut scratch: Option<Segment> = None;
+        let mut open = true;
+        for (SealedKey { change, under, .. }, value) in group.iter().zip(taken) {
+            let (None, Some(value)) = (under, value) else { continue };
+            let mut room = match scratch.take() {
+                Some(room) => room,
+                None => self.room(change.block(), WRAP_KEY_LEN, true)?,
+            };
+            let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
+            open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
+                change.keys().unwrap_into(&value.wrapped, place).is_ok()
+                    && block_keys::identify_bytes(&self.domain.domain, place)
+                        .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
+            });
+            scratch = Some(room);
+        }
+        scrub_stack();
+        Ok(open)
     }
 
     fn job(

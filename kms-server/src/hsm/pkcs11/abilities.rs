@@ -104,19 +104,24 @@ pub(super) fn try_oaep(
     public: ObjectHandle,
     private: ObjectHandle,
 ) {
-    for (hash, what) in [
-        (OaepHash::Sha1, "RSA-OAEP with SHA-1 and MGF1-SHA-1"),
-        (OaepHash::Sha256, "RSA-OAEP with SHA-256 and MGF1-SHA-256"),
-    ] {
+    for hash in [OaepHash::Sha1, OaepHash::Sha256] {
         let chosen = config.oaep_hash == hash;
         let path = if chosen { "chosen for transport" } else { "not chosen" };
         table.ability(
-            what,
+            oaep_name(hash),
             "block secrets and import keys cross under it",
             chosen,
             round_trip(session, hash, public, private),
             [path, if chosen { "set oaep_hash to the other" } else { "not needed" }],
         );
+    }
+}
+
+/// The row that tells of it.
+pub(super) const fn oaep_name(hash: OaepHash) -> &'static str {
+    match hash {
+        OaepHash::Sha1 => "RSA-OAEP with SHA-1 and MGF1-SHA-1",
+        OaepHash::Sha256 => "RSA-OAEP with SHA-256 and MGF1-SHA-256",
     }
 }
 

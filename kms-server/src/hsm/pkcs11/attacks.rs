@@ -4,10 +4,10 @@
 //! each group stands its control: the same thing done rightly, which must work.
 
 use cryptoki::{
-    error::Error,
+    error::{Error, RvError},
     mechanism::Mechanism,
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
-    session::Session,
+    session::{Session, SessionState},
     slot::Slot,
 };
 
@@ -18,10 +18,11 @@ use super::{
     deeds::{Deed, changes, free, read_value, variations},
     fault::{Fault, ckr},
     gcm::{self, Tag},
+    init,
     library::Library,
     lock::read,
     probe::{ProbeDepth, Strict, Table},
-    template::{self, OurKey, Usage},
+    template::{self, Kept, OurKey, Usage},
 };
 use crate::{domain::SealedKek, hsm::Config};
 
@@ -44,6 +45,19 @@ pub(super) struct Attacks<'a> {
 pub(super) struct Target {
     pub(super) key: OurKey,
     pub(super) handle: ObjectHandle,
+    pub(super) kept: Kept,
+}
+
+/// A token may say "not logged in" of what only its officer may do: a refusal, as long as the user still
+/// is logged in.
+fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T, Error>, Fault> {
+    if let Err(Error::Pkcs11(RvError::UserNotLoggedIn, _)) = &outcome {
+        let state = session.get_session_info()?.session_state();
+        if !matches!(state, SessionState::RwUser | SessionState::RoUser) {
+            return Err(Fault::Broken("the user is no longer logged in".to_owned()));
+        }
+    }
+    Ok(outcome)
 }
 
 impl<'a> Attacks<'a> {
@@ -57,9 +71,9 @@ impl<'a> Attacks<'a> {
         Self { module: library, slot, config, canaries, table }
     }
 
-    /// Attacks every key of ours that is there.
-    pub(super) fn run(&mut self, session: &Session, depth: ProbeDepth) -> Result<(), Fault> {
-        let targets = self.targets(session)?;
+    /// Attacks every key of ours. What can't be done is a row that failed, and the rest goes on.
+    pub(super) fn run(&mut self, session: &Session, depth: ProbeDepth) {
+        let targets = self.targets(session);
         let of = |key| targets.iter().copied().find(|target| target.key == key);
         self.own_key_can_do_it_all();
         self.own_key_is_not_trusted();
@@ -69,41 +83,70 @@ impl<'a> Attacks<'a> {
         if let (Some(meter), Some(uses)) = (of(OurKey::MeterKek), of(OurKey::UseKek)) {
             self.sealed_kek(meter, SealedKek::MeterKek, uses);
             self.sealed_kek(uses, SealedKek::Use, meter);
-            self.take_out(session, meter, uses, &targets)?;
-            self.take_out(session, uses, meter, &targets)?;
+            for (target, other) in [(meter, uses), (uses, meter)] {
+                let done = self.take_out(session, target, other, &targets);
+                self.done(target.key, "what could take it out", done);
+            }
         }
         for target in &targets {
-            self.pair(session, *target)?;
+            let done = self.pair(session, *target);
+            self.done(target.key, "its public half", done);
         }
         if depth == ProbeDepth::Full {
-            self.ceremony(session)?;
+            let done = self.ceremony(session);
+            self.done(OurKey::Ceremony, "made for a trial", done);
         }
-        Ok(())
     }
 
-    /// Our keys, each with a row that says whether it is as it was made.
-    fn targets(&mut self, session: &Session) -> Result<Vec<Target>, Fault> {
+    /// A step that could not be carried out is told as what must work and does not.
+    fn done(&mut self, key: OurKey, what: &str, outcome: Result<(), Fault>) {
+        if outcome.is_err() {
+            self.table.control(format!("{}: {what}", key.label()), outcome);
+        }
+    }
+
+    /// Our keys, each with a row that says whether it is as it was made. Before `init` there are none:
+    /// then they are made as `init` would, in this session only.
+    fn targets(&mut self, session: &Session) -> Vec<Target> {
         let mut targets = Vec::new();
         for key in OurKey::PERMANENT {
             let name = self.canaries.and_then(|canaries| canaries.name_of(key));
-            let found = find(self.module, session, key, name.as_ref())?;
-            let sound = match found.as_slice() {
-                [handle] => template::verify(session, *handle, key).map(|()| {
-                    targets.push(Target { key, handle: *handle });
-                    "as it was made".to_owned()
-                }),
-                other => Err(Fault::Broken(format!("{} of them on the token", other.len()))),
+            let found = find(self.module, session, key, name.as_ref());
+            let (target, told) = match found.as_deref() {
+                Ok([]) if self.canaries.is_none() => {
+                    (self.trial(session, key), "made for a trial, as `init` would make it")
+                }
+                Ok([handle]) => {
+                    let target = Target { key, handle: *handle, kept: Kept::OnToken };
+                    let sound = template::verify(session, *handle, key, target.kept);
+                    (sound.map(|()| target), "as it was made")
+                }
+                Ok(other) => {
+                    let reason = format!("{} of them on the token", other.len());
+                    (Err(Fault::Broken(reason)), "")
+                }
+                Err(fault) => (Err(Fault::Broken(fault.reason())), ""),
             };
+            let sound = target.map(|target| {
+                targets.push(target);
+                told.to_owned()
+            });
             self.table.ability(
                 &format!("key {}", key.label()),
                 "its attributes, read back, are what guards it",
-                // Before `init` there are none.
-                self.canaries.is_some() || !found.is_empty(),
+                true,
                 sound,
-                ["attacked below", "not attacked; `init` makes it"],
+                ["attacked below", "not attacked"],
             );
         }
-        Ok(targets)
+        targets
+    }
+
+    /// A key as `init` makes it, that dies with this session.
+    pub(super) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Fault> {
+        let name = init::new_name(self.module, session)?;
+        let (handle, _) = init::make(self.module, session, key, &name, Kept::ForTrial)?;
+        Ok(Target { key, handle, kept: Kept::ForTrial })
     }
 
     /// In a session of its own.
@@ -127,7 +170,7 @@ impl<'a> Attacks<'a> {
         strict: Strict,
         act: impl FnOnce(&Session) -> Result<Result<T, Error>, Fault>,
     ) {
-        let tried = self.session().and_then(|session| act(&session));
+        let tried = self.session().and_then(|session| answered(&session, act(&session)?));
         self.table.attack(what, why, strict, tried);
     }
 
@@ -215,7 +258,7 @@ impl<'a> Attacks<'a> {
 
     /// Foreign uses, changes and reading of a token key.
     pub(super) fn attack_in_place(&mut self, target: Target) {
-        let Target { key, handle } = target;
+        let Target { key, handle, .. } = target;
         let name = key.label();
         if key.class() == ObjectClass::SECRET_KEY {
             self.foreign_uses(name, key.usages(), key.mechanism(), |_| Ok(handle));
@@ -241,7 +284,7 @@ impl<'a> Attacks<'a> {
                     let _ = session.destroy_object(key);
                     Ok(Ok(same?))
                 }
-                Err(refusal) => Ok(Err(refusal)),
+                Err(refusal) => answered(&session, Err(refusal)),
             });
             let what = format!("{name}: unwrap, {variation}");
             self.table.attack_unless(what, LOOSE, Strict::Rule, tried);
@@ -322,7 +365,7 @@ impl<'a> Attacks<'a> {
         let Some(pair) = targets.iter().find(|target| target.key.key_type() == KeyType::RSA) else {
             return Ok(());
         };
-        let public = PublicHalf::read(self.module, session, pair.key)?;
+        let public = PublicHalf::read(self.module, session, *pair)?;
         let hash = self.config.oaep_hash;
         self.control("a free key comes out under an own RSA key".into(), |session| {
             let own = public.own(session)?;
@@ -346,8 +389,13 @@ pub(super) struct PublicHalf {
 }
 
 impl PublicHalf {
-    pub(super) fn read(library: &Library, session: &Session, key: OurKey) -> Result<Self, Fault> {
-        let handle = Self::find(library, session, key)?;
+    pub(super) fn read(
+        library: &Library,
+        session: &Session,
+        target: Target,
+    ) -> Result<Self, Fault> {
+        let key = target.key;
+        let handle = Self::find(library, session, target)?;
         let types = [AttributeType::Modulus, AttributeType::PublicExponent];
         match session.get_attributes(handle, &types)?.as_slice() {
             [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] => {
@@ -360,12 +408,12 @@ impl PublicHalf {
     pub(super) fn find(
         library: &Library,
         session: &Session,
-        key: OurKey,
+        Target { key, kept, .. }: Target,
     ) -> Result<ObjectHandle, Fault> {
         let _quiet = read(&library.objects);
         let template = [
             Attribute::Class(ObjectClass::PUBLIC_KEY),
-            Attribute::Token(true),
+            kept.attribute(),
             Attribute::Label(key.label().into()),
         ];
         let found = session.find_objects(&template)?;

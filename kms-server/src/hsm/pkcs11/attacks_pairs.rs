@@ -13,11 +13,8 @@ use cryptoki::{
 use super::{
     abilities::{oaep, own_key, try_oaep},
     attacks::{Attacks, PublicHalf, Target},
-    connection::find,
     deeds::free,
     fault::Fault,
-    init,
-    lock::write,
     probe::Strict,
     template::{OurKey, Usage},
 };
@@ -32,14 +29,14 @@ impl Attacks<'_> {
     pub(super) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         match target.key {
             OurKey::TransportBlock => {
-                let public = PublicHalf::read(self.module, session, target.key)?;
+                let public = PublicHalf::read(self.module, session, target)?;
                 let own = public.own(session)?;
                 try_oaep(self.table, session, self.config, own, target.handle);
                 session.destroy_object(own)?;
                 self.rsa(target, &public);
             }
             OurKey::TransportImport | OurKey::Ceremony => {
-                let public = PublicHalf::read(self.module, session, target.key)?;
+                let public = PublicHalf::read(self.module, session, target)?;
                 self.rsa(target, &public);
                 self.receiver(target, &public);
             }
@@ -50,29 +47,16 @@ impl Attacks<'_> {
         Ok(())
     }
 
-    /// A ceremony key is made, attacked and destroyed. One that is there is left alone: it is in use.
+    /// A ceremony key is made and attacked. It lives in its session only, so one that belongs to a
+    /// ceremony stays as it is.
     pub(super) fn ceremony(&mut self, session: &Session) -> Result<(), Fault> {
-        let key = OurKey::Ceremony;
-        if !find(self.module, session, key, None)?.is_empty() {
-            let why = "it is there, and belongs to a ceremony";
-            self.table.limit("ceremony key", why, "", "not attacked".to_owned());
-            return Ok(());
-        }
-        let made = init::make(self.module, session, key);
-        let attacked = made.and_then(|(handle, ..)| self.pair(session, Target { key, handle }));
-        // Also what a failed attempt left behind.
-        let mut halves = find(self.module, session, key, None)?;
-        halves.extend(PublicHalf::find(self.module, session, key));
-        let _alone = write(&self.module.objects);
-        for half in halves {
-            session.destroy_object(half)?;
-        }
-        attacked
+        let target = self.trial(session, OurKey::Ceremony)?;
+        self.pair(session, target)
     }
 
     /// Foreign uses of an RSA private key.
     fn rsa(&mut self, target: Target, public: &PublicHalf) {
-        let Target { key, handle } = target;
+        let Target { key, handle, .. } = target;
         let name = key.label();
         let hash = self.config.oaep_hash;
         let sealed = |session: &Session, mechanism: &Mechanism<'_>| {
@@ -110,7 +94,7 @@ impl Attacks<'_> {
 
     /// What is sent to a pair that may only unwrap.
     fn receiver(&mut self, target: Target, public: &PublicHalf) {
-        let Target { key, handle } = target;
+        let Target { key, handle, .. } = target;
         let name = key.label();
         let hash = self.config.oaep_hash;
         let rightful = key.unwraps().unwrap_or_default();
@@ -163,9 +147,9 @@ impl Attacks<'_> {
     }
 
     fn signing(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
-        let Target { key, handle } = target;
+        let Target { key, handle, .. } = target;
         let name = key.label();
-        let public = PublicHalf::find(self.module, session, key)?;
+        let public = PublicHalf::find(self.module, session, target)?;
         self.control(format!("{name}: sign and verify, ECDSA"), |session| {
             let signature = session.sign(&Mechanism::Ecdsa, handle, &IMPORT_KEY)?;
             session.verify(&Mechanism::Ecdsa, public, &IMPORT_KEY, &signature)?;

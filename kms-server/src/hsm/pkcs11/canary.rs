@@ -15,6 +15,7 @@ use subtle::ConstantTimeEq as _;
 use super::{
     fault::Fault,
     gcm::{self, NONCE_LEN, Tag},
+    library::Library,
     template::{self, OurKey},
 };
 use crate::domain::SealedKek;
@@ -31,7 +32,7 @@ const WRAPPED_LEN: usize = 24;
 const SITE_LABEL: &[u8] = b"ami.kms canary of the site KEK v1";
 const USE_LABEL: &[u8] = b"ami.kms canary of the use KEK v1";
 /// The text that the use KEK's canary key encrypts, and the key that the meter-kek KEK's wraps.
-const TEXT: [u8; 16] = *b"ami.kms canary 1";
+pub(super) const TEXT: [u8; 16] = *b"ami.kms canary 1";
 /// The use KEK's canary key encrypts one text, once, and nothing else ever.
 const USE_NONCE: [u8; NONCE_LEN] = [0; NONCE_LEN];
 const USE_PROOF_LEN: usize = TEXT.len() + Tag::Dlms as usize;
@@ -128,12 +129,17 @@ impl Canaries {
     }
 
     /// Makes the canaries of three new KEKs. Leaves session objects behind; they die with `session`.
-    pub(super) fn make(session: &Session, keks: &Keks, names: [KeyName; 3]) -> Result<Self, Fault> {
+    pub(super) fn make(
+        library: &Library,
+        session: &Session,
+        keks: &Keks,
+        names: [KeyName; 3],
+    ) -> Result<Self, Fault> {
         let [site, meter_kek, use_kek] = names;
         let mut site_nonce = [0; NONCE_LEN];
         let mut site_answer = [0; ANSWER_LEN];
-        session.generate_random_slice(&mut site_nonce)?;
-        session.generate_random_slice(&mut site_answer)?;
+        library.random(session, &mut site_nonce)?;
+        library.random(session, &mut site_answer)?;
         let sealed =
             gcm::encrypt(session, keks.site, &site_nonce, SITE_LABEL, &site_answer, Tag::Full)?;
 
@@ -256,7 +262,7 @@ fn wrapped_key(session: &Session, kek: ObjectHandle) -> Result<[u8; WRAPPED_LEN]
 }
 
 /// Wraps the known text, as a key, under `key`.
-fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
+pub(super) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
     let text = session.create_object(&[
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),

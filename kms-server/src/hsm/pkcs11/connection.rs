@@ -14,10 +14,10 @@ use super::{
     canary::{Canaries, Keks, KeyName},
     fault::{Fault, ckr},
     holder::Holder,
-    library::Library,
+    library::{Library, step},
     lock::{lock, read},
     pool::{Pool, close},
-    template::{self, OurKey},
+    template::{self, Kept, OurKey},
 };
 use crate::{domain::SealedKek, hsm::Config};
 
@@ -199,7 +199,7 @@ fn find_kek(
         )));
     };
     // Damaged key files kept their key and lost their attributes.
-    template::verify(session, *handle, key)?;
+    template::verify(session, *handle, key, Kept::OnToken)?;
     Ok(*handle)
 }
 
@@ -217,5 +217,7 @@ pub(super) fn find(
     ];
     template.extend(name.map(|name| Attribute::Id(name.to_vec())));
     let _quiet = read(&library.objects);
-    Ok(session.find_objects(&template)?)
+    let found = session.find_objects(&template)?;
+    step();
+    Ok(found)
 }

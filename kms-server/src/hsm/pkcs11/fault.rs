@@ -60,6 +60,20 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
+    /// What the token gave is not what it was asked for: told by opening it, or by having it made
+    /// twice. Another session may do better.
+    pub(super) fn garbled(what: &str) -> Self {
+        Self::Dirty(format!("the token garbled its answer: {what}"))
+    }
+
+    /// A fault of a check on what the token has just made itself: nobody can have forged that.
+    pub(super) fn of_own_work(self, what: &str) -> Self {
+        match self {
+            Self::Data(_) | Self::Doubtful(_) => Self::garbled(what),
+            fault => fault,
+        }
+    }
+
     /// One line for a person.
     pub(super) fn reason(&self) -> String {
         match self {

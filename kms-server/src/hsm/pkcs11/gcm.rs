@@ -66,5 +66,5 @@ fn of_length(bytes: Zeroizing<Vec<u8>>, len: usize) -> Result<Zeroizing<Vec<u8>>
     if bytes.len() == len {
         return Ok(bytes);
     }
-    Err(Fault::Broken(format!("AES-GCM gave {} bytes where {len} are due", bytes.len())))
+    Err(Fault::garbled(&format!("AES-GCM gave {} bytes where {len} are due", bytes.len())))
 }

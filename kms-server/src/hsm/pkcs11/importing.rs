@@ -17,9 +17,10 @@ use zeroize::Zeroizing;
 
 use super::{
     abilities::oaep,
+    canary::unwrap,
     connection::{Connection, Proof, find},
     fault::Fault,
-    template::{self, OurKey},
+    template::{self, Kept, OurKey},
     token::Pkcs11Token,
 };
 use crate::{
@@ -97,9 +98,20 @@ impl Objects<'_> {
         object
     }
 
-    /// For the leak that `check` watches: at most this many.
+    /// Tried once more with all others if that fails; then it is told.
+    fn destroy_now(&mut self, object: ObjectHandle) {
+        if self.session.destroy_object(object).is_err() {
+            self.made.push(object);
+        }
+    }
+
+    /// For the leak that `check` watches: at most this many, if no key was refused.
     fn made_ever(&self, job: &TakeKeys) -> u64 {
-        (self.made.len() + job.keys.len()) as u64
+        let each = |key: &SealedValue| match key.under {
+            StoreUnder::Block(_) => 1,
+            StoreUnder::Kek(_) => 3,
+        };
+        self.made.len() as u64 + job.keys.iter().map(each).sum::<u64>()
     }
 
     fn destroy(self) -> Result<(), Fault> {
@@ -135,31 +147,75 @@ impl Pkcs11Token {
             blocks.push(objects.keep(wrap_key));
         }
         let keep = template::taken();
-        let mut doubtful = false;
+        let from = File { connection, key: file_key, blocks: &blocks, template: &keep, job };
+        let mut refused = Vec::new();
         let mut taken = Vec::with_capacity(job.keys.len());
-        for key in &job.keys {
-            let under = match key.under {
-                StoreUnder::Kek(kek) => connection.keks.sealed(kek),
-                StoreUnder::Block(at) => *blocks.get(at).ok_or_else(|| {
-                    Fault::Broken("a key is for a block that is not there".to_owned())
-                })?,
-            };
-            taken.push(match take_one(objects, file_key, under, key, &keep, job) {
-                Ok(key) => Ok(key),
-                Err(Fault::Data(_)) => Err(NotAKey),
-                Err(Fault::Doubtful(_)) => {
-                    doubtful = true;
-                    Err(NotAKey)
-                }
-                Err(fault) => return Err(fault),
-            });
+        for (at, key) in job.keys.iter().enumerate() {
+            taken.push(from.take(objects, key)?);
+            if taken.last().is_some_and(Result::is_err) {
+                refused.push((at, key));
+            }
         }
         // Asked once for all that were refused, after them and in the same session: a token says the
-        // same of a forged blob and of its own breakage.
-        if doubtful {
+        // same of a forged blob and of its own breakage. Then each is tried once more: what is refused
+        // twice, by a token that is well in between, is no key.
+        if !refused.is_empty() {
             connection.prove(session, &self.canaries, Proof::Unwrap(SealedKek::Use))?;
         }
+        for (at, key) in refused {
+            let again = from.take(objects, key)?;
+            if let Some(place) = taken.get_mut(at) {
+                *place = again;
+            }
+        }
         Ok(taken)
+    }
+}
+
+/// A file that is open in the token.
+struct File<'a> {
+    connection: &'a Connection,
+    key: ObjectHandle,
+    blocks: &'a [ObjectHandle],
+    template: &'a [Attribute],
+    job: &'a TakeKeys,
+}
+
+impl File<'_> {
+    /// One key, or that it is none.
+    ///
+    /// What is stored under a block's key is opened again by the keyring, which has that key. What goes
+    /// under a sealed KEK nobody can read: there the whole is done twice, and what was wrapped is
+    /// unwrapped.
+    fn take(
+        &self,
+        objects: &mut Objects<'_>,
+        value: &SealedValue,
+    ) -> Result<Result<TakenKey, NotAKey>, Fault> {
+        let (under, kek) = match value.under {
+            StoreUnder::Kek(kek) => (self.connection.keks.sealed(kek), Some(kek)),
+            StoreUnder::Block(at) => {
+                let missing = || Fault::Broken("a key is for a block that is not there".to_owned());
+                (*self.blocks.get(at).ok_or_else(missing)?, None)
+            }
+        };
+        let once = |objects: &mut Objects<'_>| {
+            take_one(objects, self.key, under, value, self.template, self.job)
+        };
+        let taken = match once(objects) {
+            Ok(taken) => taken,
+            Err(Fault::Data(_) | Fault::Doubtful(_)) => return Ok(Err(NotAKey)),
+            Err(fault) => return Err(fault),
+        };
+        let Some(kek) = kek else { return Ok(Ok(taken)) };
+        const TWICE: &str = "a key that was taken twice is not the same";
+        if once(objects).map_err(|fault| fault.of_own_work(TWICE))? != taken {
+            return Err(Fault::garbled(TWICE));
+        }
+        let stored = unwrap(objects.session, under, kek, &taken.wrapped)
+            .map_err(|fault| fault.of_own_work("a wrapped key does not open"))?;
+        objects.destroy_now(stored);
+        Ok(Ok(taken))
     }
 }
 
@@ -178,10 +234,7 @@ fn take_one(
     }
     let key = session.unwrap_key(&Mechanism::AesKeyWrap, file_key, &value.wrapped, template)?;
     let taken = identify_and_wrap(session, key, under, value, &job.fingerprint_label);
-    if session.destroy_object(key).is_err() {
-        // Tried once more with all others; that one is told.
-        objects.keep(key);
-    }
+    objects.destroy_now(key);
     taken
 }
 
@@ -196,14 +249,14 @@ fn identify_and_wrap(
     let [a, b, c, d, e, ..] = cmac(session, key, &ZEROS)?;
     let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, under, key)?;
     if wrapped.len() != value.wrapped.len() {
-        return Err(Fault::Broken(format!("AES key wrap gave {} bytes", wrapped.len())));
+        return Err(Fault::garbled("a wrapped key of another length"));
     }
     Ok(TakenKey { fingerprint: Fingerprint(fingerprint), kcv: [a, b, c, d, e], wrapped })
 }
 
 fn cmac(session: &Session, key: ObjectHandle, message: &[u8]) -> Result<[u8; 16], Fault> {
     let mac = session.sign(&Mechanism::AesCMac, key, message)?;
-    mac.try_into().map_err(|_| Fault::Broken("CMAC of another length than 16".to_owned()))
+    mac.try_into().map_err(|_| Fault::garbled("a CMAC of another length than 16"))
 }
 
 /// A copy of a block's `wrap` key that can wrap and nothing else.
@@ -233,7 +286,7 @@ fn one_import_key(
         let count = found.len();
         return Err(Fault::Broken(format!("the token has {count} keys {}", key.label())));
     };
-    template::verify(session, *handle, key)?;
+    template::verify(session, *handle, key, Kept::OnToken)?;
     Ok(*connection.import_key.get_or_init(|| *handle))
 }
 

@@ -19,9 +19,10 @@ use super::{
     canary::{Canaries, Keks, KeyName},
     connection::find,
     fault::{Fault, ckr},
-    library::Library,
+    library::{Library, step},
     lock::write,
-    template::{self, Flat, Nested, OurKey},
+    probe::{self, ProbeDepth},
+    template::{self, Flat, Kept, Nested, OurKey},
 };
 use crate::hsm::{BadConfig, Config, Pin};
 
@@ -61,7 +62,21 @@ pub enum InitError {
     /// The token did not do it.
     #[error("making the keys: {0}")]
     Token(String),
-    /// The keys are made, but may not be on disk yet. Nothing was recorded: begin with a fresh token.
+    /// The token was tried out and is not to be trusted with keys. Nothing is left on it.
+    #[error("no keys were made: {0}")]
+    Untrusted(String),
+    /// Some keys were made, and could not be destroyed again.
+    #[error(
+        "these keys were made and are left on the token: {}; destroy them, or use a fresh token: {why}",
+        .keys.join(", ")
+    )]
+    LeftBehind {
+        /// Label and id of each.
+        keys: Vec<String>,
+        /// Why `init` failed.
+        why: Box<InitError>,
+    },
+    /// The keys were made, may not be on disk, and were destroyed again.
     #[error("syncing the token's directory {path}")]
     Sync {
         /// Which.
@@ -86,15 +101,19 @@ impl From<cryptoki::error::Error> for InitError {
 
 /// Makes the six permanent keys of a site, and their canaries.
 ///
+/// First the token is tried out with keys as they will be, that live in a session only: one that can't
+/// be trusted is refused, and nothing is left on it. Whatever fails after the first key was made
+/// destroys what was made.
+///
 /// With `so_pin`, and if no token has the configured label, a blank token is initialised first, with
-/// that PIN for its security officer and the configured one for its user.
+/// that PIN for its security officer and the configured one for its user. That can't be undone.
 ///
 /// Not to be called in a process that serves: it holds the library for seconds.
 pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitError> {
     config.check()?;
     let library = Library::load(&config.module)?;
     library.start()?;
-    let gate = library.enter();
+    let _gate = library.enter();
     let slot = match (library.slot(&config.token_label), so_pin) {
         (Ok(slot), _) => slot,
         (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
@@ -104,24 +123,86 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
     refuse_existing(&library, &session)?;
+    let tried = probe::within(&library, slot, &session, config, None, ProbeDepth::Start)?;
+    if let Some(why) = tried.refusal() {
+        return Err(InitError::Untrusted(why));
+    }
+    let mut names = Vec::new();
+    make_permanent(&library, &session, config, &mut names)
+        .map_err(|error| undo(&library, &session, &names, error))
+}
 
+/// All keys; `names` is told of each before it is made.
+fn make_permanent(
+    library: &Library,
+    session: &Session,
+    config: &Config,
+    names: &mut Vec<(OurKey, KeyName)>,
+) -> Result<InitReport, InitError> {
+    let mut handles = Vec::new();
     let mut keys = Vec::new();
-    let mut made = Vec::new();
     for key in OurKey::PERMANENT {
-        let (handle, name, report) = make(&library, &session, key)?;
-        keys.push((handle, name));
-        made.push(report);
+        let name = new_name(library, session)?;
+        names.push((key, name));
+        let (handle, report) = make(library, session, key, &name, Kept::OnToken)?;
+        handles.push((handle, name));
+        keys.push(report);
     }
     sync(config)?;
-    let [(site, site_name), (meter_kek, meter_name), (use_kek, use_name), ..] = keys.as_slice()
+    let [(site, site_name), (meter_kek, meter_name), (use_kek, use_name), ..] = handles.as_slice()
     else {
         return Err(InitError::Token("a KEK was not made".to_owned()));
     };
     let keks = Keks { site: *site, meter_kek: *meter_kek, use_kek: *use_kek };
-    let canaries = Canaries::make(&session, &keks, [*site_name, *meter_name, *use_name])?;
-    drop(session);
-    drop(gate);
-    Ok(InitReport { token_label: config.token_label.clone(), keys: made, canaries })
+    let names = [*site_name, *meter_name, *use_name];
+    let canaries = Canaries::make(library, session, &keks, names)?;
+    Ok(InitReport { token_label: config.token_label.clone(), keys, canaries })
+}
+
+/// Destroys what was made, and says why; and which keys are left, if any.
+fn undo(
+    library: &Library,
+    session: &Session,
+    names: &[(OurKey, KeyName)],
+    error: InitError,
+) -> InitError {
+    let left: Vec<String> = names
+        .iter()
+        .filter(|(key, name)| destroy(library, session, *key, name).is_err())
+        .map(|(key, name)| format!("{} (id {})", key.label(), hex::encode(name)))
+        .collect();
+    if left.is_empty() { error } else { InitError::LeftBehind { keys: left, why: error.into() } }
+}
+
+/// Both halves of a key of this name.
+fn destroy(library: &Library, session: &Session, key: OurKey, name: &KeyName) -> Result<(), Fault> {
+    let _alone = write(&library.objects);
+    let ours = [
+        Attribute::Token(true),
+        Attribute::Label(key.label().into()),
+        Attribute::Id(name.to_vec()),
+    ];
+    for object in session.find_objects(&ours)? {
+        session.destroy_object(object)?;
+    }
+    Ok(())
+}
+
+/// Destroys the keys that [`init`] made: their database did not come to be.
+pub fn take_back(config: &Config, made: &InitReport) -> Result<(), InitError> {
+    let library = Library::load(&config.module)?;
+    library.start()?;
+    let _gate = library.enter();
+    let session = library.pkcs11().open_rw_session(library.slot(&config.token_label)?)?;
+    library.login(&session, config)?;
+    for made in &made.keys {
+        let key = OurKey::PERMANENT.into_iter().find(|key| key.label() == made.label);
+        let name = hex::decode(&made.id).ok().and_then(|name| name.try_into().ok());
+        if let (Some(key), Some(name)) = (key, name) {
+            destroy(&library, &session, key, &name)?;
+        }
+    }
+    sync(config)
 }
 
 /// Makes the RSA pair of one ceremony: the peer's sealed KEKs are wrapped to it, and it is destroyed
@@ -134,18 +215,21 @@ pub fn make_ceremony_key(config: &Config) -> Result<MadeKey, InitError> {
     let slot = library.slot(&config.token_label)?;
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
-    if !find(&library, &session, OurKey::Ceremony, None)?.is_empty() {
-        return Err(InitError::KeysExist(vec![OurKey::Ceremony.label().to_owned()]));
+    let key = OurKey::Ceremony;
+    if !find(&library, &session, key, None)?.is_empty() {
+        return Err(InitError::KeysExist(vec![key.label().to_owned()]));
     }
-    let (_, _, report) = make(&library, &session, OurKey::Ceremony)?;
-    sync(config)?;
-    Ok(report)
+    let name = new_name(&library, &session)?;
+    let made = make(&library, &session, key, &name, Kept::OnToken)
+        .map_err(InitError::from)
+        .and_then(|(_, report)| sync(config).map(|()| report));
+    made.map_err(|error| undo(&library, &session, &[(key, name)], error))
 }
 
 /// C_InitToken and C_InitPIN on the first slot that has a blank token.
 fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<Slot, InitError> {
     let pkcs11: &Pkcs11 = library.pkcs11();
-    let blank = library.slots(|info| !info.token_initialized())?;
+    let blank = library.slots(|info| !info.token_initialized())?.chosen;
     let blank =
         blank.first().ok_or_else(|| InitError::Token("no slot has a blank token".into()))?;
     let so_pin = AuthPin::from(so_pin.expose_pin().to_owned());
@@ -169,20 +253,27 @@ fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError
     if existing.is_empty() { Ok(()) } else { Err(InitError::KeysExist(existing)) }
 }
 
+/// A CKA_ID.
+pub(super) fn new_name(library: &Library, session: &Session) -> Result<KeyName, Fault> {
+    let mut name: KeyName = [0; 16];
+    library.random(session, &mut name)?;
+    Ok(name)
+}
+
 /// Generates one key or pair and reads it back.
 pub(super) fn make(
     library: &Library,
     session: &Session,
     key: OurKey,
-) -> Result<(ObjectHandle, KeyName, MadeKey), Fault> {
-    let mut name: KeyName = [0; 16];
-    session.generate_random_slice(&mut name)?;
+    name: &KeyName,
+    kept: Kept,
+) -> Result<(ObjectHandle, MadeKey), Fault> {
     let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
     let nested = inner.as_ref().map(Nested::unwrap_template);
     // SoftHSM fails at random when objects are made while others look for objects.
     let alone = write(&library.objects);
     let (handle, fingerprint) = if key.class() == ObjectClass::SECRET_KEY {
-        let template = template::generate_kek(key, &name, nested.as_ref());
+        let template = kept.applied(template::generate_kek(key, name, nested.as_ref()));
         (session.generate_key(&Mechanism::AesKeyGen, &template)?, None)
     } else {
         let mechanism = if key == OurKey::Signing {
@@ -190,14 +281,16 @@ pub(super) fn make(
         } else {
             Mechanism::RsaPkcsKeyPairGen
         };
-        let (public, private) = template::generate_pair(key, &name, nested.as_ref());
+        let (public, private) = template::generate_pair(key, name, nested.as_ref());
+        let (public, private) = (kept.applied(public), kept.applied(private));
         let (public, private) = session.generate_key_pair(&mechanism, &public, &private)?;
         (private, Some(fingerprint(session, public, key)?))
     };
     drop(alone);
-    template::verify(session, handle, key)?;
+    step();
+    template::verify(session, handle, key, kept)?;
     let report = MadeKey { label: key.label().to_owned(), id: hex::encode(name), fingerprint };
-    Ok((handle, name, report))
+    Ok((handle, report))
 }
 
 fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Fault> {

@@ -6,7 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, Mutex, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cryptoki::{
@@ -17,14 +20,33 @@ use cryptoki::{
     types::AuthPin,
 };
 
+use sha2::{Digest as _, Sha256};
+
 use super::{
     fault::{Fault, ckr},
     lock::{lock, read, write},
 };
 use crate::hsm::Config;
 
+/// So many random bytes do not come twice, nor all the same.
+const TELLING: usize = 8;
+
 /// Every module that was loaded, by its path: dlopen gives the same one twice, and so must we.
 static LOADED: Mutex<BTreeMap<PathBuf, Arc<Library>>> = Mutex::new(BTreeMap::new());
+
+/// Steps that the tokens of this process have taken.
+static STEPS: AtomicU64 = AtomicU64::new(0);
+
+/// How many steps the tokens of this process have taken so far. Whoever waits for a token sees by it
+/// whether it works or hangs; while keys are made, one step may take as long as that takes.
+pub fn steps() -> u64 {
+    STEPS.load(Ordering::Relaxed)
+}
+
+/// A token has answered.
+pub(super) fn step() {
+    STEPS.fetch_add(1, Ordering::Relaxed);
+}
 
 /// One PKCS #11 module.
 pub(super) struct Library {
@@ -34,8 +56,18 @@ pub(super) struct Library {
     /// Held for writing while a token object is made or destroyed, for reading by C_FindObjects:
     /// SoftHSM 2.6 fails at random when the two meet.
     pub(super) objects: RwLock<()>,
+    /// How the last random bytes began, hashed: a generator that repeats itself is told by it.
+    last_random: Mutex<[u8; 32]>,
     /// Labels of tokens that refused the PIN. Never emptied: a further try could lock the token.
     refused_pins: Mutex<BTreeSet<String>>,
+}
+
+/// Some of the slots.
+#[derive(Default)]
+pub(super) struct Slots {
+    pub(super) chosen: Vec<Slot>,
+    /// Numbers of slots whose token is there and tells nothing that can be read, and why.
+    pub(super) unread: Vec<(u64, String)>,
 }
 
 /// Whether the library is initialised, and how often it has been.
@@ -65,6 +97,7 @@ impl Library {
             pkcs11,
             gate: RwLock::new(Gate { epoch: 0, initialised: false }),
             objects: RwLock::new(()),
+            last_random: Mutex::default(),
             refused_pins: Mutex::new(BTreeSet::new()),
         });
         loaded.insert(path, Arc::clone(&library));
@@ -93,31 +126,46 @@ impl Library {
             return Ok(());
         }
         gate.epoch += 1;
-        gate.initialised = false;
-        // Not initialised is as good as finalised, and a library that can't finalise is told by
-        // C_Initialize.
-        let _ = self.pkcs11.clone().finalize();
+        let was_initialised = std::mem::replace(&mut gate.initialised, false);
+        // Only what was initialised: a strict p11-kit ends the process for less. Not initialised by now is
+        // as good as finalised, and a library that can't finalise is told by C_Initialize.
+        if was_initialised {
+            let _ = self.pkcs11.clone().finalize();
+        }
         // Without CKF_OS_LOCKING_OK SoftHSM crashes within seconds of use by several threads.
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
-        self.pkcs11.initialize(arguments).map_err(|error| Fault::Broken(ckr(&error)))?;
+        let mut outcome = self.pkcs11.initialize(arguments);
+        if let Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) = outcome {
+            // By somebody else in this process, who may have begun long ago.
+            let _ = self.pkcs11.clone().finalize();
+            outcome = self.pkcs11.initialize(arguments);
+        }
+        outcome.map_err(|error| Fault::Broken(ckr(&error)))?;
+        step();
         gate.initialised = true;
         Ok(())
     }
 
     /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
     pub(super) fn slot(&self, label: &str) -> Result<Slot, Fault> {
+        let Slots { mut chosen, unread } =
+            self.slots(|info| info.token_initialized() && info.label() == label)?;
         let missing = || {
-            Fault::Broken(format!(
+            let mut reason = format!(
                 "no slot has a token labelled `{label}`: put the token back, or correct \
                  hsm.token_label"
-            ))
+            );
+            for (slot, why) in &unread {
+                reason.push_str(&format!("; the token in slot {slot} can't be read: {why}"));
+            }
+            Fault::Broken(reason)
         };
-        let mut found = self.slots(|info| info.token_initialized() && info.label() == label)?;
-        let slot = found.pop().ok_or_else(missing)?;
-        if found.is_empty() {
+        let slot = chosen.pop().ok_or_else(missing)?;
+        step();
+        if chosen.is_empty() {
             Ok(slot)
         } else {
-            Err(Fault::Broken(format!("{} tokens are labelled `{label}`", found.len() + 1)))
+            Err(Fault::Broken(format!("{} tokens are labelled `{label}`", chosen.len() + 1)))
         }
     }
 
@@ -125,18 +173,37 @@ impl Library {
     pub(super) fn slots(
         &self,
         choose: impl Fn(&cryptoki::slot::TokenInfo) -> bool,
-    ) -> Result<Vec<Slot>, Fault> {
-        let slots = self.pkcs11.get_slots_with_token().map_err(|e| Fault::Broken(ckr(&e)))?;
-        // A slot whose information can't be read is not ours, or is dead: the label will be missing.
-        let told = slots
-            .into_iter()
-            .filter(|slot| self.pkcs11.get_token_info(*slot).is_ok_and(|i| choose(&i)));
-        Ok(told.collect())
+    ) -> Result<Slots, Fault> {
+        let all = self.pkcs11.get_slots_with_token().map_err(|e| Fault::Broken(ckr(&e)))?;
+        let mut slots = Slots::default();
+        for slot in all {
+            match self.pkcs11.get_token_info(slot) {
+                Ok(info) if choose(&info) => slots.chosen.push(slot),
+                Ok(_) => {}
+                Err(error) => slots.unread.push((slot.id(), ckr(&error))),
+            }
+        }
+        Ok(slots)
     }
 
     /// The crate's handle on the module.
     pub(super) fn pkcs11(&self) -> &Pkcs11 {
         &self.pkcs11
+    }
+
+    /// C_GenerateRandom, and that it gave something: nonces and secrets come of it. Not a test of
+    /// randomness.
+    pub(super) fn random(&self, session: &Session, out: &mut [u8]) -> Result<(), Fault> {
+        session.generate_random_slice(out)?;
+        let Some(begin) = out.first_chunk::<TELLING>() else { return Ok(()) };
+        if out.iter().all(|byte| *byte == begin[0]) {
+            return Err(Fault::garbled("random bytes that are all the same"));
+        }
+        let begin = Sha256::digest(begin).into();
+        if std::mem::replace(&mut *lock(&self.last_random), begin) == begin {
+            return Err(Fault::garbled("the same random bytes as before"));
+        }
+        Ok(())
     }
 
     /// Logs the user in. A refused PIN is refused from then on without asking the token.
@@ -159,6 +226,7 @@ impl Library {
             // SoftHSM reads the token's files here and may meet another process's writing.
             outcome = session.login(UserType::User, Some(&pin));
         }
+        step();
         match outcome {
             Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
             Err(Error::Pkcs11(

@@ -41,6 +41,7 @@ mod template;
 mod token;
 
 pub use canary::{BadCanaries, Canaries};
-pub use init::{InitError, InitReport, MadeKey, init, make_ceremony_key};
+pub use init::{InitError, InitReport, MadeKey, init, make_ceremony_key, take_back};
+pub use library::steps;
 pub use probe::{ProbeDepth, ProbeReport, ProbeRow, RowKind, probe};
 pub use token::Pkcs11Token;

@@ -76,9 +76,9 @@ impl Pool {
 
     /// Closes what is idle. Only within the epoch.
     pub(super) fn close_idle(&self) {
-        for session in lock(&self.state).idle.drain(..) {
-            close(session);
-        }
+        // Not under the lock: a token that hangs would hang whoever asks how many there are.
+        let idle = std::mem::take(&mut lock(&self.state).idle);
+        idle.into_iter().for_each(close);
     }
 }
 

@@ -10,22 +10,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cryptoki::error::{Error, RvError};
+use cryptoki::{
+    error::{Error, RvError},
+    session::Session,
+    slot::Slot,
+};
 
 use super::{
-    abilities,
+    abilities::{self, oaep_name},
     attacks::Attacks,
     canary::Canaries,
     fault::{Fault, ckr},
-    library::Library,
+    library::{Library, step},
     token::{Pkcs11Token, unreachable},
 };
-use crate::hsm::{Config, TokenError};
+use crate::hsm::{Config, OaepHash, TokenError};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeDepth {
-    /// At each start: what needs no new RSA key. Well under two seconds in SoftHSM.
+    /// At each start: what needs no new RSA key, where `init` has made the site's. Well under two
+    /// seconds in SoftHSM.
     Start,
     /// Also makes a ceremony key, attacks it, and destroys it.
     Full,
@@ -83,7 +88,41 @@ impl ProbeReport {
         let failed: Vec<_> = self.rows.iter().filter(|row| row.required && !row.ok).collect();
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
+
+    /// Why this token is refused, in one sentence: the setting that it can't follow, if it is that,
+    /// else the first rows that failed. `None` if it can be trusted.
+    pub fn refusal(&self) -> Option<String> {
+        let failed = self.verdict().err()?;
+        let can = |hash| self.rows.iter().any(|row| row.ok && row.what == oaep_name(hash));
+        let cannot = |hash| failed.iter().any(|row| row.what == oaep_name(hash));
+        for (hash, other, setting) in [
+            (OaepHash::Sha256, OaepHash::Sha1, "sha1"),
+            (OaepHash::Sha1, OaepHash::Sha256, "sha256"),
+        ] {
+            if cannot(hash) && can(other) {
+                return Some(format!(
+                    "the token can't do {}, which hsm.oaep_hash asks for: set \
+                     hsm.oaep_hash = \"{setting}\"",
+                    oaep_name(hash)
+                ));
+            }
+        }
+        let (told, rest) = failed.split_at(failed.len().min(TOLD_MAX));
+        let mut rows: Vec<String> =
+            told.iter().map(|row| format!("{}: {}", row.what, row.outcome)).collect();
+        if !rest.is_empty() {
+            rows.push(format!("and {} more", rest.len()));
+        }
+        Some(format!(
+            "the token does not withstand what it must; run `kms-server probe-hsm` for the whole \
+             table: {}",
+            rows.join("; ")
+        ))
+    }
 }
+
+/// Failed rows that a refusal tells; the table has them all.
+const TOLD_MAX: usize = 5;
 
 /// For people: abilities, limits and failures row by row, controls and attacks counted by what they
 /// were tried on. `{:#}` prints every row.
@@ -145,7 +184,7 @@ impl ProbeRow {
 }
 
 /// Probes the token of `config`. With `canaries` the KEKs are those of that database; without, those
-/// with our labels, if there are any.
+/// with our labels. A key that is not there before `init` is made for a trial, in the session only.
 ///
 /// Leaves no objects behind. Not while the token serves heavily: it opens a session for each row.
 pub fn probe(
@@ -171,16 +210,28 @@ fn run(
     canaries: Option<&Canaries>,
     depth: ProbeDepth,
 ) -> Result<ProbeReport, Fault> {
-    let begun = Instant::now();
     let _gate = library.enter();
     let slot = library.slot(&config.token_label)?;
-    let info = library.pkcs11().get_token_info(slot)?;
     // Its sessions are closed on drop, within the gate. This one keeps the user logged in.
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
+    within(library, slot, &session, config, canaries, depth)
+}
+
+/// The whole table, in a session that is logged in. What a token lacks is a row, and no end.
+pub(super) fn within(
+    library: &Library,
+    slot: Slot,
+    session: &Session,
+    config: &Config,
+    canaries: Option<&Canaries>,
+    depth: ProbeDepth,
+) -> Result<ProbeReport, Fault> {
+    let begun = Instant::now();
+    let info = library.pkcs11().get_token_info(slot)?;
     let mut table = Table::default();
-    abilities::try_all(&mut table, &session, &info, config);
-    Attacks::new(library, slot, config, canaries, &mut table).run(&session, depth)?;
+    abilities::try_all(&mut table, session, &info, config);
+    Attacks::new(library, slot, config, canaries, &mut table).run(session, depth);
     Ok(ProbeReport {
         token_label: config.token_label.clone(),
         model: info.model().to_owned(),
@@ -198,6 +249,11 @@ fn millis(duration: Duration) -> u64 {
 pub(super) struct Table(Vec<ProbeRow>);
 
 impl Table {
+    fn push(&mut self, row: ProbeRow) {
+        step();
+        self.0.push(row);
+    }
+
     /// An ability: works, or why not. `otherwise` is the path if it does not work.
     pub(super) fn ability(
         &mut self,
@@ -208,7 +264,7 @@ impl Table {
         [path, otherwise]: [&str; 2],
     ) {
         let ok = outcome.is_ok();
-        self.0.push(ProbeRow {
+        self.push(ProbeRow {
             kind: RowKind::Ability,
             what: what.to_owned(),
             outcome: match outcome {
@@ -225,7 +281,7 @@ impl Table {
 
     /// The right way, which must work.
     pub(super) fn control<T>(&mut self, what: String, outcome: Result<T, Fault>) {
-        self.0.push(ProbeRow {
+        self.push(ProbeRow {
             kind: RowKind::Control,
             what,
             ok: outcome.is_ok(),
@@ -238,7 +294,7 @@ impl Table {
 
     /// What a key without our attributes does: told, not judged.
     pub(super) fn told(&mut self, what: String, why: &str, outcome: String) {
-        self.0.push(ProbeRow {
+        self.push(ProbeRow {
             kind: RowKind::Control,
             what,
             outcome,
@@ -278,7 +334,7 @@ impl Table {
             }
             Ok(Err(error)) => (true, format!("refused, {}", ckr(&error))),
         };
-        self.0.push(ProbeRow {
+        self.push(ProbeRow {
             kind: RowKind::Attack,
             what,
             outcome,
@@ -291,7 +347,7 @@ impl Table {
 
     /// A known weakness, told as it is.
     pub(super) fn limit(&mut self, what: &str, why: &str, path: &str, outcome: String) {
-        self.0.push(ProbeRow {
+        self.push(ProbeRow {
             kind: RowKind::Limit,
             what: what.to_owned(),
             outcome,
@@ -319,15 +375,15 @@ fn by_accident(error: &Error, strict: Strict) -> bool {
         RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError => {
             strict == Strict::Rule
         }
-        RvError::ArgumentsBad
-        | RvError::MechanismParamInvalid
+        // Not CKR_ARGUMENTS_BAD: some tokens refuse a class or an attribute so. Not
+        // CKR_USER_NOT_LOGGED_IN: so they refuse what only the officer may; see `answered`.
+        RvError::MechanismParamInvalid
         | RvError::CryptokiNotInitialized
         | RvError::SessionHandleInvalid
         | RvError::SessionClosed
         | RvError::SessionReadOnly
         | RvError::OperationActive
         | RvError::ObjectHandleInvalid
-        | RvError::UserNotLoggedIn
         | RvError::TokenNotPresent
         | RvError::DeviceRemoved
         | RvError::DeviceMemory

@@ -5,6 +5,7 @@
 //! rotation. The place is bound as additional data, after a label of its own.
 
 use cryptoki::error::Error;
+use subtle::ConstantTimeEq as _;
 
 use super::{
     connection::Proof,
@@ -26,10 +27,16 @@ impl BlockSeals for Pkcs11Token {
         let additional = [LABEL, place].concat();
         self.call("seal a block secret", Proof::Site, |connection, session| {
             let mut nonce = [0; NONCE_LEN];
-            session.generate_random_slice(&mut nonce)?;
+            self.module.random(session, &mut nonce)?;
             let plain = secret.expose_block_secret_bytes();
-            let sealed =
-                gcm::encrypt(session, connection.keks.site, &nonce, &additional, plain, Tag::Full)?;
+            let kek = connection.keks.site;
+            let sealed = gcm::encrypt(session, kek, &nonce, &additional, plain, Tag::Full)?;
+            // Keys are acknowledged that only this seal brings back: it is opened first.
+            let opened = gcm::decrypt(session, kek, &nonce, &additional, &sealed, Tag::Full)
+                .map_err(|fault| fault.of_own_work("a seal does not open"))?;
+            if !bool::from(opened.as_slice().ct_eq(plain)) {
+                return Err(Fault::garbled("a seal opens as another secret"));
+            }
             Ok([&[VERSION][..], &nonce, &sealed].concat())
         })
     }

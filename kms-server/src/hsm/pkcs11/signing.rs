@@ -12,7 +12,7 @@ use super::{
     fault::Fault,
     library::Library,
     lock::read,
-    template::{self, OurKey},
+    template::{self, Kept, OurKey},
     token::Pkcs11Token,
 };
 use crate::{
@@ -56,7 +56,7 @@ fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Fa
             found.len()
         )));
     };
-    template::verify(session, *handle, OurKey::Signing)?;
+    template::verify(session, *handle, OurKey::Signing, Kept::OnToken)?;
     Ok(*handle)
 }
 

@@ -44,6 +44,32 @@ pub(super) enum OurKey {
     Ceremony,
 }
 
+/// Where a key of ours lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// On the token: the site's keys.
+    OnToken,
+    /// In its session, to be tried out: it leaves nothing behind, whatever ends the process.
+    ForTrial,
+}
+
+impl Kept {
+    /// CKA_TOKEN.
+    pub(super) fn attribute(self) -> Attribute {
+        Attribute::Token(self == Self::OnToken)
+    }
+
+    /// A template of ours, for a key that is kept so.
+    pub(super) fn applied(self, mut template: Vec<Attribute>) -> Vec<Attribute> {
+        for attribute in &mut template {
+            if matches!(attribute, Attribute::Token(_)) {
+                *attribute = self.attribute();
+            }
+        }
+        template
+    }
+}
+
 impl OurKey {
     /// What `init` makes, in this order.
     pub(super) const PERMANENT: [Self; 6] = [
@@ -405,9 +431,10 @@ pub(super) fn verify(
     session: &cryptoki::session::Session,
     handle: cryptoki::object::ObjectHandle,
     key: OurKey,
+    kept: Kept,
 ) -> Result<(), Fault> {
     let name = key.label();
-    let expected = expected(key);
+    let expected = kept.applied(expected(key));
     let types: Vec<AttributeType> = expected.iter().map(Attribute::attribute_type).collect();
     let read = session.get_attributes(handle, &types)?;
     for wanted in &expected {

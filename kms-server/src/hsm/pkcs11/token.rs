@@ -143,7 +143,10 @@ impl Pkcs11Token {
                     return Err(TokenError::Refused { operation, source: error.into() });
                 }
                 // The lease closes the session.
-                Fault::Dirty(_) => last = fault,
+                Fault::Dirty(reason) => {
+                    tracing::warn!(operation, reason, "a session of the token is given up");
+                    last = Fault::Dirty(reason);
+                }
                 _ => return Err(self.broke(connection, &fault)),
             }
         }
@@ -259,9 +262,7 @@ impl Drop for Pkcs11Token {
 
 impl TokenCare for Pkcs11Token {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
-        self.call("give random bytes", Proof::Site, |_, session| {
-            Ok(session.generate_random_slice(out)?)
-        })
+        self.call("give random bytes", Proof::Site, |_, session| self.module.random(session, out))
     }
 
     fn check(&self) -> Result<(), TokenError> {
