@@ -62,6 +62,18 @@ pub(super) struct Library {
     refused_pins: Mutex<BTreeSet<String>>,
 }
 
+/// Why there is no library, with what is known to be behind it.
+fn not_initialised(error: &Error) -> String {
+    let told = ckr(error);
+    match error {
+        Error::Pkcs11(RvError::ArgumentsBad, _) => format!(
+            "{told}: the library wants parameters of its own, as NSS's softokn does, and this service \
+             gives none: such a library can't be used"
+        ),
+        _ => told,
+    }
+}
+
 /// Some of the slots.
 #[derive(Default)]
 pub(super) struct Slots {
@@ -140,7 +152,7 @@ impl Library {
             let _ = self.pkcs11.clone().finalize();
             outcome = self.pkcs11.initialize(arguments);
         }
-        outcome.map_err(|error| Fault::Broken(ckr(&error)))?;
+        outcome.map_err(|error| Fault::Broken(not_initialised(&error)))?;
         step();
         gate.initialised = true;
         Ok(())
