@@ -36,7 +36,8 @@ STRINGS_IN = [
     ("kms-server/src/hsm/pkcs11/canary.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/init.rs", r"InitError::Token\(\s*"),
     ("kms-server/src/config/findings.rs", r"let sentence = format!\(\s*|let sentence =\s*format!\(\s*"),
-    ("kms-server/src/app/serve.rs", r"let sentence = format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/probe.rs", r"Some\(format!\(\s*"),
+    ("kms-server/src/app/token.rs", r"let sentence = format!\(\s*"),
 ]
 # Said of what only a fault of the program can bring about, or with no word of its own.
 LEFT_OUT = {"… bytes where … are due"}
