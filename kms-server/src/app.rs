@@ -12,7 +12,7 @@ use crate::{
     config::{self, Config, ConfigError, Finding, Store},
     domain::{DomainRecord, ports::Clock},
     hsm::{
-        BoxError,
+        self, BoxError,
         pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
     },
     store::{
@@ -25,6 +25,7 @@ use crate::{
 pub use init::{InitOptions, init};
 pub use outside::{OperatingSystem, SystemClock};
 pub use serve::serve;
+use token::Asked;
 
 /// Why the process ends. Cut by its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -69,17 +70,17 @@ pub fn check(config: Config) -> Vec<Finding> {
         return findings;
     }
     match known_canaries(&config) {
-        // Nothing to hold the token against yet: is it there, and does it take the PIN?
-        Ok(None) => {
-            findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
-            let probed = pkcs11::probe(&config.hsm, None, ProbeDepth::Start);
-            findings.extend(probed.err().map(|error| Finding::of("hsm", &error)));
+        Ok(canaries) => {
+            // Without any there is nothing yet to hold the token against: can it do it all?
+            if canaries.is_none() {
+                findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
+            }
+            let fault = match try_token(config.hsm, canaries, ProbeDepth::Start) {
+                Ok(report) => report.refusal().map(|why| Fault::Token(why.into())),
+                Err(fault) => Some(fault),
+            };
+            findings.extend(fault.map(|fault| Finding::of("hsm", &fault)));
         }
-        Ok(Some(canaries)) => findings.extend(
-            Pkcs11Token::connect(config.hsm, canaries)
-                .err()
-                .map(|error| Finding::of("hsm", &error)),
-        ),
         Err(fault) => findings.push(Finding::of("store", &fault)),
     }
     findings
@@ -88,8 +89,26 @@ pub fn check(config: Config) -> Vec<Finding> {
 /// Asks the token what it can do, and tries the attacks that it must withstand.
 pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
     let canaries = known_canaries(&config)?;
-    pkcs11::probe(&config.hsm, canaries.as_ref(), ProbeDepth::Full)
-        .map_err(|error| Fault::Token(error.into()))
+    try_token(config.hsm, canaries, ProbeDepth::Full)
+}
+
+/// Probes the token, which may hang; with canaries it has to pass them first, except where every row is
+/// asked for.
+fn try_token(
+    config: hsm::Config,
+    canaries: Option<Canaries>,
+    depth: ProbeDepth,
+) -> Result<ProbeReport, Fault> {
+    let makes_keys = canaries.is_none() || depth == ProbeDepth::Full;
+    let asked = Asked::of(&config);
+    let asked = if makes_keys { asked.making_keys() } else { asked };
+    let probed = asked.to(move || match canaries {
+        Some(canaries) if depth == ProbeDepth::Start => {
+            Pkcs11Token::connect(config, canaries)?.probe(depth)
+        }
+        canaries => pkcs11::probe(&config, canaries.as_ref(), depth),
+    });
+    runtime(1)?.block_on(probed)?.map_err(|error| Fault::Token(error.into()))
 }
 
 /// What to say where `init` has not been.
