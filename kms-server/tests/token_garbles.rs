@@ -198,6 +198,18 @@ on_a_token! {
         });
     }
 
+    fn a_seal_that_the_token_opens_wrongly_once_is_no_damaged_block(home) {
+        run(async {
+            let before = site(home).await;
+            before.add(meter(1)).await;
+            drop(before);
+            let after = site(home).await;
+            home.faults().set("C_Decrypt garble=flip times=1").unwrap();
+            assert_eq!(after.verdict(&push(1, b"a reading")).await, Verdict::Ok);
+            home.faults().clear().unwrap();
+        });
+    }
+
     fn one_garbled_answer_of_an_import_changes_no_key_whichever_it_is(home) {
         run(async {
             let site = site(home).await;

@@ -21,6 +21,9 @@ use super::{
 /// comes back when the last batch that uses them ends.
 const CLOSE_AT_MOST: usize = 64;
 
+/// How often the token is asked for a secret under which the block's head is not authentic.
+const ANSWERS_MAX: usize = 2;
+
 /// A block's subkeys: raw in the arena, and expanded.
 pub(super) struct Unsealed {
     pub(super) subkeys: Segment,
@@ -145,13 +148,21 @@ impl Keyring {
         } else {
             let domain = &self.domain.domain;
             let place = block_keys::seal_place(domain, block, secret_version, &kek_id);
-            let secret = self
-                .hsm
-                .open(place, seal.sealed.clone())
-                .await
-                .map_err(|source| KeyringError::Token { block, source })?;
-            let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
-            block_keys::derive_subkeys(domain, block, secret_version, &secret, out);
+            // A head that is not authentic may be the token's answer and not the database's: it is asked
+            // once more before anybody is blamed.
+            for _ in 0..ANSWERS_MAX {
+                let secret = self
+                    .hsm
+                    .open(place.clone(), seal.sealed.clone())
+                    .await
+                    .map_err(|source| KeyringError::Token { block, source })?;
+                let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
+                block_keys::derive_subkeys(domain, block, secret_version, &secret, out);
+                let keys = BlockKeys::new(*domain, out);
+                if keys.is_some_and(|keys| keys.head_is_authentic(&stored.head)) {
+                    break;
+                }
+            }
             self.memory().seals.insert(block, seal_hash);
         }
         self.expand(block, subkeys, secret_version)
