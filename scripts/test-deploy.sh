@@ -168,7 +168,7 @@ else
     fail "PostgreSQL lets ami_admin in without TLS"
   grep -q 'pg_hba.conf rejects connection' <<<"$said" || fail "without TLS PostgreSQL says: $said"
   ask "$one" -c "ALTER ROLE ami_admin PASSWORD 'for this test only'"
-  as_postgres env PGPASSWORD='for this test only' psql -qAt -c 'SELECT 1' \
+  as_postgres env HOME=/nonexistent PGPASSWORD='for this test only' psql -qAt -c 'SELECT 1' \
     "host=localhost port=$one user=ami_admin dbname=ami_kms sslmode=verify-full sslrootcert=$work/tls/servers.pem" >/dev/null ||
     fail "a node with its password, as kms-server comes, is turned away"
   ok "PostgreSQL lets a node in with TLS and password, and nobody without TLS"
