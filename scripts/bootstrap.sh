@@ -40,13 +40,18 @@ has cc || need gcc "the C compiler: SQLite and ring are compiled from source"
 has make || need make "runs the Makefile"
 has_softhsm || need softhsm2 "the software HSM that demo and tests use (libsofthsm2.so)"
 has_postgresql || need postgresql "the database server that tests start clusters of their own with"
+[ -x /usr/sbin/pgbouncer ] || has pgbouncer || need pgbouncer "a pooler before it, which the server must know from the database"
+has softhsm2-util || need softhsm2 "the same"
+has openssl || need openssl "makes keys and certificates in other forms for tests"
+has strace || need strace "system calls that fail for tests"
+has faketime || need faketime "a wrong clock for tests"
 
 if ! has cargo; then
   echo "cargo is missing: install Rust 1.95 or later from https://rustup.rs, then run this again." >&2
   exit 1
 fi
 if [ ${#packages[@]} -eq 0 ]; then
-  [ "${1:-}" = --check ] || echo "Nothing to install: compiler, make, SoftHSM and PostgreSQL are here."
+  [ "${1:-}" = --check ] || echo "Nothing to install: compiler, make, SoftHSM, PostgreSQL and what tests use of them are here."
   exit 0
 fi
 

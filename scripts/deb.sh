@@ -43,6 +43,9 @@ doc=$stage/usr/share/doc/ami-kms
 
 # Not stripped: a release has line tables and names only, and a backtrace without them says nothing.
 install -D -m 755 -t "$stage/opt/ami/bin" "$bin_dir/kms-server" "$bin_dir/ami-tool"
+# Where everybody looks for programs.
+install -d -m 755 "$stage/usr/bin"
+ln -s /opt/ami/bin/kms-server /opt/ami/bin/ami-tool "$stage/usr/bin"
 install -D -m 644 -t "$stage/usr/lib/systemd/system" deploy/systemd/ami-kms.service
 install -D -m 644 -t "$stage/usr/lib/sysusers.d" deploy/sysusers.d/ami-kms.conf
 install -D -m 644 -t "$stage/usr/lib/tmpfiles.d" deploy/tmpfiles.d/ami-kms.conf
@@ -55,6 +58,11 @@ cp -r docs deploy proto "$doc"
 mkdir -p "$doc/interop"
 cp -r interop/python "$doc/interop"
 rm -rf "$doc"/proto/{src,target,Cargo.toml,build.rs} "$doc"/interop/python/{generated,.venv,__pycache__}
+# What is not in the package is no link in it.
+find "$doc" -name '*.md' | while read -r page; do
+  perl -pi -e 'BEGIN { ($dir = shift) =~ s{[^/]*$}{} }
+    s{\[([^\]]*)\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)}{-e "$dir$2" ? $& : "$1 (`$2` of the sources)"}ge' "$page" "$page"
+done
 find "$doc" -type d -exec chmod 755 {} + -o -type f -exec chmod 644 {} +
 {
   printf 'Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: ami-kms\n\n'
@@ -63,8 +71,16 @@ find "$doc" -type d -exec chmod 755 {} + -o -type f -exec chmod 644 {} +
   printf 'Comment:\n The programs contain other crates; Cargo.lock of the sources lists them, and deny.toml\n'
   printf ' the licences that they may have. Test data of others is named in NOTICE.\n'
 } >"$doc/copyright"
-printf 'ami-kms (%s) stable; urgency=medium\n\n  * See the history of the sources.\n\n -- ami-kms <root@localhost>  %s\n' \
-  "$version" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$doc/changelog.Debian.gz"
+# Who answers for the package: whoever makes it, as Debian's tools are told, else whoever made the sources.
+from_sources() { git log -1 --format="$1" 2>/dev/null || true; }
+name=${DEBFULLNAME:-$(from_sources %an)} email=${DEBEMAIL:-$(from_sources %ae)}
+maintainer="${name:-ami-kms} <${email:-root@$(hostname -f 2>/dev/null || hostname)}>"
+{
+  printf 'ami-kms (%s) unstable; urgency=medium\n\n' "$version"
+  changes=$(git log --no-merges --format='  * %s' 2>/dev/null || true)
+  printf '%s\n' "${changes:-  * Made from sources without their history.}"
+  printf '\n -- %s  %s\n' "$maintainer" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")"
+} | gzip -9n >"$doc/changelog.gz"
 
 # The C library that the programs were linked against, or a later one.
 glibc=$(objdump -T "$bin_dir/kms-server" "$bin_dir/ami-tool" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -1)
@@ -74,7 +90,7 @@ cat >"$stage/DEBIAN/control" <<EOF
 Package: ami-kms
 Version: $version
 Architecture: $arch
-Maintainer: ami-kms <root@localhost>
+Maintainer: $maintainer
 Section: admin
 Priority: optional
 Installed-Size: $size

@@ -101,6 +101,14 @@ done <<'EOF'
 EOF
 [ "$(in_root dpkg-query -f '${Conffiles}' -W ami-kms | awk '{ print $1 }')" = /etc/ami/kms.toml ] || fail "kms.toml is no conffile"
 ok "account, directories, modes, conffile"
+for program in kms-server ami-tool; do
+  in_root sh -c "command -v $program && $program --version" >"$work/path.log" || fail "$program is not on the path"
+done
+[ -n "$(in_root dpkg-query -f '${Maintainer}' -W ami-kms | grep -vF localhost)" ] || fail "the package has no maintainer"
+[ "$(in_root sh -c 'zcat /usr/share/doc/ami-kms/changelog.gz | grep -c "^  \* "')" -ge 1 ] || fail "the changelog is empty"
+in_root sh -c 'cd /usr/share/doc/ami-kms && grep -ohE "\]\([^)#]+" ./*.md | sed "s/^..//" | grep -v "^http" | sort -u' |
+  while read -r link; do [ -e "$root/usr/share/doc/ami-kms/$link" ] || fail "a link of the documents leads nowhere: $link"; done
+ok "both programs on the path; maintainer, changelog and links"
 
 # A block of the handbook. Its text runs as it stands there, but for what this machine lacks.
 tried() { # NAME
@@ -226,10 +234,10 @@ mv "$root/var/lib/ami/tokens" "$root/var/lib/ami/tokens.away"
 in_root install -d -o ami_admin -g ami_admin -m 700 /var/lib/ami/tokens
 code=0
 scripts/as-unit.py --root "$view" "${unit[@]}" >"$work/refused.log" 2>&1 || code=$?
-[ "$code" -eq 4 ] && grep -q 'no slot has a token labelled' "$work/refused.log" ||
+[ "$code" -eq 6 ] && grep -q 'no slot has a token labelled' "$work/refused.log" ||
   fail "without its token it ended with $code: $(cat "$work/refused.log")"
 rm -rf "$root/var/lib/ami/tokens" && mv "$root/var/lib/ami/tokens.away" "$root/var/lib/ami/tokens"
-ok "without its token it refuses to start: exit code 4, which the unit does not restart"
+ok "without its token it does not start: exit code 6, from which the unit starts again"
 
 in_root dpkg -P ami-kms >"$work/dpkg.log" 2>&1 || { cat "$work/dpkg.log" >&2; fail "dpkg -P"; }
 [ ! -e "$root/opt/ami/bin/kms-server" ] || fail "purging left the program"

@@ -31,13 +31,15 @@ SOURCES = [
 STRINGS_IN = [
     ("kms-server/src/app.rs", r"NO_DOMAIN: &str = "),
     ("kms-server/src/app/init.rs", r"Fault::Store\(\s*"),
-    ("kms-server/src/hsm/pkcs11/library.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
-    ("kms-server/src/hsm/pkcs11/connection.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
-    ("kms-server/src/hsm/pkcs11/canary.rs", r"Fault::(?:Broken|Refused)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/library.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/connection.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/canary.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/init.rs", r"InitError::Token\(\s*"),
     ("kms-server/src/config/findings.rs", r"let sentence = format!\(\s*|let sentence =\s*format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/probe.rs", r"Some\(format!\(\s*"),
     ("kms-server/src/app/token.rs", r"let sentence = format!\(\s*"),
+    ("kms-server/src/app/check.rs", r"let sentence = format!\(\s*"),
+    ("kms-server/src/app/serve.rs", r"BEFORE_1970: &str = "),
 ]
 # Said of what only a fault of the program can bring about, or with no word of its own.
 LEFT_OUT = {"… bytes where … are due"}

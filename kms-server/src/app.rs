@@ -1,5 +1,6 @@
 //! The parts put together: what each verb of the command line does.
 
+mod check;
 mod init;
 mod node;
 mod outside;
@@ -9,19 +10,20 @@ mod token;
 use std::{fmt, path::Path, sync::Arc};
 
 use crate::{
-    config::{self, Config, ConfigError, Finding, Store},
-    domain::{DomainRecord, ports::Clock},
+    config::{self, Config, ConfigError, Store},
+    domain::DomainRecord,
     hsm::{
-        self, BoxError,
+        self, BoxError, TokenError,
         pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
     },
     store::{
-        WriteStore,
+        StoreError, WriteStore,
         postgres::{self, PostgresStore},
         sqlite::{self, SqliteStore},
     },
 };
 
+pub use check::check;
 pub use init::{InitOptions, init};
 pub use outside::{OperatingSystem, SystemClock};
 pub use serve::serve;
@@ -45,6 +47,31 @@ pub enum Fault {
     /// The store is refused.
     #[error(transparent)]
     Store(BoxError),
+    /// The database or the token is away. Started again, the service may find it: the only fault before
+    /// it serves that a restart can mend.
+    #[error(transparent)]
+    Away(BoxError),
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unreachable { .. } => Self::Away(error.into()),
+            _ => Self::Store(error.into()),
+        }
+    }
+}
+
+impl From<TokenError> for Fault {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Unreachable { .. } | TokenError::Busy | TokenError::TimedOut { .. } => {
+                Self::Away(error.into())
+            }
+            // A PIN that was refused among them: tried again and again it locks the token.
+            TokenError::Refused { .. } | TokenError::Unfit { .. } => Self::Token(error.into()),
+        }
+    }
 }
 
 /// What a verb has to say when it is done: text for people through `Display`, JSON through serde.
@@ -60,30 +87,6 @@ impl fmt::Display for Report {
         let mut lines = self.lines.iter();
         lines.try_for_each(|(name, outcome)| writeln!(f, "{name:width$}  {outcome}"))
     }
-}
-
-/// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
-/// token, with the one try that its PIN has.
-pub fn check(config: Config) -> Vec<Finding> {
-    let mut findings = config::check(&config, SystemClock::new().unix_ms());
-    if findings.iter().any(|finding| finding.key == "hsm.module") {
-        return findings;
-    }
-    match known_canaries(&config) {
-        Ok(canaries) => {
-            // Without any there is nothing yet to hold the token against: can it do it all?
-            if canaries.is_none() {
-                findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
-            }
-            let fault = match try_token(config.hsm, canaries, ProbeDepth::Start) {
-                Ok(report) => report.refusal().map(|why| Fault::Token(why.into())),
-                Err(fault) => Some(fault),
-            };
-            findings.extend(fault.map(|fault| Finding::of("hsm", &fault)));
-        }
-        Err(fault) => findings.push(Finding::of("store", &fault)),
-    }
-    findings
 }
 
 /// Asks the token what it can do, and tries the attacks that it must withstand.
@@ -108,11 +111,11 @@ fn try_token(
         }
         canaries => pkcs11::probe(&config, canaries.as_ref(), depth),
     });
-    runtime(1)?.block_on(probed)?.map_err(|error| Fault::Token(error.into()))
+    Ok(runtime(1)?.block_on(probed)??)
 }
 
 /// What to say where `init` has not been.
-const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration";
+const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration, or restore the database that has it";
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
@@ -124,9 +127,9 @@ fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
             Err(NotOpened::Empty) => return Ok(None),
             opened => opened?,
         };
-        let domain = store.domain().await.map_err(|error| Fault::Store(error.into()));
+        let domain = store.domain().await;
         store.close().await;
-        domain
+        Ok::<_, Fault>(domain?)
     })?;
     domain.map(|domain| canaries_of(&domain)).transpose()
 }
@@ -153,18 +156,20 @@ impl From<NotOpened> for Fault {
 }
 
 async fn open_store(config: &Config, create: bool) -> Result<Arc<dyn WriteStore>, NotOpened> {
-    let refused = |error: BoxError| NotOpened::Refused(Fault::Store(error));
+    let refused = |is_away: bool, error: BoxError| {
+        NotOpened::Refused(if is_away { Fault::Away(error) } else { Fault::Store(error) })
+    };
     match &config.store {
         Store::Sqlite { path } => {
             let opened = SqliteStore::open(sqlite::Config { path: path.clone(), create }).await;
-            Ok(Arc::new(opened.map_err(|error| refused(error.into()))?))
+            Ok(Arc::new(opened.map_err(|error| refused(error.is_away(), error.into()))?))
         }
         Store::Postgresql(config) => {
             let config = postgres::Config { create, ..config.clone() };
             match PostgresStore::open(config).await {
                 Ok(store) => Ok(Arc::new(store)),
                 Err(postgres::OpenError::Missing { .. }) => Err(NotOpened::Empty),
-                Err(error) => Err(refused(error.into())),
+                Err(error) => Err(refused(error.is_away(), error.into())),
             }
         }
     }

@@ -7,7 +7,10 @@ mod pin;
 mod sections;
 mod store_section;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 pub use error::ConfigError;
 pub use findings::{Finding, check};
@@ -42,10 +45,14 @@ pub struct Config {
 impl Config {
     /// Reads and checks the file, and the PIN and password that it names.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            ErrorKind::InvalidData => ConfigError::NotText { path: path.to_owned() },
+            _ => ConfigError::Unreadable { path: path.to_owned(), source },
+        })?;
+        // Some editors begin a file with a byte order mark.
+        let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
         let sections: sections::Sections =
-            toml::from_str(&text).map_err(|error| ConfigError::syntax(path, &text, &error))?;
+            toml::from_str(text).map_err(|error| ConfigError::syntax(path, text, &error))?;
         sections.try_into()
     }
 }

@@ -6,6 +6,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -13,27 +14,40 @@ use kms_server::{
     app::{self, Fault, InitOptions},
     config::{Config, Finding},
     hsm::pkcs11::ProbeReport,
-    telemetry,
+    telemetry::{self, Log},
 };
 
+/// How long the end of the process waits for who reads its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
-        Ok(code) => code,
-        Err(fault) => refuse_to_start(&fault),
+    let arguments = Arguments::parse();
+    // Without a thread for the log there would be none for anything else.
+    let Ok(log) = Log::to_stderr() else { return ExitCode::from(RUN_TIME) };
+    let _at_the_end = LastLines(&log);
+    run(arguments, &log).unwrap_or_else(|fault| refuse_to_start(&fault, &log))
+}
+
+/// Dropped last of all, after a panic too.
+struct LastLines<'a>(&'a Log);
+
+impl Drop for LastLines<'_> {
+    fn drop(&mut self) {
+        self.0.drain(LAST_LINES);
     }
 }
 
-fn run(Arguments { config: path, verb }: Arguments) -> Result<ExitCode, Fault> {
+fn run(Arguments { config: path, verb }: Arguments, log: &Log) -> Result<ExitCode, Fault> {
     if let Verb::CheckConfig(output) = verb {
         return Ok(check_config(&path, &output));
     }
     let config = Config::load(&path)?;
-    telemetry::start(&config.log).map_err(|error| Fault::Runtime(error.into()))?;
+    telemetry::start(&config.log, log).map_err(|error| Fault::Runtime(error.into()))?;
     match verb {
         Verb::Init { so_pin_file, output, .. } => {
             output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
         }
-        Verb::Serve => app::serve(config)?,
+        Verb::Serve => app::serve(config, log.clone())?,
         Verb::ProbeHsm { all, output } => {
             let report = app::probe_hsm(config)?;
             if all {
@@ -61,15 +75,15 @@ fn check_config(path: &Path, output: &Output) -> ExitCode {
 }
 
 /// Says why on stderr, in one sentence with its causes; the sentence says what to do, too.
-fn refuse_to_start(fault: &Fault) -> ExitCode {
+fn refuse_to_start(fault: &Fault, log: &Log) -> ExitCode {
     let mut sentence = format!("kms-server: {fault}");
     let mut cause = fault.source();
     while let Some(error) = cause {
         sentence.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    // Nobody is left to hear that stderr is closed.
-    let _ = writeln!(io::stderr(), "{sentence}");
+    sentence.push('\n');
+    log.say(sentence.as_bytes());
     ExitCode::from(code_of(fault))
 }
 
@@ -81,18 +95,21 @@ Exit codes:
   2  wrong usage
   3  the configuration is refused
   4  the token is refused, or refuses us
-  5  the store is refused";
+  5  the store is refused
+  6  the database, the token or the address to listen on is away: start again later (the unit does)";
 
+const RUN_TIME: u8 = 1;
 const CONFIGURATION_REFUSED: u8 = 3;
 const TOKEN_REFUSED: u8 = 4;
 
 /// The one place where a fault becomes an exit code.
 fn code_of(fault: &Fault) -> u8 {
     match fault {
-        Fault::Runtime(_) => 1,
+        Fault::Runtime(_) => RUN_TIME,
         Fault::Configuration(_) | Fault::Setting(_) => CONFIGURATION_REFUSED,
         Fault::Token(_) => TOKEN_REFUSED,
         Fault::Store(_) => 5,
+        Fault::Away(_) => 6,
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr;
-//! and figures, for those who ask ([`metrics`]; the list of them is [`catalogue`]).
+//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr
+//! ([`Log`]: nobody waits for who reads them); and figures, for those who ask ([`metrics`]; the list of them is [`catalogue`]).
 //!
 //! Events that belong to a call carry its span's fields, the request id among them: in text before the
 //! message, in JSON as the only element of `spans`.
@@ -8,7 +8,10 @@
 //! only warnings pass: at finer levels they print what they are given.
 
 pub mod catalogue;
+mod log;
 pub mod metrics;
+
+pub use log::Log;
 
 use serde::Deserialize;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
@@ -68,10 +71,16 @@ impl From<Level> for LevelFilter {
 #[error("the log was set up twice")]
 pub struct AlreadySet;
 
-/// Starts telling on stderr, for the rest of the process. Call once, before anything has something to
-/// tell.
-pub fn start(config: &Config) -> Result<(), AlreadySet> {
-    start_to(config, std::io::stderr)
+/// Starts telling through `log`, for the rest of the process. Call once, before anything has something
+/// to tell. A panic is told there, too: the library's own report would wait for who reads stderr.
+pub fn start(config: &Config, log: &Log) -> Result<(), AlreadySet> {
+    start_to(config, log.clone())?;
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let words = panic.payload_as_str().unwrap_or("no words");
+        tracing::error!(place, "panicked: {words}");
+    }));
+    Ok(())
 }
 
 /// [`start`], telling `writer` instead.
@@ -79,7 +88,10 @@ pub fn start_to<W>(config: &Config, writer: W) -> Result<(), AlreadySet>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let events = tracing_subscriber::fmt().with_env_filter(filter(config)).with_writer(writer);
+    let events = tracing_subscriber::fmt()
+        .with_env_filter(filter(config))
+        .with_writer(writer)
+        .log_internal_errors(false); // It would tell them on stderr, and end the process if that is closed.
     match config.format {
         Format::Text => events.with_ansi(false).try_init(),
         Format::Json => events.json().flatten_event(true).with_current_span(false).try_init(),

@@ -33,6 +33,13 @@ fn secret() -> BlockSecret {
     .unwrap()
 }
 
+fn unfit<T>(outcome: Result<T, TokenError>) -> String {
+    match outcome.map(|_| ()) {
+        Err(TokenError::Unfit { reason }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn unreachable<T>(outcome: Result<T, TokenError>) -> String {
     match outcome {
         Err(TokenError::Unreachable { reason }) => reason,
@@ -134,11 +141,11 @@ on_a_token! {
 
     fn a_pin_that_was_refused_is_never_tried_again(home) {
         let wrong = Config { pin: Pin::new("000000".into()), ..home.config() };
-        let reason = unreachable(Pkcs11Token::connect(wrong, home.canaries()));
+        let reason = unfit(Pkcs11Token::connect(wrong, home.canaries()));
         assert!(reason.contains("refused the user PIN"), "{reason}");
         // Even the right one is not: that shows that the token was not asked.
         for _ in 0..2 {
-            let reason = unreachable(Pkcs11Token::connect(home.config(), home.canaries()));
+            let reason = unfit(Pkcs11Token::connect(home.config(), home.canaries()));
             assert!(reason.contains("not tried again"), "{reason}");
         }
     }
@@ -151,7 +158,14 @@ on_a_token! {
                 let mut other = bytes.clone();
                 other[at] ^= 1;
                 let canaries = Canaries::decode(&other).unwrap();
-                let reason = unreachable(Pkcs11Token::connect(home.config(), canaries));
+                let connected = Pkcs11Token::connect(home.config(), canaries);
+                // SoftHSM says the same of another key and of a dead disk, so there a second start is
+                // worth a try.
+                let reason = if told == "canary" && !matches!(connected, Err(TokenError::Unfit { .. })) {
+                    unreachable(connected)
+                } else {
+                    unfit(connected)
+                };
                 assert!(reason.contains(name) && reason.contains(told), "{at}: {reason}");
             }
         }
@@ -174,7 +188,7 @@ on_a_token! {
                 id,
             ])
             .unwrap();
-        let reason = unreachable(Pkcs11Token::connect(home.config(), home.canaries()));
+        let reason = unfit(Pkcs11Token::connect(home.config(), home.canaries()));
         assert!(reason.contains("2 keys ami-use-kek"), "{reason}");
     }
 

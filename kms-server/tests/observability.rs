@@ -53,7 +53,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         domain,
         single_site: true,
         clock,
-        sources: vec![Arc::new(source), measured],
+        sources: vec![Arc::new(source), measured, Arc::new(telemetry::Log::to_stderr().unwrap())],
     };
     (Site::start_parts(limits, parts).await, hsm)
 }

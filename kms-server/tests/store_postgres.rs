@@ -177,6 +177,10 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     let mut scene = Scene::default();
     written.commit(&[scene.change(0, 1).unwrap()], None).await.unwrap();
     let standby = primary.standby();
+    // `init` has nothing to do there, and says so before it touches a token.
+    let init = Config { create: true, ..standby.config("ami") };
+    let sentence = standby.refusal(init).await;
+    assert!(sentence.contains("is a standby"), "{sentence}");
     let store = standby.open("ami").await;
     let patience = Duration::from_secs(20);
     assert_eq!(written.standby_lag().await.unwrap(), None);

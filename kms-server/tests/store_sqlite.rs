@@ -300,3 +300,83 @@ async fn invariant_4_after_a_disk_failure_nothing_more_is_written_and_nothing_ac
     // What failed may be there or not; what was acknowledged is.
     assert!((acknowledged..=acknowledged + 1).contains(&sequence.unwrap_or(0)), "{sequence:?}");
 }
+
+/// Bytes of the log beside the database.
+fn log_bytes(path: &Path) -> u64 {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    std::fs::metadata(log).map_or(0, |log| log.len())
+}
+
+/// Commits 400 new meters, each in another block.
+async fn write_400(store: &SqliteStore, scene: &mut Scene, written: &mut u64) {
+    let serials = *written + 1..=*written + 400;
+    let changes: Vec<_> =
+        serials.map(|serial| scene.change(serial as u32 % 4_096, serial).unwrap()).collect();
+    store.commit(&changes, None).await.unwrap();
+    *written += 400;
+}
+
+/// The bound that `store::sqlite` states, and the pages of one commit of these tests.
+const LOG_MOST: u64 = (8 + 2) << 20;
+
+#[tokio::test]
+async fn the_log_stays_within_its_bound_whatever_is_written_and_is_cut_when_a_killed_one_is_opened()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let mut store = open(&path).await;
+    let mut scene = Scene::default();
+    let (mut most, mut left, mut written, mut last, mut cuts) = (0, 0, 0, 0, 0);
+    for round in 0..3 {
+        for _ in 0..50 {
+            write_400(&store, &mut scene, &mut written).await;
+            let size = log_bytes(&path);
+            most = most.max(size);
+            cuts += u32::from(size < last);
+            last = size;
+        }
+        last = 0;
+        // As after kill -9: the files as they are, and another process that opens them.
+        let killed = directory.path().join(format!("killed-{round}.db"));
+        for suffix in ["", "-wal"] {
+            let of = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+            std::fs::copy(of(&path), of(&killed)).unwrap();
+        }
+        left = left.max(log_bytes(&killed));
+        drop(store);
+        store = open(&killed).await;
+        assert_eq!(log_bytes(&killed), 0, "round {round}: the log was not cut at the start");
+        drop(store);
+        store = open(&path).await;
+    }
+    println!("log: {most} bytes at most, cut {cuts} times; {left} after a kill");
+    assert!(cuts > 0, "it was never cut while it ran: the test shows nothing");
+    assert!(left > 1 << 20, "nothing was left to cut: the test shows nothing");
+    assert!(most <= LOG_MOST, "{most}");
+}
+
+#[tokio::test]
+async fn a_reader_that_stays_delays_nobody_and_the_log_is_cut_when_it_has_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let store = open(&path).await;
+    let mut scene = Scene::default();
+    let mut written = 0;
+    write_400(&store, &mut scene, &mut written).await;
+    let mut reader = beside(&path).await;
+    sqlx::raw_sql("BEGIN; SELECT count(*) FROM records").execute(&mut reader).await.unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..60 {
+        write_400(&store, &mut scene, &mut written).await;
+    }
+    // Each wait for that reader would be five seconds.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    let held_back = log_bytes(&path);
+    assert!(held_back > LOG_MOST, "{held_back}");
+    sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+    for _ in 0..60 {
+        write_400(&store, &mut scene, &mut written).await;
+    }
+    assert!(log_bytes(&path) <= LOG_MOST, "{}", log_bytes(&path));
+}

@@ -104,6 +104,29 @@ fn cluster() -> Cluster {
     cluster
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_at_start_is_found_by_a_later_one() {
+    let mut cluster = cluster();
+    let home = first_node(&cluster);
+    cluster.stop();
+    let serve = || {
+        let output = home.command("serve").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = serve();
+    assert!(code == Some(6) && said.contains("cannot open the database"), "{code:?} {said}");
+    cluster.start();
+    // What it refuses us stays: nobody tries a password again and again.
+    cluster.sql("postgres", &format!("ALTER ROLE {USER} NOLOGIN"));
+    let (code, said) = serve();
+    assert!(code == Some(5) && said.contains("cannot open the database"), "{code:?} {said}");
+    cluster.sql("postgres", &format!("ALTER ROLE {USER} LOGIN CONNECTION LIMIT 0"));
+    let (code, said) = serve();
+    assert!(code == Some(6) && said.contains("cannot open the database"), "{code:?} {said}");
+    cluster.sql("postgres", &format!("ALTER ROLE {USER} CONNECTION LIMIT -1"));
+    assert!(home.start().unwrap().stop().unwrap().success());
+}
+
 async fn three_nodes(cluster: &Cluster) -> [Arc<Node>; 3] {
     let first = first_node(cluster);
     let others = [further_node(&first, cluster), further_node(&first, cluster)];

@@ -21,6 +21,8 @@ use sqlx::{Connection as _, SqliteConnection};
 const CONFIGURATION: i32 = 3;
 const TOKEN: i32 = 4;
 const STORE: i32 = 5;
+/// The unit starts it again.
+const AWAY: i32 = 6;
 
 /// Runs a verb that must end by itself, and soon.
 fn ends(mut command: Command) -> Output {
@@ -142,6 +144,14 @@ fn a_pin_that_others_can_read_or_that_is_missing_is_not_used() {
     fs::write(&home.places().pin, "").unwrap();
     fs::set_permissions(&home.places().pin, fs::Permissions::from_mode(0o600)).unwrap();
     serve_refused("empty PIN", &home, CONFIGURATION, &["PIN", "empty", "write it on one line"]);
+    // Another PIN to the token, and one try less: not even asked.
+    for (what, bytes) in [
+        ("UTF-8 with a mark", &b"\xEF\xBB\xBF12345678\n"[..]),
+        ("UTF-16", b"\xFF\xFE1\x002\x003\x004\x00"),
+    ] {
+        fs::write(&home.places().pin, bytes).unwrap();
+        serve_refused(what, &home, CONFIGURATION, &["PIN", "byte order mark"]);
+    }
 }
 
 #[test]
@@ -161,8 +171,35 @@ fn a_token_that_is_not_there_is_named() {
     fs::remove_dir_all(&home.places().tokens).unwrap();
     fs::create_dir(&home.places().tokens).unwrap();
     let words = ["ami-site-a", "correct hsm.token_label"];
-    serve_refused("no token", &home, TOKEN, &words);
+    serve_refused("no token", &home, AWAY, &words);
     found("no token", &home, "hsm", &words);
+}
+
+#[test]
+fn a_token_that_comes_back_is_found_by_the_next_start() {
+    let home = home();
+    let aside = home.places().tokens.with_extension("aside");
+    fs::rename(&home.places().tokens, &aside).unwrap();
+    serve_refused("token away", &home, AWAY, &["the token is not reachable"]);
+    fs::rename(&aside, &home.places().tokens).unwrap();
+    assert!(home.start().unwrap().stop().unwrap().success());
+}
+
+/// The unit starts again from what passes, and never from what would lock a token.
+#[test]
+fn the_unit_leaves_down_what_a_restart_cannot_mend_and_nothing_else() {
+    let unit =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/ami-kms.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let of = |key: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_else(|| panic!("no {key}")).to_owned()
+    };
+    let left_down = of("RestartPreventExitStatus=");
+    assert_eq!(left_down, format!("2 {CONFIGURATION} {TOKEN} {STORE}"));
+    assert_eq!(of("Restart="), "on-failure");
+    // However long it takes: no number of tries after which it stays down.
+    assert_eq!(of("StartLimitIntervalSec="), "0");
 }
 
 #[test]
@@ -338,7 +375,7 @@ fn an_address_in_use_is_named() {
     let home = home();
     let _other = TcpListener::bind(("127.0.0.1", home.port())).unwrap();
     let address = format!("127.0.0.1:{}", home.port());
-    serve_refused("address in use", &home, CONFIGURATION, &[&address, "choose another"]);
+    serve_refused("address in use", &home, AWAY, &[&address, "choose another"]);
     found("address in use", &home, "rpc.listen", &[&address, "cannot listen"]);
 }
 

@@ -37,8 +37,7 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
     let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
     let runtime = runtime(1)?;
     let store = runtime.block_on(open_store(&config, true))?;
-    let store_fault = |error: StoreError| Fault::Store(error.into());
-    if runtime.block_on(store.domain()).map_err(store_fault)?.is_some() {
+    if runtime.block_on(store.domain())?.is_some() {
         return Err(Fault::Store(
             "the database has a key domain already: to begin again, move it away, and use a fresh \
              token"
@@ -109,8 +108,7 @@ fn found(
         created_ms: SystemClock::new().unix_ms(),
     };
     let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
-    let token = Pkcs11Token::connect(config.hsm, made.canaries.clone())
-        .map_err(|error| Fault::Token(error.into()))?;
+    let token = Pkcs11Token::connect(config.hsm, made.canaries.clone()).map_err(Fault::from)?;
     let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
     let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
     let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
@@ -118,7 +116,7 @@ fn found(
     let founding = Founding { domain, blocks };
     runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
         may_be_there: matches!(error, StoreError::Unreachable { .. }),
-        fault: Fault::Store(error.into()),
+        fault: error.into(),
     })?;
     Ok(founding.domain)
 }

@@ -15,6 +15,12 @@ impl SystemClock {
     pub fn new() -> Self {
         Self { start: Instant::now() }
     }
+
+    /// Whether the machine's time is one that [`Clock::unix_ms`] can't say.
+    #[expect(clippy::disallowed_methods, reason = "`app` makes the real clock")]
+    pub fn is_before_1970() -> bool {
+        SystemTime::now() < UNIX_EPOCH
+    }
 }
 
 impl Clock for SystemClock {

@@ -28,6 +28,7 @@ use crate::{
     lifecycle::Lifecycle,
     rpc,
     store::{WriteStore, measured::Measured},
+    telemetry::Log,
 };
 
 /// How often the token is asked whether its KEKs are still those of this database.
@@ -40,11 +41,14 @@ const LAST_ENTRY: Duration = Duration::from_secs(6);
 /// How long for the database, and for tasks that are left.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
-/// Serves until a signal says to stop, or a fault does.
-pub fn serve(config: Config) -> Result<(), Fault> {
+/// Libraries that we stand on panic there, and no certificate is valid.
+const BEFORE_1970: &str = "this machine's clock says a time before 1970: set it (timedatectl), and see to it that it is set before the service starts";
+
+/// Serves until a signal says to stop, or a fault does. What `log` dropped is told as a figure.
+pub fn serve(config: Config, log: Log) -> Result<(), Fault> {
     leave_no_core()?;
     let runtime = runtime(0)?;
-    let served = runtime.block_on(run(config));
+    let served = runtime.block_on(run(config, log));
     // A token that hangs keeps the threads of its calls: they are left to it.
     runtime.shutdown_timeout(LAST_TASKS);
     served
@@ -57,13 +61,16 @@ fn leave_no_core() -> Result<(), Fault> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fault)
 }
 
-async fn run(config: Config) -> Result<(), Fault> {
+async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // First of all: who sees us listen may send a signal, and without a handler any of them kills.
     let signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
     let Signals { mut terminate, mut interrupt, hangup } = signals;
+    if SystemClock::is_before_1970() {
+        return Err(Fault::Away(BEFORE_1970.into()));
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let store = open_store(&config, false).await?;
-    let domain = store.domain().await.map_err(|error| Fault::Store(error.into()))?;
+    let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
         config;
@@ -107,7 +114,7 @@ async fn run(config: Config) -> Result<(), Fault> {
         single_site: site.single_site,
         clock,
         // What counts and is not part of the services.
-        sources: vec![Arc::new(hsm.clone()), measured],
+        sources: vec![Arc::new(hsm.clone()), measured, Arc::new(log)],
     };
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
@@ -129,6 +136,8 @@ async fn run(config: Config) -> Result<(), Fault> {
     }
     served.map_err(|error| match error {
         rpc::RpcError::Transport(_) => Fault::Runtime(error.into()),
+        // Its address comes with the network; the one before us may still have it.
+        error if error.is_passing() => Fault::Away(error.into()),
         _ => Fault::Setting(error.into()),
     })?;
     let reason = stopped.borrow().clone().flatten();
@@ -150,9 +159,9 @@ async fn open_audit(
     let place = (node, domain.blocks);
     let opened = Audit::open(config, place, store.clone(), hsm.clone(), Arc::clone(clock), witness);
     opened.await.map_err(|error| match error {
-        AuditError::NotSigned(_) => Fault::Token(error.into()),
         AuditError::Witness(_) => Fault::Setting(error.into()),
-        _ => Fault::Store(error.into()),
+        // The database and the token were there a moment ago.
+        _ => Fault::Away(error.into()),
     })
 }
 
@@ -160,8 +169,8 @@ async fn open_audit(
 fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fault> {
     let (width, patience, call_timeout) =
         (config.sessions_max, config.patience, config.call_timeout);
-    let token = Pkcs11Token::connect(config, known).map_err(|error| Fault::Token(error.into()))?;
-    let report = token.probe(ProbeDepth::Start).map_err(|error| Fault::Token(error.into()))?;
+    let token = Pkcs11Token::connect(config, known)?;
+    let report = token.probe(ProbeDepth::Start)?;
     match report.refusal() {
         Some(why) => Err(Fault::Token(why.into())),
         None => Ok(Hsm::new(Arc::new(token), width, patience, call_timeout)),

@@ -79,6 +79,7 @@ impl Asked {
             module.display(),
             silence_max.as_secs_f32(),
         );
-        Fault::Token(sentence.into())
+        // It may answer the next time.
+        Fault::Away(sentence.into())
     }
 }

@@ -18,6 +18,12 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// Written in another encoding.
+    #[error("{path} is not UTF-8 text: save it as plain text (some editors write UTF-16)")]
+    NotText {
+        /// The file.
+        path: PathBuf,
+    },
     /// Not TOML, an unknown field, a missing one, a value of the wrong type.
     #[error("{path}, line {line}{key}: {message}; see deploy/kms.toml for what may stand there")]
     Syntax {
@@ -132,9 +138,10 @@ pub enum ConfigError {
         /// The variable.
         name: String,
     },
-    /// Empty, too long, or several lines.
+    /// Empty, too long, several lines, or in an encoding that the token would take for another PIN.
     #[error(
-        "the PIN in {place} is empty, longer than 255 bytes or more than one line: write it on one line"
+        "the PIN in {place} is empty, longer than 255 bytes, more than one line or not plain text: write \
+         it on one line, without a byte order mark"
     )]
     PinMalformed {
         /// File or variable.

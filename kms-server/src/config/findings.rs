@@ -32,7 +32,8 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
-    fn new(key: &'static str, sentence: impl Into<String>) -> Self {
+    /// A sentence of its own.
+    pub fn new(key: &'static str, sentence: impl Into<String>) -> Self {
         Self { key, sentence: sentence.into() }
     }
 
@@ -153,7 +154,8 @@ fn has_ipc_lock(status: &str) -> bool {
 
 fn bad_certificates(rpc: &rpc::Config, now_ms: u64) -> Vec<Finding> {
     let wrong = rpc::check_certificates(&rpc.tls, now_ms);
-    wrong.iter().map(|(key, error)| Finding::of(key, error)).collect()
+    let refused = rpc::check_presented(&rpc.tls, now_ms);
+    wrong.iter().chain(&refused).map(|(key, error)| Finding::of(key, error)).collect()
 }
 
 fn busy_address(key: &'static str, address: SocketAddr) -> Option<Finding> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{ErrorKind, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -57,8 +57,14 @@ pub(crate) fn from_file(path: &Path) -> Result<Pin, ConfigError> {
     }
     // Room for all of it from the start: growing would leave a copy behind.
     let mut text = Zeroizing::new(String::with_capacity(2 * MAX_LEN));
-    file.take(MAX_LEN as u64 + 2).read_to_string(&mut text).map_err(unreadable)?;
-    checked(&text, path.display().to_string())
+    let place = path.display().to_string();
+    match file.take(MAX_LEN as u64 + 2).read_to_string(&mut text) {
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            Err(ConfigError::PinMalformed { place })
+        }
+        Err(error) => Err(unreadable(error)),
+        Ok(_) => checked(&text, place),
+    }
 }
 
 /// The value of an environment variable.
@@ -71,7 +77,7 @@ fn from_environment(name: &str) -> Result<Pin, ConfigError> {
 
 fn checked(text: &str, place: String) -> Result<Pin, ConfigError> {
     let pin = text.trim_end_matches(['\r', '\n']);
-    let is_one_line = !pin.contains(['\r', '\n', '\0']);
+    let is_one_line = !pin.contains(['\r', '\n', '\0', '\u{FEFF}']);
     if is_one_line && (1..=MAX_LEN).contains(&pin.len()) {
         Ok(Pin::new(pin.to_owned()))
     } else {

@@ -173,7 +173,7 @@ fn a_database_elsewhere_is_not_reached_without_tls_and_its_password_is_not_repea
     let plain = |host: &str| {
         let change = |store: &str| {
             store
-                .replace("db.example.org", host)
+                .replace("db1.example.org", host)
                 .lines()
                 .filter(|line| !line.starts_with("tls_"))
                 .fold("allow_no_tls = true\n".to_owned(), |text, line| {
@@ -402,7 +402,7 @@ fn a_pin_is_one_line_and_not_empty() {
         place.write("pin", pin, 0o600);
         says(
             &place.refusal("", ""),
-            &["/pin is empty, longer than 255 bytes or more than one line"],
+            &["/pin is empty, longer than 255 bytes, more than one line or not plain text"],
         );
     }
     place.write("pin", &[b'9'; 255], 0o600);

@@ -68,7 +68,7 @@ impl Outcome {
         match answer {
             Ok(_) => Self::Ok,
             Err(TokenError::Refused { .. }) => Self::Refused,
-            Err(TokenError::Unreachable { .. }) => Self::Unreachable,
+            Err(TokenError::Unreachable { .. } | TokenError::Unfit { .. }) => Self::Unreachable,
             Err(TokenError::Busy) => Self::Busy,
             Err(TokenError::TimedOut { .. }) => Self::TimedOut,
         }

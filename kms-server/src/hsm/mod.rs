@@ -43,6 +43,13 @@ pub enum TokenError {
         /// One sentence for people.
         reason: String,
     },
+    /// It is there, and is not the one, or does not let us in: no second try changes that. Said when
+    /// connecting for the first time only; later it is unreachable as others are.
+    #[error("the token can't be used: {reason}")]
+    Unfit {
+        /// One sentence for people.
+        reason: String,
+    },
     /// No session came free in time; come back later.
     #[error("the token is busy")]
     Busy,

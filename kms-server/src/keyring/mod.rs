@@ -119,6 +119,7 @@ impl KeyringError {
                 StoreError::Unreachable { .. }
                 | StoreError::Conflict(_)
                 | StoreError::ReadOnly
+                | StoreError::ReadOnlyPrimary
                 | StoreError::AuditNotWritten { .. } => true,
                 StoreError::Taken { .. }
                 | StoreError::Rule { .. }

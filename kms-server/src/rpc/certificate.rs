@@ -36,6 +36,54 @@ pub enum TlsError {
         /// Which file.
         path: PathBuf,
     },
+    /// A private key with a passphrase.
+    #[error(
+        "{} is protected by a passphrase, and nobody is there to type it: write it without one \
+         (openssl pkey -in OLD -out NEW), mode 640",
+        path.display()
+    )]
+    Passphrase {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Binary where text is due.
+    #[error(
+        "{} is DER, not PEM: convert it (openssl x509 -inform DER, or openssl pkey -inform DER)",
+        path.display()
+    )]
+    Der {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A text of another encoding.
+    #[error(
+        "{} begins with a byte order mark, as some editors write it: save it as plain text without one",
+        path.display()
+    )]
+    ByteOrderMark {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The server's certificate is of no use to its clients.
+    #[error("the certificate in {} is refused by clients: {reason}", path.display())]
+    RefusedByClients {
+        /// Which file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A private key that others can read.
+    #[error(
+        "{} holds a private key that other accounts can read (mode {mode:03o}): run `chmod o= {}`",
+        path.display(),
+        path.display()
+    )]
+    KeyExposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// A file holds something that can't be used.
     #[error("{} can't be used: issue it again", path.display())]
     Unusable {
@@ -187,7 +235,7 @@ fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
@@ -208,7 +256,7 @@ pub(super) fn load_identity(
 ) -> Result<Identity, TlsError> {
     let chain = load_chain(certificate, certificate_pem)?;
     let key = PrivateKeyDer::from_pem_slice(private_key_pem)
-        .map_err(|_| TlsError::NoPrivateKey { path: private_key.to_owned() })?;
+        .map_err(|_| no_private_key(private_key, private_key_pem))?;
     let (not_before_ms, not_after_ms) = chain
         .first()
         .and_then(|leaf| validity_ms(leaf))
@@ -221,6 +269,41 @@ pub(super) fn load_identity(
         error => unusable(private_key, error),
     })?;
     Ok(Identity { key, not_before_ms, not_after_ms })
+}
+
+/// Why there is no private key in `bytes`.
+fn no_private_key(path: &Path, bytes: &[u8]) -> TlsError {
+    let has = |words: &[u8]| bytes.windows(words.len()).any(|window| window == words);
+    // PKCS #8 says it in its label, the older form in a header.
+    if has(b"BEGIN ENCRYPTED PRIVATE KEY") || has(b"Proc-Type: 4,ENCRYPTED") {
+        return TlsError::Passphrase { path: path.to_owned() };
+    }
+    not_pem(path, bytes).unwrap_or_else(|| TlsError::NoPrivateKey { path: path.to_owned() })
+}
+
+/// What a file is that should be PEM and is not, where that can be told.
+fn not_pem(path: &Path, bytes: &[u8]) -> Option<TlsError> {
+    const MARKS: [&[u8]; 3] = [b"\xEF\xBB\xBF", b"\xFF\xFE", b"\xFE\xFF"];
+    let path = path.to_owned();
+    if MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        Some(TlsError::ByteOrderMark { path })
+    } else if is_der(bytes) {
+        Some(TlsError::Der { path })
+    } else {
+        None
+    }
+}
+
+/// One SEQUENCE of DER that is as long as it says.
+fn is_der(bytes: &[u8]) -> bool {
+    match bytes {
+        [0x30, short @ ..0x80, rest @ ..] => rest.len() == usize::from(*short),
+        [0x30, 0x81, length, rest @ ..] => rest.len() == usize::from(*length),
+        [0x30, 0x82, high, low, rest @ ..] => {
+            rest.len() == usize::from(u16::from_be_bytes([*high, *low]))
+        }
+        _ => false,
+    }
 }
 
 /// Reads the authorities out of PEM text.
@@ -247,7 +330,8 @@ pub(super) fn load_chain(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(path, error))?;
     if chain.is_empty() {
-        return Err(TlsError::NoCertificate { path: path.to_owned() });
+        let other = not_pem(path, pem);
+        return Err(other.unwrap_or_else(|| TlsError::NoCertificate { path: path.to_owned() }));
     }
     Ok(chain)
 }
@@ -295,7 +379,7 @@ fn name_of(certificate: &X509Certificate<'_>) -> Option<CallerName> {
     CallerName::new(name).ok()
 }
 
-fn validity_ms(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
+pub(super) fn validity_ms(certificate: &CertificateDer<'_>) -> Option<(u64, u64)> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     // A certificate from before 1970 is valid since the beginning of our time.
     let not_before = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);

@@ -29,6 +29,7 @@ use super::{
     gate::{Gate, Gatekeeper},
     health::Health,
     meters::MetersService,
+    presented::check_presented,
     probes::{Probes, Readiness, ReadyParts},
     recording::Recorder,
     request_id::RequestIds,
@@ -119,6 +120,19 @@ impl Control {
     }
 }
 
+impl RpcError {
+    /// Whether it may pass by itself: an address that is in use or not there yet, a clock that was not set.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Listen { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+            }
+            Self::Tls(error) => matches!(error, TlsError::NotYetValid { .. }),
+            _ => false,
+        }
+    }
+}
+
 /// Why the server did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -155,9 +169,13 @@ pub async fn serve(
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
     config.check()?;
-    let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    let tls = Arc::new(Tls::load(config.tls.clone(), Arc::clone(&parts.clock)).await?);
     // One that expires later is reported by `GetStatus`; to begin with one would help nobody.
-    let wrong = check_certificates(&config.tls, parts.clock.unix_ms());
+    let now_ms = parts.clock.unix_ms();
+    for (key, error) in check_presented(&config.tls, now_ms) {
+        tracing::warn!(key, "{error}");
+    }
+    let wrong = check_certificates(&config.tls, now_ms);
     if let Some((_, error)) = wrong.into_iter().next() {
         return Err(error.into());
     }
@@ -191,7 +209,7 @@ pub async fn serve_services(
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
     config.check()?;
-    let tls = Arc::new(Tls::load(config.tls.clone()).await?);
+    let tls = Arc::new(Tls::load(config.tls.clone(), Arc::clone(&clock)).await?);
     let figures = Figures::new();
     let budget = Budget::new(&config.limits, Arc::clone(&figures));
     let approvals = approvals(&config, &clock);

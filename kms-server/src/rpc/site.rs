@@ -16,7 +16,7 @@ use crate::{
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
     keyring::{Keyring, KeyringStatus},
-    store::{ReadStore, StandbyLag},
+    store::{ReadStore, StandbyLag, StoreError},
 };
 
 /// How long the database may take over its count. Short: an operator asks for the status because
@@ -106,6 +106,13 @@ async fn store_status(store: &dyn ReadStore) -> StoreStatus {
         Some(_) => timeout(STORE_PATIENCE, store.standby_lag()).await,
         None => Ok(Ok(None)),
     };
+    let fault = match (&lag, meters) {
+        (Ok(Ok(None)), Some(_)) => match timeout(STORE_PATIENCE, store.takes_changes()).await {
+            Ok(Err(error @ StoreError::ReadOnlyPrimary)) => error.to_string(),
+            _ => fault,
+        },
+        _ => fault,
+    };
     StoreStatus {
         kind: store.kind().to_owned(),
         reachable: meters.is_some(),
@@ -148,7 +155,7 @@ fn standby_faults(standby: &StandbyStatus) -> Vec<String> {
 fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> Vec<String> {
     let mut faults = Vec::new();
     faults.extend(token.fault.as_ref().map(|fault| format!("token: {fault}")));
-    if !store.reachable {
+    if !store.fault.is_empty() {
         faults.push(store.fault.clone());
     }
     faults.extend(store.standby.iter().flat_map(standby_faults));

@@ -2,11 +2,13 @@
 
 use std::{
     error::Error as StdError,
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -16,6 +18,7 @@ use rustls::{
     pki_types::{CertificateDer, UnixTime},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
+    time_provider::TimeProvider,
 };
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -30,6 +33,7 @@ use crate::domain::ports::Clock;
 /// The certificates in use, and the way to newer ones.
 pub(super) struct Tls {
     files: TlsConfig,
+    clock: Arc<dyn Clock>,
     current: ArcSwap<Loaded>,
     last: Mutex<Last>,
     /// One reload at a time: an older set must not be stored over a newer one.
@@ -43,6 +47,7 @@ pub(super) struct Loaded {
     /// For new connections.
     pub(super) config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
+    clock: Arc<dyn Clock>,
     /// Which set this is.
     pub(super) generation: u64,
     /// When our own certificate expires; milliseconds since 1970.
@@ -88,12 +93,13 @@ struct Contents {
 
 impl Tls {
     /// Reads the files for the first time: here a fault is an error.
-    pub(super) async fn load(files: TlsConfig) -> Result<Self, TlsError> {
+    pub(super) async fn load(files: TlsConfig, clock: Arc<dyn Clock>) -> Result<Self, TlsError> {
         let contents = Contents::read(&files).await?;
-        let loaded = contents.load(&files, 1)?;
+        let loaded = contents.load(&files, &clock, 1)?;
         Ok(Self {
             last: Mutex::new(Last { digest: contents.digest(), fault: None }),
             files,
+            clock,
             current: ArcSwap::from_pointee(loaded),
             reloading: tokio::sync::Mutex::new(()),
             generation: AtomicU64::new(1),
@@ -141,7 +147,7 @@ impl Tls {
             }
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let loaded = contents.load(&self.files, generation)?;
+        let loaded = contents.load(&self.files, &self.clock, generation)?;
         self.current.store(Arc::new(loaded));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         *last = Last { digest, fault: None };
@@ -174,7 +180,7 @@ impl Loaded {
     /// Whether a chain that was accepted under an older set still would be.
     pub(super) fn trusts(&self, chain: &[CertificateDer<'static>]) -> Result<(), Distrust> {
         let (leaf, intermediates) = chain.split_first().ok_or(Distrust::NotTrusted)?;
-        match self.verifier.verify_client_cert(leaf, intermediates, UnixTime::now()) {
+        match self.verifier.verify_client_cert(leaf, intermediates, time_of(self.clock.as_ref())) {
             Ok(_) => Ok(()),
             Err(RustlsError::InvalidCertificate(CertificateError::Revoked)) => {
                 Err(Distrust::Revoked)
@@ -209,7 +215,12 @@ impl Contents {
         digest.finalize().into()
     }
 
-    fn load(&self, files: &TlsConfig, generation: u64) -> Result<Loaded, TlsError> {
+    fn load(
+        &self,
+        files: &TlsConfig,
+        clock: &Arc<dyn Clock>,
+        generation: u64,
+    ) -> Result<Loaded, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let identity = load_identity(
             (&files.certificate, &self.certificate),
@@ -219,7 +230,7 @@ impl Contents {
         let authorities = load_authorities(&files.client_ca, &self.client_ca)?;
         let authorities_not_after_ms = first_expiry_ms(&files.client_ca, &self.client_ca)?;
         let chain = load_chain(&files.client_ca, &self.client_ca)?;
-        let now_ms = UnixTime::now().as_secs().saturating_mul(1_000);
+        let now_ms = clock.unix_ms();
         let revocation = revocation::load(
             &self.client_crls,
             (&files.client_ca, &chain),
@@ -234,11 +245,12 @@ impl Contents {
             verifier = verifier.with_crls(revocation.lists);
         }
         let verifier = verifier.build().map_err(set_up)?;
-        let config = server_config(provider, verifier.clone(), identity.key)?;
+        let config = server_config(provider, clock, verifier.clone(), identity.key)?;
         let not_after_ms = identity.not_after_ms;
         Ok(Loaded {
             config: Arc::new(config),
             verifier,
+            clock: Arc::clone(clock),
             generation,
             not_after_ms,
             authorities_not_after_ms,
@@ -249,14 +261,16 @@ impl Contents {
 
 fn server_config(
     provider: Arc<CryptoProvider>,
+    clock: &Arc<dyn Clock>,
     verifier: Arc<dyn ClientCertVerifier>,
     key: rustls::sign::CertifiedKey,
 ) -> Result<ServerConfig, TlsError> {
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(set_up)?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    let mut config =
+        ServerConfig::builder_with_details(provider, Arc::new(OurTime(Arc::clone(clock))))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(set_up)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
     config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would skip the check of the client's certificate against the authorities that
     // are in use now: no tickets, no stored sessions, no early data.
@@ -264,6 +278,25 @@ fn server_config(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+/// Our clock, for the library: its own way to the time panics where that is before 1970.
+struct OurTime(Arc<dyn Clock>);
+
+impl fmt::Debug for OurTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OurTime")
+    }
+}
+
+impl TimeProvider for OurTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(time_of(self.0.as_ref()))
+    }
+}
+
+fn time_of(clock: &dyn Clock) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_millis(clock.unix_ms()))
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, TlsError> {

@@ -83,7 +83,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::Rule { .. }) => 3,
         Err(StoreError::Damaged(_)) => 4,
         Err(StoreError::Unreachable { .. }) => 5,
-        Err(StoreError::ReadOnly) => 6,
+        Err(StoreError::ReadOnly | StoreError::ReadOnlyPrimary) => 6,
         Err(StoreError::AuditMoved(_)) => 7,
         Err(StoreError::AuditNotWritten { .. }) => 8,
     }
@@ -169,6 +169,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn positions(&self) -> Result<Positions, StoreError> {
         self.measure(Operation::Positions, self.inner.positions()).await
+    }
+
+    async fn takes_changes(&self) -> Result<(), StoreError> {
+        self.inner.takes_changes().await
     }
 
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {

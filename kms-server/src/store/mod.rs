@@ -58,6 +58,12 @@ pub enum StoreError {
         "the database is a standby and takes no changes: write through a server at its primary"
     )]
     ReadOnly,
+    /// The database is a primary and takes no changes all the same. Nothing was written.
+    #[error(
+        "the database is a primary that takes no changes: set `default_transaction_read_only = off` \
+         for the server, the database and the role"
+    )]
+    ReadOnlyPrimary,
     /// The database can't be reached or has failed; the change may or may not be there.
     #[error("the database is not reachable: {reason}")]
     Unreachable {
@@ -269,6 +275,11 @@ pub trait ReadStore: Send + Sync + 'static {
     /// changes itself.
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
         Ok(None)
+    }
+
+    /// [`StoreError::ReadOnlyPrimary`] where changes would be refused and it is no standby.
+    async fn takes_changes(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// Ends all connections. Everything acknowledged is on disk already.

@@ -14,6 +14,7 @@ mod config;
 mod follow;
 mod index;
 mod open;
+mod pooling;
 mod read;
 mod write;
 
@@ -79,6 +80,27 @@ fn let_go<T>(connection: &mut PoolConnection<Postgres>, outcome: &Result<T, Stor
     if matches!(outcome, Err(StoreError::Unreachable { .. })) {
         connection.close_on_drop();
     }
+}
+
+/// The outcome of a change. PostgreSQL refuses with one code at a standby and at a primary that is
+/// read-only; only the first is as it should be.
+async fn written(
+    connection: &mut PoolConnection<Postgres>,
+    outcome: Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let outcome = match outcome {
+        Err(StoreError::ReadOnly) => {
+            let asked = within(READ_PATIENCE, read::is_read_only_primary(connection)).await;
+            if matches!(asked, Ok(true)) {
+                Err(StoreError::ReadOnlyPrimary)
+            } else {
+                Err(StoreError::ReadOnly)
+            }
+        }
+        outcome => outcome,
+    };
+    let_go(connection, &outcome);
+    outcome
 }
 
 /// Runs one of `read`'s or `audit`'s functions on a connection of the pool.
@@ -152,6 +174,10 @@ impl ReadStore for PostgresStore {
         reading!(self, standby_lag)
     }
 
+    async fn takes_changes(&self) -> Result<(), StoreError> {
+        reading!(self, takes_changes)
+    }
+
     async fn close(&self) {
         // What hangs longer is ended by the process.
         let _ = timeout(CLOSE_PATIENCE, self.pool.close()).await;
@@ -190,8 +216,7 @@ impl AuditStore for PostgresStore {
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let outcome =
             within(COMMIT_PATIENCE, audit::add_checkpoint(&mut connection, checkpoint)).await;
-        let_go(&mut connection, &outcome);
-        outcome
+        written(&mut connection, outcome).await
     }
 }
 
@@ -209,8 +234,7 @@ impl WriteStore for PostgresStore {
         };
         let work = async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
-        let_go(&mut connection, &outcome);
-        outcome
+        written(&mut connection, outcome).await
     }
 
     async fn commit(
@@ -235,7 +259,6 @@ impl WriteStore for PostgresStore {
         let work =
             async { work.await.map_err(|error: write::WriteError| error.of_commit(changes)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
-        let_go(&mut connection, &outcome);
-        outcome
+        written(&mut connection, outcome).await
     }
 }

@@ -38,9 +38,14 @@ use crate::domain::{
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
 const READERS: u32 = 4;
 
-/// Changed blocks and records after which the log is copied into the file: about 10 MiB of log, which
-/// a start after a crash reads through in well under a second.
-const CHANGES_A_CHECKPOINT: usize = 2_000;
+/// Size of the log at which it is copied into the file and cut. Measured in bytes and not in changes:
+/// one record touches from one to some thirty pages of 4 KiB. It is looked at after each commit, so the
+/// log is never longer than this and the pages of one commit, or [`LOG_GROWTH_BYTES`], as long as nobody
+/// reads all the time. Another program that does (a backup) holds the log back for as long.
+const LOG_BYTES: u64 = 8 << 20;
+
+/// How much the log grows between two tries while a reader keeps it from being cut.
+const LOG_GROWTH_BYTES: u64 = 2 << 20;
 
 /// The store in one SQLite file.
 pub struct SqliteStore {
@@ -54,7 +59,8 @@ pub struct SqliteStore {
 
 struct Writer {
     connection: SqliteConnection,
-    changes_since_checkpoint: usize,
+    /// The log's size at which it is to be cut next.
+    cut_at: u64,
 }
 
 /// A write that has begun. Dropped before its end, it rolls back.
@@ -70,6 +76,9 @@ impl SqliteStore {
         let writer_options = open::writer_options(&config.path);
         let mut connection = open::connect(&writer_options).await?;
         open::migrate(&mut connection, &config.path).await?;
+        // What a process that was killed has left: a restart each minute would add to it otherwise.
+        let cut = write::cut_log(&mut connection).await;
+        cut.map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .test_before_acquire(false) // A thread of this process; it has nowhere to go.
@@ -84,7 +93,7 @@ impl SqliteStore {
             .connect_with(open::reader_options(&config.path))
             .await
             .map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
-        let writer = Writer { connection, changes_since_checkpoint: 0 };
+        let writer = Writer { connection, cut_at: LOG_BYTES };
         Ok(Self {
             readers,
             writer: Mutex::new(Some(writer)),
@@ -122,15 +131,14 @@ impl SqliteStore {
         let connection = open::connect(&self.writer_options).await;
         let connection =
             connection.map_err(|error| StoreError::Unreachable { reason: error.to_string() })?;
-        Ok(Writer { connection, changes_since_checkpoint: 0 })
+        Ok(Writer { connection, cut_at: LOG_BYTES })
     }
 
-    /// Commits if all went well, rolls back if not. `changes`: how much was written.
+    /// Commits if all went well, rolls back if not.
     async fn end(
         &self,
         mut begun: Begun<'_>,
         outcome: Result<(), WriteError>,
-        changes: usize,
     ) -> Result<(), StoreError> {
         let last = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = sqlx::query(last).execute(&mut begun.writer.connection).await;
@@ -143,22 +151,30 @@ impl SqliteStore {
             return Err(classify(error));
         }
         if outcome.is_ok() {
-            self.checkpoint_if_due(&mut begun.writer, changes).await;
+            self.cut_log_if_due(&mut begun.writer).await;
         }
         *begun.slot = Some(begun.writer);
         Ok(outcome?)
     }
 
     /// What was committed is safe in the log, whatever becomes of its copy; but the disk is watched.
-    async fn checkpoint_if_due(&self, writer: &mut Writer, changes: usize) {
-        writer.changes_since_checkpoint += changes;
-        if writer.changes_since_checkpoint < CHANGES_A_CHECKPOINT {
+    async fn cut_log_if_due(&self, writer: &mut Writer) {
+        let size = self.log_bytes();
+        if size < writer.cut_at {
             return;
         }
-        match write::checkpoint(&mut writer.connection).await {
-            Ok(()) => writer.changes_since_checkpoint = 0,
+        match write::cut_log(&mut writer.connection).await {
+            Ok(true) => writer.cut_at = LOG_BYTES,
+            Ok(false) => writer.cut_at = size + LOG_GROWTH_BYTES,
             Err(error) => self.notice(&error),
         }
+    }
+
+    /// The size of the log beside the file.
+    fn log_bytes(&self) -> u64 {
+        let mut log = self.writer_options.get_filename().as_os_str().to_owned();
+        log.push("-wal");
+        std::fs::metadata(log).map_or(0, |log| log.len())
     }
 
     fn notice(&self, error: &sqlx::Error) {
@@ -175,6 +191,28 @@ impl SqliteStore {
     }
 }
 
+/// Runs one of `read`'s or `audit`'s functions on a reading connection. A read that the disk failed is
+/// done once more: the next often works, and nothing was changed.
+macro_rules! reading {
+    ($self:ident, $query:ident $(, $argument:expr)*) => {
+        reading!($self, read::$query $(, $argument)*)
+    };
+    ($self:ident, $module:ident :: $query:ident $(, $argument:expr)*) => {{
+        let mut connection = $self.reader().await?;
+        match $module::$query(&mut connection $(, $argument)*).await {
+            Err(StoreError::Unreachable { reason }) => {
+                tracing::warn!(reason, "reading the database failed; once more");
+                let outcome = $module::$query(&mut connection $(, $argument)*).await;
+                if outcome.is_err() {
+                    connection.close_on_drop();
+                }
+                outcome
+            }
+            outcome => outcome,
+        }
+    }};
+}
+
 #[async_trait]
 impl ReadStore for SqliteStore {
     fn kind(&self) -> &'static str {
@@ -182,21 +220,19 @@ impl ReadStore for SqliteStore {
     }
 
     async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
-        read::domain(&mut *self.reader().await?).await
+        reading!(self, domain)
     }
 
     async fn heads(&self) -> Result<Vec<Head>, StoreError> {
-        read::heads(&mut *self.reader().await?).await
+        reading!(self, heads)
     }
 
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
-        // Dropped at the end: it only reads, and rolling back is ending.
-        let mut moment = self.readers.begin().await.map_err(classify)?;
-        read::block(&mut moment, block).await
+        reading!(self, block_of_one_moment, block)
     }
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
-        read::find_meter(&mut *self.reader().await?, meter_id).await
+        reading!(self, find_meter, meter_id)
     }
 
     async fn list_meters(
@@ -204,11 +240,11 @@ impl ReadStore for SqliteStore {
         after: Option<&MeterId>,
         limit: u32,
     ) -> Result<Vec<MeterPlace>, StoreError> {
-        read::list_meters(&mut *self.reader().await?, after, limit).await
+        reading!(self, list_meters, after, limit)
     }
 
     async fn count_meters(&self) -> Result<u64, StoreError> {
-        read::count_meters(&mut *self.reader().await?).await
+        reading!(self, count_meters)
     }
 
     async fn holders_of(
@@ -216,11 +252,11 @@ impl ReadStore for SqliteStore {
         fingerprints: &[Fingerprint],
         limit: u32,
     ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
-        read::holders_of(&mut *self.reader().await?, fingerprints, limit).await
+        reading!(self, holders_of, fingerprints, limit)
     }
 
     async fn positions(&self) -> Result<Positions, StoreError> {
-        read::positions(&mut *self.reader().await?).await
+        reading!(self, positions)
     }
 
     /// The last connection copies the log into the file.
@@ -236,7 +272,7 @@ impl ReadStore for SqliteStore {
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn audit_chains(&self) -> Result<Vec<ChainTip>, StoreError> {
-        audit::chains(&mut *self.reader().await?).await
+        reading!(self, audit::chains)
     }
 
     async fn audit_events(
@@ -245,7 +281,7 @@ impl AuditStore for SqliteStore {
         after: u64,
         limit: u32,
     ) -> Result<Vec<StoredEvent>, StoreError> {
-        audit::events(&mut *self.reader().await?, node, after, limit).await
+        reading!(self, audit::events, node, after, limit)
     }
 
     async fn audit_checkpoints(
@@ -254,17 +290,17 @@ impl AuditStore for SqliteStore {
         after: u64,
         limit: u32,
     ) -> Result<Vec<Checkpoint>, StoreError> {
-        audit::checkpoints(&mut *self.reader().await?, node, after, limit).await
+        reading!(self, audit::checkpoints, node, after, limit)
     }
 
     async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
-        audit::last_checkpoint(&mut *self.reader().await?, node).await
+        reading!(self, audit::last_checkpoint, node)
     }
 
     async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let mut begun = self.begin().await?;
         let outcome = audit::add_checkpoint(&mut begun.writer.connection, checkpoint).await;
-        self.end(begun, outcome, 1).await
+        self.end(begun, outcome).await
     }
 }
 
@@ -279,7 +315,7 @@ impl WriteStore for SqliteStore {
         if outcome.is_ok() {
             outcome = write::commit(connection, blocks).await;
         }
-        self.end(begun, outcome, 1 + blocks.len()).await
+        self.end(begun, outcome).await
     }
 
     async fn commit(
@@ -288,10 +324,8 @@ impl WriteStore for SqliteStore {
         audit: Option<ChainLink<'_>>,
     ) -> Result<(), StoreError> {
         rules::check(changes)?;
-        let mut written = changes.iter().map(|change| 1 + change.records.len()).sum();
         if let Some(link) = &audit {
             rules::check_audit(link)?;
-            written += link.events.len();
         }
         let mut begun = self.begin().await?;
         let connection = &mut begun.writer.connection;
@@ -299,7 +333,7 @@ impl WriteStore for SqliteStore {
         if let (Ok(()), Some(link)) = (&outcome, audit) {
             outcome = audit::append(connection, &link.behind, link.events).await;
         }
-        self.end(begun, outcome, written).await
+        self.end(begun, outcome).await
     }
 
     async fn until_failed(&self) -> String {

@@ -148,6 +148,10 @@ catalogue! {
         "1 while the audit chain is broken or its end can't be signed.",
         "A broken chain refuses all privileged calls; the log and `GetStatus` say where it broke.",
         "1";
+    LOG_LINES_DROPPED = "kms_log_lines_dropped_total", Counter, [],
+        "Lines of the log that were dropped: nobody read them in time, or standard error did not take them.",
+        "Rises while whoever reads the log (journald, a container's runtime) hangs or its disk is full. Serving does not wait for it; what was dropped is lost, and the audit log is not concerned.",
+        "above 0";
     READY = "kms_ready", Gauge, [],
         "1 if the last `/readyz` was 200; absent before the first.",
         "Says what the load balancer was told.", "";

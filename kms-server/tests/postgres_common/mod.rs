@@ -209,7 +209,8 @@ impl Cluster {
             password: None,
             tls: Tls::Off,
             connections_max: 6,
-            create: true,
+            // As `init` at a primary, and as a server at a standby.
+            create: !self.data.join("standby.signal").exists(),
         }
     }
 

@@ -276,10 +276,14 @@ pub(super) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRA
     exactly(&wrapped?)
 }
 
-/// A canary can't be forged or damaged in the token: whatever goes wrong with it is the device's fault.
+/// A canary can't be forged or damaged in the token: whatever goes wrong with it is the device's fault,
+/// or another key than at init.
 fn of_key(key: OurKey, fault: Fault) -> Fault {
     match fault {
         Fault::Dirty(_) | Fault::Busy => fault,
+        Fault::Data(_) | Fault::Unfit(_) => {
+            Fault::Unfit(format!("the canary of {} failed: {}", key.label(), fault.reason()))
+        }
         _ => Fault::Broken(format!("the canary of {} failed: {}", key.label(), fault.reason())),
     }
 }
@@ -288,7 +292,7 @@ fn same(key: OurKey, got: &[u8], wanted: &[u8]) -> Result<(), Fault> {
     if bool::from(got.ct_eq(wanted)) {
         return Ok(());
     }
-    Err(Fault::Broken(format!("{} is another key than at init", key.label())))
+    Err(Fault::Unfit(format!("{} is another key than at init", key.label())))
 }
 
 fn exactly<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Fault> {

@@ -190,7 +190,7 @@ fn find_kek(
     let name = canaries.name_of(key).unwrap_or_default();
     let found = find(library, session, key, Some(&name))?;
     let [handle] = found.as_slice() else {
-        return Err(Fault::Broken(format!(
+        return Err(Fault::Unfit(format!(
             "the token has {} keys {} with id {}, one is due: use the token that the database was \
              made with",
             found.len(),

@@ -24,6 +24,8 @@ pub(super) enum Fault {
     Refused(String),
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
+    /// As [`Fault::Broken`], and what is wrong stays so: the token or its library is not the right one.
+    Unfit(String),
 }
 
 impl From<Error> for Fault {
@@ -79,7 +81,10 @@ impl Fault {
         match self {
             Self::Data(error) | Self::Doubtful(error) => ckr(error),
             Self::Busy => "no session is free".to_owned(),
-            Self::Dirty(reason) | Self::Broken(reason) | Self::Refused(reason) => reason.clone(),
+            Self::Dirty(reason)
+            | Self::Broken(reason)
+            | Self::Refused(reason)
+            | Self::Unfit(reason) => reason.clone(),
         }
     }
 }

@@ -57,7 +57,12 @@ pub enum InitError {
     #[error(transparent)]
     Config(#[from] BadConfig),
     /// A site's keys are made once. To begin again, use a fresh token.
-    #[error("the token has these keys already: {}", .0.join(", "))]
+    #[error(
+        "the token has these keys already: {}; restore the database that was made with them, or, if there \
+         was none because `init` was interrupted, begin with a fresh token (handbook, \"When `init` was \
+         interrupted\")",
+        .0.join(", ")
+    )]
     KeysExist(Vec<String>),
     /// The token did not do it.
     #[error("making the keys: {0}")]

@@ -100,7 +100,7 @@ impl Library {
             return Ok(Arc::clone(library));
         }
         let pkcs11 = Pkcs11::new(&path).map_err(|error| {
-            Fault::Broken(format!(
+            Fault::Unfit(format!(
                 "loading {}: install the token's software, or correct hsm.module ({error})",
                 path.display()
             ))
@@ -177,7 +177,7 @@ impl Library {
         if chosen.is_empty() {
             Ok(slot)
         } else {
-            Err(Fault::Broken(format!("{} tokens are labelled `{label}`", chosen.len() + 1)))
+            Err(Fault::Unfit(format!("{} tokens are labelled `{label}`", chosen.len() + 1)))
         }
     }
 

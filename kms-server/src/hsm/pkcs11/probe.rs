@@ -22,7 +22,7 @@ use super::{
     canary::Canaries,
     fault::{Fault, ckr},
     library::{Library, step},
-    token::{Pkcs11Token, unreachable},
+    token::{Pkcs11Token, not_connected},
 };
 use crate::hsm::{Config, OaepHash, TokenError};
 
@@ -192,9 +192,9 @@ pub fn probe(
     canaries: Option<&Canaries>,
     depth: ProbeDepth,
 ) -> Result<ProbeReport, TokenError> {
-    let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
-    library.start().map_err(|fault| unreachable(&fault))?;
-    run(&library, config, canaries, depth).map_err(|fault| unreachable(&fault))
+    let library = Library::load(&config.module).map_err(|fault| not_connected(&fault))?;
+    library.start().map_err(|fault| not_connected(&fault))?;
+    run(&library, config, canaries, depth).map_err(|fault| not_connected(&fault))
 }
 
 impl Pkcs11Token {

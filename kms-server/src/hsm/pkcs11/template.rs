@@ -440,7 +440,7 @@ pub(super) fn verify(
     for wanted in &expected {
         if !read.contains(wanted) {
             let got = read.iter().find(|got| got.attribute_type() == wanted.attribute_type());
-            return Err(Fault::Broken(format!("key {name}: {wanted:?} is needed, not {got:?}")));
+            return Err(Fault::Unfit(format!("key {name}: {wanted:?} is needed, not {got:?}")));
         }
     }
     let Some(template) = key.unwraps() else {
@@ -452,7 +452,7 @@ pub(super) fn verify(
     let info = session.get_attribute_info(handle, &[CKA_UNWRAP_TEMPLATE])?;
     match info.as_slice() {
         [cryptoki::object::AttributeInfo::Available(len)] if *len == wanted => Ok(()),
-        other => Err(Fault::Broken(format!("key {name}: its unwrap template is {other:?}"))),
+        other => Err(Fault::Unfit(format!("key {name}: its unwrap template is {other:?}"))),
     }
 }
 

@@ -75,9 +75,9 @@ impl Pkcs11Token {
             operation: "take this configuration",
             source: bad.into(),
         })?;
-        let library = Library::load(&config.module).map_err(|fault| unreachable(&fault))?;
-        let connection =
-            first_connection(&library, &config, &canaries).map_err(|fault| unreachable(&fault))?;
+        let library = Library::load(&config.module).map_err(|fault| not_connected(&fault))?;
+        let connection = first_connection(&library, &config, &canaries)
+            .map_err(|fault| not_connected(&fault))?;
         let connection = Arc::new(connection);
         let known = Known {
             model: connection.model.clone(),
@@ -297,6 +297,17 @@ impl TokenCare for Pkcs11Token {
         let connection = lock(&self.known).connection.upgrade();
         let sound = connection.filter(|connection| !connection.is_broken());
         Some(sound.map_or(0, |connection| connection.pool.open_count()))
+    }
+}
+
+/// Why there is no first connection: nothing has worked yet, so a token that is not the one is told
+/// apart from one that is away.
+pub(super) fn not_connected(fault: &Fault) -> TokenError {
+    match fault {
+        Fault::Refused(reason) | Fault::Unfit(reason) => {
+            TokenError::Unfit { reason: reason.clone() }
+        }
+        _ => unreachable(fault),
     }
 }
 

@@ -1,5 +1,7 @@
 //! From rows to our types, and from the library's errors to ours.
 
+use std::io::ErrorKind;
+
 use sqlx::{Row as _, postgres::PgRow};
 
 use crate::{
@@ -8,9 +10,9 @@ use crate::{
 };
 
 /// Integrity is checked by our own statements first: what the database still finds is no state that
-/// this program leaves behind.
+/// this program leaves behind. What it says of its own files (XX) is no such state: a read that failed
+/// may work the next time, and what is damaged fails its MAC.
 const INTEGRITY: &str = "23";
-const DAMAGED: &str = "XX";
 const READ_ONLY: &str = "25006";
 
 /// What the caller can do about an error of the library.
@@ -18,9 +20,7 @@ pub(super) fn classify(error: sqlx::Error) -> StoreError {
     let code = code(&error);
     match (&error, code.as_str()) {
         (_, READ_ONLY) => StoreError::ReadOnly,
-        (_, code) if code.starts_with(INTEGRITY) || code.starts_with(DAMAGED) => {
-            StoreError::Damaged(error.to_string())
-        }
+        (_, code) if code.starts_with(INTEGRITY) => StoreError::Damaged(error.to_string()),
         (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. }, _) => {
             StoreError::Damaged(error.to_string())
         }
@@ -38,6 +38,22 @@ pub(super) fn is_conflict(error: &sqlx::Error) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
     const SERIALIZATION_FAILURE: &str = "40001";
     [DEADLOCK, LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE].contains(&code(error).as_str())
+}
+
+/// Whether the database can't be had now and may be later: no way there, or a server that has said so.
+pub(super) fn is_away(error: &sqlx::Error) -> bool {
+    /// Connection exceptions, insufficient resources, operator intervention (it starts or stops), system
+    /// errors.
+    const CLASSES: [&str; 4] = ["08", "53", "57", "58"];
+    match error {
+        sqlx::Error::Io(error) => !matches!(
+            error.kind(),
+            // What TLS says of a certificate comes as the first; the others are of our own making.
+            ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::PermissionDenied
+        ),
+        sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+        error => CLASSES.iter().any(|class| code(error).starts_with(class)),
+    }
 }
 
 /// SQLSTATE; empty if the error is not the database's.

@@ -8,7 +8,10 @@ use sqlx::{
 };
 use tokio::time::timeout;
 
-use super::config::{BadTls, Config, Tls};
+use super::{
+    config::{BadTls, Config, Tls},
+    pooling,
+};
 
 /// Why the database was not opened. Each sentence says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,33 @@ pub enum OpenError {
         /// What it is.
         found: String,
     },
+    /// A setting that this connection asked for and did not get.
+    #[error(
+        "the session has `{name} = {found}` although the connection asks for `{wanted}`: what stands \
+         before the database drops it (pgbouncer: ignore_startup_parameters), so connect to the \
+         database itself, or set it for the role (ALTER ROLE … SET {name} = '{wanted}')"
+    )]
+    Session {
+        /// Which setting.
+        name: &'static str,
+        /// What was asked for.
+        wanted: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A session is not a session.
+    #[error(
+        "a pooler before the database gives its sessions away between transactions (pgbouncer: \
+         pool_mode = transaction or statement): connect to the database itself, or through \
+         pool_mode = session"
+    )]
+    Pooled,
+    /// It is no standby and takes no changes.
+    #[error(
+        "the database takes no changes although it is a primary: set \
+         `default_transaction_read_only = off` for the server, the database and the role"
+    )]
+    ReadOnlyPrimary,
     /// Older than this program knows.
     #[error("the database is PostgreSQL {found}: upgrade it to {OLDEST_MAJOR} or later")]
     OldServer {
@@ -90,6 +120,18 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether the database may be there later, as it is: it is starting, restarting, out of connections,
+    /// or the way to it is down. What it refuses us (a password, a role, a certificate) stays.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::NoAnswer { .. } => true,
+            Self::Failed { source, .. } => super::columns::is_away(source),
+            _ => false,
+        }
+    }
+}
+
 /// The oldest server that this program was tried on is 15; nothing newer than 13 is used.
 const OLDEST_MAJOR: i64 = 13;
 
@@ -111,6 +153,9 @@ const SESSION: [(&str, &str); 8] = [
     ("statement_timeout", "30s"),
     ("jit", "off"),
 ];
+
+/// Those of them that say nothing on a Unix socket.
+const KEEPALIVES: &str = "tcp_keepalives_";
 
 /// Settings that an acknowledged commit rests on, and their values that will do.
 const REQUIRED: [(&str, &[&str], &str); 3] = [
@@ -136,15 +181,33 @@ pub(super) async fn open(config: &Config) -> Result<PgPool, OpenError> {
     let mut first =
         connecting.map_err(|_| OpenError::NoAnswer { place: config.place() })?.map_err(failed)?;
     let wants_tls = config.tls != Tls::Off;
-    let found = Found::read(&mut first).await.map_err(failed)?;
+    let asking = async {
+        // First: through such a pooler nothing else that is asked means anything.
+        if pooling::is_shared(&mut first, &options).await? {
+            return Ok(None);
+        }
+        Found::read(&mut first).await.map(Some)
+    };
+    let no_answer = |_| OpenError::NoAnswer { place: config.place() };
+    let found = timeout(CONNECT_PATIENCE, asking).await.map_err(no_answer)?.map_err(failed)?;
+    let found = found.ok_or(OpenError::Pooled)?;
     found.check(wants_tls)?;
+    if config.create && found.standby {
+        return Err(OpenError::Standby);
+    }
+    if config.create && found.read_only {
+        return Err(OpenError::ReadOnlyPrimary);
+    }
+    if found.read_only && !found.standby {
+        tracing::warn!("{}", OpenError::ReadOnlyPrimary);
+    }
     if found.superuser {
         tracing::warn!(
             user = config.user,
             "the database role is a superuser: give this service one that only owns its database"
         );
     }
-    migrate(&mut first, config, found.standby).await?;
+    migrate(&mut first, config, &found).await?;
     first.close().await.map_err(failed)?;
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
@@ -194,6 +257,9 @@ struct Found {
     encrypted: bool,
     superuser: bool,
     standby: bool,
+    read_only: bool,
+    /// In the order of [`SESSION`].
+    session: Vec<String>,
 }
 
 impl Found {
@@ -209,8 +275,12 @@ impl Found {
                     AS encrypted, \
                 coalesce((SELECT rolsuper FROM pg_roles WHERE rolname = current_user), false) \
                     AS superuser, \
-                pg_is_in_recovery() AS standby";
-        sqlx::query_as(query).fetch_one(connection).await
+                pg_is_in_recovery() AS standby, \
+                current_setting('transaction_read_only')::bool AS read_only, \
+                ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) WITH ORDINALITY \
+                    AS asked (name, at) ORDER BY at) AS session";
+        let names: Vec<&str> = SESSION.iter().map(|(name, _)| *name).collect();
+        sqlx::query_as(query).bind(names).fetch_one(connection).await
     }
 
     fn check(&self, wants_tls: bool) -> Result<(), OpenError> {
@@ -222,6 +292,12 @@ impl Found {
         }
         if wants_tls && !self.encrypted {
             return Err(OpenError::NotEncrypted);
+        }
+        for ((name, wanted), found) in SESSION.into_iter().zip(&self.session) {
+            let is_moot = name.starts_with(KEEPALIVES) && found == "0";
+            if found != wanted && !is_moot {
+                return Err(OpenError::Session { name, wanted, found: found.clone() });
+            }
         }
         let found = [&self.synchronous_commit, &self.fsync, &self.full_page_writes];
         for ((name, good, wanted), found) in REQUIRED.into_iter().zip(found) {
@@ -237,8 +313,9 @@ impl Found {
 async fn migrate(
     connection: &mut PgConnection,
     config: &Config,
-    standby: bool,
+    found: &Found,
 ) -> Result<(), OpenError> {
+    let Found { standby, read_only, .. } = *found;
     let failed = |source| OpenError::Failed { place: config.place(), source };
     let found = schema_version(connection).await.map_err(failed)?;
     let newer = || OpenError::NewerSchema { found, known: MIGRATIONS.len() };
@@ -251,6 +328,9 @@ async fn migrate(
     }
     if standby {
         return Err(OpenError::Standby);
+    }
+    if read_only {
+        return Err(OpenError::ReadOnlyPrimary);
     }
     let mut change = connection.begin().await.map_err(failed)?;
     let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK);

@@ -181,6 +181,21 @@ pub(super) async fn holders_of(
     rows.iter().map(|row| Ok((Fingerprint(array(row, 0)?), meter_id(row, 1)?))).collect()
 }
 
+/// Whether it is a primary whose transactions can't change anything.
+pub(super) async fn is_read_only_primary(
+    connection: &mut PgConnection,
+) -> Result<bool, StoreError> {
+    let query = "SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only')::bool";
+    sqlx::query_scalar(query).fetch_one(connection).await.map_err(classify)
+}
+
+pub(super) async fn takes_changes(connection: &mut PgConnection) -> Result<(), StoreError> {
+    if is_read_only_primary(connection).await? {
+        return Err(StoreError::ReadOnlyPrimary);
+    }
+    Ok(())
+}
+
 /// Roles without `pg_read_all_stats` don't see the primary's end of WAL: for them the bytes are those
 /// received and not replayed.
 const STANDBY_LAG: &str = "\

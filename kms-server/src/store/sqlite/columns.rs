@@ -14,11 +14,12 @@ const SQLITE_NOTADB: i32 = 26;
 
 /// What the caller can do about an error of the library.
 pub(super) fn classify(error: sqlx::Error) -> StoreError {
-    match (&error, primary_code(&error)) {
-        (_, Some(SQLITE_CORRUPT | SQLITE_NOTADB))
-        | (sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. }, _) => {
+    match &error {
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnIndexOutOfBounds { .. } => {
             StoreError::Damaged(error.to_string())
         }
+        // "Malformed" (SQLITE_CORRUPT) among them: SQLite says that of one read that failed with EIO, too,
+        // and the next may work. What is damaged fails its MAC.
         _ => StoreError::Unreachable { reason: error.to_string() },
     }
 }
@@ -27,6 +28,31 @@ pub(super) fn classify(error: sqlx::Error) -> StoreError {
 /// operating system forgets the pages that it could not write.
 pub(super) fn is_disk_failure(error: &sqlx::Error) -> bool {
     matches!(primary_code(error), Some(SQLITE_IOERR | SQLITE_CORRUPT | SQLITE_NOTADB))
+}
+
+/// Whether another connection was in the way.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    const SQLITE_BUSY: i32 = 5;
+    const SQLITE_LOCKED: i32 = 6;
+    matches!(primary_code(error), Some(SQLITE_BUSY | SQLITE_LOCKED))
+}
+
+/// Whether a second try may do: another process holds the file, or memory, disk or room failed just now.
+/// Damage stays.
+pub(super) fn is_passing(error: &sqlx::Error) -> bool {
+    const SQLITE_NOMEM: i32 = 7;
+    const SQLITE_FULL: i32 = 13;
+    const SQLITE_CANTOPEN: i32 = 14;
+    const SQLITE_PROTOCOL: i32 = 15;
+    match primary_code(error) {
+        Some(_) if is_busy(error) => true,
+        Some(code) => [SQLITE_NOMEM, SQLITE_IOERR, SQLITE_FULL, SQLITE_CANTOPEN, SQLITE_PROTOCOL]
+            .contains(&code),
+        None => matches!(
+            error,
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed
+        ),
+    }
 }
 
 fn primary_code(error: &sqlx::Error) -> Option<i32> {

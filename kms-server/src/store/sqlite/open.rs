@@ -105,6 +105,14 @@ impl OpenError {
         }
         Self::Failed { path: path.to_owned(), source }
     }
+
+    /// Whether it may open later as it is: another process has it locked, or the disk did not answer.
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Failed { source, .. } => super::columns::is_passing(source),
+            _ => false,
+        }
+    }
 }
 
 /// Settings that hold for each connection, as SQLite reads them back. WAL + FULL lost none of 35,543
@@ -118,6 +126,9 @@ const PRAGMAS: [(&str, &str, &str); 4] = [
 
 /// How long a connection waits for another process's lock. Within this process there is one writer.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(5_000);
+
+/// The same, for a connection that was told not to wait.
+pub(super) const WAIT: &str = "PRAGMA busy_timeout = 5000";
 
 /// Page cache of the writer in KiB (hence the minus): keeps the upper levels of the indexes of a
 /// million meters, which an import touches at random places.
@@ -152,7 +163,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// The one connection that writes. It checkpoints by itself (see `write::checkpoint`): SQLite's own
+/// The one connection that writes. It checkpoints by itself (see `write::cut_log`): SQLite's own
 /// checkpoint hides a failed fsync.
 pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
     options(path).pragma("wal_autocheckpoint", "0").pragma("cache_size", WRITER_CACHE_KIB)

@@ -1,7 +1,7 @@
 //! Queries. Each is one range scan or one look-up.
 
 use futures_util::TryStreamExt as _;
-use sqlx::SqliteConnection;
+use sqlx::{Connection as _, SqliteConnection};
 
 use super::columns::{array, bytes, classify, head, head_columns, number, position, record, text};
 use crate::{
@@ -42,6 +42,16 @@ pub(super) async fn positions(connection: &mut SqliteConnection) -> Result<Posit
     let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
     let read = |row| (number(row, 0).map(BlockNo), position(row, 1));
     Ok(Positions::of_rows(rows.iter().map(read)))
+}
+
+/// All of a block, its three parts of one moment.
+pub(super) async fn block_of_one_moment(
+    connection: &mut SqliteConnection,
+    block: BlockNo,
+) -> Result<Option<StoredBlock>, StoreError> {
+    // Dropped at the end: it only reads, and rolling back is ending.
+    let mut moment = connection.begin().await.map_err(classify)?;
+    self::block(&mut moment, block).await
 }
 
 /// All of a block. The caller has begun a transaction, so that the three parts are of one moment.

@@ -1,0 +1,85 @@
+//! `kms-server check-config`: everything that is wrong, at once. What the file and the machine say is
+//! `config`'s; here the database and the token are asked.
+
+use std::path::Path;
+
+use super::{
+    Fault, NO_DOMAIN, NotOpened, SystemClock, canaries_of, node, open_store, runtime, try_token,
+};
+use crate::{
+    config::{self, Config, Finding, Store},
+    domain::ports::{Clock, HeadWitness as _},
+    hsm::pkcs11::{Canaries, ProbeDepth},
+    store::WriteStore,
+};
+
+/// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
+/// token, with the one try that its PIN has.
+pub fn check(config: Config) -> Vec<Finding> {
+    let mut findings = config::check(&config, SystemClock::new().unix_ms());
+    if findings.iter().any(|finding| finding.key == "hsm.module") {
+        return findings;
+    }
+    let canaries = match look(&config, &mut findings) {
+        Ok(canaries) => canaries,
+        Err(fault) => {
+            findings.push(Finding::of("store", &fault));
+            return findings;
+        }
+    };
+    // Without any there is nothing yet to hold the token against: can it do it all?
+    if canaries.is_none() {
+        findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
+    }
+    // As at each start.
+    let fault = match try_token(config.hsm, canaries, ProbeDepth::Start) {
+        Ok(report) => report.refusal().map(|why| Fault::Token(why.into())),
+        Err(fault) => Some(fault),
+    };
+    findings.extend(fault.map(|fault| Finding::of("hsm", &fault)));
+    findings
+}
+
+/// What the database says: the proofs of the token's KEKs, if `init` has been here, and what is wrong.
+fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>, Fault> {
+    if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
+        return Ok(None);
+    }
+    let (domain, wrong) = runtime(1)?.block_on(async {
+        let store = match open_store(config, false).await {
+            Err(NotOpened::Empty) => return Ok((None, Vec::new())),
+            opened => opened?,
+        };
+        let mut wrong = Vec::new();
+        wrong.extend(store.takes_changes().await.err().map(|error| Finding::of("store", &error)));
+        wrong.extend(left_in_place(store.as_ref(), &config.site.data_dir).await);
+        let domain = store.domain().await;
+        store.close().await;
+        Ok::<_, Fault>((domain?, wrong))
+    })?;
+    findings.extend(wrong);
+    domain.map(|domain| canaries_of(&domain)).transpose()
+}
+
+/// A database that was restored beside a node's own files: its audit chain is shorter than they say, or
+/// another one, and every call that has to be recorded would be refused.
+async fn left_in_place(store: &dyn WriteStore, data_dir: &Path) -> Option<Finding> {
+    let head = node::HeadFile::of(data_dir).last().await.ok().flatten()?;
+    let tip = head.tip;
+    let chains = store.audit_chains().await.ok()?;
+    let end = chains.iter().find(|chain| chain.node == tip.node).map_or(0, |chain| chain.sequence);
+    let before = tip.sequence.checked_sub(1)?;
+    let stored = store.audit_events(&tip.node, before, 1).await.ok()?;
+    let is_there = stored.first().is_some_and(|event| event.sequence == tip.sequence);
+    if is_there && end >= tip.sequence {
+        return None;
+    }
+    let dir = data_dir.display();
+    let sentence = format!(
+        "the database has {end} events of node {}, and {dir}/audit-head is the signed head of {}: if it \
+         was restored, move {dir}/node-id and {dir}/audit-head away, so that a new node with an audit \
+         chain of its own begins; if not, find out who took events away",
+        tip.node, tip.sequence
+    );
+    Some(Finding::new("site.data_dir", sentence))
+}
