@@ -1,6 +1,7 @@
 //! The parts put together: what each verb of the command line does.
 
 mod init;
+mod migrate;
 mod node;
 mod outside;
 mod serve;
@@ -23,6 +24,7 @@ use crate::{
 };
 
 pub use init::{InitOptions, init};
+pub use migrate::migrate;
 pub use outside::{OperatingSystem, SystemClock};
 pub use serve::serve;
 use token::Asked;
@@ -69,11 +71,16 @@ pub fn check(config: Config) -> Vec<Finding> {
     if findings.iter().any(|finding| finding.key == "hsm.module") {
         return findings;
     }
-    match known_canaries(&config) {
+    let domain = known_domain(&config);
+    let unsigned = domain.as_ref().is_ok_and(|d| d.as_ref().is_some_and(migrate::is_unsigned));
+    match domain.and_then(canaries_of_known) {
         Ok(canaries) => {
             // Without any there is nothing yet to hold the token against: can it do it all?
             if canaries.is_none() {
                 findings.push(Finding::of("site", &Fault::Store(NO_DOMAIN.into())));
+            }
+            if unsigned {
+                findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
             }
             let fault = match try_token(config.hsm, canaries, ProbeDepth::Start) {
                 Ok(report) => report.refusal().map(|why| Fault::Token(why.into())),
@@ -116,10 +123,19 @@ const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-s
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
+    known_domain(config).and_then(canaries_of_known)
+}
+
+fn canaries_of_known(domain: Option<DomainRecord>) -> Result<Option<Canaries>, Fault> {
+    domain.map(|domain| canaries_of(&domain)).transpose()
+}
+
+/// The domain's record, if `init` has been here.
+fn known_domain(config: &Config) -> Result<Option<DomainRecord>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
     }
-    let domain = runtime(1)?.block_on(async {
+    runtime(1)?.block_on(async {
         let store = match open_store(config, false).await {
             Err(NotOpened::Empty) => return Ok(None),
             opened => opened?,
@@ -127,8 +143,7 @@ fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
         let domain = store.domain().await.map_err(|error| Fault::Store(error.into()));
         store.close().await;
         domain
-    })?;
-    domain.map(|domain| canaries_of(&domain)).transpose()
+    })
 }
 
 fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {

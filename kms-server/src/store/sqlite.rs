@@ -33,6 +33,7 @@ use super::{
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
@@ -41,6 +42,9 @@ const READERS: u32 = 4;
 /// Changed blocks and records after which the log is copied into the file: about 10 MiB of log, which
 /// a start after a crash reads through in well under a second.
 const CHANGES_A_CHECKPOINT: usize = 2_000;
+
+/// A head table counts as so many changes: it has as many pages, about.
+const TABLE_CHANGES: usize = 50;
 
 /// The store in one SQLite file.
 pub struct SqliteStore {
@@ -266,20 +270,50 @@ impl AuditStore for SqliteStore {
         let outcome = audit::add_checkpoint(&mut begun.writer.connection, checkpoint).await;
         self.end(begun, outcome, 1).await
     }
+
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
+        audit::head_table(&mut *self.reader().await?).await
+    }
+
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError> {
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let (mut done, mut outcome) = (false, Ok(()));
+        match audit::put_head_table(connection, expected, table).await {
+            Ok(put) => done = put,
+            Err(error) => outcome = Err(error),
+        }
+        self.end(begun, outcome, TABLE_CHANGES).await?;
+        Ok(done)
+    }
 }
 
 #[async_trait]
 impl WriteStore for SqliteStore {
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
-        let Founding { domain, blocks } = founding;
-        rules::check(blocks)?;
+        rules::check(&founding.blocks)?;
         let mut begun = self.begin().await?;
         let connection = &mut begun.writer.connection;
-        let mut outcome = write::create_domain(connection, domain).await;
+        let mut outcome = write::create_domain(connection, &founding.domain).await;
         if outcome.is_ok() {
-            outcome = write::commit(connection, blocks).await;
+            outcome = write::found(connection, founding).await;
         }
-        self.end(begun, outcome, 1 + blocks.len()).await
+        self.end(begun, outcome, TABLE_CHANGES + founding.blocks.len()).await
+    }
+
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        rules::check(&founding.blocks)?;
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let mut outcome = write::sign_domain(connection, &founding.domain).await;
+        if outcome.is_ok() {
+            outcome = write::found(connection, founding).await;
+        }
+        self.end(begun, outcome, TABLE_CHANGES + founding.blocks.len()).await
     }
 
     async fn commit(
