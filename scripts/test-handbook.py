@@ -31,6 +31,7 @@ SOURCES = [
 STRINGS_IN = [
     ("kms-server/src/app.rs", r"NO_DOMAIN: &str = "),
     ("kms-server/src/app/init.rs", r"Fault::Store\(\s*"),
+    ("kms-server/src/app/migrate.rs", r": &str = |Fault::Store\(\s*|let sentence = "),
     ("kms-server/src/hsm/pkcs11/library.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/connection.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/canary.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),

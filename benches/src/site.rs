@@ -14,6 +14,7 @@ use kms_server::{
     domain::{
         DomainRecord,
         audit::{AuditedCall, Checkpoint, NodeId},
+        freshness::Freshness,
         ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
     },
     hsm::{
@@ -41,6 +42,7 @@ pub struct Parts {
     audit: Arc<Audit>,
     domain: DomainRecord,
     clock: Arc<dyn Clock>,
+    freshness: Arc<Freshness>,
     keyring: keyring::Config,
     import: lifecycle::Config,
 }
@@ -94,9 +96,15 @@ impl Parts {
         // A node of its own each time: the site's server has another.
         let mut node = [0; 16];
         OperatingSystem.fill(&mut node)?;
+        let freshness = Arc::new(Freshness::default());
         let audit = Audit::open(
             audit::Config::default(),
-            (NodeId(node), domain.blocks),
+            audit::Place {
+                node: NodeId(node),
+                domain: domain.domain,
+                blocks: domain.blocks,
+                freshness: Arc::clone(&freshness),
+            },
             store.clone(),
             hsm.clone(),
             Arc::clone(&clock),
@@ -109,6 +117,7 @@ impl Parts {
             audit,
             domain,
             clock,
+            freshness,
             keyring: config.keyring,
             import: config.import,
         })
@@ -118,7 +127,8 @@ impl Parts {
     pub fn keyring(&self) -> Result<Arc<Keyring>, Error> {
         let (domain, clock) = (self.domain.clone(), Arc::clone(&self.clock));
         let (store, commits) = (self.store.clone(), self.audit.clone());
-        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), store, commits, clock)?)
+        let freshness = Arc::clone(&self.freshness);
+        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), store, commits, clock, freshness)?)
     }
 
     /// The HES's verbs over `keyring`.
@@ -152,7 +162,10 @@ impl Parts {
                 return Err(format!("a meter was refused: {refused:?}").into());
             }
         }
-        Ok(Some(start.elapsed()))
+        let took = start.elapsed();
+        // As a server does each minute: the next start reads what was not signed for.
+        self.audit.sign_table(true).await;
+        Ok(Some(took))
     }
 
     /// Opens every block in a new keyring.

@@ -60,6 +60,9 @@ pub struct AuditEvent {
     /// Of a record of crypto traffic: items by block.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<AuditBlock>,
+    /// Where each block stands that changed with this event.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<AuditHead>,
     /// Of this event and all before it.
     #[serde(serialize_with = "as_hex")]
     pub hash: Vec<u8>,
@@ -97,6 +100,20 @@ pub struct AuditBlock {
     pub block: u32,
     /// How many.
     pub items: u64,
+}
+
+/// Where a block stood after a change, and what was in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditHead {
+    /// The block.
+    pub block: u32,
+    /// The writer's epoch.
+    pub epoch: u64,
+    /// The change's number within the block.
+    pub sequence: u64,
+    /// Over its records' MACs.
+    #[serde(serialize_with = "as_hex")]
+    pub digest: Vec<u8>,
 }
 
 /// What became of a check.
@@ -334,6 +351,16 @@ impl AuditEvent {
                 .blocks
                 .into_iter()
                 .map(|block| AuditBlock { block: block.block, items: block.items })
+                .collect(),
+            heads: wire
+                .heads
+                .into_iter()
+                .map(|head| AuditHead {
+                    block: head.block,
+                    epoch: head.epoch,
+                    sequence: head.sequence,
+                    digest: head.digest.to_vec(),
+                })
                 .collect(),
             hash: wire.hash.to_vec(),
         }

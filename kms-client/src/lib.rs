@@ -41,8 +41,8 @@ mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
 pub use approvals::Approval;
 pub use audit::{
-    Audit, AuditBlock, AuditDetail, AuditEvent, AuditOutcome, BrokenChain, ChainReport, Expected,
-    KnownHead,
+    Audit, AuditBlock, AuditDetail, AuditEvent, AuditHead, AuditOutcome, BrokenChain, ChainReport,
+    Expected, KnownHead,
 };
 pub use call::{CallError, ConnectError, ProtocolError};
 pub use ciphering::StreamOptions;

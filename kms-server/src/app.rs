@@ -2,6 +2,7 @@
 
 mod check;
 mod init;
+mod migrate;
 mod node;
 mod outside;
 mod serve;
@@ -25,6 +26,7 @@ use crate::{
 
 pub use check::check;
 pub use init::{InitOptions, init};
+pub use migrate::migrate;
 pub use outside::{OperatingSystem, SystemClock};
 pub use serve::serve;
 use token::Asked;
@@ -119,10 +121,19 @@ const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-s
 
 /// The proofs of the token's KEKs, if `init` has been here.
 fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
+    known_domain(config).and_then(canaries_of_known)
+}
+
+fn canaries_of_known(domain: Option<DomainRecord>) -> Result<Option<Canaries>, Fault> {
+    domain.map(|domain| canaries_of(&domain)).transpose()
+}
+
+/// The domain's record, if `init` has been here.
+fn known_domain(config: &Config) -> Result<Option<DomainRecord>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
     }
-    let domain = runtime(1)?.block_on(async {
+    runtime(1)?.block_on(async {
         let store = match open_store(config, false).await {
             Err(NotOpened::Empty) => return Ok(None),
             opened => opened?,
@@ -130,8 +141,7 @@ fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
         let domain = store.domain().await;
         store.close().await;
         Ok::<_, Fault>(domain?)
-    })?;
-    domain.map(|domain| canaries_of(&domain)).transpose()
+    })
 }
 
 fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {

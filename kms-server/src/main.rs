@@ -47,6 +47,7 @@ fn run(Arguments { config: path, verb }: Arguments, log: &Log) -> Result<ExitCod
         Verb::Init { so_pin_file, output, .. } => {
             output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
         }
+        Verb::Migrate(output) => output.say(&app::migrate(config)?),
         Verb::Serve => app::serve(config, log.clone())?,
         Verb::ProbeHsm { all, output } => {
             let report = app::probe_hsm(config)?;
@@ -138,6 +139,8 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+    /// Bring a key domain that an older version made to this one: once, while no server runs.
+    Migrate(Output),
     /// Serve until SIGTERM or SIGINT.
     Serve,
     /// Say everything that is wrong with the configuration and around it.

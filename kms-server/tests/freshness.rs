@@ -6,7 +6,12 @@ mod site_common;
 
 use kms_server::{
     ciphering::Named,
-    domain::{BlockNo, MeterId, Verdict},
+    domain::{
+        BlockNo, Epoch, MeterId, Position, Sequence, Verdict,
+        audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, Subject},
+        freshness::{BlockMark, HeadTable},
+    },
+    store::ChainLink,
 };
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -128,6 +133,66 @@ on_a_token! {
             tamper(&site, "INSERT INTO blocks SELECT * FROM kept WHERE block IN (3, 4)").await;
             assert!(until(None).await, "{:?}", site.keyring.status().faults);
             care.abort();
+        });
+    }
+
+    fn a_made_up_event_takes_a_block_out_while_it_is_there_and_is_never_signed_for(home) {
+        run(async {
+            let site = Site::new(home).await;
+            let (one, _, other) = neighbours(&site);
+            site.add(meter(one)).await;
+            site.audit.close().await;
+            // Chains have no key: anybody can write one.
+            let node = NodeId([0xF0; 16]);
+            let call = AuditedCall::new("somebody", "Meters/DeleteMeter");
+            let mut entry = call.entry(1, Subject::NONE, AuditOutcome::Done);
+            let position = Position { epoch: Epoch(2), sequence: Sequence(1 << 40) };
+            let block = site.keyring.block_of(&title(one));
+            entry.heads = vec![BlockMark { block, position, digest: [1; 32] }];
+            let behind = ChainTip::empty(node);
+            let events = [behind.append(entry).1];
+            site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+            let second = Site::new(home).await;
+            refused_by_name(&second, one, "went back", "a made-up event").await;
+            second.add(meter(other)).await;
+            second.audit.sign_table(true).await;
+            let table = second.store.head_table().await.unwrap().unwrap();
+            let table = HeadTable::decode(&table.body).unwrap();
+            assert!(table.tips.iter().all(|tip| tip.node != node), "signed for: {:?}", table.tips);
+            let own = second.audit.status();
+            assert_eq!(table.tip_of(own.node).sequence, own.sequence, "the own chain is");
+            tamper(&second, "DELETE FROM audit_events WHERE node = x'F0F0F0F0F0F0F0F0F0F0F0F0F0F0F0F0'; \
+                DELETE FROM audit_chains WHERE node = x'F0F0F0F0F0F0F0F0F0F0F0F0F0F0F0F0'").await;
+            let third = Site::new(home).await;
+            for n in [one, other] {
+                assert_eq!(third.verdict(&push(n, PLAIN)).await, Verdict::Ok);
+            }
+            assert_eq!(third.keyring.status().faults, [""; 0]);
+        });
+    }
+
+    fn each_block_of_a_commit_stands_in_its_events_and_no_start_reads_what_was_signed_for(home) {
+        run(async {
+            let site = Site::new(home).await;
+            site.import((0..300).map(meter).collect(), Default::default()).await;
+            let node = site.audit.status().node;
+            let events = site.store.audit_events(&node, 0, 1_000).await.unwrap();
+            let mut marked: Vec<BlockNo> = events
+                .iter()
+                .flat_map(|event| AuditEvent::decode(&event.body).unwrap().entry.heads)
+                .map(|mark| mark.block)
+                .collect();
+            marked.sort_unstable();
+            assert_eq!(marked, (0..16).map(BlockNo).collect::<Vec<_>>(), "once each");
+            site.audit.close().await;
+            // The bodies of what was signed for are not looked at.
+            let signed = site.audit.status().sequence;
+            tamper(&site, "UPDATE audit_events SET body = x'00'").await;
+            let next = Site::new(home).await;
+            assert_eq!(next.keyring.status().faults, [""; 0]);
+            assert_eq!(next.verdict(&push(7, PLAIN)).await, Verdict::Ok);
+            let table = next.store.head_table().await.unwrap().unwrap();
+            assert_eq!(HeadTable::decode(&table.body).unwrap().tip_of(node).sequence, signed);
         });
     }
 }

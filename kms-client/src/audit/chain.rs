@@ -187,7 +187,7 @@ fn broken(sequence: u64, reason: &str) -> BrokenChain {
 
 /// The canonical bytes, as `audit.proto` has them; `None` if the fields are none that have any.
 fn encode(event: &AuditEvent) -> Option<Vec<u8>> {
-    let mut out = vec![1];
+    let mut out = vec![if event.heads.is_empty() { 1 } else { 2 }];
     out.extend_from_slice(&event.node_id);
     out.extend_from_slice(&event.sequence.to_be_bytes());
     out.extend_from_slice(&event.at_ms.to_be_bytes());
@@ -215,6 +215,15 @@ fn encode(event: &AuditEvent) -> Option<Vec<u8>> {
     for block in &event.blocks {
         out.extend_from_slice(&block.block.to_be_bytes());
         out.extend_from_slice(&block.items.to_be_bytes());
+    }
+    if !event.heads.is_empty() {
+        out.extend_from_slice(&u32::try_from(event.heads.len()).ok()?.to_be_bytes());
+    }
+    for head in &event.heads {
+        out.extend_from_slice(&head.block.to_be_bytes());
+        out.extend_from_slice(&head.epoch.to_be_bytes());
+        out.extend_from_slice(&head.sequence.to_be_bytes());
+        out.extend_from_slice(head.digest.first_chunk::<32>().filter(|_| head.digest.len() == 32)?);
     }
     Some(out)
 }
@@ -250,6 +259,7 @@ mod tests {
             details: vec![v1::AuditDetail { name: 6, number: 3 }],
             blocks: vec![v1::AuditBlock { block: 9, items: 2 }],
             hash: hex::decode(GOLDEN_HASH).unwrap().into(),
+            heads: Vec::new(),
         }
     }
 
@@ -261,6 +271,13 @@ mod tests {
         let event = AuditEvent::from_wire(wire_event());
         let mut chain = Chain::new(NODE, [0; 65]);
         assert_eq!(chain.event(&event), Ok(()));
+        let plain = encode(&event).unwrap();
+        let head = v1::AuditHead { block: 7, epoch: 2, sequence: 5, digest: vec![0xD1; 32].into() };
+        let event = AuditEvent::from_wire(v1::AuditEvent { heads: vec![head], ..wire_event() });
+        // As the server's test has it, too.
+        let heads = format!("0000000100000007{:016x}{:016x}{}", 2, 5, "d1".repeat(32));
+        let wanted = format!("02{}{heads}", &hex::encode(plain)[2..]);
+        assert_eq!(hex::encode(encode(&event).unwrap()), wanted);
     }
 
     /// A chain of `n` events as the server would write it.
@@ -268,7 +285,10 @@ mod tests {
         let mut hash = Chain::new(NODE, [0; 65]).hash;
         (1..=n)
             .map(|sequence| {
-                let mut event = AuditEvent::from_wire(v1::AuditEvent { sequence, ..wire_event() });
+                let head =
+                    v1::AuditHead { block: 7, epoch: 2, sequence, digest: vec![0xD1; 32].into() };
+                let wire = v1::AuditEvent { sequence, heads: vec![head], ..wire_event() };
+                let mut event = AuditEvent::from_wire(wire);
                 let bytes = encode(&event).unwrap();
                 let link = Sha256::new().chain_update(b"ami.kms/audit-event/1").chain_update(hash);
                 hash = link.chain_update(bytes).finalize().into();
@@ -291,7 +311,7 @@ mod tests {
     fn each_change_of_an_event_is_found_at_its_place() {
         let good = events(5);
         assert_eq!(check(&good, None), Ok(()));
-        let changes: [fn(&mut AuditEvent); 13] = [
+        let changes: [fn(&mut AuditEvent); 17] = [
             |event| event.node_id[0] ^= 1,
             |event| event.sequence += 1,
             |event| event.at_ms += 1,
@@ -305,6 +325,10 @@ mod tests {
             |event| event.reason.clear(),
             |event| event.details[0].number += 1,
             |event| event.blocks.clear(),
+            |event| event.heads.clear(),
+            |event| event.heads[0].epoch += 1,
+            |event| event.heads[0].sequence += 1,
+            |event| event.heads[0].digest[31] ^= 1,
         ];
         for change in changes {
             let mut altered = good.clone();

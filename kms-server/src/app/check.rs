@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use super::{
-    Fault, NO_DOMAIN, NotOpened, SystemClock, canaries_of, node, open_store, runtime, try_token,
+    Fault, NO_DOMAIN, NotOpened, SystemClock, canaries_of, migrate, node, open_store, runtime,
+    try_token,
 };
 use crate::{
     config::{self, Config, Finding, Store},
-    domain::ports::{Clock, HeadWitness as _},
+    domain::ports::Clock,
     hsm::pkcs11::{Canaries, ProbeDepth},
     store::WriteStore,
 };
@@ -58,13 +59,16 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>
         Ok::<_, Fault>((domain?, wrong))
     })?;
     findings.extend(wrong);
+    if domain.as_ref().is_some_and(migrate::is_unsigned) {
+        findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
+    }
     domain.map(|domain| canaries_of(&domain)).transpose()
 }
 
 /// A database that was restored beside a node's own files: its audit chain is shorter than they say, or
 /// another one, and every call that has to be recorded would be refused.
 async fn left_in_place(store: &dyn WriteStore, data_dir: &Path) -> Option<Finding> {
-    let head = node::HeadFile::of(data_dir).last().await.ok().flatten()?;
+    let head = node::signed_head(data_dir)?;
     let tip = head.tip;
     let chains = store.audit_chains().await.ok()?;
     let end = chains.iter().find(|chain| chain.node == tip.node).map_or(0, |chain| chain.sequence);

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Fault, OperatingSystem, Report, SystemClock, open_store, pin_from, runtime};
+use super::{
+    Fault, OperatingSystem, Report, SystemClock, migrate::sign, open_store, pin_from, runtime,
+};
 use crate::{
     config::Config,
     domain::{
@@ -89,7 +91,7 @@ impl From<Fault> for NotFounded {
     }
 }
 
-/// Everything after the token's keys: the blocks, sealed first and written at once. An `init` that is
+/// Everything after the token's keys: the blocks, sealed and signed for first and written at once. An `init` that is
 /// killed leaves no part of a key domain.
 fn found(
     runtime: &tokio::runtime::Runtime,
@@ -97,7 +99,7 @@ fn found(
     config: Config,
     made: &InitReport,
 ) -> Result<DomainRecord, NotFounded> {
-    let domain = DomainRecord {
+    let mut domain = DomainRecord {
         domain: DomainId(random_16()?),
         blocks: config.site.blocks,
         site: config.site.name.clone(),
@@ -106,6 +108,7 @@ fn found(
         even: config.site.even,
         canaries: made.canaries.encode(),
         created_ms: SystemClock::new().unix_ms(),
+        signature: None,
     };
     let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
     let token = Pkcs11Token::connect(config.hsm, made.canaries.clone()).map_err(Fault::from)?;
@@ -113,7 +116,9 @@ fn found(
     let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
     let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
     let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
-    let founding = Founding { domain, blocks };
+    let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
+    let table = runtime.block_on(sign(&hsm, &mut domain, Vec::new(), heads))?;
+    let founding = Founding { domain, blocks, table };
     runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
         may_be_there: matches!(error, StoreError::Unreachable { .. }),
         fault: error.into(),

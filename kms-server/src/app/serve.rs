@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of,
+    migrate::check_domain,
     node::{HeadFile, node_id},
     open_store, runtime,
     token::Asked,
@@ -19,7 +20,7 @@ use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
     config::Config,
-    domain::{DomainRecord, ports::Clock},
+    domain::{DomainRecord, freshness::Freshness, ports::Clock},
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
@@ -82,8 +83,16 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     };
     // Its sessions end with the process. To close them would be to wait for a token that may hang.
     std::mem::forget(hsm.clone());
+    check_domain(&hsm, &domain).await?;
+    let freshness = Arc::new(Freshness::default());
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
-    let audit = open_audit(audit, &site.data_dir, &domain, &measured, &hsm, &clock).await?;
+    let place = audit::Place {
+        node: node_id(&site.data_dir, &OperatingSystem)?,
+        domain: domain.domain,
+        blocks: domain.blocks,
+        freshness: Arc::clone(&freshness),
+    };
+    let audit = open_audit(audit, &site.data_dir, place, &measured, &hsm, &clock).await?;
     let keyring = Keyring::new(
         keyring,
         domain.clone(),
@@ -91,6 +100,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         measured.clone(),
         audit.clone(),
         Arc::clone(&clock),
+        freshness,
     )
     .map_err(|error| Fault::Setting(error.into()))?;
     let token = hsm.clone();
@@ -149,14 +159,14 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
 async fn open_audit(
     config: audit::Config,
     data_dir: &Path,
-    domain: &DomainRecord,
+    place: audit::Place,
     store: &Arc<Measured<dyn WriteStore>>,
     hsm: &Hsm,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<Audit>, Fault> {
-    let node = node_id(data_dir, &OperatingSystem)?;
-    let witness = Arc::new(HeadFile::of(data_dir));
-    let place = (node, domain.blocks);
+    let witness = HeadFile::of(data_dir, place.node);
+    let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
+    let witness = Arc::new(witness);
     let opened = Audit::open(config, place, store.clone(), hsm.clone(), Arc::clone(clock), witness);
     opened.await.map_err(|error| match error {
         AuditError::Witness(_) => Fault::Setting(error.into()),

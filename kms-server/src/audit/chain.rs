@@ -1,13 +1,21 @@
 //! The writer of one chain. Number and hash are taken under one lock, which is held until the
 //! transaction has ended: so concurrent calls chain correctly, and a failed one leaves no gap.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::lock;
 use crate::{
-    domain::audit::{AuditEntry, ChainTip},
+    domain::{
+        BlockNo,
+        audit::{AuditEntry, ChainTip},
+        freshness::BlockMark,
+        ports::HeadWitness,
+    },
     store::{BlockChange, ChainLink, StoreError, WriteStore},
 };
 
@@ -16,6 +24,23 @@ pub(super) struct Chain {
     state: AsyncMutex<State>,
     tip: watch::Sender<ChainTip>,
     fault: Mutex<Option<String>>,
+    witness: Arc<dyn HeadWitness>,
+    witness_fault: Mutex<Option<String>>,
+    own: Mutex<Own>,
+}
+
+/// What this process's own commits say of blocks: all of `from` to `to`, the newest of each block.
+#[derive(Clone)]
+pub(super) struct Own {
+    pub(super) from: ChainTip,
+    pub(super) to: ChainTip,
+    pub(super) marks: HashMap<BlockNo, BlockMark>,
+}
+
+impl Own {
+    fn new(tip: ChainTip) -> Self {
+        Self { from: tip, to: tip, marks: HashMap::new() }
+    }
 }
 
 struct State {
@@ -32,9 +57,61 @@ struct State {
 const LATE_MAX: usize = 64;
 
 impl Chain {
-    pub(super) fn new(tip: ChainTip, store: Arc<dyn WriteStore>) -> Self {
+    pub(super) fn new(
+        tip: ChainTip,
+        store: Arc<dyn WriteStore>,
+        witness: Arc<dyn HeadWitness>,
+    ) -> Self {
         let state = AsyncMutex::new(State { tip, attempted: None, late: Vec::new() });
-        Self { store, state, tip: watch::Sender::new(tip), fault: Mutex::default() }
+        let (fault, witness_fault) = <(Mutex<_>, Mutex<_>)>::default();
+        let own = Mutex::new(Own::new(tip));
+        Self { store, state, tip: watch::Sender::new(tip), fault, witness, witness_fault, own }
+    }
+
+    /// Why the end was not noted outside the database the last time.
+    pub(super) fn witness_fault(&self) -> Option<String> {
+        lock(&self.witness_fault).clone()
+    }
+
+    /// What this process knows of its own commits, so that it needs not be read.
+    pub(super) fn own(&self) -> Own {
+        lock(&self.own).clone()
+    }
+
+    /// What was known to `tip` is in the head table now.
+    pub(super) fn taken(&self, tip: ChainTip) {
+        let mut own = lock(&self.own);
+        // Short of where these marks begin, some are not among them.
+        if tip.sequence >= own.from.sequence {
+            own.from = tip;
+        }
+        if own.to == tip {
+            own.marks.clear();
+        }
+    }
+
+    /// The chain ends here now: committed, and then noted outside the database. `entries` were committed;
+    /// `None`: that is not known.
+    fn ends_at(&self, tip: ChainTip, entries: Option<&[AuditEntry]>) {
+        let mut own = lock(&self.own);
+        match entries {
+            Some(entries) => {
+                own.to = tip;
+                let marks = entries.iter().flat_map(|entry| &entry.heads);
+                own.marks.extend(marks.map(|mark| (mark.block, *mark)));
+            }
+            None => *own = Own::new(tip),
+        }
+        drop(own);
+        if let Err(error) = self.witness.note(&tip) {
+            let first = lock(&self.witness_fault).replace(error.to_string()).is_none();
+            if first {
+                tracing::error!(%error, "the audit chain's end is not noted outside the database");
+            }
+        } else {
+            lock(&self.witness_fault).take();
+        }
+        self.tip.send_replace(tip);
     }
 
     pub(super) fn tip(&self) -> ChainTip {
@@ -121,7 +198,7 @@ impl Chain {
         match &done {
             Ok(()) => {
                 *state = State { tip, attempted: None, late: Vec::new() };
-                self.tip.send_replace(tip);
+                self.ends_at(tip, Some(entries));
             }
             Err(StoreError::Unreachable { .. }) => {}
             Err(_) => state.attempted = None,
@@ -139,7 +216,7 @@ impl Chain {
         let found = found.unwrap_or(ChainTip::empty(node));
         if found == attempted || state.late.contains(&found) {
             *state = State { tip: found, attempted: None, late: Vec::new() };
-            self.tip.send_replace(found);
+            self.ends_at(found, None);
             return Ok(());
         }
         if found != state.tip {

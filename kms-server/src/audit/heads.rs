@@ -80,7 +80,10 @@ impl Heads {
     /// What does not fit between the chain's end and the last signed heads, the database's and the
     /// witness's; `None` if all does.
     pub(super) async fn examine(&self, tip: &ChainTip) -> Result<Option<String>, AuditError> {
-        let stored = self.store.last_audit_checkpoint(&self.node).await.map_err(not_readable)?;
+        let stored = match self.store.last_audit_checkpoint(&self.node).await {
+            Err(StoreError::Damaged(what)) => return Ok(Some(what)),
+            stored => stored.map_err(not_readable)?,
+        };
         let kept = self.witness.last().await.map_err(|error| AuditError::Witness(error.0))?;
         // A head of another node's chain is of no use here: the node's name is new.
         let kept = kept.filter(|head| head.tip.node == self.node);
@@ -94,6 +97,7 @@ impl Heads {
                 Ok(None)
             }
             Err(Failed::Broken(broken)) => Ok(Some(broken.to_string())),
+            Err(Failed::Store(StoreError::Damaged(what))) => Ok(Some(what)),
             Err(Failed::Store(error)) => Err(not_readable(error)),
         }
     }

@@ -9,6 +9,7 @@
 mod chain;
 mod heads;
 mod reading;
+mod tables;
 mod traffic;
 
 use std::{
@@ -25,11 +26,12 @@ use tokio::{
 
 use crate::{
     domain::{
-        BlockCount, SystemTitle, Verdict,
+        BlockCount, DomainId, SystemTitle, Verdict,
         audit::{
             AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
             Subject,
         },
+        freshness::{BlockMark, Freshness},
         ports::{Clock, HeadWitness},
     },
     hsm::{Hsm, TokenError},
@@ -43,6 +45,8 @@ use crate::{
 use chain::Chain;
 use heads::Heads;
 pub use reading::{PAGE_MAX, Page, Verification};
+use tables::Tables;
+pub use tables::sign_head_table;
 use traffic::Traffic;
 
 /// What the audit needs, checked.
@@ -68,6 +72,19 @@ impl Default for Config {
             checkpoint_interval: Duration::from_secs(60),
         }
     }
+}
+
+/// Whose chain it is, and which blocks its events are about.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// Its site's key domain.
+    pub domain: DomainId,
+    /// How many blocks that has.
+    pub blocks: BlockCount,
+    /// What is known of them; the keyring holds blocks against it.
+    pub freshness: Arc<Freshness>,
 }
 
 /// Calls that wait to be recorded; more are refused.
@@ -141,6 +158,8 @@ pub struct Audit {
     config: Config,
     chain: Arc<Chain>,
     heads: Heads,
+    tables: Tables,
+    blocks: BlockCount,
     traffic: Traffic,
     /// Refusals of this interval, by caller, call and reason word, beyond the first.
     refusals: Mutex<HashMap<(AuditText, AuditText, AuditText), u64>>,
@@ -158,20 +177,35 @@ impl Audit {
     /// Call within a Tokio runtime.
     pub async fn open(
         config: Config,
-        (node, blocks): (NodeId, BlockCount),
+        place: Place,
         store: Arc<dyn WriteStore>,
         hsm: Hsm,
         clock: Arc<dyn Clock>,
         witness: Arc<dyn HeadWitness>,
     ) -> Result<Arc<Self>, AuditError> {
-        let read = |error: StoreError| AuditError::NotReadable(error.to_string());
-        let chains = store.audit_chains().await.map_err(read)?;
+        let Place { node, blocks, .. } = place;
+        let (chains, fault) = match store.audit_chains().await {
+            Ok(chains) => (chains, None),
+            Err(StoreError::Damaged(what)) => (Vec::new(), Some(what)),
+            Err(error) => return Err(AuditError::NotReadable(error.to_string())),
+        };
         let tip = chains.into_iter().find(|tip| tip.node == node);
         let tip = tip.unwrap_or(ChainTip::empty(node));
-        let heads = Heads::open(node, Arc::clone(&store), hsm, Arc::clone(&clock), witness).await?;
-        let chain = Arc::new(Chain::new(tip, Arc::clone(&store)));
-        if let Some(fault) = heads.examine(&tip).await? {
+        let (hsm_too, witness_too) = (hsm.clone(), Arc::clone(&witness));
+        let heads =
+            Heads::open(node, Arc::clone(&store), hsm, Arc::clone(&clock), Arc::clone(&witness));
+        let heads = heads.await?;
+        let chain = Arc::new(Chain::new(tip, Arc::clone(&store), witness));
+        if let Some(fault) = fault.map_or(heads.examine(&tip).await?, Some) {
             chain.fail(fault);
+        }
+        let key = *heads.public_key();
+        let (store_too, clock_too) = (Arc::clone(&store), Arc::clone(&clock));
+        let freshness = Arc::clone(&place.freshness);
+        let tables = Tables::open(place, key, store_too, hsm_too, clock_too, witness_too).await?;
+        if let Some(reason) = freshness.refusal() {
+            // What is written behind an older end would hide that it is one.
+            chain.fail(reason.to_string());
         }
         let (queue, asked) = mpsc::channel(QUEUE_MAX);
         tokio::spawn(write_queued(Arc::clone(&chain), asked));
@@ -180,8 +214,19 @@ impl Audit {
         let call = AuditedCall::new(OURSELVES, "Server/Start");
         let start = call.entry(clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
         let start = Mutex::new(Some(start));
-        let this =
-            Arc::new(Self { config, chain, heads, traffic, refusals, start, queue, store, clock });
+        let this = Arc::new(Self {
+            config,
+            chain,
+            heads,
+            tables,
+            blocks,
+            traffic,
+            refusals,
+            start,
+            queue,
+            store,
+            clock,
+        });
         this.say_that_we_started().await;
         Ok(this)
     }
@@ -205,6 +250,7 @@ impl Audit {
                 self.sign().await;
                 signed = Instant::now();
             }
+            self.sign_table(false).await;
         }
     }
 
@@ -217,6 +263,14 @@ impl Audit {
             tracing::error!(%error, "the stop is not in the audit log");
         }
         self.sign().await;
+        self.sign_table(true).await;
+    }
+
+    /// Signs the head table, if something is new and it is time, or `now`.
+    pub async fn sign_table(&self, now: bool) {
+        let interval = self.config.checkpoint_interval.as_millis();
+        let interval_ms = u64::try_from(interval).unwrap_or(u64::MAX);
+        self.tables.care(&self.chain, interval_ms, now).await;
     }
 
     /// Writes what is said of a call that changed nothing; on disk when this returns. On an error the
@@ -288,7 +342,12 @@ impl Audit {
             node: tip.node,
             sequence: tip.sequence,
             signed: self.heads.signed(),
-            fault: self.chain.fault().or_else(|| self.heads.fault()),
+            fault: self
+                .chain
+                .fault()
+                .or_else(|| self.heads.fault())
+                .or_else(|| self.tables.fault())
+                .or_else(|| self.chain.witness_fault()),
         }
     }
 
@@ -353,9 +412,32 @@ impl AuditedStore for Audit {
     async fn commit(
         &self,
         changes: Vec<BlockChange>,
-        entries: Vec<AuditEntry>,
+        mut entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
+        say_where_blocks_stand(&changes, &mut entries, self.blocks);
         self.chain.commit(changes, entries).await
+    }
+}
+
+/// Each changed block's mark goes to an entry about a meter in it, else to the first.
+fn say_where_blocks_stand(changes: &[BlockChange], entries: &mut [AuditEntry], blocks: BlockCount) {
+    let block_of = |entry: &AuditEntry| {
+        let subject = &entry.subject;
+        subject.block.or_else(|| subject.system_title.map(|title| blocks.block_of(&title)))
+    };
+    let mut places: HashMap<_, usize> = HashMap::new();
+    for (at, entry) in entries.iter_mut().enumerate() {
+        entry.heads.clear();
+        if let Some(block) = block_of(entry) {
+            places.entry(block).or_insert(at);
+        }
+    }
+    for BlockChange { head, .. } in changes {
+        let at = places.get(&head.block).copied().unwrap_or(0);
+        if let Some(entry) = entries.get_mut(at) {
+            let (block, position, digest) = (head.block, head.position, head.digest);
+            entry.heads.push(BlockMark { block, position, digest });
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{BlockNo, MeterId, SystemTitle};
+use super::{BlockNo, MeterId, SystemTitle, freshness::BlockMark};
 
 pub use encoding::BadEvent;
 pub use walk::{Broken, Verifier, What};
@@ -114,6 +114,7 @@ impl AuditedCall {
             outcome,
             details: self.approval.map(|number| (Detail::Approval, number)).into_iter().collect(),
             blocks: Vec::new(),
+            heads: Vec::new(),
         }
     }
 }
@@ -245,6 +246,8 @@ pub struct AuditEntry {
     pub details: Vec<(Detail, u64)>,
     /// In a record of traffic: items a block, at most [`AuditEntry::BLOCKS_MAX`].
     pub blocks: Vec<(BlockNo, u64)>,
+    /// Where each block stood after the change that this is about. Never cut.
+    pub heads: Vec<BlockMark>,
 }
 
 impl AuditEntry {
@@ -347,10 +350,12 @@ impl Checkpoint {
 
     /// Whether the holder of `key` signed it.
     pub fn is_signed_by(&self, key: &PublicKey) -> bool {
-        let algorithm = &ring::signature::ECDSA_P256_SHA256_FIXED;
-        let message = Self::message(&self.tip, self.at_ms);
-        ring::signature::UnparsedPublicKey::new(algorithm, key)
-            .verify(&message, &self.signature)
-            .is_ok()
+        is_signed(key, &Self::message(&self.tip, self.at_ms), &self.signature)
     }
+}
+
+/// Whether the holder of `key` signed `message`.
+pub fn is_signed(key: &PublicKey, message: &[u8], signature: &Signature) -> bool {
+    let algorithm = &ring::signature::ECDSA_P256_SHA256_FIXED;
+    ring::signature::UnparsedPublicKey::new(algorithm, key).verify(message, signature).is_ok()
 }

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod block;
+pub mod freshness;
 pub mod key;
 pub mod meter;
 pub mod ports;

@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 
-use super::audit::Checkpoint;
+use super::audit::{ChainTip, Checkpoint};
 
 /// The time, handed in.
 pub trait Clock: Send + Sync + 'static {
@@ -23,6 +23,32 @@ pub trait HeadWitness: Send + Sync + 'static {
 
     /// Keeps `head`; on disk when this returns.
     async fn keep(&self, head: &Checkpoint) -> Result<(), WitnessFailed>;
+
+    /// Keeps the end of the node's own chain, after each commit: as soon as this returns a kill can't
+    /// take it back any more, a power cut can. Must be cheap.
+    fn note(&self, _tip: &ChainTip) -> Result<(), WitnessFailed> {
+        Ok(())
+    }
+
+    /// What was kept of all chains, the own one's noted end included.
+    async fn known(&self) -> Result<KnownTips, WitnessFailed> {
+        Ok(KnownTips::default())
+    }
+
+    /// Keeps the ends of all chains and the number of the head table that they were signed with; on
+    /// disk when this returns.
+    async fn keep_known(&self, _known: &KnownTips) -> Result<(), WitnessFailed> {
+        Ok(())
+    }
+}
+
+/// Ends of chains that were in the database once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownTips {
+    /// A chain may have several.
+    pub tips: Vec<ChainTip>,
+    /// Number of the newest head table; 0: none.
+    pub table: u64,
 }
 
 /// A witness that can't be read or written: one sentence for people.

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use super::{BlockCount, Epoch};
+use super::{
+    BlockCount, Epoch,
+    audit::{PublicKey, Signature, is_signed},
+};
 
 /// Random name of a key domain: two sites that replicate each other share it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,4 +44,32 @@ pub struct DomainRecord {
     pub canaries: Vec<u8>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
+    /// Of the token's signing key, over [`DomainRecord::message`]. `None`: made by a version that did
+    /// not sign yet, and to be migrated.
+    pub signature: Option<Signature>,
+}
+
+impl DomainRecord {
+    /// What is signed: all fields, each of a fixed length or with its length before it.
+    pub fn message(&self) -> Vec<u8> {
+        let Self { domain, blocks, site, epoch, even, canaries, created_ms, signature: _ } = self;
+        [
+            b"ami.kms/domain/1".as_slice(),
+            &domain.0,
+            &blocks.get().to_be_bytes(),
+            &epoch.0.to_be_bytes(),
+            &[u8::from(*even)],
+            &created_ms.to_be_bytes(),
+            &(site.len() as u32).to_be_bytes(),
+            site.as_bytes(),
+            &(canaries.len() as u32).to_be_bytes(),
+            canaries,
+        ]
+        .concat()
+    }
+
+    /// Whether the holder of `key` signed it.
+    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+        self.signature.is_some_and(|signature| is_signed(key, &self.message(), &signature))
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
     domain::{
         BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
         RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
+        freshness::BlockMark,
     },
     store::{BlockChange, IndexEntry, RecordChange, StoreError},
 };
@@ -210,7 +211,8 @@ impl Keyring {
         let mut writers = Vec::with_capacity(changes.len());
         for (mut change, (head, records)) in changes.into_iter().zip(sealed) {
             let block = change.block;
-            self.memory().seen.insert(block, head.position);
+            let (position, digest) = (head.position, head.digest);
+            self.freshness.know(&BlockMark { block, position, digest });
             change.records.extend(records.into_iter().map(|record| (record.key, record)));
             let records = change.records.into_values().collect();
             let verified = Verified { head, records, damaged: change.damaged };

@@ -30,7 +30,7 @@ use tokio::sync::OnceCell;
 use crate::{
     domain::{
         BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, MeterId, Position, SystemTitle,
-        ports::Clock,
+        freshness::Freshness, ports::Clock,
     },
     hsm::{Hsm, TokenError},
     store::{AuditedStore, ReadStore, StoreError},
@@ -92,6 +92,9 @@ pub enum KeyringError {
         /// What does not hold.
         what: String,
     },
+    /// It is not known which states of blocks are the newest.
+    #[error("{0}")]
+    RolledBack(Arc<str>),
     /// The stored block is older than one that this process has seen.
     #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
     Stale {
@@ -127,6 +130,7 @@ impl KeyringError {
                 | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,
+            Self::RolledBack(_) => true,
             Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
         }
     }
@@ -151,6 +155,8 @@ pub struct Keyring {
     opening: Mutex<HashMap<BlockNo, Opening>>,
     /// One writer a block in this process; between processes the store's conflict decides.
     writers: Mutex<HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>>,
+    /// The newest known state of each block.
+    freshness: Arc<Freshness>,
     memory: Mutex<Memory>,
     progress: warm_up::Progress,
     /// Whether other processes write to the store.
@@ -169,8 +175,6 @@ type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
 /// What the keyring remembers of blocks besides their keys. Bounded by the number of blocks.
 #[derive(Default)]
 struct Memory {
-    /// The highest position seen of each block.
-    seen: HashMap<BlockNo, Position>,
     /// The seal that each block's resident subkeys came from: its SHA-256.
     seals: HashMap<BlockNo, [u8; 32]>,
     /// What the last look at all positions found: by block, then what has none.
@@ -197,7 +201,8 @@ const RETRY_AFTER_MS: u64 = 100;
 
 impl Keyring {
     /// An empty keyring: no block is open yet. Blocks are read from `store`; they change only through
-    /// `commits`, together with what the audit log says of it.
+    /// `commits`, together with what the audit log says of it. What is older than `freshness` knows is not
+    /// used.
     pub fn new(
         config: Config,
         domain: DomainRecord,
@@ -205,6 +210,7 @@ impl Keyring {
         store: Arc<dyn ReadStore>,
         commits: Arc<dyn AuditedStore>,
         clock: Arc<dyn Clock>,
+        freshness: Arc<Freshness>,
     ) -> Result<Arc<Self>, ArenaError> {
         let arena = Arena::new(config.arena_bytes, config.allow_unlocked)?;
         let blocks = vec![None; domain.blocks.get() as usize].into_boxed_slice();
@@ -217,6 +223,7 @@ impl Keyring {
             publishing: Mutex::default(),
             opening: Mutex::default(),
             writers: Mutex::default(),
+            freshness,
             memory: Mutex::default(),
             progress: warm_up::Progress::default(),
             shared: store.follow().is_some(),
@@ -266,12 +273,17 @@ impl Keyring {
             (blocks + 1, meters + u64::from(table.meters()))
         });
         let memory = self.memory();
-        let faults = memory.faults();
+        let refusal = self.freshness.refusal();
+        let mut faults = memory.faults();
+        faults.splice(0..0, refusal.iter().map(ToString::to_string));
         let progress = self.progress.read(self.clock.monotonic_ms());
         KeyringStatus {
             blocks_total: self.domain.blocks.get(),
             blocks_open,
-            blocks_failed: memory.blocks_at_fault(),
+            blocks_failed: match refusal {
+                Some(_) => self.domain.blocks.get(),
+                None => memory.blocks_at_fault(),
+            },
             warm_up_done: progress.done,
             warm_up_elapsed_ms: progress.elapsed_ms,
             resident_meters,

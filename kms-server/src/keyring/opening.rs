@@ -5,7 +5,10 @@ use std::sync::{Arc, PoisonError};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    domain::{BlockNo, Head, Position, Record, RecordKey, StoredRecord},
+    domain::{
+        BlockNo, Head, Record, RecordKey, StoredRecord,
+        freshness::{BlockMark, NotFresh},
+    },
     store::{StoreError, StoredBlock},
 };
 
@@ -91,12 +94,18 @@ impl Keyring {
         self.build(&verified, unsealed, may_close_others)
     }
 
+    /// The head of a block as it is stored, all of it verified.
+    pub async fn verified_head(&self, block: BlockNo) -> Result<Head, KeyringError> {
+        self.verified(block).await.map(|(_, verified)| verified.head)
+    }
+
     /// The block as it is stored, its subkeys beside it: verified, or the reason is remembered.
     pub(super) async fn verified(
         &self,
         block: BlockNo,
     ) -> Result<(Unsealed, Verified), KeyringError> {
         let read = async {
+            self.not_refused()?;
             let stored = self.stored(block).await?;
             let unsealed = self.unseal(&stored).await?;
             let verified = self.verify(stored, &unsealed.keys)?;
@@ -109,11 +118,9 @@ impl Keyring {
     /// process saw a newer state is no roll-back: it is read again.
     async fn stored(&self, block: BlockNo) -> Result<StoredBlock, KeyringError> {
         let stored = self.stored_now(block).await?;
-        let is_older = || {
-            let memory = self.memory();
-            memory.seen.get(&block).is_some_and(|seen| stored.head.position < *seen)
-        };
-        if self.has_other_writers() && is_older() {
+        let newest = self.freshness.newest(block);
+        let is_older = newest.is_some_and(|newest| stored.head.position < newest);
+        if self.has_other_writers() && is_older {
             return self.stored_now(block).await;
         }
         Ok(stored)
@@ -198,7 +205,7 @@ impl Keyring {
         if block_keys::digest(records.iter().map(|record| &record.mac)) != head.digest {
             return Err(damaged("its records are not those that its head was made for"));
         }
-        self.check_fresh(block, head.position)?;
+        self.check_fresh(&head)?;
         let mut scratch = Vec::with_capacity(512);
         let damaged: Vec<RecordKey> = records
             .iter()
@@ -263,17 +270,22 @@ impl Keyring {
         built
     }
 
-    /// Refuses a block older than one that this process has seen, and remembers it.
-    fn check_fresh(&self, block: BlockNo, found: Position) -> Result<(), KeyringError> {
-        let mut memory = self.memory();
-        let seen = memory.seen.get(&block).copied().unwrap_or_default();
-        if found < seen {
-            return Err(KeyringError::Stale { block, seen, found });
-        }
-        if found > Position::default() {
-            memory.seen.insert(block, found);
-        }
-        Ok(())
+    /// Refuses a block that is older than what is known of it, or another one of the same place; and
+    /// remembers it. Its head is authentic.
+    fn check_fresh(&self, head: &Head) -> Result<(), KeyringError> {
+        let (block, found) = (head.block, head.position);
+        let mark = BlockMark { block, position: found, digest: head.digest };
+        self.freshness.admit(&mark).map_err(|error| match error {
+            NotFresh::Older(seen) => KeyringError::Stale { block, seen, found },
+            NotFresh::Forked => {
+                let what = format!("at {found} it has other records than it had there before");
+                KeyringError::Damaged { block, what }
+            }
+        })
+    }
+
+    fn not_refused(&self) -> Result<(), KeyringError> {
+        self.freshness.refusal().map_or(Ok(()), |reason| Err(KeyringError::RolledBack(reason)))
     }
 
     pub(super) fn resident(&self, block: BlockNo) -> Option<Arc<BlockTable>> {

@@ -67,11 +67,11 @@ impl Keyring {
         for (block, position) in &found.at {
             if !is_there(*block) {
                 rows.insert(None, foreign(*block));
-            } else if let Some(seen) = memory.seen.get(block).filter(|seen| position < *seen) {
+            } else if let Some(seen) = self.freshness.newest(*block).filter(|seen| position < seen)
+            {
                 // Twice: it is no commit that came in between.
                 if behind_before.get(block) == Some(position) {
-                    let stale =
-                        KeyringError::Stale { block: *block, seen: *seen, found: *position };
+                    let stale = KeyringError::Stale { block: *block, seen, found: *position };
                     rows.insert(Some(*block), stale.to_string());
                 }
                 behind.insert(*block, *position);

@@ -77,7 +77,7 @@ impl Keyring {
         }
     }
 
-    /// False: the arena is full.
+    /// False: the arena is full, or no block is to be used.
     async fn open_some(&self, blocks: Vec<BlockNo>) -> bool {
         let mut writers = Vec::with_capacity(blocks.len());
         let mut tables = Vec::with_capacity(blocks.len());
@@ -96,6 +96,10 @@ impl Keyring {
                     self.memory().failed.remove(&block);
                     tables.push((block, Some(Arc::new(table))));
                     writers.push(writer);
+                }
+                Err(error @ KeyringError::RolledBack(_)) => {
+                    tracing::warn!(%error, "warm-up stops");
+                    room_left = false;
                 }
                 Err(error @ KeyringError::ArenaFull { .. }) => {
                     tracing::warn!(%error, "warm-up stops: other blocks are opened in turn as asked for");

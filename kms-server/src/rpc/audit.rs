@@ -206,6 +206,16 @@ fn event(stored: &StoredEvent) -> v1::AuditEvent {
             .iter()
             .map(|(block, items)| v1::AuditBlock { block: block.0, items: *items })
             .collect(),
+        heads: entry
+            .heads
+            .iter()
+            .map(|mark| v1::AuditHead {
+                block: mark.block.0,
+                epoch: mark.position.epoch.0,
+                sequence: mark.position.sequence.0,
+                digest: Bytes::copy_from_slice(&mark.digest),
+            })
+            .collect(),
         ..place
     }
 }

@@ -39,6 +39,8 @@ where
     each! { cases:
         a_fresh_store_is_empty
         a_domain_comes_to_be_once
+        an_old_domain_is_completed_once
+        a_head_table_is_replaced_only_by_who_knows_it
         a_block_comes_back_byte_for_byte_and_in_key_order
         heads_are_in_order_and_only_of_blocks_that_exist
         a_change_replaces_the_record_and_leaves_the_others

@@ -12,6 +12,7 @@ use crate::{
     domain::{
         BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+        freshness::SignedHeadTable,
     },
     telemetry::{
         catalogue::STORE,
@@ -215,12 +216,28 @@ impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
     async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         self.measure(Operation::AuditHead, self.inner.add_audit_checkpoint(checkpoint)).await
     }
+
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
+        self.measure(Operation::AuditRead, self.inner.head_table()).await
+    }
+
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError> {
+        self.measure(Operation::AuditHead, self.inner.put_head_table(expected, table)).await
+    }
 }
 
 #[async_trait]
 impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
         self.measure(Operation::CreateDomain, self.inner.create_domain(founding)).await
+    }
+
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        self.measure(Operation::CreateDomain, self.inner.complete_domain(founding)).await
     }
 
     async fn commit(

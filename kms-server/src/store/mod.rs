@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
     audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// What can go wrong, cut by what the caller can do about it.
@@ -138,6 +139,8 @@ pub struct Founding {
     pub domain: DomainRecord,
     /// All of its blocks, each without a record: none comes to be later.
     pub blocks: Vec<BlockChange>,
+    /// What says where they stand.
+    pub table: SignedHeadTable,
 }
 
 /// Where a meter is.
@@ -313,6 +316,17 @@ pub trait AuditStore: Send + Sync + 'static {
 
     /// A signed head comes to be. Idempotent: a node has one for each number.
     async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError>;
+
+    /// The site's head table; `None` before there is one.
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError>;
+
+    /// Replaces the head table of number `expected` (`None`: there is none). False: another one is
+    /// there by now, and stays.
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError>;
 }
 
 /// Writing: one method a fact that can become true.
@@ -321,6 +335,10 @@ pub trait WriteStore: ReadStore + AuditStore {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;
+
+    /// A domain that an older version made gets what it has not: its record's signature, the blocks that
+    /// are missing, a head table. All or nothing; [`StoreError::Taken`] if it is signed already.
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError>;
 
     /// Blocks change: all of them or none, on disk when this returns. A block may stand in `changes`
     /// only once. [`StoreError::Conflict`] if a head is not the expected one.

@@ -35,6 +35,7 @@ use super::{
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// How long a query may take. None of them is long; what takes this long hangs.
@@ -61,6 +62,28 @@ impl PostgresStore {
     /// this program's.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         Ok(Self { pool: open::open(&config).await? })
+    }
+}
+
+impl PostgresStore {
+    /// A domain's record and all that it has; or what an old one has not.
+    async fn found(&self, founding: &Founding, is_new: bool) -> Result<(), StoreError> {
+        let Founding { domain, blocks, table: _ } = founding;
+        rules::check(blocks)?;
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = async {
+            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
+            if is_new {
+                write::create_domain(&mut whole, domain).await?;
+            } else {
+                write::sign_domain(&mut whole, domain).await?;
+            }
+            write::found(&mut whole, founding).await?;
+            Ok(whole.commit().await?)
+        };
+        let work = async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
+        let outcome = within(COMMIT_PATIENCE, work).await;
+        written(&mut connection, outcome).await
     }
 }
 
@@ -218,23 +241,32 @@ impl AuditStore for PostgresStore {
             within(COMMIT_PATIENCE, audit::add_checkpoint(&mut connection, checkpoint)).await;
         written(&mut connection, outcome).await
     }
+
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
+        reading!(self, audit::head_table)
+    }
+
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = audit::put_head_table(&mut connection, expected, table);
+        let outcome = within(COMMIT_PATIENCE, work).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
 }
 
 #[async_trait]
 impl WriteStore for PostgresStore {
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
-        let Founding { domain, blocks } = founding;
-        rules::check(blocks)?;
-        let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let work = async {
-            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
-            write::create_domain(&mut whole, domain).await?;
-            write::commit(&mut whole, blocks).await?;
-            Ok(whole.commit().await?)
-        };
-        let work = async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
-        let outcome = within(COMMIT_PATIENCE, work).await;
-        written(&mut connection, outcome).await
+        self.found(founding, true).await
+    }
+
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        self.found(founding, false).await
     }
 
     async fn commit(

@@ -33,6 +33,7 @@ use super::{
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
@@ -302,18 +303,48 @@ impl AuditStore for SqliteStore {
         let outcome = audit::add_checkpoint(&mut begun.writer.connection, checkpoint).await;
         self.end(begun, outcome).await
     }
+
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
+        audit::head_table(&mut *self.reader().await?).await
+    }
+
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError> {
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let (mut done, mut outcome) = (false, Ok(()));
+        match audit::put_head_table(connection, expected, table).await {
+            Ok(put) => done = put,
+            Err(error) => outcome = Err(error),
+        }
+        self.end(begun, outcome).await?;
+        Ok(done)
+    }
 }
 
 #[async_trait]
 impl WriteStore for SqliteStore {
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
-        let Founding { domain, blocks } = founding;
-        rules::check(blocks)?;
+        rules::check(&founding.blocks)?;
         let mut begun = self.begin().await?;
         let connection = &mut begun.writer.connection;
-        let mut outcome = write::create_domain(connection, domain).await;
+        let mut outcome = write::create_domain(connection, &founding.domain).await;
         if outcome.is_ok() {
-            outcome = write::commit(connection, blocks).await;
+            outcome = write::found(connection, founding).await;
+        }
+        self.end(begun, outcome).await
+    }
+
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        rules::check(&founding.blocks)?;
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let mut outcome = write::sign_domain(connection, &founding.domain).await;
+        if outcome.is_ok() {
+            outcome = write::found(connection, founding).await;
         }
         self.end(begun, outcome).await
     }

@@ -5,14 +5,16 @@ use std::{path::Path, time::Duration};
 use kms_server::{
     audit::{Audit, Config},
     domain::{
-        BlockCount, BlockNo, Position, Sequence,
+        BlockNo, Position, Sequence,
         audit::{ChainTip, Verifier},
     },
     store::{AuditedStore as _, ReadStore as _, conformance::Scene},
 };
 
 use super::kill_common::run_and_kill;
-use super::support::{NODE, Place, Signer, Witness, decode, entry, events, open_store};
+use super::support::{
+    NODE, Place, Signer, Witness, begin_table, decode, entry, events, open_store, place,
+};
 
 const CHILD: &str = "KMS_TEST_AUDIT_OF_CHILD";
 const KILLS: u64 = 12;
@@ -24,12 +26,13 @@ async fn child_commits_audited_changes_until_it_is_killed() {
     let Some(path) = std::env::var_os(CHILD) else { return };
     let store = open_store(Path::new(&path)).await;
     let second = Duration::from_secs(1);
-    let hsm = kms_server::hsm::Hsm::new(Signer::new(), 2, second, second);
+    let signer = Signer::new();
+    begin_table(&*store, &signer).await;
+    let hsm = kms_server::hsm::Hsm::new(signer, 2, second, second);
     let clock = std::sync::Arc::new(kms_server::app::SystemClock::new());
-    let place = (NODE, BlockCount::new(16).unwrap());
     let witness = std::sync::Arc::new(Witness::default());
     let audit =
-        Audit::open(Config::default(), place, store.clone(), hsm, clock, witness).await.unwrap();
+        Audit::open(Config::default(), place(), store.clone(), hsm, clock, witness).await.unwrap();
     assert_eq!(audit.status().fault, None);
     let mut done =
         store.block(BlockNo(BLOCK)).await.unwrap().map_or(0, |b| b.head.position.sequence.0);

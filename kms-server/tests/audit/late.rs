@@ -8,6 +8,7 @@ use kms_server::{
     domain::{
         BlockNo, DomainRecord, Fingerprint, Head, MeterId,
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+        freshness::SignedHeadTable,
     },
     store::{
         AuditStore, BlockChange, ChainLink, Founding, MeterPlace, ReadStore, StoreError,
@@ -98,12 +99,25 @@ impl AuditStore for Lossy {
     async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         self.inner.add_audit_checkpoint(checkpoint).await
     }
+    async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
+        self.inner.head_table().await
+    }
+    async fn put_head_table(
+        &self,
+        expected: Option<u64>,
+        table: &SignedHeadTable,
+    ) -> Result<bool, StoreError> {
+        self.inner.put_head_table(expected, table).await
+    }
 }
 
 #[async_trait]
 impl WriteStore for Lossy {
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError> {
         self.inner.create_domain(founding).await
+    }
+    async fn complete_domain(&self, founding: &Founding) -> Result<(), StoreError> {
+        self.inner.complete_domain(founding).await
     }
     async fn commit(
         &self,

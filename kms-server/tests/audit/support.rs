@@ -11,13 +11,14 @@ use std::{
 
 use kms_server::{
     app::SystemClock,
-    audit::{Audit, Config},
+    audit::{self, Audit, Config},
     domain::{
-        BlockCount, BlockSecret, ClearKey, SealedKek,
+        BlockCount, BlockSecret, ClearKey, DomainId, SealedKek,
         audit::{
             AuditEntry, AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId,
             PublicKey, Signature, StoredEvent, Subject,
         },
+        freshness::{HeadTable, SignedHeadTable},
         ports::{HeadWitness, WitnessFailed},
     },
     hsm::{
@@ -159,13 +160,37 @@ impl Place {
     }
 
     pub(crate) async fn audit(&self, store: Arc<dyn WriteStore>) -> Arc<Audit> {
+        begin_table(&*store, &self.signer).await;
         let second = Duration::from_secs(1);
         let hsm = Hsm::new(self.signer.clone(), 2, second, second * 5);
         let config = Config { traffic_interval: second * 3_600, ..Config::default() };
-        let blocks = BlockCount::new(16).unwrap();
         let (clock, witness) = (Arc::new(SystemClock::new()), self.witness.clone());
-        Audit::open(config, (NODE, blocks), store, hsm, clock, witness).await.unwrap()
+        Audit::open(config, place(), store, hsm, clock, witness).await.unwrap()
     }
+}
+
+/// A head table, as `init` leaves it; over another signer's, too.
+pub(crate) async fn begin_table(store: &dyn WriteStore, signer: &Signer) {
+    let place = place();
+    let there = store.head_table().await.unwrap();
+    if there.as_ref().is_some_and(|table| table.open(&place.domain, &signer.key()).is_some()) {
+        return;
+    }
+    let there = there.map(|table| table.number);
+    let heads = vec![Default::default(); place.blocks.get() as usize];
+    let number = there.unwrap_or(0) + 1;
+    let body = HeadTable { number, at_ms: 7, tips: Vec::new(), heads }.encode();
+    let message = HeadTable::message(&place.domain, &body);
+    let signature = signer.key.sign(&SystemRandom::new(), &message).unwrap();
+    let signature = signature.as_ref().try_into().unwrap();
+    let table = SignedHeadTable { number, body, signature };
+    assert!(store.put_head_table(there, &table).await.unwrap());
+}
+
+/// Where the test's node is. Nothing is known of blocks: there are none in these databases.
+pub(crate) fn place() -> audit::Place {
+    let blocks = BlockCount::new(16).unwrap();
+    audit::Place { node: NODE, domain: DomainId([7; 16]), blocks, freshness: Arc::default() }
 }
 
 pub(crate) async fn open_store(path: &Path) -> Arc<SqliteStore> {

@@ -24,12 +24,13 @@ use dlms::{
 };
 use kms_server::{
     app::{OperatingSystem, SystemClock},
-    audit::{self, Audit},
+    audit::{self, Audit, sign_head_table},
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
     domain::{
         BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId,
         MeterPolicy, Protection, SecuritySetup,
         audit::{AuditedCall, Checkpoint, NodeId},
+        freshness::{Freshness, HeadTable},
         ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
     },
     hsm::{Hsm, Token},
@@ -117,7 +118,7 @@ impl Site {
         store: Arc<dyn WriteStore>,
         options: Options,
     ) -> Self {
-        let domain = DomainRecord {
+        let mut domain = DomainRecord {
             domain: DomainId([7; 16]),
             blocks: BlockCount::new(options.blocks).unwrap(),
             site: "test".into(),
@@ -125,12 +126,18 @@ impl Site {
             even: true,
             canaries,
             created_ms: 0,
+            signature: None,
         };
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
         if store.domain().await.unwrap().is_none() {
             let blocks = (0..options.blocks).map(BlockNo).collect();
             let blocks = make_blocks(&hsm, &domain, blocks, |_| {}).await.unwrap();
-            let founding = Founding { domain: domain.clone(), blocks };
+            let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
+            let key = hsm.public_key().await.unwrap();
+            domain.signature = Some(hsm.sign(domain.message()).await.unwrap());
+            let table = HeadTable { number: 1, at_ms: 0, tips: Vec::new(), heads };
+            let table = sign_head_table(&hsm, &key, &domain.domain, &table).await.unwrap();
+            let founding = Founding { domain: domain.clone(), blocks, table };
             store.create_domain(&founding).await.unwrap();
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
@@ -138,9 +145,15 @@ impl Site {
         // A node of its own each time: two of these may live over one database.
         let mut node = [0; 16];
         OperatingSystem.fill(&mut node).unwrap();
+        let freshness = Arc::new(Freshness::default());
         let audit = Audit::open(
             audit::Config::default(),
-            (NodeId(node), domain.blocks),
+            audit::Place {
+                node: NodeId(node),
+                domain: domain.domain,
+                blocks: domain.blocks,
+                freshness: Arc::clone(&freshness),
+            },
             measured.clone(),
             hsm.clone(),
             Arc::clone(&clock),
@@ -159,6 +172,7 @@ impl Site {
             measured.clone(),
             audit.clone(),
             Arc::clone(&clock),
+            freshness,
         )
         .unwrap();
         Self {

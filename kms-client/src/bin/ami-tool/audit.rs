@@ -85,6 +85,9 @@ fn line(event: &AuditEvent) -> String {
     if !event.blocks.is_empty() {
         line += &format!("  blocks={}", event.blocks.len());
     }
+    for head in &event.heads {
+        line += &format!("  block {} at {}.{}", head.block, head.epoch, head.sequence);
+    }
     if !event.request_id.is_empty() {
         line += &format!("  request {}", event.request_id);
     }

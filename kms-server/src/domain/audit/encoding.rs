@@ -3,15 +3,19 @@
 use super::{
     AuditEntry, AuditEvent, AuditOutcome, AuditText, AuditedCall, Detail, NodeId, Subject,
 };
-use crate::domain::{BlockNo, MeterId, SystemTitle};
+use crate::domain::{
+    BlockNo, Epoch, MeterId, Position, Sequence, SystemTitle, freshness::BlockMark,
+};
 
 /// Bytes that are no event of this schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an audit event of schema {SCHEMA}")]
+#[error("not an audit event of schema {PLAIN} or {WITH_HEADS}")]
 pub struct BadEvent;
 
-/// Raised when the layout below changes.
-const SCHEMA: u8 = 1;
+/// The layout below, up to the blocks: what says nothing of heads.
+const PLAIN: u8 = 1;
+/// And heads behind them, at least one.
+const WITH_HEADS: u8 = 2;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -21,11 +25,11 @@ impl AuditEvent {
     /// The canonical bytes.
     pub fn encode(&self) -> Vec<u8> {
         let Self { node, sequence, entry } = self;
-        let AuditEntry { at_ms, call, subject, outcome, details, blocks } = entry;
+        let AuditEntry { at_ms, call, subject, outcome, details, blocks, heads } = entry;
         let AuditedCall { caller, verb, request_id, approval: _ } = call;
         let Subject { meter_id, system_title, block } = subject;
-        let mut out = Vec::with_capacity(192);
-        out.push(SCHEMA);
+        let mut out = Vec::with_capacity(192 + 52 * heads.len());
+        out.push(if heads.is_empty() { PLAIN } else { WITH_HEADS });
         out.extend_from_slice(&node.0);
         out.extend_from_slice(&sequence.to_be_bytes());
         out.extend_from_slice(&at_ms.to_be_bytes());
@@ -54,13 +58,23 @@ impl AuditEvent {
             out.extend_from_slice(&block.0.to_be_bytes());
             out.extend_from_slice(&items.to_be_bytes());
         }
+        if !heads.is_empty() {
+            out.extend_from_slice(&(heads.len() as u32).to_be_bytes());
+        }
+        for BlockMark { block, position, digest } in heads {
+            out.extend_from_slice(&block.0.to_be_bytes());
+            out.extend_from_slice(&position.epoch.0.to_be_bytes());
+            out.extend_from_slice(&position.sequence.0.to_be_bytes());
+            out.extend_from_slice(digest);
+        }
         out
     }
 
     /// The event in `body`; refuses anything that [`AuditEvent::encode`] would not write.
     pub fn decode(body: &[u8]) -> Result<Self, BadEvent> {
         let mut input = Reader(body);
-        if input.array()? != [SCHEMA] {
+        let [schema] = input.array()?;
+        if ![PLAIN, WITH_HEADS].contains(&schema) {
             return Err(BadEvent);
         }
         let node = NodeId(input.array()?);
@@ -84,11 +98,12 @@ impl AuditEvent {
             _ => return Err(BadEvent),
         };
         let (details, blocks) = (input.details()?, input.blocks()?);
+        let heads = if schema == WITH_HEADS { input.heads()? } else { Vec::new() };
         if !input.0.is_empty() {
             return Err(BadEvent);
         }
         let call = AuditedCall { caller, verb, request_id, approval: None };
-        let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks };
+        let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks, heads };
         Ok(Self { node, sequence, entry })
     }
 }
@@ -154,6 +169,24 @@ impl Reader<'_> {
         }
         (0..count).map(|_| Ok((BlockNo(u32::from_be_bytes(self.array()?)), self.u64()?))).collect()
     }
+
+    fn heads(&mut self) -> Result<Vec<BlockMark>, BadEvent> {
+        let count = u32::from_be_bytes(self.array()?);
+        if count == 0 {
+            return Err(BadEvent);
+        }
+        (0..count)
+            .map(|_| {
+                let block = BlockNo(u32::from_be_bytes(self.array()?));
+                let (epoch, sequence) = (Epoch(self.u64()?), Sequence(self.u64()?));
+                Ok(BlockMark {
+                    block,
+                    position: Position { epoch, sequence },
+                    digest: self.array()?,
+                })
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -183,13 +216,21 @@ mod tests {
         );
         let blocks =
             proptest::collection::vec((any::<u32>().prop_map(BlockNo), any::<u64>()), 0..4);
+        let mark = (any::<u32>(), any::<u64>(), any::<u64>(), any::<[u8; 32]>()).prop_map(
+            |(block, epoch, sequence, digest)| {
+                let position = Position { epoch: Epoch(epoch), sequence: Sequence(sequence) };
+                BlockMark { block: BlockNo(block), position, digest }
+            },
+        );
+        let lists = (blocks, proptest::collection::vec(mark, 0..3));
         let call = (text(), text(), text());
         let place = (any::<[u8; 16]>(), any::<u64>(), any::<u64>());
-        (place, call, subject, outcome, details, blocks).prop_map(
-            |((node, sequence, at_ms), (caller, verb, request_id), s, outcome, details, blocks)| {
+        (place, call, subject, outcome, details, lists).prop_map(
+            |((node, sequence, at_ms), (caller, verb, request_id), s, outcome, details, lists)| {
+                let (blocks, heads) = lists;
                 let subject = Subject { meter_id: s.0, system_title: s.1, block: s.2 };
                 let call = AuditedCall { caller, verb, request_id, approval: None };
-                let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks };
+                let entry = AuditEntry { at_ms, call, subject, outcome, details, blocks, heads };
                 AuditEvent { node: NodeId(node), sequence, entry }
             },
         )
@@ -244,9 +285,15 @@ mod tests {
             .entry(1_700_000_000_000, subject, AuditOutcome::refused("METER_NOT_FOUND"))
             .with(Detail::Items, 3);
         entry.blocks = vec![(BlockNo(9), 2)];
-        let (tip, stored) = super::super::ChainTip::empty(NodeId([0xA1; 16])).append(entry);
+        let empty = super::super::ChainTip::empty(NodeId([0xA1; 16]));
+        let (tip, stored) = empty.append(entry.clone());
         assert_eq!(hex::encode(&stored.body), GOLDEN_BODY);
         assert_eq!(hex::encode(tip.hash), GOLDEN_HASH);
+        let position = Position { epoch: Epoch(2), sequence: Sequence(5) };
+        entry.heads = vec![BlockMark { block: BlockNo(7), position, digest: [0xD1; 32] }];
+        let (_, stored) = empty.append(entry);
+        let heads = format!("0000000100000007{:016x}{:016x}{}", 2, 5, "d1".repeat(32));
+        assert_eq!(hex::encode(&stored.body), format!("02{}{heads}", &GOLDEN_BODY[2..]));
     }
 
     const GOLDEN_BODY: &str = concat!(

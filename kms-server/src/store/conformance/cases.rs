@@ -8,7 +8,10 @@ use super::{
     refused_as_conflict, refused_as_taken, refused_by, same,
 };
 use crate::{
-    domain::{BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence},
+    domain::{
+        BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence,
+        freshness::SignedHeadTable,
+    },
     store::{BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules},
 };
 
@@ -55,19 +58,20 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
         even: true,
         canaries: vec![0, 0xFF, 0],
         created_ms: 1_700_000_000_000,
+        signature: Some([0xE5; 64]),
     };
     // Its blocks come with it, each without a record, or nothing does.
     let mut scene = Scene::default();
     let blocks: Vec<BlockChange> = (0..70).map(|block| scene.steps(block, 2, &[])).collect();
     let twice = [blocks.clone(), blocks[..1].to_vec()].concat();
-    let founding = Founding { domain: first.clone(), blocks: twice };
+    let founding = Founding { domain: first.clone(), blocks: twice, table: table(1) };
     refused_by(store.create_domain(&founding).await, rules::BLOCK_ONCE)?;
     let mut gap = blocks.clone();
     gap[69].head.count = 1;
-    let founding = Founding { domain: first.clone(), blocks: gap };
+    let founding = Founding { domain: first.clone(), blocks: gap, table: table(1) };
     refused_by(store.create_domain(&founding).await, rules::COUNT)?;
     same((store.domain().await?, store.heads().await?), (None, Vec::new()))?;
-    let founding = Founding { domain: first.clone(), blocks };
+    let founding = Founding { domain: first.clone(), blocks, table: table(1) };
     store.create_domain(&founding).await?;
     same(store.heads().await?.len(), 70)?;
     let mut positions = store.positions().await?;
@@ -75,9 +79,50 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
     let at = founding.blocks.iter().map(|change| (change.head.block, change.head.position));
     same(positions, Positions { at: at.collect(), damaged: Vec::new(), complete: true })?;
     let second = DomainRecord { site: "other".into(), ..first.clone() };
-    let second = Founding { domain: second, blocks: Vec::new() };
+    let second = Founding { domain: second, blocks: Vec::new(), table: table(1) };
     refused_as_taken(store.create_domain(&second).await, "the place of key domain")?;
-    same(store.domain().await?, Some(first))
+    same(store.domain().await?, Some(first))?;
+    same(store.head_table().await?, Some(table(1)))
+}
+
+fn table(number: u64) -> SignedHeadTable {
+    SignedHeadTable { number, body: vec![0, number as u8, 0xFF, 0], signature: [0xE6; 64] }
+}
+
+pub(super) async fn an_old_domain_is_completed_once(store: Store) -> Outcome {
+    let mut scene = Scene::default();
+    let old = DomainRecord {
+        domain: DomainId([0xD0; 16]),
+        blocks: BlockCount::DEFAULT,
+        site: "old".into(),
+        epoch: Epoch(2),
+        even: true,
+        canaries: vec![1],
+        created_ms: 7,
+        signature: None,
+    };
+    let mut founding = Founding { domain: old.clone(), blocks: Vec::new(), table: table(1) };
+    founding.blocks = vec![scene.steps(1, 2, &[])];
+    refused_as_taken(store.complete_domain(&founding).await, "the signature of key domain")?;
+    store.create_domain(&founding).await?;
+    same(store.domain().await?, Some(old.clone()))?;
+    // Its head table is in the way: nothing of it is done.
+    founding.domain.signature = Some([0xE5; 64]);
+    founding.blocks = vec![scene.steps(2, 2, &[])];
+    refused_as_taken(store.complete_domain(&founding).await, "the head table of key domain")?;
+    same(store.domain().await?, Some(old))?;
+    same(store.heads().await?.len(), 1)
+}
+
+pub(super) async fn a_head_table_is_replaced_only_by_who_knows_it(store: Store) -> Outcome {
+    same(store.head_table().await?, None)?;
+    same(store.put_head_table(Some(1), &table(2)).await?, false)?;
+    same(store.put_head_table(None, &table(4)).await?, true)?;
+    same(store.put_head_table(None, &table(5)).await?, false)?;
+    same(store.put_head_table(Some(3), &table(5)).await?, false)?;
+    same(store.put_head_table(Some(4), &table(5)).await?, true)?;
+    same(store.put_head_table(Some(4), &table(6)).await?, false)?;
+    same(store.head_table().await?, Some(table(5)))
 }
 
 pub(super) async fn a_block_comes_back_byte_for_byte_and_in_key_order(store: Store) -> Outcome {

@@ -81,6 +81,15 @@ pub(super) fn array<const N: usize>(row: &PgRow, at: usize) -> Result<[u8; N], S
         .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
 }
 
+/// Column `at` as exactly `N` bytes, or nothing.
+pub(super) fn optional_array<const N: usize>(
+    row: &PgRow,
+    at: usize,
+) -> Result<Option<[u8; N]>, StoreError> {
+    let is_there = row.try_get::<Option<&[u8]>, _>(at).map_err(classify)?.is_some();
+    is_there.then(|| array(row, at)).transpose()
+}
+
 /// Column `at` as text.
 pub(super) fn text(row: &PgRow, at: usize) -> Result<&str, StoreError> {
     row.try_get(at).map_err(classify)

@@ -2,7 +2,7 @@
 
 use sqlx::{PgConnection, postgres::PgRow};
 
-use super::columns::{array, bytes, classify, head, number, position, text};
+use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
 use crate::{
     domain::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
@@ -14,7 +14,8 @@ use crate::{
 pub(super) async fn domain(
     connection: &mut PgConnection,
 ) -> Result<Option<DomainRecord>, StoreError> {
-    let query = "SELECT domain, blocks, site, epoch, even::int::bigint, canaries, created_ms \
+    let query = "SELECT domain, blocks, site, epoch, even::int::bigint, canaries, created_ms, \
+                 signature \
                  FROM domain";
     let row = sqlx::query(query).fetch_optional(connection).await.map_err(classify)?;
     let Some(row) = row else { return Ok(None) };
@@ -28,6 +29,7 @@ pub(super) async fn domain(
         even: number::<u8>(&row, 4)? == 1,
         canaries: bytes(&row, 5)?.to_vec(),
         created_ms: number(&row, 6)?,
+        signature: optional_array(&row, 7)?,
     }))
 }
 

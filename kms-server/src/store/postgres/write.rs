@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::PgConnection;
 
 use super::{
+    audit,
     columns::{array, classify, is_conflict, number, position, signed},
     index,
 };
 use crate::{
     domain::{BlockNo, DomainRecord, Epoch, Position, RecordKey, Sequence},
     store::{
-        BlockChange, StoreError,
+        BlockChange, Founding, StoreError,
         indexing::{self, Outcome},
         rules,
     },
@@ -70,8 +71,9 @@ pub(super) async fn create_domain(
     connection: &mut PgConnection,
     domain: &DomainRecord,
 ) -> Result<(), StoreError> {
-    let statement = "INSERT INTO domain (domain, blocks, site, epoch, even, canaries, created_ms) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING";
+    let statement = "INSERT INTO domain \
+                     (domain, blocks, site, epoch, even, canaries, created_ms, signature) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
     let done = sqlx::query(statement)
         .bind(&domain.domain.0[..])
         .bind(i64::from(domain.blocks.get()))
@@ -80,6 +82,7 @@ pub(super) async fn create_domain(
         .bind(domain.even)
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
+        .bind(domain.signature.as_ref().map(|signature| &signature[..]))
         .execute(connection)
         .await
         .map_err(classify)?;
@@ -88,6 +91,38 @@ pub(super) async fn create_domain(
     }
     let value = hex::encode(domain.domain.0);
     Err(StoreError::Taken { what: "the place of key domain", value })
+}
+
+/// The record gets its signature, if it has none.
+pub(super) async fn sign_domain(
+    connection: &mut PgConnection,
+    domain: &DomainRecord,
+) -> Result<(), StoreError> {
+    let statement = "UPDATE domain SET signature = $1 WHERE signature IS NULL AND domain = $2";
+    let done = sqlx::query(statement)
+        .bind(domain.signature.as_ref().map(|signature| &signature[..]))
+        .bind(&domain.domain.0[..])
+        .execute(connection)
+        .await
+        .map_err(classify)?;
+    if done.rows_affected() == 1 {
+        return Ok(());
+    }
+    let value = hex::encode(domain.domain.0);
+    Err(StoreError::Taken { what: "the signature of key domain", value })
+}
+
+/// What a domain has besides its record.
+pub(super) async fn found(
+    connection: &mut PgConnection,
+    founding: &Founding,
+) -> Result<(), WriteError> {
+    commit(connection, &founding.blocks).await?;
+    if audit::put_head_table(connection, None, &founding.table).await? {
+        return Ok(());
+    }
+    let value = hex::encode(founding.domain.domain.0);
+    Err(StoreError::Taken { what: "the head table of key domain", value }.into())
 }
 
 /// Applies `changes`, which [`rules::check`] has passed.

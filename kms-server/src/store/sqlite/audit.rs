@@ -7,7 +7,10 @@ use super::{
     write::{WriteError, pieces},
 };
 use crate::{
-    domain::audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    domain::{
+        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+        freshness::SignedHeadTable,
+    },
     store::StoreError,
 };
 
@@ -151,4 +154,41 @@ fn checkpoint(node: &NodeId, row: &sqlx::sqlite::SqliteRow) -> Result<Checkpoint
         at_ms: number(row, 2)?,
         signature: array(row, 3)?,
     })
+}
+
+pub(super) async fn head_table(
+    connection: &mut SqliteConnection,
+) -> Result<Option<SignedHeadTable>, StoreError> {
+    let query = "SELECT number, body, signature FROM head_table";
+    let row = sqlx::query(query).fetch_optional(connection).await.map_err(classify)?;
+    row.map(|row| {
+        Ok(SignedHeadTable {
+            number: number(&row, 0)?,
+            body: bytes(&row, 1)?.to_vec(),
+            signature: array(&row, 2)?,
+        })
+    })
+    .transpose()
+}
+
+pub(super) async fn put_head_table(
+    connection: &mut SqliteConnection,
+    expected: Option<u64>,
+    table: &SignedHeadTable,
+) -> Result<bool, WriteError> {
+    let statement = match expected {
+        None => {
+            "INSERT INTO head_table (one, number, body, signature) VALUES (1, ?, ?, ?) \
+             ON CONFLICT DO NOTHING"
+        }
+        Some(_) => "UPDATE head_table SET number = ?, body = ?, signature = ? WHERE number = ?",
+    };
+    let mut put = sqlx::query(statement)
+        .bind(signed(table.number)?)
+        .bind(&table.body)
+        .bind(&table.signature[..]);
+    if let Some(expected) = expected {
+        put = put.bind(signed(expected)?);
+    }
+    Ok(put.execute(connection).await.map_err(WriteError::Audit)?.rows_affected() == 1)
 }

@@ -3,7 +3,9 @@
 use futures_util::TryStreamExt as _;
 use sqlx::{Connection as _, SqliteConnection};
 
-use super::columns::{array, bytes, classify, head, head_columns, number, position, record, text};
+use super::columns::{
+    array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
+};
 use crate::{
     domain::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId,
@@ -15,7 +17,8 @@ use crate::{
 pub(super) async fn domain(
     connection: &mut SqliteConnection,
 ) -> Result<Option<DomainRecord>, StoreError> {
-    let query = "SELECT domain, blocks, site, epoch, even, canaries, created_ms FROM domain";
+    let query = "SELECT domain, blocks, site, epoch, even, canaries, created_ms, signature \
+                 FROM domain";
     let row = sqlx::query(query).fetch_optional(connection).await.map_err(classify)?;
     let Some(row) = row else { return Ok(None) };
     let blocks = BlockCount::new(number(&row, 1)?)
@@ -28,6 +31,7 @@ pub(super) async fn domain(
         even: number::<u8>(&row, 4)? == 1,
         canaries: bytes(&row, 5)?.to_vec(),
         created_ms: number(&row, 6)?,
+        signature: optional_array(&row, 7)?,
     }))
 }
 

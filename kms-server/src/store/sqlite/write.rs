@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
+    audit,
     columns::{array, classify, number, signed},
     index,
 };
 use crate::{
     domain::{BlockNo, DomainRecord, Position, RecordKey},
     store::{
-        BlockChange, StoreError,
+        BlockChange, Founding, StoreError,
         indexing::{self, Outcome},
         rules,
     },
@@ -57,8 +58,8 @@ pub(super) async fn create_domain(
     domain: &DomainRecord,
 ) -> Result<(), WriteError> {
     let statement = "INSERT INTO domain \
-                     (one, domain, blocks, site, epoch, even, canaries, created_ms) \
-                     VALUES (1, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
+                     (one, domain, blocks, site, epoch, even, canaries, created_ms, signature) \
+                     VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
     let done = sqlx::query(statement)
         .bind(&domain.domain.0[..])
         .bind(domain.blocks.get())
@@ -67,6 +68,7 @@ pub(super) async fn create_domain(
         .bind(domain.even)
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
+        .bind(domain.signature.as_ref().map(|signature| &signature[..]))
         .execute(connection)
         .await?;
     if done.rows_affected() == 1 {
@@ -74,6 +76,37 @@ pub(super) async fn create_domain(
     }
     let value = hex::encode(domain.domain.0);
     Err(StoreError::Taken { what: "the place of key domain", value }.into())
+}
+
+/// The record gets its signature, if it has none.
+pub(super) async fn sign_domain(
+    connection: &mut SqliteConnection,
+    domain: &DomainRecord,
+) -> Result<(), WriteError> {
+    let statement = "UPDATE domain SET signature = ? WHERE signature IS NULL AND domain = ?";
+    let done = sqlx::query(statement)
+        .bind(domain.signature.as_ref().map(|signature| &signature[..]))
+        .bind(&domain.domain.0[..])
+        .execute(connection)
+        .await?;
+    if done.rows_affected() == 1 {
+        return Ok(());
+    }
+    let value = hex::encode(domain.domain.0);
+    Err(StoreError::Taken { what: "the signature of key domain", value }.into())
+}
+
+/// What a domain has besides its record.
+pub(super) async fn found(
+    connection: &mut SqliteConnection,
+    founding: &Founding,
+) -> Result<(), WriteError> {
+    commit(connection, &founding.blocks).await?;
+    if audit::put_head_table(connection, None, &founding.table).await? {
+        return Ok(());
+    }
+    let value = hex::encode(founding.domain.domain.0);
+    Err(StoreError::Taken { what: "the head table of key domain", value }.into())
 }
 
 /// Applies `changes`, which [`rules::check`] has passed.

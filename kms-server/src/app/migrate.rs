@@ -1,0 +1,161 @@
+//! `kms-server migrate`: a key domain that an older version made gets what it has not: the blocks that
+//! nothing was written to yet, a signature of its record, a signed head table. Once, and only when somebody
+//! asks for it: who writes to the database could else put an old state there and have it signed.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{
+    Fault, NO_DOMAIN, OperatingSystem, Report, SystemClock, canaries_of,
+    init::{PATIENCE, tell_of},
+    node::{HeadFile, node_id},
+    open_store, runtime,
+};
+use crate::{
+    audit::{AuditError, sign_head_table},
+    config::Config,
+    domain::{
+        BlockNo, DomainRecord, Position,
+        audit::{AuditEntry, ChainTip, PublicKey, is_signed},
+        block::Digest,
+        freshness::{Freshness, HeadTable, SignedHeadTable},
+        ports::Clock,
+    },
+    hsm::{Hsm, pkcs11::Pkcs11Token},
+    keyring::{Keyring, founding::make_blocks},
+    store::{AuditedStore, BlockChange, Founding, StoreError},
+};
+
+/// What to say where an older version has been.
+pub(super) const NOT_MIGRATED: &str = "this key domain was made by an older version, whose record nobody signed: \
+                            stop all of its servers, run `kms-server migrate` once, and start again";
+
+/// What to say of a record that is another one.
+const CHANGED: &str = "the `domain` row of the database is not what this site's token signed: it was \
+                       changed outside this service; restore that row from a backup";
+
+/// Refuses a domain's record that the token did not sign.
+pub(super) async fn check_domain(hsm: &Hsm, domain: &DomainRecord) -> Result<(), Fault> {
+    let key = hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
+    signed(domain, &key)
+}
+
+/// Whether an older version made it.
+pub(super) fn is_unsigned(domain: &DomainRecord) -> bool {
+    domain.signature.is_none()
+}
+
+fn signed(domain: &DomainRecord, key: &PublicKey) -> Result<(), Fault> {
+    match domain.signature {
+        None => Err(Fault::Store(NOT_MIGRATED.into())),
+        Some(_) if domain.is_signed_by(key) => Ok(()),
+        Some(_) => Err(Fault::Store(CHANGED.into())),
+    }
+}
+
+/// Signs a domain's record and its first head table.
+pub(super) async fn sign(
+    hsm: &Hsm,
+    domain: &mut DomainRecord,
+    tips: Vec<ChainTip>,
+    heads: Vec<(Position, Digest)>,
+) -> Result<SignedHeadTable, Fault> {
+    let token = |error| Fault::Token(Box::new(error));
+    let key = hsm.public_key().await.map_err(token)?;
+    let signature = hsm.sign(domain.message()).await.map_err(token)?;
+    if !is_signed(&key, &domain.message(), &signature) {
+        return Err(Fault::Token("the token signs with another key than the one it shows".into()));
+    }
+    domain.signature = Some(signature);
+    let table = HeadTable { number: 1, at_ms: SystemClock::new().unix_ms(), tips, heads };
+    let signed = sign_head_table(hsm, &key, &domain.domain, &table).await;
+    signed.map_err(|error: AuditError| Fault::Token(error.into()))
+}
+
+/// Migrates what `config` names. No server may run meanwhile.
+pub fn migrate(config: Config) -> Result<Report, Fault> {
+    let runtime = runtime(1)?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<Report, Fault> {
+    let store_fault = |error: StoreError| Fault::Store(error.into());
+    let store = open_store(&config, false).await?;
+    let domain = store.domain().await.map_err(store_fault)?;
+    let mut domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
+    if domain.signature.is_some() {
+        return Err(Fault::Store("this key domain is migrated: there is nothing to do".into()));
+    }
+    let node = node_id(&config.site.data_dir, &OperatingSystem)?;
+    let witness = HeadFile::of(&config.site.data_dir, node);
+    let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
+    if witness.knows_a_table().await.map_err(|error| Fault::Setting(error.into()))? {
+        let sentence = "this server knows that the key domain was signed: somebody took its signature \
+                        away; restore the database from a backup";
+        return Err(Fault::Store(sentence.into()));
+    }
+    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
+    let token = Pkcs11Token::connect(config.hsm, canaries_of(&domain)?);
+    let token = token.map_err(|error| Fault::Token(error.into()))?;
+    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
+
+    let found = store.positions().await.map_err(store_fault)?;
+    let there: BTreeSet<BlockNo> = found.at.into_iter().map(|(block, _)| block).collect();
+    let all = (0..domain.blocks.get()).map(BlockNo);
+    let missing: Vec<BlockNo> = all.filter(|block| !there.contains(block)).collect();
+    let made = missing.len();
+    let blocks = make_blocks(&hsm, &domain, missing, tell_of(made as u32)).await;
+    let blocks = blocks.map_err(|error| Fault::Token(error.into()))?;
+    let mut heads = vec![(Position::default(), Digest::default()); domain.blocks.get() as usize];
+    let mut set = |block: BlockNo, state| {
+        if let Some(place) = heads.get_mut(block.0 as usize) {
+            *place = state;
+        }
+    };
+    for change in &blocks {
+        set(change.head.block, (change.head.position, change.head.digest));
+    }
+    // What is there is signed as it is, once it was verified.
+    let keyring = Keyring::new(
+        config.keyring,
+        domain.clone(),
+        hsm.clone(),
+        store.clone(),
+        Arc::new(NoCommits),
+        Arc::new(SystemClock::new()),
+        Arc::new(Freshness::default()),
+    )
+    .map_err(|error| Fault::Setting(error.into()))?;
+    for block in there {
+        let head = keyring.verified_head(block).await;
+        let head = head.map_err(|error| Fault::Store(error.into()))?;
+        set(block, (head.position, head.digest));
+    }
+    let tips = store.audit_chains().await.map_err(store_fault)?;
+    let table = sign(&hsm, &mut domain, tips, heads).await?;
+    let founding = Founding { domain, blocks, table };
+    store.complete_domain(&founding).await.map_err(store_fault)?;
+    let meters = store.count_meters().await.map_err(store_fault)?;
+    store.close().await;
+    Ok(Report {
+        lines: vec![
+            ("site".to_owned(), founding.domain.site),
+            ("key domain".to_owned(), hex::encode(founding.domain.domain.0)),
+            ("meters".to_owned(), meters.to_string()),
+            (
+                "blocks that were there".to_owned(),
+                (founding.domain.blocks.get() as usize - made).to_string(),
+            ),
+            ("blocks made".to_owned(), made.to_string()),
+        ],
+    })
+}
+
+/// Nothing is changed while a domain is migrated.
+struct NoCommits;
+
+#[async_trait::async_trait]
+impl AuditedStore for NoCommits {
+    async fn commit(&self, _: Vec<BlockChange>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+}

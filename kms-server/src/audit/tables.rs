@@ -1,0 +1,366 @@
+//! The head table: the newest state of each block, signed with the ends of all chains. At the start it
+//! and the events since say which states of blocks may be used; while the service runs it is kept at
+//! what all nodes wrote, and signed anew. No start takes longer because the log is old.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::{AuditError, PAGE_MAX, Place, chain::Chain, lock};
+use crate::{
+    domain::{
+        DomainId,
+        audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
+        freshness::{HeadTable, SignedHeadTable},
+        ports::{Clock, HeadWitness, KnownTips},
+    },
+    hsm::Hsm,
+    store::{StoreError, WriteStore},
+};
+
+/// Events after which the table is signed before its time: what a start has to read at most, about.
+const EVENTS_MAX: u64 = 20_000;
+
+/// How often a table that could not be relied upon is looked at again.
+const LOOK_AGAIN_MS: u64 = 5_000;
+
+/// What to do where the newest state of the blocks can't be told.
+const WAY_OUT: &str = "put the newest copy of the database back; after a restore, see the handbook: \
+                       move node-id in [site] data_dir away on each server, and start again";
+
+/// Keeps the site's head table.
+pub(super) struct Tables {
+    place: Place,
+    key: PublicKey,
+    state: AsyncMutex<State>,
+    /// Why the table could not be signed, or what was found wrong with it while the service ran.
+    fault: Mutex<Option<String>>,
+    /// What was mended without a person, and is told until the next start.
+    mended: Mutex<Option<String>>,
+    store: Arc<dyn WriteStore>,
+    hsm: Hsm,
+    clock: Arc<dyn Clock>,
+    witness: Arc<dyn HeadWitness>,
+}
+
+struct State {
+    /// As it was signed last; `None`: nothing can be relied upon.
+    table: Option<HeadTable>,
+    /// When it was signed, or looked at in vain, by the clock's monotonic time; `None`: not by us.
+    at_ms: Option<u64>,
+}
+
+/// What to do with the marks of events that nobody signed yet.
+#[derive(Clone, Copy)]
+enum Marks {
+    /// Use no older state.
+    Hear,
+    /// Stop at the first that is not known to be true.
+    Confirm,
+}
+
+/// Why a table can't be relied upon, or not signed.
+enum Failed {
+    /// The database is not what it was.
+    WentBack(String),
+    /// Nothing is known.
+    Error(AuditError),
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Damaged(what) => Self::WentBack(what),
+            error => Self::Error(AuditError::NotReadable(error.to_string())),
+        }
+    }
+}
+
+impl From<AuditError> for Failed {
+    fn from(error: AuditError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Tables {
+    /// Reads the table and the events since, and tells the place's `freshness` what is to be expected of
+    /// the blocks; or that none may be used, and why.
+    pub(super) async fn open(
+        place: Place,
+        key: PublicKey,
+        store: Arc<dyn WriteStore>,
+        hsm: Hsm,
+        clock: Arc<dyn Clock>,
+        witness: Arc<dyn HeadWitness>,
+    ) -> Result<Self, AuditError> {
+        let state = AsyncMutex::new(State { table: None, at_ms: None });
+        let this = Self {
+            place,
+            key,
+            state,
+            fault: Mutex::default(),
+            mended: Mutex::default(),
+            store,
+            hsm,
+            clock,
+            witness,
+        };
+        this.load(&mut *this.state.lock().await).await?;
+        Ok(this)
+    }
+
+    pub(super) fn fault(&self) -> Option<String> {
+        lock(&self.fault).clone().or_else(|| lock(&self.mended).clone())
+    }
+
+    async fn load(&self, state: &mut State) -> Result<(), AuditError> {
+        let freshness = &self.place.freshness;
+        match self.read().await {
+            Ok(table) => {
+                freshness.refuse(None);
+                *state = State { table: Some(table), at_ms: None };
+                Ok(())
+            }
+            Err(Failed::WentBack(what)) => {
+                let reason = format!("the database is not the newest: {what}; {WAY_OUT}");
+                if freshness.refusal().as_deref() != Some(&reason) {
+                    tracing::error!(reason, "no block is used");
+                }
+                freshness.refuse(Some(&reason));
+                state.at_ms = Some(self.clock.monotonic_ms());
+                Ok(())
+            }
+            Err(Failed::Error(error)) => Err(error),
+        }
+    }
+
+    /// The table as it was signed, once the events since were heard.
+    async fn read(&self) -> Result<HeadTable, Failed> {
+        let missing = || Failed::WentBack("its signed head table is missing".to_owned());
+        let stored = self.store.head_table().await?.ok_or_else(missing)?;
+        let mut table = self.opened(&stored)?;
+        let KnownTips { tips: known, table: number } =
+            self.witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
+        let mut wanted: HashMap<NodeId, Vec<ChainTip>> = HashMap::new();
+        for tip in known.into_iter().filter(|tip| tip.sequence > 0) {
+            wanted.entry(tip.node).or_default().push(tip);
+        }
+        self.follow_chains(&mut table.clone(), &mut wanted, Marks::Hear).await?;
+        if let Some(tip) = wanted.into_values().flatten().next() {
+            return Err(Failed::WentBack(format!(
+                "event {} of node {}'s audit chain, which this server knows, is not in it",
+                tip.sequence, tip.node
+            )));
+        }
+        if table.number < number {
+            // The events since say all the same; the next one to be signed replaces it.
+            let what =
+                format!("the signed head table is number {}, and was {number}", table.number);
+            tracing::error!(what, "somebody put an older head table back");
+            *lock(&self.mended) = Some(what);
+            table.number = number;
+        }
+        table.marks().for_each(|mark| self.place.freshness.know(&mark));
+        Ok(table)
+    }
+
+    fn opened(&self, stored: &SignedHeadTable) -> Result<HeadTable, Failed> {
+        let table = stored.open(&self.place.domain, &self.key);
+        table.filter(|table| table.heads.len() == self.place.blocks.get() as usize).ok_or_else(
+            || Failed::WentBack("its head table was not signed by the token's key".to_owned()),
+        )
+    }
+
+    /// Takes in what stands in all chains behind the ends that the table has. Ends that are found are
+    /// taken out of `wanted`.
+    async fn follow_chains(
+        &self,
+        table: &mut HeadTable,
+        wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
+        marks: Marks,
+    ) -> Result<(), Failed> {
+        for tip in &table.tips {
+            // An end behind a signed one was signed for with it.
+            found(wanted, tip.node, |wanted| wanted.sequence < tip.sequence || wanted == tip);
+        }
+        let ends = self.store.audit_chains().await?;
+        for known in &table.tips {
+            if !ends.iter().any(|end| end.node == known.node) {
+                let what = format!("the audit chain of node {} is missing", known.node);
+                return Err(Failed::WentBack(what));
+            }
+        }
+        for end in ends {
+            let from = table.tip_of(end.node);
+            if end.sequence < from.sequence || (end.sequence == from.sequence && end != from) {
+                return Err(Failed::WentBack(format!(
+                    "the audit chain of node {} ends at event {}, and event {} of it was signed",
+                    end.node, end.sequence, from.sequence
+                )));
+            }
+            self.follow_chain(table, end, wanted, marks).await?;
+        }
+        Ok(())
+    }
+
+    async fn follow_chain(
+        &self,
+        table: &mut HeadTable,
+        end: ChainTip,
+        wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
+        marks: Marks,
+    ) -> Result<(), Failed> {
+        let freshness = &self.place.freshness;
+        let mut verifier = Verifier::new(table.tip_of(end.node), self.key);
+        while verifier.tip().sequence < end.sequence {
+            let after = verifier.tip().sequence;
+            let events = self.store.audit_events(&end.node, after, PAGE_MAX).await?;
+            if events.is_empty() {
+                let what = format!("event {} of node {} is missing", after + 1, end.node);
+                return Err(Failed::WentBack(what));
+            }
+            for stored in &events {
+                let event = verifier.event(stored);
+                let event = event.map_err(|broken| Failed::WentBack(broken.to_string()))?;
+                let heads = &event.entry.heads;
+                match marks {
+                    Marks::Hear => heads.iter().for_each(|mark| freshness.hear(mark)),
+                    // Nobody signed this event yet, and whoever writes to the database can make one up:
+                    // it is signed for when its blocks were seen so.
+                    Marks::Confirm if !heads.iter().all(|mark| freshness.confirms(mark)) => {
+                        return Ok(());
+                    }
+                    Marks::Confirm => {}
+                }
+                heads.iter().for_each(|mark| table.raise(mark));
+                table.set_tip(verifier.tip());
+                found(wanted, end.node, |wanted| *wanted == verifier.tip());
+            }
+        }
+        Ok(())
+    }
+
+    /// Signs the table if something is new in `chain`, this node's own: once in `interval_ms`, or when it
+    /// is much, or `now`.
+    pub(super) async fn care(&self, chain: &Chain, interval_ms: u64, now: bool) {
+        let end = chain.tip();
+        let mut state = self.state.lock().await;
+        let since = state.at_ms.map(|at| self.clock.monotonic_ms().saturating_sub(at));
+        let Some(table) = &state.table else {
+            if since.is_none_or(|since| since >= LOOK_AGAIN_MS)
+                && let Err(error) = self.load(&mut state).await
+            {
+                tracing::warn!(%error, "the head table can't be read");
+            }
+            return;
+        };
+        let new = end.sequence.saturating_sub(table.tip_of(end.node).sequence);
+        let due = since.is_none_or(|since| since >= interval_ms);
+        let much = new >= EVENTS_MAX && since.is_none_or(|since| since >= LOOK_AGAIN_MS);
+        if new == 0 || !(now || due || much) {
+            return;
+        }
+        let mut table = table.clone();
+        let outcome = self.sign(&mut table, chain).await;
+        state.at_ms = Some(self.clock.monotonic_ms());
+        match outcome {
+            Ok(true) => {
+                chain.taken(table.tip_of(end.node));
+                state.table = Some(table);
+                *lock(&self.fault) = None;
+            }
+            // Another node was first: what it signed is taken in at once.
+            Ok(false) => state.at_ms = None,
+            Err(Failed::Error(AuditError::ReadOnly)) => {}
+            Err(Failed::WentBack(what)) => self.failed(format!(
+                "the database went back under the running server: {what}; {WAY_OUT}"
+            )),
+            Err(Failed::Error(error)) => self.failed(format!("the head table: {error}")),
+        }
+    }
+
+    fn failed(&self, what: String) {
+        tracing::error!(what, "the head table is not signed");
+        *lock(&self.fault) = Some(what);
+    }
+
+    /// Takes in what all nodes wrote since, and signs it. False: another one did, meanwhile.
+    async fn sign(&self, table: &mut HeadTable, chain: &Chain) -> Result<bool, Failed> {
+        let stored = self.store.head_table().await?;
+        let there = stored.as_ref().map(|stored| stored.number);
+        if let Some(stored) = stored.as_ref().filter(|stored| stored.number > table.number) {
+            let newer = self.opened(stored)?;
+            for tip in &newer.tips {
+                if table.tip_of(tip.node).sequence < tip.sequence {
+                    table.set_tip(*tip);
+                }
+            }
+            for mark in newer.marks() {
+                self.place.freshness.know(&mark);
+                table.raise(&mark);
+            }
+            table.number = newer.number;
+        }
+        if there.is_none_or(|there| there < table.number) {
+            let what = format!(
+                "the signed head table was number {}, and somebody put {} in its place; it was replaced",
+                table.number,
+                there.map_or("nothing".to_owned(), |there| format!("number {there}"))
+            );
+            tracing::error!(what, "an older head table");
+            *lock(&self.mended) = Some(what);
+        }
+        let before = table.tips.clone();
+        let own = chain.own();
+        let confirms = |mark| self.place.freshness.confirms(mark);
+        if table.tip_of(own.to.node) == own.from && own.marks.values().all(confirms) {
+            own.marks.values().for_each(|mark| table.raise(mark));
+            table.set_tip(own.to);
+        }
+        self.follow_chains(table, &mut HashMap::new(), Marks::Confirm).await?;
+        if table.tips == before && there == Some(table.number) {
+            return Ok(true);
+        }
+        table.number += 1;
+        table.at_ms = self.clock.unix_ms();
+        let domain = &self.place.domain;
+        let signed = sign_head_table(&self.hsm, &self.key, domain, table).await?;
+        let done = self.store.put_head_table(there, &signed).await;
+        let done = done.map_err(|error| AuditError::of_write(&error))?;
+        if done {
+            let known = KnownTips { tips: table.tips.clone(), table: table.number };
+            let kept = self.witness.keep_known(&known).await;
+            kept.map_err(|error| AuditError::Witness(error.0))?;
+        }
+        Ok(done)
+    }
+}
+
+fn found(
+    wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
+    node: NodeId,
+    is: impl Fn(&ChainTip) -> bool,
+) {
+    if let Some(tips) = wanted.get_mut(&node) {
+        tips.retain(|tip| !is(tip));
+    }
+}
+
+/// Has the token sign a table.
+pub async fn sign_head_table(
+    hsm: &Hsm,
+    key: &PublicKey,
+    domain: &DomainId,
+    table: &HeadTable,
+) -> Result<SignedHeadTable, AuditError> {
+    let body = table.encode();
+    let message = HeadTable::message(domain, &body);
+    let signature = hsm.sign(message.clone()).await?;
+    if !is_signed(key, &message, &signature) {
+        return Err(AuditError::NotSigned("the token signs with another key".to_owned()));
+    }
+    Ok(SignedHeadTable { number: table.number, body, signature })
+}
