@@ -5,7 +5,7 @@ DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: help bootstrap build demo dev test check deny advisories bench hostile fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ advisories: ## Known vulnerabilities of dependencies; fetches the RustSec databa
 
 bench: build ## The figures of README.md
 	$(CARGO) bench --package benches
+
+hostile: build ## Hostile load, with and without a certificate, beside an honest caller; some four minutes
+	@$(CARGO) run --quiet --bin kms-hostile
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

@@ -3,6 +3,7 @@
 
 mod error;
 mod findings;
+mod limits_section;
 mod pin;
 mod sections;
 mod store_section;

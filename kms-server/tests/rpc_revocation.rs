@@ -234,3 +234,62 @@ fn check_config_names_the_setting_and_what_to_do() {
     let found = check_certificates(&config.tls, IN_2026_MS);
     assert!(found[0].1.to_string().contains("nowhere.crl can't be read"), "{found:?}");
 }
+
+#[tokio::test]
+async fn a_list_never_goes_backwards() {
+    let memory = tempfile::tempdir().unwrap();
+    let remembered = memory.path().join("newest-client-crls");
+    let ca = Ca::new();
+    let [old, new] = [(), ()].map(|()| ca.client(&Name::Dns("everyone")));
+    let (first, second) = (ca.crl(&[], VALID), ca.crl(&[&old], VALID));
+    let files = tempfile::tempdir().unwrap();
+    write_files(files.path(), &ca.server(), &ca.pem());
+    let serve = async |list: &[u8]| {
+        let mut config = config(files.path(), Limits::default());
+        use_list(&mut config, list);
+        config.tls.client_crl_memory = Some(remembered.clone());
+        let checked = check_certificates(&config.tls, rpc_support::NOW_MS);
+        let (ready, bound) = tokio::sync::oneshot::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stopped = async { drop(stopped.await) };
+        let clock = TestClock::new();
+        let serving = rpc::serve_services(config, Routes::default(), clock, stopped, ready);
+        let task = tokio::spawn(serving);
+        (checked, bound.await.ok(), stop, task)
+    };
+    let let_in = async |bound: &rpc::Bound, identity: &Identity| {
+        let config = client_config(&ca.pem(), Some(identity), &[&TLS13]);
+        shake_hands(bound.address, config).await.is_ok()
+    };
+    let (_, bound, stop, task) = serve(second.der()).await;
+    let bound = bound.unwrap();
+    assert!(!let_in(&bound, &old).await && let_in(&bound, &new).await);
+    // Put back while the server runs: the newer one stays, and the fault is named.
+    fs::write(files.path().join("clients.crl"), first.der()).unwrap();
+    let refused = bound.control.reload().await.unwrap_err();
+    assert!(matches!(refused, TlsError::CrlOlder { .. }), "{refused}");
+    assert!(!let_in(&bound, &old).await && let_in(&bound, &new).await);
+    let fault = bound.control.tls_fault().unwrap();
+    assert!(fault.contains("clients.crl is an older one: its number is"), "{fault}");
+    stop.send(()).unwrap();
+    timeout_of(task).await.unwrap();
+    // Put back while none runs: nobody is let in by it.
+    let (checked, bound, _stop, task) = serve(first.der()).await;
+    assert!(bound.is_none());
+    let refused = timeout_of(task).await.unwrap_err();
+    assert!(matches!(refused, RpcError::Tls(TlsError::CrlOlder { .. })), "{refused}");
+    assert!(matches!(checked[..], [("rpc.tls.client_crl", TlsError::CrlOlder { .. })]));
+    // A memory that was damaged says so; a newer list is taken.
+    let good = fs::read(&remembered).unwrap();
+    fs::write(&remembered, &good[..good.len() - 5]).unwrap();
+    let (_, _, _stop, task) = serve(second.der()).await;
+    let refused = timeout_of(task).await.unwrap_err();
+    assert!(refused.to_string().contains("is damaged"), "{refused}");
+    fs::write(&remembered, &good).unwrap();
+    let (_, bound, _stop, _task) = serve(ca.crl(&[&old, &new], VALID).der()).await;
+    assert!(!let_in(&bound.unwrap(), &new).await);
+}
+
+async fn timeout_of(task: tokio::task::JoinHandle<Result<(), RpcError>>) -> Result<(), RpcError> {
+    tokio::time::timeout(SOON, task).await.expect("it does not end").unwrap()
+}

@@ -11,6 +11,7 @@
 //! | [`sealing`] | sealed imports as operators do them |
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
+//! | [`hostile`] | hostile load beside an honest caller: `make hostile` |
 //! | [`demo`], [`dev`] | what the two commands do; [`table`] prints |
 //!
 //! ```no_run
@@ -29,6 +30,7 @@ pub mod demo;
 pub mod dev;
 mod files;
 pub mod fleet;
+pub mod hostile;
 pub mod programs;
 pub mod sealing;
 pub mod server;

@@ -11,13 +11,15 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Config, ConfigError, Site, pin, store_section::StoreSection};
+use super::{
+    Config, ConfigError, Site, limits_section::LimitsSection, pin, store_section::StoreSection,
+};
 use crate::{
     audit,
     domain::BlockCount,
     hsm::{self, OaepHash},
     keyring, lifecycle,
-    rpc::{self, Limits, MetricsConfig, Policy, TlsConfig},
+    rpc::{self, MetricsConfig, Policy, TlsConfig},
     telemetry,
 };
 
@@ -225,52 +227,23 @@ struct CallerSection {
     roles: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsSection {
-    message_bytes_max: u64,
-    batch_items_max: u64,
-    streams_per_connection_max: u64,
-    connections_max: u64,
-    in_flight_items_max: u64,
-    in_flight_mib_max: u64,
-    handshake_timeout_ms: u64,
-    call_timeout_ms: u64,
-    drain_timeout_ms: u64,
-    connection_age_max_s: u64,
-}
-
-impl Default for LimitsSection {
-    fn default() -> Self {
-        Self {
-            message_bytes_max: 16 << 20,
-            batch_items_max: 16_384, // Of 300 bytes they fill a third of a message.
-            streams_per_connection_max: 1_024,
-            connections_max: 1_024,
-            in_flight_items_max: 262_144, // A quarter of a second's work of one core.
-            in_flight_mib_max: 512,
-            handshake_timeout_ms: 5_000,
-            call_timeout_ms: 30_000,
-            drain_timeout_ms: 15_000,
-            connection_age_max_s: 3_600,
-        }
-    }
-}
-
 impl TryFrom<Sections> for Config {
     type Error = ConfigError;
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
         let Sections { site, hsm, store, keyring, import, audit, rpc, metrics, log } = sections;
         let ImportSection { allow_clear, signers } = import;
+        let site: Site = site.try_into()?;
+        let mut rpc: rpc::Config = (rpc, metrics).try_into()?;
+        rpc.tls.client_crl_memory = Some(site.data_dir.join("newest-client-crls"));
         Ok(Self {
-            site: site.try_into()?,
+            site,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
             audit: audit.try_into()?,
-            rpc: (rpc, metrics).try_into()?,
+            rpc,
             log,
             // Last: the PIN is not read for a file that is refused anyway.
             hsm: hsm.try_into()?,
@@ -427,80 +400,9 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
             client_crl_grace: Duration::from_secs(
                 3_600 * within::<u64>("rpc.tls.client_crl_grace_h", client_crl_grace_h, 0..=8_760)?,
             ),
+            client_crl_memory: None,
             reload_poll,
         })
-    }
-}
-
-impl TryFrom<LimitsSection> for Limits {
-    type Error = ConfigError;
-
-    fn try_from(section: LimitsSection) -> Result<Self, ConfigError> {
-        let LimitsSection {
-            message_bytes_max,
-            batch_items_max,
-            streams_per_connection_max,
-            connections_max,
-            in_flight_items_max,
-            in_flight_mib_max,
-            handshake_timeout_ms,
-            call_timeout_ms,
-            drain_timeout_ms,
-            connection_age_max_s,
-        } = section;
-        let limits = Self {
-            message_bytes_max: within(
-                "rpc.limits.message_bytes_max",
-                message_bytes_max,
-                65_536..=268_435_456,
-            )?,
-            batch_items_max: within("rpc.limits.batch_items_max", batch_items_max, 1..=1_048_576)?,
-            streams_per_connection_max: within(
-                "rpc.limits.streams_per_connection_max",
-                streams_per_connection_max,
-                1..=10_000,
-            )?,
-            connections_max: within("rpc.limits.connections_max", connections_max, 1..=100_000)?,
-            in_flight_items_max: within(
-                "rpc.limits.in_flight_items_max",
-                in_flight_items_max,
-                1..=16_777_216,
-            )?,
-            in_flight_bytes_max: within::<usize>(
-                "rpc.limits.in_flight_mib_max",
-                in_flight_mib_max,
-                1..=65_536,
-            )? << 20,
-            handshake_timeout: millis(
-                "rpc.limits.handshake_timeout_ms",
-                handshake_timeout_ms,
-                100..=60_000,
-            )?,
-            call_timeout: millis("rpc.limits.call_timeout_ms", call_timeout_ms, 100..=600_000)?,
-            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 1..=300_000)?,
-            connection_age_max: Some(seconds(
-                "rpc.limits.connection_age_max_s",
-                connection_age_max_s,
-                1..=604_800,
-            )?),
-        };
-        if limits.in_flight_items_max < limits.batch_items_max {
-            return Err(ConfigError::LessThan {
-                key: "rpc.limits.in_flight_items_max",
-                value: limits.in_flight_items_max,
-                other: "rpc.limits.batch_items_max",
-                bound: limits.batch_items_max,
-            });
-        }
-        if limits.in_flight_bytes_max < limits.message_bytes_max {
-            return Err(ConfigError::LessThan {
-                key: "rpc.limits.in_flight_mib_max (in bytes)",
-                value: limits.in_flight_bytes_max,
-                other: "rpc.limits.message_bytes_max",
-                bound: limits.message_bytes_max,
-            });
-        }
-        Ok(limits)
     }
 }
 
@@ -560,7 +462,7 @@ pub(super) fn within<T: TryFrom<u64>>(
     T::try_from(inside).map_err(|_| refusal())
 }
 
-fn millis(
+pub(super) fn millis(
     key: &'static str,
     value: u64,
     bounds: RangeInclusive<u64>,
@@ -568,7 +470,7 @@ fn millis(
     within(key, value, bounds).map(Duration::from_millis)
 }
 
-fn seconds(
+pub(super) fn seconds(
     key: &'static str,
     value: u64,
     bounds: RangeInclusive<u64>,

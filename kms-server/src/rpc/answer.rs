@@ -11,19 +11,23 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status, body::Body};
 use tracing::Span;
 
 use super::{
-    connection::Peer,
+    connection::{Peer, Place},
     figures::Figures,
     gate::{Gatekeeper, code_of},
+    ledger::{Framing, Ledger},
     policy::Permit,
     request_id::RequestId,
     status::{Refused, name_request},
     verb::Verb,
+    writes::Piece,
 };
+
+/// Of an answer, so much is handed on at once: what a reader has to take in `answer_timeout`.
+const PIECE: usize = 1 << 20;
 
 /// One call, from its permit to its last byte. Counted and logged on drop, however it ended.
 pub(super) struct Call {
@@ -34,15 +38,16 @@ pub(super) struct Call {
     peer: Peer,
     begun: Instant,
     code: Option<Code>,
-    /// Gives the place among the connection's calls back.
-    _place: OwnedSemaphorePermit,
+    /// What its messages have cost.
+    ledger: Ledger,
+    _place: Place,
 }
 
 impl Call {
     pub(super) fn begin(
         permit: &Permit,
         peer: Peer,
-        place: OwnedSemaphorePermit,
+        place: Place,
         id: RequestId,
         figures: Arc<Figures>,
     ) -> Self {
@@ -55,7 +60,16 @@ impl Call {
             address = %peer.address(),
         );
         let (verb, begun) = (permit.verb(), Instant::now());
-        Self { id, verb, figures, span, peer, begun, code: None, _place: place }
+        let ledger = Ledger::default();
+        Self { id, verb, figures, span, peer, begun, code: None, ledger, _place: place }
+    }
+
+    pub(super) fn verb(&self) -> Verb {
+        self.verb
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     pub(super) fn id(&self) -> &RequestId {
@@ -66,6 +80,11 @@ impl Call {
         self.span.clone()
     }
 
+    /// Where its messages and their answers are kept account of.
+    pub(super) fn ledger(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
     pub(super) fn ends_with(&mut self, code: Code) {
         self.code = Some(code);
     }
@@ -73,8 +92,11 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // No code: the caller went away first.
-        let code = self.code.unwrap_or(Code::Cancelled);
+        // No code: the caller went away first. If he had all answers by then, the call has ended well.
+        let code = self.code.unwrap_or_else(|| match self.ledger.is_settled() {
+            true => Code::Ok,
+            false => Code::Cancelled,
+        });
         self.figures.ended(Some(self.verb), code);
         let duration_us = self.begun.elapsed().as_micros() as u64;
         // Entered, not named as parent: the JSON lines list the spans that are entered.
@@ -94,12 +116,35 @@ pub(super) struct Answer {
     call: Call,
     keeper: Arc<Gatekeeper>,
     end: End,
+    /// When its connection is too old for a stream that waits.
+    old: Option<End>,
+    framing: Framing,
+    /// Of a frame, what is not handed on yet.
+    rest: Bytes,
     over: bool,
 }
 
 impl Answer {
-    pub(super) fn new(inner: Body, call: Call, keeper: Arc<Gatekeeper>, end: End) -> Self {
-        Self { inner, call, keeper, end, over: false }
+    pub(super) fn new(
+        inner: Body,
+        call: Call,
+        keeper: Arc<Gatekeeper>,
+        end: End,
+        old: Option<End>,
+    ) -> Self {
+        let (framing, rest) = (Framing::default(), Bytes::new());
+        Self { inner, call, keeper, end, old, framing, rest, over: false }
+    }
+
+    /// Hands on the next piece of what is ready. With it goes what its messages have cost, until it is
+    /// written.
+    fn piece(&mut self) -> Frame<Bytes> {
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        let answers = self.framing.ends(&piece);
+        let ledger = &self.call.ledger;
+        let taken = ledger.answered(answers);
+        let piece = Piece::new(piece, self.call.peer.writes(), (ledger.clone(), answers, taken));
+        Frame::data(Bytes::from_owner(piece))
     }
 
     /// Ends the answer early, with the trailers that say why.
@@ -129,17 +174,30 @@ impl HttpBody for Answer {
         if this.over {
             return Poll::Ready(None);
         }
-        // What is ready goes out; only an answer that is still waiting is ended by a shutdown.
+        if !this.rest.is_empty() {
+            return Poll::Ready(Some(Ok(this.piece())));
+        }
+        // What is ready goes out; only an answer that is still waiting is ended by a shutdown, or by the
+        // age of its connection, if nothing is under way.
         let Poll::Ready(mut frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            return match this.end.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(this.end_with(Refused::ShuttingDown)),
-                Poll::Pending => Poll::Pending,
-            };
+            if this.end.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(this.end_with(Refused::ShuttingDown));
+            }
+            if this.call.ledger.is_idle()
+                && this.old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready())
+            {
+                return Poll::Ready(this.end_with(Refused::ConnectionAge));
+            }
+            return Poll::Pending;
         };
         match &mut frame {
             Some(Ok(frame)) if frame.is_data() => {
                 if let Err(refused) = this.keeper.check_standing(&this.call.peer) {
                     return Poll::Ready(this.end_with(refused));
+                }
+                if let Some(data) = frame.data_mut().filter(|data| !data.is_empty()) {
+                    this.rest = std::mem::take(data);
+                    return Poll::Ready(Some(Ok(this.piece())));
                 }
             }
             Some(Ok(frame)) => {
@@ -157,7 +215,7 @@ impl HttpBody for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.over || self.inner.is_end_stream()
+        self.over || (self.rest.is_empty() && self.inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -10,7 +10,7 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-use super::{policy::CallerName, revocation};
+use super::{newest::Newest, policy::CallerName, revocation};
 
 /// Why a certificate or key can't be used: one sentence, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +170,30 @@ pub enum TlsError {
         /// Whose list.
         issuer: String,
     },
+    /// A revocation list that is older than one that was used already.
+    #[error(
+        "the revocation list of {issuer} in {} is an older one: {why}. What was revoked since would be let \
+         in again; install the newest that the authority has issued",
+        path.display()
+    )]
+    CrlOlder {
+        /// Which file.
+        path: PathBuf,
+        /// Whose list.
+        issuer: String,
+        /// In what it goes back.
+        why: String,
+    },
+    /// The file that remembers the newest lists can't be read.
+    #[error(
+        "{} is damaged, so that nobody can tell whether a revocation list is an older one: fetch the newest \
+         lists from their authorities, then remove this file",
+        path.display()
+    )]
+    CrlMemory {
+        /// Which file.
+        path: PathBuf,
+    },
     /// An authority without a revocation list: none of its clients could be let in.
     #[error(
         "there is no revocation list of {issuer}, an authority in {}: name its CRL in \
@@ -217,8 +241,9 @@ fn check_lists(
         .iter()
         .map(|path| Ok((path.clone(), read(path)?)))
         .collect::<Result<Vec<_>, TlsError>>()?;
-    let grace = tls.client_crl_grace;
-    revocation::load(&files, (&tls.client_ca, authorities), (now_ms, grace)).map(drop)
+    let newest = Newest::read(tls.client_crl_memory.as_ref())?;
+    let in_time = (now_ms, tls.client_crl_grace);
+    revocation::load(&files, (&tls.client_ca, authorities), in_time, &newest).map(drop)
 }
 
 fn check_identity(tls: &super::TlsConfig, now_ms: u64) -> Result<(), TlsError> {

@@ -53,8 +53,7 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<DecryptBatchResponse>, Status> {
         let permit = Permit::of(&request, Verb::DecryptBatch)?;
         let batch = request.into_inner();
-        let _charge =
-            self.budget.charge(Verb::DecryptBatch, batch.lengths.len(), batch.apdus.len())?;
+        let _charge = self.budget.charge(&permit, batch.lengths.len())?;
         Ok(Response::new(self.decrypt_columns(&permit, &batch).await?))
     }
 
@@ -69,10 +68,7 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let (this, permit) = (this.clone(), Arc::clone(&permit));
             async move {
-                let _charge = this
-                    .budget
-                    .charge_soon(Verb::DecryptStream, batch.lengths.len(), batch.apdus.len())
-                    .await?;
+                let _charge = this.budget.charge_soon(&permit, batch.lengths.len()).await?;
                 this.decrypt_columns(&permit, &batch).await
             }
         });
@@ -97,8 +93,7 @@ impl ciphering_server::Ciphering for CipheringService {
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
         let permit = Permit::of(&request, Verb::VerifyMicBatch)?;
         let batch = request.into_inner();
-        let _charge =
-            self.budget.charge(Verb::VerifyMicBatch, batch.lengths.len(), batch.apdus.len())?;
+        let _charge = self.budget.charge(&permit, batch.lengths.len())?;
         Ok(Response::new(self.verify_columns(&permit, &batch).await?))
     }
 
@@ -113,10 +108,7 @@ impl ciphering_server::Ciphering for CipheringService {
         let answers = answer_in_order(self.batches(request), move |batch| {
             let (this, permit) = (this.clone(), Arc::clone(&permit));
             async move {
-                let _charge = this
-                    .budget
-                    .charge_soon(Verb::VerifyMicStream, batch.lengths.len(), batch.apdus.len())
-                    .await?;
+                let _charge = this.budget.charge_soon(&permit, batch.lengths.len()).await?;
                 this.verify_columns(&permit, &batch).await
             }
         });
@@ -169,7 +161,7 @@ impl CipheringService {
         item: Item<'_>,
         want: Want,
     ) -> Result<(Outcome, Bytes), Status> {
-        let _charge = self.budget.charge(permit.verb(), 1, item.apdu.len())?;
+        let _charge = self.budget.charge(permit, 1)?;
         let OpenedBatch { plaintexts, lengths: _, mut outcomes } =
             self.open(permit, &[item], want).await;
         match (outcomes.pop(), outcomes.is_empty()) {

@@ -33,6 +33,9 @@ pub struct TlsConfig {
     pub client_crls: Vec<PathBuf>,
     /// How long a list still holds after its next update was due; at most a year.
     pub client_crl_grace: Duration,
+    /// Where the newest list of each authority is remembered, so that none goes back across a restart;
+    /// `None`: nowhere.
+    pub client_crl_memory: Option<PathBuf>,
     /// How often the files are looked at; 1 ms to 1 hour.
     pub reload_poll: Duration,
 }
@@ -58,6 +61,7 @@ impl TlsConfig {
             client_ca: client_ca.into(),
             client_crls: Vec::new(),
             client_crl_grace: Self::CRL_GRACE,
+            client_crl_memory: None,
             reload_poll: Self::RELOAD_POLL,
         }
     }
@@ -74,14 +78,25 @@ pub struct Limits {
     pub streams_per_connection_max: u32,
     /// Connections open at once; at least 1.
     pub connections_max: usize,
+    /// Connections that have not shown a certificate and begun HTTP/2 yet; at least 1.
+    pub handshakes_max: usize,
+    /// Calls open at once, over all connections; at least 1.
+    pub calls_max: usize,
+    /// What one caller may take of connections, calls, items and bytes, and one address of handshakes; 1
+    /// to 100 percent. A batch or message within its own limit can be taken up whatever the share is.
+    pub caller_share_percent: u32,
     /// APDUs and import lines being worked on at once, over all connections; at least
     /// `batch_items_max`, so that a batch within its own limit can always be taken up.
     pub in_flight_items_max: usize,
-    /// Bytes of messages that are arriving or being worked on, over all connections; at least
-    /// `message_bytes_max`.
+    /// Bytes that messages may take from their arrival until their answers are written, over all
+    /// connections: what they unfold to counts, not their length. At least `message_bytes_max`.
     pub in_flight_bytes_max: usize,
-    /// How long a client may take over its TLS handshake.
+    /// How long a client may take over its TLS handshake and the beginning of HTTP/2.
     pub handshake_timeout: Duration,
+    /// In this time a message that has begun has to come, or 256 KiB of it.
+    pub message_timeout: Duration,
+    /// In this time an answer has to be read, or 1 MiB of it; then its connection is cut.
+    pub answer_timeout: Duration,
     /// How long a call may take until its answer begins. Streams go on after that.
     pub call_timeout: Duration,
     /// How long calls that are running at shutdown may go on.
@@ -98,10 +113,15 @@ impl Default for Limits {
             batch_items_max: 16_384,
             streams_per_connection_max: 1_024,
             connections_max: 1_024,
+            handshakes_max: 256,
+            calls_max: 4_096,
+            caller_share_percent: 50,
             // A quarter of a second's work of one core at a million a second.
             in_flight_items_max: 262_144,
-            in_flight_bytes_max: 512 << 20,
+            in_flight_bytes_max: 256 << 20,
             handshake_timeout: Duration::from_secs(5),
+            message_timeout: Duration::from_secs(10),
+            answer_timeout: Duration::from_secs(60),
             call_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(15),
             connection_age_max: None,
@@ -156,9 +176,14 @@ impl Limits {
             batch_items_max,
             streams_per_connection_max,
             connections_max,
+            handshakes_max,
+            calls_max,
+            caller_share_percent,
             in_flight_items_max,
             in_flight_bytes_max,
             handshake_timeout,
+            message_timeout,
+            answer_timeout,
             call_timeout,
             drain_timeout,
             connection_age_max,
@@ -174,11 +199,16 @@ impl Limits {
             65_536,
         )?;
         within("limits.connections_max", *connections_max, 1, COUNT_MAX)?;
+        within("limits.handshakes_max", *handshakes_max, 1, COUNT_MAX)?;
+        within("limits.calls_max", *calls_max, 1, COUNT_MAX)?;
+        within("limits.caller_share_percent", *caller_share_percent as usize, 1, 100)?;
         within("limits.in_flight_items_max", *in_flight_items_max, *batch_items_max, COUNT_MAX)?;
         let bytes_most = COUNT_MAX << 10;
         within("limits.in_flight_bytes_max", *in_flight_bytes_max, *message_bytes_max, bytes_most)?;
         for (name, is) in [
             ("limits.handshake_timeout", handshake_timeout),
+            ("limits.message_timeout", message_timeout),
+            ("limits.answer_timeout", answer_timeout),
             ("limits.call_timeout", call_timeout),
             ("limits.drain_timeout", drain_timeout),
             ("limits.connection_age_max", &connection_age_max.unwrap_or(*drain_timeout)),

@@ -16,6 +16,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -24,8 +25,14 @@ use super::{
     certificate::{Holder, holder_of},
     figures,
     policy::CallerName,
+    shares::{Account, Shares, Taken},
+    status::Refused,
     tls::{Distrust, Loaded},
+    writes::Writes,
 };
+
+/// What every HTTP/2 connection begins with.
+pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Who is at the other end; goes with every request of the connection.
 #[derive(Clone)]
@@ -38,6 +45,17 @@ struct PeerInner {
     /// The newest set of authorities that accepted `chain`.
     trusted_by: AtomicU64,
     calls: Arc<Semaphore>,
+    calls_max: u32,
+    /// What its caller has, over all of his connections.
+    account: Arc<Account>,
+    writes: Writes,
+    since: Instant,
+}
+
+/// A place for a call: of its connection, and of its caller. Given back on drop.
+pub(super) struct Place {
+    _of_connection: OwnedSemaphorePermit,
+    _of_caller: Taken,
 }
 
 impl Peer {
@@ -46,15 +64,20 @@ impl Peer {
         address: SocketAddr,
         chain: &[CertificateDer<'_>],
         loaded: &Loaded,
-        calls_max: u32,
+        (shares, calls_max): (&Shares, u32),
     ) -> Option<Self> {
         let holder = holder_of(chain.first()?)?;
+        let account = shares.account(holder.name.as_ref());
         Some(Self(Arc::new(PeerInner {
             address,
             holder,
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
             trusted_by: AtomicU64::new(loaded.generation),
             calls: Arc::new(Semaphore::new(calls_max as usize)),
+            calls_max,
+            account,
+            writes: Writes::default(),
+            since: Instant::now(),
         })))
     }
 
@@ -83,9 +106,28 @@ impl Peer {
         Ok(())
     }
 
-    /// A place for one more call; `None` if it has too many open.
-    pub(super) fn begin_call(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0.calls).try_acquire_owned().ok()
+    /// A place for one more call, if it and its caller have not too many open.
+    pub(super) fn begin_call(&self) -> Result<Place, Refused> {
+        let of_connection = Arc::clone(&self.0.calls).try_acquire_owned();
+        let of_connection = of_connection.map_err(|_| Refused::TooManyCalls(self.0.calls_max))?;
+        let of_caller = self.0.account.calls.try_take(1);
+        let of_caller = of_caller.map_err(|short| Refused::TooManyOfCaller(short.limit()))?;
+        Ok(Place { _of_connection: of_connection, _of_caller: of_caller })
+    }
+
+    /// What its caller has.
+    pub(super) fn account(&self) -> &Account {
+        &self.0.account
+    }
+
+    /// What is being written to it.
+    pub(super) fn writes(&self) -> &Writes {
+        &self.0.writes
+    }
+
+    /// When it began.
+    pub(super) fn since(&self) -> Instant {
+        self.0.since
     }
 }
 
@@ -107,8 +149,10 @@ pub(super) struct Connection {
     peer: Peer,
     end_of_life: EndOfLife,
     ended: bool,
+    /// Of the preface, which was read already: what HTTP/2 has not seen yet.
+    preface: &'static [u8],
     /// Gives the place among `connections_max` back.
-    _place: OwnedSemaphorePermit,
+    _place: Taken,
     _counted: figures::Connected,
 }
 
@@ -117,10 +161,18 @@ impl Connection {
         io: TlsStream<TcpStream>,
         peer: Peer,
         end_of_life: EndOfLife,
-        place: OwnedSemaphorePermit,
+        place: Taken,
         counted: figures::Connected,
     ) -> Self {
-        Self { io, peer, end_of_life, ended: false, _place: place, _counted: counted }
+        Self {
+            io,
+            peer,
+            end_of_life,
+            ended: false,
+            preface: PREFACE,
+            _place: place,
+            _counted: counted,
+        }
     }
 
     fn check_life(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -146,6 +198,12 @@ impl AsyncRead for Connection {
         let this = self.get_mut();
         // An HTTP/2 connection always waits to read, so this is where the end is noticed.
         this.check_life(cx)?;
+        if !this.preface.is_empty() {
+            let (now, later) = this.preface.split_at(this.preface.len().min(buf.remaining()));
+            buf.put_slice(now);
+            this.preface = later;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut this.io).poll_read(cx, buf)
     }
 }

@@ -1,8 +1,9 @@
 //! What is counted on the wire: calls by verb and code, their queue and their work, connections.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -10,13 +11,13 @@ use std::{
 
 use tonic::Code;
 
-use super::{budget::Budget, tls::Tls, verb::Verb};
+use super::{budget::Budget, connection::Peer, status::Refused, tls::Tls, verb::Verb};
 use crate::{
     domain::ports::Clock,
     telemetry::{
         catalogue::{
-            CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED, IN_FLIGHT_BYTES,
-            IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX, QUEUE, REQUESTS,
+            CALLERS_REFUSED, CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED,
+            IN_FLIGHT_BYTES, IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX, QUEUE, REQUESTS, UNREAD,
         },
         metrics::{Counter, Histogram, Page, Source},
     },
@@ -50,8 +51,14 @@ const CODES: [&str; 17] = [
 pub(super) enum Turned {
     /// `connections_max` are open.
     Limit,
+    /// Its caller has his share of them.
+    CallerLimit,
+    /// Others came while it had not shaken hands.
+    Crowded,
     /// The handshake took too long.
     Timeout,
+    /// No HTTP/2 came after the handshake.
+    NoPreface,
     /// The client showed none.
     NoCertificate,
     /// The client's is not accepted.
@@ -69,9 +76,12 @@ pub(super) enum Turned {
 }
 
 impl Turned {
-    const ALL: [(Self, &'static str); 9] = [
+    pub(super) const ALL: [(Self, &'static str); 12] = [
         (Self::Limit, "limit"),
+        (Self::CallerLimit, "caller_limit"),
+        (Self::Crowded, "crowded"),
         (Self::Timeout, "timeout"),
+        (Self::NoPreface, "no_preface"),
         (Self::NoCertificate, "no_certificate"),
         (Self::BadCertificate, "bad_certificate"),
         (Self::Revoked, "revoked"),
@@ -95,7 +105,75 @@ pub(super) struct Figures {
     /// At the verbs' numbers; the last is for paths that are none.
     verbs: Box<[OfVerb]>,
     turned: [Counter; Turned::ALL.len()],
+    strangers: [Counter; STRANGERS.len()],
+    unread: Counter,
     connections: AtomicU64,
+}
+
+/// Why a caller with an accepted certificate was refused all the same: the words of `ErrorInfo`.
+const STRANGERS: [&str; 6] = [
+    "UNKNOWN_CALLER",
+    "CERTIFICATE_WITHOUT_NAME",
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_NOT_TRUSTED",
+    "CERTIFICATE_REVOKED",
+    "REVOCATION_LIST_EXPIRED",
+];
+
+/// How often one caller's refusal gets a line of the log.
+const STRANGER_LOGGED_EVERY: Duration = Duration::from_secs(60);
+/// How many callers are remembered for that; beyond, the oldest line is forgotten.
+const STRANGERS_MAX: usize = 256;
+
+/// Callers whose certificate an authority signed and whom the policy or a list does not let in: that is a
+/// mistake of somebody, so an operator is to see it; but not once for each call.
+pub(super) struct Strangers {
+    figures: Arc<Figures>,
+    /// When each was last told of, and how often it was refused since.
+    told: Mutex<HashMap<Told, (Instant, u64)>>,
+}
+
+/// A caller, and why it is refused.
+type Told = (String, &'static str);
+
+impl Strangers {
+    pub(super) fn new(figures: Arc<Figures>) -> Self {
+        Self { figures, told: Mutex::default() }
+    }
+
+    /// Notes a refusal, if it is one of these.
+    pub(super) fn note(&self, peer: Option<&Peer>, refused: &Refused) {
+        let word = refused.word();
+        let Some(at) = STRANGERS.iter().position(|stranger| *stranger == word) else { return };
+        self.figures.strangers[at].add(1);
+        let caller = peer.and_then(Peer::name).map_or_else(String::new, ToString::to_string);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (caller, STRANGERS[at]);
+        let unlogged = match told.get_mut(&key) {
+            Some((last, unlogged)) if last.elapsed() < STRANGER_LOGGED_EVERY => {
+                *unlogged += 1;
+                return;
+            }
+            Some((_, unlogged)) => *unlogged,
+            None => 0,
+        };
+        if told.len() >= STRANGERS_MAX
+            && !told.contains_key(&key)
+            && let Some(oldest) = told.iter().min_by_key(|(_, (last, _))| *last)
+        {
+            let oldest = oldest.0.clone();
+            told.remove(&oldest);
+        }
+        let address = peer.map(|peer| peer.address().to_string());
+        tracing::warn!(
+            caller = key.0,
+            address,
+            reason = word,
+            unlogged_since_last = unlogged,
+            "caller refused: {refused}"
+        );
+        told.insert(key, (Instant::now(), 0));
+    }
 }
 
 impl Figures {
@@ -103,6 +181,8 @@ impl Figures {
         Arc::new(Self {
             verbs: (0..=Verb::ALL.len()).map(|_| OfVerb::default()).collect(),
             turned: Default::default(),
+            strangers: Default::default(),
+            unread: Counter::default(),
             connections: AtomicU64::new(0),
         })
     }
@@ -127,6 +207,11 @@ impl Figures {
     /// Counts a connection that was turned away.
     pub(super) fn turned_away(&self, why: Turned) {
         self.turned[why as usize].add(1);
+    }
+
+    /// Counts a connection that was cut because its answers were not read.
+    pub(super) fn cut_unread(&self) {
+        self.unread.add(1);
     }
 
     /// Counts a connection as open until it is dropped.
@@ -183,6 +268,10 @@ impl Source for Wire {
         for ((_, reason), count) in Turned::ALL.into_iter().zip(&self.figures.turned) {
             page.counter(&HANDSHAKES_FAILED, &[reason.into()], count);
         }
+        for (word, count) in STRANGERS.into_iter().zip(&self.figures.strangers) {
+            page.counter(&CALLERS_REFUSED, &[word.into()], count);
+        }
+        page.counter(&UNREAD, &[], &self.figures.unread);
         page.sample(&CONNECTIONS, &[], self.figures.connections.load(Ordering::Relaxed));
         let (items, items_max, bytes) = self.budget.in_flight();
         page.sample(&IN_FLIGHT_ITEMS, &[], items as u64);

@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
@@ -20,17 +20,18 @@ use tracing::Instrument as _;
 use super::{
     answer::{Answer, Call},
     approvals::Approvals,
-    budget::Room,
+    config::Limits,
     connection::Peer,
     drain::{DrainWatch, Phase},
-    figures::Figures,
+    figures::{Figures, Strangers},
     policy::{Permit, Policy},
     recording::{call_of, record_waiting},
     request_id::{RequestId, RequestIds},
+    shape::Rules,
     status::{Refused, name_request},
     summary::about,
     tls::{Distrust, Tls},
-    upload::Upload,
+    upload::{Conditions, Upload},
     verb::Verb,
     whole::Whole,
 };
@@ -42,10 +43,8 @@ pub(super) struct Gatekeeper {
     pub(super) tls: Arc<Tls>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) drain: DrainWatch,
-    pub(super) call_timeout: Duration,
-    pub(super) calls_max: u32,
-    pub(super) message_bytes_max: usize,
-    pub(super) room: Room,
+    pub(super) limits: Limits,
+    pub(super) strangers: Strangers,
     pub(super) figures: Arc<Figures>,
     pub(super) ids: RequestIds,
     /// `None` in tests of what needs no log.
@@ -78,7 +77,7 @@ impl Gatekeeper {
         permit: &Permit,
     ) -> Result<Request<Body>, Status> {
         let id: Option<RequestId> = request.extensions().get().cloned();
-        let whole = Whole::read(request, self.message_bytes_max).await?;
+        let whole = Whole::read(request, self.limits.message_bytes_max).await?;
         let second = match self.approvals.pass(permit, whole.message()) {
             Ok(second) => second,
             Err(refused) => {
@@ -94,6 +93,26 @@ impl Gatekeeper {
         let mut request = whole.into_request();
         request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
         Ok(request)
+    }
+
+    /// What the request of a call is held to.
+    fn conditions(&self, call: &Call, verb: Verb) -> Conditions {
+        Conditions {
+            rules: Rules::of(verb, &self.limits),
+            memory: call.peer().account().memory.clone(),
+            ledger: call.ledger(),
+            is_stream: verb.is_stream(),
+            message_timeout: self.limits.message_timeout,
+            age: self.old_at(call.peer()),
+        }
+    }
+
+    /// When streams of a connection are ended, in order: a little after it was told to go elsewhere, so
+    /// that a client does not come back on it.
+    fn old_at(&self, peer: &Peer) -> Option<Instant> {
+        const AFTER_GOAWAY: Duration = Duration::from_millis(250);
+        let age = self.limits.connection_age_max?;
+        peer.since().checked_add(age)?.checked_add(AFTER_GOAWAY)
     }
 
     /// Whether the certificate that the connection began with would still be accepted. Asked again for
@@ -154,7 +173,7 @@ where
         let peer = request.extensions().get::<Peer>().cloned();
         let admitted = keeper.admit(peer.as_ref(), request.uri().path()).and_then(|permit| {
             let peer = peer.clone().ok_or(Refused::NoCertificate)?;
-            let place = peer.begin_call().ok_or(Refused::TooManyCalls(keeper.calls_max))?;
+            let place = peer.begin_call()?;
             Ok((permit, peer, place))
         });
         let (permit, peer, place) = match admitted {
@@ -163,6 +182,7 @@ where
                 // The path is a stranger's text: it is logged escaped, and at a level that he can't fill.
                 let path = request.uri().path();
                 tracing::debug!(?peer, ?path, request_id = %id, %refused, "call refused");
+                keeper.strangers.note(peer.as_ref(), &refused);
                 let verb = Verb::of_path(path);
                 return Box::pin(async move {
                     keeper.record(&refused, &id).await;
@@ -181,8 +201,8 @@ where
         let needs_two = keeper.approvals.concern(permit.verb());
         let permit = Arc::new(permit);
         request.extensions_mut().insert(Arc::clone(&permit));
-        let room = keeper.room.clone();
-        let request = request.map(|body| Body::new(Upload::new(body, room)));
+        let conditions = keeper.conditions(&call, permit.verb());
+        let request = request.map(|body| Body::new(Upload::new(body, conditions)));
         let answering = if needs_two {
             // The one that is ready answers; its clone takes its place.
             let clone = self.inner.clone();
@@ -198,9 +218,11 @@ where
             Either::Right(self.inner.call(request))
         };
         let answer = async move {
-            let response = match timeout(keeper.call_timeout, answering).await {
+            let response = match timeout(keeper.limits.call_timeout, answering).await {
                 Ok(Ok(response)) => response,
-                Err(_) => Status::from(Refused::TookTooLong(keeper.call_timeout)).into_http(),
+                Err(_) => {
+                    Status::from(Refused::TookTooLong(keeper.limits.call_timeout)).into_http()
+                }
             };
             Ok(answer(response, call, keeper, ends_at))
         };
@@ -216,14 +238,17 @@ fn answer(
 ) -> Response<Body> {
     // tonic says OUT_OF_RANGE to a message over its limit; all limits here are RESOURCE_EXHAUSTED.
     if code_of(response.headers()) == Some(Code::OutOfRange) {
-        response = Status::from(Refused::MessageTooLarge(keeper.message_bytes_max)).into_http();
+        response =
+            Status::from(Refused::MessageTooLarge(keeper.limits.message_bytes_max)).into_http();
     }
     name_request(response.headers_mut(), call.id());
     if let Some(code) = code_of(response.headers()) {
         call.ends_with(code);
     }
     let end = Box::pin(keeper.drain.clone().reached(ends_at));
-    response.map(|body| Body::new(Answer::new(body, call, keeper, end)))
+    let old = keeper.old_at(call.peer()).filter(|_| call.verb().is_stream());
+    let old = old.map(|at| Box::pin(sleep_until(at)) as _);
+    response.map(|body| Body::new(Answer::new(body, call, keeper, end, old)))
 }
 
 /// The code that stands in headers or trailers.

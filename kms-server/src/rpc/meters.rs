@@ -17,6 +17,7 @@ use super::{
     policy::Permit,
     recording::Recorder,
     sealed::{self, SealedStream},
+    shape::LINES_MAX,
     status::{Refused, of_incoming, of_lifecycle},
     verb::Verb,
     words::{self, Form},
@@ -33,9 +34,6 @@ use crate::{
 const PAGE_DEFAULT: u32 = 100;
 /// What a page has at most.
 const PAGE_MAX: u32 = 1_000;
-/// Lines in one message of an import, at most.
-const LINES_MAX: usize = 500;
-
 /// The operators' side of the wire.
 #[derive(Clone)]
 pub(super) struct MetersService {
@@ -55,7 +53,7 @@ impl meters_server::Meters for MetersService {
         let call = self.audit.call(&permit, &request);
         let CreateMeterRequest { meter, rules } = request.into_inner();
         let (meter, rules) = (words::new_meter(meter)?, words::rules(rules));
-        let charge = self.budget.charge(Verb::CreateMeter, 1, 0)?;
+        let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         let subject =
             Subject { system_title: Some(meter.system_title), ..Subject::meter(&meter.meter_id) };
@@ -79,7 +77,7 @@ impl meters_server::Meters for MetersService {
         let permit = Permit::of(&request, Verb::GetMeter)?;
         let call = self.audit.call(&permit, &request);
         let GetMeterRequest { meter_id, system_title } = request.into_inner();
-        let _charge = self.budget.charge(Verb::GetMeter, 1, 0)?;
+        let _charge = self.budget.charge(&permit, 1)?;
         let title = words::optional_title("system_title", &system_title)?;
         let (subject, view) = match (meter_id.as_str(), title) {
             ("", Some(title)) => (Subject::title(title), self.lifecycle.get_by_title(&title).await),
@@ -112,7 +110,7 @@ impl meters_server::Meters for MetersService {
             "" => None,
             id => Some(words::meter_id("after", id)?),
         };
-        let _charge = self.budget.charge(Verb::ListMeters, 1, 0)?;
+        let _charge = self.budget.charge(&permit, 1)?;
         // One more than asked for: it says whether there is a next page.
         let mut views = match self.lifecycle.list(after.as_ref(), size + 1).await {
             Ok(views) => views,
@@ -137,7 +135,7 @@ impl meters_server::Meters for MetersService {
         let permit = Permit::of(&request, Verb::DeleteMeter)?;
         let call = self.audit.call(&permit, &request);
         let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
-        let charge = self.budget.charge(Verb::DeleteMeter, 1, 0)?;
+        let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         to_its_end(async move {
             let _charge = charge;
@@ -162,7 +160,7 @@ impl meters_server::Meters for MetersService {
         let messages = request
             .into_inner()
             .map(move |message| message.map_err(|status| of_incoming(status, limit)));
-        let importing = Importing { service: self.clone(), call, rules: None, file: None };
+        let importing = Importing { service: self.clone(), call, permit, rules: None, file: None };
         let state = (importing, messages);
         // One message after the other: a later line may repeat a meter of an earlier one.
         let answers = stream::try_unfold(state, |(mut importing, mut messages)| async move {
@@ -183,7 +181,7 @@ impl meters_server::Meters for MetersService {
     ) -> Result<Response<GetImportKeyResponse>, Status> {
         let permit = Permit::of(&request, Verb::GetImportKey)?;
         let call = self.audit.call(&permit, &request);
-        let _charge = self.budget.charge(Verb::GetImportKey, 1, 0)?;
+        let _charge = self.budget.charge(&permit, 1)?;
         let key = match self.lifecycle.import_key().await {
             Ok(key) => key,
             Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
@@ -204,6 +202,7 @@ impl meters_server::Meters for MetersService {
 struct Importing {
     service: MetersService,
     call: AuditedCall,
+    permit: Arc<Permit>,
     /// Of the first message.
     rules: Option<ImportRules>,
     /// The sealed file that it carries, if it does.
@@ -220,7 +219,7 @@ impl Importing {
         let part = match sealed {
             Some(part) if lines.is_empty() => part,
             None if self.file.is_none() => {
-                return self.service.import(&self.call, None, lines, rules).await;
+                return self.service.import((&self.call, &*self.permit), None, lines, rules).await;
             }
             _ => {
                 let problem = "a stream has lines, or the chunks of a sealed file, not both";
@@ -230,7 +229,8 @@ impl Importing {
         let said = part.header.as_ref().map(|header| SealedHeader::number(&header.body));
         match sealed::accept(&self.service.lifecycle, &mut self.file, part).await {
             Ok((file, chunk, lines)) => {
-                self.service.import(&self.call, Some((file, chunk)), lines, rules).await
+                let by = (&self.call, &*self.permit);
+                self.service.import(by, Some((file, chunk)), lines, rules).await
             }
             Err(why) => Err(self.service.audit.not_taken(&self.call, said, why).await),
         }
@@ -252,7 +252,7 @@ impl MetersService {
     /// One message of an import: a result a line, in order.
     async fn import(
         &self,
-        call: &AuditedCall,
+        (call, permit): (&AuditedCall, &Permit),
         source: Option<(SealedFile, u32)>,
         lines: Vec<ImportLine>,
         rules: ImportRules,
@@ -260,8 +260,7 @@ impl MetersService {
         if lines.len() > LINES_MAX {
             return Err(Refused::BatchTooLarge { items: lines.len(), limit: LINES_MAX }.into());
         }
-        let bytes = lines.iter().map(prost::Message::encoded_len).sum();
-        let charge = self.budget.charge_soon(Verb::ImportMeters, lines.len(), bytes).await?;
+        let charge = self.budget.charge_soon(permit, lines.len()).await?;
         let form = if source.is_some() { Form::Sealed } else { Form::Clear };
         let (readable, lines) = read(lines, form);
         let unreadable = lines.len() - readable.len();

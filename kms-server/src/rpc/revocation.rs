@@ -5,6 +5,8 @@
 //! refused when the files are read. rustls asks again at each handshake, for intermediates too, whose
 //! lists only it can check: their certificates come with the client.
 //!
+//! Lists never go backwards: see `newest`.
+//!
 //! A list's time is up to its next update, and a period of grace from there on. An authority that went
 //! down with a data centre publishes nothing, and the site that is left has to serve: until the grace
 //! is over the old list holds, and each status and log says so.
@@ -23,12 +25,16 @@ use rustls::{
     },
     server::WebPkiClientVerifier,
 };
+use sha2::{Digest as _, Sha256};
 use x509_parser::{
     certificate::X509Certificate, error::X509Error, extensions::ParsedExtension,
     prelude::FromDer as _, revocation_list::CertificateRevocationList,
 };
 
-use super::certificate::TlsError;
+use super::{
+    certificate::TlsError,
+    newest::{Authority, Newest, Place},
+};
 
 /// The first byte of a list in DER; PEM is text.
 const DER_SEQUENCE: u8 = 0x30;
@@ -38,6 +44,8 @@ pub(super) struct Revocation {
     pub(super) lists: Vec<CertificateRevocationListDer<'static>>,
     /// When lists are due for renewal, and when the first one's grace ends; `None` without lists.
     pub(super) due: Option<Due>,
+    /// Whose they are, and their place among those of their authority.
+    pub(super) used: Vec<(Authority, Place)>,
 }
 
 /// When lists have to be replaced; milliseconds since 1970.
@@ -110,6 +118,7 @@ pub(super) fn load(
     files: &[(PathBuf, Vec<u8>)],
     (client_ca, authorities): (&Path, &[CertificateDer<'_>]),
     (now_ms, grace): (u64, Duration),
+    newest: &Newest,
 ) -> Result<Revocation, TlsError> {
     let mut all = Vec::new();
     for (path, content) in files {
@@ -119,7 +128,7 @@ pub(super) fn load(
         all.extend(lists.into_iter().map(|list| (path, list)));
     }
     if all.is_empty() {
-        return Ok(Revocation { lists: Vec::new(), due: None });
+        return Ok(Revocation { lists: Vec::new(), due: None, used: Vec::new() });
     }
     let parsed = all
         .iter()
@@ -130,8 +139,12 @@ pub(super) fn load(
         .map(|authority| X509Certificate::from_der(authority).map(|(_, parsed)| parsed))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| TlsError::Unusable { path: client_ca.to_owned(), source: error.into() })?;
+    let mut used = Vec::with_capacity(parsed.len());
     for (at, list) in parsed.iter().enumerate() {
         list.check(&authorities, now_ms)?;
+        let (authority, place) = (list.authority(&authorities), list.place());
+        newest.check(&authority, &place, (list.path, &list.issuer()))?;
+        used.push((authority, place));
         if parsed[..at].iter().any(|other| other.speaks_for_the_same(list)) {
             return Err(TlsError::CrlTwice { path: list.path.to_owned(), issuer: list.issuer() });
         }
@@ -144,7 +157,7 @@ pub(super) fn load(
         }
     }
     let due = parsed.iter().map(|list| list.due).reduce(Due::first);
-    Ok(Revocation { due, lists: all.into_iter().map(|(_, list)| list).collect() })
+    Ok(Revocation { due, used, lists: all.into_iter().map(|(_, list)| list).collect() })
 }
 
 /// One list, or several of PEM.
@@ -231,6 +244,28 @@ impl<'a> List<'a> {
             matches!(extension.parsed_extension(), ParsedExtension::IssuingDistributionPoint(_))
         };
         self.parsed.extensions().iter().find(is_scope).map(|extension| extension.value)
+    }
+
+    /// Whose list this is. An authority that was replaced under the same name has another key and begins
+    /// anew; of an intermediate the key is not known here, so its name has to do.
+    fn authority(&self, authorities: &[X509Certificate<'_>]) -> Authority {
+        let signer = authorities.iter().find(|authority| {
+            authority.subject().as_raw() == self.parsed.issuer().as_raw()
+                && self.parsed.verify_signature(authority.public_key()).is_ok()
+        });
+        let key = signer.map_or(&[][..], |signer| signer.public_key().raw);
+        let mut digest = Sha256::new();
+        for part in [self.parsed.issuer().as_raw(), key, self.scope().unwrap_or_default()] {
+            digest.update((part.len() as u64).to_be_bytes());
+            digest.update(part);
+        }
+        digest.finalize().into()
+    }
+
+    fn place(&self) -> Place {
+        let number = self.parsed.crl_number().map(|number| number.to_bytes_be());
+        let this_update_ms = millis(self.parsed.last_update().timestamp()).unwrap_or(0);
+        Place { number, this_update_ms }
     }
 
     fn issuer(&self) -> String {

@@ -25,7 +25,7 @@ use super::{
     ciphering::CipheringService,
     config::{BadSetting, Config, Limits},
     drain::{Drain, DrainWatch, Phase},
-    figures::{Figures, Wire},
+    figures::{Figures, Strangers, Wire},
     gate::{Gate, Gatekeeper},
     health::Health,
     meters::MetersService,
@@ -33,6 +33,7 @@ use super::{
     probes::{Probes, Readiness, ReadyParts},
     recording::Recorder,
     request_id::RequestIds,
+    shares::Shares,
     site::{SiteService, TokenStatusSource},
     tls::{Reloaded, Tls},
 };
@@ -49,14 +50,15 @@ use crate::{
 /// How often a silent client is asked whether it is still there, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// All headers of one call. Ours need a few hundred bytes.
-const HEADER_BYTES_MAX: u32 = 16 << 10;
+const HEADER_BYTES_MAX: u32 = 8 << 10;
 /// Streams that a client may reset before they were accepted, per connection ("rapid reset").
 const PENDING_RESETS_MAX: usize = 20;
 /// Streams beyond `streams_per_connection_max` that HTTP/2 lets in, so that they can be told
 /// `RESOURCE_EXHAUSTED`; a client that opens even more has to wait.
 const STREAMS_TO_REFUSE: u32 = 64;
-/// What a client may send before we have taken it up: for one stream, for one connection.
-const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
+/// What a client may send before we have taken it up: for one stream, for one connection. It lies in
+/// memory that nobody has taken account of, so it is small.
+const WINDOWS: (u32, u32) = (256 << 10, 256 << 10);
 /// How long connections may take to notice that they were cut.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -180,7 +182,7 @@ pub async fn serve(
         return Err(error.into());
     }
     let figures = Figures::new();
-    let budget = Budget::new(&config.limits, Arc::clone(&figures));
+    let budget = budget(&config.limits, &figures);
     let approvals = approvals(&config, &parts.clock);
     let services = services(&config.limits, &parts, (&tls, &figures), &budget);
     let recorder = Some(Recorder(Arc::clone(&parts.audit)));
@@ -211,7 +213,7 @@ pub async fn serve_services(
     config.check()?;
     let tls = Arc::new(Tls::load(config.tls.clone(), Arc::clone(&clock)).await?);
     let figures = Figures::new();
-    let budget = Budget::new(&config.limits, Arc::clone(&figures));
+    let budget = budget(&config.limits, &figures);
     let approvals = approvals(&config, &clock);
     let routes = with_standing(services, (&approvals, None), &config.limits)?;
     let watched = Watched { sources: Vec::new(), parts: None };
@@ -282,6 +284,10 @@ fn services(
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
 }
 
+fn budget(limits: &Limits, figures: &Arc<Figures>) -> Budget {
+    Budget::new(limits, Arc::new(Shares::new(limits)), Arc::clone(figures))
+}
+
 fn approvals(config: &Config, clock: &Arc<dyn Clock>) -> Arc<Approvals> {
     Arc::new(Approvals::new(config.policy.dual_control().clone(), Arc::clone(clock)))
 }
@@ -329,17 +335,15 @@ async fn run(
         tls: Arc::clone(&tls),
         clock: Arc::clone(&clock),
         drain: drain.watch(),
-        call_timeout: limits.call_timeout,
-        calls_max: limits.streams_per_connection_max,
-        message_bytes_max: limits.message_bytes_max,
-        room: budget.room(),
+        limits: limits.clone(),
+        strangers: Strangers::new(Arc::clone(&figures)),
         figures: Arc::clone(&figures),
         ids: RequestIds::new(),
         audit,
         approvals,
     }));
     let (accepted, connections) = mpsc::channel(ACCEPTED_MAX);
-    let wire = (drain.watch(), Arc::clone(&figures));
+    let wire = (drain.watch(), Arc::clone(&figures), budget.shares());
     tokio::spawn(accept(listener, Arc::clone(&tls), limits.clone(), wire, accepted));
     let mut serving = std::pin::pin!(
         transport(&limits)

@@ -19,10 +19,33 @@ use crate::lifecycle::LifecycleError;
 /// The domain of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "ami.kms.v1";
 
-/// When to come back after `RESOURCE_EXHAUSTED`: the work in flight is done in a fraction of this.
-const RETRY_SOON: Duration = Duration::from_millis(250);
-/// When to come back after `UNAVAILABLE`: a token or database needs a while.
-const RETRY_LATER: Duration = Duration::from_secs(1);
+/// Whether the same call may pass later, and so whether its refusal carries a `google.rpc.RetryInfo`. A
+/// client that is told so tries again by itself: what is wrong with the call itself must not say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// Not as it is.
+    Never,
+    /// At once, on another connection.
+    Now,
+    /// The work in flight is done in a fraction of this.
+    Soon,
+    /// A token, a database or another server needs a while.
+    Later,
+    /// People have to do something first.
+    Minute,
+}
+
+impl Again {
+    fn delay(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::Now => Some(Duration::ZERO),
+            Self::Soon => Some(Duration::from_millis(250)),
+            Self::Later => Some(Duration::from_secs(1)),
+            Self::Minute => Some(Duration::from_secs(60)),
+        }
+    }
+}
 
 /// The sentence of `AUDIT_NOT_WRITABLE`.
 const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
@@ -67,10 +90,16 @@ pub(super) enum Refused {
     UnknownMethod,
     #[error("more than {0} calls are open on this connection; end some first")]
     TooManyCalls(u32),
+    #[error("this caller has {0} calls open over all of its connections; end some first")]
+    TooManyOfCaller(usize),
     #[error("the message is longer than {0} bytes; send less at once")]
     MessageTooLarge(usize),
     #[error("the batch has {items} items and the limit is {limit}; send smaller ones")]
     BatchTooLarge { items: usize, limit: usize },
+    #[error("the message has more than {limit} {what}; send less at once")]
+    TooMany { what: &'static str, limit: usize },
+    #[error("a message that had begun did not go on for {0:?}; send it again, faster")]
+    MessageTooSlow(Duration),
     #[error("the server is busy: {0} items are in flight; try again")]
     Busy(usize),
     #[error("the server is busy: {0} bytes of messages are in flight; try again")]
@@ -79,6 +108,10 @@ pub(super) enum Refused {
     TookTooLong(Duration),
     #[error("the server is shutting down; go on at another one")]
     ShuttingDown,
+    #[error(
+        "the connection is old enough: all that was sent whole was answered; go on over a new one"
+    )]
+    ConnectionAge,
     #[error(transparent)]
     Column(#[from] ColumnFault),
     #[error("{AUDIT_NOT_WRITABLE}")]
@@ -100,6 +133,49 @@ pub(super) enum Refused {
 }
 
 impl Refused {
+    /// The one table: code, reason word, and whether the same call may pass later.
+    fn row(&self) -> (Code, &'static str, Again) {
+        let (code, word) = self.code();
+        (code, word, self.again())
+    }
+
+    /// Whether the same call may pass later. No `_` arm: whoever adds a refusal decides.
+    fn again(&self) -> Again {
+        match self {
+            Self::NoCertificate
+            | Self::NoName
+            | Self::Expired
+            | Self::NotTrusted
+            | Self::Revoked
+            | Self::UnknownCaller(_)
+            | Self::NotGranted { .. }
+            | Self::SecondPersonNeeded { .. }
+            | Self::OwnCall
+            | Self::NothingWaits
+            | Self::UnknownMethod
+            | Self::MessageTooLarge(_)
+            | Self::BatchTooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::MessageTooSlow(_)
+            | Self::TookTooLong(_)
+            | Self::Column(_)
+            | Self::ReadOnly
+            | Self::NoAuditChain
+            | Self::Field { .. }
+            | Self::Fault(_) => Again::Never,
+            Self::ConnectionAge => Again::Now,
+            Self::TooManyCalls(_)
+            | Self::TooManyOfCaller(_)
+            | Self::Busy(_)
+            | Self::BytesBusy(_) => Again::Soon,
+            Self::ListExpired
+            | Self::ShuttingDown
+            | Self::AuditNotWritable
+            | Self::AuditNotReadable => Again::Later,
+            Self::TooManyWaiting(_) => Again::Minute,
+        }
+    }
+
     /// Code and reason word.
     fn code(&self) -> (Code, &'static str) {
         match self {
@@ -118,11 +194,16 @@ impl Refused {
             Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
+            Self::TooManyOfCaller(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
-            Self::BatchTooLarge { .. } => (Code::ResourceExhausted, "BATCH_TOO_LARGE"),
+            Self::BatchTooLarge { .. } | Self::TooMany { .. } => {
+                (Code::ResourceExhausted, "BATCH_TOO_LARGE")
+            }
+            Self::MessageTooSlow(_) => (Code::DeadlineExceeded, "MESSAGE_TOO_SLOW"),
             Self::Busy(_) | Self::BytesBusy(_) => (Code::ResourceExhausted, "BUSY"),
             Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+            Self::ConnectionAge => (Code::Unavailable, "CONNECTION_AGE"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
@@ -150,13 +231,18 @@ impl Refused {
                 ("approval_id", number.to_string()),
                 ("expires", expires_ms.to_string()),
             ],
-            Self::TooManyWaiting(limit) => vec![("limit", limit.to_string())],
+            Self::TooManyWaiting(limit) | Self::TooManyOfCaller(limit) => {
+                vec![("limit", limit.to_string())]
+            }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
                 vec![("limit", limit.to_string())]
             }
             Self::BatchTooLarge { items, limit } => {
                 vec![("items", items.to_string()), ("limit", limit.to_string())]
+            }
+            Self::TooMany { what, limit } => {
+                vec![("what", (*what).to_owned()), ("limit", limit.to_string())]
             }
             Self::Column(fault) => vec![("column", fault.column().to_owned())],
             Self::Field { field, .. } => vec![("field", (*field).to_owned())],
@@ -170,7 +256,9 @@ impl Refused {
             | Self::NothingWaits
             | Self::UnknownMethod
             | Self::TookTooLong(_)
+            | Self::MessageTooSlow(_)
             | Self::ShuttingDown
+            | Self::ConnectionAge
             | Self::AuditNotWritable
             | Self::ReadOnly
             | Self::AuditNotReadable
@@ -194,8 +282,8 @@ impl From<Refused> for Status {
         if let Refused::Fault(what) = refused {
             tracing::error!(what, "fault in the server");
         }
-        let (code, reason) = refused.code();
-        status(code, reason, refused.to_string(), refused.metadata())
+        let (code, reason, again) = refused.row();
+        status((code, reason, again), refused.to_string(), refused.metadata())
     }
 }
 
@@ -243,7 +331,17 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
             (Code::DataLoss, sentence.to_owned())
         }
     };
-    status(code, reason, sentence, Vec::new())
+    let again = match error {
+        LifecycleError::Busy
+        | LifecycleError::Unavailable { .. }
+        | LifecycleError::AuditNotWritable { .. } => Again::Later,
+        LifecycleError::NotFound(_)
+        | LifecycleError::AlreadyExists(_)
+        | LifecycleError::Refused(_)
+        | LifecycleError::ReadOnly
+        | LifecycleError::Damaged { .. } => Again::Never,
+    };
+    status((code, reason, again), sentence, Vec::new())
 }
 
 /// Writes the request's id into the headers or trailers of an answer, and, where they refuse it, into
@@ -275,19 +373,16 @@ pub(super) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
 }
 
 fn status(
-    code: Code,
-    reason: &str,
+    (code, reason, again): (Code, &str, Again),
     sentence: String,
     metadata: Vec<(&'static str, String)>,
 ) -> Status {
     let metadata: HashMap<String, String> =
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
-    match code {
-        Code::ResourceExhausted => details.set_retry_info(Some(RETRY_SOON)),
-        Code::Unavailable => details.set_retry_info(Some(RETRY_LATER)),
-        _ => &mut details,
-    };
+    if let Some(delay) = again.delay() {
+        details.set_retry_info(Some(delay));
+    }
     Status::with_error_details(code, sentence, details)
 }
 
@@ -342,17 +437,114 @@ mod tests {
         assert!(!format!("{fault:?}").contains("SECRET-PATH"));
     }
 
+    /// One of each refusal: code, word, and after how many milliseconds the same call may pass. A new
+    /// variant has no row here until somebody writes one: `number` does not compile without it.
     #[test]
-    fn what_is_exhausted_says_when_to_come_back() {
-        for refused in [
-            Refused::TooManyCalls(1),
-            Refused::MessageTooLarge(1),
-            Refused::BatchTooLarge { items: 2, limit: 1 },
-            Refused::Busy(1),
-            Refused::BytesBusy(1),
-        ] {
-            let (code, _, retry) = reason(&refused.into());
-            assert_eq!((code, retry), (Code::ResourceExhausted, true));
+    fn only_what_can_pass_later_says_so() {
+        let name = || CallerName::new("x").unwrap();
+        let soon = Duration::ZERO;
+        let second = || Refused::SecondPersonNeeded {
+            verb: Verb::Decrypt,
+            number: 1,
+            expires_ms: 1,
+            asked_before: false,
+        };
+        let rows = [
+            (Refused::NoCertificate, "UNAUTHENTICATED NO_CERTIFICATE", None),
+            (Refused::NoName, "UNAUTHENTICATED CERTIFICATE_WITHOUT_NAME", None),
+            (Refused::Expired, "UNAUTHENTICATED CERTIFICATE_EXPIRED", None),
+            (Refused::NotTrusted, "UNAUTHENTICATED CERTIFICATE_NOT_TRUSTED", None),
+            (Refused::Revoked, "UNAUTHENTICATED CERTIFICATE_REVOKED", None),
+            (Refused::ListExpired, "UNAVAILABLE REVOCATION_LIST_EXPIRED", Some(1_000)),
+            (Refused::UnknownCaller(name()), "PERMISSION_DENIED UNKNOWN_CALLER", None),
+            (
+                Refused::NotGranted { caller: name(), verb: Verb::Decrypt },
+                "PERMISSION_DENIED NOT_GRANTED",
+                None,
+            ),
+            (second(), "FAILED_PRECONDITION SECOND_PERSON_NEEDED", None),
+            (Refused::TooManyWaiting(1), "RESOURCE_EXHAUSTED TOO_MANY_WAITING", Some(60_000)),
+            (Refused::OwnCall, "PERMISSION_DENIED OWN_CALL", None),
+            (Refused::NothingWaits, "NOT_FOUND NOTHING_WAITS", None),
+            (Refused::UnknownMethod, "UNIMPLEMENTED UNKNOWN_METHOD", None),
+            (Refused::TooManyCalls(1), "RESOURCE_EXHAUSTED TOO_MANY_CALLS", Some(250)),
+            (Refused::TooManyOfCaller(1), "RESOURCE_EXHAUSTED TOO_MANY_CALLS", Some(250)),
+            (Refused::MessageTooLarge(1), "RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE", None),
+            (
+                Refused::BatchTooLarge { items: 2, limit: 1 },
+                "RESOURCE_EXHAUSTED BATCH_TOO_LARGE",
+                None,
+            ),
+            (
+                Refused::TooMany { what: "items", limit: 1 },
+                "RESOURCE_EXHAUSTED BATCH_TOO_LARGE",
+                None,
+            ),
+            (Refused::MessageTooSlow(soon), "DEADLINE_EXCEEDED MESSAGE_TOO_SLOW", None),
+            (Refused::Busy(1), "RESOURCE_EXHAUSTED BUSY", Some(250)),
+            (Refused::BytesBusy(1), "RESOURCE_EXHAUSTED BUSY", Some(250)),
+            (Refused::TookTooLong(soon), "DEADLINE_EXCEEDED TOOK_TOO_LONG", None),
+            (Refused::ShuttingDown, "UNAVAILABLE SHUTTING_DOWN", Some(1_000)),
+            (Refused::ConnectionAge, "UNAVAILABLE CONNECTION_AGE", Some(0)),
+            (Refused::Column(ColumnFault::TitleBytes(7)), "INVALID_ARGUMENT BAD_COLUMN", None),
+            (Refused::AuditNotWritable, "UNAVAILABLE AUDIT_NOT_WRITABLE", Some(1_000)),
+            (Refused::ReadOnly, "FAILED_PRECONDITION READ_ONLY", None),
+            (Refused::AuditNotReadable, "UNAVAILABLE AUDIT_NOT_READABLE", Some(1_000)),
+            (Refused::NoAuditChain, "NOT_FOUND NO_AUDIT_CHAIN", None),
+            (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
+            (Refused::Fault("f"), "INTERNAL FAULT", None),
+        ];
+        for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
+            assert_eq!(number(&refused), at, "{refused:?}");
+            let status = Status::from(refused);
+            let details = status.get_error_details();
+            let delay = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(delay, after_ms.map(Duration::from_millis), "{said}");
+            let word = &details.error_info().unwrap().reason;
+            let code = format!("{:?}", status.code()).to_uppercase();
+            assert_eq!(format!("{code} {word}"), said.replacen('_', "", code_underscores(said)));
+        }
+    }
+
+    /// How many underscores the code's own word has.
+    fn code_underscores(said: &str) -> usize {
+        said.split(' ').next().unwrap().matches('_').count()
+    }
+
+    /// The place of a refusal in the table above.
+    fn number(refused: &Refused) -> usize {
+        match refused {
+            Refused::NoCertificate => 0,
+            Refused::NoName => 1,
+            Refused::Expired => 2,
+            Refused::NotTrusted => 3,
+            Refused::Revoked => 4,
+            Refused::ListExpired => 5,
+            Refused::UnknownCaller(_) => 6,
+            Refused::NotGranted { .. } => 7,
+            Refused::SecondPersonNeeded { .. } => 8,
+            Refused::TooManyWaiting(_) => 9,
+            Refused::OwnCall => 10,
+            Refused::NothingWaits => 11,
+            Refused::UnknownMethod => 12,
+            Refused::TooManyCalls(_) => 13,
+            Refused::TooManyOfCaller(_) => 14,
+            Refused::MessageTooLarge(_) => 15,
+            Refused::BatchTooLarge { .. } => 16,
+            Refused::TooMany { .. } => 17,
+            Refused::MessageTooSlow(_) => 18,
+            Refused::Busy(_) => 19,
+            Refused::BytesBusy(_) => 20,
+            Refused::TookTooLong(_) => 21,
+            Refused::ShuttingDown => 22,
+            Refused::ConnectionAge => 23,
+            Refused::Column(_) => 24,
+            Refused::AuditNotWritable => 25,
+            Refused::ReadOnly => 26,
+            Refused::AuditNotReadable => 27,
+            Refused::NoAuditChain => 28,
+            Refused::Field { .. } => 29,
+            Refused::Fault(_) => 30,
         }
     }
 

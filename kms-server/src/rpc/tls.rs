@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     certificate::{TlsError, first_expiry_ms, load_authorities, load_chain, load_identity},
     config::TlsConfig,
+    newest::{Authority, Newest, Place},
     revocation::{self, Due},
 };
 use crate::domain::ports::Clock;
@@ -36,8 +37,9 @@ pub(super) struct Tls {
     clock: Arc<dyn Clock>,
     current: ArcSwap<Loaded>,
     last: Mutex<Last>,
-    /// One reload at a time: an older set must not be stored over a newer one.
-    reloading: tokio::sync::Mutex<()>,
+    /// One reload at a time: an older set must not be stored over a newer one. The newest lists that were
+    /// in use.
+    reloading: tokio::sync::Mutex<Newest>,
     /// Rises with each set of files that is taken into use.
     generation: AtomicU64,
 }
@@ -56,6 +58,8 @@ pub(super) struct Loaded {
     pub(super) authorities_not_after_ms: u64,
     /// When the first revocation list has to be replaced; `None` without lists.
     pub(super) lists_due: Option<Due>,
+    /// Whose lists these are, and which.
+    used: Vec<(Authority, Place)>,
 }
 
 /// Why a chain is no longer accepted.
@@ -95,13 +99,15 @@ impl Tls {
     /// Reads the files for the first time: here a fault is an error.
     pub(super) async fn load(files: TlsConfig, clock: Arc<dyn Clock>) -> Result<Self, TlsError> {
         let contents = Contents::read(&files).await?;
-        let loaded = contents.load(&files, &clock, 1)?;
+        let newest = Newest::read(files.client_crl_memory.as_ref())?;
+        let loaded = contents.load(&files, &clock, 1, &newest)?;
+        let (newest, fault) = remember(&files, &newest, &loaded.used);
         Ok(Self {
-            last: Mutex::new(Last { digest: contents.digest(), fault: None }),
+            last: Mutex::new(Last { digest: contents.digest(), fault }),
             files,
             clock,
             current: ArcSwap::from_pointee(loaded),
-            reloading: tokio::sync::Mutex::new(()),
+            reloading: tokio::sync::Mutex::new(newest),
             generation: AtomicU64::new(1),
         })
     }
@@ -119,8 +125,8 @@ impl Tls {
     /// Reads the files again. Bad ones change nothing: those in use stay, and the fault is kept for
     /// [`Tls::fault`] until better ones come.
     pub(super) async fn reload(&self) -> Result<Reloaded, TlsError> {
-        let _one = self.reloading.lock().await;
-        let result = self.try_reload().await;
+        let mut newest = self.reloading.lock().await;
+        let result = self.try_reload(&mut newest).await;
         if let Err(error) = &result {
             let fault = format!(
                 "the certificates in use are kept, the new ones not used: {}",
@@ -135,7 +141,7 @@ impl Tls {
         result
     }
 
-    async fn try_reload(&self) -> Result<Reloaded, TlsError> {
+    async fn try_reload(&self, newest: &mut Newest) -> Result<Reloaded, TlsError> {
         let contents = Contents::read(&self.files).await?;
         let digest = contents.digest();
         {
@@ -147,10 +153,12 @@ impl Tls {
             }
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let loaded = contents.load(&self.files, &self.clock, generation)?;
+        let loaded = contents.load(&self.files, &self.clock, generation, newest)?;
+        let (now, fault) = remember(&self.files, newest, &loaded.used);
+        *newest = now;
         self.current.store(Arc::new(loaded));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Last { digest, fault: None };
+        *last = Last { digest, fault };
         tracing::info!(generation, "new certificates are in use");
         Ok(Reloaded::Changed)
     }
@@ -220,6 +228,7 @@ impl Contents {
         files: &TlsConfig,
         clock: &Arc<dyn Clock>,
         generation: u64,
+        newest: &Newest,
     ) -> Result<Loaded, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let identity = load_identity(
@@ -235,6 +244,7 @@ impl Contents {
             &self.client_crls,
             (&files.client_ca, &chain),
             (now_ms, files.client_crl_grace),
+            newest,
         )?;
         let mut verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone());
@@ -255,8 +265,32 @@ impl Contents {
             not_after_ms,
             authorities_not_after_ms,
             lists_due: revocation.due,
+            used: revocation.used,
         })
     }
+}
+
+/// Remembers the lists that are taken into use. Newer ones are used even where that can't be written: the
+/// fault says so, and until the process ends its own memory holds.
+fn remember(
+    files: &TlsConfig,
+    before: &Newest,
+    used: &[(Authority, Place)],
+) -> (Newest, Option<String>) {
+    let newest = before.with(used);
+    let Some(path) = files.client_crl_memory.as_ref().filter(|_| newest != *before) else {
+        return (newest, None);
+    };
+    let fault = newest.write(path).err().map(|error| {
+        let fault = format!(
+            "the revocation lists are in use, but {} can't be written, so that older ones could be put \
+             back at the next start: {error}",
+            path.display()
+        );
+        tracing::error!("{fault}");
+        fault
+    });
+    (newest, fault)
 }
 
 fn server_config(

@@ -1,126 +1,234 @@
-//! A request on its way in: what has arrived of a message that is not whole yet takes room, so that no
-//! number of half-sent messages fills the memory. Whole ones are charged by the service that reads them.
+//! A request on its way in. Each message is looked at as it comes: how long it says that it is, whether
+//! there is room for what it may cost, what repeats in it and how often, and whether it comes at all. What
+//! is too much is refused here, before anything of it is decoded; what came before it is passed on first.
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
-use super::budget::Room;
+use super::{
+    ledger::{Framing, Ledger, Step},
+    shape::{Rules, Walk},
+    shares::{Share, Short, Taken, UNIT},
+    status::Refused,
+};
+
+/// How long a message of a stream waits for room that the caller's own messages have. Flow control tells
+/// its client to slow down meanwhile.
+const OWN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits for room that others have.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// So much of a message has to come within `message_timeout`, or all of it if it is shorter.
+const PROGRESS: usize = 256 << 10;
+
+/// What a request is held to.
+pub(super) struct Conditions {
+    pub(super) rules: Rules,
+    /// Room for its messages.
+    pub(super) memory: Share,
+    pub(super) ledger: Ledger,
+    /// Messages follow each other.
+    pub(super) is_stream: bool,
+    pub(super) message_timeout: Duration,
+    /// When its connection is too old for further messages.
+    pub(super) age: Option<Instant>,
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Result<Taken, Short>> + Send>>;
 
 /// The body of a request.
 pub(super) struct Upload {
     inner: Body,
-    room: Room,
-    held: Option<OwnedSemaphorePermit>,
-    message: Arriving,
+    conditions: Conditions,
+    framing: Framing,
+    walk: Option<Walk>,
+    /// What has come and is not passed on yet.
+    rest: Bytes,
+    /// The message's room, being waited for.
+    waiting: Option<Waiting>,
+    /// What ends the request, once all before it was passed on.
+    refused: Option<Refused>,
+    /// When the message that is arriving is given up.
+    slow: Option<Pin<Box<Sleep>>>,
+    slow_is_set: bool,
+    /// How much has come since it was set.
+    progress: usize,
+    /// When the connection is too old.
+    old: Option<Pin<Box<Sleep>>>,
+    over: bool,
 }
 
+type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+
 impl Upload {
-    pub(super) fn new(inner: Body, room: Room) -> Self {
-        Self { inner, room, held: None, message: Arriving::default() }
+    pub(super) fn new(inner: Body, conditions: Conditions) -> Self {
+        let age = conditions.age.filter(|_| conditions.is_stream);
+        Self {
+            inner,
+            conditions,
+            framing: Framing::default(),
+            walk: None,
+            rest: Bytes::new(),
+            waiting: None,
+            refused: None,
+            slow: None,
+            slow_is_set: false,
+            progress: 0,
+            old: age.map(|age| Box::pin(sleep_until(age))),
+            over: false,
+        }
     }
+
+    fn end(&mut self, refused: Refused) -> Polled {
+        self.over = true;
+        // Nothing more is read; what was buffered goes.
+        self.inner = Body::empty();
+        self.rest = Bytes::new();
+        Poll::Ready(Some(Err(refused.into())))
+    }
+
+    fn is_old(&self) -> bool {
+        self.conditions.is_stream && self.conditions.age.is_some_and(|age| Instant::now() >= age)
+    }
+
+    /// Goes through what has come. `Some`: what can be passed on; the rest waits.
+    fn advance(&mut self) -> Option<Bytes> {
+        let mut at = 0;
+        while at < self.rest.len() && self.waiting.is_none() {
+            if self.framing.is_between() {
+                if self.is_old() {
+                    self.refused = Some(Refused::ConnectionAge);
+                    break;
+                }
+                self.slow_is_set = false;
+            }
+            let (took, step) = self.framing.step(&self.rest[at..]);
+            let part = at..at + took;
+            self.progress += took;
+            if self.progress >= PROGRESS {
+                self.slow_is_set = false;
+            }
+            let judged = match step {
+                Step::Prefix => Ok(()),
+                Step::Begun(bytes) => self.begin(bytes),
+                Step::Part | Step::Ended => match &mut self.walk {
+                    Some(walk) => walk.read(&self.conditions.rules, &self.rest[part]),
+                    None => Ok(()),
+                },
+            };
+            if let Err(refused) = judged {
+                self.refused = Some(refused);
+                break;
+            }
+            at += took;
+        }
+        if self.refused.is_some() {
+            // Of the message that is refused, what lies here is of no use to anyone.
+            let passed = self.rest.split_to(at);
+            self.rest = Bytes::new();
+            return (!passed.is_empty()).then_some(passed);
+        }
+        (at > 0).then(|| self.rest.split_to(at))
+    }
+
+    /// A message of so many bytes begins: takes the room for it, or begins to wait.
+    fn begin(&mut self, bytes: usize) -> Result<(), Refused> {
+        let Conditions { rules, memory, ledger, is_stream, .. } = &self.conditions;
+        if bytes > rules.bytes_max {
+            return Err(Refused::MessageTooLarge(rules.bytes_max));
+        }
+        self.walk = (bytes > 0).then(|| Walk::new(rules, bytes));
+        let units = rules.cost(bytes).div_ceil(UNIT);
+        match memory.try_take(units) {
+            Ok(taken) => ledger.begin(taken),
+            Err(_) if *is_stream => {
+                self.waiting = Some(Box::pin(memory.clone().take(units, (OWN_PATIENCE, PATIENCE))));
+            }
+            Err(short) => return Err(busy(short)),
+        }
+        Ok(())
+    }
+
+    /// Nothing has come. Ends a request whose message does not go on, or whose connection is too old.
+    fn idle(&mut self, cx: &mut Context<'_>) -> Polled {
+        if self.framing.is_between() {
+            self.slow_is_set = false;
+            if self.old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready()) {
+                return self.end(Refused::ConnectionAge);
+            }
+            return Poll::Pending;
+        }
+        let patience = self.conditions.message_timeout;
+        let due = Instant::now() + patience;
+        let slow = self.slow.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if !self.slow_is_set {
+            slow.as_mut().reset(due);
+            (self.slow_is_set, self.progress) = (true, 0);
+        }
+        match slow.as_mut().poll(cx) {
+            Poll::Ready(()) => self.end(Refused::MessageTooSlow(patience)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+fn busy(short: Short) -> Refused {
+    Refused::BytesBusy(short.limit().saturating_mul(UNIT))
 }
 
 impl HttpBody for Upload {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
         let this = self.get_mut();
-        let frame = std::task::ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            let arrived = this.message.read(data);
-            if let Err(refused) = this.room.hold(&mut this.held, arrived) {
-                return Poll::Ready(Some(Err(refused.into())));
+        if this.over {
+            return Poll::Ready(None);
+        }
+        loop {
+            if let Some(waiting) = &mut this.waiting {
+                let taken = ready!(waiting.as_mut().poll(cx));
+                this.waiting = None;
+                match taken {
+                    Ok(taken) => this.conditions.ledger.begin(taken),
+                    Err(short) => return this.end(busy(short)),
+                }
+                // The time in which the client could not be read is not his.
+                this.slow_is_set = false;
+            }
+            if let Some(passed) = this.advance() {
+                return Poll::Ready(Some(Ok(Frame::data(passed))));
+            }
+            if let Some(refused) = this.refused.take() {
+                return this.end(refused);
+            }
+            if this.waiting.is_some() {
+                continue;
+            }
+            match Pin::new(&mut this.inner).poll_frame(cx) {
+                Poll::Pending => return this.idle(cx),
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Poll::Ready(other) => return Poll::Ready(other),
             }
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.over || (self.rest.is_empty() && self.refused.is_none() && self.inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// How far the message is that arrives now: a flag, its length in four bytes, then itself.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Arriving {
-    prefix: u8,
-    length: u32,
-    left: usize,
-    arrived: usize,
-}
-
-impl Arriving {
-    const PREFIX: u8 = 5;
-
-    /// Reads on; returns how many bytes there are of a message that is not whole yet.
-    fn read(&mut self, mut data: &[u8]) -> usize {
-        while let [first, rest @ ..] = data {
-            if self.prefix < Self::PREFIX {
-                // The flag goes out at the top while the length comes in.
-                self.length = self.length << 8 | u32::from(*first);
-                self.prefix += 1;
-                self.arrived += 1;
-                self.left = self.length as usize;
-                data = rest;
-            } else {
-                let part = self.left.min(data.len());
-                self.left -= part;
-                self.arrived += part;
-                data = &data[part..];
-            }
-            if self.prefix == Self::PREFIX && self.left == 0 {
-                *self = Self::default();
-            }
-        }
-        self.arrived
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn message(len: usize) -> Vec<u8> {
-        let prefix = [&[1u8][..], &(len as u32).to_be_bytes()].concat();
-        [prefix, vec![0xFF; len]].concat()
-    }
-
-    proptest! {
-        #[test]
-        fn whole_messages_take_no_room_and_halves_take_theirs(
-            lengths in prop::collection::vec(0usize..300, 0..6),
-            half in 1usize..200,
-            chunk in 1usize..64,
-        ) {
-            let whole: Vec<u8> = lengths.iter().flat_map(|len| message(*len)).collect();
-            let mut arriving = Arriving::default();
-            let mut arrived = 0;
-            for part in whole.chunks(chunk) {
-                arrived = arriving.read(part);
-            }
-            prop_assert_eq!(arrived, 0);
-            prop_assert_eq!(&arriving, &Arriving::default());
-            for part in message(200)[..half].chunks(chunk) {
-                arrived = arriving.read(part);
-            }
-            prop_assert_eq!(arrived, half);
-        }
+        // It may end early.
+        SizeHint::new()
     }
 }

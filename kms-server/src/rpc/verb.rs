@@ -105,6 +105,11 @@ impl Verb {
         Method::of_path(path).map(Self::of_method)
     }
 
+    /// Whether messages follow each other, one way or both. Of the standard services, some calls do.
+    pub fn is_stream(self) -> bool {
+        self.method().is_none_or(Method::is_stream)
+    }
+
     /// The grantable verb with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::GRANTABLE.iter().copied().find(|verb| verb.name() == name)

@@ -55,8 +55,16 @@ catalogue! {
         "0 for 5 minutes on a node in service";
     HANDSHAKES_FAILED = "kms_rpc_handshake_failures_total", Counter, ["reason"],
         "Connections that were turned away before their first call.",
-        "`no_certificate`, `bad_certificate`: strangers, or an authority that was exchanged on one side only. `revoked`: a revocation list names the certificate. `incompatible`: not TLS 1.3, or not HTTP/2. `peer_alert`: the caller does not accept our certificate. `limit`: `connections_max` are open. `timeout`, `io`: scanners, or a bad network.",
-        "`bad_certificate` or `peer_alert` rising for 5 minutes";
+        "`no_certificate`, `bad_certificate`: strangers, or an authority that was exchanged on one side only. `revoked`: a revocation list names the certificate. `incompatible`: not TLS 1.3, or not HTTP/2. `peer_alert`: the caller does not accept our certificate. `limit`: `connections_max` are open; `caller_limit`: one caller has its share of them. `crowded`: so many connections wait to shake hands that the oldest made room. `no_preface`: TLS, and no HTTP/2 after it. `timeout`, `io`: scanners, or a bad network. The log has a line of each reason once a second.",
+        "`bad_certificate`, `peer_alert`, `caller_limit` or `crowded` rising for 5 minutes";
+    CALLERS_REFUSED = "kms_rpc_callers_refused_total", Counter, ["reason"],
+        "Calls of callers whose certificate an authority signed and who are not let in all the same.",
+        "`UNKNOWN_CALLER`: no `[[rpc.callers]]` names it; the log says whom, once a minute. `CERTIFICATE_EXPIRED`, `CERTIFICATE_REVOKED`, `CERTIFICATE_NOT_TRUSTED`: on a connection that was open before.",
+        "rising for 5 minutes";
+    UNREAD = "kms_rpc_unread_cuts_total", Counter, [],
+        "Connections that were cut because an answer was not read within `rpc.limits.answer_timeout_ms`.",
+        "A client that hangs, or one that fills memory on purpose; the log names the caller.",
+        "rising for 5 minutes";
     CERTIFICATE_LEFT = "kms_rpc_certificate_left_days", Gauge, ["certificate"],
         "Days until a certificate or revocation list in use expires; 0 once it has.",
         "`server` is our own, `client_ca` the one among the authorities for callers that expires first, `client_crl` the first revocation list, where there are any.",

@@ -164,13 +164,15 @@ fn client_params(name: &Name<'_>) -> CertificateParams {
     params
 }
 
+/// 2026-01-01.
+pub(crate) const NOW_MS: u64 = 1_767_225_600_000;
+
 /// A clock that stands still until it is moved.
 pub(crate) struct TestClock(AtomicU64);
 
 impl TestClock {
     pub(crate) fn new() -> Arc<Self> {
-        // 2026-01-01.
-        Arc::new(Self(AtomicU64::new(1_767_225_600_000)))
+        Arc::new(Self(AtomicU64::new(NOW_MS)))
     }
 
     pub(crate) fn advance(&self, by: Duration) {
@@ -340,8 +342,8 @@ pub(crate) fn client_config(
     Arc::new(config)
 }
 
-/// Shakes hands and waits for the server's first byte: with TLS 1.3 a client learns only then whether
-/// its certificate was accepted.
+/// Shakes hands, begins HTTP/2 and waits for the server's first byte: with TLS 1.3 a client learns only then
+/// whether its certificate was accepted.
 pub(crate) async fn shake_hands(
     address: SocketAddr,
     config: Arc<ClientConfig>,
@@ -350,6 +352,7 @@ pub(crate) async fn shake_hands(
         let stream = TcpStream::connect(address).await?;
         let name = ServerName::try_from("localhost").unwrap();
         let mut stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
         match stream.read(&mut [0; 1]).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             _ => Ok(stream),

@@ -1,0 +1,146 @@
+//! The `[rpc.limits]` section.
+
+use serde::Deserialize;
+
+use super::{
+    ConfigError,
+    sections::{millis, seconds, within},
+};
+use crate::rpc::Limits;
+
+/// What is refused because it is too much.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LimitsSection {
+    message_bytes_max: u64,
+    batch_items_max: u64,
+    streams_per_connection_max: u64,
+    connections_max: u64,
+    handshakes_max: u64,
+    calls_max: u64,
+    caller_share_percent: u64,
+    in_flight_items_max: u64,
+    in_flight_mib_max: u64,
+    handshake_timeout_ms: u64,
+    message_timeout_ms: u64,
+    answer_timeout_ms: u64,
+    call_timeout_ms: u64,
+    drain_timeout_ms: u64,
+    connection_age_max_s: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 16 << 20,
+            batch_items_max: 16_384, // Of 300 bytes they fill a third of a message.
+            streams_per_connection_max: 1_024,
+            connections_max: 1_024,
+            handshakes_max: 256,
+            calls_max: 4_096,
+            caller_share_percent: 50,
+            in_flight_items_max: 262_144, // A quarter of a second's work of one core.
+            in_flight_mib_max: 256,
+            handshake_timeout_ms: 5_000,
+            message_timeout_ms: 10_000,
+            answer_timeout_ms: 60_000,
+            call_timeout_ms: 30_000,
+            drain_timeout_ms: 15_000,
+            connection_age_max_s: 3_600,
+        }
+    }
+}
+
+impl TryFrom<LimitsSection> for Limits {
+    type Error = ConfigError;
+
+    fn try_from(section: LimitsSection) -> Result<Self, ConfigError> {
+        let LimitsSection {
+            message_bytes_max,
+            batch_items_max,
+            streams_per_connection_max,
+            connections_max,
+            handshakes_max,
+            calls_max,
+            caller_share_percent,
+            in_flight_items_max,
+            in_flight_mib_max,
+            handshake_timeout_ms,
+            message_timeout_ms,
+            answer_timeout_ms,
+            call_timeout_ms,
+            drain_timeout_ms,
+            connection_age_max_s,
+        } = section;
+        let limits = Self {
+            message_bytes_max: within(
+                "rpc.limits.message_bytes_max",
+                message_bytes_max,
+                65_536..=268_435_456,
+            )?,
+            batch_items_max: within("rpc.limits.batch_items_max", batch_items_max, 1..=1_048_576)?,
+            streams_per_connection_max: within(
+                "rpc.limits.streams_per_connection_max",
+                streams_per_connection_max,
+                1..=10_000,
+            )?,
+            connections_max: within("rpc.limits.connections_max", connections_max, 1..=100_000)?,
+            handshakes_max: within("rpc.limits.handshakes_max", handshakes_max, 1..=100_000)?,
+            calls_max: within("rpc.limits.calls_max", calls_max, 1..=1_000_000)?,
+            caller_share_percent: within(
+                "rpc.limits.caller_share_percent",
+                caller_share_percent,
+                1..=100,
+            )?,
+            in_flight_items_max: within(
+                "rpc.limits.in_flight_items_max",
+                in_flight_items_max,
+                1..=16_777_216,
+            )?,
+            in_flight_bytes_max: within::<usize>(
+                "rpc.limits.in_flight_mib_max",
+                in_flight_mib_max,
+                1..=65_536,
+            )? << 20,
+            handshake_timeout: millis(
+                "rpc.limits.handshake_timeout_ms",
+                handshake_timeout_ms,
+                100..=60_000,
+            )?,
+            message_timeout: millis(
+                "rpc.limits.message_timeout_ms",
+                message_timeout_ms,
+                100..=600_000,
+            )?,
+            answer_timeout: millis(
+                "rpc.limits.answer_timeout_ms",
+                answer_timeout_ms,
+                1_000..=3_600_000,
+            )?,
+            call_timeout: millis("rpc.limits.call_timeout_ms", call_timeout_ms, 100..=600_000)?,
+            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 1..=300_000)?,
+            connection_age_max: Some(seconds(
+                "rpc.limits.connection_age_max_s",
+                connection_age_max_s,
+                1..=604_800,
+            )?),
+        };
+        if limits.in_flight_items_max < limits.batch_items_max {
+            return Err(ConfigError::LessThan {
+                key: "rpc.limits.in_flight_items_max",
+                value: limits.in_flight_items_max,
+                other: "rpc.limits.batch_items_max",
+                bound: limits.batch_items_max,
+            });
+        }
+        if limits.in_flight_bytes_max < limits.message_bytes_max {
+            return Err(ConfigError::LessThan {
+                key: "rpc.limits.in_flight_mib_max (in bytes)",
+                value: limits.in_flight_bytes_max,
+                other: "rpc.limits.message_bytes_max",
+                bound: limits.message_bytes_max,
+            });
+        }
+        Ok(limits)
+    }
+}
