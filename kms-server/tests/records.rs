@@ -469,6 +469,30 @@ on_a_token! {
     }
 }
 
+on_a_token! {
+    #[ignore = "a measurement: 25,000 meters"]
+    fn how_long_a_page_of_a_list_takes(home) {
+        run(async {
+            let options = Options { blocks: 100, arena_bytes: 8 << 20, allow_clear: true };
+            let site = Database::sqlite(home).site(home, options).await;
+            for some in (0..25_000u64).collect::<Vec<_>>().chunks(2_500) {
+                site.import(some.iter().copied().map(meter).collect(), ImportRules::default()).await;
+            }
+            for limit in [10, 500] {
+                let started = std::time::Instant::now();
+                let page = site.lifecycle.list(None, limit).await.unwrap();
+                let (page_took, started) = (started.elapsed(), std::time::Instant::now());
+                assert_eq!(page.meters.len(), limit as usize);
+                // As it was: each meter reads and verifies its block.
+                for view in &page.meters {
+                    site.lifecycle.get_by_title(&view.record.system_title).await.unwrap();
+                }
+                println!("{limit} meters: {page_took:?}, each by itself: {:?}", started.elapsed());
+            }
+        });
+    }
+}
+
 /// Blocks that were read from the store so far.
 fn blocks_read(site: &Site) -> u64 {
     use kms_server::telemetry::metrics::{Page, Source};
