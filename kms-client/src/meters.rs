@@ -1,5 +1,6 @@
 //! Provisioning, one meter at a time, and listing them.
 
+use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::meters_client::MetersClient;
@@ -61,15 +62,19 @@ impl Meters {
         Ok(present(reply.meter)?)
     }
 
-    /// All meters after `after`, in order of their ids; fetched a page at a time as they are taken.
+    /// Meters after `after`, in order of their ids, at most `limit` of them; fetched a page at a time
+    /// as they are taken. Of each page first the meters, then those that can't be shown.
     pub fn list(
         &self,
         after: Option<MeterId>,
-    ) -> impl Stream<Item = Result<Meter, CallError>> + Send + Unpin + 'static {
+        limit: Option<usize>,
+    ) -> impl Stream<Item = Result<Listed, CallError>> + Send + Unpin + 'static {
         let start = Page {
             client: self.client.clone(),
             next: Some(after.map(|id| id.to_string()).unwrap_or_default()),
+            left: limit.unwrap_or(usize::MAX),
             meters: Vec::new().into_iter(),
+            damaged: Vec::new().into_iter(),
         };
         Box::pin(stream::try_unfold(start, Page::advance))
     }
@@ -79,6 +84,16 @@ impl Meters {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
         let send = |channel, request| async move { wire(channel).delete_meter(request).await };
         self.client.transport().call(Safety::Once, request, send).await.map(drop)
+    }
+
+    /// Puts a tombstone in the place of a meter's damaged record; `block` where that is not in its
+    /// title's own. The block that has it now. Not tried again once it may have arrived.
+    pub async fn bury(&self, title: &SystemTitle, block: Option<u32>) -> Result<u32, CallError> {
+        let system_title = title.as_bytes().to_vec().into();
+        let request = v1::BuryDamagedMeterRequest { system_title, block };
+        let send =
+            |channel, request| async move { wire(channel).bury_damaged_meter(request).await };
+        Ok(self.client.transport().call(Safety::Once, request, send).await?.block)
     }
 
     /// Imports lines: one result a line, in order. To import the same lines again changes nothing,
@@ -115,32 +130,76 @@ impl Meters {
     }
 }
 
+/// One of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// As the service knows it.
+    Meter(Box<Meter>),
+    /// It can't be shown.
+    Damaged(DamagedMeter),
+}
+
+/// A meter whose record can't be used: changed outside the service, or in a block that can't be opened.
+/// Nothing vouches for its id and title.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DamagedMeter {
+    /// As the index has it.
+    pub meter_id: String,
+    /// As the index has it; 16 hex digits.
+    pub system_title: String,
+    /// The block of that title.
+    pub block: u32,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl DamagedMeter {
+    fn from_wire(meter: v1::DamagedMeter) -> Self {
+        let v1::DamagedMeter { meter_id, system_title, block, reason } = meter;
+        Self { meter_id, system_title: hex::encode_upper(system_title), block, reason }
+    }
+}
+
 /// Where a list has got to.
 struct Page {
     client: KmsClient,
     /// Where the next page starts; `None`: there is none.
     next: Option<String>,
+    /// Meters that are still wanted.
+    left: usize,
     meters: std::vec::IntoIter<v1::Meter>,
+    damaged: std::vec::IntoIter<v1::DamagedMeter>,
 }
 
 impl Page {
-    async fn advance(mut self) -> Result<Option<(Meter, Self)>, CallError> {
+    async fn advance(mut self) -> Result<Option<(Listed, Self)>, CallError> {
         loop {
+            if self.left == 0 {
+                return Ok(None);
+            }
             if let Some(meter) = self.meters.next() {
-                return Ok(Some((Meter::from_wire(meter)?, self)));
+                self.left -= 1;
+                return Ok(Some((Listed::Meter(Box::new(Meter::from_wire(meter)?)), self)));
+            }
+            if let Some(damaged) = self.damaged.next() {
+                self.left -= 1;
+                return Ok(Some((Listed::Damaged(DamagedMeter::from_wire(damaged)), self)));
             }
             let Some(after) = self.next.take() else {
                 return Ok(None);
             };
-            let request = v1::ListMetersRequest { after: after.clone(), page_size: PAGE_SIZE };
+            // Not more than is wanted: each meter of a page costs the server a look at its record.
+            let page_size = u32::try_from(self.left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
+            let request = v1::ListMetersRequest { after: after.clone(), page_size };
             let send = |channel, request| async move { wire(channel).list_meters(request).await };
             let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
-            let v1::ListMetersResponse { meters, next } = reply;
+            let v1::ListMetersResponse { meters, next, damaged } = reply;
             if !next.is_empty() && next == after {
                 return Err(ProtocolError::EndlessList(after).into());
             }
             self.next = Some(next).filter(|next| !next.is_empty());
             self.meters = meters.into_iter();
+            self.damaged = damaged.into_iter();
         }
     }
 }

@@ -106,6 +106,8 @@ pub struct KeyringStatus {
     pub arena_bytes_total: u64,
     /// False only where the configuration says so.
     pub memory_locked: bool,
+    /// Records that are not what was written, in blocks that were read so far.
+    pub damaged_records: u64,
 }
 
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
@@ -158,6 +160,7 @@ fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
             arena_bytes_used: keyring.arena_bytes_used,
             arena_bytes_total: keyring.arena_bytes_total,
             memory_locked: keyring.memory_locked,
+            damaged_records: keyring.damaged_records,
         },
         faults: wire.faults,
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
-    Apdu, CallError, ClientConfig, ImportFormat, ImportLines, ImportRules, KmsClient, MeterId,
-    NewMeter, Outcome, RequestId, StreamOptions, Verdict,
+    Apdu, CallError, ClientConfig, ImportFormat, ImportLines, ImportRules, KmsClient, Listed,
+    MeterId, NewMeter, Outcome, RequestId, StreamOptions, Verdict,
 };
 use tonic::Code;
 
@@ -230,9 +230,25 @@ async fn an_import_that_breaks_in_the_middle_of_a_message_loses_and_repeats_no_l
 #[tokio::test]
 async fn a_list_goes_through_all_pages() {
     let client = alone(Arc::new(Script::default()), "").await;
-    let meters: Vec<_> = client.meters().list(None).try_collect().await.unwrap();
-    let ids: Vec<_> = meters.iter().map(|meter| meter.meter_id.as_str()).collect();
-    assert_eq!(ids, ["a", "b", "c"]);
+    let meters: Vec<_> = client.meters().list(None, None).try_collect().await.unwrap();
+    assert_eq!(ids(&meters), ["a", "b", "c"]);
+}
+
+fn ids(listed: &[Listed]) -> Vec<&str> {
+    let id = |listed| match listed {
+        Listed::Meter(meter) => meter.meter_id.as_str(),
+        Listed::Damaged(damaged) => damaged.meter_id.as_str(),
+    };
+    listed.iter().map(id).collect()
+}
+
+#[tokio::test]
+async fn a_list_asks_for_no_more_than_is_wanted() {
+    let script = Arc::new(Script::default());
+    let client = alone(Arc::clone(&script), "").await;
+    let meters: Vec<_> = client.meters().list(None, Some(3)).try_collect().await.unwrap();
+    assert_eq!(ids(&meters), ["a", "b", "c"]);
+    assert_eq!(*script.page_sizes.lock().unwrap(), [3, 1]);
 }
 
 #[tokio::test]

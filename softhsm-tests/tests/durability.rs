@@ -19,7 +19,7 @@ use common::{
     fleet::{PLAIN, add, apdu, id, import, line, line_in_hsm, parsed, push},
     home, warm,
 };
-use kms_client::{ImportRules, KmsClient, Outcome, Verdict};
+use kms_client::{ImportRules, KmsClient, Listed, Outcome, Verdict};
 use softhsm_tests::Role;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio_stream::StreamExt as _;
@@ -117,8 +117,15 @@ async fn invariant_4_an_acknowledged_meter_survives_a_kill_at_any_moment() {
     let status = admin.site_status().await.unwrap();
     assert_eq!(status.store.meters, asked.len() as u64);
     assert!(status.faults.is_empty(), "{:?}", status.faults);
-    let listed: Vec<String> =
-        admin.meters().list(None).map(|meter| meter.unwrap().meter_id.to_string()).collect().await;
+    let listed: Vec<String> = admin
+        .meters()
+        .list(None, None)
+        .map(|listed| match listed.unwrap() {
+            Listed::Meter(meter) => meter.meter_id.to_string(),
+            Listed::Damaged(damaged) => panic!("{damaged:?}"),
+        })
+        .collect()
+        .await;
     let distinct: BTreeSet<&String> = listed.iter().collect();
     assert_eq!((listed.len(), distinct.len()), (asked.len(), asked.len()));
     assert!(asked.iter().all(|n| distinct.contains(&id(*n))));

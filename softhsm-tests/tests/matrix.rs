@@ -41,6 +41,7 @@ fn row(method: Method) -> Row {
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
+        Method::MetersBuryDamagedMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
         Method::MetersGetImportKey => (&[AmiAdmin], DONE),
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
@@ -70,6 +71,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetMeter
         | Method::MetersListMeters
         | Method::MetersDeleteMeter
+        | Method::MetersBuryDamagedMeter
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain

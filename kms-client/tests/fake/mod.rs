@@ -34,6 +34,8 @@ pub(crate) struct Script {
     pub(crate) calls: AtomicU32,
     /// Items of each batch.
     pub(crate) batches: Mutex<Vec<usize>>,
+    /// Of each page of a list.
+    pub(crate) page_sizes: Mutex<Vec<u32>>,
     pub(crate) timeouts: Mutex<Vec<String>>,
     /// What each call was named.
     pub(crate) request_ids: Mutex<Vec<String>>,
@@ -212,7 +214,8 @@ impl Meters for Fake {
         request: Request<v1::ListMetersRequest>,
     ) -> Result<Response<v1::ListMetersResponse>, Status> {
         self.0.begin(&request).await?;
-        let after = request.into_inner().after;
+        let v1::ListMetersRequest { after, page_size } = request.into_inner();
+        self.0.page_sizes.lock().unwrap().push(page_size);
         let meter = |id: &str| v1::Meter {
             meter_id: id.into(),
             system_title: vec![1; 8].into(),
@@ -222,7 +225,15 @@ impl Meters for Fake {
             "" => (vec![meter("a"), meter("b")], "b"),
             _ => (vec![meter("c")], ""),
         };
-        Ok(Response::new(v1::ListMetersResponse { meters, next: next.into() }))
+        Ok(Response::new(v1::ListMetersResponse { meters, next: next.into(), damaged: vec![] }))
+    }
+
+    async fn bury_damaged_meter(
+        &self,
+        request: Request<v1::BuryDamagedMeterRequest>,
+    ) -> Result<Response<v1::BuryDamagedMeterResponse>, Status> {
+        self.0.begin(&request).await?;
+        Ok(Response::new(v1::BuryDamagedMeterResponse { block: 7 }))
     }
 
     async fn delete_meter(

@@ -9,7 +9,7 @@ use super::{
     figures::VerdictCounts,
 };
 use crate::{
-    domain::{BlockNo, Verdict},
+    domain::Verdict,
     keyring::{BlockTable, Directory, Keyring, scrub_stack},
 };
 
@@ -44,8 +44,8 @@ pub(super) struct Miss<'i> {
 /// How the meter is to be found.
 #[derive(Clone, Copy)]
 pub(super) enum Whose<'i> {
-    /// In this block, by this title.
-    Title(BlockNo, SystemTitle),
+    /// By this title.
+    Title(SystemTitle),
     /// By this id.
     Id(&'i str),
 }
@@ -130,7 +130,7 @@ impl<'i> Pass<'i> {
     ) {
         let start = self.plaintexts.len();
         let Some(meter) = table.find(&title) else {
-            return self.push(Some(unknown(title)));
+            return self.push(Some(missing(table, title)));
         };
         match attempt::attempt(apdu, &meter, item, &mut self.plaintexts) {
             Attempt::Done(outcome) => {
@@ -187,10 +187,9 @@ impl<'i> Pass<'i> {
         if !self.late.is_empty() {
             self.plaintexts = self.put_in_order();
         }
-        let lost = || Outcome::of(Verdict::Unavailable).because("the item was not finished");
         let mut verdicts = VerdictCounts::default();
         let settled = |outcome: Option<Outcome>| {
-            let outcome = outcome.unwrap_or_else(lost);
+            let outcome = outcome.unwrap_or_else(Outcome::lost);
             verdicts.count(outcome.verdict);
             outcome
         };
@@ -217,10 +216,17 @@ impl<'i> Pass<'i> {
     }
 }
 
-/// No meter with this title.
-pub(super) fn unknown(title: SystemTitle) -> Outcome {
-    let mut outcome =
-        Outcome::of(Verdict::UnknownMeter).because(format!("no meter has system title {title}"));
+/// No meter with this title is in its block. Where the block has damaged records, it may be one of them.
+pub(super) fn missing(table: &BlockTable, title: SystemTitle) -> Outcome {
+    let mut outcome = match table.damaged() {
+        0 => {
+            Outcome::of(Verdict::UnknownMeter).because(format!("no meter has system title {title}"))
+        }
+        damaged => Outcome::of(Verdict::Unavailable).because(format!(
+            "no meter with system title {title} is found, and {damaged} records of its block were \
+             changed outside this service: it may be one of them"
+        )),
+    };
     outcome.system_title = Some(title);
     outcome
 }
@@ -249,6 +255,6 @@ fn locate<'i, 't>(keyring: &Keyring, snapshot: &'t Directory, item: &Item<'i>) -
     let block = keyring.block_of(&title);
     match snapshot.table_soon(block) {
         Some(table) => Located::Here(apdu, table, title),
-        None => Located::Elsewhere(apdu, Whose::Title(block, title)),
+        None => Located::Elsewhere(apdu, Whose::Title(title)),
     }
 }

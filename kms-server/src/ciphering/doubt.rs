@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Ciphering,
+    Ciphering, Named,
     attempt::{self, Attempt},
     batch::Pass,
 };
@@ -32,7 +32,7 @@ impl Ciphering {
             let Ok(looked) = looked else { break };
             let Some(table) = looked else { continue };
             for (index, title) in items {
-                try_again(pass, index, &table, title);
+                self.try_again(pass, index, &table, title);
             }
         }
         self.figures.token_apdus.add(pass.token.len() as u64);
@@ -40,13 +40,23 @@ impl Ciphering {
     }
 }
 
-fn try_again(pass: &mut Pass<'_>, index: usize, table: &BlockTable, title: SystemTitle) {
-    let item = &pass.items[index];
-    let (Ok(apdu), Some(meter)) = (attempt::parse(item.apdu), table.find(&title)) else { return };
-    let mut plaintext = Vec::new();
-    match attempt::attempt(&apdu, &meter, item, &mut plaintext) {
-        Attempt::Done(outcome) => pass.settle(index, outcome, plaintext),
-        Attempt::Token(tries) => pass.ask_later(index, tries),
+impl Ciphering {
+    fn try_again(&self, pass: &mut Pass<'_>, index: usize, table: &BlockTable, title: SystemTitle) {
+        let item = &pass.items[index];
+        let (Ok(apdu), Some(meter)) = (attempt::parse(item.apdu), table.find(&title)) else {
+            return;
+        };
+        // The title may be another meter's by now.
+        if let Named::Id(id) = item.named
+            && !self.keyring.has_id(&meter, id)
+        {
+            return;
+        }
+        let mut plaintext = Vec::new();
+        match attempt::attempt(&apdu, &meter, item, &mut plaintext) {
+            Attempt::Done(outcome) => pass.settle(index, outcome, plaintext),
+            Attempt::Token(tries) => pass.ask_later(index, tries),
+        }
     }
 }
 

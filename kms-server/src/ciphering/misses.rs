@@ -1,6 +1,12 @@
 //! The second pass: open the blocks that were missing, each once, then try again.
+//!
+//! Where a meter id is not known in memory, the database's index says where to look. That is a hint: the
+//! meter that is found there opens nothing unless its own record has the id that was asked for.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures_util::{StreamExt, stream};
 
@@ -10,33 +16,69 @@ use super::{
     batch::{self, Miss, Pass, Whose},
 };
 use crate::{
-    domain::{BlockNo, MeterId, SystemTitle, Verdict},
-    keyring::{BlockTable, KeyringError, SharedError, scrub_stack},
+    domain::{BlockNo, MeterId, Position, SystemTitle, Verdict},
+    keyring::{BlockTable, Found, KeyringError, SharedError, scrub_stack},
 };
 
-/// Blocks that one batch opens at the same time. The door to the HSM bounds all batches together.
+/// Blocks that one batch opens, and ids that it looks up, at the same time. The door to the HSM bounds
+/// all batches together.
 const AT_ONCE: usize = 8;
+
+/// Where an id was found, or what became of its items.
+type Located = Result<SystemTitle, Outcome>;
+
+/// Items of an id of which the record that the index points to does not say the same.
+struct Unsure<'i> {
+    title: SystemTitle,
+    block: BlockNo,
+    /// Where the block stood.
+    seen: Position,
+    items: Vec<Miss<'i>>,
+}
 
 impl Ciphering {
     pub(super) async fn open_misses(&self, pass: &mut Pass<'_>) {
+        let misses = std::mem::take(&mut pass.misses);
+        let ids = self.locate_ids(&misses).await;
         let mut by_block: BTreeMap<BlockNo, Vec<(Miss<'_>, SystemTitle)>> = BTreeMap::new();
-        for miss in std::mem::take(&mut pass.misses) {
-            match self.locate_miss(&miss).await {
-                Ok((block, title)) => by_block.entry(block).or_default().push((miss, title)),
+        for miss in misses {
+            let located = match miss.whose {
+                Whose::Title(title) => Ok(title),
+                Whose::Id(id) => ids.get(id).cloned().unwrap_or_else(|| Err(Outcome::lost())),
+            };
+            match located {
+                Ok(title) => {
+                    let block = self.keyring.block_of(&title);
+                    by_block.entry(block).or_default().push((miss, title));
+                }
                 Err(outcome) => pass.settle(miss.index, outcome, Vec::new()),
             }
         }
         let blocks: Vec<BlockNo> = by_block.keys().copied().collect();
         let opened = stream::iter(blocks).map(|block| self.open_block(block));
         let mut opened = std::pin::pin!(opened.buffer_unordered(AT_ONCE));
+        // Ids of which the record does not say what the index says, each with its items.
+        let mut unsure: BTreeMap<&str, Unsure<'_>> = BTreeMap::new();
         while let Some((block, table)) = opened.next().await {
             for (miss, title) in by_block.remove(&block).unwrap_or_default() {
                 match &table {
-                    Ok(table) => open_miss(pass, &miss, table, title),
+                    Ok(table) => match miss.whose {
+                        Whose::Id(id) if !self.may_be(table, &title, id) => {
+                            let seen = table.position();
+                            let items = Vec::new();
+                            let unsure =
+                                unsure.entry(id).or_insert(Unsure { title, block, seen, items });
+                            unsure.items.push(miss);
+                        }
+                        _ => open_miss(pass, &miss, table, title),
+                    },
                     Err(error) => pass.settle(miss.index, unavailable(error), Vec::new()),
                 }
             }
             scrub_stack();
+        }
+        for (id, unsure) in unsure {
+            self.settle_unsure(pass, id, unsure).await;
         }
     }
 
@@ -44,28 +86,88 @@ impl Ciphering {
         (block, self.keyring.open(block).await)
     }
 
-    async fn locate_miss(&self, miss: &Miss<'_>) -> Result<(BlockNo, SystemTitle), Outcome> {
-        let id = match miss.whose {
-            Whose::Title(block, title) => return Ok((block, title)),
-            Whose::Id(id) => id,
-        };
-        let none = || Outcome::of(Verdict::UnknownMeter).because(format!("there is no meter {id}"));
+    /// Looks each id up once, however many items name it.
+    async fn locate_ids(&self, misses: &[Miss<'_>]) -> BTreeMap<String, Located> {
+        let ids: BTreeSet<String> = misses
+            .iter()
+            .filter_map(|miss| match miss.whose {
+                Whose::Id(id) => Some(id.to_owned()),
+                Whose::Title(_) => None,
+            })
+            .collect();
+        stream::iter(ids).map(|id| self.locate_id(id)).buffer_unordered(AT_ONCE).collect().await
+    }
+
+    async fn locate_id(&self, id: String) -> (String, Located) {
+        let located = self.locate(&id).await;
+        (id, located)
+    }
+
+    async fn locate(&self, id: &str) -> Located {
         let id = MeterId::new(id)
             .map_err(|error| Outcome::of(Verdict::UnknownMeter).because(error.to_string()))?;
         let title = self.keyring.look_up(&id).await.map_err(|error| unavailable(&error))?;
-        let title = title.ok_or_else(none)?;
-        Ok((self.keyring.block_of(&title), title))
+        title.ok_or_else(|| not_found(id.as_str(), &self.keyring.nowhere()))
     }
+
+    /// Whether the meter with this title has this id, or is damaged and can't say.
+    fn may_be(&self, table: &BlockTable, title: &SystemTitle, id: &str) -> bool {
+        table.find(title).is_some_and(|meter| meter.is_damaged() || self.keyring.has_id(&meter, id))
+    }
+
+    /// The index has this id at this title, and the open block does not.
+    async fn settle_unsure(&self, pass: &mut Pass<'_>, id: &str, unsure: Unsure<'_>) {
+        let Unsure { title, block, seen, items } = unsure;
+        let confirmed = match MeterId::new(id) {
+            Ok(id) => self.keyring.confirm(&id, title).await,
+            Err(_) => Ok(self.keyring.nowhere()),
+        };
+        let outcome = match confirmed {
+            // What is stored is newer than what was open: another server's.
+            Ok(Found::At(title)) if self.keyring.block_of(&title) == block => {
+                if let Some(table) = self.keyring.doubt(block, seen).await
+                    && self.may_be(&table, &title, id)
+                {
+                    return items.iter().for_each(|miss| open_miss(pass, miss, &table, title));
+                }
+                just_changed(id)
+            }
+            Ok(Found::At(_)) => just_changed(id),
+            Ok(found) => not_found(id, &found),
+            Err(error) => unavailable(&error),
+        };
+        for miss in items {
+            pass.settle(miss.index, outcome.clone(), Vec::new());
+        }
+    }
+}
+
+fn just_changed(id: &str) -> Outcome {
+    Outcome::of(Verdict::Unavailable)
+        .because(format!("meter {id} has just been changed: try again"))
 }
 
 fn open_miss(pass: &mut Pass<'_>, miss: &Miss<'_>, table: &BlockTable, title: SystemTitle) {
     let Some(meter) = table.find(&title) else {
-        return pass.settle(miss.index, batch::unknown(title), Vec::new());
+        return pass.settle(miss.index, batch::missing(table, title), Vec::new());
     };
     let mut plaintext = Vec::new();
     match attempt::attempt(&miss.apdu, &meter, &pass.items[miss.index], &mut plaintext) {
         Attempt::Done(outcome) => pass.settle(miss.index, outcome, plaintext),
         Attempt::Token(tries) => pass.ask_later(miss.index, tries),
+    }
+}
+
+/// No meter has this id, or nobody can say so.
+fn not_found(id: &str, found: &Found) -> Outcome {
+    match found {
+        Found::Unsure(reason) => Outcome::of(Verdict::Unavailable).because(reason.as_str()),
+        Found::Nowhere { but: Some(but) } => {
+            Outcome::of(Verdict::Unavailable).because(format!("no meter {id} is known, {but}"))
+        }
+        Found::Nowhere { but: None } | Found::At(_) => {
+            Outcome::of(Verdict::UnknownMeter).because(format!("there is no meter {id}"))
+        }
     }
 }
 

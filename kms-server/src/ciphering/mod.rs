@@ -96,6 +96,11 @@ impl Outcome {
         }
     }
 
+    /// Of an item that was not finished.
+    fn lost() -> Self {
+        Self::of(Verdict::Unavailable).because("the item was not finished")
+    }
+
     fn because(mut self, reason: impl Into<Box<str>>) -> Self {
         self.reason = Some(reason.into());
         self

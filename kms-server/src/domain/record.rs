@@ -69,8 +69,9 @@ pub enum Record {
 /// What stays of a deleted meter: enough to know its keys again, and nothing to open with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
-    /// The name it had.
-    pub meter_id: MeterId,
+    /// The name it had. `None`: its record was damaged when it was buried, and could not say. Then it
+    /// also had keys that `keys` does not know.
+    pub meter_id: Option<MeterId>,
     /// Its title.
     pub system_title: SystemTitle,
     /// All key values that it ever had; at most [`FormerKey::MAX`].
@@ -87,6 +88,18 @@ pub struct Tombstone {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a record of schema {SCHEMA} or before")]
 pub struct BadRecord;
+
+/// A record that has no encoding: one of its parts is longer than the layout can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a meter's {what} do not fit into its record: {len}, and {most} are the most")]
+pub struct RecordTooLong {
+    /// Which part.
+    pub what: &'static str,
+    /// How long it is.
+    pub len: usize,
+    /// How long it may be.
+    pub most: usize,
+}
 
 /// Raised when the layout below changes. Records of [`FIRST_SCHEMA`] stand until their next change.
 const SCHEMA: u8 = 2;
@@ -138,21 +151,21 @@ impl Record {
         RecordKey::meter(&meter.system_title)
     }
 
-    /// The canonical bytes.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The canonical bytes. What comes out is a record that [`Record::decode`] takes, or nothing does.
+    pub fn encode(&self) -> Result<Vec<u8>, RecordTooLong> {
         let mut out = Vec::with_capacity(256);
         out.push(SCHEMA);
         match self {
             Self::Meter(meter) => {
                 out.push(LABEL_METER);
-                put_meter(&mut out, meter);
+                put_meter(&mut out, meter)?;
             }
             Self::Tombstone(tombstone) => {
                 out.push(LABEL_TOMBSTONE);
-                put_tombstone(&mut out, tombstone);
+                put_tombstone(&mut out, tombstone)?;
             }
         }
-        out
+        Ok(out)
     }
 
     /// The record in `body`; refuses anything that [`Record::encode`], or that of the first schema,
@@ -172,12 +185,18 @@ impl Record {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Nothing in a record is longer than 64 KiB; a longer field would not decode and is cut by its
-    // own type before it comes here.
-    debug_assert!(bytes.len() <= usize::from(u16::MAX));
-    out.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
+/// The length of a field or a list.
+fn put_len(out: &mut Vec<u8>, what: &'static str, len: usize) -> Result<(), RecordTooLong> {
+    let most = usize::from(u16::MAX);
+    let short = u16::try_from(len).map_err(|_| RecordTooLong { what, len, most })?;
+    out.extend_from_slice(&short.to_be_bytes());
+    Ok(())
+}
+
+fn put_bytes(out: &mut Vec<u8>, what: &'static str, bytes: &[u8]) -> Result<(), RecordTooLong> {
+    put_len(out, what, bytes.len())?;
     out.extend_from_slice(bytes);
+    Ok(())
 }
 
 fn put_title(out: &mut Vec<u8>, title: Option<&SystemTitle>) {
@@ -190,7 +209,7 @@ fn put_title(out: &mut Vec<u8>, title: Option<&SystemTitle>) {
     }
 }
 
-fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) {
+fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) -> Result<(), RecordTooLong> {
     let MeterRecord {
         meter_id,
         system_title,
@@ -201,21 +220,20 @@ fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) {
         former,
         changed_by,
     } = meter;
-    put_bytes(out, meter_id.as_str().as_bytes());
+    put_bytes(out, "meter id's bytes", meter_id.as_str().as_bytes())?;
     out.extend_from_slice(system_title.as_bytes());
-    put_bytes(out, logical_device_name.as_bytes());
+    put_bytes(out, "logical device name's bytes", logical_device_name.as_bytes())?;
     put_policy(out, policy);
     out.extend_from_slice(&created_ms.to_be_bytes());
-    out.extend_from_slice(&(keys.len() as u16).to_be_bytes());
-    for key in keys {
-        put_key(out, key);
-    }
-    put_former(out, former);
+    put_len(out, "key versions", keys.len())?;
+    keys.iter().try_for_each(|key| put_key(out, key))?;
+    put_former(out, former)?;
     put_mark(out, changed_by);
+    Ok(())
 }
 
-fn put_former(out: &mut Vec<u8>, keys: &[FormerKey]) {
-    out.extend_from_slice(&(keys.len() as u16).to_be_bytes());
+fn put_former(out: &mut Vec<u8>, keys: &[FormerKey]) -> Result<(), RecordTooLong> {
+    put_len(out, "former keys", keys.len())?;
     for FormerKey { fingerprint, was } in keys {
         out.extend_from_slice(&fingerprint.0);
         match was {
@@ -225,6 +243,7 @@ fn put_former(out: &mut Vec<u8>, keys: &[FormerKey]) {
             }
         }
     }
+    Ok(())
 }
 
 fn put_mark(out: &mut Vec<u8>, mark: &ChangeMark) {
@@ -257,7 +276,7 @@ fn put_policy(out: &mut Vec<u8>, policy: &MeterPolicy) {
     put_title(out, client_title.as_ref());
 }
 
-fn put_key(out: &mut Vec<u8>, key: &KeyRecord) {
+fn put_key(out: &mut Vec<u8>, key: &KeyRecord) -> Result<(), RecordTooLong> {
     let KeyRecord {
         id,
         setup,
@@ -285,16 +304,18 @@ fn put_key(out: &mut Vec<u8>, key: &KeyRecord) {
             out.extend_from_slice(kcv);
         }
     }
-    put_bytes(out, wrapped);
+    put_bytes(out, "wrapped key's bytes", wrapped)
 }
 
-fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) {
+fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) -> Result<(), RecordTooLong> {
     let Tombstone { meter_id, system_title, keys, deleted_ms, changed_by, readmitted_ms } =
         tombstone;
-    put_bytes(out, meter_id.as_str().as_bytes());
+    // No meter id is empty.
+    let id = meter_id.as_ref().map_or("", MeterId::as_str);
+    put_bytes(out, "meter id's bytes", id.as_bytes())?;
     out.extend_from_slice(system_title.as_bytes());
     out.extend_from_slice(&deleted_ms.to_be_bytes());
-    put_former(out, keys);
+    put_former(out, keys)?;
     put_mark(out, changed_by);
     match readmitted_ms {
         None => out.push(0),
@@ -303,6 +324,7 @@ fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) {
             out.extend_from_slice(&at_ms.to_be_bytes());
         }
     }
+    Ok(())
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -454,7 +476,10 @@ fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {
 }
 
 fn take_tombstone(input: &mut Reader<'_>, schema: u8) -> Result<Tombstone, BadRecord> {
-    let meter_id = input.meter_id()?;
+    let meter_id = match input.text()? {
+        "" if schema != FIRST_SCHEMA => None,
+        id => Some(MeterId::new(id).map_err(|_| BadRecord)?),
+    };
     let system_title = input.title()?;
     let deleted_ms = input.u64()?;
     if schema == FIRST_SCHEMA {

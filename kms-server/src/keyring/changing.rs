@@ -13,6 +13,7 @@ use crate::{
         BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
         RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
         freshness::BlockMark,
+        record::Tombstone,
     },
     store::{BlockChange, IndexEntry, RecordChange, StoreError},
 };
@@ -71,15 +72,30 @@ impl Change {
         if let Some(staged) = self.staged.get(&key) {
             return Ok(Some(staged.clone()));
         }
-        let damaged = |what| KeyringError::Damaged { block: self.block, what };
-        if self.damaged.contains(&key) {
-            return Err(damaged(format!("the record of meter {title} was changed outside")));
+        read_record(self.block, title, self.records.get(&key), &self.damaged)
+    }
+
+    /// Under which keys the block has damaged records with this title: those of a wrong MAC, and an
+    /// authentic one that can't be read.
+    pub fn damaged_keys(&self, title: &SystemTitle) -> Vec<RecordKey> {
+        let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
+        let mut keys: Vec<RecordKey> = wrong.collect();
+        let key = RecordKey::meter(title);
+        let unreadable = |record: &StoredRecord| Record::decode(&record.body).is_err();
+        if !keys.contains(&key) && self.records.get(&key).is_some_and(unreadable) {
+            keys.push(key);
         }
-        self.records
-            .get(&key)
-            .map(|record| Record::decode(&record.body))
-            .transpose()
-            .map_err(|error| damaged(error.to_string()))
+        keys
+    }
+
+    /// Whether the block has a record under this key, of whatever kind.
+    pub fn has(&self, key: &RecordKey) -> bool {
+        self.records.contains_key(key)
+    }
+
+    /// Stages a tombstone in the place of a record that can't be read.
+    pub fn bury(&mut self, key: RecordKey, tombstone: Tombstone) {
+        self.staged.insert(key, Record::Tombstone(tombstone));
     }
 
     /// Stages a record: written by [`Keyring::commit`].
@@ -98,23 +114,24 @@ impl Change {
     }
 
     /// The head that results, and the records that lead to it, in sequence order.
-    fn seal_records(&self, keyring: &Keyring) -> (Head, Vec<StoredRecord>) {
+    fn seal_records(&self, keyring: &Keyring) -> Result<(Head, Vec<StoredRecord>), KeyringError> {
         let old = self.head.position;
         let (keys, secret_version) = (&self.unsealed.keys, self.unsealed.secret_version);
         let mut position = Position { epoch: keyring.domain.epoch, sequence: old.sequence };
         let mut scratch = Vec::with_capacity(512);
-        let records: Vec<StoredRecord> = self
-            .staged
-            .iter()
-            .map(|(key, record)| {
-                position.sequence = Sequence(position.sequence.0 + 1);
-                let body = record.encode();
-                let mut stored =
-                    StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
-                stored.mac = keys.record_mac(self.block, &stored, &mut scratch);
-                stored
-            })
-            .collect();
+        let mut records = Vec::with_capacity(self.staged.len());
+        for (key, record) in &self.staged {
+            position.sequence = Sequence(position.sequence.0 + 1);
+            // One that has no encoding is not written: the block stays as it is.
+            let body = record.encode().map_err(|source| KeyringError::TooLong {
+                system_title: key.system_title(),
+                source,
+            })?;
+            let mut stored =
+                StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
+            stored.mac = keys.record_mac(self.block, &stored, &mut scratch);
+            records.push(stored);
+        }
         let mut macs: BTreeMap<_, _> =
             self.records.iter().map(|(key, record)| (*key, &record.mac)).collect();
         macs.extend(records.iter().map(|record| (record.key, &record.mac)));
@@ -127,8 +144,30 @@ impl Change {
             mac: [0; 16],
         };
         head.mac = keys.head_mac(&head);
-        (head, records)
+        Ok((head, records))
     }
+}
+
+/// What a verified block says of a title.
+fn read_record(
+    block: BlockNo,
+    title: &SystemTitle,
+    stored: Option<&StoredRecord>,
+    damaged: &[RecordKey],
+) -> Result<Option<Record>, KeyringError> {
+    let system_title = *title;
+    let Some(stored) = stored else {
+        // It may be one of those whose key was changed.
+        return match damaged.len() {
+            0 => Ok(None),
+            damaged => Err(KeyringError::RecordMissing { block, system_title, damaged }),
+        };
+    };
+    if damaged.contains(&stored.key) {
+        return Err(KeyringError::RecordDamaged { block, system_title });
+    }
+    let record = Record::decode(&stored.body);
+    record.map(Some).map_err(|_| KeyringError::RecordDamaged { block, system_title })
 }
 
 fn index_of(record: &Record) -> IndexEntry {
@@ -171,7 +210,8 @@ impl Keyring {
         entries: Vec<AuditEntry>,
     ) -> Result<(), KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
-        let sealed: Vec<_> = changes.iter().map(|change| change.seal_records(self)).collect();
+        let sealed: Vec<_> =
+            changes.iter().map(|change| change.seal_records(self)).collect::<Result<_, _>>()?;
         let commits: Vec<BlockChange> = changes
             .iter()
             .zip(&sealed)
@@ -215,6 +255,10 @@ impl Keyring {
             self.freshness.know(&BlockMark { block, position, digest });
             change.records.extend(records.into_iter().map(|record| (record.key, record)));
             let records = change.records.into_values().collect();
+            // A damaged record that was buried is one no more.
+            change.damaged.retain(|key| !change.staged.contains_key(key));
+            let titles: Vec<_> = change.damaged.iter().map(RecordKey::system_title).collect();
+            self.damage.set_changed(block, &titles);
             let verified = Verified { head, records, damaged: change.damaged };
             let table = match self.build(&verified, change.unsealed, false) {
                 Ok(table) => Some(Arc::new(table)),
@@ -233,18 +277,24 @@ impl Keyring {
 
     /// The record of this meter as it is stored, verified with all of its block.
     pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
-        let block = self.block_of(title);
-        let (_, verified) = self.verified(block).await?;
-        let key = RecordKey::meter(title);
-        let damaged = |what| KeyringError::Damaged { block, what };
-        if verified.damaged.contains(&key) {
-            return Err(damaged(format!("the record of meter {title} was changed outside")));
-        }
-        let record = verified.records.binary_search_by_key(&key, |record| record.key).ok();
-        record
-            .map(|at| Record::decode(&verified.records[at].body))
-            .transpose()
-            .map_err(|error| damaged(error.to_string()))
+        let read = self.read_of(self.block_of(title), std::slice::from_ref(title)).await?;
+        read.into_iter().next().unwrap_or(Ok(None))
+    }
+
+    /// The records of these meters of one block, read and verified once: an answer a title. `Err` as a
+    /// whole: nothing of the block can be read.
+    pub async fn read_of(
+        &self,
+        block: BlockNo,
+        titles: &[SystemTitle],
+    ) -> Result<Vec<Result<Option<Record>, KeyringError>>, KeyringError> {
+        let (_, Verified { records, damaged, .. }) = self.verified(block).await?;
+        let read = |title: &SystemTitle| {
+            let key = RecordKey::meter(title);
+            let at = records.binary_search_by_key(&key, |record| record.key).ok();
+            read_record(block, title, at.map(|at| &records[at]), &damaged)
+        };
+        Ok(titles.iter().map(read).collect())
     }
 
     async fn begin(

@@ -3,8 +3,8 @@
 use super::{Keyring, KeyringStatus};
 use crate::telemetry::{
     catalogue::{
-        ARENA, ARENA_LOCKED, ARENA_USED, BLOCKS, BLOCKS_FAILED, BLOCKS_OPEN, RESIDENT_METERS,
-        WARM_UP, WARM_UP_DONE,
+        ARENA, ARENA_LOCKED, ARENA_USED, BLOCKS, BLOCKS_FAILED, BLOCKS_OPEN, DAMAGED_RECORDS,
+        INDEX_LIES, RESIDENT_METERS, WARM_UP, WARM_UP_DONE,
     },
     metrics::{Page, Source},
 };
@@ -23,11 +23,14 @@ impl Source for Keyring {
             memory_locked,
             not_following: _,
             faults: _,
+            damage,
         } = self.status();
         page.sample(&RESIDENT_METERS, &[], resident_meters);
         page.sample(&BLOCKS, &[], u64::from(blocks_total));
         page.sample(&BLOCKS_OPEN, &[], u64::from(blocks_open));
         page.sample(&BLOCKS_FAILED, &[], u64::from(blocks_failed));
+        page.sample(&DAMAGED_RECORDS, &[], damage.records);
+        page.sample(&INDEX_LIES, &[], damage.lies_met);
         page.sample(&ARENA_USED, &[], arena_bytes_used);
         page.sample(&ARENA, &[], arena_bytes_total);
         page.sample(&ARENA_LOCKED, &[], memory_locked);

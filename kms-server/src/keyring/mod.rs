@@ -8,7 +8,9 @@
 pub mod arena;
 mod block_keys;
 mod changing;
+mod damage;
 mod figures;
+mod finding;
 mod following;
 pub mod founding;
 mod ids;
@@ -29,8 +31,8 @@ use tokio::sync::OnceCell;
 
 use crate::{
     domain::{
-        BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, MeterId, Position, SystemTitle,
-        freshness::Freshness, ports::Clock,
+        BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, Position, SystemTitle,
+        freshness::Freshness, ports::Clock, record::RecordTooLong,
     },
     hsm::{Hsm, TokenError},
     store::{AuditedStore, ReadStore, StoreError},
@@ -38,6 +40,8 @@ use crate::{
 
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
+pub use damage::{DamageStatus, DamagedRecord, IndexLie};
+pub use finding::Found;
 pub use following::NotFollowing;
 use ids::IdIndex;
 pub use scrub::scrub_stack;
@@ -95,6 +99,38 @@ pub enum KeyringError {
     /// It is not known which states of blocks are the newest.
     #[error("{0}")]
     RolledBack(Arc<str>),
+    /// One record is not what was written. The rest of its block is.
+    #[error(
+        "the record of meter {system_title} in block {block} was changed outside this service: restore \
+         the database, or bury the meter"
+    )]
+    RecordDamaged {
+        /// Which block.
+        block: BlockNo,
+        /// Whose record.
+        system_title: SystemTitle,
+    },
+    /// There is no record of a meter in a block that has damaged ones: whose those are is not sure.
+    #[error(
+        "block {block} has no record of meter {system_title}, and {damaged} of its records were changed \
+         outside this service: it may be one of them; restore the database, or bury what is damaged"
+    )]
+    RecordMissing {
+        /// Which block.
+        block: BlockNo,
+        /// Which meter.
+        system_title: SystemTitle,
+        /// Damaged records of the block.
+        damaged: usize,
+    },
+    /// A meter's record has no encoding. Nothing was written.
+    #[error("meter {system_title}: {source}; nothing was changed")]
+    TooLong {
+        /// Which meter.
+        system_title: SystemTitle,
+        /// What is too long.
+        source: RecordTooLong,
+    },
     /// The stored block is older than one that this process has seen.
     #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
     Stale {
@@ -131,7 +167,12 @@ impl KeyringError {
             },
             Self::ArenaFull { .. } => true,
             Self::RolledBack(_) => true,
-            Self::NotSealedForUs(_) | Self::Damaged { .. } | Self::Stale { .. } => false,
+            Self::NotSealedForUs(_)
+            | Self::Damaged { .. }
+            | Self::RecordDamaged { .. }
+            | Self::RecordMissing { .. }
+            | Self::TooLong { .. }
+            | Self::Stale { .. } => false,
         }
     }
 }
@@ -158,6 +199,7 @@ pub struct Keyring {
     /// The newest known state of each block.
     freshness: Arc<Freshness>,
     memory: Mutex<Memory>,
+    damage: damage::Damage,
     progress: warm_up::Progress,
     /// Whether other processes write to the store.
     shared: bool,
@@ -225,6 +267,7 @@ impl Keyring {
             writers: Mutex::default(),
             freshness,
             memory: Mutex::default(),
+            damage: damage::Damage::default(),
             progress: warm_up::Progress::default(),
             shared: store.follow().is_some(),
             following: following::Following::default(),
@@ -247,17 +290,9 @@ impl Keyring {
         self.domain.blocks.block_of(title)
     }
 
-    /// The title of the meter with this id, if its block is open.
-    pub fn title_of(&self, snapshot: &Directory, id: &str) -> Option<SystemTitle> {
-        let hash = self.ids.hash(id);
-        let title = self.ids.get(hash)?;
-        let meter = snapshot.table(self.block_of(&title))?.find(&title)?;
-        (meter.id_hash() == hash).then_some(title)
-    }
-
-    /// The title of the meter with this id, from the database. `None`: there is no such meter.
-    pub async fn look_up(&self, id: &MeterId) -> Result<Option<SystemTitle>, KeyringError> {
-        Ok(self.store.find_meter(id).await?.map(|place| place.system_title))
+    /// Whether the domain has a block of this number.
+    pub fn has_block(&self, block: BlockNo) -> bool {
+        block.0 < self.domain.blocks.get()
     }
 
     /// Identity and check value of an AES key in this domain; `None`: not 16 or 32 bytes.
@@ -292,6 +327,7 @@ impl Keyring {
             memory_locked: self.arena.is_locked(),
             not_following: self.not_following(),
             faults,
+            damage: self.damage.status(),
         }
     }
 
@@ -315,14 +351,14 @@ impl Keyring {
     fn index(&self, old: Option<&BlockTable>, new: Option<&BlockTable>) {
         let kept = |meter: &ResidentMeter<'_>| {
             new.and_then(|table| table.find(&meter.title()))
-                .is_some_and(|now| now.id_hash() == meter.id_hash())
+                .is_some_and(|now| now.id() == meter.id())
         };
         for gone in old.into_iter().flat_map(BlockTable::iter).filter(|meter| !kept(meter)) {
-            self.ids.forget(gone.id_hash(), gone.title());
+            self.ids.forget(gone.id().hash, gone.title());
         }
         for meter in new.into_iter().flat_map(BlockTable::iter).filter(|meter| !meter.is_damaged())
         {
-            self.ids.put(meter.id_hash(), meter.title());
+            self.ids.put(meter.id().hash, meter.title());
         }
     }
 
@@ -356,4 +392,6 @@ pub struct KeyringStatus {
     pub not_following: Option<NotFollowing>,
     /// What is wrong, while it lasts; of many blocks, the first.
     pub faults: Vec<String>,
+    /// Damaged records, and ids that the index has wrong.
+    pub damage: DamageStatus,
 }

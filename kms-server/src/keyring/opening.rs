@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
-        BlockNo, Head, Record, RecordKey, StoredRecord,
+        BlockNo, Head, Record, RecordKey, StoredRecord, SystemTitle,
         freshness::{BlockMark, NotFresh},
     },
     store::{StoreError, StoredBlock},
@@ -223,6 +223,8 @@ impl Keyring {
                 "a record was changed outside this service; its meter is not served"
             );
         }
+        let titles: Vec<SystemTitle> = damaged.iter().map(RecordKey::system_title).collect();
+        self.damage.set_changed(block, &titles);
         Ok(Verified { head, records, damaged })
     }
 
@@ -235,6 +237,7 @@ impl Keyring {
     ) -> Result<BlockTable, KeyringError> {
         let block = verified.head.block;
         let mut meters = Vec::with_capacity(verified.records.len());
+        let mut unreadable = Vec::new();
         for record in &verified.records {
             if verified.damaged.contains(&record.key) {
                 continue;
@@ -244,30 +247,34 @@ impl Keyring {
                     meters.push(meter);
                 }
                 Ok(Record::Tombstone(_)) => {}
-                Ok(Record::Meter(_)) | Err(_) => {
-                    let what = format!("record {:?} is not of this schema", record.key);
-                    return Err(KeyringError::Damaged { block, what });
-                }
+                // Authentic, and still nothing that we can read: its meter is out, and no other.
+                Ok(Record::Meter(_)) | Err(_) => unreadable.push(record.key.system_title()),
             }
         }
+        // Behind the meters: a title whose kind was changed must not come before a meter's own.
         let damaged = verified.damaged.iter().map(|key| Row::Damaged(key.system_title()));
         let rows: Vec<Row<'_>> = meters
             .iter()
-            .map(|meter| Row::Meter(meter, self.ids.hash(meter.meter_id.as_str())))
+            .map(|meter| Row::Meter(meter, self.ids.tag(meter.meter_id.as_str())))
+            .chain(unreadable.iter().copied().map(Row::Unreadable))
             .chain(damaged)
             .collect();
         let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
         piece.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
         let position = verified.head.position;
-        let built =
-            BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows)
-                .map_err(|_| KeyringError::Damaged {
-                    block,
-                    what: "a wrapped key does not open although its record is authentic".to_owned(),
-                });
+        let (table, unopened) =
+            BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows);
         // RFC 3394 leaves the halves of the last key that was unwrapped.
         scrub_stack();
-        built
+        for system_title in &unreadable {
+            tracing::error!(block = block.0, %system_title, "a record is not of this schema; its meter is not served");
+        }
+        for system_title in &unopened {
+            tracing::error!(block = block.0, %system_title, "a key does not open although its record is authentic; its meter is not served");
+        }
+        unreadable.extend(unopened);
+        self.damage.set_unreadable(block, &unreadable);
+        Ok(table)
     }
 
     /// Refuses a block that is older than what is known of it, or another one of the same place; and

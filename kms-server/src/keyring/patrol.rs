@@ -150,6 +150,12 @@ impl Memory {
         faults
     }
 
+    /// Whether something is wrong that does not pass by itself.
+    pub(super) fn has_lasting_fault(&self) -> bool {
+        let lasting = |(_, error): &(u64, SharedError)| !error.is_transient();
+        !self.rows.is_empty() || !self.lasting.is_empty() || self.failed.values().any(lasting)
+    }
+
     /// Blocks that something is wrong with.
     pub(super) fn blocks_at_fault(&self) -> u32 {
         let all = self.rows.keys().flatten().chain(self.lasting.keys()).chain(self.failed.keys());

@@ -17,6 +17,7 @@ use crate::{
 use super::{
     arena::{Segment, prefetch},
     block_keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
+    ids::IdTag,
 };
 
 /// Bytes of an entry.
@@ -40,6 +41,7 @@ const FLAGS: usize = 44;
 const POLICY: usize = 45;
 const EXTRA: usize = 48;
 const ID_HASH: usize = 52;
+const ID_CHECK: usize = 60;
 
 /// The entry is taken.
 const OCCUPIED: u8 = 1;
@@ -50,7 +52,8 @@ const PLAIN: u8 = 2;
 const HAS_GUEK: u8 = 4;
 /// A plain entry has a GAK.
 const HAS_GAK: u8 = 8;
-/// The meter's record failed its MAC: nothing of it is used.
+/// The meter's record failed its MAC, can't be read, or has a key that does not open: nothing of it is
+/// used.
 const DAMAGED: u8 = 16;
 
 const NO_EXTRA: u32 = u32::MAX;
@@ -121,6 +124,7 @@ pub struct BlockTable {
     position: Position,
     secret_version: u32,
     meters: u32,
+    damaged: u32,
     places: u32,
     piece: Option<Segment>,
     extras: Box<[Extra]>,
@@ -154,16 +158,18 @@ pub struct ResidentMeter<'a> {
 /// What one record brings into the table.
 pub(super) enum Row<'a> {
     /// A meter whose record is authentic.
-    Meter(&'a MeterRecord, u64),
-    /// The title of a record that is not.
+    Meter(&'a MeterRecord, IdTag),
+    /// The title of a record that is not: it may stand for another meter.
     Damaged(SystemTitle),
+    /// The title of a record that is authentic and can't be read.
+    Unreadable(SystemTitle),
 }
 
 impl Row<'_> {
     fn title(&self) -> SystemTitle {
         match self {
             Self::Meter(meter, _) => meter.system_title,
-            Self::Damaged(title) => *title,
+            Self::Damaged(title) | Self::Unreadable(title) => *title,
         }
     }
 }
@@ -212,20 +218,21 @@ fn is_plain(meter: &MeterRecord) -> bool {
 }
 
 impl BlockTable {
-    /// Builds the table in `piece`, whose first bytes already hold the subkeys. `Err`: a key does
-    /// not open although its record is authentic.
+    /// Builds the table in `piece`, whose first bytes already hold the subkeys. Also the titles of those
+    /// meters of which a key does not open although their record is authentic: they are not served.
     pub(super) fn build(
         position: Position,
         secret_version: u32,
         piece: Segment,
         keys: &BlockKeys,
         rows: &[Row<'_>],
-    ) -> Result<Self, DoesNotOpen> {
+    ) -> (Self, Vec<SystemTitle>) {
         let places = places_for(rows.len());
         let mut table = Self {
             position,
             secret_version,
             meters: rows.len() as u32,
+            damaged: rows.iter().filter(|row| matches!(row, Row::Damaged(_))).count() as u32,
             places,
             piece: None,
             extras: Box::default(),
@@ -237,12 +244,11 @@ impl BlockTable {
             extras: Vec::new(),
             keys,
         };
-        for row in rows {
-            filling.put(row)?;
-        }
+        let unopened =
+            rows.iter().filter(|row| filling.put(row).is_err()).map(Row::title).collect();
         table.extras = filling.extras.into();
         table.piece = Some(filling.piece);
-        Ok(table)
+        (table, unopened)
     }
 
     /// The block's last change that this table knows.
@@ -258,6 +264,12 @@ impl BlockTable {
     /// How many meters it holds.
     pub fn meters(&self) -> u32 {
         self.meters
+    }
+
+    /// How many of its records failed their MAC. Then their titles are not sure either, and a title that
+    /// is not found may be one of theirs.
+    pub fn damaged(&self) -> u32 {
+        self.damaged
     }
 
     /// The block's subkeys; `None` for a block that does not exist yet.
@@ -326,21 +338,35 @@ struct Filling<'k> {
 impl Filling<'_> {
     fn put(&mut self, row: &Row<'_>) -> Result<(), DoesNotOpen> {
         let at = self.free_entry(&row.title());
-        self.piece.bytes_mut()[at + TITLE..][..8].copy_from_slice(row.title().as_bytes());
-        match row {
-            Row::Damaged(_) => {
-                self.piece.bytes_mut()[at + FLAGS] = OCCUPIED | DAMAGED;
+        let filled = match row {
+            Row::Damaged(_) | Row::Unreadable(_) => {
+                self.put_damaged(at, &row.title());
                 Ok(())
             }
-            Row::Meter(meter, id_hash) => {
+            Row::Meter(meter, id) => {
                 let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
+                entry[TITLE..TITLE + 8].copy_from_slice(meter.system_title.as_bytes());
                 entry[FLAGS] = OCCUPIED;
                 entry[POLICY] = PolicyBits::of(meter).0;
                 entry[EXTRA..EXTRA + 4].copy_from_slice(&NO_EXTRA.to_le_bytes());
-                entry[ID_HASH..ID_HASH + 8].copy_from_slice(&id_hash.to_le_bytes());
+                entry[ID_HASH..ID_HASH + 8].copy_from_slice(&id.hash.to_le_bytes());
+                entry[ID_CHECK..ID_CHECK + 4].copy_from_slice(&id.check.to_le_bytes());
                 if is_plain(meter) { self.put_plain(at, meter) } else { self.put_extra(at, meter) }
             }
+        };
+        if filled.is_err() {
+            self.put_damaged(at, &row.title());
         }
+        filled
+    }
+
+    /// An entry that has a title, and nothing that could be used.
+    fn put_damaged(&mut self, at: usize, title: &SystemTitle) {
+        let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
+        entry.fill(0);
+        entry[TITLE..TITLE + 8].copy_from_slice(title.as_bytes());
+        entry[FLAGS] = OCCUPIED | DAMAGED;
+        entry[EXTRA..EXTRA + 4].copy_from_slice(&NO_EXTRA.to_le_bytes());
     }
 
     fn free_entry(&mut self, title: &SystemTitle) -> usize {
@@ -414,7 +440,7 @@ impl<'a> ResidentMeter<'a> {
         PolicyBits(self.entry[POLICY])
     }
 
-    /// Its record failed its MAC; nothing of it may be used.
+    /// Its record failed its MAC or is of no use; nothing of it may be used.
     pub fn is_damaged(&self) -> bool {
         self.entry[FLAGS] & DAMAGED != 0
     }
@@ -476,8 +502,12 @@ impl<'a> ResidentMeter<'a> {
             .filter(move |candidate| setup.is_none_or(|setup| candidate.setup == setup))
     }
 
-    pub(super) fn id_hash(&self) -> u64 {
-        u64::from_le_bytes(array(self.entry, ID_HASH))
+    /// Of the id in its record; of nothing if that is damaged.
+    pub(super) fn id(&self) -> IdTag {
+        IdTag {
+            hash: u64::from_le_bytes(array(self.entry, ID_HASH)),
+            check: u32::from_le_bytes(array(self.entry, ID_CHECK)),
+        }
     }
 
     #[inline]

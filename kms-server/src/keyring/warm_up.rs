@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{sync::Mutex, task::JoinSet};
 
-use crate::domain::BlockNo;
+use crate::{domain::BlockNo, store::StoreError};
 
 use super::{Keyring, KeyringError};
 
@@ -53,7 +53,8 @@ type Queue = Arc<Mutex<std::vec::IntoIter<BlockNo>>>;
 
 impl Keyring {
     /// Opens every block. Blocks that clients ask for meanwhile are opened for them, so
-    /// the hottest come first by themselves. Stops early when the arena is full.
+    /// the hottest come first by themselves. When the arena is full, the others are
+    /// verified only.
     pub async fn warm_up(self: &Arc<Self>) -> Result<(), KeyringError> {
         self.progress.started_ms.store(self.clock.monotonic_ms().max(1), Ordering::Relaxed);
         let blocks: Vec<BlockNo> = (0..self.domain.blocks.get()).map(BlockNo).collect();
@@ -71,20 +72,36 @@ impl Keyring {
     async fn open_from(self: Arc<Self>, queue: Queue) {
         loop {
             let some: Vec<BlockNo> = queue.lock().await.by_ref().take(PUBLISH_EVERY).collect();
-            if some.is_empty() || !self.open_some(some).await {
+            if some.is_empty() || self.freshness.refusal().is_some() {
                 return;
+            }
+            let has_room = self.memory().too_small.is_none();
+            let left = if has_room { self.open_some(some).await } else { some };
+            for block in left {
+                self.look_at(block).await;
             }
         }
     }
 
-    /// False: the arena is full, or no block is to be used.
-    async fn open_some(&self, blocks: Vec<BlockNo>) -> bool {
+    /// Verifies a block for which there is no room: what is damaged is to be known all the same.
+    async fn look_at(&self, block: BlockNo) {
+        let _writer = self.writer(block).await;
+        if let Err(error) = self.verified(block).await {
+            tracing::warn!(block = block.0, %error, "warm-up can't verify a block");
+            let now = self.clock.monotonic_ms();
+            self.memory().failed.insert(block, (now, Arc::new(error)));
+        }
+    }
+
+    /// Those for which the arena had no room.
+    async fn open_some(&self, blocks: Vec<BlockNo>) -> Vec<BlockNo> {
         let mut writers = Vec::with_capacity(blocks.len());
         let mut tables = Vec::with_capacity(blocks.len());
-        let mut room_left = true;
+        let mut left = Vec::new();
         for block in blocks {
-            if !room_left {
-                break;
+            if !left.is_empty() {
+                left.push(block);
+                continue;
             }
             // Held until the tables are published, so that no writer's newer table is overwritten.
             let writer = self.writer(block).await;
@@ -99,12 +116,12 @@ impl Keyring {
                 }
                 Err(error @ KeyringError::RolledBack(_)) => {
                     tracing::warn!(%error, "warm-up stops");
-                    room_left = false;
+                    break;
                 }
                 Err(error @ KeyringError::ArenaFull { .. }) => {
                     tracing::warn!(%error, "warm-up stops: other blocks are opened in turn as asked for");
                     self.memory().too_small = Some(Arc::new(error));
-                    room_left = false;
+                    left.push(block);
                 }
                 Err(error) => {
                     tracing::warn!(block = block.0, %error, "warm-up can't open a block");
@@ -115,7 +132,7 @@ impl Keyring {
         }
         self.publish(tables);
         drop(writers);
-        room_left
+        left
     }
 
     /// Runs until the process ends: tries again what failed for a passing reason, and reads again
@@ -148,19 +165,34 @@ impl Keyring {
             match self.open_now(block, true).await {
                 Ok(table) => {
                     self.publish(vec![(block, Some(Arc::new(table)))]);
-                    self.memory().suspect.remove(&block);
+                    let mut memory = self.memory();
+                    memory.suspect.remove(&block);
+                    memory.failed.remove(&block);
                 }
                 Err(error) => {
                     tracing::warn!(block = block.0, %error, "block can't be read again yet");
-                    return;
+                    if is_everywhere(&error) {
+                        return;
+                    }
+                    let now = self.clock.monotonic_ms();
+                    self.memory().failed.insert(block, (now, Arc::new(error)));
                 }
             }
         }
         for block in failed {
-            // One that fails again says that the cause is still there: leave the rest for later.
-            if self.open(block).await.is_err() {
+            if self.open(block).await.is_err_and(|error| is_everywhere(&error)) {
                 return;
             }
         }
+    }
+}
+
+/// Whether the cause is not this block's alone: then the others are left for later. One block that can't
+/// be mended is no reason to leave them.
+fn is_everywhere(error: &KeyringError) -> bool {
+    match error {
+        KeyringError::Store(error) => matches!(error, StoreError::Unreachable { .. }),
+        KeyringError::Token { .. } | KeyringError::ArenaFull { .. } => error.is_transient(),
+        _ => false,
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         SystemTitle,
         audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     },
-    keyring::{Change, KeyringError},
+    keyring::{Change, Found, KeyringError},
     store::StoreError,
 };
 
@@ -142,12 +142,7 @@ impl Lifecycle {
         let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
         let outcome = match checks::check(self.config, rules, form, &meter) {
             Err(refusal) => Err(refusal),
-            Ok(()) => match self.store.find_meter(&meter.meter_id).await? {
-                Some(place) if place.system_title != meter.system_title => {
-                    Err(id_taken(&meter.meter_id, &place.system_title))
-                }
-                _ => Ok(()),
-            },
+            Ok(()) => self.check_id(&meter.meter_id, &meter.system_title).await?,
         };
         Ok(match outcome {
             Ok(()) => {
@@ -163,6 +158,26 @@ impl Lifecycle {
         })
     }
 
+    /// Whether the id is this title's or nobody's. What memory or the index say otherwise is held against
+    /// the record.
+    async fn check_id(
+        &self,
+        id: &MeterId,
+        title: &SystemTitle,
+    ) -> Result<Result<(), Refusal>, LifecycleError> {
+        let resident = self.keyring.title_of(&self.keyring.snapshot(), id.as_str());
+        let known = match resident {
+            Some(title) => Some(title),
+            None => self.keyring.look_up(id).await?,
+        };
+        let Some(other) = known.filter(|known| known != title) else { return Ok(Ok(())) };
+        Ok(match self.keyring.confirm(id, other).await? {
+            Found::At(other) if other != *title => Err(id_taken(id, &other)),
+            Found::At(_) | Found::Nowhere { .. } => Ok(()),
+            Found::Unsure(reason) => Err(refusal("METER_DAMAGED", reason)),
+        })
+    }
+
     async fn stage(
         &self,
         change: &mut Change,
@@ -175,7 +190,15 @@ impl Lifecycle {
             Some(other) if *other != title => return Ok(Err(id_taken(&meter.meter_id, other))),
             _ => ids.insert(meter.meter_id.clone(), title),
         };
-        let (mut record, is_new) = match change.record(&title)? {
+        let known = match change.record(&title) {
+            Ok(known) => known,
+            // Only this line: the others of the block and of the message go on.
+            Err(
+                error @ (KeyringError::RecordDamaged { .. } | KeyringError::RecordMissing { .. }),
+            ) => return Ok(Err(refusal("METER_DAMAGED", error.to_string()))),
+            Err(error) => return Err(error.into()),
+        };
+        let (mut record, is_new) = match known {
             Some(Record::Meter(record)) if record.meter_id != meter.meter_id => {
                 return Ok(Err(title_taken(&title, &record.meter_id)));
             }

@@ -15,8 +15,14 @@ use crate::{
     keyring::WrappedValue,
 };
 
-/// Highest version number of one key.
-const VERSION_MAX: u16 = u16::MAX;
+/// Versions that one key (a kind in a security setup) may have: four live ones, as many as are tried on
+/// an APDU, and twelve that were before them. Each is a part of its meter's record, which every change
+/// of its block reads.
+pub(super) const VERSIONS_A_KEY: usize = 16;
+
+/// Key versions that a meter may have: four setups with four keys of four versions. So a record has
+/// less than 8 KiB, and a line's comparison with it less than 4,096 steps.
+pub(super) const VERSIONS_A_METER: usize = 64;
 
 /// A key value that is news: still to be wrapped.
 pub(super) struct NewsKey {
@@ -82,14 +88,30 @@ pub(super) fn news(
                 ),
             ));
         }
-        let latest = versions.by_ref().map(|(_, version)| version).max().unwrap_or(0);
-        if latest == VERSION_MAX {
-            return Err(refusal("TOO_MANY_VERSIONS", "the key has no version number left"));
+        let (count, latest) = versions
+            .by_ref()
+            .fold((0, 0), |(count, latest), (_, version)| (count + 1, version.max(latest)));
+        if count >= VERSIONS_A_KEY || known.keys.len() + found.len() >= VERSIONS_A_METER {
+            return Err(too_many(key.kind, key.setup));
         }
+        let Some(version) = latest.checked_add(1) else {
+            return Err(too_many(key.kind, key.setup));
+        };
         let value_len = key.value.len();
-        found.push(NewsKey { id: new_id()?, key, fingerprint, value_len, version: latest + 1 });
+        found.push(NewsKey { id: new_id()?, key, fingerprint, value_len, version });
     }
     Ok(News { keys: found, details })
+}
+
+fn too_many(kind: KeyKind, setup: SecuritySetup) -> Refusal {
+    refusal(
+        "TOO_MANY_VERSIONS",
+        format!(
+            "another {kind} in security setup {} would be too much: a key has {VERSIONS_A_KEY} versions at \
+             most, a meter {VERSIONS_A_METER}; delete the meter and import it with the keys that it uses",
+            setup.0
+        ),
+    )
 }
 
 /// Lays the news over the record. The last version of each key becomes the active one; the one

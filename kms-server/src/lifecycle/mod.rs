@@ -4,8 +4,10 @@
 //! ([`merging`]), and committed for all of its blocks at once ([`importing`]). What a sealed file must
 //! show before the token takes its keys is in [`sealed`].
 
+mod burying;
 mod checks;
 mod importing;
+mod listing;
 mod merging;
 mod sealed;
 mod value;
@@ -14,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OnceCell;
 
+pub use listing::{DamagedMeter, Page};
 pub use sealed::{BadSigner, SealedChunk, SealedFile, SealedHeader, Signers};
 pub use value::{KeyValue, TakenValue};
 
@@ -26,7 +29,7 @@ use crate::{
         record::Tombstone,
     },
     hsm::ImportKey,
-    keyring::{Keyring, KeyringError},
+    keyring::{Found, Keyring, KeyringError},
     store::{ReadStore, StoreError},
 };
 
@@ -125,6 +128,11 @@ pub enum LifecycleError {
     /// The meter is there already.
     #[error("meter {0} exists already; use `import` to add to it")]
     AlreadyExists(String),
+    /// There is nothing to bury.
+    #[error(
+        "the record of the meter with system title {0} is not damaged: delete the meter by its id instead"
+    )]
+    NotDamaged(SystemTitle),
     /// The input is at fault.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -232,8 +240,14 @@ impl Lifecycle {
         rules: ImportRules,
     ) -> Result<(MeterView, Vec<String>), LifecycleError> {
         let (id, title) = (meter.meter_id.clone(), meter.system_title);
-        if self.store.find_meter(&id).await?.is_some() {
-            return Err(LifecycleError::AlreadyExists(id.to_string()));
+        match self.keyring.find(&id).await? {
+            Found::At(_) => return Err(LifecycleError::AlreadyExists(id.to_string())),
+            Found::Unsure(reason) => return Err(LifecycleError::Damaged { reason }),
+            Found::Nowhere { .. } => {}
+        }
+        // An index that has lost the meter must not let it be made a second time.
+        if let Some(Record::Meter(known)) = self.keyring.read(&title).await? {
+            return Err(LifecycleError::AlreadyExists(known.meter_id.to_string()));
         }
         let results = self.import(call, vec![meter], rules).await?;
         let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
@@ -251,14 +265,25 @@ impl Lifecycle {
 
     /// The meter with this id.
     pub async fn get(&self, id: &MeterId) -> Result<MeterView, LifecycleError> {
-        let place = self.store.find_meter(id).await?;
-        let place = place.ok_or_else(|| LifecycleError::NotFound(id.to_string()))?;
-        let view = self.get_by_title(&place.system_title).await?;
-        // The index only says where to look: what counts is the record, which is authenticated.
+        let title = self.title_of(id).await?;
+        let view = self.get_by_title(&title).await?;
+        // Deleted, and made anew under another id, between the two.
         if view.record.meter_id == *id {
             Ok(view)
         } else {
             Err(LifecycleError::NotFound(id.to_string()))
+        }
+    }
+
+    /// Its record has said so: an index only says where to look.
+    async fn title_of(&self, id: &MeterId) -> Result<SystemTitle, LifecycleError> {
+        match self.keyring.find(id).await? {
+            Found::At(title) => Ok(title),
+            Found::Unsure(reason) => Err(LifecycleError::Damaged { reason }),
+            Found::Nowhere { but: None } => Err(LifecycleError::NotFound(id.to_string())),
+            Found::Nowhere { but: Some(but) } => {
+                Err(LifecycleError::Damaged { reason: format!("no meter {id} is known, {but}") })
+            }
         }
     }
 
@@ -272,25 +297,6 @@ impl Lifecycle {
                 Err(LifecycleError::NotFound(format!("with system title {title}")))
             }
         }
-    }
-
-    /// Meters in order of id after `after`, at most `limit`.
-    pub async fn list(
-        &self,
-        after: Option<&MeterId>,
-        limit: u32,
-    ) -> Result<Vec<MeterView>, LifecycleError> {
-        let places = self.store.list_meters(after, limit).await?;
-        let mut views = Vec::with_capacity(places.len());
-        for place in places {
-            match self.get_by_title(&place.system_title).await {
-                Ok(view) => views.push(view),
-                // Deleted between the two reads.
-                Err(LifecycleError::NotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(views)
     }
 
     /// Deletes a meter; a tombstone with its keys' fingerprints stays. A deletion is in the audit log as
@@ -315,8 +321,7 @@ impl Lifecycle {
 
     async fn delete_once(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
-        let place = self.store.find_meter(id).await?.ok_or_else(not_found)?;
-        let title = place.system_title;
+        let title = self.title_of(id).await?;
         let mut changes = self.keyring.change(&[self.keyring.block_of(&title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(meter)) = change.record(&title)? else {
@@ -331,7 +336,7 @@ impl Lifecycle {
         let entry = call.entry(now_ms, subject, AuditOutcome::Done);
         change.put(Record::Tombstone(Tombstone {
             keys: FormerKey::of(&meter),
-            meter_id: meter.meter_id,
+            meter_id: Some(meter.meter_id),
             system_title: title,
             deleted_ms: now_ms,
             changed_by: meter.changed_by,

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
-    CreateMeterRequest, CreateMeterResponse, DeleteMeterRequest, DeleteMeterResponse,
-    GetImportKeyRequest, GetImportKeyResponse, GetMeterRequest, GetMeterResponse, ImportLine,
-    ImportMetersRequest, ImportMetersResponse, ListMetersRequest, ListMetersResponse,
-    meters_server,
+    BuryDamagedMeterRequest, BuryDamagedMeterResponse, CreateMeterRequest, CreateMeterResponse,
+    DeleteMeterRequest, DeleteMeterResponse, GetImportKeyRequest, GetImportKeyResponse,
+    GetMeterRequest, GetMeterResponse, ImportLine, ImportMetersRequest, ImportMetersResponse,
+    ListMetersRequest, ListMetersResponse, meters_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -23,7 +23,10 @@ use super::{
     words::{self, Form},
 };
 use crate::{
-    domain::audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    domain::{
+        BlockNo,
+        audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    },
     lifecycle::{
         ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal, SealedFile,
         SealedHeader,
@@ -111,21 +114,13 @@ impl meters_server::Meters for MetersService {
             id => Some(words::meter_id("after", id)?),
         };
         let _charge = self.budget.charge(&permit, 1)?;
-        // One more than asked for: it says whether there is a next page.
-        let mut views = match self.lifecycle.list(after.as_ref(), size + 1).await {
-            Ok(views) => views,
+        let page = match self.lifecycle.list(after.as_ref(), size).await {
+            Ok(page) => page,
             Err(error) => return Err(self.audit.failure(&call, Subject::NONE, &error).await),
         };
-        let more = views.len() > size as usize;
-        views.truncate(size as usize);
         let entry = self.audit.entry(&call, Subject { meter_id: after, ..Subject::NONE });
-        self.audit.record(entry.with(Detail::Items, views.len() as u64)).await?;
-        let next = match views.last() {
-            Some(last) if more => last.record.meter_id.as_str().to_owned(),
-            _ => String::new(),
-        };
-        let meters = views.into_iter().map(words::meter).collect();
-        Ok(Response::new(ListMetersResponse { meters, next }))
+        self.audit.record(entry.with(Detail::Items, page.meters.len() as u64)).await?;
+        Ok(Response::new(words::page(page)))
     }
 
     async fn delete_meter(
@@ -146,6 +141,27 @@ impl meters_server::Meters for MetersService {
         })
         .await?;
         Ok(Response::new(DeleteMeterResponse {}))
+    }
+
+    async fn bury_damaged_meter(
+        &self,
+        request: Request<BuryDamagedMeterRequest>,
+    ) -> Result<Response<BuryDamagedMeterResponse>, Status> {
+        let permit = Permit::of(&request, Verb::BuryDamagedMeter)?;
+        let call = self.audit.call(&permit, &request);
+        let BuryDamagedMeterRequest { system_title, block } = request.into_inner();
+        let title = words::title("system_title", &system_title)?;
+        let charge = self.budget.charge(Verb::BuryDamagedMeter, 1, 0)?;
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let block = to_its_end(async move {
+            let _charge = charge;
+            match lifecycle.bury(&call, &title, block.map(BlockNo)).await {
+                Ok(block) => Ok(block),
+                Err(error) => Err(audit.failure(&call, Subject::title(title), &error).await),
+            }
+        })
+        .await?;
+        Ok(Response::new(BuryDamagedMeterResponse { block: block.0 }))
     }
 
     type ImportMetersStream = Answers<ImportMetersResponse>;

@@ -66,9 +66,11 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream => &[Hes],
-            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters | Self::GetImportKey => {
-                &[AmiAdmin]
-            }
+            Self::CreateMeter
+            | Self::DeleteMeter
+            | Self::BuryDamagedMeter
+            | Self::ImportMeters
+            | Self::GetImportKey => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],

@@ -15,7 +15,7 @@ use crate::{
     audit::Audit,
     domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
-    keyring::{Keyring, KeyringStatus},
+    keyring::{DamageStatus, Keyring, KeyringStatus},
     store::{ReadStore, StandbyLag, StoreError},
 };
 
@@ -174,6 +174,21 @@ fn faults(token: &TokenStatus, store: &StoreStatus, keyring: &KeyringStatus) -> 
             keyring.blocks_failed, keyring.blocks_total
         ));
     }
+    faults.extend(damage_faults(&keyring.damage));
+    faults
+}
+
+/// Each damaged record by name, as far as the status names them, and each id that the index has wrong.
+fn damage_faults(damage: &DamageStatus) -> Vec<String> {
+    let DamageStatus { records, named, lies, lies_met: _ } = damage;
+    let mut faults: Vec<String> = named.iter().map(|record| format!("keyring: {record}")).collect();
+    let further = records.saturating_sub(named.len() as u64);
+    if further > 0 {
+        faults.push(format!(
+            "keyring: {further} further records were changed outside this service; the log names them"
+        ));
+    }
+    faults.extend(lies.iter().map(|lie| format!("store: {lie}")));
     faults
 }
 
@@ -204,6 +219,7 @@ fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
         arena_bytes_used: keyring.arena_bytes_used,
         arena_bytes_total: keyring.arena_bytes_total,
         memory_locked: keyring.memory_locked,
+        damaged_records: keyring.damage.records,
     }
 }
 
@@ -211,7 +227,8 @@ fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
 mod tests {
     use super::*;
     use crate::{
-        domain::{BlockNo, Fingerprint, Head, MeterId},
+        domain::{BlockNo, Fingerprint, Head, MeterId, SystemTitle},
+        keyring::{DamagedRecord, IndexLie},
         store::{MeterPlace, StoreError, StoredBlock},
     };
 
@@ -249,6 +266,10 @@ mod tests {
         }
 
         async fn find_meter(&self, _: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+            Ok(None)
+        }
+
+        async fn find_title(&self, _: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
             Ok(None)
         }
 
@@ -296,6 +317,18 @@ mod tests {
             blocks_total: 9,
             blocks_failed: 2,
             faults: vec!["no memory".into()],
+            damage: DamageStatus {
+                records: 3,
+                named: vec![DamagedRecord {
+                    block: BlockNo(7),
+                    system_title: SystemTitle::new(*b"KFM\0\0\0\0\x01"),
+                }],
+                lies: vec![IndexLie {
+                    meter_id: MeterId::new("m-1").unwrap(),
+                    system_title: SystemTitle::new(*b"KFM\0\0\0\0\x02"),
+                }],
+                lies_met: 9,
+            },
             ..KeyringStatus::default()
         };
         let broken = store_status(&Store::Broken).await;
@@ -306,6 +339,11 @@ mod tests {
                 "the database is not reachable: no disk",
                 "keyring: no memory",
                 "keyring: 2 of 9 blocks can't be used, or not wholly; the log says why",
+                "keyring: the record of meter 4B464D0000000001 in block 7 was changed outside this \
+                 service: restore the database, or bury the meter (`ami-tool meter bury`)",
+                "keyring: 2 further records were changed outside this service; the log names them",
+                "store: the index of meter ids says that m-1 has system title 4B464D0000000002, and the \
+                 record there says otherwise: the database was changed outside this service",
             ]
         );
         assert!(!wire_token(token(Some("no slot"))).reachable);

@@ -298,6 +298,7 @@ pub(super) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
     match error {
         LifecycleError::NotFound(_) => ("METER_NOT_FOUND", false),
         LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
+        LifecycleError::NotDamaged(_) => ("METER_NOT_DAMAGED", false),
         LifecycleError::Refused(refusal) => (refusal.code, false),
         LifecycleError::Busy => ("BLOCK_BUSY", true),
         LifecycleError::ReadOnly => ("READ_ONLY", false),
@@ -313,6 +314,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
     let (code, sentence) = match error {
         LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
         LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
+        LifecycleError::NotDamaged(_) => (Code::FailedPrecondition, error.to_string()),
         LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
         LifecycleError::Busy => (Code::Unavailable, error.to_string()),
         LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
@@ -327,7 +329,8 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         }
         LifecycleError::Damaged { reason: cause } => {
             tracing::error!(cause, "stored data is damaged");
-            let sentence = "stored data failed its authentication; the server's log says where";
+            let sentence = "stored data failed its authentication; `site status` names it, and the \
+                            server's log";
             (Code::DataLoss, sentence.to_owned())
         }
     };

@@ -1,8 +1,8 @@
 //! What a request is about, in one line, for the person who is to approve it. Never a key.
 
 use kms_proto::v1::{
-    CreateMeterRequest, DeleteMeterRequest, GetMeterRequest, ListEventsRequest, ListMetersRequest,
-    VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, GetMeterRequest,
+    ListEventsRequest, ListMetersRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -41,6 +41,16 @@ pub(super) fn about(verb: Verb, message: &[u8]) -> About {
             line: format!("meter {meter_id:?}"),
             subject: subject(&meter_id, &[]),
         }),
+        Verb::BuryDamagedMeter => {
+            read(message, |BuryDamagedMeterRequest { system_title, block }| {
+                let (title, own) = (hex::encode(&system_title), "its own block".to_owned());
+                let place = block.map_or(own, |block| format!("block {block}"));
+                About {
+                    line: format!("bury the damaged record of title {title} in {place}"),
+                    subject: subject("", &system_title),
+                }
+            })
+        }
         Verb::ListEvents => {
             read(message, |ListEventsRequest { after, .. }| line(format!("events after {after}")))
         }

@@ -73,6 +73,8 @@ verbs! {
     ListMeters = MetersListMeters;
     /// Forget a meter.
     DeleteMeter = MetersDeleteMeter;
+    /// Put a tombstone in the place of a damaged record.
+    BuryDamagedMeter = MetersBuryDamagedMeter;
     /// Bring in meters and keys.
     ImportMeters = MetersImportMeters;
     /// What sealed import files are sealed to.

@@ -10,7 +10,8 @@ use crate::{
         SecuritySetup, SystemTitle,
     },
     lifecycle::{
-        ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter, Refusal,
+        DamagedMeter, ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter,
+        Page, Refusal,
     },
 };
 
@@ -152,6 +153,26 @@ pub(super) fn meter(view: MeterView) -> v1::Meter {
         keys: record.keys.iter().map(key).collect(),
         block: block.0,
         created_ms: record.created_ms,
+    }
+}
+
+/// A page of a list.
+pub(super) fn page(page: Page) -> v1::ListMetersResponse {
+    let Page { meters, damaged, next } = page;
+    v1::ListMetersResponse {
+        meters: meters.into_iter().map(meter).collect(),
+        next: next.map_or_else(String::new, |id| id.as_str().to_owned()),
+        damaged: damaged.into_iter().map(damaged_meter).collect(),
+    }
+}
+
+fn damaged_meter(meter: DamagedMeter) -> v1::DamagedMeter {
+    let DamagedMeter { meter_id, system_title, block, reason } = meter;
+    v1::DamagedMeter {
+        meter_id: meter_id.as_str().to_owned(),
+        system_title: title_bytes(&system_title),
+        block: block.0,
+        reason,
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     domain::{
-        BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
+        BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
         freshness::SignedHeadTable,
     },
@@ -138,6 +138,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
         self.measure(Operation::FindMeter, self.inner.find_meter(meter_id)).await
+    }
+
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+        self.measure(Operation::FindMeter, self.inner.find_title(title)).await
     }
 
     async fn list_meters(

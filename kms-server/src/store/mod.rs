@@ -241,6 +241,9 @@ pub trait ReadStore: Send + Sync + 'static {
     /// Where the living meter with this id is.
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError>;
 
+    /// What the index says of this title. As the others, a hint.
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError>;
+
     /// Living meters in order of id, after `after`, at most `limit`.
     async fn list_meters(
         &self,

@@ -33,7 +33,7 @@ use super::{
     StandbyLag, StoreError, StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
 };
@@ -159,6 +159,10 @@ impl ReadStore for PostgresStore {
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
         reading!(self, find_meter, meter_id)
+    }
+
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+        reading!(self, find_title, title)
     }
 
     async fn list_meters(

@@ -31,7 +31,7 @@ use super::{
     StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
 };
@@ -234,6 +234,10 @@ impl ReadStore for SqliteStore {
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
         reading!(self, find_meter, meter_id)
+    }
+
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+        read::find_title(&mut *self.reader().await?, title).await
     }
 
     async fn list_meters(

@@ -121,6 +121,14 @@ catalogue! {
         "Blocks that can't be opened, or whose rows are missing, damaged or went back.",
         "What is not in memory of them gets `UNAVAILABLE`, changes are refused; `GetStatus` and the log say why.",
         "above 0 for 1 minute";
+    DAMAGED_RECORDS = "kms_keyring_damaged_records", Gauge, [],
+        "Records that are not what was written, in blocks that were read so far.",
+        "Each takes its meter out of service, and `GetStatus` names it: restore the database, or bury the meter. It stays until the record is right again or buried, whether its block is open or not.",
+        "above 0 at all";
+    INDEX_LIES = "kms_keyring_index_lies_total", Counter, [],
+        "Meter ids of which the database's index said something else than the records.",
+        "The record decides; the index was changed outside this service. `GetStatus` names the ids.",
+        "rising at all";
     ARENA_USED = "kms_keyring_arena_used_bytes", Gauge, [],
         "Locked memory for keys that is in use.",
         "About 80 bytes a meter.",

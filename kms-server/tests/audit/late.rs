@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kms_server::{
     audit::AuditError,
     domain::{
-        BlockNo, DomainRecord, Fingerprint, Head, MeterId,
+        BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
         audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
         freshness::SignedHeadTable,
     },
@@ -52,6 +52,9 @@ impl ReadStore for Lossy {
     }
     async fn find_meter(&self, id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
         self.inner.find_meter(id).await
+    }
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+        self.inner.find_title(title).await
     }
     async fn list_meters(
         &self,

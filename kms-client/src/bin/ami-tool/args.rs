@@ -185,6 +185,8 @@ pub(crate) enum MeterCommand {
     List(List),
     /// Delete one meter; its key fingerprints stay known
     Delete(Delete),
+    /// Bury a meter whose record was changed outside the service; `site status` names it
+    Bury(Bury),
     /// Import many meters from JSON Lines, CSV or a sealed file; to do it again changes nothing
     Import(Import),
     /// Seal an import file for a site's HSM; needs no connection
@@ -275,6 +277,19 @@ pub(crate) struct Delete {
     /// The operator's name of the meter
     #[arg(value_name = "ID")]
     pub(crate) meter_id: MeterId,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Bury {
+    /// The meter's system title: 16 hex digits
+    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
+    pub(crate) system_title: SystemTitle,
+    /// The block that `site status` names, if it is not the title's own
+    #[arg(long, value_name = "N")]
+    pub(crate) block: Option<u32>,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,

@@ -1,15 +1,18 @@
-//! `meter create | get | list | delete`.
+//! `meter create | get | list | delete | bury`.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::path::Path;
 
 use futures_util::StreamExt as _;
-use kms_client::{ImportRules, KmsClient, LINE_LEN_MAX, Meter, MeterName, NewMeter, title_text};
+use kms_client::{
+    DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName, NewMeter,
+    title_text,
+};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::args::{Create, Delete, Get, List, MeterCommand};
+use crate::args::{Bury, Create, Delete, Get, List, MeterCommand};
 use crate::failure::{Exit, Failure};
 use crate::import;
 use crate::text::{block, date, say, say_json};
@@ -24,6 +27,7 @@ pub(crate) async fn run(
         MeterCommand::Get(what) => get(client, what, json).await,
         MeterCommand::List(what) => list(client, what, json).await,
         MeterCommand::Delete(what) => delete(client, what, json).await,
+        MeterCommand::Bury(what) => bury(client, what, json).await,
         MeterCommand::Import(what) => import::run(client, what, json).await,
         MeterCommand::Seal(what) => crate::seal::run(what, json),
     }
@@ -85,23 +89,49 @@ async fn get(client: &KmsClient, what: Get, json: bool) -> Result<Exit, Failure>
 
 async fn list(client: &KmsClient, what: List, json: bool) -> Result<Exit, Failure> {
     let List { after, limit } = what;
-    let mut meters = client.meters().list(after).take(limit.unwrap_or(usize::MAX));
-    while let Some(meter) = meters.next().await {
-        let meter = meter?;
-        if json {
-            say_json(&meter)?;
-        } else {
-            let title = title_text(&meter.system_title);
-            let (keys, block) = (meter.keys.len(), meter.block);
-            say(&format!("{:<32}  {title}  {keys:>3} keys  block {block:>4}", meter.meter_id))?;
+    let mut meters = client.meters().list(after, limit);
+    while let Some(listed) = meters.next().await {
+        match listed? {
+            Listed::Meter(meter) if json => say_json(&meter)?,
+            Listed::Meter(meter) => {
+                let title = title_text(&meter.system_title);
+                let (keys, block) = (meter.keys.len(), meter.block);
+                say(&format!("{:<32}  {title}  {keys:>3} keys  block {block:>4}", meter.meter_id))?;
+            }
+            Listed::Damaged(meter) if json => say_json(&json!({ "damaged": meter }))?,
+            Listed::Damaged(meter) => {
+                let DamagedMeter { meter_id, system_title, block, reason } = meter;
+                say(&format!(
+                    "{meter_id:<32}  {system_title}  DAMAGED   block {block:>4}  {reason}"
+                ))?;
+            }
         }
+    }
+    Ok(Exit::Good)
+}
+
+async fn bury(client: &KmsClient, what: Bury, json: bool) -> Result<Exit, Failure> {
+    let Bury { system_title, block, yes } = what;
+    let title = title_text(&system_title);
+    let question = format!(
+        "what is left of meter {title} will be gone, its keys included. Type its title to bury it: "
+    );
+    if !yes && !confirmed(&title, &question)? {
+        return Err(Failure::refused("NOT_CONFIRMED", "nothing was buried"));
+    }
+    let block = client.meters().bury(&system_title, block).await?;
+    if json {
+        say_json(&json!({ "buried": title, "block": block }))?;
+    } else {
+        say(&format!("meter {title} is buried in block {block}"))?;
     }
     Ok(Exit::Good)
 }
 
 async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Failure> {
     let Delete { meter_id, yes } = what;
-    if !yes && !confirmed(meter_id.as_str())? {
+    let question = format!("{meter_id} and its keys will be gone. Type its id to delete it: ");
+    if !yes && !confirmed(meter_id.as_str(), &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was deleted"));
     }
     client.meters().delete(&meter_id).await?;
@@ -114,18 +144,16 @@ async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Fa
 }
 
 /// Asks whoever sits at the terminal to type the name once more.
-fn confirmed(meter_id: &str) -> Result<bool, Failure> {
+fn confirmed(name: &str, question: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage("nobody can be asked here; say --yes to delete without asking"));
+        return Err(Failure::usage("nobody can be asked here; say --yes to go on without asking"));
     }
     let failed = |error: io::Error| Failure::files(format!("the terminal: {error}"));
     let mut terminal = io::stderr();
-    write!(terminal, "{meter_id} and its keys will be gone. Type its id to delete it: ")
-        .and_then(|()| terminal.flush())
-        .map_err(failed)?;
+    write!(terminal, "{question}").and_then(|()| terminal.flush()).map_err(failed)?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(failed)?;
-    Ok(answer.trim() == meter_id)
+    Ok(answer.trim() == name)
 }
 
 /// A meter for people.

@@ -60,8 +60,14 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
         (
             "keyring",
             format!(
-                "{} meters resident, {} of {} bytes, memory {locked}",
-                keyring.resident_meters, keyring.arena_bytes_used, keyring.arena_bytes_total
+                "{} meters resident, {} of {} bytes, memory {locked}{}",
+                keyring.resident_meters,
+                keyring.arena_bytes_used,
+                keyring.arena_bytes_total,
+                match keyring.damaged_records {
+                    0 => String::new(),
+                    damaged => format!(", {damaged} records DAMAGED"),
+                }
             ),
         ),
         (

@@ -89,7 +89,7 @@ fn mark() -> impl Strategy<Value = ChangeMark> {
 
 fn tombstone() -> impl Strategy<Value = Record> {
     (
-        "[!-~]{1,64}",
+        prop::option::of("[!-~]{1,64}"),
         title(),
         prop::collection::vec(former(), 0..5),
         any::<(u64, Option<u64>)>(),
@@ -97,7 +97,7 @@ fn tombstone() -> impl Strategy<Value = Record> {
     )
         .prop_map(|(id, system_title, keys, (deleted_ms, readmitted_ms), changed_by)| {
             Record::Tombstone(Tombstone {
-                meter_id: MeterId::new(&id).unwrap(),
+                meter_id: id.map(|id| MeterId::new(&id).unwrap()),
                 system_title,
                 keys,
                 deleted_ms,
@@ -111,21 +111,70 @@ fn any_record() -> impl Strategy<Value = Record> {
     prop_oneof![meter(), tombstone()]
 }
 
+fn has_name(record: &Record) -> bool {
+    !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }))
+}
+
+#[test]
+fn a_record_that_would_not_decode_is_not_encoded() {
+    let key = KeyRecord {
+        id: KeyId([1; 16]),
+        setup: SecuritySetup(0),
+        kind: KeyKind::Guek,
+        version: 1,
+        state: KeyState::Active,
+        protection: Protection::Memory,
+        wrapped: vec![2; 24],
+        value_len: 16,
+        created_ms: 3,
+        changed_ms: 3,
+        kcv: None,
+        fingerprint: Fingerprint([4; 16]),
+    };
+    let with = |keys, name: usize| {
+        Record::Meter(MeterRecord {
+            meter_id: MeterId::new("m").unwrap(),
+            system_title: SystemTitle::new([7; 8]),
+            logical_device_name: "n".repeat(name),
+            policy: MeterPolicy::default(),
+            keys: vec![key.clone(); keys],
+            created_ms: 0,
+            former: Vec::new(),
+            changed_by: ChangeMark::default(),
+        })
+    };
+    let what = |record: &Record| record.encode().unwrap_err().what;
+    assert_eq!(what(&with(65_536, 0)), "key versions");
+    assert_eq!(what(&with(0, 65_536)), "logical device name's bytes");
+    let most = with(65_535, 65_535);
+    assert_eq!(Record::decode(&most.encode().unwrap()), Ok(most));
+    let buried = Record::Tombstone(Tombstone {
+        meter_id: None,
+        system_title: SystemTitle::new([7; 8]),
+        keys: vec![FormerKey { fingerprint: Fingerprint([4; 16]), was: None }; 65_536],
+        deleted_ms: 0,
+        changed_by: ChangeMark::default(),
+        readmitted_ms: None,
+    });
+    assert_eq!(what(&buried), "former keys");
+}
+
 /// As the first schema wrote it: what it does not hold is left out.
 fn encode_first(record: &Record) -> Vec<u8> {
     let mut out = vec![FIRST_SCHEMA];
     match record {
         Record::Meter(meter) => {
             out.push(LABEL_METER);
-            put_meter(&mut out, meter);
+            put_meter(&mut out, meter).unwrap();
             let mut tail = Vec::new();
-            put_former(&mut tail, &meter.former);
+            put_former(&mut tail, &meter.former).unwrap();
             put_mark(&mut tail, &meter.changed_by);
             out.truncate(out.len() - tail.len());
         }
         Record::Tombstone(tombstone) => {
             out.push(LABEL_TOMBSTONE);
-            put_bytes(&mut out, tombstone.meter_id.as_str().as_bytes());
+            let id = tombstone.meter_id.as_ref().map_or("", MeterId::as_str);
+            put_bytes(&mut out, "meter id", id.as_bytes()).unwrap();
             out.extend_from_slice(tombstone.system_title.as_bytes());
             out.extend_from_slice(&tombstone.deleted_ms.to_be_bytes());
             out.extend_from_slice(&(tombstone.keys.len() as u16).to_be_bytes());
@@ -156,12 +205,12 @@ fn as_first(mut record: Record) -> Record {
 proptest! {
     #[test]
     fn a_record_comes_back_as_it_was(record in any_record()) {
-        prop_assert_eq!(Record::decode(&record.encode()), Ok(record));
+        prop_assert_eq!(Record::decode(&record.encode().unwrap()), Ok(record));
     }
 
     #[test]
     fn a_record_of_the_first_schema_is_read_and_nothing_else_under_its_number(
-        record in any_record(),
+        record in any_record().prop_filter("it had no tombstones without a name", has_name),
         at in any::<prop::sample::Index>(),
         bit in 0u32..8,
     ) {
@@ -178,19 +227,19 @@ proptest! {
 
     #[test]
     fn a_cut_or_longer_record_is_refused(record in any_record(), cut in any::<prop::sample::Index>()) {
-        let body = record.encode();
+        let body = record.encode().unwrap();
         prop_assert_eq!(Record::decode(&body[..cut.index(body.len())]), Err(BadRecord));
         prop_assert_eq!(Record::decode(&[&body[..], &[0]].concat()), Err(BadRecord));
     }
 
     #[test]
     fn what_decodes_encodes_to_the_same_bytes(record in any_record(), at in any::<prop::sample::Index>(), bit in 0u32..8) {
-        let mut body = record.encode();
+        let mut body = record.encode().unwrap();
         let at = at.index(body.len());
         body[at] ^= 1 << bit;
         // Under the first schema's number it is that one's.
         if let Ok(other) = Record::decode(&body).and_then(|other| if body[0] == SCHEMA { Ok(other) } else { Err(BadRecord) }) {
-            prop_assert_eq!(other.encode(), body);
+            prop_assert_eq!(other.encode().unwrap(), body);
         }
     }
 

@@ -143,14 +143,24 @@ pub(super) async fn find_meter(
     row.map_err(classify)?.as_ref().map(place).transpose()
 }
 
+pub(super) async fn find_title(
+    connection: &mut PgConnection,
+    title: &SystemTitle,
+) -> Result<Option<MeterPlace>, StoreError> {
+    let query = "SELECT meter_id, system_title FROM meters WHERE system_title = $1";
+    let row = sqlx::query(query).bind(&title.as_bytes()[..]).fetch_optional(connection).await;
+    row.map_err(classify)?.as_ref().map(place).transpose()
+}
+
 pub(super) async fn list_meters(
     connection: &mut PgConnection,
     after: Option<&MeterId>,
     limit: u32,
 ) -> Result<Vec<MeterPlace>, StoreError> {
-    // No meter id is empty, so all of them come after the empty text.
+    // No meter id is empty, so all of them come after the empty text. What can be no id was written by
+    // somebody else, and must not end the list.
     let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > $1 \
-                 ORDER BY meter_id LIMIT $2";
+                 AND meter_id ~ '^[!-~]{1,64}$' ORDER BY meter_id LIMIT $2";
     let rows = sqlx::query(query)
         .bind(after.map_or("", MeterId::as_str))
         .bind(i64::from(limit))

@@ -1,0 +1,102 @@
+//! From a meter id to its title. What an index says, this process's or the database's, is a hint where
+//! to look; what counts is the record there, which is authenticated.
+
+use super::{Directory, Keyring, KeyringError, ResidentMeter};
+use crate::domain::{MeterId, Record, SystemTitle};
+
+/// What can be said of a meter id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The record of this title has it.
+    At(SystemTitle),
+    /// Neither memory nor index know it.
+    Nowhere {
+        /// Why it may be there all the same.
+        but: Option<&'static str>,
+    },
+    /// The index says where it is, and the record there can't be read or says otherwise. Whether there is
+    /// such a meter can't be said.
+    Unsure(String),
+}
+
+/// Of an id that nothing knows, while there is damage.
+const MAY_BE_DAMAGED: &str =
+    "but records were changed outside this service, and it may be one of them: see `site status`";
+
+impl Keyring {
+    /// The title of the meter with this id, if its block is open. Its record has said so.
+    pub fn title_of(&self, snapshot: &Directory, id: &str) -> Option<SystemTitle> {
+        let tag = self.ids.tag(id);
+        let title = self.ids.get(tag.hash)?;
+        let meter = snapshot.table(self.block_of(&title))?.find(&title)?;
+        (!meter.is_damaged() && meter.id() == tag).then_some(title)
+    }
+
+    /// Whether this is the meter with this id: its record says so.
+    pub fn has_id(&self, meter: &ResidentMeter<'_>, id: &str) -> bool {
+        !meter.is_damaged() && meter.id() == self.ids.tag(id)
+    }
+
+    /// Where the database's index has the meter with this id. A hint: whoever uses it holds it against
+    /// the record.
+    pub async fn look_up(&self, id: &MeterId) -> Result<Option<SystemTitle>, KeyringError> {
+        Ok(self.store.find_meter(id).await?.map(|place| place.system_title))
+    }
+
+    /// Where the meter with this id is: memory first, then the index; the stored record decides.
+    pub async fn find(&self, id: &MeterId) -> Result<Found, KeyringError> {
+        let resident = self.title_of(&self.snapshot(), id.as_str());
+        if let Some(title) = resident
+            && let Some(Record::Meter(meter)) = self.read(&title).await?
+            && meter.meter_id == *id
+        {
+            return Ok(Found::At(title));
+        }
+        match self.look_up(id).await? {
+            Some(title) => self.confirm(id, title).await,
+            None => Ok(self.nowhere()),
+        }
+    }
+
+    /// Of an id that neither memory nor index know.
+    pub fn nowhere(&self) -> Found {
+        Found::Nowhere { but: self.may_be_damaged().then_some(MAY_BE_DAMAGED) }
+    }
+
+    /// Holds what the index says against the stored record. That the index lies is only said after
+    /// looking twice: another writer may have been between the two.
+    pub async fn confirm(&self, id: &MeterId, hint: SystemTitle) -> Result<Found, KeyringError> {
+        let mut title = hint;
+        for look in 0..CONFIRM_LOOKS {
+            match self.read(&title).await {
+                Ok(Some(Record::Meter(meter))) if meter.meter_id == *id => {
+                    self.damage.forget_lie(id);
+                    return Ok(Found::At(title));
+                }
+                Ok(_) => {}
+                Err(
+                    error @ (KeyringError::RecordDamaged { .. }
+                    | KeyringError::RecordMissing { .. }
+                    | KeyringError::Damaged { .. }),
+                ) => return Ok(Found::Unsure(error.to_string())),
+                Err(error) => return Err(error),
+            }
+            match self.look_up(id).await? {
+                None => {
+                    self.damage.forget_lie(id);
+                    return Ok(self.nowhere());
+                }
+                Some(again) if again == title && look > 0 => break,
+                Some(again) => title = again,
+            }
+        }
+        self.damage.note_lie(id, title);
+        Ok(Found::Unsure(format!(
+            "the index of meter ids says that {id} has system title {title}, and the record there says \
+             otherwise: the database was changed outside this service"
+        )))
+    }
+}
+
+/// How often record and index are read before the index is called wrong.
+const CONFIRM_LOOKS: u32 = 4;
