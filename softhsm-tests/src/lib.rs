@@ -9,6 +9,7 @@
 //! | [`site`] | the directory: [`Site::make`], [`Site::open`] |
 //! | [`server`] | [`Site::init`], [`Site::start`], and the [`Running`] server |
 //! | [`sealing`] | sealed imports as operators do them |
+//! | [`proxy`] | a TCP proxy that delays, cuts, resets, goes silent and swallows |
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
 //! | [`demo`], [`dev`] | what the two commands do; [`table`] prints |
@@ -30,6 +31,7 @@ pub mod dev;
 mod files;
 pub mod fleet;
 pub mod programs;
+pub mod proxy;
 pub mod sealing;
 pub mod server;
 pub mod settings;
