@@ -118,12 +118,14 @@ class KmsError(Exception):
         return cls(error.code(), reason, error.details(), metadata, retry_after_s)
 
 
-_VERDICTS = {number: value.name for number, value in types_pb2.Verdict.DESCRIPTOR.values_by_number.items()}
+_KNOWN = types_pb2.Verdict.DESCRIPTOR.values_by_number
+# A verdict is a byte; a look-up for each item would cost more than all the rest.
+_VERDICTS = [_KNOWN[number].name if number in _KNOWN else str(number) for number in range(256)]
 
 
 def verdict_name(number):
     """A verdict's name; of one that this version does not know, its number."""
-    return _VERDICTS.get(number) or str(number)
+    return _VERDICTS[number] if 0 <= number < 256 else str(number)
 
 
 def pack(items, tag=0):
@@ -169,9 +171,9 @@ def unpack(answer):
     return list(
         map(
             Opened,
-            map(verdict_name, verdicts),
-            (plaintexts[end - length : end] for end, length in zip(ends, lengths)),
-            (bool(flag & AUTHENTICATED) for flag in flags),
+            map(_VERDICTS.__getitem__, verdicts),
+            [plaintexts[end - length : end] for end, length in zip(ends, lengths)],
+            [flag & AUTHENTICATED != 0 for flag in flags],
             encryption,
             authentication,
             reasons,

@@ -56,14 +56,6 @@ impl LinkError {
         crate::call::sources(status).find_map(|cause| cause.downcast_ref())
     }
 
-    /// Whether the service can't have heard of the call.
-    pub(crate) fn never_sent(&self) -> bool {
-        match self {
-            Self::Setup(_) | Self::Unsent(_) | Self::NoTime => true,
-            Self::Broken(_) | Self::Cut(_) | Self::Late => false,
-        }
-    }
-
     /// The one of ours as a status, with itself as its source.
     pub(crate) fn into_status(self) -> Status {
         Status::from_error(Box::new(self))

@@ -193,9 +193,8 @@ async fn carry(
 ) {
     cuts.mark_unchanged();
     _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let fault_of = |way| {
-        plan.fault.filter(|(on, ..)| *on == way).map(|(_, after, manner)| (after, manner))
-    };
+    let fault_of =
+        |way| plan.fault.filter(|(on, ..)| *on == way).map(|(_, after, manner)| (after, manner));
     let end = {
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
         tokio::select! {

@@ -52,11 +52,7 @@ fn due(index: usize) -> Due {
             *forged.last_mut().unwrap() ^= 1;
             Due { apdu: forged, verdict: Verdict::MicFailure, plaintext: None }
         }
-        7 => Due {
-            apdu: push(10_000 + meter),
-            verdict: Verdict::UnknownMeter,
-            plaintext: None,
-        },
+        7 => Due { apdu: push(10_000 + meter), verdict: Verdict::UnknownMeter, plaintext: None },
         _ => Due { apdu, verdict: Verdict::Ok, plaintext: Some(plain) },
     }
 }
@@ -94,7 +90,8 @@ impl Bench {
         let options = StreamOptions { batch_size: 1, ..StreamOptions::default() };
         let handed_in = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&handed_in);
-        let apdus: Vec<_> = self.due.iter().map(|due| Apdu::new(due.apdu.clone()).unwrap()).collect();
+        let apdus: Vec<_> =
+            self.due.iter().map(|due| Apdu::new(due.apdu.clone()).unwrap()).collect();
         let apdus = futures_util::stream::iter(apdus)
             .inspect(move |_| taken.lock().unwrap().push(Instant::now()));
         let mut opened = client.with_options(options).decrypt_stream(apdus);
@@ -115,7 +112,12 @@ impl Bench {
             };
             let due = &self.due[run.answered];
             assert_eq!(opened.verdict(), due.verdict, "item {}", run.answered);
-            assert_eq!(opened.plaintext.as_deref(), due.plaintext.as_deref(), "item {}", run.answered);
+            assert_eq!(
+                opened.plaintext.as_deref(),
+                due.plaintext.as_deref(),
+                "item {}",
+                run.answered
+            );
             let handed_in = handed_in.lock().unwrap()[run.answered];
             run.slowest = run.slowest.max(handed_in.elapsed());
             run.answered += 1;
@@ -183,7 +185,10 @@ async fn each_item_of_a_broken_stream_is_answered_once_and_in_time() {
     println!("{MESSAGES} messages; up {up} bytes, down {down} bytes");
     println!("{:14} {:>6} {:>8} {:>9} {:>12}", "", "runs", "resumed", "answered", "slowest item");
     for (name, (runs, resumed, answered, slowest)) in rows {
-        println!("{name:14} {runs:>6} {resumed:>8} {answered:>9} {:>10.2} s", slowest.as_secs_f64());
+        println!(
+            "{name:14} {runs:>6} {resumed:>8} {answered:>9} {:>10.2} s",
+            slowest.as_secs_f64()
+        );
     }
     println!("{} of {} streams went wrong", wrong.len(), cases.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -194,7 +199,10 @@ async fn a_stream_over_connections_that_break_again_and_again_comes_through() {
     let bench = bench().await;
     for seed in 0..4 {
         let plan = move |connection: usize| match connection {
-            0..6 => Plan { delay: Duration::from_millis(1), ..Plan::by_seed(seed * 10 + connection as u64, 12_000) },
+            0..6 => Plan {
+                delay: Duration::from_millis(1),
+                ..Plan::by_seed(seed * 10 + connection as u64, 12_000)
+            },
             _ => Plan::PASS,
         };
         let run = bench.run("retries = 9", plan).await;
