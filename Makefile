@@ -5,7 +5,7 @@ DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo dev test check deny advisories bench hostile fuzz deb test-deb test-deploy interop handbook
+.PHONY: breaks help bootstrap build demo dev test check deny advisories bench hostile fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: build ## The figures of README.md
 
 hostile: build ## Hostile load, with and without a certificate, beside an honest caller; some four minutes
 	@$(CARGO) run --quiet --bin kms-hostile
+
+breaks: build ## A stream of 200 messages, broken at each of them in each manner, both ways: some minutes
+	BREAKS=all $(CARGO) test --package softhsm-tests --test breaks -- --nocapture --test-threads 1
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

@@ -10,7 +10,11 @@ import json
 import os
 import pathlib
 import re
+import socket
+import struct
 import sys
+import threading
+import time
 import unittest
 
 import grpc
@@ -26,14 +30,75 @@ SITE = pathlib.Path(os.environ.get("AMI_SITE", "."))
 EXPECTED = pathlib.Path(os.environ.get("AMI_EXPECTED", "expected.jsonl"))
 
 
-def connect(caller):
+def server_port():
+    return int((SITE / "port").read_text())
+
+
+def connect(caller, port=None, **more):
     certificates = SITE / "certificates"
     return Kms.connect(
-        f"localhost:{(SITE / 'port').read_text().strip()}",
+        f"localhost:{port or server_port()}",
         ca=certificates / "ca.pem",
         certificate=certificates / f"{caller}.pem",
         private_key=certificates / f"{caller}.key",
+        **more,
     )
+
+
+class Proxy:
+    """In front of the server; its first connection is treated badly after so many bytes of one way."""
+
+    def __init__(self, way=None, after=0, manner=None):
+        self.fault, self.connections, self.passed, self.open = (way, after, manner), 0, {"up": 0, "down": 0}, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", server_port()))
+            number, self.connections = self.connections, self.connections + 1
+            self.open += [client, server]
+            for way, source, target in (("up", client, server), ("down", server, client)):
+                threading.Thread(target=self._carry, args=(number, way, source, target), daemon=True).start()
+
+    def _carry(self, number, way, source, target):
+        bad_way, left, manner = self.fault
+        bad = number == 0 and way == bad_way
+        try:
+            while data := source.recv(16_384 if not bad else max(1, min(16_384, left))):
+                if bad and left <= 0:
+                    if manner == "swallow":
+                        continue
+                    if manner == "silent":
+                        return
+                    for end in (source, target):
+                        if manner == "reset":
+                            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                            end.close()
+                        else:
+                            end.shutdown(socket.SHUT_RDWR)
+                    return
+                target.sendall(data)
+                left -= len(data)
+                if number == 0:
+                    self.passed[way] += len(data)
+            target.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            for end in (source, target):
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def close(self):
+        self.listener.close()
+        for end in self.open:
+            end.close()
 
 
 def expected():
@@ -82,6 +147,20 @@ class Columns(unittest.TestCase):
             ciphering_pb2.DecryptBatchResponse(plaintexts=b"a", lengths=[2], verdicts=b"\1", flags=b"\1"),
         ):
             self.assertRaises(ValueError, unpack, bad)
+
+
+    def test_an_answer_of_many_items_takes_as_long_as_its_length_says(self):
+        def seconds(count):
+            answer = ciphering_pb2.DecryptBatchResponse(
+                plaintexts=bytes(150 * count), lengths=[150] * count, verdicts=b"\1" * count, flags=b"\1" * count
+            )
+            begun = time.perf_counter()
+            self.assertEqual(len(unpack(answer)), count)
+            return time.perf_counter() - begun
+
+        short, long = (min(seconds(count) for _ in range(3)) for count in (1_000, 16_000))
+        # 16 times the items: 16 times the time, not 256 times.
+        self.assertLess(long, 64 * max(short, 0.0005))
 
 
 class Ciphering(unittest.TestCase):
@@ -157,6 +236,86 @@ class Ciphering(unittest.TestCase):
 
     def tagged(self):
         return next(line for line in self.lines if line["verdict"] == "OK")
+
+
+class Broken(unittest.TestCase):
+    """Connections that break, and peers that say nothing."""
+
+    def setUp(self):
+        self.lines = expected()
+        self.batches = [[item(self.lines[index % len(self.lines)])] * (1 + index % 3) for index in range(100)]
+
+    def stream(self, proxy):
+        """All batches through a proxy: what came back, and the longest wait for an answer."""
+        self.addCleanup(proxy.close)
+        kms = connect("hes-1", proxy.port)
+        self.addCleanup(kms.channel.close)
+        answers, slowest, at = [], 0.0, time.monotonic()
+        for opened in kms.decrypt_stream(self.batches):
+            answers.append(opened)
+            slowest, at = max(slowest, time.monotonic() - at), time.monotonic()
+        return answers, slowest
+
+    def test_each_batch_of_a_broken_stream_is_answered_once_and_in_time(self):
+        whole = Proxy()
+        wanted, _ = self.stream(whole)
+        self.assertEqual([len(opened) for opened in wanted], [len(batch) for batch in self.batches])
+        for way in ("up", "down"):
+            for manner in ("reset", "close", "silent", "swallow"):
+                for share in (0.3, 0.8):
+                    proxy = Proxy(way, int(whole.passed[way] * share), manner)
+                    answers, slowest = self.stream(proxy)
+                    self.assertEqual(answers, wanted, (way, manner, share))
+                    self.assertGreater(proxy.connections, 1, (way, manner, share))
+                    self.assertLess(slowest, 12, (way, manner, share))
+
+    def test_calls_go_on_over_a_new_connection(self):
+        line = next(line for line in self.lines if line["verdict"] == "OK")
+        for manner in ("reset", "close", "swallow"):
+            proxy = Proxy("down", 9_000, manner)
+            self.addCleanup(proxy.close)
+            kms = connect("hes-1", proxy.port)
+            self.addCleanup(kms.channel.close)
+            begun = time.monotonic()
+            while proxy.connections < 2 and time.monotonic() - begun < 60:
+                opened = kms.decrypt(bytes.fromhex(line["apdu"]), meter_id=line.get("meter", ""))
+                self.assertEqual(opened.verdict, "OK")
+            self.assertEqual(proxy.connections, 2, manner)
+
+    def test_nobody_waits_beyond_the_deadline_for_a_listener_that_says_nothing(self):
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            kms = connect("hes-1", mute.getsockname()[1], deadline_s=3.0)
+            self.addCleanup(kms.channel.close)
+            for ask in (lambda: kms.decrypt(b"\xdb\x08"), lambda: list(kms.decrypt_stream([[Item(b"")]]))):
+                begun = time.monotonic()
+                self.assertRaises(KmsError, ask)
+                self.assertLess(time.monotonic() - begun, 6)
+
+    def test_what_the_caller_raises_in_his_own_batches_reaches_him(self):
+        def batches():
+            yield self.batches[0]
+            raise LookupError("no more")
+
+        kms = connect("hes-1")
+        self.addCleanup(kms.channel.close)
+        taken = []
+        with self.assertRaises(LookupError):
+            for opened in kms.decrypt_stream(batches()):
+                taken.append(opened)
+        self.assertEqual(len(taken), 1)
+
+    def test_a_stream_that_nobody_reads_to_its_end_leaves_nothing_behind(self):
+        kms = connect("hes-1")
+        self.addCleanup(kms.channel.close)
+        before = threading.active_count()
+        for _ in range(5):
+            stream = kms.decrypt_stream(iter(lambda: self.batches[0], None))
+            next(stream)
+            stream.close()
+        begun = time.monotonic()
+        while threading.active_count() > before + 2 and time.monotonic() - begun < 5:
+            time.sleep(0.05)
+        self.assertLessEqual(threading.active_count(), before + 2)
 
 
 class MetersAndSite(unittest.TestCase):

@@ -28,9 +28,8 @@ pub struct Approval {
 }
 
 pub(crate) async fn list(transport: &Transport) -> Result<Vec<Approval>, CallError> {
-    let send = |channel, request| async move {
-        ApprovalsClient::new(channel).list_approvals(request).await
-    };
+    let send =
+        |link, request| async move { ApprovalsClient::new(link).list_approvals(request).await };
     let request = v1::ListApprovalsRequest {};
     let reply = transport.call(Safety::Repeatable, request, send).await?;
     Ok(reply.approvals.into_iter().map(from_wire).collect())
@@ -42,7 +41,7 @@ pub(crate) async fn approve(
     approval_id: &str,
 ) -> Result<Approval, CallError> {
     let send =
-        |channel, request| async move { ApprovalsClient::new(channel).approve_call(request).await };
+        |link, request| async move { ApprovalsClient::new(link).approve_call(request).await };
     let request = v1::ApproveCallRequest { approval_id: approval_id.to_owned() };
     let reply = transport.call(Safety::Repeatable, request, send).await?;
     Ok(reply.approval.map(from_wire).ok_or(ProtocolError::Missing("approval"))?)

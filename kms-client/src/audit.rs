@@ -6,13 +6,14 @@ use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::audit_client::AuditClient;
 use serde::{Serialize, Serializer};
-use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tokio::time::Instant;
+use tonic::{Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::client::KmsClient;
+use crate::link::Link;
 use crate::retry::Safety;
-use crate::transport::ANSWER_LEN_MAX;
+use crate::transport::{ANSWER_LEN_MAX, Tries, connected, within};
 
 pub use chain::{BrokenChain, KnownHead};
 use chain::{Chain, Head};
@@ -211,7 +212,7 @@ impl Audit {
         expected: &Expected,
     ) -> Result<ChainReport, CallError> {
         let request = v1::VerifyChainRequest { node_id: wire_node(node) };
-        let send = |channel, request| async move { wire(channel).verify_chain(request).await };
+        let send = |link, request| async move { wire(link).verify_chain(request).await };
         let server = self.client.transport().call(Safety::Repeatable, request, send).await?;
         let node: [u8; 16] =
             server.node_id[..].try_into().map_err(|_| ProtocolError::Missing("node_id"))?;
@@ -265,7 +266,7 @@ impl Audit {
         after: u64,
     ) -> Result<v1::ListEventsResponse, CallError> {
         let request = v1::ListEventsRequest { node_id: wire_node(node), after, page_size: 0 };
-        let send = |channel, request| async move { wire(channel).list_events(request).await };
+        let send = |link, request| async move { wire(link).list_events(request).await };
         self.client.transport().call(Safety::Repeatable, request, send).await
     }
 }
@@ -297,26 +298,36 @@ impl Follow {
                 self.after = event.sequence;
                 return Ok(AuditEvent::from_wire(event));
             }
-            match self.receive(tries.channel()).await {
+            match self.receive(&tries, Instant::now() + transport.deadline()).await {
                 Ok(events) => {
                     self.events = events;
                     self.events.reverse();
                 }
                 Err(status) => {
                     self.replies = None;
-                    tries.after(&status).await?;
+                    let until = Instant::now() + transport.deadline();
+                    tries.after_break(&status, until).await?;
                 }
             }
         }
     }
 
-    async fn receive(&mut self, channel: Channel) -> Result<Vec<v1::AuditEvent>, Status> {
+    /// Waits without end for the next events, but only until `until` for the stream to begin.
+    async fn receive(
+        &mut self,
+        tries: &Tries<'_>,
+        until: Instant,
+    ) -> Result<Vec<v1::AuditEvent>, Status> {
         let replies = match &mut self.replies {
             Some(replies) => replies,
             none => {
+                let link = tries.link();
+                connected(until, &link).await?;
                 let node_id = wire_node(self.node);
                 let request = v1::FollowEventsRequest { node_id, after: self.after };
-                let replies = wire(channel).follow_events(Request::new(request)).await?;
+                let request = tries.request(request);
+                let replies =
+                    within(until, async { wire(link).follow_events(request).await }).await?;
                 none.insert(replies.into_inner())
             }
         };
@@ -383,6 +394,6 @@ fn wire_node(node: Option<[u8; 16]>) -> bytes::Bytes {
     node.map_or_else(bytes::Bytes::new, |node| node.to_vec().into())
 }
 
-fn wire(channel: Channel) -> AuditClient<Channel> {
-    AuditClient::new(channel).max_decoding_message_size(ANSWER_LEN_MAX)
+fn wire(link: Link) -> AuditClient<Link> {
+    AuditClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
 }

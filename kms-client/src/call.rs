@@ -4,11 +4,14 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use thiserror::Error;
-use tonic::{Code, Status, TimeoutExpired};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::config::ConfigError;
+use crate::link::LinkError;
 use crate::request_id::{METADATA_KEY, RequestId};
+use crate::retry::Safety;
+use crate::setup::SetupError;
 
 /// The service's reason word for a call that needs two people.
 const SECOND_PERSON_NEEDED: &str = "SECOND_PERSON_NEEDED";
@@ -17,32 +20,66 @@ const SECOND_PERSON_NEEDED: &str = "SECOND_PERSON_NEEDED";
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// No endpoint answers, or the one that did is going away. Try later.
+    /// No endpoint answers, or connections break. Try later.
     #[error("the service cannot be reached: {reason}")]
     Unreachable {
         /// What the last attempt met.
         reason: String,
     },
+    /// The call was sent and its answer was lost: it may have been carried out, and is not sent twice.
+    #[error("the answer was lost, so the call may have been carried out: {reason}")]
+    OutcomeUnknown {
+        /// How it was lost.
+        reason: String,
+    },
+    /// The service answers that it can't do this now. Try later, or at another server.
+    #[error("the service can't do this now ({code}): {reason}")]
+    Unavailable {
+        /// `ErrorInfo.reason`, or the name of the gRPC code.
+        code: String,
+        /// Why.
+        reason: String,
+    },
     /// The service has no room for the call now. Send less, or try later.
     #[error("the service is busy: {reason}")]
     Busy {
+        /// `ErrorInfo.reason`, or the name of the gRPC code.
+        code: String,
         /// Which of its limits was met.
         reason: String,
-        /// When to come back, if it said so.
+        /// When to come back, if it said so. Without it, the same call would be refused again.
         retry_after: Option<Duration>,
     },
-    /// The deadline passed. A write may have been carried out nevertheless.
+    /// The deadline passed. Of a write see [`CallError::OutcomeUnknown`].
     #[error("no answer within the deadline")]
     DeadlineExceeded,
+    /// The service does not accept our certificate.
+    #[error("the certificate was refused: {reason}")]
+    CertificateRefused {
+        /// `ErrorInfo.reason`, or `CERTIFICATE_REFUSED` where TLS refused it.
+        code: String,
+        /// Why.
+        reason: String,
+    },
+    /// We don't accept the certificate of whoever answered.
+    #[error("{reason}")]
+    ServerNotTrusted {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The certificate does not grant this call.
     #[error("permission denied: {reason}")]
     PermissionDenied {
+        /// `ErrorInfo.reason`, or the name of the gRPC code.
+        code: String,
         /// What was asked and by whom.
         reason: String,
     },
     /// There is no such thing.
     #[error("not found: {reason}")]
     NotFound {
+        /// `ErrorInfo.reason`, or the name of the gRPC code.
+        code: String,
         /// What was asked for.
         reason: String,
     },
@@ -161,27 +198,63 @@ pub enum ProtocolError {
 }
 
 impl CallError {
-    /// The one place where a gRPC code becomes an error of ours.
+    /// What became of a call that may be made again.
     pub(crate) fn from_status(status: &Status) -> Self {
-        let reason = describe(status);
+        Self::of(Safety::Repeatable, status)
+    }
+
+    /// The one place where a status becomes an error of ours: whose it is, then which.
+    pub(crate) fn of(safety: Safety, status: &Status) -> Self {
+        match LinkError::below(status) {
+            Some(broken) => Self::of_transport(safety, broken),
+            None => Self::of_answer(status),
+        }
+    }
+
+    fn of_transport(safety: Safety, broken: &LinkError) -> Self {
+        let reason = chain(broken);
+        match broken {
+            LinkError::Setup(setup) => {
+                let reason = chain(&**setup);
+                match **setup {
+                    SetupError::OurCertificate { .. } => {
+                        Self::CertificateRefused { code: "CERTIFICATE_REFUSED".into(), reason }
+                    }
+                    SetupError::TheirCertificate { .. } => Self::ServerNotTrusted { reason },
+                    SetupError::Silent { .. } | SetupError::Failed { .. } => {
+                        Self::Unreachable { reason }
+                    }
+                }
+            }
+            LinkError::Unsent(_) | LinkError::NoTime => Self::Unreachable { reason },
+            _ if safety == Safety::Once => Self::OutcomeUnknown { reason },
+            LinkError::Late => Self::DeadlineExceeded,
+            LinkError::Broken(_) | LinkError::Cut(_) => Self::Unreachable { reason },
+        }
+    }
+
+    fn of_answer(status: &Status) -> Self {
+        let (code, reason) = (word(status), describe(status));
         if let Some((approval_id, expires_ms)) = waits_for_second(status) {
             return Self::SecondPersonNeeded { approval_id, expires_ms, reason };
         }
         match status.code() {
-            Code::Unavailable => Self::Unreachable { reason },
-            Code::ResourceExhausted => Self::Busy { reason, retry_after: retry_after(status) },
+            Code::Unavailable => Self::Unavailable { code, reason },
+            Code::ResourceExhausted => {
+                Self::Busy { code, reason, retry_after: retry_after(status) }
+            }
             Code::DeadlineExceeded => Self::DeadlineExceeded,
-            Code::Cancelled if timed_out(status) => Self::DeadlineExceeded,
-            Code::PermissionDenied | Code::Unauthenticated => Self::PermissionDenied { reason },
-            Code::NotFound => Self::NotFound { reason },
+            Code::Unauthenticated => Self::CertificateRefused { code, reason },
+            Code::PermissionDenied => Self::PermissionDenied { code, reason },
+            Code::NotFound => Self::NotFound { code, reason },
             Code::InvalidArgument
             | Code::AlreadyExists
             | Code::FailedPrecondition
             | Code::Aborted
             | Code::OutOfRange
-            | Code::Unimplemented => Self::Refused { code: word(status), reason },
+            | Code::Unimplemented => Self::Refused { code, reason },
             Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => {
-                Self::Service { code: word(status), reason }
+                Self::Service { code, reason }
             }
         }
     }
@@ -200,12 +273,6 @@ pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
 
-/// Whether the client's own timer ended the call.
-fn timed_out(status: &Status) -> bool {
-    sources(status).any(|cause| cause.is::<TimeoutExpired>())
-        || status.message() == "Timeout expired"
-}
-
 /// What lies below a status.
 pub(crate) fn sources(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(status.source(), |cause| next_source(*cause))
@@ -217,14 +284,21 @@ fn next_source<'a>(
     cause.source()
 }
 
-/// The service's sentence, or the transport's chain of causes.
-fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    for cause in sources(status).map(ToString::to_string) {
-        if !cause.is_empty() && !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+/// An error and what caused it, each said once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| next_source(*cause)) {
+        let said = cause.to_string();
+        if !said.is_empty() && !text.contains(&said) {
+            text = format!("{text}: {said}");
         }
     }
+    text
+}
+
+/// The service's sentence.
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
     if text.is_empty() {
         text = status.code().description().to_owned();
     }
@@ -285,10 +359,32 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_certificate_is_not_a_broken_service() {
-        for status in [Status::permission_denied("x"), Status::unauthenticated("x")] {
-            let denied = CallError::PermissionDenied { reason: "x".into() };
-            assert_eq!(CallError::from_status(&status), denied);
+    fn a_denied_call_a_refused_certificate_and_a_broken_service_are_told_apart() {
+        let denied = CallError::from_status(&Status::permission_denied("x"));
+        assert!(matches!(denied, CallError::PermissionDenied { .. }), "{denied}");
+        let refused = CallError::from_status(&Status::unauthenticated("x"));
+        assert!(matches!(refused, CallError::CertificateRefused { .. }), "{refused}");
+        let broken = CallError::from_status(&Status::internal("x"));
+        assert!(matches!(broken, CallError::Service { .. }), "{broken}");
+    }
+
+    #[test]
+    fn what_the_service_says_is_not_taken_for_a_service_that_is_not_there() {
+        let details = ErrorDetails::with_error_info("AUDIT_NOT_WRITABLE", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::Unavailable, "the log is away", details);
+        let text = CallError::from_status(&status).to_string();
+        assert_eq!(text, "the service can't do this now (AUDIT_NOT_WRITABLE): the log is away");
+    }
+
+    #[test]
+    fn of_a_write_whose_answer_was_lost_the_outcome_is_unknown() {
+        for lost in [|| LinkError::Cut(200), || LinkError::Late] {
+            let error = CallError::of(Safety::Once, &lost().into_status());
+            assert!(matches!(error, CallError::OutcomeUnknown { .. }), "{error}");
         }
+        let error = CallError::of(Safety::Once, &LinkError::NoTime.into_status());
+        assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+        let read = CallError::of(Safety::Repeatable, &LinkError::Late.into_status());
+        assert_eq!(read, CallError::DeadlineExceeded);
     }
 }

@@ -9,13 +9,13 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use kms_proto::v1;
 use kms_proto::v1::ciphering_client::CipheringClient;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::apdu::{Apdu, Checked, Opened, Verdict};
 use crate::call::{CallError, ProtocolError};
 use crate::columns::{agreed, opened, pack, unpack_checked, unpack_opened, version};
 use crate::flow::{Bounds, Flow, Results, start};
+use crate::link::Link;
 use crate::meter::optional_title;
 use crate::retry::Safety;
 use crate::transport::{ANSWER_LEN_MAX, Transport};
@@ -54,8 +54,8 @@ impl Default for StreamOptions {
     }
 }
 
-pub(crate) fn client(channel: Channel) -> CipheringClient<Channel> {
-    CipheringClient::new(channel).max_decoding_message_size(ANSWER_LEN_MAX)
+pub(crate) fn client(link: Link) -> CipheringClient<Link> {
+    CipheringClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
 }
 
 /// One of the two things that can be asked about many APDUs.
@@ -64,11 +64,11 @@ pub(crate) trait Question: Send + Sync + 'static {
     type Answer: Send + 'static;
 
     fn ask(
-        channel: Channel,
+        link: Link,
         request: Request<v1::ApduBatch>,
     ) -> impl Future<Output = Result<Response<Self::Reply>, Status>> + Send;
     fn ask_stream(
-        channel: Channel,
+        link: Link,
         batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> impl Future<Output = Result<Response<Streaming<Self::Reply>>, Status>> + Send;
     fn tag(reply: &Self::Reply) -> u64;
@@ -83,17 +83,17 @@ impl Question for Decrypt {
     type Answer = Opened;
 
     async fn ask(
-        channel: Channel,
+        link: Link,
         request: Request<v1::ApduBatch>,
     ) -> Result<Response<Self::Reply>, Status> {
-        client(channel).decrypt_batch(request).await
+        client(link).decrypt_batch(request).await
     }
 
     async fn ask_stream(
-        channel: Channel,
+        link: Link,
         batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
-        client(channel).decrypt_stream(batches).await
+        client(link).decrypt_stream(batches).await
     }
 
     fn tag(reply: &Self::Reply) -> u64 {
@@ -113,17 +113,17 @@ impl Question for VerifyMic {
     type Answer = Checked;
 
     async fn ask(
-        channel: Channel,
+        link: Link,
         request: Request<v1::ApduBatch>,
     ) -> Result<Response<Self::Reply>, Status> {
-        client(channel).verify_mic_batch(request).await
+        client(link).verify_mic_batch(request).await
     }
 
     async fn ask_stream(
-        channel: Channel,
+        link: Link,
         batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
-        client(channel).verify_mic_stream(batches).await
+        client(link).verify_mic_stream(batches).await
     }
 
     fn tag(reply: &Self::Reply) -> u64 {
@@ -143,7 +143,7 @@ pub(crate) async fn decrypt(transport: &Transport, apdu: &Apdu) -> Result<Opened
         system_title: title_or_empty(apdu),
         security_setup: apdu.security_setup.map(u32::from),
     };
-    let send = |channel, request| async move { client(channel).decrypt(request).await };
+    let send = |link, request| async move { client(link).decrypt(request).await };
     let reply: v1::DecryptResponse = transport.call(Safety::Repeatable, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     let checked = Checked {
@@ -167,7 +167,7 @@ pub(crate) async fn verify_mic(transport: &Transport, apdu: &Apdu) -> Result<Che
         system_title: title_or_empty(apdu),
         security_setup: apdu.security_setup.map(u32::from),
     };
-    let send = |channel, request| async move { client(channel).verify_mic(request).await };
+    let send = |link, request| async move { client(link).verify_mic(request).await };
     let reply: v1::VerifyMicResponse = transport.call(Safety::Repeatable, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     Ok(Checked {
@@ -256,10 +256,10 @@ impl<Q: Question> Flow for Asking<Q> {
     }
 
     async fn open(
-        channel: Channel,
+        link: Link,
         outbound: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Streaming<Q::Reply>, Status> {
-        Q::ask_stream(channel, outbound).await.map(Response::into_inner)
+        Q::ask_stream(link, outbound).await.map(Response::into_inner)
     }
 
     fn accept(

@@ -125,9 +125,8 @@ impl KmsClient {
 
     /// For benches: one batch that was packed before, its answer not taken apart.
     pub async fn decrypt_packed(&self, batch: &PackedBatch) -> Result<PackedReply, CallError> {
-        let send = |channel, request| async move {
-            ciphering::client(channel).decrypt_batch(request).await
-        };
+        let send =
+            |link, request| async move { ciphering::client(link).decrypt_batch(request).await };
         let call = self.transport.call(Safety::Repeatable, batch.0.clone(), send);
         call.await.map(PackedReply)
     }
@@ -140,7 +139,7 @@ impl KmsClient {
     ) -> Result<impl Stream<Item = Result<PackedReply, CallError>> + Send + Unpin, CallError> {
         let once = self.transport.tries(Safety::Once, None);
         let request = once.request(batches.map(|batch| batch.0));
-        let replies = ciphering::client(once.channel()).decrypt_stream(request).await;
+        let replies = ciphering::client(once.link()).decrypt_stream(request).await;
         let replies = replies.map_err(|status| CallError::from_status(&status))?.into_inner();
         Ok(replies.map(|reply| match reply {
             Ok(reply) => Ok(PackedReply(reply)),

@@ -1,5 +1,6 @@
 //! Long streams: items are packed into messages, a bounded number of them is in flight, results come
-//! out in the order of the items. When a connection breaks, what was not answered is sent again.
+//! out in the order of the items. When a connection breaks, in whatever way, what was not answered is sent
+//! again over another one, within the time that the oldest of it has.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -12,12 +13,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
+use crate::link::Link;
 use crate::retry::Safety;
-use crate::transport::{Transport, Tries, within};
+use crate::transport::{Transport, Tries, connected, within};
 
 /// What flows, and how it is packed. Everything sent must be safe to send twice.
 pub(crate) trait Flow: Send + 'static {
@@ -40,7 +41,7 @@ pub(crate) trait Flow: Send + 'static {
     fn message(&self, pending: &Self::Pending) -> Self::Message;
     /// Opens the stream.
     fn open(
-        channel: Channel,
+        link: Link,
         outbound: Request<UnboundedReceiverStream<Self::Message>>,
     ) -> impl Future<Output = Result<Streaming<Self::Reply>, Status>> + Send;
     /// Matches an answer with what is pending, oldest first, and removes what is fully answered.
@@ -60,7 +61,7 @@ pub(crate) struct Bounds {
     pub(crate) in_flight_max: usize,
     /// How long an item may wait for its message to fill up.
     pub(crate) flush_after: Duration,
-    /// How long the oldest message may go without an answer.
+    /// How long the oldest message may go without an answer, over however many connections.
     pub(crate) patience: Duration,
 }
 
@@ -107,7 +108,14 @@ pub(crate) fn start<F: Flow>(
     let groups = items
         .chunks_timeout(bounds.items_max, bounds.flush_after)
         .flat_map(|chunk| futures_util::stream::iter(split_by_weight(chunk, F::weight)));
-    let run = Run { flow, bounds, pending: VecDeque::new(), answered, input_ended: false };
+    let run = Run {
+        flow,
+        bounds,
+        pending: VecDeque::new(),
+        waiting_since: Instant::now(),
+        answered,
+        input_ended: false,
+    };
     tokio::spawn(run.run_until_done(transport, Box::pin(groups)));
     Results { batches, current: Vec::new().into_iter() }
 }
@@ -152,6 +160,9 @@ struct Run<F: Flow> {
     bounds: Bounds,
     /// Sent and not fully answered, oldest first; at most `in_flight_max`.
     pending: VecDeque<F::Pending>,
+    /// When the oldest of them became due: it was handed in, or the one before it was answered. Another
+    /// connection does not begin it anew.
+    waiting_since: Instant,
     answered: mpsc::Sender<Result<Vec<F::Output>, CallError>>,
     input_ended: bool,
 }
@@ -180,7 +191,7 @@ impl<F: Flow> Run<F> {
             }
             let error = match self.one_connection(&mut tries, &mut groups).await {
                 End::Done => return,
-                End::Broken(status) => tries.after(&status).await.err(),
+                End::Broken(status) => tries.after_break(&status, self.until()).await.err(),
                 End::Wrong(error) => Some(error.into()),
             };
             if let Some(error) = error {
@@ -189,6 +200,11 @@ impl<F: Flow> Run<F> {
                 return;
             }
         }
+    }
+
+    /// By when the oldest message has its answer, or the flow fails.
+    fn until(&self) -> Instant {
+        self.waiting_since + self.bounds.patience
     }
 
     /// Waits for input. False: there is none, or nobody wants the results.
@@ -204,7 +220,10 @@ impl<F: Flow> Run<F> {
             () = self.answered.closed() => None,
         };
         match group {
-            Some(group) => self.pending.push_back(self.flow.pack(group)),
+            Some(group) => {
+                self.waiting_since = Instant::now();
+                self.pending.push_back(self.flow.pack(group));
+            }
             None => self.input_ended = true,
         }
         !self.input_ended
@@ -215,15 +234,17 @@ impl<F: Flow> Run<F> {
         tries: &mut Tries<'_>,
         groups: &mut (impl Stream<Item = Vec<F::Item>> + Unpin + Send),
     ) -> End {
+        let link = tries.link();
+        if let Err(status) = connected(self.until(), &link).await {
+            return End::Broken(status);
+        }
         // Unbounded by type only: no more than `in_flight_max` messages are ever unanswered.
         let (outbound, messages) = mpsc::unbounded_channel();
         for pending in &self.pending {
             let _ = outbound.send(self.flow.message(pending));
         }
-        let mut waiting_since = Instant::now();
         let request = tries.request(UnboundedReceiverStream::new(messages));
-        let opening = F::open(tries.channel(), request);
-        let mut replies = match within(waiting_since + self.bounds.patience, opening).await {
+        let mut replies = match within(self.until(), F::open(link, request)).await {
             Ok(replies) => replies,
             Err(status) => return End::Broken(status),
         };
@@ -233,7 +254,7 @@ impl<F: Flow> Run<F> {
             }
             let has_room = !self.input_ended && self.pending.len() < self.bounds.in_flight_max;
             tokio::select! {
-                reply = within(waiting_since + self.bounds.patience, replies.message()),
+                reply = within(self.until(), replies.message()),
                     if !self.pending.is_empty() =>
                 {
                     let reply = match reply {
@@ -249,12 +270,12 @@ impl<F: Flow> Run<F> {
                     if self.answered.send(Ok(outputs)).await.is_err() {
                         return End::Done;
                     }
-                    waiting_since = Instant::now();
+                    self.waiting_since = Instant::now();
                 }
                 group = futures_util::StreamExt::next(groups), if has_room => match group {
                     Some(group) => {
                         if self.pending.is_empty() {
-                            waiting_since = Instant::now();
+                            self.waiting_since = Instant::now();
                         }
                         let pending = self.flow.pack(group);
                         // A receiver that is gone shows in the replies.

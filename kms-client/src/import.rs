@@ -10,12 +10,12 @@ use futures_util::Stream;
 use kms_proto::v1;
 use serde::Serialize;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::flow::{Bounds, Flow, Results, start};
 use crate::lines::ImportLine;
+use crate::link::Link;
 use crate::meters::wire;
 use crate::transport::Transport;
 
@@ -213,10 +213,10 @@ impl Flow for Importing {
     }
 
     async fn open(
-        channel: Channel,
+        link: Link,
         outbound: Request<UnboundedReceiverStream<v1::ImportMetersRequest>>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
-        wire(channel).import_meters(outbound).await.map(Response::into_inner)
+        wire(link).import_meters(outbound).await.map(Response::into_inner)
     }
 
     fn accept(

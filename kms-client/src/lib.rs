@@ -16,7 +16,8 @@
 //!
 //! Every call has a deadline. Reads are tried again where that can help, at the next endpoint if
 //! need be; writes never are once they may have arrived, imports excepted, which are idempotent
-//! line by line.
+//! line by line. Streams and imports whose connection breaks, in whatever way, go on over another one: every
+//! item is answered once. A write whose answer was lost is [`CallError::OutcomeUnknown`].
 mod apdu; //       2  what goes in, what comes out
 mod approvals; //  7  calls that need two people
 mod audit; //      7  the audit log
@@ -28,6 +29,7 @@ mod config; //     1  client.toml
 mod flow; //       6  long streams: batches in flight, order, resending
 mod import; //     7  import
 mod lines; //      4  import files: JSON Lines, CSV
+mod link; //       3  one endpoint, its connection
 mod meter; //      3  meters, keys, policies
 mod meters; //     7  create, get, list, delete
 mod names; //      1  meter ids, system titles
@@ -35,6 +37,7 @@ mod request_id; // 1  what a request is called
 mod retry; //      3  what is tried again, and when
 pub mod sealed; // 7  sealed import files
 mod secret; //     1  key bytes in the client
+mod setup; //      2  TCP, TLS, HTTP/2 within a bound
 mod site; //       7  status
 mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
 

@@ -4,13 +4,13 @@ use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::meters_client::MetersClient;
-use tonic::transport::Channel;
 
 use crate::call::{CallError, ProtocolError};
 use crate::client::KmsClient;
 use crate::flow::Results;
 use crate::import::{self, ImportResults, ImportRules};
 use crate::lines::ImportLine;
+use crate::link::Link;
 use crate::meter::{Meter, NewMeter};
 use crate::names::{MeterId, MeterName};
 use crate::retry::Safety;
@@ -44,7 +44,7 @@ impl Meters {
     pub async fn create(&self, meter: NewMeter, rules: ImportRules) -> Result<Created, CallError> {
         let request =
             v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
-        let send = |channel, request| async move { wire(channel).create_meter(request).await };
+        let send = |link, request| async move { wire(link).create_meter(request).await };
         let reply = self.client.transport().call(Safety::Once, request, send).await?;
         let v1::CreateMeterResponse { meter, warnings } = reply;
         Ok(Created { meter: present(meter)?, warnings })
@@ -57,7 +57,7 @@ impl Meters {
             MeterName::Id(id) => request.meter_id = id.to_string(),
             MeterName::Title(title) => request.system_title = title.as_bytes().to_vec().into(),
         }
-        let send = |channel, request| async move { wire(channel).get_meter(request).await };
+        let send = |link, request| async move { wire(link).get_meter(request).await };
         let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
         Ok(present(reply.meter)?)
     }
@@ -82,7 +82,7 @@ impl Meters {
     /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
     pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
-        let send = |channel, request| async move { wire(channel).delete_meter(request).await };
+        let send = |link, request| async move { wire(link).delete_meter(request).await };
         self.client.transport().call(Safety::Once, request, send).await.map(drop)
     }
 
@@ -92,7 +92,7 @@ impl Meters {
         let system_title = title.as_bytes().to_vec().into();
         let request = v1::BuryDamagedMeterRequest { system_title, block };
         let send =
-            |channel, request| async move { wire(channel).bury_damaged_meter(request).await };
+            |link, request| async move { wire(link).bury_damaged_meter(request).await };
         Ok(self.client.transport().call(Safety::Once, request, send).await?.block)
     }
 
@@ -113,7 +113,7 @@ impl Meters {
     /// What the site's sealed import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before anything is sealed: [`ImportKey::pinned`].
     pub async fn import_key(&self) -> Result<ImportKey, CallError> {
-        let send = |channel, request| async move { wire(channel).get_import_key(request).await };
+        let send = |link, request| async move { wire(link).get_import_key(request).await };
         let request = v1::GetImportKeyRequest {};
         let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
         Ok(ImportKey::from_wire(reply)?)
@@ -191,7 +191,7 @@ impl Page {
             // Not more than is wanted: each meter of a page costs the server a look at its record.
             let page_size = u32::try_from(self.left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
             let request = v1::ListMetersRequest { after: after.clone(), page_size };
-            let send = |channel, request| async move { wire(channel).list_meters(request).await };
+            let send = |link, request| async move { wire(link).list_meters(request).await };
             let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
             let v1::ListMetersResponse { meters, next, damaged } = reply;
             if !next.is_empty() && next == after {
@@ -204,8 +204,8 @@ impl Page {
     }
 }
 
-pub(crate) fn wire(channel: Channel) -> MetersClient<Channel> {
-    MetersClient::new(channel).max_decoding_message_size(ANSWER_LEN_MAX)
+pub(crate) fn wire(link: Link) -> MetersClient<Link> {
+    MetersClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
 }
 
 fn present(meter: Option<v1::Meter>) -> Result<Meter, ProtocolError> {

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use tonic::{Code, ConnectError, Status};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
-use crate::call::{retry_after, sources};
+use crate::call::retry_after;
+use crate::link::LinkError;
+use crate::setup::SetupError;
 
 /// The first wait; each further one may be twice as long.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -27,29 +30,56 @@ pub(crate) enum Safety {
 pub(crate) enum Step {
     /// Tell the caller.
     GiveUp,
+    /// The same endpoint serves at once, over a new connection.
+    Anew,
     /// The same endpoint has room again after `at_least`.
     Here { at_least: Duration },
     /// The next endpoint may serve; this one may again after `at_least`.
     Elsewhere { at_least: Duration },
 }
 
-/// The one table of what is tried again.
+/// The one table of what is tried again. Who speaks counts, not the code: a transport that broke says
+/// `UNKNOWN` or `CANCELLED`, and so may a service.
 pub(crate) fn step(safety: Safety, status: &Status) -> Step {
+    if let Some(broken) = LinkError::below(status) {
+        let again = match broken {
+            LinkError::Late => false,
+            LinkError::Broken(_) | LinkError::Cut(_) => safety == Safety::Repeatable,
+            LinkError::Setup(_) | LinkError::Unsent(_) | LinkError::NoTime => true,
+        };
+        return if again { Step::Elsewhere { at_least: Duration::ZERO } } else { Step::GiveUp };
+    }
     let at_least = retry_after(status).unwrap_or_default();
     if at_least > RETRY_AFTER_MAX {
         return Step::GiveUp;
     }
     match (safety, status.code()) {
-        (Safety::Repeatable, Code::ResourceExhausted) => Step::Here { at_least },
+        (Safety::Repeatable, Code::ResourceExhausted) if may_pass(status) => {
+            Step::Here { at_least }
+        }
+        (Safety::Repeatable, Code::Unavailable) if is_of_age(status) => Step::Anew,
         (Safety::Repeatable, Code::Unavailable) => Step::Elsewhere { at_least },
-        (Safety::Once, Code::Unavailable) if never_sent(status) => Step::Elsewhere { at_least },
         _ => Step::GiveUp,
     }
 }
 
-/// Whether there was no connection that the call could have gone out on.
-fn never_sent(status: &Status) -> bool {
-    sources(status).any(|cause| cause.is::<ConnectError>())
+/// Whether the service ended a stream in order because its connection is old. It has told the connection to
+/// end before, so the next stream gets a new one.
+fn is_of_age(status: &Status) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == "CONNECTION_AGE")
+}
+
+/// Whether there may be room later. Our service says when; of another we can't know.
+fn may_pass(status: &Status) -> bool {
+    status.get_details_error_info().is_none() || status.get_details_retry_info().is_some()
+}
+
+/// Whether there is no connection because one side does not accept the other's certificate.
+pub(crate) fn is_about_a_certificate(status: &Status) -> bool {
+    let Some(LinkError::Setup(setup)) = LinkError::below(status) else {
+        return false;
+    };
+    matches!(**setup, SetupError::OurCertificate { .. } | SetupError::TheirCertificate { .. })
 }
 
 /// The wait before try `attempt` (from 0): random in the upper half of a doubling, bounded span, so
@@ -64,19 +94,19 @@ pub(crate) fn wait(attempt: u32, at_least: Duration, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setup::Phase;
     use proptest::prelude::*;
-    use tonic_types::{ErrorDetails, StatusExt as _};
+    use tonic_types::ErrorDetails;
 
     fn busy(delay: Duration) -> Status {
         let details = ErrorDetails::with_retry_info(Some(delay));
         Status::with_error_details(Code::ResourceExhausted, "full", details)
     }
 
-    fn refused_connection(code: Code) -> Status {
-        let cause = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let mut status = Status::new(code, "");
-        status.set_source(std::sync::Arc::new(ConnectError(Box::new(cause))));
-        status
+    fn refused_connection() -> Status {
+        let source = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let setup = SetupError::Failed { at: "kms:1".into(), phase: Phase::Tcp, source };
+        LinkError::Setup(setup.into()).into_status()
     }
 
     #[test]
@@ -105,8 +135,34 @@ mod tests {
 
     #[test]
     fn a_write_that_was_never_sent_goes_to_the_next_endpoint() {
-        let step = step(Safety::Once, &refused_connection(Code::Unavailable));
+        let step = step(Safety::Once, &refused_connection());
         assert_eq!(step, Step::Elsewhere { at_least: Duration::ZERO });
+    }
+
+    #[test]
+    fn a_broken_transport_is_told_from_an_answer_of_the_same_code() {
+        // What tonic makes of one.
+        let cut = LinkError::Cut(200).into_status();
+        assert_eq!(cut.code(), Code::Unknown);
+        assert_eq!(step(Safety::Repeatable, &cut), Step::Elsewhere { at_least: Duration::ZERO });
+        assert_eq!(step(Safety::Once, &cut), Step::GiveUp);
+        assert_eq!(step(Safety::Repeatable, &Status::unknown("said the service")), Step::GiveUp);
+        assert_eq!(step(Safety::Repeatable, &LinkError::Late.into_status()), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_stream_whose_connection_is_of_age_goes_on_at_once() {
+        let details = ErrorDetails::with_error_info("CONNECTION_AGE", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::Unavailable, "a new connection", details);
+        assert_eq!(step(Safety::Repeatable, &status), Step::Anew);
+        assert_eq!(step(Safety::Once, &status), Step::GiveUp);
+    }
+
+    #[test]
+    fn what_no_time_mends_is_not_tried_again() {
+        let details = ErrorDetails::with_error_info("BATCH_TOO_LARGE", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::ResourceExhausted, "too many", details);
+        assert_eq!(step(Safety::Repeatable, &status), Step::GiveUp);
     }
 
     #[test]

@@ -111,7 +111,7 @@ pub struct KeyringStatus {
 }
 
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
-    let send = |channel, request| async move { SiteClient::new(channel).get_status(request).await };
+    let send = |link, request| async move { SiteClient::new(link).get_status(request).await };
     let request = v1::GetStatusRequest {};
     transport.call(Safety::Repeatable, request, send).await.map(from_wire)
 }

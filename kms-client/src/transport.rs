@@ -5,27 +5,36 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{ClientConfig as TlsConfig, RootCertStore};
 use tonic::{Request, Response, Status};
 
 use crate::call::{CallError, ConnectError};
 use crate::config::{ClientConfig, ConfigError};
+use crate::link::{Link, LinkError};
 use crate::request_id::{HEADER, RequestId};
-use crate::retry::{Safety, Step, step, wait};
+use crate::retry::{Safety, Step, is_about_a_certificate, step, wait};
+use crate::setup::Target;
 
-/// How long a connection may take, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A peer that is gone without a word is noticed after about two of these.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Room for batches in flight, in bytes: HTTP/2's default of 64 KiB would hold back half a batch.
-const WINDOW: u32 = 8 << 20;
+/// How long a connection may take, TLS and HTTP/2 included: at most, and at least.
+const SETUP: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(1));
+/// A peer that says nothing is asked after so long whether it is there, and may take so long to answer. With
+/// a short deadline both are shorter, so that there is time left for another endpoint.
+const PINGS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+/// Streams that the server ends because of their connection's age go on at once so often; then with waits.
+const ANEW_MAX: u32 = 3;
+/// No shorter than this: a busy machine is not a dead one.
+const PING_MIN: Duration = Duration::from_millis(500);
 /// No answer is longer than this, in bytes: a full batch of the longest plaintexts is shorter.
 pub(crate) const ANSWER_LEN_MAX: usize = 16 << 20;
 
 /// The endpoints, and which of them serves at the moment.
 pub(crate) struct Transport {
-    endpoints: Vec<Channel>,
+    endpoints: Vec<Link>,
     current: Arc<AtomicUsize>,
     deadline: Duration,
     retries: u32,
@@ -36,9 +45,10 @@ pub(crate) struct Transport {
 impl Transport {
     /// Checks the certificates and names; opens no connection yet.
     pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConfigError> {
-        let endpoints = endpoints(config)?;
+        let tls = Arc::new(tls(config)?);
+        let links = config.endpoints.iter().map(|url| link(config, url, &tls));
         Ok(Self {
-            endpoints: endpoints.iter().map(Endpoint::connect_lazy).collect(),
+            endpoints: links.collect::<Result<_, _>>()?,
             current: Arc::default(),
             deadline: config.deadline,
             retries: config.retries,
@@ -48,19 +58,26 @@ impl Transport {
 
     /// As [`Transport::new`], and connects to the first endpoint that answers.
     pub(crate) async fn connect(config: &ClientConfig) -> Result<Self, ConnectError> {
-        let mut transport = Self::new(config)?;
-        let mut last = Status::unavailable("no endpoint");
-        for (index, endpoint) in endpoints(config)?.into_iter().enumerate() {
-            match endpoint.connect().await {
-                Ok(channel) => {
-                    transport.endpoints[index] = channel;
-                    transport.current = Arc::new(AtomicUsize::new(index));
+        let transport = Self::new(config)?;
+        let until = Instant::now() + config.deadline.max(SETUP.1);
+        let mut worst: Option<Status> = None;
+        for (index, endpoint) in transport.endpoints.iter().enumerate() {
+            match connected(until, endpoint).await {
+                Ok(()) => {
+                    transport.current.store(index, Ordering::Relaxed);
                     return Ok(transport);
                 }
-                Err(error) => last = unreachable(endpoint.uri(), error),
+                // What somebody has to mend is told before what may pass.
+                Err(status)
+                    if worst.as_ref().is_none_or(|worst| !is_about_a_certificate(worst)) =>
+                {
+                    worst = Some(status);
+                }
+                Err(_) => {}
             }
         }
-        Err(CallError::from_status(&last).into())
+        let worst = worst.unwrap_or_else(|| Status::unavailable("no endpoint"));
+        Err(CallError::from_status(&worst).into())
     }
 
     /// The same connections, with all calls under this name.
@@ -83,24 +100,40 @@ impl Transport {
         &self,
         safety: Safety,
         message: M,
-        send: impl Fn(Channel, Request<M>) -> F,
+        send: impl Fn(Link, Request<M>) -> F,
     ) -> Result<R, CallError>
     where
         M: Clone,
         F: Future<Output = Result<Response<R>, Status>>,
     {
-        let mut tries = self.tries(safety, Some(Instant::now() + self.deadline));
+        let until = Instant::now() + self.deadline;
+        let mut tries = self.tries(safety, Some(until));
         loop {
-            let mut request = tries.request(message.clone());
-            request.set_timeout(tries.remaining());
-            let sent = send(tries.channel(), request);
-            let status = match timeout(tries.remaining(), sent).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => status,
-                Err(_) => return Err(CallError::DeadlineExceeded),
+            let status = match self.one_try(&tries, until, &message, &send).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => status,
             };
             tries.after(&status).await?;
         }
+    }
+
+    async fn one_try<M, R, F>(
+        &self,
+        tries: &Tries<'_>,
+        until: Instant,
+        message: &M,
+        send: &impl Fn(Link, Request<M>) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        M: Clone,
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let link = tries.link();
+        // First the connection: what fails here was certainly not carried out.
+        connected(until, &link).await?;
+        let mut request = tries.request(message.clone());
+        request.set_timeout(until.saturating_duration_since(Instant::now()));
+        within(until, send(link, request)).await
     }
 
     /// Starts counting tries. Without `until` only their number ends them.
@@ -108,7 +141,18 @@ impl Transport {
         let endpoint = self.current.load(Ordering::Relaxed);
         // One name for all tries: the service's log then shows that they belong together.
         let id = self.request_id.clone().unwrap_or_else(RequestId::random);
-        Tries { transport: self, id, safety, until, endpoint, waits: 0, unavailable: 0 }
+        Tries {
+            transport: self,
+            id,
+            safety,
+            until,
+            endpoint,
+            waits: 0,
+            unavailable: 0,
+            refused: 0,
+            anew: 0,
+            failing_since: None,
+        }
     }
 }
 
@@ -122,6 +166,12 @@ pub(crate) struct Tries<'a> {
     waits: u32,
     /// Endpoints found unavailable since the last wait.
     unavailable: usize,
+    /// Endpoints among them where a certificate was refused: waiting mends none.
+    refused: usize,
+    /// New connections that were taken at once since anything succeeded.
+    anew: u32,
+    /// Since when nothing succeeds.
+    failing_since: Option<Instant>,
 }
 
 impl Tries<'_> {
@@ -133,7 +183,7 @@ impl Tries<'_> {
     }
 
     /// The endpoint for the next try.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn link(&self) -> Link {
         self.transport.endpoints[self.endpoint % self.transport.endpoints.len()].clone()
     }
 
@@ -141,45 +191,73 @@ impl Tries<'_> {
     pub(crate) fn succeeded(&mut self) {
         self.waits = 0;
         self.unavailable = 0;
+        self.refused = 0;
+        self.anew = 0;
+        self.failing_since = None;
+    }
+
+    /// As [`Tries::after`], for what flows: where anything is tried again at all, it goes on for as long as a
+    /// call may take, but not beyond `until`, when the oldest item is due.
+    pub(crate) async fn after_break(
+        &mut self,
+        status: &Status,
+        until: Instant,
+    ) -> Result<(), CallError> {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        self.until = Some(until.min(since + self.transport.deadline));
+        self.after(status).await
     }
 
     /// Gets ready for the next try, or says why there is none. Only a full round of endpoints that
     /// are all unavailable costs a wait.
     pub(crate) async fn after(&mut self, status: &Status) -> Result<(), CallError> {
+        let failed = || CallError::of(self.safety, status);
         let at_least = match step(self.safety, status) {
             Step::GiveUp => {
+                let error = failed();
                 self.leave_if_unavailable(status);
-                return Err(CallError::from_status(status));
+                return Err(error);
             }
+            Step::Anew if self.anew < ANEW_MAX => {
+                self.anew += 1;
+                return Ok(());
+            }
+            Step::Anew => Duration::ZERO,
             Step::Here { at_least } => at_least,
             Step::Elsewhere { at_least } => {
+                let error = failed();
                 self.leave_if_unavailable(status);
                 self.unavailable += 1;
-                if self.unavailable < self.transport.endpoints.len() {
+                self.refused += usize::from(is_about_a_certificate(status));
+                let endpoints = self.transport.endpoints.len();
+                if self.refused >= endpoints {
+                    return Err(error);
+                }
+                if self.unavailable < endpoints {
                     return Ok(());
                 }
                 at_least
             }
         };
         let pause = wait(self.waits, at_least, random());
+        let retries = match (self.failing_since, self.transport.retries) {
+            (Some(_), 1..) => u32::MAX,
+            (_, retries) => retries,
+        };
         let ends_in_time = self.until.is_none_or(|until| Instant::now() + pause < until);
-        if self.waits >= self.transport.retries || !ends_in_time {
-            return Err(CallError::from_status(status));
+        if self.waits >= retries || !ends_in_time {
+            return Err(CallError::of(self.safety, status));
         }
         sleep(pause).await;
         self.waits += 1;
         self.unavailable = 0;
+        self.refused = 0;
         Ok(())
-    }
-
-    fn remaining(&self) -> Duration {
-        let until = self.until.unwrap_or_else(|| Instant::now() + self.transport.deadline);
-        until.saturating_duration_since(Instant::now())
     }
 
     /// Lets later calls, too, start at the next endpoint.
     fn leave_if_unavailable(&mut self, status: &Status) {
-        if status.code() != tonic::Code::Unavailable {
+        if status.code() != tonic::Code::Unavailable && LinkError::below(status).is_none() {
             return;
         }
         let (from, to) = (self.endpoint, (self.endpoint + 1) % self.transport.endpoints.len());
@@ -197,40 +275,59 @@ pub(crate) async fn within<T>(
 ) -> Result<T, Status> {
     match timeout_at(until, future).await {
         Ok(result) => result,
-        Err(_) => Err(Status::deadline_exceeded("no answer within the deadline")),
+        Err(_) => Err(LinkError::Late.into_status()),
     }
 }
 
-/// A connection that could not be made, with its chain of causes.
-fn unreachable(uri: &tonic::codegen::http::Uri, error: tonic::transport::Error) -> Status {
-    let mut status = Status::unavailable(uri.to_string());
-    status.set_source(Arc::new(error));
-    status
+/// Waits for a connection, but not beyond `until`.
+pub(crate) async fn connected(until: Instant, link: &Link) -> Result<(), Status> {
+    let opened = timeout_at(until, link.opened()).await;
+    opened.unwrap_or(Err(LinkError::NoTime)).map_err(LinkError::into_status)
 }
 
-fn endpoints(config: &ClientConfig) -> Result<Vec<Endpoint>, ConfigError> {
-    config.endpoints.iter().map(|url| endpoint(config, url)).collect()
+fn link(config: &ClientConfig, url: &str, tls: &Arc<TlsConfig>) -> Result<Link, ConfigError> {
+    let bad = || ConfigError::Endpoint(url.to_owned());
+    let authority = url.strip_prefix("https://").ok_or_else(bad)?;
+    let parsed: tonic::codegen::http::uri::Authority = authority.parse().map_err(|_| bad())?;
+    let name = config.server_name.as_deref().unwrap_or(parsed.host());
+    // An IPv6 address stands in brackets there and without them in a certificate.
+    let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let server_name = ServerName::try_from(name).map_err(|error| ConfigError::Tls(error.into()))?;
+    let shares = u32::try_from(config.endpoints.len() + 1).unwrap_or(u32::MAX);
+    let target = Target {
+        authority: authority.to_owned(),
+        tls: Arc::clone(tls),
+        server_name,
+        bound: (config.deadline / shares).clamp(SETUP.1, SETUP.0),
+        pings: (
+            (config.deadline / 5).clamp(PING_MIN, PINGS.0),
+            (config.deadline * 3 / 10).clamp(2 * PING_MIN, PINGS.1),
+        ),
+    };
+    Ok(Link::new(target, parsed))
 }
 
-fn endpoint(config: &ClientConfig, url: &str) -> Result<Endpoint, ConfigError> {
-    let bad = |source: tonic::transport::Error| ConfigError::Tls(Box::new(source));
-    let mut tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(&config.ca_pem))
-        .identity(Identity::from_pem(&config.certificate_pem, &*config.private_key_pem));
-    if let Some(name) = &config.server_name {
-        tls = tls.domain_name(name);
+fn tls(config: &ClientConfig) -> Result<TlsConfig, ConfigError> {
+    fn bad(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConfigError {
+        ConfigError::Tls(error.into())
     }
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|_| ConfigError::Endpoint(url.to_owned()))?
-        .tls_config(tls)
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&config.ca_pem) {
+        roots.add(certificate.map_err(bad)?).map_err(bad)?;
+    }
+    let chain = CertificateDer::pem_slice_iter(&config.certificate_pem);
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(bad)?;
+    let key = PrivateKeyDer::from_pem_slice(&config.private_key_pem).map_err(bad)?;
+    let provider = CryptoProvider::get_default().cloned();
+    let provider = provider.unwrap_or_else(|| Arc::new(ring::default_provider()));
+    let mut tls = TlsConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
         .map_err(bad)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(2 * WINDOW);
-    Ok(endpoint)
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(bad)?;
+    tls.alpn_protocols.push(b"h2".to_vec());
+    Ok(tls)
 }
 
 /// Enough randomness to spread clients in time: the standard library's hasher is seeded from the

@@ -1,4 +1,5 @@
-//! The library against a service in the same process: deadlines, retries, order, resending.
+//! The library against a service in the same process: deadlines, retries, order, resending of what the server
+//! ended. Connections that break are in `softhsm-tests/tests/{breaks,broken_links}.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod fake;
@@ -64,7 +65,7 @@ async fn retries_are_bounded() {
     let script = Script::failing(Code::Unavailable, 100);
     let client = alone(Arc::clone(&script), "retries = 2").await;
     let error = client.decrypt(&apdu(1)).await.unwrap_err();
-    assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
     assert_eq!(script.calls.load(Ordering::SeqCst), 3);
 }
 
@@ -73,7 +74,7 @@ async fn a_write_that_arrived_is_not_sent_again() {
     let script = Script::failing(Code::Unavailable, 1);
     let client = alone(Arc::clone(&script), "").await;
     let error = client.meters().delete(&MeterId::new("m").unwrap()).await.unwrap_err();
-    assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
     let meter = NewMeter::from_json(line("m").as_bytes()).unwrap();
     client.meters().create(meter, ImportRules::default()).await.unwrap();
     assert_eq!(script.calls.load(Ordering::SeqCst), 2);
@@ -158,7 +159,7 @@ async fn a_forged_item_does_not_fail_its_batch() {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_is_resumed_without_loss_or_repeat() {
+async fn a_stream_that_the_server_ends_in_order_is_resumed_without_loss_or_repeat() {
     let script = Script::failing(Code::Unavailable, 3);
     *script.code.lock().unwrap() = None;
     script.break_after.store(2, Ordering::SeqCst);
@@ -200,7 +201,7 @@ async fn a_stream_without_permission_says_so_once_and_ends() {
 }
 
 #[tokio::test]
-async fn an_import_that_breaks_in_the_middle_of_a_message_loses_and_repeats_no_line() {
+async fn an_import_that_the_server_ends_in_the_middle_of_a_message_loses_and_repeats_no_line() {
     let script = Script::failing(Code::Unavailable, 2);
     *script.code.lock().unwrap() = None;
     script.break_after.store(300, Ordering::SeqCst);

@@ -9,6 +9,7 @@
 //! | [`site`] | the directory: [`Site::make`], [`Site::open`] |
 //! | [`server`] | [`Site::init`], [`Site::start`], and the [`Running`] server |
 //! | [`sealing`] | sealed imports as operators do them |
+//! | [`proxy`] | a TCP proxy that delays, cuts, resets, goes silent and swallows |
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
 //! | [`hostile`] | hostile load beside an honest caller: `make hostile` |
@@ -32,6 +33,7 @@ mod files;
 pub mod fleet;
 pub mod hostile;
 pub mod programs;
+pub mod proxy;
 pub mod sealing;
 pub mod server;
 pub mod settings;

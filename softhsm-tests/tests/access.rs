@@ -146,7 +146,7 @@ async fn renewed_without_a_restart(home: &common::Home, tell: impl FnOnce()) {
     // The old authority's certificates are refused: on a new connection, and on the one that was open.
     assert!(shake_hands(home, Some(&old), &[&TLS13]).await.is_err());
     let error = hes.decrypt(&apdu(push(1))).await.unwrap_err();
-    assert!(matches!(error, kms_client::CallError::PermissionDenied { .. }), "{error}");
+    assert!(matches!(error, kms_client::CallError::CertificateRefused { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

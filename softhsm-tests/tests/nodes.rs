@@ -256,7 +256,7 @@ async fn a_node_that_lost_its_database_goes_on_with_what_is_resident_and_says_so
     ] {
         let refused = refused.unwrap_err();
         println!("without a database: {refused}");
-        assert!(matches!(refused, CallError::Unreachable { .. }), "{refused:?}");
+        assert!(matches!(refused, CallError::Unavailable { .. }), "{refused:?}");
     }
     assert_eq!(first.verdict(&push(1)).await, Verdict::Ok);
     cluster.start();

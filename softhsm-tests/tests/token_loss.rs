@@ -133,7 +133,7 @@ async fn a_token_that_goes_away_stops_new_blocks_only_and_is_taken_back_without_
     while let Some(result) = results.next().await {
         match result {
             Err(error) => {
-                assert!(matches!(error, CallError::Unreachable { .. }), "{error:?}");
+                assert!(matches!(error, CallError::Unavailable { .. }), "{error:?}");
                 refused += 1;
             }
             Ok(result) if !result.code.is_empty() => {

@@ -6,13 +6,14 @@ use std::{collections::VecDeque, sync::Arc};
 use futures_util::Stream;
 use kms_proto::v1;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::SealedPart;
 use crate::{
     call::ProtocolError,
     flow::{Flow, Results, start},
     import::{self, ImportResult, ImportRules},
+    link::Link,
     meters::wire,
     transport::Transport,
 };
@@ -65,10 +66,10 @@ impl Flow for Importing {
     }
 
     async fn open(
-        channel: Channel,
+        link: Link,
         outbound: Request<UnboundedReceiverStream<v1::ImportMetersRequest>>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
-        wire(channel).import_meters(outbound).await.map(Response::into_inner)
+        wire(link).import_meters(outbound).await.map(Response::into_inner)
     }
 
     fn accept(

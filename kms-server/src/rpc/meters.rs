@@ -151,7 +151,7 @@ impl meters_server::Meters for MetersService {
         let call = self.audit.call(&permit, &request);
         let BuryDamagedMeterRequest { system_title, block } = request.into_inner();
         let title = words::title("system_title", &system_title)?;
-        let charge = self.budget.charge(Verb::BuryDamagedMeter, 1, 0)?;
+        let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         let block = to_its_end(async move {
             let _charge = charge;

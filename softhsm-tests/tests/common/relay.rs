@@ -125,6 +125,11 @@ impl Relay {
     }
 }
 
+/// The server's side of TLS, with the site's own certificate; whoever comes is let in.
+pub fn server_side(site: &Site) -> TlsAcceptor {
+    Ends::of(site, Role::Dev).acceptor
+}
+
 /// Both ends of TLS.
 struct Ends {
     acceptor: TlsAcceptor,

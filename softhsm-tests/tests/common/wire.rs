@@ -198,7 +198,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// Whether the service says that it, or what it rests on, cannot be reached.
 pub fn is_unavailable(error: &CallError) -> bool {
-    matches!(error, CallError::Unreachable { .. })
+    matches!(error, CallError::Unavailable { .. })
 }
 
 /// Two looks at something that may take a moment.

@@ -16,7 +16,8 @@ Exit codes:
   2  the command line is wrong
   3  the configuration or a file cannot be used
   4  the service is unreachable, busy, late or failing
-  5  the certificate does not grant the call";
+  5  the certificate does not grant the call
+  6  the certificate, or the server's, is not accepted";
 
 /// Meters and their messages from the command line
 #[derive(Parser)]

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use kms_client::{CallError, ConfigError, ConnectError, RequestId};
 use serde_json::json;
 
+use crate::hints::{Source, hint};
+
 /// How the tool ends. The table in `--help` explains the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -16,6 +18,7 @@ pub(crate) enum Exit {
     Files = 3,
     Unreachable = 4,
     Denied = 5,
+    Certificate = 6,
 }
 
 impl Exit {
@@ -36,6 +39,8 @@ impl From<Exit> for ExitCode {
 pub(crate) struct Failure {
     exit: Exit,
     code: String,
+    /// The service's own word, where it has one.
+    word: String,
     reason: String,
     next_step: &'static str,
     /// What the request was called, if one may have been made.
@@ -56,7 +61,8 @@ impl Failure {
     }
 
     fn new(exit: Exit, code: &str, reason: String, next_step: &'static str) -> Self {
-        Self { exit, code: code.to_owned(), reason, next_step, request: None }
+        let (code, word) = (code.to_owned(), code.to_owned());
+        Self { exit, code, word, reason, next_step, request: None }
     }
 
     /// Adds how far the command had got.
@@ -75,10 +81,11 @@ impl Failure {
 
     /// Says it on standard error, and gives the exit code.
     pub(crate) fn report(self, json: bool) -> ExitCode {
-        let Self { exit, code, reason, next_step, request } = self;
+        let Self { exit, code, word, reason, next_step, request } = self;
         let request = request.as_ref().map(RequestId::as_str);
         let text = if json {
-            let mut error = json!({ "code": code, "reason": reason, "next_step": next_step });
+            let mut error =
+                json!({ "code": code, "word": word, "reason": reason, "next_step": next_step });
             if let Some(request) = request {
                 error["request_id"] = request.into();
             }
@@ -117,38 +124,30 @@ impl From<ConnectError> for Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let reason = chain(&error);
-        let (exit, code, next) = match error {
-            CallError::Unreachable { .. } => (
-                Exit::Unreachable,
-                "UNREACHABLE".into(),
-                "check that the server runs, and `endpoints`, `ca` and `server_name` in client.toml",
-            ),
-            CallError::Busy { .. } => (Exit::Unreachable, "BUSY".into(), "try again later"),
-            CallError::DeadlineExceeded => (
-                Exit::Unreachable,
-                "DEADLINE_EXCEEDED".into(),
-                "look at `site status`, or raise `deadline_ms` in client.toml",
-            ),
-            CallError::PermissionDenied { .. } => (
-                Exit::Denied,
-                "PERMISSION_DENIED".into(),
-                "use a certificate that the server's configuration grants this call",
-            ),
-            CallError::NotFound { .. } => {
-                (Exit::Refused, "NOT_FOUND".into(), "`meter list` shows what there is")
+        // Who speaks, what kind of failure it is for scripts, and the word that finds its row.
+        let (source, code, word) = match &error {
+            CallError::Unreachable { .. } => (Source::Transport, "UNREACHABLE", ""),
+            CallError::OutcomeUnknown { .. } => (Source::Transport, "OUTCOME_UNKNOWN", ""),
+            CallError::DeadlineExceeded => (Source::Transport, "DEADLINE_EXCEEDED", ""),
+            CallError::Protocol(_) => (Source::Transport, "PROTOCOL", ""),
+            CallError::CertificateRefused { code, .. } => {
+                (Source::Certificate, "CERTIFICATE_REFUSED", &**code)
             }
-            CallError::SecondPersonNeeded { .. } => (
-                Exit::Refused,
-                "SECOND_PERSON_NEEDED".into(),
-                "once a second person has approved it, run the same command again",
-            ),
-            CallError::Refused { code, .. } => (Exit::Refused, code, ""),
-            CallError::Protocol(_) => {
-                (Exit::Unreachable, "PROTOCOL".into(), "use tool and server of one version")
+            CallError::ServerNotTrusted { .. } => (Source::Certificate, "SERVER_NOT_TRUSTED", ""),
+            CallError::Unavailable { code, .. } => (Source::Unavailable, "UNAVAILABLE", &**code),
+            CallError::Busy { code, .. } => (Source::Busy, "BUSY", &**code),
+            CallError::PermissionDenied { code, .. } => {
+                (Source::Denied, "PERMISSION_DENIED", &**code)
             }
-            _ => (Exit::Unreachable, "SERVICE".into(), "the server's log says more"),
+            CallError::NotFound { code, .. } => (Source::NotFound, "NOT_FOUND", &**code),
+            CallError::SecondPersonNeeded { .. } => (Source::Refused, "SECOND_PERSON_NEEDED", ""),
+            CallError::Refused { code, .. } => (Source::Refused, &**code, ""),
+            CallError::Service { code, .. } => (Source::Service, "SERVICE", &**code),
+            _ => (Source::Service, "SERVICE", ""),
         };
-        Self { exit, code, reason, next_step: next, request: None }
+        let word = if word.is_empty() { code } else { word };
+        let hint = hint(source, word);
+        Self { word: word.to_owned(), ..Self::new(hint.exit, code, reason, hint.next) }
     }
 }
 
@@ -176,9 +175,17 @@ mod tests {
 
     #[test]
     fn a_denied_call_does_not_look_like_an_unreachable_service() {
-        assert_eq!(exit_of(CallError::PermissionDenied { reason: "x".into() }), Exit::Denied);
-        assert_eq!(exit_of(CallError::Unreachable { reason: "x".into() }), Exit::Unreachable);
+        let (code, reason) = ("NOT_GRANTED".to_owned(), "x".to_owned());
+        let denied = CallError::PermissionDenied { code: code.clone(), reason: reason.clone() };
+        assert_eq!(exit_of(denied), Exit::Denied);
+        let refused = CallError::CertificateRefused { code: code.clone(), reason: reason.clone() };
+        assert_eq!(exit_of(refused), Exit::Certificate);
+        assert_eq!(
+            exit_of(CallError::ServerNotTrusted { reason: reason.clone() }),
+            Exit::Certificate
+        );
+        assert_eq!(exit_of(CallError::Unreachable { reason: reason.clone() }), Exit::Unreachable);
         assert_eq!(exit_of(CallError::DeadlineExceeded), Exit::Unreachable);
-        assert_eq!(exit_of(CallError::NotFound { reason: "x".into() }), Exit::Refused);
+        assert_eq!(exit_of(CallError::NotFound { code, reason }), Exit::Refused);
     }
 }

@@ -8,6 +8,7 @@ mod args;
 mod audit;
 mod duplicates;
 mod failure;
+mod hints;
 mod import;
 mod items;
 mod lines;

@@ -1,0 +1,387 @@
+//! What to do next, and how the tool ends: one row for each refusal that it can meet. A row is found by who
+//! speaks and by the word that he says; `*` stands for words that have no row of their own.
+
+use crate::failure::Exit;
+
+/// Who speaks, and in which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The connection: nothing of the service is known.
+    Transport,
+    /// One of the two certificates.
+    Certificate,
+    /// The service, which can't now.
+    Unavailable,
+    /// The service, which has no room.
+    Busy,
+    /// The service, which may not for this caller.
+    Denied,
+    /// The service, which does not find it.
+    NotFound,
+    /// The service, which will not.
+    Refused,
+    /// The service, which has failed.
+    Service,
+}
+
+/// One row.
+pub(crate) struct Hint {
+    source: Source,
+    word: &'static str,
+    pub(crate) exit: Exit,
+    /// Empty where the service's sentence says what to do.
+    pub(crate) next: &'static str,
+}
+
+const fn row(source: Source, word: &'static str, exit: Exit, next: &'static str) -> Hint {
+    Hint { source, word, exit, next }
+}
+
+/// The row of a word.
+pub(crate) fn hint(source: Source, word: &str) -> &'static Hint {
+    let of = |word: &str| HINTS.iter().find(|hint| hint.source == source && hint.word == word);
+    of(word).or_else(|| of("*")).unwrap_or(&UNKNOWN)
+}
+
+/// Every source has a row `*`, so nothing comes to this.
+const UNKNOWN: Hint = row(Source::Service, "*", Exit::Unreachable, "");
+
+use Exit::{Certificate as NoTrust, Denied as NoGrant, Refused as No, Unreachable as NotNow};
+use Source::{Busy, Certificate, Denied, NotFound, Refused, Service, Transport, Unavailable};
+
+const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
+const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
+const TOKEN_OR_STORE: &str = "`site status` says whether the token or the database is away; the server runs, so \
+    `endpoints` need no look. Run it again when it is back";
+
+/// The table.
+pub(crate) const HINTS: &[Hint] = &[
+    row(
+        Transport,
+        "UNREACHABLE",
+        NotNow,
+        "check that the server runs, and `endpoints` in client.toml",
+    ),
+    row(
+        Transport,
+        "OUTCOME_UNKNOWN",
+        NotNow,
+        "look whether it was done (`meter get`, `audit list`) before you run it again",
+    ),
+    row(
+        Transport,
+        "DEADLINE_EXCEEDED",
+        NotNow,
+        "look at `site status`, or raise `deadline_ms` in client.toml",
+    ),
+    row(Transport, "PROTOCOL", NotNow, "use tool and server of one version"),
+    row(Transport, "*", NotNow, "run it again"),
+    // TLS says it before any call, the service of a connection that was open already.
+    row(
+        Certificate,
+        "CERTIFICATE_REFUSED",
+        NoTrust,
+        "check `certificate` in client.toml: it must come from an authority in the server's \
+         `rpc.tls.client_ca`, be in time, and not be revoked. The server's log says which it is",
+    ),
+    row(
+        Certificate,
+        "SERVER_NOT_TRUSTED",
+        NoTrust,
+        "check `ca`, `server_name` and `endpoints` in client.toml; if they are right, tell the server's \
+         operator: its certificate is not",
+    ),
+    row(
+        Certificate,
+        "NO_CERTIFICATE",
+        NoTrust,
+        "set `certificate` and `private_key` in client.toml",
+    ),
+    row(
+        Certificate,
+        "CERTIFICATE_WITHOUT_NAME",
+        NoTrust,
+        "have a certificate made with a URI, a DNS name or one common name",
+    ),
+    row(Certificate, "CERTIFICATE_EXPIRED", NoTrust, "have a new certificate made"),
+    row(
+        Certificate,
+        "CERTIFICATE_NOT_TRUSTED",
+        NoTrust,
+        "have a certificate made by an authority that the server accepts now",
+    ),
+    row(
+        Certificate,
+        "CERTIFICATE_REVOKED",
+        NoTrust,
+        "this certificate will not be accepted again; have a new one made, with a new key",
+    ),
+    row(Certificate, "*", NoTrust, "check `certificate` in client.toml"),
+    row(Unavailable, "NOT_REACHABLE", NotNow, TOKEN_OR_STORE),
+    row(
+        Unavailable,
+        "BLOCK_BUSY",
+        NotNow,
+        "others change the same meters at the moment; run it again",
+    ),
+    row(
+        Unavailable,
+        "SHUTTING_DOWN",
+        NotNow,
+        "run it again when the server is back, or name another one in `endpoints`",
+    ),
+    row(Unavailable, "CONNECTION_AGE", NotNow, "run it again: it gets a new connection"),
+    row(
+        Unavailable,
+        "AUDIT_NOT_WRITABLE",
+        NotNow,
+        "nothing was changed. `site status` says what is wrong with the audit log; another server may do it",
+    ),
+    row(
+        Unavailable,
+        "AUDIT_NOT_READABLE",
+        NotNow,
+        "`site status` says whether the database is away; run it again when it is back",
+    ),
+    row(
+        Unavailable,
+        "REVOCATION_LIST_EXPIRED",
+        NotNow,
+        "this certificate is not at fault: the server's operator must install the authority's new \
+         revocation list",
+    ),
+    row(Unavailable, "*", NotNow, "run it again later; `site status` may say more"),
+    row(Busy, "BUSY", NotNow, "run it again in a moment"),
+    row(Busy, "TOO_MANY_CALLS", NotNow, "end other calls of this client, then run it again"),
+    row(
+        Busy,
+        "TOO_MANY_WAITING",
+        NotNow,
+        "have some of what waits approved (`approvals list`), then run it again",
+    ),
+    row(Busy, "BATCH_TOO_LARGE", No, "send less at once: the same would be refused again"),
+    row(Busy, "MESSAGE_TOO_LARGE", No, "send less at once: the same would be refused again"),
+    row(Busy, "*", NotNow, "run it again later"),
+    row(
+        Denied,
+        "NOT_GRANTED",
+        NoGrant,
+        "use a certificate whose role has this call, or have the role granted in `[[rpc.callers]]`",
+    ),
+    row(
+        Denied,
+        "UNKNOWN_CALLER",
+        NoGrant,
+        "have this name entered in the server's `[[rpc.callers]]`, or use another certificate",
+    ),
+    row(
+        Denied,
+        "OWN_CALL",
+        NoGrant,
+        "have another person approve it, with a certificate of his own",
+    ),
+    row(Denied, "*", NoGrant, "use a certificate that the server's configuration grants this call"),
+    row(NotFound, "METER_NOT_FOUND", No, "`meter list` shows what there is"),
+    row(
+        NotFound,
+        "NOTHING_WAITS",
+        No,
+        "`approvals list` shows what waits at this server; if the call is not among it, have it made again",
+    ),
+    row(
+        NotFound,
+        "NO_AUDIT_CHAIN",
+        No,
+        "leave `--node` away for the chain of the server that answers",
+    ),
+    row(NotFound, "*", No, ""),
+    row(
+        Refused,
+        "SECOND_PERSON_NEEDED",
+        No,
+        "a second person runs `ami-tool approvals approve ID` at this server (`approvals list` shows the \
+         call); then run the same command again",
+    ),
+    row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
+    row(Refused, "METER_EXISTS", No, "`meter get` shows it; `meter import` adds keys to it"),
+    row(Refused, "METER_ID_TAKEN", No, LINE),
+    row(Refused, "SYSTEM_TITLE_TAKEN", No, LINE),
+    row(Refused, "NAME_TOO_LONG", No, LINE),
+    row(Refused, "WRONG_FORM", No, LINE),
+    row(Refused, "KEY_LENGTH", No, LINE),
+    row(Refused, "TOO_MANY_KEYS", No, LINE),
+    row(Refused, "NOT_TAKEN", No, LINE),
+    row(
+        Refused,
+        "TEST_KEY",
+        No,
+        "have the right key delivered; `--allow-test-keys` takes it all the same",
+    ),
+    row(
+        Refused,
+        "KEY_DIFFERS",
+        No,
+        "compare with `meter get`; `--add-versions` takes the value as a new version",
+    ),
+    row(Refused, "TOO_MANY_VERSIONS", No, ""),
+    row(Refused, "SECRET_NOT_SEALABLE", No, ""),
+    row(
+        Refused,
+        "CLEAR_IMPORT_OFF",
+        No,
+        "have the file sealed for this site (`site import-key`, `meter seal`), then import that",
+    ),
+    row(Refused, "BAD_SIGNATURE", No, FILE),
+    row(Refused, "WRONG_SITE", No, FILE),
+    row(Refused, "WRONG_IMPORT_KEY", No, FILE),
+    row(Refused, "FILE_KEY_REFUSED", No, FILE),
+    row(Refused, "KEY_UNWRAP_REFUSED", No, FILE),
+    row(Refused, "LINES_OUT_OF_ORDER", No, FILE),
+    row(Refused, "WRONG_COUNT", No, FILE),
+    row(
+        Refused,
+        "UNKNOWN_SIGNER",
+        No,
+        "have the signer entered in the server's `import.signers`, or the file signed by one who is",
+    ),
+    row(Refused, "ANOTHER_FILE", No, "import one file at a time"),
+    row(Refused, "CHUNK_OUT_OF_ORDER", No, "import the file whole, from its beginning"),
+    row(Refused, "FILE_CUT", No, "the file's end is missing: copy it again"),
+    row(Refused, "FILE_OLDER", No, FILE),
+    row(Refused, "FILE_VERSION", No, FILE),
+    row(Refused, "FILE_KEY_OF_ANOTHER", No, FILE),
+    row(Refused, "SEALED_IN_FUTURE", No, FILE),
+    row(Refused, "SUITES_MIXED", No, LINE),
+    row(Refused, "POLICY_DIFFERS", No, ""),
+    row(Refused, "KEY_SUPERSEDED", No, LINE),
+    row(Refused, "KEY_OF_ANOTHER_KIND", No, LINE),
+    row(Refused, "METER_DELETED", No, ""),
+    row(Refused, "METER_NOT_DELETED", No, "`meter get` shows it"),
+    row(Refused, "METER_DAMAGED", No, "`site status` names what is damaged"),
+    row(Refused, "METER_NOT_DAMAGED", No, "`meter get` shows it"),
+    row(Refused, "TOO_MANY_FORMER_KEYS", No, ""),
+    row(Refused, "IMPORT_TOO_LONG", No, "import the file in parts"),
+    row(Refused, "DRY_RUN", No, ""),
+    row(Refused, "BAD_FIELD", No, ""),
+    row(Refused, "BAD_COLUMN", No, "use tool and server of one version"),
+    row(Refused, "UNKNOWN_METHOD", No, "use tool and server of one version"),
+    row(Refused, "*", No, ""),
+    row(
+        Service,
+        "DAMAGED",
+        NotNow,
+        "`site status` names what is damaged; the handbook says how to restore it",
+    ),
+    row(Service, "NO_RANDOMNESS", NotNow, TOKEN_OR_STORE),
+    row(Service, "TOOK_TOO_LONG", NotNow, "look at `site status`, or ask for less at once"),
+    row(Service, "MESSAGE_TOO_SLOW", NotNow, "the way to the server is too slow; run it again"),
+    row(Service, "FAULT", NotNow, "the server's log says more; report it with the request's name"),
+    row(Service, "*", NotNow, "the server's log says more"),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Words in the same spelling that are no refusals: gRPC's codes, kinds, verdicts.
+    const OTHER_WORDS: &[&str] = &[
+        "ALREADY_EXISTS",
+        "CANCELLED",
+        "ABORTED",
+        "INTERNAL",
+        "UNAUTHENTICATED",
+        "UNAVAILABLE",
+        "UNIMPLEMENTED",
+        "UNKNOWN",
+        "DATA_LOSS",
+        "DEADLINE_EXCEEDED",
+        "FAILED_PRECONDITION",
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "OUT_OF_RANGE",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "CARGO_PKG_VERSION",
+        "GUEK",
+        "GBEK",
+        "HSM",
+        "MEMORY",
+        "READY",
+        "PRIMARY",
+        "SECONDARY",
+        "REJECT",
+        "PROTECTION",
+        "SECRET",
+        "SECRETKEY",
+    ];
+
+    /// All words of the service's sources that can be `ErrorInfo.reason` or the code of an import's result.
+    fn words_of_the_service(dir: &Path, words: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                words_of_the_service(&path, words);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                // What stands between two quotation marks of one line.
+                let literals = code.lines().flat_map(|line| line.split('"').skip(1).step_by(2));
+                let is_word = |text: &&str| {
+                    text.len() >= 4 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+                };
+                words.extend(literals.filter(is_word).map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_word_of_the_service_has_a_row() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kms-server/src");
+        let mut words = BTreeSet::new();
+        for part in ["rpc", "lifecycle"] {
+            words_of_the_service(&sources.join(part), &mut words);
+        }
+        words.retain(|word| !OTHER_WORDS.contains(&word.as_str()));
+        assert!(words.len() > 40 && words.contains("NOT_GRANTED"), "{words:?}");
+        let has_row = |word: &String| HINTS.iter().any(|hint| hint.word == word);
+        let missing: Vec<_> = words.iter().filter(|word| !has_row(word)).collect();
+        assert!(
+            missing.is_empty(),
+            "words without a row in HINTS (or in OTHER_WORDS): {missing:?}"
+        );
+    }
+
+    #[test]
+    fn no_row_stands_twice_and_each_source_has_one_for_the_rest() {
+        let rows: BTreeSet<_> =
+            HINTS.iter().map(|hint| (format!("{:?}", hint.source), hint.word)).collect();
+        assert_eq!(rows.len(), HINTS.len());
+        for source in
+            [Transport, Certificate, Unavailable, Busy, Denied, NotFound, Refused, Service]
+        {
+            assert_eq!(hint(source, "NEVER_HEARD").word, "*", "{source:?}");
+        }
+    }
+
+    #[test]
+    fn a_hint_sends_nobody_to_the_wrong_place() {
+        for (source, word) in [
+            (Unavailable, "NOT_REACHABLE"),
+            (Unavailable, "AUDIT_NOT_WRITABLE"),
+            (Unavailable, "REVOCATION_LIST_EXPIRED"),
+        ] {
+            let next = hint(source, word).next;
+            assert!(!next.contains("check that the server runs"), "{word}: {next}");
+        }
+        assert!(hint(NotFound, "NOTHING_WAITS").next.contains("approvals list"));
+        assert!(!hint(NotFound, "NOTHING_WAITS").next.contains("meter list"));
+        assert!(hint(Refused, "SECOND_PERSON_NEEDED").next.contains("approvals approve"));
+        for hint in HINTS.iter().filter(|hint| hint.source == Certificate) {
+            assert_eq!(hint.exit, Exit::Certificate, "{}", hint.word);
+        }
+    }
+}
