@@ -22,6 +22,7 @@ mod figures;
 mod gate;
 mod health;
 mod in_order;
+mod looks;
 mod meters;
 mod policy;
 mod probes;
