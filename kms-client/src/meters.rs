@@ -4,6 +4,7 @@ use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::meters_client::MetersClient;
 use tonic::transport::Channel;
+use tonic::{Request, Response};
 
 use crate::call::{CallError, ProtocolError};
 use crate::client::KmsClient;
@@ -79,6 +80,23 @@ impl Meters {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
         let send = |channel, request| async move { wire(channel).delete_meter(request).await };
         self.client.transport().call(Safety::Once, request, send).await.map(drop)
+    }
+
+    /// Asks whether the caller may import, and the site takes keys in clear at all, before any is sent. What
+    /// is refused here would be refused of every line.
+    pub async fn may_import(&self) -> Result<(), CallError> {
+        let question = v1::ImportMetersRequest::default();
+        let send = |channel, request: Request<_>| async move {
+            let question = request.map(|question| stream::iter([question]));
+            let mut answers = wire(channel).import_meters(question).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok(Response::new(()))
+        };
+        match self.client.transport().call(Safety::Repeatable, question, send).await {
+            // That is asked of the lines, not of the question.
+            Err(CallError::SecondPersonNeeded { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Imports lines: one result a line, in order. To import the same lines again changes nothing,
