@@ -219,7 +219,7 @@ fn a_file_that_is_no_such_text_is_called_so() {
 fn the_page_about_import_files_has_every_column_and_every_field() {
     let page = include_str!("../../../docs/IMPORT.md");
     for column in CSV_COLUMNS {
-        let row = format!("\n| `{column}` | ");
+        let row = format!("\n| `{column}` | `");
         assert_eq!(page.matches(&row).count(), 1, "{column}");
     }
     for kind in crate::meter::KeyKind::ALL {
@@ -243,7 +243,12 @@ fn the_page_about_import_files_has_every_column_and_every_field() {
         let bad = NewMeter::from_json(text.as_bytes()).unwrap_err();
         let named = bad.reason.split_once("expected one of ").unwrap().1;
         for field in named.split(", ").map(|field| field.trim_matches('`')) {
-            let known = [format!("`{field}`"), format!("keys[].{field}`"), format!("`{field}[]`")];
+            let known = [
+                format!("`{field}`"),
+                format!("keys[].{field}`"),
+                format!("`{field}[]`"),
+                format!("`{field}."),
+            ];
             assert!(known.iter().any(|known| page.contains(known)), "{field}");
         }
     }
