@@ -5,7 +5,8 @@
 //! in the output buffer that the caller hands in.
 //!
 //! A ciphered APDU comes in as [`CipheredApdu::parse`], names its key and its originator, and leaves
-//! through [`CipheredApdu::open`]. One goes out through [`protect`]. Start reading at `apdu.rs`.
+//! through [`CipheredApdu::open`]. One goes out through [`protect`]. Start reading at `apdu.rs`. What was
+//! recorded with the frame that carried it goes through [`frame::unframe`] first.
 //!
 //! Invariants, by the names that the tests give them:
 //!
@@ -37,8 +38,10 @@ mod apdu;
 mod parse;
 
 // Floor 4: the verbs.
+pub mod frame;
 pub mod hls;
 mod open;
+pub mod plain;
 mod protect;
 
 pub use additional_data::GeneralCipheringAad;

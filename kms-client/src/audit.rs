@@ -117,6 +117,19 @@ pub struct AuditHead {
     pub digest: Vec<u8>,
 }
 
+/// Where one node's chain ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainEnd {
+    /// Whose.
+    pub node: [u8; 16],
+    /// The last event.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// When it was written; `None`: there is none, or it can't be read.
+    pub last_ms: Option<u64>,
+}
+
 /// What became of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChainReport {
@@ -188,6 +201,23 @@ impl Audit {
     pub async fn last(&self, node: Option<[u8; 16]>) -> Result<u64, CallError> {
         let page = self.page(node, u64::MAX).await?;
         Ok(page.tip.unwrap_or_default().sequence)
+    }
+
+    /// The chains of the site, one a node; that of the node that answers comes first.
+    pub async fn chains(&self) -> Result<Vec<ChainEnd>, CallError> {
+        let tips = self.page(None, u64::MAX).await?.chains;
+        let mut chains = Vec::with_capacity(tips.len());
+        for tip in tips {
+            let node = tip.node_id[..].try_into().map_err(|_| ProtocolError::Missing("node_id"))?;
+            let hash = tip.hash[..].try_into().map_err(|_| ProtocolError::Missing("hash"))?;
+            let sequence = tip.sequence;
+            let last = match sequence.checked_sub(1) {
+                Some(before) => self.page(Some(node), before).await?.events.into_iter().next(),
+                None => None,
+            };
+            chains.push(ChainEnd { node, sequence, hash, last_ms: last.map(|event| event.at_ms) });
+        }
+        Ok(chains)
     }
 
     /// Events of a chain behind number `after`, and each that comes. Ends with an error only; a

@@ -26,6 +26,7 @@ mod ciphering; //  7  decrypt, verify
 mod client;
 mod columns; //    4  the wire's batches
 mod config; //     1  client.toml
+mod digits; //     0  hex digits as people write them
 mod flow; //       6  long streams: batches in flight, order, resending
 mod import; //     7  import
 mod lines; //      4  import files: JSON Lines, CSV
@@ -44,8 +45,8 @@ mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
 pub use approvals::Approval;
 pub use audit::{
-    Audit, AuditBlock, AuditDetail, AuditEvent, AuditHead, AuditOutcome, BrokenChain, ChainReport,
-    Expected, KnownHead,
+    Audit, AuditBlock, AuditDetail, AuditEvent, AuditHead, AuditOutcome, BrokenChain, ChainEnd,
+    ChainReport, Expected, KnownHead,
 };
 pub use call::{CallError, ConnectError, ProtocolError};
 pub use ciphering::StreamOptions;
@@ -55,7 +56,10 @@ pub use config::{ClientConfig, ConfigError};
 pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
-pub use lines::{BadLine, ImportFormat, ImportLine, ImportLines, LINE_LEN_MAX, Line, WipedLines};
+pub use lines::{
+    BadLine, CSV_COLUMNS, ImportFormat, ImportLine, ImportLines, LINE_LEN_MAX, Line, TextReader,
+    WipedLines,
+};
 pub use meter::{
     KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
 };

@@ -19,7 +19,7 @@ macro_rules! words {
         }
 
         impl $name {
-            const ALL: &[Self] = &[$(Self::$item),+];
+            pub(crate) const ALL: &[Self] = &[$(Self::$item),+];
 
             /// The word of the wire and of the files.
             pub const fn word(self) -> &'static str {

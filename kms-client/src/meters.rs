@@ -4,6 +4,7 @@ use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::meters_client::MetersClient;
+use tonic::{Request, Response};
 
 use crate::call::{CallError, ProtocolError};
 use crate::client::KmsClient;
@@ -94,6 +95,23 @@ impl Meters {
         let send =
             |link, request| async move { wire(link).bury_damaged_meter(request).await };
         Ok(self.client.transport().call(Safety::Once, request, send).await?.block)
+    }
+
+    /// Asks whether the caller may import, and the site takes keys in clear at all, before any is sent. What
+    /// is refused here would be refused of every line.
+    pub async fn may_import(&self) -> Result<(), CallError> {
+        let question = v1::ImportMetersRequest::default();
+        let send = |link, request: Request<_>| async move {
+            let question = request.map(|question| stream::iter([question]));
+            let mut answers = wire(link).import_meters(question).await?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok(Response::new(()))
+        };
+        match self.client.transport().call(Safety::Repeatable, question, send).await {
+            // That is asked of the lines, not of the question.
+            Err(CallError::SecondPersonNeeded { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Imports lines: one result a line, in order. To import the same lines again changes nothing,

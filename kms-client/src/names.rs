@@ -5,6 +5,8 @@ use std::fmt;
 use dlms::SystemTitle;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::digits;
+
 /// The operator's name for a meter: 1 to 64 visible ASCII characters.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MeterId(Box<str>);
@@ -81,11 +83,11 @@ pub enum MeterName {
 #[error("a system title is 8 bytes: 16 hex digits")]
 pub struct BadSystemTitle;
 
-/// Reads 16 hex digits, in either case.
+/// Reads 16 hex digits, in either case. They may begin with `0x`, and colons, dashes or blanks may stand
+/// between bytes.
 pub fn parse_system_title(text: &str) -> Result<SystemTitle, BadSystemTitle> {
-    let mut bytes = [0; 8];
-    hex::decode_to_slice(text, &mut bytes).map_err(|_| BadSystemTitle)?;
-    Ok(SystemTitle::new(bytes))
+    let digits = digits::read(text, 8).map_err(|_| BadSystemTitle)?;
+    SystemTitle::try_from(&digits.bytes[..]).map_err(|_| BadSystemTitle)
 }
 
 /// Writes 16 hex digits, in upper case.

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
+use crate::digits::{self, BadDigits};
+
 /// The clear value of a key or an association secret. Wiped on drop.
 ///
 /// Not `Clone`, not `PartialEq`, not `Serialize`: each of these would be a second way out. What the
@@ -14,28 +16,62 @@ pub struct KeyBytes(Box<Zeroizing<Vec<u8>>>);
 
 /// Not the value of a key. Says nothing about the value but its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadKeyValue {
-    /// Other characters, or an odd number of them.
+    /// Other characters.
     #[error("a key value is an even number of hex digits")]
     NotHex,
+    /// Half a byte is left over.
+    #[error(
+        "{0} hex digits, and a key value has an even number: a leading zero may be lost, as \
+         spreadsheets lose it: format the column as text"
+    )]
+    Odd(usize),
+    /// Half a byte is left over in a group of digits.
+    #[error("a group of digits has an odd number of them: write two for each byte")]
+    OddGroup,
+    /// A number, which has lost most of the digits.
+    #[error(
+        "a spreadsheet turned this key into a number (such as 1.2E+31) and its digits are lost: \
+         format the column as text, and enter the keys again"
+    )]
+    Number,
+    /// Two keys.
+    #[error("two values in one place: were two columns merged?")]
+    TwoValues,
     /// Nothing, or too much.
     #[error("a key value is 1 to {} bytes", KeyBytes::LEN_MAX)]
     Length,
+}
+
+impl From<BadDigits> for BadKeyValue {
+    fn from(bad: BadDigits) -> Self {
+        match bad {
+            BadDigits::NotHex => Self::NotHex,
+            BadDigits::Odd(digits) => Self::Odd(digits),
+            BadDigits::OddGroup => Self::OddGroup,
+            BadDigits::Number => Self::Number,
+            BadDigits::Empty | BadDigits::TooLong => Self::Length,
+        }
+    }
 }
 
 impl KeyBytes {
     /// The longest association secret that is accepted, in bytes; keys are 16 or 32.
     pub const LEN_MAX: usize = 64;
 
-    /// Reads hex digits, straight into a buffer that is wiped.
+    /// Digits of a key of 16 bytes: two groups of them are two keys, or one of 32 bytes, and which is
+    /// not to be guessed.
+    const ONE_KEY: usize = 32;
+
+    /// Reads hex digits, straight into a buffer that is wiped. They may begin with `0x`, and colons,
+    /// dashes or blanks may stand between bytes.
     pub fn from_hex(digits: &str) -> Result<Self, BadKeyValue> {
-        let len = digits.len() / 2;
-        if !(1..=Self::LEN_MAX).contains(&len) {
-            return Err(BadKeyValue::Length);
+        let read = digits::read(digits, Self::LEN_MAX)?;
+        if read.halves == Some([Self::ONE_KEY; 2]) {
+            return Err(BadKeyValue::TwoValues);
         }
-        let mut bytes = Box::new(Zeroizing::new(vec![0; len]));
-        hex::decode_to_slice(digits, &mut bytes[..]).map_err(|_| BadKeyValue::NotHex)?;
-        Ok(Self(bytes))
+        Ok(Self(Box::new(read.bytes)))
     }
 
     /// The only way to the bytes. The name is long so that a search finds every caller.

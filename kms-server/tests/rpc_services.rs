@@ -133,6 +133,38 @@ on_a_token! {
         });
     }
 
+    fn exchanged_keys_are_named_in_single_calls_and_a_flood_is_not_looked_at(home) {
+        run(async {
+            let site = site(home, Limits::default()).await;
+            let mut admin = admin(&site).await;
+            let exchanged = NewMeter {
+                keys: vec![key(KeyKind::Guek, value(1, GAK)), key(KeyKind::Gak, value(1, GUEK))],
+                ..meter(1)
+            };
+            let request = CreateMeterRequest { meter: Some(exchanged), rules: None };
+            admin.create_meter(request).await.unwrap();
+            create(&mut admin, 2).await;
+            let mut hes = hes(&site).await;
+            let mut forged = push(2, PLAIN);
+            *forged.last_mut().unwrap() ^= 1;
+            let request = |apdu: &[u8]| DecryptRequest { apdu: apdu.to_vec().into(), ..Default::default() };
+            let answer = hes.decrypt(request(&forged)).await.unwrap().into_inner();
+            assert_eq!((answer.verdict(), answer.reason.as_str()), (Verdict::MicFailure, ""));
+            let mut named = 0;
+            let begun = std::time::Instant::now();
+            for _ in 0..50 {
+                let answer = hes.decrypt(request(&push(1, PLAIN))).await.unwrap().into_inner();
+                assert_eq!((answer.verdict(), &answer.plaintext[..]), (Verdict::MicFailure, &b""[..]));
+                named += u64::from(answer.reason.contains("in each other's place"));
+            }
+            // The forged one took one of five; each further second allows five more.
+            let most = 4 + 5 * (begun.elapsed().as_secs() + 1);
+            assert!((4..=most).contains(&named) && named < 50, "{named} of 50, at most {most}");
+            let answer = hes.decrypt_batch(batch(1, &[push(1, PLAIN)])).await.unwrap().into_inner();
+            assert_eq!((&answer.verdicts[..], answer.plaintexts.len()), (&[3u8][..], 0));
+        });
+    }
+
     fn a_batch_whose_columns_do_not_fit_is_refused_and_ends_its_stream(home) {
         run(async {
             let site = site(home, Limits::default()).await;

@@ -131,7 +131,9 @@ fn a_bad_line_is_named_by_its_number_and_the_others_are_imported() {
         ran(&admin, &["meter", "import", "-", "--format", "jsonl"], &another, 0);
     assert!(complaints.contains("the GUEK is also that of meter-3"), "{complaints}");
     assert!(said.contains("1 duplicates reported"), "{said}");
-    for (text, code) in [("meter_id,system_title,GUECK\n", 1), ("", 0)] {
+    for (text, code) in
+        [("meter_id,system_title,GUECK\n", 1), ("", 3), ("meter_id,system_title\n\n", 3)]
+    {
         ran(&admin, &["meter", "import", "-", "--format", "csv"], text, code);
     }
 }
@@ -303,8 +305,21 @@ fn clear_keys_are_not_imported_where_the_configuration_does_not_say_so() {
     let home = home_with(&[("import", "allow_clear", "false")]);
     let _running = home.start().unwrap();
     let admin = home.ami_tool(Role::AmiAdmin);
-    let (said, complaints) =
-        ran(&admin, &["meter", "import", "-", "--format", "csv"], &csv(1..4), 1);
-    assert!(said.starts_with("0 created, 0 updated, 0 unchanged, 3 refused"), "{said}");
-    assert_eq!(complaints.matches("CLEAR_IMPORT_OFF").count(), 3, "{complaints}");
+    let import = ["meter", "import", "-", "--format", "csv"];
+    let (said, complaints) = ran(&admin, &import, &csv(1..4), 1);
+    assert_eq!(said, "");
+    assert_eq!(complaints.matches("takes no keys in clear").count(), 1, "{complaints}");
+    assert!(complaints.contains("no line was imported, and no key was sent"), "{complaints}");
+    let (_, complaints) = ran(&admin, &[&import[..], &["--json"]].concat(), &csv(1..4), 1);
+    assert_eq!(json(&complaints)[0]["error"]["code"], "CLEAR_IMPORT_OFF");
+    // Once each, and never a line: the question was refused, and nothing was asked after it.
+    let auditor = home.ami_tool(Role::Auditor);
+    let events = json(&ran(&auditor, &["audit", "list", "--json"], "", 0).0);
+    let refused: Vec<_> =
+        events.iter().filter(|event| event["reason"] == "CLEAR_IMPORT_OFF").collect();
+    assert_eq!(refused.len(), 2, "{events:?}");
+    assert!(refused.iter().all(|event| event.get("meter_id").is_none()), "{refused:?}");
+    // Whoever may not import hears that, and nothing of the site.
+    let denied = ran(&home.ami_tool(Role::Hes), &import, &csv(1..4), 5).1;
+    assert!(denied.contains("no key was sent"), "{denied}");
 }

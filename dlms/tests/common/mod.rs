@@ -33,6 +33,22 @@ pub(crate) struct Vector {
     input_hex: Option<String>,
     recipient_system_title: Option<String>,
     transaction_id: Option<String>,
+    pub(crate) transport: Option<Transport>,
+}
+
+/// What carried the APDU.
+#[derive(Deserialize, Clone)]
+pub(crate) struct Transport {
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
+    frame_hex: Option<String>,
+}
+
+impl Transport {
+    /// The bytes as they were recorded.
+    pub(crate) fn frame(&self) -> Option<Vec<u8>> {
+        self.frame_hex.as_deref().map(|digits| bytes(Some(digits)))
+    }
 }
 
 #[derive(Deserialize, Clone)]

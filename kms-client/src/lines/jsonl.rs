@@ -3,16 +3,8 @@
 use super::{BadLine, Line};
 use crate::meter::NewMeter;
 
-/// U+FEFF at the start of a file, which some editors put there.
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-
 pub(super) fn parse(line: &Line) -> Result<NewMeter, BadLine> {
-    let bytes = &line.bytes[..];
-    let text = match bytes.strip_prefix(BYTE_ORDER_MARK) {
-        Some(rest) if line.number == 1 => rest,
-        _ => bytes,
-    };
-    parse_json(text, line.number)
+    parse_json(&line.bytes, line.number)
 }
 
 pub(super) fn parse_json(text: &[u8], line: u64) -> Result<NewMeter, BadLine> {

@@ -2,6 +2,7 @@
 //! not stop the others. Every buffer that held a line is wiped.
 
 mod csv;
+mod encoding;
 mod jsonl;
 mod wiped;
 
@@ -12,6 +13,8 @@ use thiserror::Error;
 
 use crate::meter::NewMeter;
 use crate::secret::KeyBytes;
+pub use csv::CSV_COLUMNS;
+pub use encoding::TextReader;
 pub use wiped::{LINE_LEN_MAX, Line, WipedLines};
 
 /// One line that could be read.
@@ -61,17 +64,17 @@ pub enum ImportFormat {
 }
 
 impl ImportFormat {
-    /// By the file's extension: `.jsonl`, `.ndjson` or `.csv`.
+    /// By the file's extension: `.jsonl`, `.ndjson`, `.csv` or `.tsv`.
     pub fn of_path(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "jsonl" | "ndjson" => Some(Self::JsonLines),
-            "csv" => Some(Self::Csv),
+            "csv" | "tsv" => Some(Self::Csv),
             _ => None,
         }
     }
 }
 
-/// The lines of an import file, one at a time. Blank lines are passed over.
+/// The lines of an import file, one at a time. Blank lines are passed over, and rows of empty cells.
 pub struct ImportLines<R> {
     lines: WipedLines<R>,
     syntax: Syntax,
@@ -79,8 +82,8 @@ pub struct ImportLines<R> {
 
 enum Syntax {
     JsonLines,
-    /// The header has not been read yet.
-    CsvStart,
+    /// The header has not been read yet; a line above it may have named the separator.
+    CsvStart(Option<u8>),
     Csv(Box<csv::Table>),
     /// Without a header no row means anything.
     Ended,
@@ -91,7 +94,7 @@ impl<R: Read> ImportLines<R> {
     pub fn new(reader: R, format: ImportFormat) -> Self {
         let syntax = match format {
             ImportFormat::JsonLines => Syntax::JsonLines,
-            ImportFormat::Csv => Syntax::CsvStart,
+            ImportFormat::Csv => Syntax::CsvStart(None),
         };
         Self { lines: WipedLines::new(reader), syntax }
     }
@@ -105,8 +108,13 @@ impl<R: Read> ImportLines<R> {
         let meter = match &mut self.syntax {
             Syntax::Ended => return None,
             Syntax::JsonLines => jsonl::parse(line),
-            Syntax::Csv(table) => table.parse(line),
-            Syntax::CsvStart => match csv::Table::from_header(line) {
+            Syntax::Csv(table) => table.parse(line)?,
+            Syntax::CsvStart(_) if csv::is_empty(line) => return None,
+            Syntax::CsvStart(said) => match csv::Table::from_header(line, *said) {
+                Err(_) if said.is_none() && csv::separator_line(line).is_some() => {
+                    *said = csv::separator_line(line);
+                    return None;
+                }
                 Ok(table) => {
                     self.syntax = Syntax::Csv(Box::new(table));
                     return None;
@@ -129,7 +137,7 @@ impl<R: Read> Iterator for ImportLines<R> {
             let line = match self.lines.next()? {
                 Ok(line) => line,
                 Err(bad) => {
-                    if matches!(self.syntax, Syntax::CsvStart) {
+                    if matches!(self.syntax, Syntax::CsvStart(_)) {
                         self.syntax = Syntax::Ended;
                     }
                     return Some(Err(bad));

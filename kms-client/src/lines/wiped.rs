@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::BadLine;
+use super::encoding::TextReader;
 
 /// No line is longer, in bytes: the hex digits of the longest APDU and as much again.
 pub const LINE_LEN_MAX: usize = 256 << 10;
@@ -26,9 +27,9 @@ impl Line {
     }
 }
 
-/// Cuts a reader into lines. Ends after the first failure to read.
+/// Cuts a reader into lines of UTF-8. Ends after the first failure to read.
 pub struct WipedLines<R> {
-    reader: R,
+    reader: TextReader<R>,
     chunk: Box<Zeroizing<[u8; CHUNK]>>,
     /// What of `chunk` is not handed out yet.
     start: usize,
@@ -42,12 +43,13 @@ impl<R: Read> WipedLines<R> {
     /// Reads nothing yet.
     pub fn new(reader: R) -> Self {
         let chunk = Box::new(Zeroizing::new([0; CHUNK]));
+        let reader = TextReader::new(reader);
         Self { reader, chunk, start: 0, end: 0, number: 0, position: 0, ended: false }
     }
 
     /// How many bytes the lines up to now took, their ends included.
     pub fn position(&self) -> u64 {
-        self.position
+        self.reader.mark() + self.position
     }
 
     /// Makes sure that there is something in `chunk`. False: the reader is at its end.
@@ -98,8 +100,8 @@ impl<R: Read> Iterator for WipedLines<R> {
                 append(&mut bytes, part);
             }
             let taken = part.len() + usize::from(newline.is_some());
+            self.position += self.reader.taken(&rest[..taken]);
             self.start += taken;
-            self.position += taken as u64;
             if newline.is_some() {
                 break;
             }

@@ -2,7 +2,7 @@
 
 use dlms::{
     CipheredApdu, EncryptionKey, GeneralCipheringAad, KeySet, Keys, OpenError, ParseError, Side,
-    SystemTitle,
+    SystemTitle, frame::FrameKind,
 };
 use zeroize::Zeroizing;
 
@@ -16,6 +16,9 @@ use crate::{
 /// Pairs of encryption and authentication key versions tried on one APDU: four versions of each. A
 /// meter in the middle of a rotation needs two of each (Blue Book, class 64, key_transfer: an answer may be lost).
 const PAIRS_MAX: usize = 16;
+
+/// Pairs that are tried in each other's place: imports make this mistake before any rotation.
+const EXCHANGED_MAX: usize = 2;
 
 /// How an attempt ended.
 pub(super) enum Attempt {
@@ -42,7 +45,11 @@ pub(super) fn parse(apdu: &[u8]) -> Result<CipheredApdu<'_>, Outcome> {
             ParseError::Malformed { .. } => Verdict::Malformed,
             ParseError::Unsupported { .. } => Verdict::Unsupported,
         };
-        Outcome::of(verdict).because(error.to_string())
+        let framed = FrameKind::of_start(apdu).filter(|_| verdict == Verdict::Malformed);
+        Outcome::of(verdict).because(match framed {
+            Some(kind) => format!("{error}; it begins as {kind}: take the frame off"),
+            None => error.to_string(),
+        })
     })
 }
 
@@ -96,6 +103,34 @@ fn open_plain(
         Err(OpenError::NotAuthentic) => Some(Outcome::of(Verdict::MicFailure).about(apdu, title)),
         Err(_) => None,
     }
+}
+
+/// Whether the tag of an APDU that no pair of keys opened verifies with GUEK and GAK, or GBEK and GAK, in
+/// each other's place. Says that and nothing else: what came out is wiped.
+pub(super) fn verifies_exchanged(
+    apdu: &CipheredApdu<'_>,
+    meter: &ResidentMeter<'_>,
+    item: &Item<'_>,
+) -> bool {
+    let attempting = Attempting { apdu, meter, setup: item.setup };
+    let Ok(originator) = attempting.checked() else { return false };
+    let rule = header_rule(meter.policy());
+    let mut scratch = Zeroizing::new(Vec::with_capacity(apdu.open_capacity(rule)));
+    let (encryption, authentication) =
+        (attempting.fitting(attempting.key_kind()), attempting.fitting(KeyKind::Gak));
+    encryption
+        .iter()
+        .flat_map(|ek| authentication.iter().map(move |ak| (ek, ak)))
+        .filter(|(ek, ak)| ek.setup == ak.setup)
+        .take(EXCHANGED_MAX)
+        .any(|(ek, ak)| match (&ek.key, &ak.key) {
+            (KeyMaterial::Bytes(encryption), KeyMaterial::Bytes(authentication)) => {
+                let keys = Keys { encryption: authentication, authentication: encryption };
+                apdu.open(&keys, &originator, rule, &mut scratch).is_ok()
+            }
+            // What is in the token can't be additional data.
+            _ => false,
+        })
 }
 
 fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {

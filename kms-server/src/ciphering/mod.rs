@@ -9,6 +9,7 @@
 mod attempt;
 mod batch;
 mod doubt;
+mod exchanged;
 mod figures;
 mod misses;
 mod token;

@@ -43,14 +43,22 @@ pub(super) fn check(
     if meter.keys.len() > KEYS_MAX {
         return Err(refusal("TOO_MANY_KEYS", format!("a line brings at most {KEYS_MAX} keys")));
     }
-    if form == Form::Clear && !meter.keys.is_empty() && !config.allow_clear {
-        return Err(refusal(
-            "CLEAR_IMPORT_OFF",
-            "this site takes no keys in clear: use a wrapped import, or set import.allow_clear on a \
-             site that is not in production",
-        ));
+    if form == Form::Clear && !meter.keys.is_empty() {
+        takes_clear_keys(config)?;
     }
     meter.keys.iter().try_for_each(|key| check_key(rules, form, key))
+}
+
+/// Whether keys in clear are taken at all.
+pub(super) fn takes_clear_keys(config: Config) -> Result<(), Refusal> {
+    if config.allow_clear {
+        return Ok(());
+    }
+    Err(refusal(
+        "CLEAR_IMPORT_OFF",
+        "this site takes no keys in clear: bring them in a sealed file (`ami-tool meter seal`), or set \
+         import.allow_clear on a site that is not in production",
+    ))
 }
 
 fn check_key(rules: ImportRules, form: Form, key: &NewKey) -> Result<(), Refusal> {

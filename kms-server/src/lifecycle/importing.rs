@@ -39,6 +39,11 @@ struct Staged {
 }
 
 impl Lifecycle {
+    /// Whether lines with keys in clear are taken at all.
+    pub fn takes_clear_keys(&self) -> Result<(), Refusal> {
+        checks::takes_clear_keys(self.config)
+    }
+
     /// Imports lines: one result each, in order. A line's refusal leaves the others alone; what is
     /// accepted is committed at once for all blocks, on disk when this returns.
     ///

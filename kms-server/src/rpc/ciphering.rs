@@ -1,6 +1,6 @@
 //! `Ciphering`: split the columns, open, put the columns together again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -14,6 +14,7 @@ use super::{
     budget::Budget,
     columns::{self, Misfit},
     in_order::{Answers, answer_in_order},
+    looks::Looks,
     policy::Permit,
     status::{Refused, of_incoming},
     verb::Verb,
@@ -32,7 +33,12 @@ pub(super) struct CipheringService {
     pub(super) audit: Arc<Audit>,
     pub(super) budget: Budget,
     pub(super) message_bytes_max: usize,
+    pub(super) looks: Arc<Looks>,
 }
+
+/// What stands beside a MIC that failed and would not with two keys exchanged.
+const EXCHANGED: &str = "the MIC verifies with the meter's encryption key and GAK in each other's place: they \
+                         were exchanged when they were imported";
 
 #[async_trait]
 impl ciphering_server::Ciphering for CipheringService {
@@ -154,6 +160,18 @@ impl CipheringService {
         opened
     }
 
+    /// Says of a MIC that failed when two keys were exchanged. Single calls only: what many frames do, one
+    /// of them shows.
+    fn look_closer(&self, permit: &Permit, item: &Item<'_>, outcome: &mut Outcome) {
+        let failed = outcome.verdict == Verdict::MicFailure;
+        let Some(title) = outcome.system_title.filter(|_| failed) else { return };
+        if self.looks.may(permit.caller(), Instant::now())
+            && self.ciphering.is_exchanged(item, title)
+        {
+            outcome.reason = Some(EXCHANGED.into());
+        }
+    }
+
     /// A batch of one. The plaintext is empty unless the item was opened and wanted.
     async fn open_one(
         &self,
@@ -164,6 +182,9 @@ impl CipheringService {
         let _charge = self.budget.charge(permit, 1)?;
         let OpenedBatch { plaintexts, lengths: _, mut outcomes } =
             self.open(permit, &[item], want).await;
+        if let Some(outcome) = outcomes.first_mut() {
+            self.look_closer(permit, &item, outcome);
+        }
         match (outcomes.pop(), outcomes.is_empty()) {
             (Some(outcome), true) if outcome.verdict.opened() && want == Want::Plaintext => {
                 Ok((outcome, plaintexts.into()))

@@ -234,6 +234,9 @@ impl Importing {
         let rules = *self.rules.get_or_insert_with(|| words::rules(given));
         let part = match sealed {
             Some(part) if lines.is_empty() => part,
+            None if self.file.is_none() && lines.is_empty() => {
+                return self.service.asked(&self.call).await;
+            }
             None if self.file.is_none() => {
                 return self.service.import((&self.call, &*self.permit), None, lines, rules).await;
             }
@@ -265,6 +268,16 @@ impl Importing {
 }
 
 impl MetersService {
+    /// A message without lines: whether lines with keys in clear would be taken at all. It is recorded as
+    /// they would be, so that where nothing can be, this says so before a key is sent.
+    async fn asked(&self, call: &AuditedCall) -> Result<ImportMetersResponse, Status> {
+        if let Err(refused) = self.lifecycle.takes_clear_keys() {
+            return Err(self.audit.failure(call, Subject::NONE, &refused.into()).await);
+        }
+        self.audit.record(self.audit.entry(call, Subject::NONE)).await?;
+        Ok(ImportMetersResponse::default())
+    }
+
     /// One message of an import: a result a line, in order.
     async fn import(
         &self,

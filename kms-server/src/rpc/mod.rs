@@ -23,6 +23,7 @@ mod gate;
 mod health;
 mod in_order;
 mod ledger;
+mod looks;
 mod meters;
 mod newest;
 mod policy;

@@ -257,6 +257,7 @@ fn services(
         audit: Arc::clone(&parts.audit),
         budget: budget.clone(),
         message_bytes_max,
+        looks: Arc::default(),
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dlms::frame::FrameKind;
 use kms_client::{
     ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
 };
@@ -65,7 +66,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: SiteCommand,
     },
-    /// Read the audit log, or check it
+    /// Read the audit log, list its chains, or check it
     #[command(after_help = EXIT_CODES)]
     Audit {
         #[command(subcommand)]
@@ -78,8 +79,8 @@ impl Command {
     pub(crate) fn checked(self) -> Result<Self, Failure> {
         match &self {
             Self::Decrypt(items) | Self::Verify(items) => items.check()?,
-            Self::Meter { command: MeterCommand::Import(import) } => {
-                import.format()?;
+            Self::Meter { command: MeterCommand::Import(import) } if import.template.is_none() => {
+                import.source()?;
             }
             Self::Meter { command: MeterCommand::Seal(seal) } => {
                 seal.format()?;
@@ -128,6 +129,8 @@ pub(crate) struct ImportKey {
 pub(crate) enum AuditCommand {
     /// Show what was done, in order
     List(AuditList),
+    /// List the chains of this site: one a node, that of the node that answers first
+    Nodes,
     /// Show what is done, as it is done; until it is interrupted
     Follow {
         /// Whose chain, 32 hex digits; that of the node that answers otherwise
@@ -213,7 +216,7 @@ pub(crate) struct Seal {
     /// A P-256 private key in PEM (PKCS #8)
     #[arg(long, value_name = "FILE")]
     pub(crate) signing_key: PathBuf,
-    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv) otherwise
+    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv, .tsv) otherwise
     #[arg(long)]
     pub(crate) format: Option<Format>,
 }
@@ -231,7 +234,7 @@ fn format_of(said: Option<Format>, file: &Path) -> Result<ImportFormat, Failure>
         None => ImportFormat::of_path(file).ok_or_else(|| {
             let file = file.display();
             Failure::usage(format!(
-                "{file} does not end in .jsonl, .ndjson or .csv; say --format jsonl or --format csv"
+                "{file} does not end in .jsonl, .ndjson, .csv or .tsv; say --format jsonl or --format csv"
             ))
         }),
     }
@@ -305,7 +308,12 @@ pub(crate) enum Format {
 #[derive(Args)]
 pub(crate) struct Import {
     /// The file; `-` for standard input
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "template")]
+    pub(crate) file: Option<PathBuf>,
+    /// Print a file that can be imported, with every column or field there is, and end; needs no
+    /// connection. Its keys are published ones
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, default_missing_value = "csv")]
+    pub(crate) template: Option<Template>,
     /// Accept all-zero and published test keys
     #[arg(long)]
     pub(crate) allow_test_keys: bool,
@@ -315,18 +323,58 @@ pub(crate) struct Import {
     /// Check everything, change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv) otherwise
+    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv, .tsv) otherwise
     #[arg(long)]
     pub(crate) format: Option<Format>,
 }
 
 impl Import {
-    pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
-        format_of(self.format, &self.file)
+    /// The file, and how it is written.
+    pub(crate) fn source(&self) -> Result<(&Path, ImportFormat), Failure> {
+        let file = self.file.as_deref().ok_or_else(|| Failure::usage("say which file"))?;
+        Ok((file, format_of(self.format, file)?))
     }
 }
 
-#[derive(Args)]
+/// What a template shows.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Template {
+    Csv,
+    Json,
+}
+
+/// What carries the APDU.
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Frame {
+    /// Whatever it begins as
+    #[default]
+    Auto,
+    /// Nothing: it is sent as it is
+    None,
+    /// HDLC, 7E … 7E
+    Hdlc,
+    /// The wrapper of TCP and UDP, 0001 …
+    Wrapper,
+    /// Long frames of the wired M-Bus, 68 L L 68 … 16
+    Mbus,
+    /// Blocks of general-block-transfer, E0 …
+    Gbt,
+}
+
+impl Frame {
+    /// `None`: whatever it begins as.
+    pub(crate) fn kind(self) -> Option<FrameKind> {
+        match self {
+            Self::Auto | Self::None => None,
+            Self::Hdlc => Some(FrameKind::Hdlc),
+            Self::Wrapper => Some(FrameKind::Wrapper),
+            Self::Mbus => Some(FrameKind::MBus),
+            Self::Gbt => Some(FrameKind::BlockTransfer),
+        }
+    }
+}
+
+#[derive(Args, Default)]
 pub(crate) struct Items {
     /// The meter, by the operator's name
     #[arg(long, value_name = "ID", conflicts_with = "system_title")]
@@ -337,10 +385,14 @@ pub(crate) struct Items {
     /// e in 0.0.43.0.e.255; each in turn otherwise
     #[arg(long, value_name = "N")]
     pub(crate) security_setup: Option<u8>,
-    /// One ciphered APDU in hex, spaces allowed; `-`: JSON lines on standard input, such as
+    /// One ciphered APDU in hex, with its frame or without; spaces, colons and dashes do not matter.
+    /// All frames and blocks of one APDU stand one after the other. `-`: JSON lines on standard input, such as
     /// {"meter":"…","apdu":"HEX"}, with system_title, security_setup and id if wanted
     #[arg(long, value_name = "HEX|-")]
     pub(crate) apdu: Option<String>,
+    /// What carries the APDU: it is checked and taken off, and pieces are put together
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub(crate) frame: Frame,
     /// `-`: as --apdu -
     #[arg(value_name = "-", conflicts_with = "apdu")]
     pub(crate) input: Option<String>,

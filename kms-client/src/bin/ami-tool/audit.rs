@@ -1,4 +1,4 @@
-//! `audit list`, `audit follow`, `audit verify`.
+//! `audit list`, `audit nodes`, `audit follow`, `audit verify`.
 
 use std::path::Path;
 
@@ -17,6 +17,7 @@ pub(crate) async fn run(
 ) -> Result<Exit, Failure> {
     match command {
         AuditCommand::List(list) => self::list(client, list, json).await,
+        AuditCommand::Nodes => nodes(client, json).await,
         AuditCommand::Follow { node, after } => {
             let after = match after {
                 Some(after) => after,
@@ -43,6 +44,28 @@ async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, F
     let mut events = client.audit().list(node, after).take(limit.unwrap_or(most).min(most));
     while let Some(event) = events.next().await {
         show(&event?, json)?;
+    }
+    Ok(Exit::Good)
+}
+
+async fn nodes(client: &KmsClient, json: bool) -> Result<Exit, Failure> {
+    for (index, chain) in client.audit().chains().await?.iter().enumerate() {
+        let last = chain.last_ms;
+        if json {
+            say_json(&json!({
+                "node_id": hex::encode(chain.node),
+                "answers": index == 0,
+                "sequence": chain.sequence,
+                "hash": hex::encode(chain.hash),
+                "last_ms": last,
+            }))?;
+        } else {
+            let last =
+                last.map_or_else(|| "no event yet".to_owned(), |at| format!("last {}", date(at)));
+            let answers = if index == 0 { "  (this node)" } else { "" };
+            let node = hex::encode(chain.node);
+            say(&format!("{node}  {:>8} events  {last}{answers}", chain.sequence))?;
+        }
     }
     Ok(Exit::Good)
 }

@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::args::Import;
 use crate::duplicates::SeenValues;
 use crate::failure::{Exit, Failure};
+use crate::refusals::Refusals;
 use crate::text::{say, say_json};
 
 /// Lines read ahead of their results.
@@ -31,40 +32,63 @@ const PLAIN_EVERY: Duration = Duration::from_secs(5);
 struct Due {
     /// Bytes of the file up to its end.
     position: u64,
-    sent: Result<Vec<String>, BadLine>,
+    sent: Result<Sent, BadLine>,
+}
+
+/// What is known of a line that was sent.
+struct Sent {
+    warnings: Vec<String>,
+    has_keys: bool,
 }
 
 pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<Exit, Failure> {
-    let format = what.format()?;
-    let (source, len) = open(&what.file)?;
+    let (path, format) = what.source()?;
+    let (source, len) = open(path)?;
     let rules = ImportRules {
         allow_test_keys: what.allow_test_keys,
         add_versions: what.add_versions,
         dry_run: what.dry_run,
     };
     // Standard input can't be looked at and then read from the start.
-    if len.is_some() && format == ImportFormat::JsonLines && is_sealed_file(open(&what.file)?.0) {
+    if len.is_some() && format == ImportFormat::JsonLines && is_sealed_file(open(path)?.0) {
         return run_sealed(client, source, rules, Report::new(json, what.dry_run, len)).await;
     }
     let (due_sender, mut due) = mpsc::channel(READ_AHEAD);
     let (line_sender, lines) = mpsc::channel(READ_AHEAD);
     // A thread of its own, since files block, and standard input is not waited for at the end.
     std::thread::spawn(move || read_lines(source, format, &due_sender, &line_sender));
-    let mut results = client.meters().import(ReceiverStream::new(lines), rules);
+    let mut lines = Some(lines);
+    let mut results = None;
     let mut report = Report::new(json, what.dry_run, len);
     while let Some(Due { position, sent }) = due.recv().await {
-        let result = match sent {
-            Err(bad) => refused_here(bad),
-            Ok(warnings) => match results.next().await {
-                Some(Ok(mut result)) => {
-                    result.warnings.extend(warnings);
-                    result
-                }
-                Some(Err(error)) => return Err(report.broken_off(Failure::from(error))),
-                None => return Err(report.broken_off(Failure::files("the results ended early"))),
-            },
+        let sent = match sent {
+            Err(bad) => {
+                report.take(&refused_here(bad), position)?;
+                continue;
+            }
+            Ok(sent) => sent,
         };
-        report.take(&result, position)?;
+        if let Some(lines) = lines.take() {
+            // What all lines would be refused for is said once, and before a key has left.
+            if sent.has_keys
+                && let Err(error) = client.meters().may_import().await
+            {
+                return Err(report.not_begun(Failure::from(error)));
+            }
+            results = Some(client.meters().import(ReceiverStream::new(lines), rules));
+        }
+        let result = match &mut results {
+            Some(results) => results.next().await,
+            None => None,
+        };
+        match result {
+            Some(Ok(mut result)) => {
+                result.warnings.extend(sent.warnings);
+                report.take(&result, position)?;
+            }
+            Some(Err(error)) => return Err(report.broken_off(Failure::from(error))),
+            None => return Err(report.broken_off(Failure::files("the results ended early"))),
+        }
     }
     report.finish()
 }
@@ -133,7 +157,10 @@ fn read_lines(
         let was_full = seen.is_full();
         let (sent, line) = match line {
             Err(bad) => (Err(bad), None),
-            Ok(line) => (Ok(seen.warnings(line.line, &line.meter)), Some(line)),
+            Ok(line) => {
+                let warnings = seen.warnings(line.line, &line.meter);
+                (Ok(Sent { warnings, has_keys: !line.meter.keys.is_empty() }), Some(line))
+            }
         };
         if seen.is_full() && !was_full {
             let _ = writeln!(
@@ -175,6 +202,7 @@ struct Report {
     on_terminal: bool,
     /// Of a sealed file.
     is_sealed: bool,
+    refusals: Refusals,
 }
 
 impl Report {
@@ -199,6 +227,7 @@ impl Report {
             bar,
             on_terminal,
             is_sealed: false,
+            refusals: Refusals::default(),
         }
     }
 
@@ -212,10 +241,14 @@ impl Report {
         }
         let ImportResult { line, meter_id, code, reason, warnings, .. } = result;
         let whose = if meter_id.is_empty() { String::new() } else { format!(" ({meter_id})") };
-        if result.outcome == Outcome::Refused {
+        let refused = result.outcome == Outcome::Refused;
+        if refused && self.refusals.take(code, *line, meter_id, reason) {
             self.complain(&format!("line {line}{whose}: {code}: {reason}"));
         }
         for warning in warnings {
+            if !self.refusals.take("warning", *line, meter_id, warning) {
+                continue;
+            }
             self.complain(&format!("line {line}{whose}: warning: {warning}"));
         }
         if !self.on_terminal && self.last_said.elapsed() >= PLAIN_EVERY {
@@ -230,16 +263,32 @@ impl Report {
         self.bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
     }
 
+    fn not_begun(&self, failure: Failure) -> Failure {
+        self.bar.finish_and_clear();
+        failure.after("no line was imported, and no key was sent".to_owned())
+    }
+
     fn broken_off(&self, failure: Failure) -> Failure {
         self.bar.finish_and_clear();
+        self.sum_up();
         failure.after(format!(
             "{}; run it again: lines that arrived stay as they are",
             progress(&self.counts)
         ))
     }
 
+    fn sum_up(&self) {
+        for line in self.refusals.summed_up() {
+            self.complain(&line);
+        }
+    }
+
     fn finish(self) -> Result<Exit, Failure> {
         self.bar.finish_and_clear();
+        if self.counts.lines() == 0 {
+            return Err(Failure::files("there is no meter in the file: nothing was imported"));
+        }
+        self.sum_up();
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.counts.lines() as f64 / seconds.max(0.001);
         let ImportCounts { created, updated, unchanged, refused, .. } = self.counts;

@@ -1,6 +1,6 @@
 //! `decrypt -` and `verify -`: JSON lines in, JSON lines out, in order.
 
-use std::io;
+use std::io::{self, Write as _};
 
 use futures_util::StreamExt as _;
 use kms_client::{Apdu, LINE_LEN_MAX, MeterId, Results, WipedLines, parse_system_title};
@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::args::Items;
 use crate::failure::{Exit, Failure};
-use crate::items::{Answer, parse_apdu};
+use crate::items::{Answer, Telegram};
 use crate::text::say_json;
 
 /// Lines read ahead of their answers.
@@ -31,7 +31,7 @@ struct AskedLine {
 /// What is known of a line when its answer comes.
 enum Due {
     /// It was asked about.
-    Asked { id: Option<Value>, apdu: Apdu },
+    Asked { id: Option<Value>, telegram: Telegram },
     /// It could not be read.
     Bad { line: u64, id: Option<Value>, reason: String },
 }
@@ -46,7 +46,7 @@ pub(crate) async fn answer<A: Answer>(
     // A thread of its own, since standard input blocks, and is not waited for at the end.
     std::thread::spawn(move || read_lines(&defaults, &due_sender, &apdu_sender));
     let mut answers = ask(ReceiverStream::new(apdus));
-    let (mut all_good, mut answered) = (true, 0_u64);
+    let (mut all_good, mut answered, mut doubtful) = (true, 0_u64, 0_u64);
     while let Some(line) = due.recv().await {
         match line {
             Due::Bad { line, id, reason } => {
@@ -56,7 +56,7 @@ pub(crate) async fn answer<A: Answer>(
                 echo(&mut object, id);
                 say_json(&object)?;
             }
-            Due::Asked { id, apdu } => {
+            Due::Asked { id, telegram } => {
                 let progress = format!("{answered} answered before");
                 let answer = match answers.next().await {
                     Some(Ok(answer)) => answer,
@@ -64,12 +64,21 @@ pub(crate) async fn answer<A: Answer>(
                     None => return Err(Failure::files("the answers ended early").after(progress)),
                 };
                 all_good &= answer.verdict().opened();
-                let mut object = answer.to_json(&apdu);
+                doubtful += u64::from(answer.warning().is_some());
+                let mut object = answer.to_json(&telegram);
                 echo(&mut object, id);
                 say_json(&object)?;
             }
         }
         answered += 1;
+    }
+    if doubtful > 0 {
+        // Whoever closed standard error does not want to know.
+        let _ = writeln!(
+            io::stderr(),
+            "warning: {doubtful} of {answered} plaintexts were not authenticated and begin as neither an \
+             APDU nor a P1 telegram: they may have been opened with wrong keys"
+        );
     }
     Ok(Exit::good_if(all_good))
 }
@@ -88,7 +97,10 @@ fn read_lines(defaults: &Items, due: &mpsc::Sender<Due>, apdus: &mpsc::Sender<Ap
             Err(bad) => Due::Bad { line: bad.line, id: None, reason: bad.reason },
         };
         // First what is due, then the question: so an answer always finds what it belongs to.
-        let apdu = if let Due::Asked { apdu, .. } = &parsed { Some(apdu.clone()) } else { None };
+        let apdu = match &parsed {
+            Due::Asked { telegram, .. } => Some(telegram.apdu.clone()),
+            Due::Bad { .. } => None,
+        };
         let sent = due.blocking_send(parsed).is_ok();
         if !sent || apdu.is_some_and(|apdu| apdus.blocking_send(apdu).is_err()) {
             return;
@@ -106,16 +118,16 @@ fn parse(defaults: &Items, line: u64, text: &[u8]) -> Due {
         }
     };
     let id = asked.id.clone();
-    match to_apdu(defaults, asked) {
-        Ok(apdu) => Due::Asked { id, apdu },
+    match to_telegram(defaults, asked) {
+        Ok(telegram) => Due::Asked { id, telegram },
         Err(reason) => Due::Bad { line, id, reason },
     }
 }
 
 /// The line's own words come first; the command line fills in what it leaves out.
-fn to_apdu(defaults: &Items, asked: AskedLine) -> Result<Apdu, String> {
+fn to_telegram(defaults: &Items, asked: AskedLine) -> Result<Telegram, String> {
     let AskedLine { meter, system_title, security_setup, apdu, id: _ } = asked;
-    let mut apdu = parse_apdu(&apdu)?;
+    let Telegram { mut apdu, frames } = Telegram::parse(&apdu, defaults.frame)?;
     let names_its_meter = meter.is_some() || system_title.is_some();
     let meter = meter.map(|meter| MeterId::new(&meter)).transpose();
     let title = system_title.map(|title| parse_system_title(&title)).transpose();
@@ -133,7 +145,7 @@ fn to_apdu(defaults: &Items, asked: AskedLine) -> Result<Apdu, String> {
     if let Some(setup) = security_setup.or(defaults.security_setup) {
         apdu = apdu.under_setup(setup);
     }
-    Ok(apdu)
+    Ok(Telegram { apdu, frames })
 }
 
 #[cfg(test)]
@@ -141,7 +153,7 @@ mod tests {
     use super::*;
 
     fn defaults() -> Items {
-        Items { meter: None, system_title: None, security_setup: Some(1), apdu: None, input: None }
+        Items { security_setup: Some(1), ..Items::default() }
     }
 
     #[test]
@@ -157,10 +169,10 @@ mod tests {
     #[test]
     fn the_line_comes_before_the_command_line() {
         let line = br#"{"meter":"m","apdu":"DB 08","security_setup":2}"#;
-        let Due::Asked { apdu, .. } = parse(&defaults(), 1, line) else {
+        let Due::Asked { telegram, .. } = parse(&defaults(), 1, line) else {
             panic!("a good line was refused");
         };
         let expected = Apdu::new(vec![0xDB, 8]).unwrap().of_meter(MeterId::new("m").unwrap());
-        assert_eq!(apdu, expected.under_setup(2));
+        assert_eq!(telegram.apdu, expected.under_setup(2));
     }
 }

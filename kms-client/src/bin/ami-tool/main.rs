@@ -13,8 +13,10 @@ mod import;
 mod items;
 mod lines;
 mod meter;
+mod refusals;
 mod seal;
 mod site;
+mod template;
 mod text;
 
 use std::io::{self, Write as _};
@@ -56,6 +58,11 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
     // Sealing takes place where the keys are, which need not be where the service is.
     if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
         return seal::run(what, json);
+    }
+    if let Command::Meter { command: args::MeterCommand::Import(what) } = &command
+        && let Some(format) = what.template
+    {
+        return template::print(format);
     }
     let config = ClientConfig::load(&config)?;
     let client = KmsClient::connect(config).await?.with_request_id(id.clone());

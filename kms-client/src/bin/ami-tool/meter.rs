@@ -7,7 +7,7 @@ use std::path::Path;
 use futures_util::StreamExt as _;
 use kms_client::{
     DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName, NewMeter,
-    title_text,
+    TextReader, title_text,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -60,7 +60,7 @@ fn read_wiped(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     };
     // Never grown: a larger vector would leave the smaller one's bytes behind.
     let mut text = Zeroizing::new(Vec::with_capacity(LINE_LEN_MAX + 64));
-    source.take(LINE_LEN_MAX as u64 + 1).read_to_end(&mut text).map_err(failed)?;
+    TextReader::new(source).take(LINE_LEN_MAX as u64 + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() > LINE_LEN_MAX {
         let path = path.display();
         return Err(Failure::files(format!(
