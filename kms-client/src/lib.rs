@@ -56,7 +56,7 @@ pub use lines::{BadLine, ImportFormat, ImportLine, ImportLines, LINE_LEN_MAX, Li
 pub use meter::{
     KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
 };
-pub use meters::{Created, Meters};
+pub use meters::{Created, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
 pub use request_id::{BadRequestId, RequestId};
 pub use sealed::{

@@ -30,6 +30,7 @@ fn row(method: Method) -> Row {
     use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
         Method::CipheringDecryptBatch => (&[Hes], DONE),
@@ -41,6 +42,9 @@ fn row(method: Method) -> Row {
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
+        // Never by one person alone.
+        Method::MetersReadmitMeter => (&[AmiAdmin], SECOND_PERSON),
+        Method::MetersSetPolicy => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
         Method::MetersGetImportKey => (&[AmiAdmin], DONE),
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
@@ -62,7 +66,6 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMic
         | Method::CipheringVerifyMicBatch
         | Method::CipheringVerifyMicStream
-        | Method::MetersImportMeters
         | Method::AuditFollowEvents
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall => false,
@@ -70,6 +73,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetMeter
         | Method::MetersListMeters
         | Method::MetersDeleteMeter
+        | Method::MetersReadmitMeter
+        | Method::MetersSetPolicy
+        | Method::MetersImportMeters
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain

@@ -57,7 +57,7 @@ async fn a_server_whose_token_hangs_ends_within_its_drain_time() {
     let hanging: Vec<_> = (0..6)
         .map(|_| {
             let hes = hes.clone();
-            tokio::spawn(async move { hes.decrypt(apdu(push(1))).await })
+            tokio::spawn(async move { hes.decrypt(&apdu(push(1))).await })
         })
         .collect();
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -1,20 +1,24 @@
 //! Keys' lives: meters come, bring keys, and go.
 //!
 //! An import is checked line by line ([`checks`]), laid beside what is known of the meter
-//! ([`merging`]), and committed for all of its blocks at once ([`importing`]). What a sealed file must
-//! show before the token takes its keys is in [`sealed`].
+//! ([`merging`]) and of its key values ([`values`]), and committed for all of its blocks at once
+//! ([`importing`]). What a sealed file must show before the token takes its keys is in [`sealed`], what
+//! people decide about one meter in [`standing`].
 
 mod checks;
 mod importing;
 mod merging;
 mod sealed;
+mod standing;
 mod value;
+mod values;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OnceCell;
 
 pub use sealed::{BadSigner, SealedChunk, SealedFile, SealedHeader, Signers};
+pub use standing::Readmitted;
 pub use value::{KeyValue, TakenValue};
 
 use crate::{
@@ -74,6 +78,8 @@ pub struct ImportRules {
     pub add_versions: bool,
     /// Check everything, change nothing.
     pub dry_run: bool,
+    /// A known meter gets the policy of its line.
+    pub change_policy: bool,
 }
 
 /// What an accepted line did.
@@ -192,6 +198,7 @@ pub struct Lifecycle {
     randomness: Arc<dyn Randomness>,
     signers: Signers,
     import_key: OnceCell<ImportKey>,
+    known_kinds: values::KnownKinds,
 }
 
 impl Lifecycle {
@@ -212,6 +219,7 @@ impl Lifecycle {
             randomness,
             signers: Signers::default(),
             import_key: OnceCell::new(),
+            known_kinds: values::KnownKinds::default(),
         }
     }
 

@@ -24,15 +24,15 @@ use super::{
     connection::Peer,
     drain::{DrainWatch, Phase},
     figures::Figures,
+    import_call,
     policy::{Permit, Policy},
     recording::{call_of, record_waiting},
     request_id::{RequestId, RequestIds},
     status::{Refused, name_request},
-    summary::about,
     tls::{Distrust, Tls},
     upload::Upload,
     verb::Verb,
-    whole::Whole,
+    whole::Asked,
 };
 use crate::{audit::Audit, domain::ports::Clock};
 
@@ -78,20 +78,22 @@ impl Gatekeeper {
         permit: &Permit,
     ) -> Result<Request<Body>, Status> {
         let id: Option<RequestId> = request.extensions().get().cloned();
-        let whole = Whole::read(request, self.message_bytes_max).await?;
-        let second = match self.approvals.pass(permit, whole.message()) {
+        let asked = match permit.verb() {
+            Verb::ImportMeters => import_call::read(request, self.message_bytes_max).await?,
+            verb => Asked::read(verb, request, self.message_bytes_max).await?,
+        };
+        let second = match self.approvals.pass(permit, &asked) {
             Ok(second) => second,
             Err(refused) => {
                 if let Some(audit) = &self.audit {
                     let call = call_of(permit.caller(), permit.verb(), id.as_ref());
-                    record_waiting(audit, call, &refused, about(permit.verb(), whole.message()))
-                        .await?;
+                    record_waiting(audit, call, &refused, asked.about).await?;
                 }
                 return Err(refused.into());
             }
         };
         tracing::info!(approver = %second.approver, number = second.number, "passes with two people");
-        let mut request = whole.into_request();
+        let mut request = asked.request;
         request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
         Ok(request)
     }

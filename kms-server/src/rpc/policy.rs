@@ -66,9 +66,12 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream => &[Hes],
-            Self::CreateMeter | Self::DeleteMeter | Self::ImportMeters | Self::GetImportKey => {
-                &[AmiAdmin]
-            }
+            Self::CreateMeter
+            | Self::DeleteMeter
+            | Self::ReadmitMeter
+            | Self::SetPolicy
+            | Self::ImportMeters
+            | Self::GetImportKey => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
@@ -463,6 +466,7 @@ mod tests {
             let due = match verb.name().split('/').next().unwrap() {
                 "Ciphering" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
+                _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),
                 _ => None,
             };

@@ -205,7 +205,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{BlockNo, Fingerprint, Head, MeterId},
-        store::{MeterPlace, StoreError, StoredBlock},
+        store::{Holder, MeterPlace, StoreError, StoredBlock},
     };
 
     /// A database that only counts, in its way.
@@ -253,11 +253,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn holders_of(
-            &self,
-            _: &[Fingerprint],
-            _: u32,
-        ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+        async fn holders_of(&self, _: &[Fingerprint], _: u32) -> Result<Vec<Holder>, StoreError> {
             Ok(Vec::new())
         }
     }

@@ -69,6 +69,11 @@ pub(super) enum Refused {
     TooManyCalls(u32),
     #[error("the message is longer than {0} bytes; send less at once")]
     MessageTooLarge(usize),
+    #[error(
+        "an import in clear that needs two people is read whole before the second is asked: send at most \
+         {0} lines, and at once; or seal the file (ami-tool meter seal), which may have any length"
+    )]
+    ImportTooLong(usize),
     #[error("the batch has {items} items and the limit is {limit}; send smaller ones")]
     BatchTooLarge { items: usize, limit: usize },
     #[error("the server is busy: {0} items are in flight; try again")]
@@ -119,6 +124,7 @@ impl Refused {
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            Self::ImportTooLong(_) => (Code::InvalidArgument, "IMPORT_TOO_LONG"),
             Self::BatchTooLarge { .. } => (Code::ResourceExhausted, "BATCH_TOO_LARGE"),
             Self::Busy(_) | Self::BytesBusy(_) => (Code::ResourceExhausted, "BUSY"),
             Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
@@ -150,7 +156,9 @@ impl Refused {
                 ("approval_id", number.to_string()),
                 ("expires", expires_ms.to_string()),
             ],
-            Self::TooManyWaiting(limit) => vec![("limit", limit.to_string())],
+            Self::TooManyWaiting(limit) | Self::ImportTooLong(limit) => {
+                vec![("limit", limit.to_string())]
+            }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
                 vec![("limit", limit.to_string())]
