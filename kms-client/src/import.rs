@@ -37,12 +37,14 @@ pub struct ImportRules {
     pub add_versions: bool,
     /// Check everything, change nothing.
     pub dry_run: bool,
+    /// A known meter gets the policy of its line.
+    pub change_policy: bool,
 }
 
 impl ImportRules {
     pub(crate) fn to_wire(self) -> v1::ImportRules {
-        let Self { allow_test_keys, add_versions, dry_run } = self;
-        v1::ImportRules { allow_test_keys, add_versions, dry_run }
+        let Self { allow_test_keys, add_versions, dry_run, change_policy } = self;
+        v1::ImportRules { allow_test_keys, add_versions, dry_run, change_policy }
     }
 }
 

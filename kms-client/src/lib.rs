@@ -63,7 +63,7 @@ pub use lines::{
 pub use meter::{
     KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
 };
-pub use meters::{Created, DamagedMeter, Listed, Meters};
+pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
 pub use request_id::{BadRequestId, RequestId};
 pub use sealed::{

@@ -262,7 +262,7 @@ impl NewKey {
 }
 
 impl MeterPolicy {
-    fn to_wire(&self) -> v1::MeterPolicy {
+    pub(crate) fn to_wire(&self) -> v1::MeterPolicy {
         let title = |title: &Option<SystemTitle>| {
             title.map(|title| title.as_bytes().to_vec()).unwrap_or_default().into()
         };

@@ -4,6 +4,7 @@ use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_proto::v1;
 use kms_proto::v1::meters_client::MetersClient;
+use serde::Serialize;
 use tonic::{Request, Response};
 
 use crate::call::{CallError, ProtocolError};
@@ -12,7 +13,7 @@ use crate::flow::Results;
 use crate::import::{self, ImportResults, ImportRules};
 use crate::lines::ImportLine;
 use crate::link::Link;
-use crate::meter::{Meter, NewMeter};
+use crate::meter::{Meter, MeterPolicy, NewMeter};
 use crate::names::{MeterId, MeterName};
 use crate::retry::Safety;
 use crate::sealed::{self, ImportKey, SealedPart};
@@ -34,6 +35,17 @@ pub struct Created {
     pub meter: Meter,
     /// What is worth a look: a key value that another meter has, for one.
     pub warnings: Vec<String>,
+}
+
+/// A deleted meter that may be created again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Readmitted {
+    /// Milliseconds since 1970. Sealed files are taken that were sealed later.
+    pub deleted_ms: u64,
+    /// Key values that stay known.
+    pub keys_known: u32,
+    /// Those of them that were active, and may come back.
+    pub keys_that_may_come_back: u32,
 }
 
 impl Meters {
@@ -112,6 +124,36 @@ impl Meters {
             Err(CallError::SecondPersonNeeded { .. }) => Ok(()),
             other => other,
         }
+    }
+
+    /// Lets a deleted meter be created again; it always takes a second person. Not tried again once it may
+    /// have arrived.
+    pub async fn readmit(
+        &self,
+        meter_id: &MeterId,
+        system_title: &SystemTitle,
+    ) -> Result<Readmitted, CallError> {
+        let request = v1::ReadmitMeterRequest {
+            meter_id: meter_id.to_string(),
+            system_title: system_title.as_bytes().to_vec().into(),
+        };
+        let send = |link, request| async move { wire(link).readmit_meter(request).await };
+        let reply = self.client.transport().call(Safety::Once, request, send).await?;
+        let v1::ReadmitMeterResponse { deleted_ms, keys_known, keys_that_may_come_back } = reply;
+        Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back })
+    }
+
+    /// Replaces all of a meter's policy. Not tried again once it may have arrived.
+    pub async fn set_policy(
+        &self,
+        meter_id: &MeterId,
+        policy: &MeterPolicy,
+    ) -> Result<Meter, CallError> {
+        let request =
+            v1::SetPolicyRequest { meter_id: meter_id.to_string(), policy: Some(policy.to_wire()) };
+        let send = |link, request| async move { wire(link).set_policy(request).await };
+        let reply = self.client.transport().call(Safety::Once, request, send).await?;
+        Ok(present(reply.meter)?)
     }
 
     /// Imports lines: one result a line, in order. To import the same lines again changes nothing,

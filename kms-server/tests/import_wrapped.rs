@@ -210,7 +210,7 @@ fn resigned(
     let mut body = v1::SealedHeaderBody::decode(whole.body.clone()).unwrap();
     header(&mut body);
     whole.body = body.encode_to_vec().into();
-    whole.signature = sign([b"ami.kms/sealed-import/1/header", &whole.body[..]].concat());
+    whole.signature = sign([b"ami.kms/sealed-import/2/header", &whole.body[..]].concat());
     let hash = Sha256::digest(&whole.body);
     let chunk = chunk(&mut part);
     let mut body = v1::SealedBody::decode(chunk.body.clone()).unwrap();
@@ -218,7 +218,7 @@ fn resigned(
     chunk.body = body.encode_to_vec().into();
     chunk.signature = sign(
         [
-            b"ami.kms/sealed-import/1/chunk",
+            b"ami.kms/sealed-import/2/chunk",
             &hash[..],
             &chunk.number.to_be_bytes(),
             &[u8::from(chunk.last)],

@@ -7,8 +7,10 @@ mod rpc_support;
 use std::time::Duration;
 
 use kms_proto::v1::{
-    Approval, ApproveCallRequest, ApproveCallResponse, DeleteMeterRequest, ListApprovalsRequest,
-    ListApprovalsResponse,
+    Approval, ApproveCallRequest, ApproveCallResponse, DeleteMeterRequest, ImportLine,
+    ImportMetersRequest, ImportMetersResponse, ImportRules, KeyKind, ListApprovalsRequest,
+    ListApprovalsResponse, MeterPolicy, NewKey, NewMeter, ReadmitMeterRequest, SealedChunk,
+    SealedHeader, SealedHeaderBody, SealedPart,
 };
 use kms_server::rpc::{CallerName, Policy, Role};
 use prost::Message;
@@ -35,7 +37,7 @@ fn policy() -> Policy {
         caller("dora", &[Approver]),
     ];
     let policy = Policy::new(callers.into_iter().chain(many));
-    policy.with_dual_control(["Meters/DeleteMeter"]).unwrap()
+    policy.with_dual_control(["Meters/DeleteMeter", "Meters/ImportMeters"]).unwrap()
 }
 
 async fn site() -> Site {
@@ -252,4 +254,166 @@ async fn calls_that_need_one_person_pass_as_before() {
     for path in ["/ami.kms.v1.Meters/GetMeter", "/ami.kms.v1.Meters/CreateMeter"] {
         is(&rpc_support::call(&ann, path).await, PASSED);
     }
+}
+
+/// One import, message by message; `open`: its end does not come.
+async fn import(
+    channel: &Channel,
+    messages: Vec<ImportMetersRequest>,
+    open: bool,
+) -> Result<(), Status> {
+    use futures_util::StreamExt as _;
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let codec = tonic_prost::ProstCodec::<ImportMetersRequest, ImportMetersResponse>::default();
+    let rest = if open {
+        futures_util::stream::pending().left_stream()
+    } else {
+        futures_util::stream::empty().right_stream()
+    };
+    let messages = tokio_stream::iter(messages).chain(rest);
+    let path = "/ami.kms.v1.Meters/ImportMeters".parse().unwrap();
+    let call = client.streaming(tonic::Request::new(messages), path, codec);
+    let answer = tokio::time::timeout(SOON, call).await.expect("no answer")?;
+    answer.into_inner().message().await.map(drop)
+}
+
+const RULES: ImportRules = ImportRules {
+    allow_test_keys: false,
+    add_versions: true,
+    dry_run: false,
+    change_policy: false,
+};
+
+fn lines(numbers: std::ops::Range<u64>) -> Vec<ImportLine> {
+    let guek = NewKey {
+        kind: KeyKind::Guek as i32,
+        clear_value: b"SECRET-KEY-BYTES"[..].into(),
+        ..Default::default()
+    };
+    let policy = MeterPolicy { allow_encryption_only: true, ..Default::default() };
+    let meter = |n: u64| NewMeter {
+        meter_id: format!("m-{n}"),
+        system_title: n.to_be_bytes().to_vec().into(),
+        keys: vec![guek.clone()],
+        policy: Some(policy.clone()),
+        ..Default::default()
+    };
+    numbers.map(|n| ImportLine { line: n, meter: Some(meter(n)) }).collect()
+}
+
+fn clear(lines: Vec<ImportLine>) -> ImportMetersRequest {
+    ImportMetersRequest { rules: Some(RULES), lines, sealed: None }
+}
+
+fn sealed(file_id: u8, number: u32) -> ImportMetersRequest {
+    let body = SealedHeaderBody {
+        file_id: vec![file_id; 16].into(),
+        signer: "maker".into(),
+        count: 900,
+        sealed_ms: 1_767_225_600_000,
+        ..Default::default()
+    };
+    let header = SealedHeader { body: body.encode_to_vec().into(), signature: vec![1; 64].into() };
+    let chunk = SealedChunk { number, ..Default::default() };
+    let sealed = Some(SealedPart { header: Some(header), chunk: Some(chunk) });
+    ImportMetersRequest { rules: Some(RULES), lines: Vec::new(), sealed }
+}
+
+#[tokio::test]
+async fn an_import_in_clear_waits_for_all_of_its_lines_and_its_rules() {
+    let site = site().await;
+    let (ann, dora) = (site.caller("ann").await, site.caller("dora").await);
+    let id = number(import(&ann, vec![clear(lines(1..4))], false).await);
+    let shown = list(&dora).await.remove(0);
+    assert_eq!(
+        shown.summary,
+        "3 lines in clear, meters [\"m-1\", \"m-2\", \"m-3\"], keys: 3 GUEK, \
+         policy AUTHENTICATED + allow_encryption_only, rules: add_versions"
+    );
+    approve(&dora, &id).await.unwrap();
+    // Another line, other rules, lines changed over: another import.
+    let mut other = lines(1..4);
+    other[2].meter.as_mut().unwrap().keys[0].clear_value = b"ANOTHER-KEYBYTES"[..].into();
+    let mut turned = lines(1..4);
+    turned.swap(0, 1);
+    let rules = ImportRules { change_policy: true, ..RULES };
+    for different in [
+        clear(lines(1..3)),
+        clear(other),
+        clear(turned),
+        ImportMetersRequest { rules: Some(rules), ..clear(lines(1..4)) },
+    ] {
+        assert_ne!(number(import(&ann, vec![different], false).await), id);
+    }
+    // However the lines are spread over messages; and once.
+    let spread = || vec![clear(lines(1..2)), clear(lines(2..4))];
+    is(&import(&ann, spread(), false).await, PASSED);
+    assert_ne!(number(import(&ann, spread(), false).await), id);
+}
+
+#[tokio::test]
+async fn an_import_in_clear_that_is_too_long_to_be_approved_says_so() {
+    let site = site().await;
+    let ann = site.caller("ann").await;
+    let too_long = (Code::InvalidArgument, "IMPORT_TOO_LONG");
+    let many = (0..3).map(|n| clear(lines(n * 400..n * 400 + 400))).collect();
+    is(&import(&ann, many, false).await, too_long);
+    // A client that waits for results before it sends the rest is not left to wait.
+    is(&import(&ann, vec![clear(lines(0..9))], true).await, too_long);
+    let mixed = vec![clear(lines(0..1)), sealed(1, 0)];
+    is(&import(&ann, mixed, false).await, (Code::InvalidArgument, "BAD_FIELD"));
+    is(&import(&ann, Vec::new(), false).await, (Code::InvalidArgument, "BAD_FIELD"));
+}
+
+#[tokio::test]
+async fn an_import_of_a_sealed_file_waits_for_its_header_and_goes_on_where_it_broke_off() {
+    let site = site().await;
+    let (ann, bob, dora) =
+        (site.caller("ann").await, site.caller("bob").await, site.caller("dora").await);
+    // Nobody waits for the end of the file.
+    let id = number(import(&ann, vec![sealed(1, 0)], true).await);
+    let shown = list(&dora).await.remove(0);
+    let file = "01".repeat(16);
+    assert_eq!(
+        shown.summary,
+        format!(
+            "sealed file {file} of signer \"maker\", sealed at 2026-01-01T00:00:00Z, 900 lines, \
+             rules: add_versions"
+        )
+    );
+    approve(&dora, &id).await.unwrap();
+    is(&import(&ann, vec![sealed(1, 0), sealed(1, 1)], false).await, PASSED);
+    is(&import(&ann, vec![sealed(1, 1)], false).await, PASSED);
+    // Another file, other rules, somebody else, or too late.
+    assert_ne!(number(import(&ann, vec![sealed(2, 0)], false).await), id);
+    let rules = Some(ImportRules { change_policy: true, ..RULES });
+    let other = ImportMetersRequest { rules, ..sealed(1, 1) };
+    assert_ne!(number(import(&ann, vec![other], false).await), id);
+    assert_ne!(number(import(&bob, vec![sealed(1, 1)], false).await), id);
+    site.clock.advance(LIFE);
+    assert_ne!(number(import(&ann, vec![sealed(1, 1)], false).await), id);
+}
+
+#[tokio::test]
+async fn a_meter_is_readmitted_by_two_people_whatever_the_policy_says() {
+    let policy = Policy::new([
+        (CallerName::new("ann").unwrap(), vec![Role::AmiAdmin, Role::Approver]),
+        (CallerName::new("dora").unwrap(), vec![Role::Approver]),
+    ]);
+    assert!(policy.dual_control().is_empty());
+    let site = Site::start_changed(|_, config| config.policy = policy).await;
+    let (ann, dora) = (site.caller("ann").await, site.caller("dora").await);
+    let readmit = async || -> Result<(), Status> {
+        let request =
+            ReadmitMeterRequest { meter_id: "m-1".into(), system_title: vec![7; 8].into() };
+        send(&ann, "/ami.kms.v1.Meters/ReadmitMeter", request).await
+    };
+    let id = number(readmit().await);
+    assert_eq!(list(&dora).await[0].summary, "deleted meter \"m-1\", title 0707070707070707");
+    is(&approve(&ann, &id).await, (Code::PermissionDenied, "OWN_CALL"));
+    approve(&dora, &id).await.unwrap();
+    is(&readmit().await, PASSED);
+    is(&readmit().await, NEEDED);
+    is(&delete(&ann, "m-1").await, PASSED);
 }

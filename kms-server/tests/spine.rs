@@ -111,7 +111,7 @@ on_a_token! {
                 key(KeyKind::Guek, value(1, first)), key(KeyKind::Guek, value(1, first + 1)),
                 key(KeyKind::Gak, value(1, second)), key(KeyKind::Gak, value(1, second + 1)),
             ];
-            site.add(meter_with(1, keys(old, new), MeterPolicy::default())).await;
+            site.add_versions(meter_with(1, keys(old, new), MeterPolicy::default())).await;
             for (guek, gak) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
                 let apdu = push_with(1, 0x30, &value(1, old + guek), &value(1, new + gak), PLAIN);
                 let (outcome, _) = site.open(&apdu, Named::InApdu).await;
@@ -131,7 +131,7 @@ on_a_token! {
                 in_hsm(key(KeyKind::Guek, value(1, 10))), in_hsm(key(KeyKind::Guek, value(1, 11))),
                 key(KeyKind::Guek, value(1, 12)), key(KeyKind::Gak, value(1, GAK)),
             ];
-            site.add(meter_with(1, keys, MeterPolicy::default())).await;
+            site.add_versions(meter_with(1, keys, MeterPolicy::default())).await;
             for (version, salt) in [(1, 10), (2, 11), (3, 12)] {
                 let apdu = push_with(1, 0x30, &value(1, salt), &value(1, GAK), PLAIN);
                 let (outcome, plaintext) = site.open(&apdu, Named::InApdu).await;
@@ -341,7 +341,7 @@ on_a_token! {
         });
     }
 
-    fn a_deleted_meter_opens_nothing_and_may_come_back(home) {
+    fn a_deleted_meter_opens_nothing_and_comes_back_readmitted_only(home) {
         run(async {
             let site = Site::new(home).await;
             site.add(meter(1)).await;
@@ -356,6 +356,10 @@ on_a_token! {
             assert!(matches!(site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await, Err(LifecycleError::NotFound(_))));
             assert!(matches!(site.lifecycle.get(&id).await, Err(LifecycleError::NotFound(_))));
             assert_eq!(site.verdict(&push(2, PLAIN)).await, Verdict::Ok);
+            let refused = site.import(vec![meter(1)], ImportRules::default()).await;
+            assert_eq!(outcomes(&refused), [Err("METER_DELETED")]);
+            assert_eq!(site.verdict(&apdu).await, Verdict::UnknownMeter);
+            site.lifecycle.readmit(&call("Meters/ReadmitMeter"), &id, &title(1)).await.unwrap();
             site.add(meter(1)).await;
             assert_eq!(site.verdict(&apdu).await, Verdict::Ok);
         });

@@ -33,7 +33,7 @@ const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 const PROMISED: Duration = Duration::from_secs(1);
 
 fn options() -> Options {
-    Options { blocks: 64, arena_bytes: 8 << 20, allow_clear: true }
+    Options { blocks: 64, arena_bytes: 8 << 20, ..Options::default() }
 }
 
 /// A node over `cluster`'s database, warm and following.
@@ -165,7 +165,8 @@ on_a_token! {
                     ..MeterPolicy::default()
                 };
                 let stricter = || meter_with(n, Vec::new(), strict.clone());
-                change(writer, stricter, ImportRules::default()).await;
+                let rules = ImportRules { change_policy: true, ..ImportRules::default() };
+                change(writer, stricter, rules).await;
                 let policy = by_all(&nodes, &weak, Verdict::PolicyRefused).await;
 
                 // A further key.

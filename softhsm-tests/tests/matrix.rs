@@ -30,6 +30,7 @@ fn row(method: Method) -> Row {
     use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
         Method::CipheringDecryptBatch => (&[Hes], DONE),
@@ -42,6 +43,9 @@ fn row(method: Method) -> Row {
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersBuryDamagedMeter => (&[AmiAdmin], BAD_FIELD),
+        // Never by one person alone.
+        Method::MetersReadmitMeter => (&[AmiAdmin], SECOND_PERSON),
+        Method::MetersSetPolicy => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
         Method::MetersGetImportKey => (&[AmiAdmin], DONE),
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
@@ -63,7 +67,6 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMic
         | Method::CipheringVerifyMicBatch
         | Method::CipheringVerifyMicStream
-        | Method::MetersImportMeters
         | Method::AuditFollowEvents
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall => false,
@@ -72,6 +75,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersListMeters
         | Method::MetersDeleteMeter
         | Method::MetersBuryDamagedMeter
+        | Method::MetersReadmitMeter
+        | Method::MetersSetPolicy
+        | Method::MetersImportMeters
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain

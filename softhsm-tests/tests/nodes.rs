@@ -20,10 +20,12 @@ use std::{
 
 use common::{
     Home, blank_home, client, copy, eventually,
-    fleet::{GAK, GUEK, PLAIN, add, apdu, id, line, push, push_with, title, value},
+    fleet::{GAK, GUEK, PLAIN, add, apdu, id, line, push, push_with, value},
     warm,
 };
-use kms_client::{CallError, KmsClient, MeterId, MeterName, Verdict};
+use kms_client::{
+    CallError, KmsClient, MeterId, MeterName, MeterPolicy, MinimumProtection, Verdict,
+};
 use postgres_common::{Cluster, USER};
 use softhsm_tests::{Authority, Role, Running, settings::quoted};
 
@@ -190,15 +192,6 @@ impl Load {
     }
 }
 
-/// A line that gives a meter a stricter policy and nothing else.
-fn stricter(n: u64) -> String {
-    let title = hex::encode_upper(title(n).as_bytes());
-    format!(
-        r#"{{"meter_id":"{}","system_title":"{title}","policy":{{"minimum_protection":"AUTHENTICATED_ENCRYPTED"}},"keys":[]}}"#,
-        id(n)
-    )
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_a_policy_and_a_deletion_count_at_three_nodes_within_a_second_under_load() {
     let cluster = cluster();
@@ -212,7 +205,9 @@ async fn an_import_a_policy_and_a_deletion_count_at_three_nodes_within_a_second_
         let weak = push_with(n, 0x10, &value(n, GUEK), &value(n, GAK), PLAIN);
         add(writer, &[line(n)]).await;
         let import = by_all(&nodes, &weak, Verdict::Ok).await;
-        add(writer, &[stricter(n)]).await;
+        let minimum_protection = Some(MinimumProtection::AuthenticatedEncrypted);
+        let stricter = MeterPolicy { minimum_protection, ..MeterPolicy::default() };
+        writer.meters().set_policy(&id(n).parse().unwrap(), &stricter).await.unwrap();
         let policy = by_all(&nodes, &weak, Verdict::PolicyRefused).await;
         by_all(&nodes, &good, Verdict::Ok).await;
         writer.meters().delete(&id(n).parse().unwrap()).await.unwrap();

@@ -37,7 +37,7 @@ fn two_people_delete_a_meter_and_one_does_not() {
     let running = home.start().unwrap();
     let [admin, dev, approver, auditor] =
         [Role::AmiAdmin, Role::Dev, Role::Approver, Role::Auditor].map(|role| home.ami_tool(role));
-    // Imports are streams: they need one person.
+    // Imports are not named.
     assert_eq!(run(&admin, &["meter", "import", "-", "--format", "jsonl"], &line(1)).0, Some(0));
     let meter = id(1);
 
@@ -101,5 +101,86 @@ fn two_people_delete_a_meter_and_one_does_not() {
     );
     let (code, said, _) = run(&auditor, &["audit", "verify"], "");
     assert_eq!(code, Some(0), "{said}");
+    assert!(running.stop().unwrap().success());
+}
+
+/// The number under which a command waits.
+#[track_caller]
+fn number(tool: &AmiTool, arguments: &[&str], input: &str) -> String {
+    let (code, _, said) = run(tool, arguments, input);
+    assert_eq!(code, Some(1), "{said}");
+    let (_, rest) = said.split_once("ami-tool approvals approve ").expect(&said);
+    rest.chars().take_while(char::is_ascii_digit).collect()
+}
+
+/// Approves what waits under this number; what the second person was shown.
+#[track_caller]
+fn approve(tool: &AmiTool, number: &str) -> String {
+    let (_, listed, _) = run(tool, &["approvals", "list", "--json"], "");
+    let mut waiting = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let one = waiting.find(|one| one["approval_id"] == number).unwrap();
+    assert_eq!(run(tool, &["approvals", "approve", number], "").0, Some(0));
+    one["summary"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn two_people_import_set_a_policy_and_readmit_a_deleted_meter() {
+    let calls = "[\"Meters/ImportMeters\", \"Meters/SetPolicy\"]";
+    let home = home_with(&[("rpc", "dual_control", calls)]);
+    let running = home.start().unwrap();
+    let [admin, approver, auditor] =
+        [Role::AmiAdmin, Role::Approver, Role::Auditor].map(|role| home.ami_tool(role));
+    let meter = id(1);
+    let import: &[&str] = &["meter", "import", "-", "--format", "jsonl"];
+    // One person alone brings nothing in; with the second it is exactly these lines, once.
+    let lines = line(1);
+    let waits = number(&admin, import, &lines);
+    assert_eq!(run(&admin, &["meter", "get", &meter], "").0, Some(1));
+    let shown = approve(&approver, &waits);
+    assert!(
+        shown.starts_with("1 lines in clear, meters [") && shown.ends_with("no rules"),
+        "{shown}"
+    );
+    assert_ne!(number(&admin, import, &[line(1), line(2)].join("\n")), waits);
+    assert_eq!(run(&admin, import, &lines).0, Some(0));
+    assert_eq!(run(&admin, &["meter", "get", &meter], "").0, Some(0));
+
+    let policy = "{\"allow_encryption_only\": true}";
+    let set: &[&str] = &["meter", "set-policy", &meter, "--from", "-"];
+    let waits = number(&admin, set, policy);
+    let shown = approve(&approver, &waits);
+    assert_eq!(shown, format!("meter \"{meter}\", policy AUTHENTICATED + allow_encryption_only"));
+    let (code, said, _) = run(&admin, set, policy);
+    assert_eq!(code, Some(0));
+    assert!(said.contains("encryption-only allowed"), "{said}");
+
+    // Deleted, and back: never by one person, and not by an import.
+    let (_, said, _) = run(&admin, &["meter", "get", &meter, "--json"], "");
+    let title =
+        serde_json::from_str::<Value>(&said).unwrap()["system_title"].as_str().unwrap().to_owned();
+    assert_eq!(run(&admin, &["meter", "delete", &meter, "--yes"], "").0, Some(0));
+    let again = number(&admin, import, &lines);
+    approve(&approver, &again);
+    let (code, _, said) = run(&admin, import, &lines);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("METER_DELETED") && said.contains("ami-tool meter readmit"), "{said}");
+    let readmit: &[&str] = &["meter", "readmit", &meter, "--system-title", &title];
+    let waits = number(&admin, readmit, "");
+    let shown = approve(&approver, &waits);
+    assert_eq!(shown, format!("deleted meter \"{meter}\", title {}", title.to_lowercase()));
+    let (code, said, _) = run(&admin, readmit, "");
+    assert_eq!(code, Some(0));
+    assert!(said.contains("may come back"), "{said}");
+    approve(&approver, &number(&admin, import, &lines));
+    assert_eq!(run(&admin, import, &lines).0, Some(0));
+    let (_, said, _) = run(&admin, &["meter", "get", &meter, "--json"], "");
+    let policy = &serde_json::from_str::<Value>(&said).unwrap()["policy"];
+    assert_eq!(policy["allow_encryption_only"], false, "{said}");
+
+    let (_, listed, _) = run(&auditor, &["audit", "list", "--json"], "");
+    let mut events = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let done =
+        events.find(|event| event["verb"] == "Meters/ReadmitMeter" && event["outcome"] == "DONE");
+    assert_eq!(done.expect(&listed)["meter_id"], meter.as_str());
     assert!(running.stop().unwrap().success());
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::lines::{BadLine, WipedLines};
 
 /// The version of this form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct HeaderLine {
@@ -25,6 +25,8 @@ struct HeaderLine {
     import_key_fingerprint: String,
     #[serde(default)]
     meters: u64,
+    #[serde(default)]
+    sealed_ms: u64,
     header: String,
     signature: String,
 }
@@ -94,6 +96,7 @@ impl SealedPart {
             domain_id: hex::encode(&said.domain_id),
             import_key_fingerprint: hex::encode(&said.import_key_fingerprint),
             meters: said.count,
+            sealed_ms: said.sealed_ms,
             header: hex::encode(&header.body),
             signature: hex::encode(&header.signature),
         };
@@ -148,7 +151,12 @@ impl<R: Read> SealedParts<R> {
                 let read: HeaderLine =
                     serde_json::from_slice(&line.bytes).map_err(|_| malformed())?;
                 if read.sealed_import != VERSION {
-                    let reason = "a sealed file of a version that this tool does not know";
+                    let reason = if read.sealed_import < VERSION {
+                        "the file was sealed by an older release, whose files say neither when they were \
+                         sealed nor that their signer knows the keys: seal it again with this one"
+                    } else {
+                        "a sealed file of a version that this tool does not know"
+                    };
                     return Err(bad(line.number, "UNKNOWN_VERSION", reason));
                 }
                 self.header = Some(v1::SealedHeader {

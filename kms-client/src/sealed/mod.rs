@@ -4,6 +4,8 @@
 //! fingerprint that was compared out of band ([`ImportKey::pinned`]), and the operator's own signing
 //! key. One AES-256 key is made for the file and wrapped to the site by RSA-OAEP; each meter key is
 //! wrapped under it (RFC 3394); what is signed binds every wrapped key to its meter, kind and position.
+//! The header says when the file was sealed, and proves that its signer knows the file's key: nobody
+//! can sign for keys that somebody else has wrapped.
 
 mod file;
 mod flow;
@@ -22,9 +24,11 @@ pub const CHUNK_LINES_MAX: usize = 500;
 /// Bytes in one chunk: in hexadecimal it is one line of a file.
 pub(crate) const CHUNK_BYTES_MAX: usize = 96 << 10;
 /// Signed before a header's body.
-pub(crate) const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/1/header";
+pub(crate) const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
 /// Signed before a chunk.
-pub(crate) const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/1/chunk";
+pub(crate) const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
+/// Hashed before what a file's proof says.
+pub(crate) const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
 
 /// Why nothing was sealed.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +82,9 @@ pub enum SealError {
     /// The operating system gave no random bytes.
     #[error("the operating system's random generator failed")]
     Randomness,
+    /// A clock before 1970.
+    #[error("this computer's clock stands before 1970: set it, the file bears its time")]
+    Clock,
     /// RSA, or AES key wrap.
     #[error("wrapping failed")]
     Wrapping,
@@ -98,7 +105,10 @@ impl SealError {
 
 /// Wraps one key under the file's.
 pub(crate) fn wrap(file_key: &[u8; 32], value: &KeyBytes) -> Result<Vec<u8>, SealError> {
-    let key = value.expose_key_bytes();
+    wrap_bytes(file_key, value.expose_key_bytes())
+}
+
+pub(crate) fn wrap_bytes(file_key: &[u8; 32], key: &[u8]) -> Result<Vec<u8>, SealError> {
     let mut wrapped = vec![0; key.len() + dlms::key_wrap::OVERHEAD_LEN];
     dlms::key_wrap::wrap(file_key, key, &mut wrapped).map_err(|_| SealError::Wrapping)?;
     Ok(wrapped)

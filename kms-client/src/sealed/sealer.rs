@@ -1,10 +1,12 @@
 //! Sealing: meters in, signed chunks out.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use getrandom::{SysRng, rand_core::UnwrapErr};
 use kms_proto::v1;
 use p256::{
     ecdsa::{Signature, SigningKey, signature::Signer as _},
-    pkcs8::DecodePrivateKey as _,
+    pkcs8::{DecodePrivateKey as _, EncodePublicKey as _},
 };
 use prost::Message as _;
 use rsa::Oaep;
@@ -12,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
-    CHUNK_BYTES_MAX, CHUNK_LABEL, CHUNK_LINES_MAX, HEADER_LABEL, OaepHash, PinnedImportKey,
-    SealError, SealedPart, wrap,
+    CHUNK_BYTES_MAX, CHUNK_LABEL, CHUNK_LINES_MAX, HEADER_LABEL, OaepHash, PROOF_LABEL,
+    PinnedImportKey, SealError, SealedPart, wrap, wrap_bytes,
 };
 use crate::meter::{KeyKind, NewKey, NewMeter};
 
@@ -33,6 +35,14 @@ impl ManifestSigner {
     fn sign(&self, message: &[&[u8]]) -> Vec<u8> {
         let signature: Signature = self.key.sign(&message.concat());
         signature.to_bytes().to_vec()
+    }
+
+    /// What only this signer's header can prove, of a header without its proof.
+    fn statement(&self, header: &[u8]) -> Result<[u8; 32], SealError> {
+        let key = self.key.verifying_key().to_public_key_der();
+        let key = key.map_err(|_| SealError::SigningKey)?;
+        let hash = Sha256::new().chain_update(PROOF_LABEL).chain_update(key.as_bytes());
+        Ok(hash.chain_update(header).finalize().into())
     }
 }
 
@@ -59,11 +69,23 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Makes the file's key and its header. `count`: how many meters will come.
+    /// Makes the file's key and its header, sealed now. `count`: how many meters will come.
     pub fn new(
         to: &PinnedImportKey,
         signer: ManifestSigner,
         count: u64,
+    ) -> Result<Self, SealError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SealError::Clock)?;
+        Self::new_at(to, signer, count, now.as_millis() as u64)
+    }
+
+    /// The same, sealed at `sealed_ms` (milliseconds since 1970): a site refuses what lies in its future,
+    /// and whatever is older than a meter's last change does not change the meter.
+    pub fn new_at(
+        to: &PinnedImportKey,
+        signer: ManifestSigner,
+        count: u64,
+        sealed_ms: u64,
     ) -> Result<Self, SealError> {
         let mut file_key = Box::new(Zeroizing::new([0; 32]));
         getrandom::fill(&mut file_key[..]).map_err(|_| SealError::Randomness)?;
@@ -75,7 +97,7 @@ impl Sealer {
             OaepHash::Sha1 => to.key.encrypt(&mut random, Oaep::<sha1::Sha1>::new(), &file_key[..]),
             OaepHash::Sha256 => to.key.encrypt(&mut random, Oaep::<Sha256>::new(), &file_key[..]),
         };
-        let body = v1::SealedHeaderBody {
+        let mut header = v1::SealedHeaderBody {
             file_id: file_id.to_vec().into(),
             domain_id: to.import_key.domain_id.clone().into(),
             import_key_fingerprint: to.fingerprint.0.to_vec().into(),
@@ -83,8 +105,12 @@ impl Sealer {
             wrapped_file_key: wrapped.map_err(|_| SealError::Wrapping)?.into(),
             signer: signer.name.clone(),
             count,
-        }
-        .encode_to_vec();
+            sealed_ms,
+            proof: Default::default(),
+        };
+        let statement = signer.statement(&header.encode_to_vec())?;
+        header.proof = wrap_bytes(&file_key, &statement)?.into();
+        let body = header.encode_to_vec();
         let signature = signer.sign(&[HEADER_LABEL, &body]);
         Ok(Self {
             file_key,

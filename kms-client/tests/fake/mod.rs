@@ -244,6 +244,25 @@ impl Meters for Fake {
         Ok(Response::new(v1::DeleteMeterResponse {}))
     }
 
+    async fn readmit_meter(
+        &self,
+        request: Request<v1::ReadmitMeterRequest>,
+    ) -> Result<Response<v1::ReadmitMeterResponse>, Status> {
+        self.0.begin(&request).await?;
+        Ok(Response::new(v1::ReadmitMeterResponse::default()))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<v1::SetPolicyRequest>,
+    ) -> Result<Response<v1::SetPolicyResponse>, Status> {
+        self.0.begin(&request).await?;
+        let v1::SetPolicyRequest { meter_id, policy } = request.into_inner();
+        let system_title = vec![1; 8].into();
+        let meter = v1::Meter { meter_id, system_title, policy, ..Default::default() };
+        Ok(Response::new(v1::SetPolicyResponse { meter: Some(meter) }))
+    }
+
     async fn get_import_key(
         &self,
         _: Request<v1::GetImportKeyRequest>,

@@ -1,7 +1,7 @@
 //! What can be said of an import line without looking at anything else.
 
 use super::{Config, ImportRules, KeyValue, NewKey, NewMeter, Refusal};
-use crate::domain::{KeyKind, Protection, test_keys};
+use crate::domain::{KeyKind, KeyState, MeterRecord, Protection, SecuritySetup, test_keys};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;
@@ -46,7 +46,59 @@ pub(super) fn check(
     if form == Form::Clear && !meter.keys.is_empty() {
         takes_clear_keys(config)?;
     }
-    meter.keys.iter().try_for_each(|key| check_key(rules, form, key))
+    meter.keys.iter().try_for_each(|key| check_key(rules, form, key))?;
+    check_suites(&meter.keys)
+}
+
+/// A security suite has keys of one length: 16 bytes in suites 0 and 1, 32 in suite 2.
+fn check_suites(keys: &[NewKey]) -> Result<(), Refusal> {
+    let of_suite = |key: &&NewKey| matches!(key.kind, KeyKind::Guek | KeyKind::Gbek | KeyKind::Gak);
+    for (nth, key) in keys.iter().enumerate().filter(|(_, key)| of_suite(key)) {
+        let before = keys.iter().take(nth).filter(of_suite);
+        let mut same_setup = before.filter(|other| other.setup == key.setup);
+        if let Some(other) = same_setup.find(|other| other.value.len() != key.value.len()) {
+            return Err(refusal(
+                "SUITES_MIXED",
+                format!(
+                    "the {} of security setup {} has {} bytes and the {} has {}: a security suite has keys \
+                     of one length; look which of the two is not this meter's",
+                    key.kind,
+                    key.setup.0,
+                    key.value.len(),
+                    other.kind,
+                    other.value.len()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is worth a look in the keys that a meter has now.
+pub(super) fn warnings(record: &MeterRecord) -> Vec<String> {
+    let active = |setup, kind| {
+        let mut keys = record.keys.iter();
+        keys.find(|k| k.setup == setup && k.kind == kind && k.state == KeyState::Active)
+    };
+    let mut setups: Vec<SecuritySetup> = record.keys.iter().map(|key| key.setup).collect();
+    setups.dedup();
+    let mut warnings = Vec::new();
+    for setup in setups {
+        let (guek, gak) = (active(setup, KeyKind::Guek), active(setup, KeyKind::Gak));
+        match (guek, gak) {
+            (None, Some(_)) => warnings.push(format!(
+                "security setup {} has a GAK and no GUEK: nothing that it encrypts can be opened",
+                setup.0
+            )),
+            (Some(guek), Some(gak)) if guek.value_len != gak.value_len => warnings.push(format!(
+                "in security setup {} the GUEK has {} bytes and the GAK {}: a security suite has keys of \
+                 one length",
+                setup.0, guek.value_len, gak.value_len
+            )),
+            _ => {}
+        }
+    }
+    warnings
 }
 
 /// Whether keys in clear are taken at all.

@@ -6,7 +6,8 @@ use super::{
     ImportResult, ImportRules, Imported, KeyValue, Lifecycle, LifecycleError, NewKey, NewMeter,
     Refusal, SealedFile, TRIES,
     checks::{self, Form, protection_of, refusal},
-    merging,
+    merging::{self, Arrival},
+    values::Values,
 };
 use crate::{
     domain::{
@@ -18,17 +19,14 @@ use crate::{
     store::StoreError,
 };
 
-/// Meters named in a warning about a key value that several have.
-const NAMED_IN_WARNING: u32 = 3;
-
 /// A line that is under way.
 pub(super) struct Line {
     pub(super) meter: Option<NewMeter>,
     pub(super) result: Option<ImportResult>,
-    subject: Subject,
+    pub(super) subject: Subject,
     keys_added: usize,
     /// GUEK and KEK values that it added, for the search for other meters that have them.
-    added: Vec<(KeyKind, Fingerprint)>,
+    pub(super) added: Vec<(KeyKind, Fingerprint)>,
 }
 
 /// What staging a line came to.
@@ -108,13 +106,19 @@ impl Lifecycle {
         if let Some((file, _)) = source {
             self.take_keys(file, &mut lines, &changes, rules).await?;
         }
+        let mut values = self.values_of(&lines, &changes).await?;
         let mut ids = HashMap::new();
-        for line in &mut lines {
+        for (nth, line) in lines.iter_mut().enumerate() {
             let Some(meter) = line.meter.take() else { continue };
             let block = self.keyring.block_of(&meter.system_title);
             let Some(change) = changes.get_mut(&block) else { continue };
             line.subject.block = Some(block);
-            let staged = match self.stage(change, meter, rules, &mut ids).await? {
+            let arrival = match source {
+                Some((file, chunk)) => Arrival::Sealed(file.mark(chunk, nth)),
+                None => Arrival::Clear { allowed: self.config.allow_clear },
+            };
+            let seen = (&mut ids, &mut values);
+            let staged = match self.stage(change, meter, (rules, arrival), seen).await? {
                 Ok(staged) => staged,
                 Err(refusal) => {
                     Staged { result: refused(refusal), keys_added: 0, added: Vec::new() }
@@ -123,7 +127,7 @@ impl Lifecycle {
             (line.result, line.keys_added, line.added) =
                 (Some(staged.result), staged.keys_added, staged.added);
         }
-        self.warn_of_duplicates(&mut lines).await?;
+        values.warn_of_duplicates(&mut lines);
         let mut entries = entries(call, rules, &lines, self.clock.unix_ms());
         if let Some((file, chunk)) = source {
             file.tell(chunk, &mut entries);
@@ -187,8 +191,8 @@ impl Lifecycle {
         &self,
         change: &mut Change,
         mut meter: NewMeter,
-        rules: ImportRules,
-        ids: &mut HashMap<MeterId, SystemTitle>,
+        (rules, arrival): (ImportRules, Arrival),
+        (ids, values): (&mut HashMap<MeterId, SystemTitle>, &mut Values),
     ) -> Result<Result<Staged, Refusal>, LifecycleError> {
         let title = meter.system_title;
         match ids.get(&meter.meter_id) {
@@ -203,22 +207,45 @@ impl Lifecycle {
             ) => return Ok(Err(refusal("METER_DAMAGED", error.to_string()))),
             Err(error) => return Err(error.into()),
         };
+        let new = || self.new_record(&meter);
         let (mut record, is_new) = match known {
             Some(Record::Meter(record)) if record.meter_id != meter.meter_id => {
                 return Ok(Err(title_taken(&title, &record.meter_id)));
             }
             Some(Record::Meter(record)) => (record, false),
-            Some(Record::Tombstone(_)) | None => (self.new_record(&meter), true),
+            Some(Record::Tombstone(tombstone)) => {
+                match merging::readmit(&tombstone, new(), arrival) {
+                    Ok(record) => (record, true),
+                    Err(refusal) => return Ok(Err(refusal)),
+                }
+            }
+            None => (new(), true),
         };
+        let mut of_line = Vec::with_capacity(meter.keys.len());
+        for key in &meter.keys {
+            match self.identify(change, &title, key) {
+                // Keys that everybody knows have no use that could be kept apart.
+                Ok(fingerprint) if self.keyring.is_test_key(&fingerprint) => {}
+                Ok(fingerprint) => of_line.push((key.kind, fingerprint)),
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        if let Err(refusal) = values.check_kinds(&of_line, &record) {
+            return Ok(Err(refusal));
+        }
         let identify = |key: &NewKey| self.identify(change, &title, key);
         let news = match merging::news(&record, &mut meter, rules, identify, || self.new_id()) {
             Ok(news) => news,
             Err(refusal) => return Ok(Err(refusal)),
         };
         if !is_new && news.is_empty() {
-            let result = accepted(Imported::Unchanged);
+            let result = accepted(Imported::Unchanged, news.warnings);
             return Ok(Ok(Staged { result, keys_added: 0, added: Vec::new() }));
         }
+        if let Err(refusal) = merging::check_order(&record, arrival) {
+            return Ok(Err(refusal));
+        }
+        values.add(&of_line);
         let unique =
             |news: &&merging::NewsKey| matches!(news.key.kind, KeyKind::Guek | KeyKind::Kek);
         let added = news.keys.iter().filter(unique).map(|news| (news.key.kind, news.fingerprint));
@@ -237,9 +264,11 @@ impl Lifecycle {
             wrapped.push((news, value));
         }
         let keys_added = wrapped.len();
-        merging::apply(&mut record, meter, wrapped, self.clock.unix_ms());
+        merging::apply(&mut record, meter, wrapped, arrival, self.clock.unix_ms());
+        let mut warnings = news.warnings;
+        warnings.extend(checks::warnings(&record));
         change.put(Record::Meter(record));
-        Ok(Ok(Staged { result: accepted(outcome), keys_added, added }))
+        Ok(Ok(Staged { result: accepted(outcome, warnings), keys_added, added }))
     }
 
     fn new_record(&self, meter: &NewMeter) -> MeterRecord {
@@ -255,7 +284,7 @@ impl Lifecycle {
         }
     }
 
-    fn identify(
+    pub(super) fn identify(
         &self,
         change: &Change,
         title: &SystemTitle,
@@ -282,44 +311,6 @@ impl Lifecycle {
             .fill(&mut id)
             .map_err(|error| refusal("NO_RANDOMNESS", error.to_string()))?;
         Ok(KeyId(id))
-    }
-
-    /// Tells which of the new GUEK and KEK values other meters have, stored or in earlier lines. Not
-    /// refused, since a fleet delivered with one key is a fact; but a fact that somebody must hear of.
-    async fn warn_of_duplicates(&self, lines: &mut [Line]) -> Result<(), LifecycleError> {
-        let all = lines.iter().flat_map(|line| &line.added).map(|(_, fingerprint)| *fingerprint);
-        let mut wanted: Vec<Fingerprint> = all.collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        // Asked once for all lines: each question is a way to the database and back.
-        let mut holders: HashMap<Fingerprint, Vec<MeterId>> = HashMap::new();
-        for (fingerprint, holder) in self.store.holders_of(&wanted, NAMED_IN_WARNING).await? {
-            holders.entry(fingerprint).or_default().push(holder);
-        }
-        // Who brought each value first in this call.
-        let mut seen: HashMap<Fingerprint, MeterId> = HashMap::new();
-        for line in lines {
-            let (Some(result), Some(id)) = (&mut line.result, &line.subject.meter_id) else {
-                continue;
-            };
-            for (kind, fingerprint) in &line.added {
-                let first = seen.entry(*fingerprint).or_insert_with(|| id.clone());
-                let stored = holders.get(fingerprint).into_iter().flatten();
-                let others = stored.chain([&*first]).filter(|holder| *holder != id);
-                let mut names: Vec<&str> = others.map(MeterId::as_str).collect();
-                names.sort_unstable();
-                names.dedup();
-                names.truncate(NAMED_IN_WARNING as usize);
-                if !names.is_empty() {
-                    let names = names.join(", ");
-                    result.warnings.push(format!("the {kind} is also that of {names}"));
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -380,8 +371,8 @@ fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) 
     entries
 }
 
-fn accepted(outcome: Imported) -> ImportResult {
-    ImportResult { outcome: Ok(outcome), warnings: Vec::new() }
+fn accepted(outcome: Imported, warnings: Vec<String>) -> ImportResult {
+    ImportResult { outcome: Ok(outcome), warnings }
 }
 
 pub(super) fn refused(refusal: Refusal) -> ImportResult {

@@ -1,7 +1,8 @@
 //! A line beside what is known of its meter: which of its values are news, and what they become.
 //!
 //! A value that the meter ever had is never news, whatever its state: so an old file imported again
-//! can't bring an old key back over a newer one.
+//! can't bring an old key back over a newer one. Nor does an older file change anything: each record
+//! remembers what changed it last ([`ChangeMark`]), and what a meter had before it was deleted.
 
 use super::{
     ImportRules, NewKey, NewMeter, Refusal,
@@ -9,8 +10,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord, Protection,
-        SecuritySetup,
+        ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
+        Protection, SecuritySetup, record::Tombstone,
     },
     keyring::WrappedValue,
 };
@@ -39,6 +40,17 @@ pub(super) struct News {
     pub(super) keys: Vec<NewsKey>,
     /// Name or policy differ.
     pub(super) details: bool,
+    /// Worth a look.
+    pub(super) warnings: Vec<String>,
+}
+
+/// How a line came.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arrival {
+    /// In clear, and whether this site takes that.
+    Clear { allowed: bool },
+    /// In a sealed file, at this place.
+    Sealed(ChangeMark),
 }
 
 impl News {
@@ -56,41 +68,41 @@ pub(super) fn news(
     identify: impl Fn(&NewKey) -> Result<Fingerprint, Refusal>,
     mut new_id: impl FnMut() -> Result<KeyId, Refusal>,
 ) -> Result<News, Refusal> {
-    let details = meter.policy.as_ref().is_some_and(|policy| *policy != known.policy)
+    let other_policy = meter.policy.as_ref().is_some_and(|policy| *policy != known.policy);
+    if other_policy && !rules.change_policy {
+        return Err(refusal(
+            "POLICY_DIFFERS",
+            "the meter has another policy: leave it out of the line, pass --change-policy, or change it \
+             with `ami-tool meter set-policy`",
+        ));
+    }
+    let details = other_policy
         || (!meter.logical_device_name.is_empty()
             && meter.logical_device_name != known.logical_device_name);
     let mut found: Vec<NewsKey> = Vec::new();
+    let mut warnings = Vec::new();
     for key in std::mem::take(&mut meter.keys) {
         let fingerprint = identify(&key)?;
         let same = |setup: SecuritySetup, kind: KeyKind| setup == key.setup && kind == key.kind;
-        let mut versions = known
-            .keys
-            .iter()
-            .filter(|k| same(k.setup, k.kind))
-            .map(|k| (k.fingerprint, k.version))
-            .chain(
-                found
-                    .iter()
-                    .filter(|k| same(k.key.setup, k.key.kind))
-                    .map(|k| (k.fingerprint, k.version)),
-            );
-        if versions.clone().any(|(known, _)| known == fingerprint) {
+        let has = known.keys.iter().filter(|k| same(k.setup, k.kind));
+        let comes = found.iter().filter(|k| same(k.key.setup, k.key.kind));
+        if let Some(old) = has.clone().find(|k| k.fingerprint == fingerprint) {
+            warnings.extend(stays(&key, old));
             continue;
         }
-        let had_one = known.keys.iter().any(|k| same(k.setup, k.kind));
-        if had_one && !rules.add_versions {
-            return Err(refusal(
-                "KEY_DIFFERS",
-                format!(
-                    "the meter already has another {} in security setup {}: rotate the key, or pass \
-                     --add-versions to keep both",
-                    key.kind, key.setup.0
-                ),
-            ));
+        if comes.clone().any(|k| k.fingerprint == fingerprint) {
+            continue;
         }
-        let (count, latest) = versions
-            .by_ref()
-            .fold((0, 0), |(count, latest), (_, version)| (count + 1, version.max(latest)));
+        let first = has.clone().next().is_none() && comes.clone().next().is_none();
+        if is_superseded(known, key.kind, fingerprint, first) {
+            return Err(superseded(&key));
+        }
+        if !first && !rules.add_versions {
+            return Err(differs(&key, comes.clone().next().is_some()));
+        }
+        let versions = has.map(|k| k.version).chain(comes.map(|k| k.version));
+        let (count, latest) =
+            versions.fold((0, 0), |(count, latest), version| (count + 1, version.max(latest)));
         if count >= VERSIONS_A_KEY || known.keys.len() + found.len() >= VERSIONS_A_METER {
             return Err(too_many(key.kind, key.setup));
         }
@@ -100,7 +112,109 @@ pub(super) fn news(
         let value_len = key.value.len();
         found.push(NewsKey { id: new_id()?, key, fingerprint, value_len, version });
     }
-    Ok(News { keys: found, details })
+    Ok(News { keys: found, details, warnings })
+}
+
+/// Whether a line that brings news may change this record. A new meter's record has no mark yet.
+pub(super) fn check_order(known: &MeterRecord, arrival: Arrival) -> Result<(), Refusal> {
+    match arrival {
+        Arrival::Clear { allowed: true } => Ok(()),
+        Arrival::Clear { allowed: false } => Err(refusal(
+            "CLEAR_IMPORT_OFF",
+            "this site takes no lines in clear that change anything: change a policy with `ami-tool meter \
+             set-policy`, and bring the rest in a sealed file",
+        )),
+        Arrival::Sealed(mark) if mark > known.changed_by => Ok(()),
+        Arrival::Sealed(_) => Err(refusal(
+            "FILE_OLDER",
+            "the meter was changed by what is newer than this file's line: nothing old comes back over it; \
+             if the line is what should be, seal it again",
+        )),
+    }
+}
+
+/// The record that a meter begins with again, from its tombstone.
+pub(super) fn readmit(
+    tombstone: &Tombstone,
+    record: MeterRecord,
+    arrival: Arrival,
+) -> Result<MeterRecord, Refusal> {
+    if tombstone.readmitted_ms.is_none() {
+        return Err(refusal(
+            "METER_DELETED",
+            "the meter was deleted, and no import brings it back: if it is to come back, have two people \
+             readmit it (ami-tool meter readmit), then import what is sealed after its deletion",
+        ));
+    }
+    if let Arrival::Sealed(mark) = arrival
+        && (mark.at_ms <= tombstone.deleted_ms || mark <= tombstone.changed_by)
+    {
+        return Err(refusal(
+            "FILE_OLDER",
+            "the meter was deleted after this file was sealed: it was readmitted, and comes back by what is \
+             sealed after its deletion; seal it again",
+        ));
+    }
+    Ok(MeterRecord { former: tombstone.keys.clone(), changed_by: tombstone.changed_by, ..record })
+}
+
+/// Whether a value was given up: before the meter was deleted, or in another of its security setups. One
+/// that was active at the deletion may come back, as the first of its place.
+fn is_superseded(
+    known: &MeterRecord,
+    kind: KeyKind,
+    fingerprint: Fingerprint,
+    first: bool,
+) -> bool {
+    let mut former = known.former.iter().filter(|key| key.fingerprint == fingerprint);
+    let mut now = known.keys.iter().filter(|k| k.kind == kind && k.fingerprint == fingerprint);
+    former.any(|key| !first || !key.may_come_back()) || now.any(|k| k.state > KeyState::Active)
+}
+
+fn superseded(key: &NewKey) -> Refusal {
+    refusal(
+        "KEY_SUPERSEDED",
+        format!(
+            "the meter had this {} before, and it was given up: a key that was replaced does not come \
+             back; give the meter's present one",
+            key.kind
+        ),
+    )
+}
+
+fn differs(key: &NewKey, in_line: bool) -> Refusal {
+    let NewKey { kind, setup, .. } = key;
+    let reason = if in_line {
+        format!(
+            "the line has two values for the {kind} in security setup {}: leave one of them, or pass \
+             --add-versions to keep both, the last one active",
+            setup.0
+        )
+    } else {
+        format!(
+            "the meter already has another {kind} in security setup {}: rotate the key, or pass \
+             --add-versions to keep both",
+            setup.0
+        )
+    };
+    refusal("KEY_DIFFERS", reason)
+}
+
+/// What is said of a known key for which the line asks another protection.
+fn stays(key: &NewKey, old: &KeyRecord) -> Option<String> {
+    let said = key.protection?;
+    let word = |protection| match protection {
+        Protection::Hsm => "HSM",
+        Protection::Memory => "MEMORY",
+    };
+    (said != old.protection).then(|| {
+        format!(
+            "the {} is known and stays of protection {}: an import does not make it {}",
+            key.kind,
+            word(old.protection),
+            word(said)
+        )
+    })
 }
 
 fn too_many(kind: KeyKind, setup: SecuritySetup) -> Refusal {
@@ -120,8 +234,13 @@ pub(super) fn apply(
     record: &mut MeterRecord,
     meter: NewMeter,
     wrapped: Vec<(NewsKey, WrappedValue)>,
+    arrival: Arrival,
     now_ms: u64,
 ) {
+    record.changed_by = match arrival {
+        Arrival::Sealed(mark) => mark,
+        Arrival::Clear { .. } => record.changed_by.next(now_ms),
+    };
     if let Some(policy) = meter.policy {
         record.policy = policy;
     }

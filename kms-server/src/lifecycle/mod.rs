@@ -1,8 +1,9 @@
 //! Keys' lives: meters come, bring keys, and go.
 //!
 //! An import is checked line by line ([`checks`]), laid beside what is known of the meter
-//! ([`merging`]), and committed for all of its blocks at once ([`importing`]). What a sealed file must
-//! show before the token takes its keys is in [`sealed`].
+//! ([`merging`]) and of its key values ([`values`]), and committed for all of its blocks at once
+//! ([`importing`]). What a sealed file must show before the token takes its keys is in [`sealed`], what
+//! people decide about one meter in [`standing`].
 
 mod burying;
 mod checks;
@@ -10,7 +11,9 @@ mod importing;
 mod listing;
 mod merging;
 mod sealed;
+mod standing;
 mod value;
+mod values;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,6 +21,7 @@ use tokio::sync::OnceCell;
 
 pub use listing::{DamagedMeter, Page};
 pub use sealed::{BadSigner, SealedChunk, SealedFile, SealedHeader, Signers};
+pub use standing::Readmitted;
 pub use value::{KeyValue, TakenValue};
 
 use crate::{
@@ -77,6 +81,8 @@ pub struct ImportRules {
     pub add_versions: bool,
     /// Check everything, change nothing.
     pub dry_run: bool,
+    /// A known meter gets the policy of its line.
+    pub change_policy: bool,
 }
 
 /// What an accepted line did.
@@ -200,6 +206,7 @@ pub struct Lifecycle {
     randomness: Arc<dyn Randomness>,
     signers: Signers,
     import_key: OnceCell<ImportKey>,
+    known_kinds: values::KnownKinds,
 }
 
 impl Lifecycle {
@@ -220,6 +227,7 @@ impl Lifecycle {
             randomness,
             signers: Signers::default(),
             import_key: OnceCell::new(),
+            known_kinds: values::KnownKinds::default(),
         }
     }
 

@@ -4,6 +4,11 @@
 //! chunks of lines. The operator's own P-256 key signs both; a chunk's signature covers its file, its
 //! place in it and all of its bytes. So each chunk can be verified by itself, an interrupted import goes
 //! on anywhere, and no blob can be moved to another meter, kind or position.
+//!
+//! Nor can another signer take a file's wrapped key and blobs for his own: RFC 3394 and RSA-OAEP (whose
+//! label not all tokens take) bind nothing to what they wrap, so the header carries a proof: a statement
+//! that names signer and header, wrapped under the file's key. Only who knows that key can make it. The
+//! token opens it with the file's keys ([`super::value`]), and no list of files has to be kept.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -16,14 +21,23 @@ use subtle::ConstantTimeEq as _;
 
 use super::{Lifecycle, LifecycleError, Refusal, checks::refusal};
 use crate::{
-    domain::audit::{AuditEntry, Detail},
+    domain::{
+        ChangeMark, FilePlace,
+        audit::{AuditEntry, Detail},
+    },
     hsm::{ImportKey, OaepHash, TokenError},
 };
 
 /// Signed before a header's body.
-const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/1/header";
+const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
 /// Signed before a chunk.
-const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/1/chunk";
+const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
+/// Hashed before what a proof states.
+const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
+
+/// How far ahead of ours a sealer's clock may be. What is sealed "later" than a change overrules it: a
+/// file from the far future would overrule all that is done until then.
+const AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
 /// Those whose sealed files are taken.
 #[derive(Clone, Default)]
@@ -60,8 +74,12 @@ impl fmt::Debug for Signers {
 pub struct SealedHeader {
     /// What is signed.
     pub body: Vec<u8>,
+    /// The body without its proof, in the same encoding.
+    pub unproved: Vec<u8>,
     /// r and s.
     pub signature: Vec<u8>,
+    /// 16 random bytes.
+    pub file_id: [u8; 16],
     /// The key domain that it is for.
     pub domain_id: Vec<u8>,
     /// What it was sealed to.
@@ -74,6 +92,10 @@ pub struct SealedHeader {
     pub signer: String,
     /// Lines in the file.
     pub count: u64,
+    /// When it was sealed; milliseconds since 1970.
+    pub sealed_ms: u64,
+    /// That the signer knows the file's key.
+    pub proof: Vec<u8>,
 }
 
 /// A chunk as it came.
@@ -100,6 +122,10 @@ pub struct SealedFile {
     header_hash: [u8; 32],
     wrapped_file_key: Vec<u8>,
     count: u64,
+    file_id: [u8; 16],
+    sealed_ms: u64,
+    proof: Vec<u8>,
+    statement: [u8; 32],
 }
 
 impl Lifecycle {
@@ -118,6 +144,14 @@ impl Lifecycle {
 
     /// Verifies a header: who signed it, and that it is for this site and this key.
     pub async fn open_sealed(&self, header: &SealedHeader) -> Result<SealedFile, LifecycleError> {
+        if header.sealed_ms == 0 || header.proof.is_empty() {
+            return Err(refusal(
+                "FILE_VERSION",
+                "the file was sealed by an older release, whose files say neither when they were sealed \
+                 nor that their signer knows the keys: seal it again with this one",
+            )
+            .into());
+        }
         let signer = self.signers.0.get(&header.signer).ok_or_else(|| unknown(&header.signer))?;
         verify(signer, &[HEADER_LABEL, &header.body], &header.signature)
             .map_err(|BadSignature| bad_signature("the file's header"))?;
@@ -138,12 +172,28 @@ impl Lifecycle {
             )
             .into());
         }
+        let ahead_ms = header.sealed_ms.saturating_sub(self.clock.unix_ms());
+        if ahead_ms > AHEAD_MAX_MS {
+            return Err(refusal(
+                "SEALED_IN_FUTURE",
+                format!(
+                    "the file says that it was sealed {} s from now: set the clock that is wrong, the \
+                     sealer's or this server's, and seal again",
+                    ahead_ms / 1_000
+                ),
+            )
+            .into());
+        }
         Ok(SealedFile {
             signer: *signer,
             signer_number: signer_number(signer),
             header_hash: Sha256::digest(&header.body).into(),
             wrapped_file_key: header.wrapped_file_key.clone(),
             count: header.count,
+            file_id: header.file_id,
+            sealed_ms: header.sealed_ms,
+            proof: header.proof.clone(),
+            statement: statement(signer, &header.unproved),
         })
     }
 }
@@ -172,6 +222,17 @@ impl SealedFile {
     /// The file's key, by RSA-OAEP.
     pub(super) fn wrapped_file_key(&self) -> &[u8] {
         &self.wrapped_file_key
+    }
+
+    /// What its proof opens to, and the proof: AES key wrap under the file's key.
+    pub(super) fn proof(&self) -> (&[u8; 32], &[u8]) {
+        (&self.statement, &self.proof)
+    }
+
+    /// The place of a line among all changes. `nth`: within its chunk.
+    pub(super) fn mark(&self, chunk: u32, nth: usize) -> ChangeMark {
+        let line = u64::from(chunk) << 32 | nth as u64;
+        ChangeMark { at_ms: self.sealed_ms, file: Some(FilePlace { file: self.file_id, line }) }
     }
 
     /// Verifies that a chunk is of this file, at this place, unchanged. Its body is to be read only
@@ -224,6 +285,16 @@ fn number_of(hash: &[u8; 32]) -> u64 {
 fn signer_number(signer: &VerifyingKey) -> u64 {
     // A key that was read can be written.
     signer.to_public_key_der().map_or(0, |der| SealedHeader::number(der.as_bytes()))
+}
+
+/// What only this signer's header can prove.
+fn statement(signer: &VerifyingKey, unproved: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new().chain_update(PROOF_LABEL);
+    // A key that was read can be written; were it not, no proof would fit.
+    if let Ok(key) = signer.to_public_key_der() {
+        hash.update(key.as_bytes());
+    }
+    hash.chain_update(unproved).finalize().into()
 }
 
 struct BadSignature;

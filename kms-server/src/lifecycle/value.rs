@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ImportRules, Lifecycle, LifecycleError, SealedFile,
+    ImportRules, Lifecycle, LifecycleError, Refusal, SealedFile,
     checks::{self, protection_of, refusal},
     importing::{Line, refused},
 };
@@ -15,6 +15,9 @@ use crate::{
 
 /// RFC 3394: by so many bytes a wrapped key is longer than the key.
 const WRAP_OVERHEAD: usize = 8;
+
+/// How often the token is asked for a proof that does not fit.
+const PROOF_TRIES: u32 = 2;
 
 /// A key's value as it comes in.
 #[derive(Debug)]
@@ -90,7 +93,11 @@ impl Lifecycle {
         changes: &BTreeMap<BlockNo, Change>,
         rules: ImportRules,
     ) -> Result<(), LifecycleError> {
-        let mut wanted = Vec::new();
+        // The proof comes first: the token opens it as it does a key, and what it opens to is compared.
+        let Some(any) = changes.values().next() else { return Ok(()) };
+        let (statement, proof) = file.proof();
+        let mut wanted =
+            vec![SealedKey { change: any, under: Some(SealedKek::Use), wrapped: proof }];
         for meter in lines.iter().filter_map(|line| line.meter.as_ref()) {
             let block = self.keyring.block_of(&meter.system_title);
             let Some(change) = changes.get(&block) else { continue };
@@ -104,8 +111,22 @@ impl Lifecycle {
                 wanted.push(SealedKey { change, under, wrapped });
             }
         }
-        let taken = self.keyring.take_keys(file.wrapped_file_key(), &wanted).await;
-        let mut taken = taken.map_err(of_token)?.into_iter();
+        let stated = self.keyring.identify(&ClearKey::new(statement.to_vec()));
+        let stated = stated.map(|(fingerprint, _)| fingerprint);
+        let mut tries = 0;
+        let mut taken = loop {
+            tries += 1;
+            let taken = self.keyring.take_keys(file.wrapped_file_key(), &wanted).await;
+            let mut taken = taken.map_err(of_token)?.into_iter();
+            let proved = taken.next().flatten().map(|value| value.fingerprint);
+            if proved.is_some() && proved == stated {
+                break taken;
+            }
+            // A token that garbles an answer now and then does not make a thief of a signer.
+            if tries == PROOF_TRIES {
+                return Err(LifecycleError::Refused(unproved()));
+            }
+        };
         for line in lines {
             let Some(meter) = &mut line.meter else { continue };
             // All of a line's keys are drawn, whatever becomes of the first.
@@ -135,6 +156,15 @@ impl Lifecycle {
         }
         Ok(())
     }
+}
+
+fn unproved() -> Refusal {
+    refusal(
+        "FILE_KEY_OF_ANOTHER",
+        "the file's signer does not prove that he knows the file's key: the key and what is wrapped under \
+         it come from somebody else's file, or the header was changed and signed again; the one who has \
+         the keys must seal",
+    )
 }
 
 fn of_token(error: TakeError) -> LifecycleError {

@@ -11,7 +11,7 @@ running server, against a table of its own, and every kind of stranger.
 
 This is what roles may call by default. `[rpc.grants]` replaces the row of a role, `rpc.callers` says who has
 which roles, and a caller with several may what any of them may. Where the last column says so,
-`rpc.dual_control` can ask for a second person.
+`rpc.dual_control` can ask for a second person, or one is always asked for.
 
 ";
 
@@ -34,7 +34,11 @@ pub fn markdown() -> String {
     for verb in Verb::GRANTABLE {
         let cells = Role::ALL.map(|role| if role.may_by_default(*verb) { "yes" } else { "" });
         let cells: String = cells.iter().map(|cell| format!(" {cell} |")).collect();
-        let two = if verb.may_need_two_people() { "possible" } else { "" };
+        let two = match (verb.always_needs_two_people(), verb.may_need_two_people()) {
+            (true, _) => "always",
+            (false, true) => "possible",
+            (false, false) => "",
+        };
         text += &format!("| `{verb}` |{cells} {two} |\n");
     }
     text + TAIL

@@ -11,13 +11,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use sha2::{Digest as _, Sha256};
-
 use super::{
     policy::{CallerName, Permit, Second},
     status::Refused,
-    summary::{About, about},
+    summary::About,
     verb::Verb,
+    whole::Asked,
 };
 use crate::domain::ports::Clock;
 
@@ -77,14 +76,14 @@ impl Approvals {
 
     /// Whether the call needs two people.
     pub(super) fn concern(&self, verb: Verb) -> bool {
-        self.verbs.contains(&verb)
+        verb.always_needs_two_people() || self.verbs.contains(&verb)
     }
 
     /// Lets an approved call through, once, and says who approved it; any other is remembered and
     /// refused with its number.
-    pub(super) fn pass(&self, permit: &Permit, message: &[u8]) -> Result<Second, Refused> {
+    pub(super) fn pass(&self, permit: &Permit, asked: &Asked) -> Result<Second, Refused> {
         let (verb, requester) = (permit.verb(), permit.caller());
-        let digest = Sha256::digest(message).into();
+        let digest = asked.digest;
         let now_ms = self.clock.monotonic_ms();
         let mut table = self.live(now_ms);
         let mut calls = table.calls.iter();
@@ -94,14 +93,16 @@ impl Approvals {
         let asked_before = known.is_some();
         let (number, asked_ms) = match known {
             Some((number, _, Some(approver))) => {
-                table.calls.remove(&number);
+                if !asked.may_go_on {
+                    table.calls.remove(&number);
+                }
                 return Ok(Second { approver, number });
             }
             Some((number, asked_ms, None)) => (number, asked_ms),
             None => {
                 table.check_room(requester)?;
                 let number = table.next_number(&self.secret);
-                let (requester, about) = (requester.clone(), about(verb, message));
+                let (requester, about) = (requester.clone(), asked.about.clone());
                 tracing::info!(%verb, %requester, number, "a second person is needed");
                 let one =
                     Waiting { verb, digest, requester, about, asked_ms: now_ms, approved_by: None };

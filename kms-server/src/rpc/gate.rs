@@ -24,16 +24,16 @@ use super::{
     connection::Peer,
     drain::{DrainWatch, Phase},
     figures::{Figures, Strangers},
+    import_call,
     policy::{Permit, Policy},
     recording::{call_of, record_waiting},
     request_id::{RequestId, RequestIds},
     shape::Rules,
     status::{Refused, name_request},
-    summary::about,
     tls::{Distrust, Tls},
     upload::{Conditions, Upload},
     verb::Verb,
-    whole::Whole,
+    whole::Asked,
 };
 use crate::{audit::Audit, domain::ports::Clock};
 
@@ -77,20 +77,23 @@ impl Gatekeeper {
         permit: &Permit,
     ) -> Result<Request<Body>, Status> {
         let id: Option<RequestId> = request.extensions().get().cloned();
-        let whole = Whole::read(request, self.limits.message_bytes_max).await?;
-        let second = match self.approvals.pass(permit, whole.message()) {
+        let bytes_max = self.limits.message_bytes_max;
+        let asked = match permit.verb() {
+            Verb::ImportMeters => import_call::read(request, bytes_max).await?,
+            verb => Asked::read(verb, request, bytes_max).await?,
+        };
+        let second = match self.approvals.pass(permit, &asked) {
             Ok(second) => second,
             Err(refused) => {
                 if let Some(audit) = &self.audit {
                     let call = call_of(permit.caller(), permit.verb(), id.as_ref());
-                    record_waiting(audit, call, &refused, about(permit.verb(), whole.message()))
-                        .await?;
+                    record_waiting(audit, call, &refused, asked.about).await?;
                 }
                 return Err(refused.into());
             }
         };
         tracing::info!(approver = %second.approver, number = second.number, "passes with two people");
-        let mut request = whole.into_request();
+        let mut request = asked.request;
         request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
         Ok(request)
     }

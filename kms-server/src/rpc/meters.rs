@@ -7,7 +7,8 @@ use kms_proto::v1::{
     BuryDamagedMeterRequest, BuryDamagedMeterResponse, CreateMeterRequest, CreateMeterResponse,
     DeleteMeterRequest, DeleteMeterResponse, GetImportKeyRequest, GetImportKeyResponse,
     GetMeterRequest, GetMeterResponse, ImportLine, ImportMetersRequest, ImportMetersResponse,
-    ListMetersRequest, ListMetersResponse, meters_server,
+    ListMetersRequest, ListMetersResponse, ReadmitMeterRequest, ReadmitMeterResponse,
+    SetPolicyRequest, SetPolicyResponse, meters_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -28,8 +29,8 @@ use crate::{
         audit::{AuditOutcome, AuditedCall, Detail, Subject},
     },
     lifecycle::{
-        ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Refusal, SealedFile,
-        SealedHeader,
+        ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Readmitted, Refusal,
+        SealedFile, SealedHeader,
     },
 };
 
@@ -162,6 +163,61 @@ impl meters_server::Meters for MetersService {
         })
         .await?;
         Ok(Response::new(BuryDamagedMeterResponse { block: block.0 }))
+    }
+
+    async fn readmit_meter(
+        &self,
+        request: Request<ReadmitMeterRequest>,
+    ) -> Result<Response<ReadmitMeterResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ReadmitMeter)?;
+        // The gate lets nobody pass alone; were it ever to forget, this does not.
+        if permit.second().is_none() {
+            return Err(Refused::Fault("one person alone came to readmit a meter").into());
+        }
+        let call = self.audit.call(&permit, &request);
+        let ReadmitMeterRequest { meter_id, system_title } = request.into_inner();
+        let id = words::meter_id("meter_id", &meter_id)?;
+        let title = words::title("system_title", &system_title)?;
+        let charge = self.budget.charge(&permit, 1)?;
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let readmitted = to_its_end(async move {
+            let _charge = charge;
+            let subject = Subject { system_title: Some(title), ..Subject::meter(&id) };
+            match lifecycle.readmit(&call, &id, &title).await {
+                Ok(readmitted) => Ok(readmitted),
+                Err(error) => Err(audit.failure(&call, subject, &error).await),
+            }
+        })
+        .await?;
+        let Readmitted { deleted_ms, keys_known, keys_that_may_come_back } = readmitted;
+        Ok(Response::new(ReadmitMeterResponse {
+            deleted_ms,
+            keys_known: u32::try_from(keys_known).unwrap_or(u32::MAX),
+            keys_that_may_come_back: u32::try_from(keys_that_may_come_back).unwrap_or(u32::MAX),
+        }))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<SetPolicyRequest>,
+    ) -> Result<Response<SetPolicyResponse>, Status> {
+        let permit = Permit::of(&request, Verb::SetPolicy)?;
+        let call = self.audit.call(&permit, &request);
+        let SetPolicyRequest { meter_id, policy } = request.into_inner();
+        let id = words::meter_id("meter_id", &meter_id)?;
+        let missing = Refused::Field { field: "policy", problem: "it is missing" };
+        let policy = words::new_policy(policy.ok_or(missing)?)?;
+        let charge = self.budget.charge(&permit, 1)?;
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
+        let view = to_its_end(async move {
+            let _charge = charge;
+            match lifecycle.set_policy(&call, &id, &policy).await {
+                Ok(view) => Ok(view),
+                Err(error) => Err(audit.failure(&call, Subject::meter(&id), &error).await),
+            }
+        })
+        .await?;
+        Ok(Response::new(SetPolicyResponse { meter: Some(words::meter(view)) }))
     }
 
     type ImportMetersStream = Answers<ImportMetersResponse>;

@@ -21,6 +21,7 @@ mod drain;
 mod figures;
 mod gate;
 mod health;
+mod import_call;
 mod in_order;
 mod ledger;
 mod looks;

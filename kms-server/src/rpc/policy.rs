@@ -69,6 +69,8 @@ impl Verb {
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter
+            | Self::ReadmitMeter
+            | Self::SetPolicy
             | Self::ImportMeters
             | Self::GetImportKey => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
@@ -465,6 +467,7 @@ mod tests {
             let due = match verb.name().split('/').next().unwrap() {
                 "Ciphering" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
+                _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),
                 _ => None,
             };

@@ -119,6 +119,8 @@ pub(super) async fn accept(
 }
 
 fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
+    let read: v1::SealedHeaderBody = canonical(header.body.clone(), "sealed.header.body")?;
+    let unproved = v1::SealedHeaderBody { proof: Bytes::new(), ..read.clone() }.encode_to_vec();
     let v1::SealedHeaderBody {
         file_id,
         domain_id,
@@ -127,12 +129,17 @@ fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
         wrapped_file_key,
         signer,
         count,
-    } = canonical(header.body.clone(), "sealed.header.body")?;
-    if file_id.len() != 16 {
-        return Err(Refused::Field { field: "sealed.header.file_id", problem: "it has 16 bytes" });
-    }
+        sealed_ms,
+        proof,
+    } = read;
+    let file_id = file_id.as_ref().try_into().map_err(|_| Refused::Field {
+        field: "sealed.header.file_id",
+        problem: "it has 16 bytes",
+    })?;
     Ok(SealedHeader {
         body: header.body.to_vec(),
+        unproved,
+        file_id,
         signature: header.signature.to_vec(),
         domain_id: domain_id.to_vec(),
         import_key_fingerprint: import_key_fingerprint.to_vec(),
@@ -144,6 +151,8 @@ fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
         wrapped_file_key: wrapped_file_key.to_vec(),
         signer,
         count,
+        sealed_ms,
+        proof: proof.to_vec(),
     })
 }
 

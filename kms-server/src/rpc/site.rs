@@ -229,7 +229,7 @@ mod tests {
     use crate::{
         domain::{BlockNo, Fingerprint, Head, MeterId, SystemTitle},
         keyring::{DamagedRecord, IndexLie},
-        store::{MeterPlace, StoreError, StoredBlock},
+        store::{Holder, MeterPlace, StoreError, StoredBlock},
     };
 
     /// A database that only counts, in its way.
@@ -281,11 +281,7 @@ mod tests {
             Ok(Vec::new())
         }
 
-        async fn holders_of(
-            &self,
-            _: &[Fingerprint],
-            _: u32,
-        ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+        async fn holders_of(&self, _: &[Fingerprint], _: u32) -> Result<Vec<Holder>, StoreError> {
             Ok(Vec::new())
         }
     }

@@ -94,6 +94,11 @@ pub(super) enum Refused {
     TooManyOfCaller(usize),
     #[error("the message is longer than {0} bytes; send less at once")]
     MessageTooLarge(usize),
+    #[error(
+        "an import in clear that needs two people is read whole before the second is asked: send at most \
+         {0} lines, and at once; or seal the file (ami-tool meter seal), which may have any length"
+    )]
+    ImportTooLong(usize),
     #[error("the batch has {items} items and the limit is {limit}; send smaller ones")]
     BatchTooLarge { items: usize, limit: usize },
     #[error("the message has more than {limit} {what}; send less at once")]
@@ -196,6 +201,7 @@ impl Refused {
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::TooManyOfCaller(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            Self::ImportTooLong(_) => (Code::InvalidArgument, "IMPORT_TOO_LONG"),
             Self::BatchTooLarge { .. } | Self::TooMany { .. } => {
                 (Code::ResourceExhausted, "BATCH_TOO_LARGE")
             }
@@ -231,7 +237,9 @@ impl Refused {
                 ("approval_id", number.to_string()),
                 ("expires", expires_ms.to_string()),
             ],
-            Self::TooManyWaiting(limit) | Self::TooManyOfCaller(limit) => {
+            Self::TooManyWaiting(limit)
+            | Self::TooManyOfCaller(limit)
+            | Self::ImportTooLong(limit) => {
                 vec![("limit", limit.to_string())]
             }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],

@@ -75,6 +75,10 @@ verbs! {
     DeleteMeter = MetersDeleteMeter;
     /// Put a tombstone in the place of a damaged record.
     BuryDamagedMeter = MetersBuryDamagedMeter;
+    /// Let a deleted meter come back.
+    ReadmitMeter = MetersReadmitMeter;
+    /// Replace what is accepted from a meter.
+    SetPolicy = MetersSetPolicy;
     /// Bring in meters and keys.
     ImportMeters = MetersImportMeters;
     /// What sealed import files are sealed to.
@@ -123,12 +127,18 @@ impl Verb {
         !self.is_open() && !self.name().starts_with("Ciphering/")
     }
 
-    /// Whether a policy may ask for two people: single calls that people make. A stream has no one
-    /// request to approve, machines have no second person, and approvals can't wait for themselves.
+    /// Whether a policy may ask for two people: single calls that people make, and imports. Any other
+    /// stream has no one request to approve, machines have no second person, and approvals can't wait
+    /// for themselves.
     pub fn may_need_two_people(self) -> bool {
         let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall);
-        let is_stream = self.method().is_some_and(Method::is_stream);
+        let is_stream = self.method().is_some_and(Method::is_stream) && self != Self::ImportMeters;
         self.is_privileged() && !is_stream && !is_approval
+    }
+
+    /// Whether it takes two people whatever the policy says: what takes back that something was given up.
+    pub const fn always_needs_two_people(self) -> bool {
+        matches!(self, Self::ReadmitMeter)
     }
 
     /// Whether every known caller may use it, whatever its roles.

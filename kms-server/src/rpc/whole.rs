@@ -9,25 +9,57 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::Request;
 use http_body::{Body as HttpBody, Frame};
+use sha2::{Digest as _, Sha256};
 use tonic::{Status, body::Body};
 
-use super::status::Refused;
+use super::{
+    status::Refused,
+    summary::{About, about},
+    verb::Verb,
+};
 
 /// A flag and the message's length.
 const PREFIX: usize = 5;
 
+/// A call that needs two people, read as far as it takes to know what it asks.
+pub(super) struct Asked {
+    /// Of all that counts: the same call has the same.
+    pub(super) digest: [u8; 32],
+    /// What the second person is shown.
+    pub(super) about: About,
+    /// What broke off may go on under the same approval, as long as that lasts: to carry out a part of it
+    /// twice changes nothing.
+    pub(super) may_go_on: bool,
+    /// As it came, byte by byte.
+    pub(super) request: Request<Body>,
+}
+
+impl Asked {
+    /// A call of one message.
+    pub(super) async fn read(
+        verb: Verb,
+        request: Request<Body>,
+        message_bytes_max: usize,
+    ) -> Result<Self, Status> {
+        let whole = Whole::read(request, message_bytes_max).await?;
+        Ok(Self {
+            digest: Sha256::digest(whole.message()).into(),
+            about: about(verb, whole.message()),
+            may_go_on: false,
+            request: whole.into_request(),
+        })
+    }
+}
+
 /// A request whose one message has arrived.
-pub(super) struct Whole {
+struct Whole {
     head: Request<()>,
     body: Bytes,
 }
 
 impl Whole {
     /// Waits for it; the limit is that of the service, plus what stands before the message.
-    pub(super) async fn read(
-        request: Request<Body>,
-        message_bytes_max: usize,
-    ) -> Result<Self, Status> {
+    async fn read(request: Request<Body>, message_bytes_max: usize) -> Result<Self, Status> {
         let (parts, mut body) = request.into_parts();
         let mut read = BytesMut::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -48,12 +80,12 @@ impl Whole {
     }
 
     /// The message's encoded bytes.
-    pub(super) fn message(&self) -> &[u8] {
+    fn message(&self) -> &[u8] {
         self.body.get(PREFIX..).unwrap_or_default()
     }
 
     /// The request as it came.
-    pub(super) fn into_request(self) -> Request<Body> {
+    fn into_request(self) -> Request<Body> {
         self.head.map(|()| Body::new(Once(Some(self.body))))
     }
 

@@ -104,7 +104,8 @@ fn new_key(key: v1::NewKey, form: Form) -> Result<NewKey, Refused> {
     Ok(NewKey { kind, setup, protection, value })
 }
 
-fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused> {
+/// A policy.
+pub(super) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused> {
     use v1::MinimumProtection as Wire;
     let v1::MeterPolicy {
         minimum_protection,
@@ -138,8 +139,9 @@ fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused> {
 
 /// What an import lets through.
 pub(super) fn rules(rules: Option<v1::ImportRules>) -> ImportRules {
-    let v1::ImportRules { allow_test_keys, add_versions, dry_run } = rules.unwrap_or_default();
-    ImportRules { allow_test_keys, add_versions, dry_run }
+    let v1::ImportRules { allow_test_keys, add_versions, dry_run, change_policy } =
+        rules.unwrap_or_default();
+    ImportRules { allow_test_keys, add_versions, dry_run, change_policy }
 }
 
 /// A meter as it stands.

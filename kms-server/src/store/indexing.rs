@@ -1,4 +1,4 @@
-//! What a commit does to the indexes over living meters (id, title, key fingerprints), decided before
+//! What a commit does to the indexes over meters (id and title of the living, key fingerprints of all), decided before
 //! any database is told: shared by all implementations.
 //!
 //! First all of the dead go, then the living come: an id that one block frees may be taken by another
@@ -106,15 +106,12 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    /// Those of the dead stay: a value is known again whoever brings it.
     pub(super) fn of(
-        dead: &BTreeMap<Title, Entry>,
         old: &BTreeMap<Title, Entry>,
         living: &'a BTreeMap<Title, Entry>,
     ) -> Result<Self, StoreError> {
         let mut plan = Self::default();
-        for (title, entry) in dead {
-            plan.lost.extend(entry.fingerprints.iter().map(|fingerprint| (*fingerprint, *title)));
-        }
         for (title, entry) in living {
             plan.meter(title, old.get(title), entry)?;
         }

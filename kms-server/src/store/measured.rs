@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, MeterPlace, Positions, ReadStore,
-    StandbyLag, StoreError, StoredBlock, WriteStore,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
+    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
 };
 use crate::{
     domain::{
@@ -160,7 +160,7 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         &self,
         fingerprints: &[Fingerprint],
         limit: u32,
-    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+    ) -> Result<Vec<Holder>, StoreError> {
         self.measure(Operation::HoldersOf, self.inner.holders_of(fingerprints, limit)).await
     }
 

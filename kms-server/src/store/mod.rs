@@ -106,7 +106,7 @@ pub enum IndexEntry {
         /// Of all key versions that have one.
         fingerprints: Vec<Fingerprint>,
     },
-    /// A tombstone: neither id nor fingerprints find it any more.
+    /// A tombstone: its id finds it no more. Its fingerprints stay.
     Tombstone,
 }
 
@@ -151,6 +151,9 @@ pub struct MeterPlace {
     /// Its title, hence its block.
     pub system_title: SystemTitle,
 }
+
+/// Who has a key of this value: his title, and his id while he lives.
+pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
 
 /// How far a standby is behind its primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,12 +257,13 @@ pub trait ReadStore: Send + Sync + 'static {
     /// How many meters are alive.
     async fn count_meters(&self) -> Result<u64, StoreError>;
 
-    /// Living meters that have a key with one of these fingerprints; at most `limit` a fingerprint.
+    /// Meters that have, or had before they were deleted, a key with one of these fingerprints; at most
+    /// `limit` a fingerprint, the living first.
     async fn holders_of(
         &self,
         fingerprints: &[Fingerprint],
         limit: u32,
-    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError>;
+    ) -> Result<Vec<Holder>, StoreError>;
 
     /// Follows other writers; `None`: there can't be any, this process has the store to itself.
     fn follow(&self) -> Option<Box<dyn FollowBlocks>> {

@@ -29,8 +29,8 @@ pub use open::OpenError;
 
 use self::{columns::classify, follow::Follower};
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, MeterPlace, Positions, ReadStore,
-    StandbyLag, StoreError, StoredBlock, WriteStore, rules,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
+    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
@@ -181,7 +181,7 @@ impl ReadStore for PostgresStore {
         &self,
         fingerprints: &[Fingerprint],
         limit: u32,
-    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+    ) -> Result<Vec<Holder>, StoreError> {
         reading!(self, holders_of, fingerprints, limit)
     }
 

@@ -27,8 +27,8 @@ use self::{
     write::WriteError,
 };
 use super::{
-    AuditStore, BlockChange, ChainLink, Founding, MeterPlace, Positions, ReadStore, StoreError,
-    StoredBlock, WriteStore, rules,
+    AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, Positions, ReadStore,
+    StoreError, StoredBlock, WriteStore, rules,
 };
 use crate::domain::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
@@ -256,7 +256,7 @@ impl ReadStore for SqliteStore {
         &self,
         fingerprints: &[Fingerprint],
         limit: u32,
-    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+    ) -> Result<Vec<Holder>, StoreError> {
         reading!(self, holders_of, fingerprints, limit)
     }
 

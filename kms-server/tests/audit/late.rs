@@ -11,7 +11,7 @@ use kms_server::{
         freshness::SignedHeadTable,
     },
     store::{
-        AuditStore, BlockChange, ChainLink, Founding, MeterPlace, ReadStore, StoreError,
+        AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, ReadStore, StoreError,
         StoredBlock, WriteStore, sqlite::SqliteStore,
     },
 };
@@ -70,7 +70,7 @@ impl ReadStore for Lossy {
         &self,
         fingerprints: &[Fingerprint],
         limit: u32,
-    ) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
+    ) -> Result<Vec<Holder>, StoreError> {
         self.inner.holders_of(fingerprints, limit).await
     }
 }

@@ -81,11 +81,16 @@ pub struct Options {
     pub blocks: u32,
     pub arena_bytes: usize,
     pub allow_clear: bool,
+    /// Whose files are taken.
+    pub signers: lifecycle::Signers,
+    /// `None`: the system's.
+    pub clock: Option<Arc<dyn Clock>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { blocks: 16, arena_bytes: 1 << 20, allow_clear: true }
+        let signers = lifecycle::Signers::default();
+        Self { blocks: 16, arena_bytes: 1 << 20, allow_clear: true, signers, clock: None }
     }
 }
 
@@ -140,7 +145,7 @@ impl Site {
             let founding = Founding { domain: domain.clone(), blocks, table };
             store.create_domain(&founding).await.unwrap();
         }
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let clock = options.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
         let measured = Arc::new(Measured::new(store.clone()));
         // A node of its own each time: two of these may live over one database.
         let mut node = [0; 16];
@@ -183,7 +188,8 @@ impl Site {
                 measured.clone(),
                 clock,
                 Arc::new(OperatingSystem),
-            ),
+            )
+            .with_signers(options.signers),
             audit,
             keyring,
             hsm,
@@ -196,6 +202,13 @@ impl Site {
     /// Imports one meter and expects it to be accepted.
     pub async fn add(&self, meter: NewMeter) {
         let result = self.import(vec![meter], ImportRules::default()).await.remove(0);
+        assert!(result.outcome.is_ok(), "{result:?}");
+    }
+
+    /// The same of one with several versions of a key.
+    pub async fn add_versions(&self, meter: NewMeter) {
+        let rules = ImportRules { add_versions: true, ..ImportRules::default() };
+        let result = self.import(vec![meter], rules).await.remove(0);
         assert!(result.outcome.is_ok(), "{result:?}");
     }
 

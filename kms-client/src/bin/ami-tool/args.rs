@@ -191,6 +191,10 @@ pub(crate) enum MeterCommand {
     Delete(Delete),
     /// Bury a meter whose record was changed outside the service; `site status` names it
     Bury(Bury),
+    /// Let a deleted meter be created again; takes a second person, and brings back nothing by itself
+    Readmit(Readmit),
+    /// Replace what is accepted from a meter
+    SetPolicy(SetPolicy),
     /// Import many meters from JSON Lines, CSV or a sealed file; to do it again changes nothing
     Import(Import),
     /// Seal an import file for a site's HSM; needs no connection
@@ -299,6 +303,27 @@ pub(crate) struct Bury {
     pub(crate) yes: bool,
 }
 
+#[derive(Args)]
+pub(crate) struct Readmit {
+    /// The operator's name that the deleted meter had
+    #[arg(value_name = "ID")]
+    pub(crate) meter_id: MeterId,
+    /// The name on the wire that it had, 16 hex digits
+    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
+    pub(crate) system_title: SystemTitle,
+}
+
+#[derive(Args)]
+pub(crate) struct SetPolicy {
+    /// The operator's name of the meter
+    #[arg(value_name = "ID")]
+    pub(crate) meter_id: MeterId,
+    /// The policy as import lines have it, in JSON; `-` for standard input. What it leaves out becomes the
+    /// default
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: PathBuf,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Format {
     Jsonl,
@@ -320,6 +345,9 @@ pub(crate) struct Import {
     /// Keep key values that a meter does not know yet as new versions, beside the old ones
     #[arg(long)]
     pub(crate) add_versions: bool,
+    /// Give a known meter the policy of its line
+    #[arg(long)]
+    pub(crate) change_policy: bool,
     /// Check everything, change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -47,6 +47,7 @@ pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<
     let rules = ImportRules {
         allow_test_keys: what.allow_test_keys,
         add_versions: what.add_versions,
+        change_policy: what.change_policy,
         dry_run: what.dry_run,
     };
     // Standard input can't be looked at and then read from the start.

@@ -1,4 +1,4 @@
-//! `meter create | get | list | delete | bury`.
+//! `meter create | get | list | delete | readmit | set-policy | bury`.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read, Write as _};
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{
-    DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName, NewMeter,
-    TextReader, title_text,
+    DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName, MeterPolicy,
+    NewMeter, TextReader, title_text,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::args::{Bury, Create, Delete, Get, List, MeterCommand};
+use crate::args::{Bury, Create, Delete, Get, List, MeterCommand, Readmit, SetPolicy};
 use crate::failure::{Exit, Failure};
 use crate::import;
 use crate::text::{block, date, say, say_json};
@@ -28,6 +28,8 @@ pub(crate) async fn run(
         MeterCommand::List(what) => list(client, what, json).await,
         MeterCommand::Delete(what) => delete(client, what, json).await,
         MeterCommand::Bury(what) => bury(client, what, json).await,
+        MeterCommand::Readmit(what) => readmit(client, what, json).await,
+        MeterCommand::SetPolicy(what) => set_policy(client, what, json).await,
         MeterCommand::Import(what) => import::run(client, what, json).await,
         MeterCommand::Seal(what) => crate::seal::run(what, json),
     }
@@ -139,6 +141,37 @@ async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Fa
         say_json(&json!({ "deleted": meter_id }))?;
     } else {
         say(&format!("{meter_id} is deleted"))?;
+    }
+    Ok(Exit::Good)
+}
+
+async fn readmit(client: &KmsClient, what: Readmit, json: bool) -> Result<Exit, Failure> {
+    let Readmit { meter_id, system_title } = what;
+    let readmitted = client.meters().readmit(&meter_id, &system_title).await?;
+    if json {
+        say_json(&json!({ "readmitted": meter_id, "meter": readmitted }))?;
+    } else {
+        say(&format!(
+            "{meter_id} may come back: import what was sealed after {}. Of {} keys that it had, {} may come \
+             back; the others were given up",
+            date(readmitted.deleted_ms),
+            readmitted.keys_known,
+            readmitted.keys_that_may_come_back
+        ))?;
+    }
+    Ok(Exit::Good)
+}
+
+async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<Exit, Failure> {
+    let SetPolicy { meter_id, from } = what;
+    let policy: MeterPolicy = serde_json::from_slice(&read_wiped(&from)?).map_err(|error| {
+        Failure::files(format!("{} is no policy in JSON: {error}", from.display()))
+    })?;
+    let meter = client.meters().set_policy(&meter_id, &policy).await?;
+    if json {
+        say_json(&meter)?;
+    } else {
+        say(&described(&meter))?;
     }
     Ok(Exit::Good)
 }

@@ -1,4 +1,4 @@
-//! Writes the indexes over living meters: id, title, key fingerprints.
+//! Writes the indexes over meters: id and title of the living, key fingerprints of all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ pub(super) async fn update(
     let mut old = entries(connection, outcome).await?;
     let dead = take_dead(&mut old, changes.iter().copied());
     let living = living(outcome)?;
-    let plan = Plan::of(&dead, &old, &living)?;
+    let plan = Plan::of(&old, &living)?;
 
     remove_fingerprints(connection, &plan.lost).await?;
     remove_meters(connection, &dead).await?;
@@ -135,7 +135,8 @@ async fn add_fingerprints(
     gained: &[([u8; 16], Title)],
 ) -> Result<(), WriteError> {
     let statement = "INSERT INTO key_fingerprints (fingerprint, system_title) \
-                     SELECT * FROM unnest($1::bytea[], $2::bytea[])";
+                     SELECT * FROM unnest($1::bytea[], $2::bytea[]) \
+                     ON CONFLICT DO NOTHING";
     pairs(connection, statement, gained).await
 }
 

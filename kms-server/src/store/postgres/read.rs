@@ -1,6 +1,6 @@
 //! Queries. Each is one statement: one trip, and one moment.
 
-use sqlx::{PgConnection, postgres::PgRow};
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
         RecordKey, StoredRecord, SystemTitle,
     },
-    store::{MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock},
+    store::{Holder, MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock},
 };
 
 pub(super) async fn domain(
@@ -134,6 +134,12 @@ fn meter_id(row: &PgRow, at: usize) -> Result<MeterId, StoreError> {
     MeterId::new(text(row, at)?).map_err(|error| StoreError::Damaged(error.to_string()))
 }
 
+fn living(row: &PgRow, at: usize) -> Result<Option<MeterId>, StoreError> {
+    let id: Option<&str> = row.try_get(at).map_err(classify)?;
+    let id = id.map(MeterId::new).transpose();
+    id.map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
 pub(super) async fn find_meter(
     connection: &mut PgConnection,
     meter_id: &MeterId,
@@ -179,18 +185,22 @@ pub(super) async fn holders_of(
     connection: &mut PgConnection,
     fingerprints: &[Fingerprint],
     limit: u32,
-) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
-    let query = "SELECT asked.fingerprint, holder.meter_id \
+) -> Result<Vec<Holder>, StoreError> {
+    let query = "SELECT asked.fingerprint, holder.system_title, holder.meter_id \
                  FROM unnest($1::bytea[]) WITH ORDINALITY AS asked (fingerprint, nth) \
                  CROSS JOIN LATERAL (SELECT meter_id, system_title \
-                     FROM key_fingerprints JOIN meters USING (system_title) \
+                     FROM key_fingerprints LEFT JOIN meters USING (system_title) \
                      WHERE key_fingerprints.fingerprint = asked.fingerprint \
-                     ORDER BY system_title LIMIT $2) AS holder \
-                 ORDER BY asked.nth, holder.system_title";
+                     ORDER BY meter_id IS NULL, system_title LIMIT $2) AS holder \
+                 ORDER BY asked.nth, holder.meter_id IS NULL, holder.system_title";
     let asked: Vec<&[u8]> = fingerprints.iter().map(|fingerprint| &fingerprint.0[..]).collect();
     let rows = sqlx::query(query).bind(asked).bind(i64::from(limit)).fetch_all(connection).await;
     let rows = rows.map_err(classify)?;
-    rows.iter().map(|row| Ok((Fingerprint(array(row, 0)?), meter_id(row, 1)?))).collect()
+    rows.iter()
+        .map(|row| {
+            Ok((Fingerprint(array(row, 0)?), SystemTitle::new(array(row, 1)?), living(row, 2)?))
+        })
+        .collect()
 }
 
 /// Whether it is a primary whose transactions can't change anything.

@@ -1,4 +1,4 @@
-//! Writes the indexes over living meters: id, title, key fingerprints.
+//! Writes the indexes over meters: id and title of the living, key fingerprints of all.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(super) async fn update(
     let mut old = entries(connection, outcome).await?;
     let dead = take_dead(&mut old, changes);
     let living = living(outcome)?;
-    let plan = Plan::of(&dead, &old, &living)?;
+    let plan = Plan::of(&old, &living)?;
 
     remove_fingerprints(connection, &plan.lost).await?;
     remove_meters(connection, &dead).await?;
@@ -131,7 +131,8 @@ async fn add_fingerprints(
         statement.push_values(piece, |mut row, (fingerprint, title)| {
             row.push_bind(&fingerprint[..]).push_bind(&title[..]);
         });
-        statement.build().execute(&mut *connection).await?;
+        // A meter that comes back finds those of its former life.
+        statement.push(" ON CONFLICT DO NOTHING").build().execute(&mut *connection).await?;
     }
     Ok(())
 }

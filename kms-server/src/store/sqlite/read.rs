@@ -1,7 +1,7 @@
 //! Queries. Each is one range scan or one look-up.
 
 use futures_util::TryStreamExt as _;
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::{Connection as _, Row as _, SqliteConnection};
 
 use super::columns::{
     array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
@@ -11,7 +11,7 @@ use crate::{
         BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId,
         StoredRecord, SystemTitle,
     },
-    store::{MeterPlace, Positions, SealedSecret, StoreError, StoredBlock},
+    store::{Holder, MeterPlace, Positions, SealedSecret, StoreError, StoredBlock},
 };
 
 pub(super) async fn domain(
@@ -116,6 +116,12 @@ fn meter_id(row: &sqlx::sqlite::SqliteRow, at: usize) -> Result<MeterId, StoreEr
     MeterId::new(text(row, at)?).map_err(|error| StoreError::Damaged(error.to_string()))
 }
 
+fn living(row: &sqlx::sqlite::SqliteRow, at: usize) -> Result<Option<MeterId>, StoreError> {
+    let id: Option<&str> = row.try_get(at).map_err(classify)?;
+    let id = id.map(MeterId::new).transpose();
+    id.map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
 pub(super) async fn find_meter(
     connection: &mut SqliteConnection,
     meter_id: &MeterId,
@@ -162,9 +168,11 @@ pub(super) async fn holders_of(
     connection: &mut SqliteConnection,
     fingerprints: &[Fingerprint],
     limit: u32,
-) -> Result<Vec<(Fingerprint, MeterId)>, StoreError> {
-    let query = "SELECT meter_id FROM key_fingerprints JOIN meters USING (system_title) \
-                 WHERE fingerprint = ? ORDER BY system_title LIMIT ?";
+) -> Result<Vec<Holder>, StoreError> {
+    let query = "SELECT key_fingerprints.system_title, meter_id \
+                 FROM key_fingerprints LEFT JOIN meters USING (system_title) \
+                 WHERE fingerprint = ? \
+                 ORDER BY meter_id IS NULL, key_fingerprints.system_title LIMIT ?";
     let mut holders = Vec::new();
     for fingerprint in fingerprints {
         let rows = sqlx::query(query)
@@ -174,7 +182,7 @@ pub(super) async fn holders_of(
             .await
             .map_err(classify)?;
         for row in &rows {
-            holders.push((*fingerprint, meter_id(row, 0)?));
+            holders.push((*fingerprint, SystemTitle::new(array(row, 0)?), living(row, 1)?));
         }
     }
     Ok(holders)

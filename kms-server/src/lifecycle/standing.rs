@@ -1,0 +1,143 @@
+//! What a person decides about one meter: its policy, and that a deleted one may come back.
+
+use super::{Lifecycle, LifecycleError, MeterView, Refusal, TRIES, checks::refusal};
+use crate::domain::{
+    FormerKey, MeterId, MeterPolicy, Record, SystemTitle,
+    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+};
+
+/// A deleted meter that may come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readmitted {
+    /// Milliseconds since 1970: sealed files are taken that were sealed later.
+    pub deleted_ms: u64,
+    /// Key values that stay known.
+    pub keys_known: usize,
+    /// Of those, values that were active, and may come back.
+    pub keys_that_may_come_back: usize,
+}
+
+impl Lifecycle {
+    /// Replaces a meter's policy. What was done is in the audit log as `call` when this returns; a
+    /// failure is for the caller to record.
+    pub async fn set_policy(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+        policy: &MeterPolicy,
+    ) -> Result<MeterView, LifecycleError> {
+        for attempt in 0..TRIES {
+            match self.set_policy_once(call, id, policy).await {
+                Err(LifecycleError::Busy) => self.step_back(attempt).await,
+                Err(error) => return Err(error),
+                Ok(title) => return self.get_by_title(&title).await,
+            }
+        }
+        Err(LifecycleError::Busy)
+    }
+
+    async fn set_policy_once(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+        policy: &MeterPolicy,
+    ) -> Result<SystemTitle, LifecycleError> {
+        let not_found = || LifecycleError::NotFound(id.to_string());
+        let title = self.store.find_meter(id).await?.ok_or_else(not_found)?.system_title;
+        let mut changes = self.keyring.change(&[self.keyring.block_of(&title)]).await?;
+        let change = changes.first_mut().ok_or_else(not_found)?;
+        let Some(Record::Meter(mut meter)) = change.record(&title)? else {
+            return Err(not_found());
+        };
+        if meter.meter_id != *id {
+            return Err(not_found());
+        }
+        let now_ms = self.clock.unix_ms();
+        let block = Some(change.block());
+        let subject = Subject { system_title: Some(title), block, ..Subject::meter(id) };
+        let detail = if meter.policy == *policy { Detail::Unchanged } else { Detail::Updated };
+        let entry = call.entry(now_ms, subject, AuditOutcome::Done).with(detail, 1);
+        meter.policy = policy.clone();
+        // Later than every file that was sealed until now, also where it confirms what is there: none of
+        // them brings another policy.
+        meter.changed_by = meter.changed_by.next(now_ms);
+        change.put(Record::Meter(meter));
+        self.keyring.commit(changes, vec![entry]).await?;
+        Ok(title)
+    }
+
+    /// Lets a deleted meter come back: what is sealed after its deletion, or comes in clear where that is
+    /// allowed, creates it again, without the keys that were given up. To readmit it twice changes
+    /// nothing. What was done is in the audit log as `call` when this returns; a failure is for the caller
+    /// to record.
+    pub async fn readmit(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+        title: &SystemTitle,
+    ) -> Result<Readmitted, LifecycleError> {
+        for attempt in 0..TRIES {
+            match self.readmit_once(call, id, title).await {
+                Err(LifecycleError::Busy) => self.step_back(attempt).await,
+                done => return done,
+            }
+        }
+        Err(LifecycleError::Busy)
+    }
+
+    async fn readmit_once(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+        title: &SystemTitle,
+    ) -> Result<Readmitted, LifecycleError> {
+        let not_found = || LifecycleError::NotFound(format!("{id} with system title {title}"));
+        let mut changes = self.keyring.change(&[self.keyring.block_of(title)]).await?;
+        let change = changes.first_mut().ok_or_else(not_found)?;
+        let mut tombstone = match change.record(title)? {
+            Some(Record::Tombstone(tombstone)) if tombstone.meter_id == *id => tombstone,
+            Some(Record::Meter(meter)) if meter.meter_id == *id => {
+                return Err(LifecycleError::Refused(not_deleted()));
+            }
+            _ => return Err(not_found()),
+        };
+        if tombstone.keys.len() > FormerKey::MAX {
+            return Err(LifecycleError::Refused(worn_out(tombstone.keys.len())));
+        }
+        let readmitted = Readmitted {
+            deleted_ms: tombstone.deleted_ms,
+            keys_known: tombstone.keys.len(),
+            keys_that_may_come_back: tombstone
+                .keys
+                .iter()
+                .filter(|key| key.may_come_back())
+                .count(),
+        };
+        let now_ms = self.clock.unix_ms();
+        let block = Some(change.block());
+        let subject = Subject { system_title: Some(*title), block, ..Subject::meter(id) };
+        let mut entry = call.entry(now_ms, subject, AuditOutcome::Done);
+        if tombstone.readmitted_ms.is_some() {
+            entry = entry.with(Detail::Unchanged, 1);
+        } else {
+            tombstone.readmitted_ms = Some(now_ms);
+            change.put(Record::Tombstone(tombstone));
+        }
+        self.keyring.commit(changes, vec![entry]).await?;
+        Ok(readmitted)
+    }
+}
+
+fn not_deleted() -> Refusal {
+    refusal("METER_NOT_DELETED", "the meter is not deleted: there is nothing to readmit")
+}
+
+fn worn_out(keys: usize) -> Refusal {
+    let most = FormerKey::MAX;
+    refusal(
+        "TOO_MANY_FORMER_KEYS",
+        format!(
+            "the meter had {keys} keys, and a readmitted one may have had {most}: it stays deleted"
+        ),
+    )
+}
