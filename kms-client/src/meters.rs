@@ -104,8 +104,7 @@ impl Meters {
     pub async fn bury(&self, title: &SystemTitle, block: Option<u32>) -> Result<u32, CallError> {
         let system_title = title.as_bytes().to_vec().into();
         let request = v1::BuryDamagedMeterRequest { system_title, block };
-        let send =
-            |link, request| async move { wire(link).bury_damaged_meter(request).await };
+        let send = |link, request| async move { wire(link).bury_damaged_meter(request).await };
         Ok(self.client.transport().call(Safety::Once, request, send).await?.block)
     }
 

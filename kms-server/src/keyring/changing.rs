@@ -12,8 +12,7 @@ use crate::{
     domain::{
         BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
         RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
-        freshness::BlockMark,
-        record::Tombstone,
+        freshness::BlockMark, record::Tombstone,
     },
     store::{BlockChange, IndexEntry, RecordChange, StoreError},
 };
