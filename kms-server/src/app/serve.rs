@@ -20,7 +20,7 @@ use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
     config::Config,
-    domain::{DomainRecord, freshness::Freshness, ports::Clock},
+    domain::{freshness::Freshness, ports::Clock},
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
