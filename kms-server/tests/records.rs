@@ -15,6 +15,7 @@ use kms_server::{
     domain::{
         BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId,
         MeterPolicy, MeterRecord, Protection, Record, SecuritySetup, Verdict,
+        audit::{AuditOutcome, Subject},
         record::RecordTooLong,
     },
     keyring::{DamagedRecord, KeyringError},
@@ -82,7 +83,10 @@ impl Database {
                 database.close().await.unwrap();
                 assert!(done.rows_affected() > 0, "nothing was changed");
             }
-            Self::Postgres(cluster) => cluster.tamper("ami", &statement).await,
+            Self::Postgres(cluster) => {
+                let statement = format!("SET search_path TO ami_kms; {statement}");
+                cluster.tamper("ami", &statement).await;
+            }
         }
     }
 
@@ -234,7 +238,8 @@ fn record_with(n: u64, keys: Vec<KeyRecord>) -> Record {
 async fn commit(site: &Site, record: Record) -> Result<(), KeyringError> {
     let mut changes = site.keyring.change(&[BlockNo(0)]).await.unwrap();
     changes[0].put(record);
-    site.keyring.commit(changes, Vec::new()).await
+    let entry = call("Meters/ImportMeters").entry(0, Subject::NONE, AuditOutcome::Done);
+    site.keyring.commit(changes, vec![entry]).await
 }
 
 on_a_token! {
