@@ -101,7 +101,7 @@ class KmsError(Exception):
         """Whether the same call may succeed later. Who speaks counts, not the code alone: the service gives
         its word, and a time to come back where that helps; a broken transport gives neither."""
         if self.reason:
-            return self.retry_after_s is not None
+            return self.retry_after_s is not None or self.reason == "MESSAGE_TOO_SLOW"
         return self.code in BROKEN
 
     @classmethod

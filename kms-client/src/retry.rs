@@ -57,16 +57,20 @@ pub(crate) fn step(safety: Safety, status: &Status) -> Step {
         (Safety::Repeatable, Code::ResourceExhausted) if may_pass(status) => {
             Step::Here { at_least }
         }
-        (Safety::Repeatable, Code::Unavailable) if is_of_age(status) => Step::Anew,
+        (Safety::Repeatable, Code::Unavailable) if says(status, "CONNECTION_AGE") => Step::Anew,
+        // Half of it has arrived: what had begun is sent again, whole.
+        (Safety::Repeatable, Code::DeadlineExceeded) if says(status, "MESSAGE_TOO_SLOW") => {
+            Step::Elsewhere { at_least }
+        }
         (Safety::Repeatable, Code::Unavailable) => Step::Elsewhere { at_least },
         _ => Step::GiveUp,
     }
 }
 
-/// Whether the service ended a stream in order because its connection is old. It has told the connection to
-/// end before, so the next stream gets a new one.
-fn is_of_age(status: &Status) -> bool {
-    status.get_details_error_info().is_some_and(|info| info.reason == "CONNECTION_AGE")
+/// Whether the service gives this reason. `CONNECTION_AGE`: it ended a stream in order, and has told the
+/// connection to end before, so that the next stream gets a new one.
+fn says(status: &Status, word: &str) -> bool {
+    status.get_details_error_info().is_some_and(|info| info.reason == word)
 }
 
 /// Whether there may be room later. Our service says when; of another we can't know.
@@ -155,6 +159,15 @@ mod tests {
         let details = ErrorDetails::with_error_info("CONNECTION_AGE", "ami.kms.v1", []);
         let status = Status::with_error_details(Code::Unavailable, "a new connection", details);
         assert_eq!(step(Safety::Repeatable, &status), Step::Anew);
+        assert_eq!(step(Safety::Once, &status), Step::GiveUp);
+    }
+
+    #[test]
+    fn a_message_that_arrived_by_half_is_sent_again() {
+        let details = ErrorDetails::with_error_info("MESSAGE_TOO_SLOW", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::DeadlineExceeded, "by half", details);
+        let elsewhere = Step::Elsewhere { at_least: Duration::ZERO };
+        assert_eq!(step(Safety::Repeatable, &status), elsewhere);
         assert_eq!(step(Safety::Once, &status), Step::GiveUp);
     }
 
