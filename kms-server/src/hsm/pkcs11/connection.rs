@@ -175,7 +175,11 @@ fn sound(
         meter_kek: find(OurKey::MeterKek)?,
         use_kek: find(OurKey::UseKek)?,
     };
-    canaries.prove(anchor, &keks)?;
+    // One wrong answer is the device's; two are another key.
+    match canaries.prove(anchor, &keks) {
+        Err(Fault::Unfit(_)) => canaries.prove(anchor, &keks)?,
+        outcome => outcome?,
+    }
     Ok((keks, canaries.unwrap_use_key(holder, &keks)?))
 }
 
