@@ -236,10 +236,12 @@ async fn a_list_goes_through_all_pages() {
 }
 
 fn ids(listed: &[Listed]) -> Vec<&str> {
-    let id = |listed| match listed {
-        Listed::Meter(meter) => meter.meter_id.as_str(),
-        Listed::Damaged(damaged) => damaged.meter_id.as_str(),
-    };
+    fn id(listed: &Listed) -> &str {
+        match listed {
+            Listed::Meter(meter) => &meter.meter_id,
+            Listed::Damaged(damaged) => &damaged.meter_id,
+        }
+    }
     listed.iter().map(id).collect()
 }
 

@@ -95,7 +95,12 @@ impl Lifecycle {
         let mut changes = self.keyring.change(&[self.keyring.block_of(title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let mut tombstone = match change.record(title)? {
-            Some(Record::Tombstone(tombstone)) if tombstone.meter_id == *id => tombstone,
+            // A buried record's id is not always known: then the title alone names it.
+            Some(Record::Tombstone(tombstone))
+                if tombstone.meter_id.as_ref().is_none_or(|known| known == id) =>
+            {
+                tombstone
+            }
             Some(Record::Meter(meter)) if meter.meter_id == *id => {
                 return Err(LifecycleError::Refused(not_deleted()));
             }

@@ -159,6 +159,7 @@ impl Refused {
             | Self::NothingWaits
             | Self::UnknownMethod
             | Self::MessageTooLarge(_)
+            | Self::ImportTooLong(_)
             | Self::BatchTooLarge { .. }
             | Self::TooMany { .. }
             | Self::MessageTooSlow(_)
@@ -348,6 +349,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         | LifecycleError::AuditNotWritable { .. } => Again::Later,
         LifecycleError::NotFound(_)
         | LifecycleError::AlreadyExists(_)
+        | LifecycleError::NotDamaged(_)
         | LifecycleError::Refused(_)
         | LifecycleError::ReadOnly
         | LifecycleError::Damaged { .. } => Again::Never,
