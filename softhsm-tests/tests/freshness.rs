@@ -177,7 +177,7 @@ async fn a_head_table_that_is_gone_forged_or_old_is_named_and_no_old_state_used(
         ),
         ("UPDATE head_table SET number = number + 1", "was not signed by the token's key", false),
         // What it does not say stands in the events since.
-        ("put back", "the signed head table is number", true),
+        ("put back", "the signed head table was number", true),
     ] {
         let (home, old) = with_a_deletion(false).await;
         let statements = match statement {

@@ -157,9 +157,11 @@ impl Tables {
         }
         if table.number < number {
             // The events since say all the same; the next one to be signed replaces it.
-            let what =
-                format!("the signed head table is number {}, and was {number}", table.number);
-            tracing::error!(what, "somebody put an older head table back");
+            let what = format!(
+                "the signed head table was number {number}, and somebody put number {} in its place",
+                table.number
+            );
+            tracing::error!(what, "an older head table");
             *lock(&self.mended) = Some(what);
             table.number = number;
         }
