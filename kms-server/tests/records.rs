@@ -478,7 +478,7 @@ on_a_token! {
     #[ignore = "a measurement: 25,000 meters"]
     fn how_long_a_page_of_a_list_takes(home) {
         run(async {
-            let options = Options { blocks: 100, arena_bytes: 8 << 20, allow_clear: true };
+            let options = Options { blocks: 100, arena_bytes: 8 << 20, ..Options::default() };
             let site = Database::sqlite(home).site(home, options).await;
             for some in (0..25_000u64).collect::<Vec<_>>().chunks(2_500) {
                 site.import(some.iter().copied().map(meter).collect(), ImportRules::default()).await;

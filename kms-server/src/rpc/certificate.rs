@@ -322,7 +322,7 @@ fn not_pem(path: &Path, bytes: &[u8]) -> Option<TlsError> {
 /// One SEQUENCE of DER that is as long as it says.
 fn is_der(bytes: &[u8]) -> bool {
     match bytes {
-        [0x30, short @ ..0x80, rest @ ..] => rest.len() == usize::from(*short),
+        [0x30, short @ ..=0x7F, rest @ ..] => rest.len() == usize::from(*short),
         [0x30, 0x81, length, rest @ ..] => rest.len() == usize::from(*length),
         [0x30, 0x82, high, low, rest @ ..] => {
             rest.len() == usize::from(u16::from_be_bytes([*high, *low]))

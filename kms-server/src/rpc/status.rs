@@ -506,6 +506,7 @@ mod tests {
             (Refused::NoAuditChain, "NOT_FOUND NO_AUDIT_CHAIN", None),
             (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
             (Refused::Fault("f"), "INTERNAL FAULT", None),
+            (Refused::ImportTooLong(1), "INVALID_ARGUMENT IMPORT_TOO_LONG", None),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -558,6 +559,7 @@ mod tests {
             Refused::NoAuditChain => 28,
             Refused::Field { .. } => 29,
             Refused::Fault(_) => 30,
+            Refused::ImportTooLong(_) => 31,
         }
     }
 
