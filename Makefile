@@ -3,9 +3,11 @@
 CARGO ?= cargo
 DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
+MOVES ?= 2000
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: breaks help bootstrap build demo dev test check deny advisories bench hostile fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +70,10 @@ test-deploy: ## Try deploy/: the unit's exposure, account, firewall, PostgreSQL'
 
 interop: build ## The Python client against a server; python3, and PyPI once
 	@scripts/test-interop.sh
+
+adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
+	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \
+	  --nocapture --test-threads=1
 
 handbook: ## Every start-up error is in docs/HANDBOOK.md, every setting in deploy/kms.toml, no dead link
 	@scripts/test-handbook.py

@@ -86,8 +86,12 @@ pub async fn add(client: &KmsClient, lines: &[String]) {
 /// A fresh counter for each APDU of a test.
 static COUNTER: AtomicU32 = AtomicU32::new(1);
 
+pub fn counter() -> u32 {
+    COUNTER.fetch_add(1, Ordering::Relaxed)
+}
+
 pub fn push_with(n: u64, sc: u8, guek: &[u8], gak: &[u8], plain: &[u8]) -> Vec<u8> {
-    let counter = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let counter = counter();
     let protection = Seal {
         envelope: Envelope::GeneralGlo(Some(title(n))),
         security_control: SecurityControl::from_byte(sc).unwrap(),

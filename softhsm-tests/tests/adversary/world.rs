@@ -1,0 +1,254 @@
+//! The site under attack: one server or three, their database, and a state to go back to.
+
+use std::fs;
+
+use kms_client::{ImportRules, KmsClient, MeterId, Outcome};
+use softhsm_tests::{Role, Running};
+
+use super::{
+    common::{
+        Home, Numbers, client, copy, eventually,
+        fleet::{self, id, line, title},
+    },
+    database::{Database, Dump, Table},
+    truth::{Truth, guek},
+};
+
+pub(crate) struct Node {
+    pub(crate) home: Home,
+    pub(crate) running: Option<Running>,
+    pub(crate) client: Option<KmsClient>,
+    /// Why it would not start.
+    pub(crate) refused: Option<String>,
+}
+
+impl Node {
+    pub(crate) fn new(home: Home) -> Self {
+        Self { home, running: None, client: None, refused: None }
+    }
+
+    /// Starts it, or keeps the sentence with which it refuses to.
+    pub(crate) async fn start(&mut self) {
+        match self.home.start() {
+            Ok(running) => {
+                self.running = Some(running);
+                self.client = Some(client(&self.home, Role::Dev).await);
+            }
+            Err(error) => self.refused = Some(error.to_string()),
+        }
+    }
+
+    /// Until all blocks were looked at once.
+    pub(crate) async fn settled(&self) {
+        let Some(client) = &self.client else { return };
+        eventually("the warm-up has been through", async || {
+            let status = client.site_status().await.unwrap();
+            status.warm_up.done || !status.faults.is_empty()
+        })
+        .await;
+    }
+
+    pub(crate) fn end(&mut self, kindly: bool) {
+        self.client = None;
+        self.refused = None;
+        match self.running.take() {
+            Some(running) if kindly => drop(running.stop().unwrap()),
+            Some(running) => running.kill_9().unwrap(),
+            None => {}
+        }
+    }
+
+    pub(crate) async fn faults(&self) -> Vec<String> {
+        match &self.client {
+            Some(client) => client.site_status().await.unwrap().faults,
+            None => self.refused.clone().into_iter().collect(),
+        }
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) database: Database,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) truth: Truth,
+    golden: (Dump, Truth),
+    next_meter: u64,
+}
+
+/// Meters of a site when the game begins.
+const FLEET: u64 = 24;
+
+impl World {
+    /// A site with some history: meters with one and with two key versions, a stricter policy, a
+    /// deletion. It is stopped.
+    pub(crate) async fn make(homes: Vec<Home>, database: Database) -> Self {
+        let nodes = homes.into_iter().map(Node::new).collect();
+        let tables = database.tables().await;
+        assert!(tables.len() > 5, "{tables:?}");
+        database.drop_rules().await;
+        let (golden, next_meter) = (<(Dump, Truth)>::default(), 0);
+        let truth = Truth::default();
+        let mut world = Self { nodes, database, tables, truth, golden, next_meter };
+        world.start().await;
+        let mut numbers = Numbers(0);
+        for _ in 0..FLEET {
+            world.add(0).await;
+        }
+        for _ in 0..12 {
+            world.honest(&mut numbers, None).await;
+        }
+        world.stop(true);
+        world.golden = (world.database.dump(&world.tables).await, world.truth.clone());
+        for node in &world.nodes {
+            let kept = node.home.places().dir.join("golden");
+            copy(&node.home.places().data, &kept);
+        }
+        world
+    }
+
+    pub(crate) async fn start(&mut self) {
+        for node in &mut self.nodes {
+            node.start().await;
+        }
+        for node in &self.nodes {
+            node.settled().await;
+        }
+    }
+
+    pub(crate) fn stop(&mut self, kindly: bool) {
+        for node in &mut self.nodes {
+            node.end(kindly);
+        }
+    }
+
+    /// Everything as it was when the game began.
+    pub(crate) async fn reset(&mut self) {
+        self.stop(false);
+        for node in &self.nodes {
+            let data = &node.home.places().data;
+            fs::remove_dir_all(data).unwrap();
+            copy(&node.home.places().dir.join("golden"), data);
+        }
+        if let Database::Postgres(_) = self.database {
+            let now = self.database.dump(&self.tables).await;
+            let mut statements = Vec::new();
+            for table in &self.tables {
+                let (now, was) = (&now[&table.name], &self.golden.0[&table.name]);
+                statements.extend(self.database.restore(table, now, was));
+            }
+            self.database.write(&statements).await.unwrap();
+        }
+        self.truth = self.golden.1.clone();
+    }
+
+    /// Imports a line through a node; whether it was done, refused (`None`), or nobody knows.
+    async fn import(
+        &self,
+        node: usize,
+        line: String,
+        rules: ImportRules,
+    ) -> Result<Option<Outcome>, ()> {
+        let Some(client) = &self.nodes[node].client else { return Ok(None) };
+        let mut results = import_results(client, line, rules).await;
+        match results.pop() {
+            Some(Ok(result)) if result.code.is_empty() => Ok(Some(result.outcome)),
+            Some(Ok(_)) => Ok(None),
+            // The service said no, or the connection broke.
+            Some(Err(kms_client::CallError::DeadlineExceeded)) | None => Err(()),
+            Some(Err(_)) => Ok(None),
+        }
+    }
+
+    async fn add(&mut self, node: usize) {
+        let n = self.next_meter;
+        self.next_meter += 1;
+        match self.import(node, line(n), ImportRules::default()).await {
+            Ok(Some(_)) => self.truth.add(n),
+            Ok(None) => {}
+            Err(()) => {
+                self.truth.add(n);
+                self.doubt(n);
+            }
+        }
+    }
+
+    fn doubt(&mut self, n: u64) {
+        if let Some(meter) = self.truth.meters.get_mut(&n) {
+            meter.in_doubt = true;
+        }
+    }
+
+    /// One honest change by a customer of the service, of a meter of these blocks if there is one.
+    pub(crate) async fn honest(&mut self, numbers: &mut Numbers, blocks: Option<&[i64]>) {
+        let node = numbers.below(self.nodes.len() as u64) as usize;
+        let mut living = self.truth.living();
+        if let Some(blocks) = blocks {
+            let near: Vec<u64> =
+                living.iter().copied().filter(|n| blocks.contains(&self.block_of(*n))).collect();
+            if !near.is_empty() {
+                living = near;
+            }
+        }
+        let what = numbers.below(6);
+        if living.is_empty() || what == 0 {
+            return self.add(node).await;
+        }
+        let n = living[numbers.below(living.len() as u64) as usize];
+        let hex_title = hex::encode_upper(title(n).as_bytes());
+        match what {
+            1 => {
+                let Some(client) = &self.nodes[node].client else { return };
+                let meter_id: MeterId = id(n).parse().unwrap();
+                match client.meters().delete(&meter_id).await {
+                    Ok(()) => self.truth.meters.get_mut(&n).unwrap().alive = false,
+                    Err(kms_client::CallError::DeadlineExceeded) => self.doubt(n),
+                    Err(_) => {}
+                }
+            }
+            2 | 3 => {
+                let line = format!(
+                    r#"{{"meter_id":"{}","system_title":"{hex_title}","policy":{{"minimum_protection":"AUTHENTICATED_ENCRYPTED"}},"keys":[]}}"#,
+                    id(n)
+                );
+                let rules = ImportRules { change_policy: true, ..ImportRules::default() };
+                match self.import(node, line, rules).await {
+                    Ok(Some(_)) => self.truth.meters.get_mut(&n).unwrap().strict = true,
+                    Ok(None) => {}
+                    Err(()) => self.doubt(n),
+                }
+            }
+            _ => {
+                let version = self.truth.meters[&n].versions + 1;
+                if version > 3 {
+                    return;
+                }
+                let line = format!(
+                    r#"{{"meter_id":"{}","system_title":"{hex_title}","keys":[{{"kind":"GUEK","value":"{}"}}]}}"#,
+                    id(n),
+                    hex::encode_upper(guek(n, version))
+                );
+                let rules = ImportRules { add_versions: true, ..ImportRules::default() };
+                match self.import(node, line, rules).await {
+                    Ok(Some(_)) => self.truth.meters.get_mut(&n).unwrap().versions = version,
+                    Ok(None) => {}
+                    Err(()) => self.doubt(n),
+                }
+            }
+        }
+    }
+
+    fn block_of(&self, n: u64) -> i64 {
+        let blocks = kms_server::domain::BlockCount::new(64).unwrap();
+        i64::from(blocks.block_of(&title(n)).0)
+    }
+}
+
+async fn import_results(
+    client: &KmsClient,
+    line: String,
+    rules: ImportRules,
+) -> Vec<Result<kms_client::ImportResult, kms_client::CallError>> {
+    use tokio_stream::StreamExt as _;
+    let lines = tokio_stream::iter(fleet::parsed(&line));
+    client.meters().import(lines, rules).collect().await
+}
