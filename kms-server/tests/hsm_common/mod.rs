@@ -132,7 +132,7 @@ fn run_again(test: &str, home: &Path, role: &str) {
     );
     fs::write(&conf, text).unwrap();
     let output = Command::new(env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
+        .args([test, "--exact", "--nocapture", "--include-ignored"])
         .env("SOFTHSM2_CONF", conf)
         .env(Faults::REAL, MODULE)
         .env(Faults::CONTROL, home.join("faults"))
