@@ -81,8 +81,8 @@ async fn left_in_place(store: &dyn WriteStore, data_dir: &Path) -> Option<Findin
     let dir = data_dir.display();
     let sentence = format!(
         "the database has {end} events of node {}, and {dir}/audit-head is the signed head of {}: if it \
-         was restored, move {dir}/node-id and {dir}/audit-head away, so that a new node with an audit \
-         chain of its own begins; if not, find out who took events away",
+         was restored, move {dir}/node-id and the files {dir}/audit-… away, so that a new node with an \
+         audit chain of its own begins; if not, find out who took events away",
         tip.node, tip.sequence
     );
     Some(Finding::new("site.data_dir", sentence))
