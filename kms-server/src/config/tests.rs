@@ -522,7 +522,7 @@ fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
     let sentence = with("[\"Meters/DeleteMeter\"]").unwrap_err().to_string();
     says(&sentence, &["`rpc.dual_control`: Meters/DeleteMeter needs two people", "role approver"]);
     for (call, problem) in [
-        ("Meters/ImportMeters", "is a stream"),
+        ("Audit/FollowEvents", "is a stream"),
         ("Ciphering/Decrypt", "machines make that call"),
         ("Approvals/ApproveCall", "how the second one answers"),
         ("Meters/Delete", "there is no call"),

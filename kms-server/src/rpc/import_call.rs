@@ -24,9 +24,9 @@ use super::{status::Refused, summary, whole::Asked};
 const PREFIX: usize = 5;
 /// Lines in clear that one approval covers: as many as a client sends before it waits for results.
 const LINES_MAX: usize = 1_000;
-/// How long the rest of lines in clear is waited for: a client that waits for results first has more of
-/// them than can be approved.
-const PAUSE_MAX: Duration = Duration::from_secs(3);
+/// How long further lines in clear are waited for: a client may keep its stream open until it has its
+/// results. Then what came is all that is asked for, and all that passes.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Reads as much of an import as it takes to know what it asks.
 pub(super) async fn read(
@@ -52,7 +52,8 @@ pub(super) async fn read(
             (hash.finalize().into(), summary::of_lines(&rules, &lines))
         }
     };
-    let replayed = Replayed { first: Some(reading.read.freeze()), rest: reading.body };
+    let replayed =
+        Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
     Ok(Asked { digest, about, may_go_on, request })
 }
@@ -112,7 +113,11 @@ impl Reading {
             if lines.len() > LINES_MAX || self.read.len() > self.message_bytes_max + PREFIX {
                 return Err(too_long.into());
             }
-            let next = timeout(PAUSE_MAX, self.next()).await.map_err(|_| too_long.clone())?;
+            let Ok(next) = timeout(PAUSE_MAX, self.next()).await else {
+                // Half a message is no end.
+                let whole = self.at == self.read.len();
+                return if whole { Ok(lines) } else { Err(too_long.into()) };
+            };
             let Some(message) = next? else { return Ok(lines) };
             if message.sealed.is_some() {
                 return Err(MIXED.into());
@@ -158,6 +163,8 @@ impl Reading {
 struct Replayed {
     first: Option<Bytes>,
     rest: Body,
+    /// What was read was approved as all there is: nothing may come behind it.
+    is_whole: bool,
 }
 
 impl HttpBody for Replayed {
@@ -171,11 +178,69 @@ impl HttpBody for Replayed {
         let this = self.get_mut();
         match this.first.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            None => Pin::new(&mut this.rest).poll_frame(cx),
+            None => {
+                let frame = std::task::ready!(Pin::new(&mut this.rest).poll_frame(cx));
+                let is_more = frame.as_ref().is_some_and(|frame| {
+                    frame
+                        .as_ref()
+                        .is_ok_and(|frame| frame.data_ref().is_some_and(|d| !d.is_empty()))
+                });
+                if this.is_whole && is_more {
+                    return Poll::Ready(Some(Err(Refused::ImportTooLong(LINES_MAX).into())));
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         self.first.is_none() && self.rest.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_proto::v1::ImportLine;
+
+    use super::*;
+
+    /// Messages that come one by one; then nothing more, and no end.
+    struct Slow(Vec<Bytes>);
+
+    impl HttpBody for Slow {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            match self.0.pop() {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                None => Poll::Pending,
+            }
+        }
+    }
+
+    fn message(line: u64) -> Bytes {
+        let lines = vec![ImportLine { line, meter: None }];
+        let message = ImportMetersRequest { lines, ..Default::default() }.encode_to_vec();
+        [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat().into()
+    }
+
+    #[tokio::test]
+    async fn nothing_comes_behind_what_was_approved() {
+        let open = Request::new(Body::new(Slow(vec![message(2), message(1)])));
+        let asked = read(open, 1 << 20).await.unwrap();
+        assert!(asked.about.line.starts_with("2 lines in clear"), "{}", asked.about.line);
+        // The same lines, and one more that comes late.
+        let rest = Body::new(Slow(vec![message(3)]));
+        let first = Some([message(1), message(2)].concat().into());
+        let mut late = Replayed { first, rest, is_whole: true };
+        let mut frames = Vec::new();
+        for _ in 0..2 {
+            frames.push(poll_fn(|cx| Pin::new(&mut late).poll_frame(cx)).await.unwrap().is_ok());
+        }
+        assert_eq!(frames, [true, false]);
     }
 }
