@@ -311,7 +311,7 @@ on_a_token! {
             // Over all keys of the meter, too.
             let many = |setup: u8| -> Vec<_> {
                 let key_of = |salt| {
-                    let mut key = key(KeyKind::Guek, value(u64::from(setup), salt));
+                    let mut key = key(KeyKind::Guek, value(1_000 + u64::from(setup), salt));
                     key.setup = SecuritySetup(setup);
                     key
                 };

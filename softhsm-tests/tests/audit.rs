@@ -47,6 +47,8 @@ fn the_tool_reads_and_checks_the_log_of_a_server_that_was_killed() {
         verbs,
         [
             "Server/Start DONE",
+            // What the tool asks before it sends a key, then the line.
+            "Meters/ImportMeters DONE",
             "Meters/ImportMeters DONE",
             "Meters/GetMeter DONE",
             "Meters/GetMeter REFUSED"

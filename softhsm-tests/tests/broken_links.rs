@@ -177,7 +177,7 @@ async fn an_import_that_breaks_loses_and_repeats_no_line() {
     for (round, (way, at, manner)) in [
         (Way::Up, 60_000, Manner::Reset),
         (Way::Down, 12_000, Manner::Close),
-        (Way::Up, 200_000, Manner::Swallow),
+        (Way::Up, 70_000, Manner::Swallow),
         (Way::Down, 9_000, Manner::Reset),
     ]
     .into_iter()

@@ -135,6 +135,9 @@ fn two_people_import_set_a_policy_and_readmit_a_deleted_meter() {
     // One person alone brings nothing in; with the second it is exactly these lines, once.
     let lines = line(1);
     let waits = number(&admin, import, &lines);
+    // What the tool asks before it sends a key waits for nobody.
+    let (_, waiting, _) = run(&approver, &["approvals", "list"], "");
+    assert!(waiting.contains(&waits) && !waiting.contains("0 lines"), "{waiting}");
     assert_eq!(run(&admin, &["meter", "get", &meter], "").0, Some(1));
     let shown = approve(&approver, &waits);
     assert!(

@@ -40,11 +40,14 @@ pub(super) async fn read(
     let sealed = first.sealed.as_ref().and_then(|part| part.header.clone());
     // A file that broke off goes on with its next chunk; lines in clear are said again.
     let may_go_on = sealed.is_some();
+    let mut is_question = false;
     let (digest, about) = match (sealed, first.lines.is_empty()) {
         (Some(header), true) => (of_header(&rules, &header), summary::of_header(&rules, &header)),
         (Some(_), false) => return Err(MIXED.into()),
         (None, _) => {
             let lines = reading.lines(first).await?;
+            // Whether lines would be taken at all: nothing else comes behind what was read.
+            is_question = lines.is_empty();
             let mut hash = begin(b"ami.kms/asked-import/lines", &rules);
             for line in &lines {
                 put(&mut hash, &line.encode_to_vec());
@@ -55,7 +58,7 @@ pub(super) async fn read(
     let replayed =
         Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
-    Ok(Asked { digest, about, may_go_on, request })
+    Ok(Asked { digest, about, may_go_on, is_question, request })
 }
 
 const EMPTY: Refused =

@@ -30,6 +30,8 @@ pub(super) struct Asked {
     /// What broke off may go on under the same approval, as long as that lasts: to carry out a part of it
     /// twice changes nothing.
     pub(super) may_go_on: bool,
+    /// It changes nothing whoever asks, and takes one person only.
+    pub(super) is_question: bool,
     /// As it came, byte by byte.
     pub(super) request: Request<Body>,
 }
@@ -46,6 +48,7 @@ impl Asked {
             digest: Sha256::digest(whole.message()).into(),
             about: about(verb, whole.message()),
             may_go_on: false,
+            is_question: false,
             request: whole.into_request(),
         })
     }
