@@ -14,11 +14,11 @@ use std::{
 };
 
 use common::{
-    Home, home_with,
+    Home, client_of, fleet, home_with,
     relay::{Recording, Relay},
     search::{Needles, base64, halves, look, spellings},
 };
-use kms_client::SealedParts;
+use kms_client::{ImportRules, SealedParts};
 use prost::Message as _;
 use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
@@ -29,6 +29,7 @@ use softhsm_tests::{
     sealing::{MadeUp, Signing, made_up},
 };
 use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
 
 const METERS: u64 = 2_000;
 const ARENA_MIB: u64 = 3;
@@ -120,13 +121,22 @@ async fn invariant_1_a_sealed_import_shows_no_key_on_the_wire_in_memory_log_or_f
     let names = delivery.names();
     let all = 2 * delivery.meters.len();
 
-    // The control of the capture: an import in clear over the same path is refused, but its keys crossed
-    // the relay, and all of them are found.
+    // The tool asks before it sends a key in clear: refused, and none crossed.
     let running = home.start().unwrap();
-    let control = Relay::start(home, Role::AmiAdmin).await;
-    let tool = control.ami_tool(home, Role::AmiAdmin);
+    let asked = Relay::start(home, Role::AmiAdmin).await;
+    let tool = asked.ami_tool(home, Role::AmiAdmin);
     let refused = tool.run(&["meter", "import", &clear.to_string_lossy()], "").unwrap();
     assert!(String::from_utf8_lossy(&refused.stderr).contains("CLEAR_IMPORT_OFF"));
+    assert_eq!(found(&keys, &asked.recording().all()).len(), 0, "a key was sent in clear");
+    // The control of the capture: a client that does not ask is refused, but its keys crossed the relay, and
+    // all of them are found.
+    let control = Relay::start(home, Role::AmiAdmin).await;
+    control.ami_tool(home, Role::AmiAdmin);
+    let careless = client_of(&home.places().dir.join("client-relay.toml")).await;
+    let lines = fleet::parsed(&fs::read_to_string(clear).unwrap());
+    let results = careless.meters().import(tokio_stream::iter(lines), ImportRules::default());
+    let results: Vec<_> = results.map(|result| result.unwrap().code).collect().await;
+    assert_eq!(results, vec!["CLEAR_IMPORT_OFF"; METERS as usize]);
     let recording = control.recording();
     assert!(is_tls(&recording));
     assert_eq!(found(&keys, &recording.all()).len(), all);

@@ -276,6 +276,8 @@ async fn each_call_that_can_need_two_people_stops_at_the_gate_where_it_does() {
             let may = roles_of(caller).iter().any(|role| roles.contains(role));
             let (due, count) = match (may, can_need_two(*method)) {
                 (false, _) => ((Code::PermissionDenied, "NOT_GRANTED"), &mut denied),
+                // An import without a line only asks whether lines would be taken.
+                (true, true) if *method == Method::MetersImportMeters => (due, &mut passed),
                 (true, true) => ((Code::FailedPrecondition, "SECOND_PERSON_NEEDED"), &mut stopped),
                 (true, false) => (due, &mut passed),
             };
@@ -288,7 +290,7 @@ async fn each_call_that_can_need_two_people_stops_at_the_gate_where_it_does() {
         calls.len(),
         Method::ALL.len()
     );
-    assert!(stopped >= calls.len() && passed > 0 && denied > 0);
+    assert!(stopped >= calls.len() - 1 && passed > 0 && denied > 0);
 }
 
 /// What TLS itself says to a stranger: a call learns only that there is no connection.

@@ -25,7 +25,7 @@ fn refused(tool: &AmiTool, meter: &str) -> String {
     let (code, _, said) = run(tool, &["meter", "delete", meter, "--yes"], "");
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("Meters/DeleteMeter needs a second person"), "{said}");
-    assert!(said.contains("next: once a second person has approved it, run the same"), "{said}");
+    assert!(said.contains("next: a second person runs `ami-tool approvals approve ID`"), "{said}");
     let (_, rest) = said.split_once("ami-tool approvals approve ").unwrap();
     rest.chars().take_while(char::is_ascii_digit).collect()
 }
