@@ -252,6 +252,9 @@ fn frames_of_two_conversations_are_not_mixed() {
     assert_eq!(error.fault, FrameFault::OtherStations);
 }
 
+/// Makes the frame of a piece: its number, whether it is the last, its bytes.
+type Framing<'a> = &'a dyn Fn(usize, bool, &[u8]) -> Vec<u8>;
+
 proptest! {
     #[test]
     fn no_bytes_make_it_panic_and_what_comes_out_was_in_there(
@@ -274,7 +277,7 @@ proptest! {
         prop_assume!(apdu[0] != 0xE0 && apdu[..2] != [0xE6, 0xE6] && apdu[..2] != [0xE6, 0xE7]);
         let parts: Vec<_> = apdu.chunks(size).collect();
         let last = parts.len() - 1;
-        let frames = |make: &dyn Fn(usize, bool, &[u8]) -> Vec<u8>| {
+        let frames = |make: Framing<'_>| {
             parts.iter().enumerate().flat_map(|(n, part)| make(n, n == last, part)).collect::<Vec<u8>>()
         };
         let segments = frames(&|n, end, part| hdlc((n as u8 & 7) << 1, !end, part));

@@ -65,10 +65,6 @@ impl Database {
         }
     }
 
-    fn title(&self, title: &SystemTitle) -> String {
-        self.bytes(title.as_bytes())
-    }
-
     fn key(&self, title: &SystemTitle) -> String {
         self.bytes(&[&[1], &title.as_bytes()[..]].concat())
     }

@@ -55,10 +55,10 @@ async fn what_unfolds_is_refused_while_it_arrives() {
     let mut ids = vec![0];
     ids.extend_from_slice(&(16u32 << 20).to_be_bytes());
     ids.extend([0x22, 0].repeat(50_000));
-    let ended: Result<(), Status> = Err(raw(channel, STREAM, vec![ids]).await);
+    let status = raw(channel, STREAM, vec![ids]).await;
+    let ended: Result<(), Status> = Err(status.clone());
     assert_eq!(reason(&ended), (Code::ResourceExhausted, "BATCH_TOO_LARGE".into()));
     assert_eq!(retry_after(&ended), None);
-    let status = ended.unwrap_err();
     assert!(status.message().contains("more than 16384 meter ids"), "{status:?}");
 }
 

@@ -215,7 +215,7 @@ async fn each_column_of_the_domain_row_is_signed_and_a_changed_one_is_refused_by
         ("signature", "NULL", "kms-server migrate"),
     ] {
         sql(&home, &format!("UPDATE domain SET {column} = {changed}")).await;
-        let refused = home.start().err().expect("a changed domain row is refused").to_string();
+        let refused = home.start().expect_err("a changed domain row is refused").to_string();
         assert!(refused.contains(says), "{column}: {refused}");
         if changed == "NULL" {
             // Nor does it get signed again.
@@ -277,7 +277,7 @@ async fn a_site_of_an_older_version_is_migrated_once_and_only_when_asked() {
     for file in ["audit-tip", "audit-tips"] {
         fs::remove_file(home.places().data.join(file)).unwrap();
     }
-    let refused = home.start().err().expect("an unmigrated domain is refused").to_string();
+    let refused = home.start().expect_err("an unmigrated domain is refused").to_string();
     assert!(refused.contains("kms-server migrate"), "{refused}");
     let told = home.run("migrate", &[]).unwrap();
     assert!(

@@ -62,7 +62,11 @@ async fn a_server_whose_token_hangs_ends_within_its_drain_time() {
         .collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let begun = Instant::now();
-    let status = tokio::task::spawn_blocking(|| running.stop()).await.unwrap().unwrap();
+    let stopping = std::thread::spawn(|| running.stop());
+    while !stopping.is_finished() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let status = stopping.join().unwrap().unwrap();
     let took = begun.elapsed();
     assert!(!was_killed(status), "it had to be killed: {status}");
     assert!(status.success() && took < ENDED, "{status} after {took:?}");

@@ -38,10 +38,10 @@ impl From<Exit> for ExitCode {
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
-    code: String,
+    code: Box<str>,
     /// The service's own word, where it has one.
-    word: String,
-    reason: String,
+    word: Box<str>,
+    reason: Box<str>,
     next_step: &'static str,
     /// What the request was called, if one may have been made.
     request: Option<RequestId>,
@@ -61,13 +61,13 @@ impl Failure {
     }
 
     fn new(exit: Exit, code: &str, reason: String, next_step: &'static str) -> Self {
-        let (code, word) = (code.to_owned(), code.to_owned());
-        Self { exit, code, word, reason, next_step, request: None }
+        let (code, word) = (code.into(), code.into());
+        Self { exit, code, word, reason: reason.into(), next_step, request: None }
     }
 
     /// Adds how far the command had got.
     pub(crate) fn after(mut self, done: impl std::fmt::Display) -> Self {
-        self.reason = format!("{} ({done})", self.reason);
+        self.reason = format!("{} ({done})", self.reason).into();
         self
     }
 
@@ -147,7 +147,7 @@ impl From<CallError> for Failure {
         };
         let word = if word.is_empty() { code } else { word };
         let hint = hint(source, word);
-        Self { word: word.to_owned(), ..Self::new(hint.exit, code, reason, hint.next) }
+        Self { word: word.into(), ..Self::new(hint.exit, code, reason, hint.next) }
     }
 }
 
