@@ -231,7 +231,7 @@ class Ciphering(unittest.TestCase):
             self.kms._call(self.kms._ciphering.DecryptBatch, pack([Item(b"")] * 16_385))
         error = raised.exception
         self.assertEqual((error.code, error.reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "BATCH_TOO_LARGE"))
-        self.assert_says(error, {"items": "16385", "limit": "16384"})
+        self.assert_says(error, {"what": "items", "limit": "16384"})
         # No time to come back: the same batch would be refused again.
         self.assertIsNone(error.retry_after_s)
 
