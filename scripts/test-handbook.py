@@ -40,6 +40,7 @@ STRINGS_IN = [
     ("kms-server/src/hsm/pkcs11/probe.rs", r"Some\(format!\(\s*"),
     ("kms-server/src/app/token.rs", r"let sentence = format!\(\s*"),
     ("kms-server/src/app/check.rs", r"let sentence = format!\(\s*"),
+    ("kms-server/src/app/alone.rs", r"let sentence = format!\(\s*"),
     ("kms-server/src/app/serve.rs", r"BEFORE_1970: &str = "),
 ]
 # Said of what only a fault of the program can bring about, or with no word of its own.

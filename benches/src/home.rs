@@ -45,7 +45,22 @@ pub fn within_a_site_of(
     settings: impl FnOnce(&Path) -> Result<Vec<Setting>, Error>,
     inner: impl FnOnce(Site) -> Result<(), Error>,
 ) -> ExitCode {
-    match run(meters, keep, settings, inner) {
+    ending(run(meters, keep, settings, inner))
+}
+
+/// Runs `inner` in this process; the echo server, where this process is to be that.
+pub(crate) fn told(inner: impl FnOnce() -> Result<(), Error>) -> ExitCode {
+    let done =
+        if is_echo() { site_dir().and_then(|dir| crate::echo::serve(&dir)) } else { inner() };
+    ending(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn is_echo() -> bool {
+    env::var_os(ROLE).is_some_and(|role| role == ECHO)
+}
+
+fn ending(outcome: Result<ExitCode, Error>) -> ExitCode {
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{error}");
@@ -65,7 +80,7 @@ fn run(
     settings: impl FnOnce(&Path) -> Result<Vec<Setting>, Error>,
     inner: impl FnOnce(Site) -> Result<(), Error>,
 ) -> Result<ExitCode, Error> {
-    if env::var_os(ROLE).is_some_and(|role| role == ECHO) {
+    if is_echo() {
         crate::echo::serve(&site_dir()?)?;
         return Ok(ExitCode::SUCCESS);
     }

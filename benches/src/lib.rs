@@ -11,11 +11,13 @@
 //! | [`sealed`], [`token`] | sealed imports, beside a token that only unwraps and wraps |
 //! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
 //! | [`report`] | all figures in one table |
+//! | [`beside`] | two builds of the service under the same load |
 //!
 //! Figures of one row are taken in turns, within one run: on a machine that others use, ratios hold
 //! where absolute figures don't.
 
 pub mod bare;
+pub mod beside;
 pub mod echo;
 pub mod fleet;
 pub mod home;

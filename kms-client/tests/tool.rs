@@ -9,7 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use fake::{Script, World};
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tonic::Code;
 
 const GUEK: &str = "D491470F47126332B07D1923B3504188";
@@ -108,7 +109,8 @@ async fn an_import_reports_each_refused_line_and_never_a_key() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("line 2: MALFORMED_LINE"), "{said}");
     assert!(said.contains("same value as the one on line 1"), "{said}");
-    assert!(said.contains("1 created, 0 updated, 1 unchanged, 1 refused, 1 duplicates"), "{said}");
+    let counted = "1 created, 0 updated, 1 unchanged, 1 refused, 1 with warnings; ";
+    assert!(said.contains(counted), "{said}");
     assert!(!said.contains(GUEK), "{said}");
 }
 
@@ -166,4 +168,66 @@ async fn the_tool_says_what_its_request_was_called() {
     assert_eq!(objects(&good).len(), 1, "standard output is the answer's alone");
     let bad = tool(&config, "site status --request-id two{words}", "").await;
     assert_eq!(bad.status.code(), Some(2), "{}", all_text(&bad));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_looks_for_a_deleted_meter_is_sent_to_the_audit_log() {
+    let (_world, config) = world(Script::failing(Code::NotFound, 1)).await;
+    let readmit = "meter readmit m --system-title 4D4D4D0000BC614E";
+    let said = all_text(&tool(&config, readmit, "").await);
+    assert!(said.contains("next: `audit list` shows"), "{said}");
+    let output = tool(&config, readmit, "").await;
+    let said = all_text(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("sealed after") && said.contains("a line in clear"), "{said}");
+    assert!(!said.contains("given up"), "{said}");
+}
+
+/// A site's import key, as `site import-key --out` writes it, and its fingerprint. Nobody can open what is
+/// sealed to it.
+fn import_key() -> (String, String) {
+    let modulus = [0xFF_u8; 384];
+    let head = "308201A2300D06092A864886F70D01010105000382018F003082018A0282018100";
+    let public_key = format!("{head}{}0203010001", hex::encode(modulus));
+    let key = json!({
+        "site": "site-a", "domain_id": "00".repeat(16), "public_key": public_key, "oaep_hash": "sha256",
+    });
+    let fingerprint: [u8; 32] = Sha256::digest(modulus).into();
+    (key.to_string(), hex::encode(fingerprint))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sealed_of_a_file_without_a_meter_or_over_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (key, fingerprint) = import_key();
+    std::fs::write(path("key"), key).unwrap();
+    let signer = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(path("signer"), signer.serialize_pem()).unwrap();
+    std::fs::write(path("meters.jsonl"), line("m-1") + "\n").unwrap();
+    std::fs::write(path("empty.csv"), "meter_id,system_title\n\n").unwrap();
+    std::fs::write(path("bad.jsonl"), "{}\n").unwrap();
+    let seal = async |file: &str| {
+        let (file, out, key, signer) = (path(file), path("sealed"), path("key"), path("signer"));
+        let arguments = format!(
+            "meter seal {file} --out {out} --import-key {key} --import-key-fingerprint {fingerprint} \
+             --signer s --signing-key {signer}"
+        );
+        let output = tool(Path::new("/nowhere.toml"), &arguments, "").await;
+        (output.status.code(), all_text(&output))
+    };
+    let (code, said) = seal("empty.csv").await;
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("there is no meter in the file: nothing was sealed"), "{said}");
+    // No request was made, so none is named.
+    let (code, said) = seal("bad.jsonl").await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("1 bad lines, 0 good ones") && !said.contains("request:"), "{said}");
+    let (code, said) = seal("meters.jsonl").await;
+    assert_eq!(code, Some(0), "{said}");
+    let sealed = std::fs::read(path("sealed")).unwrap();
+    let (code, said) = seal("meters.jsonl").await;
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("exists already, and nothing is overwritten: choose another"), "{said}");
+    assert_eq!(std::fs::read(path("sealed")).unwrap(), sealed);
 }

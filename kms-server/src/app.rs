@@ -1,5 +1,6 @@
 //! The parts put together: what each verb of the command line does.
 
+mod alone;
 mod check;
 mod init;
 mod migrate;
@@ -24,6 +25,7 @@ use crate::{
     },
 };
 
+use alone::Alone;
 pub use check::check;
 pub use init::{InitOptions, init};
 pub use migrate::migrate;
@@ -114,6 +116,14 @@ fn try_token(
         canaries => pkcs11::probe(&config, canaries.as_ref(), depth),
     });
     Ok(runtime(1)?.block_on(probed)??)
+}
+
+/// Holds the database against a second server, where it serves one.
+fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
+    match store {
+        Store::Sqlite { path } => Alone::over_database(path).map(Some),
+        Store::Postgresql(_) => Ok(None),
+    }
 }
 
 /// What to say where `init` has not been.

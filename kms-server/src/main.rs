@@ -143,7 +143,7 @@ enum Verb {
     Migrate(Output),
     /// Serve until SIGTERM or SIGINT.
     Serve,
-    /// Say everything that is wrong with the configuration and around it.
+    /// Say the first fault of the configuration, or, if it has none, all that is wrong around it.
     CheckConfig(Output),
     /// Ask the token what it can do, and try the attacks that it must withstand.
     ProbeHsm {

@@ -56,3 +56,19 @@ fn check_config_says_what_is_wrong_for_people_and_for_machines() {
     let value: serde_json::Value = serde_json::from_slice(&machines.stdout).unwrap();
     assert_eq!(value["findings"][0]["key"], "file");
 }
+
+#[test]
+fn a_fault_of_the_file_is_said_before_what_is_wrong_around_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.toml");
+    let example = include_str!("../../deploy/kms.toml");
+    let example = example.replace("/var/lib/ami", "/nowhere").replace("/etc/ami", "/nowhere");
+    std::fs::write(&path, example.replace("single_site = true", "single_site = false")).unwrap();
+    let output = kms_server(&["check-config", "--config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(3));
+    let said = text(&output.stdout);
+    assert!(said.starts_with("file: `site.single_site` is false"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let help = kms_server(&["check-config", "--help"]);
+    assert!(text(&help.stdout).contains("first fault of the configuration"));
+}

@@ -171,6 +171,71 @@ on_a_token! {
         });
     }
 
+    fn invariant_5_a_running_node_hears_of_what_the_others_wrote_and_uses_nothing_older(home) {
+        run(async {
+            let site = Site::new(home).await;
+            let (one, _, other) = neighbours(&site);
+            site.add(meter(one)).await;
+            site.add(meter(other)).await;
+            let block = site.keyring.block_of(&title(one));
+            // Another process over the same rows: it has the block resident as it is now.
+            let beside = Site::new(home).await;
+            assert_eq!(beside.verdict(&push(one, PLAIN)).await, Verdict::Ok);
+            assert_eq!(beside.verdict(&push(other, PLAIN)).await, Verdict::Ok);
+            tamper(&site, "CREATE TABLE kept AS SELECT * FROM blocks; \
+                CREATE TABLE kept_records AS SELECT * FROM records").await;
+            assert!(delete(&site, one).await);
+            site.audit.sign_table(true).await;
+            tamper(&site, &format!("DELETE FROM records WHERE block = {block}; DELETE FROM blocks WHERE block = {block}; \
+                INSERT INTO blocks SELECT * FROM kept WHERE block = {block}; \
+                INSERT INTO records SELECT * FROM kept_records WHERE block = {block}")).await;
+            // It takes in what was signed although it has written nothing itself, and closes what is older.
+            beside.audit.sign_table(false).await;
+            let care = tokio::spawn(std::sync::Arc::clone(&beside.keyring).take_care());
+            let mut verdict = Verdict::Ok;
+            for _ in 0..200 {
+                verdict = beside.verdict(&push(one, PLAIN)).await;
+                if verdict != Verdict::Ok { break; }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+            care.abort();
+            assert_eq!(verdict, Verdict::Unavailable);
+            refused_by_name(&beside, one, "went back", "put back under a running node").await;
+            assert_eq!(beside.verdict(&push(other, PLAIN)).await, Verdict::Ok);
+        });
+    }
+
+    fn an_event_of_what_never_was_is_named_and_hides_nothing(home) {
+        run(async {
+            let site = Site::new(home).await;
+            let (one, _, _) = neighbours(&site);
+            site.add(meter(one)).await;
+            let block = site.keyring.block_of(&title(one));
+            let position = site.store.block(block).await.unwrap().unwrap().head.position;
+            let no_block = BlockMark { block: BlockNo(0xFFFF_FFFF), position, digest: [1; 32] };
+            let other_state = BlockMark { block, position, digest: [1; 32] };
+            for (n, mark) in [(0xF0, no_block), (0xF1, other_state)] {
+                let mut entry =
+                    AuditedCall::new("somebody", "X").entry(1, Subject::NONE, AuditOutcome::Done);
+                entry.heads = vec![mark];
+                let behind = ChainTip::empty(NodeId([n; 16]));
+                let events = [behind.append(entry).1];
+                site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+                site.add(meter(100 + u64::from(n))).await;
+                site.audit.sign_table(true).await;
+                let fault = site.audit.status().fault.unwrap_or_default();
+                let node = format!("event 1 of node {}", NodeId([n; 16]));
+                assert!(fault.contains(&node) && fault.contains("that never was"), "{fault}");
+                let node = hex::encode([n; 16]);
+                tamper(&site, &format!("DELETE FROM audit_events WHERE node = x'{node}'; \
+                    DELETE FROM audit_chains WHERE node = x'{node}'")).await;
+                site.add(meter(200 + u64::from(n))).await;
+                site.audit.sign_table(true).await;
+                assert_eq!(site.audit.status().fault, None);
+            }
+        });
+    }
+
     fn each_block_of_a_commit_stands_in_its_events_and_no_start_reads_what_was_signed_for(home) {
         run(async {
             let site = Site::new(home).await;

@@ -200,6 +200,42 @@ async fn a_hidden_meter(home: &Home, database: &Database) {
     site.store.close().await;
 }
 
+/// The index has meter 1 under another id, then its id under another title: a change of the meter is refused
+/// by name, and its neighbours' are not.
+async fn a_lie_in_the_way_of_a_change(home: &Home, database: &Database) {
+    let options = || Options { blocks: 8, ..Options::default() };
+    let site = database.site(home, options()).await;
+    site.import((1..4).map(meter).collect(), ImportRules::default()).await;
+    let renamed = "UPDATE meters SET meter_id = 'x' WHERE meter_id = 'meter-1'".to_owned();
+    let moved = format!(
+        "UPDATE meters SET meter_id = 'meter-1', system_title = {} WHERE meter_id = 'x'",
+        database.bytes(title(9).as_bytes())
+    );
+    let rules = ImportRules { add_versions: true, ..ImportRules::default() };
+    for (salt, lie) in [(1, renamed), (2, moved)] {
+        database.write(lie).await;
+        let new_key = |n| {
+            let keys = vec![key(KeyKind::Guek, value(n, 100 + salt))];
+            meter_with(n, keys, MeterPolicy::default())
+        };
+        let results = site.import(vec![new_key(1), new_key(2)], rules).await;
+        let codes: Vec<_> =
+            results.into_iter().map(|result| result.outcome.map_err(|error| error.code)).collect();
+        assert_eq!(codes, [Err("METER_DAMAGED"), Ok(Imported::Updated)]);
+        assert_eq!(site.keyring.status().damage.lies.len(), usize::from(salt));
+        let policy = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
+        let set = site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id(1), &policy).await;
+        assert!(matches!(set, Err(LifecycleError::Damaged { .. })), "{set:?}");
+        assert_eq!(site.open(&untitled(1), Named::Id("meter-1")).await.0.verdict, Verdict::Ok);
+    }
+    // A row that is only gone hinders nobody who finds the meter in memory.
+    database.write("DELETE FROM meters WHERE meter_id = 'meter-1'".into()).await;
+    let policy = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
+    let set = site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id(1), &policy).await;
+    assert_eq!(set.unwrap().record.policy, policy);
+    site.store.close().await;
+}
+
 /// A key record of which nothing opens.
 fn useless(n: u8) -> KeyRecord {
     KeyRecord {
@@ -245,6 +281,14 @@ on_a_token! {
 
     fn invariant_5_an_index_that_lies_opens_no_frame_under_another_meters_keys_on_postgresql(home) {
         run(async { a_lying_index(home, &Database::postgres()).await });
+    }
+
+    fn an_index_that_lies_refuses_a_change_of_that_meter_by_name_and_of_no_other(home) {
+        run(async { a_lie_in_the_way_of_a_change(home, &Database::sqlite(home)).await });
+    }
+
+    fn an_index_that_lies_refuses_a_change_of_that_meter_by_name_and_of_no_other_on_postgresql(home) {
+        run(async { a_lie_in_the_way_of_a_change(home, &Database::postgres()).await });
     }
 
     fn a_meter_that_the_index_has_lost_is_found_in_memory_and_not_made_twice(home) {
@@ -353,7 +397,7 @@ on_a_token! {
 
             let bury = call("Meters/BuryDamagedMeter");
             let whole = site.lifecycle.bury(&bury, &title(0x100), None).await;
-            assert!(matches!(whole, Err(LifecycleError::NotDamaged(_))), "{whole:?}");
+            assert!(matches!(whole, Err(LifecycleError::NotDamaged { .. })), "{whole:?}");
             site.lifecycle.bury(&bury, &new, None).await.unwrap();
             assert_eq!(site.keyring.status().damage.records, 0);
             assert_eq!(site.verdict(&push(0x100, PLAIN)).await, Verdict::Ok);
@@ -384,7 +428,7 @@ on_a_token! {
             assert_eq!(site.keyring.status().damage.records, 0);
             assert_eq!(site.verdict(&push(2, PLAIN)).await, Verdict::UnknownMeter);
             let twice = site.lifecycle.bury(&bury, &title(2), None).await;
-            assert!(matches!(twice, Err(LifecycleError::NotDamaged(_))), "{twice:?}");
+            assert!(matches!(twice, Err(LifecycleError::NotDamaged { .. })), "{twice:?}");
             assert_eq!(site.store.find_meter(&id(2)).await.unwrap(), None);
         });
     }

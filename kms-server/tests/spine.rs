@@ -358,6 +358,15 @@ on_a_token! {
             assert_eq!(site.verdict(&push(2, PLAIN)).await, Verdict::Ok);
             let refused = site.import(vec![meter(1)], ImportRules::default()).await;
             assert_eq!(outcomes(&refused), [Err("METER_DELETED")]);
+            let said = refused[0].outcome.clone().unwrap_err().reason;
+            assert!(!said.contains("meter-1"), "{said}");
+            // Under another id than it had, the line says by which one it is readmitted.
+            let mut renamed = meter(1);
+            renamed.meter_id = MeterId::new("renamed").unwrap();
+            let refused = site.import(vec![renamed], ImportRules::default()).await;
+            assert_eq!(outcomes(&refused), [Err("METER_DELETED")]);
+            let said = refused[0].outcome.clone().unwrap_err().reason;
+            assert!(said.contains("was deleted as meter-1,") && said.contains("readmit it by that id"), "{said}");
             assert_eq!(site.verdict(&apdu).await, Verdict::UnknownMeter);
             site.lifecycle.readmit(&call("Meters/ReadmitMeter"), &id, &title(1)).await.unwrap();
             site.add(meter(1)).await;

@@ -380,6 +380,31 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
+fn a_second_server_over_one_database_or_one_data_dir_is_refused_and_the_first_goes_on() {
+    let home = home();
+    let first = home.start().unwrap();
+    let database = home.places().data.join("kms.db").display().to_string();
+    serve_refused(
+        "second server",
+        &home,
+        AWAY,
+        &["another server", &database, "SQLite serves one"],
+    );
+    refused(
+        "migrate beside it",
+        &ends(home.command("migrate")),
+        AWAY,
+        &["another server", &database],
+    );
+    assert!(first.stop().unwrap().success());
+    // The lock is the process's: nothing is left to clear away, however it ended.
+    let killed = home.start().unwrap();
+    killed.signal(Signal::KILL).unwrap();
+    drop(killed);
+    assert!(home.start().unwrap().stop().unwrap().success());
+}
+
+#[test]
 fn a_signal_that_comes_with_the_first_connection_is_not_lost_and_does_not_kill() {
     let home = home();
     for _ in 0..15 {

@@ -59,7 +59,8 @@ fn an_import_counts_what_it_did_and_done_again_changes_nothing() {
     assert_eq!(ran(&admin, &["meter", "list"], "", 0).0, "");
     for (path, count) in [(&as_csv, 299), (&as_jsonl, 200)] {
         let (said, complaints) = ran(&admin, &["meter", "import", path], "", 0);
-        let counted = format!("{count} created, 0 updated, 0 unchanged, 0 refused, 0 duplicates");
+        let counted =
+            format!("{count} created, 0 updated, 0 unchanged, 0 refused, 0 with warnings");
         assert!(said.starts_with(&counted) && said.contains("meters/s"), "{said}");
         assert!(!said.contains("nothing changed"), "{said}");
         assert_eq!(complaints, "");
@@ -130,7 +131,7 @@ fn a_bad_line_is_named_by_its_number_and_the_others_are_imported() {
     let (said, complaints) =
         ran(&admin, &["meter", "import", "-", "--format", "jsonl"], &another, 0);
     assert!(complaints.contains("the GUEK is also that of meter-3"), "{complaints}");
-    assert!(said.contains("1 duplicates reported"), "{said}");
+    assert!(said.contains("1 with warnings"), "{said}");
     for (text, code) in
         [("meter_id,system_title,GUECK\n", 1), ("", 3), ("meter_id,system_title\n\n", 3)]
     {

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Fault, NO_DOMAIN, OperatingSystem, Report, SystemClock, canaries_of,
+    Fault, NO_DOMAIN, OperatingSystem, Report, SystemClock, alone_over, canaries_of,
     init::{PATIENCE, tell_of},
     node::{HeadFile, node_id},
     open_store, runtime,
@@ -80,6 +80,7 @@ pub fn migrate(config: Config) -> Result<Report, Fault> {
 async fn run(config: Config) -> Result<Report, Fault> {
     let store_fault = |error: StoreError| Fault::Store(error.into());
     let store = open_store(&config, false).await?;
+    let _database = alone_over(&config.store)?;
     let domain = store.domain().await.map_err(store_fault)?;
     let mut domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     if domain.signature.is_some() {

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Fault, NO_DOMAIN, OperatingSystem, SystemClock, canaries_of,
+    Alone, Fault, NO_DOMAIN, OperatingSystem, SystemClock, alone_over, canaries_of,
     migrate::check_domain,
     node::{HeadFile, node_id},
     open_store, runtime,
@@ -71,6 +71,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let store = open_store(&config, false).await?;
+    let _database = alone_over(&config.store)?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
@@ -84,10 +85,12 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // Its sessions end with the process. To close them would be to wait for a token that may hang.
     std::mem::forget(hsm.clone());
     check_domain(&hsm, &domain).await?;
+    let node = node_id(&site.data_dir, &OperatingSystem)?;
+    let _node = Alone::over_node(&site.data_dir)?;
     let freshness = Arc::new(Freshness::default());
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let place = audit::Place {
-        node: node_id(&site.data_dir, &OperatingSystem)?,
+        node,
         domain: domain.domain,
         blocks: domain.blocks,
         freshness: Arc::clone(&freshness),

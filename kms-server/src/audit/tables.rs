@@ -14,7 +14,7 @@ use crate::{
     domain::{
         DomainId,
         audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
-        freshness::{HeadTable, SignedHeadTable},
+        freshness::{BlockMark, HeadTable, SignedHeadTable},
         ports::{Clock, HeadWitness, KnownTips},
     },
     hsm::Hsm,
@@ -58,7 +58,7 @@ struct State {
 enum Marks {
     /// Use no older state.
     Hear,
-    /// Stop at the first that is not known to be true.
+    /// The same, and stop at the first that is not known to be true.
     Confirm,
 }
 
@@ -228,14 +228,22 @@ impl Tables {
                 let event = verifier.event(stored);
                 let event = event.map_err(|broken| Failed::WentBack(broken.to_string()))?;
                 let heads = &event.entry.heads;
+                if let Some(mark) = heads.iter().find(|mark| self.is_made_up(mark)) {
+                    return Err(Failed::WentBack(format!(
+                        "event {} of node {}'s audit chain speaks of a state of block {} that never was",
+                        verifier.tip().sequence,
+                        end.node,
+                        mark.block
+                    )));
+                }
+                heads.iter().for_each(|mark| freshness.hear(mark));
                 match marks {
-                    Marks::Hear => heads.iter().for_each(|mark| freshness.hear(mark)),
                     // Nobody signed this event yet, and whoever writes to the database can make one up:
                     // it is signed for when its blocks were seen so.
                     Marks::Confirm if !heads.iter().all(|mark| freshness.confirms(mark)) => {
                         return Ok(());
                     }
-                    Marks::Confirm => {}
+                    Marks::Hear | Marks::Confirm => {}
                 }
                 heads.iter().for_each(|mark| table.raise(mark));
                 table.set_tip(verifier.tip());
@@ -245,8 +253,14 @@ impl Tables {
         Ok(())
     }
 
-    /// Signs the table if something is new in `chain`, this node's own: once in `interval_ms`, or when it
-    /// is much, or `now`.
+    /// Whether no block was ever so: there is none of this number, or it was in another state at that
+    /// place.
+    fn is_made_up(&self, mark: &BlockMark) -> bool {
+        mark.block.0 >= self.place.blocks.get() || self.place.freshness.contradicts(mark)
+    }
+
+    /// Takes in what the other nodes signed and wrote, once in `interval_ms`, and signs the table if
+    /// something is new; sooner if there is much in `chain`, this node's own, or `now`.
     pub(super) async fn care(&self, chain: &Chain, interval_ms: u64, now: bool) {
         let end = chain.tip();
         let mut state = self.state.lock().await;
@@ -262,7 +276,7 @@ impl Tables {
         let new = end.sequence.saturating_sub(table.tip_of(end.node).sequence);
         let due = since.is_none_or(|since| since >= interval_ms);
         let much = new >= EVENTS_MAX && since.is_none_or(|since| since >= LOOK_AGAIN_MS);
-        if new == 0 || !(now || due || much) {
+        if !(due || (now && new > 0) || much) {
             return;
         }
         let mut table = table.clone();

@@ -197,7 +197,7 @@ pub enum ConfigError {
     NoRoles(String),
     /// Callers, roles or calls that there are not.
     #[error("`rpc.callers`, `rpc.grants` and `rpc.dual_control`: {0}")]
-    Policy(#[from] crate::rpc::PolicyError),
+    Policy(crate::rpc::PolicyError),
 }
 
 impl ConfigError {

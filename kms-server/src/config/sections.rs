@@ -446,8 +446,9 @@ fn policy(
         callers.iter().map(|(name, roles)| (name.as_str(), roles.iter().map(String::as_str)));
     let grants =
         grants.iter().map(|(role, calls)| (role.as_str(), calls.iter().map(String::as_str)));
-    let policy = Policy::from_words(callers, grants)?;
-    Ok(policy.with_dual_control(dual_control.iter().map(String::as_str))?)
+    let policy = Policy::from_words(callers, grants).map_err(ConfigError::Policy)?;
+    let dual_control = dual_control.iter().map(String::as_str);
+    policy.with_dual_control(dual_control).map_err(ConfigError::Policy)
 }
 
 /// `value`, if it is within `bounds`.

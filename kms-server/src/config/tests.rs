@@ -527,8 +527,10 @@ fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
         ("Approvals/ApproveCall", "how the second one answers"),
         ("Meters/Delete", "there is no call"),
     ] {
-        let sentence = with(&format!("[\"{call}\"]")).unwrap_err().to_string();
+        let error = with(&format!("[\"{call}\"]")).unwrap_err();
+        let sentence = Finding::of("file", &error).sentence;
         says(&sentence, &["`rpc.dual_control`", call, problem]);
+        assert_eq!(sentence.matches(problem).count(), 1, "{sentence}");
     }
     let second = "dual_control = [\"Meters/DeleteMeter\"]";
     let text = place.text.replace("#dual_control = []", second);

@@ -95,6 +95,13 @@ impl Freshness {
         })
     }
 
+    /// Whether the block is known to have been in another state at that very place: both can't be true.
+    pub fn contradicts(&self, mark: &BlockMark) -> bool {
+        let authentic = self.state().newest.get(&mark.block).and_then(|newest| newest.authentic);
+        authentic
+            .is_some_and(|(position, digest)| position == mark.position && digest != mark.digest)
+    }
+
     /// Holds an authentic state of a block against the newest known, and remembers it.
     pub fn admit(&self, mark: &BlockMark) -> Result<(), NotFresh> {
         let newest = self.state().newest.get(&mark.block).and_then(Newest::newest);
@@ -113,6 +120,12 @@ impl Freshness {
     /// Where the newest known state of a block stands.
     pub fn newest(&self, block: BlockNo) -> Option<Position> {
         self.state().newest.get(&block).and_then(Newest::newest).map(|(position, _)| position)
+    }
+
+    /// Whether an authentic state of a block is known that is newer than this one.
+    pub fn is_past(&self, block: BlockNo, position: Position) -> bool {
+        let authentic = self.state().newest.get(&block).and_then(|newest| newest.authentic);
+        authentic.is_some_and(|(newest, _)| position < newest)
     }
 
     /// No block is opened while it is not known which states are the newest; `None` ends that.
@@ -291,8 +304,12 @@ mod tests {
         assert_eq!(fresh.admit(&mark(6, 1)), Err(NotFresh::Older(mark(7, 1).position)));
         assert_eq!(fresh.newest(BlockNo(3)), Some(mark(7, 1).position));
         // It is not signed for before somebody saw it.
+        assert!(fresh.is_past(BlockNo(3), mark(4, 1).position));
+        assert!(!fresh.is_past(BlockNo(3), mark(5, 1).position));
         assert!(fresh.confirms(&mark(5, 1)) && fresh.confirms(&mark(4, 9)));
         assert!(!fresh.confirms(&mark(5, 2)) && !fresh.confirms(&mark(7, 1)));
+        assert!(fresh.contradicts(&mark(5, 2)) && !fresh.contradicts(&mark(5, 1)));
+        assert!(!fresh.contradicts(&mark(4, 2)) && !fresh.contradicts(&mark(7, 2)));
         assert_eq!(fresh.admit(&mark(7, 1)), Ok(()));
         assert!(fresh.confirms(&mark(7, 1)));
     }

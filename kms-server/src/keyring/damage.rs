@@ -33,8 +33,8 @@ impl fmt::Display for DamagedRecord {
         write!(
             f,
             "the record of meter {} in block {} was changed outside this service: restore the \
-             database, or bury the meter (`ami-tool meter bury`)",
-            self.system_title, self.block
+             database, or bury the meter (`ami-tool meter bury --system-title {} --block {}`)",
+            self.system_title, self.block, self.system_title, self.block
         )
     }
 }

@@ -215,6 +215,11 @@ impl Keyring {
             return Ok(Some(before));
         }
         let table = Arc::new(self.open_now(block, true).await?);
+        if table.position() < stored {
+            // It stood there a moment ago: somebody took it back.
+            let found = table.position();
+            return Err(KeyringError::Stale { block, seen: stored, found });
+        }
         self.memory().failed.remove(&block);
         self.following.lock().failed.remove(&block);
         // It may have been closed to make room; then it stays open now, which does no harm.

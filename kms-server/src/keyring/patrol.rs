@@ -30,6 +30,11 @@ impl Keyring {
         }
         let mut memory = self.memory();
         let rows = self.faults_of(found, &mut memory);
+        let past: Vec<_> = rows.keys().flatten().filter(|block| self.is_past(**block)).collect();
+        if !past.is_empty() {
+            // Opened before it was known that there is a newer state: it must not be used on.
+            self.publish(past.into_iter().map(|block| (*block, None)).collect());
+        }
         for (block, what) in &rows {
             if memory.rows.get(block) != Some(what) {
                 tracing::error!(
@@ -40,6 +45,11 @@ impl Keyring {
             }
         }
         memory.rows = rows;
+    }
+
+    /// Whether a block's resident table is older than a state of it that is known to be authentic.
+    fn is_past(&self, block: BlockNo) -> bool {
+        self.resident(block).is_some_and(|table| self.freshness.is_past(block, table.position()))
     }
 
     fn faults_of(&self, found: &Positions, memory: &mut Memory) -> Rows {

@@ -36,7 +36,7 @@ impl Lifecycle {
     ) -> Result<BlockNo, LifecycleError> {
         let own = self.keyring.block_of(title);
         let block = block.unwrap_or(own);
-        let not_damaged = || LifecycleError::NotDamaged(*title);
+        let not_damaged = || LifecycleError::NotDamaged { title: *title, block };
         if !self.keyring.has_block(block) {
             return Err(not_damaged());
         }

@@ -108,8 +108,8 @@ pub(super) fn takes_clear_keys(config: Config) -> Result<(), Refusal> {
     }
     Err(refusal(
         "CLEAR_IMPORT_OFF",
-        "this site takes no keys in clear: bring them in a sealed file (`ami-tool meter seal`), or set \
-         import.allow_clear on a site that is not in production",
+        "this site takes no keys in clear: bring them in a sealed file (`ami-tool meter seal`); \
+         import.allow_clear is for trials, never for a site in production",
     ))
 }
 

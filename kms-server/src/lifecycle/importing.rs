@@ -78,7 +78,7 @@ impl Lifecycle {
         for attempt in 0..TRIES {
             // Decided on copies: if another writer was first, everything is decided anew.
             let copies: Vec<NewMeter> = meters.iter().map(lend).collect();
-            match self.import_once(call, source, copies, rules).await {
+            match self.import_once(call, source, copies, (rules, attempt)).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
                 done => return done,
             }
@@ -91,12 +91,12 @@ impl Lifecycle {
         call: &AuditedCall,
         source: Option<(&SealedFile, u32)>,
         meters: Vec<NewMeter>,
-        rules: ImportRules,
+        (rules, attempt): (ImportRules, u32),
     ) -> Result<Vec<ImportResult>, LifecycleError> {
         let form = if source.is_some() { Form::Sealed } else { Form::Clear };
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
-            lines.push(self.checked(meter, form, rules).await?);
+            lines.push(self.checked(meter, form, (rules, attempt)).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
         let blocks: Vec<BlockNo> = titles.map(|title| self.keyring.block_of(&title)).collect();
@@ -145,13 +145,13 @@ impl Lifecycle {
         &self,
         meter: NewMeter,
         form: Form,
-        rules: ImportRules,
+        (rules, attempt): (ImportRules, u32),
     ) -> Result<Line, LifecycleError> {
         let title = Some(meter.system_title);
         let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
         let outcome = match checks::check(self.config, rules, form, &meter) {
             Err(refusal) => Err(refusal),
-            Ok(()) => self.check_id(&meter.meter_id, &meter.system_title).await?,
+            Ok(()) => self.check_id(&meter.meter_id, &meter.system_title, attempt).await?,
         };
         Ok(match outcome {
             Ok(()) => {
@@ -173,7 +173,14 @@ impl Lifecycle {
         &self,
         id: &MeterId,
         title: &SystemTitle,
+        attempt: u32,
     ) -> Result<Result<(), Refusal>, LifecycleError> {
+        // Another writer was first, or an index that lies stood in the way: then it is so each time.
+        if attempt > 0
+            && let Some(reason) = self.index_lie(id, title).await?
+        {
+            return Ok(Err(refusal("METER_DAMAGED", reason)));
+        }
         let resident = self.keyring.title_of(&self.keyring.snapshot(), id.as_str());
         let known = match resident {
             Some(title) => Some(title),

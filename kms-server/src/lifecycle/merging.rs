@@ -140,11 +140,7 @@ pub(super) fn readmit(
     arrival: Arrival,
 ) -> Result<MeterRecord, Refusal> {
     if tombstone.readmitted_ms.is_none() {
-        return Err(refusal(
-            "METER_DELETED",
-            "the meter was deleted, and no import brings it back: if it is to come back, have two people \
-             readmit it (ami-tool meter readmit), then import what is sealed after its deletion",
-        ));
+        return Err(deleted(tombstone, &record));
     }
     if let Arrival::Sealed(mark) = arrival
         && (mark.at_ms <= tombstone.deleted_ms || mark <= tombstone.changed_by)
@@ -156,6 +152,22 @@ pub(super) fn readmit(
         ));
     }
     Ok(MeterRecord { former: tombstone.keys.clone(), changed_by: tombstone.changed_by, ..record })
+}
+
+/// Names the id that the meter had where the line has another: only by that one it is readmitted.
+fn deleted(tombstone: &Tombstone, line: &MeterRecord) -> Refusal {
+    let other = tombstone.meter_id.as_ref().filter(|known| **known != line.meter_id);
+    let (was, by) = match other {
+        Some(known) => (format!(" as {known}"), " by that id"),
+        None => (String::new(), ""),
+    };
+    refusal(
+        "METER_DELETED",
+        format!(
+            "the meter was deleted{was}, and no import brings it back: if it is to come back, have two \
+             people readmit it{by} (ami-tool meter readmit), then import what is sealed after its deletion"
+        ),
+    )
 }
 
 /// Whether a value was given up: before the meter was deleted, or in another of its security setups. One

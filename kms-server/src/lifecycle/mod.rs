@@ -136,9 +136,15 @@ pub enum LifecycleError {
     AlreadyExists(String),
     /// There is nothing to bury.
     #[error(
-        "the record of the meter with system title {0} is not damaged: delete the meter by its id instead"
+        "the record of the meter with system title {title} in block {block} is not damaged: if a fault names \
+         another block, bury it there (`ami-tool meter bury --system-title {title} --block …`)"
     )]
-    NotDamaged(SystemTitle),
+    NotDamaged {
+        /// Whose.
+        title: SystemTitle,
+        /// Where it was looked for.
+        block: BlockNo,
+    },
     /// The input is at fault.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -150,6 +156,18 @@ pub enum LifecycleError {
         "this server's database is a standby and takes no changes: call a server at its primary"
     )]
     ReadOnly,
+    /// The database is not the newest that is known, so that no block is used.
+    #[error("{reason}")]
+    NotNewest {
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// No room for the meter's block.
+    #[error("{reason}")]
+    ArenaFull {
+        /// Which setting to raise.
+        reason: String,
+    },
     /// Token or database can't be reached.
     #[error("{reason}")]
     Unavailable {
@@ -179,6 +197,8 @@ impl From<KeyringError> for LifecycleError {
             KeyringError::Store(StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_)) => {
                 Self::AuditNotWritable { reason }
             }
+            KeyringError::RolledBack(_) => Self::NotNewest { reason },
+            KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
             error if error.is_transient() => Self::Unavailable { reason },
             KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
             _ => Self::Damaged { reason },
@@ -281,6 +301,26 @@ impl Lifecycle {
         } else {
             Err(LifecycleError::NotFound(id.to_string()))
         }
+    }
+
+    /// What the index says of a meter that its record does not, if so: a change of the meter can't be
+    /// written beside it. Named as a fault.
+    async fn index_lie(
+        &self,
+        id: &MeterId,
+        title: &SystemTitle,
+    ) -> Result<Option<String>, LifecycleError> {
+        let by_id = self.store.find_meter(id).await?.map(|place| (id.clone(), place.system_title));
+        let by_title = self.store.find_title(title).await?;
+        let by_title = by_title.map(|place| (place.meter_id, *title));
+        for (known, at) in by_id.into_iter().chain(by_title) {
+            if (&known, &at) != (id, title)
+                && let Found::Unsure(reason) = self.keyring.confirm(&known, at).await?
+            {
+                return Ok(Some(reason));
+            }
+        }
+        Ok(None)
     }
 
     /// Its record has said so: an index only says where to look.

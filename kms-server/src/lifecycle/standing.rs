@@ -27,7 +27,7 @@ impl Lifecycle {
         policy: &MeterPolicy,
     ) -> Result<MeterView, LifecycleError> {
         for attempt in 0..TRIES {
-            match self.set_policy_once(call, id, policy).await {
+            match self.set_policy_once(call, id, policy, attempt).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
                 Err(error) => return Err(error),
                 Ok(title) => return self.get_by_title(&title).await,
@@ -41,9 +41,15 @@ impl Lifecycle {
         call: &AuditedCall,
         id: &MeterId,
         policy: &MeterPolicy,
+        attempt: u32,
     ) -> Result<SystemTitle, LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
-        let title = self.store.find_meter(id).await?.ok_or_else(not_found)?.system_title;
+        let title = self.title_of(id).await?;
+        if attempt > 0
+            && let Some(reason) = self.index_lie(id, &title).await?
+        {
+            return Err(LifecycleError::Damaged { reason });
+        }
         let mut changes = self.keyring.change(&[self.keyring.block_of(&title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(mut meter)) = change.record(&title)? else {

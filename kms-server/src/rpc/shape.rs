@@ -44,6 +44,12 @@ static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
 
+/// Of what is no Protocol Buffers message, or has a group, which none of ours has.
+const BROKEN: Refused = Refused::Field {
+    field: "request",
+    problem: "it is not a message of this call; encode it anew",
+};
+
 /// The levels that the shapes above have, and one.
 const DEPTH_MAX: usize = 8;
 const COUNTERS: usize = 3;
@@ -112,8 +118,8 @@ impl Rules {
     }
 }
 
-/// A message on its way in, read field by field as its bytes come. What is no Protocol Buffers message is
-/// left to the decoder to refuse.
+/// A message on its way in, read field by field as its bytes come. What can't be followed is refused here:
+/// a decoder that passes over what this does not understand would unfold what nobody has counted.
 #[derive(Debug)]
 pub(super) struct Walk {
     counts: [usize; COUNTERS],
@@ -139,8 +145,6 @@ enum State {
     Skip(usize),
     /// Packed numbers, each of which counts.
     Packed(usize, usize),
-    /// No message: nothing is counted any more.
-    Broken,
 }
 
 impl Walk {
@@ -161,7 +165,6 @@ impl Walk {
     pub(super) fn read(&mut self, rules: &Rules, mut data: &[u8]) -> Result<(), Refused> {
         while let [first, rest @ ..] = data {
             match self.state {
-                State::Broken => return Ok(()),
                 State::Skip(left) | State::Packed(left, _) => {
                     let (part, rest) = data.split_at(left.min(data.len()));
                     data = rest;
@@ -184,8 +187,7 @@ impl Walk {
                     data = rest;
                     self.at += 1;
                     if self.shift > 63 {
-                        self.state = State::Broken;
-                        continue;
+                        return Err(BROKEN);
                     }
                     self.number |= u64::from(first & 0x7F) << self.shift;
                     self.shift += 7;
@@ -213,12 +215,11 @@ impl Walk {
                             _ => None,
                         });
                     }
-                    1 => self.skip(8, end),
+                    1 => self.skip(8, end)?,
                     2 => self.state = State::Length(field),
-                    5 => self.skip(4, end),
-                    // The beginning or end of a group: of a field that is not known here.
-                    3 | 4 => self.close(),
-                    _ => self.state = State::Broken,
+                    5 => self.skip(4, end)?,
+                    // 3 and 4 are groups, which none of our messages has; the rest is no type at all.
+                    _ => return Err(BROKEN),
                 }
             }
             State::Number(counter) => {
@@ -230,13 +231,12 @@ impl Walk {
             State::Length(field) => {
                 let length = usize::try_from(number).unwrap_or(usize::MAX);
                 if length > end.saturating_sub(self.at) {
-                    self.state = State::Broken;
-                    return Ok(());
+                    return Err(BROKEN);
                 }
                 match shape.kind(field) {
                     Some(Kind::Each(counter)) => {
                         self.count(rules, *counter, 1)?;
-                        self.skip(length, end);
+                        self.skip(length, end)?;
                     }
                     Some(Kind::Numbers(counter)) if length > 0 => {
                         self.state = State::Packed(length, *counter);
@@ -246,30 +246,29 @@ impl Walk {
                             self.count(rules, *counter, 1)?;
                         }
                         if self.depth + 1 == DEPTH_MAX {
-                            self.state = State::Broken;
-                            return Ok(());
+                            return Err(BROKEN);
                         }
                         self.depth += 1;
                         self.levels[self.depth] = (shape, self.at + length);
                         self.close();
                     }
-                    Some(Kind::Numbers(_)) | None => self.skip(length, end),
+                    Some(Kind::Numbers(_)) | None => self.skip(length, end)?,
                 }
             }
-            State::Skip(_) | State::Packed(..) | State::Broken => {}
+            State::Skip(_) | State::Packed(..) => {}
         }
         Ok(())
     }
 
-    fn skip(&mut self, length: usize, end: usize) {
+    fn skip(&mut self, length: usize, end: usize) -> Result<(), Refused> {
         if length > end.saturating_sub(self.at) {
-            self.state = State::Broken;
-        } else {
-            self.state = State::Skip(length);
-            if length == 0 {
-                self.close();
-            }
+            return Err(BROKEN);
         }
+        self.state = State::Skip(length);
+        if length == 0 {
+            self.close();
+        }
+        Ok(())
     }
 
     /// A field has ended, and with it perhaps the messages around it.
@@ -400,6 +399,23 @@ mod tests {
                 prop_assert!(counted[KEYS] >= keys);
             }
         }
+    }
+
+    #[test]
+    fn what_can_t_be_followed_is_refused_and_not_passed_over() {
+        let refused = |verb, bytes: &[u8]| counts(verb, bytes, 3).unwrap_err().to_string();
+        let keys = [0x22, 0].repeat(20_000);
+        // A group around what is no field: a decoder passes over both, and goes on counting nothing.
+        let group = [&[0x7B, 0x0A, 1, 7, 0x7C][..], &keys].concat();
+        for verb in [Verb::CreateMeter, Verb::ImportMeters, Verb::DecryptStream] {
+            assert!(refused(verb, &group).contains("not a message of this call"), "{verb:?}");
+            assert!(refused(verb, &[0x7C]).contains("not a message of this call"), "{verb:?}");
+        }
+        // A meter that is longer than the line around it.
+        let nested = [&[0x12, 3, 0x12, 0x80, 0x80][..], &[0x01], &keys].concat();
+        assert!(refused(Verb::ImportMeters, &nested).contains("not a message of this call"));
+        assert!(refused(Verb::ImportMeters, &[0x17]).contains("not a message of this call"));
+        assert!(refused(Verb::Decrypt, &[0xFF; 11]).contains("not a message of this call"));
     }
 
     #[test]

@@ -336,7 +336,8 @@ mod tests {
                 "keyring: no memory",
                 "keyring: 2 of 9 blocks can't be used, or not wholly; the log says why",
                 "keyring: the record of meter 4B464D0000000001 in block 7 was changed outside this \
-                 service: restore the database, or bury the meter (`ami-tool meter bury`)",
+                 service: restore the database, or bury the meter (`ami-tool meter bury --system-title \
+                 4B464D0000000001 --block 7`)",
                 "keyring: 2 further records were changed outside this service; the log names them",
                 "store: the index of meter ids says that m-1 has system title 4B464D0000000002, and the \
                  record there says otherwise: the database was changed outside this service",

@@ -307,10 +307,12 @@ pub(super) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
     match error {
         LifecycleError::NotFound(_) => ("METER_NOT_FOUND", false),
         LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
-        LifecycleError::NotDamaged(_) => ("METER_NOT_DAMAGED", false),
+        LifecycleError::NotDamaged { .. } => ("METER_NOT_DAMAGED", false),
         LifecycleError::Refused(refusal) => (refusal.code, false),
         LifecycleError::Busy => ("BLOCK_BUSY", true),
         LifecycleError::ReadOnly => ("READ_ONLY", false),
+        LifecycleError::NotNewest { .. } => ("NOT_NEWEST", true),
+        LifecycleError::ArenaFull { .. } => ("ARENA_FULL", true),
         LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
         LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
         LifecycleError::Damaged { .. } => ("DAMAGED", true),
@@ -323,7 +325,9 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
     let (code, sentence) = match error {
         LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
         LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
-        LifecycleError::NotDamaged(_) => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::NotDamaged { .. } => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::NotNewest { .. } => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, error.to_string()),
         LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
         LifecycleError::Busy => (Code::Unavailable, error.to_string()),
         LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
@@ -349,7 +353,9 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         | LifecycleError::AuditNotWritable { .. } => Again::Later,
         LifecycleError::NotFound(_)
         | LifecycleError::AlreadyExists(_)
-        | LifecycleError::NotDamaged(_)
+        | LifecycleError::NotDamaged { .. }
+        | LifecycleError::NotNewest { .. }
+        | LifecycleError::ArenaFull { .. }
         | LifecycleError::Refused(_)
         | LifecycleError::ReadOnly
         | LifecycleError::Damaged { .. } => Again::Never,

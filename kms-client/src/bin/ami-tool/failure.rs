@@ -71,6 +71,11 @@ impl Failure {
         self
     }
 
+    /// Another next step than its row's, which knows nothing of the command.
+    pub(crate) fn with_next(self, next_step: &'static str) -> Self {
+        Self { next_step, ..self }
+    }
+
     /// Adds what the request was called, unless the fault is the command line's or a file's.
     pub(crate) fn of_request(mut self, id: RequestId) -> Self {
         if !matches!(self.exit, Exit::Usage | Exit::Files) {

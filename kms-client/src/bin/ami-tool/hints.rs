@@ -151,6 +151,7 @@ pub(crate) const HINTS: &[Hint] = &[
          revocation list",
     ),
     row(Unavailable, "*", NotNow, "run it again later; `site status` may say more"),
+    row(Busy, "ARENA_FULL", NotNow, "the operator raises `keyring.arena_mib`"),
     row(Busy, "BUSY", NotNow, "run it again in a moment"),
     row(Busy, "TOO_MANY_CALLS", NotNow, "end other calls of this client, then run it again"),
     row(
@@ -258,7 +259,18 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Refused, "METER_DELETED", No, ""),
     row(Refused, "METER_NOT_DELETED", No, "`meter get` shows it"),
     row(Refused, "METER_DAMAGED", No, "`site status` names what is damaged"),
-    row(Refused, "METER_NOT_DAMAGED", No, "`meter get` shows it"),
+    row(
+        Refused,
+        "METER_NOT_DAMAGED",
+        No,
+        "`site status` names what is damaged, and in which block",
+    ),
+    row(
+        Refused,
+        "NOT_NEWEST",
+        NotNow,
+        "`site status` says what is missing; put the newest copy of the database back (see the handbook)",
+    ),
     row(Refused, "TOO_MANY_FORMER_KEYS", No, ""),
     row(Refused, "IMPORT_TOO_LONG", No, "import the file in parts"),
     row(Refused, "DRY_RUN", No, ""),

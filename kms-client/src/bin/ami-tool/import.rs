@@ -195,8 +195,8 @@ struct Report {
     json: bool,
     dry_run: bool,
     counts: ImportCounts,
-    /// Lines with at least one warning.
-    duplicates: u64,
+    /// Lines with at least one warning. JSON calls them `duplicates`.
+    with_warnings: u64,
     started: Instant,
     last_said: Instant,
     bar: ProgressBar,
@@ -222,7 +222,7 @@ impl Report {
             json,
             dry_run,
             counts: ImportCounts::default(),
-            duplicates: 0,
+            with_warnings: 0,
             started: now,
             last_said: now,
             bar,
@@ -234,7 +234,7 @@ impl Report {
 
     fn take(&mut self, result: &ImportResult, position: u64) -> Result<(), Failure> {
         self.counts.count(result);
-        self.duplicates += u64::from(!result.warnings.is_empty());
+        self.with_warnings += u64::from(!result.warnings.is_empty());
         self.bar.set_position(position);
         self.bar.set_message(progress(&self.counts));
         if self.json {
@@ -301,7 +301,7 @@ impl Report {
                 "updated": updated,
                 "unchanged": unchanged,
                 "refused": refused,
-                "duplicates": self.duplicates,
+                "duplicates": self.with_warnings,
                 "nothing_changed": nothing_changed || self.dry_run,
                 "dry_run": self.dry_run,
                 "sealed": self.is_sealed,
@@ -310,8 +310,8 @@ impl Report {
             }))?;
         } else {
             say(&format!(
-                "{created} created, {updated} updated, {unchanged} unchanged, {refused} refused, {} duplicates reported; {seconds:.1} s, {rate:.0} meters/s",
-                self.duplicates
+                "{created} created, {updated} updated, {unchanged} unchanged, {refused} refused, {} with warnings; {seconds:.1} s, {rate:.0} meters/s",
+                self.with_warnings
             ))?;
             if self.is_sealed && unchanged > 0 {
                 say(&format!("{unchanged} of {} meters were already there", self.counts.lines()))?;

@@ -49,10 +49,10 @@ fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::files(format!("the runtime does not start: {error}")))?;
-    runtime.block_on(run(arguments, &id)).map_err(|failure| failure.of_request(id))
+    runtime.block_on(run(arguments, id))
 }
 
-async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
+async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
     let Arguments { config, json, command, verbose: _, request_id: _ } = arguments;
     let command = command.checked()?;
     // Sealing takes place where the keys are, which need not be where the service is.
@@ -65,6 +65,18 @@ async fn run(arguments: Arguments, id: &RequestId) -> Result<Exit, Failure> {
         return template::print(format);
     }
     let config = ClientConfig::load(&config)?;
+    // What failed before has made no request.
+    let asked = ask(config, command, json, &id).await;
+    asked.map_err(|failure| failure.of_request(id))
+}
+
+/// Carries out what takes a connection.
+async fn ask(
+    config: ClientConfig,
+    command: Command,
+    json: bool,
+    id: &RequestId,
+) -> Result<Exit, Failure> {
     let client = KmsClient::connect(config).await?.with_request_id(id.clone());
     match command {
         Command::Meter { command } => meter::run(&client, command, json).await,

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{
-    DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName, MeterPolicy,
-    NewMeter, TextReader, title_text,
+    CallError, DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName,
+    MeterPolicy, NewMeter, TextReader, title_text,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -147,19 +147,41 @@ async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Fa
 
 async fn readmit(client: &KmsClient, what: Readmit, json: bool) -> Result<Exit, Failure> {
     let Readmit { meter_id, system_title } = what;
-    let readmitted = client.meters().readmit(&meter_id, &system_title).await?;
+    let readmitted = client.meters().readmit(&meter_id, &system_title).await;
+    let readmitted = readmitted.map_err(|error| {
+        let is_unknown = matches!(error, CallError::NotFound { .. });
+        let failure = Failure::from(error);
+        if is_unknown { failure.with_next(FIND_DELETED) } else { failure }
+    })?;
     if json {
         say_json(&json!({ "readmitted": meter_id, "meter": readmitted }))?;
     } else {
         say(&format!(
-            "{meter_id} may come back: import what was sealed after {}. Of {} keys that it had, {} may come \
-             back; the others were given up",
+            "{meter_id} may come back: import a file that was sealed after {} (an older one is \
+             refused; a line in clear, where `import.allow_clear` is on, has no date and counts as \
+             new). {}",
             date(readmitted.deleted_ms),
-            readmitted.keys_known,
-            readmitted.keys_that_may_come_back
+            former_keys(readmitted.keys_known, readmitted.keys_that_may_come_back)
         ))?;
     }
     Ok(Exit::Good)
+}
+
+/// Where to look for a deleted meter.
+const FIND_DELETED: &str = "`audit list` shows which id and system title a deleted meter had \
+    (`Meters/DeleteMeter`); `meter list` shows no deleted one";
+
+/// Which of the keys that it had a readmitted meter may have again.
+fn former_keys(known: u32, may_come_back: u32) -> String {
+    match (known, may_come_back) {
+        (0, _) => "None of the keys that it had is known".to_owned(),
+        (1, 1) => "The key that it had may come back".to_owned(),
+        (known, 0) => format!("None of its {known} keys may come back: they were given up"),
+        (known, may) if may >= known => format!("All {known} keys that it had may come back"),
+        (known, may) => {
+            format!("Of {known} keys that it had, {may} may come back; the others were given up")
+        }
+    }
 }
 
 async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<Exit, Failure> {
@@ -216,4 +238,18 @@ fn described(meter: &Meter) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_keys_are_given_up_where_there_are_no_others() {
+        for (known, may, others) in [(0, 0, 0), (1, 1, 0), (2, 2, 0), (2, 0, 2), (3, 2, 1)] {
+            let said = former_keys(known, may);
+            assert_eq!(said.contains("given up"), others > 0, "{said}");
+        }
+        assert_eq!(former_keys(2, 2), "All 2 keys that it had may come back");
+    }
 }

@@ -1,7 +1,7 @@
 //! `meter seal`: a file with keys in clear becomes one that only the site's HSM opens. Offline.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::Path;
 
 use kms_client::{
@@ -50,15 +50,25 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
             }
         }
     }
-    if bad > 0 || count == 0 {
+    if bad == 0 && count == 0 {
+        return Err(Failure::files("there is no meter in the file: nothing was sealed"));
+    }
+    if bad > 0 {
         let reason = format!("{bad} bad lines, {count} good ones: nothing was sealed");
         return Err(Failure::refused("NOTHING_SEALED", reason));
     }
 
     let mut sealer = Sealer::new(&to, signer, count).map_err(refused)?;
     let file = sealer.audit_number();
-    let failed =
-        |error: io::Error| Failure::files(format!("writing {}: {error}", what.out.display()));
+    let failed = |error: io::Error| {
+        let out = what.out.display();
+        Failure::files(match error.kind() {
+            ErrorKind::AlreadyExists => format!(
+                "{out} exists already, and nothing is overwritten: choose another name, or remove it"
+            ),
+            _ => format!("writing {out}: {error}"),
+        })
+    };
     let out = OpenOptions::new().write(true).create_new(true).open(&what.out).map_err(failed)?;
     let mut out = BufWriter::new(out);
     let sealed = seal_all(&mut sealer, lines()?, &mut out).and_then(|mut chunks| {
