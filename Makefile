@@ -44,8 +44,9 @@ advisories: ## Known vulnerabilities of dependencies; fetches the RustSec databa
 bench: build ## The figures of README.md
 	$(CARGO) bench --package benches
 
-hostile: build ## Hostile load, with and without a certificate, beside an honest caller; some four minutes
-	@$(CARGO) run --quiet --bin kms-hostile
+hostile: bootstrap ## Hostile load, with and without a certificate, beside an honest caller; some four minutes
+	@$(CARGO) build --release --package kms-server --package kms-client --package softhsm-tests --bins
+	@$(CARGO) run --quiet --release --package softhsm-tests --bin kms-hostile
 
 breaks: build ## A stream of 200 messages, broken at each of them in each manner, both ways: some minutes
 	BREAKS=all $(CARGO) test --package softhsm-tests --test breaks -- --nocapture --test-threads 1
