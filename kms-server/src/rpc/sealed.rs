@@ -5,7 +5,7 @@ use bytes::Bytes;
 use kms_proto::v1;
 use prost::Message;
 
-use super::status::Refused;
+use super::{shape::check_signed, status::Refused};
 use crate::{
     hsm::OaepHash,
     lifecycle::{Lifecycle, LifecycleError, Refusal, SealedChunk, SealedFile, SealedHeader},
@@ -108,6 +108,7 @@ pub(super) async fn accept(
         }
         .into());
     }
+    check_signed(&body)?;
     let v1::SealedBody { lines } = canonical(body, "sealed.chunk.body")?;
     let numbers: Vec<u64> = lines.iter().map(|line| line.line).collect();
     known.file.check_lines(&chunk, &numbers)?;

@@ -30,6 +30,9 @@ enum Kind {
     Numbers(usize),
     /// A message within; it counts too, if so.
     Within(Option<usize>, &'static Shape),
+    /// A message in bytes that are read only after their signature was checked, by [`check_signed`]. What
+    /// can't be followed in them is left to that.
+    Signed(&'static Shape),
 }
 
 static NOTHING: Shape = Shape(&[]);
@@ -39,7 +42,7 @@ static METER: Shape = Shape(&[(4, Kind::Each(KEYS))]);
 static CREATE: Shape = Shape(&[(1, Kind::Within(None, &METER))]);
 static LINE: Shape = Shape(&[(2, Kind::Within(None, &METER))]);
 static BODY: Shape = Shape(&[(1, Kind::Within(Some(LINES), &LINE))]);
-static CHUNK: Shape = Shape(&[(4, Kind::Within(None, &BODY))]);
+static CHUNK: Shape = Shape(&[(4, Kind::Signed(&BODY))]);
 static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
@@ -49,6 +52,9 @@ const BROKEN: Refused = Refused::Field {
     field: "request",
     problem: "it is not a message of this call; encode it anew",
 };
+
+/// Of a counter that nothing is counted with.
+const NO_LIMIT: (usize, &str) = (usize::MAX, "");
 
 /// The levels that the shapes above have, and one.
 const DEPTH_MAX: usize = 8;
@@ -78,11 +84,10 @@ struct Cost {
 
 impl Rules {
     pub(super) fn of(verb: Verb, limits: &Limits) -> Self {
-        const NONE: (usize, &str) = (usize::MAX, "");
         let items = limits.batch_items_max;
         let bytes_max = limits.message_bytes_max;
         let rules = |shape, most, cost| Self { shape, most, bytes_max, cost };
-        let bringing = [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), NONE];
+        let bringing = [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), NO_LIMIT];
         let keys = Cost { per_byte: 4, entries: (KEYS_MAX, 400), flat: 4 << 10 };
         match verb {
             Verb::DecryptBatch
@@ -101,11 +106,11 @@ impl Rules {
             // Pages of what is stored.
             Verb::ListMeters | Verb::ListEvents | Verb::FollowEvents => {
                 let cost = Cost { per_byte: 4, entries: (0, 0), flat: 1 << 20 };
-                rules(&NOTHING, [NONE; COUNTERS], cost)
+                rules(&NOTHING, [NO_LIMIT; COUNTERS], cost)
             }
             _ => {
                 let cost = Cost { per_byte: 4, entries: (0, 0), flat: 1 << 10 };
-                rules(&NOTHING, [NONE; COUNTERS], cost)
+                rules(&NOTHING, [NO_LIMIT; COUNTERS], cost)
             }
         }
     }
@@ -118,6 +123,21 @@ impl Rules {
     }
 }
 
+/// Counts what stands in the body of a sealed chunk, and refuses what can't be followed, once its signature
+/// holds and before it is decoded.
+pub(super) fn check_signed(body: &[u8]) -> Result<(), Refused> {
+    let rules = Rules {
+        shape: &BODY,
+        most: [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), NO_LIMIT],
+        bytes_max: IMPORT_BYTES_MAX,
+        cost: Cost { per_byte: 0, entries: (0, 0), flat: 0 },
+    };
+    let mut walk = Walk::new(&rules, body.len());
+    walk.read(&rules, body)?;
+    let is_whole = (walk.state, walk.depth, walk.shift) == (State::Tag, 0, 0);
+    if is_whole { Ok(()) } else { Err(BROKEN) }
+}
+
 /// A message on its way in, read field by field as its bytes come. What can't be followed is refused here:
 /// a decoder that passes over what this does not understand would unfold what nobody has counted.
 #[derive(Debug)]
@@ -126,6 +146,8 @@ pub(super) struct Walk {
     /// The messages that are open: their shape, and where they end.
     levels: [(&'static Shape, usize); DEPTH_MAX],
     depth: usize,
+    /// The level of signed bytes that are open, and where they end.
+    signed: Option<(usize, usize)>,
     /// How many bytes were read.
     at: usize,
     state: State,
@@ -154,6 +176,7 @@ impl Walk {
             counts: [0; COUNTERS],
             levels: [(rules.shape, bytes); DEPTH_MAX],
             depth: 0,
+            signed: None,
             at: 0,
             state: State::Tag,
             number: 0,
@@ -184,11 +207,12 @@ impl Walk {
                     }
                 }
                 State::Tag | State::Number(_) | State::Length(_) => {
+                    if self.shift > 63 || self.at >= self.levels[self.depth].1 {
+                        self.broken()?;
+                        continue;
+                    }
                     data = rest;
                     self.at += 1;
-                    if self.shift > 63 {
-                        return Err(BROKEN);
-                    }
                     self.number |= u64::from(first & 0x7F) << self.shift;
                     self.shift += 7;
                     if *first < 0x80 {
@@ -219,7 +243,7 @@ impl Walk {
                     2 => self.state = State::Length(field),
                     5 => self.skip(4, end)?,
                     // 3 and 4 are groups, which none of our messages has; the rest is no type at all.
-                    _ => return Err(BROKEN),
+                    _ => self.broken()?,
                 }
             }
             State::Number(counter) => {
@@ -231,7 +255,7 @@ impl Walk {
             State::Length(field) => {
                 let length = usize::try_from(number).unwrap_or(usize::MAX);
                 if length > end.saturating_sub(self.at) {
-                    return Err(BROKEN);
+                    return self.broken();
                 }
                 match shape.kind(field) {
                     Some(Kind::Each(counter)) => {
@@ -245,12 +269,11 @@ impl Walk {
                         if let Some(counter) = counter {
                             self.count(rules, *counter, 1)?;
                         }
-                        if self.depth + 1 == DEPTH_MAX {
-                            return Err(BROKEN);
-                        }
-                        self.depth += 1;
-                        self.levels[self.depth] = (shape, self.at + length);
-                        self.close();
+                        self.enter(shape, length)?;
+                    }
+                    Some(Kind::Signed(shape)) => {
+                        self.signed = Some((self.depth, self.at + length));
+                        self.enter(shape, length)?;
                     }
                     Some(Kind::Numbers(_)) | None => self.skip(length, end)?,
                 }
@@ -262,10 +285,31 @@ impl Walk {
 
     fn skip(&mut self, length: usize, end: usize) -> Result<(), Refused> {
         if length > end.saturating_sub(self.at) {
-            return Err(BROKEN);
+            return self.broken();
         }
         self.state = State::Skip(length);
         if length == 0 {
+            self.close();
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, shape: &'static Shape, length: usize) -> Result<(), Refused> {
+        if self.depth + 1 == DEPTH_MAX {
+            return Err(BROKEN);
+        }
+        self.depth += 1;
+        self.levels[self.depth] = (shape, self.at + length);
+        self.close();
+        Ok(())
+    }
+
+    /// What comes can't be followed: refused, or, in signed bytes, passed over to their end.
+    fn broken(&mut self) -> Result<(), Refused> {
+        let (depth, end) = self.signed.take().ok_or(BROKEN)?;
+        (self.depth, self.number, self.shift) = (depth, 0, 0);
+        self.state = State::Skip(end - self.at);
+        if self.at == end {
             self.close();
         }
         Ok(())
@@ -277,6 +321,7 @@ impl Walk {
         while self.depth > 0 && self.at >= self.levels[self.depth].1 {
             self.depth -= 1;
         }
+        self.signed = self.signed.filter(|(depth, _)| self.depth > *depth);
     }
 
     fn count(&mut self, rules: &Rules, counter: usize, more: usize) -> Result<(), Refused> {
@@ -416,6 +461,24 @@ mod tests {
         assert!(refused(Verb::ImportMeters, &nested).contains("not a message of this call"));
         assert!(refused(Verb::ImportMeters, &[0x17]).contains("not a message of this call"));
         assert!(refused(Verb::Decrypt, &[0xFF; 11]).contains("not a message of this call"));
+        // A number that goes on behind the message that it stands in.
+        let number = [0x12, 2, 0x08, 0x80, 0x01];
+        assert!(refused(Verb::ImportMeters, &number).contains("not a message of this call"));
+        // In signed bytes it is for the signature to say so first; what stands behind them is counted.
+        for (body, lines) in
+            [(&[0x7B][..], 2), (&[0x0A, 9], 2), (&[0x0A], 2), (&[0x80], 2), (&[0x0A, 1, 0x17], 3)]
+        {
+            let chunk = [&[0x22, body.len() as u8][..], body].concat();
+            let sealed = [&[0x12, chunk.len() as u8][..], &chunk].concat();
+            let import = [&[0x1A, sealed.len() as u8][..], &sealed, &[0x12, 0, 0x12, 0]].concat();
+            for piece in 1..import.len() {
+                let counted = counts(Verb::ImportMeters, &import, piece);
+                assert_eq!(counted, Ok([lines, 0, 0]), "{body:?}");
+            }
+            assert!(check_signed(body).is_err(), "{body:?}");
+        }
+        assert!(check_signed(&[0x0A, 0].repeat(501)).is_err());
+        assert_eq!(check_signed(&[0x0A, 0].repeat(500)), Ok(()));
     }
 
     #[test]

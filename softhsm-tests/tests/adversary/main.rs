@@ -24,6 +24,8 @@ use world::World;
 
 /// Moves of a short game.
 const FEW: u64 = 12;
+/// Within which one server's change counts at the others, and a little for a machine that is busy.
+const HEARD: Duration = Duration::from_millis(1_500);
 /// Of what was found, shown at the most.
 const SHOWN: usize = 6;
 /// Moves at the most before everything is put back.
@@ -66,8 +68,21 @@ impl Game {
         self.score.faults.push(format!("{what}\n  after:\n    {history}"));
     }
 
-    /// Asks every server everything; whether all that ought to open does.
+    /// Asks every server everything; whether all that ought to open does. What one server changed counts at
+    /// the others within [`HEARD`]: what is wrong there is asked again after that.
     async fn probe(&mut self, window: bool) -> bool {
+        let (mut whole, mut wrong) = self.look(window).await;
+        if !wrong.is_empty() && self.world.nodes.len() > 1 {
+            tokio::time::sleep(HEARD).await;
+            (whole, wrong) = self.look(window).await;
+        }
+        for wrong in wrong {
+            self.wrong(wrong);
+        }
+        whole
+    }
+
+    async fn look(&mut self, window: bool) -> (bool, Vec<String>) {
         let mut whole = true;
         let mut wrong = Vec::new();
         for (number, node) in self.world.nodes.iter().enumerate() {
@@ -111,10 +126,7 @@ impl Game {
                 }
             }
         }
-        for wrong in wrong {
-            self.wrong(wrong);
-        }
-        whole
+        (whole, wrong)
     }
 
     async fn round(&mut self, moves: u64) {
