@@ -11,6 +11,7 @@ use kms_server::{
         audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, Subject},
         freshness::{BlockMark, HeadTable},
     },
+    lifecycle::LifecycleError,
     store::ChainLink,
 };
 use site_common::*;
@@ -202,6 +203,20 @@ on_a_token! {
             assert_eq!(verdict, Verdict::Unavailable);
             refused_by_name(&beside, one, "went back", "put back under a running node").await;
             assert_eq!(beside.verdict(&push(other, PLAIN)).await, Verdict::Ok);
+        });
+    }
+
+    fn while_the_database_is_not_the_newest_nobody_says_that_a_meter_is_unknown(home) {
+        run(async {
+            let site = Site::new(home).await;
+            site.add(meter(1)).await;
+            site.store.close().await;
+            assert!(tamper(&site, "DELETE FROM meters; DELETE FROM head_table").await > 0);
+            let next = Site::new(home).await;
+            let (outcome, _) = next.open(&push(1, PLAIN), Named::Id("meter-1")).await;
+            assert_eq!(outcome.verdict, Verdict::Unavailable, "{outcome:?}");
+            let get = next.lifecycle.get(&meter_id(1)).await;
+            assert!(matches!(get, Err(LifecycleError::Damaged { .. })), "{get:?}");
         });
     }
 

@@ -23,6 +23,10 @@ pub enum Found {
 const MAY_BE_DAMAGED: &str =
     "but records were changed outside this service, and it may be one of them: see `site status`";
 
+/// The same, while the database is not the newest that is known: its index is not either.
+const MAY_BE_MISSING: &str =
+    "but the database is not the newest, and it may be in what is missing: see `site status`";
+
 impl Keyring {
     /// The title of the meter with this id, if its block is open. Its record has said so.
     pub fn title_of(&self, snapshot: &Directory, id: &str) -> Option<SystemTitle> {
@@ -60,7 +64,8 @@ impl Keyring {
 
     /// Of an id that neither memory nor index know.
     pub fn nowhere(&self) -> Found {
-        Found::Nowhere { but: self.may_be_damaged().then_some(MAY_BE_DAMAGED) }
+        let refused = self.freshness.refusal().map(|_| MAY_BE_MISSING);
+        Found::Nowhere { but: refused.or(self.may_be_damaged().then_some(MAY_BE_DAMAGED)) }
     }
 
     /// Holds what the index says against the stored record. That the index lies is only said after
