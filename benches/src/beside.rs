@@ -15,16 +15,17 @@ use crate::{
     process::{hardware, resident_bytes},
 };
 
-/// Two builds of the service under the same load, in turns.
-///
-/// Each build imports into a site of its own first, with the `report` that stands beside it, because an
-/// older one can't read a newer one's database:
-///
-///     OLD/report --dir site-old --meters 20000 --in-process-only --rounds 1
-///     NEW/report --dir site-new --meters 20000 --in-process-only --rounds 1
-///     NEW/beside --old OLD/kms-server site-old --new NEW/kms-server site-new --meters 20000
+/// How the two sites are made: an older build can't read a newer one's database.
+const EXAMPLE: &str = "\
+Each build imports into a site of its own first, with the `report` that stands beside it:
+
+  OLD/report --dir site-old --meters 20000 --in-process-only --rounds 1
+  NEW/report --dir site-new --meters 20000 --in-process-only --rounds 1
+  NEW/beside --old OLD/kms-server site-old --new NEW/kms-server site-new --meters 20000";
+
+/// Two builds of the service under the same load, in turns
 #[derive(Clone, Debug, Parser)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = EXAMPLE)]
 struct Options {
     /// The server of the old build, and its site
     #[arg(long, num_args = 2, value_names = ["FILE", "DIR"], required = true)]
