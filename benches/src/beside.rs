@@ -10,7 +10,7 @@ use crate::{
     fleet::Telegrams,
     home,
     in_process::{self, BATCH},
-    measure::{Rounds, median},
+    measure::Rounds,
     on_the_wire::{Way, Wire},
     process::{hardware, resident_bytes},
 };
@@ -89,7 +89,7 @@ async fn run(options: &Options) -> Result<(), Error> {
             "{name:8} items a core second {:11.0} {:16.0} {:9.3} ({:.2} to {:.2})",
             rounds.median(0),
             rounds.median(1),
-            median(&ratios),
+            rounds.ratio(1, 0),
             ratios.first().copied().unwrap_or(0.0),
             ratios.last().copied().unwrap_or(0.0),
         );

@@ -380,7 +380,7 @@ fn an_address_in_use_is_named() {
 }
 
 #[test]
-fn a_second_server_over_one_database_or_one_data_dir_is_refused_and_the_first_goes_on() {
+fn a_second_server_over_one_database_is_refused_and_the_first_goes_on() {
     let home = home();
     let first = home.start().unwrap();
     let database = home.places().data.join("kms.db").display().to_string();

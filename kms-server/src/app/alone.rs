@@ -66,3 +66,22 @@ fn not_held(path: &Path, error: &io::Error) -> Fault {
     );
     Fault::Setting(sentence.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_over_one_data_dir_is_refused_until_the_first_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Alone::over_node(dir.path()).unwrap();
+        let Err(Fault::Away(refused)) = Alone::over_node(dir.path()) else {
+            panic!("a second one was let in");
+        };
+        let sentence = refused.to_string();
+        assert!(sentence.contains("another server uses"), "{sentence}");
+        assert!(sentence.contains(&dir.path().display().to_string()), "{sentence}");
+        drop(first);
+        assert!(Alone::over_node(dir.path()).is_ok());
+    }
+}
