@@ -154,7 +154,7 @@ async fn a_lying_index(home: &Home, database: &Database) {
         let refused = site.import(vec![second], ImportRules::default()).await.remove(0);
         assert_eq!(refused.outcome.unwrap_err().code, "METER_DAMAGED");
         // Once all is open the records alone say whose is what.
-        site.keyring.warm_up().await.unwrap();
+        site.keyring.warm_up().await;
         let (second, _) = site.open(&untitled(2), Named::Id("meter-2")).await;
         assert_eq!(second.verdict, Verdict::Ok);
         let (wrong, _) = site.open(&untitled(2), Named::Id("meter-1")).await;
@@ -183,18 +183,28 @@ async fn a_hidden_meter(home: &Home, database: &Database) {
     assert!(matches!(made.await, Err(LifecycleError::AlreadyExists(_))));
     assert_eq!(code(&site, 1).await, Ok(Imported::Unchanged));
     site.store.close().await;
-    // Cold, and nothing is damaged: all that the index can say.
+    // Cold, and nothing is damaged: that an index has no row says nothing while blocks are closed.
     let site = database.site(home, options()).await;
-    let (outcome, _) = site.open(&untitled(1), Named::Id("meter-1")).await;
-    assert_eq!(outcome.verdict, Verdict::UnknownMeter);
-    // By then not any more.
-    site.keyring.warm_up().await.unwrap();
+    for n in [1, 9] {
+        let name = format!("meter-{n}");
+        let (outcome, _) = site.open(&untitled(n), Named::Id(&name)).await;
+        assert_eq!(outcome.verdict, Verdict::Unavailable, "{outcome:?}");
+        let get = site.lifecycle.get(&id(n)).await;
+        assert!(matches!(get, Err(LifecycleError::NotAllOpen { .. })), "{get:?}");
+    }
+    site.keyring.warm_up().await;
     assert_eq!(site.open(&untitled(1), Named::Id("meter-1")).await.0.verdict, Verdict::Ok);
+    assert_eq!(
+        site.open(&untitled(9), Named::Id("meter-9")).await.0.verdict,
+        Verdict::UnknownMeter
+    );
+    let get = site.lifecycle.get(&id(9)).await;
+    assert!(matches!(get, Err(LifecycleError::NotFound(_))), "{get:?}");
     site.store.close().await;
     // With damage about, nobody can say that there is no such meter.
     database.damage(&title(1)).await;
     let site = database.site(home, options()).await;
-    site.keyring.warm_up().await.unwrap();
+    site.keyring.warm_up().await;
     let (outcome, _) = site.open(&untitled(1), Named::Id("meter-1")).await;
     assert_eq!(outcome.verdict, Verdict::Unavailable, "{outcome:?}");
     site.store.close().await;
@@ -406,7 +416,7 @@ on_a_token! {
             assert_eq!(code(&site, 0x200).await, Ok(Imported::Created));
             assert_eq!(site.verdict(&push(0x200, PLAIN)).await, Verdict::Ok);
             let again = database.site(home, one_block()).await;
-            again.keyring.warm_up().await.unwrap();
+            again.keyring.warm_up().await;
             assert_eq!(again.verdict(&push(0x200, PLAIN)).await, Verdict::Ok);
             assert_eq!(again.keyring.status().damage.records, 0);
         });
@@ -445,7 +455,7 @@ on_a_token! {
             }
             for arena_bytes in [1 << 20, 32 << 10] {
                 let site = database.site(home, options(arena_bytes)).await;
-                site.keyring.warm_up().await.unwrap();
+                site.keyring.warm_up().await;
                 let status = site.keyring.status();
                 assert_eq!(status.damage.records, 4, "{status:?}");
                 // Closing and opening blocks changes nothing of what is known.

@@ -41,7 +41,7 @@ async fn node(home: &Home, cluster: &Cluster) -> Arc<Site> {
     let store = Arc::new(cluster.open("ami").await);
     let token = Arc::new(home.token());
     let site = Site::over(token, home.canaries().encode(), store, options()).await;
-    site.keyring.warm_up().await.unwrap();
+    site.keyring.warm_up().await;
     tokio::spawn(Arc::clone(&site.keyring).follow());
     Arc::new(site)
 }

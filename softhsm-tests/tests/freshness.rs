@@ -14,7 +14,7 @@ use common::{
     fleet::{add, apdu, id, line, parsed, push, title},
     home, warm,
 };
-use kms_client::{ImportRules, KmsClient, MeterId, Verdict};
+use kms_client::{ImportRules, KmsClient, MeterId, MeterName, Verdict};
 use kms_server::domain::BlockCount;
 use postgres_common::{Cluster, USER};
 use softhsm_tests::{Role, Running, settings::quoted};
@@ -164,6 +164,40 @@ async fn invariant_5_a_block_rolled_back_with_its_events_or_with_all_of_the_data
             }
         }
     }
+}
+
+/// As at the replica of a site that was late when its server started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_catches_up_is_opened_and_written_to_without_a_restart() {
+    let (home, old) = with_a_deletion(false).await;
+    let newest = home.places().dir.join("newest.db");
+    fs::copy(database(&home), &newest).unwrap();
+    fs::copy(&old, database(&home)).unwrap();
+    let up = Up::of(&home).await;
+    let (other, new) = (elsewhere(), elsewhere() + 1);
+    let named = MeterName::Id(MeterId::new(&id(new)).unwrap());
+    assert_eq!(up.verdict(other).await, Verdict::Unavailable);
+    assert!(up.faults().await.contains("the database is not the newest"));
+    assert!(!up.client.site_status().await.unwrap().warm_up.done);
+    assert!(up.client.meters().get(&named).await.is_err());
+    let all = [&BLOCK[..], &EVENTS, &["key_fingerprints", "block_seals", "head_table"]].concat();
+    let arrive = put_back(&newest, &all, false).replacen("; ", "; BEGIN; ", 1) + " COMMIT";
+    sql(&home, &arrive).await;
+    common::eventually("no fault is left", async || up.faults().await.is_empty()).await;
+    common::eventually("warm-up", async || up.client.site_status().await.unwrap().warm_up.done)
+        .await;
+    assert_eq!(
+        (up.verdict(1).await, up.verdict(other).await),
+        (Verdict::UnknownMeter, Verdict::Ok)
+    );
+    let refused = up.client.meters().get(&named).await.unwrap_err().to_string();
+    assert!(refused.contains("there is no meter"), "{refused}");
+    add(&up.client, &[line(new)]).await;
+    up.stop();
+    // What was written behind the newer end is one chain with it.
+    let up = Up::of(&home).await;
+    assert_eq!((up.faults().await, up.verdict(new).await), (String::new(), Verdict::Ok));
+    up.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Home, SOON, client, eventually, fleet, home, home_with, warm};
+use common::{
+    Home, SOON, client, eventually, fleet, free_address, home, home_with, metric, metrics_of, warm,
+};
 use kms_client::{KmsClient, Verdict};
 use rustix::process::{Pid, Signal, kill_process};
 use softhsm_tests::Role;
@@ -61,21 +63,14 @@ fn command(home: &Home, verb: &str) -> Command {
 
 /// A home whose metrics can be asked for.
 fn measured() -> (Home, SocketAddr) {
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     let listen = softhsm_tests::settings::quoted(&address.to_string());
     let home = home_with(&[("metrics", "listen", &listen), ("log", "level", "\"debug\"")]);
     (home, address)
 }
 
 fn dropped(metrics: SocketAddr) -> u64 {
-    let mut stream = TcpStream::connect(metrics).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
-    let line = page.lines().find_map(|line| line.strip_prefix("kms_log_lines_dropped_total "));
-    line.unwrap_or_else(|| panic!("no such metric: {page}")).parse().unwrap()
+    metric(&metrics_of(metrics), "kms_log_lines_dropped_total") as u64
 }
 
 async fn ready(home: &Home) -> KmsClient {

@@ -191,20 +191,14 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
 }
 
 async fn warm_up(keyring: Arc<Keyring>) {
-    match keyring.warm_up().await {
-        Ok(()) => {
-            let status = keyring.status();
-            tracing::info!(
-                blocks = status.blocks_open,
-                meters = status.resident_meters,
-                elapsed_ms = status.warm_up_elapsed_ms,
-                "warm-up done"
-            );
-        }
-        Err(error) => {
-            tracing::warn!(%error, "warm-up ended early: blocks open as they are asked for")
-        }
-    }
+    keyring.warm_up().await;
+    let status = keyring.status();
+    tracing::info!(
+        blocks = status.blocks_open,
+        meters = status.resident_meters,
+        elapsed_ms = status.warm_up_elapsed_ms,
+        "warm-up done"
+    );
 }
 
 async fn watch_token(hsm: Hsm) {

@@ -128,6 +128,19 @@ impl Chain {
         lock(&self.fault).get_or_insert(reason);
     }
 
+    /// What was said of the chain was said of an older copy of it: it ends at `tip`, and this is what is
+    /// wrong with it.
+    pub(super) async fn begin_again(&self, tip: ChainTip, fault: Option<String>) {
+        let mut state = self.state.lock().await;
+        *state = State { tip, attempted: None, late: Vec::new() };
+        match &fault {
+            Some(reason) => tracing::error!(reason, "the audit chain is broken"),
+            None => tracing::info!(sequence = tip.sequence, "the audit chain goes on"),
+        }
+        *lock(&self.fault) = fault;
+        self.ends_at(tip, None);
+    }
+
     pub(super) fn fault(&self) -> Option<String> {
         lock(&self.fault).clone()
     }

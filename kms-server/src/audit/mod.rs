@@ -14,7 +14,10 @@ mod traffic;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -160,6 +163,9 @@ pub struct Audit {
     heads: Heads,
     tables: Tables,
     blocks: BlockCount,
+    freshness: Arc<Freshness>,
+    /// The chain was opened while the database was not the newest: it is opened again once it is.
+    is_late: AtomicBool,
     traffic: Traffic,
     /// Refusals of this interval, by caller, call and reason word, beyond the first.
     refusals: Mutex<HashMap<(AuditText, AuditText, AuditText), u64>>,
@@ -184,26 +190,21 @@ impl Audit {
         witness: Arc<dyn HeadWitness>,
     ) -> Result<Arc<Self>, AuditError> {
         let Place { node, blocks, .. } = place;
-        let (chains, fault) = match store.audit_chains().await {
-            Ok(chains) => (chains, None),
-            Err(StoreError::Damaged(what)) => (Vec::new(), Some(what)),
-            Err(error) => return Err(AuditError::NotReadable(error.to_string())),
-        };
-        let tip = chains.into_iter().find(|tip| tip.node == node);
-        let tip = tip.unwrap_or(ChainTip::empty(node));
         let (hsm_too, witness_too) = (hsm.clone(), Arc::clone(&witness));
         let heads =
             Heads::open(node, Arc::clone(&store), hsm, Arc::clone(&clock), Arc::clone(&witness));
         let heads = heads.await?;
+        let (tip, fault) = find_end(&*store, &heads, node).await?;
         let chain = Arc::new(Chain::new(tip, Arc::clone(&store), witness));
-        if let Some(fault) = fault.map_or(heads.examine(&tip).await?, Some) {
+        if let Some(fault) = fault {
             chain.fail(fault);
         }
         let key = *heads.public_key();
         let (store_too, clock_too) = (Arc::clone(&store), Arc::clone(&clock));
         let freshness = Arc::clone(&place.freshness);
         let tables = Tables::open(place, key, store_too, hsm_too, clock_too, witness_too).await?;
-        if let Some(reason) = freshness.refusal() {
+        let late = freshness.refusal();
+        if let Some(reason) = &late {
             // What is written behind an older end would hide that it is one.
             chain.fail(reason.to_string());
         }
@@ -220,6 +221,8 @@ impl Audit {
             heads,
             tables,
             blocks,
+            freshness,
+            is_late: AtomicBool::new(late.is_some()),
             traffic,
             refusals,
             start,
@@ -271,6 +274,21 @@ impl Audit {
         let interval = self.config.checkpoint_interval.as_millis();
         let interval_ms = u64::try_from(interval).unwrap_or(u64::MAX);
         self.tables.care(&self.chain, interval_ms, now).await;
+        if self.is_late.load(Ordering::Acquire) && self.freshness.refusal().is_none() {
+            match self.open_again().await {
+                Ok(()) => self.is_late.store(false, Ordering::Release),
+                Err(error) => tracing::warn!(%error, "the audit chain can't be opened again yet"),
+            }
+        }
+    }
+
+    /// The database was behind what this server knows, and has caught up.
+    async fn open_again(&self) -> Result<(), AuditError> {
+        let node = self.chain.tip().node;
+        let (tip, fault) = find_end(&*self.store, &self.heads, node).await?;
+        self.chain.begin_again(tip, fault).await;
+        self.say_that_we_started().await;
+        Ok(())
     }
 
     /// Writes what is said of a call that changed nothing; on disk when this returns. On an error the
@@ -455,6 +473,25 @@ impl Source for Audit {
         }
         page.sample(&catalogue::AUDIT_FAULT, &[], fault.is_some());
     }
+}
+
+/// Where `node`'s chain ends, and what does not fit between that and the last signed heads.
+async fn find_end(
+    store: &dyn WriteStore,
+    heads: &Heads,
+    node: NodeId,
+) -> Result<(ChainTip, Option<String>), AuditError> {
+    let (chains, fault) = match store.audit_chains().await {
+        Ok(chains) => (chains, None),
+        Err(StoreError::Damaged(what)) => (Vec::new(), Some(what)),
+        Err(error) => return Err(AuditError::NotReadable(error.to_string())),
+    };
+    let tip = chains.into_iter().find(|tip| tip.node == node).unwrap_or(ChainTip::empty(node));
+    let fault = match fault {
+        Some(fault) => Some(fault),
+        None => heads.examine(&tip).await?,
+    };
+    Ok((tip, fault))
 }
 
 /// Records what waits, as much as waits in one transaction.

@@ -162,8 +162,8 @@ fn open_miss(pass: &mut Pass<'_>, miss: &Miss<'_>, table: &BlockTable, title: Sy
 fn not_found(id: &str, found: &Found) -> Outcome {
     match found {
         Found::Unsure(reason) => Outcome::of(Verdict::Unavailable).because(reason.as_str()),
-        Found::Nowhere { but: Some(but) } => {
-            Outcome::of(Verdict::Unavailable).because(format!("no meter {id} is known, {but}"))
+        Found::Nowhere { but: Some(doubt) } => {
+            Outcome::of(Verdict::Unavailable).because(format!("no meter {id} is known, {doubt}"))
         }
         Found::Nowhere { but: None } | Found::At(_) => {
             Outcome::of(Verdict::UnknownMeter).because(format!("there is no meter {id}"))

@@ -12,20 +12,35 @@ pub enum Found {
     /// Neither memory nor index know it.
     Nowhere {
         /// Why it may be there all the same.
-        but: Option<&'static str>,
+        but: Option<Doubt>,
     },
     /// The index says where it is, and the record there can't be read or says otherwise. Whether there is
     /// such a meter can't be said.
     Unsure(String),
 }
 
-/// Of an id that nothing knows, while there is damage.
-const MAY_BE_DAMAGED: &str =
-    "but records were changed outside this service, and it may be one of them: see `site status`";
-
-/// The same, while the database is not the newest that is known: its index is not either.
-const MAY_BE_MISSING: &str =
-    "but the database is not the newest, and it may be in what is missing: see `site status`";
+/// Why a meter may be there all the same that neither memory nor index know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// The database is not the newest that is known: its index is not either.
+    #[error(
+        "but the database is not the newest, and it may be in what is missing: see `site status`"
+    )]
+    NotNewest,
+    /// There is damage.
+    #[error(
+        "but records were changed outside this service, and it may be one of them: see `site status`"
+    )]
+    Damage,
+    /// The index may have lost it, and not each block has been looked at.
+    #[error("but not all blocks are open yet, and it may be in one of the others: try again")]
+    NotAllOpen,
+    /// The same, and there is no room for all of them.
+    #[error(
+        "but the arena has no room for all blocks, and it may be in one of the others: see `site status`"
+    )]
+    NoRoom,
+}
 
 impl Keyring {
     /// The title of the meter with this id, if its block is open. Its record has said so.
@@ -62,10 +77,16 @@ impl Keyring {
         }
     }
 
-    /// Of an id that neither memory nor index know.
+    /// Of an id that neither memory nor index know. An index is not authenticated: that it has no row says
+    /// nothing until memory has seen every block.
     pub fn nowhere(&self) -> Found {
-        let refused = self.freshness.refusal().map(|_| MAY_BE_MISSING);
-        Found::Nowhere { but: refused.or(self.may_be_damaged().then_some(MAY_BE_DAMAGED)) }
+        let doubts = [
+            (Doubt::NotNewest, self.freshness.refusal().is_some()),
+            (Doubt::Damage, self.may_be_damaged()),
+            (Doubt::NotAllOpen, !self.progress.is_done() || !self.memory().failed.is_empty()),
+            (Doubt::NoRoom, self.memory().too_small.is_some()),
+        ];
+        Found::Nowhere { but: doubts.into_iter().find(|(_, holds)| *holds).map(|(doubt, _)| doubt) }
     }
 
     /// Holds what the index says against the stored record. That the index lies is only said after

@@ -41,7 +41,7 @@ use crate::{
 use arena::{Arena, ArenaError};
 pub use changing::{Change, WrappedValue};
 pub use damage::{DamageStatus, DamagedRecord, IndexLie};
-pub use finding::Found;
+pub use finding::{Doubt, Found};
 pub use following::NotFollowing;
 use ids::IdIndex;
 pub use scrub::scrub_stack;

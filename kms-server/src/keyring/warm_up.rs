@@ -39,8 +39,13 @@ pub(super) struct ProgressNow {
 }
 
 impl Progress {
+    /// Whether every block has been looked at.
+    pub(super) fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
     pub(super) fn read(&self, now_ms: u64) -> ProgressNow {
-        let done = self.done.load(Ordering::Acquire);
+        let done = self.is_done();
         let end = if done { self.ended_ms.load(Ordering::Relaxed) } else { now_ms };
         let started = self.started_ms.load(Ordering::Relaxed);
         let elapsed_ms = if started == 0 { 0 } else { end.saturating_sub(started) };
@@ -48,14 +53,17 @@ impl Progress {
     }
 }
 
+/// No block is opened until the database is the newest that is known.
+struct NotNewest;
+
 /// The blocks that still wait, shared by the workers.
 type Queue = Arc<Mutex<std::vec::IntoIter<BlockNo>>>;
 
 impl Keyring {
     /// Opens every block. Blocks that clients ask for meanwhile are opened for them, so
     /// the hottest come first by themselves. When the arena is full, the others are
-    /// verified only.
-    pub async fn warm_up(self: &Arc<Self>) -> Result<(), KeyringError> {
+    /// verified only. Waits for as long as the database is refused as not the newest.
+    pub async fn warm_up(self: &Arc<Self>) {
         self.progress.started_ms.store(self.clock.monotonic_ms().max(1), Ordering::Relaxed);
         let blocks: Vec<BlockNo> = (0..self.domain.blocks.get()).map(BlockNo).collect();
         let queue: Queue = Arc::new(Mutex::new(blocks.into_iter()));
@@ -66,21 +74,30 @@ impl Keyring {
         while workers.join_next().await.is_some() {}
         self.progress.ended_ms.store(self.clock.monotonic_ms(), Ordering::Relaxed);
         self.progress.done.store(true, Ordering::Release);
-        Ok(())
     }
 
     async fn open_from(self: Arc<Self>, queue: Queue) {
         loop {
             let some: Vec<BlockNo> = queue.lock().await.by_ref().take(PUBLISH_EVERY).collect();
-            if some.is_empty() || self.freshness.refusal().is_some() {
+            if some.is_empty() {
                 return;
             }
-            let has_room = self.memory().too_small.is_none();
-            let left = if has_room { self.open_some(some).await } else { some };
-            for block in left {
-                self.look_at(block).await;
+            while let Err(NotNewest) = self.open_or_look_at(&some).await {
+                tokio::time::sleep(CARE_INTERVAL).await;
             }
         }
+    }
+
+    async fn open_or_look_at(&self, blocks: &[BlockNo]) -> Result<(), NotNewest> {
+        if self.freshness.refusal().is_some() {
+            return Err(NotNewest);
+        }
+        let has_room = self.memory().too_small.is_none();
+        let left = if has_room { self.open_some(blocks).await? } else { blocks.to_vec() };
+        for block in left {
+            self.look_at(block).await;
+        }
+        Ok(())
     }
 
     /// Verifies a block for which there is no room: what is damaged is to be known all the same.
@@ -94,11 +111,12 @@ impl Keyring {
     }
 
     /// Those for which the arena had no room.
-    async fn open_some(&self, blocks: Vec<BlockNo>) -> Vec<BlockNo> {
+    async fn open_some(&self, blocks: &[BlockNo]) -> Result<Vec<BlockNo>, NotNewest> {
         let mut writers = Vec::with_capacity(blocks.len());
         let mut tables = Vec::with_capacity(blocks.len());
         let mut left = Vec::new();
-        for block in blocks {
+        let mut outcome = Ok(());
+        for &block in blocks {
             if !left.is_empty() {
                 left.push(block);
                 continue;
@@ -115,7 +133,8 @@ impl Keyring {
                     writers.push(writer);
                 }
                 Err(error @ KeyringError::RolledBack(_)) => {
-                    tracing::warn!(%error, "warm-up stops");
+                    tracing::warn!(%error, "warm-up waits");
+                    outcome = Err(NotNewest);
                     break;
                 }
                 Err(error @ KeyringError::ArenaFull { .. }) => {
@@ -132,7 +151,7 @@ impl Keyring {
         }
         self.publish(tables);
         drop(writers);
-        left
+        outcome.map(|()| left)
     }
 
     /// Runs until the process ends: tries again what failed for a passing reason, and reads again

@@ -33,7 +33,7 @@ use crate::{
         record::Tombstone,
     },
     hsm::ImportKey,
-    keyring::{Found, Keyring, KeyringError},
+    keyring::{Doubt, Found, Keyring, KeyringError},
     store::{ReadStore, StoreError},
 };
 
@@ -166,6 +166,12 @@ pub enum LifecycleError {
     #[error("{reason}")]
     ArenaFull {
         /// Which setting to raise.
+        reason: String,
+    },
+    /// A meter is not known, and not all blocks are open yet.
+    #[error("{reason}")]
+    NotAllOpen {
+        /// Which meter.
         reason: String,
     },
     /// Token or database can't be reached.
@@ -329,8 +335,14 @@ impl Lifecycle {
             Found::At(title) => Ok(title),
             Found::Unsure(reason) => Err(LifecycleError::Damaged { reason }),
             Found::Nowhere { but: None } => Err(LifecycleError::NotFound(id.to_string())),
-            Found::Nowhere { but: Some(but) } => {
-                Err(LifecycleError::Damaged { reason: format!("no meter {id} is known, {but}") })
+            Found::Nowhere { but: Some(doubt) } => {
+                let reason = format!("no meter {id} is known, {doubt}");
+                Err(match doubt {
+                    Doubt::NotNewest => LifecycleError::NotNewest { reason },
+                    Doubt::Damage => LifecycleError::Damaged { reason },
+                    Doubt::NotAllOpen => LifecycleError::NotAllOpen { reason },
+                    Doubt::NoRoom => LifecycleError::ArenaFull { reason },
+                })
             }
         }
     }

@@ -313,6 +313,7 @@ pub(super) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
         LifecycleError::ReadOnly => ("READ_ONLY", false),
         LifecycleError::NotNewest { .. } => ("NOT_NEWEST", true),
         LifecycleError::ArenaFull { .. } => ("ARENA_FULL", true),
+        LifecycleError::NotAllOpen { .. } => ("NOT_ALL_OPEN", true),
         LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
         LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
         LifecycleError::Damaged { .. } => ("DAMAGED", true),
@@ -330,6 +331,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, error.to_string()),
         LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
         LifecycleError::Busy => (Code::Unavailable, error.to_string()),
+        LifecycleError::NotAllOpen { .. } => (Code::Unavailable, error.to_string()),
         LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
         LifecycleError::Unavailable { reason: cause } => {
             tracing::warn!(cause, "a call about meters failed");
@@ -349,6 +351,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
     };
     let again = match error {
         LifecycleError::Busy
+        | LifecycleError::NotAllOpen { .. }
         | LifecycleError::Unavailable { .. }
         | LifecycleError::AuditNotWritable { .. } => Again::Later,
         LifecycleError::NotFound(_)

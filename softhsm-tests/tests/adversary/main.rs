@@ -13,7 +13,7 @@ mod postgres_common;
 mod truth;
 mod world;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use common::{Home, Numbers, blank_home};
 use database::{Database, Dump};
@@ -118,10 +118,15 @@ impl Game {
             }
             if !missing.is_empty() {
                 whole = false;
+                missing.dedup();
                 if !window && node.faults().await.is_empty() {
-                    missing.dedup();
                     wrong.push(format!(
                         "node {number}: meters {missing:?} are out, no fault says so"
+                    ));
+                }
+                if !window && node.alarms().is_empty() {
+                    wrong.push(format!(
+                        "node {number}: meters {missing:?} are out, no metric says so"
                     ));
                 }
             }
@@ -238,12 +243,20 @@ async fn play(world: World) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_of_sqlite_gets_no_wrong_plaintext_and_no_old_state() {
-    let home = common::home();
+    let (metrics, listen) = watched();
+    let home = common::home_with(&[("metrics", "listen", &listen)]);
     let database = Database::sqlite(&home.places().data);
-    play(World::make(vec![home], database).await).await;
+    play(World::make(vec![(home, metrics)], database).await).await;
 }
 
-fn over(cluster: &Cluster, tokens: Option<&Home>) -> Home {
+/// Where metrics will be, and the setting for it.
+fn watched() -> (SocketAddr, String) {
+    let address = common::free_address();
+    (address, quoted(&address.to_string()))
+}
+
+fn over(cluster: &Cluster, tokens: Option<&Home>) -> (Home, SocketAddr) {
+    let (metrics, listen) = watched();
     let sockets = quoted(&cluster.sockets().display().to_string());
     let (port, user) = (cluster.port().to_string(), quoted(USER));
     let mut settings = vec![
@@ -254,6 +267,7 @@ fn over(cluster: &Cluster, tokens: Option<&Home>) -> Home {
         ("store", "database", "\"ami\""),
         ("store", "user", &*user),
         ("store", "allow_no_tls", "true"),
+        ("metrics", "listen", &*listen),
     ];
     let token_dir = tokens.map(|first| quoted(&first.places().tokens.display().to_string()));
     if let Some(token_dir) = &token_dir {
@@ -270,7 +284,7 @@ fn over(cluster: &Cluster, tokens: Option<&Home>) -> Home {
     } else {
         home.init().unwrap();
     }
-    home
+    (home, metrics)
 }
 
 async fn play_on_postgresql(nodes: usize) {
@@ -278,7 +292,7 @@ async fn play_on_postgresql(nodes: usize) {
     cluster.database("ami");
     let mut homes = vec![over(&cluster, None)];
     for _ in 1..nodes {
-        homes.push(over(&cluster, homes.first()));
+        homes.push(over(&cluster, homes.first().map(|(home, _)| home)));
     }
     play(World::make(homes, Database::Postgres(Arc::new(cluster))).await).await;
 }

@@ -1,6 +1,6 @@
 //! The site under attack: one server or three, their database, and a state to go back to.
 
-use std::fs;
+use std::{fs, net::SocketAddr};
 
 use kms_client::{ImportRules, KmsClient, MeterId, Outcome};
 use softhsm_tests::{Role, Running};
@@ -9,13 +9,23 @@ use super::{
     common::{
         Home, Numbers, client, copy, eventually,
         fleet::{self, id, line, title},
+        metric, metrics_of,
     },
     database::{Database, Dump, Table},
     truth::{Truth, guek},
 };
 
+/// What somebody who watches is alarmed by (docs/METRICS.md).
+const ALARMS: [&str; 4] = [
+    "kms_keyring_blocks_failed",
+    "kms_keyring_damaged_records",
+    "kms_keyring_index_lies_total",
+    "kms_audit_fault",
+];
+
 pub(crate) struct Node {
     pub(crate) home: Home,
+    metrics: SocketAddr,
     pub(crate) running: Option<Running>,
     pub(crate) client: Option<KmsClient>,
     /// Why it would not start.
@@ -23,8 +33,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(home: Home) -> Self {
-        Self { home, running: None, client: None, refused: None }
+    /// The home and where its server's metrics are.
+    pub(crate) fn new((home, metrics): (Home, SocketAddr)) -> Self {
+        Self { home, metrics, running: None, client: None, refused: None }
     }
 
     /// Starts it, or keeps the sentence with which it refuses to.
@@ -58,6 +69,12 @@ impl Node {
         }
     }
 
+    /// Metrics that say that something is wrong.
+    pub(crate) fn alarms(&self) -> Vec<&'static str> {
+        let page = metrics_of(self.metrics);
+        ALARMS.into_iter().filter(|name| metric(&page, name) > 0.0).collect()
+    }
+
     pub(crate) async fn faults(&self) -> Vec<String> {
         match &self.client {
             Some(client) => client.site_status().await.unwrap().faults,
@@ -81,7 +98,7 @@ const FLEET: u64 = 24;
 impl World {
     /// A site with some history: meters with one and with two key versions, a stricter policy, a
     /// deletion. It is stopped.
-    pub(crate) async fn make(homes: Vec<Home>, database: Database) -> Self {
+    pub(crate) async fn make(homes: Vec<(Home, SocketAddr)>, database: Database) -> Self {
         let nodes = homes.into_iter().map(Node::new).collect();
         let tables = database.tables().await;
         assert!(tables.len() > 5, "{tables:?}");

@@ -13,6 +13,8 @@ pub mod wire;
 use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -66,6 +68,26 @@ pub fn blank_home(settings: &[(&'static str, &'static str, &str)]) -> Home {
     let options = SiteOptions { settings, ..SiteOptions::default() };
     let site = Site::make(dir.path(), programs(), options).unwrap();
     Home { site, dir }
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
+}
+
+/// What a server tells machines that watch it.
+pub fn metrics_of(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+/// The value of a metric without labels.
+pub fn metric(page: &str, name: &str) -> f64 {
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no metric {name}: {page}")).parse().unwrap()
 }
 
 pub fn programs() -> Programs {
@@ -137,9 +159,13 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
     }
 }
 
-/// Waits until the warm-up is over.
+/// Waits until the warm-up is over, or can't begin: no block of an older database is opened.
 pub async fn warm(client: &KmsClient) {
-    eventually("warm-up", async || client.site_status().await.unwrap().warm_up.done).await;
+    eventually("warm-up", async || {
+        let status = client.site_status().await.unwrap();
+        status.warm_up.done || status.faults.iter().any(|fault| fault.contains("is not the newest"))
+    })
+    .await;
 }
 
 /// Numbers without order, the same for the same seed (splitmix64).
