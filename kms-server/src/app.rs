@@ -121,7 +121,7 @@ fn try_token(
 /// Holds the database against a second server, where it serves one.
 fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
     match store {
-        Store::Sqlite { path } => Alone::over_database(path).map(Some),
+        Store::Sqlite { path } => Alone::over_database(path),
         Store::Postgresql(_) => Ok(None),
     }
 }

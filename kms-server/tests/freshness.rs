@@ -220,6 +220,97 @@ on_a_token! {
         });
     }
 
+    fn an_older_end_is_not_taken_for_the_chains_when_the_database_flaps(home) {
+        run(async {
+            let node = (NodeId([0xA0; 16]), std::sync::Arc::new(Witness::default()));
+            let again = || Options { node: Some(node.clone()), ..Options::default() };
+            let site = Site::with(home, again()).await;
+            site.add(meter(1)).await;
+            site.audit.close().await;
+            site.store.close().await;
+            let older = site.database.with_extension("older");
+            std::fs::copy(&site.database, &older).unwrap();
+            // What it writes now it notes, and is killed before it signs.
+            let site = Site::with(home, again()).await;
+            site.add(meter(2)).await;
+            site.store.close().await;
+            let newest = site.database.with_extension("newest");
+            std::fs::rename(&site.database, &newest).unwrap();
+            std::fs::copy(&older, &site.database).unwrap();
+            let late = Site::with(home, again()).await;
+            assert_eq!(late.verdict(&push(1, PLAIN)).await, Verdict::Unavailable);
+            let put = async |from: &std::path::Path, and: &str| {
+                let tables = ["blocks", "block_seals", "records", "meters", "key_fingerprints",
+                    "audit_chains", "audit_events", "head_table"];
+                let rows = tables.map(|table| format!(
+                    "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM from_there.{table};"));
+                let put = format!("ATTACH '{}' AS from_there; BEGIN; {}; {and}; COMMIT", from.display(), rows.concat());
+                tamper(&late, &put).await;
+            };
+            // As once a second; a database that was refused is looked at again after five.
+            let looked = async |seconds: u64| {
+                tokio::time::sleep(std::time::Duration::from_millis(seconds * 1_050)).await;
+                late.audit.sign_table(false).await;
+            };
+            // The newest is there, but the signed heads can't be read.
+            put(&newest, "ALTER TABLE audit_checkpoints RENAME TO away").await;
+            looked(5).await;
+            assert_eq!(late.verdict(&push(1, PLAIN)).await, Verdict::Ok, "the refusal is lifted");
+            assert!(late.audit.status().fault.is_some());
+            // The older end is no place to write behind, although its signed head fits.
+            put(&older, "ALTER TABLE away RENAME TO audit_checkpoints").await;
+            looked(0).await;
+            assert!(late.audit.status().fault.is_some());
+            let import = call("Meters/ImportMeters");
+            let results = late.lifecycle.import(&import, vec![meter(3)], Default::default()).await;
+            assert!(results.is_err(), "{results:?}");
+            put(&newest, "SELECT 1").await;
+            looked(0).await;
+            assert_eq!(late.audit.status().fault, None);
+            late.add(meter(3)).await;
+        });
+    }
+
+    fn what_another_node_signed_is_known_after_all_have_stopped(home) {
+        run(async {
+            let node = (NodeId([0xA0; 16]), std::sync::Arc::new(Witness::default()));
+            let again = || Options { node: Some(node.clone()), ..Options::default() };
+            let idle = Site::with(home, again()).await;
+            let busy = Site::new(home).await;
+            busy.add(meter(1)).await;
+            busy.audit.close().await;
+            let signed = busy.audit.status();
+            idle.audit.sign_table(false).await;
+            let known = node.1.1.lock().unwrap().clone();
+            let tip = known.tips.iter().find(|tip| tip.node == signed.node);
+            assert_eq!(tip.map(|tip| tip.sequence), Some(signed.sequence), "{known:?}");
+        });
+    }
+
+    fn a_read_that_a_change_overtakes_is_no_rolled_back_database(home) {
+        run(async {
+            let site = std::sync::Arc::new(Site::with(home, Options { blocks: 1, ..Options::default() }).await);
+            site.import((0..200).map(meter).collect(), Default::default()).await;
+            let writer = tokio::spawn({
+                let site = std::sync::Arc::clone(&site);
+                async move {
+                    for n in 200..300 {
+                        site.add(meter(n)).await;
+                    }
+                }
+            });
+            let mut reads = 0;
+            while !writer.is_finished() {
+                let read = site.lifecycle.get(&meter_id(reads % 200)).await;
+                assert!(read.is_ok(), "{reads}: {read:?}");
+                reads += 1;
+            }
+            writer.await.unwrap();
+            assert!(reads > 20, "{reads}");
+            assert_eq!(site.keyring.status().faults, Vec::<String>::new());
+        });
+    }
+
     fn an_event_of_what_never_was_is_named_and_hides_nothing(home) {
         run(async {
             let site = Site::new(home).await;
@@ -241,6 +332,16 @@ on_a_token! {
                 let fault = site.audit.status().fault.unwrap_or_default();
                 let node = format!("event 1 of node {}", NodeId([n; 16]));
                 assert!(fault.contains(&node) && fault.contains("that never was"), "{fault}");
+                // It stops nobody who starts, nor the signing of what the others wrote.
+                let beside = Site::new(home).await;
+                assert_eq!(beside.verdict(&push(100 + u64::from(n), PLAIN)).await, Verdict::Ok);
+                beside.add(meter(300 + u64::from(n))).await;
+                beside.audit.sign_table(true).await;
+                let stored = site.store.head_table().await.unwrap().unwrap();
+                let table = HeadTable::decode(&stored.body).unwrap();
+                let signed = table.tip_of(beside.audit.status().node).sequence;
+                assert_eq!(signed, beside.audit.status().sequence);
+                assert_eq!(table.tip_of(NodeId([n; 16])).sequence, 0);
                 let node = hex::encode([n; 16]);
                 tamper(&site, &format!("DELETE FROM audit_events WHERE node = x'{node}'; \
                     DELETE FROM audit_chains WHERE node = x'{node}'")).await;

@@ -173,6 +173,11 @@ on_a_token! {
             let status = fresh.keyring.status();
             assert!(status.resident_meters < 200, "the arena was meant to be too small");
             assert!(status.faults.iter().any(|fault| fault.contains("keyring.arena_mib")));
+            // Nor can anybody say which ids there are in what is closed.
+            let (outcome, _) = fresh.open(&push(7, PLAIN), Named::Id("nobody")).await;
+            let reason = outcome.reason.unwrap_or_default();
+            assert_eq!(outcome.verdict, Verdict::Unavailable, "{reason}");
+            assert!(reason.contains("no room for all blocks"), "{reason}");
             for round in 0..2 {
                 for n in 0..200 {
                     assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok, "{round}: meter {n}");

@@ -237,6 +237,36 @@ on_a_token! {
         });
     }
 
+    fn invariant_5_a_resident_block_is_closed_once_a_newer_state_is_authentic_that_cannot_be_read(home) {
+        run(async {
+            let cluster = Cluster::new(&[]);
+            cluster.database("ami");
+            let store = Arc::new(cluster.open("ami").await);
+            let token = Arc::new(home.token());
+            let slow = Site::over(token, home.canaries().encode(), store, options()).await;
+            let other = node(home, &cluster).await;
+            other.add(meter(1)).await;
+            assert_eq!(slow.verdict(&push(1, PLAIN)).await, Verdict::Ok);
+            let id = MeterId::new(&id(1)).unwrap();
+            other.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.unwrap();
+            other.audit.sign_table(true).await;
+            let block = slow.keyring.block_of(&title(1));
+            let flip = format!(
+                "UPDATE ami_kms.blocks SET mac = set_byte(mac, 0, get_byte(mac, 0) # 1) WHERE block = {block}");
+            cluster.tamper("ami", &flip).await;
+            // It has not followed yet, and hears in the signed table what there is.
+            slow.audit.sign_table(false).await;
+            let slow = Arc::new(slow);
+            tokio::spawn(Arc::clone(&slow.keyring).follow());
+            let began = Instant::now();
+            while slow.verdict(&push(1, PLAIN)).await == Verdict::Ok {
+                assert!(began.elapsed() < Duration::from_secs(10), "still open");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert_eq!(slow.verdict(&push(1, PLAIN)).await, Verdict::Unavailable);
+        });
+    }
+
     fn forged_frames_do_not_become_a_flood_of_queries(home) {
         run(async {
             let cluster = Cluster::new(&["log_statement = 'all'"]);

@@ -3,9 +3,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -15,11 +15,12 @@ use super::Fault;
 pub(super) struct Alone(#[expect(dead_code, reason = "held, never read")] File);
 
 impl Alone {
-    /// Over the database file at `path`.
-    pub(super) fn over_database(path: &Path) -> Result<Self, Fault> {
-        let mut lock = OsString::from(path);
+    /// Over the database file at `path`, by whatever name it is called; `None`: there is no such file.
+    pub(super) fn over_database(path: &Path) -> Result<Option<Self>, Fault> {
+        let Ok(file) = fs::canonicalize(path) else { return Ok(None) };
+        let mut lock = OsString::from(file);
         lock.push("-server");
-        hold(Path::new(&lock)).map_err(|error| match error {
+        hold(Path::new(&lock)).map(Some).map_err(|error| match error {
             TryLockError::WouldBlock => {
                 let sentence = format!(
                     "another server has the database {} open, and SQLite serves one: stop that one, or \
@@ -32,9 +33,16 @@ impl Alone {
         })
     }
 
-    /// Over the node's own files in `data_dir`.
+    /// Until the process is gone: what still runs when a server says goodbye may write yet.
+    pub(super) fn for_good(self) {
+        std::mem::forget(self);
+    }
+
+    /// Over the node's own files in `data_dir`, which is made if there is none.
     pub(super) fn over_node(data_dir: &Path) -> Result<Self, Fault> {
         let lock = data_dir.join("server");
+        let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(data_dir);
+        made.map_err(|error| not_held(&lock, &error))?;
         hold(&lock).map_err(|error| match error {
             TryLockError::WouldBlock => {
                 let sentence = format!(
@@ -70,6 +78,20 @@ fn not_held(path: &Path, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_second_name_of_a_database_is_the_same_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("kms.db"), dir.path().join("other.db"));
+        assert!(Alone::over_database(&file).unwrap().is_none(), "there is none yet");
+        fs::write(&file, b"").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let first = Alone::over_database(&link).unwrap();
+        assert!(first.is_some());
+        assert!(matches!(Alone::over_database(&file), Err(Fault::Away(_))));
+        drop(first);
+        assert!(Alone::over_database(&file).unwrap().is_some());
+    }
 
     #[test]
     fn a_second_server_over_one_data_dir_is_refused_until_the_first_has_ended() {

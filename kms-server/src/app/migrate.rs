@@ -79,8 +79,8 @@ pub fn migrate(config: Config) -> Result<Report, Fault> {
 
 async fn run(config: Config) -> Result<Report, Fault> {
     let store_fault = |error: StoreError| Fault::Store(error.into());
-    let store = open_store(&config, false).await?;
     let _database = alone_over(&config.store)?;
+    let store = open_store(&config, false).await?;
     let domain = store.domain().await.map_err(store_fault)?;
     let mut domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     if domain.signature.is_some() {

@@ -70,8 +70,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         return Err(Fault::Away(BEFORE_1970.into()));
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    // Before anything is changed in it.
+    alone_over(&config.store)?.map(Alone::for_good);
     let store = open_store(&config, false).await?;
-    let _database = alone_over(&config.store)?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
@@ -85,8 +86,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // Its sessions end with the process. To close them would be to wait for a token that may hang.
     std::mem::forget(hsm.clone());
     check_domain(&hsm, &domain).await?;
+    Alone::over_node(&site.data_dir)?.for_good();
     let node = node_id(&site.data_dir, &OperatingSystem)?;
-    let _node = Alone::over_node(&site.data_dir)?;
     let freshness = Arc::new(Freshness::default());
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let place = audit::Place {

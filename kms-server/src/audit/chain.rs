@@ -68,6 +68,10 @@ impl Chain {
         Self { store, state, tip: watch::Sender::new(tip), fault, witness, witness_fault, own }
     }
 
+    pub(super) fn witness(&self) -> &dyn HeadWitness {
+        &*self.witness
+    }
+
     /// Why the end was not noted outside the database the last time.
     pub(super) fn witness_fault(&self) -> Option<String> {
         lock(&self.witness_fault).clone()

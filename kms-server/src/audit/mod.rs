@@ -194,16 +194,20 @@ impl Audit {
         let heads =
             Heads::open(node, Arc::clone(&store), hsm, Arc::clone(&clock), Arc::clone(&witness));
         let heads = heads.await?;
-        let (tip, fault) = find_end(&*store, &heads, node).await?;
-        let chain = Arc::new(Chain::new(tip, Arc::clone(&store), witness));
-        if let Some(fault) = fault {
-            chain.fail(fault);
-        }
         let key = *heads.public_key();
+        let chain_witness = Arc::clone(&witness);
         let (store_too, clock_too) = (Arc::clone(&store), Arc::clone(&clock));
         let freshness = Arc::clone(&place.freshness);
         let tables = Tables::open(place, key, store_too, hsm_too, clock_too, witness_too).await?;
+        // Behind the tables: what arrives meanwhile is in both.
+        let End { tip, fault, is_behind } =
+            find_end(&*store, &heads, &*chain_witness, node).await?;
+        let chain = Arc::new(Chain::new(tip, Arc::clone(&store), chain_witness));
+        if let Some(fault) = fault {
+            chain.fail(fault);
+        }
         let late = freshness.refusal();
+        let is_late = late.is_some() || is_behind;
         if let Some(reason) = &late {
             // What is written behind an older end would hide that it is one.
             chain.fail(reason.to_string());
@@ -222,7 +226,7 @@ impl Audit {
             tables,
             blocks,
             freshness,
-            is_late: AtomicBool::new(late.is_some()),
+            is_late: AtomicBool::new(is_late),
             traffic,
             refusals,
             start,
@@ -285,7 +289,11 @@ impl Audit {
     /// The database was behind what this server knows, and has caught up.
     async fn open_again(&self) -> Result<(), AuditError> {
         let node = self.chain.tip().node;
-        let (tip, fault) = find_end(&*self.store, &self.heads, node).await?;
+        let end = find_end(&*self.store, &self.heads, self.chain.witness(), node).await?;
+        let End { tip, fault, is_behind } = end;
+        if is_behind {
+            return Err(AuditError::NotReadable(fault.unwrap_or_default()));
+        }
         self.chain.begin_again(tip, fault).await;
         self.say_that_we_started().await;
         Ok(())
@@ -475,23 +483,41 @@ impl Source for Audit {
     }
 }
 
-/// Where `node`'s chain ends, and what does not fit between that and the last signed heads.
+/// Where a node's chain ends.
+struct End {
+    tip: ChainTip,
+    /// What does not fit between that and the last signed heads, or the end that was noted outside the
+    /// database.
+    fault: Option<String>,
+    /// It was further: this is an older copy.
+    is_behind: bool,
+}
+
 async fn find_end(
     store: &dyn WriteStore,
     heads: &Heads,
+    witness: &dyn HeadWitness,
     node: NodeId,
-) -> Result<(ChainTip, Option<String>), AuditError> {
+) -> Result<End, AuditError> {
     let (chains, fault) = match store.audit_chains().await {
         Ok(chains) => (chains, None),
         Err(StoreError::Damaged(what)) => (Vec::new(), Some(what)),
         Err(error) => return Err(AuditError::NotReadable(error.to_string())),
     };
     let tip = chains.into_iter().find(|tip| tip.node == node).unwrap_or(ChainTip::empty(node));
-    let fault = match fault {
+    let known = witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
+    let known = known.tips.into_iter().filter(|known| known.node == node);
+    let noted = known.map(|known| known.sequence).max().filter(|noted| *noted > tip.sequence);
+    let behind = noted.map(|noted| {
+        let last = tip.sequence;
+        format!("the audit chain ends at event {last}, and event {noted} of it is known")
+    });
+    let is_behind = behind.is_some();
+    let fault = match fault.or(behind) {
         Some(fault) => Some(fault),
         None => heads.examine(&tip).await?,
     };
-    Ok((tip, fault))
+    Ok(End { tip, fault, is_behind })
 }
 
 /// Records what waits, as much as waits in one transaction.

@@ -38,6 +38,8 @@ pub(super) struct Tables {
     state: AsyncMutex<State>,
     /// Why the table could not be signed, or what was found wrong with it while the service ran.
     fault: Mutex<Option<String>>,
+    /// An event that this service did not write, as long as it is there.
+    made_up: Mutex<Option<String>>,
     /// What was mended without a person, and is told until the next start.
     mended: Mutex<Option<String>>,
     store: Arc<dyn WriteStore>,
@@ -102,6 +104,7 @@ impl Tables {
             key,
             state,
             fault: Mutex::default(),
+            made_up: Mutex::default(),
             mended: Mutex::default(),
             store,
             hsm,
@@ -113,7 +116,8 @@ impl Tables {
     }
 
     pub(super) fn fault(&self) -> Option<String> {
-        lock(&self.fault).clone().or_else(|| lock(&self.mended).clone())
+        let told = [&self.fault, &self.made_up, &self.mended];
+        told.into_iter().find_map(|what| lock(what).clone())
     }
 
     async fn load(&self, state: &mut State) -> Result<(), AuditError> {
@@ -195,6 +199,7 @@ impl Tables {
                 return Err(Failed::WentBack(what));
             }
         }
+        let mut made_up = None;
         for end in ends {
             let from = table.tip_of(end.node);
             if end.sequence < from.sequence || (end.sequence == from.sequence && end != from) {
@@ -203,18 +208,26 @@ impl Tables {
                     end.node, end.sequence, from.sequence
                 )));
             }
-            self.follow_chain(table, end, wanted, marks).await?;
+            let found = self.follow_chain(table, end, wanted, marks).await?;
+            made_up = made_up.or(found);
         }
+        let mut told = lock(&self.made_up);
+        if let Some(what) = made_up.as_ref().filter(|what| told.as_ref() != Some(*what)) {
+            tracing::error!(what, "an event that this service did not write");
+        }
+        *told = made_up;
         Ok(())
     }
 
+    /// The event before which the following ends because it is made up, as a sentence. What stands behind it
+    /// is as good as not written: who can put it there can take it away as well.
     async fn follow_chain(
         &self,
         table: &mut HeadTable,
         end: ChainTip,
         wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
         marks: Marks,
-    ) -> Result<(), Failed> {
+    ) -> Result<Option<String>, Failed> {
         let freshness = &self.place.freshness;
         let mut verifier = Verifier::new(table.tip_of(end.node), self.key);
         while verifier.tip().sequence < end.sequence {
@@ -229,8 +242,9 @@ impl Tables {
                 let event = event.map_err(|broken| Failed::WentBack(broken.to_string()))?;
                 let heads = &event.entry.heads;
                 if let Some(mark) = heads.iter().find(|mark| self.is_made_up(mark)) {
-                    return Err(Failed::WentBack(format!(
-                        "event {} of node {}'s audit chain speaks of a state of block {} that never was",
+                    return Ok(Some(format!(
+                        "event {} of node {}'s audit chain speaks of a state of block {} that never was: \
+                         see the handbook",
                         verifier.tip().sequence,
                         end.node,
                         mark.block
@@ -241,7 +255,7 @@ impl Tables {
                     // Nobody signed this event yet, and whoever writes to the database can make one up:
                     // it is signed for when its blocks were seen so.
                     Marks::Confirm if !heads.iter().all(|mark| freshness.confirms(mark)) => {
-                        return Ok(());
+                        return Ok(None);
                     }
                     Marks::Hear | Marks::Confirm => {}
                 }
@@ -250,7 +264,7 @@ impl Tables {
                 found(wanted, end.node, |wanted| *wanted == verifier.tip());
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Whether no block was ever so: there is none of this number, or it was in another state at that
@@ -319,6 +333,7 @@ impl Tables {
                 table.raise(&mark);
             }
             table.number = newer.number;
+            self.keep_known(table).await?;
         }
         if there.is_none_or(|there| there < table.number) {
             let what = format!(
@@ -347,11 +362,16 @@ impl Tables {
         let done = self.store.put_head_table(there, &signed).await;
         let done = done.map_err(|error| AuditError::of_write(&error))?;
         if done {
-            let known = KnownTips { tips: table.tips.clone(), table: table.number };
-            let kept = self.witness.keep_known(&known).await;
-            kept.map_err(|error| AuditError::Witness(error.0))?;
+            self.keep_known(table).await?;
         }
         Ok(done)
+    }
+
+    /// Remembers outside the database what a signed table says.
+    async fn keep_known(&self, table: &HeadTable) -> Result<(), AuditError> {
+        let known = KnownTips { tips: table.tips.clone(), table: table.number };
+        let kept = self.witness.keep_known(&known).await;
+        kept.map_err(|error| AuditError::Witness(error.0))
     }
 }
 

@@ -107,7 +107,10 @@ impl Ciphering {
         let id = MeterId::new(id)
             .map_err(|error| Outcome::of(Verdict::UnknownMeter).because(error.to_string()))?;
         let title = self.keyring.look_up(&id).await.map_err(|error| unavailable(&error))?;
-        title.ok_or_else(|| not_found(id.as_str(), &self.keyring.nowhere()))
+        match title.map_or_else(|| self.keyring.nowhere(id.as_str()), Found::At) {
+            Found::At(title) => Ok(title),
+            found => Err(not_found(id.as_str(), &found)),
+        }
     }
 
     /// Whether the meter with this title has this id, or is damaged and can't say.
@@ -120,7 +123,7 @@ impl Ciphering {
         let Unsure { title, block, seen, items } = unsure;
         let confirmed = match MeterId::new(id) {
             Ok(id) => self.keyring.confirm(&id, title).await,
-            Err(_) => Ok(self.keyring.nowhere()),
+            Err(_) => Ok(self.keyring.nowhere(id)),
         };
         let outcome = match confirmed {
             // What is stored is newer than what was open: another server's.

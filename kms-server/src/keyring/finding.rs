@@ -1,6 +1,8 @@
 //! From a meter id to its title. What an index says, this process's or the database's, is a hint where
 //! to look; what counts is the record there, which is authenticated.
 
+use std::sync::Arc;
+
 use super::{Directory, Keyring, KeyringError, ResidentMeter};
 use crate::domain::{MeterId, Record, SystemTitle};
 
@@ -73,18 +75,36 @@ impl Keyring {
         }
         match self.look_up(id).await? {
             Some(title) => self.confirm(id, title).await,
-            None => Ok(self.nowhere()),
+            None => Ok(match self.nowhere(id.as_str()) {
+                // Its record, read just now, says otherwise: deleted by another server.
+                Found::At(title) if Some(title) == resident => Found::Nowhere { but: None },
+                found => found,
+            }),
         }
     }
 
-    /// Of an id that neither memory nor index know. An index is not authenticated: that it has no row says
-    /// nothing until memory has seen every block.
-    pub fn nowhere(&self) -> Found {
+    /// Of an id that the index does not know. An index is not authenticated: that it has no row says
+    /// nothing while a block is closed, of which memory does not know the ids; and memory is asked again.
+    pub fn nowhere(&self, id: &str) -> Found {
+        let complete = (0..MEMORY_LOOKS).find_map(|_| {
+            let snapshot = self.snapshot();
+            match self.title_of(&snapshot, id) {
+                Some(title) => Some(Err(title)),
+                // A block that was closed and opened again meanwhile had its ids.
+                None if !Arc::ptr_eq(&snapshot, &self.snapshot()) => None,
+                None => Some(Ok(snapshot.is_complete())),
+            }
+        });
+        let complete = match complete {
+            Some(Err(title)) => return Found::At(title),
+            Some(Ok(complete)) => complete,
+            None => false,
+        };
         let doubts = [
             (Doubt::NotNewest, self.freshness.refusal().is_some()),
             (Doubt::Damage, self.may_be_damaged()),
-            (Doubt::NotAllOpen, !self.progress.is_done() || !self.memory().failed.is_empty()),
-            (Doubt::NoRoom, self.memory().too_small.is_some()),
+            (Doubt::NoRoom, !complete && self.memory().has_no_room()),
+            (Doubt::NotAllOpen, !complete),
         ];
         Found::Nowhere { but: doubts.into_iter().find(|(_, holds)| *holds).map(|(doubt, _)| doubt) }
     }
@@ -110,7 +130,7 @@ impl Keyring {
             match self.look_up(id).await? {
                 None => {
                     self.damage.forget_lie(id);
-                    return Ok(self.nowhere());
+                    return Ok(self.nowhere(id.as_str()));
                 }
                 Some(again) if again == title && look > 0 => break,
                 Some(again) => title = again,
@@ -123,6 +143,9 @@ impl Keyring {
         )))
     }
 }
+
+/// How often memory is asked while blocks are published.
+const MEMORY_LOOKS: u32 = 4;
 
 /// How often record and index are read before the index is called wrong.
 const CONFIRM_LOOKS: u32 = 4;

@@ -277,9 +277,10 @@ impl Keyring {
     }
 
     /// What is resident stays: that the stored head is another one shows no change while it does not
-    /// verify. Without room for the new state the old one is closed.
+    /// verify. It is closed where an authentic state is known to be newer, and where there is no room for
+    /// the new one.
     fn note_failure(&self, block: BlockNo, error: &KeyringError) {
-        if matches!(error, KeyringError::ArenaFull { .. }) {
+        if matches!(error, KeyringError::ArenaFull { .. }) || self.is_past(block) {
             self.publish(vec![(block, None)]);
         }
         tracing::error!(block = block.0, %error, "a changed block can't be read anew");

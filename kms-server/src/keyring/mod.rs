@@ -233,6 +233,8 @@ struct Memory {
     suspect: HashSet<BlockNo>,
     /// The warm-up found no room for the whole fleet.
     too_small: Option<SharedError>,
+    /// A block was closed to make room for another one.
+    closed_for_room: bool,
     /// Where the search for a block to close goes on.
     hand: usize,
 }
@@ -260,7 +262,7 @@ impl Keyring {
             config,
             domain,
             arena,
-            directory: ArcSwap::from_pointee(Directory { blocks }),
+            directory: ArcSwap::from_pointee(Directory { blocks, open: 0 }),
             ids: IdIndex::new(),
             publishing: Mutex::default(),
             opening: Mutex::default(),
@@ -341,24 +343,28 @@ impl Keyring {
                 place.clone_from(table);
             }
         }
-        let new = Arc::new(Directory { blocks });
-        for (block, table) in &tables {
-            self.index(old.table(*block), table.as_deref());
+        let open = blocks.iter().flatten().count();
+        let new = Arc::new(Directory { blocks, open });
+        // Ids come before their block and go after it: who misses an id in a directory of which every block
+        // is open may say that there is none.
+        for new in tables.iter().filter_map(|(_, table)| table.as_deref()) {
+            for meter in new.iter().filter(|meter| !meter.is_damaged()) {
+                self.ids.put(meter.id().hash, meter.title());
+            }
         }
         self.directory.store(new);
+        for (block, table) in &tables {
+            self.forget_ids(old.table(*block), table.as_deref());
+        }
     }
 
-    fn index(&self, old: Option<&BlockTable>, new: Option<&BlockTable>) {
+    fn forget_ids(&self, old: Option<&BlockTable>, new: Option<&BlockTable>) {
         let kept = |meter: &ResidentMeter<'_>| {
             new.and_then(|table| table.find(&meter.title()))
-                .is_some_and(|now| now.id() == meter.id())
+                .is_some_and(|now| !now.is_damaged() && now.id() == meter.id())
         };
         for gone in old.into_iter().flat_map(BlockTable::iter).filter(|meter| !kept(meter)) {
             self.ids.forget(gone.id().hash, gone.title());
-        }
-        for meter in new.into_iter().flat_map(BlockTable::iter).filter(|meter| !meter.is_damaged())
-        {
-            self.ids.put(meter.id().hash, meter.title());
         }
     }
 

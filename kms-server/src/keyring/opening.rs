@@ -27,6 +27,12 @@ const CLOSE_AT_MOST: usize = 64;
 /// How often the token is asked for a secret under which the block's head is not authentic.
 const ANSWERS_MAX: usize = 2;
 
+/// How often a block is read again because it was changed while it was read.
+const OVERTAKEN_MAX: usize = 8;
+
+/// Whether the newest state became known only after the read had begun: then what was read is no roll-back.
+struct Overtaken(bool);
+
 /// A block's subkeys: raw in the arena, and expanded.
 pub(super) struct Unsealed {
     pub(super) subkeys: Segment,
@@ -104,6 +110,23 @@ impl Keyring {
         &self,
         block: BlockNo,
     ) -> Result<(Unsealed, Verified), KeyringError> {
+        let mut outcome = self.read_and_verify(block).await;
+        for _ in 0..OVERTAKEN_MAX {
+            match outcome {
+                Err((KeyringError::Stale { .. }, Overtaken(true))) => {
+                    outcome = self.read_and_verify(block).await;
+                }
+                _ => break,
+            }
+        }
+        self.note_lasting(block, outcome.map_err(|(error, _)| error))
+    }
+
+    async fn read_and_verify(
+        &self,
+        block: BlockNo,
+    ) -> Result<(Unsealed, Verified), (KeyringError, Overtaken)> {
+        let before = self.freshness.newest(block);
         let read = async {
             self.not_refused()?;
             let stored = self.stored(block).await?;
@@ -111,22 +134,17 @@ impl Keyring {
             let verified = self.verify(stored, &unsealed.keys)?;
             Ok((unsealed, verified))
         };
-        self.note_lasting(block, read.await)
+        read.await.map_err(|error| {
+            let overtaken = matches!(
+                &error,
+                KeyringError::Stale { found, .. } if before.is_none_or(|before| *found >= before)
+            );
+            (error, Overtaken(overtaken))
+        })
     }
 
-    /// The block as it is stored. Where others write, a read that began before somebody else of this
-    /// process saw a newer state is no roll-back: it is read again.
+    /// The block as it is stored.
     async fn stored(&self, block: BlockNo) -> Result<StoredBlock, KeyringError> {
-        let stored = self.stored_now(block).await?;
-        let newest = self.freshness.newest(block);
-        let is_older = newest.is_some_and(|newest| stored.head.position < newest);
-        if self.has_other_writers() && is_older {
-            return self.stored_now(block).await;
-        }
-        Ok(stored)
-    }
-
-    async fn stored_now(&self, block: BlockNo) -> Result<StoredBlock, KeyringError> {
         let stored = self.store.block(block).await.map_err(|error| match error {
             StoreError::Damaged(what) => KeyringError::Damaged { block, what },
             error => error.into(),
@@ -332,6 +350,7 @@ impl Keyring {
         let count = snapshot.blocks.len();
         let found = {
             let mut memory = self.memory();
+            memory.closed_for_room = true;
             let from = memory.hand;
             let next = (1..=count)
                 .map(|step| (from + step) % count)

@@ -48,7 +48,7 @@ impl Keyring {
     }
 
     /// Whether a block's resident table is older than a state of it that is known to be authentic.
-    fn is_past(&self, block: BlockNo) -> bool {
+    pub(super) fn is_past(&self, block: BlockNo) -> bool {
         self.resident(block).is_some_and(|table| self.freshness.is_past(block, table.position()))
     }
 
@@ -164,6 +164,11 @@ impl Memory {
     pub(super) fn has_lasting_fault(&self) -> bool {
         let lasting = |(_, error): &(u64, SharedError)| !error.is_transient();
         !self.rows.is_empty() || !self.lasting.is_empty() || self.failed.values().any(lasting)
+    }
+
+    /// Whether the arena was too small for all blocks.
+    pub(super) fn has_no_room(&self) -> bool {
+        self.closed_for_room || self.too_small.is_some()
     }
 
     /// Blocks that something is wrong with.

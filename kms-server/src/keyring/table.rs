@@ -567,9 +567,16 @@ fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
 /// The block that a title belongs to, and the table that may have it.
 pub struct Directory {
     pub(super) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
+    /// How many of them are open.
+    pub(super) open: usize,
 }
 
 impl Directory {
+    /// Whether every block is open.
+    pub(super) fn is_complete(&self) -> bool {
+        self.open == self.blocks.len()
+    }
+
     /// The table of an open block.
     #[inline]
     pub fn table(&self, block: BlockNo) -> Option<&BlockTable> {

@@ -161,10 +161,32 @@ impl Keyring {
         for round in 0u64.. {
             tick.tick().await;
             self.mend_once().await;
+            self.open_again().await;
             if round % PATROL_EVERY == 0 {
                 self.patrol().await;
             }
         }
+    }
+
+    /// Opens what was closed after the warm-up, as a block that was not read anew in time: only who has all
+    /// of them open can say that there is no such meter.
+    async fn open_again(&self) {
+        let snapshot = self.snapshot();
+        if !self.progress.is_done() || snapshot.is_complete() {
+            return;
+        }
+        let closed: Vec<BlockNo> = {
+            let memory = self.memory();
+            if memory.has_no_room() {
+                return;
+            }
+            let closed = (0u32..).zip(&snapshot.blocks).filter(|(_, table)| table.is_none());
+            let closed = closed.map(|(block, _)| BlockNo(block));
+            closed.filter(|block| !memory.failed.contains_key(block)).take(PUBLISH_EVERY).collect()
+        };
+        drop(snapshot);
+        // What fails is remembered, and looked at with what failed.
+        let _ = self.open_or_look_at(&closed).await;
     }
 
     async fn mend_once(&self) {

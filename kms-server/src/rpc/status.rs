@@ -327,7 +327,7 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
         LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
         LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
         LifecycleError::NotDamaged { .. } => (Code::FailedPrecondition, error.to_string()),
-        LifecycleError::NotNewest { .. } => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::NotNewest { .. } => (Code::Unavailable, error.to_string()),
         LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, error.to_string()),
         LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
         LifecycleError::Busy => (Code::Unavailable, error.to_string()),
@@ -352,12 +352,12 @@ pub(super) fn of_lifecycle(error: &LifecycleError) -> Status {
     let again = match error {
         LifecycleError::Busy
         | LifecycleError::NotAllOpen { .. }
+        | LifecycleError::NotNewest { .. }
         | LifecycleError::Unavailable { .. }
         | LifecycleError::AuditNotWritable { .. } => Again::Later,
         LifecycleError::NotFound(_)
         | LifecycleError::AlreadyExists(_)
         | LifecycleError::NotDamaged { .. }
-        | LifecycleError::NotNewest { .. }
         | LifecycleError::ArenaFull { .. }
         | LifecycleError::Refused(_)
         | LifecycleError::ReadOnly
@@ -429,6 +429,19 @@ mod tests {
             (LifecycleError::Refused(refusal), Code::InvalidArgument, "TEST_KEY", false),
             (LifecycleError::Busy, Code::Unavailable, "BLOCK_BUSY", true),
             (LifecycleError::ReadOnly, Code::FailedPrecondition, "READ_ONLY", false),
+            (
+                LifecycleError::NotAllOpen { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_ALL_OPEN",
+                true,
+            ),
+            // A replica may only be late.
+            (
+                LifecycleError::NotNewest { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_NEWEST",
+                true,
+            ),
             (
                 LifecycleError::Unavailable { reason: "x".into() },
                 Code::Unavailable,

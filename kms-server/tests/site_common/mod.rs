@@ -29,9 +29,9 @@ use kms_server::{
     domain::{
         BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId,
         MeterPolicy, Protection, SecuritySetup,
-        audit::{AuditedCall, Checkpoint, NodeId},
+        audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
         freshness::{Freshness, HeadTable},
-        ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
+        ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
     },
     hsm::{Hsm, Token},
     keyring::{self, Keyring, founding::make_blocks},
@@ -61,9 +61,9 @@ pub fn call(verb: &str) -> AuditedCall {
     AuditedCall::new("operator", verb)
 }
 
-/// Remembers the last head, as long as it lives.
+/// Remembers what it was told, as long as it lives.
 #[derive(Default)]
-pub struct Witness(pub std::sync::Mutex<Option<Checkpoint>>);
+pub struct Witness(pub std::sync::Mutex<Option<Checkpoint>>, pub std::sync::Mutex<KnownTips>);
 
 #[async_trait::async_trait]
 impl HeadWitness for Witness {
@@ -72,6 +72,19 @@ impl HeadWitness for Witness {
     }
     async fn keep(&self, head: &Checkpoint) -> Result<(), WitnessFailed> {
         *self.0.lock().unwrap() = Some(head.clone());
+        Ok(())
+    }
+    fn note(&self, tip: &ChainTip) -> Result<(), WitnessFailed> {
+        let mut known = self.1.lock().unwrap();
+        known.tips.retain(|known| known.node != tip.node);
+        known.tips.push(*tip);
+        Ok(())
+    }
+    async fn known(&self) -> Result<KnownTips, WitnessFailed> {
+        Ok(self.1.lock().unwrap().clone())
+    }
+    async fn keep_known(&self, known: &KnownTips) -> Result<(), WitnessFailed> {
+        *self.1.lock().unwrap() = known.clone();
         Ok(())
     }
 }
@@ -83,6 +96,8 @@ pub struct Options {
     pub allow_clear: bool,
     /// Whose files are taken.
     pub signers: lifecycle::Signers,
+    /// `None`: a new one, which remembers nothing.
+    pub node: Option<(NodeId, Arc<Witness>)>,
     /// `None`: the system's.
     pub clock: Option<Arc<dyn Clock>>,
 }
@@ -90,7 +105,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let signers = lifecycle::Signers::default();
-        Self { blocks: 16, arena_bytes: 1 << 20, allow_clear: true, signers, clock: None }
+        Self {
+            blocks: 16,
+            arena_bytes: 1 << 20,
+            allow_clear: true,
+            signers,
+            node: None,
+            clock: None,
+        }
     }
 }
 
@@ -148,13 +170,16 @@ impl Site {
         let clock = options.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
         let measured = Arc::new(Measured::new(store.clone()));
         // A node of its own each time: two of these may live over one database.
-        let mut node = [0; 16];
-        OperatingSystem.fill(&mut node).unwrap();
+        let (node, witness) = options.node.unwrap_or_else(|| {
+            let mut node = [0; 16];
+            OperatingSystem.fill(&mut node).unwrap();
+            (NodeId(node), Arc::default())
+        });
         let freshness = Arc::new(Freshness::default());
         let audit = Audit::open(
             audit::Config::default(),
             audit::Place {
-                node: NodeId(node),
+                node,
                 domain: domain.domain,
                 blocks: domain.blocks,
                 freshness: Arc::clone(&freshness),
@@ -162,7 +187,7 @@ impl Site {
             measured.clone(),
             hsm.clone(),
             Arc::clone(&clock),
-            Arc::new(Witness::default()),
+            witness,
         )
         .await
         .unwrap();

@@ -126,6 +126,19 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(
         Unavailable,
+        "NOT_ALL_OPEN",
+        NotNow,
+        "the server opens its blocks; `site status` says how far it is",
+    ),
+    row(
+        Unavailable,
+        "NOT_NEWEST",
+        NotNow,
+        "`site status` says what is missing. A replica catches up; a database that was put back does not (see \
+         the handbook)",
+    ),
+    row(
+        Unavailable,
         "SHUTTING_DOWN",
         NotNow,
         "run it again when the server is back, or name another one in `endpoints`",
@@ -264,12 +277,6 @@ pub(crate) const HINTS: &[Hint] = &[
         "METER_NOT_DAMAGED",
         No,
         "`site status` names what is damaged, and in which block",
-    ),
-    row(
-        Refused,
-        "NOT_NEWEST",
-        NotNow,
-        "`site status` says what is missing; put the newest copy of the database back (see the handbook)",
     ),
     row(Refused, "TOO_MANY_FORMER_KEYS", No, ""),
     row(Refused, "IMPORT_TOO_LONG", No, "import the file in parts"),
