@@ -44,7 +44,7 @@ pub mod vectors;
 
 pub use certificates::{Authority, Identity};
 pub use programs::Programs;
-pub use server::Running;
+pub use server::{Running, ServerError};
 pub use settings::{Role, Setting, SiteOptions, Tokens};
 pub use site::Site;
 pub use tool::{AmiTool, DecryptRequest, DecryptResult};

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -61,6 +62,12 @@ pub enum ConfigError {
         other: &'static str,
         /// That one's value.
         bound: usize,
+    },
+    /// Two listeners of one address.
+    #[error("`metrics.listen` is {address}, which `rpc.listen` takes: give it another port")]
+    AddressTaken {
+        /// The metrics' address.
+        address: SocketAddr,
     },
     /// A text that is empty, too long, or not printable.
     #[error(

@@ -359,15 +359,31 @@ impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
         let RpcSection { listen, tls, reload_poll_s, limits, callers, grants, dual_control } =
             section;
         let listen = address("rpc.listen", listen, "0.0.0.0:7443")?;
+        let metrics = self::metrics(metrics)?;
+        if let Some(metrics) = &metrics
+            && takes(listen, metrics.listen())
+        {
+            return Err(ConfigError::AddressTaken { address: metrics.listen() });
+        }
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
             policy: policy(callers, &grants, &dual_control)?,
-            metrics: self::metrics(metrics)?,
+            metrics,
         })
     }
+}
+
+/// Whether who listens at `first` leaves no room at `second`.
+fn takes(first: SocketAddr, second: SocketAddr) -> bool {
+    // `[::]` takes the addresses of both kinds.
+    let covers = |all: SocketAddr, one: SocketAddr| {
+        all.ip() == one.ip() || all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+    };
+    let same_port = first.port() != 0 && first.port() == second.port();
+    same_port && (covers(first, second) || covers(second, first))
 }
 
 fn metrics(section: MetricsSection) -> Result<Option<MetricsConfig>, ConfigError> {

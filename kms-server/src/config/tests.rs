@@ -335,6 +335,32 @@ fn nonsense_texts_and_relative_paths_are_refused() {
 }
 
 #[test]
+fn metrics_have_a_port_of_their_own() {
+    let at = |calls: &str, metrics: &str| {
+        let mut place = Place::new();
+        place.text = place.text.replace("127.0.0.1:0", calls);
+        let text = format!("[metrics]\nlisten = \"{metrics}\"\nallow_remote = true");
+        place.with("[metrics]", &text)
+    };
+    for (calls, metrics) in [
+        ("127.0.0.1:7443", "127.0.0.1:7443"),
+        ("0.0.0.0:7443", "127.0.0.1:7443"),
+        ("127.0.0.1:7443", "[::]:7443"),
+    ] {
+        let sentence = at(calls, metrics).unwrap_err().to_string();
+        says(&sentence, &["`metrics.listen`", metrics, "`rpc.listen`", "another port"]);
+    }
+    for (calls, metrics) in [
+        ("127.0.0.1:7443", "127.0.0.1:9464"),
+        ("127.0.0.1:7443", "127.0.0.2:7443"),
+        ("0.0.0.0:7443", "[::1]:7443"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+    ] {
+        assert!(at(calls, metrics).is_ok());
+    }
+}
+
+#[test]
 fn metrics_are_off_by_default_and_on_the_loopback_address_unless_allowed() {
     let place = Place::new();
     assert_eq!(place.config().rpc.metrics, None);

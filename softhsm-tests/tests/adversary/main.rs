@@ -54,6 +54,8 @@ struct Game {
     score: Score,
     /// Of this round.
     history: Vec<String>,
+    /// The log was taken back in it, and the servers ran.
+    log_went_back: bool,
     past: Vec<Dump>,
 }
 
@@ -138,6 +140,7 @@ impl Game {
         self.world.reset().await;
         self.past.clear();
         self.history.clear();
+        self.log_went_back = false;
         self.snapshot().await;
         self.world.start().await;
         for _ in 0..2 + self.numbers.below(3) {
@@ -184,8 +187,10 @@ impl Game {
             (true, false) => "killed",
         };
         self.history.push(format!("{} ({state})", made.what));
-        // DESIGN §3, Freshness: what one server alone has witnessed, the others can't know.
-        let window = stopped && made.whole && self.world.nodes.len() > 1;
+        // DESIGN §3, Freshness: what one server alone has witnessed, the others can't know once they were
+        // all down.
+        self.log_went_back |= made.whole;
+        let window = stopped && self.log_went_back && self.world.nodes.len() > 1;
         if stopped {
             self.world.start().await;
         } else if self.numbers.below(2) == 0 {
@@ -213,6 +218,7 @@ async fn play(world: World) {
         numbers: Numbers(seed),
         score: Score::default(),
         history: Vec::new(),
+        log_went_back: false,
         past: Vec::new(),
     };
     let mut rounds = 0;

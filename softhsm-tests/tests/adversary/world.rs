@@ -1,9 +1,9 @@
 //! The site under attack: one server or three, their database, and a state to go back to.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, thread};
 
 use kms_client::{ImportRules, KmsClient, MeterId, Outcome};
-use softhsm_tests::{Role, Running};
+use softhsm_tests::{Role, Running, ServerError};
 
 use super::{
     common::{
@@ -38,9 +38,9 @@ impl Node {
         Self { home, metrics, running: None, client: None, refused: None }
     }
 
-    /// Starts it, or keeps the sentence with which it refuses to.
-    pub(crate) async fn start(&mut self) {
-        match self.home.start() {
+    /// It was started, or keeps the sentence with which it refused to.
+    async fn started(&mut self, outcome: Result<Running, ServerError>) {
+        match outcome {
             Ok(running) => {
                 self.running = Some(running);
                 self.client = Some(client(&self.home, Role::Dev).await);
@@ -124,8 +124,13 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self) {
-        for node in &mut self.nodes {
-            node.start().await;
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let starting = self.nodes.iter().map(|node| scope.spawn(|| node.home.start()));
+            let starting: Vec<_> = starting.collect();
+            starting.into_iter().map(|node| node.join().unwrap()).collect()
+        });
+        for (node, outcome) in self.nodes.iter_mut().zip(outcomes) {
+            node.started(outcome).await;
         }
         for node in &self.nodes {
             node.settled().await;
@@ -133,9 +138,11 @@ impl World {
     }
 
     pub(crate) fn stop(&mut self, kindly: bool) {
-        for node in &mut self.nodes {
-            node.end(kindly);
-        }
+        thread::scope(|scope| {
+            for node in &mut self.nodes {
+                scope.spawn(move || node.end(kindly));
+            }
+        });
     }
 
     /// Everything as it was when the game began.
