@@ -71,7 +71,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     // Before anything is changed in it.
-    alone_over(&config.store)?.map(Alone::for_good);
+    if let Some(alone) = alone_over(&config.store)? {
+        alone.for_good();
+    }
     let store = open_store(&config, false).await?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
