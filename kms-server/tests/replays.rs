@@ -462,6 +462,7 @@ on_a_token! {
             world.set_policy(1, weak()).await;
             assert_eq!(world.meter(1).await.unwrap().policy, weak());
             let id = MeterId::new("nobody").unwrap();
+            world.site.keyring.warm_up().await;
             let none = world.site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id, &weak()).await;
             assert!(matches!(none, Err(LifecycleError::NotFound(_))));
         });

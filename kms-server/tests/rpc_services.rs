@@ -29,6 +29,7 @@ const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 async fn site(home: &Home, limits: Limits) -> Site {
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } =
         site_common::Site::new(home).await;
+    keyring.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
     Site::start_parts(limits, move |clock| Parts {
         ciphering: Arc::new(ciphering),

@@ -334,6 +334,7 @@ on_a_token! {
     fn a_dry_run_says_what_would_be_and_changes_nothing(home) {
         run(async {
             let site = Site::new(home).await;
+            site.keyring.warm_up().await;
             let dry = ImportRules { dry_run: true, ..ImportRules::default() };
             assert_eq!(outcomes(&site.import(vec![meter(1)], dry).await), [Ok(Imported::Created)]);
             let found = site.lifecycle.get(&MeterId::new("meter-1").unwrap()).await;
@@ -344,6 +345,7 @@ on_a_token! {
     fn a_deleted_meter_opens_nothing_and_comes_back_readmitted_only(home) {
         run(async {
             let site = Site::new(home).await;
+            site.keyring.warm_up().await;
             site.add(meter(1)).await;
             site.add(meter(2)).await;
             let apdu = push(1, PLAIN);

@@ -513,9 +513,9 @@ async fn find_end(
         format!("the audit chain ends at event {last}, and event {noted} of it is known")
     });
     let is_behind = behind.is_some();
-    let fault = match fault.or(behind) {
+    let fault = match fault {
         Some(fault) => Some(fault),
-        None => heads.examine(&tip).await?,
+        None => heads.examine(&tip).await?.or(behind),
     };
     Ok(End { tip, fault, is_behind })
 }

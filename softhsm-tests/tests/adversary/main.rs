@@ -54,6 +54,8 @@ struct Game {
     score: Score,
     /// Of this round.
     history: Vec<String>,
+    /// What was out at the last look, and what its server said.
+    out: Vec<String>,
     /// The log was taken back in it, and the servers ran.
     log_went_back: bool,
     past: Vec<Dump>,
@@ -87,9 +89,11 @@ impl Game {
     async fn look(&mut self, window: bool) -> (bool, Vec<String>) {
         let mut whole = true;
         let mut wrong = Vec::new();
+        self.out.clear();
         for (number, node) in self.world.nodes.iter().enumerate() {
             let Some(client) = &node.client else {
                 whole = false;
+                self.out.push(format!("node {number}: {:?}", node.refused));
                 if node
                     .refused
                     .as_deref()
@@ -121,7 +125,9 @@ impl Game {
             if !missing.is_empty() {
                 whole = false;
                 missing.dedup();
-                if !window && node.faults().await.is_empty() {
+                let faults = node.faults().await;
+                self.out.push(format!("node {number}: {missing:?}, {faults:?}"));
+                if !window && faults.is_empty() {
                     wrong.push(format!(
                         "node {number}: meters {missing:?} are out, no fault says so"
                     ));
@@ -147,7 +153,8 @@ impl Game {
             self.world.honest(&mut self.numbers, None).await;
             self.snapshot().await;
         }
-        assert!(self.probe(false).await, "an untouched site: {:?}", self.score.faults);
+        let whole = self.probe(false).await;
+        assert!(whole, "an untouched site: {:?} {:?}", self.out, self.score.faults);
         for _ in 0..moves {
             let went_on = self.turn().await;
             if !went_on || !self.score.faults.is_empty() {
@@ -218,6 +225,7 @@ async fn play(world: World) {
         numbers: Numbers(seed),
         score: Score::default(),
         history: Vec::new(),
+        out: Vec::new(),
         log_went_back: false,
         past: Vec::new(),
     };

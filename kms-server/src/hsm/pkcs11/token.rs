@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, RwLockReadGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,10 @@ use crate::hsm::{Config, TokenCare, TokenError, TokenStatus};
 
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often a token is looked for at the first connection, and the pause between.
+const FIRST_TRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Sessions that one call may use before the connection is given up.
 const ATTEMPTS_MAX: usize = 4;
@@ -225,26 +230,31 @@ impl Pkcs11Token {
     }
 }
 
-/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM
-/// does not see a token that came later.
+/// A token that is not found is looked for again with the library initialised anew. SoftHSM sees neither a
+/// token that came later nor one that another process wrote at that moment, as a login there does.
 fn first_connection(
     library: &Library,
     config: &Config,
     canaries: &Canaries,
 ) -> Result<Connection, Fault> {
-    let fresh = library.start()?;
+    library.start()?;
     let open = || {
         let gate = library.enter();
         let epoch = gate.epoch;
         Connection::open(library, config, canaries, epoch).map_err(|fault| (epoch, fault))
     };
-    open().or_else(|(epoch, fault)| {
-        if fresh || matches!(fault, Fault::Refused(_)) {
-            return Err(fault);
+    let mut outcome = open();
+    for _ in 1..FIRST_TRIES {
+        match outcome {
+            Err((epoch, Fault::Broken(_))) => {
+                thread::sleep(FIRST_PAUSE);
+                library.restart(epoch)?;
+                outcome = open();
+            }
+            settled => return settled.map_err(|(_, fault)| fault),
         }
-        library.restart(epoch)?;
-        open().map_err(|(_, fault)| fault)
-    })
+    }
+    outcome.map_err(|(_, fault)| fault)
 }
 
 impl Drop for Pkcs11Token {
