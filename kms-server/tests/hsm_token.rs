@@ -45,6 +45,15 @@ fn apdu(key: [u8; 16], counter: u32, plain: &[u8]) -> GcmOpen {
 }
 
 on_a_token! {
+    fn a_token_is_found_while_another_process_logs_in_to_it(home) {
+        let test = "a_token_is_found_while_another_process_logs_in_to_it";
+        hsm_common::with_logins_beside(test, home, || {
+            for _ in 0..12 {
+                assert!(hsm_common::connects_anew(test));
+            }
+        });
+    }
+
     fn a_seal_opens_in_its_place_and_nowhere_else(home) {
         let token = home.token();
         let sealed = token.seal(b"domain/7/1", &secret(7)).unwrap();

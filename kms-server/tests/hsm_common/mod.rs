@@ -17,6 +17,11 @@ use std::{
     time::Duration,
 };
 
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11},
+    session::UserType,
+    types::AuthPin,
+};
 use fault_module::Faults;
 use kms_server::hsm::{
     Config, OaepHash, Pin,
@@ -105,6 +110,12 @@ pub fn alone(test: &str, with_keys: bool, body: impl FnOnce(&Home)) {
     }
     if env::var_os(ROLE).is_some_and(|role| role == "lock") {
         return hold_lock(&Home(env::var_os(HOME).unwrap().into()));
+    }
+    if env::var_os(ROLE).is_some_and(|role| role == "connect") {
+        return drop(Home(env::var_os(HOME).unwrap().into()).token());
+    }
+    if env::var_os(ROLE).is_some_and(|role| role == "log in") {
+        return log_in_again_and_again(&Home(env::var_os(HOME).unwrap().into()));
     }
     if let Some(home) = env::var_os(HOME) {
         return body(&Home(home.into()));
@@ -217,4 +228,46 @@ fn hold_lock(home: &Home) {
     rustix::fs::fcntl_lock(&generation, rustix::fs::FlockOperation::LockExclusive).unwrap();
     fs::write(home.0.join("locked"), []).unwrap();
     std::thread::sleep(LOCKED);
+}
+
+/// Has a fresh process connect to the token; whether it could.
+pub fn connects_anew(test: &str) -> bool {
+    let mut connect = Command::new(env::current_exe().unwrap());
+    connect.args([test, "--exact", "--nocapture"]).env(ROLE, "connect").status().unwrap().success()
+}
+
+/// Has another process log in to the token again and again, as servers do that start.
+pub fn with_logins_beside(test: &str, home: &Home, body: impl FnOnce()) {
+    let mut beside = Command::new(env::current_exe().unwrap())
+        .args([test, "--exact", "--include-ignored"])
+        .env(ROLE, "log in")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !home.0.join("logs in").exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    body();
+    beside.kill().unwrap();
+    beside.wait().unwrap();
+}
+
+fn log_in_again_and_again(home: &Home) {
+    let module = Pkcs11::new(MODULE).unwrap();
+    module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
+    let labelled = |slot: &_| {
+        module
+            .get_token_info(*slot)
+            .is_ok_and(|info| info.token_initialized() && info.label() == LABEL)
+    };
+    let slot = module.get_slots_with_token().unwrap().into_iter().find(labelled).unwrap();
+    fs::write(home.0.join("logs in"), []).unwrap();
+    let pin = AuthPin::new(PIN.into());
+    loop {
+        let session = module.open_rw_session(slot).unwrap();
+        session.login(UserType::User, Some(&pin)).unwrap();
+        session.logout().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
