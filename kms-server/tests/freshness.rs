@@ -311,6 +311,35 @@ on_a_token! {
         });
     }
 
+    fn nothing_is_written_behind_an_event_in_the_own_chain_that_never_was(home) {
+        run(async {
+            let node = (NodeId([0xA0; 16]), std::sync::Arc::new(Witness::default()));
+            let again = || Options { node: Some(node.clone()), ..Options::default() };
+            let site = Site::with(home, again()).await;
+            site.add(meter(1)).await;
+            let block = site.keyring.block_of(&title(1));
+            let position = site.store.block(block).await.unwrap().unwrap().head.position;
+            site.audit.close().await;
+            let ends = site.store.audit_chains().await.unwrap();
+            let behind = ends.into_iter().find(|end| end.node == node.0).unwrap();
+            let mut entry =
+                AuditedCall::new("somebody", "X").entry(1, Subject::NONE, AuditOutcome::Done);
+            entry.heads = vec![BlockMark { block: BlockNo(0xFFFF_FFFF), position, digest: [1; 32] }];
+            let events = [behind.append(entry).1];
+            site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+            site.store.close().await;
+            let site = Site::with(home, again()).await;
+            let fault = site.audit.status().fault.unwrap_or_default();
+            assert!(fault.contains("that never was"), "{fault}");
+            assert_eq!(site.verdict(&push(1, PLAIN)).await, Verdict::Ok);
+            let import = call("Meters/ImportMeters");
+            let results = site.lifecycle.import(&import, vec![meter(2)], Default::default()).await;
+            assert!(results.is_err(), "{results:?}");
+            // A new node goes on.
+            Site::new(home).await.add(meter(2)).await;
+        });
+    }
+
     fn an_event_of_what_never_was_is_named_and_hides_nothing(home) {
         run(async {
             let site = Site::new(home).await;

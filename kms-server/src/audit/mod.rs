@@ -206,6 +206,9 @@ impl Audit {
         if let Some(fault) = fault {
             chain.fail(fault);
         }
+        if let Some(what) = tables.made_up_in(node) {
+            chain.fail(what);
+        }
         let late = freshness.refusal();
         let is_late = late.is_some() || is_behind;
         if let Some(reason) = &late {
@@ -506,18 +509,38 @@ async fn find_end(
     };
     let tip = chains.into_iter().find(|tip| tip.node == node).unwrap_or(ChainTip::empty(node));
     let known = witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
-    let known = known.tips.into_iter().filter(|known| known.node == node);
-    let noted = known.map(|known| known.sequence).max().filter(|noted| *noted > tip.sequence);
-    let behind = noted.map(|noted| {
-        let last = tip.sequence;
-        format!("the audit chain ends at event {last}, and event {noted} of it is known")
-    });
+    let mut behind = None;
+    for noted in known.tips.into_iter().filter(|noted| noted.node == node && noted.sequence > 0) {
+        if !stands_in(store, &noted, &tip).await? {
+            let (last, noted) = (tip.sequence, noted.sequence);
+            behind = Some(format!(
+                "the audit chain ends at event {last}, and event {noted} of it, which this server knows, is \
+                 not in it"
+            ));
+        }
+    }
     let is_behind = behind.is_some();
     let fault = match fault {
         Some(fault) => Some(fault),
         None => heads.examine(&tip).await?.or(behind),
     };
     Ok(End { tip, fault, is_behind })
+}
+
+/// Whether an end that a chain had is its end at `tip`, or one of the events before.
+async fn stands_in(
+    store: &dyn WriteStore,
+    noted: &ChainTip,
+    tip: &ChainTip,
+) -> Result<bool, AuditError> {
+    if noted.sequence >= tip.sequence {
+        return Ok(noted == tip);
+    }
+    let events = store.audit_events(&noted.node, noted.sequence - 1, 1).await;
+    let events = events.map_err(|error| AuditError::NotReadable(error.to_string()))?;
+    Ok(events
+        .first()
+        .is_some_and(|event| (event.sequence, event.hash) == (noted.sequence, noted.hash)))
 }
 
 /// Records what waits, as much as waits in one transaction.

@@ -12,7 +12,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::{AuditError, PAGE_MAX, Place, chain::Chain, lock};
 use crate::{
     domain::{
-        DomainId,
+        BlockNo, DomainId,
         audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
         freshness::{BlockMark, HeadTable, SignedHeadTable},
         ports::{Clock, HeadWitness, KnownTips},
@@ -39,7 +39,7 @@ pub(super) struct Tables {
     /// Why the table could not be signed, or what was found wrong with it while the service ran.
     fault: Mutex<Option<String>>,
     /// An event that this service did not write, as long as it is there.
-    made_up: Mutex<Option<String>>,
+    made_up: Mutex<Option<MadeUp>>,
     /// What was mended without a person, and is told until the next start.
     mended: Mutex<Option<String>>,
     store: Arc<dyn WriteStore>,
@@ -56,12 +56,30 @@ struct State {
 }
 
 /// What to do with the marks of events that nobody signed yet.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Marks {
     /// Use no older state.
     Hear,
     /// The same, and stop at the first that is not known to be true.
     Confirm,
+}
+
+/// An event that no server of this site can have written.
+#[derive(PartialEq, Eq)]
+struct MadeUp {
+    node: NodeId,
+    what: String,
+}
+
+impl MadeUp {
+    fn new(at: ChainTip, block: BlockNo) -> Self {
+        let (node, sequence) = (at.node, at.sequence);
+        let what = format!(
+            "event {sequence} of node {node}'s audit chain speaks of a state of block {block} that never was: \
+             see the handbook"
+        );
+        Self { node, what }
+    }
 }
 
 /// Why a table can't be relied upon, or not signed.
@@ -116,8 +134,14 @@ impl Tables {
     }
 
     pub(super) fn fault(&self) -> Option<String> {
-        let told = [&self.fault, &self.made_up, &self.mended];
-        told.into_iter().find_map(|what| lock(what).clone())
+        let made_up = || lock(&self.made_up).as_ref().map(|made_up| made_up.what.clone());
+        lock(&self.fault).clone().or_else(made_up).or_else(|| lock(&self.mended).clone())
+    }
+
+    /// What stands in this node's chain and was made up.
+    pub(super) fn made_up_in(&self, node: NodeId) -> Option<String> {
+        let made_up = lock(&self.made_up);
+        made_up.as_ref().filter(|made_up| made_up.node == node).map(|made_up| made_up.what.clone())
     }
 
     async fn load(&self, state: &mut State) -> Result<(), AuditError> {
@@ -209,27 +233,30 @@ impl Tables {
                 )));
             }
             let found = self.follow_chain(table, end, wanted, marks).await?;
-            made_up = made_up.or(found);
+            // Rather the one in this node's own chain: behind it nothing more is written.
+            let is_told = |found: &MadeUp| made_up.is_none() || found.node == self.place.node;
+            made_up = found.filter(is_told).or(made_up);
         }
         let mut told = lock(&self.made_up);
-        if let Some(what) = made_up.as_ref().filter(|what| told.as_ref() != Some(*what)) {
-            tracing::error!(what, "an event that this service did not write");
+        if let Some(made_up) = made_up.as_ref().filter(|made_up| told.as_ref() != Some(*made_up)) {
+            tracing::error!(made_up.what, "an event that this service did not write");
         }
         *told = made_up;
         Ok(())
     }
 
-    /// The event before which the following ends because it is made up, as a sentence. What stands behind it
-    /// is as good as not written: who can put it there can take it away as well.
+    /// The first event that is made up, if there is one. Its marks say nothing. To `Confirm` ends before it, and
+    /// before what is not known to be true; what stands behind is heard all the same.
     async fn follow_chain(
         &self,
         table: &mut HeadTable,
         end: ChainTip,
         wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
         marks: Marks,
-    ) -> Result<Option<String>, Failed> {
+    ) -> Result<Option<MadeUp>, Failed> {
         let freshness = &self.place.freshness;
         let mut verifier = Verifier::new(table.tip_of(end.node), self.key);
+        let (mut made_up, mut follows) = (None, true);
         while verifier.tip().sequence < end.sequence {
             let after = verifier.tip().sequence;
             let events = self.store.audit_events(&end.node, after, PAGE_MAX).await?;
@@ -240,31 +267,27 @@ impl Tables {
             for stored in &events {
                 let event = verifier.event(stored);
                 let event = event.map_err(|broken| Failed::WentBack(broken.to_string()))?;
-                let heads = &event.entry.heads;
-                if let Some(mark) = heads.iter().find(|mark| self.is_made_up(mark)) {
-                    return Ok(Some(format!(
-                        "event {} of node {}'s audit chain speaks of a state of block {} that never was: \
-                         see the handbook",
-                        verifier.tip().sequence,
-                        end.node,
-                        mark.block
-                    )));
+                let mut heads = event.entry.heads;
+                let strange =
+                    heads.iter().find(|mark| self.is_made_up(mark)).map(|mark| mark.block);
+                if let Some(block) = strange {
+                    made_up.get_or_insert_with(|| MadeUp::new(verifier.tip(), block));
+                    heads.clear();
                 }
                 heads.iter().for_each(|mark| freshness.hear(mark));
-                match marks {
-                    // Nobody signed this event yet, and whoever writes to the database can make one up:
-                    // it is signed for when its blocks were seen so.
-                    Marks::Confirm if !heads.iter().all(|mark| freshness.confirms(mark)) => {
-                        return Ok(None);
-                    }
-                    Marks::Hear | Marks::Confirm => {}
+                // Nobody signed this event yet, and whoever writes to the database can make one up: it is
+                // signed for when its blocks were seen so.
+                let is_true =
+                    || strange.is_none() && heads.iter().all(|mark| freshness.confirms(mark));
+                follows &= marks == Marks::Hear || is_true();
+                if follows {
+                    heads.iter().for_each(|mark| table.raise(mark));
+                    table.set_tip(verifier.tip());
+                    found(wanted, end.node, |wanted| *wanted == verifier.tip());
                 }
-                heads.iter().for_each(|mark| table.raise(mark));
-                table.set_tip(verifier.tip());
-                found(wanted, end.node, |wanted| *wanted == verifier.tip());
             }
         }
-        Ok(None)
+        Ok(made_up)
     }
 
     /// Whether no block was ever so: there is none of this number, or it was in another state at that
@@ -295,6 +318,9 @@ impl Tables {
         }
         let mut table = table.clone();
         let outcome = self.sign(&mut table, chain).await;
+        if let Some(what) = self.made_up_in(end.node).filter(|_| chain.fault().is_none()) {
+            chain.fail(what);
+        }
         state.at_ms = Some(self.clock.monotonic_ms());
         match outcome {
             Ok(true) => {

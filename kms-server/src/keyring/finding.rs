@@ -103,7 +103,7 @@ impl Keyring {
         let doubts = [
             (Doubt::NotNewest, self.freshness.refusal().is_some()),
             (Doubt::Damage, self.may_be_damaged()),
-            (Doubt::NoRoom, !complete && self.memory().has_no_room()),
+            (Doubt::NoRoom, !complete && self.memory().too_small.is_some()),
             (Doubt::NotAllOpen, !complete),
         ];
         Found::Nowhere { but: doubts.into_iter().find(|(_, holds)| *holds).map(|(doubt, _)| doubt) }
@@ -130,7 +130,11 @@ impl Keyring {
             match self.look_up(id).await? {
                 None => {
                     self.damage.forget_lie(id);
-                    return Ok(self.nowhere(id.as_str()));
+                    return Ok(match self.nowhere(id.as_str()) {
+                        // As above: memory is older than what was read.
+                        Found::At(memory) if memory == title => Found::Nowhere { but: None },
+                        found => found,
+                    });
                 }
                 Some(again) if again == title && look > 0 => break,
                 Some(again) => title = again,

@@ -231,10 +231,8 @@ struct Memory {
     failed: HashMap<BlockNo, (u64, SharedError)>,
     /// Blocks whose last commit ended unknown: to be read again.
     suspect: HashSet<BlockNo>,
-    /// The warm-up found no room for the whole fleet.
+    /// There was no room for the whole fleet.
     too_small: Option<SharedError>,
-    /// A block was closed to make room for another one.
-    closed_for_room: bool,
     /// Where the search for a block to close goes on.
     hand: usize,
 }

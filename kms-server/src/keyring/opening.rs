@@ -334,6 +334,7 @@ impl Keyring {
             return Ok(piece);
         }
         for _ in 0..if may_close_others { CLOSE_AT_MOST } else { 0 } {
+            self.note_no_room(block, needed);
             if !self.close_one_but(block) {
                 break;
             }
@@ -344,13 +345,18 @@ impl Keyring {
         Err(KeyringError::ArenaFull { block, needed })
     }
 
+    /// Told as a fault until every block is open.
+    pub(super) fn note_no_room(&self, block: BlockNo, needed: usize) {
+        let full = || Arc::new(KeyringError::ArenaFull { block, needed });
+        self.memory().too_small.get_or_insert_with(full);
+    }
+
     /// Closes the next open block round the clock; false: none is left.
     fn close_one_but(&self, block: BlockNo) -> bool {
         let snapshot = self.snapshot();
         let count = snapshot.blocks.len();
         let found = {
             let mut memory = self.memory();
-            memory.closed_for_room = true;
             let from = memory.hand;
             let next = (1..=count)
                 .map(|step| (from + step) % count)

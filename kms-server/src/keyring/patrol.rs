@@ -166,11 +166,6 @@ impl Memory {
         !self.rows.is_empty() || !self.lasting.is_empty() || self.failed.values().any(lasting)
     }
 
-    /// Whether the arena was too small for all blocks.
-    pub(super) fn has_no_room(&self) -> bool {
-        self.closed_for_room || self.too_small.is_some()
-    }
-
     /// Blocks that something is wrong with.
     pub(super) fn blocks_at_fault(&self) -> u32 {
         let all = self.rows.keys().flatten().chain(self.lasting.keys()).chain(self.failed.keys());

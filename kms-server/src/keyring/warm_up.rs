@@ -12,11 +12,14 @@ use tokio::{sync::Mutex, task::JoinSet};
 
 use crate::{domain::BlockNo, store::StoreError};
 
-use super::{Keyring, KeyringError};
+use super::{Keyring, KeyringError, block_keys::SUBKEYS_LEN};
 
 /// Blocks opened before the directory is changed: each change copies as many pointers as there are
 /// blocks.
 const PUBLISH_EVERY: usize = 32;
+
+/// Blocks that were closed and are opened again in one round of care.
+const AGAIN_MAX: usize = 256;
 
 /// How often blocks that failed or ended unknown are tried again.
 const CARE_INTERVAL: Duration = Duration::from_secs(1);
@@ -168,25 +171,57 @@ impl Keyring {
         }
     }
 
-    /// Opens what was closed after the warm-up, as a block that was not read anew in time: only who has all
-    /// of them open can say that there is no such meter.
+    /// Opens what was closed after the warm-up, as a block that was not read anew in time or one that made room
+    /// for another: only who has all of them open can say that there is no such meter.
     async fn open_again(&self) {
         let snapshot = self.snapshot();
-        if !self.progress.is_done() || snapshot.is_complete() {
+        if !self.progress.is_done() {
+            return;
+        }
+        if snapshot.is_complete() {
+            if self.memory().too_small.take().is_some() {
+                tracing::info!("there is room for all blocks again");
+            }
             return;
         }
         let closed: Vec<BlockNo> = {
             let memory = self.memory();
-            if memory.has_no_room() {
+            if memory.too_small.as_ref().is_some_and(|error| !self.may_fit(error)) {
                 return;
             }
             let closed = (0u32..).zip(&snapshot.blocks).filter(|(_, table)| table.is_none());
             let closed = closed.map(|(block, _)| BlockNo(block));
-            closed.filter(|block| !memory.failed.contains_key(block)).take(PUBLISH_EVERY).collect()
+            closed.filter(|block| !memory.failed.contains_key(block)).take(AGAIN_MAX).collect()
         };
         drop(snapshot);
-        // What fails is remembered, and looked at with what failed.
-        let _ = self.open_or_look_at(&closed).await;
+        for block in closed {
+            let _writer = self.writer(block).await;
+            if self.resident(block).is_some() {
+                continue;
+            }
+            match self.open_now(block, false).await {
+                Ok(table) => self.publish(vec![(block, Some(Arc::new(table)))]),
+                Err(error) => {
+                    let stop =
+                        is_everywhere(&error) || matches!(error, KeyringError::RolledBack(_));
+                    if !stop {
+                        let now = self.clock.monotonic_ms();
+                        self.memory().failed.insert(block, (now, Arc::new(error)));
+                    } else if let KeyringError::ArenaFull { block, needed } = error {
+                        self.note_no_room(block, needed);
+                    }
+                    if stop {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the arena has by now what was missing, and as much again for its neighbours.
+    fn may_fit(&self, error: &KeyringError) -> bool {
+        let free = self.arena.mapped().saturating_sub(self.arena.used());
+        matches!(error, KeyringError::ArenaFull { needed, .. } if free >= 2 * (needed + SUBKEYS_LEN))
     }
 
     async fn mend_once(&self) {

@@ -65,7 +65,7 @@ impl Connection {
     ) -> Result<Self, Fault> {
         let slot = library.slot(&config.token_label)?;
         let pkcs11 = library.pkcs11();
-        let info = pkcs11.get_token_info(slot).map_err(|error| Fault::Broken(ckr(&error)))?;
+        let info = library.token_info(slot).map_err(|error| Fault::Broken(ckr(&error)))?;
         // Not closed by the crate: after C_Finalize a session's number may be another's.
         let anchor = pkcs11.open_ro_session_no_drop(slot)?;
         let holder = match pkcs11.open_ro_session_no_drop(slot) {

@@ -10,13 +10,15 @@ use std::{
         Arc, Mutex, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11},
     error::{Error, RvError},
     session::{Session, UserType},
-    slot::Slot,
+    slot::{Slot, TokenInfo},
     types::AuthPin,
 };
 
@@ -73,6 +75,10 @@ fn not_initialised(error: &Error) -> String {
         _ => told,
     }
 }
+
+/// How often a token's information is asked for, and the pause between.
+const TOKEN_INFO_TRIES: u32 = 4;
+const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
 
 /// Some of the slots.
 #[derive(Default)]
@@ -181,15 +187,24 @@ impl Library {
         }
     }
 
+    /// Asked again where the library could not read it: another process may write it, as SoftHSM does at a
+    /// login.
+    pub(super) fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
+        let mut info = self.pkcs11.get_token_info(slot);
+        for _ in 1..TOKEN_INFO_TRIES {
+            let Err(Error::Pkcs11(RvError::GeneralError, _)) = info else { break };
+            thread::sleep(TOKEN_INFO_PAUSE);
+            info = self.pkcs11.get_token_info(slot);
+        }
+        info
+    }
+
     /// The slots whose token information passes `choose`.
-    pub(super) fn slots(
-        &self,
-        choose: impl Fn(&cryptoki::slot::TokenInfo) -> bool,
-    ) -> Result<Slots, Fault> {
+    pub(super) fn slots(&self, choose: impl Fn(&TokenInfo) -> bool) -> Result<Slots, Fault> {
         let all = self.pkcs11.get_slots_with_token().map_err(|e| Fault::Broken(ckr(&e)))?;
         let mut slots = Slots::default();
         for slot in all {
-            match self.pkcs11.get_token_info(slot) {
+            match self.token_info(slot) {
                 Ok(info) if choose(&info) => slots.chosen.push(slot),
                 Ok(_) => {}
                 Err(error) => slots.unread.push((slot.id(), ckr(&error))),

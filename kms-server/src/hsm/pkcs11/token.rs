@@ -27,7 +27,7 @@ use crate::hsm::{Config, TokenCare, TokenError, TokenStatus};
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often a token is looked for at the first connection, and the pause between.
+/// How often a token is looked for before the first connection, and the pause between.
 const FIRST_TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -230,31 +230,48 @@ impl Pkcs11Token {
     }
 }
 
-/// A token that is not found is looked for again with the library initialised anew. SoftHSM sees neither a
-/// token that came later nor one that another process wrote at that moment, as a login there does.
+/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM
+/// does not see a token that came later.
 fn first_connection(
     library: &Library,
     config: &Config,
     canaries: &Canaries,
 ) -> Result<Connection, Fault> {
-    library.start()?;
+    let fresh = library.start()?;
+    if fresh {
+        find_token(library, &config.token_label)?;
+    }
     let open = || {
         let gate = library.enter();
         let epoch = gate.epoch;
         Connection::open(library, config, canaries, epoch).map_err(|fault| (epoch, fault))
     };
-    let mut outcome = open();
+    open().or_else(|(epoch, fault)| {
+        if fresh || matches!(fault, Fault::Refused(_)) {
+            return Err(fault);
+        }
+        library.restart(epoch)?;
+        open().map_err(|(_, fault)| fault)
+    })
+}
+
+/// Initialises the library until it shows the token; nobody logs in yet. SoftHSM does not see one that another
+/// process writes at that moment, as a login there does.
+fn find_token(library: &Library, label: &str) -> Result<(), Fault> {
     for _ in 1..FIRST_TRIES {
-        match outcome {
-            Err((epoch, Fault::Broken(_))) => {
+        let (epoch, found) = {
+            let gate = library.enter();
+            (gate.epoch, library.slot(label))
+        };
+        match found {
+            Err(Fault::Broken(_)) => {
                 thread::sleep(FIRST_PAUSE);
                 library.restart(epoch)?;
-                outcome = open();
             }
-            settled => return settled.map_err(|(_, fault)| fault),
+            _ => break,
         }
     }
-    outcome.map_err(|(_, fault)| fault)
+    Ok(())
 }
 
 impl Drop for Pkcs11Token {
