@@ -7,7 +7,7 @@
 # Expected: to be logged in to is no reason for a token to vanish. With nobody logging in it is found each time.
 #
 # Seen on 2026-11-28, 2 cores: nobody logs in: 400 of 400 found; another one logs in: of 1,000 looks 394 found it,
-# 600 had no token, 6 had error 5.
+# 600 had no token, 6 had error 5; on another run 985, 14 and 1. It is a matter of when the two meet, so 5,000 looks.
 #
 # What hurts: servers that share a SoftHSM token and start together; one of them ends with "no such token".
 # A product has to look again, each time with the library initialised anew.
@@ -91,14 +91,14 @@ ready, stop = multiprocessing.Event(), multiprocessing.Event()
 other = multiprocessing.Process(target=log_in_again_and_again, args=(ready, stop))
 other.start()
 assert ready.wait(20)
-beside = look(1000)
+beside = look(5000)
 stop.set()
 other.join()
 print("nobody logs in:      ", dict(idle))
 print("another one logs in: ", dict(beside))
 assert other.exitcode == 0, "the logins themselves went wrong"
 assert idle == {"found": 400}
-assert beside["no token"] > 0 and 0 < beside["found"] < 1000
+assert beside["no token"] > 0 and 0 < beside["found"] < 5000
 print("as described: a login of one process hides the token from another")
 PYTHON
 python3 look.py "$module"

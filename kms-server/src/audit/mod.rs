@@ -297,6 +297,7 @@ impl Audit {
         if is_behind {
             return Err(AuditError::NotReadable(fault.unwrap_or_default()));
         }
+        let fault = fault.or_else(|| self.tables.made_up_in(node));
         self.chain.begin_again(tip, fault).await;
         self.say_that_we_started().await;
         Ok(())

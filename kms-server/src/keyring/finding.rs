@@ -34,7 +34,7 @@ pub enum Doubt {
         "but records were changed outside this service, and it may be one of them: see `site status`"
     )]
     Damage,
-    /// The index may have lost it, and not each block has been looked at.
+    /// The index may have lost it, and not each block is open.
     #[error("but not all blocks are open yet, and it may be in one of the others: try again")]
     NotAllOpen,
     /// The same, and there is no room for all of them.
