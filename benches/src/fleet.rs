@@ -4,10 +4,8 @@ use dlms::{
     Envelope, FreshCounter, GeneralCipheringAad, Keys, Protection, SecurityControl, Suite,
     SystemTitle,
 };
-use kms_server::{
-    domain::{ClearKey, KeyKind, MeterId, SecuritySetup, block::spread},
-    lifecycle::{KeyValue, NewKey, NewMeter},
-};
+use kms_core::{ClearKey, KeyKind, MeterId, SecuritySetup, block::spread};
+use kms_server::lifecycle::{KeyValue, NewKey, NewMeter};
 
 use crate::Error;
 

@@ -150,7 +150,7 @@ fn options(meters: u32) -> SiteOptions {
     let set = |section, key, value: String| Setting { section, key, value };
     SiteOptions {
         name: "bench".to_owned(),
-        block_count: kms_server::domain::BlockCount::DEFAULT.get(),
+        block_count: kms_core::BlockCount::DEFAULT.get(),
         settings: vec![
             set("keyring", "arena_mib", arena_mib.to_string()),
             set("keyring", "allow_unlocked", (limit >> 20 < arena_mib + 2).to_string()),

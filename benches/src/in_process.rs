@@ -4,9 +4,9 @@ use std::hint::black_box;
 
 use aes_gcm::KeyInit;
 use dlms::{CipheredApdu, GeneralCipheringAad, Keys};
+use kms_core::{SystemTitle, Verdict};
 use kms_server::{
     ciphering::{Ciphering, Item, Named, Want},
-    domain::{SystemTitle, Verdict},
     keyring::Keyring,
 };
 use tokio::runtime::Runtime;

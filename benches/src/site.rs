@@ -6,17 +6,17 @@ use std::{
 };
 
 use async_trait::async_trait;
+use kms_core::{
+    DomainRecord,
+    audit::{AuditedCall, Checkpoint, NodeId},
+    freshness::Freshness,
+    ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
+};
 use kms_server::{
     app::{OperatingSystem, SystemClock},
     audit::{self, Audit},
     ciphering::Ciphering,
     config::{Config, Store},
-    domain::{
-        DomainRecord,
-        audit::{AuditedCall, Checkpoint, NodeId},
-        freshness::Freshness,
-        ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
-    },
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token},

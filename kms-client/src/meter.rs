@@ -157,7 +157,7 @@ impl NewMeter {
     /// this order, whatever the number of blocks. An import in this order is several times faster.
     ///
     /// The finaliser of SplitMix64 over the title; the service's own is
-    /// `kms_server::domain::block::spread`, and a test holds one against the other.
+    /// `kms_core::block::spread`, and a test holds one against the other.
     pub fn storage_order(&self) -> u64 {
         let title = u64::from_be_bytes(*self.system_title.as_bytes());
         let mut x = title.wrapping_add(0x9E37_79B9_7F4A_7C15);

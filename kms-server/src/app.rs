@@ -13,7 +13,6 @@ use std::{fmt, path::Path, sync::Arc};
 
 use crate::{
     config::{self, Config, ConfigError, Store},
-    domain::DomainRecord,
     hsm::{
         self, BoxError, TokenError,
         pkcs11::{self, Canaries, Pkcs11Token, ProbeDepth, ProbeReport},
@@ -24,6 +23,7 @@ use crate::{
         sqlite::{self, SqliteStore},
     },
 };
+use kms_core::DomainRecord;
 
 use alone::Alone;
 pub use check::check;

@@ -17,7 +17,8 @@ pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
 
-use crate::{audit, domain::BlockCount, hsm, keyring, lifecycle, rpc, store, telemetry};
+use crate::{audit, hsm, keyring, lifecycle, rpc, store, telemetry};
+use kms_core::BlockCount;
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`check`] and for the parts themselves.

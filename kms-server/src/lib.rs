@@ -12,13 +12,12 @@
 //! | 3 | [`ciphering`], [`lifecycle`] | HES verbs; keys' lives |
 //! | 2 | [`keyring`], [`audit`] | open blocks, resident keys; the record of what was done |
 //! | 1b | [`hsm`], [`store`] | one outside thing each |
-//! | 1 | [`domain`], [`telemetry`] | nouns and rules; no IO |
+//! | 1 | [`kms_core`] (a crate of its own), [`telemetry`] | nouns and rules, no IO; metrics and log |
 //!
 //! One decrypt: [`rpc`] (who are you, split the batch) → [`ciphering`] (parse, look up, open) →
 //! [`keyring`] (a hit takes no lock; a miss opens the block once) → `dlms` → [`rpc`] → wire.
 //! Start reading at `ciphering/mod.rs`.
 
-pub mod domain;
 pub mod hsm;
 pub mod store;
 

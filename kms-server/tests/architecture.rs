@@ -5,6 +5,7 @@
 mod source;
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -15,7 +16,6 @@ use source::{Source, named_modules};
 /// do not name each other. Each part defines its own `Config`, so only `config` and those above it
 /// name them all.
 const FLOORS: &[(&str, u8)] = &[
-    ("domain", 10),
     ("telemetry", 10),
     ("hsm", 15),
     ("store", 15),
@@ -51,10 +51,27 @@ const DOORS: &[(&str, &str)] = &[
 const UNSAFE_HOMES: &[&str] =
     &["kms-server/src/keyring/arena.rs", "softhsm-tests/fault-module/src/module.rs"];
 
-/// Sources that compute and nothing else, and what they therefore never name.
-const PURE: &[&str] = &["dlms/src/", "kms-server/src/domain/"];
-const IO: &[&str] =
-    &["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread", "tokio"];
+/// Sources that compute and nothing else, and what of `std` they therefore never name.
+const PURE: &[&str] = &["dlms/src/", "kms-core/src/"];
+const IO: &[&str] = &["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread"];
+
+/// What no crate that computes may need, however far below: runtimes, the wire, the database, the token.
+const OUTSIDE: &[&str] = &[
+    "tokio",
+    "async-std",
+    "smol",
+    "mio",
+    "tonic",
+    "prost",
+    "hyper",
+    "h2",
+    "rustls",
+    "sqlx",
+    "sqlx-core",
+    "cryptoki",
+    "cryptoki-sys",
+];
+const PURE_CRATES: &[&str] = &["dlms", "kms-core"];
 
 /// How long a Rust file may be.
 const LINES_MAX: usize = 600;
@@ -146,6 +163,39 @@ fn no_part_reaches_up_no_library_leaves_its_door_and_no_file_is_too_long() {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
+/// All that a crate needs according to `Cargo.lock`: what its tests need and any feature adds, too.
+fn needs(lock: &toml::Table, name: &str) -> BTreeSet<String> {
+    let packages = lock["package"].as_array().map_or(&[][..], Vec::as_slice);
+    let below = |name: &str| {
+        let of_name = packages.iter().filter(move |it| it["name"].as_str() == Some(name));
+        let lists = of_name.filter_map(|it| it.get("dependencies")?.as_array());
+        // With its version where there are several.
+        let first = |it: &toml::Value| it.as_str()?.split(' ').next().map(str::to_owned);
+        lists.flatten().filter_map(first).collect::<Vec<_>>()
+    };
+    let (mut found, mut due) = (BTreeSet::new(), vec![name.to_owned()]);
+    while let Some(next) = due.pop() {
+        due.extend(below(&next).into_iter().filter(|it| found.insert(it.clone())));
+    }
+    found
+}
+
+#[test]
+fn what_only_computes_needs_no_runtime_wire_database_or_token() {
+    let lock = fs::read_to_string(workspace().join("Cargo.lock")).unwrap();
+    let lock: toml::Table = lock.parse().unwrap();
+    for name in PURE_CRATES {
+        let needs = needs(&lock, name);
+        assert!(needs.contains("zeroize"), "{name} is not read right: {needs:?}");
+        let outside: Vec<_> = OUTSIDE.iter().filter(|it| needs.contains(**it)).collect();
+        assert!(outside.is_empty(), "{name} needs {outside:?}");
+    }
+    let server = needs(&lock, "kms-server");
+    for name in ["tokio", "tonic", "prost", "hyper", "rustls", "sqlx", "cryptoki"] {
+        assert!(server.contains(name), "what the server needs is not read right: {name}");
+    }
+}
+
 #[cfg(test)]
 mod the_checker {
     use super::*;
@@ -162,8 +212,8 @@ mod the_checker {
     fn complains_of_each_way_to_reach_up() {
         for text in [
             "use crate::rpc::Server;",
-            "use crate::{domain::Verdict, rpc};",
-            "use crate::{domain::{Verdict, KeyId}, rpc::tls};",
+            "use crate::{store::StoreError, rpc};",
+            "use crate::{store::{StoreError, Seal}, rpc::tls};",
             "use crate :: rpc;",
             "fn f() { crate::rpc::serve() }",
             "use kms_server::rpc;",
@@ -189,19 +239,19 @@ mod the_checker {
     fn complains_of_a_part_on_the_same_floor() {
         assert_eq!(part("store/sqlite.rs", "use crate::hsm::Hsm;").len(), 1);
         assert_eq!(part("lifecycle/mod.rs", "use crate::{ciphering, replication};").len(), 2);
-        assert_eq!(part("domain/key.rs", "use crate::telemetry;").len(), 1);
+        assert_eq!(part("telemetry/log.rs", "use crate::hsm;").len(), 1);
     }
 
     #[test]
     fn does_not_complain_of_what_lies_below_or_within() {
         for (path, text) in [
-            ("keyring/open.rs", "use crate::{domain::BlockNo, hsm::Hsm, store::ReadStore};"),
+            ("keyring/open.rs", "use crate::{hsm::Hsm, store::ReadStore};"),
             ("keyring/open.rs", "use super::arena::Arena; use crate::keyring::resident;"),
             ("keyring/open.rs", "mod tests { use super::super::arena; }"),
             ("rpc/meters.rs", "use crate::lifecycle; mod rpc {}"),
             ("app.rs", "use crate::{config::Config, rpc, hsm, store};"),
             ("main.rs", "use kms_server::{app::App, config::Config};"),
-            ("lib.rs", "pub mod rpc; pub mod domain;"),
+            ("lib.rs", "pub mod rpc; pub mod store;"),
         ] {
             assert!(part(path, text).is_empty(), "{path}: {text}: {:?}", part(path, text));
         }
@@ -274,11 +324,10 @@ mod the_checker {
             "use std::fs;",
             "use std::{fmt, net::IpAddr};",
             "std::fs::read(path)",
-            "use tokio::time::sleep;",
             "use ::std::{collections::BTreeMap, env};",
         ] {
             assert_eq!(file("dlms/src/open.rs", text).len(), 1, "{text}");
-            assert_eq!(file("kms-server/src/domain/key.rs", text).len(), 1, "{text}");
+            assert_eq!(file("kms-core/src/key.rs", text).len(), 1, "{text}");
             assert!(file("kms-server/src/app.rs", text).is_empty(), "{text}");
             assert!(file("dlms/tests/vectors.rs", text).is_empty(), "{text}");
         }

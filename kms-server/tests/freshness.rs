@@ -4,16 +4,12 @@
 mod hsm_common;
 mod site_common;
 
-use kms_server::{
-    ciphering::Named,
-    domain::{
-        BlockNo, Epoch, MeterId, Position, Sequence, Verdict,
-        audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, Subject},
-        freshness::{BlockMark, HeadTable},
-    },
-    lifecycle::LifecycleError,
-    store::ChainLink,
+use kms_core::{
+    BlockNo, Epoch, MeterId, Position, Sequence, Verdict,
+    audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, Subject},
+    freshness::{BlockMark, HeadTable},
 };
+use kms_server::{ciphering::Named, lifecycle::LifecycleError, store::ChainLink};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 

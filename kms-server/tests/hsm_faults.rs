@@ -13,13 +13,11 @@ use cryptoki::{
     types::AuthPin,
 };
 use hsm_common::{Home, MODULE, PIN};
-use kms_server::{
-    domain::{BlockSecret, ClearKey, KeyId, SealedKek},
-    hsm::{
-        BlockSeals as _, Config, GcmOpen, Hsm, Pin, SealedKeys as _, TokenCare as _, TokenError,
-        WrappedKey,
-        pkcs11::{Canaries, InitError, Pkcs11Token, ProbeDepth, init, make_ceremony_key, probe},
-    },
+use kms_core::{BlockSecret, ClearKey, KeyId, SealedKek};
+use kms_server::hsm::{
+    BlockSeals as _, Config, GcmOpen, Hsm, Pin, SealedKeys as _, TokenCare as _, TokenError,
+    WrappedKey,
+    pkcs11::{Canaries, InitError, Pkcs11Token, ProbeDepth, init, make_ceremony_key, probe},
 };
 
 /// Longer than the pause between two attempts to reconnect.

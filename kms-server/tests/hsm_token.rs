@@ -8,13 +8,11 @@ use aes_gcm::{
     KeyInit as _,
     aead::{AeadInOut as _, array::Array},
 };
-use kms_server::{
-    domain::{BlockSecret, ClearKey, KeyId, SealedKek},
-    hsm::{
-        BlockSeals as _, GcmOpen, NotAuthentic, SealedKeys as _, TokenCare as _, TokenError,
-        WrappedKey,
-        pkcs11::{InitError, init},
-    },
+use kms_core::{BlockSecret, ClearKey, KeyId, SealedKek};
+use kms_server::hsm::{
+    BlockSeals as _, GcmOpen, NotAuthentic, SealedKeys as _, TokenCare as _, TokenError,
+    WrappedKey,
+    pkcs11::{InitError, init},
 };
 
 type Aes128Gcm96 =

@@ -13,6 +13,7 @@ use std::{
 
 use hsm_common::Home;
 use kms_client::{ImportKey, ManifestSigner, NewMeter, Sealer, sealed::OaepHash};
+use kms_core::{ClearKey, DomainId, KeyKind, Record, SealedKek};
 use kms_proto::v1::{
     self, AuditDetailName, AuditEvent, AuditOutcome, DecryptRequest, GetImportKeyRequest,
     GetMeterRequest, ImportMetersRequest, ImportRules, ListEventsRequest, Verdict,
@@ -20,7 +21,6 @@ use kms_proto::v1::{
     meters_client::MetersClient,
 };
 use kms_server::{
-    domain::{ClearKey, DomainId, KeyKind, Record, SealedKek},
     hsm::{Hsm, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TokenError},
     keyring::Keyring,
     lifecycle::Signers,

@@ -6,11 +6,8 @@ mod site_common;
 
 use std::{fs, sync::Arc};
 
-use kms_server::{
-    ciphering::Named,
-    domain::{MeterId, Verdict},
-    keyring::KeyringError,
-};
+use kms_core::{MeterId, Verdict};
+use kms_server::{ciphering::Named, keyring::KeyringError};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -68,7 +65,7 @@ on_a_token! {
             let options = || Options { blocks: 1, ..Options::default() };
             let site = Site::with(home, options()).await;
             site.import((0..4).map(meter).collect(), Default::default()).await;
-            let len = site.store.block(kms_server::domain::BlockNo(0)).await.unwrap().unwrap().records[1].body.len();
+            let len = site.store.block(kms_core::BlockNo(0)).await.unwrap().unwrap().records[1].body.len();
             let good = fs::read(&site.database).unwrap();
             site.store.close().await;
             let original = fs::read(&site.database).unwrap();

@@ -14,16 +14,16 @@ use std::{
 };
 
 use hsm_common::Home;
+use kms_core::{
+    BlockSecret, ClearKey, SealedKek,
+    audit::{PublicKey, Signature},
+};
 use kms_proto::v1::{
     ApduBatch, CreateMeterRequest, DecryptRequest, GetMeterRequest, GetStatusRequest, KeyKind,
     NewKey, NewMeter, VerifyChainRequest, VerifyMicRequest, audit_client::AuditClient,
     ciphering_client::CipheringClient, meters_client::MetersClient, site_client::SiteClient,
 };
 use kms_server::{
-    domain::{
-        BlockSecret, ClearKey, SealedKek,
-        audit::{PublicKey, Signature},
-    },
     hsm::{
         BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Signs, Token, TokenCare,
         TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,

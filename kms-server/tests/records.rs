@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use dlms::{Envelope, FreshCounter, GeneralCipheringAad, Keys, Protection as Seal, SystemTitle};
 use hsm_common::Home;
+use kms_core::{
+    BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterPolicy,
+    MeterRecord, Protection, Record, SecuritySetup, Verdict,
+    audit::{AuditOutcome, Subject},
+    record::RecordTooLong,
+};
 use kms_server::{
     ciphering::Named,
-    domain::{
-        BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId,
-        MeterPolicy, MeterRecord, Protection, Record, SecuritySetup, Verdict,
-        audit::{AuditOutcome, Subject},
-        record::RecordTooLong,
-    },
     keyring::{DamagedRecord, KeyringError},
     lifecycle::{ImportRules, Imported, LifecycleError},
     store::WriteStore,

@@ -14,12 +14,12 @@ use std::sync::{
 
 use hsm_common::Home;
 use kms_client::{ImportKey, ManifestSigner, Sealer, sealed::OaepHash};
+use kms_core::{
+    KeyKind, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Protection, Record,
+    SecuritySetup, SystemTitle, ports::Clock,
+};
 use kms_proto::v1;
 use kms_server::{
-    domain::{
-        KeyKind, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Protection,
-        Record, SecuritySetup, SystemTitle, ports::Clock,
-    },
     hsm,
     lifecycle::{
         ImportResult, ImportRules, Imported, KeyValue, LifecycleError, NewKey, NewMeter,

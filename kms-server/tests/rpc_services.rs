@@ -9,16 +9,14 @@ mod site_common;
 use std::sync::Arc;
 
 use hsm_common::Home;
+use kms_core::Epoch;
 use kms_proto::v1::{
     ApduBatch, CreateMeterRequest, DecryptRequest, DeleteMeterRequest, GetMeterRequest,
     GetStatusRequest, ImportLine, ImportMetersRequest, ImportRules, KeyKind, ListMetersRequest,
     NewKey, NewMeter, Verdict, VerifyMicRequest, ciphering_client::CipheringClient,
     import_result::Outcome, meters_client::MetersClient, site_client::SiteClient,
 };
-use kms_server::{
-    domain::Epoch,
-    rpc::{Limits, Parts, Role},
-};
+use kms_server::rpc::{Limits, Parts, Role};
 use rpc_support::{Site, holder_of, reason};
 use site_common::{GAK, GUEK, id, push, run, title, value};
 use tonic::{Code, transport::Channel};

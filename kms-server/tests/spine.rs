@@ -4,9 +4,9 @@
 mod hsm_common;
 mod site_common;
 
+use kms_core::{KeyKind, MeterId, MeterPolicy, MinimumProtection, SecuritySetup, Verdict};
 use kms_server::{
     ciphering::{Item, Named, Want},
-    domain::{KeyKind, MeterId, MeterPolicy, MinimumProtection, SecuritySetup, Verdict},
     lifecycle::{ImportRules, Imported, LifecycleError},
 };
 use site_common::*;
@@ -268,7 +268,7 @@ on_a_token! {
             assert_eq!(outcomes(&again), [Ok(Imported::Unchanged)]);
             let view = site.lifecycle.get(&MeterId::new("meter-1").unwrap()).await.unwrap();
             let active: Vec<_> = view.record.keys.iter()
-                .filter(|k| k.kind == KeyKind::Guek && k.state == kms_server::domain::KeyState::Active)
+                .filter(|k| k.kind == KeyKind::Guek && k.state == kms_core::KeyState::Active)
                 .map(|k| k.version).collect();
             assert_eq!(active, [2]);
             // Both open what meters still send.

@@ -13,13 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_server::{
-    domain::BlockNo,
-    store::{
-        ReadStore as _, StandbyLag, StoreError, WriteStore,
-        conformance::{self, Scene},
-        postgres::{Config, PostgresStore},
-    },
+use kms_core::BlockNo;
+use kms_server::store::{
+    ReadStore as _, StandbyLag, StoreError, WriteStore,
+    conformance::{self, Scene},
+    postgres::{Config, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
 

@@ -15,13 +15,13 @@ use std::{
 };
 
 use hsm_common::Home;
+use kms_core::{
+    KeyKind, MeterId, MeterPolicy, MinimumProtection, Verdict,
+    audit::{AuditEntry, AuditOutcome, Subject},
+};
 use kms_server::{
     audit::{Audit, AuditError},
     ciphering::Named,
-    domain::{
-        KeyKind, MeterId, MeterPolicy, MinimumProtection, Verdict,
-        audit::{AuditEntry, AuditOutcome, Subject},
-    },
     lifecycle::{ImportRules, LifecycleError, NewMeter},
 };
 use postgres_common::Cluster;

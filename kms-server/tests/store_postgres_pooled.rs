@@ -13,13 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_server::{
-    domain::BlockNo,
-    store::{
-        ReadStore as _, StoreError, WriteStore as _,
-        conformance::Scene,
-        postgres::{Config, OpenError, PostgresStore},
-    },
+use kms_core::BlockNo;
+use kms_server::store::{
+    ReadStore as _, StoreError, WriteStore as _,
+    conformance::Scene,
+    postgres::{Config, OpenError, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
 use tempfile::TempDir;

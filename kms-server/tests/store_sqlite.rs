@@ -16,13 +16,11 @@ use std::{
 };
 
 use kill_common::run_and_kill;
-use kms_server::{
-    domain::BlockNo,
-    store::{
-        ReadStore as _, StoreError, WriteStore,
-        conformance::{self, Scene},
-        sqlite::{Config, SqliteStore},
-    },
+use kms_core::BlockNo;
+use kms_server::store::{
+    ReadStore as _, StoreError, WriteStore,
+    conformance::{self, Scene},
+    sqlite::{Config, SqliteStore},
 };
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 

@@ -9,13 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kms_server::{
-    domain::BlockNo,
-    store::{
-        ReadStore as _, StoreError, WriteStore as _,
-        conformance::Scene,
-        sqlite::{Config, SqliteStore},
-    },
+use kms_core::BlockNo;
+use kms_server::store::{
+    ReadStore as _, StoreError, WriteStore as _,
+    conformance::Scene,
+    sqlite::{Config, SqliteStore},
 };
 
 /// Fails `pread64` of this process: `when` as strace says it. `None` where this process may not be traced.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use hsm_common::Home;
 use kms_client::{ImportKey, ManifestSigner, NewMeter, Sealer, sealed::OaepHash};
+use kms_core::{BlockSecret, ClearKey, KeyId, KeyKind, SealedKek, Verdict};
 use kms_proto::v1;
 use kms_server::{
-    domain::{BlockSecret, ClearKey, KeyId, KeyKind, SealedKek, Verdict},
     hsm::{
         BlockSeals as _, GcmOpen, SealedKeys as _, TokenCare as _, TokenError, WrappedKey,
         pkcs11::Pkcs11Token,

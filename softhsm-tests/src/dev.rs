@@ -121,7 +121,7 @@ mod tests {
             .collect();
         let keys = fleet::meters(&vectors).into_iter().flat_map(|meter| meter.keys);
         for key in keys.map(|key| hex::decode(key.value).unwrap()) {
-            assert!(!kms_server::domain::test_keys::is_test_key(&key));
+            assert!(!kms_core::test_keys::is_test_key(&key));
         }
         let verdicts: Vec<_> = fleet::telegrams(&vectors).iter().map(|one| one.verdict).collect();
         assert!(verdicts.contains(&"OK") && verdicts.contains(&"OK_UNAUTHENTICATED"));

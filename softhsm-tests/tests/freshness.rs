@@ -15,7 +15,7 @@ use common::{
     home, warm,
 };
 use kms_client::{ImportRules, KmsClient, MeterId, MeterName, Verdict};
-use kms_server::domain::BlockCount;
+use kms_core::BlockCount;
 use postgres_common::{Cluster, USER};
 use softhsm_tests::{Role, Running, settings::quoted};
 use sqlx::{

@@ -294,7 +294,7 @@ async fn invariant_6_an_import_whose_client_was_killed_starts_again_and_brings_n
 #[test]
 fn a_sealed_file_is_in_the_order_in_which_a_site_stores_its_meters() {
     for blocks in [1, 7, 64, 4_096, 65_536] {
-        let count = kms_server::domain::BlockCount::new(blocks).unwrap();
+        let count = kms_core::BlockCount::new(blocks).unwrap();
         let mut meters: Vec<_> = (0..2_000)
             .map(|n| common::fleet::parsed(&common::fleet::line(n)).remove(0).meter)
             .collect();

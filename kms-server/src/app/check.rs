@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     config::{self, Config, Finding, Store},
-    domain::ports::Clock,
     hsm::pkcs11::{Canaries, ProbeDepth},
     store::WriteStore,
 };
+use kms_core::ports::Clock;
 
 /// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
 /// token, with the one try that its PIN has.

@@ -11,16 +11,16 @@ use super::{
 };
 use crate::{
     config::Config,
-    domain::{
-        BlockNo, DomainId, DomainRecord, Epoch,
-        ports::{Clock, Randomness},
-    },
     hsm::{
         Hsm,
         pkcs11::{self, InitError, InitReport, Pkcs11Token},
     },
     keyring::founding::make_blocks,
     store::{Founding, StoreError, WriteStore},
+};
+use kms_core::{
+    BlockNo, DomainId, DomainRecord, Epoch,
+    ports::{Clock, Randomness},
 };
 
 /// How long one of the calls that make blocks may wait for another one of them.

@@ -13,16 +13,16 @@ use super::{
 use crate::{
     audit::{AuditError, sign_head_table},
     config::Config,
-    domain::{
-        BlockNo, DomainRecord, Position,
-        audit::{AuditEntry, ChainTip, PublicKey, is_signed},
-        block::Digest,
-        freshness::{Freshness, HeadTable, SignedHeadTable},
-        ports::Clock,
-    },
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Keyring, founding::make_blocks},
     store::{AuditedStore, BlockChange, Founding, StoreError},
+};
+use kms_core::{
+    BlockNo, DomainRecord, Position,
+    audit::{AuditEntry, ChainTip, PublicKey, is_signed},
+    block::Digest,
+    freshness::{Freshness, HeadTable, SignedHeadTable},
+    ports::Clock,
 };
 
 /// What to say where an older version has been.

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
 use super::Fault;
-use crate::domain::{
+use kms_core::{
     audit::{ChainTip, Checkpoint, NodeId},
     ports::{HeadWitness, KnownTips, Randomness, WitnessFailed},
 };

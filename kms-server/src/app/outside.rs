@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::domain::ports::{Clock, Randomness, RandomnessFailed};
+use kms_core::ports::{Clock, Randomness, RandomnessFailed};
 
 /// The machine's clocks.
 pub struct SystemClock {

@@ -20,7 +20,6 @@ use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
     config::Config,
-    domain::{freshness::Freshness, ports::Clock},
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
@@ -31,6 +30,7 @@ use crate::{
     store::{WriteStore, measured::Measured},
     telemetry::Log,
 };
+use kms_core::{freshness::Freshness, ports::Clock};
 
 /// How often the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);

@@ -9,14 +9,12 @@ use std::{
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::lock;
-use crate::{
-    domain::{
-        BlockNo,
-        audit::{AuditEntry, ChainTip},
-        freshness::BlockMark,
-        ports::HeadWitness,
-    },
-    store::{BlockChange, ChainLink, StoreError, WriteStore},
+use crate::store::{BlockChange, ChainLink, StoreError, WriteStore};
+use kms_core::{
+    BlockNo,
+    audit::{AuditEntry, ChainTip},
+    freshness::BlockMark,
+    ports::HeadWitness,
 };
 
 pub(super) struct Chain {

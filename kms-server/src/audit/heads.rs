@@ -7,12 +7,12 @@ use std::sync::{
 
 use super::{AuditError, PAGE_MAX, lock};
 use crate::{
-    domain::{
-        audit::{Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash},
-        ports::{Clock, HeadWitness},
-    },
     hsm::Hsm,
     store::{StoreError, WriteStore},
+};
+use kms_core::{
+    audit::{Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash},
+    ports::{Clock, HeadWitness},
 };
 
 pub(super) struct Heads {

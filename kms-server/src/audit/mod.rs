@@ -28,21 +28,21 @@ use tokio::{
 };
 
 use crate::{
-    domain::{
-        BlockCount, DomainId, SystemTitle, Verdict,
-        audit::{
-            AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
-            Subject,
-        },
-        freshness::{BlockMark, Freshness},
-        ports::{Clock, HeadWitness},
-    },
     hsm::{Hsm, TokenError},
     store::{AuditedStore, BlockChange, StoreError, WriteStore},
     telemetry::{
         catalogue,
         metrics::{Page as MetricsPage, Source},
     },
+};
+use kms_core::{
+    BlockCount, DomainId, SystemTitle, Verdict,
+    audit::{
+        AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
+        Subject,
+    },
+    freshness::{BlockMark, Freshness},
+    ports::{Clock, HeadWitness},
 };
 
 use chain::Chain;

@@ -1,10 +1,8 @@
 //! Reading the log, and checking all of a chain.
 
 use super::{Audit, AuditError};
-use crate::{
-    domain::audit::{Broken, ChainTip, Checkpoint, NodeId, StoredEvent, Verifier},
-    store::StoreError,
-};
+use crate::store::StoreError;
+use kms_core::audit::{Broken, ChainTip, Checkpoint, NodeId, StoredEvent, Verifier};
 
 /// Events of one page.
 pub const PAGE_MAX: u32 = 1_000;

@@ -11,14 +11,14 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::{AuditError, PAGE_MAX, Place, chain::Chain, lock};
 use crate::{
-    domain::{
-        BlockNo, DomainId,
-        audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
-        freshness::{BlockMark, HeadTable, SignedHeadTable},
-        ports::{Clock, HeadWitness, KnownTips},
-    },
     hsm::Hsm,
     store::{StoreError, WriteStore},
+};
+use kms_core::{
+    BlockNo, DomainId,
+    audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
+    freshness::{BlockMark, HeadTable, SignedHeadTable},
+    ports::{Clock, HeadWitness, KnownTips},
 };
 
 /// Events after which the table is signed before its time: what a start has to read at most, about.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::lock;
-use crate::domain::{
+use kms_core::{
     BlockCount, BlockNo, SystemTitle, Verdict,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
 };

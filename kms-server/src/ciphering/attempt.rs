@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 
 use super::{Item, Outcome};
 use crate::{
-    domain::{KeyKind, SecuritySetup, Verdict},
     hsm::{GcmOpen, WrappedKey},
     keyring::{Candidate, KeyMaterial, PolicyBits, ResidentMeter},
 };
+use kms_core::{KeyKind, SecuritySetup, Verdict};
 
 /// Pairs of encryption and authentication key versions tried on one APDU: four versions of each. A
 /// meter in the middle of a rotation needs two of each (Blue Book, class 64, key_transfer: an answer may be lost).

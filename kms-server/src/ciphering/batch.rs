@@ -8,10 +8,8 @@ use super::{
     doubt::is_doubtful,
     figures::VerdictCounts,
 };
-use crate::{
-    domain::Verdict,
-    keyring::{BlockTable, Directory, Keyring, scrub_stack},
-};
+use crate::keyring::{BlockTable, Directory, Keyring, scrub_stack};
+use kms_core::Verdict;
 
 /// APDUs parsed and looked up before the first of them is opened: by then their keys' cache lines
 /// have arrived.

@@ -10,10 +10,8 @@ use super::{
     attempt::{self, Attempt},
     batch::Pass,
 };
-use crate::{
-    domain::{BlockNo, Position, SystemTitle, Verdict},
-    keyring::BlockTable,
-};
+use crate::keyring::BlockTable;
+use kms_core::{BlockNo, Position, SystemTitle, Verdict};
 
 /// How long a batch waits for all of its second looks together.
 const PATIENCE: Duration = Duration::from_millis(250);

@@ -2,7 +2,8 @@
 //! of its MICs then fail, and nothing else tells why.
 
 use super::{Ciphering, Item, attempt};
-use crate::{domain::SystemTitle, keyring::scrub_stack};
+use crate::keyring::scrub_stack;
+use kms_core::SystemTitle;
 
 impl Ciphering {
     /// Whether an item whose MIC failed under the keys of the meter with this title would verify with them

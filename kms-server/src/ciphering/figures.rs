@@ -1,13 +1,11 @@
 //! What is counted of batches: within a batch in plain numbers, then added once for each verdict.
 
 use super::Want;
-use crate::{
-    domain::Verdict,
-    telemetry::{
-        catalogue::{MISSES, TOKEN_APDUS, VERDICTS},
-        metrics::{Counter, Page},
-    },
+use crate::telemetry::{
+    catalogue::{MISSES, TOKEN_APDUS, VERDICTS},
+    metrics::{Counter, Page},
 };
+use kms_core::Verdict;
 
 /// All verdicts with their words, at their numbers less one.
 const WORDS: [(Verdict, &str); 10] = [

@@ -15,10 +15,8 @@ use super::{
     attempt::{self, Attempt},
     batch::{self, Miss, Pass, Whose},
 };
-use crate::{
-    domain::{BlockNo, MeterId, Position, SystemTitle, Verdict},
-    keyring::{BlockTable, Found, KeyringError, SharedError, scrub_stack},
-};
+use crate::keyring::{BlockTable, Found, KeyringError, SharedError, scrub_stack};
+use kms_core::{BlockNo, MeterId, Position, SystemTitle, Verdict};
 
 /// Blocks that one batch opens, and ids that it looks up, at the same time. The door to the HSM bounds
 /// all batches together.

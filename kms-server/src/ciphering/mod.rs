@@ -17,11 +17,11 @@ mod token;
 use std::sync::Arc;
 
 use crate::{
-    domain::{SecuritySetup, SystemTitle, Verdict},
     hsm::Hsm,
     keyring::{BlockTable, Keyring},
     telemetry::metrics::{Page, Source},
 };
+use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
 /// How the caller named the meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,10 +9,8 @@ use super::{
     attempt::TokenTry,
     batch::{Asked, Pass},
 };
-use crate::{
-    domain::{KeyId, Verdict},
-    hsm::{GcmOpen, NotAuthentic, TokenError, WrappedKey},
-};
+use crate::hsm::{GcmOpen, NotAuthentic, TokenError, WrappedKey};
+use kms_core::{KeyId, Verdict};
 
 /// Keys that one batch has the token work with at the same time.
 const AT_ONCE: usize = 4;

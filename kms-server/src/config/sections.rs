@@ -16,12 +16,12 @@ use super::{
 };
 use crate::{
     audit,
-    domain::BlockCount,
     hsm::{self, OaepHash},
     keyring, lifecycle,
     rpc::{self, MetricsConfig, Policy, TlsConfig},
     telemetry,
 };
+use kms_core::BlockCount;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -18,15 +18,13 @@ use super::{
     GcmOpen, ImportKey, NotAuthentic, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
-use crate::{
-    domain::{
-        BlockSecret, ClearKey, SealedKek,
-        audit::{PublicKey, Signature},
-    },
-    telemetry::{
-        catalogue,
-        metrics::{Label, Page, Source},
-    },
+use crate::telemetry::{
+    catalogue,
+    metrics::{Label, Page, Source},
+};
+use kms_core::{
+    BlockSecret, ClearKey, SealedKek,
+    audit::{PublicKey, Signature},
 };
 
 /// Random bytes asked for in one call: more is a mistake.

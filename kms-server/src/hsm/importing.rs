@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use sha2::{Digest as _, Sha256};
 
 use super::{OaepHash, TokenError};
-use crate::domain::{Fingerprint, Kcv, SealedKek};
+use kms_core::{Fingerprint, Kcv, SealedKek};
 
 /// Keys that one call takes at most, so that others come in between: on a busy machine SoftHSM took a
 /// third of a second for as many, block keys included.

@@ -9,7 +9,7 @@ pub mod pkcs11;
 
 use std::{error::Error as StdError, fmt};
 
-use crate::domain::{
+use kms_core::{
     BlockSecret, ClearKey, KeyId, SealedKek,
     audit::{PublicKey, Signature},
 };

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::domain::{
+use kms_core::{
     BlockNo, BlockSecret, ClearKey, DomainId, Fingerprint, Head, Kcv, KeyId, RecordMac,
     StoredRecord, SystemTitle, block::Digest, record,
 };

@@ -8,13 +8,11 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::{
-    domain::{
-        BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
-        RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
-        freshness::BlockMark, record::Tombstone,
-    },
-    store::{BlockChange, IndexEntry, RecordChange, StoreError},
+use crate::store::{BlockChange, IndexEntry, RecordChange, StoreError};
+use kms_core::{
+    BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
+    RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
+    freshness::BlockMark, record::Tombstone,
 };
 
 use super::{

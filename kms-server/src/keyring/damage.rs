@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Keyring;
-use crate::domain::{BlockNo, MeterId, SystemTitle};
+use kms_core::{BlockNo, MeterId, SystemTitle};
 
 /// Damaged records that are kept by title, of a block; the others are counted.
 const TITLES_A_BLOCK: usize = 16;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{Directory, Keyring, KeyringError, ResidentMeter};
-use crate::domain::{MeterId, Record, SystemTitle};
+use kms_core::{MeterId, Record, SystemTitle};
 
 /// What can be said of a meter id.
 #[derive(Clone, Debug, PartialEq, Eq)]

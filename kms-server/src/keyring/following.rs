@@ -22,10 +22,8 @@ use tokio::{
 };
 
 use super::{BlockTable, Keyring, KeyringError};
-use crate::{
-    domain::{BlockNo, Position},
-    store::{FollowBlocks, Positions, StoreError},
-};
+use crate::store::{FollowBlocks, Positions, StoreError};
+use kms_core::{BlockNo, Position};
 
 /// Blocks read anew at the same time: enough to keep one core verifying while others wait for the
 /// database.

@@ -6,10 +6,10 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use zeroize::Zeroizing;
 
 use crate::{
-    domain::{BlockNo, BlockSecret, DomainRecord, Head, Position, Sequence},
     hsm::Hsm,
     store::{BlockChange, SealedSecret},
 };
+use kms_core::{BlockNo, BlockSecret, DomainRecord, Head, Position, Sequence};
 
 use super::{
     KeyringError,

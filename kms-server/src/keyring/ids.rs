@@ -6,7 +6,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use crate::domain::SystemTitle;
+use kms_core::SystemTitle;
 
 /// Shards, so that a change of one block keeps few readers waiting.
 const SHARDS: usize = 64;

@@ -30,12 +30,12 @@ use arc_swap::ArcSwap;
 use tokio::sync::OnceCell;
 
 use crate::{
-    domain::{
-        BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, Position, SystemTitle,
-        freshness::Freshness, ports::Clock, record::RecordTooLong,
-    },
     hsm::{Hsm, TokenError},
     store::{AuditedStore, ReadStore, StoreError},
+};
+use kms_core::{
+    BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, Position, SystemTitle, freshness::Freshness,
+    ports::Clock, record::RecordTooLong,
 };
 
 use arena::{Arena, ArenaError};

@@ -4,12 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{
-    domain::{
-        BlockNo, Head, Record, RecordKey, StoredRecord, SystemTitle,
-        freshness::{BlockMark, NotFresh},
-    },
-    store::{StoreError, StoredBlock},
+use crate::store::{StoreError, StoredBlock};
+use kms_core::{
+    BlockNo, Head, Record, RecordKey, StoredRecord, SystemTitle,
+    freshness::{BlockMark, NotFresh},
 };
 
 use super::{

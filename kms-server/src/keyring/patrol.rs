@@ -6,10 +6,8 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    domain::BlockNo,
-    store::{DamagedRow, Positions},
-};
+use crate::store::{DamagedRow, Positions};
+use kms_core::BlockNo;
 
 use super::{Keyring, KeyringError, Memory, SharedError};
 

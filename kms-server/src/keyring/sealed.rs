@@ -8,13 +8,11 @@ use super::{
     Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys,
     changing::WRAP_KEY_LEN, scrub::scrub_stack,
 };
-use crate::{
-    domain::{BlockNo, ClearKey, DomainId, Fingerprint, SealedKek, test_keys},
-    hsm::{
-        ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
-        TokenError,
-    },
+use crate::hsm::{
+    ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
+    TokenError,
 };
+use kms_core::{BlockNo, ClearKey, DomainId, Fingerprint, SealedKek, test_keys};
 
 /// How often the token is asked for keys that it garbles.
 const ATTEMPTS_MAX: usize = 3;

@@ -6,12 +6,10 @@
 //! and holds all that most meters have: title, one GUEK, one GAK, policy. Nothing here changes after
 //! it was built; a change of the block builds a new table.
 
-use crate::{
-    domain::{
-        BlockNo, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
-        Protection, SecuritySetup, SystemTitle, block::spread,
-    },
-    hsm::WrappedKey,
+use crate::hsm::WrappedKey;
+use kms_core::{
+    BlockNo, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position, Protection,
+    SecuritySetup, SystemTitle, block::spread,
 };
 
 use super::{

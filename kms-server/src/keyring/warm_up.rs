@@ -10,7 +10,8 @@ use std::{
 
 use tokio::{sync::Mutex, task::JoinSet};
 
-use crate::{domain::BlockNo, store::StoreError};
+use crate::store::StoreError;
+use kms_core::BlockNo;
 
 use super::{Keyring, KeyringError, block_keys::SUBKEYS_LEN};
 

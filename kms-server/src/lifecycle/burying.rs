@@ -1,7 +1,7 @@
 //! Burying a meter whose record is damaged: the supported way to be rid of it.
 
 use super::{Lifecycle, LifecycleError, TRIES};
-use crate::domain::{
+use kms_core::{
     BlockNo, ChangeMark, RecordKey, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Subject},
     record::Tombstone,

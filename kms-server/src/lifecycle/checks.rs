@@ -1,7 +1,7 @@
 //! What can be said of an import line without looking at anything else.
 
 use super::{Config, ImportRules, KeyValue, NewKey, NewMeter, Refusal};
-use crate::domain::{KeyKind, KeyState, MeterRecord, Protection, SecuritySetup, test_keys};
+use kms_core::{KeyKind, KeyState, MeterRecord, Protection, SecuritySetup, test_keys};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;

@@ -10,13 +10,12 @@ use super::{
     values::Values,
 };
 use crate::{
-    domain::{
-        BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record,
-        SystemTitle,
-        audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
-    },
     keyring::{Change, Found, KeyringError},
     store::StoreError,
+};
+use kms_core::{
+    BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
 };
 
 /// A line that is under way.

@@ -7,10 +7,10 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{Lifecycle, LifecycleError, MeterView};
 use crate::{
-    domain::{BlockNo, MeterId, Record, SystemTitle},
     keyring::{Found, KeyringError},
     store::MeterPlace,
 };
+use kms_core::{BlockNo, MeterId, Record, SystemTitle};
 
 /// Blocks of a page that are read at the same time.
 const AT_ONCE: usize = 8;

@@ -8,12 +8,10 @@ use super::{
     ImportRules, NewKey, NewMeter, Refusal,
     checks::{protection_of, refusal},
 };
-use crate::{
-    domain::{
-        ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
-        Protection, SecuritySetup, record::Tombstone,
-    },
-    keyring::WrappedValue,
+use crate::keyring::WrappedValue;
+use kms_core::{
+    ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
+    Protection, SecuritySetup, record::Tombstone,
 };
 
 /// Versions that one key (a kind in a security setup) may have: four live ones, as many as are tried on

@@ -25,16 +25,16 @@ pub use standing::Readmitted;
 pub use value::{KeyValue, TakenValue};
 
 use crate::{
-    domain::{
-        BlockNo, FormerKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record,
-        SecuritySetup, SystemTitle,
-        audit::{AuditOutcome, AuditedCall, Subject},
-        ports::{Clock, Randomness},
-        record::Tombstone,
-    },
     hsm::ImportKey,
     keyring::{Doubt, Found, Keyring, KeyringError},
     store::{ReadStore, StoreError},
+};
+use kms_core::{
+    BlockNo, FormerKey, KeyKind, MeterId, MeterPolicy, MeterRecord, Protection, Record,
+    SecuritySetup, SystemTitle,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    ports::{Clock, Randomness},
+    record::Tombstone,
 };
 
 /// What `lifecycle` may do.

@@ -20,12 +20,10 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{Lifecycle, LifecycleError, Refusal, checks::refusal};
-use crate::{
-    domain::{
-        ChangeMark, FilePlace,
-        audit::{AuditEntry, Detail},
-    },
-    hsm::{ImportKey, OaepHash, TokenError},
+use crate::hsm::{ImportKey, OaepHash, TokenError};
+use kms_core::{
+    ChangeMark, FilePlace,
+    audit::{AuditEntry, Detail},
 };
 
 /// Signed before a header's body.

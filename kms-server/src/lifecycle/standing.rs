@@ -1,7 +1,7 @@
 //! What a person decides about one meter: its policy, and that a deleted one may come back.
 
 use super::{Lifecycle, LifecycleError, MeterView, Refusal, TRIES, checks::refusal};
-use crate::domain::{
+use kms_core::{
     FormerKey, MeterId, MeterPolicy, Record, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
 };

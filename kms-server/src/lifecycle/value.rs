@@ -8,10 +8,10 @@ use super::{
     importing::{Line, refused},
 };
 use crate::{
-    domain::{BlockNo, ClearKey, Fingerprint, KeyKind, Protection, SealedKek},
     hsm::TokenError,
     keyring::{Change, SealedKey, TakeError, WrappedValue},
 };
+use kms_core::{BlockNo, ClearKey, Fingerprint, KeyKind, Protection, SealedKek};
 
 /// RFC 3394: by so many bytes a wrapped key is longer than the key.
 const WRAP_OVERHEAD: usize = 8;

@@ -11,10 +11,8 @@ use std::{
 };
 
 use super::{Lifecycle, LifecycleError, Refusal, checks::refusal, importing::Line};
-use crate::{
-    domain::{BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, SystemTitle},
-    keyring::Change,
-};
+use crate::keyring::Change;
+use kms_core::{BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, SystemTitle};
 
 /// Holders of one value that are looked at, and at most named in a warning.
 const HOLDERS: u32 = 3;
@@ -51,7 +49,7 @@ impl Lifecycle {
                 // Refused by itself when its line comes.
                 let Ok(fingerprint) = self.identify(change, &title, key) else { continue };
                 let has = |record: &MeterRecord| {
-                    let same = |k: &crate::domain::KeyRecord| {
+                    let same = |k: &kms_core::KeyRecord| {
                         (k.kind, k.fingerprint) == (key.kind, fingerprint)
                     };
                     record.keys.iter().any(same)

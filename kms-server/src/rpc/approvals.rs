@@ -18,7 +18,7 @@ use super::{
     verb::Verb,
     whole::Asked,
 };
-use crate::domain::ports::Clock;
+use kms_core::ports::Clock;
 
 /// From the first call to its repetition. Long enough to ring somebody up, short enough that both
 /// still know what it was about.

@@ -15,7 +15,7 @@ use super::{
     status::Refused,
     verb::Verb,
 };
-use crate::domain::audit::{AuditOutcome, Detail, Subject};
+use kms_core::audit::{AuditOutcome, Detail, Subject};
 
 /// What waits, over the wire.
 pub(super) struct ApprovalsService {

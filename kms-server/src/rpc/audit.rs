@@ -15,12 +15,10 @@ use tokio::{sync::watch, time::timeout};
 use tonic::{Request, Response, Status, async_trait};
 
 use super::{in_order::Answers, policy::Permit, recording::Recorder, status::Refused, verb::Verb};
-use crate::{
-    audit::{Audit, AuditError, PAGE_MAX, Page, Verification},
-    domain::audit::{
-        AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, Detail, NodeId, StoredEvent,
-        Subject,
-    },
+use crate::audit::{Audit, AuditError, PAGE_MAX, Page, Verification};
+use kms_core::audit::{
+    AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, Detail, NodeId, StoredEvent,
+    Subject,
 };
 
 /// How long a follower waits before it looks again: chains of other nodes tell us nothing.

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     audit::Audit,
     ciphering::{Ciphering, Item, OpenedBatch, Outcome, Want},
-    domain::{SecuritySetup, SystemTitle, Verdict},
 };
+use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
 /// The HES's side of the wire.
 #[derive(Clone)]

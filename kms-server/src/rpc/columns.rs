@@ -4,10 +4,8 @@
 use bytes::Bytes;
 use kms_proto::v1::{ApduBatch, DecryptBatchResponse, ItemReason, VerifyMicBatchResponse};
 
-use crate::{
-    ciphering::{Item, Named, OpenedBatch, Outcome},
-    domain::{SecuritySetup, SystemTitle, Verdict},
-};
+use crate::ciphering::{Item, Named, OpenedBatch, Outcome};
+use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
 /// In bytes: a system title.
 const TITLE_LEN: usize = 8;

@@ -12,16 +12,14 @@ use std::{
 use tonic::Code;
 
 use super::{budget::Budget, connection::Peer, status::Refused, tls::Tls, verb::Verb};
-use crate::{
-    domain::ports::Clock,
-    telemetry::{
-        catalogue::{
-            CALLERS_REFUSED, CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED,
-            IN_FLIGHT_BYTES, IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX, QUEUE, REQUESTS, UNREAD,
-        },
-        metrics::{Counter, Histogram, Page, Source},
+use crate::telemetry::{
+    catalogue::{
+        CALLERS_REFUSED, CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED,
+        IN_FLIGHT_BYTES, IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX, QUEUE, REQUESTS, UNREAD,
     },
+    metrics::{Counter, Histogram, Page, Source},
 };
+use kms_core::ports::Clock;
 
 const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
 

@@ -35,7 +35,8 @@ use super::{
     verb::Verb,
     whole::Asked,
 };
-use crate::{audit::Audit, domain::ports::Clock};
+use crate::audit::Audit;
+use kms_core::ports::Clock;
 
 /// What the gate asks.
 pub(super) struct Gatekeeper {

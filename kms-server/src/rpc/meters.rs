@@ -23,15 +23,13 @@ use super::{
     verb::Verb,
     words::{self, Form},
 };
-use crate::{
-    domain::{
-        BlockNo,
-        audit::{AuditOutcome, AuditedCall, Detail, Subject},
-    },
-    lifecycle::{
-        ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Readmitted, Refusal,
-        SealedFile, SealedHeader,
-    },
+use crate::lifecycle::{
+    ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Readmitted, Refusal,
+    SealedFile, SealedHeader,
+};
+use kms_core::{
+    BlockNo,
+    audit::{AuditOutcome, AuditedCall, Detail, Subject},
 };
 
 /// What a page has unless the caller says otherwise.

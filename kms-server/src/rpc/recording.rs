@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     audit::{Audit, AuditError},
-    domain::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
     lifecycle::LifecycleError,
 };
+use kms_core::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject};
 
 /// Who asked for what.
 pub(super) fn call_of(caller: &CallerName, verb: Verb, id: Option<&RequestId>) -> AuditedCall {

@@ -38,14 +38,10 @@ use super::{
     tls::{Reloaded, Tls},
 };
 use crate::{
-    audit::Audit,
-    ciphering::Ciphering,
-    domain::{DomainRecord, ports::Clock},
-    keyring::Keyring,
-    lifecycle::Lifecycle,
-    store::ReadStore,
+    audit::Audit, ciphering::Ciphering, keyring::Keyring, lifecycle::Lifecycle, store::ReadStore,
     telemetry::metrics::Source,
 };
+use kms_core::{DomainRecord, ports::Clock};
 
 /// How often a silent client is asked whether it is still there, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));

@@ -13,11 +13,11 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{figures::Figures, policy::Permit, tls::Tls, verb::Verb};
 use crate::{
     audit::Audit,
-    domain::{DomainRecord, ports::Clock},
     hsm::TokenStatus,
     keyring::{DamageStatus, Keyring, KeyringStatus},
     store::{ReadStore, StandbyLag, StoreError},
 };
+use kms_core::{DomainRecord, ports::Clock};
 
 /// How long the database may take over its count. Short: an operator asks for the status because
 /// something hangs.
@@ -227,10 +227,10 @@ fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
 mod tests {
     use super::*;
     use crate::{
-        domain::{BlockNo, Fingerprint, Head, MeterId, SystemTitle},
         keyring::{DamagedRecord, IndexLie},
         store::{Holder, MeterPlace, StoreError, StoredBlock},
     };
+    use kms_core::{BlockNo, Fingerprint, Head, MeterId, SystemTitle};
 
     /// A database that only counts, in its way.
     enum Store {

@@ -11,7 +11,7 @@ use kms_proto::v1::{
 use prost::Message;
 
 use super::verb::Verb;
-use crate::domain::{MeterId, SystemTitle, audit::Subject};
+use kms_core::{MeterId, SystemTitle, audit::Subject};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;

@@ -29,7 +29,7 @@ use super::{
     newest::{Authority, Newest, Place},
     revocation::{self, Due},
 };
-use crate::domain::ports::Clock;
+use kms_core::ports::Clock;
 
 /// The certificates in use, and the way to newer ones.
 pub(super) struct Tls {

@@ -4,15 +4,13 @@ use bytes::Bytes;
 use kms_proto::v1;
 
 use super::status::Refused;
-use crate::{
-    domain::{
-        ClearKey, KeyKind, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Protection,
-        SecuritySetup, SystemTitle,
-    },
-    lifecycle::{
-        DamagedMeter, ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter,
-        Page, Refusal,
-    },
+use crate::lifecycle::{
+    DamagedMeter, ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter, Page,
+    Refusal,
+};
+use kms_core::{
+    ClearKey, KeyKind, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Protection,
+    SecuritySetup, SystemTitle,
 };
 
 /// Keys a meter may come with: every kind in every setup of a generous meter, in two versions.
@@ -232,7 +230,7 @@ pub(super) fn import_result(line: u64, meter_id: String, result: ImportResult) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{BlockNo, ChangeMark, Fingerprint, KeyId, KeyState, MeterRecord};
+    use kms_core::{BlockNo, ChangeMark, Fingerprint, KeyId, KeyState, MeterRecord};
 
     fn wire_meter() -> v1::NewMeter {
         v1::NewMeter {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BlockChange, IndexEntry, RecordChange, StoreError};
-use crate::domain::{BlockNo, RecordKey};
+use kms_core::{BlockNo, RecordKey};
 
 /// What each record becomes: of several changes of one record the last.
 pub(super) type Outcome<'a> = BTreeMap<(BlockNo, RecordKey), &'a RecordChange>;

@@ -8,16 +8,14 @@ use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
 };
-use crate::{
-    domain::{
-        BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
-        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
-        freshness::SignedHeadTable,
-    },
-    telemetry::{
-        catalogue::STORE,
-        metrics::{Histogram, Page, Source},
-    },
+use crate::telemetry::{
+    catalogue::STORE,
+    metrics::{Histogram, Page, Source},
+};
+use kms_core::{
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// A store that counts how long its calls take, by operation and outcome. A call whose caller goes

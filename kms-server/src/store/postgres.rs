@@ -32,7 +32,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
 };
-use crate::domain::{
+use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{BlockChange, ChainLink, StoreError};
-use crate::domain::{Position, Sequence};
+use kms_core::{Position, Sequence};
 
 /// A block stands in a commit once.
 pub const BLOCK_ONCE: &str = "a block stands in a commit only once";

@@ -30,7 +30,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, Positions, ReadStore,
     StoreError, StoredBlock, WriteStore, rules,
 };
-use crate::domain::{
+use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,

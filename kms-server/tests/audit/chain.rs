@@ -1,6 +1,6 @@
 //! 100,000 records: any deletion, change or reordering is found, tail included.
 
-use kms_server::domain::audit::{
+use kms_core::audit::{
     AuditEvent, AuditOutcome, AuditText, Broken, ChainTip, Checkpoint, Detail, NodeId, StoredEvent,
     Verifier, What, chain_hash,
 };
@@ -108,14 +108,14 @@ fn changed_fields(event: &AuditEvent) -> Vec<AuditEvent> {
         |event| event.entry.call.caller = AuditText::new("somebody"),
         |event| event.entry.call.verb = AuditText::new("Meters/ListMeters"),
         |event| event.entry.call.request_id = AuditText::new("r"),
-        |event| event.entry.subject.meter_id = kms_server::domain::MeterId::new("m").ok(),
+        |event| event.entry.subject.meter_id = kms_core::MeterId::new("m").ok(),
         |event| event.entry.subject.system_title = None,
         |event| event.entry.subject.system_title = Some(title(u64::MAX)),
-        |event| event.entry.subject.block = Some(kms_server::domain::BlockNo(0)),
+        |event| event.entry.subject.block = Some(kms_core::BlockNo(0)),
         |event| event.entry.outcome = AuditOutcome::refused(""),
         |event| event.entry.outcome = AuditOutcome::failed("X"),
         |event| event.entry.details[0].1 += 1,
-        |event| event.entry.blocks.push((kms_server::domain::BlockNo(0), 1)),
+        |event| event.entry.blocks.push((kms_core::BlockNo(0), 1)),
     ];
     changes
         .iter()

@@ -2,12 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
+use kms_core::{
+    BlockNo, Position, Sequence,
+    audit::{ChainTip, Verifier},
+};
 use kms_server::{
     audit::{Audit, Config},
-    domain::{
-        BlockNo, Position, Sequence,
-        audit::{ChainTip, Verifier},
-    },
     store::{AuditedStore as _, ReadStore as _, conformance::Scene},
 };
 

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use kms_core::{
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
+    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
+};
 use kms_server::{
     audit::AuditError,
-    domain::{
-        BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
-        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
-        freshness::SignedHeadTable,
-    },
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, ReadStore, StoreError,
         StoredBlock, WriteStore, sqlite::SqliteStore,

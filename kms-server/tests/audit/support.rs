@@ -9,18 +9,18 @@ use std::{
     time::Duration,
 };
 
+use kms_core::{
+    BlockCount, BlockSecret, ClearKey, DomainId, SealedKek,
+    audit::{
+        AuditEntry, AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, PublicKey,
+        Signature, StoredEvent, Subject,
+    },
+    freshness::{HeadTable, SignedHeadTable},
+    ports::{HeadWitness, WitnessFailed},
+};
 use kms_server::{
     app::SystemClock,
     audit::{self, Audit, Config},
-    domain::{
-        BlockCount, BlockSecret, ClearKey, DomainId, SealedKek,
-        audit::{
-            AuditEntry, AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId,
-            PublicKey, Signature, StoredEvent, Subject,
-        },
-        freshness::{HeadTable, SignedHeadTable},
-        ports::{HeadWitness, WitnessFailed},
-    },
     hsm::{
         BlockSeals, GcmOpen, Hsm, ImportsKeys, NotAuthentic, SealedKeys, Signs, TokenCare,
         TokenError, TokenStatus, WrappedKey,
@@ -203,8 +203,8 @@ pub(crate) fn entry(n: u64) -> AuditEntry {
     call.entry(n, Subject::title(title(n)), AuditOutcome::Done)
 }
 
-pub(crate) fn title(n: u64) -> kms_server::domain::SystemTitle {
-    kms_server::domain::SystemTitle::new(n.to_be_bytes())
+pub(crate) fn title(n: u64) -> kms_core::SystemTitle {
+    kms_core::SystemTitle::new(n.to_be_bytes())
 }
 
 /// All events of the test's node.

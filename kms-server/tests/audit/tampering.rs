@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use kms_core::audit::{AuditEvent, What};
 use kms_server::store::ReadStore as _;
 use kms_server::{
     audit::{Audit, AuditError},
-    domain::audit::{AuditEvent, What},
     store::AuditStore as _,
 };
 

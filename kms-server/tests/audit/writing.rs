@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use kms_core::{
+    Verdict,
+    audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, Detail, Verifier},
+};
 use kms_server::{
     audit::AuditError,
-    domain::{
-        Verdict,
-        audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, Detail, Verifier},
-    },
     store::{AuditedStore, ReadStore as _, StoreError, conformance::Scene},
 };
 
@@ -109,7 +109,7 @@ async fn a_commit_whose_caller_gives_up_runs_to_its_end() {
     assert!(audit.verify(NODE).await.unwrap().unwrap().broken.is_none());
 }
 
-fn number(entry: &kms_server::domain::audit::AuditEntry, detail: Detail) -> u64 {
+fn number(entry: &kms_core::audit::AuditEntry, detail: Detail) -> u64 {
     entry.details.iter().filter(|(of, _)| *of == detail).map(|(_, number)| number).sum()
 }
 

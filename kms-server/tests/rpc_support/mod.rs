@@ -12,12 +12,10 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use kms_server::{
-    domain::ports::Clock,
-    rpc::{
-        self, Bound, CallerName, Config, Limits, MetricsConfig, Parts, Policy, Role, RpcError,
-        TlsConfig,
-    },
+use kms_core::ports::Clock;
+use kms_server::rpc::{
+    self, Bound, CallerName, Config, Limits, MetricsConfig, Parts, Policy, Role, RpcError,
+    TlsConfig,
 };
 use prost::Message as _;
 use rcgen::{

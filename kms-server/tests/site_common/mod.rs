@@ -22,17 +22,17 @@ use dlms::{
     Envelope, FreshCounter, GeneralCipheringAad, Keys, Protection as Seal, SecurityControl, Suite,
     SystemTitle,
 };
+use kms_core::{
+    BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
+    Protection, SecuritySetup,
+    audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
+    freshness::{Freshness, HeadTable},
+    ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
+};
 use kms_server::{
     app::{OperatingSystem, SystemClock},
     audit::{self, Audit, sign_head_table},
     ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
-    domain::{
-        BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId,
-        MeterPolicy, Protection, SecuritySetup,
-        audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
-        freshness::{Freshness, HeadTable},
-        ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
-    },
     hsm::{Hsm, Token},
     keyring::{self, Keyring, founding::make_blocks},
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
@@ -257,7 +257,7 @@ impl Site {
         (outcomes.remove(0), plaintexts)
     }
 
-    pub async fn verdict(&self, apdu: &[u8]) -> kms_server::domain::Verdict {
+    pub async fn verdict(&self, apdu: &[u8]) -> kms_core::Verdict {
         self.open(apdu, Named::InApdu).await.0.verdict
     }
 }

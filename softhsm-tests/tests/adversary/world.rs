@@ -262,7 +262,7 @@ impl World {
     }
 
     fn block_of(&self, n: u64) -> i64 {
-        let blocks = kms_server::domain::BlockCount::new(64).unwrap();
+        let blocks = kms_core::BlockCount::new(64).unwrap();
         i64::from(blocks.block_of(&title(n)).0)
     }
 }

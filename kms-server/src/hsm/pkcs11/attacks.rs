@@ -24,7 +24,8 @@ use super::{
     probe::{ProbeDepth, Strict, Table},
     template::{self, Kept, OurKey, Usage},
 };
-use crate::{domain::SealedKek, hsm::Config};
+use crate::hsm::Config;
+use kms_core::SealedKek;
 
 const USE: &str = "a key used for something else gives away what it guards";
 const CHANGE: &str = "a key that can be changed or copied gains any use later";

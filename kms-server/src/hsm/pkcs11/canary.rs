@@ -18,7 +18,7 @@ use super::{
     library::Library,
     template::{self, OurKey},
 };
-use crate::domain::SealedKek;
+use kms_core::SealedKek;
 
 /// CKA_ID of a key of ours.
 pub(super) type KeyName = [u8; 16];

@@ -19,7 +19,8 @@ use super::{
     pool::{Pool, close},
     template::{self, Kept, OurKey},
 };
-use crate::{domain::SealedKek, hsm::Config};
+use crate::hsm::Config;
+use kms_core::SealedKek;
 
 /// Two canary keys and the text that one of them wraps.
 const OBJECTS_PER_PROOF: u64 = 3;

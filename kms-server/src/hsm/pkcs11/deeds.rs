@@ -248,7 +248,7 @@ pub(super) fn read_value(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::SealedKek;
+    use kms_core::SealedKek;
 
     #[test]
     fn no_attribute_of_a_template_escapes_the_variations() {

@@ -14,10 +14,8 @@ use super::{
     canary::{Keks, unwrap},
     fault::Fault,
 };
-use crate::{
-    domain::{KeyId, SealedKek},
-    hsm::WrappedKey,
-};
+use crate::hsm::WrappedKey;
+use kms_core::{KeyId, SealedKek};
 
 /// Unwrapped keys, at most `keys_max`; the longest unused goes first, and none that is in use.
 pub(super) struct Holder {

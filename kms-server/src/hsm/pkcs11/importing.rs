@@ -23,13 +23,11 @@ use super::{
     template::{self, Kept, OurKey},
     token::Pkcs11Token,
 };
-use crate::{
-    domain::{Fingerprint, SealedKek},
-    hsm::{
-        ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys,
-        Taken, TakenKey, TokenError,
-    },
+use crate::hsm::{
+    ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken,
+    TakenKey, TokenError,
 };
+use kms_core::{Fingerprint, SealedKek};
 
 /// RFC 3394 adds 8 bytes to keys of 16 and 32. SoftHSM takes other lengths too: not here.
 const WRAPPED_LENS: [usize; 2] = [24, 40];

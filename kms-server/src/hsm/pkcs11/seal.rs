@@ -13,10 +13,8 @@ use super::{
     gcm::{self, NONCE_LEN, Tag},
     token::Pkcs11Token,
 };
-use crate::{
-    domain::BlockSecret,
-    hsm::{BlockSeals, TokenError},
-};
+use crate::hsm::{BlockSeals, TokenError};
+use kms_core::BlockSecret;
 
 const VERSION: u8 = 1;
 const SEAL_LEN: usize = 1 + NONCE_LEN + BlockSecret::LEN + Tag::Full as usize;

@@ -16,10 +16,8 @@ use super::{
     template::Usage,
     token::Pkcs11Token,
 };
-use crate::{
-    domain::{ClearKey, SealedKek},
-    hsm::{GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey},
-};
+use crate::hsm::{GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey};
+use kms_core::{ClearKey, SealedKek};
 
 /// RFC 3394 adds one block of 64 bits.
 const WRAP_OVERHEAD: usize = 8;
@@ -148,7 +146,7 @@ mod in_software {
     };
     use aes_kw::{KwAes128, KwAes256};
 
-    use crate::domain::ClearKey;
+    use kms_core::ClearKey;
 
     /// RFC 3394 of 16 bytes.
     pub(super) fn wraps(key: &ClearKey, text: &[u8; 16]) -> Option<Vec<u8>> {

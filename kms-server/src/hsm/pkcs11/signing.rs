@@ -15,10 +15,8 @@ use super::{
     template::{self, Kept, OurKey},
     token::Pkcs11Token,
 };
-use crate::{
-    domain::audit::{PublicKey, Signature},
-    hsm::{Signs, TokenError},
-};
+use crate::hsm::{Signs, TokenError};
+use kms_core::audit::{PublicKey, Signature};
 
 /// DER of an OCTET STRING of 65 bytes: what CKA_EC_POINT has before the point.
 const OCTET_STRING: [u8; 2] = [0x04, 65];

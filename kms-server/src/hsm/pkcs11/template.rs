@@ -11,7 +11,7 @@ use cryptoki::{
 };
 
 use super::fault::Fault;
-use crate::domain::SealedKek;
+use kms_core::SealedKek;
 
 /// Not in the crate's list of attributes.
 pub(super) const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefined(0x4000_0212);

@@ -7,11 +7,9 @@ use super::{
     made_up::{Scene, meter},
     refused, same,
 };
-use crate::{
-    domain::audit::{
-        AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, StoredEvent, Subject,
-    },
-    store::{ChainLink, StoreError, WriteStore},
+use crate::store::{ChainLink, StoreError, WriteStore};
+use kms_core::audit::{
+    AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, StoredEvent, Subject,
 };
 
 type Store = Arc<dyn WriteStore>;

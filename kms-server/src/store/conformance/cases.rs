@@ -7,12 +7,10 @@ use super::{
     made_up::{Scene, Step, fingerprint, meter, seal, title, tombstone},
     refused_as_conflict, refused_as_taken, refused_by, same,
 };
-use crate::{
-    domain::{
-        BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence,
-        SystemTitle, freshness::SignedHeadTable,
-    },
-    store::{BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules},
+use crate::store::{BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules};
+use kms_core::{
+    BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence, SystemTitle,
+    freshness::SignedHeadTable,
 };
 
 type Store = Arc<dyn WriteStore>;

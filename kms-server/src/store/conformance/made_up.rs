@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{
-    domain::{
-        BlockNo, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, Sequence, StoredRecord,
-        SystemTitle,
-    },
-    store::{BlockChange, IndexEntry, RecordChange, SealedSecret},
+use crate::store::{BlockChange, IndexEntry, RecordChange, SealedSecret};
+use kms_core::{
+    BlockNo, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, Sequence, StoredRecord,
+    SystemTitle,
 };
 
 /// One made-up change of one meter.
@@ -43,7 +41,7 @@ impl Scene {
         &mut self,
         block: u32,
         serial: u64,
-    ) -> Result<BlockChange, crate::domain::meter::BadMeterId> {
+    ) -> Result<BlockChange, kms_core::meter::BadMeterId> {
         let mut change = self.steps(block, 1, &[meter(serial, "placeholder", &[])]);
         let meter_id = MeterId::new(&format!("meter-{serial:07}"))?;
         for record in &mut change.records {

@@ -6,12 +6,10 @@ use super::{
     columns::{array, bytes, classify, number, signed},
     write::WriteError,
 };
-use crate::{
-    domain::{
-        audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
-        freshness::SignedHeadTable,
-    },
-    store::StoreError,
+use crate::store::StoreError;
+use kms_core::{
+    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    freshness::SignedHeadTable,
 };
 
 /// Writes `events` behind the end of their chain. [`crate::store::rules::check_audit`] has passed them.

@@ -4,10 +4,8 @@ use std::io::ErrorKind;
 
 use sqlx::{Row as _, postgres::PgRow};
 
-use crate::{
-    domain::{BlockNo, Epoch, Head, Position, Sequence},
-    store::StoreError,
-};
+use crate::store::StoreError;
+use kms_core::{BlockNo, Epoch, Head, Position, Sequence};
 
 /// Integrity is checked by our own statements first: what the database still finds is no state that
 /// this program leaves behind. What it says of its own files (XX) is no such state: a read that failed

@@ -8,15 +8,13 @@ use super::{
     columns::{array, bytes, number, text},
     write::WriteError,
 };
-use crate::{
-    domain::BlockNo,
-    store::{
-        BlockChange, StoreError,
-        indexing::{
-            Entry, Outcome, Plan, Title, id_taken, living, take_dead, title_taken, titles, unpack,
-        },
+use crate::store::{
+    BlockChange, StoreError,
+    indexing::{
+        Entry, Outcome, Plan, Title, id_taken, living, take_dead, title_taken, titles, unpack,
     },
 };
+use kms_core::BlockNo;
 
 /// Brings the indexes to what `outcome` says.
 pub(super) async fn update(

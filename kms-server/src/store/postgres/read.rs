@@ -3,12 +3,12 @@
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
-use crate::{
-    domain::{
-        BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-        RecordKey, StoredRecord, SystemTitle,
-    },
-    store::{Holder, MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock},
+use crate::store::{
+    Holder, MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
+};
+use kms_core::{
+    BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
+    RecordKey, StoredRecord, SystemTitle,
 };
 
 pub(super) async fn domain(

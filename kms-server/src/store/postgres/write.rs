@@ -10,14 +10,12 @@ use super::{
     columns::{array, classify, is_conflict, number, position, signed},
     index,
 };
-use crate::{
-    domain::{BlockNo, DomainRecord, Epoch, Position, RecordKey, Sequence},
-    store::{
-        BlockChange, Founding, StoreError,
-        indexing::{self, Outcome},
-        rules,
-    },
+use crate::store::{
+    BlockChange, Founding, StoreError,
+    indexing::{self, Outcome},
+    rules,
 };
+use kms_core::{BlockNo, DomainRecord, Epoch, Position, RecordKey, Sequence};
 
 /// The channel on which servers of one database tell each other what they changed.
 pub(super) const CHANNEL: &str = "ami_kms_blocks";

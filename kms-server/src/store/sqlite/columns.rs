@@ -2,10 +2,8 @@
 
 use sqlx::{Row as _, sqlite::SqliteRow};
 
-use crate::{
-    domain::{BlockNo, Epoch, Head, Position, RecordKey, Sequence, StoredRecord},
-    store::StoreError,
-};
+use crate::store::StoreError;
+use kms_core::{BlockNo, Epoch, Head, Position, RecordKey, Sequence, StoredRecord};
 
 /// Primary result codes of SQLite (the low byte of an extended one).
 const SQLITE_IOERR: i32 = 10;

@@ -8,13 +8,11 @@ use super::{
     columns::{array, bytes, number, text},
     write::{WriteError, pieces},
 };
-use crate::{
-    domain::BlockNo,
-    store::{
-        BlockChange,
-        indexing::{Entry, Outcome, Plan, Title, id_taken, living, take_dead, titles, unpack},
-    },
+use crate::store::{
+    BlockChange,
+    indexing::{Entry, Outcome, Plan, Title, id_taken, living, take_dead, titles, unpack},
 };
+use kms_core::BlockNo;
 
 /// Brings the indexes to what `outcome` says.
 pub(super) async fn update(

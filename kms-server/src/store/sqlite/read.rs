@@ -6,12 +6,10 @@ use sqlx::{Connection as _, Row as _, SqliteConnection};
 use super::columns::{
     array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
 };
-use crate::{
-    domain::{
-        BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId,
-        StoredRecord, SystemTitle,
-    },
-    store::{Holder, MeterPlace, Positions, SealedSecret, StoreError, StoredBlock},
+use crate::store::{Holder, MeterPlace, Positions, SealedSecret, StoreError, StoredBlock};
+use kms_core::{
+    BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, StoredRecord,
+    SystemTitle,
 };
 
 pub(super) async fn domain(

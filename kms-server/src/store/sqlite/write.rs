@@ -10,14 +10,12 @@ use super::{
     columns::{array, classify, number, signed},
     index,
 };
-use crate::{
-    domain::{BlockNo, DomainRecord, Position, RecordKey},
-    store::{
-        BlockChange, Founding, StoreError,
-        indexing::{self, Outcome},
-        rules,
-    },
+use crate::store::{
+    BlockChange, Founding, StoreError,
+    indexing::{self, Outcome},
+    rules,
 };
+use kms_core::{BlockNo, DomainRecord, Position, RecordKey};
 
 /// Why a write was given up: a decision of ours, or a fault of the library. Only the second can mean
 /// that the disk failed.

@@ -1,4 +1,8 @@
-//! Nouns and rules. No IO, no clock, no threads; the ports that the floors above meet at.
+//! Nouns and rules of a key domain: keys and meters, records and blocks, the audit chain. What server,
+//! simulator and tools compute with alike.
+//!
+//! No IO, no clock, no threads, and nothing below that has any (`Cargo.toml`; a test of `kms-server` reads
+//! it): time, randomness and what is outside come in through [`ports`].
 
 pub mod audit;
 pub mod block;
