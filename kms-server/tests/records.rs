@@ -14,7 +14,7 @@ use kms_core::{
     BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterPolicy,
     MeterRecord, Protection, Record, SecuritySetup, Verdict,
     audit::{AuditOutcome, Subject},
-    record::RecordTooLong,
+    block::extending::TooLong,
 };
 use kms_server::{
     ciphering::Named,
@@ -332,9 +332,10 @@ on_a_token! {
             let site = Site::with(home, one_block()).await;
             site.import((1..4).map(meter).collect(), ImportRules::default()).await;
             let refused = commit(&site, record_with(2, vec![useless(1); 65_536])).await;
-            let Err(KeyringError::TooLong { source: RecordTooLong { what, .. }, .. }) = refused
-            else { panic!("{refused:?}") };
-            assert_eq!(what, "key versions");
+            let Err(KeyringError::TooLong(TooLong { source, .. })) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(source.what, "key versions");
             let again = Site::with(home, one_block()).await;
             for n in 1..4 {
                 assert_eq!(site.verdict(&push(n, PLAIN)).await, Verdict::Ok);

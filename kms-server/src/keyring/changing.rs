@@ -2,7 +2,7 @@
 //! that was not verified first.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, PoisonError},
 };
 
@@ -10,30 +10,24 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::store::{BlockChange, IndexEntry, RecordChange, StoreError};
 use kms_core::{
-    BlockNo, ClearKey, Fingerprint, Head, Kcv, KeyId, KeyKind, Position, Protection, Record,
-    RecordKey, SealedKek, Sequence, StoredRecord, SystemTitle, audit::AuditEntry,
-    freshness::BlockMark, record::Tombstone,
+    BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
+    StoredRecord, SystemTitle,
+    audit::AuditEntry,
+    block::{
+        extending::{Extension, Staged, TooLong},
+        keys::{BlockKeys, WRAP_KEY_LEN},
+    },
+    record::Tombstone,
 };
 
-use super::{
-    Keyring, KeyringError,
-    block_keys::{self, BlockKeys},
-    opening::{Unsealed, Verified},
-};
-
-/// The `wrap` key, the first of the subkeys, in bytes.
-pub(super) const WRAP_KEY_LEN: usize = 32;
+use super::{Keyring, KeyringError, opening::Unsealed};
 
 /// A block under change: no other writer of this process has it. Dropped without
 /// [`Keyring::commit`], it leaves no trace.
 pub struct Change {
-    block: BlockNo,
     unsealed: Unsealed,
-    head: Head,
-    records: BTreeMap<RecordKey, StoredRecord>,
-    damaged: Vec<RecordKey>,
-    staged: BTreeMap<RecordKey, Record>,
-    _only_writer: OwnedMutexGuard<()>,
+    staged: Staged,
+    only_writer: OwnedMutexGuard<()>,
 }
 
 /// A clear key as its record will have it.
@@ -50,7 +44,7 @@ pub struct WrappedValue {
 impl Change {
     /// Which block.
     pub fn block(&self) -> BlockNo {
-        self.block
+        self.staged.base().block()
     }
 
     /// The block's `wrap` key, where it lies in the arena.
@@ -65,39 +59,29 @@ impl Change {
 
     /// The record of this meter as it stands, staged changes included.
     pub fn record(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
-        let key = RecordKey::meter(title);
-        if let Some(staged) = self.staged.get(&key) {
-            return Ok(Some(staged.clone()));
-        }
-        read_record(self.block, title, self.records.get(&key), &self.damaged)
+        let record = self.staged.record(title);
+        record.map_err(|why| KeyringError::unreadable(self.block(), *title, why))
     }
 
     /// Under which keys the block has damaged records with this title: those of a wrong MAC, and an
     /// authentic one that can't be read.
     pub fn damaged_keys(&self, title: &SystemTitle) -> Vec<RecordKey> {
-        let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
-        let mut keys: Vec<RecordKey> = wrong.collect();
-        let key = RecordKey::meter(title);
-        let unreadable = |record: &StoredRecord| Record::decode(&record.body).is_err();
-        if !keys.contains(&key) && self.records.get(&key).is_some_and(unreadable) {
-            keys.push(key);
-        }
-        keys
+        self.staged.base().unreadable(title)
     }
 
     /// Whether the block has a record under this key, of whatever kind.
     pub fn has(&self, key: &RecordKey) -> bool {
-        self.records.contains_key(key)
+        self.staged.base().has(key)
     }
 
     /// Stages a tombstone in the place of a record that can't be read.
     pub fn bury(&mut self, key: RecordKey, tombstone: Tombstone) {
-        self.staged.insert(key, Record::Tombstone(tombstone));
+        self.staged.bury(key, tombstone);
     }
 
     /// Stages a record: written by [`Keyring::commit`].
     pub fn put(&mut self, record: Record) {
-        self.staged.insert(record.key(), record);
+        self.staged.put(record);
     }
 
     /// Whether anything is staged.
@@ -110,61 +94,20 @@ impl Change {
         self.unsealed.keys.secret_fingerprint(title, secret)
     }
 
-    /// The head that results, and the records that lead to it, in sequence order.
-    fn seal_records(&self, keyring: &Keyring) -> Result<(Head, Vec<StoredRecord>), KeyringError> {
-        let old = self.head.position;
-        let (keys, secret_version) = (&self.unsealed.keys, self.unsealed.secret_version);
-        let mut position = Position { epoch: keyring.domain.epoch, sequence: old.sequence };
-        let mut scratch = Vec::with_capacity(512);
-        let mut records = Vec::with_capacity(self.staged.len());
-        for (key, record) in &self.staged {
-            position.sequence = Sequence(position.sequence.0 + 1);
-            // One that has no encoding is not written: the block stays as it is.
-            let body = record.encode().map_err(|source| KeyringError::TooLong {
-                system_title: key.system_title(),
-                source,
-            })?;
-            let mut stored =
-                StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
-            stored.mac = keys.record_mac(self.block, &stored, &mut scratch);
-            records.push(stored);
+    /// What the store is to do, so that the block becomes what `extension` of it is.
+    fn commit_of(&self, extension: &Extension) -> BlockChange {
+        let both = self.staged.records().zip(&extension.records);
+        let change = |(record, stored): (&Record, &StoredRecord)| RecordChange {
+            record: stored.clone(),
+            index: index_of(record),
+        };
+        BlockChange {
+            expected: Some(self.staged.base().head().position),
+            head: extension.head.clone(),
+            seals: Vec::new(),
+            records: both.map(change).collect(),
         }
-        let mut macs: BTreeMap<_, _> =
-            self.records.iter().map(|(key, record)| (*key, &record.mac)).collect();
-        macs.extend(records.iter().map(|record| (record.key, &record.mac)));
-        let mut head = Head {
-            block: self.block,
-            secret_version,
-            position,
-            count: macs.len() as u32,
-            digest: block_keys::digest(macs.into_values()),
-            mac: [0; 16],
-        };
-        head.mac = keys.head_mac(&head);
-        Ok((head, records))
     }
-}
-
-/// What a verified block says of a title.
-fn read_record(
-    block: BlockNo,
-    title: &SystemTitle,
-    stored: Option<&StoredRecord>,
-    damaged: &[RecordKey],
-) -> Result<Option<Record>, KeyringError> {
-    let system_title = *title;
-    let Some(stored) = stored else {
-        // It may be one of those whose key was changed.
-        return match damaged.len() {
-            0 => Ok(None),
-            damaged => Err(KeyringError::RecordMissing { block, system_title, damaged }),
-        };
-    };
-    if damaged.contains(&stored.key) {
-        return Err(KeyringError::RecordDamaged { block, system_title });
-    }
-    let record = Record::decode(&stored.body);
-    record.map(Some).map_err(|_| KeyringError::RecordDamaged { block, system_title })
 }
 
 fn index_of(record: &Record) -> IndexEntry {
@@ -207,26 +150,11 @@ impl Keyring {
         entries: Vec<AuditEntry>,
     ) -> Result<(), KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
-        let sealed: Vec<_> =
-            changes.iter().map(|change| change.seal_records(self)).collect::<Result<_, _>>()?;
-        let commits: Vec<BlockChange> = changes
-            .iter()
-            .zip(&sealed)
-            .map(|(change, (head, records))| BlockChange {
-                expected: Some(change.head.position),
-                head: head.clone(),
-                seals: Vec::new(),
-                records: change
-                    .staged
-                    .values()
-                    .zip(records)
-                    .map(|(record, stored)| RecordChange {
-                        record: stored.clone(),
-                        index: index_of(record),
-                    })
-                    .collect(),
-            })
-            .collect();
+        let epoch = self.domain.epoch;
+        let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
+        let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
+        let commits: Vec<BlockChange> =
+            changes.iter().zip(&sealed).map(|(change, new)| change.commit_of(new)).collect();
         if commits.is_empty() && entries.is_empty() {
             return Ok(());
         }
@@ -243,21 +171,17 @@ impl Keyring {
 
     /// Builds the tables of what was just committed. If one can't be built (the arena is full), its
     /// block is closed: the next who asks opens it, or hears why not.
-    fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<(Head, Vec<StoredRecord>)>) {
+    fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<Extension>) {
         let mut tables = Vec::with_capacity(changes.len());
         let mut writers = Vec::with_capacity(changes.len());
-        for (mut change, (head, records)) in changes.into_iter().zip(sealed) {
-            let block = change.block;
-            let (position, digest) = (head.position, head.digest);
-            self.freshness.know(&BlockMark { block, position, digest });
-            change.records.extend(records.into_iter().map(|record| (record.key, record)));
-            let records = change.records.into_values().collect();
+        for (Change { unsealed, staged, only_writer }, extension) in changes.into_iter().zip(sealed)
+        {
             // A damaged record that was buried is one no more.
-            change.damaged.retain(|key| !change.staged.contains_key(key));
-            let titles: Vec<_> = change.damaged.iter().map(RecordKey::system_title).collect();
-            self.damage.set_changed(block, &titles);
-            let verified = Verified { head, records, damaged: change.damaged };
-            let table = match self.build(&verified, change.unsealed, false) {
+            let verified = staged.extended(extension);
+            let block = verified.block();
+            self.freshness.know(&verified.mark());
+            self.damage.set_changed(block, &verified.damaged_titles());
+            let table = match self.build(&verified, unsealed, false) {
                 Ok(table) => Some(Arc::new(table)),
                 Err(error) => {
                     tracing::warn!(block = block.0, %error, "a changed block is closed");
@@ -265,7 +189,7 @@ impl Keyring {
                 }
             };
             tables.push((block, table));
-            writers.push(change._only_writer);
+            writers.push(only_writer);
         }
         self.publish(tables);
         // Only now may the next writer, or an opening, look at these blocks.
@@ -285,11 +209,10 @@ impl Keyring {
         block: BlockNo,
         titles: &[SystemTitle],
     ) -> Result<Vec<Result<Option<Record>, KeyringError>>, KeyringError> {
-        let (_, Verified { records, damaged, .. }) = self.verified(block).await?;
+        let (_, verified) = self.verified(block).await?;
         let read = |title: &SystemTitle| {
-            let key = RecordKey::meter(title);
-            let at = records.binary_search_by_key(&key, |record| record.key).ok();
-            read_record(block, title, at.map(|at| &records[at]), &damaged)
+            let record = verified.record(title);
+            record.map_err(|why| KeyringError::unreadable(block, *title, why))
         };
         Ok(titles.iter().map(read).collect())
     }
@@ -299,16 +222,8 @@ impl Keyring {
         block: BlockNo,
         only_writer: OwnedMutexGuard<()>,
     ) -> Result<Change, KeyringError> {
-        let (unsealed, Verified { head, records, damaged }) = self.verified(block).await?;
-        Ok(Change {
-            block,
-            unsealed,
-            head,
-            records: records.into_iter().map(|record| (record.key, record)).collect(),
-            damaged,
-            staged: BTreeMap::new(),
-            _only_writer: only_writer,
-        })
+        let (unsealed, verified) = self.verified(block).await?;
+        Ok(Change { unsealed, staged: Staged::on(verified), only_writer })
     }
 
     /// Wraps a clear key for its meter's record: under the block's `wrap` key, a sealed KEK in the
@@ -321,7 +236,7 @@ impl Keyring {
         (kind, protection): (KeyKind, Protection),
         value: ClearKey,
     ) -> Result<WrappedValue, KeyringError> {
-        let block = change.block;
+        let block = change.block();
         let keys = &change.unsealed.keys;
         let unfit = || KeyringError::Damaged {
             block,

@@ -9,12 +9,12 @@ use crate::{
     hsm::Hsm,
     store::{BlockChange, SealedSecret},
 };
-use kms_core::{BlockNo, BlockSecret, DomainRecord, Head, Position, Sequence};
-
-use super::{
-    KeyringError,
-    block_keys::{self, BlockKeys, SUBKEYS_LEN},
+use kms_core::{
+    BlockNo, BlockSecret, DomainRecord,
+    block::keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
 };
+
+use super::KeyringError;
 
 /// The first version of a block's secret.
 const FIRST_SECRET: u32 = 1;
@@ -53,22 +53,14 @@ async fn make(
         bytes.copy_from_slice(&random);
         Ok(())
     })?;
-    let (id, kek_id) = (&domain.domain, hsm.status().site_kek_id);
+    let place = SecretPlace { domain: &domain.domain, block, secret_version: FIRST_SECRET };
+    let kek_id = hsm.status().site_kek_id;
     let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
-    block_keys::derive_subkeys(id, block, FIRST_SECRET, &secret, &mut subkeys[..]);
-    let place = block_keys::seal_place(id, block, FIRST_SECRET, &kek_id);
-    let (_secret, sealed) = hsm.seal(place, secret).await.map_err(token)?;
-    let keys = BlockKeys::new(*id, &subkeys[..]);
+    place.derive_subkeys(&secret, &mut subkeys[..]);
+    let (_secret, sealed) = hsm.seal(place.seal_aad(&kek_id), secret).await.map_err(token)?;
+    let keys = BlockKeys::new(domain.domain, &subkeys[..]);
     let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
-    let mut head = Head {
-        block,
-        secret_version: FIRST_SECRET,
-        position: Position { epoch: domain.epoch, sequence: Sequence(0) },
-        count: 0,
-        digest: block_keys::digest(std::iter::empty()),
-        mac: [0; 16],
-    };
-    head.mac = keys.head_mac(&head);
+    let head = keys.first_head(block, FIRST_SECRET, domain.epoch);
     let seals = vec![SealedSecret { secret_version: FIRST_SECRET, kek_id, sealed }];
     Ok(BlockChange { expected: None, head, seals, records: Vec::new() })
 }

@@ -6,7 +6,6 @@
 //! [`following`] opens anew what other servers changed.
 
 pub mod arena;
-mod block_keys;
 mod changing;
 mod damage;
 mod figures;
@@ -34,8 +33,14 @@ use crate::{
     store::{AuditedStore, ReadStore, StoreError},
 };
 use kms_core::{
-    BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, Position, SystemTitle, freshness::Freshness,
-    ports::Clock, record::RecordTooLong,
+    BlockNo, ClearKey, DomainRecord, Fingerprint, Kcv, Position, SystemTitle,
+    block::{
+        extending::TooLong,
+        keys,
+        verified::{Refused, Unreadable},
+    },
+    freshness::Freshness,
+    ports::Clock,
 };
 
 use arena::{Arena, ArenaError};
@@ -124,13 +129,8 @@ pub enum KeyringError {
         damaged: usize,
     },
     /// A meter's record has no encoding. Nothing was written.
-    #[error("meter {system_title}: {source}; nothing was changed")]
-    TooLong {
-        /// Which meter.
-        system_title: SystemTitle,
-        /// What is too long.
-        source: RecordTooLong,
-    },
+    #[error("{0}; nothing was changed")]
+    TooLong(#[from] TooLong),
     /// The stored block is older than one that this process has seen.
     #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
     Stale {
@@ -144,6 +144,28 @@ pub enum KeyringError {
 }
 
 impl KeyringError {
+    /// Nothing of a block is believed.
+    fn refused(block: BlockNo, refused: Refused) -> Self {
+        match refused {
+            Refused::Older { newest, found } => Self::Stale { block, seen: newest, found },
+            Refused::Head
+            | Refused::Count
+            | Refused::Order
+            | Refused::Digest
+            | Refused::Forked(_) => Self::Damaged { block, what: refused.to_string() },
+        }
+    }
+
+    /// A block does not say what it has of a meter.
+    fn unreadable(block: BlockNo, system_title: SystemTitle, why: Unreadable) -> Self {
+        match why {
+            Unreadable::Damaged => Self::RecordDamaged { block, system_title },
+            Unreadable::OneOfDamaged(damaged) => {
+                Self::RecordMissing { block, system_title, damaged }
+            }
+        }
+    }
+
     /// All blocks are made by `init`, and none is ever removed.
     fn missing(block: BlockNo) -> Self {
         let what = "it is missing: deleted outside this service; restore it from a backup";
@@ -171,7 +193,7 @@ impl KeyringError {
             | Self::Damaged { .. }
             | Self::RecordDamaged { .. }
             | Self::RecordMissing { .. }
-            | Self::TooLong { .. }
+            | Self::TooLong(_)
             | Self::Stale { .. } => false,
         }
     }
@@ -297,7 +319,7 @@ impl Keyring {
 
     /// Identity and check value of an AES key in this domain; `None`: not 16 or 32 bytes.
     pub fn identify(&self, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
-        block_keys::identify(&self.domain.domain, key)
+        keys::identify(&self.domain.domain, key)
     }
 
     /// Figures for people.

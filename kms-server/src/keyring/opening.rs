@@ -6,14 +6,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::store::{StoreError, StoredBlock};
 use kms_core::{
-    BlockNo, Head, Record, RecordKey, StoredRecord, SystemTitle,
-    freshness::{BlockMark, NotFresh},
+    BlockNo, Head, Record,
+    block::{
+        keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
+        verified::Verified,
+    },
 };
 
 use super::{
     BlockTable, Keyring, KeyringError, RETRY_AFTER_MS, SharedError,
     arena::Segment,
-    block_keys::{self, BlockKeys, SUBKEYS_LEN},
     scrub::scrub_stack,
     table::{self, Row},
 };
@@ -36,15 +38,6 @@ pub(super) struct Unsealed {
     pub(super) subkeys: Segment,
     pub(super) keys: BlockKeys,
     pub(super) secret_version: u32,
-}
-
-/// A block that was read and verified.
-pub(super) struct Verified {
-    pub(super) head: Head,
-    /// In key order.
-    pub(super) records: Vec<StoredRecord>,
-    /// Records that are not what was written although the block's digest holds.
-    pub(super) damaged: Vec<RecordKey>,
 }
 
 impl Keyring {
@@ -100,7 +93,7 @@ impl Keyring {
 
     /// The head of a block as it is stored, all of it verified.
     pub async fn verified_head(&self, block: BlockNo) -> Result<Head, KeyringError> {
-        self.verified(block).await.map(|(_, verified)| verified.head)
+        self.verified(block).await.map(|(_, verified)| verified.head().clone())
     }
 
     /// The block as it is stored, its subkeys beside it: verified, or the reason is remembered.
@@ -170,17 +163,18 @@ impl Keyring {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
         } else {
             let domain = &self.domain.domain;
-            let place = block_keys::seal_place(domain, block, secret_version, &kek_id);
+            let place = SecretPlace { domain, block, secret_version };
+            let aad = place.seal_aad(&kek_id);
             // A head that is not authentic may be the token's answer and not the database's: it is asked
             // once more before anybody is blamed.
             for _ in 0..ANSWERS_MAX {
                 let secret = self
                     .hsm
-                    .open(place.clone(), seal.sealed.clone())
+                    .open(aad.clone(), seal.sealed.clone())
                     .await
                     .map_err(|source| KeyringError::Token { block, source })?;
                 let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
-                block_keys::derive_subkeys(domain, block, secret_version, &secret, out);
+                place.derive_subkeys(&secret, out);
                 let keys = BlockKeys::new(*domain, out);
                 if keys.is_some_and(|keys| keys.head_is_authentic(&stored.head)) {
                     break;
@@ -204,44 +198,22 @@ impl Keyring {
         Ok(Unsealed { subkeys, keys, secret_version })
     }
 
-    /// Verifies head, freshness, digest and every record (invariant 5).
+    /// Verifies head, freshness, digest and every record (invariant 5), and tells what is damaged.
     fn verify(&self, stored: StoredBlock, keys: &BlockKeys) -> Result<Verified, KeyringError> {
         let StoredBlock { head, seals: _, records } = stored;
         let block = head.block;
-        let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
-        if !keys.head_is_authentic(&head) {
-            return Err(damaged("its head was changed outside this service"));
-        }
-        if records.len() != head.count as usize {
-            return Err(damaged("a record was added or removed outside this service"));
-        }
-        if !records.is_sorted_by(|a, b| a.key < b.key) {
-            return Err(damaged("its records are not in key order"));
-        }
-        if block_keys::digest(records.iter().map(|record| &record.mac)) != head.digest {
-            return Err(damaged("its records are not those that its head was made for"));
-        }
-        self.check_fresh(&head)?;
-        let mut scratch = Vec::with_capacity(512);
-        let damaged: Vec<RecordKey> = records
-            .iter()
-            .filter(|record| {
-                record.position > head.position
-                    || record.secret_version != head.secret_version
-                    || !keys.record_is_authentic(block, record, &mut scratch)
-            })
-            .map(|record| record.key)
-            .collect();
-        for key in &damaged {
+        let verified = Verified::of(head, records, keys, &self.freshness)
+            .map_err(|refused| KeyringError::refused(block, refused))?;
+        let titles = verified.damaged_titles();
+        for title in &titles {
             tracing::error!(
                 block = block.0,
-                system_title = %hex::encode_upper(key.system_title().as_bytes()),
+                system_title = %hex::encode_upper(title.as_bytes()),
                 "a record was changed outside this service; its meter is not served"
             );
         }
-        let titles: Vec<SystemTitle> = damaged.iter().map(RecordKey::system_title).collect();
         self.damage.set_changed(block, &titles);
-        Ok(Verified { head, records, damaged })
+        Ok(verified)
     }
 
     /// Fills a table from what was verified.
@@ -251,13 +223,10 @@ impl Keyring {
         unsealed: Unsealed,
         may_close_others: bool,
     ) -> Result<BlockTable, KeyringError> {
-        let block = verified.head.block;
-        let mut meters = Vec::with_capacity(verified.records.len());
+        let block = verified.block();
+        let mut meters = Vec::with_capacity(verified.head().count as usize);
         let mut unreadable = Vec::new();
-        for record in &verified.records {
-            if verified.damaged.contains(&record.key) {
-                continue;
-            }
+        for record in verified.authentic() {
             match Record::decode(&record.body) {
                 Ok(Record::Meter(meter)) if Record::key_of(&meter) == record.key => {
                     meters.push(meter);
@@ -268,7 +237,7 @@ impl Keyring {
             }
         }
         // Behind the meters: a title whose kind was changed must not come before a meter's own.
-        let damaged = verified.damaged.iter().map(|key| Row::Damaged(key.system_title()));
+        let damaged = verified.damaged_titles().into_iter().map(Row::Damaged);
         let rows: Vec<Row<'_>> = meters
             .iter()
             .map(|meter| Row::Meter(meter, self.ids.tag(meter.meter_id.as_str())))
@@ -277,7 +246,7 @@ impl Keyring {
             .collect();
         let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
         piece.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
-        let position = verified.head.position;
+        let position = verified.head().position;
         let (table, unopened) =
             BlockTable::build(position, unsealed.secret_version, piece, &unsealed.keys, &rows);
         // RFC 3394 leaves the halves of the last key that was unwrapped.
@@ -291,20 +260,6 @@ impl Keyring {
         unreadable.extend(unopened);
         self.damage.set_unreadable(block, &unreadable);
         Ok(table)
-    }
-
-    /// Refuses a block that is older than what is known of it, or another one of the same place; and
-    /// remembers it. Its head is authentic.
-    fn check_fresh(&self, head: &Head) -> Result<(), KeyringError> {
-        let (block, found) = (head.block, head.position);
-        let mark = BlockMark { block, position: found, digest: head.digest };
-        self.freshness.admit(&mark).map_err(|error| match error {
-            NotFresh::Older(seen) => KeyringError::Stale { block, seen, found },
-            NotFresh::Forked => {
-                let what = format!("at {found} it has other records than it had there before");
-                KeyringError::Damaged { block, what }
-            }
-        })
     }
 
     fn not_refused(&self) -> Result<(), KeyringError> {

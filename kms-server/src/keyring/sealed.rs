@@ -4,15 +4,16 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{
-    Change, Keyring, KeyringError, WrappedValue, arena::Segment, block_keys,
-    changing::WRAP_KEY_LEN, scrub::scrub_stack,
-};
+use super::{Change, Keyring, KeyringError, WrappedValue, arena::Segment, scrub::scrub_stack};
 use crate::hsm::{
     ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
     TokenError,
 };
-use kms_core::{BlockNo, ClearKey, DomainId, Fingerprint, SealedKek, test_keys};
+use kms_core::{
+    BlockNo, ClearKey, DomainId, Fingerprint, SealedKek,
+    block::keys::{self, WRAP_KEY_LEN},
+    test_keys,
+};
 
 /// How often the token is asked for keys that it garbles.
 const ATTEMPTS_MAX: usize = 3;
@@ -71,10 +72,10 @@ impl Keyring {
     pub async fn take_keys(
         &self,
         wrapped_file_key: &[u8],
-        keys: &[SealedKey<'_>],
+        sealed: &[SealedKey<'_>],
     ) -> Result<Vec<Option<WrappedValue>>, TakeError> {
-        let mut values = Vec::with_capacity(keys.len());
-        for group in keys.chunks(KEYS_PER_CALL_MAX) {
+        let mut values = Vec::with_capacity(sealed.len());
+        for group in sealed.chunks(KEYS_PER_CALL_MAX) {
             values.extend(self.take_group(wrapped_file_key, group).await?);
         }
         Ok(values)
@@ -123,7 +124,7 @@ impl Keyring {
             let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
             open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
                 change.keys().unwrap_into(&value.wrapped, place).is_ok()
-                    && block_keys::identify_bytes(&self.domain.domain, place)
+                    && keys::identify_bytes(&self.domain.domain, place)
                         .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
             });
             scratch = Some(room);
@@ -135,12 +136,12 @@ impl Keyring {
     fn job(
         &self,
         wrapped_file_key: &[u8],
-        keys: &[SealedKey<'_>],
+        sealed: &[SealedKey<'_>],
     ) -> Result<TakeKeys, KeyringError> {
         let mut places: HashMap<BlockNo, usize> = HashMap::new();
         let mut wrap_keys: Vec<LockedKey> = Vec::new();
-        let mut values = Vec::with_capacity(keys.len());
-        for SealedKey { change, under, wrapped } in keys {
+        let mut values = Vec::with_capacity(sealed.len());
+        for SealedKey { change, under, wrapped } in sealed {
             let under = match (under, places.get(&change.block())) {
                 (Some(kek), _) => StoreUnder::Kek(*kek),
                 (None, Some(place)) => StoreUnder::Block(*place),
@@ -156,7 +157,7 @@ impl Keyring {
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
-            fingerprint_label: block_keys::fingerprint_label(&self.domain.domain),
+            fingerprint_label: keys::fingerprint_label(&self.domain.domain),
             wrap_keys,
             keys: values,
         })

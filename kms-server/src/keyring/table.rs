@@ -9,12 +9,15 @@
 use crate::hsm::WrappedKey;
 use kms_core::{
     BlockNo, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position, Protection,
-    SecuritySetup, SystemTitle, block::spread,
+    SecuritySetup, SystemTitle,
+    block::{
+        keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
+        spread,
+    },
 };
 
 use super::{
     arena::{Segment, prefetch},
-    block_keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
     ids::IdTag,
 };
 

@@ -11,9 +11,9 @@ use std::{
 use tokio::{sync::Mutex, task::JoinSet};
 
 use crate::store::StoreError;
-use kms_core::BlockNo;
+use kms_core::{BlockNo, block::keys::SUBKEYS_LEN};
 
-use super::{Keyring, KeyringError, block_keys::SUBKEYS_LEN};
+use super::{Keyring, KeyringError};
 
 /// Blocks opened before the directory is changed: each change copies as many pointers as there are
 /// blocks.

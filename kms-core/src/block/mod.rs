@@ -1,4 +1,17 @@
 //! Key blocks: the unit of wrapping, writing, replication, proof and sharding.
+//!
+//! Here the nouns; below, the rules: [`keys`] derives what a block is MACed and wrapped under,
+//! [`verified`] believes what is stored or names what is wrong, [`extending`] adds our own changes,
+//! [`accepting`] takes a peer's over as they are, [`proof`] shows a peer that a block opens here.
+
+pub mod accepting;
+pub mod extending;
+pub mod keys;
+pub mod proof;
+pub mod verified;
+
+#[cfg(test)]
+mod rules_tests;
 
 use std::fmt;
 

@@ -11,9 +11,9 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use kms_core::{
-    BlockNo, BlockSecret, ClearKey, DomainId, Fingerprint, Head, Kcv, KeyId, RecordMac,
-    StoredRecord, SystemTitle, block::Digest, record,
+use crate::{
+    BlockNo, BlockSecret, ClearKey, DomainId, Epoch, Fingerprint, Head, Kcv, KeyId, Position,
+    RecordMac, Sequence, StoredRecord, SystemTitle, block::Digest, record,
 };
 
 /// What a block secret's children are for. Each has its own HKDF label (RFC 5869).
@@ -25,56 +25,83 @@ enum Purpose {
     Mac,
     /// AES-GCM sealing of secrets of free length.
     Seal,
+    /// MACs that show a peer that the block opens here.
+    Proof,
 }
 
-/// Bytes that the subkeys of one block take in the arena.
-pub(super) const SUBKEYS_LEN: usize = 3 * 32;
-
-/// Derives the subkeys into `out`, which lies in the arena: `wrap`, `mac`, `seal`, 32 bytes each.
-/// (`proof` and `local` are derived by whoever proves or counts.)
-pub(super) fn derive_subkeys(
-    domain: &DomainId,
-    block: BlockNo,
-    secret_version: u32,
-    secret: &BlockSecret,
-    out: &mut [u8],
-) {
-    let hkdf = Hkdf::<Sha256>::new(Some(&domain.0), secret.expose_block_secret_bytes());
-    for (purpose, subkey) in
-        [Purpose::Wrap, Purpose::Mac, Purpose::Seal].into_iter().zip(out.chunks_exact_mut(32))
-    {
-        let label: &[u8] = match purpose {
-            Purpose::Wrap => b"ami.kms/block/1/wrap",
-            Purpose::Mac => b"ami.kms/block/1/mac",
-            Purpose::Seal => b"ami.kms/block/1/seal",
-        };
-        let info = [label, &block.0.to_be_bytes(), &secret_version.to_be_bytes()].concat();
-        // Fails only for more than 255 hashes of output; a subkey is one.
-        let expanded = hkdf.expand(&info, subkey);
-        debug_assert!(expanded.is_ok());
+impl Purpose {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Wrap => b"ami.kms/block/1/wrap",
+            Self::Mac => b"ami.kms/block/1/mac",
+            Self::Seal => b"ami.kms/block/1/seal",
+            Self::Proof => b"ami.kms/block/1/proof",
+        }
     }
 }
 
-/// What a seal of a block secret is bound to.
-pub(super) fn seal_place(
-    domain: &DomainId,
-    block: BlockNo,
-    secret_version: u32,
-    kek_id: &[u8; 16],
-) -> Vec<u8> {
-    [
-        b"ami.kms/seal/1".as_slice(),
-        &domain.0,
-        &block.0.to_be_bytes(),
-        &secret_version.to_be_bytes(),
-        kek_id,
-    ]
-    .concat()
+/// Which secret, and where it is at home: what its children are bound to.
+#[derive(Clone, Copy, Debug)]
+pub struct SecretPlace<'a> {
+    /// The key domain.
+    pub domain: &'a DomainId,
+    /// The block.
+    pub block: BlockNo,
+    /// Of the secret.
+    pub secret_version: u32,
+}
+
+/// The `wrap` key, the first of the subkeys, in bytes.
+pub const WRAP_KEY_LEN: usize = 32;
+
+/// Bytes that the subkeys of one block take in the arena.
+pub const SUBKEYS_LEN: usize = 3 * 32;
+
+impl SecretPlace<'_> {
+    /// Derives the subkeys into `out`, which lies in the arena: `wrap`, `mac`, `seal`, 32 bytes each.
+    /// (`proof` and `local` are derived by whoever proves or counts.)
+    pub fn derive_subkeys(&self, secret: &BlockSecret, out: &mut [u8]) {
+        let purposes = [Purpose::Wrap, Purpose::Mac, Purpose::Seal];
+        self.derive(secret, purposes.into_iter().zip(out.chunks_exact_mut(32)));
+    }
+
+    /// The subkey that proofs are made with.
+    pub(super) fn derive_proof_key(&self, secret: &BlockSecret) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        self.derive(secret, [(Purpose::Proof, &mut key[..])].into_iter());
+        key
+    }
+
+    fn derive<'k>(
+        &self,
+        secret: &BlockSecret,
+        subkeys: impl Iterator<Item = (Purpose, &'k mut [u8])>,
+    ) {
+        let hkdf = Hkdf::<Sha256>::new(Some(&self.domain.0), secret.expose_block_secret_bytes());
+        let (block, version) = (self.block.0.to_be_bytes(), self.secret_version.to_be_bytes());
+        for (purpose, subkey) in subkeys {
+            // Fails only for more than 255 hashes of output; a subkey is one.
+            let expanded = hkdf.expand(&[purpose.label(), &block, &version].concat(), subkey);
+            debug_assert!(expanded.is_ok());
+        }
+    }
+
+    /// What a seal of the secret under this KEK is bound to.
+    pub fn seal_aad(&self, kek_id: &[u8; 16]) -> Vec<u8> {
+        [
+            b"ami.kms/seal/1".as_slice(),
+            &self.domain.0,
+            &self.block.0.to_be_bytes(),
+            &self.secret_version.to_be_bytes(),
+            kek_id,
+        ]
+        .concat()
+    }
 }
 
 /// The subkeys, expanded for use. Short-lived: made from the arena for one opening or one change,
 /// wiped with it.
-pub(super) struct BlockKeys {
+pub struct BlockKeys {
     domain: DomainId,
     wrap: KwAes256,
     mac: Cmac<aes::Aes256>,
@@ -83,11 +110,11 @@ pub(super) struct BlockKeys {
 
 /// A stored value that does not open under its block's keys, although its MAC verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DoesNotOpen;
+pub struct DoesNotOpen;
 
 impl BlockKeys {
-    /// From [`SUBKEYS_LEN`] bytes as [`derive_subkeys`] wrote them.
-    pub(super) fn new(domain: DomainId, subkeys: &[u8]) -> Option<Self> {
+    /// From [`SUBKEYS_LEN`] bytes as [`SecretPlace::derive_subkeys`] wrote them.
+    pub fn new(domain: DomainId, subkeys: &[u8]) -> Option<Self> {
         let (wrap, rest) = subkeys.split_at_checked(32)?;
         let (mac, rest) = rest.split_at_checked(32)?;
         Some(Self {
@@ -99,7 +126,7 @@ impl BlockKeys {
     }
 
     /// A record's MAC. `scratch` is reused from record to record.
-    pub(super) fn record_mac(
+    pub fn record_mac(
         &self,
         block: BlockNo,
         record: &StoredRecord,
@@ -109,13 +136,22 @@ impl BlockKeys {
         self.cmac(scratch)
     }
 
+    /// The head of a block that has no records yet.
+    pub fn first_head(&self, block: BlockNo, secret_version: u32, epoch: Epoch) -> Head {
+        let position = Position { epoch, sequence: Sequence(0) };
+        let digest = digest(std::iter::empty());
+        let mut head = Head { block, secret_version, position, count: 0, digest, mac: [0; 16] };
+        head.mac = self.head_mac(&head);
+        head
+    }
+
     /// A head's MAC.
-    pub(super) fn head_mac(&self, head: &Head) -> RecordMac {
+    pub fn head_mac(&self, head: &Head) -> RecordMac {
         self.cmac(&record::head_mac_input(&self.domain, head))
     }
 
     /// Whether a record is what this block's writer wrote, at this position.
-    pub(super) fn record_is_authentic(
+    pub fn record_is_authentic(
         &self,
         block: BlockNo,
         record: &StoredRecord,
@@ -125,26 +161,26 @@ impl BlockKeys {
     }
 
     /// Whether a head is what this block's writer wrote.
-    pub(super) fn head_is_authentic(&self, head: &Head) -> bool {
+    pub fn head_is_authentic(&self, head: &Head) -> bool {
         self.head_mac(head).ct_eq(&head.mac).into()
     }
 
     /// Unwraps a key of protection `MEMORY` into its final place, which has exactly its length.
-    pub(super) fn unwrap_into(&self, wrapped: &[u8], out: &mut [u8]) -> Result<(), DoesNotOpen> {
+    pub fn unwrap_into(&self, wrapped: &[u8], out: &mut [u8]) -> Result<(), DoesNotOpen> {
         let unwrapped = self.wrap.unwrap_key(wrapped, out).map_err(|_| DoesNotOpen)?;
         debug_assert_eq!(unwrapped.len() + 8, wrapped.len());
         Ok(())
     }
 
     /// Wraps an AES key of 16 or 32 bytes (RFC 3394).
-    pub(super) fn wrap_key(&self, key: &ClearKey) -> Result<Vec<u8>, DoesNotOpen> {
+    pub fn wrap_key(&self, key: &ClearKey) -> Result<Vec<u8>, DoesNotOpen> {
         let mut wrapped = vec![0; key.len() + 8];
         self.wrap.wrap_key(key.expose_clear_key_bytes(), &mut wrapped).map_err(|_| DoesNotOpen)?;
         Ok(wrapped)
     }
 
     /// Seals a secret of free length for one meter and one key id: nonce ‖ ciphertext ‖ tag.
-    pub(super) fn seal_secret(
+    pub fn seal_secret(
         &self,
         title: &SystemTitle,
         id: &KeyId,
@@ -159,7 +195,7 @@ impl BlockKeys {
 
     /// Opens what [`BlockKeys::seal_secret`] made.
     #[cfg(test)]
-    pub(super) fn open_secret(
+    pub fn open_secret(
         &self,
         title: &SystemTitle,
         id: &KeyId,
@@ -173,7 +209,7 @@ impl BlockKeys {
 
     /// Identity of a secret of free length. Such a secret may be guessed, so it is compared under
     /// the block's `mac` key: within its meter, not across the domain.
-    pub(super) fn secret_fingerprint(&self, title: &SystemTitle, secret: &ClearKey) -> Fingerprint {
+    pub fn secret_fingerprint(&self, title: &SystemTitle, secret: &ClearKey) -> Fingerprint {
         let secret = Zeroizing::new(
             [
                 b"ami.kms/fingerprint/secret/1".as_slice(),
@@ -197,7 +233,7 @@ fn secret_place(title: &SystemTitle, id: &KeyId) -> Vec<u8> {
 }
 
 /// SHA-256 over MACs in key order.
-pub(super) fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
+pub fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
     let mut hash = Sha256::new();
     for mac in macs {
         hash.update(mac);
@@ -206,17 +242,17 @@ pub(super) fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
 }
 
 /// What a key's fingerprint is the CMAC of.
-pub(super) fn fingerprint_label(domain: &DomainId) -> Vec<u8> {
+pub fn fingerprint_label(domain: &DomainId) -> Vec<u8> {
     [b"ami.kms/fingerprint/1".as_slice(), &domain.0].concat()
 }
 
 /// Identity of an AES key's value within its domain, and its check value. `None`: not 16 or 32 bytes.
-pub(super) fn identify(domain: &DomainId, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
+pub fn identify(domain: &DomainId, key: &ClearKey) -> Option<(Fingerprint, Kcv)> {
     identify_bytes(domain, key.expose_clear_key_bytes())
 }
 
 /// The same, of a key where it lies.
-pub(super) fn identify_bytes(domain: &DomainId, key: &[u8]) -> Option<(Fingerprint, Kcv)> {
+pub fn identify_bytes(domain: &DomainId, key: &[u8]) -> Option<(Fingerprint, Kcv)> {
     let fingerprint = cmac_under(key, &fingerprint_label(domain))?;
     let [a, b, c, d, e, ..] = cmac_under(key, &[0; 16])?;
     Some((Fingerprint(fingerprint), [a, b, c, d, e]))
@@ -249,8 +285,10 @@ mod tests {
         })
         .unwrap();
         let mut subkeys = [0; SUBKEYS_LEN];
-        derive_subkeys(&DomainId([1; 16]), BlockNo(block), version, &secret, &mut subkeys);
-        BlockKeys::new(DomainId([1; 16]), &subkeys).unwrap()
+        let domain = DomainId([1; 16]);
+        let place = SecretPlace { domain: &domain, block: BlockNo(block), secret_version: version };
+        place.derive_subkeys(&secret, &mut subkeys);
+        BlockKeys::new(domain, &subkeys).unwrap()
     }
 
     #[test]

@@ -1,0 +1,196 @@
+//! Blocks as they are stored, believed or refused (invariant 5). Whoever holds a [`Verified`] may build on it.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    BlockNo, Head, Position, Record, RecordKey, StoredRecord, SystemTitle,
+    freshness::{BlockMark, Freshness, NotFresh},
+};
+
+use super::{
+    Digest,
+    extending::Extension,
+    keys::{BlockKeys, digest},
+};
+
+/// A block of which head, freshness, digest and records were verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    pub(super) head: Head,
+    /// In key order.
+    pub(super) records: Vec<StoredRecord>,
+    /// In key order, too.
+    pub(super) damaged: Vec<RecordKey>,
+}
+
+/// Why nothing of a block is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The head's MAC is wrong.
+    #[error("its head was changed outside this service")]
+    Head,
+    /// There are more or fewer records than the head says.
+    #[error("a record was added or removed outside this service")]
+    Count,
+    /// Two records have one key, or they are out of order.
+    #[error("its records are not in key order")]
+    Order,
+    /// The records' MACs are not those that the head was made over.
+    #[error("its records are not those that its head was made for")]
+    Digest,
+    /// It is authentic, and older than one that is known.
+    #[error("it went back from {newest} to {found}")]
+    Older {
+        /// Where the newest one stands that is known.
+        newest: Position,
+        /// Where this one stands.
+        found: Position,
+    },
+    /// It is authentic, and so was another one at the same place.
+    #[error("at {0} it has other records than it had there before")]
+    Forked(Position),
+}
+
+/// Why a verified block does not say what it has of a meter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// The meter's record is not what was written.
+    #[error("its record was changed outside this service")]
+    Damaged,
+    /// There is none, and one of so many damaged records may have been it: a key is under its MAC, too.
+    #[error("there is none, and {0} of its block's records were changed outside this service")]
+    OneOfDamaged(usize),
+}
+
+impl Verified {
+    /// Verifies a block, all of it; `freshness` remembers where it stands. A record whose body alone was
+    /// changed takes out its own meter and no other: see [`Verified::damaged`].
+    pub fn of(
+        head: Head,
+        records: Vec<StoredRecord>,
+        keys: &BlockKeys,
+        freshness: &Freshness,
+    ) -> Result<Self, Refused> {
+        check_head(&head, &records, keys)?;
+        let mark = BlockMark { block: head.block, position: head.position, digest: head.digest };
+        freshness.admit(&mark).map_err(|error| match error {
+            NotFresh::Older(newest) => Refused::Older { newest, found: head.position },
+            NotFresh::Forked => Refused::Forked(head.position),
+        })?;
+        let mut scratch = Vec::with_capacity(512);
+        let authentic = |record: &StoredRecord, scratch: &mut Vec<u8>| {
+            record.position <= head.position
+                && record.secret_version == head.secret_version
+                && keys.record_is_authentic(head.block, record, scratch)
+        };
+        let wrong = records.iter().filter(|record| !authentic(record, &mut scratch));
+        let damaged = wrong.map(|record| record.key).collect();
+        Ok(Self { head, records, damaged })
+    }
+
+    /// What it says of itself.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Which block.
+    pub fn block(&self) -> BlockNo {
+        self.head.block
+    }
+
+    /// Where it stands, to be remembered.
+    pub fn mark(&self) -> BlockMark {
+        let Head { block, position, digest, .. } = self.head;
+        BlockMark { block, position, digest }
+    }
+
+    /// The records that are not what was written although the block's digest holds.
+    pub fn damaged(&self) -> &[RecordKey] {
+        &self.damaged
+    }
+
+    /// The titles that [`Verified::damaged`] ones stand under, each of which may be what was changed.
+    pub fn damaged_titles(&self) -> Vec<SystemTitle> {
+        self.damaged.iter().map(RecordKey::system_title).collect()
+    }
+
+    /// All records that are what was written, in key order.
+    pub fn authentic(&self) -> impl Iterator<Item = &StoredRecord> {
+        self.records.iter().filter(|record| self.damaged.binary_search(&record.key).is_err())
+    }
+
+    /// Whether there is a record under this key, damaged or not.
+    pub fn has(&self, key: &RecordKey) -> bool {
+        self.stored(key).is_some()
+    }
+
+    /// The record of a meter; `None`: it has none here.
+    pub fn record(&self, title: &SystemTitle) -> Result<Option<Record>, Unreadable> {
+        let Some(stored) = self.stored(&RecordKey::meter(title)) else {
+            return match self.damaged.len() {
+                0 => Ok(None),
+                damaged => Err(Unreadable::OneOfDamaged(damaged)),
+            };
+        };
+        if self.damaged.binary_search(&stored.key).is_ok() {
+            return Err(Unreadable::Damaged);
+        }
+        Record::decode(&stored.body).map(Some).map_err(|_| Unreadable::Damaged)
+    }
+
+    /// Under which keys there are records of this title that can't be read: those of a wrong MAC, and an
+    /// authentic one of no schema that we know.
+    pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {
+        let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
+        let mut keys: Vec<RecordKey> = wrong.collect();
+        let key = RecordKey::meter(title);
+        let strange = |record: &StoredRecord| Record::decode(&record.body).is_err();
+        if !keys.contains(&key) && self.stored(&key).is_some_and(strange) {
+            keys.push(key);
+        }
+        keys
+    }
+
+    pub(super) fn stored(&self, key: &RecordKey) -> Option<&StoredRecord> {
+        let at = self.records.binary_search_by_key(key, |record| record.key).ok()?;
+        self.records.get(at)
+    }
+
+    /// This block with the records of `extension` in the place of those of their keys, and its head.
+    #[must_use]
+    pub fn extended(mut self, extension: Extension) -> Self {
+        for record in extension.records {
+            self.damaged.retain(|key| *key != record.key);
+            match self.records.binary_search_by_key(&record.key, |old| old.key) {
+                Ok(at) => self.records[at] = record,
+                Err(at) => self.records.insert(at, record),
+            }
+        }
+        self.head = extension.head;
+        self
+    }
+
+    /// How many records there are with these in the place of those of their keys, and the digest over all.
+    pub(super) fn counted_with(&self, new: &[StoredRecord]) -> (u32, Digest) {
+        let mut macs: BTreeMap<_, _> =
+            self.records.iter().map(|record| (record.key, &record.mac)).collect();
+        macs.extend(new.iter().map(|record| (record.key, &record.mac)));
+        (macs.len() as u32, digest(macs.into_values()))
+    }
+}
+
+fn check_head(head: &Head, records: &[StoredRecord], keys: &BlockKeys) -> Result<(), Refused> {
+    if !keys.head_is_authentic(head) {
+        return Err(Refused::Head);
+    }
+    if records.len() != head.count as usize {
+        return Err(Refused::Count);
+    }
+    if !records.is_sorted_by(|a, b| a.key < b.key) {
+        return Err(Refused::Order);
+    }
+    if digest(records.iter().map(|record| &record.mac)) != head.digest {
+        return Err(Refused::Digest);
+    }
+    Ok(())
+}
