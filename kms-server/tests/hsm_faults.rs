@@ -60,6 +60,20 @@ fn intruder() -> Session {
 }
 
 on_a_token! {
+    fn a_token_that_was_read_by_half_is_read_again(home) {
+        let connect = || Pkcs11Token::connect(home.faulty(), home.canaries());
+        for code in ["0x102", "0x5"] {
+            home.faults().set(&format!("C_Login return={code} times=3")).unwrap();
+            assert_eq!(connect().unwrap().status().fault, None, "{code}");
+            home.faults().set(&format!("C_Login return={code} times=3")).unwrap();
+            assert!(probe(&home.faulty(), Some(&home.canaries()), ProbeDepth::Start).is_ok(), "{code}");
+            home.faults().set(&format!("C_Login return={code}")).unwrap();
+            let reason = unreachable(connect());
+            assert!(reason.starts_with("C_Login: CKR_"), "{reason}");
+            home.faults().clear().unwrap();
+        }
+    }
+
     fn a_token_directory_that_goes_and_comes_back_is_used_again_in_a_new_epoch(home) {
         let token = home.token();
         let sealed = token.seal(b"p", &secret()).unwrap();

@@ -24,6 +24,9 @@ pub(super) enum Fault {
     Refused(String),
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
+    /// As [`Fault::Broken`], for what the library read of the token's files while another process wrote them:
+    /// it stays so until the library is initialised anew. No PIN was compared.
+    HalfRead(String),
     /// As [`Fault::Broken`], and what is wrong stays so: the token or its library is not the right one.
     Unfit(String),
 }
@@ -83,6 +86,7 @@ impl Fault {
             Self::Busy => "no session is free".to_owned(),
             Self::Dirty(reason)
             | Self::Broken(reason)
+            | Self::HalfRead(reason)
             | Self::Refused(reason)
             | Self::Unfit(reason) => reason.clone(),
         }

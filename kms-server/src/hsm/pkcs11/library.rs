@@ -76,6 +76,9 @@ fn not_initialised(error: &Error) -> String {
     }
 }
 
+/// How often the library is initialised anew because it had read half of a token.
+const READ_TRIES: u32 = 5;
+
 /// How often a token's information is asked for, and the pause between.
 const TOKEN_INFO_TRIES: u32 = 4;
 const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
@@ -162,6 +165,20 @@ impl Library {
         step();
         gate.initialised = true;
         Ok(())
+    }
+
+    /// Carries out `work`, and again after initialising the library anew where it had read half of a token.
+    pub(super) fn whole<T>(&self, work: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+        for _ in 1..READ_TRIES {
+            match work() {
+                Err(Fault::HalfRead(_)) => {
+                    let epoch = self.enter().epoch;
+                    self.restart(epoch)?;
+                }
+                outcome => return outcome,
+            }
+        }
+        work()
     }
 
     /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
@@ -266,6 +283,14 @@ impl Library {
             )) => {
                 refused.insert(label.clone());
                 Err(never_again())
+            }
+            // Of a token that was found by its label and has keys of ours: SoftHSM says so of one that another
+            // process writes, as a login does.
+            Err(error @ Error::Pkcs11(RvError::UserPinNotInitialized, _)) => {
+                Err(Fault::HalfRead(ckr(&error)))
+            }
+            Err(error @ Error::Pkcs11(RvError::GeneralError, _)) if config.sync_dir.is_some() => {
+                Err(Fault::HalfRead(ckr(&error)))
             }
             Err(error) => Err(Fault::Broken(ckr(&error))),
         }

@@ -194,7 +194,8 @@ pub fn probe(
 ) -> Result<ProbeReport, TokenError> {
     let library = Library::load(&config.module).map_err(|fault| not_connected(&fault))?;
     library.start().map_err(|fault| not_connected(&fault))?;
-    run(&library, config, canaries, depth).map_err(|fault| not_connected(&fault))
+    let probed = library.whole(|| run(&library, config, canaries, depth));
+    probed.map_err(|fault| not_connected(&fault))
 }
 
 impl Pkcs11Token {

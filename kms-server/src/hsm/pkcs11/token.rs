@@ -230,28 +230,28 @@ impl Pkcs11Token {
     }
 }
 
-/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM
-/// does not see a token that came later.
+/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM does not
+/// see a token that came later.
 fn first_connection(
     library: &Library,
     config: &Config,
     canaries: &Canaries,
 ) -> Result<Connection, Fault> {
     let fresh = library.start()?;
-    if fresh {
-        find_token(library, &config.token_label)?;
-    }
     let open = || {
+        if fresh {
+            find_token(library, &config.token_label)?;
+        }
         let gate = library.enter();
-        let epoch = gate.epoch;
-        Connection::open(library, config, canaries, epoch).map_err(|fault| (epoch, fault))
+        Connection::open(library, config, canaries, gate.epoch)
     };
-    open().or_else(|(epoch, fault)| {
+    let epoch = library.enter().epoch;
+    library.whole(open).or_else(|fault| {
         if fresh || matches!(fault, Fault::Refused(_)) {
             return Err(fault);
         }
         library.restart(epoch)?;
-        open().map_err(|(_, fault)| fault)
+        open()
     })
 }
 
