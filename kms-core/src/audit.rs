@@ -168,66 +168,41 @@ impl AuditOutcome {
     }
 }
 
-macro_rules! details {
-    ($($(#[$doc:meta])* $name:ident = $number:literal $word:literal;)*) => {
-        /// What a number in an event counts. The numbers are those of the wire.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u8)]
-        pub enum Detail {
-            $($(#[$doc])* $name = $number,)*
-        }
-
-        impl Detail {
-            /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
-            /// As people read it.
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
-            }
-        }
-    };
-}
-
-details! {
-    /// Meters that an import made.
-    Created = 1 "created";
-    /// Meters that an import changed.
-    Updated = 2 "updated";
-    /// Lines of an import that brought nothing new.
-    Unchanged = 3 "unchanged";
-    /// Lines of an import that were refused.
-    Refused = 4 "refused";
-    /// Key versions that a meter gained.
-    KeysAdded = 5 "keys_added";
-    /// Things that were shown or, in a record of traffic, APDUs.
-    Items = 6 "items";
-    /// Where a list began.
-    After = 7 "after";
-    /// Length of the interval that a record of traffic sums up.
-    IntervalMs = 8 "interval_ms";
-    /// 1: everything was checked and nothing changed.
-    DryRun = 9 "dry_run";
-    /// Of `items`, those in blocks that have no row of their own.
-    ItemsInOtherBlocks = 10 "items_in_other_blocks";
-    /// Of `items`, those that named no system title.
-    ItemsWithoutBlock = 11 "items_without_block";
-    /// What became of the items of a record of traffic: the number of the verdict.
-    Verdict = 12 "verdict";
-    /// The number under which a call waited for its second person.
-    Approval = 13 "approval";
-    /// Which sealed file a meter came from: the beginning of its header's SHA-256.
-    SealedFile = 14 "sealed_file";
-    /// Who signed it: the beginning of SHA-256 over his public key.
-    SealedSigner = 15 "sealed_signer";
-    /// Which chunk of it, from 0.
-    SealedChunk = 16 "sealed_chunk";
-}
-
-impl Detail {
-    /// The detail with this number.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.iter().copied().find(|detail| *detail as u8 == number)
+crate::numbered! {
+    /// What a number in an event counts. The numbers are those of the wire.
+    pub enum Detail "detail" {
+        /// Meters that an import made.
+        Created = 1 "created",
+        /// Meters that an import changed.
+        Updated = 2 "updated",
+        /// Lines of an import that brought nothing new.
+        Unchanged = 3 "unchanged",
+        /// Lines of an import that were refused.
+        RefusedLines = 4 "refused",
+        /// Key versions that a meter gained.
+        KeysAdded = 5 "keys_added",
+        /// Things that were shown or, in a record of traffic, APDUs.
+        Items = 6 "items",
+        /// Where a list began.
+        After = 7 "after",
+        /// Length of the interval that a record of traffic sums up.
+        IntervalMs = 8 "interval_ms",
+        /// 1: everything was checked and nothing changed.
+        DryRun = 9 "dry_run",
+        /// Of `items`, those in blocks that have no row of their own.
+        ItemsInOtherBlocks = 10 "items_in_other_blocks",
+        /// Of `items`, those that named no system title.
+        ItemsWithoutBlock = 11 "items_without_block",
+        /// What became of the items of a record of traffic: the number of the verdict.
+        Verdict = 12 "verdict",
+        /// The number under which a call waited for its second person.
+        Approval = 13 "approval",
+        /// Which sealed file a meter came from: the beginning of its header's SHA-256.
+        SealedFile = 14 "sealed_file",
+        /// Who signed it: the beginning of SHA-256 over his public key.
+        SealedSigner = 15 "sealed_signer",
+        /// Which chunk of it, from 0.
+        SealedChunk = 16 "sealed_chunk",
     }
 }
 

@@ -12,46 +12,33 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// What a key is for: COSEM class 64 key ids, dedicated keys, association secrets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum KeyKind {
-    /// Global unicast encryption key.
-    Guek = 1,
-    /// Global broadcast encryption key.
-    Gbek = 2,
-    /// Global authentication key: additional data, never an AES key.
-    Gak = 3,
-    /// Key encryption key (master key).
-    Kek = 4,
-    /// Encryption key of one association.
-    Dedicated = 5,
-    /// Secret of HLS mechanisms 2, 3, 4, 6; of free length.
-    HlsSecret = 6,
-    /// Password of LLS, mechanism 1; of free length.
-    LlsPassword = 7,
+crate::numbered! {
+    /// What a key is for: COSEM class 64 key ids, dedicated keys, association secrets.
+    pub enum KeyKind "kind" {
+        /// Global unicast encryption key.
+        Guek = 1 "GUEK",
+        /// Global broadcast encryption key.
+        Gbek = 2 "GBEK",
+        /// Global authentication key: additional data, never an AES key.
+        Gak = 3 "GAK",
+        /// Key encryption key (master key).
+        Kek = 4 "KEK",
+        /// Encryption key of one association.
+        Dedicated = 5 "DEDICATED",
+        /// Secret of HLS mechanisms 2, 3, 4, 6; of free length.
+        HlsSecret = 6 "HLS_SECRET",
+        /// Password of LLS, mechanism 1; of free length.
+        LlsPassword = 7 "LLS_PASSWORD",
+    }
 }
 
 impl KeyKind {
-    /// All kinds.
-    pub const ALL: [Self; 7] = [
-        Self::Guek,
-        Self::Gbek,
-        Self::Gak,
-        Self::Kek,
-        Self::Dedicated,
-        Self::HlsSecret,
-        Self::LlsPassword,
-    ];
-
-    /// The kind with this number in records and on the wire.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
-    }
-
     /// Whether its value has the length of an AES key: 16 or 32 bytes.
     pub const fn is_cipher_key(self) -> bool {
-        !matches!(self, Self::HlsSecret | Self::LlsPassword)
+        match self {
+            Self::Guek | Self::Gbek | Self::Gak | Self::Kek | Self::Dedicated => true,
+            Self::HlsSecret | Self::LlsPassword => false,
+        }
     }
 
     /// The protection levels that make sense for it. A KEK is never in server memory; a GAK is
@@ -70,49 +57,40 @@ impl KeyKind {
     pub const fn default_protection(self) -> Protection {
         match self {
             Self::Kek => Protection::Hsm,
-            _ => Protection::Memory,
+            Self::Guek
+            | Self::Gbek
+            | Self::Gak
+            | Self::Dedicated
+            | Self::HlsSecret
+            | Self::LlsPassword => Protection::Memory,
         }
     }
 }
 
-impl fmt::Display for KeyKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Guek => "GUEK",
-            Self::Gbek => "GBEK",
-            Self::Gak => "GAK",
-            Self::Kek => "KEK",
-            Self::Dedicated => "DEDICATED",
-            Self::HlsSecret => "HLS_SECRET",
-            Self::LlsPassword => "LLS_PASSWORD",
-        })
+crate::numbered! {
+    /// Where a key's clear bytes may be.
+    pub enum Protection "protection" {
+        /// Used only inside the token.
+        Hsm = 1 "HSM",
+        /// Released into locked memory of the server, for throughput.
+        Memory = 2 "MEMORY",
     }
 }
 
-/// Where a key's clear bytes may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Protection {
-    /// Used only inside the token.
-    Hsm = 1,
-    /// Released into locked memory of the server, for throughput.
-    Memory = 2,
-}
-
-/// Where a key is in its life (NIST SP 800-57 part 1, KMIP).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum KeyState {
-    /// Stored; not yet confirmed by the meter.
-    PreActive = 1,
-    /// Protects and opens.
-    Active = 2,
-    /// Opens what was protected before; protects nothing.
-    Deactivated = 3,
-    /// Known to others. Opens nothing, protects nothing.
-    Compromised = 4,
-    /// The live copies are gone; the record stays.
-    Destroyed = 5,
+crate::numbered! {
+    /// Where a key is in its life (NIST SP 800-57 part 1, KMIP).
+    pub enum KeyState "state" {
+        /// Stored; not yet confirmed by the meter.
+        PreActive = 1 "PRE_ACTIVE",
+        /// Protects and opens.
+        Active = 2 "ACTIVE",
+        /// Opens what was protected before; protects nothing.
+        Deactivated = 3 "DEACTIVATED",
+        /// Known to others. Opens nothing, protects nothing.
+        Compromised = 4 "COMPROMISED",
+        /// The live copies are gone; the record stays.
+        Destroyed = 5 "DESTROYED",
+    }
 }
 
 /// What can happen to a key.
@@ -139,15 +117,6 @@ pub struct IllegalStep {
 }
 
 impl KeyState {
-    /// All states.
-    pub const ALL: [Self; 5] =
-        [Self::PreActive, Self::Active, Self::Deactivated, Self::Compromised, Self::Destroyed];
-
-    /// The state with this number in records and on the wire.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| *state as u8 == number)
-    }
-
     /// The state after `event`. A key's whole life is these rows (SP 800-57 part 1, section 7).
     pub const fn after(self, event: KeyEvent) -> Result<Self, IllegalStep> {
         use KeyEvent::{Activate, Compromise, Deactivate, Destroy};
@@ -163,7 +132,10 @@ impl KeyState {
     /// Whether a key in this state may open what a meter sent. A pre-active one may: a meter whose
     /// confirmation was lost already uses it.
     pub const fn may_open(self) -> bool {
-        matches!(self, Self::PreActive | Self::Active | Self::Deactivated)
+        match self {
+            Self::PreActive | Self::Active | Self::Deactivated => true,
+            Self::Compromised | Self::Destroyed => false,
+        }
     }
 }
 
@@ -224,7 +196,7 @@ mod tests {
     fn a_key_never_goes_back() {
         let events =
             [KeyEvent::Activate, KeyEvent::Deactivate, KeyEvent::Compromise, KeyEvent::Destroy];
-        for from in KeyState::ALL {
+        for &from in KeyState::ALL {
             for event in events {
                 match from.after(event) {
                     Ok(to) => assert!(to > from, "{from:?} {event:?} {to:?}"),

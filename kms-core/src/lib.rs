@@ -9,6 +9,7 @@ pub mod block;
 pub mod freshness;
 pub mod key;
 pub mod meter;
+pub mod numbered;
 pub mod ports;
 pub mod record;
 pub mod secret;
@@ -25,6 +26,7 @@ pub use meter::{
     ChangeMark, FilePlace, FormerKey, FormerUse, MeterId, MeterPolicy, MeterRecord,
     MinimumProtection,
 };
+pub use numbered::Numbered;
 pub use record::{Record, RecordKey, StoredRecord};
 pub use secret::{BlockSecret, ClearKey};
 pub use site::{DomainId, DomainRecord, SealedKek};

@@ -11,17 +11,17 @@ use super::{Fingerprint, KeyKind, KeyRecord, KeyState, SecuritySetup};
 pub struct MeterId(Box<str>);
 
 /// Not a meter id.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a meter id is 1 to 64 visible ASCII characters without spaces")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a meter id is 1 to {} visible ASCII characters without spaces", MeterId::LEN_MAX)]
 pub struct BadMeterId;
 
 impl MeterId {
     /// In bytes.
-    pub const MAX_LEN: usize = 64;
+    pub const LEN_MAX: usize = 64;
 
     /// Checks length and characters.
     pub fn new(id: &str) -> Result<Self, BadMeterId> {
-        let fits = (1..=Self::MAX_LEN).contains(&id.len());
+        let fits = (1..=Self::LEN_MAX).contains(&id.len());
         if fits && id.bytes().all(|byte| byte.is_ascii_graphic()) {
             Ok(Self(id.into()))
         } else {
@@ -32,6 +32,29 @@ impl MeterId {
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl std::str::FromStr for MeterId {
+    type Err = BadMeterId;
+
+    fn from_str(id: &str) -> Result<Self, BadMeterId> {
+        Self::new(id)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for MeterId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for MeterId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let id = <String as serde::Deserialize>::deserialize(deserializer)?;
+        Self::new(&id).map_err(serde::de::Error::custom)
     }
 }
 
@@ -47,15 +70,16 @@ impl fmt::Debug for MeterId {
     }
 }
 
-/// The least protection that an APDU of a meter must carry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum MinimumProtection {
-    /// SC bits 4 and 5.
-    AuthenticatedEncrypted = 1,
-    /// SC bit 4 at least.
-    #[default]
-    Authenticated = 2,
+crate::numbered! {
+    /// The least protection that an APDU of a meter must carry.
+    #[derive(Default)]
+    pub enum MinimumProtection "minimum_protection" {
+        /// SC bits 4 and 5.
+        AuthenticatedEncrypted = 1 "AUTHENTICATED_ENCRYPTED",
+        /// SC bit 4 at least. What holds when nothing is said.
+        #[default]
+        Authenticated = 2 "AUTHENTICATED",
+    }
 }
 
 /// What the service accepts from a meter, and how it names the two sides.

@@ -7,9 +7,8 @@
 use dlms::SystemTitle;
 
 use super::{
-    BlockNo, ChangeMark, DomainId, FilePlace, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind,
-    KeyRecord, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Position,
-    Protection, RecordMac, SecuritySetup,
+    BlockNo, ChangeMark, DomainId, FilePlace, Fingerprint, FormerKey, FormerUse, KeyId, KeyRecord,
+    MeterId, MeterPolicy, MeterRecord, Numbered, Position, RecordMac, SecuritySetup,
 };
 
 /// A record's name within its domain: what it is about, then its title. Orders the digest.
@@ -327,6 +326,10 @@ fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) -> Result<(), RecordT
     Ok(())
 }
 
+fn numbered<T: Numbered>(number: u8) -> Result<T, BadRecord> {
+    T::from_number(number).ok_or(BadRecord)
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -417,11 +420,7 @@ fn take_former(input: &mut Reader<'_>) -> Result<Vec<FormerKey>, BadRecord> {
 
 fn take_use(input: &mut Reader<'_>) -> Result<FormerUse, BadRecord> {
     let [setup, kind, state] = input.array()?;
-    Ok(FormerUse {
-        setup: SecuritySetup(setup),
-        kind: KeyKind::from_number(kind).ok_or(BadRecord)?,
-        state: KeyState::from_number(state).ok_or(BadRecord)?,
-    })
+    Ok(FormerUse { setup: SecuritySetup(setup), kind: numbered(kind)?, state: numbered(state)? })
 }
 
 fn take_mark(input: &mut Reader<'_>) -> Result<ChangeMark, BadRecord> {
@@ -432,13 +431,8 @@ fn take_mark(input: &mut Reader<'_>) -> Result<ChangeMark, BadRecord> {
 }
 
 fn take_policy(input: &mut Reader<'_>) -> Result<MeterPolicy, BadRecord> {
-    let minimum_protection = match input.u8()? {
-        1 => MinimumProtection::AuthenticatedEncrypted,
-        2 => MinimumProtection::Authenticated,
-        _ => return Err(BadRecord),
-    };
     Ok(MeterPolicy {
-        minimum_protection,
+        minimum_protection: numbered(input.u8()?)?,
         allow_encryption_only: input.flag()?,
         allow_withheld_authentication_key: input.flag()?,
         general_ciphering_omit_header: input.flag()?,
@@ -458,14 +452,10 @@ fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {
     Ok(KeyRecord {
         id,
         setup: SecuritySetup(setup),
-        kind: KeyKind::from_number(kind).ok_or(BadRecord)?,
+        kind: numbered(kind)?,
         version,
-        state: KeyState::from_number(state).ok_or(BadRecord)?,
-        protection: match protection {
-            1 => Protection::Hsm,
-            2 => Protection::Memory,
-            _ => return Err(BadRecord),
-        },
+        state: numbered(state)?,
+        protection: numbered(protection)?,
         wrapped: input.bytes()?.to_vec(),
         value_len,
         created_ms,

@@ -15,8 +15,8 @@ use std::sync::{
 use hsm_common::Home;
 use kms_client::{ImportKey, ManifestSigner, Sealer, sealed::OaepHash};
 use kms_core::{
-    KeyKind, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Protection, Record,
-    SecuritySetup, SystemTitle, ports::Clock,
+    KeyKind, KeyState, MeterId, MeterPolicy, MeterRecord, MinimumProtection, Numbered as _,
+    Protection, Record, SecuritySetup, SystemTitle, ports::Clock,
 };
 use kms_proto::v1;
 use kms_server::{

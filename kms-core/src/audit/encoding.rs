@@ -3,7 +3,9 @@
 use super::{
     AuditEntry, AuditEvent, AuditOutcome, AuditText, AuditedCall, Detail, NodeId, Subject,
 };
-use crate::{BlockNo, Epoch, MeterId, Position, Sequence, SystemTitle, freshness::BlockMark};
+use crate::{
+    BlockNo, Epoch, MeterId, Numbered as _, Position, Sequence, SystemTitle, freshness::BlockMark,
+};
 
 /// Bytes that are no event of this schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

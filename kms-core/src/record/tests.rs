@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{KeyKind, KeyState, MinimumProtection, Protection};
 
 fn title() -> impl Strategy<Value = SystemTitle> {
     any::<[u8; 8]>().prop_map(SystemTitle::new)
@@ -11,8 +12,8 @@ fn title() -> impl Strategy<Value = SystemTitle> {
 fn key() -> impl Strategy<Value = KeyRecord> {
     (
         any::<([u8; 16], u8, u16, u8, u64, u64, [u8; 16], Option<[u8; 5]>)>(),
-        prop::sample::select(&KeyKind::ALL[..]),
-        prop::sample::select(&KeyState::ALL[..]),
+        prop::sample::select(KeyKind::ALL),
+        prop::sample::select(KeyState::ALL),
         prop::sample::select(&[Protection::Hsm, Protection::Memory][..]),
         prop::collection::vec(any::<u8>(), 0..80),
     )
@@ -69,11 +70,8 @@ fn meter() -> impl Strategy<Value = Record> {
 }
 
 fn former() -> impl Strategy<Value = FormerKey> {
-    let was = (
-        any::<u8>(),
-        prop::sample::select(&KeyKind::ALL[..]),
-        prop::sample::select(&KeyState::ALL[..]),
-    );
+    let was =
+        (any::<u8>(), prop::sample::select(KeyKind::ALL), prop::sample::select(KeyState::ALL));
     (any::<[u8; 16]>(), prop::option::of(was)).prop_map(|(fingerprint, was)| FormerKey {
         fingerprint: Fingerprint(fingerprint),
         was: was.map(|(setup, kind, state)| FormerUse { setup: SecuritySetup(setup), kind, state }),

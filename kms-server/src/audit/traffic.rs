@@ -10,7 +10,7 @@ use std::{
 
 use super::lock;
 use kms_core::{
-    BlockCount, BlockNo, SystemTitle, Verdict,
+    BlockCount, BlockNo, Numbered as _, SystemTitle, Verdict,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
 };
 
@@ -30,10 +30,7 @@ pub(super) struct Traffic {
 type Calls = Vec<(&'static str, Columns)>;
 
 /// Items by verdict, then by block; the last place is for items without a title.
-type Columns = [Option<Box<[u32]>>; VERDICTS];
-
-/// Verdicts are numbered from 1 to 10.
-const VERDICTS: usize = 16;
+type Columns = [Option<Box<[u32]>>; Verdict::COUNT];
 
 /// One column, taken out.
 pub(super) struct Counted {
@@ -60,7 +57,7 @@ impl Traffic {
         let none = self.blocks.get() as usize;
         for (title, verdict) in outcomes {
             let place = title.map_or(none, |title| self.blocks.block_of(&title).0 as usize);
-            let column = &mut columns[verdict as usize % VERDICTS];
+            let column = &mut columns[verdict.index()];
             let column = column.get_or_insert_with(|| vec![0; none + 1].into_boxed_slice());
             if let Some(count) = column.get_mut(place) {
                 *count = count.saturating_add(1);
@@ -86,9 +83,10 @@ impl Traffic {
         for (caller, calls) in callers.iter() {
             // The lock is held for pointer moves: no batch waits while anything is added up.
             for (verb, columns) in lock(calls).iter_mut() {
-                for verdict in Verdict::ALL {
-                    if let Some(column) = columns[verdict as usize % VERDICTS].take() {
-                        drained.push(Counted { caller: caller.clone(), verb, verdict, column });
+                for (verdict, column) in Verdict::ALL.iter().zip(columns) {
+                    if let Some(column) = column.take() {
+                        let (caller, verdict) = (caller.clone(), *verdict);
+                        drained.push(Counted { caller, verb, verdict, column });
                     }
                 }
             }
@@ -101,7 +99,7 @@ impl Traffic {
         for Counted { caller, verb, verdict, column } in drained {
             let calls = self.calls(&caller);
             let mut calls = lock(&calls);
-            match &mut columns(&mut calls, verb)[verdict as usize % VERDICTS] {
+            match &mut columns(&mut calls, verb)[verdict.index()] {
                 Some(now) => {
                     for (now, before) in now.iter_mut().zip(column) {
                         *now = now.saturating_add(before);

@@ -5,41 +5,24 @@ use crate::telemetry::{
     catalogue::{MISSES, TOKEN_APDUS, VERDICTS},
     metrics::{Counter, Page},
 };
-use kms_core::Verdict;
-
-/// All verdicts with their words, at their numbers less one.
-const WORDS: [(Verdict, &str); 10] = [
-    (Verdict::Ok, "OK"),
-    (Verdict::OkUnauthenticated, "OK_UNAUTHENTICATED"),
-    (Verdict::MicFailure, "MIC_FAILURE"),
-    (Verdict::Replayed, "REPLAYED"),
-    (Verdict::UnknownMeter, "UNKNOWN_METER"),
-    (Verdict::NoUsableKey, "NO_USABLE_KEY"),
-    (Verdict::PolicyRefused, "POLICY_REFUSED"),
-    (Verdict::Malformed, "MALFORMED"),
-    (Verdict::Unsupported, "UNSUPPORTED"),
-    (Verdict::Unavailable, "UNAVAILABLE"),
-];
+use kms_core::{Numbered as _, Verdict};
 
 /// How often each verdict is in one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct VerdictCounts([u32; WORDS.len()]);
+pub(super) struct VerdictCounts([u32; Verdict::COUNT]);
 
 impl VerdictCounts {
     #[inline]
     pub(super) fn count(&mut self, verdict: Verdict) {
-        // Numbers run from 1: the conformance of the two is tested below.
-        if let Some(count) = self.0.get_mut(usize::from(verdict as u8).wrapping_sub(1)) {
-            *count += 1;
-        }
+        self.0[verdict.index()] += 1;
     }
 }
 
 /// Since start.
 #[derive(Default)]
 pub(super) struct Figures {
-    decrypted: [Counter; WORDS.len()],
-    verified: [Counter; WORDS.len()],
+    decrypted: [Counter; Verdict::COUNT],
+    verified: [Counter; Verdict::COUNT],
     pub(super) misses: Counter,
     pub(super) token_apdus: Counter,
 }
@@ -58,26 +41,11 @@ impl Figures {
 
     pub(super) fn tell(&self, page: &mut Page) {
         for (operation, counters) in [("decrypt", &self.decrypted), ("verify", &self.verified)] {
-            for ((_, verdict), counter) in WORDS.into_iter().zip(counters) {
-                page.counter(&VERDICTS, &[operation.into(), verdict.into()], counter);
+            for (verdict, counter) in Verdict::ALL.iter().zip(counters) {
+                page.counter(&VERDICTS, &[operation.into(), verdict.word().into()], counter);
             }
         }
         page.sample(&MISSES, &[], self.misses.get());
         page.sample(&TOKEN_APDUS, &[], self.token_apdus.get());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_stand_at_the_numbers_of_their_verdicts() {
-        for (at, (verdict, _)) in WORDS.into_iter().enumerate() {
-            assert_eq!(usize::from(verdict as u8), at + 1);
-            let mut counts = VerdictCounts::default();
-            counts.count(verdict);
-            assert_eq!(counts.0[at], 1);
-        }
     }
 }

@@ -5,65 +5,44 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kms_core::Numbered as _;
+
 use super::TokenError;
 use crate::telemetry::{
     catalogue::{HSM_EXECUTION, HSM_OPERATIONS, HSM_WAIT},
     metrics::{Counter, Histogram, Label, Page},
 };
 
-/// What is asked of a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
-    Seal,
-    Open,
-    Wrap,
-    OpenApdus,
-    ImportKey,
-    TakeKeys,
-    Random,
-    Sign,
-    PublicKey,
-    Check,
+kms_core::numbered! {
+    /// What is asked of a token.
+    pub(super) enum Operation "operation" {
+        Seal = 1 "seal",
+        Open = 2 "open",
+        Wrap = 3 "wrap",
+        OpenApdus = 4 "open_apdus",
+        ImportKey = 5 "import_key",
+        TakeKeys = 6 "take_keys",
+        Random = 7 "random",
+        Sign = 8 "sign",
+        PublicKey = 9 "public_key",
+        Check = 10 "check",
+    }
 }
 
-impl Operation {
-    /// All of them, in the order of their numbers, with their words.
-    const ALL: [(Self, &'static str); 10] = [
-        (Self::Seal, "seal"),
-        (Self::Open, "open"),
-        (Self::Wrap, "wrap"),
-        (Self::OpenApdus, "open_apdus"),
-        (Self::ImportKey, "import_key"),
-        (Self::TakeKeys, "take_keys"),
-        (Self::Random, "random"),
-        (Self::Sign, "sign"),
-        (Self::PublicKey, "public_key"),
-        (Self::Check, "check"),
-    ];
-}
-
-/// How a call ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Ok,
-    Refused,
-    Unreachable,
-    Busy,
-    TimedOut,
-    /// Nobody waited for it any more.
-    Abandoned,
+kms_core::numbered! {
+    /// How a call ended.
+    enum Outcome "outcome" {
+        Ok = 1 "ok",
+        Refused = 2 "refused",
+        Unreachable = 3 "unreachable",
+        Busy = 4 "busy",
+        TimedOut = 5 "timed_out",
+        /// Nobody waited for it any more.
+        Abandoned = 6 "abandoned",
+    }
 }
 
 impl Outcome {
-    const ALL: [(Self, &'static str); 6] = [
-        (Self::Ok, "ok"),
-        (Self::Refused, "refused"),
-        (Self::Unreachable, "unreachable"),
-        (Self::Busy, "busy"),
-        (Self::TimedOut, "timed_out"),
-        (Self::Abandoned, "abandoned"),
-    ];
-
     fn of<T>(answer: &Result<T, TokenError>) -> Self {
         match answer {
             Ok(_) => Self::Ok,
@@ -77,12 +56,12 @@ impl Outcome {
 
 /// All of the door's figures.
 #[derive(Default)]
-pub(super) struct Figures([OfOne; Operation::ALL.len()]);
+pub(super) struct Figures([OfOne; Operation::COUNT]);
 
 /// Of one operation.
 #[derive(Default)]
 struct OfOne {
-    outcomes: [Counter; Outcome::ALL.len()],
+    outcomes: [Counter; Outcome::COUNT],
     waiting: Histogram,
     execution: Histogram,
 }
@@ -104,17 +83,17 @@ impl Figures {
     }
 
     pub(super) fn waiting(&self, operation: Operation) -> &Histogram {
-        &self.0[operation as usize].waiting
+        &self.0[operation.index()].waiting
     }
 
     pub(super) fn execution(&self, operation: Operation) -> &Histogram {
-        &self.0[operation as usize].execution
+        &self.0[operation.index()].execution
     }
 
     pub(super) fn tell(&self, token: &str, page: &mut Page) {
         let token = Label::Configured(token);
-        for ((_, operation), of) in Operation::ALL.into_iter().zip(&self.0) {
-            for ((_, outcome), count) in Outcome::ALL.into_iter().zip(&of.outcomes) {
+        for (operation, of) in Operation::ALL.iter().map(|it| it.word()).zip(&self.0) {
+            for (outcome, count) in Outcome::ALL.iter().map(|it| it.word()).zip(&of.outcomes) {
                 let labels = [token, operation.into(), outcome.into()];
                 page.counter(&HSM_OPERATIONS, &labels, count);
             }
@@ -141,7 +120,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.figures.0[self.operation as usize].outcomes[self.outcome as usize].add(1);
+        self.figures.0[self.operation.index()].outcomes[self.outcome.index()].add(1);
     }
 }
 
@@ -154,16 +133,5 @@ pub(super) struct Timed<'a> {
 impl Drop for Timed<'_> {
     fn drop(&mut self) {
         self.to.observe(self.begun.elapsed());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_stand_at_the_numbers_of_what_they_name() {
-        assert!(Operation::ALL.iter().enumerate().all(|(at, (it, _))| *it as usize == at));
-        assert!(Outcome::ALL.iter().enumerate().all(|(at, (it, _))| *it as usize == at));
     }
 }

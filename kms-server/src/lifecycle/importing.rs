@@ -341,7 +341,7 @@ fn lend(meter: &NewMeter) -> NewMeter {
 /// single line one event says it all.
 fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) -> Vec<AuditEntry> {
     let mut entries = Vec::new();
-    let mut sums = [Detail::Created, Detail::Updated, Detail::Unchanged, Detail::Refused]
+    let mut sums = [Detail::Created, Detail::Updated, Detail::Unchanged, Detail::RefusedLines]
         .map(|detail| (detail, 0u64));
     let single = lines.len() == 1;
     for line in lines {
@@ -350,7 +350,7 @@ fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) 
             Ok(Imported::Created) => (Detail::Created, AuditOutcome::Done),
             Ok(Imported::Updated) => (Detail::Updated, AuditOutcome::Done),
             Ok(Imported::Unchanged) => (Detail::Unchanged, AuditOutcome::Done),
-            Err(refusal) => (Detail::Refused, AuditOutcome::refused(refusal.code)),
+            Err(refusal) => (Detail::RefusedLines, AuditOutcome::refused(refusal.code)),
         };
         for (_, sum) in sums.iter_mut().filter(|(of, _)| *of == detail) {
             *sum += 1;

@@ -27,6 +27,7 @@ use super::{
     shares::{Shares, Short, Taken},
     tls::{Tls, chain},
 };
+use kms_core::Numbered as _;
 
 /// How long to wait after the system refused to accept: it has no descriptors left, most likely, and
 /// asking again at once would only take the processor from those who could give one back.
@@ -243,22 +244,21 @@ fn reason_of(error: &std::io::Error) -> Turned {
 /// not hide another.
 struct Refusals {
     figures: Arc<Figures>,
-    logged: Mutex<[(Option<Instant>, u64); Turned::ALL.len()]>,
+    logged: Mutex<[(Option<Instant>, u64); Turned::COUNT]>,
 }
 
 impl Refusals {
     fn note(&self, address: SocketAddr, why: Turned, reason: &str) {
         self.figures.turned_away(why);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, unlogged) = &mut logged[why as usize];
+        let (last, unlogged) = &mut logged[why.index()];
         if last.is_some_and(|last| last.elapsed() < REFUSALS_LOGGED_EVERY) {
             *unlogged += 1;
             return;
         }
-        let cause = Turned::ALL[why as usize].1;
         tracing::warn!(
             %address,
-            cause,
+            cause = why.word(),
             reason,
             unlogged_since_last = *unlogged,
             "connection refused"

@@ -258,25 +258,6 @@ mod tests {
     use crate::ciphering::Named;
 
     #[test]
-    fn the_numbers_of_verdicts_are_those_of_the_wire() {
-        use kms_proto::v1::Verdict as Wire;
-        for (ours, wire) in [
-            (Verdict::Ok, Wire::Ok),
-            (Verdict::OkUnauthenticated, Wire::OkUnauthenticated),
-            (Verdict::MicFailure, Wire::MicFailure),
-            (Verdict::Replayed, Wire::Replayed),
-            (Verdict::UnknownMeter, Wire::UnknownMeter),
-            (Verdict::NoUsableKey, Wire::NoUsableKey),
-            (Verdict::PolicyRefused, Wire::PolicyRefused),
-            (Verdict::Malformed, Wire::Malformed),
-            (Verdict::Unsupported, Wire::Unsupported),
-            (Verdict::Unavailable, Wire::Unavailable),
-        ] {
-            assert_eq!(ours as i32, wire as i32);
-        }
-    }
-
-    #[test]
     fn an_item_names_its_meter_once_or_not_at_all() {
         let named = |id, title: &[u8]| item(&[], id, title, None).map(|item| item.named);
         assert_eq!(named("", b""), Ok(Named::InApdu));

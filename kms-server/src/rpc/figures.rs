@@ -19,7 +19,7 @@ use crate::telemetry::{
     },
     metrics::{Counter, Histogram, Page, Source},
 };
-use kms_core::ports::Clock;
+use kms_core::{Numbered as _, ports::Clock};
 
 const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
 
@@ -44,50 +44,34 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// Why a connection was turned away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turned {
-    /// `connections_max` are open.
-    Limit,
-    /// Its caller has his share of them.
-    CallerLimit,
-    /// Others came while it had not shaken hands.
-    Crowded,
-    /// The handshake took too long.
-    Timeout,
-    /// No HTTP/2 came after the handshake.
-    NoPreface,
-    /// The client showed none.
-    NoCertificate,
-    /// The client's is not accepted.
-    BadCertificate,
-    /// The client's was revoked.
-    Revoked,
-    /// No common version or protocol.
-    Incompatible,
-    /// The client broke the handshake off, and said why.
-    PeerAlert,
-    /// The rest of what TLS can say.
-    Tls,
-    /// The network.
-    Io,
-}
-
-impl Turned {
-    pub(super) const ALL: [(Self, &'static str); 12] = [
-        (Self::Limit, "limit"),
-        (Self::CallerLimit, "caller_limit"),
-        (Self::Crowded, "crowded"),
-        (Self::Timeout, "timeout"),
-        (Self::NoPreface, "no_preface"),
-        (Self::NoCertificate, "no_certificate"),
-        (Self::BadCertificate, "bad_certificate"),
-        (Self::Revoked, "revoked"),
-        (Self::Incompatible, "incompatible"),
-        (Self::PeerAlert, "peer_alert"),
-        (Self::Tls, "tls"),
-        (Self::Io, "io"),
-    ];
+kms_core::numbered! {
+    /// Why a connection was turned away.
+    pub(super) enum Turned "reason" {
+        /// `connections_max` are open.
+        Limit = 1 "limit",
+        /// Its caller has his share of them.
+        CallerLimit = 2 "caller_limit",
+        /// Others came while it had not shaken hands.
+        Crowded = 3 "crowded",
+        /// The handshake took too long.
+        Timeout = 4 "timeout",
+        /// No HTTP/2 came after the handshake.
+        NoPreface = 5 "no_preface",
+        /// The client showed none.
+        NoCertificate = 6 "no_certificate",
+        /// The client's is not accepted.
+        BadCertificate = 7 "bad_certificate",
+        /// The client's was revoked.
+        Revoked = 8 "revoked",
+        /// No common version or protocol.
+        Incompatible = 9 "incompatible",
+        /// The client broke the handshake off, and said why.
+        PeerAlert = 10 "peer_alert",
+        /// The rest of what TLS can say.
+        Tls = 11 "tls",
+        /// The network.
+        Io = 12 "io",
+    }
 }
 
 /// Of one verb.
@@ -102,7 +86,7 @@ struct OfVerb {
 pub(super) struct Figures {
     /// At the verbs' numbers; the last is for paths that are none.
     verbs: Box<[OfVerb]>,
-    turned: [Counter; Turned::ALL.len()],
+    turned: [Counter; Turned::COUNT],
     strangers: [Counter; STRANGERS.len()],
     unread: Counter,
     connections: AtomicU64,
@@ -204,7 +188,7 @@ impl Figures {
 
     /// Counts a connection that was turned away.
     pub(super) fn turned_away(&self, why: Turned) {
-        self.turned[why as usize].add(1);
+        self.turned[why.index()].add(1);
     }
 
     /// Counts a connection that was cut because its answers were not read.
@@ -263,8 +247,8 @@ impl Source for Wire {
             page.histogram(&QUEUE, &[verb.into()], &of.queue);
             page.histogram(&EXECUTION, &[verb.into()], &of.execution);
         }
-        for ((_, reason), count) in Turned::ALL.into_iter().zip(&self.figures.turned) {
-            page.counter(&HANDSHAKES_FAILED, &[reason.into()], count);
+        for (reason, count) in Turned::ALL.iter().zip(&self.figures.turned) {
+            page.counter(&HANDSHAKES_FAILED, &[reason.word().into()], count);
         }
         for (word, count) in STRANGERS.into_iter().zip(&self.figures.strangers) {
             page.counter(&CALLERS_REFUSED, &[word.into()], count);
@@ -296,7 +280,6 @@ mod tests {
     #[test]
     fn words_stand_at_the_numbers_of_what_they_name() {
         assert!(Verb::ALL.iter().enumerate().all(|(at, verb)| *verb as usize == at));
-        assert!(Turned::ALL.iter().enumerate().all(|(at, (it, _))| *it as usize == at));
         for (number, word) in CODES.into_iter().enumerate() {
             let camel = format!("{:?}", Code::from(number as i32)).to_lowercase();
             assert_eq!(word.replace('_', "").to_lowercase(), camel);

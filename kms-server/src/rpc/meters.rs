@@ -350,7 +350,7 @@ impl MetersService {
         if unreadable > 0 {
             let mut entry = self.audit.entry(call, Subject::NONE);
             entry.outcome = AuditOutcome::refused("BAD_FIELD");
-            self.audit.record(entry.with(Detail::Refused, unreadable as u64)).await?;
+            self.audit.record(entry.with(Detail::RefusedLines, unreadable as u64)).await?;
         }
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         let call = call.clone();

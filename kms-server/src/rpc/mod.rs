@@ -27,6 +27,7 @@ mod ledger;
 mod looks;
 mod meters;
 mod newest;
+mod numbers;
 mod policy;
 mod presented;
 mod probes;

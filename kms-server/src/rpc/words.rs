@@ -9,8 +9,8 @@ use crate::lifecycle::{
     Refusal,
 };
 use kms_core::{
-    ClearKey, KeyKind, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Protection,
-    SecuritySetup, SystemTitle,
+    ClearKey, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Numbered, SecuritySetup,
+    SystemTitle,
 };
 
 /// Keys a meter may come with: every kind in every setup of a generous meter, in two versions.
@@ -39,6 +39,16 @@ pub(super) fn optional_title(
 pub(super) fn meter_id(name: &'static str, id: &str) -> Result<MeterId, Refused> {
     MeterId::new(id)
         .map_err(|_| field(name, "a meter id is 1 to 64 visible ASCII characters without spaces"))
+}
+
+/// An item of the wire's.
+fn numbered<T: Numbered>(number: i32) -> Option<T> {
+    T::from_number(u8::try_from(number).ok()?)
+}
+
+/// The same, where none may be said; `None`: neither one nor none.
+fn optional<T: Numbered>(number: i32) -> Option<Option<T>> {
+    if number == 0 { Some(None) } else { numbered(number).map(Some) }
 }
 
 /// How a meter's keys come.
@@ -74,21 +84,12 @@ pub(super) fn meter_of(meter: Option<v1::NewMeter>, form: Form) -> Result<NewMet
 
 fn new_key(key: v1::NewKey, form: Form) -> Result<NewKey, Refused> {
     let v1::NewKey { kind, security_setup, protection, clear_value, wrapped_value } = key;
-    let kind = u8::try_from(kind)
-        .ok()
-        .and_then(KeyKind::from_number)
-        .ok_or(field("meter.keys.kind", "it is none of KeyKind's"))?;
+    let kind = numbered(kind).ok_or(field("meter.keys.kind", "it is none of KeyKind's"))?;
     let setup = u8::try_from(security_setup)
         .map(SecuritySetup)
         .map_err(|_| field("meter.keys.security_setup", "it is 0 to 255"))?;
-    let protection = match v1::ProtectionLevel::try_from(protection) {
-        Ok(v1::ProtectionLevel::Unspecified) => None,
-        Ok(v1::ProtectionLevel::Hsm) => Some(Protection::Hsm),
-        Ok(v1::ProtectionLevel::Memory) => Some(Protection::Memory),
-        Err(_) => {
-            return Err(field("meter.keys.protection", "it is none of ProtectionLevel's"));
-        }
-    };
+    let protection = optional(protection)
+        .ok_or(field("meter.keys.protection", "it is none of ProtectionLevel's"))?;
     let value = match form {
         Form::Clear if wrapped_value.is_empty() => ClearKey::new(clear_value.to_vec()).into(),
         Form::Clear => {
@@ -104,7 +105,6 @@ fn new_key(key: v1::NewKey, form: Form) -> Result<NewKey, Refused> {
 
 /// A policy.
 pub(super) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused> {
-    use v1::MinimumProtection as Wire;
     let v1::MeterPolicy {
         minimum_protection,
         allow_encryption_only,
@@ -113,15 +113,10 @@ pub(super) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
         client_title,
         general_ciphering_omit_header,
     } = policy;
-    let minimum_protection = match Wire::try_from(minimum_protection) {
-        Ok(Wire::Unspecified) => MinimumProtection::default(),
-        Ok(Wire::AuthenticatedEncrypted) => MinimumProtection::AuthenticatedEncrypted,
-        Ok(Wire::Authenticated) => MinimumProtection::Authenticated,
-        Err(_) => {
-            let problem = "it is none of MinimumProtection's";
-            return Err(field("meter.policy.minimum_protection", problem));
-        }
-    };
+    let problem = "it is none of MinimumProtection's";
+    let minimum_protection = optional::<MinimumProtection>(minimum_protection)
+        .ok_or(field("meter.policy.minimum_protection", problem))?
+        .unwrap_or_default();
     Ok(MeterPolicy {
         minimum_protection,
         allow_encryption_only,
@@ -230,7 +225,9 @@ pub(super) fn import_result(line: u64, meter_id: String, result: ImportResult) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kms_core::{BlockNo, ChangeMark, Fingerprint, KeyId, KeyState, MeterRecord};
+    use kms_core::{
+        BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyState, MeterRecord, Protection,
+    };
 
     fn wire_meter() -> v1::NewMeter {
         v1::NewMeter {
@@ -306,33 +303,6 @@ mod tests {
         assert_eq!(named(sealed.clone(), Form::Clear), Some("meter.keys.wrapped_value"));
         let meter = meter_of(Some(sealed), Form::Sealed).unwrap();
         assert_eq!(meter.keys[0].value.len(), 16);
-    }
-
-    #[test]
-    fn enumerations_have_the_numbers_of_the_wire() {
-        for kind in KeyKind::ALL {
-            let wire = v1::KeyKind::try_from(kind as i32).unwrap();
-            assert_eq!(wire.as_str_name(), kind.to_string());
-        }
-        for (ours, wire) in [
-            (KeyState::PreActive, v1::KeyState::PreActive),
-            (KeyState::Active, v1::KeyState::Active),
-            (KeyState::Deactivated, v1::KeyState::Deactivated),
-            (KeyState::Compromised, v1::KeyState::Compromised),
-            (KeyState::Destroyed, v1::KeyState::Destroyed),
-        ] {
-            assert_eq!(ours as i32, wire as i32);
-        }
-        assert_eq!(Protection::Hsm as i32, v1::ProtectionLevel::Hsm as i32);
-        assert_eq!(Protection::Memory as i32, v1::ProtectionLevel::Memory as i32);
-        assert_eq!(
-            MinimumProtection::AuthenticatedEncrypted as i32,
-            v1::MinimumProtection::AuthenticatedEncrypted as i32
-        );
-        assert_eq!(
-            MinimumProtection::Authenticated as i32,
-            v1::MinimumProtection::Authenticated as i32
-        );
     }
 
     #[test]

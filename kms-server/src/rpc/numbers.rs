@@ -1,0 +1,37 @@
+//! Our enumerations and the wire's: the same items at the same numbers, or this does not compile. An item that
+//! is new on one side is asked for on the other.
+
+use kms_core::{KeyKind, KeyState, MinimumProtection, Protection, Verdict, audit::Detail};
+use kms_proto::v1;
+
+/// Both directions are a `match` without a `_` arm; then the numbers are compared.
+macro_rules! same_as {
+    ($ours:ident, $wire:ident: $($item:ident)+) => {
+        const _: () = {
+            const fn to_wire(item: $ours) -> v1::$wire {
+                match item { $($ours::$item => v1::$wire::$item,)+ }
+            }
+            const fn from_wire(item: v1::$wire) -> Option<$ours> {
+                match item {
+                    v1::$wire::Unspecified => None,
+                    $(v1::$wire::$item => Some($ours::$item),)+
+                }
+            }
+            $(
+                assert!(to_wire($ours::$item) as i32 == $ours::$item as i32);
+                assert!(matches!(from_wire(v1::$wire::$item), Some($ours::$item)));
+            )+
+        };
+    };
+}
+
+same_as!(Verdict, Verdict:
+    Ok OkUnauthenticated MicFailure Replayed UnknownMeter NoUsableKey PolicyRefused Malformed Unsupported
+    Unavailable);
+same_as!(KeyKind, KeyKind: Guek Gbek Gak Kek Dedicated HlsSecret LlsPassword);
+same_as!(KeyState, KeyState: PreActive Active Deactivated Compromised Destroyed);
+same_as!(Protection, ProtectionLevel: Hsm Memory);
+same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authenticated);
+same_as!(Detail, AuditDetailName:
+    Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
+    ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk);
