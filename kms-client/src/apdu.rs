@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use dlms::SystemTitle;
+use kms_core::Numbered as _;
 
 use crate::names::MeterId;
 
@@ -179,47 +180,61 @@ pub enum Verdict {
     Unrecognised,
 }
 
-impl Verdict {
-    const NAMES: [(Self, &'static str); 11] = [
-        (Self::Ok, "OK"),
-        (Self::OkUnauthenticated, "OK_UNAUTHENTICATED"),
-        (Self::MicFailure, "MIC_FAILURE"),
-        (Self::Replayed, "REPLAYED"),
-        (Self::UnknownMeter, "UNKNOWN_METER"),
-        (Self::NoUsableKey, "NO_USABLE_KEY"),
-        (Self::PolicyRefused, "POLICY_REFUSED"),
-        (Self::Malformed, "MALFORMED"),
-        (Self::Unsupported, "UNSUPPORTED"),
-        (Self::Unavailable, "UNAVAILABLE"),
-        (Self::Unrecognised, "UNRECOGNISED"),
-    ];
+impl From<kms_core::Verdict> for Verdict {
+    fn from(verdict: kms_core::Verdict) -> Self {
+        use kms_core::Verdict as Known;
+        match verdict {
+            Known::Ok => Self::Ok,
+            Known::OkUnauthenticated => Self::OkUnauthenticated,
+            Known::MicFailure => Self::MicFailure,
+            Known::Replayed => Self::Replayed,
+            Known::UnknownMeter => Self::UnknownMeter,
+            Known::NoUsableKey => Self::NoUsableKey,
+            Known::PolicyRefused => Self::PolicyRefused,
+            Known::Malformed => Self::Malformed,
+            Known::Unsupported => Self::Unsupported,
+            Known::Unavailable => Self::Unavailable,
+        }
+    }
+}
 
+impl Verdict {
     /// The verdict with this number on the wire, from 1 on.
     pub(crate) fn from_number(number: i32) -> Self {
-        usize::try_from(number)
-            .ok()
-            .and_then(|number| number.checked_sub(1))
-            .and_then(|index| Self::NAMES.get(index))
-            .map_or(Self::Unrecognised, |(verdict, _)| *verdict)
+        let known = u8::try_from(number).ok().and_then(kms_core::Verdict::from_number);
+        known.map_or(Self::Unrecognised, Self::from)
+    }
+
+    /// What the service calls it; `None`: it is none that we know.
+    fn known(self) -> Option<kms_core::Verdict> {
+        kms_core::Verdict::ALL.iter().copied().find(|known| Self::from(*known) == self)
     }
 
     /// Whether plaintext comes with it.
     pub const fn opened(self) -> bool {
-        matches!(self, Self::Ok | Self::OkUnauthenticated)
+        match self {
+            Self::Ok | Self::OkUnauthenticated => true,
+            Self::MicFailure
+            | Self::Replayed
+            | Self::UnknownMeter
+            | Self::NoUsableKey
+            | Self::PolicyRefused
+            | Self::Malformed
+            | Self::Unsupported
+            | Self::Unavailable
+            | Self::Unrecognised => false,
+        }
     }
 
     /// The word of the wire.
-    pub fn name(self) -> &'static str {
-        Self::NAMES
-            .iter()
-            .find(|(verdict, _)| *verdict == self)
-            .map_or("UNRECOGNISED", |(_, name)| name)
+    pub fn word(self) -> &'static str {
+        self.known().map_or("UNRECOGNISED", kms_core::Verdict::word)
     }
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+        f.pad(self.word())
     }
 }
 
@@ -311,6 +326,14 @@ mod tests {
         }
         assert_eq!(Verdict::from_number(1), Verdict::Ok);
         assert_eq!(Verdict::from_number(10), Verdict::Unavailable);
+    }
+
+    #[test]
+    fn verdicts_are_those_of_the_service() {
+        for known in kms_core::Verdict::ALL {
+            let ours = Verdict::from(*known);
+            assert_eq!((ours.word(), ours.opened()), (known.word(), known.opened()));
+        }
     }
 
     #[test]

@@ -152,7 +152,7 @@ pub(crate) fn opened(
     let verdict = checked.verdict;
     if !verdict.opened() && !plaintext.is_empty() {
         let what = "a plaintext";
-        return Err(ProtocolError::Contradiction { index, what, verdict: verdict.name() });
+        return Err(ProtocolError::Contradiction { index, what, verdict: verdict.word() });
     }
     Ok(Opened { checked, plaintext: verdict.opened().then_some(plaintext) })
 }
@@ -213,7 +213,7 @@ pub(crate) fn agreed(
     match flag {
         Some(flag) if flag != authenticated => {
             let what = if flag { "an authenticated flag" } else { "no authenticated flag" };
-            Err(ProtocolError::Contradiction { index, what, verdict: verdict.name() })
+            Err(ProtocolError::Contradiction { index, what, verdict: verdict.word() })
         }
         _ => Ok(authenticated),
     }

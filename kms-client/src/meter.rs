@@ -1,114 +1,21 @@
 //! Meters, their keys and their policies, in the words of the operators' files.
 
 use dlms::SystemTitle;
+use kms_core::Numbered;
+use kms_core::block::spread;
 use kms_proto::v1;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
 use crate::call::ProtocolError;
 use crate::names::{MeterId, optional_title_hex, title_hex};
 use crate::secret::KeyBytes;
 
-/// Defines an enum whose names are the words of the wire, in files and in output alike.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident as $wire:path, $what:literal: $($(#[$item_doc:meta])* $item:ident $word:literal,)+) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-        #[non_exhaustive]
-        pub enum $name {
-            $($(#[$item_doc])* #[serde(rename = $word)] $item,)+
-        }
+pub use kms_core::{KeyKind, KeyState, MinimumProtection, Protection};
 
-        impl $name {
-            pub(crate) const ALL: &[Self] = &[$(Self::$item),+];
-
-            /// The word of the wire and of the files.
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$item => $word,)+ }
-            }
-
-            pub(crate) fn from_word(word: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|item| item.word() == word)
-            }
-
-            pub(crate) fn from_wire(number: i32) -> Result<Self, ProtocolError> {
-                let word = <$wire>::try_from(number).ok().map(|item| item.as_str_name());
-                word.and_then(Self::from_word).ok_or(ProtocolError::UnknownNumber { what: $what, number })
-            }
-
-            #[allow(dead_code, reason = "some words only ever come in")]
-            pub(crate) fn to_wire(self) -> i32 {
-                <$wire>::from_str_name(self.word()).map_or(0, |item| item as i32)
-            }
-
-            /// What stands in error messages: the words that are accepted, never the one that was read.
-            pub(crate) const EXPECTED: &'static str = concat!($what, " is one of", $(" ", $word),+);
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(self.word())
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let word = String::deserialize(deserializer)?;
-                Self::from_word(&word).ok_or_else(|| de::Error::custom(Self::EXPECTED))
-            }
-        }
-    };
-}
-
-words! {
-    /// What a key is for.
-    KeyKind as v1::KeyKind, "kind":
-    /// Global unicast encryption key.
-    Guek "GUEK",
-    /// Global broadcast encryption key.
-    Gbek "GBEK",
-    /// Global authentication key.
-    Gak "GAK",
-    /// Key encryption key (master key).
-    Kek "KEK",
-    /// Encryption key of one association.
-    Dedicated "DEDICATED",
-    /// Secret of an HLS mechanism; of free length.
-    HlsSecret "HLS_SECRET",
-    /// Password of LLS; of free length.
-    LlsPassword "LLS_PASSWORD",
-}
-
-words! {
-    /// Where a key is in its life (NIST SP 800-57 part 1).
-    KeyState as v1::KeyState, "state":
-    /// Stored; not yet confirmed by the meter.
-    PreActive "PRE_ACTIVE",
-    /// Protects and opens.
-    Active "ACTIVE",
-    /// Opens what was protected before.
-    Deactivated "DEACTIVATED",
-    /// Known to others; opens nothing.
-    Compromised "COMPROMISED",
-    /// The live copies are gone.
-    Destroyed "DESTROYED",
-}
-
-words! {
-    /// Where a key's clear bytes may be.
-    Protection as v1::ProtectionLevel, "protection":
-    /// Used only inside the token.
-    Hsm "HSM",
-    /// Released into locked memory of the server, for throughput.
-    Memory "MEMORY",
-}
-
-words! {
-    /// The least protection that an APDU of a meter must carry.
-    MinimumProtection as v1::MinimumProtection, "minimum_protection":
-    /// Authenticated and encrypted.
-    AuthenticatedEncrypted "AUTHENTICATED_ENCRYPTED",
-    /// Authenticated at least. What holds when nothing is said.
-    Authenticated "AUTHENTICATED",
+/// The item that a number of the wire stands for.
+pub(crate) fn numbered<T: Numbered>(number: i32) -> Result<T, ProtocolError> {
+    let item = u8::try_from(number).ok().and_then(T::from_number);
+    item.ok_or(ProtocolError::UnknownNumber { what: T::WHAT, number })
 }
 
 /// What the service accepts from a meter, and how it names the two sides.
@@ -155,15 +62,8 @@ pub struct NewMeter {
 impl NewMeter {
     /// Where the meter stands among all that a site stores: those of one key block are side by side in
     /// this order, whatever the number of blocks. An import in this order is several times faster.
-    ///
-    /// The finaliser of SplitMix64 over the title; the service's own is
-    /// `kms_core::block::spread`, and a test holds one against the other.
     pub fn storage_order(&self) -> u64 {
-        let title = u64::from_be_bytes(*self.system_title.as_bytes());
-        let mut x = title.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
+        spread(u64::from_be_bytes(*self.system_title.as_bytes()))
     }
 }
 
@@ -252,9 +152,9 @@ impl NewKey {
     fn into_wire(self) -> v1::NewKey {
         let Self { kind, value, security_setup, protection } = self;
         v1::NewKey {
-            kind: kind.to_wire(),
+            kind: kind as i32,
             security_setup: security_setup.into(),
-            protection: protection.map_or(0, Protection::to_wire),
+            protection: protection.map_or(0, |protection| protection as i32),
             clear_value: value.into_wiped_bytes(),
             wrapped_value: Default::default(),
         }
@@ -267,7 +167,7 @@ impl MeterPolicy {
             title.map(|title| title.as_bytes().to_vec()).unwrap_or_default().into()
         };
         v1::MeterPolicy {
-            minimum_protection: self.minimum_protection.map_or(0, MinimumProtection::to_wire),
+            minimum_protection: self.minimum_protection.map_or(0, |minimum| minimum as i32),
             allow_encryption_only: self.allow_encryption_only,
             allow_withheld_authentication_key: self.allow_withheld_authentication_key,
             default_system_title: title(&self.default_system_title),
@@ -279,9 +179,7 @@ impl MeterPolicy {
     fn from_wire(wire: v1::MeterPolicy) -> Result<Self, ProtocolError> {
         let minimum = wire.minimum_protection;
         Ok(Self {
-            minimum_protection: (minimum != 0)
-                .then(|| MinimumProtection::from_wire(minimum))
-                .transpose()?,
+            minimum_protection: (minimum != 0).then(|| numbered(minimum)).transpose()?,
             allow_encryption_only: wire.allow_encryption_only,
             allow_withheld_authentication_key: wire.allow_withheld_authentication_key,
             default_system_title: optional_title(&wire.default_system_title)?,
@@ -309,11 +207,11 @@ impl KeyInfo {
     fn from_wire(wire: v1::Key) -> Result<Self, ProtocolError> {
         Ok(Self {
             key_id: hex::encode(&wire.key_id),
-            kind: KeyKind::from_wire(wire.kind)?,
+            kind: numbered(wire.kind)?,
             security_setup: wire.security_setup,
             version: wire.version,
-            state: KeyState::from_wire(wire.state)?,
-            protection: Protection::from_wire(wire.protection)?,
+            state: numbered(wire.state)?,
+            protection: numbered(wire.protection)?,
             kcv: hex::encode_upper(&wire.kcv),
             created_ms: wire.created_ms,
         })
@@ -335,19 +233,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_has_its_number_on_the_wire() {
-        for kind in KeyKind::ALL {
-            assert_ne!(kind.to_wire(), 0, "{kind}");
-            assert_eq!(KeyKind::from_wire(kind.to_wire()), Ok(*kind));
-        }
-        for state in KeyState::ALL {
-            assert_eq!(KeyState::from_wire(state.to_wire()), Ok(*state));
-        }
-        for protection in Protection::ALL {
-            assert_eq!(Protection::from_wire(protection.to_wire()), Ok(*protection));
-        }
-        for minimum in MinimumProtection::ALL {
-            assert_eq!(MinimumProtection::from_wire(minimum.to_wire()), Ok(*minimum));
+    fn a_number_that_has_no_name_is_refused_by_name() {
+        assert_eq!(numbered(3), Ok(KeyKind::Gak));
+        for number in [-1, 0, 8, 257] {
+            let refused = ProtocolError::UnknownNumber { what: "kind", number };
+            assert_eq!(numbered::<KeyKind>(number), Err(refused));
         }
     }
 

@@ -185,9 +185,9 @@ impl Sealer {
         }
         meter.into_wire_with(|NewKey { kind, value, security_setup, protection }| {
             Ok(v1::NewKey {
-                kind: kind.to_wire(),
+                kind: kind as i32,
                 security_setup: security_setup.into(),
-                protection: protection.map_or(0, crate::meter::Protection::to_wire),
+                protection: protection.map_or(0, |protection| protection as i32),
                 clear_value: Default::default(),
                 wrapped_value: wrap(&self.file_key, &value)?.into(),
             })

@@ -87,7 +87,7 @@ pub(crate) trait Answer: Send + 'static {
         let mut object = json!({
             "meter": apdu.meter_id(),
             "system_title": checked.system_title.as_ref().map(title_text),
-            "verdict": checked.verdict.name(),
+            "verdict": checked.verdict.word(),
             "authenticated": checked.authenticated,
             "encryption_key_version": checked.encryption_key_version,
             "authentication_key_version": checked.authentication_key_version,

@@ -1,5 +1,7 @@
 //! What a column holds, by the name in its header.
 
+use kms_core::Numbered as _;
+
 use crate::digits;
 use crate::meter::KeyKind;
 

@@ -8,6 +8,8 @@ mod record;
 
 use csv_core::{Reader, ReaderBuilder};
 use dlms::SystemTitle;
+use kms_core::Numbered;
+use kms_core::numbered::Expected;
 
 use super::{BadLine, Line};
 use crate::digits::{self, BadDigits};
@@ -211,17 +213,14 @@ impl Row {
             Column::LogicalDeviceName => self.logical_device_name = text.to_owned(),
             Column::Key(kind) => self.keys.push((kind, key(kind, text)?)),
             Column::Protection => {
-                let word = Protection::from_word(&word(text)).ok_or(Protection::EXPECTED)?;
-                self.protection = Some(word);
+                self.protection = Some(item(text)?);
             }
             Column::SecuritySetup => {
                 let expected = "security_setup is a number from 0 to 255";
                 self.security_setup = text.parse().map_err(|_| expected)?;
             }
             Column::MinimumProtection => {
-                use crate::meter::MinimumProtection;
-                let word = MinimumProtection::from_word(&word(text));
-                self.policy().minimum_protection = Some(word.ok_or(MinimumProtection::EXPECTED)?);
+                self.policy().minimum_protection = Some(item(text)?);
             }
             Column::AllowEncryptionOnly => self.policy().allow_encryption_only = yes(text)?,
             Column::AllowWithheldAuthenticationKey => {
@@ -299,9 +298,10 @@ fn key(kind: KeyKind, text: &str) -> Result<KeyBytes, String> {
     }
 }
 
-/// As the words of the files are written.
-fn word(text: &str) -> String {
-    text.to_ascii_uppercase().replace([' ', '-'], "_")
+/// The item of this word, in either case, with blanks or dashes where the wire has underscores.
+fn item<T: Numbered>(text: &str) -> Result<T, String> {
+    let word = text.to_ascii_uppercase().replace([' ', '-'], "_");
+    T::from_word(&word).ok_or_else(|| Expected::<T>::new().to_string())
 }
 
 fn yes(text: &str) -> Result<bool, String> {
