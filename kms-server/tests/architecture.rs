@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("ciphering", 30),
     ("lifecycle", 30),
     ("replication", 30),
+    ("site_health", 30),
     ("rpc", 40),
     ("config", 50),
     ("app", 60),

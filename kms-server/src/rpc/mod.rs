@@ -54,7 +54,6 @@ pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyErr
 pub use presented::check_presented;
 pub use probes::MetricsConfig;
 pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
-pub use site::TokenStatusSource;
 pub use status::ERROR_DOMAIN;
 pub use tls::Reloaded;
 pub use verb::Verb;

@@ -27,11 +27,9 @@ use tokio::{
 use super::{
     config::BadSetting,
     drain::{DrainWatch, Phase},
-    site::TokenStatusSource,
 };
 use crate::{
-    keyring::Keyring,
-    store::ReadStore,
+    site_health::{Looks, SiteHealth},
     telemetry::{
         catalogue::READY,
         metrics::{Page, Source},
@@ -48,8 +46,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after the system refused to accept.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-/// How long the database may take to be ready.
-const STORE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Where figures and readiness can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,47 +76,26 @@ impl MetricsConfig {
 
 /// Whether this node is to be given work.
 pub(super) struct Readiness {
-    pub(super) parts: Option<ReadyParts>,
+    /// `None`: nothing but the drain counts.
+    pub(super) looks: Option<Looks>,
     pub(super) drain: DrainWatch,
-}
-
-/// What readiness depends on.
-pub(super) struct ReadyParts {
-    pub(super) token: TokenStatusSource,
-    pub(super) store: Arc<dyn ReadStore>,
-    pub(super) keyring: Arc<Keyring>,
 }
 
 impl Readiness {
     /// Whether it is ready, and what is wrong: a fixed sentence each, since who asks here has not said
     /// who he is.
-    ///
-    /// A token or a database is one for all nodes: a node that lost it and has open blocks goes on
-    /// being given work. Else the load balancer would end what the loss itself does not.
     async fn look(&self) -> (bool, Vec<&'static str>) {
-        let mut reasons = Vec::new();
         let draining = self.drain.is(Phase::Draining);
+        let mut reasons = Vec::new();
         if draining {
             reasons.push("the server is shutting down");
         }
-        let Some(ReadyParts { token, store, keyring }) = &self.parts else {
+        let Some(looks) = &self.looks else {
             return (!draining, reasons);
         };
-        if token().fault.is_some() {
-            reasons.push("the token did not pass its last check");
-        }
-        match timeout(STORE_PATIENCE, store.domain()).await {
-            Ok(Ok(Some(_))) => {}
-            Ok(Ok(None) | Err(_)) => reasons.push("the database has failed"),
-            Err(_) => reasons.push("the database does not answer"),
-        }
-        let keyring = keyring.status();
-        if keyring.blocks_failed > 0 {
-            reasons.push("blocks of meters can't be opened");
-        } else if !keyring.faults.is_empty() {
-            reasons.push("the memory for keys is too small");
-        }
-        (!draining && (reasons.is_empty() || keyring.blocks_open > 0), reasons)
+        let health = SiteHealth::of(&looks.short().await);
+        reasons.extend(health.keeps_from_work());
+        (!draining && health.is_ready(), reasons)
     }
 }
 
@@ -232,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_shutting_down_is_alive_and_not_ready() {
         let drain = Drain::new();
-        let readiness = Readiness { parts: None, drain: drain.watch() };
+        let readiness = Readiness { looks: None, drain: drain.watch() };
         let probes = Probes::new(Vec::new(), readiness);
         let statuses = async |probes: &Probes| {
             let health = probes.answer(&Method::GET, "/healthz").await;

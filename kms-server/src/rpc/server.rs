@@ -30,15 +30,20 @@ use super::{
     health::Health,
     meters::MetersService,
     presented::check_presented,
-    probes::{Probes, Readiness, ReadyParts},
+    probes::{Probes, Readiness},
     recording::Recorder,
     request_id::RequestIds,
     shares::Shares,
-    site::{SiteService, TokenStatusSource},
+    site::SiteService,
     tls::{Reloaded, Tls},
 };
 use crate::{
-    audit::Audit, ciphering::Ciphering, keyring::Keyring, lifecycle::Lifecycle, store::ReadStore,
+    audit::Audit,
+    ciphering::Ciphering,
+    keyring::Keyring,
+    lifecycle::Lifecycle,
+    site_health::{Looks, TokenStatusSource},
+    store::ReadStore,
     telemetry::metrics::Source,
 };
 use kms_core::{DomainRecord, ports::Clock};
@@ -80,6 +85,17 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Figures of the parts that are not named above: the token, the store, and whoever else counts.
     pub sources: Vec<Arc<dyn Source>>,
+}
+
+impl Parts {
+    fn looks(&self) -> Looks {
+        Looks {
+            token: Arc::clone(&self.token_status),
+            store: Arc::clone(&self.store),
+            keyring: Arc::clone(&self.keyring),
+            audit: Arc::clone(&self.audit),
+        }
+    }
 }
 
 /// What is told once the server listens.
@@ -183,10 +199,10 @@ pub async fn serve(
     let services = services(&config.limits, &parts, (&tls, &figures), &budget);
     let recorder = Some(Recorder(Arc::clone(&parts.audit)));
     let routes = with_standing(services, (&approvals, recorder), &config.limits)?;
-    let Parts { ciphering, keyring, token_status: token, store, clock, audit, mut sources, .. } =
-        parts;
+    let looks = Some(parts.looks());
+    let Parts { ciphering, keyring, clock, audit, mut sources, .. } = parts;
     sources.extend([ciphering as Arc<dyn Source>, keyring.clone(), audit.clone()]);
-    let watched = Watched { sources, parts: Some(ReadyParts { token, store, keyring }) };
+    let watched = Watched { sources, looks };
     run(
         config,
         tls,
@@ -212,7 +228,7 @@ pub async fn serve_services(
     let budget = budget(&config.limits, &figures);
     let approvals = approvals(&config, &clock);
     let routes = with_standing(services, (&approvals, None), &config.limits)?;
-    let watched = Watched { sources: Vec::new(), parts: None };
+    let watched = Watched { sources: Vec::new(), looks: None };
     run(
         config,
         tls,
@@ -238,7 +254,7 @@ struct Insides {
 /// What `/metrics` and `/readyz` answer from, the wire itself aside.
 struct Watched {
     sources: Vec<Arc<dyn Source>>,
-    parts: Option<ReadyParts>,
+    looks: Option<Looks>,
 }
 
 fn services(
@@ -262,10 +278,7 @@ fn services(
         message_bytes_max,
     };
     let site = SiteService {
-        keyring: Arc::clone(&parts.keyring),
-        token: Arc::clone(&parts.token_status),
-        store: Arc::clone(&parts.store),
-        audit: Arc::clone(&parts.audit),
+        looks: parts.looks(),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),
@@ -319,7 +332,7 @@ async fn run(
 ) -> Result<(), RpcError> {
     let Config { listen, tls: _, limits, policy, metrics } = config;
     let Insides { routes, approvals, budget, figures, watched, clock, audit } = insides;
-    let Watched { mut sources, parts } = watched;
+    let Watched { mut sources, looks } = watched;
     let (listener, address) = bind(listen).await?;
     let metrics = match metrics {
         Some(metrics) => Some(bind(metrics.listen()).await?),
@@ -356,7 +369,7 @@ async fn run(
     let metrics = metrics.map(|(listener, address)| {
         let clock = Arc::clone(&clock);
         sources.push(Arc::new(Wire { figures, budget, tls: Arc::clone(&tls), clock }));
-        let readiness = Readiness { parts, drain: drain.watch() };
+        let readiness = Readiness { looks, drain: drain.watch() };
         probes.spawn(Probes::new(sources, readiness).serve(listener));
         tracing::info!(%address, "metrics and probes are answered");
         address
