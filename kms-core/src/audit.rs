@@ -13,7 +13,7 @@ use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{BlockNo, MeterId, SystemTitle, freshness::BlockMark};
+use super::{BlockNo, MeterId, SystemTitle, block::BlockMark};
 
 pub use encoding::BadEvent;
 pub use walk::{Broken, Verifier, What};

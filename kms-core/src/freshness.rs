@@ -10,20 +10,9 @@ use std::{
 use super::{
     BlockNo, DomainId, Epoch, Position, Sequence,
     audit::{ChainTip, NodeId, PublicKey, Signature, is_signed},
-    block::Digest,
+    block::{BlockMark, Digest},
 };
 use sha2::{Digest as _, Sha256};
-
-/// Where a block stood after a change, and what was in it then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockMark {
-    /// Which block.
-    pub block: BlockNo,
-    /// Its last change.
-    pub position: Position,
-    /// Over its records' MACs.
-    pub digest: Digest,
-}
 
 /// Why a state of a block is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

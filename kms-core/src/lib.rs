@@ -31,3 +31,6 @@ pub use record::{Record, RecordKey, StoredRecord};
 pub use secret::{BlockSecret, ClearKey};
 pub use site::{DomainId, DomainRecord, SealedKek};
 pub use verdict::Verdict;
+
+#[cfg(feature = "serde")]
+numbered::serde_by_word!(KeyKind, KeyState, Protection, MinimumProtection);

@@ -106,14 +106,14 @@ macro_rules! serde_by_word {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 use $crate::numbered::Numbered as _;
                 let word = <String as serde::Deserialize>::deserialize(deserializer)?;
-                Self::from_word(&word).ok_or_else(|| serde::de::Error::custom(Expected::<$name>::new()))
+                Self::from_word(&word).ok_or_else(|| serde::de::Error::custom($crate::numbered::Expected::<$name>::new()))
             }
         }
     )+};
 }
 
 #[cfg(feature = "serde")]
-serde_by_word!(crate::KeyKind, crate::KeyState, crate::Protection, crate::MinimumProtection);
+pub(crate) use serde_by_word;
 
 /// Which words there are, as a sentence.
 #[derive(Clone, Copy, Debug, Default)]

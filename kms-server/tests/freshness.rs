@@ -7,7 +7,8 @@ mod site_common;
 use kms_core::{
     BlockNo, Epoch, MeterId, Position, Sequence, Verdict,
     audit::{AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, Subject},
-    freshness::{BlockMark, HeadTable},
+    block::BlockMark,
+    freshness::HeadTable,
 };
 use kms_server::{ciphering::Named, lifecycle::LifecycleError, store::ChainLink};
 use site_common::*;

@@ -4,7 +4,7 @@ use super::{
     AuditEntry, AuditEvent, AuditOutcome, AuditText, AuditedCall, Detail, NodeId, Subject,
 };
 use crate::{
-    BlockNo, Epoch, MeterId, Numbered as _, Position, Sequence, SystemTitle, freshness::BlockMark,
+    BlockNo, Epoch, MeterId, Numbered as _, Position, Sequence, SystemTitle, block::BlockMark,
 };
 
 /// Bytes that are no event of this schema.

@@ -4,7 +4,7 @@
 
 use crate::{Head, Position, StoredRecord, SystemTitle};
 
-use super::{extending::Extension, keys::BlockKeys, verified::Verified};
+use super::{Extension, keys::BlockKeys, verified::Verified};
 
 /// What a peer's message comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use crate::{
 };
 
 use super::{
+    Extension,
     keys::BlockKeys,
     verified::{Unreadable, Verified},
 };
@@ -17,15 +18,6 @@ use super::{
 pub struct Staged {
     base: Verified,
     records: BTreeMap<RecordKey, Record>,
-}
-
-/// What leads from one state of a block to its next: the records that changed, and the head over all.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extension {
-    /// The new head.
-    pub head: Head,
-    /// In the order of their numbers.
-    pub records: Vec<StoredRecord>,
 }
 
 /// A record that has no encoding.

@@ -17,6 +17,8 @@ use std::fmt;
 
 use dlms::SystemTitle;
 
+use crate::StoredRecord;
+
 /// The number of a block within its key domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockNo(pub u32);
@@ -116,6 +118,26 @@ pub struct Head {
     pub digest: Digest,
     /// Over all of the above.
     pub mac: RecordMac,
+}
+
+/// Where a block stood after a change, and what was in it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockMark {
+    /// Which block.
+    pub block: BlockNo,
+    /// Its last change.
+    pub position: Position,
+    /// Over its records' MACs.
+    pub digest: Digest,
+}
+
+/// What leads from one state of a block to its next: the records that changed, and the head over all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// The new head.
+    pub head: Head,
+    /// In the order of their numbers.
+    pub records: Vec<StoredRecord>,
 }
 
 #[cfg(test)]

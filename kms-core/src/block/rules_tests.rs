@@ -4,8 +4,9 @@
 use proptest::prelude::*;
 
 use super::{
+    Extension,
     accepting::{Accepted, NotAccepted, accept},
-    extending::{Extension, Staged},
+    extending::Staged,
     keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
     proof::{Challenge, NotWhole, ProofKey},
     verified::{Refused, Unreadable, Verified},

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::{
     BlockNo, Head, Position, Record, RecordKey, StoredRecord, SystemTitle,
-    freshness::{BlockMark, Freshness, NotFresh},
+    block::BlockMark,
+    freshness::{Freshness, NotFresh},
 };
 
 use super::{
-    Digest,
-    extending::Extension,
+    Digest, Extension,
     keys::{BlockKeys, digest},
 };
 

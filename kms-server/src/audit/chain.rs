@@ -13,7 +13,7 @@ use crate::store::{BlockChange, ChainLink, StoreError, WriteStore};
 use kms_core::{
     BlockNo,
     audit::{AuditEntry, ChainTip},
-    freshness::BlockMark,
+    block::BlockMark,
     ports::HeadWitness,
 };
 

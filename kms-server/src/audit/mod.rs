@@ -41,7 +41,8 @@ use kms_core::{
         AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
         Subject,
     },
-    freshness::{BlockMark, Freshness},
+    block::BlockMark,
+    freshness::Freshness,
     ports::{Clock, HeadWitness},
 };
 

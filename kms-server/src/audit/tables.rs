@@ -17,7 +17,8 @@ use crate::{
 use kms_core::{
     BlockNo, DomainId,
     audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
-    freshness::{BlockMark, HeadTable, SignedHeadTable},
+    block::BlockMark,
+    freshness::{HeadTable, SignedHeadTable},
     ports::{Clock, HeadWitness, KnownTips},
 };
 

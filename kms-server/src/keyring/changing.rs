@@ -14,7 +14,8 @@ use kms_core::{
     StoredRecord, SystemTitle,
     audit::AuditEntry,
     block::{
-        extending::{Extension, Staged, TooLong},
+        Extension,
+        extending::{Staged, TooLong},
         keys::{BlockKeys, WRAP_KEY_LEN},
     },
     record::Tombstone,

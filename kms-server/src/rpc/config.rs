@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{policy::Policy, probes::MetricsConfig};
+use super::policy::Policy;
 
 /// Everything about the wire.
 #[derive(Clone, Debug)]
@@ -232,6 +232,33 @@ fn bad(name: &'static str, is: String, must: &str) -> BadSetting {
     BadSetting { name, is, must: must.to_owned() }
 }
 
+/// Where figures and readiness can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsConfig {
+    listen: SocketAddr,
+}
+
+impl MetricsConfig {
+    /// The address; port 0 takes any free one. Anyone who reaches it is answered, so one that others
+    /// can reach has to be allowed in so many words.
+    pub fn new(listen: SocketAddr, allow_remote: bool) -> Result<Self, BadSetting> {
+        if allow_remote || listen.ip().is_loopback() {
+            return Ok(Self { listen });
+        }
+        Err(BadSetting {
+            name: "metrics.listen",
+            is: listen.to_string(),
+            must: "a loopback address such as 127.0.0.1:9464, unless metrics.allow_remote is true"
+                .to_owned(),
+        })
+    }
+
+    /// Where to listen.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,5 +280,18 @@ mod tests {
     fn a_timeout_of_zero_is_refused() {
         let limits = Limits { handshake_timeout: Duration::ZERO, ..Limits::default() };
         assert_eq!(limits.check().unwrap_err().name, "limits.handshake_timeout");
+    }
+
+    #[test]
+    fn an_address_that_others_can_reach_is_refused_unless_it_is_allowed() {
+        for listen in ["0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"] {
+            let listen = listen.parse().unwrap();
+            let refused = MetricsConfig::new(listen, false).unwrap_err();
+            assert!(refused.to_string().contains("metrics.allow_remote"), "{refused}");
+            assert!(MetricsConfig::new(listen, true).is_ok());
+        }
+        for listen in ["127.0.0.1:9464", "[::1]:9464"] {
+            assert!(MetricsConfig::new(listen.parse().unwrap(), false).is_ok());
+        }
     }
 }

@@ -49,10 +49,9 @@ mod words;
 mod writes;
 
 pub use certificate::{TlsError, check_certificates};
-pub use config::{BadSetting, Config, Limits, TlsConfig};
+pub use config::{BadSetting, Config, Limits, MetricsConfig, TlsConfig};
 pub use policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role, Second};
 pub use presented::check_presented;
-pub use probes::MetricsConfig;
 pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
 pub use status::ERROR_DOMAIN;
 pub use tls::Reloaded;

@@ -6,7 +6,6 @@
 
 use std::{
     convert::Infallible,
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -24,10 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    config::BadSetting,
-    drain::{DrainWatch, Phase},
-};
+use super::drain::{DrainWatch, Phase};
 use crate::{
     site_health::{Looks, SiteHealth},
     telemetry::{
@@ -46,33 +42,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after the system refused to accept.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
-
-/// Where figures and readiness can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetricsConfig {
-    listen: SocketAddr,
-}
-
-impl MetricsConfig {
-    /// The address; port 0 takes any free one. Anyone who reaches it is answered, so one that others
-    /// can reach has to be allowed in so many words.
-    pub fn new(listen: SocketAddr, allow_remote: bool) -> Result<Self, BadSetting> {
-        if allow_remote || listen.ip().is_loopback() {
-            return Ok(Self { listen });
-        }
-        Err(BadSetting {
-            name: "metrics.listen",
-            is: listen.to_string(),
-            must: "a loopback address such as 127.0.0.1:9464, unless metrics.allow_remote is true"
-                .to_owned(),
-        })
-    }
-
-    /// Where to listen.
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
-    }
-}
 
 /// Whether this node is to be given work.
 pub(super) struct Readiness {
@@ -223,18 +192,5 @@ mod tests {
             (StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE, gone)
         );
         assert!(probes.page().render().contains("kms_ready 0\n"));
-    }
-
-    #[test]
-    fn an_address_that_others_can_reach_is_refused_unless_it_is_allowed() {
-        for listen in ["0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"] {
-            let listen = listen.parse().unwrap();
-            let refused = MetricsConfig::new(listen, false).unwrap_err();
-            assert!(refused.to_string().contains("metrics.allow_remote"), "{refused}");
-            assert!(MetricsConfig::new(listen, true).is_ok());
-        }
-        for listen in ["127.0.0.1:9464", "[::1]:9464"] {
-            assert!(MetricsConfig::new(listen.parse().unwrap(), false).is_ok());
-        }
     }
 }

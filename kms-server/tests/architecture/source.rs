@@ -18,13 +18,26 @@ pub(super) struct Source {
     /// Every path that it names, from its first segment; `use` trees are spread out. A single word is
     /// a path only in a `use` or an `extern crate`.
     paths: Vec<Vec<String>>,
+    /// What it hands on by `pub use`: under which name, and from where.
+    reexports: Vec<(String, Vec<String>)>,
 }
 
 impl Source {
     pub(super) fn of(text: &str) -> Self {
         let tokens = tokens(text);
         let paths = paths(&tokens);
-        Self { tokens, paths }
+        let reexports = reexports(&tokens);
+        Self { tokens, paths, reexports }
+    }
+
+    /// Every path that it names.
+    pub(super) fn paths(&self) -> &[Vec<String>] {
+        &self.paths
+    }
+
+    /// What it hands on: a name, and the path behind it.
+    pub(super) fn reexports(&self) -> &[(String, Vec<String>)] {
+        &self.reexports
     }
 
     /// Whether the word stands anywhere.
@@ -91,6 +104,34 @@ fn paths(tokens: &[Token]) -> Vec<Vec<String>> {
         }
     }
     found
+}
+
+/// The leaves of each `use` that follows a `pub`, whoever it is public to.
+fn reexports(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        if !matches!(token, Token::Word(word) if word == "pub") {
+            continue;
+        }
+        let after = match tokens.get(at + 1) {
+            Some(Token::Mark('(')) => tokens[at..]
+                .iter()
+                .position(|token| *token == Token::Mark(')'))
+                .map(|end| at + end + 1),
+            _ => Some(at + 1),
+        };
+        let Some(after) = after else { continue };
+        if matches!(tokens.get(after), Some(Token::Word(word)) if word == "use") {
+            tree(tokens, after + 1, &mut Vec::new(), &mut found);
+        }
+    }
+    let named = |mut path: Vec<String>| {
+        if path.last().is_some_and(|last| last == "self") {
+            path.pop();
+        }
+        Some((path.last()?.clone(), path))
+    };
+    found.into_iter().filter_map(named).collect()
 }
 
 /// A path outside `use`, which begins at `at`; returns where to go on.
