@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod kill_common;
+mod store_contract;
 #[path = "audit/support.rs"]
 mod support;
 

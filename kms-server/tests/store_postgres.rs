@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod postgres_common;
+mod store_contract;
 
 use std::{
     sync::{
@@ -16,10 +17,10 @@ use std::{
 use kms_core::BlockNo;
 use kms_server::store::{
     ReadStore as _, StandbyLag, StoreError, WriteStore,
-    conformance::{self, Scene},
     postgres::{Config, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
+use store_contract::Scene;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_keeps_the_stores_contract() {
@@ -30,7 +31,7 @@ async fn postgresql_keeps_the_stores_contract() {
         cluster.database(&name);
         Arc::new(cluster.open(&name).await) as Arc<dyn WriteStore>
     };
-    if let Err(broken) = conformance::run(fresh).await {
+    if let Err(broken) = store_contract::run(fresh).await {
         panic!("{broken}");
     }
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod postgres_common;
+mod store_contract;
 
 use std::{
     fs,
@@ -16,10 +17,10 @@ use std::{
 use kms_core::BlockNo;
 use kms_server::store::{
     ReadStore as _, StoreError, WriteStore as _,
-    conformance::Scene,
     postgres::{Config, OpenError, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
+use store_contract::Scene;
 use tempfile::TempDir;
 
 /// A pooler before a cluster. Dropped, it is killed.

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod kill_common;
+mod store_contract;
 
 use std::{
     path::{Path, PathBuf},
@@ -19,10 +20,10 @@ use kill_common::run_and_kill;
 use kms_core::BlockNo;
 use kms_server::store::{
     ReadStore as _, StoreError, WriteStore,
-    conformance::{self, Scene},
     sqlite::{Config, SqliteStore},
 };
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use store_contract::Scene;
 
 fn config(path: impl Into<PathBuf>, create: bool) -> Config {
     Config { path: path.into(), create }
@@ -50,7 +51,7 @@ async fn sqlite_keeps_the_stores_contract() {
         let name = format!("{}.db", made.fetch_add(1, Ordering::Relaxed));
         Arc::new(open(&directory.path().join(name)).await) as Arc<dyn WriteStore>
     };
-    if let Err(broken) = conformance::run(fresh).await {
+    if let Err(broken) = store_contract::run(fresh).await {
         panic!("{broken}");
     }
 }

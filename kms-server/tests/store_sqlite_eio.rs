@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
+mod store_contract;
+
 use std::{
     fs,
     process::{Child, Command, Stdio},
@@ -12,9 +14,9 @@ use std::{
 use kms_core::BlockNo;
 use kms_server::store::{
     ReadStore as _, StoreError, WriteStore as _,
-    conformance::Scene,
     sqlite::{Config, SqliteStore},
 };
+use store_contract::Scene;
 
 /// Fails `pread64` of this process: `when` as strace says it. `None` where this process may not be traced.
 fn failing_reads(when: &str) -> Option<Child> {

@@ -4,7 +4,6 @@
 //! does guarantee: a commit is all or nothing and on disk when it returns, a block's sequence has no
 //! gap, and no two writers extend the same head.
 
-pub mod conformance;
 mod indexing;
 pub mod measured;
 pub mod postgres;

@@ -8,10 +8,11 @@ use kms_core::{
 };
 use kms_server::{
     audit::{Audit, Config},
-    store::{AuditedStore as _, ReadStore as _, conformance::Scene},
+    store::{AuditedStore as _, ReadStore as _},
 };
 
 use super::kill_common::run_and_kill;
+use super::store_contract::Scene;
 use super::support::{
     NODE, Place, Signer, Witness, begin_table, decode, entry, events, open_store, place,
 };

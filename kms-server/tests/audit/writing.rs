@@ -8,9 +8,10 @@ use kms_core::{
 };
 use kms_server::{
     audit::AuditError,
-    store::{AuditedStore, ReadStore as _, StoreError, conformance::Scene},
+    store::{AuditedStore, ReadStore as _, StoreError},
 };
 
+use super::store_contract::Scene;
 use super::support::{NODE, Place, decode, entry, events, tamper, title};
 
 /// Makes every write of an event fail, until it is dropped.

@@ -7,10 +7,10 @@ use super::{
     made_up::{Scene, meter},
     refused, same,
 };
-use crate::store::{ChainLink, StoreError, WriteStore};
 use kms_core::audit::{
     AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, StoredEvent, Subject,
 };
+use kms_server::store::{ChainLink, StoreError, WriteStore};
 
 type Store = Arc<dyn WriteStore>;
 type Outcome = Result<(), Seen>;

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::store::{BlockChange, IndexEntry, RecordChange, SealedSecret};
 use kms_core::{
     BlockNo, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, Sequence, StoredRecord,
     SystemTitle,
 };
+use kms_server::store::{BlockChange, IndexEntry, RecordChange, SealedSecret};
 
 /// One made-up change of one meter.
 #[derive(Clone, Debug)]

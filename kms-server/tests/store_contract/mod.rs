@@ -1,13 +1,15 @@
 //! What every store must do, written against the traits alone: SQLite and PostgreSQL run the same
 //! cases. They return what is broken, they don't panic, so that a program can run them as well.
 
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
 mod audit_cases;
 mod cases;
 mod made_up;
 
 use std::{future::Future, sync::Arc};
 
-use super::{StoreError, WriteStore};
+use kms_server::store::{StoreError, WriteStore};
 
 pub use made_up::Scene;
 
@@ -100,7 +102,7 @@ fn refused(
     }
 }
 
-/// As [`refused`], for the rule of `super::rules`.
+/// As [`refused`], for the rule of `store::rules`.
 fn refused_by(outcome: Result<(), StoreError>, wanted: &str) -> Result<(), Seen> {
     refused(outcome, |error| matches!(error, StoreError::Rule { rule, .. } if *rule == wanted))
 }

@@ -7,10 +7,12 @@ use super::{
     made_up::{Scene, Step, fingerprint, meter, seal, title, tombstone},
     refused_as_conflict, refused_as_taken, refused_by, same,
 };
-use crate::store::{BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules};
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence, SystemTitle,
     freshness::SignedHeadTable,
+};
+use kms_server::store::{
+    BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules,
 };
 
 type Store = Arc<dyn WriteStore>;
