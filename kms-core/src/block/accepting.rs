@@ -1,18 +1,56 @@
 //! A peer's changes of a block, taken over as they are: each record keeps its number and its MAC, and the
 //! block has the peer's head afterwards. Both sites derive the same subkeys, so what is equal is equal byte
 //! for byte.
+//!
+//! Our block has to be one that the peer's came from. Within an epoch it is: one site writes. From one epoch to
+//! the next it is if it is not beyond where the promotion found the block; what is beyond is ours alone, and
+//! would be lost.
 
-use crate::{Head, Position, StoredRecord, SystemTitle};
+use std::collections::BTreeSet;
 
-use super::{Extension, keys::BlockKeys, verified::Verified};
+use crate::{Epoch, Head, Position, RecordKey, StoredRecord, SystemTitle, block::BlockMark};
 
-/// What a peer's message comes to.
+use super::{keys::BlockKeys, verified::Verified};
+
+/// What a peer says of a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeersBlock {
+    /// How it stands there.
+    pub head: Head,
+    /// The records that changed since a position that we named, or all of them.
+    pub records: Vec<StoredRecord>,
+    /// Where the first promotion after our epoch found the block: out of its signed record, which was
+    /// verified. `None`: we know of none.
+    pub promoted_at: Option<BlockMark>,
+}
+
+/// What that comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// The block is there already: nothing is to be written (invariant 6).
     Nothing,
-    /// To be stored in one transaction: records that are new here, and the peer's head.
-    Extension(Extension),
+    /// To be stored, in one transaction.
+    Adoption(Adoption),
+}
+
+/// A peer's records and head. Its numbers are the peer's, with gaps where a record changed twice: a store takes
+/// it as what it is, and not as a change of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// The peer's head.
+    pub head: Head,
+    /// Records that are new here, in the order of their numbers.
+    pub records: Vec<StoredRecord>,
+    /// What is damaged here and not there at the peer at all: a row whose key was changed.
+    pub gone: Vec<RecordKey>,
+}
+
+impl Adoption {
+    /// The block once this is stored. `ours` is the one that it was made for.
+    #[must_use]
+    pub fn adopted(self, ours: Verified) -> Verified {
+        ours.replaced(self.head, self.records, &self.gone)
+    }
 }
 
 /// Why nothing of a peer's message is taken over (invariant 5).
@@ -21,7 +59,8 @@ pub enum NotAccepted {
     /// The head's MAC is wrong, or it is another block's.
     #[error("the peer's head is not this block's, or was changed on its way")]
     Head,
-    /// The peer's block is under another secret: it comes as a whole, to be verified under that one.
+    /// It says that it is under another secret, which nobody has verified: if it is, it comes as a whole and is
+    /// verified under that one.
     #[error("the peer's block is under version {theirs} of its secret, ours under {ours}")]
     SecretVersion {
         /// Ours.
@@ -37,9 +76,15 @@ pub enum NotAccepted {
         /// Where the peer's does.
         theirs: Position,
     },
-    /// One place, two states: both sites wrote.
-    #[error("at {0} the peer has other records than we have: the two have parted")]
+    /// Both sites wrote: one place and two states, or ours is beyond where the promotion found the block.
+    #[error("at {0} the peer's block parted from ours")]
     Forked(Position),
+    /// A higher epoch counts with the signed record of its promotion only.
+    #[error("the peer writes in epoch {}, and no promotion to it is known", theirs.0)]
+    NotPromoted {
+        /// The peer's epoch.
+        theirs: Epoch,
+    },
     /// A record's MAC is wrong, or it says that it came after its head.
     #[error("the record of meter {0} is not what the peer's writer wrote")]
     Record(SystemTitle),
@@ -62,20 +107,42 @@ pub enum NotAccepted {
     Incomplete(Position),
 }
 
-/// Takes over what a peer says of our block: its head, and the records that changed since a position that we
-/// named, or all of them. All or nothing.
+/// Takes over what a peer says of our block. All or nothing.
 pub fn accept(
     ours: &Verified,
     keys: &BlockKeys,
-    head: Head,
-    records: Vec<StoredRecord>,
+    theirs: PeersBlock,
 ) -> Result<Accepted, NotAccepted> {
-    check_head(ours.head(), keys, &head)?;
+    check_head(ours.head(), keys, &theirs.head)?;
+    check_descent(&ours.mark(), &theirs)?;
+    let PeersBlock { head, records, promoted_at: _ } = theirs;
     let is_here = head.position == ours.head().position;
     if is_here && ours.damaged().is_empty() {
         return Ok(Accepted::Nothing);
     }
-    let mut news = Vec::with_capacity(records.len());
+    let said: BTreeSet<RecordKey> = records.iter().map(|record| record.key).collect();
+    let is_all = said.len() == head.count as usize;
+    let mut news = news(ours, keys, &head, records)?;
+    let lost = |key: &&RecordKey| is_all && !said.contains(*key);
+    let gone: Vec<RecordKey> = ours.damaged().iter().filter(lost).copied().collect();
+    if is_here && news.is_empty() && gone.is_empty() {
+        return Ok(Accepted::Nothing);
+    }
+    if ours.counted_with(&news, &gone) != (head.count, head.digest) {
+        return Err(NotAccepted::Incomplete(head.position));
+    }
+    news.sort_unstable_by_key(|record| record.position);
+    Ok(Accepted::Adoption(Adoption { head, records: news, gone }))
+}
+
+/// Those of a peer's records that we don't have as they are; all of them are authentic.
+fn news(
+    ours: &Verified,
+    keys: &BlockKeys,
+    head: &Head,
+    records: Vec<StoredRecord>,
+) -> Result<Vec<StoredRecord>, NotAccepted> {
+    let (mut news, mut seen) = (Vec::with_capacity(records.len()), BTreeSet::new());
     let mut scratch = Vec::with_capacity(512);
     for record in records {
         let system_title = record.key.system_title();
@@ -85,25 +152,21 @@ pub fn accept(
         {
             return Err(NotAccepted::Record(system_title));
         }
-        let old = ours.stored(&record.key);
-        if let Some(old) = old.filter(|old| record.position < old.position) {
-            let (ours, theirs) = (old.position, record.position);
-            return Err(NotAccepted::OlderRecord { system_title, ours, theirs });
+        if !seen.insert(record.key) {
+            return Err(NotAccepted::Twice(system_title));
         }
-        // One that we have damaged comes to be what it was.
-        if old != Some(&record) {
-            news.push(record);
+        // What is damaged here says nothing, not even where it stands.
+        let old = ours.stored(&record.key).filter(|old| !ours.is_damaged(&old.key));
+        match old {
+            Some(old) if record.position < old.position => {
+                let (ours, theirs) = (old.position, record.position);
+                return Err(NotAccepted::OlderRecord { system_title, ours, theirs });
+            }
+            Some(old) if *old == record => {}
+            _ => news.push(record),
         }
     }
-    news.sort_unstable_by_key(|record| record.position);
-    check_once(&news)?;
-    if is_here && news.is_empty() {
-        return Ok(Accepted::Nothing);
-    }
-    if ours.counted_with(&news) != (head.count, head.digest) {
-        return Err(NotAccepted::Incomplete(head.position));
-    }
-    Ok(Accepted::Extension(Extension { head, records: news }))
+    Ok(news)
 }
 
 fn check_head(ours: &Head, keys: &BlockKeys, theirs: &Head) -> Result<(), NotAccepted> {
@@ -127,9 +190,15 @@ fn check_head(ours: &Head, keys: &BlockKeys, theirs: &Head) -> Result<(), NotAcc
     Ok(())
 }
 
-fn check_once(records: &[StoredRecord]) -> Result<(), NotAccepted> {
-    let mut keys: Vec<_> = records.iter().map(|record| record.key).collect();
-    keys.sort_unstable();
-    let twice = keys.windows(2).find(|pair| pair[0] == pair[1]);
-    twice.map_or(Ok(()), |pair| Err(NotAccepted::Twice(pair[0].system_title())))
+/// Whether the peer's block came from ours.
+fn check_descent(ours: &BlockMark, theirs: &PeersBlock) -> Result<(), NotAccepted> {
+    let epoch = theirs.head.position.epoch;
+    if epoch == ours.position.epoch {
+        return Ok(());
+    }
+    let found = theirs.promoted_at.filter(|found| found.block == ours.block);
+    let found = found.ok_or(NotAccepted::NotPromoted { theirs: epoch })?;
+    let beyond = ours.position > found.position
+        || ours.position == found.position && ours.digest != found.digest;
+    if beyond { Err(NotAccepted::Forked(found.position)) } else { Ok(()) }
 }

@@ -8,7 +8,6 @@ use crate::{
 };
 
 use super::{
-    Extension,
     keys::BlockKeys,
     verified::{Unreadable, Verified},
 };
@@ -18,6 +17,15 @@ use super::{
 pub struct Staged {
     base: Verified,
     records: BTreeMap<RecordKey, Record>,
+}
+
+/// What leads from one state of a block to its next: the records that changed, and the head over all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// The new head.
+    pub head: Head,
+    /// In the order of their numbers.
+    pub records: Vec<StoredRecord>,
 }
 
 /// A record that has no encoding.
@@ -84,7 +92,7 @@ impl Staged {
             stored.mac = keys.record_mac(block, &stored, &mut scratch);
             records.push(stored);
         }
-        let (count, digest) = self.base.counted_with(&records);
+        let (count, digest) = self.base.counted_with(&records, &[]);
         let mut head = Head { block, secret_version, position, count, digest, mac: [0; 16] };
         head.mac = keys.head_mac(&head);
         Ok(Extension { head, records })
@@ -93,6 +101,7 @@ impl Staged {
     /// The block once `extension`, which [`Staged::seal`] made of it, is stored.
     #[must_use]
     pub fn extended(self, extension: Extension) -> Verified {
-        self.base.extended(extension)
+        let Extension { head, records } = extension;
+        self.base.replaced(head, records, &[])
     }
 }

@@ -10,14 +10,9 @@ pub mod keys;
 pub mod proof;
 pub mod verified;
 
-#[cfg(test)]
-mod rules_tests;
-
 use std::fmt;
 
 use dlms::SystemTitle;
-
-use crate::StoredRecord;
 
 /// The number of a block within its key domain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,14 +126,8 @@ pub struct BlockMark {
     pub digest: Digest,
 }
 
-/// What leads from one state of a block to its next: the records that changed, and the head over all.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extension {
-    /// The new head.
-    pub head: Head,
-    /// In the order of their numbers.
-    pub records: Vec<StoredRecord>,
-}
+#[cfg(test)]
+mod rules_tests;
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,9 @@
 use proptest::prelude::*;
 
 use super::{
-    Extension,
-    accepting::{Accepted, NotAccepted, accept},
-    extending::Staged,
+    BlockMark,
+    accepting::{Accepted, Adoption, NotAccepted, PeersBlock, accept},
+    extending::{Extension, Staged},
     keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
     proof::{Challenge, NotWhole, ProofKey},
     verified::{Refused, Unreadable, Verified},
@@ -225,28 +225,41 @@ mod accepting {
     /// A peer's block beside ours, what has changed since, and what both come to.
     struct Story {
         ours: Verified,
-        news: Extension,
+        news: PeersBlock,
         theirs: Verified,
+    }
+
+    fn said(head: &Head, records: Vec<StoredRecord>) -> PeersBlock {
+        PeersBlock { head: head.clone(), records, promoted_at: None }
+    }
+
+    /// All of a block, as a peer says it.
+    fn whole(block: &Verified) -> PeersBlock {
+        said(&block.head, block.records.clone())
+    }
+
+    /// What changed in a block after this position.
+    fn since(block: &Verified, position: Position) -> PeersBlock {
+        let mut all = whole(block);
+        all.records.retain(|record| record.position > position);
+        all
     }
 
     fn story() -> Story {
         let ours = three();
         let (_, between) = write(&ours, [gone(2), meter(4, 0)]);
         let (_, theirs) = write(&between, [meter(1, 7), gone(4)]);
-        let since = ours.head().position;
-        let mut records = theirs.records.clone();
-        records.retain(|record| record.position > since);
-        let news = Extension { head: theirs.head.clone(), records };
+        let news = since(&theirs, ours.head().position);
         Story { ours, news, theirs }
     }
 
-    fn take(ours: &Verified, news: &Extension) -> Result<Accepted, NotAccepted> {
-        accept(ours, &keys(), news.head.clone(), news.records.clone())
+    fn take(ours: &Verified, news: &PeersBlock) -> Result<Accepted, NotAccepted> {
+        accept(ours, &keys(), news.clone())
     }
 
-    fn extension(accepted: Result<Accepted, NotAccepted>) -> Extension {
+    fn adoption(accepted: Result<Accepted, NotAccepted>) -> Adoption {
         match accepted.unwrap() {
-            Accepted::Extension(extension) => extension,
+            Accepted::Adoption(adoption) => adoption,
             Accepted::Nothing => panic!("nothing was taken over"),
         }
     }
@@ -254,9 +267,9 @@ mod accepting {
     #[test]
     fn invariant_6_a_peers_changes_are_taken_over_byte_for_byte_and_once() {
         let Story { ours, news, theirs } = story();
-        let taken = extension(take(&ours, &news));
+        let taken = adoption(take(&ours, &news));
         assert!(taken.records.is_sorted_by_key(|record| record.position));
-        let after = ours.extended(taken);
+        let after = taken.adopted(ours);
         assert_eq!(after, theirs);
         assert_eq!(take(&after, &news), Ok(Accepted::Nothing));
     }
@@ -264,17 +277,17 @@ mod accepting {
     #[test]
     fn all_of_a_block_can_be_taken_over_what_is_there_is_not_written_again() {
         let Story { ours, theirs, .. } = story();
-        let all = Extension { head: theirs.head.clone(), records: theirs.records.clone() };
-        let taken = extension(take(&ours, &all));
+        let all = whole(&theirs);
+        let taken = adoption(take(&ours, &all));
         assert_eq!(taken.records.len(), 3, "meter 3 has not changed");
-        assert_eq!(empty().extended(extension(take(&empty(), &all))), theirs);
+        assert_eq!(adoption(take(&empty(), &all)).adopted(empty()), theirs);
     }
 
     #[test]
     fn the_order_in_which_records_come_does_not_matter() {
         let Story { ours, mut news, theirs } = story();
         news.records.reverse();
-        assert_eq!(ours.clone().extended(extension(take(&ours, &news))), theirs);
+        assert_eq!(adoption(take(&ours, &news)).adopted(ours), theirs);
     }
 
     #[test]
@@ -284,9 +297,9 @@ mod accepting {
         records[2].body[0] ^= 1;
         let damaged = verify(ours.head, records).unwrap();
         assert_eq!(damaged.damaged().len(), 1);
-        let all = Extension { head: theirs.head.clone(), records: theirs.records.clone() };
-        let taken = extension(take(&damaged, &all));
-        assert_eq!(damaged.extended(taken), theirs);
+        let all = whole(&theirs);
+        let taken = adoption(take(&damaged, &all));
+        assert_eq!(taken.adopted(damaged), theirs);
     }
 
     #[test]
@@ -295,17 +308,17 @@ mod accepting {
         let mut records = theirs.records.clone();
         records[2].body[0] ^= 1;
         let damaged = verify(theirs.head.clone(), records).unwrap();
-        let all = Extension { head: theirs.head.clone(), records: theirs.records.clone() };
-        let taken = extension(take(&damaged, &all));
-        assert_eq!((taken.records.len(), damaged.clone().extended(taken)), (1, theirs));
-        let none = Extension { records: Vec::new(), ..all };
+        let all = whole(&theirs);
+        let taken = adoption(take(&damaged, &all));
+        assert_eq!((taken.records.len(), taken.adopted(damaged.clone())), (1, theirs));
+        let none = PeersBlock { records: Vec::new(), ..all };
         assert_eq!(take(&damaged, &none), Ok(Accepted::Nothing));
     }
 
     #[test]
     fn invariant_5_a_message_that_is_not_what_the_peer_wrote_is_refused_by_name() {
         let Story { ours, news, .. } = story();
-        let changed = |change: &dyn Fn(&mut Extension)| {
+        let changed = |change: &dyn Fn(&mut PeersBlock)| {
             let mut news = news.clone();
             change(&mut news);
             take(&ours, &news).unwrap_err()
@@ -329,7 +342,7 @@ mod accepting {
         let Story { theirs, .. } = story();
         let (news, _) = write(&theirs, [meter(5, 0)]);
         let past = three().records[0].clone();
-        let replayed = Extension { records: [news.records.clone(), vec![past]].concat(), ..news };
+        let replayed = said(&news.head, [news.records, vec![past]].concat());
         let refused = take(&theirs, &replayed).unwrap_err();
         assert!(matches!(refused, NotAccepted::OlderRecord { .. }), "{refused}");
     }
@@ -341,9 +354,9 @@ mod accepting {
         let (later, _) = write(&story().theirs, [meter(9, 0)]);
         let mut records = news.records.clone();
         records.extend(later.records);
-        let refused = take(&ours, &Extension { records, ..news.clone() }).unwrap_err();
+        let refused = take(&ours, &said(&news.head, records)).unwrap_err();
         assert_eq!(refused, NotAccepted::Record(title(9)));
-        let other = accept(&ours, &keys_of(2), news.head, news.records);
+        let other = accept(&ours, &keys_of(2), news);
         assert_eq!(other, Err(NotAccepted::Head));
     }
 
@@ -353,9 +366,75 @@ mod accepting {
         let (mine, parted) = write(&ours, [meter(6, 0)]);
         assert_eq!(take(&parted, &news), Err(NotAccepted::Incomplete(at(7))));
         let behind = NotAccepted::Behind { ours: at(7), theirs: at(4) };
-        assert_eq!(take(&theirs, &mine), Err(behind));
+        assert_eq!(take(&theirs, &said(&mine.head, mine.records)), Err(behind));
         let (fork, _) = write(&ours, [meter(8, 0)]);
-        assert_eq!(take(&parted, &fork), Err(NotAccepted::Forked(at(4))));
+        assert_eq!(take(&parted, &said(&fork.head, fork.records)), Err(NotAccepted::Forked(at(4))));
+    }
+
+    /// The other site was promoted over `found`, and wrote the same meter twice.
+    fn promoted(found: &Verified) -> PeersBlock {
+        let write = |base: &Verified, record| {
+            let mut staged = Staged::on(base.clone());
+            staged.put(record);
+            let extension = staged.seal(&keys(), Epoch(5)).unwrap();
+            staged.extended(extension)
+        };
+        let theirs = write(&write(found, meter(1, 8)), meter(1, 9));
+        let promoted_at = Some(found.mark());
+        PeersBlock { promoted_at, ..since(&theirs, found.head().position) }
+    }
+
+    #[test]
+    fn invariant_4_what_we_wrote_beyond_the_fork_is_not_overwritten_by_the_same_meter() {
+        let found = three();
+        let theirs = promoted(&found);
+        assert_eq!(adoption(take(&found, &theirs)).records.len(), 1);
+        // Ours that never reached the other side: their record of the meter is newer, count and digest agree.
+        let (_, ours) = write(&found, [gone(1)]);
+        assert_eq!(take(&ours, &theirs), Err(NotAccepted::Forked(at(3))));
+        let other = PeersBlock {
+            promoted_at: Some(BlockMark { digest: [0; 32], ..found.mark() }),
+            ..theirs
+        };
+        assert_eq!(take(&found, &other), Err(NotAccepted::Forked(at(3))));
+    }
+
+    #[test]
+    fn invariant_7_a_higher_epoch_counts_with_its_promotion_only() {
+        let found = three();
+        let theirs = PeersBlock { promoted_at: None, ..promoted(&found) };
+        let refused = NotAccepted::NotPromoted { theirs: Epoch(5) };
+        assert_eq!(take(&found, &theirs), Err(refused));
+        let mark = BlockMark { block: BlockNo(8), ..found.mark() };
+        let theirs = PeersBlock { promoted_at: Some(mark), ..theirs };
+        assert_eq!(take(&found, &theirs), Err(refused));
+    }
+
+    #[test]
+    fn what_is_damaged_here_does_not_stand_in_the_way_of_its_repair() {
+        let theirs = three();
+        // Its number was raised: the digest, over MACs, holds.
+        let mut records = theirs.records.clone();
+        records[1].position = at(3);
+        let raised = verify(theirs.head.clone(), records).unwrap();
+        assert_eq!(raised.damaged().len(), 1);
+        assert_eq!(adoption(take(&raised, &whole(&theirs))).adopted(raised), theirs);
+        // It stands under another key, in the same order.
+        let mut records = theirs.records.clone();
+        records[2].key = RecordKey::meter(&title(9));
+        let moved = verify(theirs.head.clone(), records).unwrap();
+        let repair = adoption(take(&moved, &whole(&theirs)));
+        assert_eq!((repair.records.len(), repair.gone.len()), (1, 1));
+        assert_eq!(repair.adopted(moved), theirs);
+    }
+
+    #[test]
+    fn a_peers_whole_block_is_verified_without_being_remembered() {
+        let block = three();
+        let any = Verified::of_any_age(block.head.clone(), block.records.clone(), &keys());
+        assert_eq!(any.as_ref(), Ok(&block));
+        let forged = Head { count: 9, ..block.head };
+        assert_eq!(Verified::of_any_age(forged, block.records, &keys()), Err(Refused::Head));
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use crate::{
 };
 
 use super::{
-    Digest, Extension,
+    Digest,
     keys::{BlockKeys, digest},
 };
 
@@ -63,8 +63,7 @@ pub enum Unreadable {
 }
 
 impl Verified {
-    /// Verifies a block, all of it; `freshness` remembers where it stands. A record whose body alone was
-    /// changed takes out its own meter and no other: see [`Verified::damaged`].
+    /// Verifies a block of our own store, all of it; `freshness` remembers where it stands.
     pub fn of(
         head: Head,
         records: Vec<StoredRecord>,
@@ -77,6 +76,22 @@ impl Verified {
             NotFresh::Older(newest) => Refused::Older { newest, found: head.position },
             NotFresh::Forked => Refused::Forked(head.position),
         })?;
+        Ok(Self::with_damage(head, records, keys))
+    }
+
+    /// Verifies a block that is not stored here, as a peer's whole one: all of it but its age. It is for who
+    /// calls to hold it against what is known; nothing is remembered of it.
+    pub fn of_any_age(
+        head: Head,
+        records: Vec<StoredRecord>,
+        keys: &BlockKeys,
+    ) -> Result<Self, Refused> {
+        check_head(&head, &records, keys)?;
+        Ok(Self::with_damage(head, records, keys))
+    }
+
+    /// A record whose body alone was changed takes out its own meter and no other.
+    fn with_damage(head: Head, records: Vec<StoredRecord>, keys: &BlockKeys) -> Self {
         let mut scratch = Vec::with_capacity(512);
         let authentic = |record: &StoredRecord, scratch: &mut Vec<u8>| {
             record.position <= head.position
@@ -85,7 +100,7 @@ impl Verified {
         };
         let wrong = records.iter().filter(|record| !authentic(record, &mut scratch));
         let damaged = wrong.map(|record| record.key).collect();
-        Ok(Self { head, records, damaged })
+        Self { head, records, damaged }
     }
 
     /// What it says of itself.
@@ -116,7 +131,7 @@ impl Verified {
 
     /// All records that are what was written, in key order.
     pub fn authentic(&self) -> impl Iterator<Item = &StoredRecord> {
-        self.records.iter().filter(|record| self.damaged.binary_search(&record.key).is_err())
+        self.records.iter().filter(|record| !self.is_damaged(&record.key))
     }
 
     /// Whether there is a record under this key, damaged or not.
@@ -132,7 +147,7 @@ impl Verified {
                 damaged => Err(Unreadable::OneOfDamaged(damaged)),
             };
         };
-        if self.damaged.binary_search(&stored.key).is_ok() {
+        if self.is_damaged(&stored.key) {
             return Err(Unreadable::Damaged);
         }
         Record::decode(&stored.body).map(Some).map_err(|_| Unreadable::Damaged)
@@ -156,26 +171,31 @@ impl Verified {
         self.records.get(at)
     }
 
-    /// This block with the records of `extension` in the place of those of their keys, and its head.
+    /// This block with these records in the place of those of their keys, without the ones under `gone`, and
+    /// with this head. Nothing is verified here: who calls it made them, or has verified them.
     #[must_use]
-    pub fn extended(mut self, extension: Extension) -> Self {
-        for record in extension.records {
-            self.damaged.retain(|key| *key != record.key);
-            match self.records.binary_search_by_key(&record.key, |old| old.key) {
-                Ok(at) => self.records[at] = record,
-                Err(at) => self.records.insert(at, record),
-            }
-        }
-        self.head = extension.head;
-        self
+    pub(super) fn replaced(self, head: Head, new: Vec<StoredRecord>, gone: &[RecordKey]) -> Self {
+        let mut records: BTreeMap<_, _> =
+            self.records.into_iter().map(|record| (record.key, record)).collect();
+        records.retain(|key, _| !gone.contains(key));
+        let mut damaged = self.damaged;
+        damaged.retain(|key| !gone.contains(key) && !new.iter().any(|record| record.key == *key));
+        records.extend(new.into_iter().map(|record| (record.key, record)));
+        Self { head, records: records.into_values().collect(), damaged }
     }
 
-    /// How many records there are with these in the place of those of their keys, and the digest over all.
-    pub(super) fn counted_with(&self, new: &[StoredRecord]) -> (u32, Digest) {
+    /// How many records [`Verified::replaced`] would have, and the digest over all.
+    pub(super) fn counted_with(&self, new: &[StoredRecord], gone: &[RecordKey]) -> (u32, Digest) {
         let mut macs: BTreeMap<_, _> =
             self.records.iter().map(|record| (record.key, &record.mac)).collect();
+        macs.retain(|key, _| !gone.contains(key));
         macs.extend(new.iter().map(|record| (record.key, &record.mac)));
         (macs.len() as u32, digest(macs.into_values()))
+    }
+
+    /// Whether the record under this key is one of [`Verified::damaged`].
+    pub(super) fn is_damaged(&self, key: &RecordKey) -> bool {
+        self.damaged.binary_search(key).is_ok()
     }
 }
 

@@ -14,8 +14,7 @@ use kms_core::{
     StoredRecord, SystemTitle,
     audit::AuditEntry,
     block::{
-        Extension,
-        extending::{Staged, TooLong},
+        extending::{Extension, Staged, TooLong},
         keys::{BlockKeys, WRAP_KEY_LEN},
     },
     record::Tombstone,
