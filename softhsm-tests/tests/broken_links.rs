@@ -232,9 +232,8 @@ async fn a_write_whose_answer_is_lost_says_that_its_outcome_is_unknown() {
         // A connection that ends before anything went out on it may be replaced: what arrives counts.
         tokio::time::sleep(Duration::from_millis(500)).await;
         let before = std::mem::replace(&mut arrived, deletes(metrics));
-        assert!(arrived - before <= 1, "{manner:?}: a write was sent twice");
+        assert_eq!(arrived - before, 1, "{manner:?}: so often a write arrived");
     }
-    assert!(arrived > 0, "no write arrived at all");
 }
 
 /// What has come down over a connection that nobody uses, once half a second adds nothing.

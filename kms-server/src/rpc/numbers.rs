@@ -35,3 +35,27 @@ same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authentica
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kms_core::Numbered;
+
+    /// Words stand in files, in JSON and in the audit log: they are the wire's.
+    fn check<T: Numbered>(name_on_the_wire: impl Fn(i32) -> &'static str) {
+        for item in T::ALL {
+            assert_eq!(item.word(), name_on_the_wire(item.number().into()));
+        }
+    }
+
+    #[test]
+    fn words_are_the_names_of_the_wire() {
+        check::<Verdict>(|number| v1::Verdict::try_from(number).unwrap().as_str_name());
+        check::<KeyKind>(|number| v1::KeyKind::try_from(number).unwrap().as_str_name());
+        check::<KeyState>(|number| v1::KeyState::try_from(number).unwrap().as_str_name());
+        check::<Protection>(|number| v1::ProtectionLevel::try_from(number).unwrap().as_str_name());
+        check::<MinimumProtection>(|number| {
+            v1::MinimumProtection::try_from(number).unwrap().as_str_name()
+        });
+    }
+}

@@ -20,13 +20,15 @@ pub(super) fn circles(crate_name: &str, files: &[(String, Source)]) -> Vec<Vec<S
         .collect();
     let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (module, (path, source)) in &modules {
-        // What it hands on is no arrow of its own: that is a face, not a use.
-        let handed_on =
-            |named: &&Vec<String>| source.reexports().iter().any(|(_, it)| it == *named);
+        // What it only hands on is no arrow of its own: that is a face, not a use.
+        let only_handed_on = |named: &&Vec<String>| {
+            let mut faces = source.reexports().iter().filter(|(_, it)| it == *named);
+            faces.any(|(name, _)| !source.uses(name))
+        };
         let targets = source
             .paths()
             .iter()
-            .filter(|named| !handed_on(named))
+            .filter(|named| !only_handed_on(named))
             .filter_map(|named| located(&modules, crate_name, module, named))
             .filter_map(|named| resolve(&modules, &named))
             .filter(|target| target != path);

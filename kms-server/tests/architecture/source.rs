@@ -45,6 +45,28 @@ impl Source {
         self.tokens.iter().any(|token| matches!(token, Token::Word(it) if it == word))
     }
 
+    /// Whether the word stands anywhere but in a `use` or a `mod`, alone or at the head of a path.
+    pub(super) fn uses(&self, word: &str) -> bool {
+        let mut at = 0;
+        while at < self.tokens.len() {
+            match &self.tokens[at] {
+                Token::Word(it) if it == "use" => {
+                    at = tree(&self.tokens, at + 1, &mut Vec::new(), &mut Vec::new());
+                }
+                Token::Word(it) if it == "mod" => at += 2,
+                Token::Word(it) if it == word => {
+                    let within = at > 0 && self.tokens[at - 1] == Token::Path;
+                    if !within {
+                        return true;
+                    }
+                    at += 1;
+                }
+                _ => at += 1,
+            }
+        }
+        false
+    }
+
     /// Whether a path begins like this one.
     pub(super) fn names_path(&self, start: &str) -> bool {
         let start: Vec<&str> = start.split("::").collect();

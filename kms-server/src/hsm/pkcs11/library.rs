@@ -170,11 +170,10 @@ impl Library {
     /// Carries out `work`, and again after initialising the library anew where it had read half of a token.
     pub(super) fn whole<T>(&self, work: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
         for _ in 1..READ_TRIES {
+            // Before the work: what somebody else has initialised since is not ended again.
+            let epoch = self.enter().epoch;
             match work() {
-                Err(Fault::HalfRead(_)) => {
-                    let epoch = self.enter().epoch;
-                    self.restart(epoch)?;
-                }
+                Err(Fault::HalfRead(_)) => self.restart(epoch)?,
                 outcome => return outcome,
             }
         }
@@ -286,12 +285,9 @@ impl Library {
             }
             // Of a token that was found by its label and has keys of ours: SoftHSM says so of one that another
             // process writes, as a login does.
-            Err(error @ Error::Pkcs11(RvError::UserPinNotInitialized, _)) => {
-                Err(Fault::HalfRead(ckr(&error)))
-            }
-            Err(error @ Error::Pkcs11(RvError::GeneralError, _)) if config.sync_dir.is_some() => {
-                Err(Fault::HalfRead(ckr(&error)))
-            }
+            Err(
+                error @ Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _),
+            ) if config.sync_dir.is_some() => Err(Fault::HalfRead(ckr(&error))),
             Err(error) => Err(Fault::Broken(ckr(&error))),
         }
     }

@@ -245,11 +245,11 @@ fn first_connection(
         let gate = library.enter();
         Connection::open(library, config, canaries, gate.epoch)
     };
-    let epoch = library.enter().epoch;
     library.whole(open).or_else(|fault| {
         if fresh || matches!(fault, Fault::Refused(_)) {
             return Err(fault);
         }
+        let epoch = library.enter().epoch;
         library.restart(epoch)?;
         open()
     })
