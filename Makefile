@@ -7,7 +7,7 @@ MOVES ?= 2000
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: adversary breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ interop: build ## The Python client against a server; python3, and PyPI once
 adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
 	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \
 	  --nocapture --test-threads=1
+
+measure: ## Length of functions and files, parameters: what they are, and whether the bounds are kept
+	@scripts/measure.py
 
 handbook: ## Every start-up error is in docs/HANDBOOK.md, every setting in deploy/kms.toml, no dead link
 	@scripts/test-handbook.py

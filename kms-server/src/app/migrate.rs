@@ -2,7 +2,7 @@
 //! nothing was written to yet, a signature of its record, a signed head table. Once, and only when somebody
 //! asks for it: who writes to the database could else put an old state there and have it signed.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use super::{
     Fault, NO_DOMAIN, OperatingSystem, Report, SystemClock, alone_over, canaries_of,
@@ -86,14 +86,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     if domain.signature.is_some() {
         return Err(Fault::Store("this key domain is migrated: there is nothing to do".into()));
     }
-    let node = node_id(&config.site.data_dir, &OperatingSystem)?;
-    let witness = HeadFile::of(&config.site.data_dir, node);
-    let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
-    if witness.knows_a_table().await.map_err(|error| Fault::Setting(error.into()))? {
-        let sentence = "this server knows that the key domain was signed: somebody took its signature \
-                        away; restore the database from a backup";
-        return Err(Fault::Store(sentence.into()));
-    }
+    refuse_if_signed_before(&config.site.data_dir).await?;
     let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
     let token = Pkcs11Token::connect(config.hsm, canaries_of(&domain)?);
     let token = token.map_err(|error| Fault::Token(error.into()))?;
@@ -137,18 +130,28 @@ async fn run(config: Config) -> Result<Report, Fault> {
     store.complete_domain(&founding).await.map_err(store_fault)?;
     let meters = store.count_meters().await.map_err(store_fault)?;
     store.close().await;
-    Ok(Report {
-        lines: vec![
-            ("site".to_owned(), founding.domain.site),
-            ("key domain".to_owned(), hex::encode(founding.domain.domain.0)),
-            ("meters".to_owned(), meters.to_string()),
-            (
-                "blocks that were there".to_owned(),
-                (founding.domain.blocks.get() as usize - made).to_string(),
-            ),
-            ("blocks made".to_owned(), made.to_string()),
-        ],
-    })
+    let there = founding.domain.blocks.get() as usize - made;
+    let lines = [
+        ("site", founding.domain.site),
+        ("key domain", hex::encode(founding.domain.domain.0)),
+        ("meters", meters.to_string()),
+        ("blocks that were there", there.to_string()),
+        ("blocks made", made.to_string()),
+    ];
+    Ok(Report { lines: lines.map(|(what, is)| (what.to_owned(), is)).into() })
+}
+
+/// A server that knows of a head table has seen this domain signed.
+async fn refuse_if_signed_before(data_dir: &Path) -> Result<(), Fault> {
+    let setting = |error: io::Error| Fault::Setting(error.into());
+    let node = node_id(data_dir, &OperatingSystem)?;
+    let witness = HeadFile::of(data_dir, node).map_err(setting)?;
+    if witness.knows_a_table().await.map_err(|error| Fault::Setting(error.into()))? {
+        let sentence = "this server knows that the key domain was signed: somebody took its signature \
+                        away; restore the database from a backup";
+        return Err(Fault::Store(sentence.into()));
+    }
+    Ok(())
 }
 
 /// Nothing is changed while a domain is migrated.

@@ -109,19 +109,13 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         freshness,
     )
     .map_err(|error| Fault::Setting(error.into()))?;
+    let random = Arc::new(OperatingSystem);
+    let lifecycle =
+        Lifecycle::new(import, Arc::clone(&keyring), measured.clone(), Arc::clone(&clock), random);
     let token = hsm.clone();
     let parts = rpc::Parts {
         ciphering: Arc::new(Ciphering::new(Arc::clone(&keyring), hsm.clone())),
-        lifecycle: Arc::new(
-            Lifecycle::new(
-                import,
-                Arc::clone(&keyring),
-                measured.clone(),
-                Arc::clone(&clock),
-                Arc::new(OperatingSystem),
-            )
-            .with_signers(import_signers),
-        ),
+        lifecycle: Arc::new(lifecycle.with_signers(import_signers)),
         keyring: Arc::clone(&keyring),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
@@ -136,28 +130,35 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
     tokio::spawn(stop_on_failed_store(store.clone(), stop));
-    tokio::spawn(warm_up(Arc::clone(&keyring)));
-    tokio::spawn(Arc::clone(&keyring).follow());
-    tokio::spawn(keyring.take_care());
+    attend_to(keyring);
     let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(hsm));
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
     care.abort();
+    close(&audit, store.as_ref()).await;
+    served.map_err(not_served)?;
+    let reason = stopped.borrow().clone().flatten();
+    reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+}
+
+/// Signs the end of the log and closes the database, if they don't hang.
+async fn close(audit: &Audit, store: &dyn WriteStore) {
     if timeout(LAST_ENTRY, audit.close()).await.is_err() {
         tracing::error!("the end of the audit log is not signed: the token or the database hangs");
     }
     if timeout(LAST_TASKS, store.close()).await.is_err() {
         tracing::error!("the database was not closed: calls that still run hold it");
     }
-    served.map_err(|error| match error {
+}
+
+fn not_served(error: rpc::RpcError) -> Fault {
+    match error {
         rpc::RpcError::Transport(_) => Fault::Runtime(error.into()),
         // Its address comes with the network; the one before us may still have it.
         error if error.is_passing() => Fault::Away(error.into()),
         _ => Fault::Setting(error.into()),
-    })?;
-    let reason = stopped.borrow().clone().flatten();
-    reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+    }
 }
 
 /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
@@ -191,6 +192,13 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
         Some(why) => Err(Fault::Token(why.into())),
         None => Ok(Hsm::new(Arc::new(token), width, patience, call_timeout)),
     }
+}
+
+/// What the keyring does beside serving, until the process ends.
+fn attend_to(keyring: Arc<Keyring>) {
+    tokio::spawn(warm_up(Arc::clone(&keyring)));
+    tokio::spawn(Arc::clone(&keyring).follow());
+    tokio::spawn(keyring.take_care());
 }
 
 async fn warm_up(keyring: Arc<Keyring>) {

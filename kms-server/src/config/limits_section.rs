@@ -51,6 +51,13 @@ impl Default for LimitsSection {
     }
 }
 
+/// As the file says it.
+macro_rules! key {
+    ($name:ident) => {
+        concat!("rpc.limits.", stringify!($name))
+    };
+}
+
 impl TryFrom<LimitsSection> for Limits {
     type Error = ConfigError;
 
@@ -74,73 +81,71 @@ impl TryFrom<LimitsSection> for Limits {
         } = section;
         let limits = Self {
             message_bytes_max: within(
-                "rpc.limits.message_bytes_max",
+                key!(message_bytes_max),
                 message_bytes_max,
                 65_536..=268_435_456,
             )?,
-            batch_items_max: within("rpc.limits.batch_items_max", batch_items_max, 1..=1_048_576)?,
+            batch_items_max: within(key!(batch_items_max), batch_items_max, 1..=1_048_576)?,
             streams_per_connection_max: within(
-                "rpc.limits.streams_per_connection_max",
+                key!(streams_per_connection_max),
                 streams_per_connection_max,
                 1..=10_000,
             )?,
-            connections_max: within("rpc.limits.connections_max", connections_max, 1..=100_000)?,
-            handshakes_max: within("rpc.limits.handshakes_max", handshakes_max, 1..=100_000)?,
-            calls_max: within("rpc.limits.calls_max", calls_max, 1..=1_000_000)?,
+            connections_max: within(key!(connections_max), connections_max, 1..=100_000)?,
+            handshakes_max: within(key!(handshakes_max), handshakes_max, 1..=100_000)?,
+            calls_max: within(key!(calls_max), calls_max, 1..=1_000_000)?,
             caller_share_percent: within(
-                "rpc.limits.caller_share_percent",
+                key!(caller_share_percent),
                 caller_share_percent,
                 1..=100,
             )?,
             in_flight_items_max: within(
-                "rpc.limits.in_flight_items_max",
+                key!(in_flight_items_max),
                 in_flight_items_max,
                 1..=16_777_216,
             )?,
             in_flight_bytes_max: within::<usize>(
-                "rpc.limits.in_flight_mib_max",
+                key!(in_flight_mib_max),
                 in_flight_mib_max,
                 1..=65_536,
             )? << 20,
             handshake_timeout: millis(
-                "rpc.limits.handshake_timeout_ms",
+                key!(handshake_timeout_ms),
                 handshake_timeout_ms,
                 100..=60_000,
             )?,
-            message_timeout: millis(
-                "rpc.limits.message_timeout_ms",
-                message_timeout_ms,
-                100..=600_000,
-            )?,
-            answer_timeout: millis(
-                "rpc.limits.answer_timeout_ms",
-                answer_timeout_ms,
-                1_000..=3_600_000,
-            )?,
-            call_timeout: millis("rpc.limits.call_timeout_ms", call_timeout_ms, 100..=600_000)?,
-            drain_timeout: millis("rpc.limits.drain_timeout_ms", drain_timeout_ms, 1..=300_000)?,
+            message_timeout: millis(key!(message_timeout_ms), message_timeout_ms, 100..=600_000)?,
+            answer_timeout: millis(key!(answer_timeout_ms), answer_timeout_ms, 1_000..=3_600_000)?,
+            call_timeout: millis(key!(call_timeout_ms), call_timeout_ms, 100..=600_000)?,
+            drain_timeout: millis(key!(drain_timeout_ms), drain_timeout_ms, 1..=300_000)?,
             connection_age_max: Some(seconds(
-                "rpc.limits.connection_age_max_s",
+                key!(connection_age_max_s),
                 connection_age_max_s,
                 1..=604_800,
             )?),
         };
-        if limits.in_flight_items_max < limits.batch_items_max {
-            return Err(ConfigError::LessThan {
-                key: "rpc.limits.in_flight_items_max",
-                value: limits.in_flight_items_max,
-                other: "rpc.limits.batch_items_max",
-                bound: limits.batch_items_max,
-            });
-        }
-        if limits.in_flight_bytes_max < limits.message_bytes_max {
-            return Err(ConfigError::LessThan {
-                key: "rpc.limits.in_flight_mib_max (in bytes)",
-                value: limits.in_flight_bytes_max,
-                other: "rpc.limits.message_bytes_max",
-                bound: limits.message_bytes_max,
-            });
-        }
+        check_pairs(&limits)?;
         Ok(limits)
     }
+}
+
+/// What one limit holds has to fit into another.
+fn check_pairs(limits: &Limits) -> Result<(), ConfigError> {
+    if limits.in_flight_items_max < limits.batch_items_max {
+        return Err(ConfigError::LessThan {
+            key: "rpc.limits.in_flight_items_max",
+            value: limits.in_flight_items_max,
+            other: "rpc.limits.batch_items_max",
+            bound: limits.batch_items_max,
+        });
+    }
+    if limits.in_flight_bytes_max < limits.message_bytes_max {
+        return Err(ConfigError::LessThan {
+            key: "rpc.limits.in_flight_mib_max (in bytes)",
+            value: limits.in_flight_bytes_max,
+            other: "rpc.limits.message_bytes_max",
+            bound: limits.message_bytes_max,
+        });
+    }
+    Ok(())
 }

@@ -38,26 +38,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     };
 
     // The header says how many lines there are, and a file with a bad line is not sealed at all.
-    let (mut count, mut bad) = (0, 0);
-    for line in lines()? {
-        match line {
-            Ok(_) => count += 1,
-            Err(line) => {
-                bad += 1;
-                if bad <= NAMED_MAX {
-                    let _ = writeln!(io::stderr(), "{line}");
-                }
-            }
-        }
-    }
-    if bad == 0 && count == 0 {
-        return Err(Failure::files("there is no meter in the file: nothing was sealed"));
-    }
-    if bad > 0 {
-        let reason = format!("{bad} bad lines, {count} good ones: nothing was sealed");
-        return Err(Failure::refused("NOTHING_SEALED", reason));
-    }
-
+    let count = count_good(lines()?)?;
     let mut sealer = Sealer::new(&to, signer, count).map_err(refused)?;
     let file = sealer.audit_number();
     let failed = |error: io::Error| {
@@ -71,21 +52,17 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     };
     let out = OpenOptions::new().write(true).create_new(true).open(&what.out).map_err(failed)?;
     let mut out = BufWriter::new(out);
-    let sealed = seal_all(&mut sealer, lines()?, &mut out).and_then(|mut chunks| {
+    let sealed = seal_all(&mut sealer, lines()?, &mut out).and_then(|chunks| {
         let last = sealer.finish().map_err(refused)?;
         write(&last, chunks == 0, &mut out).map_err(failed)?;
-        chunks += 1;
         out.flush().and_then(|()| out.get_ref().sync_all()).map_err(failed)?;
-        Ok(chunks)
+        Ok(chunks + 1)
     });
-    let chunks = match sealed {
-        Ok(chunks) => chunks,
-        Err(failure) => {
-            // Half a file is none.
-            let _ = fs::remove_file(&what.out);
-            return Err(failure);
-        }
-    };
+    if sealed.is_err() {
+        // Half a file is none.
+        let _ = fs::remove_file(&what.out);
+    }
+    let chunks = sealed?;
     if json {
         say_json(&json!({
             "sealed": count, "chunks": chunks, "site": site,
@@ -98,6 +75,30 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
         ))?;
     }
     Ok(Exit::Good)
+}
+
+/// How many lines there are, if none is bad; the first bad ones are named.
+fn count_good(lines: ImportLines<File>) -> Result<u64, Failure> {
+    let (mut count, mut bad) = (0, 0);
+    for line in lines {
+        match line {
+            Ok(_) => count += 1,
+            Err(line) => {
+                bad += 1;
+                if bad <= NAMED_MAX {
+                    let _ = writeln!(io::stderr(), "{line}");
+                }
+            }
+        }
+    }
+    match (bad, count) {
+        (0, 0) => Err(Failure::files("there is no meter in the file: nothing was sealed")),
+        (0, count) => Ok(count),
+        (bad, count) => {
+            let reason = format!("{bad} bad lines, {count} good ones: nothing was sealed");
+            Err(Failure::refused("NOTHING_SEALED", reason))
+        }
+    }
 }
 
 /// Seals all lines, those of a window in the order in which a site stores their meters: then a chunk

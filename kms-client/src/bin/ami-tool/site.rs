@@ -1,6 +1,6 @@
 //! `site status | import-key`.
 
-use kms_client::{KmsClient, StoreStatus};
+use kms_client::{KeyringStatus, KmsClient, SiteStatus, StoreStatus, TokenStatus, WarmUp};
 use serde_json::json;
 
 use crate::args::ImportKey;
@@ -13,73 +13,72 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
         say_json(&status)?;
         return Ok(Exit::Good);
     }
-    let (warm, token, store, keyring) =
-        (&status.warm_up, &status.token, &status.store, &status.keyring);
-    let state = |reachable, fault: &str| match (reachable, fault) {
-        (true, "") => "reachable".to_owned(),
-        (true, fault) => format!("reachable, but: {fault}"),
-        (false, fault) => format!("NOT reachable: {fault}"),
-    };
+    say(&block(&rows(&status)))?;
+    Ok(Exit::Good)
+}
+
+fn rows(status: &SiteStatus) -> [(&'static str, String); 10] {
     let single = if status.single_site { " (single site)" } else { "" };
-    let warming = if warm.done { "done" } else { "under way" };
-    let locked = if keyring.memory_locked { "locked" } else { "NOT locked" };
-    say(&block(&[
+    let faults = match status.faults.as_slice() {
+        [] => "none known".to_owned(),
+        faults => faults.join("\n        "),
+    };
+    [
         ("site", format!("{}{single}", status.site)),
         ("domain", status.domain_id.clone()),
         ("version", status.version.clone()),
         ("epoch", status.epoch.to_string()),
         ("up for", format!("{} s", status.uptime_ms / 1_000)),
-        (
-            "warm-up",
-            format!(
-                "{warming}: {} of {} blocks open, {} failed, {} ms",
-                warm.blocks_open, warm.blocks_total, warm.blocks_failed, warm.elapsed_ms
-            ),
-        ),
-        (
-            "token",
-            format!(
-                "{} ({}), {}, {} calls, connection {}",
-                token.label,
-                token.model,
-                state(token.reachable, &token.fault),
-                token.calls,
-                token.connection_epoch
-            ),
-        ),
-        (
-            "store",
-            format!(
-                "{}, {}, {} meters{}",
-                store.kind,
-                state(store.reachable, &store.fault),
-                store.meters,
-                following(store)
-            ),
-        ),
-        (
-            "keyring",
-            format!(
-                "{} meters resident, {} of {} bytes, memory {locked}{}",
-                keyring.resident_meters,
-                keyring.arena_bytes_used,
-                keyring.arena_bytes_total,
-                match keyring.damaged_records {
-                    0 => String::new(),
-                    damaged => format!(", {damaged} records DAMAGED"),
-                }
-            ),
-        ),
-        (
-            "faults",
-            if status.faults.is_empty() {
-                "none known".into()
-            } else {
-                status.faults.join("\n        ")
-            },
-        ),
-    ]))?;
-    Ok(Exit::Good)
+        ("warm-up", warm_up(&status.warm_up)),
+        ("token", token(&status.token)),
+        ("store", store(&status.store)),
+        ("keyring", keyring(&status.keyring)),
+        ("faults", faults),
+    ]
+}
+
+fn state(reachable: bool, fault: &str) -> String {
+    match (reachable, fault) {
+        (true, "") => "reachable".to_owned(),
+        (true, fault) => format!("reachable, but: {fault}"),
+        (false, fault) => format!("NOT reachable: {fault}"),
+    }
+}
+
+fn warm_up(warm: &WarmUp) -> String {
+    let warming = if warm.done { "done" } else { "under way" };
+    format!(
+        "{warming}: {} of {} blocks open, {} failed, {} ms",
+        warm.blocks_open, warm.blocks_total, warm.blocks_failed, warm.elapsed_ms
+    )
+}
+
+fn token(token: &TokenStatus) -> String {
+    format!(
+        "{} ({}), {}, {} calls, connection {}",
+        token.label,
+        token.model,
+        state(token.reachable, &token.fault),
+        token.calls,
+        token.connection_epoch
+    )
+}
+
+fn store(store: &StoreStatus) -> String {
+    let state = state(store.reachable, &store.fault);
+    format!("{}, {state}, {} meters{}", store.kind, store.meters, following(store))
+}
+
+fn keyring(keyring: &KeyringStatus) -> String {
+    let locked = if keyring.memory_locked { "locked" } else { "NOT locked" };
+    let damaged = match keyring.damaged_records {
+        0 => String::new(),
+        damaged => format!(", {damaged} records DAMAGED"),
+    };
+    format!(
+        "{} meters resident, {} of {} bytes, memory {locked}{damaged}",
+        keyring.resident_meters, keyring.arena_bytes_used, keyring.arena_bytes_total
+    )
 }
 
 /// What follows whom: the database its primary, the server other servers.
