@@ -12,7 +12,7 @@ use cryptoki::{
 
 use super::{
     canary::{Canaries, Keks, KeyName},
-    fault::{Fault, ckr},
+    fault::Fault,
     holder::Holder,
     library::{Library, step},
     lock::{lock, read},
@@ -66,7 +66,7 @@ impl Connection {
     ) -> Result<Self, Fault> {
         let slot = library.slot(&config.token_label)?;
         let pkcs11 = library.pkcs11();
-        let info = library.token_info(slot).map_err(|error| Fault::Broken(ckr(&error)))?;
+        let info = library.our_token(slot, config)?;
         // Not closed by the crate: after C_Finalize a session's number may be another's.
         let anchor = pkcs11.open_ro_session_no_drop(slot)?;
         let holder = match pkcs11.open_ro_session_no_drop(slot) {

@@ -192,7 +192,8 @@ impl Library {
             for (slot, why) in &unread {
                 reason.push_str(&format!("; the token in slot {slot} can't be read: {why}"));
             }
-            Fault::Broken(reason)
+            // It may be the one that can't be read.
+            if unread.is_empty() { Fault::Broken(reason) } else { Fault::HalfRead(reason) }
         };
         let slot = chosen.pop().ok_or_else(missing)?;
         step();
@@ -283,12 +284,24 @@ impl Library {
                 refused.insert(label.clone());
                 Err(never_again())
             }
-            // Of a token that was found by its label and has keys of ours: SoftHSM says so of one that another
-            // process writes, as a login does.
-            Err(
-                error @ Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _),
-            ) if config.sync_dir.is_some() => Err(Fault::HalfRead(ckr(&error))),
-            Err(error) => Err(Fault::Broken(ckr(&error))),
+            Err(error) => Err(maybe_half_read(&error, config)),
         }
+    }
+
+    /// What the library knows of our token, in `slot`.
+    pub(super) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Fault> {
+        self.token_info(slot).map_err(|error| maybe_half_read(&error, config))
+    }
+}
+
+/// Of a token that was found by its label. SoftHSM says so of one that another process writes, as a login does.
+fn maybe_half_read(error: &Error, config: &Config) -> Fault {
+    match error {
+        Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _)
+            if config.sync_dir.is_some() =>
+        {
+            Fault::HalfRead(ckr(error))
+        }
+        _ => Fault::Broken(ckr(error)),
     }
 }

@@ -229,7 +229,7 @@ pub(super) fn within(
     depth: ProbeDepth,
 ) -> Result<ProbeReport, Fault> {
     let begun = Instant::now();
-    let info = library.pkcs11().get_token_info(slot)?;
+    let info = library.our_token(slot, config)?;
     let mut table = Table::default();
     abilities::try_all(&mut table, session, &info, config);
     Attacks::new(library, slot, config, canaries, &mut table).run(session, depth);

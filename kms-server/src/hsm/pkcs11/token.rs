@@ -264,7 +264,7 @@ fn find_token(library: &Library, label: &str) -> Result<(), Fault> {
             (gate.epoch, library.slot(label))
         };
         match found {
-            Err(Fault::Broken(_)) => {
+            Err(Fault::Broken(_) | Fault::HalfRead(_)) => {
                 thread::sleep(FIRST_PAUSE);
                 library.restart(epoch)?;
             }
