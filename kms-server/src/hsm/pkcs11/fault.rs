@@ -25,7 +25,8 @@ pub(super) enum Fault {
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
     /// As [`Fault::Broken`], for what the library read of the token's files while another process wrote them:
-    /// it stays so until the library is initialised anew. No PIN was compared.
+    /// it stays so until the library is initialised anew. A wrong PIN has an answer of its own, and is no such
+    /// fault.
     HalfRead(String),
     /// As [`Fault::Broken`], and what is wrong stays so: the token or its library is not the right one.
     Unfit(String),
