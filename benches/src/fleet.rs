@@ -50,7 +50,7 @@ pub fn new_meter(n: u32) -> Result<NewMeter, Error> {
         kind,
         setup: SecuritySetup(0),
         protection: None,
-        value: KeyValue::Clear(ClearKey::new(bytes.to_vec())),
+        value: KeyValue::from(ClearKey::new(bytes.to_vec())),
     };
     Ok(NewMeter {
         meter_id: MeterId::new(&format!("meter-{n}"))?,

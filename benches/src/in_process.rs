@@ -64,12 +64,12 @@ pub fn bare_open_cached(
 
 /// Looks every title up, sixteen ahead; how many were found with both keys.
 pub fn look_up(keyring: &Keyring, titles: &[SystemTitle]) -> usize {
-    let snapshot = keyring.snapshot();
+    let snapshot = keyring.reader.snapshot();
     let mut found = 0;
     for few in titles.chunks(AHEAD) {
         let mut tables = [None; AHEAD];
         for (table, title) in tables.iter_mut().zip(few) {
-            *table = snapshot.table_soon(keyring.block_of(title));
+            *table = snapshot.table_soon(keyring.reader.block_of(title));
         }
         for (table, title) in tables.iter().zip(few) {
             if let Some(table) = table {

@@ -125,15 +125,19 @@ impl Parts {
 
     /// An empty keyring.
     pub fn keyring(&self) -> Result<Arc<Keyring>, Error> {
-        let (domain, clock) = (self.domain.clone(), Arc::clone(&self.clock));
-        let (store, commits) = (self.store.clone(), self.audit.clone());
-        let freshness = Arc::clone(&self.freshness);
-        Ok(Keyring::new(self.keyring, domain, self.hsm.clone(), store, commits, clock, freshness)?)
+        let below = keyring::Below {
+            hsm: self.hsm.clone(),
+            store: self.store.clone(),
+            clock: Arc::clone(&self.clock),
+            freshness: Arc::clone(&self.freshness),
+        };
+        let keyring = Keyring::new(self.keyring, self.domain.clone(), below, self.audit.clone());
+        Ok(Arc::new(keyring?))
     }
 
     /// The HES's verbs over `keyring`.
     pub fn ciphering(&self, keyring: &Arc<Keyring>) -> Ciphering {
-        Ciphering::new(Arc::clone(keyring), self.hsm.clone())
+        Ciphering::new(keyring.reader.clone(), self.hsm.clone())
     }
 
     /// Makes sure that meters 0 to `count` - 1 are stored: imports them, block by block, if the last
@@ -149,7 +153,7 @@ impl Parts {
         let keyring = self.keyring()?;
         let lifecycle = Lifecycle::new(
             self.import,
-            keyring,
+            &keyring,
             self.store.clone(),
             Arc::clone(&self.clock),
             Arc::new(OperatingSystem),
@@ -174,9 +178,9 @@ impl Parts {
         let (calls, before) = (self.hsm.status().calls, crate::process::resident_bytes(pid)?);
         let keyring = self.keyring()?;
         let start = Instant::now();
-        keyring.warm_up().await;
+        keyring.refresher.warm_up().await;
         let took = start.elapsed();
-        let status = keyring.status();
+        let status = keyring.overview.status();
         if let Some(fault) = status.faults.first() {
             return Err(fault.clone().into());
         }

@@ -6,9 +6,11 @@
 
 pub mod audit;
 pub mod block;
+pub mod following;
 pub mod freshness;
 pub mod key;
 pub mod meter;
+pub mod moment;
 pub mod numbered;
 pub mod ports;
 pub mod record;

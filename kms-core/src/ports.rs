@@ -3,7 +3,10 @@
 
 use async_trait::async_trait;
 
-use super::audit::{ChainTip, Checkpoint};
+use super::{
+    audit::{ChainTip, Checkpoint},
+    moment::Moment,
+};
 
 /// The time, handed in.
 pub trait Clock: Send + Sync + 'static {
@@ -12,6 +15,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Milliseconds since some fixed moment; never goes back.
     fn monotonic_ms(&self) -> u64;
+
+    /// The same, for spans of time.
+    fn moment(&self) -> Moment {
+        Moment::from_ms(self.monotonic_ms())
+    }
 }
 
 /// A place outside the database that remembers the last signed head of a node's audit chain: who can

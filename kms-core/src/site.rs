@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    BlockCount, Epoch,
+    BlockCount, Epoch, KeyKind,
     audit::{PublicKey, Signature, is_signed},
 };
 
@@ -24,6 +24,16 @@ pub enum SealedKek {
     MeterKek,
     /// Wraps GUEK and GBEK of protection `HSM`; what it unwraps may only encrypt and decrypt.
     Use,
+}
+
+impl SealedKek {
+    /// Under which of them a key of this kind and of protection `HSM` is.
+    pub fn of_kind(kind: KeyKind) -> Self {
+        match kind {
+            KeyKind::Kek => Self::MeterKek,
+            _ => Self::Use,
+        }
+    }
 }
 
 /// Written once by `kms-server init`; read at each start. Which tokens may open this site's blocks

@@ -29,7 +29,7 @@ async fn tamper(site: &Site, statement: &str) -> u64 {
 
 /// Two meters of one block, and one of another.
 fn neighbours(site: &Site) -> (u64, u64, u64) {
-    let block = |n| site.keyring.block_of(&title(n));
+    let block = |n| site.keyring.reader.block_of(&title(n));
     let second = (2..).find(|n| block(*n) == block(1)).unwrap();
     let other = (2..).find(|n| block(*n) != block(1)).unwrap();
     (1, second, other)
@@ -54,7 +54,7 @@ async fn refused_by_name(site: &Site, n: u64, says: &str, what: &str) {
     let results = site.lifecycle.import(&call, vec![meter(n)], Default::default()).await;
     let built = results.is_ok_and(|results| results.iter().all(|r| r.outcome.is_ok()));
     assert!(!built, "{what}: built upon");
-    let status = site.keyring.status();
+    let status = site.keyring.overview.status();
     assert!(status.faults.iter().any(|fault| fault.contains(says)), "{what}: {:?}", status.faults);
     assert!(status.blocks_failed > 0, "{what}");
 }
@@ -67,7 +67,7 @@ on_a_token! {
             for n in [one, two, other] {
                 first.add(meter(n)).await;
             }
-            let block = first.keyring.block_of(&title(one)).0;
+            let block = first.keyring.reader.block_of(&title(one)).0;
             first.store.close().await;
             let original = std::fs::read(&first.database).unwrap();
             let rows = |table| format!("DELETE FROM {table} WHERE block = {block};");
@@ -85,8 +85,8 @@ on_a_token! {
                 assert!(tamper(&fresh, &statement).await > 0, "{what}");
                 refused_by_name(&fresh, one, says, what).await;
                 assert_eq!(fresh.verdict(&push(other, PLAIN)).await, Verdict::Ok, "{what}: the others");
-                fresh.keyring.warm_up().await;
-                assert_eq!(fresh.keyring.status().blocks_open, 15, "{what}");
+                fresh.keyring.refresher.warm_up().await;
+                assert_eq!(fresh.keyring.overview.status().blocks_open, 15, "{what}");
                 fresh.store.close().await;
                 std::fs::write(&fresh.database, &original).unwrap();
                 // Running: what is resident stays, nothing is built on what is not there.
@@ -95,13 +95,13 @@ on_a_token! {
                 let seen = running.store.block(BlockNo(block)).await.unwrap().unwrap().head.position;
                 assert!(tamper(&running, &statement).await > 0, "{what}");
                 assert!(!delete(&running, two).await, "{what}: deleted from");
-                assert!(running.keyring.read(&title(two)).await.is_err(), "{what}: read");
+                assert!(running.keyring.records.read(&title(two)).await.is_err(), "{what}: read");
                 let results = running.lifecycle
                     .import(&call("Meters/ImportMeters"), vec![meter(two + 1000), meter(two)], Default::default()).await;
                 let made_anew = running.store.block(BlockNo(block)).await.ok().flatten()
                     .is_some_and(|now| now.head.position != seen);
                 assert!(!made_anew, "{what}: {results:?}");
-                let faults = running.keyring.status().faults;
+                let faults = running.keyring.overview.status().faults;
                 assert!(faults.iter().any(|fault| fault.contains(says)), "{what}: {faults:?}");
                 assert_eq!(running.verdict(&push(other, PLAIN)).await, Verdict::Ok, "{what}: the others");
                 running.store.close().await;
@@ -114,12 +114,13 @@ on_a_token! {
         run(async {
             let site = Site::new(home).await;
             site.add(meter(1)).await;
-            let care = tokio::spawn(std::sync::Arc::clone(&site.keyring).take_care());
+            let refresher = std::sync::Arc::clone(&site.keyring.refresher);
+            let care = tokio::spawn(async move { refresher.mend().await });
             tamper(&site, "CREATE TABLE kept AS SELECT * FROM blocks").await;
             tamper(&site, "DELETE FROM blocks WHERE block IN (3, 4)").await;
             let until = async |says: Option<&str>| {
                 for _ in 0..200 {
-                    let faults = site.keyring.status().faults;
+                    let faults = site.keyring.overview.status().faults;
                     let named = says.is_some_and(|says| faults.iter().any(|fault| fault.contains(says)));
                     if named || (says.is_none() && faults.is_empty()) { return true; }
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -127,9 +128,9 @@ on_a_token! {
                 false
             };
             assert!(until(Some("block 3 is damaged: it is missing")).await);
-            assert_eq!(site.keyring.status().blocks_failed, 2);
+            assert_eq!(site.keyring.overview.status().blocks_failed, 2);
             tamper(&site, "INSERT INTO blocks SELECT * FROM kept WHERE block IN (3, 4)").await;
-            assert!(until(None).await, "{:?}", site.keyring.status().faults);
+            assert!(until(None).await, "{:?}", site.keyring.overview.status().faults);
             care.abort();
         });
     }
@@ -145,7 +146,7 @@ on_a_token! {
             let call = AuditedCall::new("somebody", "Meters/DeleteMeter");
             let mut entry = call.entry(1, Subject::NONE, AuditOutcome::Done);
             let position = Position { epoch: Epoch(2), sequence: Sequence(1 << 40) };
-            let block = site.keyring.block_of(&title(one));
+            let block = site.keyring.reader.block_of(&title(one));
             entry.heads = vec![BlockMark { block, position, digest: [1; 32] }];
             let behind = ChainTip::empty(node);
             let events = [behind.append(entry).1];
@@ -165,7 +166,7 @@ on_a_token! {
             for n in [one, other] {
                 assert_eq!(third.verdict(&push(n, PLAIN)).await, Verdict::Ok);
             }
-            assert_eq!(third.keyring.status().faults, [""; 0]);
+            assert_eq!(third.keyring.overview.status().faults, [""; 0]);
         });
     }
 
@@ -175,7 +176,7 @@ on_a_token! {
             let (one, _, other) = neighbours(&site);
             site.add(meter(one)).await;
             site.add(meter(other)).await;
-            let block = site.keyring.block_of(&title(one));
+            let block = site.keyring.reader.block_of(&title(one));
             // Another process over the same rows: it has the block resident as it is now.
             let beside = Site::new(home).await;
             assert_eq!(beside.verdict(&push(one, PLAIN)).await, Verdict::Ok);
@@ -189,7 +190,8 @@ on_a_token! {
                 INSERT INTO records SELECT * FROM kept_records WHERE block = {block}")).await;
             // It takes in what was signed although it has written nothing itself, and closes what is older.
             beside.audit.sign_table(false).await;
-            let care = tokio::spawn(std::sync::Arc::clone(&beside.keyring).take_care());
+            let refresher = std::sync::Arc::clone(&beside.keyring.refresher);
+            let care = tokio::spawn(async move { refresher.mend().await });
             let mut verdict = Verdict::Ok;
             for _ in 0..200 {
                 verdict = beside.verdict(&push(one, PLAIN)).await;
@@ -304,7 +306,7 @@ on_a_token! {
             }
             writer.await.unwrap();
             assert!(reads > 20, "{reads}");
-            assert_eq!(site.keyring.status().faults, Vec::<String>::new());
+            assert_eq!(site.keyring.overview.status().faults, Vec::<String>::new());
         });
     }
 
@@ -314,7 +316,7 @@ on_a_token! {
             let again = || Options { node: Some(node.clone()), ..Options::default() };
             let site = Site::with(home, again()).await;
             site.add(meter(1)).await;
-            let block = site.keyring.block_of(&title(1));
+            let block = site.keyring.reader.block_of(&title(1));
             let position = site.store.block(block).await.unwrap().unwrap().head.position;
             site.audit.close().await;
             let ends = site.store.audit_chains().await.unwrap();
@@ -342,7 +344,7 @@ on_a_token! {
             let site = Site::new(home).await;
             let (one, _, _) = neighbours(&site);
             site.add(meter(one)).await;
-            let block = site.keyring.block_of(&title(one));
+            let block = site.keyring.reader.block_of(&title(one));
             let position = site.store.block(block).await.unwrap().unwrap().head.position;
             let no_block = BlockMark { block: BlockNo(0xFFFF_FFFF), position, digest: [1; 32] };
             let other_state = BlockMark { block, position, digest: [1; 32] };
@@ -396,7 +398,7 @@ on_a_token! {
             let signed = site.audit.status().sequence;
             tamper(&site, "UPDATE audit_events SET body = x'00'").await;
             let next = Site::new(home).await;
-            assert_eq!(next.keyring.status().faults, [""; 0]);
+            assert_eq!(next.keyring.overview.status().faults, [""; 0]);
             assert_eq!(next.verdict(&push(7, PLAIN)).await, Verdict::Ok);
             let table = next.store.head_table().await.unwrap().unwrap();
             assert_eq!(HeadTable::decode(&table.body).unwrap().tip_of(node).sequence, signed);

@@ -60,7 +60,7 @@ impl Site {
         let server = rpc_support::Site::start_parts(Limits::default(), move |clock| Parts {
             ciphering: Arc::new(ciphering),
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
-            keyring,
+            keyring: Arc::clone(&keyring.overview),
             token_status: Arc::new(move || hsm.status()),
             store,
             audit,
@@ -254,11 +254,11 @@ on_a_token! {
             // Identities are those that a key in clear has; RFC 3394 is deterministic, so the KEK is
             // the very one that was sealed.
             for (n, kek) in [(2, value(2, 9)), (3, long(9))] {
-                let Some(Record::Meter(record)) = site.keyring.read(&title(n)).await.unwrap() else {
+                let Some(Record::Meter(record)) = site.keyring.records.read(&title(n)).await.unwrap() else {
                     panic!("meter {n} is not there")
                 };
                 let stored = record.keys.iter().find(|key| key.kind == KeyKind::Kek).unwrap();
-                let (fingerprint, kcv) = site.keyring.identify(&ClearKey::new(kek.clone())).unwrap();
+                let (fingerprint, kcv) = site.keyring.identities.identify(&ClearKey::new(kek.clone())).unwrap();
                 assert_eq!((stored.fingerprint, stored.kcv), (fingerprint, Some(kcv)));
                 assert_eq!(usize::from(stored.value_len), kek.len());
                 let again = site.hsm.wrap(SealedKek::MeterKek, ClearKey::new(kek)).await.unwrap();

@@ -47,8 +47,8 @@ on_a_token! {
             site.import((0..500).map(meter).collect(), Default::default()).await;
             let fresh = Site::with(home, options()).await;
             let before = fresh.hsm.status().calls;
-            fresh.keyring.warm_up().await;
-            let status = fresh.keyring.status();
+            fresh.keyring.refresher.warm_up().await;
+            let status = fresh.keyring.overview.status();
             assert!(status.warm_up_done);
             assert_eq!(status.resident_meters, 500);
             assert_eq!(u64::from(status.blocks_total), fresh.hsm.status().calls - before);
@@ -149,7 +149,7 @@ on_a_token! {
             ] {
                 assert!(tamper(&site, back).await > 0, "{back}");
             }
-            match site.keyring.read(&title(1)).await {
+            match site.keyring.records.read(&title(1)).await {
                 Err(KeyringError::Stale { .. }) => {}
                 other => panic!("{other:?}"),
             }
@@ -166,8 +166,8 @@ on_a_token! {
                 site.add(meter(n)).await;
             }
             let fresh = Site::with(home, options()).await;
-            fresh.keyring.warm_up().await;
-            let status = fresh.keyring.status();
+            fresh.keyring.refresher.warm_up().await;
+            let status = fresh.keyring.overview.status();
             assert!(status.resident_meters < 200, "the arena was meant to be too small");
             assert!(status.faults.iter().any(|fault| fault.contains("keyring.arena_mib")));
             // Nor can anybody say which ids there are in what is closed.
@@ -180,7 +180,7 @@ on_a_token! {
                     assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok, "{round}: meter {n}");
                 }
             }
-            let status = fresh.keyring.status();
+            let status = fresh.keyring.overview.status();
             assert!(status.arena_bytes_used <= status.arena_bytes_total);
         });
     }
@@ -204,7 +204,7 @@ on_a_token! {
             let site = Site::with(home, options()).await;
             site.import((0..64).map(meter).collect(), Default::default()).await;
             let fresh = Site::with(home, options()).await;
-            let (resident, other) = (0, (1..64).find(|n| fresh.keyring.block_of(&title(*n)) != fresh.keyring.block_of(&title(0))).unwrap());
+            let (resident, other) = (0, (1..64).find(|n| fresh.keyring.reader.block_of(&title(*n)) != fresh.keyring.reader.block_of(&title(0))).unwrap());
             assert_eq!(fresh.verdict(&push(resident, PLAIN)).await, Verdict::Ok);
             let away = home.tokens().with_file_name("away");
             fs::rename(home.tokens(), &away).unwrap();

@@ -46,7 +46,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
     let parts = move |clock| Parts {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
-        keyring,
+        keyring: Arc::clone(&keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
         audit,
@@ -196,8 +196,8 @@ on_a_token! {
         run(async {
             let inner = site_common::Site::new(home).await;
             let mut meters = vec![site_common::meter(1)];
-            let block = inner.keyring.block_of(&title(1));
-            let other = (2..).find(|n| inner.keyring.block_of(&title(*n)) != block).unwrap();
+            let block = inner.keyring.reader.block_of(&title(1));
+            let other = (2..).find(|n| inner.keyring.reader.block_of(&title(*n)) != block).unwrap();
             meters.push(site_common::meter(other));
             inner.import(meters, Default::default()).await;
             let database = inner.database.clone();

@@ -143,7 +143,7 @@ async fn a_lying_index(home: &Home, database: &Database) {
         assert!(plaintext.is_empty());
         let reason = outcome.reason.unwrap();
         assert!(reason.contains("the index of meter ids says that meter-1"), "{reason}");
-        let lies = site.keyring.status().damage.lies;
+        let lies = site.keyring.overview.status().damage.lies;
         assert_eq!((lies.len(), &lies[0].meter_id), (1, &id(1)));
         assert!(matches!(site.lifecycle.get(&id(1)).await, Err(LifecycleError::Damaged { .. })));
         let delete = site.lifecycle.delete(&call("Meters/DeleteMeter"), &id(1)).await;
@@ -154,7 +154,7 @@ async fn a_lying_index(home: &Home, database: &Database) {
         let refused = site.import(vec![second], ImportRules::default()).await.remove(0);
         assert_eq!(refused.outcome.unwrap_err().code, "METER_DAMAGED");
         // Once all is open the records alone say whose is what.
-        site.keyring.warm_up().await;
+        site.keyring.refresher.warm_up().await;
         let (second, _) = site.open(&untitled(2), Named::Id("meter-2")).await;
         assert_eq!(second.verdict, Verdict::Ok);
         let (wrong, _) = site.open(&untitled(2), Named::Id("meter-1")).await;
@@ -192,7 +192,7 @@ async fn a_hidden_meter(home: &Home, database: &Database) {
         let get = site.lifecycle.get(&id(n)).await;
         assert!(matches!(get, Err(LifecycleError::NotAllOpen { .. })), "{get:?}");
     }
-    site.keyring.warm_up().await;
+    site.keyring.refresher.warm_up().await;
     assert_eq!(site.open(&untitled(1), Named::Id("meter-1")).await.0.verdict, Verdict::Ok);
     assert_eq!(
         site.open(&untitled(9), Named::Id("meter-9")).await.0.verdict,
@@ -204,7 +204,7 @@ async fn a_hidden_meter(home: &Home, database: &Database) {
     // With damage about, nobody can say that there is no such meter.
     database.damage(&title(1)).await;
     let site = database.site(home, options()).await;
-    site.keyring.warm_up().await;
+    site.keyring.refresher.warm_up().await;
     let (outcome, _) = site.open(&untitled(1), Named::Id("meter-1")).await;
     assert_eq!(outcome.verdict, Verdict::Unavailable, "{outcome:?}");
     site.store.close().await;
@@ -232,7 +232,7 @@ async fn a_lie_in_the_way_of_a_change(home: &Home, database: &Database) {
         let codes: Vec<_> =
             results.into_iter().map(|result| result.outcome.map_err(|error| error.code)).collect();
         assert_eq!(codes, [Err("METER_DAMAGED"), Ok(Imported::Updated)]);
-        assert_eq!(site.keyring.status().damage.lies.len(), usize::from(salt));
+        assert_eq!(site.keyring.overview.status().damage.lies.len(), usize::from(salt));
         let policy = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
         let set = site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id(1), &policy).await;
         assert!(matches!(set, Err(LifecycleError::Damaged { .. })), "{set:?}");
@@ -278,10 +278,10 @@ fn record_with(n: u64, keys: Vec<KeyRecord>) -> Record {
 }
 
 async fn commit(site: &Site, record: Record) -> Result<(), KeyringError> {
-    let mut changes = site.keyring.change(&[BlockNo(0)]).await.unwrap();
+    let mut changes = site.keyring.writer.change(&[BlockNo(0)]).await.unwrap();
     changes[0].put(record);
     let entry = call("Meters/ImportMeters").entry(0, Subject::NONE, AuditOutcome::Done);
-    site.keyring.commit(changes, vec![entry]).await
+    site.keyring.writer.commit(changes, vec![entry]).await
 }
 
 on_a_token! {
@@ -320,7 +320,7 @@ on_a_token! {
                 assert_eq!(site.verdict(&push(3, PLAIN)).await, Verdict::Ok);
                 // Its title is sure: a miss in the same block is a miss.
                 assert_eq!(site.verdict(&push(9, PLAIN)).await, Verdict::UnknownMeter);
-                let damage = site.keyring.status().damage;
+                let damage = site.keyring.overview.status().damage;
                 let due = DamagedRecord { block: BlockNo(0), system_title: title(2) };
                 assert_eq!((damage.records, damage.named), (1, vec![due]));
             }
@@ -397,7 +397,7 @@ on_a_token! {
             let by_id = site.open(&untitled(0x200), Named::Id("meter-512")).await.0.verdict;
             assert_eq!(by_id, Verdict::Unavailable);
             let damaged = DamagedRecord { block: BlockNo(0), system_title: new };
-            assert_eq!(site.keyring.status().damage.named, [damaged]);
+            assert_eq!(site.keyring.overview.status().damage.named, [damaged]);
             // No second meter past the first one's keys; those beside it go on.
             let lines = vec![meter(0x200), meter(0x400), meter(0x100)];
             let results = site.import(lines, ImportRules::default()).await;
@@ -410,16 +410,16 @@ on_a_token! {
             let whole = site.lifecycle.bury(&bury, &title(0x100), None).await;
             assert!(matches!(whole, Err(LifecycleError::NotDamaged { .. })), "{whole:?}");
             site.lifecycle.bury(&bury, &new, None).await.unwrap();
-            assert_eq!(site.keyring.status().damage.records, 0);
+            assert_eq!(site.keyring.overview.status().damage.records, 0);
             assert_eq!(site.verdict(&push(0x100, PLAIN)).await, Verdict::Ok);
             assert_eq!(site.verdict(&push(0x200, PLAIN)).await, Verdict::UnknownMeter);
             // Whoever buried it brings it in anew.
             assert_eq!(code(&site, 0x200).await, Ok(Imported::Created));
             assert_eq!(site.verdict(&push(0x200, PLAIN)).await, Verdict::Ok);
             let again = database.site(home, one_block()).await;
-            again.keyring.warm_up().await;
+            again.keyring.refresher.warm_up().await;
             assert_eq!(again.verdict(&push(0x200, PLAIN)).await, Verdict::Ok);
-            assert_eq!(again.keyring.status().damage.records, 0);
+            assert_eq!(again.keyring.overview.status().damage.records, 0);
         });
     }
 
@@ -433,10 +433,10 @@ on_a_token! {
             assert!(matches!(delete, Err(LifecycleError::Damaged { .. })), "{delete:?}");
             let bury = call("Meters/BuryDamagedMeter");
             site.lifecycle.bury(&bury, &title(2), None).await.unwrap();
-            let Some(Record::Tombstone(tombstone)) = site.keyring.read(&title(2)).await.unwrap()
+            let Some(Record::Tombstone(tombstone)) = site.keyring.records.read(&title(2)).await.unwrap()
             else { panic!("no tombstone") };
             assert!(tombstone.meter_id.is_none() && tombstone.keys.is_empty());
-            assert_eq!(site.keyring.status().damage.records, 0);
+            assert_eq!(site.keyring.overview.status().damage.records, 0);
             assert_eq!(site.verdict(&push(2, PLAIN)).await, Verdict::UnknownMeter);
             let twice = site.lifecycle.bury(&bury, &title(2), None).await;
             assert!(matches!(twice, Err(LifecycleError::NotDamaged { .. })), "{twice:?}");
@@ -456,14 +456,14 @@ on_a_token! {
             }
             for arena_bytes in [1 << 20, 32 << 10] {
                 let site = database.site(home, options(arena_bytes)).await;
-                site.keyring.warm_up().await;
-                let status = site.keyring.status();
+                site.keyring.refresher.warm_up().await;
+                let status = site.keyring.overview.status();
                 assert_eq!(status.damage.records, 4, "{status:?}");
                 // Closing and opening blocks changes nothing of what is known.
                 for n in 0..200 {
                     site.verdict(&push(n, PLAIN)).await;
                 }
-                assert_eq!(site.keyring.status().damage, status.damage);
+                assert_eq!(site.keyring.overview.status().damage, status.damage);
                 site.store.close().await;
             }
         });
@@ -480,7 +480,7 @@ on_a_token! {
             site.store.close().await;
             database.damage(&title(2)).await;
             let site = database.site(home, one_block()).await;
-            let table = site.keyring.open(BlockNo(0)).await.unwrap();
+            let table = site.keyring.reader.open(BlockNo(0)).await.unwrap();
             let damaged = table.find(&title(2)).unwrap();
             assert!(damaged.is_damaged());
             assert_eq!(damaged.client_title(), None);

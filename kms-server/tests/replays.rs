@@ -126,7 +126,8 @@ impl World {
         let open = self.site.lifecycle.open_sealed(&header(&file.header)).await?;
         let meters = file.lines.iter().map(sealed_meter).collect();
         let call = call("Meters/ImportMeters");
-        self.site.lifecycle.import_sealed(&call, (&open, 0), meters, rules).await
+        let chunk = kms_server::lifecycle::ChunkOf { file: &open, number: 0 };
+        self.site.lifecycle.import_sealed(&call, chunk, meters, rules).await
     }
 
     /// What becomes of each line, in words.
@@ -135,7 +136,7 @@ impl World {
     }
 
     async fn record(&self, n: u64) -> Option<Record> {
-        self.site.keyring.read(&title(n)).await.unwrap()
+        self.site.keyring.records.read(&title(n)).await.unwrap()
     }
 
     async fn meter(&self, n: u64) -> Option<MeterRecord> {
@@ -462,7 +463,7 @@ on_a_token! {
             world.set_policy(1, weak()).await;
             assert_eq!(world.meter(1).await.unwrap().policy, weak());
             let id = MeterId::new("nobody").unwrap();
-            world.site.keyring.warm_up().await;
+            world.site.keyring.refresher.warm_up().await;
             let none = world.site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id, &weak()).await;
             assert!(matches!(none, Err(LifecycleError::NotFound(_))));
         });

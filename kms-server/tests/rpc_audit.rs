@@ -32,13 +32,13 @@ use tonic::{Code, Request};
 async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
     let site = site_common::Site::new(home).await;
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, database, .. } = site;
-    keyring.warm_up().await;
+    keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
     let log = Arc::clone(&audit);
     let site = Site::start_parts(Limits::default(), move |clock| Parts {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
-        keyring,
+        keyring: Arc::clone(&keyring.overview),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

@@ -27,12 +27,12 @@ const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 async fn site(home: &Home, limits: Limits) -> Site {
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } =
         site_common::Site::new(home).await;
-    keyring.warm_up().await;
+    keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
     Site::start_parts(limits, move |clock| Parts {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
-        keyring,
+        keyring: Arc::clone(&keyring.overview),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

@@ -334,7 +334,7 @@ on_a_token! {
     fn a_dry_run_says_what_would_be_and_changes_nothing(home) {
         run(async {
             let site = Site::new(home).await;
-            site.keyring.warm_up().await;
+            site.keyring.refresher.warm_up().await;
             let dry = ImportRules { dry_run: true, ..ImportRules::default() };
             assert_eq!(outcomes(&site.import(vec![meter(1)], dry).await), [Ok(Imported::Created)]);
             let found = site.lifecycle.get(&MeterId::new("meter-1").unwrap()).await;
@@ -345,7 +345,7 @@ on_a_token! {
     fn a_deleted_meter_opens_nothing_and_comes_back_readmitted_only(home) {
         run(async {
             let site = Site::new(home).await;
-            site.keyring.warm_up().await;
+            site.keyring.refresher.warm_up().await;
             site.add(meter(1)).await;
             site.add(meter(2)).await;
             let apdu = push(1, PLAIN);
@@ -404,8 +404,8 @@ on_a_token! {
                 assert_eq!(site.verdict(&push(n, PLAIN)).await, Verdict::Ok, "meter {n}");
             }
             let fresh = Site::with(home, Options { blocks: 1, ..Options::default() }).await;
-            fresh.keyring.warm_up().await;
-            assert_eq!(fresh.keyring.status().resident_meters, 80);
+            fresh.keyring.refresher.warm_up().await;
+            assert_eq!(fresh.keyring.overview.status().resident_meters, 80);
         });
     }
 }

@@ -41,8 +41,9 @@ async fn node(home: &Home, cluster: &Cluster) -> Arc<Site> {
     let store = Arc::new(cluster.open("ami").await);
     let token = Arc::new(home.token());
     let site = Site::over(token, home.canaries().encode(), store, options()).await;
-    site.keyring.warm_up().await;
-    tokio::spawn(Arc::clone(&site.keyring).follow());
+    site.keyring.refresher.warm_up().await;
+    let refresher = Arc::clone(&site.keyring.refresher);
+    tokio::spawn(async move { refresher.follow().await });
     Arc::new(site)
 }
 
@@ -200,11 +201,11 @@ on_a_token! {
             let site = node(home, &cluster).await;
             site.import((0..50).map(meter).collect(), ImportRules::default()).await;
             let other = node(home, &cluster).await;
-            assert_eq!(other.keyring.not_following(), None);
+            assert_eq!(other.keyring.overview.status().not_following, None);
             cluster.kill();
             let lost = Instant::now();
             let silence = loop {
-                if let Some(silence) = other.keyring.not_following() {
+                if let Some(silence) = other.keyring.overview.status().not_following {
                     break silence;
                 }
                 assert!(lost.elapsed() < Duration::from_secs(3), "it does not say so");
@@ -227,7 +228,7 @@ on_a_token! {
 
             cluster.start();
             let back = Instant::now();
-            while other.keyring.not_following().is_some() {
+            while other.keyring.overview.status().not_following.is_some() {
                 assert!(back.elapsed() < Duration::from_secs(10), "it does not come back");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -250,14 +251,15 @@ on_a_token! {
             let id = MeterId::new(&id(1)).unwrap();
             other.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.unwrap();
             other.audit.sign_table(true).await;
-            let block = slow.keyring.block_of(&title(1));
+            let block = slow.keyring.reader.block_of(&title(1));
             let flip = format!(
                 "UPDATE ami_kms.blocks SET mac = set_byte(mac, 0, get_byte(mac, 0) # 1) WHERE block = {block}");
             cluster.tamper("ami", &flip).await;
             // It has not followed yet, and hears in the signed table what there is.
             slow.audit.sign_table(false).await;
             let slow = Arc::new(slow);
-            tokio::spawn(Arc::clone(&slow.keyring).follow());
+            let refresher = Arc::clone(&slow.keyring.refresher);
+            tokio::spawn(async move { refresher.follow().await });
             let began = Instant::now();
             while slow.verdict(&push(1, PLAIN)).await == Verdict::Ok {
                 assert!(began.elapsed() < Duration::from_secs(10), "still open");

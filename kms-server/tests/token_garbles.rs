@@ -55,8 +55,8 @@ async fn file(site: &Site, meters: std::ops::Range<u64>) -> File {
     for n in meters.clone() {
         site.add(meter(n)).await;
     }
-    let public_key = site.keyring.import_key().await.unwrap().to_der();
-    let domain_id = site.keyring.domain_id().0.to_vec();
+    let public_key = site.keyring.taker.import_key().await.unwrap().to_der();
+    let domain_id = site.keyring.taker.domain().domain.0.to_vec();
     let key = ImportKey { site: "test".into(), domain_id, public_key, oaep_hash: OaepHash::Sha1 };
     let fingerprint = key.fingerprint().unwrap();
     let to = key.pinned(fingerprint).unwrap();
@@ -98,9 +98,9 @@ async fn file(site: &Site, meters: std::ops::Range<u64>) -> File {
 
 /// As an import takes them; `None` for what is called no key.
 async fn take(site: &Site, file: &File) -> Result<Vec<Option<WrappedValue>>, TakeError> {
-    let block = |n: &u64| site.keyring.block_of(&title(*n));
+    let block = |n: &u64| site.keyring.reader.block_of(&title(*n));
     let blocks: Vec<_> = file.values.iter().map(|(n, ..)| block(n)).collect();
-    let changes = site.keyring.change(&blocks).await.unwrap();
+    let changes = site.keyring.writer.change(&blocks).await.unwrap();
     let keys: Vec<SealedKey<'_>> = file
         .values
         .iter()
@@ -110,7 +110,7 @@ async fn take(site: &Site, file: &File) -> Result<Vec<Option<WrappedValue>>, Tak
             wrapped,
         })
         .collect();
-    site.keyring.take_keys(&file.key, &keys).await
+    site.keyring.taker.take_keys(&file.key, &keys).await
 }
 
 /// What a key is, in all that is stored of it.

@@ -14,7 +14,7 @@ use crate::{
     audit::{AuditError, sign_head_table},
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
-    keyring::{Keyring, founding::make_blocks},
+    keyring::{Below, Keyring, founding::make_blocks},
     store::{AuditedStore, BlockChange, Founding, StoreError},
 };
 use kms_core::{
@@ -109,18 +109,16 @@ async fn run(config: Config) -> Result<Report, Fault> {
         set(change.head.block, (change.head.position, change.head.digest));
     }
     // What is there is signed as it is, once it was verified.
-    let keyring = Keyring::new(
-        config.keyring,
-        domain.clone(),
-        hsm.clone(),
-        store.clone(),
-        Arc::new(NoCommits),
-        Arc::new(SystemClock::new()),
-        Arc::new(Freshness::default()),
-    )
-    .map_err(|error| Fault::Setting(error.into()))?;
+    let below = Below {
+        hsm: hsm.clone(),
+        store: store.clone(),
+        clock: Arc::new(SystemClock::new()),
+        freshness: Arc::new(Freshness::default()),
+    };
+    let keyring = Keyring::new(config.keyring, domain.clone(), below, Arc::new(NoCommits));
+    let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;
     for block in there {
-        let head = keyring.verified_head(block).await;
+        let head = keyring.records.head(block).await;
         let head = head.map_err(|error| Fault::Store(error.into()))?;
         set(block, (head.position, head.digest));
     }

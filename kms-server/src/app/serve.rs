@@ -24,7 +24,7 @@ use crate::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
     },
-    keyring::Keyring,
+    keyring::{Below, Keyring, Overview, Refresher},
     lifecycle::Lifecycle,
     rpc,
     store::{WriteStore, measured::Measured},
@@ -99,24 +99,17 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         freshness: Arc::clone(&freshness),
     };
     let audit = open_audit(audit, &site.data_dir, place, &measured, &hsm, &clock).await?;
-    let keyring = Keyring::new(
-        keyring,
-        domain.clone(),
-        hsm.clone(),
-        measured.clone(),
-        audit.clone(),
-        Arc::clone(&clock),
-        freshness,
-    )
-    .map_err(|error| Fault::Setting(error.into()))?;
+    let below =
+        Below { hsm: hsm.clone(), store: measured.clone(), clock: Arc::clone(&clock), freshness };
+    let keyring = Keyring::new(keyring, domain.clone(), below, audit.clone())
+        .map_err(|error| Fault::Setting(error.into()))?;
     let random = Arc::new(OperatingSystem);
-    let lifecycle =
-        Lifecycle::new(import, Arc::clone(&keyring), measured.clone(), Arc::clone(&clock), random);
+    let lifecycle = Lifecycle::new(import, &keyring, measured.clone(), Arc::clone(&clock), random);
     let token = hsm.clone();
     let parts = rpc::Parts {
-        ciphering: Arc::new(Ciphering::new(Arc::clone(&keyring), hsm.clone())),
+        ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), hsm.clone())),
         lifecycle: Arc::new(lifecycle.with_signers(import_signers)),
-        keyring: Arc::clone(&keyring),
+        keyring: Arc::clone(&keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
         audit: Arc::clone(&audit),
@@ -130,7 +123,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
     tokio::spawn(stop_on_failed_store(store.clone(), stop));
-    attend_to(keyring);
+    attend_to(&keyring);
     let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(hsm));
     tokio::spawn(greet(bound, hangup));
@@ -195,15 +188,17 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
 }
 
 /// What the keyring does beside serving, until the process ends.
-fn attend_to(keyring: Arc<Keyring>) {
-    tokio::spawn(warm_up(Arc::clone(&keyring)));
-    tokio::spawn(Arc::clone(&keyring).follow());
-    tokio::spawn(keyring.take_care());
+fn attend_to(keyring: &Keyring) {
+    let refresher = || Arc::clone(&keyring.refresher);
+    tokio::spawn(warm_up(refresher(), Arc::clone(&keyring.overview)));
+    let (follower, mender) = (refresher(), refresher());
+    tokio::spawn(async move { follower.follow().await });
+    tokio::spawn(async move { mender.mend().await });
 }
 
-async fn warm_up(keyring: Arc<Keyring>) {
-    keyring.warm_up().await;
-    let status = keyring.status();
+async fn warm_up(refresher: Arc<Refresher>, overview: Arc<Overview>) {
+    refresher.warm_up().await;
+    let status = overview.status();
     tracing::info!(
         blocks = status.blocks_open,
         meters = status.resident_meters,

@@ -6,7 +6,7 @@ use dlms::{
 };
 use zeroize::Zeroizing;
 
-use super::{Item, Outcome};
+use super::item::{Item, Outcome};
 use crate::{
     hsm::{GcmOpen, WrappedKey},
     keyring::{Candidate, KeyMaterial, PolicyBits, ResidentMeter},

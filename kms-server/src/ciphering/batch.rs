@@ -3,12 +3,11 @@
 use dlms::{CipheredApdu, SystemTitle};
 
 use super::{
-    Item, Named, OpenedBatch, Outcome, Want,
     attempt::{self, Attempt, TokenTry},
-    doubt::is_doubtful,
     figures::VerdictCounts,
+    item::{Item, Named, OpenedBatch, Outcome, Want},
 };
-use crate::keyring::{BlockTable, Directory, Keyring, scrub_stack};
+use crate::keyring::{BlockTable, Directory, Reader, scrub_stack};
 use kms_core::Verdict;
 
 /// APDUs parsed and looked up before the first of them is opened: by then their keys' cache lines
@@ -79,7 +78,7 @@ impl<'i> Pass<'i> {
         }
     }
 
-    pub(super) async fn open_resident(&mut self, keyring: &Keyring) {
+    pub(super) async fn open_resident(&mut self, keyring: &Reader) {
         let snapshot = keyring.snapshot();
         let items = self.items;
         for (turn, some) in items.chunks(TURN).enumerate() {
@@ -94,7 +93,7 @@ impl<'i> Pass<'i> {
     }
 
     #[inline]
-    fn open_few(&mut self, keyring: &Keyring, snapshot: &Directory, few: &'i [Item<'i>]) {
+    fn open_few(&mut self, keyring: &Reader, snapshot: &Directory, few: &'i [Item<'i>]) {
         let mut located: [Option<Located<'i, '_>>; AHEAD] = [const { None }; AHEAD];
         for (place, item) in located.iter_mut().zip(few) {
             *place = Some(locate(keyring, snapshot, item));
@@ -214,6 +213,11 @@ impl<'i> Pass<'i> {
     }
 }
 
+/// Whether what another server wrote could change this verdict.
+fn is_doubtful(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::UnknownMeter | Verdict::MicFailure)
+}
+
 /// No meter with this title is in its block. Where the block has damaged records, it may be one of them.
 pub(super) fn missing(table: &BlockTable, title: SystemTitle) -> Outcome {
     let mut outcome = match table.damaged() {
@@ -230,7 +234,7 @@ pub(super) fn missing(table: &BlockTable, title: SystemTitle) -> Outcome {
 }
 
 #[inline]
-fn locate<'i, 't>(keyring: &Keyring, snapshot: &'t Directory, item: &Item<'i>) -> Located<'i, 't> {
+fn locate<'i, 't>(keyring: &Reader, snapshot: &'t Directory, item: &Item<'i>) -> Located<'i, 't> {
     let apdu = match attempt::parse(item.apdu) {
         Ok(apdu) => apdu,
         Err(outcome) => return Located::Done(outcome),

@@ -1,6 +1,6 @@
 //! What is counted of batches: within a batch in plain numbers, then added once for each verdict.
 
-use super::Want;
+use super::item::Want;
 use crate::telemetry::{
     catalogue::{MISSES, TOKEN_APDUS, VERDICTS},
     metrics::{Counter, Page},

@@ -11,11 +11,11 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Ciphering, Outcome,
     attempt::{self, Attempt},
     batch::{self, Miss, Pass, Whose},
+    item::Outcome,
 };
-use crate::keyring::{BlockTable, Found, KeyringError, SharedError, scrub_stack};
+use crate::keyring::{BlockTable, Found, KeyringError, Reader, SharedError, scrub_stack};
 use kms_core::{BlockNo, MeterId, Position, SystemTitle, Verdict};
 
 /// Blocks that one batch opens, and ids that it looks up, at the same time. The door to the HSM bounds
@@ -34,112 +34,114 @@ struct Unsure<'i> {
     items: Vec<Miss<'i>>,
 }
 
-impl Ciphering {
-    pub(super) async fn open_misses(&self, pass: &mut Pass<'_>) {
-        let misses = std::mem::take(&mut pass.misses);
-        let ids = self.locate_ids(&misses).await;
-        let mut by_block: BTreeMap<BlockNo, Vec<(Miss<'_>, SystemTitle)>> = BTreeMap::new();
-        for miss in misses {
-            let located = match miss.whose {
-                Whose::Title(title) => Ok(title),
-                Whose::Id(id) => ids.get(id).cloned().unwrap_or_else(|| Err(Outcome::lost())),
-            };
-            match located {
-                Ok(title) => {
-                    let block = self.keyring.block_of(&title);
-                    by_block.entry(block).or_default().push((miss, title));
-                }
-                Err(outcome) => pass.settle(miss.index, outcome, Vec::new()),
-            }
-        }
-        let blocks: Vec<BlockNo> = by_block.keys().copied().collect();
-        let opened = stream::iter(blocks).map(|block| self.open_block(block));
-        let mut opened = std::pin::pin!(opened.buffer_unordered(AT_ONCE));
-        // Ids of which the record does not say what the index says, each with its items.
-        let mut unsure: BTreeMap<&str, Unsure<'_>> = BTreeMap::new();
-        while let Some((block, table)) = opened.next().await {
-            for (miss, title) in by_block.remove(&block).unwrap_or_default() {
-                match &table {
-                    Ok(table) => match miss.whose {
-                        Whose::Id(id) if !self.may_be(table, &title, id) => {
-                            let seen = table.position();
-                            let items = Vec::new();
-                            let unsure =
-                                unsure.entry(id).or_insert(Unsure { title, block, seen, items });
-                            unsure.items.push(miss);
-                        }
-                        _ => open_miss(pass, &miss, table, title),
-                    },
-                    Err(error) => pass.settle(miss.index, unavailable(error), Vec::new()),
-                }
-            }
-            scrub_stack();
-        }
-        for (id, unsure) in unsure {
-            self.settle_unsure(pass, id, unsure).await;
-        }
-    }
-
-    async fn open_block(&self, block: BlockNo) -> (BlockNo, Result<Arc<BlockTable>, SharedError>) {
-        (block, self.keyring.open(block).await)
-    }
-
-    /// Looks each id up once, however many items name it.
-    async fn locate_ids(&self, misses: &[Miss<'_>]) -> BTreeMap<String, Located> {
-        let ids: BTreeSet<String> = misses
-            .iter()
-            .filter_map(|miss| match miss.whose {
-                Whose::Id(id) => Some(id.to_owned()),
-                Whose::Title(_) => None,
-            })
-            .collect();
-        stream::iter(ids).map(|id| self.locate_id(id)).buffer_unordered(AT_ONCE).collect().await
-    }
-
-    async fn locate_id(&self, id: String) -> (String, Located) {
-        let located = self.locate(&id).await;
-        (id, located)
-    }
-
-    async fn locate(&self, id: &str) -> Located {
-        let id = MeterId::new(id)
-            .map_err(|error| Outcome::of(Verdict::UnknownMeter).because(error.to_string()))?;
-        let title = self.keyring.look_up(&id).await.map_err(|error| unavailable(&error))?;
-        match title.map_or_else(|| self.keyring.nowhere(id.as_str()), Found::At) {
-            Found::At(title) => Ok(title),
-            found => Err(not_found(id.as_str(), &found)),
-        }
-    }
-
-    /// Whether the meter with this title has this id, or is damaged and can't say.
-    fn may_be(&self, table: &BlockTable, title: &SystemTitle, id: &str) -> bool {
-        table.find(title).is_some_and(|meter| meter.is_damaged() || self.keyring.has_id(&meter, id))
-    }
-
-    /// The index has this id at this title, and the open block does not.
-    async fn settle_unsure(&self, pass: &mut Pass<'_>, id: &str, unsure: Unsure<'_>) {
-        let Unsure { title, block, seen, items } = unsure;
-        let confirmed = match MeterId::new(id) {
-            Ok(id) => self.keyring.confirm(&id, title).await,
-            Err(_) => Ok(self.keyring.nowhere(id)),
+/// Opens what was missing, and tries its items again.
+pub(super) async fn open(keyring: &Reader, pass: &mut Pass<'_>) {
+    let misses = std::mem::take(&mut pass.misses);
+    let ids = locate_ids(keyring, &misses).await;
+    let mut by_block: BTreeMap<BlockNo, Vec<(Miss<'_>, SystemTitle)>> = BTreeMap::new();
+    for miss in misses {
+        let located = match miss.whose {
+            Whose::Title(title) => Ok(title),
+            Whose::Id(id) => ids.get(id).cloned().unwrap_or_else(|| Err(Outcome::lost())),
         };
-        let outcome = match confirmed {
-            // What is stored is newer than what was open: another server's.
-            Ok(Found::At(title)) if self.keyring.block_of(&title) == block => {
-                if let Some(table) = self.keyring.doubt(block, seen).await
-                    && self.may_be(&table, &title, id)
-                {
-                    return items.iter().for_each(|miss| open_miss(pass, miss, &table, title));
-                }
-                just_changed(id)
+        match located {
+            Ok(title) => {
+                let block = keyring.block_of(&title);
+                by_block.entry(block).or_default().push((miss, title));
             }
-            Ok(Found::At(_)) => just_changed(id),
-            Ok(found) => not_found(id, &found),
-            Err(error) => unavailable(&error),
-        };
-        for miss in items {
-            pass.settle(miss.index, outcome.clone(), Vec::new());
+            Err(outcome) => pass.settle(miss.index, outcome, Vec::new()),
         }
+    }
+    let blocks: Vec<BlockNo> = by_block.keys().copied().collect();
+    let opened = stream::iter(blocks).map(|block| open_block(keyring, block));
+    let mut opened = std::pin::pin!(opened.buffer_unordered(AT_ONCE));
+    // Ids of which the record does not say what the index says, each with its items.
+    let mut unsure: BTreeMap<&str, Unsure<'_>> = BTreeMap::new();
+    while let Some((block, table)) = opened.next().await {
+        for (miss, title) in by_block.remove(&block).unwrap_or_default() {
+            match &table {
+                Ok(table) => match miss.whose {
+                    Whose::Id(id) if !may_be(keyring, table, &title, id) => {
+                        let seen = table.position();
+                        let items = Vec::new();
+                        let unsure =
+                            unsure.entry(id).or_insert(Unsure { title, block, seen, items });
+                        unsure.items.push(miss);
+                    }
+                    _ => open_miss(pass, &miss, table, title),
+                },
+                Err(error) => pass.settle(miss.index, unavailable(error), Vec::new()),
+            }
+        }
+        scrub_stack();
+    }
+    for (id, unsure) in unsure {
+        settle_unsure(keyring, pass, id, unsure).await;
+    }
+}
+
+async fn open_block(
+    keyring: &Reader,
+    block: BlockNo,
+) -> (BlockNo, Result<Arc<BlockTable>, SharedError>) {
+    (block, keyring.open(block).await)
+}
+
+/// Looks each id up once, however many items name it.
+async fn locate_ids(keyring: &Reader, misses: &[Miss<'_>]) -> BTreeMap<String, Located> {
+    let ids: BTreeSet<String> = misses
+        .iter()
+        .filter_map(|miss| match miss.whose {
+            Whose::Id(id) => Some(id.to_owned()),
+            Whose::Title(_) => None,
+        })
+        .collect();
+    stream::iter(ids).map(|id| locate_id(keyring, id)).buffer_unordered(AT_ONCE).collect().await
+}
+
+async fn locate_id(keyring: &Reader, id: String) -> (String, Located) {
+    let located = locate(keyring, &id).await;
+    (id, located)
+}
+
+async fn locate(keyring: &Reader, id: &str) -> Located {
+    let id = MeterId::new(id)
+        .map_err(|error| Outcome::of(Verdict::UnknownMeter).because(error.to_string()))?;
+    let title = keyring.look_up(&id).await.map_err(|error| unavailable(&error))?;
+    match title.map_or_else(|| keyring.nowhere(id.as_str()), Found::At) {
+        Found::At(title) => Ok(title),
+        found => Err(not_found(id.as_str(), &found)),
+    }
+}
+
+/// Whether the meter with this title has this id, or is damaged and can't say.
+fn may_be(keyring: &Reader, table: &BlockTable, title: &SystemTitle, id: &str) -> bool {
+    table.find(title).is_some_and(|meter| meter.is_damaged() || keyring.has_id(&meter, id))
+}
+
+/// The index has this id at this title, and the open block does not.
+async fn settle_unsure(keyring: &Reader, pass: &mut Pass<'_>, id: &str, unsure: Unsure<'_>) {
+    let Unsure { title, block, seen, items } = unsure;
+    let confirmed = match MeterId::new(id) {
+        Ok(id) => keyring.confirm(&id, title).await,
+        Err(_) => Ok(keyring.nowhere(id)),
+    };
+    let outcome = match confirmed {
+        // What is stored is newer than what was open: another server's.
+        Ok(Found::At(title)) if keyring.block_of(&title) == block => {
+            if let Some(table) = keyring.doubt(block, seen).await
+                && may_be(keyring, &table, &title, id)
+            {
+                return items.iter().for_each(|miss| open_miss(pass, miss, &table, title));
+            }
+            just_changed(id)
+        }
+        Ok(Found::At(_)) => just_changed(id),
+        Ok(found) => not_found(id, &found),
+        Err(error) => unavailable(&error),
+    };
+    for miss in items {
+        pass.settle(miss.index, outcome.clone(), Vec::new());
     }
 }
 

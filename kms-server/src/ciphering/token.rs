@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use futures_util::{StreamExt, stream};
 
 use super::{
-    Ciphering, Outcome,
-    attempt::TokenTry,
+    attempt::{self, TokenTry},
     batch::{Asked, Pass},
+    item::Outcome,
 };
-use crate::hsm::{GcmOpen, NotAuthentic, TokenError, WrappedKey};
+use crate::hsm::{GcmOpen, Hsm, NotAuthentic, TokenError, WrappedKey};
 use kms_core::{KeyId, Verdict};
 
 /// Keys that one batch has the token work with at the same time.
@@ -34,19 +34,17 @@ struct IfOpened {
 
 type Answer = Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError>;
 
-impl Ciphering {
-    /// Tries the items' token keys, the first of each item first, until each item has an outcome.
-    pub(super) async fn ask_token(&self, pass: &mut Pass<'_>) {
-        while !pass.token.is_empty() {
-            let groups = group(std::mem::take(&mut pass.token));
-            let calls = stream::iter(groups).map(|group| async move {
-                let Group { key, requests, asked } = group;
-                (self.hsm.open_apdus(key, requests).await, asked)
-            });
-            let mut calls = std::pin::pin!(calls.buffer_unordered(AT_ONCE));
-            while let Some((answer, asked)) = calls.next().await {
-                settle_group(pass, answer, asked);
-            }
+/// Tries the items' token keys, the first of each item first, until each item has an outcome.
+pub(super) async fn ask(hsm: &Hsm, pass: &mut Pass<'_>) {
+    while !pass.token.is_empty() {
+        let groups = group(std::mem::take(&mut pass.token));
+        let calls = stream::iter(groups).map(|group| async move {
+            let Group { key, requests, asked } = group;
+            (hsm.open_apdus(key, requests).await, asked)
+        });
+        let mut calls = std::pin::pin!(calls.buffer_unordered(AT_ONCE));
+        while let Some((answer, asked)) = calls.next().await {
+            settle_group(pass, answer, asked);
         }
     }
 }
@@ -104,9 +102,7 @@ fn settle_group(pass: &mut Pass<'_>, answer: Answer, asked: Vec<(Asked, IfOpened
 
 /// The plain APDU of an item that was authenticated only.
 fn attempt_payload(pass: &Pass<'_>, index: usize) -> Vec<u8> {
-    super::attempt::parse(pass.items[index].apdu)
-        .map(|apdu| apdu.payload().to_vec())
-        .unwrap_or_default()
+    attempt::parse(pass.items[index].apdu).map(|apdu| apdu.payload().to_vec()).unwrap_or_default()
 }
 
 fn fail_group(pass: &mut Pass<'_>, asked: Vec<(Asked, IfOpened)>, reason: &str) {

@@ -7,7 +7,6 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::Keyring;
 use kms_core::{BlockNo, MeterId, SystemTitle};
 
 /// Damaged records that are kept by title, of a block; the others are counted.
@@ -175,14 +174,6 @@ impl Damage {
             lies: known.lies.iter().map(lie).collect(),
             lies_met: known.lies_met,
         }
-    }
-}
-
-impl Keyring {
-    /// Whether a meter that is found nowhere may be one whose record is damaged: then nobody can say
-    /// that there is no such meter.
-    pub fn may_be_damaged(&self) -> bool {
-        self.damage.is_any() || self.memory().has_lasting_fault()
     }
 }
 

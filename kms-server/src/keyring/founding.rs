@@ -14,7 +14,7 @@ use kms_core::{
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
 };
 
-use super::KeyringError;
+use super::error::KeyringError;
 
 /// The first version of a block's secret.
 const FIRST_SECRET: u32 = 1;

@@ -1,23 +1,34 @@
-//! Opening a block: read it, open its secret in the HSM, verify everything, fill a table.
+//! Opening a block: read it, open its secret in the HSM, verify everything, fill a table. The opener can
+//! read the database and publish tables; it can write nothing.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 
-use crate::store::{StoreError, StoredBlock};
+use crate::{
+    hsm::Hsm,
+    store::{ReadStore, StoreError, StoredBlock},
+};
 use kms_core::{
-    BlockNo, Head, Record,
+    BlockNo, DomainRecord, Record,
     block::{
         keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
         verified::Verified,
     },
+    freshness::Freshness,
+    moment::Moment,
+    ports::Clock,
 };
 
 use super::{
-    BlockTable, Keyring, KeyringError, RETRY_AFTER_MS, SharedError,
-    arena::Segment,
-    scrub::scrub_stack,
-    table::{self, Row},
+    error::{KeyringError, SharedError},
+    faults::Faults,
+    resident::{BlockTable, Resident, Row, arena::Segment, piece_len, scrub_stack},
+    turns::Turns,
 };
 
 /// How many blocks are closed to make room for one that is asked for, before giving up. Their memory
@@ -30,6 +41,15 @@ const ANSWERS_MAX: usize = 2;
 /// How often a block is read again because it was changed while it was read.
 const OVERTAKEN_MAX: usize = 8;
 
+/// Whether blocks that nobody has asked for may be closed to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Others are closed.
+    MayCloseOthers,
+    /// Only what is free.
+    AsItIs,
+}
+
 /// Whether the newest state became known only after the read had begun: then what was read is no roll-back.
 struct Overtaken(bool);
 
@@ -40,14 +60,62 @@ pub(super) struct Unsealed {
     pub(super) secret_version: u32,
 }
 
-impl Keyring {
+type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
+
+/// What blocks are opened from.
+pub struct Below {
+    /// Opens their secrets.
+    pub hsm: Hsm,
+    /// Has them, wrapped.
+    pub store: Arc<dyn ReadStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The newest states that are known: what is older is not used.
+    pub freshness: Arc<Freshness>,
+}
+
+/// Opens blocks, and knows what is wrong with them.
+pub(super) struct Opener {
+    pub(super) domain: DomainRecord,
+    pub(super) resident: Resident,
+    pub(super) faults: Faults,
+    pub(super) turns: Turns,
+    /// The newest known state of each block.
+    pub(super) freshness: Arc<Freshness>,
+    pub(super) hsm: Hsm,
+    pub(super) store: Arc<dyn ReadStore>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Openings under way: many ask, one opens.
+    opening: Mutex<HashMap<BlockNo, Opening>>,
+    /// The seal that each block's resident subkeys came from: its SHA-256.
+    seals: Mutex<HashMap<BlockNo, [u8; 32]>>,
+}
+
+impl Opener {
+    /// Nothing is open yet.
+    pub(super) fn new(domain: DomainRecord, resident: Resident, below: Below) -> Self {
+        let Below { hsm, store, clock, freshness } = below;
+        Self {
+            domain,
+            resident,
+            faults: Faults::default(),
+            turns: Turns::default(),
+            freshness,
+            hsm,
+            store,
+            clock,
+            opening: Mutex::default(),
+            seals: Mutex::default(),
+        }
+    }
+
     /// The block's table, opening it if need be: once, however many ask. A failure is shared by all
     /// who waited and not tried again for 100 ms.
-    pub async fn open(&self, block: BlockNo) -> Result<Arc<BlockTable>, SharedError> {
-        if let Some(table) = self.resident(block) {
+    pub(super) async fn open(&self, block: BlockNo) -> Result<Arc<BlockTable>, SharedError> {
+        if let Some(table) = self.resident.table(block) {
             return Ok(table);
         }
-        if let Some(error) = self.failed_just_now(block) {
+        if let Some(error) = self.faults.failed_just_now(self.now(), block) {
             return Err(error);
         }
         let cell = {
@@ -62,20 +130,20 @@ impl Keyring {
 
     async fn open_and_publish(&self, block: BlockNo) -> Result<Arc<BlockTable>, SharedError> {
         // A writer publishes what it wrote: an opening beside it could publish an older state later.
-        let _no_writer = self.writer(block).await;
-        if let Some(table) = self.resident(block) {
+        let _no_writer = self.turns.take(block).await;
+        if let Some(table) = self.resident.table(block) {
             return Ok(table);
         }
-        let opened = self.open_now(block, true).await.map(Arc::new).map_err(Arc::new);
-        let now = self.clock.monotonic_ms();
+        let opened =
+            self.open_now(block, Room::MayCloseOthers).await.map(Arc::new).map_err(Arc::new);
         match &opened {
             Ok(table) => {
-                self.memory().failed.remove(&block);
-                self.publish(vec![(block, Some(Arc::clone(table)))]);
+                self.faults.forget_failed(block);
+                self.resident.put(block, Arc::clone(table));
             }
             Err(error) => {
                 tracing::warn!(block = block.0, %error, "block can't be opened");
-                self.memory().failed.insert(block, (now, Arc::clone(error)));
+                self.faults.note_failed(self.now(), block, Arc::clone(error));
             }
         }
         opened
@@ -85,15 +153,10 @@ impl Keyring {
     pub(super) async fn open_now(
         &self,
         block: BlockNo,
-        may_close_others: bool,
+        room: Room,
     ) -> Result<BlockTable, KeyringError> {
         let (unsealed, verified) = self.verified(block).await?;
-        self.build(&verified, unsealed, may_close_others)
-    }
-
-    /// The head of a block as it is stored, all of it verified.
-    pub async fn verified_head(&self, block: BlockNo) -> Result<Head, KeyringError> {
-        self.verified(block).await.map(|(_, verified)| verified.head().clone())
+        self.build(&verified, unsealed, room)
     }
 
     /// The block as it is stored, its subkeys beside it: verified, or the reason is remembered.
@@ -110,7 +173,7 @@ impl Keyring {
                 _ => break,
             }
         }
-        self.note_lasting(block, outcome.map_err(|(error, _)| error))
+        self.faults.note_lasting(block, outcome.map_err(|(error, _)| error))
     }
 
     async fn read_and_verify(
@@ -146,7 +209,7 @@ impl Keyring {
     /// The block's subkeys: from its resident table, or by one HSM call.
     async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
         let (block, secret_version) = (stored.head.block, stored.head.secret_version);
-        let mut subkeys = self.room(block, SUBKEYS_LEN, true)?;
+        let mut subkeys = self.room(block, SUBKEYS_LEN, Room::MayCloseOthers)?;
         let kek_id = self.hsm.status().site_kek_id;
         let seal = stored
             .seals
@@ -155,9 +218,10 @@ impl Keyring {
             .ok_or(KeyringError::NotSealedForUs(block))?;
         let seal_hash: [u8; 32] = Sha256::digest(&seal.sealed).into();
         // What is written under subkeys whose seal is another one by now could never be opened again.
-        let is_the_same = self.memory().seals.get(&block) == Some(&seal_hash);
+        let is_the_same = self.seals().get(&block) == Some(&seal_hash);
         let resident = self
-            .resident(block)
+            .resident
+            .table(block)
             .filter(|table| is_the_same && table.secret_version() == secret_version);
         if let Some(known) = resident.as_ref().and_then(|table| table.subkeys()) {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
@@ -180,7 +244,7 @@ impl Keyring {
                     break;
                 }
             }
-            self.memory().seals.insert(block, seal_hash);
+            self.seals().insert(block, seal_hash);
         }
         self.expand(block, subkeys, secret_version)
     }
@@ -212,7 +276,7 @@ impl Keyring {
                 "a record was changed outside this service; its meter is not served"
             );
         }
-        self.damage.set_changed(block, &titles);
+        self.faults.damage.set_changed(block, &titles);
         Ok(verified)
     }
 
@@ -221,7 +285,7 @@ impl Keyring {
         &self,
         verified: &Verified,
         unsealed: Unsealed,
-        may_close_others: bool,
+        room: Room,
     ) -> Result<BlockTable, KeyringError> {
         let block = verified.block();
         let mut meters = Vec::with_capacity(verified.head().count as usize);
@@ -240,11 +304,11 @@ impl Keyring {
         let damaged = verified.damaged_titles().into_iter().map(Row::Damaged);
         let rows: Vec<Row<'_>> = meters
             .iter()
-            .map(|meter| Row::Meter(meter, self.ids.tag(meter.meter_id.as_str())))
+            .map(|meter| Row::Meter(meter, self.resident.tag(meter.meter_id.as_str())))
             .chain(unreadable.iter().copied().map(Row::Unreadable))
             .chain(damaged)
             .collect();
-        let mut piece = self.room(block, table::piece_len(&rows), may_close_others)?;
+        let mut piece = self.room(block, piece_len(&rows), room)?;
         piece.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(&unsealed.subkeys.bytes()[..SUBKEYS_LEN]);
         let position = verified.head().position;
         let (table, unopened) =
@@ -258,7 +322,7 @@ impl Keyring {
             tracing::error!(block = block.0, %system_title, "a key does not open although its record is authentic; its meter is not served");
         }
         unreadable.extend(unopened);
-        self.damage.set_unreadable(block, &unreadable);
+        self.faults.damage.set_unreadable(block, &unreadable);
         Ok(table)
     }
 
@@ -266,14 +330,15 @@ impl Keyring {
         self.freshness.refusal().map_or(Ok(()), |reason| Err(KeyringError::RolledBack(reason)))
     }
 
-    pub(super) fn resident(&self, block: BlockNo) -> Option<Arc<BlockTable>> {
-        self.directory.load().blocks.get(block.0 as usize)?.clone()
+    /// The time of the monotonic clock.
+    pub(super) fn now(&self) -> Moment {
+        self.clock.moment()
     }
 
-    fn failed_just_now(&self, block: BlockNo) -> Option<SharedError> {
-        let memory = self.memory();
-        let (at, error) = memory.failed.get(&block)?;
-        (self.clock.monotonic_ms() < at + RETRY_AFTER_MS).then(|| Arc::clone(error))
+    /// Whether a block's resident table is older than a state of it that is known to be authentic.
+    pub(super) fn is_past(&self, block: BlockNo) -> bool {
+        let table = self.resident.table(block);
+        table.is_some_and(|table| self.freshness.is_past(block, table.position()))
     }
 
     /// A piece of the arena; closes other blocks for it if allowed.
@@ -281,46 +346,24 @@ impl Keyring {
         &self,
         block: BlockNo,
         needed: usize,
-        may_close_others: bool,
+        room: Room,
     ) -> Result<Segment, KeyringError> {
-        if let Some(piece) = self.arena.allocate(needed) {
+        if let Some(piece) = self.resident.allocate(needed) {
             return Ok(piece);
         }
-        for _ in 0..if may_close_others { CLOSE_AT_MOST } else { 0 } {
-            self.note_no_room(block, needed);
-            if !self.close_one_but(block) {
+        for _ in 0..if room == Room::MayCloseOthers { CLOSE_AT_MOST } else { 0 } {
+            self.faults.note_no_room(block, needed);
+            if !self.resident.close_one_but(block) {
                 break;
             }
-            if let Some(piece) = self.arena.allocate(needed) {
+            if let Some(piece) = self.resident.allocate(needed) {
                 return Ok(piece);
             }
         }
         Err(KeyringError::ArenaFull { block, needed })
     }
 
-    /// Told as a fault until every block is open.
-    pub(super) fn note_no_room(&self, block: BlockNo, needed: usize) {
-        let full = || Arc::new(KeyringError::ArenaFull { block, needed });
-        self.memory().too_small.get_or_insert_with(full);
-    }
-
-    /// Closes the next open block round the clock; false: none is left.
-    fn close_one_but(&self, block: BlockNo) -> bool {
-        let snapshot = self.snapshot();
-        let count = snapshot.blocks.len();
-        let found = {
-            let mut memory = self.memory();
-            let from = memory.hand;
-            let next = (1..=count)
-                .map(|step| (from + step) % count)
-                .find(|at| *at != block.0 as usize && snapshot.blocks[*at].is_some());
-            memory.hand = next.unwrap_or(from);
-            next
-        };
-        drop(snapshot);
-        if let Some(at) = found {
-            self.publish(vec![(BlockNo(at as u32), None)]);
-        }
-        found.is_some()
+    fn seals(&self) -> MutexGuard<'_, HashMap<BlockNo, [u8; 32]>> {
+        self.seals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

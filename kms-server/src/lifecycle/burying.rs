@@ -1,6 +1,9 @@
 //! Burying a meter whose record is damaged: the supported way to be rid of it.
 
-use super::{Lifecycle, LifecycleError, TRIES};
+use super::{
+    error::LifecycleError,
+    verbs::{Lifecycle, TRIES},
+};
 use kms_core::{
     BlockNo, ChangeMark, RecordKey, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Subject},
@@ -34,13 +37,13 @@ impl Lifecycle {
         title: &SystemTitle,
         block: Option<BlockNo>,
     ) -> Result<BlockNo, LifecycleError> {
-        let own = self.keyring.block_of(title);
+        let own = self.records.block_of(title);
         let block = block.unwrap_or(own);
         let not_damaged = || LifecycleError::NotDamaged { title: *title, block };
-        if !self.keyring.has_block(block) {
+        if !self.records.has_block(block) {
             return Err(not_damaged());
         }
-        let mut changes = self.keyring.change(&[block]).await?;
+        let mut changes = self.writer.change(&[block]).await?;
         let change = changes.first_mut().ok_or_else(not_damaged)?;
         let mut keys = change.damaged_keys(title);
         let plain = RecordKey::meter(title);
@@ -67,7 +70,7 @@ impl Lifecycle {
         }
         let subject = Subject { block: Some(block), ..Subject::title(*title) };
         let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-        self.keyring.commit(changes, vec![entry]).await?;
+        self.writer.commit(changes, vec![entry]).await?;
         Ok(block)
     }
 }

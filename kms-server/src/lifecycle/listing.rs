@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{Lifecycle, LifecycleError, MeterView};
+use super::{error::LifecycleError, verbs::Lifecycle, view::MeterView};
 use crate::{
     keyring::{Found, KeyringError},
     store::MeterPlace,
@@ -49,7 +49,7 @@ impl Lifecycle {
         let next = places.last().filter(|_| more).map(|place| place.meter_id.clone());
         let mut by_block: BTreeMap<BlockNo, Vec<MeterPlace>> = BTreeMap::new();
         for place in places {
-            by_block.entry(self.keyring.block_of(&place.system_title)).or_default().push(place);
+            by_block.entry(self.records.block_of(&place.system_title)).or_default().push(place);
         }
         let read = stream::iter(by_block).map(|(block, places)| self.read_block(block, places));
         let mut read = std::pin::pin!(read.buffer_unordered(AT_ONCE));
@@ -71,7 +71,7 @@ impl Lifecycle {
         places: Vec<MeterPlace>,
     ) -> Result<Page, LifecycleError> {
         let titles: Vec<SystemTitle> = places.iter().map(|place| place.system_title).collect();
-        let records = match self.keyring.read_of(block, &titles).await {
+        let records = match self.records.read_of(block, &titles).await {
             Ok(records) => records,
             Err(error) if error.is_transient() => return Err(error.into()),
             Err(error) => {
@@ -100,12 +100,12 @@ impl Lifecycle {
         block: BlockNo,
         place: MeterPlace,
     ) -> Result<(), LifecycleError> {
-        match self.keyring.confirm(&place.meter_id, place.system_title).await {
+        match self.records.confirm(&place.meter_id, place.system_title).await {
             Ok(Found::At(title)) => {
-                if let Some(Record::Meter(record)) = self.keyring.read(&title).await?
+                if let Some(Record::Meter(record)) = self.records.read(&title).await?
                     && record.meter_id == place.meter_id
                 {
-                    page.meters.push(MeterView { record, block: self.keyring.block_of(&title) });
+                    page.meters.push(MeterView { record, block: self.records.block_of(&title) });
                 }
             }
             Ok(Found::Nowhere { .. }) => {}

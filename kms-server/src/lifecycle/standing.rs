@@ -1,6 +1,11 @@
 //! What a person decides about one meter: its policy, and that a deleted one may come back.
 
-use super::{Lifecycle, LifecycleError, MeterView, Refusal, TRIES, checks::refusal};
+use super::{
+    error::LifecycleError,
+    refusal::{Refusal, refusal},
+    verbs::{Lifecycle, TRIES},
+    view::MeterView,
+};
 use kms_core::{
     FormerKey, MeterId, MeterPolicy, Record, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
@@ -50,7 +55,7 @@ impl Lifecycle {
         {
             return Err(LifecycleError::Damaged { reason });
         }
-        let mut changes = self.keyring.change(&[self.keyring.block_of(&title)]).await?;
+        let mut changes = self.writer.change(&[self.records.block_of(&title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(mut meter)) = change.record(&title)? else {
             return Err(not_found());
@@ -68,7 +73,7 @@ impl Lifecycle {
         // them brings another policy.
         meter.changed_by = meter.changed_by.next(now_ms);
         change.put(Record::Meter(meter));
-        self.keyring.commit(changes, vec![entry]).await?;
+        self.writer.commit(changes, vec![entry]).await?;
         Ok(title)
     }
 
@@ -98,7 +103,7 @@ impl Lifecycle {
         title: &SystemTitle,
     ) -> Result<Readmitted, LifecycleError> {
         let not_found = || LifecycleError::NotFound(format!("{id} with system title {title}"));
-        let mut changes = self.keyring.change(&[self.keyring.block_of(title)]).await?;
+        let mut changes = self.writer.change(&[self.records.block_of(title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let mut tombstone = match change.record(title)? {
             // A buried record's id is not always known: then the title alone names it.
@@ -134,7 +139,7 @@ impl Lifecycle {
             tombstone.readmitted_ms = Some(now_ms);
             change.put(Record::Tombstone(tombstone));
         }
-        self.keyring.commit(changes, vec![entry]).await?;
+        self.writer.commit(changes, vec![entry]).await?;
         Ok(readmitted)
     }
 }

@@ -24,7 +24,7 @@ use super::{
     words::{self, Form},
 };
 use crate::lifecycle::{
-    ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Readmitted, Refusal,
+    ChunkOf, ImportResult, ImportRules, Lifecycle, LifecycleError, NewMeter, Readmitted, Refusal,
     SealedFile, SealedHeader,
 };
 use kms_core::{
@@ -361,7 +361,14 @@ impl MetersService {
             }
             let results = match source {
                 Some((file, chunk)) => {
-                    lifecycle.import_sealed(&call, (&file, chunk), readable, rules).await
+                    lifecycle
+                        .import_sealed(
+                            &call,
+                            ChunkOf { file: &file, number: chunk },
+                            readable,
+                            rules,
+                        )
+                        .await
                 }
                 None => lifecycle.import(&call, readable, rules).await,
             };

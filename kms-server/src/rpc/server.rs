@@ -40,7 +40,7 @@ use super::{
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
-    keyring::Keyring,
+    keyring::Overview,
     lifecycle::Lifecycle,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
@@ -70,7 +70,7 @@ pub struct Parts {
     /// Meters' verbs.
     pub lifecycle: Arc<Lifecycle>,
     /// For its status.
-    pub keyring: Arc<Keyring>,
+    pub keyring: Arc<Overview>,
     /// For its status.
     pub token_status: TokenStatusSource,
     /// For its status.

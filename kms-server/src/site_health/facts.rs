@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use crate::{
     audit::Audit,
     hsm::TokenStatus,
-    keyring::{Keyring, KeyringStatus},
+    keyring::{KeyringStatus, Overview},
     store::{ReadStore, StandbyLag, StoreError},
 };
 
@@ -25,7 +25,7 @@ pub struct Looks {
     /// The database.
     pub store: Arc<dyn ReadStore>,
     /// Open blocks.
-    pub keyring: Arc<Keyring>,
+    pub keyring: Arc<Overview>,
     /// The audit log.
     pub audit: Arc<Audit>,
 }

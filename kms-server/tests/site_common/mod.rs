@@ -198,18 +198,21 @@ impl Site {
                 warm_up_parallelism: 2,
             },
             domain,
-            hsm.clone(),
-            measured.clone(),
+            keyring::Below {
+                hsm: hsm.clone(),
+                store: measured.clone(),
+                clock: Arc::clone(&clock),
+                freshness,
+            },
             audit.clone(),
-            Arc::clone(&clock),
-            freshness,
         )
         .unwrap();
+        let keyring = Arc::new(keyring);
         Self {
-            ciphering: Ciphering::new(Arc::clone(&keyring), hsm.clone()),
+            ciphering: Ciphering::new(keyring.reader.clone(), hsm.clone()),
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
-                Arc::clone(&keyring),
+                &keyring,
                 measured.clone(),
                 clock,
                 Arc::new(OperatingSystem),

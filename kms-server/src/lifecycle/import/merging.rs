@@ -4,11 +4,11 @@
 //! can't bring an old key back over a newer one. Nor does an older file change anything: each record
 //! remembers what changed it last ([`ChangeMark`]), and what a meter had before it was deleted.
 
-use super::{
-    ImportRules, NewKey, NewMeter, Refusal,
-    checks::{protection_of, refusal},
+use super::meter::{ImportRules, NewKey, NewMeter};
+use crate::{
+    keyring::WrappedValue,
+    lifecycle::refusal::{Refusal, refusal},
 };
-use crate::keyring::WrappedValue;
 use kms_core::{
     ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
     Protection, SecuritySetup, record::Tombstone,
@@ -52,6 +52,13 @@ pub(super) enum Arrival {
 }
 
 impl News {
+    /// The values that only one meter should have: others that have them are told.
+    pub(super) fn values_of_one_meter(&self) -> Vec<(KeyKind, Fingerprint)> {
+        let unique = |news: &&NewsKey| matches!(news.key.kind, KeyKind::Guek | KeyKind::Kek);
+        let keys = self.keys.iter().filter(unique);
+        keys.map(|news| (news.key.kind, news.fingerprint)).collect()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty() && !self.details
     }
@@ -279,7 +286,7 @@ fn retire_active(record: &mut MeterRecord, setup: SecuritySetup, kind: KeyKind, 
 
 fn key_record(news: &NewsKey, value: WrappedValue, now_ms: u64) -> KeyRecord {
     let WrappedValue { wrapped, kcv, fingerprint } = value;
-    let protection: Protection = protection_of(&news.key);
+    let protection: Protection = news.key.wanted_protection();
     KeyRecord {
         id: news.id,
         setup: news.key.setup,

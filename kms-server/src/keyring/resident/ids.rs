@@ -15,11 +15,11 @@ const SHARDS: usize = 64;
 /// the id in the meter's record, and that decides: two ids that are alike in all of it are not met in
 /// any fleet (one in 10^15 for ten million meters), and without the keys nobody can make them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct IdTag {
+pub(in crate::keyring) struct IdTag {
     /// Finds the title.
-    pub(super) hash: u64,
+    pub(in crate::keyring) hash: u64,
     /// Confirms it.
-    pub(super) check: u32,
+    pub(in crate::keyring) check: u32,
 }
 
 /// Meter ids by a 64-bit keyed hash: 16 bytes a meter. Only a hint where to look: the entry in the

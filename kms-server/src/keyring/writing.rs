@@ -1,14 +1,9 @@
 //! Changing blocks: read, verify, decide, MAC, commit, publish. A change never builds on anything
 //! that was not verified first.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError},
-};
+use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
-use crate::store::{BlockChange, IndexEntry, RecordChange, StoreError};
+use crate::store::{AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError};
 use kms_core::{
     BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
     StoredRecord, SystemTitle,
@@ -20,14 +15,19 @@ use kms_core::{
     record::Tombstone,
 };
 
-use super::{Keyring, KeyringError, opening::Unsealed};
+use super::{
+    error::KeyringError,
+    identities::Identities,
+    opening::{Opener, Room, Unsealed},
+    turns::Turn,
+};
 
 /// A block under change: no other writer of this process has it. Dropped without
-/// [`Keyring::commit`], it leaves no trace.
+/// [`Writer::commit`], it leaves no trace.
 pub struct Change {
     unsealed: Unsealed,
     staged: Staged,
-    only_writer: OwnedMutexGuard<()>,
+    turn: Turn,
 }
 
 /// A clear key as its record will have it.
@@ -79,7 +79,7 @@ impl Change {
         self.staged.bury(key, tombstone);
     }
 
-    /// Stages a record: written by [`Keyring::commit`].
+    /// Stages a record: written by [`Writer::commit`].
     pub fn put(&mut self, record: Record) {
         self.staged.put(record);
     }
@@ -125,7 +125,37 @@ fn index_of(record: &Record) -> IndexEntry {
     }
 }
 
-impl Keyring {
+/// Changes blocks: the only way into the database.
+pub struct Writer {
+    opener: Arc<Opener>,
+    commits: Arc<dyn AuditedStore>,
+    identities: Arc<Identities>,
+}
+
+/// A key whose value is to be wrapped.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyToWrap<'a> {
+    /// The title of its meter.
+    pub system_title: &'a SystemTitle,
+    /// The identity of the key.
+    pub id: &'a KeyId,
+    /// What it is for.
+    pub kind: KeyKind,
+    /// Where it may be used.
+    pub protection: Protection,
+}
+
+impl Writer {
+    /// Over the same blocks as `opener`; they change only through `commits`, together with what the audit
+    /// log says of it.
+    pub(super) fn new(
+        opener: Arc<Opener>,
+        commits: Arc<dyn AuditedStore>,
+        identities: Arc<Identities>,
+    ) -> Self {
+        Self { opener, commits, identities }
+    }
+
     /// Takes blocks for change, in ascending order so that two callers never wait for each other in
     /// a circle.
     pub async fn change(&self, blocks: &[BlockNo]) -> Result<Vec<Change>, KeyringError> {
@@ -134,8 +164,8 @@ impl Keyring {
         blocks.dedup();
         let mut changes = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let only_writer = self.writer(block).await;
-            changes.push(self.begin(block, only_writer).await?);
+            let turn = self.opener.turns.take(block).await;
+            changes.push(self.begin(block, turn).await?);
         }
         Ok(changes)
     }
@@ -150,7 +180,7 @@ impl Keyring {
         entries: Vec<AuditEntry>,
     ) -> Result<(), KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
-        let epoch = self.domain.epoch;
+        let epoch = self.opener.domain.epoch;
         let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
         let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
         let commits: Vec<BlockChange> =
@@ -161,7 +191,7 @@ impl Keyring {
         if let Err(error) = self.commits.commit(commits, entries).await {
             if matches!(error, StoreError::Unreachable { .. }) {
                 // The change may be there: what is resident may be older than what is stored.
-                self.memory().suspect.extend(changes.iter().map(Change::block));
+                self.opener.faults.suspect(changes.iter().map(Change::block));
             }
             return Err(error.into());
         }
@@ -172,16 +202,16 @@ impl Keyring {
     /// Builds the tables of what was just committed. If one can't be built (the arena is full), its
     /// block is closed: the next who asks opens it, or hears why not.
     fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<Extension>) {
+        let opener = &self.opener;
         let mut tables = Vec::with_capacity(changes.len());
-        let mut writers = Vec::with_capacity(changes.len());
-        for (Change { unsealed, staged, only_writer }, extension) in changes.into_iter().zip(sealed)
-        {
+        let mut turns = Vec::with_capacity(changes.len());
+        for (Change { unsealed, staged, turn }, extension) in changes.into_iter().zip(sealed) {
             // A damaged record that was buried is one no more.
             let verified = staged.extended(extension);
             let block = verified.block();
-            self.freshness.know(&verified.mark());
-            self.damage.set_changed(block, &verified.damaged_titles());
-            let table = match self.build(&verified, unsealed, false) {
+            opener.freshness.know(&verified.mark());
+            opener.faults.damage.set_changed(block, &verified.damaged_titles());
+            let table = match opener.build(&verified, unsealed, Room::AsItIs) {
                 Ok(table) => Some(Arc::new(table)),
                 Err(error) => {
                     tracing::warn!(block = block.0, %error, "a changed block is closed");
@@ -189,41 +219,16 @@ impl Keyring {
                 }
             };
             tables.push((block, table));
-            writers.push(only_writer);
+            turns.push(turn);
         }
-        self.publish(tables);
+        opener.resident.publish(tables);
         // Only now may the next writer, or an opening, look at these blocks.
-        drop(writers);
+        drop(turns);
     }
 
-    /// The record of this meter as it is stored, verified with all of its block.
-    pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
-        let read = self.read_of(self.block_of(title), std::slice::from_ref(title)).await?;
-        read.into_iter().next().unwrap_or(Ok(None))
-    }
-
-    /// The records of these meters of one block, read and verified once: an answer a title. `Err` as a
-    /// whole: nothing of the block can be read.
-    pub async fn read_of(
-        &self,
-        block: BlockNo,
-        titles: &[SystemTitle],
-    ) -> Result<Vec<Result<Option<Record>, KeyringError>>, KeyringError> {
-        let (_, verified) = self.verified(block).await?;
-        let read = |title: &SystemTitle| {
-            let record = verified.record(title);
-            record.map_err(|why| KeyringError::unreadable(block, *title, why))
-        };
-        Ok(titles.iter().map(read).collect())
-    }
-
-    async fn begin(
-        &self,
-        block: BlockNo,
-        only_writer: OwnedMutexGuard<()>,
-    ) -> Result<Change, KeyringError> {
-        let (unsealed, verified) = self.verified(block).await?;
-        Ok(Change { unsealed, staged: Staged::on(verified), only_writer })
+    async fn begin(&self, block: BlockNo, turn: Turn) -> Result<Change, KeyringError> {
+        let (unsealed, verified) = self.opener.verified(block).await?;
+        Ok(Change { unsealed, staged: Staged::on(verified), turn })
     }
 
     /// Wraps a clear key for its meter's record: under the block's `wrap` key, a sealed KEK in the
@@ -231,57 +236,35 @@ impl Keyring {
     pub async fn wrap(
         &self,
         change: &Change,
-        title: &SystemTitle,
-        id: &KeyId,
-        (kind, protection): (KeyKind, Protection),
-        value: ClearKey,
+        key: KeyToWrap<'_>,
+        value: &ClearKey,
     ) -> Result<WrappedValue, KeyringError> {
+        let KeyToWrap { system_title, id, kind, protection } = key;
         let block = change.block();
         let keys = &change.unsealed.keys;
+        let token = |source| KeyringError::Token { block, source };
         let unfit = || KeyringError::Damaged {
             block,
             what: format!("a {kind} of {} bytes can't be wrapped", value.len()),
         };
+        let hsm = &self.opener.hsm;
         if !kind.is_cipher_key() {
-            let token = |source| KeyringError::Token { block, source };
-            let random = self.hsm.random(12).await.map_err(token)?;
+            let random = hsm.random(12).await.map_err(token)?;
             let nonce = random.first_chunk().copied().ok_or_else(unfit)?;
-            let wrapped = keys.seal_secret(title, id, &value, nonce).map_err(|_| unfit())?;
-            let fingerprint = keys.secret_fingerprint(title, &value);
+            let wrapped = keys.seal_secret(system_title, id, value, nonce);
+            let fingerprint = keys.secret_fingerprint(system_title, value);
+            let wrapped = wrapped.map_err(|_| unfit())?;
             return Ok(WrappedValue { wrapped, kcv: None, fingerprint });
         }
-        let (fingerprint, kcv) = self.identify(&value).ok_or_else(unfit)?;
+        let (fingerprint, kcv) = self.identities.identify(value).ok_or_else(unfit)?;
         let wrapped = match protection {
-            Protection::Memory => keys.wrap_key(&value).map_err(|_| unfit())?,
+            Protection::Memory => keys.wrap_key(value).map_err(|_| unfit())?,
             Protection::Hsm => {
-                let under = match kind {
-                    KeyKind::Kek => SealedKek::MeterKek,
-                    _ => SealedKek::Use,
-                };
-                self.hsm
-                    .wrap(under, value)
-                    .await
-                    .map_err(|source| KeyringError::Token { block, source })?
+                // Its own copy: the call to the token may outlive whoever waits for it.
+                let value = ClearKey::new(value.expose_clear_key_bytes().to_vec());
+                hsm.wrap(SealedKek::of_kind(kind), value).await.map_err(token)?
             }
         };
         Ok(WrappedValue { wrapped, kcv: Some(kcv), fingerprint })
-    }
-
-    /// Waits until no other task of this process changes or opens the block.
-    pub(super) async fn writer(&self, block: BlockNo) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-            forget_idle(&mut writers);
-            Arc::clone(writers.entry(block).or_default())
-        };
-        lock.lock_owned().await
-    }
-}
-
-/// Keeps the map of writers small: drops locks that nobody holds or waits for.
-fn forget_idle(writers: &mut HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>) {
-    const MANY: usize = 8192;
-    if writers.len() > MANY {
-        writers.retain(|_, lock| Arc::strong_count(lock) > 1);
     }
 }

@@ -1,7 +1,14 @@
 //! What can be said of an import line without looking at anything else.
 
-use super::{Config, ImportRules, KeyValue, NewKey, NewMeter, Refusal};
-use kms_core::{KeyKind, KeyState, MeterRecord, Protection, SecuritySetup, test_keys};
+use super::{
+    meter::{ImportRules, NewKey, NewMeter},
+    value::KeyValue,
+};
+use crate::lifecycle::{
+    config::Config,
+    refusal::{Refusal, refusal},
+};
+use kms_core::{KeyKind, KeyState, MeterRecord, SecuritySetup, test_keys};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;
@@ -12,18 +19,9 @@ const LOGICAL_DEVICE_NAME_MAX: usize = 64;
 /// Keys in one line: four setups with four keys each, and versions of them.
 const KEYS_MAX: usize = 64;
 
-pub(super) fn refusal(code: &'static str, reason: impl Into<String>) -> Refusal {
-    Refusal { code, reason: reason.into() }
-}
-
-/// The protection a key is to have.
-pub(super) fn protection_of(key: &NewKey) -> Protection {
-    key.protection.unwrap_or_else(|| key.kind.default_protection())
-}
-
 /// How a line came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum Transport {
     /// Its keys are in clear.
     Clear,
     /// It is of a sealed file.
@@ -34,7 +32,7 @@ pub(super) enum Form {
 pub(super) fn check(
     config: Config,
     rules: ImportRules,
-    form: Form,
+    transport: Transport,
     meter: &NewMeter,
 ) -> Result<(), Refusal> {
     if meter.logical_device_name.len() > LOGICAL_DEVICE_NAME_MAX {
@@ -43,10 +41,10 @@ pub(super) fn check(
     if meter.keys.len() > KEYS_MAX {
         return Err(refusal("TOO_MANY_KEYS", format!("a line brings at most {KEYS_MAX} keys")));
     }
-    if form == Form::Clear && !meter.keys.is_empty() {
+    if transport == Transport::Clear && !meter.keys.is_empty() {
         takes_clear_keys(config)?;
     }
-    meter.keys.iter().try_for_each(|key| check_key(rules, form, key))?;
+    meter.keys.iter().try_for_each(|key| check_key(rules, transport, key))?;
     check_suites(&meter.keys)
 }
 
@@ -113,11 +111,11 @@ pub(super) fn takes_clear_keys(config: Config) -> Result<(), Refusal> {
     ))
 }
 
-fn check_key(rules: ImportRules, form: Form, key: &NewKey) -> Result<(), Refusal> {
+fn check_key(rules: ImportRules, transport: Transport, key: &NewKey) -> Result<(), Refusal> {
     let NewKey { kind, setup: _, protection: _, value } = key;
-    check_form(form, *kind, value)?;
+    check_transport(transport, *kind, value)?;
     check_length(*kind, value)?;
-    let protection = protection_of(key);
+    let protection = key.wanted_protection();
     if !kind.allows(protection) {
         return Err(refusal(
             "PROTECTION",
@@ -149,11 +147,11 @@ pub(super) fn test_key(kind: KeyKind) -> Refusal {
     )
 }
 
-fn check_form(form: Form, kind: KeyKind, value: &KeyValue) -> Result<(), Refusal> {
-    match (form, value) {
-        (Form::Clear, KeyValue::Clear(_)) => Ok(()),
-        (Form::Sealed, KeyValue::Sealed(_)) if kind.is_cipher_key() => Ok(()),
-        (Form::Sealed, KeyValue::Sealed(_)) => Err(refusal(
+fn check_transport(transport: Transport, kind: KeyKind, value: &KeyValue) -> Result<(), Refusal> {
+    match (transport, value) {
+        (Transport::Clear, KeyValue::Clear(_)) => Ok(()),
+        (Transport::Sealed, KeyValue::Sealed(_)) if kind.is_cipher_key() => Ok(()),
+        (Transport::Sealed, KeyValue::Sealed(_)) => Err(refusal(
             "SECRET_NOT_SEALABLE",
             format!(
                 "a {kind} is of free length, and AES key wrap carries keys of 16 or 32 bytes: leave it \

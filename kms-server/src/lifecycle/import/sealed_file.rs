@@ -8,19 +8,23 @@
 //! Nor can another signer take a file's wrapped key and blobs for his own: RFC 3394 and RSA-OAEP (whose
 //! label not all tokens take) bind nothing to what they wrap, so the header carries a proof: a statement
 //! that names signer and header, wrapped under the file's key. Only who knows that key can make it. The
-//! token opens it with the file's keys ([`super::value`]), and no list of files has to be kept.
-
-use std::{collections::BTreeMap, fmt, sync::Arc};
+//! token opens it with the file's keys ([`super::taking`]), and no list of files has to be kept.
 
 use p256::{
     ecdsa::{Signature, VerifyingKey, signature::Verifier as _},
-    pkcs8::{DecodePublicKey as _, EncodePublicKey as _},
+    pkcs8::EncodePublicKey as _,
 };
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::{Lifecycle, LifecycleError, Refusal, checks::refusal};
-use crate::hsm::{ImportKey, OaepHash, TokenError};
+use crate::{
+    hsm::{ImportKey, OaepHash, TokenError},
+    lifecycle::{
+        error::LifecycleError,
+        refusal::{Refusal, refusal},
+        verbs::Lifecycle,
+    },
+};
 use kms_core::{
     ChangeMark, FilePlace,
     audit::{AuditEntry, Detail},
@@ -36,36 +40,6 @@ const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
 /// How far ahead of ours a sealer's clock may be. What is sealed "later" than a change overrules it: a
 /// file from the far future would overrule all that is done until then.
 const AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
-
-/// Those whose sealed files are taken.
-#[derive(Clone, Default)]
-pub struct Signers(Arc<BTreeMap<String, VerifyingKey>>);
-
-/// Not a P-256 public key in PEM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a P-256 public key in PEM (BEGIN PUBLIC KEY)")]
-pub struct BadSigner;
-
-impl Signers {
-    /// Names and public keys (SubjectPublicKeyInfo, PEM).
-    pub fn new(signers: impl IntoIterator<Item = (String, String)>) -> Result<Self, BadSigner> {
-        let read = |(name, pem): (String, String)| {
-            VerifyingKey::from_public_key_pem(&pem).map(|key| (name, key)).map_err(|_| BadSigner)
-        };
-        signers.into_iter().map(read).collect::<Result<_, _>>().map(|map| Self(Arc::new(map)))
-    }
-
-    /// Whether there is nobody.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl fmt::Debug for Signers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
-    }
-}
 
 /// A header as it came: what its bytes say, and the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,14 +104,14 @@ impl Lifecycle {
     /// What files are sealed to. Asked of the token once.
     pub async fn import_key(&self) -> Result<&ImportKey, LifecycleError> {
         self.import_key
-            .get_or_try_init(|| self.keyring.import_key())
+            .get_or_try_init(|| self.taker.import_key())
             .await
             .map_err(|error: TokenError| LifecycleError::Unavailable { reason: error.to_string() })
     }
 
     /// The key domain and the site's name, to go with the import key.
     pub fn import_site(&self) -> ([u8; 16], &str) {
-        (self.keyring.domain_id().0, self.keyring.site_name())
+        (self.taker.domain().domain.0, &self.taker.domain().site)
     }
 
     /// Verifies a header: who signed it, and that it is for this site and this key.
@@ -150,10 +124,10 @@ impl Lifecycle {
             )
             .into());
         }
-        let signer = self.signers.0.get(&header.signer).ok_or_else(|| unknown(&header.signer))?;
+        let signer = self.signers.get(&header.signer).ok_or_else(|| unknown(&header.signer))?;
         verify(signer, &[HEADER_LABEL, &header.body], &header.signature)
             .map_err(|BadSignature| bad_signature("the file's header"))?;
-        if header.domain_id != self.keyring.domain_id().0 {
+        if header.domain_id != self.taker.domain().domain.0 {
             return Err(refusal(
                 "WRONG_SITE",
                 "the file is sealed for another key domain: seal it for this one",

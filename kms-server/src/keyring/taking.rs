@@ -1,18 +1,21 @@
 //! Keys of a sealed import file: the token takes them over, and only their fingerprints and their
 //! wrapped form come here.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use super::{Change, Keyring, KeyringError, WrappedValue, arena::Segment, scrub::scrub_stack};
+use super::{
+    error::KeyringError,
+    opening::{Opener, Room},
+    resident::{arena::Segment, scrub_stack},
+    writing::{Change, WrappedValue},
+};
 use crate::hsm::{
     ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
     TokenError,
 };
 use kms_core::{
-    BlockNo, ClearKey, DomainId, Fingerprint, SealedKek,
+    BlockNo, DomainRecord, SealedKek,
     block::keys::{self, WRAP_KEY_LEN},
-    test_keys,
 };
 
 /// How often the token is asked for keys that it garbles.
@@ -51,20 +54,25 @@ impl AsRef<[u8]> for WrapKey {
     }
 }
 
-impl Keyring {
-    /// The key domain.
-    pub fn domain_id(&self) -> DomainId {
-        self.domain.domain
+/// Takes keys of sealed import files.
+pub struct Taker {
+    opener: Arc<Opener>,
+}
+
+impl Taker {
+    /// Over the same blocks as `opener`.
+    pub(super) fn new(opener: Arc<Opener>) -> Self {
+        Self { opener }
     }
 
-    /// The operator's name for this site.
-    pub fn site_name(&self) -> &str {
-        &self.domain.site
+    /// The key domain that files are sealed for, and the site of it.
+    pub fn domain(&self) -> &DomainRecord {
+        &self.opener.domain
     }
 
-    /// What import files are sealed to.
+    /// The token's key that import files are sealed to.
     pub async fn import_key(&self) -> Result<ImportKey, TokenError> {
-        self.hsm.import_key().await
+        self.opener.hsm.import_key().await
     }
 
     /// Takes keys over; `None` for each that the file's key does not open. As many calls to the token
@@ -91,7 +99,7 @@ impl Keyring {
         let mut reason = "";
         for _ in 0..ATTEMPTS_MAX {
             let job = self.job(wrapped_file_key, group)?;
-            let taken = self.hsm.take_keys(job).await.map_err(TakeError::Token)?;
+            let taken = self.opener.hsm.take_keys(job).await.map_err(TakeError::Token)?;
             if taken.len() != group.len() {
                 reason = "it answered for another number of keys";
                 continue;
@@ -119,12 +127,12 @@ impl Keyring {
             let (None, Some(value)) = (under, value) else { continue };
             let mut room = match scratch.take() {
                 Some(room) => room,
-                None => self.room(change.block(), WRAP_KEY_LEN, true)?,
+                None => self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?,
             };
             let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
             open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
                 change.keys().unwrap_into(&value.wrapped, place).is_ok()
-                    && keys::identify_bytes(&self.domain.domain, place)
+                    && keys::identify_bytes(&self.opener.domain.domain, place)
                         .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
             });
             scratch = Some(room);
@@ -146,7 +154,8 @@ impl Keyring {
                 (Some(kek), _) => StoreUnder::Kek(*kek),
                 (None, Some(place)) => StoreUnder::Block(*place),
                 (None, None) => {
-                    let mut copy = self.room(change.block(), WRAP_KEY_LEN, true)?;
+                    let mut copy =
+                        self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
                     copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
                     places.insert(change.block(), wrap_keys.len());
                     wrap_keys.push(Arc::new(WrapKey(copy)));
@@ -157,24 +166,12 @@ impl Keyring {
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
-            fingerprint_label: keys::fingerprint_label(&self.domain.domain),
+            fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
             wrap_keys,
             keys: values,
         })
     }
-
-    /// Whether a value is a published test key, told by its fingerprint in this domain.
-    pub fn is_test_key(&self, fingerprint: &Fingerprint) -> bool {
-        let known = self.test_keys.get_or_init(|| {
-            let identify = |key| self.identify(&ClearKey::new(key));
-            test_keys::all().filter_map(identify).map(|(fingerprint, _)| fingerprint).collect()
-        });
-        known.contains(fingerprint)
-    }
 }
-
-/// Fingerprints of all test keys of the domain.
-pub(super) type TestKeys = HashSet<Fingerprint>;
 
 fn stored(taken: TakenKey) -> WrappedValue {
     let TakenKey { fingerprint, kcv, wrapped } = taken;

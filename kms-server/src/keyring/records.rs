@@ -1,10 +1,11 @@
-//! From a meter id to its title. What an index says, this process's or the database's, is a hint where
-//! to look; what counts is the record there, which is authenticated.
+//! Meters' records as they are stored, and the way to them from a meter id. What an index says, this
+//! process's or the database's, is a hint where to look; what counts is the record there, which is
+//! authenticated.
 
 use std::sync::Arc;
 
-use super::{Directory, Keyring, KeyringError, ResidentMeter};
-use kms_core::{MeterId, Record, SystemTitle};
+use super::{error::KeyringError, opening::Opener};
+use kms_core::{BlockNo, Head, MeterId, Record, SystemTitle};
 
 /// What can be said of a meter id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,29 +45,68 @@ pub enum Doubt {
     NoRoom,
 }
 
-impl Keyring {
-    /// The title of the meter with this id, if its block is open. Its record has said so.
-    pub fn title_of(&self, snapshot: &Directory, id: &str) -> Option<SystemTitle> {
-        let tag = self.ids.tag(id);
-        let title = self.ids.get(tag.hash)?;
-        let meter = snapshot.table(self.block_of(&title))?.find(&title)?;
-        (!meter.is_damaged() && meter.id() == tag).then_some(title)
+/// Reads records: each verified with all of its block.
+pub struct Records {
+    opener: Arc<Opener>,
+}
+
+impl Records {
+    /// Over the same blocks as `opener`.
+    pub(super) fn new(opener: Arc<Opener>) -> Self {
+        Self { opener }
     }
 
-    /// Whether this is the meter with this id: its record says so.
-    pub fn has_id(&self, meter: &ResidentMeter<'_>, id: &str) -> bool {
-        !meter.is_damaged() && meter.id() == self.ids.tag(id)
+    /// The block that a title belongs to.
+    pub fn block_of(&self, title: &SystemTitle) -> BlockNo {
+        self.opener.resident.blocks().block_of(title)
+    }
+
+    /// Whether the domain has a block of this number.
+    pub fn has_block(&self, block: BlockNo) -> bool {
+        block.0 < self.opener.resident.blocks().get()
+    }
+
+    /// The head of a block as it is stored, all of it verified.
+    pub async fn head(&self, block: BlockNo) -> Result<Head, KeyringError> {
+        self.opener.verified(block).await.map(|(_, verified)| verified.head().clone())
+    }
+
+    /// The record of this meter as it is stored, verified with all of its block.
+    pub async fn read(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
+        let read = self.read_of(self.block_of(title), std::slice::from_ref(title)).await?;
+        read.into_iter().next().unwrap_or(Ok(None))
+    }
+
+    /// The records of these meters of one block, read and verified once: an answer a title. `Err` as a
+    /// whole: nothing of the block can be read.
+    pub async fn read_of(
+        &self,
+        block: BlockNo,
+        titles: &[SystemTitle],
+    ) -> Result<Vec<Result<Option<Record>, KeyringError>>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        let read = |title: &SystemTitle| {
+            let record = verified.record(title);
+            record.map_err(|why| KeyringError::unreadable(block, *title, why))
+        };
+        Ok(titles.iter().map(read).collect())
+    }
+
+    /// The title of the meter with this id, if its block is open now.
+    pub fn resident_title(&self, id: &str) -> Option<SystemTitle> {
+        let resident = &self.opener.resident;
+        resident.title_of(&resident.snapshot(), id)
     }
 
     /// Where the database's index has the meter with this id. A hint: whoever uses it holds it against
     /// the record.
     pub async fn look_up(&self, id: &MeterId) -> Result<Option<SystemTitle>, KeyringError> {
-        Ok(self.store.find_meter(id).await?.map(|place| place.system_title))
+        Ok(self.opener.store.find_meter(id).await?.map(|place| place.system_title))
     }
 
     /// Where the meter with this id is: memory first, then the index; the stored record decides.
     pub async fn find(&self, id: &MeterId) -> Result<Found, KeyringError> {
-        let resident = self.title_of(&self.snapshot(), id.as_str());
+        let resident = self.resident_title(id.as_str());
         if let Some(title) = resident
             && let Some(Record::Meter(meter)) = self.read(&title).await?
             && meter.meter_id == *id
@@ -87,11 +127,12 @@ impl Keyring {
     /// nothing while a block is closed, of which memory does not know the ids; and memory is asked again.
     pub fn nowhere(&self, id: &str) -> Found {
         let complete = (0..MEMORY_LOOKS).find_map(|_| {
-            let snapshot = self.snapshot();
-            match self.title_of(&snapshot, id) {
+            let resident = &self.opener.resident;
+            let snapshot = resident.snapshot();
+            match resident.title_of(&snapshot, id) {
                 Some(title) => Some(Err(title)),
                 // A block that was closed and opened again meanwhile had its ids.
-                None if !Arc::ptr_eq(&snapshot, &self.snapshot()) => None,
+                None if !Arc::ptr_eq(&snapshot, &resident.snapshot()) => None,
                 None => Some(Ok(snapshot.is_complete())),
             }
         });
@@ -100,10 +141,11 @@ impl Keyring {
             Some(Ok(complete)) => complete,
             None => false,
         };
+        let faults = &self.opener.faults;
         let doubts = [
-            (Doubt::NotNewest, self.freshness.refusal().is_some()),
-            (Doubt::Damage, self.may_be_damaged()),
-            (Doubt::NoRoom, !complete && self.memory().too_small.is_some()),
+            (Doubt::NotNewest, self.opener.freshness.refusal().is_some()),
+            (Doubt::Damage, faults.may_hide_a_meter()),
+            (Doubt::NoRoom, !complete && faults.no_room_for().is_some()),
             (Doubt::NotAllOpen, !complete),
         ];
         Found::Nowhere { but: doubts.into_iter().find(|(_, holds)| *holds).map(|(doubt, _)| doubt) }
@@ -116,7 +158,7 @@ impl Keyring {
         for look in 0..CONFIRM_LOOKS {
             match self.read(&title).await {
                 Ok(Some(Record::Meter(meter))) if meter.meter_id == *id => {
-                    self.damage.forget_lie(id);
+                    self.opener.faults.damage.forget_lie(id);
                     return Ok(Found::At(title));
                 }
                 Ok(_) => {}
@@ -129,7 +171,7 @@ impl Keyring {
             }
             match self.look_up(id).await? {
                 None => {
-                    self.damage.forget_lie(id);
+                    self.opener.faults.damage.forget_lie(id);
                     return Ok(match self.nowhere(id.as_str()) {
                         // As above: memory is older than what was read.
                         Found::At(memory) if memory == title => Found::Nowhere { but: None },
@@ -140,7 +182,7 @@ impl Keyring {
                 Some(again) => title = again,
             }
         }
-        self.damage.note_lie(id, title);
+        self.opener.faults.damage.note_lie(id, title);
         Ok(Found::Unsure(format!(
             "the index of meter ids says that {id} has system title {title}, and the record there says \
              otherwise: the database was changed outside this service"

@@ -22,7 +22,7 @@ use super::{
 };
 
 /// Bytes of an entry.
-pub(super) const ENTRY_LEN: usize = 64;
+pub(in crate::keyring) const ENTRY_LEN: usize = 64;
 /// Bytes of a slot: the longest key.
 const SLOT_LEN: usize = 32;
 /// Where the tags start: right after the subkeys.
@@ -157,7 +157,7 @@ pub struct ResidentMeter<'a> {
 }
 
 /// What one record brings into the table.
-pub(super) enum Row<'a> {
+pub(in crate::keyring) enum Row<'a> {
     /// A meter whose record is authentic.
     Meter(&'a MeterRecord, IdTag),
     /// The title of a record that is not: it may stand for another meter.
@@ -176,7 +176,7 @@ impl Row<'_> {
 }
 
 /// Room that a table of these rows takes, in bytes.
-pub(super) fn piece_len(rows: &[Row<'_>]) -> usize {
+pub(in crate::keyring) fn piece_len(rows: &[Row<'_>]) -> usize {
     let slots: usize = rows.iter().map(slots_of).sum();
     entry_at(places_for(rows.len()), places_for(rows.len())) + slots * SLOT_LEN
 }
@@ -221,7 +221,7 @@ fn is_plain(meter: &MeterRecord) -> bool {
 impl BlockTable {
     /// Builds the table in `piece`, whose first bytes already hold the subkeys. Also the titles of those
     /// meters of which a key does not open although their record is authentic: they are not served.
-    pub(super) fn build(
+    pub(in crate::keyring) fn build(
         position: Position,
         secret_version: u32,
         piece: Segment,
@@ -274,7 +274,7 @@ impl BlockTable {
     }
 
     /// The block's subkeys; `None` for a block that does not exist yet.
-    pub(super) fn subkeys(&self) -> Option<&[u8]> {
+    pub(in crate::keyring) fn subkeys(&self) -> Option<&[u8]> {
         self.piece.as_ref().map(|piece| &piece.bytes()[..SUBKEYS_LEN])
     }
 
@@ -504,7 +504,7 @@ impl<'a> ResidentMeter<'a> {
     }
 
     /// Of the id in its record; of nothing if that is damaged.
-    pub(super) fn id(&self) -> IdTag {
+    pub(in crate::keyring) fn id(&self) -> IdTag {
         IdTag {
             hash: u64::from_le_bytes(array(self.entry, ID_HASH)),
             check: u32::from_le_bytes(array(self.entry, ID_CHECK)),
@@ -567,14 +567,14 @@ fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
 
 /// The block that a title belongs to, and the table that may have it.
 pub struct Directory {
-    pub(super) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
+    pub(in crate::keyring) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
     /// How many of them are open.
-    pub(super) open: usize,
+    pub(in crate::keyring) open: usize,
 }
 
 impl Directory {
     /// Whether every block is open.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(in crate::keyring) fn is_complete(&self) -> bool {
         self.open == self.blocks.len()
     }
 

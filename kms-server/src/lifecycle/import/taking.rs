@@ -1,87 +1,27 @@
-//! The value of a key on its way in: seen, sealed, or taken by the token unseen.
+//! Having the token take the keys of a sealed file over, unseen.
 
 use std::collections::BTreeMap;
 
 use super::{
-    ImportRules, Lifecycle, LifecycleError, Refusal, SealedFile,
-    checks::{self, protection_of, refusal},
-    importing::{Line, refused},
+    checks,
+    line::Line,
+    meter::{ImportResult, ImportRules},
+    sealed_file::SealedFile,
+    value::{KeyValue, TakenValue},
 };
 use crate::{
     hsm::TokenError,
-    keyring::{Change, SealedKey, TakeError, WrappedValue},
+    keyring::{Change, SealedKey, TakeError},
+    lifecycle::{
+        error::LifecycleError,
+        refusal::{Refusal, refusal},
+        verbs::Lifecycle,
+    },
 };
-use kms_core::{BlockNo, ClearKey, Fingerprint, KeyKind, Protection, SealedKek};
-
-/// RFC 3394: by so many bytes a wrapped key is longer than the key.
-const WRAP_OVERHEAD: usize = 8;
+use kms_core::{BlockNo, ClearKey, Protection, SealedKek};
 
 /// How often the token is asked for a proof that does not fit.
 const PROOF_TRIES: u32 = 2;
-
-/// A key's value as it comes in.
-#[derive(Debug)]
-pub enum KeyValue {
-    /// In clear: only where the configuration allows it.
-    Clear(ClearKey),
-    /// Under the key of its sealed file, RFC 3394.
-    Sealed(Box<[u8]>),
-    /// What the token made of a sealed one.
-    Taken(Box<TakenValue>),
-}
-
-/// What the token made of a sealed key. Made here only.
-#[derive(Clone, Debug)]
-pub struct TakenValue(WrappedValue);
-
-impl TakenValue {
-    pub(super) fn fingerprint(&self) -> Fingerprint {
-        self.0.fingerprint
-    }
-
-    pub(super) fn into_wrapped(self) -> WrappedValue {
-        self.0
-    }
-}
-
-impl Default for KeyValue {
-    fn default() -> Self {
-        Self::Sealed(Box::default())
-    }
-}
-
-impl From<ClearKey> for KeyValue {
-    fn from(clear: ClearKey) -> Self {
-        Self::Clear(clear)
-    }
-}
-
-impl KeyValue {
-    /// Of the key itself, in bytes.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Clear(clear) => clear.len(),
-            Self::Sealed(wrapped) => wrapped.len().saturating_sub(WRAP_OVERHEAD),
-            Self::Taken(taken) => taken.0.wrapped.len().saturating_sub(WRAP_OVERHEAD),
-        }
-    }
-
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A copy to decide on.
-    pub(super) fn lend(&self) -> Self {
-        match self {
-            Self::Clear(clear) => {
-                Self::Clear(ClearKey::new(clear.expose_clear_key_bytes().to_vec()))
-            }
-            Self::Sealed(wrapped) => Self::Sealed(wrapped.clone()),
-            Self::Taken(taken) => Self::Taken(taken.clone()),
-        }
-    }
-}
 
 impl Lifecycle {
     /// Has the token take all keys of these lines. A line with a key that does not open, or with a test
@@ -99,24 +39,21 @@ impl Lifecycle {
         let mut wanted =
             vec![SealedKey { change: any, under: Some(SealedKek::Use), wrapped: proof }];
         for meter in lines.iter().filter_map(|line| line.meter.as_ref()) {
-            let block = self.keyring.block_of(&meter.system_title);
+            let block = self.records.block_of(&meter.system_title);
             let Some(change) = changes.get(&block) else { continue };
             for key in &meter.keys {
                 let KeyValue::Sealed(wrapped) = &key.value else { continue };
-                let under = match (protection_of(key), key.kind) {
-                    (Protection::Memory, _) => None,
-                    (Protection::Hsm, KeyKind::Kek) => Some(SealedKek::MeterKek),
-                    (Protection::Hsm, _) => Some(SealedKek::Use),
-                };
+                let is_in_token = key.wanted_protection() == Protection::Hsm;
+                let under = is_in_token.then(|| SealedKek::of_kind(key.kind));
                 wanted.push(SealedKey { change, under, wrapped });
             }
         }
-        let stated = self.keyring.identify(&ClearKey::new(statement.to_vec()));
+        let stated = self.identities.identify(&ClearKey::new(statement.to_vec()));
         let stated = stated.map(|(fingerprint, _)| fingerprint);
         let mut tries = 0;
         let mut taken = loop {
             tries += 1;
-            let taken = self.keyring.take_keys(file.wrapped_file_key(), &wanted).await;
+            let taken = self.taker.take_keys(file.wrapped_file_key(), &wanted).await;
             let mut taken = taken.map_err(of_token)?.into_iter();
             let proved = taken.next().flatten().map(|value| value.fingerprint);
             if proved.is_some() && proved == stated {
@@ -140,18 +77,18 @@ impl Lifecycle {
                         "KEY_UNWRAP_REFUSED",
                         format!("the {} does not open under the file's key", key.kind),
                     )),
-                    Some(value) if self.keyring.is_test_key(&value.fingerprint) => {
+                    Some(value) if self.identities.is_test_key(&value.fingerprint) => {
                         if !rules.allow_test_keys {
                             refusals.push(checks::test_key(key.kind));
                         }
-                        key.value = KeyValue::Taken(Box::new(TakenValue(value)));
+                        key.value = KeyValue::Taken(Box::new(TakenValue::new(value)));
                     }
-                    Some(value) => key.value = KeyValue::Taken(Box::new(TakenValue(value))),
+                    Some(value) => key.value = KeyValue::Taken(Box::new(TakenValue::new(value))),
                 }
             }
             if let Some(refusal) = refusals.into_iter().next() {
                 line.meter = None;
-                line.result = Some(refused(refusal));
+                line.result = Some(ImportResult::refused(refusal));
             }
         }
         Ok(())

@@ -5,23 +5,21 @@
 //! fact that is told. Published test keys are left out: everybody has them. The index says where to look;
 //! the records say what is so.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::PoisonError,
-};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Lifecycle, LifecycleError, Refusal, checks::refusal, importing::Line};
-use crate::keyring::Change;
+use super::line::Line;
+use crate::{
+    keyring::Change,
+    lifecycle::{
+        error::LifecycleError,
+        refusal::{Refusal, refusal},
+        verbs::Lifecycle,
+    },
+};
 use kms_core::{BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, SystemTitle};
 
 /// Holders of one value that are looked at, and at most named in a warning.
 const HOLDERS: u32 = 3;
-
-/// Kinds that are remembered: a fleet may share one GAK, and what holds once holds for ever.
-const KINDS_KEPT: usize = 4096;
-
-/// The kinds of values that were looked up, of all calls.
-pub(super) type KnownKinds = std::sync::Mutex<HashMap<Fingerprint, KeyKind>>;
 
 /// What is known of the values of one call.
 pub(super) struct Values {
@@ -42,7 +40,7 @@ impl Lifecycle {
         let mut wanted: Vec<Fingerprint> = Vec::new();
         for meter in lines.iter().filter_map(|line| line.meter.as_ref()) {
             let title = meter.system_title;
-            let Some(change) = changes.get(&self.keyring.block_of(&title)) else { continue };
+            let Some(change) = changes.get(&self.records.block_of(&title)) else { continue };
             // A damaged one is told when its line comes.
             let Ok(record) = change.record(&title) else { continue };
             for key in meter.keys.iter().filter(|key| key.kind.is_cipher_key()) {
@@ -67,7 +65,7 @@ impl Lifecycle {
         }
         for (fingerprint, title, living) in self.store.holders_of(&wanted, HOLDERS).await? {
             values.holders.entry(fingerprint).or_default().extend(living);
-            if self.keyring.is_test_key(&fingerprint) {
+            if self.identities.is_test_key(&fingerprint) {
                 continue;
             }
             if let Some(kind) = self.kind_at(changes, fingerprint, &title).await? {
@@ -85,12 +83,12 @@ impl Lifecycle {
         fingerprint: Fingerprint,
         title: &SystemTitle,
     ) -> Result<Option<KeyKind>, LifecycleError> {
-        if let Some(known) = self.kinds().get(&fingerprint) {
-            return Ok(Some(*known));
+        if let Some(known) = self.known_kinds.get(&fingerprint) {
+            return Ok(Some(known));
         }
-        let record = match changes.get(&self.keyring.block_of(title)) {
+        let record = match changes.get(&self.records.block_of(title)) {
             Some(change) => change.record(title).map_err(LifecycleError::from),
-            None => self.keyring.read(title).await.map_err(LifecycleError::from),
+            None => self.records.read(title).await.map_err(LifecycleError::from),
         };
         let kind = match record {
             Ok(record) => record.and_then(|record| kind_in(&record, fingerprint)),
@@ -101,17 +99,9 @@ impl Lifecycle {
             Err(error) => return Err(error),
         };
         if let Some(kind) = kind {
-            let mut kinds = self.kinds();
-            if kinds.len() >= KINDS_KEPT {
-                kinds.clear();
-            }
-            kinds.insert(fingerprint, kind);
+            self.known_kinds.put(fingerprint, kind);
         }
         Ok(kind)
-    }
-
-    fn kinds(&self) -> std::sync::MutexGuard<'_, HashMap<Fingerprint, KeyKind>> {
-        self.known_kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,0 +1,79 @@
+//! The verbs: a batch through its passes.
+
+use super::{
+    attempt,
+    batch::Pass,
+    doubt,
+    figures::Figures,
+    item::{Item, OpenedBatch, Want},
+    misses, token,
+};
+use crate::{
+    hsm::Hsm,
+    keyring::{BlockTable, Reader, scrub_stack},
+    telemetry::metrics::{Page, Source},
+};
+use kms_core::SystemTitle;
+
+/// Opens APDUs with the keyring's keys.
+pub struct Ciphering {
+    keyring: Reader,
+    hsm: Hsm,
+    figures: Figures,
+}
+
+impl Ciphering {
+    /// Puts the verbs on top of their parts.
+    pub fn new(keyring: Reader, hsm: Hsm) -> Self {
+        Self { keyring, hsm, figures: Figures::default() }
+    }
+
+    /// Opens a batch. One bad item never fails its batch (invariant 9); plaintext comes back only
+    /// after its tag verified, or marked as unauthenticated where the meter's policy allows that
+    /// (invariant 8).
+    pub async fn open_batch(&self, items: &[Item<'_>], want: Want) -> OpenedBatch {
+        let mut pass = Pass::new(items, want);
+        let shared = self.keyring.has_other_writers();
+        // Taken before anything is tried: a block that is newer than here deserves a second look.
+        let before = shared.then(|| self.keyring.snapshot());
+        pass.open_resident(&self.keyring).await;
+        if !pass.misses.is_empty() || !pass.token.is_empty() {
+            self.figures.misses.add(pass.misses.len() as u64);
+            misses::open(&self.keyring, &mut pass).await;
+            self.ask_token(&mut pass).await;
+        }
+        if let Some(before) = before {
+            let seen = |block| before.table(block).map(BlockTable::position).unwrap_or_default();
+            doubt::look_again(&self.keyring, &mut pass, seen).await;
+            self.ask_token(&mut pass).await;
+        }
+        let (columns, verdicts) = pass.into_columns();
+        self.figures.count(want, &verdicts);
+        columns
+    }
+
+    async fn ask_token(&self, pass: &mut Pass<'_>) {
+        self.figures.token_apdus.add(pass.token.len() as u64);
+        token::ask(&self.hsm, pass).await;
+    }
+
+    /// Whether an item whose MIC failed under the keys of the meter with this title would verify with them
+    /// exchanged: the most frequent mistake of the field is that a meter's GUEK and GAK were imported in
+    /// each other's place; all of its MICs then fail, and nothing else tells why. It takes as much as
+    /// another decryption or two, and gives no plaintext.
+    pub fn is_exchanged(&self, item: &Item<'_>, title: SystemTitle) -> bool {
+        let Ok(apdu) = attempt::parse(item.apdu) else { return false };
+        let snapshot = self.keyring.snapshot();
+        let table = snapshot.table(self.keyring.block_of(&title));
+        let meter = table.and_then(|table| table.find(&title));
+        let found = meter.is_some_and(|meter| attempt::verifies_exchanged(&apdu, &meter, item));
+        scrub_stack();
+        found
+    }
+}
+
+impl Source for Ciphering {
+    fn tell(&self, page: &mut Page) {
+        self.figures.tell(page);
+    }
+}

@@ -1,0 +1,12 @@
+//! What the keyring needs of the configuration.
+
+/// What the keyring needs, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Size of the arena. A meter with GUEK and GAK takes 80 bytes.
+    pub arena_bytes: usize,
+    /// Go on if the arena can't be locked: development only.
+    pub allow_unlocked: bool,
+    /// Blocks opened at the same time by the warm-up; 1 to 64.
+    pub warm_up_parallelism: usize,
+}

@@ -1,0 +1,115 @@
+//! How it stands with blocks and keys: for the status and for metrics.
+
+use std::sync::Arc;
+
+use super::{damage::DamageStatus, opening::Opener, renewing::Renewer, warm_up::WarmUp};
+use crate::telemetry::{
+    catalogue::{
+        ARENA, ARENA_LOCKED, ARENA_USED, BLOCKS, BLOCKS_FAILED, BLOCKS_OPEN, DAMAGED_RECORDS,
+        INDEX_LIES, RESIDENT_METERS, WARM_UP, WARM_UP_DONE,
+    },
+    metrics::{Page, Source},
+};
+use kms_core::following::NotFollowing;
+
+/// For `GetStatus`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyringStatus {
+    /// Blocks of the key domain.
+    pub blocks_total: u32,
+    /// Blocks that are open.
+    pub blocks_open: u32,
+    /// Blocks that can't be opened, or are not stored as they should be.
+    pub blocks_failed: u32,
+    /// Whether the warm-up has been through all blocks once.
+    pub warm_up_done: bool,
+    /// Since the warm-up began, or how long it took.
+    pub warm_up_elapsed_ms: u64,
+    /// Meters whose keys are resident.
+    pub resident_meters: u64,
+    /// Bytes in use.
+    pub arena_bytes_used: u64,
+    /// Bytes mapped.
+    pub arena_bytes_total: u64,
+    /// Whether the arena's pages are locked.
+    pub memory_locked: bool,
+    /// What keeps this server from following the others of its database, while it lasts.
+    pub not_following: Option<NotFollowing>,
+    /// What is wrong, while it lasts; of many blocks, the first.
+    pub faults: Vec<String>,
+    /// Damaged records, and ids that the index has wrong.
+    pub damage: DamageStatus,
+}
+
+/// Looks at the others and says how it stands. It can read and change nothing.
+pub struct Overview {
+    opener: Arc<Opener>,
+    renewer: Arc<Renewer>,
+    warm_up: Arc<WarmUp>,
+}
+
+impl Overview {
+    /// Over the same blocks as `opener`.
+    pub(super) fn new(opener: Arc<Opener>, renewer: Arc<Renewer>, warm_up: Arc<WarmUp>) -> Self {
+        Self { opener, renewer, warm_up }
+    }
+
+    /// Figures for people.
+    pub fn status(&self) -> KeyringStatus {
+        let Opener { resident, faults, freshness, .. } = &*self.opener;
+        let snapshot = resident.snapshot();
+        let open = snapshot.blocks.iter().flatten();
+        let (blocks_open, resident_meters) = open.fold((0, 0), |(blocks, meters), table| {
+            (blocks + 1, meters + u64::from(table.meters()))
+        });
+        let refusal = freshness.refusal();
+        let mut sentences = faults.sentences();
+        sentences.splice(0..0, refusal.iter().map(ToString::to_string));
+        let progress = self.warm_up.progress.read(self.opener.now());
+        let (arena, blocks_total) = (resident.arena(), resident.blocks().get());
+        KeyringStatus {
+            blocks_total,
+            blocks_open,
+            blocks_failed: if refusal.is_some() { blocks_total } else { faults.blocks() },
+            warm_up_done: progress.done,
+            warm_up_elapsed_ms: progress.elapsed_ms,
+            resident_meters,
+            arena_bytes_used: arena.used() as u64,
+            arena_bytes_total: arena.mapped() as u64,
+            memory_locked: arena.is_locked(),
+            not_following: self.renewer.not_following(),
+            faults: sentences,
+            damage: faults.damage.status(),
+        }
+    }
+}
+
+impl Source for Overview {
+    fn tell(&self, page: &mut Page) {
+        let KeyringStatus {
+            blocks_total,
+            blocks_open,
+            blocks_failed,
+            warm_up_done,
+            warm_up_elapsed_ms,
+            resident_meters,
+            arena_bytes_used,
+            arena_bytes_total,
+            memory_locked,
+            not_following: _,
+            faults: _,
+            damage,
+        } = self.status();
+        page.sample(&RESIDENT_METERS, &[], resident_meters);
+        page.sample(&BLOCKS, &[], u64::from(blocks_total));
+        page.sample(&BLOCKS_OPEN, &[], u64::from(blocks_open));
+        page.sample(&BLOCKS_FAILED, &[], u64::from(blocks_failed));
+        page.sample(&DAMAGED_RECORDS, &[], damage.records);
+        page.sample(&INDEX_LIES, &[], damage.lies_met);
+        page.sample(&ARENA_USED, &[], arena_bytes_used);
+        page.sample(&ARENA, &[], arena_bytes_total);
+        page.sample(&ARENA_LOCKED, &[], memory_locked);
+        page.sample(&WARM_UP_DONE, &[], warm_up_done);
+        page.sample(&WARM_UP, &[], warm_up_elapsed_ms as f64 / 1e3);
+    }
+}

@@ -1,0 +1,108 @@
+//! The keyring's owners, put together: each can do its own, and hands nothing on.
+
+use std::sync::Arc;
+
+use super::{
+    config::Config,
+    following::Following,
+    identities::Identities,
+    mending::Mending,
+    opening::{Below, Opener},
+    overview::Overview,
+    patrol::Patrol,
+    reader::Reader,
+    records::Records,
+    renewing::Renewer,
+    resident::{Resident, arena::ArenaError},
+    taking::Taker,
+    warm_up::WarmUp,
+    writing::Writer,
+};
+use crate::store::AuditedStore;
+use kms_core::DomainRecord;
+
+/// All open blocks, by what may be done with them.
+pub struct Keyring {
+    /// For decryption.
+    pub reader: Reader,
+    /// Meters' records, verified.
+    pub records: Arc<Records>,
+    /// Changes.
+    pub writer: Arc<Writer>,
+    /// Keys of sealed import files.
+    pub taker: Arc<Taker>,
+    /// Which key is which.
+    pub identities: Arc<Identities>,
+    /// For the status.
+    pub overview: Arc<Overview>,
+    /// Keeps what is resident at what is stored.
+    pub refresher: Arc<Refresher>,
+}
+
+impl Keyring {
+    /// An empty keyring: no block is open yet. Blocks are read from `below`; they change only through
+    /// `commits`, together with what the audit log says of it.
+    pub fn new(
+        config: Config,
+        domain: DomainRecord,
+        below: Below,
+        commits: Arc<dyn AuditedStore>,
+    ) -> Result<Self, ArenaError> {
+        let shared = below.store.follow().is_some();
+        let resident = Resident::new(domain.blocks, config.arena_bytes, config.allow_unlocked)?;
+        let identities = Arc::new(Identities::new(domain.domain));
+        let opener = Arc::new(Opener::new(domain, resident, below));
+        let renewer = Arc::new(Renewer::new(Arc::clone(&opener)));
+        let records = Arc::new(Records::new(Arc::clone(&opener)));
+        let patrol = Arc::new(Patrol::new(Arc::clone(&opener), shared));
+        let warm_up = Arc::new(WarmUp::new(Arc::clone(&opener), config.warm_up_parallelism));
+        let refresher = Refresher {
+            following: Following::new(
+                Arc::clone(&opener),
+                Arc::clone(&renewer),
+                Arc::clone(&patrol),
+            ),
+            mending: Mending::new(Arc::clone(&opener), Arc::clone(&warm_up), patrol),
+            warm_up: Arc::clone(&warm_up),
+        };
+        let reader =
+            Reader::new(Arc::clone(&opener), Arc::clone(&records), Arc::clone(&renewer), shared);
+        let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
+        Ok(Self {
+            reader,
+            records,
+            writer: Arc::new(writer),
+            taker: Arc::new(Taker::new(Arc::clone(&opener))),
+            identities,
+            overview: Arc::new(Overview::new(opener, renewer, warm_up)),
+            refresher: Arc::new(refresher),
+        })
+    }
+}
+
+/// Keeps what is resident at what is stored, in the background.
+pub struct Refresher {
+    warm_up: Arc<WarmUp>,
+    following: Following,
+    mending: Mending,
+}
+
+impl Refresher {
+    /// Opens every block once. When the arena is full, the others are verified only. Waits for as long as
+    /// the database is refused as not the newest.
+    pub async fn warm_up(&self) {
+        self.warm_up.run().await;
+    }
+
+    /// Runs until the process ends: keeps resident blocks at what other servers write. Ends at once where
+    /// there can't be any.
+    pub async fn follow(&self) {
+        self.following.run().await;
+    }
+
+    /// Runs until the process ends: tries again what failed for a passing reason, and reads again the
+    /// blocks whose last commit ended unknown.
+    pub async fn mend(&self) {
+        self.mending.run().await;
+    }
+}

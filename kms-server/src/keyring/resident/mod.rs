@@ -1,0 +1,13 @@
+//! Keys in memory: the tables of open blocks in their locked arena, and the ids of their meters.
+
+pub mod arena;
+mod ids;
+mod scrub;
+mod table;
+mod tables;
+
+pub use scrub::scrub_stack;
+pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
+pub(super) use table::{Row, piece_len};
+pub(super) use tables::Resident;
+pub use tables::Snapshot;

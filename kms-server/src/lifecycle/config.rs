@@ -1,0 +1,8 @@
+//! What the configuration says of meters' lives.
+
+/// What `lifecycle` may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Accept key bytes in clear. Off but in demonstrations and development.
+    pub allow_clear: bool,
+}

@@ -1,0 +1,99 @@
+//! Why a call about meters failed as a whole.
+
+use super::refusal::Refusal;
+use crate::{keyring::KeyringError, store::StoreError};
+use kms_core::{BlockNo, SystemTitle};
+
+/// Why a call about meters failed as a whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LifecycleError {
+    /// No such meter.
+    #[error("there is no meter {0}")]
+    NotFound(String),
+    /// The meter is there already.
+    #[error("meter {0} exists already; use `import` to add to it")]
+    AlreadyExists(String),
+    /// There is nothing to bury.
+    #[error(
+        "the record of the meter with system title {title} in block {block} is not damaged: if a fault names \
+         another block, bury it there (`ami-tool meter bury --system-title {title} --block …`)"
+    )]
+    NotDamaged {
+        /// The title that was given.
+        title: SystemTitle,
+        /// Where it was looked for.
+        block: BlockNo,
+    },
+    /// The input is at fault.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Other writers were faster too many times.
+    #[error("the block is busy; try again")]
+    Busy,
+    /// The database is a standby.
+    #[error(
+        "this server's database is a standby and takes no changes: call a server at its primary"
+    )]
+    ReadOnly,
+    /// The database is not the newest that is known, so that no block is used.
+    #[error("{reason}")]
+    NotNewest {
+        /// What is missing, and what to do.
+        reason: String,
+    },
+    /// No room for the meter's block.
+    #[error("{reason}")]
+    ArenaFull {
+        /// Which setting to raise.
+        reason: String,
+    },
+    /// A meter is not known, and not all blocks are open yet.
+    #[error("{reason}")]
+    NotAllOpen {
+        /// Which meter.
+        reason: String,
+    },
+    /// Token or database can't be reached.
+    #[error("{reason}")]
+    Unavailable {
+        /// What is not reachable.
+        reason: String,
+    },
+    /// The audit log can't be written: then nothing is done.
+    #[error("the audit log can't be written: {reason}")]
+    AuditNotWritable {
+        /// Why not.
+        reason: String,
+    },
+    /// Stored data failed its authentication.
+    #[error("{reason}")]
+    Damaged {
+        /// What was found where.
+        reason: String,
+    },
+}
+
+impl From<KeyringError> for LifecycleError {
+    fn from(error: KeyringError) -> Self {
+        let reason = error.to_string();
+        match error {
+            KeyringError::Store(StoreError::Conflict(_)) => Self::Busy,
+            KeyringError::Store(StoreError::ReadOnly) => Self::ReadOnly,
+            KeyringError::Store(StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_)) => {
+                Self::AuditNotWritable { reason }
+            }
+            KeyringError::RolledBack(_) => Self::NotNewest { reason },
+            KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
+            error if error.is_transient() => Self::Unavailable { reason },
+            KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
+            _ => Self::Damaged { reason },
+        }
+    }
+}
+
+impl From<StoreError> for LifecycleError {
+    fn from(error: StoreError) -> Self {
+        KeyringError::Store(error).into()
+    }
+}

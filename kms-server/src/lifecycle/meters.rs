@@ -1,0 +1,100 @@
+//! One meter: made, looked at, deleted.
+
+use super::{
+    error::LifecycleError,
+    import::meter::{ImportResult, ImportRules, NewMeter},
+    refusal::Refusal,
+    verbs::{Lifecycle, TRIES},
+    view::MeterView,
+};
+use crate::keyring::Found;
+use kms_core::{
+    FormerKey, MeterId, Record,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    record::Tombstone,
+};
+
+impl Lifecycle {
+    /// Creates one meter; the warnings are worth a look. Refused if it exists. What is done or
+    /// [`LifecycleError::Refused`] is in the audit log as `call` when this returns; what failed
+    /// otherwise is for the caller to record.
+    pub async fn create(
+        &self,
+        call: &AuditedCall,
+        meter: NewMeter,
+        rules: ImportRules,
+    ) -> Result<(MeterView, Vec<String>), LifecycleError> {
+        let (id, title) = (meter.meter_id.clone(), meter.system_title);
+        match self.records.find(&id).await? {
+            Found::At(_) => return Err(LifecycleError::AlreadyExists(id.to_string())),
+            Found::Unsure(reason) => return Err(LifecycleError::Damaged { reason }),
+            Found::Nowhere { .. } => {}
+        }
+        // An index that has lost the meter must not let it be made a second time.
+        if let Some(Record::Meter(known)) = self.records.read(&title).await? {
+            return Err(LifecycleError::AlreadyExists(known.meter_id.to_string()));
+        }
+        let results = self.import(call, vec![meter], rules).await?;
+        let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
+            return Err(LifecycleError::Busy);
+        };
+        outcome?;
+        if rules.dry_run {
+            return Err(LifecycleError::Refused(Refusal {
+                code: "DRY_RUN",
+                reason: "the meter could be created; nothing was changed".to_owned(),
+            }));
+        }
+        Ok((self.get_by_title(&title).await?, warnings))
+    }
+
+    /// The meter with this id.
+    pub async fn get(&self, id: &MeterId) -> Result<MeterView, LifecycleError> {
+        let title = self.title_of(id).await?;
+        let view = self.get_by_title(&title).await?;
+        // Deleted, and made anew under another id, between the two.
+        if view.record.meter_id == *id {
+            Ok(view)
+        } else {
+            Err(LifecycleError::NotFound(id.to_string()))
+        }
+    }
+
+    /// Deletes a meter; a tombstone with its keys' fingerprints stays. A deletion is in the audit log as
+    /// `call` when this returns; a failure is for the caller to record.
+    pub async fn delete(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
+        for attempt in 0..TRIES {
+            match self.delete_once(call, id).await {
+                Err(LifecycleError::Busy) => self.step_back(attempt).await,
+                done => return done,
+            }
+        }
+        Err(LifecycleError::Busy)
+    }
+
+    async fn delete_once(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
+        let not_found = || LifecycleError::NotFound(id.to_string());
+        let title = self.title_of(id).await?;
+        let mut changes = self.writer.change(&[self.records.block_of(&title)]).await?;
+        let change = changes.first_mut().ok_or_else(not_found)?;
+        let Some(Record::Meter(meter)) = change.record(&title)? else {
+            return Err(not_found());
+        };
+        if meter.meter_id != *id {
+            return Err(not_found());
+        }
+        let now_ms = self.clock.unix_ms();
+        let block = Some(change.block());
+        let subject = Subject { system_title: Some(title), block, ..Subject::meter(id) };
+        let entry = call.entry(now_ms, subject, AuditOutcome::Done);
+        change.put(Record::Tombstone(Tombstone {
+            keys: FormerKey::of(&meter),
+            meter_id: Some(meter.meter_id),
+            system_title: title,
+            deleted_ms: now_ms,
+            changed_by: meter.changed_by,
+            readmitted_ms: None,
+        }));
+        Ok(self.writer.commit(changes, vec![entry]).await?)
+    }
+}
