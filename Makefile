@@ -7,7 +7,7 @@ MOVES ?= 2000
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: adversary measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ bootstrap: ## Install what is missing to build and test: a C compiler, make, Sof
 	@scripts/bootstrap.sh
 
 build: bootstrap ## Build the programs
-	$(CARGO) build --workspace --bins
+	$(CARGO) build --bins
 
 demo: build ## A whole site from nothing: decrypts every published telegram, refuses the forged ones
 	@$(CARGO) run --quiet --bin kms-demo -- demo
@@ -50,6 +50,9 @@ hostile: bootstrap ## Hostile load, with and without a certificate, beside an ho
 
 breaks: build ## A stream of 200 messages, broken at each of them in each manner, both ways: some minutes
 	BREAKS=all $(CARGO) test --package softhsm-tests --test breaks -- --nocapture --test-threads 1
+
+proto: ## Write proto/src/generated anew, after a change of a .proto file
+	$(CARGO) run --quiet --manifest-path proto/generate/Cargo.toml
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

@@ -57,7 +57,7 @@ install -D -m 644 -t "$doc" README.md ARCHITECTURE.md NOTICE
 cp -r docs deploy proto "$doc"
 mkdir -p "$doc/interop"
 cp -r interop/python "$doc/interop"
-rm -rf "$doc"/proto/{src,target,Cargo.toml,build.rs} "$doc"/interop/python/{generated,.venv,__pycache__}
+rm -rf "$doc"/proto/{src,generate,target,Cargo.toml} "$doc"/interop/python/{generated,.venv,__pycache__}
 # What is not in the package is no link in it.
 find "$doc" -name '*.md' | while read -r page; do
   perl -pi -e 'BEGIN { ($dir = shift) =~ s{[^/]*$}{} }

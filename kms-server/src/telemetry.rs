@@ -14,7 +14,12 @@ pub mod metrics;
 pub use log::Log;
 
 use serde::Deserialize;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// `[log]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -88,22 +93,23 @@ pub fn start_to<W>(config: &Config, writer: W) -> Result<(), AlreadySet>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let events = tracing_subscriber::fmt()
-        .with_env_filter(filter(config))
-        .with_writer(writer)
-        .log_internal_errors(false); // It would tell them on stderr, and end the process if that is closed.
+    // It would tell its own errors on stderr, and end the process if that is closed.
+    let events = fmt::layer().with_writer(writer).with_ansi(false).log_internal_errors(false);
+    let told = tracing_subscriber::registry().with(filter(config));
     match config.format {
-        Format::Text => events.with_ansi(false).try_init(),
-        Format::Json => events.json().flatten_event(true).with_current_span(false).try_init(),
+        Format::Text => told.with(events).try_init(),
+        Format::Json => {
+            told.with(events.json().flatten_event(true).with_current_span(false)).try_init()
+        }
     }
     .map_err(|_| AlreadySet)
 }
 
 /// Our events from the configured level; those of libraries from warnings, and never more than ours.
-fn filter(config: &Config) -> EnvFilter {
+fn filter(config: &Config) -> Targets {
     let ours = LevelFilter::from(config.level);
     let theirs = ours.min(LevelFilter::WARN);
-    EnvFilter::builder().parse_lossy(format!("{theirs},kms_server={ours}"))
+    Targets::new().with_default(theirs).with_target("kms_server", ours)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
+    postgres::{PgConnectOptions, PgPoolOptions, PgRow, PgSslMode},
 };
 use tokio::time::timeout;
 
@@ -247,7 +247,7 @@ fn options(config: &Config) -> PgConnectOptions {
 }
 
 /// What a connection finds.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     synchronous_commit: String,
     fsync: String,
@@ -281,7 +281,23 @@ impl Found {
                 ARRAY(SELECT current_setting(name) FROM unnest($1::text[]) WITH ORDINALITY \
                     AS asked (name, at) ORDER BY at) AS session";
         let names: Vec<&str> = SESSION.iter().map(|(name, _)| *name).collect();
-        sqlx::query_as(query).bind(names).fetch_one(connection).await
+        Self::of(&sqlx::query(query).bind(names).fetch_one(connection).await?)
+    }
+
+    fn of(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            synchronous_commit: row.try_get("synchronous_commit")?,
+            fsync: row.try_get("fsync")?,
+            full_page_writes: row.try_get("full_page_writes")?,
+            encoding: row.try_get("encoding")?,
+            version: row.try_get("version")?,
+            version_number: row.try_get("version_number")?,
+            encrypted: row.try_get("encrypted")?,
+            superuser: row.try_get("superuser")?,
+            standby: row.try_get("standby")?,
+            read_only: row.try_get("read_only")?,
+            session: row.try_get("session")?,
+        })
     }
 
     fn check(&self, wants_tls: bool) -> Result<(), OpenError> {

@@ -1,9 +1,11 @@
-//! Generates `ami.kms.v1` from the .proto files, without an installed `protoc`.
+//! Writes `proto/src/generated` from the .proto files: messages, clients and servers of `ami.kms.v1`, an
+//! enumeration of its calls, its descriptors, and the digest of what they were made from.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::Path};
 
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use sha2::{Digest as _, Sha256};
 
 const FILES: [&str; 6] = [
     "ami/kms/v1/audit.proto",
@@ -14,15 +16,28 @@ const FILES: [&str; 6] = [
     "ami/kms/v1/approvals.proto",
 ];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let descriptors = protox::compile(FILES, ["."])?;
-    #[expect(clippy::disallowed_methods, reason = "Cargo tells a build script by the environment")]
-    let out_dir = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out_dir.join("ami.kms.v1.bin"), descriptors.encode_to_vec())?;
-    fs::write(out_dir.join("methods.rs"), methods(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
-    println!("cargo:rerun-if-changed=ami");
+fn main() -> Result<(), Box<dyn Error>> {
+    let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let out = env::args().nth(1).map_or_else(|| proto.join("src/generated"), Into::into);
+    let descriptors = protox::compile(FILES, [&proto])?;
+    fs::create_dir_all(&out)?;
+    fs::write(out.join("ami.kms.v1.bin"), descriptors.encode_to_vec())?;
+    fs::write(out.join("methods.rs"), methods(&descriptors))?;
+    fs::write(out.join("SOURCES"), sources(&proto)?)?;
+    tonic_prost_build::configure().bytes(".").out_dir(&out).compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The SHA-256 of each .proto file, as `sha256sum` writes it: a test holds them against the files.
+fn sources(proto: &Path) -> Result<String, Box<dyn Error>> {
+    let mut lines = String::new();
+    for file in FILES {
+        for byte in Sha256::digest(fs::read(proto.join(file))?) {
+            lines += &format!("{byte:02x}");
+        }
+        lines += &format!("  {file}\n");
+    }
+    Ok(lines)
 }
 
 /// An enum of all calls, so that whoever must decide about each can do it in a `match`.

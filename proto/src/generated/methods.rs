@@ -1,0 +1,151 @@
+/// Every call of the package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+/// `Audit/ListEvents`.
+AuditListEvents,
+/// `Audit/FollowEvents`.
+AuditFollowEvents,
+/// `Audit/VerifyChain`.
+AuditVerifyChain,
+/// `Ciphering/Decrypt`.
+CipheringDecrypt,
+/// `Ciphering/DecryptBatch`.
+CipheringDecryptBatch,
+/// `Ciphering/DecryptStream`.
+CipheringDecryptStream,
+/// `Ciphering/VerifyMic`.
+CipheringVerifyMic,
+/// `Ciphering/VerifyMicBatch`.
+CipheringVerifyMicBatch,
+/// `Ciphering/VerifyMicStream`.
+CipheringVerifyMicStream,
+/// `Meters/CreateMeter`.
+MetersCreateMeter,
+/// `Meters/GetMeter`.
+MetersGetMeter,
+/// `Meters/ListMeters`.
+MetersListMeters,
+/// `Meters/DeleteMeter`.
+MetersDeleteMeter,
+/// `Meters/BuryDamagedMeter`.
+MetersBuryDamagedMeter,
+/// `Meters/ReadmitMeter`.
+MetersReadmitMeter,
+/// `Meters/SetPolicy`.
+MetersSetPolicy,
+/// `Meters/ImportMeters`.
+MetersImportMeters,
+/// `Meters/GetImportKey`.
+MetersGetImportKey,
+/// `Site/GetStatus`.
+SiteGetStatus,
+/// `Approvals/ListApprovals`.
+ApprovalsListApprovals,
+/// `Approvals/ApproveCall`.
+ApprovalsApproveCall,
+}
+impl Method {
+/// In the order of the .proto files.
+pub const ALL: &'static [Self] = &[
+Self::AuditListEvents,
+Self::AuditFollowEvents,
+Self::AuditVerifyChain,
+Self::CipheringDecrypt,
+Self::CipheringDecryptBatch,
+Self::CipheringDecryptStream,
+Self::CipheringVerifyMic,
+Self::CipheringVerifyMicBatch,
+Self::CipheringVerifyMicStream,
+Self::MetersCreateMeter,
+Self::MetersGetMeter,
+Self::MetersListMeters,
+Self::MetersDeleteMeter,
+Self::MetersBuryDamagedMeter,
+Self::MetersReadmitMeter,
+Self::MetersSetPolicy,
+Self::MetersImportMeters,
+Self::MetersGetImportKey,
+Self::SiteGetStatus,
+Self::ApprovalsListApprovals,
+Self::ApprovalsApproveCall,
+];
+/// Service and call, as in `Ciphering/Decrypt`.
+pub const fn name(self) -> &'static str {
+match self {
+Self::AuditListEvents => "Audit/ListEvents",
+Self::AuditFollowEvents => "Audit/FollowEvents",
+Self::AuditVerifyChain => "Audit/VerifyChain",
+Self::CipheringDecrypt => "Ciphering/Decrypt",
+Self::CipheringDecryptBatch => "Ciphering/DecryptBatch",
+Self::CipheringDecryptStream => "Ciphering/DecryptStream",
+Self::CipheringVerifyMic => "Ciphering/VerifyMic",
+Self::CipheringVerifyMicBatch => "Ciphering/VerifyMicBatch",
+Self::CipheringVerifyMicStream => "Ciphering/VerifyMicStream",
+Self::MetersCreateMeter => "Meters/CreateMeter",
+Self::MetersGetMeter => "Meters/GetMeter",
+Self::MetersListMeters => "Meters/ListMeters",
+Self::MetersDeleteMeter => "Meters/DeleteMeter",
+Self::MetersBuryDamagedMeter => "Meters/BuryDamagedMeter",
+Self::MetersReadmitMeter => "Meters/ReadmitMeter",
+Self::MetersSetPolicy => "Meters/SetPolicy",
+Self::MetersImportMeters => "Meters/ImportMeters",
+Self::MetersGetImportKey => "Meters/GetImportKey",
+Self::SiteGetStatus => "Site/GetStatus",
+Self::ApprovalsListApprovals => "Approvals/ListApprovals",
+Self::ApprovalsApproveCall => "Approvals/ApproveCall",
+}
+}
+/// The call with this HTTP path.
+pub fn of_path(path: &str) -> Option<Self> {
+match path {
+"/ami.kms.v1.Audit/ListEvents" => Some(Self::AuditListEvents),
+"/ami.kms.v1.Audit/FollowEvents" => Some(Self::AuditFollowEvents),
+"/ami.kms.v1.Audit/VerifyChain" => Some(Self::AuditVerifyChain),
+"/ami.kms.v1.Ciphering/Decrypt" => Some(Self::CipheringDecrypt),
+"/ami.kms.v1.Ciphering/DecryptBatch" => Some(Self::CipheringDecryptBatch),
+"/ami.kms.v1.Ciphering/DecryptStream" => Some(Self::CipheringDecryptStream),
+"/ami.kms.v1.Ciphering/VerifyMic" => Some(Self::CipheringVerifyMic),
+"/ami.kms.v1.Ciphering/VerifyMicBatch" => Some(Self::CipheringVerifyMicBatch),
+"/ami.kms.v1.Ciphering/VerifyMicStream" => Some(Self::CipheringVerifyMicStream),
+"/ami.kms.v1.Meters/CreateMeter" => Some(Self::MetersCreateMeter),
+"/ami.kms.v1.Meters/GetMeter" => Some(Self::MetersGetMeter),
+"/ami.kms.v1.Meters/ListMeters" => Some(Self::MetersListMeters),
+"/ami.kms.v1.Meters/DeleteMeter" => Some(Self::MetersDeleteMeter),
+"/ami.kms.v1.Meters/BuryDamagedMeter" => Some(Self::MetersBuryDamagedMeter),
+"/ami.kms.v1.Meters/ReadmitMeter" => Some(Self::MetersReadmitMeter),
+"/ami.kms.v1.Meters/SetPolicy" => Some(Self::MetersSetPolicy),
+"/ami.kms.v1.Meters/ImportMeters" => Some(Self::MetersImportMeters),
+"/ami.kms.v1.Meters/GetImportKey" => Some(Self::MetersGetImportKey),
+"/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
+"/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
+"/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
+_ => None,
+}
+}
+/// Whether messages follow each other, one way or both.
+pub const fn is_stream(self) -> bool {
+match self {
+Self::AuditListEvents => false,
+Self::AuditFollowEvents => true,
+Self::AuditVerifyChain => false,
+Self::CipheringDecrypt => false,
+Self::CipheringDecryptBatch => false,
+Self::CipheringDecryptStream => true,
+Self::CipheringVerifyMic => false,
+Self::CipheringVerifyMicBatch => false,
+Self::CipheringVerifyMicStream => true,
+Self::MetersCreateMeter => false,
+Self::MetersGetMeter => false,
+Self::MetersListMeters => false,
+Self::MetersDeleteMeter => false,
+Self::MetersBuryDamagedMeter => false,
+Self::MetersReadmitMeter => false,
+Self::MetersSetPolicy => false,
+Self::MetersImportMeters => true,
+Self::MetersGetImportKey => false,
+Self::SiteGetStatus => false,
+Self::ApprovalsListApprovals => false,
+Self::ApprovalsApproveCall => false,
+}
+}
+}
