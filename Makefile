@@ -41,7 +41,7 @@ deny: ## Licences, sources and doors between crates (installs cargo-deny if it i
 advisories: ## Known vulnerabilities of dependencies; fetches the RustSec database
 	$(CARGO) deny --all-features check advisories
 
-bench: build ## The figures of README.md
+bench: build ## The figures of benches/README.md
 	$(CARGO) bench --package benches
 
 hostile: bootstrap ## Hostile load, with and without a certificate, beside an honest caller; some four minutes

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""docs/ stays true: every sentence with which the service refuses to start stands in the handbook, every
-setting is explained in deploy/kms.toml, and no link between the documents leads nowhere.
+"""The documents stay true: every sentence with which the service refuses to start stands in the handbook, every
+setting is explained in deploy/kms.toml, no link between the documents leads nowhere, no source that they name
+is gone, and every dependency has its reason beside it.
 
 With --list: prints the sentences' heads.
 """
@@ -109,8 +110,12 @@ def missing_settings():
                 yield f"deploy/kms.toml does not show `{field}` of {struct.group(1)}"
 
 
+def documents():
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benches").glob("*.md")])
+
+
 def dead_links():
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for path in documents():
         text = path.read_text()
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             if link.startswith(("http://", "https://")):
@@ -128,12 +133,59 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+# Below which a document may name a source: `rpc/gate.rs` is kms-server's.
+SOURCE_ROOTS = ["", "kms-server/src", "kms-server/tests", "kms-client/src", "softhsm-tests/src", "softhsm-tests/tests"]
+PARTS = "app|audit|ciphering|config|hsm|keyring|lifecycle|rpc|site_health|store|telemetry"
+
+
+def dead_paths():
+    """Sources that a document names, as `rpc/gate.rs`, `kms-core/src/{block,freshness}.rs` or `rpc/gate`, and
+    that are not there."""
+    for document in documents():
+        text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for named in re.findall(r"`([\w./{},*-]+)`", text):
+            is_source = named.endswith(".rs") or re.fullmatch(rf"(?:{PARTS})/[a-z_0-9/]+", named)
+            if not is_source or "*" in named or named == "mod.rs":
+                continue
+            for one in alternatives(named):
+                ends = [one] if one.endswith(".rs") else [one, one + ".rs"]
+                homes = [document.parent, *(ROOT / root for root in SOURCE_ROOTS)]
+                if not any((home / end).exists() for home in homes for end in ends):
+                    yield f"{document.relative_to(ROOT)}: there is no {one}"
+
+
+def alternatives(named):
+    """`a/{b,c}.rs` spread out."""
+    braces = re.fullmatch(r"(.*)\{(.*)\}(.*)", named)
+    if not braces:
+        return [named]
+    before, among, after = braces.groups()
+    return [before + each + after for each in among.split(",")]
+
+
+def unexplained_dependencies():
+    """Lines of a dependency without a comment on them or on the line above; in members only those that are not
+    in the workspace's list."""
+    for path in [ROOT / "Cargo.toml", *sorted(ROOT.glob("*/Cargo.toml")), *sorted(ROOT.glob("*/*/Cargo.toml"))]:
+        if path.relative_to(ROOT).parts[0].startswith((".", "target")):
+            continue
+        wanted, above = False, ""
+        for line in path.read_text().splitlines():
+            if line.startswith("["):
+                wanted = "dependencies" in line
+            elif wanted and re.match(r"[\w-]+(\.workspace)? *=", line):
+                listed = "workspace = true" in line or "path = " in line
+                if not listed and not above.startswith("#") and " # " not in line:
+                    yield f"{path.relative_to(ROOT)}: no reason beside {line.split()[0]}"
+            above = line
+
+
 def main():
     if sys.argv[1:] == ["--list"]:
         for sentence, path in wanted().items():
             print(f"{path}\t{sentence}")
         return 0
-    complaints = [*missing_sentences(), *missing_settings(), *dead_links()]
+    complaints = [*missing_sentences(), *missing_settings(), *dead_links(), *dead_paths(), *unexplained_dependencies()]
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     print(f"handbook: {len(wanted())} start-up sentences, {len(complaints)} complaints")

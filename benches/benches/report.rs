@@ -1,4 +1,4 @@
-//! The table of README.md, as `make bench` prints it.
+//! The table of benches/README.md, as `make bench` prints it.
 
 fn main() -> std::process::ExitCode {
     benches::report::main()

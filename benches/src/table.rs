@@ -1,4 +1,4 @@
-//! The report's table, for a terminal or for README.md.
+//! The report's table, for a terminal or for benches/README.md.
 
 /// One figure beside the bound below it.
 #[derive(Clone, Debug)]
