@@ -101,10 +101,6 @@ const CIRCLES: &[&str] = &[
     "kms-server: hsm/importing.rs, hsm/mod.rs",
     "kms-server: rpc/answer.rs, rpc/gate.rs",
     "kms-server: store/postgres.rs, store/postgres/follow.rs",
-    "kms-client: audit.rs, audit/chain.rs, client.rs, import.rs, meters.rs",
-    "kms-client: lines/csv/mod.rs, lines/csv/record.rs, lines/jsonl.rs, lines/mod.rs, lines/wiped.rs",
-    "kms-client: call.rs, link.rs, retry.rs",
-    "kms-client: sealed/key.rs, sealed/mod.rs",
 ];
 
 /// How long a Rust file may be.
