@@ -95,12 +95,9 @@ const CIRCLES: &[&str] = &[
     "kms-server: app.rs, app/alone.rs, app/token.rs",
     "kms-server: rpc/budget.rs, rpc/connection.rs, rpc/figures.rs",
     "kms-server: rpc/certificate.rs, rpc/newest.rs, rpc/revocation.rs",
-    "kms-server: store/postgres/audit.rs, store/postgres/index.rs, store/postgres/write.rs",
-    "kms-server: store/sqlite/audit.rs, store/sqlite/index.rs, store/sqlite/write.rs",
     "kms-server: app/init.rs, app/migrate.rs",
     "kms-server: hsm/importing.rs, hsm/mod.rs",
     "kms-server: rpc/answer.rs, rpc/gate.rs",
-    "kms-server: store/postgres.rs, store/postgres/follow.rs",
 ];
 
 /// How long a Rust file may be.

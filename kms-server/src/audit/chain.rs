@@ -209,7 +209,7 @@ impl Chain {
         // Stays if the store does not know what became of it.
         state.attempted = Some(tip);
         let link = ChainLink { behind, events: &events };
-        let done = self.store.commit(changes, Some(link)).await;
+        let done = self.store.commit(changes, link).await;
         match &done {
             Ok(()) => {
                 *state = State { tip, attempted: None, late: Vec::new() };
