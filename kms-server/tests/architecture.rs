@@ -91,10 +91,8 @@ const CIRCLES: &[&str] = &[
     "kms-server: audit/chain.rs, audit/heads.rs, audit/mod.rs, audit/reading.rs, audit/tables.rs, audit/traffic.rs",
     "kms-server: ciphering/attempt.rs, ciphering/batch.rs, ciphering/doubt.rs, ciphering/figures.rs, ciphering/mod.rs",
     "kms-server: hsm/pkcs11/abilities.rs, hsm/pkcs11/attacks.rs, hsm/pkcs11/deeds.rs, hsm/pkcs11/init.rs, hsm/pkcs11/probe.rs",
-    "kms-server: app.rs, app/alone.rs, app/token.rs",
     "kms-server: rpc/budget.rs, rpc/connection.rs, rpc/figures.rs",
     "kms-server: rpc/certificate.rs, rpc/newest.rs, rpc/revocation.rs",
-    "kms-server: app/init.rs, app/migrate.rs",
     "kms-server: hsm/importing.rs, hsm/mod.rs",
     "kms-server: rpc/answer.rs, rpc/gate.rs",
 ];

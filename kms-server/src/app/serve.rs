@@ -10,10 +10,13 @@ use tokio::{
 };
 
 use super::{
-    Alone, Fault, NO_DOMAIN, OperatingSystem, SystemClock, alone_over, canaries_of,
+    alone::Alone,
+    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    fault::Fault,
     migrate::check_domain,
     node::{HeadFile, node_id},
-    open_store, runtime,
+    outside::{OperatingSystem, SystemClock},
+    runtime::runtime,
     token::Asked,
 };
 use crate::{
