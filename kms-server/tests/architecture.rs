@@ -88,7 +88,6 @@ const CRATES: &[(&str, &str)] = &[
 const CIRCLES: &[&str] = &[
     "kms-server: keyring/changing.rs, keyring/damage.rs, keyring/following.rs, keyring/mod.rs, keyring/opening.rs, keyring/sealed.rs, keyring/warm_up.rs",
     "kms-server: lifecycle/checks.rs, lifecycle/importing.rs, lifecycle/merging.rs, lifecycle/mod.rs, lifecycle/sealed.rs, lifecycle/value.rs, lifecycle/values.rs",
-    "kms-server: audit/chain.rs, audit/heads.rs, audit/mod.rs, audit/reading.rs, audit/tables.rs, audit/traffic.rs",
     "kms-server: ciphering/attempt.rs, ciphering/batch.rs, ciphering/doubt.rs, ciphering/figures.rs, ciphering/mod.rs",
     "kms-server: hsm/pkcs11/abilities.rs, hsm/pkcs11/attacks.rs, hsm/pkcs11/deeds.rs, hsm/pkcs11/init.rs, hsm/pkcs11/probe.rs",
     "kms-server: rpc/budget.rs, rpc/connection.rs, rpc/figures.rs",
