@@ -30,7 +30,7 @@ SOURCES = [
 ]
 # `Fault::Broken("…")` and such, and sentences in constants.
 STRINGS_IN = [
-    ("kms-server/src/app.rs", r"NO_DOMAIN: &str = "),
+    ("kms-server/src/app/database.rs", r"NO_DOMAIN: &str = "),
     ("kms-server/src/app/init.rs", r"Fault::Store\(\s*"),
     ("kms-server/src/app/migrate.rs", r": &str = |Fault::Store\(\s*|let sentence = "),
     ("kms-server/src/hsm/pkcs11/library.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),

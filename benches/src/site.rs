@@ -105,10 +105,12 @@ impl Parts {
                 blocks: domain.blocks,
                 freshness: Arc::clone(&freshness),
             },
-            store.clone(),
-            hsm.clone(),
-            Arc::clone(&clock),
-            Arc::new(NoWitness),
+            audit::Parts {
+                store: store.clone(),
+                hsm: hsm.clone(),
+                clock: Arc::clone(&clock),
+                witness: Arc::new(NoWitness),
+            },
         )
         .await?;
         Ok(Self {

@@ -1,6 +1,5 @@
 //! What can go wrong with a call, cut by what the caller can do about it.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -10,7 +9,7 @@ use tonic_types::StatusExt as _;
 use crate::config::ConfigError;
 use crate::link::LinkError;
 use crate::request_id::{METADATA_KEY, RequestId};
-use crate::retry::Safety;
+use crate::retry::{Safety, retry_after};
 use crate::setup::SetupError;
 
 /// The service's reason word for a call that needs two people.
@@ -268,26 +267,10 @@ fn waits_for_second(status: &Status) -> Option<(String, u64)> {
     Some((metadata.get("approval_id")?.clone(), metadata.get("expires")?.parse().ok()?))
 }
 
-/// When the service asks to come back, if it does.
-pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
-    status.get_details_retry_info()?.retry_delay
-}
-
-/// What lies below a status.
-pub(crate) fn sources(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
-    std::iter::successors(status.source(), |cause| next_source(*cause))
-}
-
-fn next_source<'a>(
-    cause: &'a (dyn std::error::Error + 'static),
-) -> Option<&'a (dyn std::error::Error + 'static)> {
-    cause.source()
-}
-
 /// An error and what caused it, each said once.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |cause| next_source(*cause)) {
+    for cause in std::iter::successors(error.source(), |cause| (*cause).source()) {
         let said = cause.to_string();
         if !said.is_empty() && !text.contains(&said) {
             text = format!("{text}: {said}");

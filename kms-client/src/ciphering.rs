@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use kms_proto::v1;
-use kms_proto::v1::ciphering_client::CipheringClient;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -18,7 +17,8 @@ use crate::flow::{Bounds, Flow, Results, start};
 use crate::link::Link;
 use crate::meter::optional_title;
 use crate::retry::Safety;
-use crate::transport::{ANSWER_LEN_MAX, Transport};
+use crate::stubs;
+use crate::transport::Transport;
 
 /// How a batch or a stream is cut. Values out of range are brought into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +54,6 @@ impl Default for StreamOptions {
     }
 }
 
-pub(crate) fn client(link: Link) -> CipheringClient<Link> {
-    CipheringClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
-}
-
 /// One of the two things that can be asked about many APDUs.
 pub(crate) trait Question: Send + Sync + 'static {
     type Reply: Send + 'static;
@@ -86,14 +82,14 @@ impl Question for Decrypt {
         link: Link,
         request: Request<v1::ApduBatch>,
     ) -> Result<Response<Self::Reply>, Status> {
-        client(link).decrypt_batch(request).await
+        stubs::ciphering(link).decrypt_batch(request).await
     }
 
     async fn ask_stream(
         link: Link,
         batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
-        client(link).decrypt_stream(batches).await
+        stubs::ciphering(link).decrypt_stream(batches).await
     }
 
     fn tag(reply: &Self::Reply) -> u64 {
@@ -116,14 +112,14 @@ impl Question for VerifyMic {
         link: Link,
         request: Request<v1::ApduBatch>,
     ) -> Result<Response<Self::Reply>, Status> {
-        client(link).verify_mic_batch(request).await
+        stubs::ciphering(link).verify_mic_batch(request).await
     }
 
     async fn ask_stream(
         link: Link,
         batches: Request<UnboundedReceiverStream<v1::ApduBatch>>,
     ) -> Result<Response<Streaming<Self::Reply>>, Status> {
-        client(link).verify_mic_stream(batches).await
+        stubs::ciphering(link).verify_mic_stream(batches).await
     }
 
     fn tag(reply: &Self::Reply) -> u64 {
@@ -143,7 +139,7 @@ pub(crate) async fn decrypt(transport: &Transport, apdu: &Apdu) -> Result<Opened
         system_title: title_or_empty(apdu),
         security_setup: apdu.security_setup.map(u32::from),
     };
-    let send = |link, request| async move { client(link).decrypt(request).await };
+    let send = |link, request| async move { stubs::ciphering(link).decrypt(request).await };
     let reply: v1::DecryptResponse = transport.call(Safety::Repeatable, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     let checked = Checked {
@@ -167,7 +163,7 @@ pub(crate) async fn verify_mic(transport: &Transport, apdu: &Apdu) -> Result<Che
         system_title: title_or_empty(apdu),
         security_setup: apdu.security_setup.map(u32::from),
     };
-    let send = |link, request| async move { client(link).verify_mic(request).await };
+    let send = |link, request| async move { stubs::ciphering(link).verify_mic(request).await };
     let reply: v1::VerifyMicResponse = transport.call(Safety::Repeatable, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     Ok(Checked {

@@ -16,6 +16,7 @@ use crate::meters::Meters;
 use crate::request_id::RequestId;
 use crate::retry::Safety;
 use crate::site::{self, SiteStatus};
+use crate::stubs;
 use crate::transport::Transport;
 
 /// A connection to the service. Cheap to clone; clones share their connections.
@@ -99,12 +100,12 @@ impl KmsClient {
 
     /// The calls about meters.
     pub fn meters(&self) -> Meters {
-        Meters::of(self.clone())
+        Meters::of(Arc::clone(&self.transport))
     }
 
     /// The calls about the audit log.
     pub fn audit(&self) -> Audit {
-        Audit::of(self.clone())
+        Audit::of(Arc::clone(&self.transport))
     }
 
     /// What waits for its second person at this server, the oldest first.
@@ -126,7 +127,7 @@ impl KmsClient {
     /// For benches: one batch that was packed before, its answer not taken apart.
     pub async fn decrypt_packed(&self, batch: &PackedBatch) -> Result<PackedReply, CallError> {
         let send =
-            |link, request| async move { ciphering::client(link).decrypt_batch(request).await };
+            |link, request| async move { stubs::ciphering(link).decrypt_batch(request).await };
         let call = self.transport.call(Safety::Repeatable, batch.0.clone(), send);
         call.await.map(PackedReply)
     }
@@ -139,20 +140,12 @@ impl KmsClient {
     ) -> Result<impl Stream<Item = Result<PackedReply, CallError>> + Send + Unpin, CallError> {
         let once = self.transport.tries(Safety::Once, None);
         let request = once.request(batches.map(|batch| batch.0));
-        let replies = ciphering::client(once.link()).decrypt_stream(request).await;
+        let replies = stubs::ciphering(once.link()).decrypt_stream(request).await;
         let replies = replies.map_err(|status| CallError::from_status(&status))?.into_inner();
         Ok(replies.map(|reply| match reply {
             Ok(reply) => Ok(PackedReply(reply)),
             Err(status) => Err(CallError::from_status(&status)),
         }))
-    }
-
-    pub(crate) fn transport(&self) -> &Transport {
-        &self.transport
-    }
-
-    pub(crate) fn shared(&self) -> Arc<Transport> {
-        Arc::clone(&self.transport)
     }
 }
 

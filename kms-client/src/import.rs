@@ -14,9 +14,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::flow::{Bounds, Flow, Results, start};
-use crate::lines::ImportLine;
 use crate::link::Link;
-use crate::meters::wire;
+use crate::records::MeterRecord;
+use crate::stubs;
 use crate::transport::Transport;
 
 /// Lines in one message: what the service accepts at most.
@@ -66,7 +66,7 @@ pub enum Outcome {
 /// What the service says of one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportResult {
-    /// The caller's line number.
+    /// The number of the record's place.
     pub line: u64,
     /// What became of it.
     pub outcome: Outcome,
@@ -166,11 +166,11 @@ impl Stream for ImportResults {
 
 pub(crate) fn start_import(
     transport: Arc<Transport>,
-    lines: impl Stream<Item = ImportLine> + Send + 'static,
+    records: impl Stream<Item = MeterRecord> + Send + 'static,
     rules: ImportRules,
 ) -> Results<ImportResult> {
     let bounds = bounds(&transport, LINES_MAX);
-    start(transport, Importing { rules }, bounds, lines)
+    start(transport, Importing { rules }, bounds, records)
 }
 
 /// The bounds of an import of `items_max` items a message.
@@ -183,29 +183,29 @@ pub(crate) fn bounds(transport: &Transport, items_max: usize) -> Bounds {
     }
 }
 
-/// The flow of lines.
+/// The flow of records; on the wire each is a line.
 struct Importing {
     rules: ImportRules,
 }
 
 impl Flow for Importing {
-    type Item = ImportLine;
+    type Item = MeterRecord;
     /// The lines without a result, oldest first.
     type Pending = VecDeque<v1::ImportLine>;
     type Message = v1::ImportMetersRequest;
     type Reply = v1::ImportMetersResponse;
     type Output = ImportResult;
 
-    fn weight(line: &ImportLine) -> usize {
-        line.weight()
+    fn weight(record: &MeterRecord) -> usize {
+        record.weight()
     }
 
-    fn pack(&mut self, lines: Vec<ImportLine>) -> Self::Pending {
-        let pack = |ImportLine { line, meter }: ImportLine| v1::ImportLine {
-            line,
+    fn pack(&mut self, records: Vec<MeterRecord>) -> Self::Pending {
+        let pack = |MeterRecord { place, meter }: MeterRecord| v1::ImportLine {
+            line: place.number(),
             meter: Some(meter.into_wire()),
         };
-        lines.into_iter().map(pack).collect()
+        records.into_iter().map(pack).collect()
     }
 
     fn message(&self, pending: &Self::Pending) -> v1::ImportMetersRequest {
@@ -218,7 +218,7 @@ impl Flow for Importing {
         link: Link,
         outbound: Request<UnboundedReceiverStream<v1::ImportMetersRequest>>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
-        wire(link).import_meters(outbound).await.map(Response::into_inner)
+        stubs::meters(link).import_meters(outbound).await.map(Response::into_inner)
     }
 
     fn accept(

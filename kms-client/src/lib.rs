@@ -18,29 +18,58 @@
 //! need be; writes never are once they may have arrived, imports excepted, which are idempotent
 //! line by line. Streams and imports whose connection breaks, in whatever way, go on over another one: every
 //! item is answered once. A write whose answer was lost is [`CallError::OutcomeUnknown`].
-mod apdu; //       2  what goes in, what comes out
-mod approvals; //  7  calls that need two people
-mod audit; //      7  the audit log
-mod call; //       2  what can go wrong with a call
-mod ciphering; //  7  decrypt, verify
+
+// From the way in down; a module names only those below it:
+//
+// 9  client       the way in
+// 8  meters       create, get, list, delete
+// 7  sealed       sealed import files
+// 6  audit        the audit log
+//    ciphering    decrypt, verify
+//    import       one result a record
+// 5  approvals    calls that need two people
+//    flow         long streams: batches in flight, order, resending
+//    records      import files: JSON Lines, CSV
+//    site         status
+//    stubs        the generated clients
+// 4  columns      the wire's batches
+//    meter        meters, keys, policies
+//    transport    endpoints, TLS, deadlines
+// 3  call         what can go wrong with a call
+// 2  retry        what is tried again, and when
+// 1  link         one endpoint, its connection
+//    names        meter ids, system titles
+//    secret       key bytes in the client
+// 0  apdu         what goes in, what comes out
+//    config       client.toml
+//    digits       hex digits as people write them
+//    request_id   what a request is called
+//    setup        TCP, TLS, HTTP/2 within a bound
+
+mod apdu;
+mod approvals;
+mod audit;
+mod call;
+mod ciphering;
 mod client;
-mod columns; //    4  the wire's batches
-mod config; //     1  client.toml
-mod digits; //     0  hex digits as people write them
-mod flow; //       6  long streams: batches in flight, order, resending
-mod import; //     7  import
-mod lines; //      4  import files: JSON Lines, CSV
-mod link; //       3  one endpoint, its connection
-mod meter; //      3  meters, keys, policies
-mod meters; //     7  create, get, list, delete
-mod names; //      1  meter ids, system titles
-mod request_id; // 1  what a request is called
-mod retry; //      3  what is tried again, and when
-pub mod sealed; // 7  sealed import files
-mod secret; //     1  key bytes in the client
-mod setup; //      2  TCP, TLS, HTTP/2 within a bound
-mod site; //       7  status
-mod transport; //  5  endpoints, TLS, deadlines //     8  the way in
+mod columns;
+mod config;
+mod digits;
+mod flow;
+mod import;
+mod link;
+mod meter;
+mod meters;
+mod names;
+mod records;
+mod request_id;
+mod retry;
+pub mod sealed;
+mod secret;
+mod setup;
+mod site;
+mod stubs;
+mod transport;
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
 pub use approvals::Approval;
@@ -56,15 +85,15 @@ pub use config::{ClientConfig, ConfigError};
 pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
-pub use lines::{
-    BadLine, CSV_COLUMNS, ImportFormat, ImportLine, ImportLines, LINE_LEN_MAX, Line, TextReader,
-    WipedLines,
-};
 pub use meter::{
     KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
+pub use records::{
+    BadRecord, CSV_COLUMNS, ImportFormat, ImportRecords, LINE_LEN_MAX, Line, MeterRecord, Place,
+    TextReader, WipedLines,
+};
 pub use request_id::{BadRequestId, RequestId};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,

@@ -1,6 +1,7 @@
 //! One endpoint and the connection to it, made when it is needed and made anew when it has ended. Whatever
 //! fails here says how far the request had got: that decides what may be sent again.
 
+use std::error::Error as _;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -53,7 +54,8 @@ pub(crate) enum LinkError {
 impl LinkError {
     /// The failure below a status; `None`: the service answered.
     pub(crate) fn below(status: &Status) -> Option<&Self> {
-        crate::call::sources(status).find_map(|cause| cause.downcast_ref())
+        std::iter::successors(status.source(), |cause| (*cause).source())
+            .find_map(|cause| cause.downcast_ref())
     }
 
     /// The one of ours as a status, with itself as its source.

@@ -1,23 +1,23 @@
 //! Provisioning, one meter at a time, and listing them.
 
+use std::sync::Arc;
+
 use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_proto::v1;
-use kms_proto::v1::meters_client::MetersClient;
 use serde::Serialize;
 use tonic::{Request, Response};
 
 use crate::call::{CallError, ProtocolError};
-use crate::client::KmsClient;
 use crate::flow::Results;
 use crate::import::{self, ImportResults, ImportRules};
-use crate::lines::ImportLine;
-use crate::link::Link;
 use crate::meter::{Meter, MeterPolicy, NewMeter};
 use crate::names::{MeterId, MeterName};
+use crate::records::MeterRecord;
 use crate::retry::Safety;
 use crate::sealed::{self, ImportKey, SealedPart};
-use crate::transport::ANSWER_LEN_MAX;
+use crate::stubs;
+use crate::transport::Transport;
 
 /// Meters in one page of a list.
 const PAGE_SIZE: u32 = 500;
@@ -25,7 +25,7 @@ const PAGE_SIZE: u32 = 500;
 /// The calls about meters.
 #[derive(Clone)]
 pub struct Meters {
-    client: KmsClient,
+    transport: Arc<Transport>,
 }
 
 /// A meter that is now known.
@@ -49,16 +49,16 @@ pub struct Readmitted {
 }
 
 impl Meters {
-    pub(crate) fn of(client: KmsClient) -> Self {
-        Self { client }
+    pub(crate) fn of(transport: Arc<Transport>) -> Self {
+        Self { transport }
     }
 
     /// Makes a meter known. Not tried again once it may have arrived.
     pub async fn create(&self, meter: NewMeter, rules: ImportRules) -> Result<Created, CallError> {
         let request =
             v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
-        let send = |link, request| async move { wire(link).create_meter(request).await };
-        let reply = self.client.transport().call(Safety::Once, request, send).await?;
+        let send = |link, request| async move { stubs::meters(link).create_meter(request).await };
+        let reply = self.transport.call(Safety::Once, request, send).await?;
         let v1::CreateMeterResponse { meter, warnings } = reply;
         Ok(Created { meter: present(meter)?, warnings })
     }
@@ -70,8 +70,8 @@ impl Meters {
             MeterName::Id(id) => request.meter_id = id.to_string(),
             MeterName::Title(title) => request.system_title = title.as_bytes().to_vec().into(),
         }
-        let send = |link, request| async move { wire(link).get_meter(request).await };
-        let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
+        let send = |link, request| async move { stubs::meters(link).get_meter(request).await };
+        let reply = self.transport.call(Safety::Repeatable, request, send).await?;
         Ok(present(reply.meter)?)
     }
 
@@ -83,7 +83,7 @@ impl Meters {
         limit: Option<usize>,
     ) -> impl Stream<Item = Result<Listed, CallError>> + Send + Unpin + 'static {
         let start = Page {
-            client: self.client.clone(),
+            transport: Arc::clone(&self.transport),
             next: Some(after.map(|id| id.to_string()).unwrap_or_default()),
             left: limit.unwrap_or(usize::MAX),
             meters: Vec::new().into_iter(),
@@ -95,8 +95,8 @@ impl Meters {
     /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
     pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
-        let send = |link, request| async move { wire(link).delete_meter(request).await };
-        self.client.transport().call(Safety::Once, request, send).await.map(drop)
+        let send = |link, request| async move { stubs::meters(link).delete_meter(request).await };
+        self.transport.call(Safety::Once, request, send).await.map(drop)
     }
 
     /// Puts a tombstone in the place of a meter's damaged record; `block` where that is not in its
@@ -104,8 +104,9 @@ impl Meters {
     pub async fn bury(&self, title: &SystemTitle, block: Option<u32>) -> Result<u32, CallError> {
         let system_title = title.as_bytes().to_vec().into();
         let request = v1::BuryDamagedMeterRequest { system_title, block };
-        let send = |link, request| async move { wire(link).bury_damaged_meter(request).await };
-        Ok(self.client.transport().call(Safety::Once, request, send).await?.block)
+        let send =
+            |link, request| async move { stubs::meters(link).bury_damaged_meter(request).await };
+        Ok(self.transport.call(Safety::Once, request, send).await?.block)
     }
 
     /// Asks whether the caller may import, and the site takes keys in clear at all, before any is sent. What
@@ -114,11 +115,11 @@ impl Meters {
         let question = v1::ImportMetersRequest::default();
         let send = |link, request: Request<_>| async move {
             let question = request.map(|question| stream::iter([question]));
-            let mut answers = wire(link).import_meters(question).await?.into_inner();
+            let mut answers = stubs::meters(link).import_meters(question).await?.into_inner();
             while answers.message().await?.is_some() {}
             Ok(Response::new(()))
         };
-        match self.client.transport().call(Safety::Repeatable, question, send).await {
+        match self.transport.call(Safety::Repeatable, question, send).await {
             // That is asked of the lines, not of the question.
             Err(CallError::SecondPersonNeeded { .. }) => Ok(()),
             other => other,
@@ -136,8 +137,8 @@ impl Meters {
             meter_id: meter_id.to_string(),
             system_title: system_title.as_bytes().to_vec().into(),
         };
-        let send = |link, request| async move { wire(link).readmit_meter(request).await };
-        let reply = self.client.transport().call(Safety::Once, request, send).await?;
+        let send = |link, request| async move { stubs::meters(link).readmit_meter(request).await };
+        let reply = self.transport.call(Safety::Once, request, send).await?;
         let v1::ReadmitMeterResponse { deleted_ms, keys_known, keys_that_may_come_back } = reply;
         Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back })
     }
@@ -150,20 +151,20 @@ impl Meters {
     ) -> Result<Meter, CallError> {
         let request =
             v1::SetPolicyRequest { meter_id: meter_id.to_string(), policy: Some(policy.to_wire()) };
-        let send = |link, request| async move { wire(link).set_policy(request).await };
-        let reply = self.client.transport().call(Safety::Once, request, send).await?;
+        let send = |link, request| async move { stubs::meters(link).set_policy(request).await };
+        let reply = self.transport.call(Safety::Once, request, send).await?;
         Ok(present(reply.meter)?)
     }
 
-    /// Imports lines: one result a line, in order. To import the same lines again changes nothing,
+    /// Imports records: one result a record, in order. To import the same ones again changes nothing,
     /// which is why lines without a result are sent again when a connection breaks; those that had
     /// arrived nevertheless then come back as unchanged.
     pub fn import(
         &self,
-        lines: impl Stream<Item = ImportLine> + Send + 'static,
+        records: impl Stream<Item = MeterRecord> + Send + 'static,
         rules: ImportRules,
     ) -> ImportResults {
-        let results: Results<_> = import::start_import(self.client.shared(), lines, rules);
+        let results: Results<_> = import::start_import(Arc::clone(&self.transport), records, rules);
         ImportResults::of(results)
     }
 }
@@ -172,9 +173,9 @@ impl Meters {
     /// What the site's sealed import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before anything is sealed: [`ImportKey::pinned`].
     pub async fn import_key(&self) -> Result<ImportKey, CallError> {
-        let send = |link, request| async move { wire(link).get_import_key(request).await };
+        let send = |link, request| async move { stubs::meters(link).get_import_key(request).await };
         let request = v1::GetImportKeyRequest {};
-        let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
+        let reply = self.transport.call(Safety::Repeatable, request, send).await?;
         Ok(ImportKey::from_wire(reply)?)
     }
 
@@ -185,7 +186,7 @@ impl Meters {
         parts: impl Stream<Item = SealedPart> + Send + 'static,
         rules: ImportRules,
     ) -> ImportResults {
-        ImportResults::of(sealed::start_import(self.client.shared(), parts, rules))
+        ImportResults::of(sealed::start_import(Arc::clone(&self.transport), parts, rules))
     }
 }
 
@@ -221,7 +222,7 @@ impl DamagedMeter {
 
 /// Where a list has got to.
 struct Page {
-    client: KmsClient,
+    transport: Arc<Transport>,
     /// Where the next page starts; `None`: there is none.
     next: Option<String>,
     /// Meters that are still wanted.
@@ -250,8 +251,9 @@ impl Page {
             // Not more than is wanted: each meter of a page costs the server a look at its record.
             let page_size = u32::try_from(self.left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
             let request = v1::ListMetersRequest { after: after.clone(), page_size };
-            let send = |link, request| async move { wire(link).list_meters(request).await };
-            let reply = self.client.transport().call(Safety::Repeatable, request, send).await?;
+            let send =
+                |link, request| async move { stubs::meters(link).list_meters(request).await };
+            let reply = self.transport.call(Safety::Repeatable, request, send).await?;
             let v1::ListMetersResponse { meters, next, damaged } = reply;
             if !next.is_empty() && next == after {
                 return Err(ProtocolError::EndlessList(after).into());
@@ -261,10 +263,6 @@ impl Page {
             self.damaged = damaged.into_iter();
         }
     }
-}
-
-pub(crate) fn wire(link: Link) -> MetersClient<Link> {
-    MetersClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
 }
 
 fn present(meter: Option<v1::Meter>) -> Result<Meter, ProtocolError> {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::call::retry_after;
 use crate::link::LinkError;
 use crate::setup::SetupError;
 
@@ -65,6 +64,11 @@ pub(crate) fn step(safety: Safety, status: &Status) -> Step {
         (Safety::Repeatable, Code::Unavailable) => Step::Elsewhere { at_least },
         _ => Step::GiveUp,
     }
+}
+
+/// When the service asks to come back, if it does.
+pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info()?.retry_delay
 }
 
 /// Whether the service gives this reason. `CONNECTION_AGE`: it ended a stream in order, and has told the

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
-    Apdu, CallError, ClientConfig, ImportFormat, ImportLines, ImportRules, KmsClient, Listed,
+    Apdu, CallError, ClientConfig, ImportFormat, ImportRecords, ImportRules, KmsClient, Listed,
     MeterId, NewMeter, Outcome, RequestId, StreamOptions, Verdict,
 };
 use tonic::Code;
@@ -207,7 +207,7 @@ async fn an_import_that_the_server_ends_in_the_middle_of_a_message_loses_and_rep
     script.break_after.store(300, Ordering::SeqCst);
     let client = alone(Arc::clone(&script), "").await;
     let text: String = (0..1_200).map(|number| line(&format!("m-{number}")) + "\n").collect();
-    let lines: Vec<_> = ImportLines::new(text.as_bytes(), ImportFormat::JsonLines)
+    let lines: Vec<_> = ImportRecords::new(text.as_bytes(), ImportFormat::JsonLines)
         .collect::<Result<_, _>>()
         .unwrap();
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();

@@ -8,6 +8,7 @@
 
 mod encoding;
 mod walk;
+pub mod writer;
 
 use std::fmt;
 

@@ -1,48 +1,21 @@
 //! `kms.toml` → the checked `Config` of each part. As written: `sections.rs`, strings and numbers with
-//! their unit in the name. As meant: the types below, which can't hold nonsense.
+//! their unit in the name. As meant: `settings.rs`, types which can't hold nonsense.
 
 mod error;
 mod findings;
 mod limits_section;
 mod pin;
 mod sections;
+mod settings;
 mod store_section;
+mod values;
 
-use std::{
-    io::ErrorKind,
-    path::{Path, PathBuf},
-};
+use std::{io::ErrorKind, path::Path};
 
 pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
-
-use crate::{audit, hsm, keyring, lifecycle, rpc, store, telemetry};
-use kms_core::BlockCount;
-
-/// All settings, checked. What only the outside can tell (is the module there, does the certificate
-/// match its key) is for [`check`] and for the parts themselves.
-#[derive(Debug)]
-pub struct Config {
-    /// This site.
-    pub site: Site,
-    /// The token.
-    pub hsm: hsm::Config,
-    /// The database.
-    pub store: Store,
-    /// Keys in memory.
-    pub keyring: keyring::Config,
-    /// What may be imported.
-    pub import: lifecycle::Config,
-    /// Whose sealed import files are taken.
-    pub import_signers: lifecycle::Signers,
-    /// The record of what is done.
-    pub audit: audit::Config,
-    /// The wire.
-    pub rpc: rpc::Config,
-    /// What is told, and how.
-    pub log: telemetry::Config,
-}
+pub use settings::{Config, Site, Store};
 
 impl Config {
     /// Reads and checks the file, and the PIN and password that it names.
@@ -57,33 +30,6 @@ impl Config {
             toml::from_str(text).map_err(|error| ConfigError::syntax(path, text, &error))?;
         sections.try_into()
     }
-}
-
-/// This site and its place in the key domain.
-#[derive(Clone, Debug)]
-pub struct Site {
-    /// The operator's name for it.
-    pub name: String,
-    /// Where this service keeps what is its own.
-    pub data_dir: PathBuf,
-    /// Said in so many words: no second site holds these keys.
-    pub single_site: bool,
-    /// For `init` only: it can't change afterwards.
-    pub blocks: BlockCount,
-    /// For `init` only: whether this is the site of even epochs.
-    pub even: bool,
-}
-
-/// Which database.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// One file, in this process.
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A server, which several of these processes may share.
-    Postgresql(store::postgres::Config),
 }
 
 #[cfg(test)]

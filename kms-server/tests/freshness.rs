@@ -150,7 +150,7 @@ on_a_token! {
             entry.heads = vec![BlockMark { block, position, digest: [1; 32] }];
             let behind = ChainTip::empty(node);
             let events = [behind.append(entry).1];
-            site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+            site.store.commit(&[], ChainLink { behind, events: &events }).await.unwrap();
             let second = Site::new(home).await;
             refused_by_name(&second, one, "went back", "a made-up event").await;
             second.add(meter(other)).await;
@@ -325,7 +325,7 @@ on_a_token! {
                 AuditedCall::new("somebody", "X").entry(1, Subject::NONE, AuditOutcome::Done);
             entry.heads = vec![BlockMark { block: BlockNo(0xFFFF_FFFF), position, digest: [1; 32] }];
             let events = [behind.append(entry).1];
-            site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+            site.store.commit(&[], ChainLink { behind, events: &events }).await.unwrap();
             site.store.close().await;
             let site = Site::with(home, again()).await;
             let fault = site.audit.status().fault.unwrap_or_default();
@@ -354,7 +354,7 @@ on_a_token! {
                 entry.heads = vec![mark];
                 let behind = ChainTip::empty(NodeId([n; 16]));
                 let events = [behind.append(entry).1];
-                site.store.commit(&[], Some(ChainLink { behind, events: &events })).await.unwrap();
+                site.store.commit(&[], ChainLink { behind, events: &events }).await.unwrap();
                 site.add(meter(100 + u64::from(n))).await;
                 site.audit.sign_table(true).await;
                 let fault = site.audit.status().fault.unwrap_or_default();

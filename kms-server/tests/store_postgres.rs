@@ -20,7 +20,7 @@ use kms_server::store::{
     postgres::{Config, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
-use store_contract::Scene;
+use store_contract::{Said, Scene};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_keeps_the_stores_contract() {
@@ -83,11 +83,11 @@ async fn a_setting_that_falls_later_takes_the_connections_made_from_then_on() {
         format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{USER}'");
     cluster.sql("postgres", &end);
     let change = Scene::default().change(0, 1).unwrap();
-    let refused = store.commit(std::slice::from_ref(&change), None).await;
+    let refused = store.commit(std::slice::from_ref(&change), Said::new().link()).await;
     assert!(matches!(refused, Err(StoreError::Unreachable { .. })), "{refused:?}");
     cluster.sql("postgres", &format!("ALTER ROLE {USER} RESET synchronous_commit"));
     assert_eq!(store.heads().await.unwrap(), before);
-    store.commit(&[change], None).await.unwrap();
+    store.commit(&[change], Said::new().link()).await.unwrap();
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_damaged_record_is_called_damaged() {
     let cluster = Cluster::new(&[]);
     cluster.database("ami");
     let store = cluster.open("ami").await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], Said::new().link()).await.unwrap();
     cluster
         .tamper("ami", "ALTER TABLE ami_kms.records DROP CONSTRAINT records_mac_check; UPDATE ami_kms.records SET mac = '\\x00'")
         .await;
@@ -151,11 +151,13 @@ async fn a_commit_that_is_given_up_leaves_the_store_usable() {
         while there.iter().any(|head| Some(head.position) > change.expected) {
             change = scene.change(0, 1).unwrap();
         }
-        let _ =
-            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change], None))
-                .await;
+        let _ = tokio::time::timeout(
+            Duration::from_micros(delay_us),
+            store.commit(&[change], Said::new().link()),
+        )
+        .await;
     }
-    store.commit(&[Scene::default().change(1, 2).unwrap()], None).await.unwrap();
+    store.commit(&[Scene::default().change(1, 2).unwrap()], Said::new().link()).await.unwrap();
 }
 
 /// Waits until `done`, at most `patience`.
@@ -174,7 +176,7 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     primary.database("ami");
     let written = primary.open("ami").await;
     let mut scene = Scene::default();
-    written.commit(&[scene.change(0, 1).unwrap()], None).await.unwrap();
+    written.commit(&[scene.change(0, 1).unwrap()], Said::new().link()).await.unwrap();
     let standby = primary.standby();
     // `init` has nothing to do there, and says so before it touches a token.
     let init = Config { create: true, ..standby.config("ami") };
@@ -185,7 +187,7 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     assert_eq!(written.standby_lag().await.unwrap(), None);
     assert_eq!(store.heads().await.unwrap(), written.heads().await.unwrap());
 
-    let refused = store.commit(&[scene.clone().change(0, 9).unwrap()], None).await;
+    let refused = store.commit(&[scene.clone().change(0, 9).unwrap()], Said::new().link()).await;
     assert!(matches!(refused, Err(StoreError::ReadOnly)), "{refused:?}");
     assert!(refused.unwrap_err().to_string().contains("standby"));
 
@@ -193,12 +195,12 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     let lag = async || store.standby_lag().await.unwrap().expect("it is a standby");
     until(patience, "the standby is level", async || level(lag().await)).await;
     // The age of the last commit replayed is known once there was one.
-    written.commit(&[scene.change(0, 2).unwrap()], None).await.unwrap();
+    written.commit(&[scene.change(0, 2).unwrap()], Said::new().link()).await.unwrap();
     let replayed = async || store.heads().await.unwrap() == written.heads().await.unwrap();
     until(patience, "the change is replayed", replayed).await;
     standby.pause_replay(true);
     for serial in 3..60 {
-        written.commit(&[scene.change(0, serial).unwrap()], None).await.unwrap();
+        written.commit(&[scene.change(0, serial).unwrap()], Said::new().link()).await.unwrap();
     }
     until(patience, "the lag is shown", async || lag().await.bytes > 10_000).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -215,7 +217,7 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     assert_eq!(follow.next().await.unwrap().at, [(head.block, head.position)]);
     let change = scene.change(0, 60).unwrap();
     let wanted = (BlockNo(0), change.head.position);
-    written.commit(&[change], None).await.unwrap();
+    written.commit(&[change], Said::new().link()).await.unwrap();
     let heard = async { while !follow.next().await.unwrap().at.contains(&wanted) {} };
     tokio::time::timeout(patience, heard).await.expect("the standby hears of it");
 
@@ -225,7 +227,7 @@ async fn a_standby_serves_reads_refuses_changes_by_name_shows_its_lag_and_is_pro
     let promoted = Instant::now();
     let change = scene.change(0, 100).unwrap();
     until(patience, "a promoted standby takes changes", async || {
-        store.commit(std::slice::from_ref(&change), None).await.is_ok()
+        store.commit(std::slice::from_ref(&change), Said::new().link()).await.is_ok()
     })
     .await;
     println!("writes {:?} after the promotion", promoted.elapsed());
@@ -245,7 +247,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     for serial in 0..20 {
         let change = scene.change(7, serial).unwrap();
         let wanted = (BlockNo(7), change.head.position);
-        writer.commit(&[change], None).await.unwrap();
+        writer.commit(&[change], Said::new().link()).await.unwrap();
         let begun = Instant::now();
         while !follow.next().await.unwrap().at.contains(&wanted) {}
         worst = worst.max(begun.elapsed());
@@ -264,7 +266,7 @@ async fn changes_are_heard_of_at_once_and_after_the_database_came_back() {
     let change = scene.change(7, 100).unwrap();
     let wanted = (BlockNo(7), change.head.position);
     until(Duration::from_secs(10), "writing goes on", async || {
-        writer.commit(std::slice::from_ref(&change), None).await.is_ok()
+        writer.commit(std::slice::from_ref(&change), Said::new().link()).await.is_ok()
     })
     .await;
     let back = Instant::now();
@@ -328,7 +330,7 @@ async fn commit_until_it_fails(store: Arc<PostgresStore>) -> (u64, StoreError) {
         if serial < done {
             continue; // From before the last kill.
         }
-        if let Err(failure) = store.commit(&together, None).await {
+        if let Err(failure) = store.commit(&together, Said::new().link()).await {
             return (serial, failure);
         }
     }

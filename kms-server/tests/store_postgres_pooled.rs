@@ -20,7 +20,7 @@ use kms_server::store::{
     postgres::{Config, OpenError, PostgresStore},
 };
 use postgres_common::{Cluster, USER};
-use store_contract::Scene;
+use store_contract::{Said, Scene};
 use tempfile::TempDir;
 
 /// A pooler before a cluster. Dropped, it is killed.
@@ -163,7 +163,7 @@ async fn a_pooler_that_drops_the_sessions_settings_is_refused_by_name_and_nothin
         }
     };
     let change = Scene::default().change(0, 1).unwrap();
-    store.commit(&[change], None).await.unwrap();
+    store.commit(&[change], Said::new().link()).await.unwrap();
     let direct = cluster.open("ami").await;
     assert!(direct.block(BlockNo(0)).await.unwrap().is_some());
 }
@@ -237,7 +237,7 @@ async fn a_primary_that_is_read_only_is_called_so_and_is_no_standby() {
     let said = store.takes_changes().await;
     assert!(matches!(said, Err(StoreError::ReadOnlyPrimary)), "{said:?}");
     let change = Scene::default().change(0, 1).unwrap();
-    let refused = store.commit(std::slice::from_ref(&change), None).await;
+    let refused = store.commit(std::slice::from_ref(&change), Said::new().link()).await;
     assert!(matches!(refused, Err(StoreError::ReadOnlyPrimary)), "{refused:?}");
 
     off("off");
@@ -247,5 +247,5 @@ async fn a_primary_that_is_read_only_is_called_so_and_is_no_standby() {
     );
     let store = cluster.open("ami").await;
     store.takes_changes().await.unwrap();
-    store.commit(&[change], None).await.unwrap();
+    store.commit(&[change], Said::new().link()).await.unwrap();
 }

@@ -23,7 +23,7 @@ use kms_server::store::{
     sqlite::{Config, SqliteStore},
 };
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
-use store_contract::Scene;
+use store_contract::{Said, Scene};
 
 fn config(path: impl Into<PathBuf>, create: bool) -> Config {
     Config { path: path.into(), create }
@@ -63,7 +63,7 @@ async fn a_new_database_is_readable_by_its_owner_only() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("new/kms.db");
     let store = open(&path).await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], Said::new().link()).await.unwrap();
     for name in ["kms.db", "kms.db-wal", "kms.db-shm"] {
         let mode = std::fs::metadata(path.with_file_name(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
@@ -145,7 +145,7 @@ async fn a_damaged_record_is_called_damaged() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kms.db");
     let store = open(&path).await;
-    store.commit(&[Scene::default().change(0, 1).unwrap()], None).await.unwrap();
+    store.commit(&[Scene::default().change(0, 1).unwrap()], Said::new().link()).await.unwrap();
     let mut beside = beside(&path).await;
     let statement = "PRAGMA ignore_check_constraints = ON; UPDATE records SET mac = x'00'";
     sqlx::raw_sql(statement).execute(&mut beside).await.unwrap();
@@ -168,11 +168,13 @@ async fn a_commit_that_is_given_up_leaves_the_store_usable() {
         {
             change = scene.change(0, 1).unwrap();
         }
-        let _ =
-            tokio::time::timeout(Duration::from_micros(delay_us), store.commit(&[change], None))
-                .await;
+        let _ = tokio::time::timeout(
+            Duration::from_micros(delay_us),
+            store.commit(&[change], Said::new().link()),
+        )
+        .await;
     }
-    store.commit(&[Scene::default().change(1, 2).unwrap()], None).await.unwrap();
+    store.commit(&[Scene::default().change(1, 2).unwrap()], Said::new().link()).await.unwrap();
     assert_eq!(store.failed(), None);
 }
 
@@ -183,7 +185,7 @@ async fn all_acknowledged_writes_are_there_after_reopening() {
     let mut scene = Scene::default();
     let store = open(&path).await;
     for serial in 0..700 {
-        store.commit(&[scene.change(5, serial).unwrap()], None).await.unwrap();
+        store.commit(&[scene.change(5, serial).unwrap()], Said::new().link()).await.unwrap();
     }
     let before = store.block(BlockNo(5)).await.unwrap();
     drop(store); // Not closed: as a process that ends.
@@ -214,7 +216,7 @@ async fn child_commits_until_it_is_killed() {
         if serial < done {
             continue; // An earlier child's.
         }
-        store.commit(&together, None).await.unwrap();
+        store.commit(&together, Said::new().link()).await.unwrap();
         println!("\nacknowledged {}", serial + 1);
     }
 }
@@ -261,7 +263,7 @@ async fn child_commits_until_the_disk_fails() {
     let mut scene = Scene::default();
     let mut acknowledged = 0;
     let failure = loop {
-        match store.commit(&[scene.change(1, acknowledged).unwrap()], None).await {
+        match store.commit(&[scene.change(1, acknowledged).unwrap()], Said::new().link()).await {
             Ok(()) => acknowledged += 1,
             Err(failure) => break failure,
         }
@@ -270,7 +272,7 @@ async fn child_commits_until_the_disk_fails() {
     let reason = store.failed().expect("the failure is kept");
     assert_eq!(store.until_failed().await, reason);
     // A change so small that it would fit is refused as well.
-    let next = store.commit(&[], None).await.unwrap_err();
+    let next = store.commit(&[], Said::new().link()).await.unwrap_err();
     assert_eq!(next.to_string(), format!("the database is not reachable: {reason}"));
     assert!(store.heads().await.is_ok(), "reading goes on");
     println!("\nacknowledged {acknowledged}");
@@ -312,7 +314,7 @@ async fn write_400(store: &SqliteStore, scene: &mut Scene, written: &mut u64) {
     let serials = *written + 1..=*written + 400;
     let changes: Vec<_> =
         serials.map(|serial| scene.change(serial as u32 % 4_096, serial).unwrap()).collect();
-    store.commit(&changes, None).await.unwrap();
+    store.commit(&changes, Said::new().link()).await.unwrap();
     *written += 400;
 }
 

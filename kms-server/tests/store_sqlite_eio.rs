@@ -16,7 +16,7 @@ use kms_server::store::{
     ReadStore as _, StoreError, WriteStore as _,
     sqlite::{Config, SqliteStore},
 };
-use store_contract::Scene;
+use store_contract::{Said, Scene};
 
 /// Fails `pread64` of this process: `when` as strace says it. `None` where this process may not be traced.
 fn failing_reads(when: &str) -> Option<Child> {
@@ -56,7 +56,7 @@ async fn one_read_that_fails_is_done_again_and_no_read_that_fails_is_damage() {
     let store = SqliteStore::open(Config { path: path.clone(), create: true }).await.unwrap();
     let mut scene = Scene::default();
     let changes: Vec<_> = (0..200).map(|n| scene.change(n as u32, n).unwrap()).collect();
-    store.commit(&changes, None).await.unwrap();
+    store.commit(&changes, Said::new().link()).await.unwrap();
     drop(store);
 
     let config = || Config { path: path.clone(), create: false };

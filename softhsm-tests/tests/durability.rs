@@ -19,7 +19,7 @@ use common::{
     fleet::{PLAIN, add, apdu, id, import, line, line_in_hsm, parsed, push},
     home, warm,
 };
-use kms_client::{ImportRules, KmsClient, Listed, Outcome, Verdict};
+use kms_client::{ImportRules, KmsClient, Listed, Outcome, Place, Verdict};
 use softhsm_tests::Role;
 use sqlx::{Connection as _, SqliteConnection};
 use tokio_stream::StreamExt as _;
@@ -42,7 +42,7 @@ async fn import_until_killed(client: KmsClient, meters: Vec<u64>) -> (Vec<u64>, 
     let lines = meters.clone().into_iter().zip(1..).map(move |(n, line)| {
         counter.fetch_add(1, Ordering::Relaxed);
         let mut parsed = parsed(&some_line(n)).remove(0);
-        parsed.line = line;
+        parsed.place = Place::Line(line);
         parsed
     });
     let lines = tokio_stream::iter(lines).throttle(Duration::from_micros(300));

@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{FrameError, FrameFault, FrameKind};
+use super::{
+    fault::{FrameError, FrameFault},
+    kind::FrameKind,
+};
 use crate::axdr::Reader;
 
 const FLAG: u8 = 0x7E;

@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{FrameError, FrameFault, FrameKind};
+use super::{
+    fault::{FrameError, FrameFault},
+    kind::FrameKind,
+};
 
 const START: u8 = 0x68;
 const STOP: u8 = 0x16;

@@ -6,60 +6,19 @@
 //! APDU of its own and carries another: so whether there is a frame is never a guess.
 
 mod blocks;
+mod fault;
 mod hdlc;
+mod kind;
 mod mbus;
 mod wrapper;
 
 use alloc::vec::Vec;
 use core::fmt;
 
+pub use fault::{FrameError, FrameFault};
+pub use kind::FrameKind;
+
 use crate::tags::GENERAL_BLOCK_TRANSFER;
-
-/// What carries an APDU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FrameKind {
-    /// HDLC of IEC 62056-46: `7E … 7E`.
-    Hdlc,
-    /// Long frames of the wired M-Bus (EN 13757-2, -3): `68 L L 68 … 16`.
-    MBus,
-    /// The wrapper of IEC 62056-47: `0001`, source, destination, length.
-    Wrapper,
-    /// The LLC header of IEC 62056-46: `E6E700` or `E6E600`.
-    Llc,
-    /// general-block-transfer: `E0 …`.
-    BlockTransfer,
-}
-
-impl FrameKind {
-    /// What `bytes` begin as; `None`: as an APDU, or as nothing that is known here.
-    pub fn of_start(bytes: &[u8]) -> Option<Self> {
-        match bytes {
-            [0x7E, ..] => Some(Self::Hdlc),
-            [0x68, length, again, 0x68, ..] if length == again => Some(Self::MBus),
-            [0x00, 0x01, _, _, _, _, _, _, ..] => Some(Self::Wrapper),
-            [0xE6, 0xE6 | 0xE7, 0x00, ..] => Some(Self::Llc),
-            [GENERAL_BLOCK_TRANSFER, ..] => Some(Self::BlockTransfer),
-            _ => None,
-        }
-    }
-
-    /// As people write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hdlc => "HDLC",
-            Self::MBus => "M-Bus",
-            Self::Wrapper => "wrapper",
-            Self::Llc => "LLC",
-            Self::BlockTransfer => "general-block-transfer",
-        }
-    }
-}
-
-impl fmt::Display for FrameKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
 
 /// An APDU without what carried it.
 #[derive(Clone, PartialEq, Eq)]
@@ -130,111 +89,3 @@ fn without_llc(bytes: &[u8]) -> Option<&[u8]> {
         _ => None,
     }
 }
-
-/// Why a frame was not taken off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrameError {
-    /// Of what.
-    pub kind: FrameKind,
-    /// Which frame or block, from 1.
-    pub frame: usize,
-    /// What is wrong with it.
-    pub fault: FrameFault,
-}
-
-/// What is wrong with a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FrameFault {
-    /// It does not begin as it should.
-    Start,
-    /// The bytes end inside it.
-    Cut,
-    /// A length and what it counts disagree.
-    Length {
-        /// What the frame says.
-        said: usize,
-    },
-    /// A checksum does not fit its bytes.
-    Checksum {
-        /// Which: FCS, HCS or checksum.
-        name: &'static str,
-        /// What the frame says.
-        said: u16,
-        /// What its bytes give.
-        found: u16,
-    },
-    /// A field that may not be so.
-    Field(&'static str),
-    /// It is there to run the line, or carries something else.
-    NoApdu {
-        /// The byte that says so.
-        what: &'static str,
-        /// Its value.
-        byte: u8,
-    },
-    /// A piece is missing, or comes in another's place.
-    Order {
-        /// The number that was due.
-        due: u16,
-        /// The number that is there.
-        found: u16,
-    },
-    /// The last piece is missing.
-    NotEnded,
-    /// Something follows the last piece.
-    BehindTheEnd,
-    /// It goes between other stations than the frames before.
-    OtherStations,
-    /// It carries nothing.
-    Empty,
-    /// There are so many APDUs.
-    Several(usize),
-}
-
-impl FrameFault {
-    pub(crate) const fn of(self, kind: FrameKind, frame: usize) -> FrameError {
-        FrameError { kind, frame, fault: self }
-    }
-}
-
-impl fmt::Display for FrameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, frame, fault } = self;
-        let piece = if *kind == FrameKind::BlockTransfer { "block" } else { "frame" };
-        if let FrameFault::Several(count) = fault {
-            return write!(f, "{kind}: there are {count} APDUs in it; one at a time");
-        }
-        write!(f, "{kind}, {piece} {frame}: ")?;
-        match fault {
-            FrameFault::Start => write!(f, "it does not begin as a {kind} {piece} does"),
-            FrameFault::Cut => write!(f, "the bytes end inside it"),
-            FrameFault::Length { said } => {
-                write!(f, "its length says {said} bytes, and it does not end there")
-            }
-            FrameFault::Checksum { name, said, found } => {
-                write!(
-                    f,
-                    "its {name} is {said:X} where its bytes give {found:X}: it was damaged or cut"
-                )
-            }
-            FrameFault::Field(what) => write!(f, "its {what} is none"),
-            FrameFault::NoApdu { what, byte } => {
-                write!(f, "it carries no APDU of DLMS ({what} {byte:02X})")
-            }
-            FrameFault::Order { due, found } => {
-                write!(f, "it is piece {found} of its message where piece {due} is due")
-            }
-            FrameFault::NotEnded => {
-                write!(f, "the message goes on behind it: the last piece is missing")
-            }
-            FrameFault::BehindTheEnd => write!(f, "the message ended before it"),
-            FrameFault::OtherStations => {
-                write!(f, "it goes between other stations, or in the other direction")
-            }
-            FrameFault::Empty => write!(f, "it carries nothing"),
-            FrameFault::Several(_) => Ok(()),
-        }
-    }
-}
-
-impl core::error::Error for FrameError {}

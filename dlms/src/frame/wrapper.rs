@@ -2,7 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{FrameError, FrameFault, FrameKind};
+use super::{
+    fault::{FrameError, FrameFault},
+    kind::FrameKind,
+};
 
 /// What the wrappers carry; each is whole.
 //= IEC 62056-47: version 0001, source wPort, destination wPort, length, two bytes each, big-endian

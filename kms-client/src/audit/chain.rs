@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::{AuditEvent, ChainReport};
+use super::event::AuditEvent;
 
 /// An end of a chain that was found good at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,29 @@ pub struct BrokenChain {
     pub sequence: u64,
     /// What is wrong there.
     pub reason: String,
+}
+
+/// The outcome of a check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ChainReport {
+    /// Whose chain; 32 hex digits.
+    pub node_id: String,
+    /// Nothing is wrong.
+    pub intact: bool,
+    /// The last good event.
+    pub sequence: u64,
+    /// Its hash; 64 hex digits.
+    pub hash: String,
+    /// Signed heads that fitted.
+    pub checkpoints: u64,
+    /// The first bad event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_bad_sequence: Option<u64>,
+    /// What is wrong there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// SHA-256 of the key that signs, as `kms-server init` told it.
+    pub key_fingerprint: String,
 }
 
 /// A signed head.
@@ -59,9 +82,18 @@ pub(super) struct Chain {
     key: [u8; 65],
     sequence: u64,
     hash: [u8; 32],
-    /// Ends that are still ahead, in order: number, hash, whether the token signed it.
-    ends: VecDeque<(u64, [u8; 32], bool)>,
+    /// Ends that are still ahead, in order.
+    ends: VecDeque<End>,
     checkpoints: u64,
+}
+
+/// An end that the chain must come to.
+#[derive(Clone, Copy)]
+struct End {
+    sequence: u64,
+    hash: [u8; 32],
+    /// The token signed it; else it was found good here before.
+    signed: bool,
 }
 
 impl Chain {
@@ -95,12 +127,12 @@ impl Chain {
 
     /// An end that was found good before.
     pub(super) fn know(&mut self, head: &KnownHead) {
-        self.expect(head.sequence, head.hash, false);
+        self.expect(End { sequence: head.sequence, hash: head.hash, signed: false });
     }
 
-    fn expect(&mut self, sequence: u64, hash: [u8; 32], signed: bool) {
-        let at = self.ends.partition_point(|(other, ..)| *other <= sequence);
-        self.ends.insert(at, (sequence, hash, signed));
+    fn expect(&mut self, end: End) {
+        let at = self.ends.partition_point(|other| other.sequence <= end.sequence);
+        self.ends.insert(at, end);
     }
 
     /// The next signed head, before the event that it signs.
@@ -118,7 +150,7 @@ impl Chain {
         if node != self.node || key.verify(&message, &signature).is_err() {
             return Err(broken(sequence, "a head was not signed by the token's key"));
         }
-        self.expect(sequence, hash, true);
+        self.expect(End { sequence, hash, signed: true });
         self.compare()
     }
 
@@ -139,7 +171,7 @@ impl Chain {
     }
 
     fn compare(&mut self) -> Result<(), BrokenChain> {
-        while let Some((sequence, hash, signed)) = self.ends.front().copied() {
+        while let Some(End { sequence, hash, signed }) = self.ends.front().copied() {
             if sequence > self.sequence {
                 break;
             }
@@ -321,7 +353,7 @@ mod tests {
             |event| event.meter_id.clear(),
             |event| event.system_title.clear(),
             |event| event.block = None,
-            |event| event.outcome = super::super::AuditOutcome::Done,
+            |event| event.outcome = super::super::event::AuditOutcome::Done,
             |event| event.reason.clear(),
             |event| event.details[0].number += 1,
             |event| event.blocks.clear(),

@@ -7,7 +7,7 @@ use kms_proto::v1;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
-use crate::lines::{BadLine, WipedLines};
+use crate::records::{BadRecord, Place, WipedLines};
 
 /// The version of this form.
 const VERSION: u32 = 2;
@@ -137,7 +137,7 @@ impl<R: Read> SealedParts<R> {
         self.lines.position()
     }
 
-    fn read(&mut self) -> Result<SealedPart, BadLine> {
+    fn read(&mut self) -> Result<SealedPart, BadRecord> {
         loop {
             let Some(line) = self.lines.next() else {
                 return Err(bad(0, "FILE_CUT", "the file ends before its last chunk"));
@@ -182,7 +182,7 @@ impl<R: Read> SealedParts<R> {
 }
 
 impl<R: Read> Iterator for SealedParts<R> {
-    type Item = Result<SealedPart, BadLine>;
+    type Item = Result<SealedPart, BadRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -194,8 +194,8 @@ impl<R: Read> Iterator for SealedParts<R> {
     }
 }
 
-fn bad(line: u64, code: &'static str, reason: &str) -> BadLine {
-    BadLine { line, code, reason: reason.to_owned() }
+fn bad(line: u64, code: &'static str, reason: &str) -> BadRecord {
+    BadRecord { place: Place::Line(line), code, reason: reason.to_owned() }
 }
 
 fn unhex(digits: &str) -> Option<bytes::Bytes> {

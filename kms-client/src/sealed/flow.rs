@@ -8,13 +8,13 @@ use kms_proto::v1;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::SealedPart;
+use super::file::SealedPart;
 use crate::{
     call::ProtocolError,
     flow::{Flow, Results, start},
     import::{self, ImportResult, ImportRules},
     link::Link,
-    meters::wire,
+    stubs,
     transport::Transport,
 };
 
@@ -69,7 +69,7 @@ impl Flow for Importing {
         link: Link,
         outbound: Request<UnboundedReceiverStream<v1::ImportMetersRequest>>,
     ) -> Result<Streaming<v1::ImportMetersResponse>, Status> {
-        wire(link).import_meters(outbound).await.map(Response::into_inner)
+        stubs::meters(link).import_meters(outbound).await.map(Response::into_inner)
     }
 
     fn accept(

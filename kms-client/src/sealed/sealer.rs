@@ -14,10 +14,23 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
-    CHUNK_BYTES_MAX, CHUNK_LABEL, CHUNK_LINES_MAX, HEADER_LABEL, OaepHash, PROOF_LABEL,
-    PinnedImportKey, SealError, SealedPart, wrap, wrap_bytes,
+    error::SealError,
+    file::SealedPart,
+    key::{OaepHash, PinnedImportKey},
 };
 use crate::meter::{KeyKind, NewKey, NewMeter};
+use crate::secret::KeyBytes;
+
+/// Lines in one chunk: what the service accepts at most.
+pub const CHUNK_LINES_MAX: usize = 500;
+/// Bytes in one chunk: in hexadecimal it is one line of a file.
+const CHUNK_BYTES_MAX: usize = 96 << 10;
+/// Signed before a header's body.
+const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
+/// Signed before a chunk.
+const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
+/// Hashed before what a file's proof says.
+const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
 
 /// Who signs a file: a name that the site's configuration knows, and the private key to it.
 pub struct ManifestSigner {
@@ -224,4 +237,15 @@ impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sealer").field("taken", &self.taken).finish_non_exhaustive()
     }
+}
+
+/// Wraps one key under the file's.
+fn wrap(file_key: &[u8; 32], value: &KeyBytes) -> Result<Vec<u8>, SealError> {
+    wrap_bytes(file_key, value.expose_key_bytes())
+}
+
+fn wrap_bytes(file_key: &[u8; 32], key: &[u8]) -> Result<Vec<u8>, SealError> {
+    let mut wrapped = vec![0; key.len() + dlms::key_wrap::OVERHEAD_LEN];
+    dlms::key_wrap::wrap(file_key, key, &mut wrapped).map_err(|_| SealError::Wrapping)?;
+    Ok(wrapped)
 }

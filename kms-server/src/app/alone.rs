@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Fault;
+use super::fault::Fault;
 
 /// What a process holds until it ends, however that is.
 pub(super) struct Alone(#[expect(dead_code, reason = "held, never read")] File);

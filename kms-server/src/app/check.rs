@@ -4,8 +4,12 @@
 use std::path::Path;
 
 use super::{
-    Fault, NO_DOMAIN, NotOpened, SystemClock, canaries_of, migrate, node, open_store, runtime,
-    try_token,
+    database::{NO_DOMAIN, NotOpened, canaries_of, open_store},
+    fault::Fault,
+    migrate, node,
+    outside::SystemClock,
+    probe::try_token,
+    runtime::runtime,
 };
 use crate::{
     config::{self, Config, Finding, Store},

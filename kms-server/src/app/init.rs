@@ -1,18 +1,22 @@
 //! `kms-server init`: the token's keys, then the database that knows them.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
 };
 
 use super::{
-    Fault, OperatingSystem, Report, SystemClock, migrate::sign, open_store, pin_from, runtime,
+    database::open_store,
+    fault::Fault,
+    founding::{PATIENCE, sign, tell_of},
+    outside::{OperatingSystem, SystemClock},
+    report::Report,
+    runtime::runtime,
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     hsm::{
-        Hsm,
+        Hsm, Pin,
         pkcs11::{self, InitError, InitReport, Pkcs11Token},
     },
     keyring::founding::make_blocks,
@@ -22,9 +26,6 @@ use kms_core::{
     BlockNo, DomainId, DomainRecord, Epoch,
     ports::{Clock, Randomness},
 };
-
-/// How long one of the calls that make blocks may wait for another one of them.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How `init` is to go about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,19 +127,13 @@ fn found(
     Ok(founding.domain)
 }
 
-/// Says how far the making of `all` blocks is, once a second.
-pub(super) fn tell_of(all: u32) -> impl FnMut(usize) {
-    let mut next = Instant::now() + Duration::from_secs(1);
-    move |made| {
-        if Instant::now() >= next {
-            next = Instant::now() + Duration::from_secs(1);
-            tracing::info!(made, of = all, "block secrets are made and sealed");
-        }
-    }
-}
-
 fn random_16() -> Result<[u8; 16], Fault> {
     let mut bytes = [0; 16];
     OperatingSystem.fill(&mut bytes).map_err(|error| Fault::Runtime(error.into()))?;
     Ok(bytes)
+}
+
+/// A PIN file, for the security officer's.
+fn pin_from(path: &Path) -> Result<Pin, Fault> {
+    Ok(config::pin_from_file(path)?)
 }

@@ -5,13 +5,15 @@
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use super::{
-    Fault, NO_DOMAIN, OperatingSystem, Report, SystemClock, alone_over, canaries_of,
-    init::{PATIENCE, tell_of},
+    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    fault::Fault,
+    founding::{PATIENCE, sign, tell_of},
     node::{HeadFile, node_id},
-    open_store, runtime,
+    outside::{OperatingSystem, SystemClock},
+    report::Report,
+    runtime::runtime,
 };
 use crate::{
-    audit::{AuditError, sign_head_table},
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Below, Keyring, founding::make_blocks},
@@ -19,10 +21,9 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
-    audit::{AuditEntry, ChainTip, PublicKey, is_signed},
+    audit::{AuditEntry, PublicKey},
     block::Digest,
-    freshness::{Freshness, HeadTable, SignedHeadTable},
-    ports::Clock,
+    freshness::Freshness,
 };
 
 /// What to say where an older version has been.
@@ -50,25 +51,6 @@ fn signed(domain: &DomainRecord, key: &PublicKey) -> Result<(), Fault> {
         Some(_) if domain.is_signed_by(key) => Ok(()),
         Some(_) => Err(Fault::Store(CHANGED.into())),
     }
-}
-
-/// Signs a domain's record and its first head table.
-pub(super) async fn sign(
-    hsm: &Hsm,
-    domain: &mut DomainRecord,
-    tips: Vec<ChainTip>,
-    heads: Vec<(Position, Digest)>,
-) -> Result<SignedHeadTable, Fault> {
-    let token = |error| Fault::Token(Box::new(error));
-    let key = hsm.public_key().await.map_err(token)?;
-    let signature = hsm.sign(domain.message()).await.map_err(token)?;
-    if !is_signed(&key, &domain.message(), &signature) {
-        return Err(Fault::Token("the token signs with another key than the one it shows".into()));
-    }
-    domain.signature = Some(signature);
-    let table = HeadTable { number: 1, at_ms: SystemClock::new().unix_ms(), tips, heads };
-    let signed = sign_head_table(hsm, &key, &domain.domain, &table).await;
-    signed.map_err(|error: AuditError| Fault::Token(error.into()))
 }
 
 /// Migrates what `config` names. No server may run meanwhile.

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
-use super::Fault;
+use super::fault::Fault;
 use kms_core::{
     audit::{ChainTip, Checkpoint, NodeId},
     ports::{HeadWitness, KnownTips, Randomness, WitnessFailed},

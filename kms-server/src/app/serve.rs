@@ -1,6 +1,6 @@
 //! `kms-server serve`: from the checked configuration to a server that answers, and back.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
@@ -10,27 +10,30 @@ use tokio::{
 };
 
 use super::{
-    Alone, Fault, NO_DOMAIN, OperatingSystem, SystemClock, alone_over, canaries_of,
+    alone::Alone,
+    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    fault::Fault,
     migrate::check_domain,
     node::{HeadFile, node_id},
-    open_store, runtime,
+    outside::{OperatingSystem, SystemClock},
+    runtime::runtime,
     token::Asked,
 };
 use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
-    config::Config,
+    config::{Config, Site},
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
     },
-    keyring::{Below, Keyring, Overview, Refresher},
-    lifecycle::Lifecycle,
+    keyring::{self, Below, Keyring, Overview, Refresher},
+    lifecycle::{self, Lifecycle},
     rpc,
     store::{WriteStore, measured::Measured},
     telemetry::Log,
 };
-use kms_core::{freshness::Freshness, ports::Clock};
+use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
 
 /// How often the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -62,10 +65,10 @@ fn leave_no_core() -> Result<(), Fault> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fault)
 }
 
+/// Builds what serves from the ground up, and serves.
 async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // First of all: who sees us listen may send a signal, and without a handler any of them kills.
-    let signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
-    let Signals { mut terminate, mut interrupt, hangup } = signals;
+    let mut signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
     if SystemClock::is_before_1970() {
         return Err(Fault::Away(BEFORE_1970.into()));
     }
@@ -79,60 +82,139 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
     let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
         config;
-    let (asked, known) = (Asked::of(&hsm), canaries_of(&domain)?);
+    let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
+    check_domain(&hsm, &domain).await?;
+    Alone::over_node(&site.data_dir)?.for_good();
+    let measured = Arc::new(Measured::new(Arc::clone(&store)));
+    let freshness = Arc::new(Freshness::default());
+    let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
+    let audit = ground.open_audit(audit).await?;
+    let keyring = ground.keyring(keyring, &audit)?;
+    let lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    attend_to(&keyring);
+    let parts = ground.parts(audit, &keyring, lifecycle, log);
+    serve_on(&ground, rpc, parts, signals).await
+}
+
+/// The token, once it is connected; `None`: a signal came first.
+async fn connected(
+    config: crate::hsm::Config,
+    domain: &DomainRecord,
+    signals: &mut Signals,
+) -> Result<Option<Hsm>, Fault> {
+    let (asked, known) = (Asked::of(&config), canaries_of(domain)?);
     let hsm = tokio::select! {
-        connected = asked.to(move || connect_token(hsm, known)) => connected??,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        connected = asked.to(move || connect_token(config, known)) => connected??,
+        _ = signals.terminate.recv() => return Ok(None),
+        _ = signals.interrupt.recv() => return Ok(None),
     };
     // Its sessions end with the process. To close them would be to wait for a token that may hang.
     std::mem::forget(hsm.clone());
-    check_domain(&hsm, &domain).await?;
-    Alone::over_node(&site.data_dir)?.for_good();
-    let node = node_id(&site.data_dir, &OperatingSystem)?;
-    let freshness = Arc::new(Freshness::default());
-    let measured = Arc::new(Measured::new(Arc::clone(&store)));
-    let place = audit::Place {
-        node,
-        domain: domain.domain,
-        blocks: domain.blocks,
-        freshness: Arc::clone(&freshness),
-    };
-    let audit = open_audit(audit, &site.data_dir, place, &measured, &hsm, &clock).await?;
-    let below =
-        Below { hsm: hsm.clone(), store: measured.clone(), clock: Arc::clone(&clock), freshness };
-    let keyring = Keyring::new(keyring, domain.clone(), below, audit.clone())
-        .map_err(|error| Fault::Setting(error.into()))?;
-    let random = Arc::new(OperatingSystem);
-    let lifecycle = Lifecycle::new(import, &keyring, measured.clone(), Arc::clone(&clock), random);
-    let token = hsm.clone();
-    let parts = rpc::Parts {
-        ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), hsm.clone())),
-        lifecycle: Arc::new(lifecycle.with_signers(import_signers)),
-        keyring: Arc::clone(&keyring.overview),
-        token_status: Arc::new(move || token.status()),
-        store: measured.clone(),
-        audit: Arc::clone(&audit),
-        domain,
-        single_site: site.single_site,
-        clock,
-        // What counts and is not part of the services.
-        sources: vec![Arc::new(hsm.clone()), measured, Arc::new(log)],
-    };
+    Ok(Some(hsm))
+}
+
+/// Serves until a signal or a fault says to stop, with all that goes on beside.
+async fn serve_on(
+    ground: &Ground,
+    config: rpc::Config,
+    parts: rpc::Parts,
+    signals: Signals,
+) -> Result<(), Fault> {
+    let Signals { terminate, interrupt, hangup } = signals;
+    let audit = Arc::clone(&parts.audit);
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
-    tokio::spawn(stop_on_failed_store(store.clone(), stop));
-    attend_to(&keyring);
+    tokio::spawn(stop_on_failed_store(ground.store.clone(), stop));
     let care = tokio::spawn(Arc::clone(&audit).take_care());
-    tokio::spawn(watch_token(hsm));
+    tokio::spawn(watch_token(ground.hsm.clone()));
     tokio::spawn(greet(bound, hangup));
-    let served = rpc::serve(rpc, parts, until_told(stopped.clone()), ready).await;
+    let served = rpc::serve(config, parts, until_told(stopped.clone()), ready).await;
     care.abort();
-    close(&audit, store.as_ref()).await;
+    close(&audit, ground.store.as_ref()).await;
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
     reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+}
+
+/// Ground that all parts of the service stand on: opened, connected, and found to belong together.
+struct Ground {
+    site: Site,
+    domain: DomainRecord,
+    hsm: Hsm,
+    store: Arc<dyn WriteStore>,
+    /// The same store, as all but the end of the process use it.
+    measured: Arc<Measured<dyn WriteStore>>,
+    clock: Arc<dyn Clock>,
+    freshness: Arc<Freshness>,
+}
+
+impl Ground {
+    /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
+    /// go on.
+    async fn open_audit(&self, config: audit::Config) -> Result<Arc<Audit>, Fault> {
+        let data_dir = &self.site.data_dir;
+        let node = node_id(data_dir, &OperatingSystem)?;
+        let witness = HeadFile::of(data_dir, node);
+        let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
+        let place = audit::Place {
+            node,
+            domain: self.domain.domain,
+            blocks: self.domain.blocks,
+            freshness: Arc::clone(&self.freshness),
+        };
+        let parts = audit::Parts {
+            store: self.measured.clone(),
+            hsm: self.hsm.clone(),
+            clock: Arc::clone(&self.clock),
+            witness: Arc::new(witness),
+        };
+        Audit::open(config, place, parts).await.map_err(|error| match error {
+            AuditError::Witness(_) => Fault::Setting(error.into()),
+            // The database and the token were there a moment ago.
+            _ => Fault::Away(error.into()),
+        })
+    }
+
+    fn keyring(&self, config: keyring::Config, audit: &Arc<Audit>) -> Result<Keyring, Fault> {
+        let below = Below {
+            hsm: self.hsm.clone(),
+            store: self.measured.clone(),
+            clock: Arc::clone(&self.clock),
+            freshness: Arc::clone(&self.freshness),
+        };
+        let keyring = Keyring::new(config, self.domain.clone(), below, audit.clone());
+        keyring.map_err(|error| Fault::Setting(error.into()))
+    }
+
+    fn lifecycle(&self, config: lifecycle::Config, keyring: &Keyring) -> Lifecycle {
+        let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
+        Lifecycle::new(config, keyring, store, clock, Arc::new(OperatingSystem))
+    }
+
+    /// Parts that the wire speaks for.
+    fn parts(
+        &self,
+        audit: Arc<Audit>,
+        keyring: &Keyring,
+        lifecycle: Lifecycle,
+        log: Log,
+    ) -> rpc::Parts {
+        let token = self.hsm.clone();
+        rpc::Parts {
+            ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.clone())),
+            lifecycle: Arc::new(lifecycle),
+            keyring: Arc::clone(&keyring.overview),
+            token_status: Arc::new(move || token.status()),
+            store: self.measured.clone(),
+            audit,
+            domain: self.domain.clone(),
+            single_site: self.site.single_site,
+            clock: Arc::clone(&self.clock),
+            // What counts and is not part of the services.
+            sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],
+        }
+    }
 }
 
 /// Signs the end of the log and closes the database, if they don't hang.
@@ -152,27 +234,6 @@ fn not_served(error: rpc::RpcError) -> Fault {
         error if error.is_passing() => Fault::Away(error.into()),
         _ => Fault::Setting(error.into()),
     }
-}
-
-/// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
-/// go on.
-async fn open_audit(
-    config: audit::Config,
-    data_dir: &Path,
-    place: audit::Place,
-    store: &Arc<Measured<dyn WriteStore>>,
-    hsm: &Hsm,
-    clock: &Arc<dyn Clock>,
-) -> Result<Arc<Audit>, Fault> {
-    let witness = HeadFile::of(data_dir, place.node);
-    let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
-    let witness = Arc::new(witness);
-    let opened = Audit::open(config, place, store.clone(), hsm.clone(), Arc::clone(clock), witness);
-    opened.await.map_err(|error| match error {
-        AuditError::Witness(_) => Fault::Setting(error.into()),
-        // The database and the token were there a moment ago.
-        _ => Fault::Away(error.into()),
-    })
 }
 
 /// Connects to the token and refuses one that does not withstand what it must.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::sleep};
 
-use super::Fault;
+use super::fault::Fault;
 use crate::hsm::{Config, pkcs11};
 
 /// So many times what one call may take, and it hangs: a step is some calls.

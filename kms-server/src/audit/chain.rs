@@ -1,5 +1,6 @@
-//! The writer of one chain. Number and hash are taken under one lock, which is held until the
-//! transaction has ended: so concurrent calls chain correctly, and a failed one leaves no gap.
+//! The writer of one chain, at the store: `kms_core::audit::writer` says what is done next, and here it is
+//! done. Number and hash are taken under one lock, which is held until the transaction has ended: so
+//! concurrent calls chain correctly, and a failed one leaves no gap.
 
 use std::{
     collections::HashMap,
@@ -8,18 +9,22 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use super::lock;
-use crate::store::{BlockChange, ChainLink, StoreError, WriteStore};
+use super::lock::lock;
+use crate::store::{BlockChange, ChainLink, StoreError, WriteStore, rules};
 use kms_core::{
     BlockNo,
-    audit::{AuditEntry, ChainTip},
+    audit::{
+        AuditEntry, ChainTip, NodeId,
+        writer::{ChainWriter, Input, Step},
+    },
     block::BlockMark,
     ports::HeadWitness,
 };
 
 pub(super) struct Chain {
     store: Arc<dyn WriteStore>,
-    state: AsyncMutex<State>,
+    node: NodeId,
+    writer: AsyncMutex<ChainWriter>,
     tip: watch::Sender<ChainTip>,
     fault: Mutex<Option<String>>,
     witness: Arc<dyn HeadWitness>,
@@ -27,7 +32,7 @@ pub(super) struct Chain {
     own: Mutex<Own>,
 }
 
-/// What this process's own commits say of blocks: all of `from` to `to`, the newest of each block.
+/// Marks that this process's own commits made: all of `from` to `to`, the newest of each block.
 #[derive(Clone)]
 pub(super) struct Own {
     pub(super) from: ChainTip,
@@ -41,29 +46,22 @@ impl Own {
     }
 }
 
-struct State {
-    tip: ChainTip,
-    /// The end after a commit whose outcome is not known.
-    attempted: Option<ChainTip>,
-    /// Earlier ones behind the same end, looked for and not found: each may still come to its end, and
-    /// then none of the others can.
-    late: Vec<ChainTip>,
-}
-
-/// Ends that are remembered as late. A transaction outlives its caller by seconds, not by so many
-/// further commits.
-const LATE_MAX: usize = 64;
-
 impl Chain {
     pub(super) fn new(
         tip: ChainTip,
         store: Arc<dyn WriteStore>,
         witness: Arc<dyn HeadWitness>,
     ) -> Self {
-        let state = AsyncMutex::new(State { tip, attempted: None, late: Vec::new() });
-        let (fault, witness_fault) = <(Mutex<_>, Mutex<_>)>::default();
-        let own = Mutex::new(Own::new(tip));
-        Self { store, state, tip: watch::Sender::new(tip), fault, witness, witness_fault, own }
+        Self {
+            store,
+            node: tip.node,
+            writer: AsyncMutex::new(ChainWriter::new(tip)),
+            tip: watch::Sender::new(tip),
+            fault: Mutex::default(),
+            witness,
+            witness_fault: Mutex::default(),
+            own: Mutex::new(Own::new(tip)),
+        }
     }
 
     pub(super) fn witness(&self) -> &dyn HeadWitness {
@@ -75,15 +73,17 @@ impl Chain {
         lock(&self.witness_fault).clone()
     }
 
-    /// What this process knows of its own commits, so that it needs not be read.
+    /// What this process knows of its own commits: the head table is signed once a minute, and would read
+    /// all of them back else.
     pub(super) fn own(&self) -> Own {
         lock(&self.own).clone()
     }
 
-    /// What was known to `tip` is in the head table now.
+    /// What was known to `tip` is in the head table now. Commits that came while it was signed stay.
     pub(super) fn taken(&self, tip: ChainTip) {
         let mut own = lock(&self.own);
-        // Short of where these marks begin, some are not among them.
+        // Short of where these marks begin, some are not among them: then they are no continuation of the
+        // table, and it is made from the log.
         if tip.sequence >= own.from.sequence {
             own.from = tip;
         }
@@ -92,8 +92,9 @@ impl Chain {
         }
     }
 
-    /// The chain ends here now: committed, and then noted outside the database. `entries` were committed;
-    /// `None`: that is not known.
+    /// The chain ends here now: committed, and then noted outside the database, in this order: an end that
+    /// was noted first and not committed would make this database an older copy of itself. `entries` were
+    /// committed; `None`: which ones is not known, so the marks begin anew.
     fn ends_at(&self, tip: ChainTip, entries: Option<&[AuditEntry]>) {
         let mut own = lock(&self.own);
         match entries {
@@ -133,8 +134,8 @@ impl Chain {
     /// What was said of the chain was said of an older copy of it: it ends at `tip`, and this is what is
     /// wrong with it.
     pub(super) async fn begin_again(&self, tip: ChainTip, fault: Option<String>) {
-        let mut state = self.state.lock().await;
-        *state = State { tip, attempted: None, late: Vec::new() };
+        let mut writer = self.writer.lock().await;
+        *writer = ChainWriter::new(tip);
         match &fault {
             Some(reason) => tracing::error!(reason, "the audit chain is broken"),
             None => tracing::info!(sequence = tip.sequence, "the audit chain goes on"),
@@ -155,7 +156,7 @@ impl Chain {
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         if entries.is_empty() {
-            let reason = "nothing is said of a change".to_owned();
+            let reason = rules::NOTHING_SAID.to_owned();
             return Err(StoreError::AuditNotWritten { reason });
         }
         let this = Arc::clone(self);
@@ -163,85 +164,61 @@ impl Chain {
         task.await.unwrap_or_else(|lost| Err(StoreError::Unreachable { reason: lost.to_string() }))
     }
 
+    /// Does what the writer says next, until the turn is over. The lock is held over all of it: the next
+    /// turn's number and hash depend on how this one ends.
     async fn commit_in_turn(
         &self,
         changes: &[BlockChange],
         entries: &[AuditEntry],
     ) -> Result<(), StoreError> {
-        let mut state = self.state.lock().await;
+        let mut writer = self.writer.lock().await;
         if let Some(reason) = self.fault() {
             return Err(StoreError::AuditNotWritten { reason });
         }
-        self.find_end(&mut state).await?;
-        match self.extend(&mut state, changes, entries).await {
-            // One that seemed lost has come to its end after all: if it is that, go on behind it.
-            Err(StoreError::AuditMoved(_)) if !state.late.is_empty() => {
-                state.attempted = state.late.pop();
-                self.find_end(&mut state).await?;
-            }
-            done => return self.unless_moved(done),
+        let mut turn = writer.turn(entries);
+        let mut answer = Ok(());
+        let mut step = turn.step(Input::Begin);
+        loop {
+            let input = match step {
+                Step::Look => Input::Found(self.end_in_database().await?),
+                Step::Write { behind, events, landed } => {
+                    if landed {
+                        self.ends_at(behind, None);
+                    }
+                    let link = ChainLink { behind, events: &events };
+                    answer = self.store.commit(changes, link).await;
+                    told(&answer)
+                }
+                Step::Done(tip) => {
+                    self.ends_at(tip, Some(entries));
+                    return Ok(());
+                }
+                Step::GiveUp => return answer,
+                Step::Broken => return Err(self.moved()),
+            };
+            step = turn.step(input);
         }
-        let done = self.extend(&mut state, changes, entries).await;
-        self.unless_moved(done)
     }
 
-    fn unless_moved(&self, done: Result<(), StoreError>) -> Result<(), StoreError> {
-        if let Err(error @ StoreError::AuditMoved(_)) = &done {
-            self.fail(error.to_string());
-        }
-        done
-    }
-
-    async fn extend(
-        &self,
-        state: &mut State,
-        changes: &[BlockChange],
-        entries: &[AuditEntry],
-    ) -> Result<(), StoreError> {
-        let behind = state.tip;
-        let mut tip = behind;
-        let mut events = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let (next, event) = tip.append(entry.clone());
-            tip = next;
-            events.push(event);
-        }
-        // Stays if the store does not know what became of it.
-        state.attempted = Some(tip);
-        let link = ChainLink { behind, events: &events };
-        let done = self.store.commit(changes, Some(link)).await;
-        match &done {
-            Ok(()) => {
-                *state = State { tip, attempted: None, late: Vec::new() };
-                self.ends_at(tip, Some(entries));
-            }
-            Err(StoreError::Unreachable { .. }) => {}
-            Err(_) => state.attempted = None,
-        }
-        done
-    }
-
-    /// Finds out what became of a commit whose outcome is not known: it is there or it is not (yet). Any
-    /// other end was made by somebody else.
-    async fn find_end(&self, state: &mut State) -> Result<(), StoreError> {
-        let Some(attempted) = state.attempted else { return Ok(()) };
+    async fn end_in_database(&self) -> Result<ChainTip, StoreError> {
         let chains = self.store.audit_chains().await?;
-        let node = state.tip.node;
-        let found = chains.into_iter().find(|tip| tip.node == node);
-        let found = found.unwrap_or(ChainTip::empty(node));
-        if found == attempted || state.late.contains(&found) {
-            *state = State { tip: found, attempted: None, late: Vec::new() };
-            self.ends_at(found, None);
-            return Ok(());
-        }
-        if found != state.tip {
-            return self.unless_moved(Err(StoreError::AuditMoved(node)));
-        }
-        if state.late.len() == LATE_MAX {
-            state.late.remove(0);
-        }
-        state.late.push(attempted);
-        state.attempted = None;
-        Ok(())
+        let end = chains.into_iter().find(|tip| tip.node == self.node);
+        Ok(end.unwrap_or(ChainTip::empty(self.node)))
+    }
+
+    fn moved(&self) -> StoreError {
+        let error = StoreError::AuditMoved(self.node);
+        self.fail(error.to_string());
+        error
+    }
+}
+
+/// A commit's outcome, as the writer knows it.
+fn told(answer: &Result<(), StoreError>) -> Input {
+    match answer {
+        Ok(()) => Input::Committed,
+        Err(StoreError::Unreachable { .. }) => Input::Lost,
+        Err(StoreError::AuditMoved(_)) => Input::Moved,
+        Err(_) => Input::Refused,
     }
 }

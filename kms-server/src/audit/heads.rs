@@ -1,18 +1,14 @@
 //! Signed heads: made while the service runs, and held against the chain when it starts.
 
 use std::sync::{
-    Arc, Mutex,
+    Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{AuditError, PAGE_MAX, lock};
-use crate::{
-    hsm::Hsm,
-    store::{StoreError, WriteStore},
-};
-use kms_core::{
-    audit::{Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash},
-    ports::{Clock, HeadWitness},
+use super::{error::AuditError, lock::lock, paging::PAGE_MAX, place::Parts};
+use crate::store::StoreError;
+use kms_core::audit::{
+    Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash,
 };
 
 pub(super) struct Heads {
@@ -24,32 +20,19 @@ pub(super) struct Heads {
     signed_ms: AtomicU64,
     fault: Mutex<Option<String>>,
     signing: tokio::sync::Mutex<()>,
-    store: Arc<dyn WriteStore>,
-    hsm: Hsm,
-    clock: Arc<dyn Clock>,
-    witness: Arc<dyn HeadWitness>,
+    parts: Parts,
 }
 
 impl Heads {
-    pub(super) async fn open(
-        node: NodeId,
-        store: Arc<dyn WriteStore>,
-        hsm: Hsm,
-        clock: Arc<dyn Clock>,
-        witness: Arc<dyn HeadWitness>,
-    ) -> Result<Self, AuditError> {
-        let key = hsm.public_key().await?;
+    pub(super) async fn open(node: NodeId, parts: Parts) -> Result<Self, AuditError> {
         Ok(Self {
             node,
-            key,
+            key: parts.hsm.public_key().await?,
             signed: AtomicU64::new(0),
             signed_ms: AtomicU64::new(0),
             fault: Mutex::default(),
             signing: Default::default(),
-            store,
-            hsm,
-            clock,
-            witness,
+            parts,
         })
     }
 
@@ -64,7 +47,7 @@ impl Heads {
     /// Age of the last signed head in milliseconds.
     pub(super) fn age_ms(&self) -> Option<u64> {
         let signed_ms = self.signed_ms.load(Ordering::Acquire);
-        (signed_ms > 0).then(|| self.clock.unix_ms().saturating_sub(signed_ms))
+        (signed_ms > 0).then(|| self.parts.clock.unix_ms().saturating_sub(signed_ms))
     }
 
     fn signed_to(&self, head: &Checkpoint) {
@@ -80,11 +63,11 @@ impl Heads {
     /// What does not fit between the chain's end and the last signed heads, the database's and the
     /// witness's; `None` if all does.
     pub(super) async fn examine(&self, tip: &ChainTip) -> Result<Option<String>, AuditError> {
-        let stored = match self.store.last_audit_checkpoint(&self.node).await {
+        let stored = match self.parts.store.last_audit_checkpoint(&self.node).await {
             Err(StoreError::Damaged(what)) => return Ok(Some(what)),
-            stored => stored.map_err(not_readable)?,
+            stored => stored.map_err(AuditError::of_read)?,
         };
-        let kept = self.witness.last().await.map_err(|error| AuditError::Witness(error.0))?;
+        let kept = self.parts.witness.last().await.map_err(|error| AuditError::Witness(error.0))?;
         // A head of another node's chain is of no use here: the node's name is new.
         let kept = kept.filter(|head| head.tip.node == self.node);
         let mut heads: Vec<Checkpoint> = stored.into_iter().chain(kept).collect();
@@ -98,7 +81,7 @@ impl Heads {
             }
             Err(Failed::Broken(broken)) => Ok(Some(broken.to_string())),
             Err(Failed::Store(StoreError::Damaged(what))) => Ok(Some(what)),
-            Err(Failed::Store(error)) => Err(not_readable(error)),
+            Err(Failed::Store(error)) => Err(AuditError::of_read(error)),
         }
     }
 
@@ -117,7 +100,7 @@ impl Heads {
         let mut verifier = Verifier::new(from, self.key);
         loop {
             let after = verifier.tip().sequence;
-            let events = self.store.audit_events(&self.node, after, PAGE_MAX).await?;
+            let events = self.parts.store.audit_events(&self.node, after, PAGE_MAX).await?;
             for event in &events {
                 verifier.event(event)?;
             }
@@ -137,7 +120,7 @@ impl Heads {
         let broken = |what| Broken { node: self.node, sequence: head.tip.sequence, what };
         let sequence = head.tip.sequence;
         let after = sequence.saturating_sub(2);
-        let events = self.store.audit_events(&self.node, after, 2).await?;
+        let events = self.parts.store.audit_events(&self.node, after, 2).await?;
         let (before, event) = match events.as_slice() {
             [event, ..] if sequence == 1 && event.sequence == 1 => {
                 (ChainTip::empty(self.node).hash, event)
@@ -169,15 +152,15 @@ impl Heads {
     }
 
     async fn try_sign(&self, tip: ChainTip) -> Result<(), AuditError> {
-        let at_ms = self.clock.unix_ms();
-        let signature = self.hsm.sign(Checkpoint::message(&tip, at_ms)).await?;
+        let at_ms = self.parts.clock.unix_ms();
+        let signature = self.parts.hsm.sign(Checkpoint::message(&tip, at_ms)).await?;
         let head = Checkpoint { tip, at_ms, signature };
         if !head.is_signed_by(&self.key) {
             return Err(AuditError::NotSigned("the token signs with another key".to_owned()));
         }
         let not_written = |error: StoreError| AuditError::NotWritable(error.to_string());
-        self.store.add_audit_checkpoint(&head).await.map_err(not_written)?;
-        self.witness.keep(&head).await.map_err(|error| AuditError::Witness(error.0))?;
+        self.parts.store.add_audit_checkpoint(&head).await.map_err(not_written)?;
+        self.parts.witness.keep(&head).await.map_err(|error| AuditError::Witness(error.0))?;
         self.signed_to(&head);
         Ok(())
     }
@@ -198,8 +181,4 @@ impl From<StoreError> for Failed {
     fn from(error: StoreError) -> Self {
         Self::Store(error)
     }
-}
-
-fn not_readable(error: StoreError) -> AuditError {
-    AuditError::NotReadable(error.to_string())
 }

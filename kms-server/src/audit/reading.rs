@@ -1,26 +1,13 @@
 //! Reading the log, and checking all of a chain.
 
-use super::{Audit, AuditError};
-use crate::store::StoreError;
-use kms_core::audit::{Broken, ChainTip, Checkpoint, NodeId, StoredEvent, Verifier};
+use super::{
+    error::AuditError,
+    log::Audit,
+    paging::{PAGE_MAX, Page},
+};
+use kms_core::audit::{Broken, ChainTip, NodeId, Verifier};
 
-/// Events of one page.
-pub const PAGE_MAX: u32 = 1_000;
-
-/// A piece of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// In order.
-    pub events: Vec<StoredEvent>,
-    /// Signed heads of this piece; on the last page, all that there are beyond it too.
-    pub heads: Vec<Checkpoint>,
-    /// Whether there was more to read.
-    pub more: bool,
-    /// Where the chain ends: of this node's own as this process knows it, not as the database says.
-    pub tip: ChainTip,
-}
-
-/// What a check of a whole chain found.
+/// Outcome of a check of a whole chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
     /// The last good event.
@@ -35,7 +22,7 @@ impl Audit {
     /// The chains there are. This node's own ends where this process left it.
     pub async fn chains(&self) -> Result<Vec<ChainTip>, AuditError> {
         let own = self.chain.tip();
-        let mut chains = self.store.audit_chains().await.map_err(not_readable)?;
+        let mut chains = self.store.audit_chains().await.map_err(AuditError::of_read)?;
         chains.retain(|tip| tip.node != own.node);
         chains.insert(0, own);
         Ok(chains)
@@ -53,10 +40,11 @@ impl Audit {
             return Ok(None);
         };
         let limit = limit.min(PAGE_MAX);
-        let events = self.store.audit_events(&node, after, limit).await.map_err(not_readable)?;
+        let events =
+            self.store.audit_events(&node, after, limit).await.map_err(AuditError::of_read)?;
         let more = events.len() >= limit as usize;
         let heads = self.store.audit_checkpoints(&node, after, PAGE_MAX).await;
-        let mut heads = heads.map_err(not_readable)?;
+        let mut heads = heads.map_err(AuditError::of_read)?;
         if let (true, Some(last)) = (more, events.last()) {
             heads.retain(|head| head.tip.sequence <= last.sequence);
         }
@@ -102,8 +90,4 @@ fn check(verifier: &mut Verifier, page: &Page) -> Result<(), Broken> {
         verifier.head(head.clone())?;
     }
     page.events.iter().try_for_each(|event| verifier.event(event).map(drop))
-}
-
-fn not_readable(error: StoreError) -> AuditError {
-    AuditError::NotReadable(error.to_string())
 }

@@ -2,24 +2,24 @@
 //! and the events since say which states of blocks may be used; while the service runs it is kept at
 //! what all nodes wrote, and signed anew. No start takes longer because the log is old.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, sync::Mutex};
 
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{AuditError, PAGE_MAX, Place, chain::Chain, lock};
-use crate::{
-    hsm::Hsm,
-    store::{StoreError, WriteStore},
+use super::{
+    chain::Chain,
+    error::AuditError,
+    lock::lock,
+    paging::PAGE_MAX,
+    place::{Parts, Place},
 };
+use crate::{hsm::Hsm, store::StoreError};
 use kms_core::{
     BlockNo, DomainId,
     audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
     block::BlockMark,
     freshness::{HeadTable, SignedHeadTable},
-    ports::{Clock, HeadWitness, KnownTips},
+    ports::KnownTips,
 };
 
 /// Events after which the table is signed before its time: what a start has to read at most, about.
@@ -28,7 +28,7 @@ const EVENTS_MAX: u64 = 20_000;
 /// How often a table that could not be relied upon is looked at again.
 const LOOK_AGAIN_MS: u64 = 5_000;
 
-/// What to do where the newest state of the blocks can't be told.
+/// The way out where the newest state of the blocks can't be told.
 const WAY_OUT: &str = "put the newest copy of the database back; after a restore, see the handbook: \
                        move node-id in [site] data_dir away on each server, and start again";
 
@@ -43,10 +43,7 @@ pub(super) struct Tables {
     made_up: Mutex<Option<MadeUp>>,
     /// What was mended without a person, and is told until the next start.
     mended: Mutex<Option<String>>,
-    store: Arc<dyn WriteStore>,
-    hsm: Hsm,
-    clock: Arc<dyn Clock>,
-    witness: Arc<dyn HeadWitness>,
+    parts: Parts,
 }
 
 struct State {
@@ -56,7 +53,7 @@ struct State {
     at_ms: Option<u64>,
 }
 
-/// What to do with the marks of events that nobody signed yet.
+/// Use of the marks of events that nobody signed yet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Marks {
     /// Use no older state.
@@ -95,7 +92,7 @@ impl From<StoreError> for Failed {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Damaged(what) => Self::WentBack(what),
-            error => Self::Error(AuditError::NotReadable(error.to_string())),
+            error => Self::Error(AuditError::of_read(error)),
         }
     }
 }
@@ -112,10 +109,7 @@ impl Tables {
     pub(super) async fn open(
         place: Place,
         key: PublicKey,
-        store: Arc<dyn WriteStore>,
-        hsm: Hsm,
-        clock: Arc<dyn Clock>,
-        witness: Arc<dyn HeadWitness>,
+        parts: Parts,
     ) -> Result<Self, AuditError> {
         let state = AsyncMutex::new(State { table: None, at_ms: None });
         let this = Self {
@@ -125,10 +119,7 @@ impl Tables {
             fault: Mutex::default(),
             made_up: Mutex::default(),
             mended: Mutex::default(),
-            store,
-            hsm,
-            clock,
-            witness,
+            parts,
         };
         this.load(&mut *this.state.lock().await).await?;
         Ok(this)
@@ -159,7 +150,7 @@ impl Tables {
                     tracing::error!(reason, "no block is used");
                 }
                 freshness.refuse(Some(&reason));
-                state.at_ms = Some(self.clock.monotonic_ms());
+                state.at_ms = Some(self.parts.clock.monotonic_ms());
                 Ok(())
             }
             Err(Failed::Error(error)) => Err(error),
@@ -169,10 +160,10 @@ impl Tables {
     /// The table as it was signed, once the events since were heard.
     async fn read(&self) -> Result<HeadTable, Failed> {
         let missing = || Failed::WentBack("its signed head table is missing".to_owned());
-        let stored = self.store.head_table().await?.ok_or_else(missing)?;
+        let stored = self.parts.store.head_table().await?.ok_or_else(missing)?;
         let mut table = self.opened(&stored)?;
         let KnownTips { tips: known, table: number } =
-            self.witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
+            self.parts.witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
         let mut wanted: HashMap<NodeId, Vec<ChainTip>> = HashMap::new();
         for tip in known.into_iter().filter(|tip| tip.sequence > 0) {
             wanted.entry(tip.node).or_default().push(tip);
@@ -217,7 +208,7 @@ impl Tables {
             // An end behind a signed one was signed for with it.
             found(wanted, tip.node, |wanted| wanted.sequence < tip.sequence || wanted == tip);
         }
-        let ends = self.store.audit_chains().await?;
+        let ends = self.parts.store.audit_chains().await?;
         for known in &table.tips {
             if !ends.iter().any(|end| end.node == known.node) {
                 let what = format!("the audit chain of node {} is missing", known.node);
@@ -260,7 +251,7 @@ impl Tables {
         let (mut made_up, mut follows) = (None, true);
         while verifier.tip().sequence < end.sequence {
             let after = verifier.tip().sequence;
-            let events = self.store.audit_events(&end.node, after, PAGE_MAX).await?;
+            let events = self.parts.store.audit_events(&end.node, after, PAGE_MAX).await?;
             if events.is_empty() {
                 let what = format!("event {} of node {} is missing", after + 1, end.node);
                 return Err(Failed::WentBack(what));
@@ -302,7 +293,7 @@ impl Tables {
     pub(super) async fn care(&self, chain: &Chain, interval_ms: u64, now: bool) {
         let end = chain.tip();
         let mut state = self.state.lock().await;
-        let since = state.at_ms.map(|at| self.clock.monotonic_ms().saturating_sub(at));
+        let since = state.at_ms.map(|at| self.parts.clock.monotonic_ms().saturating_sub(at));
         let Some(table) = &state.table else {
             if since.is_none_or(|since| since >= LOOK_AGAIN_MS)
                 && let Err(error) = self.load(&mut state).await
@@ -322,7 +313,7 @@ impl Tables {
         if let Some(what) = self.made_up_in(end.node).filter(|_| chain.fault().is_none()) {
             chain.fail(what);
         }
-        state.at_ms = Some(self.clock.monotonic_ms());
+        state.at_ms = Some(self.parts.clock.monotonic_ms());
         match outcome {
             Ok(true) => {
                 chain.taken(table.tip_of(end.node));
@@ -346,7 +337,7 @@ impl Tables {
 
     /// Takes in what all nodes wrote since, and signs it. False: another one did, meanwhile.
     async fn sign(&self, table: &mut HeadTable, chain: &Chain) -> Result<bool, Failed> {
-        let stored = self.store.head_table().await?;
+        let stored = self.parts.store.head_table().await?;
         let there = stored.as_ref().map(|stored| stored.number);
         if let Some(stored) = stored.as_ref().filter(|stored| stored.number > table.number) {
             let newer = self.opened(stored)?;
@@ -383,10 +374,10 @@ impl Tables {
             return Ok(true);
         }
         table.number += 1;
-        table.at_ms = self.clock.unix_ms();
+        table.at_ms = self.parts.clock.unix_ms();
         let domain = &self.place.domain;
-        let signed = sign_head_table(&self.hsm, &self.key, domain, table).await?;
-        let done = self.store.put_head_table(there, &signed).await;
+        let signed = sign_head_table(&self.parts.hsm, &self.key, domain, table).await?;
+        let done = self.parts.store.put_head_table(there, &signed).await;
         let done = done.map_err(|error| AuditError::of_write(&error))?;
         if done {
             self.keep_known(table).await?;
@@ -397,7 +388,7 @@ impl Tables {
     /// Remembers outside the database what a signed table says.
     async fn keep_known(&self, table: &HeadTable) -> Result<(), AuditError> {
         let known = KnownTips { tips: table.tips.clone(), table: table.number };
-        let kept = self.witness.keep_known(&known).await;
+        let kept = self.parts.witness.keep_known(&known).await;
         kept.map_err(|error| AuditError::Witness(error.0))
     }
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use super::lock;
+use super::lock::lock;
 use kms_core::{
     BlockCount, BlockNo, Numbered as _, SystemTitle, Verdict,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},

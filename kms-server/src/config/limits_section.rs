@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::{
-    ConfigError,
-    sections::{millis, seconds, within},
+    error::ConfigError,
+    values::{millis, seconds, within},
 };
 use crate::rpc::Limits;
 

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
@@ -12,7 +11,12 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, Site, limits_section::LimitsSection, pin, store_section::StoreSection,
+    error::ConfigError,
+    limits_section::LimitsSection,
+    pin,
+    settings::{Config, Site},
+    store_section::StoreSection,
+    values::{absolute, address, millis, seconds, text, within},
 };
 use crate::{
     audit,
@@ -465,53 +469,4 @@ fn policy(
     let policy = Policy::from_words(callers, grants).map_err(ConfigError::Policy)?;
     let dual_control = dual_control.iter().map(String::as_str);
     policy.with_dual_control(dual_control).map_err(ConfigError::Policy)
-}
-
-/// `value`, if it is within `bounds`.
-pub(super) fn within<T: TryFrom<u64>>(
-    key: &'static str,
-    value: u64,
-    bounds: RangeInclusive<u64>,
-) -> Result<T, ConfigError> {
-    let refusal =
-        || ConfigError::OutOfRange { key, value, least: *bounds.start(), most: *bounds.end() };
-    let inside = bounds.contains(&value).then_some(value).ok_or_else(refusal)?;
-    T::try_from(inside).map_err(|_| refusal())
-}
-
-pub(super) fn millis(
-    key: &'static str,
-    value: u64,
-    bounds: RangeInclusive<u64>,
-) -> Result<Duration, ConfigError> {
-    within(key, value, bounds).map(Duration::from_millis)
-}
-
-pub(super) fn seconds(
-    key: &'static str,
-    value: u64,
-    bounds: RangeInclusive<u64>,
-) -> Result<Duration, ConfigError> {
-    within(key, value, bounds).map(Duration::from_secs)
-}
-
-pub(super) fn text(key: &'static str, value: String, most: usize) -> Result<String, ConfigError> {
-    let is_printable = !value.trim().is_empty() && !value.contains(|c: char| c.is_control());
-    if is_printable && value.len() <= most {
-        Ok(value)
-    } else {
-        Err(ConfigError::Text { key, value, most })
-    }
-}
-
-fn address(
-    key: &'static str,
-    value: String,
-    example: &'static str,
-) -> Result<SocketAddr, ConfigError> {
-    value.parse().map_err(|_| ConfigError::Listen { key, value, example })
-}
-
-pub(super) fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    if path.is_absolute() { Ok(path) } else { Err(ConfigError::RelativePath { key, path }) }
 }

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{
-    ConfigError, Store, pin,
-    sections::{absolute, text, within},
+    error::ConfigError,
+    pin,
+    settings::Store,
+    values::{absolute, text, within},
 };
 use crate::store::postgres::{self, Password, Tls};
 

@@ -245,7 +245,7 @@ impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
     async fn commit(
         &self,
         changes: &[BlockChange],
-        audit: Option<ChainLink<'_>>,
+        audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         self.measure(Operation::Commit, self.inner.commit(changes, audit)).await
     }

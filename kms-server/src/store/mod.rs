@@ -216,7 +216,7 @@ pub trait FollowBlocks: Send + 'static {
     async fn next(&mut self) -> Result<Positions, StoreError>;
 }
 
-/// Events that continue one chain.
+/// Events that continue one chain: at least one.
 #[derive(Clone, Copy, Debug)]
 pub struct ChainLink<'a> {
     /// The end of the chain as it stands.
@@ -352,13 +352,10 @@ pub trait WriteStore: ReadStore + AuditStore {
     ///
     /// What is said of the changes goes into the audit log in the same transaction: `audit` is written
     /// with them or nothing is. [`StoreError::AuditMoved`] if the chain ends elsewhere,
-    /// [`StoreError::AuditNotWritten`] if the log is at fault. `None` is for stores without a log of
-    /// their own, in tests; the service commits through [`AuditedStore`].
-    async fn commit(
-        &self,
-        changes: &[BlockChange],
-        audit: Option<ChainLink<'_>>,
-    ) -> Result<(), StoreError>;
+    /// [`StoreError::AuditNotWritten`] if the log is at fault, or without an event. The service commits
+    /// through [`AuditedStore`]; what a domain begins with is no commit, but [`Self::create_domain`].
+    async fn commit(&self, changes: &[BlockChange], audit: ChainLink<'_>)
+    -> Result<(), StoreError>;
 
     /// Ends when the disk below this process has failed, and says how: the process is to stop then,
     /// since what it acknowledged may be lost. Never ends where the disk is another process's, which

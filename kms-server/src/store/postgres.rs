@@ -11,14 +11,16 @@
 mod audit;
 mod columns;
 mod config;
+mod failure;
 mod follow;
 mod index;
 mod open;
+mod patience;
 mod pooling;
 mod read;
 mod write;
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgPool, Postgres, pool::PoolConnection};
@@ -27,7 +29,12 @@ use tokio::time::timeout;
 pub use config::{BadTls, Config, Password, Tls};
 pub use open::OpenError;
 
-use self::{columns::classify, follow::Follower};
+use self::{
+    columns::classify,
+    failure::WriteError,
+    follow::Follower,
+    patience::{let_go, within},
+};
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
@@ -81,27 +88,9 @@ impl PostgresStore {
             write::found(&mut whole, founding).await?;
             Ok(whole.commit().await?)
         };
-        let work = async { work.await.map_err(|error: write::WriteError| error.of_commit(blocks)) };
+        let work = async { work.await.map_err(|error: WriteError| error.of_commit(blocks)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         written(&mut connection, outcome).await
-    }
-}
-
-/// The outcome of `work`, or that the database did not answer in time.
-async fn within<T>(
-    patience: Duration,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    timeout(patience, work).await.unwrap_or_else(|_| {
-        let reason = format!("it did not answer within {} s", patience.as_secs());
-        Err(StoreError::Unreachable { reason })
-    })
-}
-
-/// Keeps a connection that failed or hangs from going back to the pool.
-fn let_go<T>(connection: &mut PoolConnection<Postgres>, outcome: &Result<T, StoreError>) {
-    if matches!(outcome, Err(StoreError::Unreachable { .. })) {
-        connection.close_on_drop();
     }
 }
 
@@ -276,24 +265,19 @@ impl WriteStore for PostgresStore {
     async fn commit(
         &self,
         changes: &[BlockChange],
-        audit: Option<ChainLink<'_>>,
+        audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         rules::check(changes)?;
-        if let Some(link) = &audit {
-            rules::check_audit(link)?;
-        }
+        rules::check_audit(&audit)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = async {
             let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
             write::commit(&mut whole, changes).await?;
-            if let Some(ChainLink { behind, events }) = &audit {
-                audit::append(&mut whole, behind, events).await?;
-            }
+            audit::append(&mut whole, &audit.behind, audit.events).await?;
             // Lost from here on, the outcome is unknown: `Unreachable` says so.
             Ok(whole.commit().await?)
         };
-        let work =
-            async { work.await.map_err(|error: write::WriteError| error.of_commit(changes)) };
+        let work = async { work.await.map_err(|error: WriteError| error.of_commit(changes)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         written(&mut connection, outcome).await
     }

@@ -20,6 +20,9 @@ pub const COUNT: &str = "its head counts its records, tombstones included";
 /// A seal is never overwritten.
 pub const SEAL_ONCE: &str = "a secret version has one seal for each KEK, and it never changes";
 
+/// Every commit has an event.
+pub const NOTHING_SAID: &str = "nothing is said of a change";
+
 /// Checks everything that can be known without the database.
 pub fn check(changes: &[BlockChange]) -> Result<(), StoreError> {
     let mut seen = BTreeSet::new();
@@ -33,8 +36,12 @@ pub fn check(changes: &[BlockChange]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Checks that the events follow the end of the chain without a gap: a fault in our code if not.
+/// Checks that there are events, and that they follow the end of the chain without a gap: a fault in our
+/// code if not.
 pub fn check_audit(link: &ChainLink<'_>) -> Result<(), StoreError> {
+    if link.events.is_empty() {
+        return Err(StoreError::AuditNotWritten { reason: NOTHING_SAID.to_owned() });
+    }
     let follows = link.events.iter().zip(1u64..).all(|(event, at)| {
         event.node == link.behind.node && event.sequence == link.behind.sequence + at
     });

@@ -7,8 +7,10 @@
 
 mod audit;
 mod columns;
+mod failure;
 mod index;
 mod open;
+mod pieces;
 mod read;
 mod write;
 
@@ -24,7 +26,7 @@ pub use open::{Config, OpenError};
 
 use self::{
     columns::{classify, is_disk_failure},
-    write::WriteError,
+    failure::WriteError,
 };
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, Positions, ReadStore,
@@ -356,17 +358,15 @@ impl WriteStore for SqliteStore {
     async fn commit(
         &self,
         changes: &[BlockChange],
-        audit: Option<ChainLink<'_>>,
+        audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         rules::check(changes)?;
-        if let Some(link) = &audit {
-            rules::check_audit(link)?;
-        }
+        rules::check_audit(&audit)?;
         let mut begun = self.begin().await?;
         let connection = &mut begun.writer.connection;
         let mut outcome = write::commit(connection, changes).await;
-        if let (Ok(()), Some(link)) = (&outcome, audit) {
-            outcome = audit::append(connection, &link.behind, link.events).await;
+        if outcome.is_ok() {
+            outcome = audit::append(connection, &audit.behind, audit.events).await;
         }
         self.end(begun, outcome).await
     }

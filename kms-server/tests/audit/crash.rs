@@ -7,7 +7,7 @@ use kms_core::{
     audit::{ChainTip, Verifier},
 };
 use kms_server::{
-    audit::{Audit, Config},
+    audit::{Audit, Config, Parts},
     store::{AuditedStore as _, ReadStore as _},
 };
 
@@ -32,8 +32,8 @@ async fn child_commits_audited_changes_until_it_is_killed() {
     let hsm = kms_server::hsm::Hsm::new(signer, 2, second, second);
     let clock = std::sync::Arc::new(kms_server::app::SystemClock::new());
     let witness = std::sync::Arc::new(Witness::default());
-    let audit =
-        Audit::open(Config::default(), place(), store.clone(), hsm, clock, witness).await.unwrap();
+    let parts = Parts { store: store.clone(), hsm, clock, witness };
+    let audit = Audit::open(Config::default(), place(), parts).await.unwrap();
     assert_eq!(audit.status().fault, None);
     let mut done =
         store.block(BlockNo(BLOCK)).await.unwrap().map_or(0, |b| b.head.position.sequence.0);

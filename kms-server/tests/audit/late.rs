@@ -32,7 +32,7 @@ impl Lossy {
     /// The `n`-th of the lost commits comes to its end.
     async fn land(&self, n: usize) -> Result<(), StoreError> {
         let (changes, behind, events) = self.kept.lock().unwrap()[n].clone();
-        self.inner.commit(&changes, Some(ChainLink { behind, events: &events })).await
+        self.inner.commit(&changes, ChainLink { behind, events: &events }).await
     }
 }
 
@@ -125,7 +125,7 @@ impl WriteStore for Lossy {
     async fn commit(
         &self,
         changes: &[BlockChange],
-        audit: Option<ChainLink<'_>>,
+        audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         let lost = {
             let mut lose = self.lose.lock().unwrap();
@@ -133,8 +133,8 @@ impl WriteStore for Lossy {
             *lose = lose.saturating_sub(1);
             lost
         };
-        if let (true, Some(link)) = (lost, &audit) {
-            let kept = (changes.to_vec(), link.behind, link.events.to_vec());
+        if lost {
+            let kept = (changes.to_vec(), audit.behind, audit.events.to_vec());
             self.kept.lock().unwrap().push(kept);
             return Err(StoreError::Unreachable { reason: "the answer was lost".into() });
         }

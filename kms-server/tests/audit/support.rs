@@ -20,7 +20,7 @@ use kms_core::{
 };
 use kms_server::{
     app::SystemClock,
-    audit::{self, Audit, Config},
+    audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, GcmOpen, Hsm, ImportsKeys, NotAuthentic, SealedKeys, Signs, TokenCare,
         TokenError, TokenStatus, WrappedKey,
@@ -165,7 +165,8 @@ impl Place {
         let hsm = Hsm::new(self.signer.clone(), 2, second, second * 5);
         let config = Config { traffic_interval: second * 3_600, ..Config::default() };
         let (clock, witness) = (Arc::new(SystemClock::new()), self.witness.clone());
-        Audit::open(config, place(), store, hsm, clock, witness).await.unwrap()
+        let parts = Parts { store, hsm, clock, witness };
+        Audit::open(config, place(), parts).await.unwrap()
     }
 }
 

@@ -184,10 +184,12 @@ impl Site {
                 blocks: domain.blocks,
                 freshness: Arc::clone(&freshness),
             },
-            measured.clone(),
-            hsm.clone(),
-            Arc::clone(&clock),
-            witness,
+            audit::Parts {
+                store: measured.clone(),
+                hsm: hsm.clone(),
+                clock: Arc::clone(&clock),
+                witness,
+            },
         )
         .await
         .unwrap();

@@ -36,7 +36,7 @@ fn moved(error: &StoreError) -> bool {
 
 async fn append(store: &Store, behind: ChainTip, count: u64) -> Result<ChainTip, Seen> {
     let (tip, events) = next(behind, count);
-    store.commit(&[], Some(ChainLink { behind, events: &events })).await?;
+    store.commit(&[], ChainLink { behind, events: &events }).await?;
     Ok(tip)
 }
 
@@ -45,7 +45,7 @@ pub(super) async fn audit_events_come_back_byte_for_byte_page_by_page(store: Sto
     same(store.audit_events(&NODE, 0, 9).await?, Vec::new())?;
     let (tip, events) = next(ChainTip::empty(NODE), 200);
     let link = ChainLink { behind: ChainTip::empty(NODE), events: &events };
-    store.commit(&[], Some(link)).await?;
+    store.commit(&[], link).await?;
     // A chain of another node does not mix with it.
     let other = append(&store, ChainTip::empty(NodeId([0; 16])), 3).await?;
     same(store.audit_chains().await?, vec![other, tip])?;
@@ -80,7 +80,7 @@ pub(super) async fn an_audit_event_stands_only_behind_the_end_of_its_chain(
         (tip, good.iter().rev().cloned().collect()),
     ] {
         let link = ChainLink { behind, events: &events };
-        refused(store.commit(&[], Some(link)).await, moved)?;
+        refused(store.commit(&[], link).await, moved)?;
     }
     same(store.audit_chains().await?, vec![tip])?;
     same(store.audit_events(&NODE, 0, 9).await?.len(), 2)?;
@@ -95,20 +95,28 @@ pub(super) async fn a_change_and_its_audit_events_are_there_together_or_not_at_a
     let (tip, events) = next(start, 2);
     let link = ChainLink { behind: start, events: &events };
     let change = scene.steps(3, 1, &[meter(1, "a", &[])]);
-    store.commit(std::slice::from_ref(&change), Some(link)).await?;
+    store.commit(std::slice::from_ref(&change), link).await?;
     same((store.heads().await?.len(), store.audit_events(&NODE, 0, 9).await?.len()), (1, 2))?;
     // The change is refused: no event.
     let (_, events) = next(tip, 1);
     let link = ChainLink { behind: tip, events: &events };
-    super::refused_as_conflict(store.commit(&[change], Some(link)).await)?;
+    super::refused_as_conflict(store.commit(&[change], link).await)?;
     // The events are refused: no change.
     let (_, events) = next(start, 1);
     let stale = ChainLink { behind: start, events: &events };
     let second = scene.steps(4, 1, &[meter(2, "b", &[])]);
-    refused(store.commit(std::slice::from_ref(&second), Some(stale)).await, moved)?;
+    refused(store.commit(std::slice::from_ref(&second), stale).await, moved)?;
     same((store.heads().await?.len(), store.audit_events(&NODE, 0, 9).await?.len()), (1, 2))?;
     same(store.audit_chains().await?, vec![tip])?;
-    store.commit(&[second], Some(link)).await.map_err(Seen::from)
+    store.commit(&[second], link).await.map_err(Seen::from)
+}
+
+pub(super) async fn a_change_of_which_nothing_is_said_is_refused(store: Store) -> Outcome {
+    let change = Scene::default().steps(3, 1, &[meter(1, "a", &[])]);
+    let link = ChainLink { behind: ChainTip::empty(NODE), events: &[] };
+    let unsaid = |error: &StoreError| matches!(error, StoreError::AuditNotWritten { .. });
+    refused(store.commit(&[change], link).await, unsaid)?;
+    same(store.heads().await?, Vec::new())
 }
 
 pub(super) async fn signed_heads_come_back_and_the_last_is_found(store: Store) -> Outcome {

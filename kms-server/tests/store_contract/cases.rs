@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Seen,
+    Said, Seen,
     made_up::{Scene, Step, fingerprint, meter, seal, title, tombstone},
     refused_as_conflict, refused_as_taken, refused_by, same,
 };
@@ -141,7 +141,7 @@ pub(super) async fn a_block_comes_back_byte_for_byte_and_in_key_order(store: Sto
         .collect();
     let mut change = scene.steps(7, 4, &steps);
     change.seals = vec![seal(1, 9), seal(1, 3)];
-    store.commit(&[change.clone()], None).await?;
+    store.commit(&[change.clone()], Said::new().link()).await?;
 
     let block = existing(&store, 7).await?;
     same(&block.head, &change.head)?;
@@ -160,7 +160,7 @@ pub(super) async fn heads_are_in_order_and_only_of_blocks_that_exist(store: Stor
         scene.steps(0, 1, &[meter(2, "b", &[])]),
         scene.steps(17, 1, &[]),
     ];
-    store.commit(&changes, None).await?;
+    store.commit(&changes, Said::new().link()).await?;
     let [last, first, middle] = changes.map(|change| change.head);
     same(store.heads().await?, vec![first, middle, last])?;
     same(store.block(BlockNo(1)).await?, None)
@@ -170,8 +170,8 @@ pub(super) async fn a_change_replaces_the_record_and_leaves_the_others(store: St
     let mut scene = Scene::default();
     let first = scene.steps(3, 1, &[meter(1, "a", &[]), meter(2, "b", &[])]);
     let second = scene.steps(3, 1, &[meter(1, "a", &[5])]);
-    store.commit(std::slice::from_ref(&first), None).await?;
-    store.commit(std::slice::from_ref(&second), None).await?;
+    store.commit(std::slice::from_ref(&first), Said::new().link()).await?;
+    store.commit(std::slice::from_ref(&second), Said::new().link()).await?;
     let block = existing(&store, 3).await?;
     same(block.head, second.head)?;
     same(block.seals, first.seals)?;
@@ -183,26 +183,28 @@ pub(super) async fn a_head_that_moved_is_a_conflict(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let first = scene.steps(3, 1, &[meter(1, "a", &[])]);
     let mut other = scene.clone();
-    store.commit(std::slice::from_ref(&first), None).await?;
-    refused_as_conflict(store.commit(&[first], None).await)?;
-    store.commit(&[scene.steps(3, 1, &[meter(2, "b", &[])])], None).await?;
-    refused_as_conflict(store.commit(&[other.steps(3, 1, &[meter(3, "c", &[])])], None).await)?;
+    store.commit(std::slice::from_ref(&first), Said::new().link()).await?;
+    refused_as_conflict(store.commit(&[first], Said::new().link()).await)?;
+    store.commit(&[scene.steps(3, 1, &[meter(2, "b", &[])])], Said::new().link()).await?;
+    refused_as_conflict(
+        store.commit(&[other.steps(3, 1, &[meter(3, "c", &[])])], Said::new().link()).await,
+    )?;
     // The same sequence in another epoch is another place.
     let mut forked = scene.steps(3, 3, &[meter(4, "d", &[])]);
     forked.expected = forked.expected.map(|mut at| {
         at.epoch = Epoch(2);
         at
     });
-    refused_as_conflict(store.commit(&[forked], None).await)?;
+    refused_as_conflict(store.commit(&[forked], Said::new().link()).await)?;
     // A block that does not exist has no head to extend.
     let mut absent = Scene::default().steps(9, 1, &[meter(9, "z", &[])]);
     absent.expected = Some(Default::default());
-    refused_as_conflict(store.commit(&[absent], None).await)
+    refused_as_conflict(store.commit(&[absent], Said::new().link()).await)
 }
 
 pub(super) async fn of_two_writers_exactly_one_wins(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], Said::new().link()).await?;
     for round in 2..12 {
         let mine = scene.clone().steps(3, 1, &[meter(round, "x", &[])]);
         let yours = scene.clone().steps(3, 1, &[meter(round, "x", &[]), meter(1, "a", &[])]);
@@ -214,7 +216,7 @@ pub(super) async fn of_two_writers_exactly_one_wins(store: Store) -> Outcome {
         };
         let head = scene.steps(3, 1, winner).head;
         same(existing(&store, 3).await?.head, head)?;
-        store.commit(&[scene.steps(3, 1, &[tombstone(round)])], None).await?;
+        store.commit(&[scene.steps(3, 1, &[tombstone(round)])], Said::new().link()).await?;
     }
     Ok(())
 }
@@ -222,7 +224,7 @@ pub(super) async fn of_two_writers_exactly_one_wins(store: Store) -> Outcome {
 /// Commits from another task, so that two of them meet.
 async fn commit_apart(store: &Store, change: BlockChange) -> Result<(), StoreError> {
     let store = Arc::clone(store);
-    let task = tokio::spawn(async move { store.commit(&[change], None).await });
+    let task = tokio::spawn(async move { store.commit(&[change], Said::new().link()).await });
     task.await.unwrap_or_else(|lost| Err(StoreError::Unreachable { reason: lost.to_string() }))
 }
 
@@ -236,23 +238,23 @@ pub(super) async fn a_gap_or_a_number_twice_is_refused(store: Store) -> Outcome 
         change
     };
     for numbers in [[1, 3], [1, 1], [2, 3], [2, 1], [0, 1], [u64::MAX, 1]] {
-        refused_by(store.commit(&[renumbered(numbers)], None).await, rules::GAPLESS)?;
+        refused_by(store.commit(&[renumbered(numbers)], Said::new().link()).await, rules::GAPLESS)?;
     }
     for sequence in [1, 3] {
         let mut change = good.clone();
         change.head.position.sequence = Sequence(sequence);
-        refused_by(store.commit(&[change], None).await, rules::HEAD_SEQUENCE)?;
+        refused_by(store.commit(&[change], Said::new().link()).await, rules::HEAD_SEQUENCE)?;
     }
     let mut change = good.clone();
     change.head.position.sequence = Sequence(u64::MAX);
-    refused_by(store.commit(&[change], None).await, rules::NUMBER_FITS)?;
+    refused_by(store.commit(&[change], Said::new().link()).await, rules::NUMBER_FITS)?;
     same(store.heads().await?, Vec::new())?;
-    store.commit(&[good], None).await.map_err(Seen::from)
+    store.commit(&[good], Said::new().link()).await.map_err(Seen::from)
 }
 
 pub(super) async fn epochs_never_fall(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 4, &[meter(1, "a", &[])])], None).await?;
+    store.commit(&[scene.steps(3, 4, &[meter(1, "a", &[])])], Said::new().link()).await?;
     let next = scene.steps(3, 4, &[meter(2, "b", &[]), meter(3, "c", &[])]);
     let with_epochs = |epochs: [u64; 2], head: u64| {
         let mut change = next.clone();
@@ -263,10 +265,13 @@ pub(super) async fn epochs_never_fall(store: Store) -> Outcome {
         change
     };
     for (epochs, head) in [([3, 4], 4), ([6, 4], 6), ([4, 6], 4), ([4, 4], 3)] {
-        refused_by(store.commit(&[with_epochs(epochs, head)], None).await, rules::EPOCH_FALLS)?;
+        refused_by(
+            store.commit(&[with_epochs(epochs, head)], Said::new().link()).await,
+            rules::EPOCH_FALLS,
+        )?;
     }
     let rising = with_epochs([4, 6], 6);
-    store.commit(std::slice::from_ref(&rising), None).await?;
+    store.commit(std::slice::from_ref(&rising), Said::new().link()).await?;
     same(existing(&store, 3).await?.head, rising.head)
 }
 
@@ -276,16 +281,16 @@ pub(super) async fn a_wrong_count_is_refused(store: Store) -> Outcome {
     for count in [0, 1, 3] {
         let mut wrong = first.clone();
         wrong.head.count = count;
-        refused_by(store.commit(&[wrong], None).await, rules::COUNT)?;
+        refused_by(store.commit(&[wrong], Said::new().link()).await, rules::COUNT)?;
     }
-    store.commit(&[first], None).await?;
+    store.commit(&[first], Said::new().link()).await?;
     // One replaced, one buried, one new: three.
     let steps = [meter(1, "a", &[1]), tombstone(2), meter(3, "c", &[])];
     let second = scene.steps(3, 1, &steps);
     let mut wrong = second.clone();
     wrong.head.count = 2;
-    refused_by(store.commit(&[wrong], None).await, rules::COUNT)?;
-    store.commit(&[second], None).await?;
+    refused_by(store.commit(&[wrong], Said::new().link()).await, rules::COUNT)?;
+    store.commit(&[second], Said::new().link()).await?;
     let block = existing(&store, 3).await?;
     same((block.head.count, block.records.len()), (3, 3))
 }
@@ -294,20 +299,23 @@ pub(super) async fn a_block_stands_in_a_commit_once(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let first = scene.steps(3, 1, &[meter(1, "a", &[])]);
     let second = scene.steps(3, 1, &[meter(2, "b", &[])]);
-    refused_by(store.commit(&[first, second], None).await, rules::BLOCK_ONCE)?;
+    refused_by(store.commit(&[first, second], Said::new().link()).await, rules::BLOCK_ONCE)?;
     same(store.heads().await?, Vec::new())
 }
 
 pub(super) async fn a_seal_is_never_overwritten(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], Said::new().link()).await?;
     let mut change = scene.steps(3, 1, &[meter(2, "b", &[])]);
     let mut other = seal(1, 7);
     other.sealed.push(1);
     change.seals = vec![other];
-    refused_by(store.commit(std::slice::from_ref(&change), None).await, rules::SEAL_ONCE)?;
+    refused_by(
+        store.commit(std::slice::from_ref(&change), Said::new().link()).await,
+        rules::SEAL_ONCE,
+    )?;
     change.seals = vec![seal(1, 8), seal(2, 7)];
-    store.commit(&[change], None).await?;
+    store.commit(&[change], Said::new().link()).await?;
     let seals = existing(&store, 3).await?.seals;
     same(seals, vec![seal(1, 7), seal(1, 8), seal(2, 7)])
 }
@@ -315,7 +323,7 @@ pub(super) async fn a_seal_is_never_overwritten(store: Store) -> Outcome {
 pub(super) async fn nothing_of_a_failed_commit_is_seen(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let before: Vec<_> = (0..3).map(|no| scene.steps(no, 1, &[])).collect();
-    store.commit(&before, None).await?;
+    store.commit(&before, Said::new().link()).await?;
     let heads = store.heads().await?;
     let good = [
         scene.steps(0, 1, &[meter(1, "a", &[1])]),
@@ -325,16 +333,16 @@ pub(super) async fn nothing_of_a_failed_commit_is_seen(store: Store) -> Outcome 
     // The last of three blocks is at fault, in each of the ways that only the database knows.
     let mut moved = good.clone();
     moved[2].expected = None;
-    refused_as_conflict(store.commit(&moved, None).await)?;
+    refused_as_conflict(store.commit(&moved, Said::new().link()).await)?;
     let mut miscounted = good.clone();
     miscounted[2].head.count = 9;
-    refused_by(store.commit(&miscounted, None).await, rules::COUNT)?;
+    refused_by(store.commit(&miscounted, Said::new().link()).await, rules::COUNT)?;
     let mut resealed = good.clone();
     resealed[2].seals = vec![seal(1, 7)];
-    refused_by(store.commit(&resealed, None).await, rules::SEAL_ONCE)?;
+    refused_by(store.commit(&resealed, Said::new().link()).await, rules::SEAL_ONCE)?;
     let mut clashing = good.clone();
     clashing[2].records[0].index = clashing[0].records[0].index.clone();
-    refused_as_taken(store.commit(&clashing, None).await, "meter id")?;
+    refused_as_taken(store.commit(&clashing, Said::new().link()).await, "meter id")?;
 
     same(store.heads().await?, heads)?;
     for no in 0..3 {
@@ -342,19 +350,19 @@ pub(super) async fn nothing_of_a_failed_commit_is_seen(store: Store) -> Outcome 
     }
     same(store.count_meters().await?, 0)?;
     same(holders(&store, &[1, 2, 3], 9).await?, Vec::new())?;
-    store.commit(&good, None).await?;
+    store.commit(&good, Said::new().link()).await?;
     same(store.count_meters().await?, 3)
 }
 
 pub(super) async fn a_reader_sees_a_commit_whole_or_not_at_all(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let steps: Vec<Step> = (1..40).map(tombstone).collect();
-    store.commit(&[scene.steps(3, 1, &steps)], None).await?;
+    store.commit(&[scene.steps(3, 1, &steps)], Said::new().link()).await?;
     let writer = {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
             for _ in 0..40 {
-                store.commit(&[scene.steps(3, 1, &steps)], None).await?;
+                store.commit(&[scene.steps(3, 1, &steps)], Said::new().link()).await?;
             }
             Ok::<(), StoreError>(())
         })
@@ -370,76 +378,78 @@ pub(super) async fn a_reader_sees_a_commit_whole_or_not_at_all(store: Store) -> 
 
 pub(super) async fn a_tombstone_frees_the_id_and_keeps_the_record(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[7])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[7])])], Said::new().link()).await?;
     same(found(&store, "a").await?, Some(1))?;
     let buried = scene.steps(3, 1, &[tombstone(1)]);
-    store.commit(std::slice::from_ref(&buried), None).await?;
+    store.commit(std::slice::from_ref(&buried), Said::new().link()).await?;
 
     same(found(&store, "a").await?, None)?;
     same(store.count_meters().await?, 0)?;
     same(holders(&store, &[7], 9).await?, vec![(7, "(1)".to_owned())])?;
     same(existing(&store, 3).await?.records, vec![buried.records[0].record.clone()])?;
     // The id goes to another meter, the title comes back to life under another id.
-    store.commit(&[scene.steps(4, 1, &[meter(2, "a", &[])])], None).await?;
-    store.commit(&[scene.steps(3, 1, &[meter(1, "b", &[])])], None).await?;
+    store.commit(&[scene.steps(4, 1, &[meter(2, "a", &[])])], Said::new().link()).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "b", &[])])], Said::new().link()).await?;
     same((found(&store, "a").await?, found(&store, "b").await?), (Some(2), Some(1)))?;
     same(holders(&store, &[7], 9).await?, vec![(7, "b".to_owned())])?;
     // With the value that it had before.
-    store.commit(&[scene.steps(3, 1, &[tombstone(1), meter(1, "c", &[7, 8])])], None).await?;
-    store.commit(&[scene.steps(4, 1, &[meter(3, "d", &[7])])], None).await?;
+    store
+        .commit(&[scene.steps(3, 1, &[tombstone(1), meter(1, "c", &[7, 8])])], Said::new().link())
+        .await?;
+    store.commit(&[scene.steps(4, 1, &[meter(3, "d", &[7])])], Said::new().link()).await?;
     same(
         holders(&store, &[7, 8], 9).await?,
         [(7, "c"), (7, "d"), (8, "c")].map(|(n, id)| (n, id.to_owned())).to_vec(),
     )?;
     // The living come first.
-    store.commit(&[scene.steps(3, 1, &[tombstone(1)])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[tombstone(1)])], Said::new().link()).await?;
     same(holders(&store, &[7], 1).await?, vec![(7, "d".to_owned())])
 }
 
 pub(super) async fn an_id_moves_from_the_dead_to_the_living_in_one_commit(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[7])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[7])])], Said::new().link()).await?;
     // The new owner's block comes first.
     let changes = [scene.steps(2, 1, &[meter(2, "a", &[7])]), scene.steps(3, 1, &[tombstone(1)])];
-    store.commit(&changes, None).await?;
+    store.commit(&changes, Said::new().link()).await?;
     same(found(&store, "a").await?, Some(2))?;
     same(holders(&store, &[7], 9).await?, vec![(7, "(1)".into()), (7, "a".into())])
 }
 
 pub(super) async fn an_id_belongs_to_one_meter(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], Said::new().link()).await?;
     let mut elsewhere = scene.clone();
     refused_as_taken(
-        store.commit(&[elsewhere.steps(4, 1, &[meter(2, "a", &[])])], None).await,
+        store.commit(&[elsewhere.steps(4, 1, &[meter(2, "a", &[])])], Said::new().link()).await,
         "meter id",
     )?;
     let mut beside = scene.clone();
     refused_as_taken(
-        store.commit(&[beside.steps(3, 1, &[meter(2, "a", &[])])], None).await,
+        store.commit(&[beside.steps(3, 1, &[meter(2, "a", &[])])], Said::new().link()).await,
         "meter id",
     )?;
     let mut at_once = scene.clone();
     let twins =
         [at_once.steps(5, 1, &[meter(5, "b", &[])]), at_once.steps(6, 1, &[meter(6, "b", &[])])];
-    refused_as_taken(store.commit(&twins, None).await, "meter id")?;
+    refused_as_taken(store.commit(&twins, Said::new().link()).await, "meter id")?;
     same(found(&store, "a").await?, Some(1))?;
     // Ids differ by case.
-    store.commit(&[scene.steps(4, 1, &[meter(2, "A", &[])])], None).await?;
+    store.commit(&[scene.steps(4, 1, &[meter(2, "A", &[])])], Said::new().link()).await?;
     same((found(&store, "a").await?, found(&store, "A").await?), (Some(1), Some(2)))
 }
 
 pub(super) async fn a_title_belongs_to_one_meter(store: Store) -> Outcome {
     let mut scene = Scene::default();
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[])])], Said::new().link()).await?;
     let mut renamed = scene.clone();
     refused_as_taken(
-        store.commit(&[renamed.steps(3, 1, &[meter(1, "b", &[])])], None).await,
+        store.commit(&[renamed.steps(3, 1, &[meter(1, "b", &[])])], Said::new().link()).await,
         "system title",
     )?;
     let mut elsewhere = scene.clone();
     refused_as_taken(
-        store.commit(&[elsewhere.steps(4, 1, &[meter(1, "a", &[])])], None).await,
+        store.commit(&[elsewhere.steps(4, 1, &[meter(1, "a", &[])])], Said::new().link()).await,
         "system title",
     )?;
     same((found(&store, "a").await?, found(&store, "b").await?), (Some(1), None))
@@ -456,9 +466,9 @@ pub(super) async fn meters_are_listed_in_order_of_id_page_by_page(store: Store) 
         meter(6, "!", &[]),
         meter(7, "gone", &[]),
     ];
-    store.commit(&[scene.steps(3, 1, &steps[..4])], None).await?;
-    store.commit(&[scene.steps(8, 1, &steps[4..])], None).await?;
-    store.commit(&[scene.steps(8, 1, &[tombstone(7)])], None).await?;
+    store.commit(&[scene.steps(3, 1, &steps[..4])], Said::new().link()).await?;
+    store.commit(&[scene.steps(8, 1, &steps[4..])], Said::new().link()).await?;
+    store.commit(&[scene.steps(8, 1, &[tombstone(7)])], Said::new().link()).await?;
     // As bytes compare: no locale, no numbers.
     let wanted = ["!", "M-1", "m-1", "m-10", "m-2", "~"];
     for limit in 1..8 {
@@ -489,7 +499,7 @@ pub(super) async fn holders_follow_the_fingerprints(store: Store) -> Outcome {
         scene.steps(3, 1, &[meter(1, "a", &[1, 2, 1]), meter(2, "b", &[2])]),
         scene.steps(4, 1, &[meter(3, "c", &[2, 3])]),
     ];
-    store.commit(&changes, None).await?;
+    store.commit(&changes, Said::new().link()).await?;
     let owned = |list: &[(u8, &str)]| -> Vec<(u8, String)> {
         list.iter().map(|(byte, id)| (*byte, (*id).to_owned())).collect()
     };
@@ -498,7 +508,7 @@ pub(super) async fn holders_follow_the_fingerprints(store: Store) -> Outcome {
     // The limit is for each fingerprint.
     let few = holders(&store, &[1, 2, 3], 1).await?;
     same(few.iter().map(|(byte, _)| *byte).collect(), vec![1, 2, 3])?;
-    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[4, 2])])], None).await?;
+    store.commit(&[scene.steps(3, 1, &[meter(1, "a", &[4, 2])])], Said::new().link()).await?;
     let all = holders(&store, &[1, 2, 4], 9).await?;
     same(all, owned(&[(2, "a"), (2, "b"), (2, "c"), (4, "a")]))
 }
@@ -506,12 +516,14 @@ pub(super) async fn holders_follow_the_fingerprints(store: Store) -> Outcome {
 pub(super) async fn an_index_that_changes_twice_in_a_commit_says_the_last(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let steps = [meter(1, "a", &[1]), meter(1, "a", &[2]), meter(2, "b", &[3]), tombstone(2)];
-    store.commit(&[scene.steps(3, 1, &steps)], None).await?;
+    store.commit(&[scene.steps(3, 1, &steps)], Said::new().link()).await?;
     same(existing(&store, 3).await?.records.len(), 2)?;
     same(store.count_meters().await?, 1)?;
     same(holders(&store, &[1, 2, 3], 9).await?, vec![(2, "a".to_owned())])?;
     // Never written: of several changes of one record the last counts. Buried and brought back under another id.
-    store.commit(&[scene.steps(3, 1, &[tombstone(1), meter(1, "z", &[2])])], None).await?;
+    store
+        .commit(&[scene.steps(3, 1, &[tombstone(1), meter(1, "z", &[2])])], Said::new().link())
+        .await?;
     same((found(&store, "a").await?, found(&store, "z").await?), (None, Some(1)))?;
     let key = RecordKey::meter(&title(1));
     let kept = existing(&store, 3).await?.records.into_iter().find(|record| record.key == key);

@@ -7,11 +7,38 @@ mod audit_cases;
 mod cases;
 mod made_up;
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
 
-use kms_server::store::{StoreError, WriteStore};
+use kms_core::audit::{AuditOutcome, AuditedCall, ChainTip, NodeId, StoredEvent, Subject};
+use kms_server::store::{ChainLink, StoreError, WriteStore};
 
 pub use made_up::Scene;
+
+/// The event that a commit can't be without, where a test asks for none: the first of a chain of its own,
+/// so that no two writers are in each other's way.
+pub struct Said {
+    behind: ChainTip,
+    events: [StoredEvent; 1],
+}
+
+impl Said {
+    pub fn new() -> Self {
+        // Two stores never meet in one node by chance, nor do two processes over one store.
+        let [high, low] = [RandomState::new(), RandomState::new()].map(|one| one.hash_one(0));
+        let node = NodeId((u128::from(high) << 64 | u128::from(low)).to_be_bytes());
+        let behind = ChainTip::empty(node);
+        let entry = AuditedCall::new("x", "y").entry(0, Subject::NONE, AuditOutcome::Done);
+        Self { behind, events: [behind.append(entry).1] }
+    }
+
+    pub fn link(&self) -> ChainLink<'_> {
+        ChainLink { behind: self.behind, events: &self.events }
+    }
+}
 
 /// A store that does not do what the traits say.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +94,7 @@ where
         audit_events_come_back_byte_for_byte_page_by_page
         an_audit_event_stands_only_behind_the_end_of_its_chain
         a_change_and_its_audit_events_are_there_together_or_not_at_all
+        a_change_of_which_nothing_is_said_is_refused
         signed_heads_come_back_and_the_last_is_found
     }
     Ok(())

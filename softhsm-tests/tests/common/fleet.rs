@@ -7,7 +7,7 @@ use dlms::{
     SystemTitle,
 };
 use kms_client::{
-    Apdu, ImportFormat, ImportLine, ImportLines, ImportResult, ImportRules, KmsClient,
+    Apdu, ImportFormat, ImportRecords, ImportResult, ImportRules, KmsClient, MeterRecord,
 };
 use tokio_stream::StreamExt as _;
 
@@ -54,8 +54,8 @@ pub fn line_in_hsm(n: u64) -> String {
 }
 
 /// The parsed lines of a file.
-pub fn parsed(text: &str) -> Vec<ImportLine> {
-    ImportLines::new(std::io::Cursor::new(text.as_bytes().to_vec()), ImportFormat::JsonLines)
+pub fn parsed(text: &str) -> Vec<MeterRecord> {
+    ImportRecords::new(std::io::Cursor::new(text.as_bytes().to_vec()), ImportFormat::JsonLines)
         .map(|line| line.unwrap())
         .collect()
 }

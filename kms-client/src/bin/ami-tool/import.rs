@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kms_client::{
-    BadLine, ImportCounts, ImportFormat, ImportLine, ImportLines, ImportResult, ImportRules,
-    KmsClient, Outcome, SealedPart, SealedParts, sealed::is_sealed_file,
+    BadRecord, ImportCounts, ImportFormat, ImportRecords, ImportResult, ImportRules, KmsClient,
+    MeterRecord, Outcome, SealedPart, SealedParts, sealed::is_sealed_file,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ const PLAIN_EVERY: Duration = Duration::from_secs(5);
 struct Due {
     /// Bytes of the file up to its end.
     position: u64,
-    sent: Result<Sent, BadLine>,
+    sent: Result<Sent, BadRecord>,
 }
 
 /// What is known of a line that was sent.
@@ -149,9 +149,9 @@ fn read_lines(
     source: Box<dyn Read + Send>,
     format: ImportFormat,
     due: &mpsc::Sender<Due>,
-    lines: &mpsc::Sender<ImportLine>,
+    lines: &mpsc::Sender<MeterRecord>,
 ) {
-    let mut parsed = ImportLines::new(source, format);
+    let mut parsed = ImportRecords::new(source, format);
     let mut seen = SeenValues::new();
     while let Some(line) = parsed.next() {
         let position = parsed.position();
@@ -159,7 +159,7 @@ fn read_lines(
         let (sent, line) = match line {
             Err(bad) => (Err(bad), None),
             Ok(line) => {
-                let warnings = seen.warnings(line.line, &line.meter);
+                let warnings = seen.warnings(line.place.number(), &line.meter);
                 (Ok(Sent { warnings, has_keys: !line.meter.keys.is_empty() }), Some(line))
             }
         };
@@ -178,10 +178,10 @@ fn read_lines(
 }
 
 /// The result of a line that never left.
-fn refused_here(bad: BadLine) -> ImportResult {
-    let BadLine { line, code, reason } = bad;
+fn refused_here(bad: BadRecord) -> ImportResult {
+    let BadRecord { place, code, reason } = bad;
     ImportResult {
-        line,
+        line: place.number(),
         outcome: Outcome::Refused,
         meter_id: String::new(),
         code: code.to_owned(),

@@ -94,7 +94,7 @@ fn read_lines(defaults: &Items, due: &mpsc::Sender<Due>, apdus: &mpsc::Sender<Ap
         let parsed = match line {
             Ok(line) if line.is_blank() => continue,
             Ok(line) => parse(defaults, line.number, &line.bytes),
-            Err(bad) => Due::Bad { line: bad.line, id: None, reason: bad.reason },
+            Err(bad) => Due::Bad { line: bad.place.number(), id: None, reason: bad.reason },
         };
         // First what is due, then the question: so an answer always finds what it belongs to.
         let apdu = match &parsed {

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::Path;
 
 use kms_client::{
-    BadLine, ImportKey, ImportLine, ImportLines, ManifestSigner, SealError, SealedPart, Sealer,
+    BadRecord, ImportKey, ImportRecords, ManifestSigner, MeterRecord, SealError, SealedPart, Sealer,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -34,7 +34,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     let lines = || -> Result<_, Failure> {
         let failed =
             |error: io::Error| Failure::files(format!("reading {}: {error}", what.file.display()));
-        Ok(ImportLines::new(File::open(&what.file).map_err(failed)?, format))
+        Ok(ImportRecords::new(File::open(&what.file).map_err(failed)?, format))
     };
 
     // The header says how many lines there are, and a file with a bad line is not sealed at all.
@@ -78,7 +78,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
 }
 
 /// How many lines there are, if none is bad; the first bad ones are named.
-fn count_good(lines: ImportLines<File>) -> Result<u64, Failure> {
+fn count_good(lines: ImportRecords<File>) -> Result<u64, Failure> {
     let (mut count, mut bad) = (0, 0);
     for line in lines {
         match line {
@@ -105,7 +105,7 @@ fn count_good(lines: ImportLines<File>) -> Result<u64, Failure> {
 /// concerns a few blocks of the site's, and not one for nearly each line.
 fn seal_all(
     sealer: &mut Sealer,
-    mut lines: impl Iterator<Item = Result<ImportLine, BadLine>>,
+    mut lines: impl Iterator<Item = Result<MeterRecord, BadRecord>>,
     out: &mut BufWriter<File>,
 ) -> Result<u64, Failure> {
     let mut chunks = 0;
@@ -117,8 +117,9 @@ fn seal_all(
         }
         // Stable: lines about one meter stay in their order.
         window.sort_by_key(|line| line.meter.storage_order());
-        for ImportLine { line, meter } in window {
-            let sealed = sealer.push(meter).map_err(|error| refused(error.at_line(line)))?;
+        for MeterRecord { place, meter } in window {
+            let sealed =
+                sealer.push(meter).map_err(|error| refused(error.at_line(place.number())))?;
             if let Some(part) = sealed {
                 write(&part, chunks == 0, out)
                     .map_err(|error| Failure::files(format!("writing the sealed file: {error}")))?;

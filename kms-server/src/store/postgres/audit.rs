@@ -4,7 +4,7 @@ use sqlx::{PgConnection, postgres::PgRow};
 
 use super::{
     columns::{array, bytes, classify, number, signed},
-    write::WriteError,
+    failure::WriteError,
 };
 use crate::store::StoreError;
 use kms_core::{

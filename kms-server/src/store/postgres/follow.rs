@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     columns::classify,
-    let_go, read, within,
+    patience::{let_go, within},
+    read,
     write::{self, CHANNEL},
 };
 use crate::store::{FollowBlocks, Positions, StoreError};

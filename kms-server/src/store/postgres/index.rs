@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use super::{
     columns::{array, bytes, number, text},
-    write::WriteError,
+    failure::WriteError,
 };
 use crate::store::{
     BlockChange, StoreError,

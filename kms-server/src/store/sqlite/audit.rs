@@ -4,7 +4,8 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     columns::{array, bytes, classify, number, signed},
-    write::{WriteError, pieces},
+    failure::WriteError,
+    pieces::pieces,
 };
 use crate::store::StoreError;
 use kms_core::{

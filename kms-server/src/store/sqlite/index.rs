@@ -6,7 +6,8 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     columns::{array, bytes, number, text},
-    write::{WriteError, pieces},
+    failure::WriteError,
+    pieces::pieces,
 };
 use crate::store::{
     BlockChange,

@@ -7,8 +7,10 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     audit,
-    columns::{array, classify, number, signed},
+    columns::{array, number, signed},
+    failure::WriteError,
     index,
+    pieces::pieces,
 };
 use crate::store::{
     BlockChange, Founding, StoreError,
@@ -16,40 +18,6 @@ use crate::store::{
     rules,
 };
 use kms_core::{BlockNo, DomainRecord, Position, RecordKey};
-
-/// Why a write was given up: a decision of ours, or a fault of the library. Only the second can mean
-/// that the disk failed.
-#[derive(Debug)]
-pub(super) enum WriteError {
-    /// Ours.
-    Decided(StoreError),
-    /// The library's.
-    Failed(sqlx::Error),
-    /// The library's, of a row of the audit log.
-    Audit(sqlx::Error),
-}
-
-impl From<StoreError> for WriteError {
-    fn from(error: StoreError) -> Self {
-        Self::Decided(error)
-    }
-}
-
-impl From<sqlx::Error> for WriteError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<WriteError> for StoreError {
-    fn from(error: WriteError) -> Self {
-        match error {
-            WriteError::Decided(error) => error,
-            WriteError::Failed(error) => classify(error),
-            WriteError::Audit(error) => StoreError::AuditNotWritten { reason: error.to_string() },
-        }
-    }
-}
 
 pub(super) async fn create_domain(
     connection: &mut SqliteConnection,
@@ -286,33 +254,5 @@ pub(super) async fn cut_log(connection: &mut SqliteConnection) -> Result<bool, s
         // Somebody else copies it right now.
         Err(error) if super::columns::is_busy(&error) => Ok(false),
         Err(error) => Err(error),
-    }
-}
-
-/// Rows a statement. More gain nothing; 7 columns of 64 rows are far below SQLite's 32,766 parameters.
-const ROWS_A_STATEMENT: usize = 64;
-
-/// Cuts `rows` into pieces of 64, 32, … 1 rows: only seven texts of each statement, so that they are
-/// found again among the prepared ones.
-pub(super) fn pieces<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let power = rows.len().checked_ilog2()?;
-        let (piece, rest) = rows.split_at(ROWS_A_STATEMENT.min(1 << power));
-        rows = rest;
-        Some(piece)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_are_all_of_the_rows_in_few_sizes() {
-        for len in 0..300 {
-            let rows: Vec<usize> = (0..len).collect();
-            assert_eq!(pieces(&rows).flatten().copied().collect::<Vec<_>>(), rows);
-            assert!(pieces(&rows).all(|piece| piece.len().is_power_of_two()));
-        }
     }
 }

@@ -4,8 +4,8 @@ use std::io::{ErrorKind, Read};
 
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::BadLine;
 use super::encoding::TextReader;
+use super::place::{BadRecord, Place};
 
 /// No line is longer, in bytes: the hex digits of the longest APDU and as much again.
 pub const LINE_LEN_MAX: usize = 256 << 10;
@@ -16,11 +16,15 @@ const CHUNK: usize = 64 << 10;
 pub struct Line {
     /// From 1.
     pub number: u64,
-    /// What stands in it.
+    /// Its text.
     pub bytes: Zeroizing<Vec<u8>>,
 }
 
 impl Line {
+    pub(super) fn place(&self) -> Place {
+        Place::Line(self.number)
+    }
+
     /// Whether nothing stands in it.
     pub fn is_blank(&self) -> bool {
         self.bytes.iter().all(u8::is_ascii_whitespace)
@@ -67,7 +71,7 @@ impl<R: Read> WipedLines<R> {
 }
 
 impl<R: Read> Iterator for WipedLines<R> {
-    type Item = Result<Line, BadLine>;
+    type Item = Result<Line, BadRecord>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {
@@ -86,7 +90,8 @@ impl<R: Read> Iterator for WipedLines<R> {
                 Err(error) => {
                     self.ended = true;
                     let reason = format!("the file cannot be read on: {error}");
-                    return Some(Err(BadLine { line: number, code: "READ_FAILED", reason }));
+                    let place = Place::Line(number);
+                    return Some(Err(BadRecord { place, code: "READ_FAILED", reason }));
                 }
             }
             any = true;
@@ -112,7 +117,8 @@ impl<R: Read> Iterator for WipedLines<R> {
         self.number = number;
         if too_long {
             let reason = format!("the line is longer than {LINE_LEN_MAX} bytes");
-            return Some(Err(BadLine { line: number, code: "LINE_TOO_LONG", reason }));
+            let place = Place::Line(number);
+            return Some(Err(BadRecord { place, code: "LINE_TOO_LONG", reason }));
         }
         if bytes.last() == Some(&b'\r') {
             bytes.pop();

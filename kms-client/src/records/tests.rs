@@ -3,14 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::meter::{KeyKind, MinimumProtection, Protection};
+use crate::meter::{KeyKind, MinimumProtection, NewMeter, Protection};
 use crate::names::title_text;
 
 const GUEK: &str = "D491470F47126332B07D1923B3504188";
 const GAK: &str = "E80A1C5DCB8FF2B6E3DCCD45A4F9C601";
 
-fn read(text: &str, format: ImportFormat) -> Vec<Result<ImportLine, BadLine>> {
-    ImportLines::new(text.as_bytes(), format).collect()
+fn read(text: &str, format: ImportFormat) -> Vec<Result<MeterRecord, BadRecord>> {
+    ImportRecords::new(text.as_bytes(), format).collect()
 }
 
 fn json(id: &str, more: &str) -> String {
@@ -24,7 +24,7 @@ fn a_json_line_is_read_with_its_keys_and_policy() {
     let policy = r#","policy":{"minimum_protection":"AUTHENTICATED_ENCRYPTED","client_title":"4D4D4D0000000001"}"#;
     let lines = read(&json("m-1", policy), ImportFormat::JsonLines);
     let line = lines[0].as_ref().unwrap();
-    assert_eq!(line.line, 1);
+    assert_eq!(line.place.number(), 1);
     assert_eq!(line.meter.meter_id.as_str(), "m-1");
     assert_eq!(title_text(&line.meter.system_title), "4D4D4D0000BC614E");
     assert_eq!(hex::encode_upper(line.meter.keys[1].value.expose_key_bytes()), GAK);
@@ -38,9 +38,9 @@ fn a_bad_json_line_does_not_stop_the_others_and_blank_lines_count() {
     let text = format!("{}\n\nnot json\r\n{}", json("a", ""), json("b", ""));
     let lines = read(&text, ImportFormat::JsonLines);
     assert_eq!(lines.len(), 3);
-    assert_eq!(lines[0].as_ref().unwrap().line, 1);
-    assert_eq!(lines[1].as_ref().unwrap_err().line, 3);
-    assert_eq!(lines[2].as_ref().unwrap().line, 4);
+    assert_eq!(lines[0].as_ref().unwrap().place.number(), 1);
+    assert_eq!(lines[1].as_ref().unwrap_err().place.number(), 3);
+    assert_eq!(lines[2].as_ref().unwrap().place.number(), 4);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_csv_row_is_read_by_the_names_of_its_columns() {
     );
     let lines = read(&text, ImportFormat::Csv);
     let line = lines[0].as_ref().unwrap();
-    assert_eq!(line.line, 2);
+    assert_eq!(line.place.number(), 2);
     let protections: Vec<_> =
         line.meter.keys.iter().map(|key| (key.kind, key.protection, key.security_setup)).collect();
     assert_eq!(
@@ -108,7 +108,7 @@ fn a_header_that_is_not_understood_ends_the_import_at_line_one() {
         let lines = read(&format!("{header}\n{row}\n"), ImportFormat::Csv);
         assert_eq!(lines.len(), 1, "{header}");
         let bad = lines[0].as_ref().unwrap_err();
-        assert_eq!((bad.line, bad.code), (1, "BAD_HEADER"));
+        assert_eq!((bad.place.number(), bad.code), (1, "BAD_HEADER"));
         assert!(!bad.reason.contains(GUEK));
     }
 }
@@ -120,8 +120,8 @@ fn a_bad_csv_row_is_refused_with_its_number_and_the_next_is_read() {
         let text = format!("meter_id,system_title,GUEK\n{bad}\n{good}\n");
         let lines = read(&text, ImportFormat::Csv);
         assert_eq!(lines.len(), 2, "{bad}");
-        assert_eq!(lines[0].as_ref().unwrap_err().line, 2, "{bad}");
-        assert_eq!(lines[1].as_ref().unwrap().line, 3, "{bad}");
+        assert_eq!(lines[0].as_ref().unwrap_err().place.number(), 2, "{bad}");
+        assert_eq!(lines[1].as_ref().unwrap().place.number(), 3, "{bad}");
     }
 }
 
@@ -130,13 +130,13 @@ fn a_line_that_is_too_long_is_passed_over_and_the_next_has_its_number() {
     let text = format!("{}\n{}", "x".repeat(LINE_LEN_MAX + 1), json("a", ""));
     let lines = read(&text, ImportFormat::JsonLines);
     assert_eq!(lines[0].as_ref().unwrap_err().code, "LINE_TOO_LONG");
-    assert_eq!(lines[1].as_ref().unwrap().line, 2);
+    assert_eq!(lines[1].as_ref().unwrap().place.number(), 2);
 }
 
 #[test]
 fn the_position_after_the_last_line_is_the_length_of_the_file() {
     let text = format!("{}\n{}\n", json("a", ""), json("b", ""));
-    let mut lines = ImportLines::new(text.as_bytes(), ImportFormat::JsonLines);
+    let mut lines = ImportRecords::new(text.as_bytes(), ImportFormat::JsonLines);
     while lines.next().is_some() {}
     assert_eq!(lines.position(), text.len() as u64);
 }
@@ -164,8 +164,8 @@ proptest! {
     fn no_file_makes_a_parser_panic_and_numbers_only_rise(text in any_file(), csv: bool) {
         let format = if csv { ImportFormat::Csv } else { ImportFormat::JsonLines };
         let mut last = 0;
-        for line in ImportLines::new(text.as_bytes(), format) {
-            let number = match line { Ok(line) => line.line, Err(bad) => bad.line };
+        for line in ImportRecords::new(text.as_bytes(), format) {
+            let number = match line { Ok(line) => line.place.number(), Err(bad) => bad.place.number() };
             prop_assert!(number > last);
             last = number;
         }
@@ -180,7 +180,7 @@ proptest! {
         let mut file = if csv { b"meter_id,system_title,GUEK\n".to_vec() } else { Vec::new() };
         file.extend(bytes);
         let format = if csv { ImportFormat::Csv } else { ImportFormat::JsonLines };
-        let _ = ImportLines::new(&file[..], format).count();
+        let _ = ImportRecords::new(&file[..], format).count();
     }
 
     #[test]
@@ -190,7 +190,7 @@ proptest! {
         let lines = read(&text, ImportFormat::JsonLines);
         prop_assert_eq!(lines.len(), bad.len());
         for (index, (line, bad)) in lines.iter().zip(bad).enumerate() {
-            let number = match line { Ok(line) => line.line, Err(bad) => bad.line };
+            let number = match line { Ok(line) => line.place.number(), Err(bad) => bad.place.number() };
             prop_assert_eq!(number, index as u64 + 1);
             prop_assert_eq!(line.is_err(), bad);
         }

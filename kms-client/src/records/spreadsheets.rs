@@ -10,7 +10,7 @@ fn header_and(row: &str) -> String {
 
 /// What the one line of a file says, as text: the meter, its title, its keys.
 fn told(bytes: &[u8], format: ImportFormat) -> String {
-    let lines: Vec<_> = ImportLines::new(bytes, format).collect();
+    let lines: Vec<_> = ImportRecords::new(bytes, format).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
     match &lines[0] {
         Err(bad) => bad.to_string(),
@@ -116,7 +116,7 @@ fn a_file_in_utf_16_or_with_a_byte_order_mark_reads_the_same() {
             utf16(&text, true),
         ] {
             assert_eq!(told(&bytes, format), expected());
-            let mut slow = ImportLines::new(Slowly(&bytes), format);
+            let mut slow = ImportRecords::new(Slowly(&bytes), format);
             assert!(slow.next().unwrap().is_ok());
             assert!(slow.next().is_none());
             assert_eq!(slow.position(), bytes.len() as u64);
@@ -278,7 +278,7 @@ proptest! {
         let mut file = vec![0xFF, 0xFE];
         file.extend(bytes);
         let format = if csv { ImportFormat::Csv } else { ImportFormat::JsonLines };
-        let _ = ImportLines::new(&file[..], format).count();
+        let _ = ImportRecords::new(&file[..], format).count();
     }
 
     #[test]

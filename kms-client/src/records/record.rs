@@ -1,0 +1,31 @@
+//! Records of an import file, and the face of what reads them.
+
+use super::place::{BadRecord, Place};
+use crate::meter::NewMeter;
+use crate::secret::KeyBytes;
+
+/// A meter of an import file, and where it stands there.
+#[derive(Debug)]
+pub struct MeterRecord {
+    /// Where it stands.
+    pub place: Place,
+    /// What it says.
+    pub meter: NewMeter,
+}
+
+impl MeterRecord {
+    /// About how many bytes it takes on the wire.
+    pub(crate) fn weight(&self) -> usize {
+        const MEMBERS: usize = 160;
+        let NewMeter { meter_id, logical_device_name, keys, .. } = &self.meter;
+        let a_key = KeyBytes::LEN_MAX + 16;
+        MEMBERS + meter_id.as_str().len() + logical_device_name.len() + keys.len() * a_key
+    }
+}
+
+/// Reader of one format: the records of a file, one at a time. A bad one does not stop the others, and
+/// every buffer that held one is wiped.
+pub(super) trait ReadRecords: Iterator<Item = Result<MeterRecord, BadRecord>> {
+    /// How many bytes of the file the records up to now took.
+    fn position(&self) -> u64;
+}

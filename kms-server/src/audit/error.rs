@@ -1,0 +1,47 @@
+//! Errors of the audit log.
+
+use crate::{hsm::TokenError, store::StoreError};
+
+/// Why the log was not written or read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuditError {
+    /// An event can't be written; the call that it is about is to be refused.
+    #[error("the audit log can't be written: {0}")]
+    NotWritable(String),
+    /// The database is a standby. Nothing is wrong with the log: it waits for the primary's.
+    #[error("the audit log is not written here: the database is a standby")]
+    ReadOnly,
+    /// Events can't be read.
+    #[error("the audit log can't be read: {0}")]
+    NotReadable(String),
+    /// The token does not sign.
+    #[error("the audit log's end can't be signed: {0}")]
+    NotSigned(String),
+    /// The witness outside the database does not answer.
+    #[error("the audit log's witness: {0}")]
+    Witness(String),
+}
+
+impl AuditError {
+    /// Why an event was not written.
+    pub(super) fn of_write(error: &StoreError) -> Self {
+        match error {
+            StoreError::ReadOnly => Self::ReadOnly,
+            error => Self::NotWritable(error.to_string()),
+        }
+    }
+}
+
+impl From<TokenError> for AuditError {
+    fn from(error: TokenError) -> Self {
+        Self::NotSigned(error.to_string())
+    }
+}
+
+impl AuditError {
+    /// Why events were not read.
+    pub(super) fn of_read(error: StoreError) -> Self {
+        Self::NotReadable(error.to_string())
+    }
+}

@@ -1,0 +1,32 @@
+//! Marks of blocks in events: where each changed block stands after a change.
+
+use std::collections::HashMap;
+
+use crate::store::BlockChange;
+use kms_core::{BlockCount, audit::AuditEntry, block::BlockMark};
+
+/// Each changed block's mark goes to an entry about a meter in it, else to the first.
+pub(super) fn say_where_blocks_stand(
+    changes: &[BlockChange],
+    entries: &mut [AuditEntry],
+    blocks: BlockCount,
+) {
+    let block_of = |entry: &AuditEntry| {
+        let subject = &entry.subject;
+        subject.block.or_else(|| subject.system_title.map(|title| blocks.block_of(&title)))
+    };
+    let mut places: HashMap<_, usize> = HashMap::new();
+    for (at, entry) in entries.iter_mut().enumerate() {
+        entry.heads.clear();
+        if let Some(block) = block_of(entry) {
+            places.entry(block).or_insert(at);
+        }
+    }
+    for BlockChange { head, .. } in changes {
+        let at = places.get(&head.block).copied().unwrap_or(0);
+        if let Some(entry) = entries.get_mut(at) {
+            let (block, position, digest) = (head.block, head.position, head.digest);
+            entry.heads.push(BlockMark { block, position, digest });
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Settings as they are meant: types that can't hold nonsense.
+
+use std::path::PathBuf;
+
+use crate::{audit, hsm, keyring, lifecycle, rpc, store, telemetry};
+use kms_core::BlockCount;
+
+/// All settings, checked. What only the outside can tell (is the module there, does the certificate
+/// match its key) is for [`super::check`] and for the parts themselves.
+#[derive(Debug)]
+pub struct Config {
+    /// This site.
+    pub site: Site,
+    /// The token.
+    pub hsm: hsm::Config,
+    /// The database.
+    pub store: Store,
+    /// Keys in memory.
+    pub keyring: keyring::Config,
+    /// What may be imported.
+    pub import: lifecycle::Config,
+    /// Whose sealed import files are taken.
+    pub import_signers: lifecycle::Signers,
+    /// The record of what is done.
+    pub audit: audit::Config,
+    /// The wire.
+    pub rpc: rpc::Config,
+    /// What is told, and how.
+    pub log: telemetry::Config,
+}
+
+/// This site and its place in the key domain.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The operator's name for it.
+    pub name: String,
+    /// Where this service keeps what is its own.
+    pub data_dir: PathBuf,
+    /// Said in so many words: no second site holds these keys.
+    pub single_site: bool,
+    /// For `init` only: it can't change afterwards.
+    pub blocks: BlockCount,
+    /// For `init` only: whether this is the site of even epochs.
+    pub even: bool,
+}
+
+/// Which database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// One file, in this process.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A server, which several of these processes may share.
+    Postgresql(store::postgres::Config),
+}
