@@ -91,7 +91,7 @@ const CIRCLES: &[&str] = &[
     "kms-server: lifecycle/checks.rs, lifecycle/importing.rs, lifecycle/merging.rs, lifecycle/mod.rs, lifecycle/sealed.rs, lifecycle/value.rs, lifecycle/values.rs",
     "kms-server: audit/chain.rs, audit/heads.rs, audit/mod.rs, audit/reading.rs, audit/tables.rs, audit/traffic.rs",
     "kms-server: ciphering/attempt.rs, ciphering/batch.rs, ciphering/doubt.rs, ciphering/figures.rs, ciphering/mod.rs",
-    "kms-server: hsm/pkcs11/abilities.rs, hsm/pkcs11/attacks.rs, hsm/pkcs11/deeds.rs, hsm/pkcs11/init.rs, hsm/pkcs11/probe.rs",
+    "kms-server: hsm/pkcs11/init.rs, hsm/pkcs11/probe/abilities.rs, hsm/pkcs11/probe/attacks.rs, hsm/pkcs11/probe/deeds.rs, hsm/pkcs11/probe/run.rs",
     "kms-server: config.rs, config/limits_section.rs, config/sections.rs, config/store_section.rs",
     "kms-server: app.rs, app/alone.rs, app/token.rs",
     "kms-server: rpc/budget.rs, rpc/connection.rs, rpc/figures.rs",
@@ -411,7 +411,7 @@ mod the_checker {
     #[test]
     fn does_not_complain_of_a_library_behind_its_door_or_of_a_like_name() {
         for (path, text) in [
-            ("hsm/pkcs11/pool.rs", "use cryptoki::session::Session;"),
+            ("hsm/pkcs11/connection/pool.rs", "use cryptoki::session::Session;"),
             ("store/sqlite.rs", "sqlx::query(sql)"),
             ("rpc/tls.rs", "use rustls::ServerConfig; use tonic::Status;"),
             ("app.rs", "let tonic_water = 1; self.rustls();"),

@@ -16,13 +16,17 @@ use cryptoki::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    canary::{Canaries, Keks, KeyName},
-    connection::find,
+    connection::{
+        epoch::find,
+        library::{Library, step},
+        lock::write,
+    },
     fault::{Fault, ckr},
-    library::{Library, step},
-    lock::write,
-    probe::{self, ProbeDepth},
-    template::{self, Flat, Kept, Nested, OurKey},
+    keys::{
+        canary::{Canaries, Keks, KeyName},
+        template::{self, Flat, Kept, Nested, OurKey},
+    },
+    probe::run::{self, ProbeDepth},
 };
 use crate::hsm::{BadConfig, Config, Pin};
 
@@ -128,7 +132,7 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
     refuse_existing(&library, &session)?;
-    let tried = probe::within(&library, slot, &session, config, None, ProbeDepth::Start)?;
+    let tried = run::within(&library, slot, &session, config, None, ProbeDepth::Start)?;
     if let Some(why) = tried.refusal() {
         return Err(InitError::Untrusted(why));
     }

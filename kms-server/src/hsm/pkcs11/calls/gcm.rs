@@ -10,14 +10,14 @@ use cryptoki::{
 };
 use zeroize::Zeroizing;
 
-use super::fault::Fault;
+use crate::hsm::pkcs11::fault::Fault;
 
 /// The only nonce length used: 96 bits (SP 800-38D, 5.2.1.1).
-pub(super) const NONCE_LEN: usize = 12;
+pub(crate) const NONCE_LEN: usize = 12;
 
 /// The two tag lengths used.
 #[derive(Clone, Copy)]
-pub(super) enum Tag {
+pub(crate) enum Tag {
     /// 96 bits, what DLMS has on the wire.
     Dlms = 12,
     /// 128 bits, what our own seals have.
@@ -33,7 +33,7 @@ fn mechanism<'a>(
 }
 
 /// C_Encrypt: ciphertext ‖ tag. Nonce safety is the caller's: the token accepts one twice.
-pub(super) fn encrypt(
+pub(crate) fn encrypt(
     session: &Session,
     key: ObjectHandle,
     nonce: &[u8; NONCE_LEN],
@@ -47,7 +47,7 @@ pub(super) fn encrypt(
 }
 
 /// C_Decrypt of ciphertext ‖ tag.
-pub(super) fn decrypt(
+pub(crate) fn decrypt(
     session: &Session,
     key: ObjectHandle,
     nonce: &[u8; NONCE_LEN],

@@ -13,18 +13,22 @@ use cryptoki::{
 
 use super::{
     abilities::{oaep, own_key},
-    canary::Canaries,
-    connection::find,
     deeds::{Deed, changes, free, read_value, variations},
-    fault::{Fault, ckr},
-    gcm::{self, Tag},
-    init,
-    library::Library,
-    lock::read,
-    probe::{ProbeDepth, Strict, Table},
-    template::{self, Kept, OurKey, Usage},
+    run::{ProbeDepth, Strict, Table},
 };
-use crate::hsm::Config;
+use crate::hsm::{
+    Config,
+    pkcs11::{
+        calls::gcm::{self, Tag},
+        connection::{epoch::find, library::Library, lock::read},
+        fault::{Fault, ckr},
+        init,
+        keys::{
+            canary::Canaries,
+            template::{self, Kept, OurKey, Usage},
+        },
+    },
+};
 use kms_core::SealedKek;
 
 const USE: &str = "a key used for something else gives away what it guards";
@@ -34,9 +38,9 @@ const OUT: &str = "a key that leaves the token is no longer the token's";
 
 /// A run of all attacks.
 pub(super) struct Attacks<'a> {
-    pub(super) module: &'a Library,
+    pub(crate) module: &'a Library,
     slot: Slot,
-    pub(super) config: &'a Config,
+    pub(crate) config: &'a Config,
     canaries: Option<&'a Canaries>,
     pub(super) table: &'a mut Table,
 }
@@ -44,9 +48,9 @@ pub(super) struct Attacks<'a> {
 /// A key under attack.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
-    pub(super) key: OurKey,
-    pub(super) handle: ObjectHandle,
-    pub(super) kept: Kept,
+    pub(crate) key: OurKey,
+    pub(crate) handle: ObjectHandle,
+    pub(crate) kept: Kept,
 }
 
 /// A token may say "not logged in" of what only its officer may do: a refusal, as long as the user still
@@ -62,7 +66,7 @@ fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T,
 }
 
 impl<'a> Attacks<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         library: &'a Library,
         slot: Slot,
         config: &'a Config,
@@ -73,7 +77,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// Attacks every key of ours. What can't be done is a row that failed, and the rest goes on.
-    pub(super) fn run(&mut self, session: &Session, depth: ProbeDepth) {
+    pub(crate) fn run(&mut self, session: &Session, depth: ProbeDepth) {
         let targets = self.targets(session);
         let of = |key| targets.iter().copied().find(|target| target.key == key);
         self.own_key_can_do_it_all();
@@ -151,7 +155,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// In a session of its own.
-    pub(super) fn session(&self) -> Result<Session, Fault> {
+    pub(crate) fn session(&self) -> Result<Session, Fault> {
         Ok(self.module.pkcs11().open_rw_session(self.slot)?)
     }
 
@@ -164,7 +168,7 @@ impl<'a> Attacks<'a> {
         self.table.control(what, outcome);
     }
 
-    pub(super) fn attack<T>(
+    pub(crate) fn attack<T>(
         &mut self,
         what: String,
         why: &str,
@@ -390,7 +394,7 @@ pub(super) struct PublicHalf {
 }
 
 impl PublicHalf {
-    pub(super) fn read(
+    pub(crate) fn read(
         library: &Library,
         session: &Session,
         target: Target,
@@ -406,7 +410,7 @@ impl PublicHalf {
         }
     }
 
-    pub(super) fn find(
+    pub(crate) fn find(
         library: &Library,
         session: &Session,
         Target { key, kept, .. }: Target,
@@ -423,7 +427,7 @@ impl PublicHalf {
     }
 
     /// A session copy that may encrypt and wrap.
-    pub(super) fn own(&self, session: &Session) -> Result<ObjectHandle, Error> {
+    pub(crate) fn own(&self, session: &Session) -> Result<ObjectHandle, Error> {
         session.create_object(&[
             Attribute::Class(ObjectClass::PUBLIC_KEY),
             Attribute::KeyType(KeyType::RSA),

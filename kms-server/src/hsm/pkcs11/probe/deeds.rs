@@ -8,10 +8,8 @@ use cryptoki::{
     types::Ulong,
 };
 
-use super::{
-    abilities::own_key,
-    template::{CKA_UNWRAP_TEMPLATE, OurKey, Usage},
-};
+use super::abilities::own_key;
+use crate::hsm::pkcs11::keys::template::{CKA_UNWRAP_TEMPLATE, OurKey, Usage};
 
 /// Uses of a secret key, each by one mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +36,7 @@ const BLOCK: [u8; 16] = [0x42; 16];
 const BLOB: [u8; 32] = [0x42; 32];
 
 impl Deed {
-    pub(super) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::EncryptEcb,
         Self::EncryptCbc,
         Self::EncryptGcm,
@@ -117,7 +115,7 @@ impl Deed {
 }
 
 /// A template that keeps nothing secret.
-pub(super) fn free(key_type: KeyType) -> Vec<Attribute> {
+pub(crate) fn free(key_type: KeyType) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(key_type),

@@ -19,12 +19,18 @@ use cryptoki::{
 use super::{
     abilities::{self, oaep_name},
     attacks::Attacks,
-    canary::Canaries,
-    fault::{Fault, ckr},
-    library::{Library, step},
-    token::{Pkcs11Token, not_connected},
 };
-use crate::hsm::{Config, OaepHash, TokenError};
+use crate::hsm::{
+    Config, OaepHash, TokenError,
+    pkcs11::{
+        connection::{
+            library::{Library, step},
+            token::{Pkcs11Token, not_connected},
+        },
+        fault::{Fault, ckr},
+        keys::canary::Canaries,
+    },
+};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +226,7 @@ fn run(
 }
 
 /// The whole table, in a session that is logged in. What a token lacks is a row, and no end.
-pub(super) fn within(
+pub(crate) fn within(
     library: &Library,
     slot: Slot,
     session: &Session,
@@ -294,7 +300,7 @@ impl Table {
     }
 
     /// What a key without our attributes does: told, not judged.
-    pub(super) fn told(&mut self, what: String, why: &str, outcome: String) {
+    pub(crate) fn told(&mut self, what: String, why: &str, outcome: String) {
         self.push(ProbeRow {
             kind: RowKind::Control,
             what,
@@ -307,7 +313,7 @@ impl Table {
     }
 
     /// An attack: the outer error says that it could not even be tried.
-    pub(super) fn attack<T>(
+    pub(crate) fn attack<T>(
         &mut self,
         what: String,
         why: &str,

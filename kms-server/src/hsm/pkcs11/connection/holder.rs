@@ -10,11 +10,13 @@ use std::{
 
 use cryptoki::{object::ObjectHandle, session::Session};
 
-use super::{
-    canary::{Keks, unwrap},
-    fault::Fault,
+use crate::hsm::{
+    WrappedKey,
+    pkcs11::{
+        fault::Fault,
+        keys::canary::{Keks, unwrap},
+    },
 };
-use crate::hsm::WrappedKey;
 use kms_core::{KeyId, SealedKek};
 
 /// Unwrapped keys, at most `keys_max`; the longest unused goes first, and none that is in use.
@@ -40,7 +42,7 @@ pub(super) type UsableKey = Arc<ObjectHandle>;
 
 impl Holder {
     /// `session` is used for nothing else.
-    pub(super) fn new(session: Session, keys_max: usize) -> Self {
+    pub(crate) fn new(session: Session, keys_max: usize) -> Self {
         Self { session, keys: HashMap::new(), turns: BTreeMap::new(), turn: 0, keys_max, made: 0 }
     }
 
@@ -50,12 +52,12 @@ impl Holder {
     }
 
     /// Session objects made so far.
-    pub(super) fn made(&self) -> u64 {
+    pub(crate) fn made(&self) -> u64 {
         self.made
     }
 
     /// The key, unwrapped now or earlier.
-    pub(super) fn get(&mut self, keks: &Keks, key: &WrappedKey) -> Result<UsableKey, Fault> {
+    pub(crate) fn get(&mut self, keks: &Keks, key: &WrappedKey) -> Result<UsableKey, Fault> {
         self.turn += 1;
         // The same id with other wrapped bytes is another key: unwrap it, forget the old one.
         if let Some(held) = self.keys.get_mut(&key.id)

@@ -11,7 +11,8 @@ use std::{
 
 use cryptoki::{context::Pkcs11, error::Error, session::Session, slot::Slot};
 
-use super::{fault::Fault, lock::lock};
+use super::lock::lock;
+use crate::hsm::pkcs11::fault::Fault;
 
 /// The sessions of one epoch.
 pub(super) struct Pool {
@@ -29,7 +30,7 @@ struct State {
 
 impl Pool {
     /// An empty pool of at most `sessions_max`.
-    pub(super) fn new(pkcs11: Pkcs11, slot: Slot, sessions_max: usize) -> Self {
+    pub(crate) fn new(pkcs11: Pkcs11, slot: Slot, sessions_max: usize) -> Self {
         Self {
             pkcs11,
             slot,
@@ -106,12 +107,12 @@ pub(super) struct Lease<'a> {
 
 impl Lease<'_> {
     /// The session.
-    pub(super) fn session(&self) -> Result<&Session, Fault> {
+    pub(crate) fn session(&self) -> Result<&Session, Fault> {
         self.session.as_ref().ok_or_else(|| Fault::Dirty("a session was given back".to_owned()))
     }
 
     /// Gives the session back: no operation is open in it.
-    pub(super) fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         if let Some(session) = self.session.take() {
             lock(&self.place.0.state).idle.push(session);
         }

@@ -7,13 +7,14 @@
 use cryptoki::error::Error;
 use subtle::ConstantTimeEq as _;
 
-use super::{
-    connection::Proof,
-    fault::Fault,
-    gcm::{self, NONCE_LEN, Tag},
-    token::Pkcs11Token,
+use super::gcm::{self, NONCE_LEN, Tag};
+use crate::hsm::{
+    BlockSeals, TokenError,
+    pkcs11::{
+        connection::{epoch::Proof, token::Pkcs11Token},
+        fault::Fault,
+    },
 };
-use crate::hsm::{BlockSeals, TokenError};
 use kms_core::BlockSecret;
 
 const VERSION: u8 = 1;

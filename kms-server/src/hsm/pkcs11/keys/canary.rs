@@ -12,16 +12,16 @@ use cryptoki::{
 };
 use subtle::ConstantTimeEq as _;
 
-use super::{
+use super::template::{self, OurKey};
+use crate::hsm::pkcs11::{
+    calls::gcm::{self, NONCE_LEN, Tag},
+    connection::library::Library,
     fault::Fault,
-    gcm::{self, NONCE_LEN, Tag},
-    library::Library,
-    template::{self, OurKey},
 };
 use kms_core::SealedKek;
 
 /// CKA_ID of a key of ours.
-pub(super) type KeyName = [u8; 16];
+pub(crate) type KeyName = [u8; 16];
 
 const MAGIC: [u8; 5] = *b"AMIC\x01";
 const ANSWER_LEN: usize = 32;
@@ -32,7 +32,7 @@ const WRAPPED_LEN: usize = 24;
 const SITE_LABEL: &[u8] = b"ami.kms canary of the site KEK v1";
 const USE_LABEL: &[u8] = b"ami.kms canary of the use KEK v1";
 /// The text that the use KEK's canary key encrypts, and the key that the meter-kek KEK's wraps.
-pub(super) const TEXT: [u8; 16] = *b"ami.kms canary 1";
+pub(crate) const TEXT: [u8; 16] = *b"ami.kms canary 1";
 /// The use KEK's canary key encrypts one text, once, and nothing else ever.
 const USE_NONCE: [u8; NONCE_LEN] = [0; NONCE_LEN];
 const USE_PROOF_LEN: usize = TEXT.len() + Tag::Dlms as usize;
@@ -40,14 +40,14 @@ const USE_PROOF_LEN: usize = TEXT.len() + Tag::Dlms as usize;
 /// Proofs of a site's three KEKs, and their names. Nothing in it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Canaries {
-    pub(super) site: KeyName,
+    pub(crate) site: KeyName,
     site_nonce: [u8; NONCE_LEN],
     site_sealed: [u8; SEALED_LEN],
     site_answer: [u8; ANSWER_LEN],
-    pub(super) meter_kek: KeyName,
+    pub(crate) meter_kek: KeyName,
     meter_wrapped: [u8; WRAPPED_LEN],
     meter_proof: [u8; WRAPPED_LEN],
-    pub(super) use_kek: KeyName,
+    pub(crate) use_kek: KeyName,
     use_wrapped: [u8; WRAPPED_LEN],
     use_proof: [u8; USE_PROOF_LEN],
 }
@@ -119,7 +119,7 @@ impl Canaries {
     }
 
     /// The name of one of the KEKs; `None` for other keys.
-    pub(super) fn name_of(&self, key: OurKey) -> Option<KeyName> {
+    pub(crate) fn name_of(&self, key: OurKey) -> Option<KeyName> {
         match key {
             OurKey::SiteKek => Some(self.site),
             OurKey::MeterKek => Some(self.meter_kek),
@@ -129,7 +129,7 @@ impl Canaries {
     }
 
     /// Makes the canaries of three new KEKs. Leaves session objects behind; they die with `session`.
-    pub(super) fn make(
+    pub(crate) fn make(
         library: &Library,
         session: &Session,
         keks: &Keks,
@@ -166,7 +166,7 @@ impl Canaries {
 
     /// Proves all three KEKs. Makes (and destroys) three session objects: SoftHSM keeps 242 bytes of
     /// each for ever, so not more than a few times a minute.
-    pub(super) fn prove(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
         self.prove_site(session, keks)?;
         self.prove_meter_kek(session, keks)?;
         let key = self.unwrap_use_key(session, keks)?;
@@ -176,7 +176,7 @@ impl Canaries {
     }
 
     /// Opens the site KEK's canary.
-    pub(super) fn prove_site(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove_site(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
         let opened = gcm::decrypt(
             session,
             keks.site,
@@ -190,7 +190,7 @@ impl Canaries {
     }
 
     /// Unwraps the meter-kek KEK's canary key and wraps the known text with it.
-    pub(super) fn prove_meter_kek(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove_meter_kek(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
         let key = unwrap(session, keks.meter_kek, SealedKek::MeterKek, &self.meter_wrapped)
             .map_err(|fault| of_key(OurKey::MeterKek, fault))?;
         let wrapped = wrap_text(session, key);
@@ -200,7 +200,7 @@ impl Canaries {
     }
 
     /// Unwraps the use KEK's canary key; whoever keeps it destroys it.
-    pub(super) fn unwrap_use_key(
+    pub(crate) fn unwrap_use_key(
         &self,
         session: &Session,
         keks: &Keks,
@@ -210,7 +210,7 @@ impl Canaries {
     }
 
     /// Opens the known text with the use KEK's canary key.
-    pub(super) fn prove_use_key(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
+    pub(crate) fn prove_use_key(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
         let opened = gcm::decrypt(session, key, &USE_NONCE, USE_LABEL, &self.use_proof, Tag::Dlms);
         let opened = opened.map_err(|fault| of_key(OurKey::UseKek, fault))?;
         same(OurKey::UseKek, &opened, &TEXT)
@@ -219,14 +219,14 @@ impl Canaries {
 
 /// Handles of the three KEKs, good within one epoch.
 #[derive(Clone, Copy)]
-pub(super) struct Keks {
-    pub(super) site: ObjectHandle,
-    pub(super) meter_kek: ObjectHandle,
-    pub(super) use_kek: ObjectHandle,
+pub(crate) struct Keks {
+    pub(crate) site: ObjectHandle,
+    pub(crate) meter_kek: ObjectHandle,
+    pub(crate) use_kek: ObjectHandle,
 }
 
 impl Keks {
-    pub(super) fn sealed(&self, kek: SealedKek) -> ObjectHandle {
+    pub(crate) fn sealed(&self, kek: SealedKek) -> ObjectHandle {
         match kek {
             SealedKek::MeterKek => self.meter_kek,
             SealedKek::Use => self.use_kek,
@@ -235,7 +235,7 @@ impl Keks {
 }
 
 /// C_UnwrapKey, RFC 3394, into a session object that can do what `under` says and no more.
-pub(super) fn unwrap(
+pub(crate) fn unwrap(
     session: &Session,
     kek: ObjectHandle,
     under: SealedKek,
@@ -262,7 +262,7 @@ fn wrapped_key(session: &Session, kek: ObjectHandle) -> Result<[u8; WRAPPED_LEN]
 }
 
 /// Wraps the known text, as a key, under `key`.
-pub(super) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
+pub(crate) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
     let text = session.create_object(&[
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),

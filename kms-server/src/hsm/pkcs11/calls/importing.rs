@@ -15,17 +15,21 @@ use cryptoki::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    abilities::oaep,
-    canary::unwrap,
-    connection::{Connection, Proof, find},
-    fault::Fault,
-    template::{self, Kept, OurKey},
-    token::Pkcs11Token,
-};
 use crate::hsm::{
     ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken,
     TakenKey, TokenError,
+    pkcs11::{
+        connection::{
+            epoch::{Connection, Proof, find},
+            token::Pkcs11Token,
+        },
+        fault::Fault,
+        keys::{
+            canary::unwrap,
+            template::{self, Kept, OurKey},
+        },
+        probe::abilities::oaep,
+    },
 };
 use kms_core::{Fingerprint, SealedKek};
 

@@ -11,12 +11,14 @@ use cryptoki::{
     slot::{Limit, TokenInfo},
 };
 
-use super::{
-    fault::Fault,
-    gcm::{self, Tag},
-    probe::Table,
+use super::run::Table;
+use crate::hsm::{
+    Config, OaepHash,
+    pkcs11::{
+        calls::gcm::{self, Tag},
+        fault::Fault,
+    },
 };
-use crate::hsm::{Config, OaepHash};
 
 /// Sessions beside the pool's: the anchor and the holder of keys.
 const EXTRA_SESSIONS: u64 = 2;
@@ -126,7 +128,7 @@ pub(super) const fn oaep_name(hash: OaepHash) -> &'static str {
 }
 
 /// CKM_RSA_PKCS_OAEP with an empty label.
-pub(super) fn oaep(hash: OaepHash) -> Mechanism<'static> {
+pub(crate) fn oaep(hash: OaepHash) -> Mechanism<'static> {
     let (hash, mask) = match hash {
         OaepHash::Sha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
         OaepHash::Sha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),

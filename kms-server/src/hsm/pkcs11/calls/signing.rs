@@ -7,15 +7,19 @@ use cryptoki::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    connection::{Proof, find},
-    fault::Fault,
-    library::Library,
-    lock::read,
-    template::{self, Kept, OurKey},
-    token::Pkcs11Token,
+use crate::hsm::{
+    Signs, TokenError,
+    pkcs11::{
+        connection::{
+            epoch::{Proof, find},
+            library::Library,
+            lock::read,
+            token::Pkcs11Token,
+        },
+        fault::Fault,
+        keys::template::{self, Kept, OurKey},
+    },
 };
-use crate::hsm::{Signs, TokenError};
 use kms_core::audit::{PublicKey, Signature};
 
 /// DER of an OCTET STRING of 65 bytes: what CKA_EC_POINT has before the point.

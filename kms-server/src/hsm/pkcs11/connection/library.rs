@@ -24,11 +24,11 @@ use cryptoki::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    fault::{Fault, ckr},
-    lock::{lock, read, write},
+use super::lock::{lock, read, write};
+use crate::hsm::{
+    Config,
+    pkcs11::fault::{Fault, ckr},
 };
-use crate::hsm::Config;
 
 /// So many random bytes do not come twice, nor all the same.
 const TELLING: usize = 8;
@@ -46,18 +46,18 @@ pub fn steps() -> u64 {
 }
 
 /// A token has answered.
-pub(super) fn step() {
+pub(crate) fn step() {
     STEPS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// One PKCS #11 module.
-pub(super) struct Library {
+pub(crate) struct Library {
     pkcs11: Pkcs11,
     /// Each call holds it for reading, C_Finalize for writing: in-flight calls finish first.
     gate: RwLock<Gate>,
     /// Held for writing while a token object is made or destroyed, for reading by C_FindObjects:
     /// SoftHSM 2.6 fails at random when the two meet.
-    pub(super) objects: RwLock<()>,
+    pub(crate) objects: RwLock<()>,
     /// How the last random bytes began, hashed: a generator that repeats itself is told by it.
     last_random: Mutex<[u8; 32]>,
     /// Labels of tokens that refused the PIN. Never emptied: a further try could lock the token.
@@ -86,7 +86,7 @@ const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
 /// Some of the slots.
 #[derive(Default)]
 pub(super) struct Slots {
-    pub(super) chosen: Vec<Slot>,
+    pub(crate) chosen: Vec<Slot>,
     /// Numbers of slots whose token is there and tells nothing that can be read, and why.
     pub(super) unread: Vec<(u64, String)>,
 }
@@ -95,14 +95,14 @@ pub(super) struct Slots {
 #[derive(Clone, Copy)]
 pub(super) struct Gate {
     /// Rises with each C_Initialize, tried or done. A handle of another epoch may name another key.
-    pub(super) epoch: u64,
+    pub(crate) epoch: u64,
     /// Whether the last one succeeded.
-    pub(super) initialised: bool,
+    pub(crate) initialised: bool,
 }
 
 impl Library {
     /// Loads `module`, or finds it loaded.
-    pub(super) fn load(module: &Path) -> Result<Arc<Self>, Fault> {
+    pub(crate) fn load(module: &Path) -> Result<Arc<Self>, Fault> {
         let mut loaded = lock(&LOADED);
         let path = module.canonicalize().unwrap_or_else(|_| module.to_owned());
         if let Some(library) = loaded.get(&path) {
@@ -126,12 +126,12 @@ impl Library {
     }
 
     /// Enters the library: as long as the guard lives, nobody finalises it.
-    pub(super) fn enter(&self) -> RwLockReadGuard<'_, Gate> {
+    pub(crate) fn enter(&self) -> RwLockReadGuard<'_, Gate> {
         read(&self.gate)
     }
 
     /// Initialises the library if it is not. Says whether it was not.
-    pub(super) fn start(&self) -> Result<bool, Fault> {
+    pub(crate) fn start(&self) -> Result<bool, Fault> {
         let gate = *self.enter();
         if gate.initialised {
             return Ok(false);
@@ -168,7 +168,7 @@ impl Library {
     }
 
     /// Carries out `work`, and again after initialising the library anew where it had read half of a token.
-    pub(super) fn whole<T>(&self, work: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+    pub(crate) fn whole<T>(&self, work: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
         for _ in 1..READ_TRIES {
             // Before the work: what somebody else has initialised since is not ended again.
             let epoch = self.enter().epoch;
@@ -181,7 +181,7 @@ impl Library {
     }
 
     /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
-    pub(super) fn slot(&self, label: &str) -> Result<Slot, Fault> {
+    pub(crate) fn slot(&self, label: &str) -> Result<Slot, Fault> {
         let Slots { mut chosen, unread } =
             self.slots(|info| info.token_initialized() && info.label() == label)?;
         let missing = || {
@@ -217,7 +217,7 @@ impl Library {
     }
 
     /// The slots whose token information passes `choose`.
-    pub(super) fn slots(&self, choose: impl Fn(&TokenInfo) -> bool) -> Result<Slots, Fault> {
+    pub(crate) fn slots(&self, choose: impl Fn(&TokenInfo) -> bool) -> Result<Slots, Fault> {
         let all = self.pkcs11.get_slots_with_token().map_err(|e| Fault::Broken(ckr(&e)))?;
         let mut slots = Slots::default();
         for slot in all {
@@ -231,13 +231,13 @@ impl Library {
     }
 
     /// The crate's handle on the module.
-    pub(super) fn pkcs11(&self) -> &Pkcs11 {
+    pub(crate) fn pkcs11(&self) -> &Pkcs11 {
         &self.pkcs11
     }
 
     /// C_GenerateRandom, and that it gave something: nonces and secrets come of it. Not a test of
     /// randomness.
-    pub(super) fn random(&self, session: &Session, out: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn random(&self, session: &Session, out: &mut [u8]) -> Result<(), Fault> {
         session.generate_random_slice(out)?;
         let Some(begin) = out.first_chunk::<TELLING>() else { return Ok(()) };
         if out.iter().all(|byte| *byte == begin[0]) {
@@ -251,7 +251,7 @@ impl Library {
     }
 
     /// Logs the user in. A refused PIN is refused from then on without asking the token.
-    pub(super) fn login(&self, session: &Session, config: &Config) -> Result<(), Fault> {
+    pub(crate) fn login(&self, session: &Session, config: &Config) -> Result<(), Fault> {
         let label = &config.token_label;
         let never_again = || {
             Fault::Refused(format!(
@@ -289,7 +289,7 @@ impl Library {
     }
 
     /// What the library knows of our token, in `slot`.
-    pub(super) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Fault> {
+    pub(crate) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Fault> {
         self.token_info(slot).map_err(|error| maybe_half_read(&error, config))
     }
 }

@@ -16,13 +16,14 @@ use std::{
 use cryptoki::session::Session;
 
 use super::{
-    canary::Canaries,
-    connection::{Connection, Proof},
-    fault::Fault,
+    epoch::{Connection, Proof},
     library::{Gate, Library},
     lock::lock,
 };
-use crate::hsm::{Config, TokenCare, TokenError, TokenStatus};
+use crate::hsm::{
+    Config, TokenCare, TokenError, TokenStatus,
+    pkcs11::{fault::Fault, keys::canary::Canaries},
+};
 
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -40,9 +41,9 @@ const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
 
 /// A token behind a PKCS #11 library.
 pub struct Pkcs11Token {
-    pub(super) config: Config,
-    pub(super) canaries: Canaries,
-    pub(super) module: Arc<Library>,
+    pub(crate) config: Config,
+    pub(crate) canaries: Canaries,
+    pub(crate) module: Arc<Library>,
     link: Mutex<Link>,
     known: Mutex<Known>,
     calls: AtomicU64,
@@ -109,7 +110,7 @@ impl Pkcs11Token {
     /// `work` runs again, in another session, where the first was not clean, and where the token is in
     /// doubt while the canary named by `proof` is well: what fails twice is tampered with, what failed
     /// once was the device.
-    pub(super) fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         operation: &'static str,
         proof: Proof,
@@ -329,7 +330,7 @@ impl TokenCare for Pkcs11Token {
 
 /// Why there is no first connection: nothing has worked yet, so a token that is not the one is told
 /// apart from one that is away.
-pub(super) fn not_connected(fault: &Fault) -> TokenError {
+pub(crate) fn not_connected(fault: &Fault) -> TokenError {
     match fault {
         Fault::Refused(reason) | Fault::Unfit(reason) => {
             TokenError::Unfit { reason: reason.clone() }

@@ -7,16 +7,22 @@ use cryptoki::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::{
-    canary::{self, Keks, unwrap},
-    connection::{Connection, Proof},
-    fault::Fault,
-    gcm::{self, Tag},
-    lock::lock,
-    template::Usage,
-    token::Pkcs11Token,
+use super::gcm::{self, Tag};
+use crate::hsm::{
+    GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey,
+    pkcs11::{
+        connection::{
+            epoch::{Connection, Proof},
+            lock::lock,
+            token::Pkcs11Token,
+        },
+        fault::Fault,
+        keys::{
+            canary::{self, Keks, unwrap},
+            template::Usage,
+        },
+    },
 };
-use crate::hsm::{GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey};
 use kms_core::{ClearKey, SealedKek};
 
 /// RFC 3394 adds one block of 64 bits.
@@ -149,7 +155,7 @@ mod in_software {
     use kms_core::ClearKey;
 
     /// RFC 3394 of 16 bytes.
-    pub(super) fn wraps(key: &ClearKey, text: &[u8; 16]) -> Option<Vec<u8>> {
+    pub(crate) fn wraps(key: &ClearKey, text: &[u8; 16]) -> Option<Vec<u8>> {
         let key = key.expose_clear_key_bytes();
         let mut blob = vec![0; text.len() + 8];
         match key.len() {
@@ -160,7 +166,7 @@ mod in_software {
     }
 
     /// AES-GCM, nonce of zeros, tag of 12 bytes. It stays in this process.
-    pub(super) fn seals(key: &ClearKey, text: &[u8; 16]) -> Option<Vec<u8>> {
+    pub(crate) fn seals(key: &ClearKey, text: &[u8; 16]) -> Option<Vec<u8>> {
         let key = key.expose_clear_key_bytes();
         let nonce = [0; 12].into();
         match key.len() {

@@ -14,9 +14,11 @@ use super::{
     abilities::{oaep, own_key, try_oaep},
     attacks::{Attacks, PublicHalf, Target},
     deeds::free,
+    run::Strict,
+};
+use crate::hsm::pkcs11::{
     fault::Fault,
-    probe::Strict,
-    template::{OurKey, Usage},
+    keys::template::{OurKey, Usage},
 };
 
 const READABLE: &str = "whoever recorded what was sent could read it";
@@ -26,7 +28,7 @@ const IMPORT_KEY: [u8; 32] = [0x1D; 32];
 
 impl Attacks<'_> {
     /// Attacks one of our pairs; KEKs are none.
-    pub(super) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
+    pub(crate) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         match target.key {
             OurKey::TransportBlock => {
                 let public = PublicHalf::read(self.module, session, target)?;
@@ -49,7 +51,7 @@ impl Attacks<'_> {
 
     /// A ceremony key is made and attacked. It lives in its session only, so one that belongs to a
     /// ceremony stays as it is.
-    pub(super) fn ceremony(&mut self, session: &Session) -> Result<(), Fault> {
+    pub(crate) fn ceremony(&mut self, session: &Session) -> Result<(), Fault> {
         let target = self.trial(session, OurKey::Ceremony)?;
         self.pair(session, target)
     }

@@ -11,30 +11,36 @@ use cryptoki::{
 };
 
 use super::{
-    canary::{Canaries, Keks, KeyName},
-    fault::Fault,
     holder::Holder,
     library::{Library, step},
     lock::{lock, read},
     pool::{Pool, close},
-    template::{self, Kept, OurKey},
 };
-use crate::hsm::Config;
+use crate::hsm::{
+    Config,
+    pkcs11::{
+        fault::Fault,
+        keys::{
+            canary::{Canaries, Keks, KeyName},
+            template::{self, Kept, OurKey},
+        },
+    },
+};
 use kms_core::SealedKek;
 
 /// Two canary keys and the text that one of them wraps.
 const OBJECTS_PER_PROOF: u64 = 3;
 
 /// One sound connection to one token.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     /// The library's epoch at its birth. In any other, its handles may name other keys.
-    pub(super) epoch: u64,
-    pub(super) model: String,
-    pub(super) keks: Keks,
-    pub(super) pool: Pool,
-    pub(super) holder: Mutex<Holder>,
+    pub(crate) epoch: u64,
+    pub(crate) model: String,
+    pub(crate) keks: Keks,
+    pub(crate) pool: Pool,
+    pub(crate) holder: Mutex<Holder>,
     /// The private half of `transport-import`, once somebody imports.
-    pub(super) import_key: OnceLock<ObjectHandle>,
+    pub(crate) import_key: OnceLock<ObjectHandle>,
     /// The use KEK's canary key, unwrapped.
     use_canary: ObjectHandle,
     /// Logged in, and kept open: when the last session closes, the user is logged out and all private
@@ -47,7 +53,7 @@ pub(super) struct Connection {
 
 /// Which canary speaks for which call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Proof {
+pub(crate) enum Proof {
     /// For the site KEK.
     Site,
     /// For unwrapping under a sealed KEK.
@@ -58,7 +64,7 @@ pub(super) enum Proof {
 
 impl Connection {
     /// Logs in, finds the KEKs once, and proves them. Call within the library's gate, in `epoch`.
-    pub(super) fn open(
+    pub(crate) fn open(
         library: &Library,
         config: &Config,
         canaries: &Canaries,
@@ -106,7 +112,7 @@ impl Connection {
     }
 
     /// To be told of session objects that were made.
-    pub(super) fn count_objects(&self, made: u64) {
+    pub(crate) fn count_objects(&self, made: u64) {
         self.objects.fetch_add(made, Ordering::Relaxed);
     }
 
@@ -117,7 +123,7 @@ impl Connection {
 
     /// Asks the canary of the same kind as a doubtful call, in the same session: the answer is about
     /// the device and about the session.
-    pub(super) fn prove(
+    pub(crate) fn prove(
         &self,
         session: &Session,
         canaries: &Canaries,
@@ -209,7 +215,7 @@ fn find_kek(
 }
 
 /// All secret halves of `key` on the token, of the id `name` if there is one.
-pub(super) fn find(
+pub(crate) fn find(
     library: &Library,
     session: &Session,
     key: OurKey,

@@ -10,16 +10,16 @@ use cryptoki::{
     types::Ulong,
 };
 
-use super::fault::Fault;
+use crate::hsm::pkcs11::fault::Fault;
 use kms_core::SealedKek;
 
 /// Not in the crate's list of attributes.
-pub(super) const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefined(0x4000_0212);
+pub(crate) const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefined(0x4000_0212);
 
 /// AES-256.
 const KEK_LEN: u64 = 32;
 /// NIST SP 800-57: 128 bits of strength, good beyond 2030.
-pub(super) const RSA_BITS: u64 = 3072;
+pub(crate) const RSA_BITS: u64 = 3072;
 /// 65,537.
 const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 /// DER of OID 1.2.840.10045.3.1.7, P-256.
@@ -27,7 +27,7 @@ const P256: [u8; 10] = [0x06, 0x08, 0x2A, 0x86, 0x48, 0xCE, 0x3D, 0x03, 0x01, 0x
 
 /// The keys that `init` makes, and the one of a ceremony.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum OurKey {
+pub(crate) enum OurKey {
     /// Seals block secrets.
     SiteKek,
     /// Wraps meters' KEKs.
@@ -46,7 +46,7 @@ pub(super) enum OurKey {
 
 /// Where a key of ours lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(crate) enum Kept {
     /// On the token: the site's keys.
     OnToken,
     /// In its session, to be tried out: it leaves nothing behind, whatever ends the process.
@@ -55,12 +55,12 @@ pub(super) enum Kept {
 
 impl Kept {
     /// CKA_TOKEN.
-    pub(super) fn attribute(self) -> Attribute {
+    pub(crate) fn attribute(self) -> Attribute {
         Attribute::Token(self == Self::OnToken)
     }
 
     /// A template of ours, for a key that is kept so.
-    pub(super) fn applied(self, mut template: Vec<Attribute>) -> Vec<Attribute> {
+    pub(crate) fn applied(self, mut template: Vec<Attribute>) -> Vec<Attribute> {
         for attribute in &mut template {
             if matches!(attribute, Attribute::Token(_)) {
                 *attribute = self.attribute();
@@ -72,7 +72,7 @@ impl Kept {
 
 impl OurKey {
     /// What `init` makes, in this order.
-    pub(super) const PERMANENT: [Self; 6] = [
+    pub(crate) const PERMANENT: [Self; 6] = [
         Self::SiteKek,
         Self::MeterKek,
         Self::UseKek,
@@ -82,7 +82,7 @@ impl OurKey {
     ];
 
     /// CKA_LABEL, of both halves of a pair.
-    pub(super) const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::SiteKek => "ami-site-kek",
             Self::MeterKek => "ami-meter-kek",
@@ -95,7 +95,7 @@ impl OurKey {
     }
 
     /// CKA_CLASS of the half that is secret.
-    pub(super) const fn class(self) -> ObjectClass {
+    pub(crate) const fn class(self) -> ObjectClass {
         match self {
             Self::SiteKek | Self::MeterKek | Self::UseKek => ObjectClass::SECRET_KEY,
             _ => ObjectClass::PRIVATE_KEY,
@@ -103,7 +103,7 @@ impl OurKey {
     }
 
     /// CKA_KEY_TYPE.
-    pub(super) const fn key_type(self) -> KeyType {
+    pub(crate) const fn key_type(self) -> KeyType {
         match self {
             Self::SiteKek | Self::MeterKek | Self::UseKek => KeyType::AES,
             Self::Signing => KeyType::EC,
@@ -112,7 +112,7 @@ impl OurKey {
     }
 
     /// The usages of the secret half; every other one is denied by name.
-    pub(super) const fn usages(self) -> &'static [Usage] {
+    pub(crate) const fn usages(self) -> &'static [Usage] {
         match self {
             Self::SiteKek => &[Usage::Encrypt, Usage::Decrypt],
             Self::MeterKek | Self::UseKek => &[Usage::Wrap, Usage::Unwrap],
@@ -123,7 +123,7 @@ impl OurKey {
     }
 
     /// CKA_ALLOWED_MECHANISMS: one.
-    pub(super) const fn mechanism(self) -> MechanismType {
+    pub(crate) const fn mechanism(self) -> MechanismType {
         match self {
             Self::SiteKek => MechanismType::AES_GCM,
             Self::MeterKek | Self::UseKek => MechanismType::AES_KEY_WRAP,
@@ -135,12 +135,12 @@ impl OurKey {
     }
 
     /// Whether it may leave the token under a trusted key: the sealed KEKs, in a ceremony.
-    pub(super) const fn migrates(self) -> bool {
+    pub(crate) const fn migrates(self) -> bool {
         matches!(self, Self::MeterKek | Self::UseKek)
     }
 
     /// What it demands of the keys it unwraps.
-    pub(super) fn unwraps(self) -> Option<Vec<Attribute>> {
+    pub(crate) fn unwraps(self) -> Option<Vec<Attribute>> {
         match self {
             Self::MeterKek => Some(unwrapped(SealedKek::MeterKek)),
             Self::UseKek => Some(unwrapped(SealedKek::Use)),
@@ -164,7 +164,7 @@ impl From<SealedKek> for OurKey {
 
 /// What a key may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Usage {
+pub(crate) enum Usage {
     Encrypt,
     Decrypt,
     Sign,
@@ -176,7 +176,7 @@ pub(super) enum Usage {
 
 impl Usage {
     /// Of a secret key.
-    pub(super) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Encrypt,
         Self::Decrypt,
         Self::Sign,
@@ -186,12 +186,12 @@ impl Usage {
         Self::Derive,
     ];
     /// Of a private key, CKA_SIGN_RECOVER aside.
-    pub(super) const PRIVATE: [Self; 4] = [Self::Decrypt, Self::Sign, Self::Unwrap, Self::Derive];
+    pub(crate) const PRIVATE: [Self; 4] = [Self::Decrypt, Self::Sign, Self::Unwrap, Self::Derive];
     /// Of a public key, CKA_VERIFY_RECOVER aside.
     const PUBLIC: [Self; 4] = [Self::Encrypt, Self::Verify, Self::Wrap, Self::Derive];
 
     /// The attribute that grants or denies it.
-    pub(super) const fn attribute(self, granted: bool) -> Attribute {
+    pub(crate) const fn attribute(self, granted: bool) -> Attribute {
         match self {
             Self::Encrypt => Attribute::Encrypt(granted),
             Self::Decrypt => Attribute::Decrypt(granted),
@@ -232,7 +232,7 @@ fn pinned(
 
 /// A key of protection `HSM` as it comes out of its wrapping: a meter's KEK may only wrap, a GUEK or
 /// GBEK only encrypt and decrypt. The KEK's unwrap template demands exactly this.
-pub(super) fn unwrapped(under: SealedKek) -> Vec<Attribute> {
+pub(crate) fn unwrapped(under: SealedKek) -> Vec<Attribute> {
     match under {
         SealedKek::MeterKek => pinned(&[Usage::Wrap], MechanismType::AES_KEY_WRAP, false, false),
         SealedKek::Use => {
@@ -242,12 +242,12 @@ pub(super) fn unwrapped(under: SealedKek) -> Vec<Attribute> {
 }
 
 /// A meter's key on its way from an import file to the store: it may be identified (CMAC) and wrapped.
-pub(super) fn taken() -> Vec<Attribute> {
+pub(crate) fn taken() -> Vec<Attribute> {
     pinned(&[Usage::Sign], MechanismType::AES_CMAC, false, true)
 }
 
 /// A block's `wrap` key, for as long as one call.
-pub(super) fn wrap_only() -> Vec<Attribute> {
+pub(crate) fn wrap_only() -> Vec<Attribute> {
     pinned(&[Usage::Wrap], MechanismType::AES_KEY_WRAP, false, false)
 }
 
@@ -264,14 +264,14 @@ fn received_kek() -> Vec<Attribute> {
 ///
 /// The crate has no word for it. The bytes hold addresses of `inner`'s values: `inner` must live until
 /// the call that uses them has returned, which the borrow in [`Nested`] sees to.
-pub(super) struct Nested<'a> {
+pub(crate) struct Nested<'a> {
     attribute: Attribute,
     _addressed: std::marker::PhantomData<&'a [Attribute]>,
 }
 
 impl<'a> Nested<'a> {
     /// Encodes `inner` as an array of CK_ATTRIBUTE { type, pValue, ulValueLen }, each a machine word.
-    pub(super) fn unwrap_template(inner: &'a Flat) -> Self {
+    pub(crate) fn unwrap_template(inner: &'a Flat) -> Self {
         let mut bytes = Vec::with_capacity(inner.0.len() * 3 * size_of::<usize>());
         for (attribute_type, value) in &inner.0 {
             bytes.extend_from_slice(&attribute_type.to_ne_bytes());
@@ -285,17 +285,17 @@ impl<'a> Nested<'a> {
     }
 
     /// The attribute. Good only while `self` lives.
-    pub(super) fn attribute(&self) -> Attribute {
+    pub(crate) fn attribute(&self) -> Attribute {
         self.attribute.clone()
     }
 }
 
 /// Attributes as types and value bytes: what a nested template points to.
-pub(super) struct Flat(Vec<(u64, Box<[u8]>)>);
+pub(crate) struct Flat(Vec<(u64, Box<[u8]>)>);
 
 impl Flat {
     /// Takes the attributes of our templates apart.
-    pub(super) fn new(template: &[Attribute]) -> Result<Self, Fault> {
+    pub(crate) fn new(template: &[Attribute]) -> Result<Self, Fault> {
         template.iter().map(flat).collect::<Option<_>>().map(Self).ok_or_else(|| {
             Fault::Broken("an attribute that no template of ours has was to be nested".to_owned())
         })
@@ -329,14 +329,14 @@ fn flat(attribute: &Attribute) -> Option<(u64, Box<[u8]>)> {
 }
 
 /// C_GenerateKey for a KEK.
-pub(super) fn generate_kek(key: OurKey, id: &[u8], nested: Option<&Nested<'_>>) -> Vec<Attribute> {
+pub(crate) fn generate_kek(key: OurKey, id: &[u8], nested: Option<&Nested<'_>>) -> Vec<Attribute> {
     let mut template = vec![Attribute::ValueLen(Ulong::new(KEK_LEN))];
     template.extend(secret_half(key, id, &Usage::ALL, nested));
     template
 }
 
 /// C_GenerateKeyPair: the public and the private half.
-pub(super) fn generate_pair(
+pub(crate) fn generate_pair(
     key: OurKey,
     id: &[u8],
     nested: Option<&Nested<'_>>,
@@ -427,7 +427,7 @@ pub(super) fn expected(key: OurKey) -> Vec<Attribute> {
 }
 
 /// Compares what the token says of a key with what must be; names the first difference.
-pub(super) fn verify(
+pub(crate) fn verify(
     session: &cryptoki::session::Session,
     handle: cryptoki::object::ObjectHandle,
     key: OurKey,
