@@ -37,7 +37,7 @@ STRINGS_IN = [
     ("kms-server/src/hsm/pkcs11/keys/canary.rs", r"Fault::(?:Broken|Refused|Unfit)\(format!\(\s*"),
     ("kms-server/src/hsm/pkcs11/init.rs", r"InitError::Token\(\s*"),
     ("kms-server/src/config/findings.rs", r"let sentence = format!\(\s*|let sentence =\s*format!\(\s*"),
-    ("kms-server/src/hsm/pkcs11/probe/run.rs", r"Some\(format!\(\s*"),
+    ("kms-server/src/hsm/pkcs11/probe/report.rs", r"Some\(format!\(\s*"),
     ("kms-server/src/app/token.rs", r"let sentence = format!\(\s*"),
     ("kms-server/src/app/check.rs", r"let sentence = format!\(\s*"),
     ("kms-server/src/app/alone.rs", r"let sentence = format!\(\s*"),

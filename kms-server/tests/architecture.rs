@@ -91,7 +91,6 @@ const CIRCLES: &[&str] = &[
     "kms-server: lifecycle/checks.rs, lifecycle/importing.rs, lifecycle/merging.rs, lifecycle/mod.rs, lifecycle/sealed.rs, lifecycle/value.rs, lifecycle/values.rs",
     "kms-server: audit/chain.rs, audit/heads.rs, audit/mod.rs, audit/reading.rs, audit/tables.rs, audit/traffic.rs",
     "kms-server: ciphering/attempt.rs, ciphering/batch.rs, ciphering/doubt.rs, ciphering/figures.rs, ciphering/mod.rs",
-    "kms-server: hsm/pkcs11/init.rs, hsm/pkcs11/probe/abilities.rs, hsm/pkcs11/probe/attacks.rs, hsm/pkcs11/probe/deeds.rs, hsm/pkcs11/probe/run.rs",
     "kms-server: config.rs, config/limits_section.rs, config/sections.rs, config/store_section.rs",
     "kms-server: app.rs, app/alone.rs, app/token.rs",
     "kms-server: rpc/budget.rs, rpc/connection.rs, rpc/figures.rs",

@@ -7,40 +7,27 @@ use std::{fs, io, path::Path};
 
 use cryptoki::{
     context::Pkcs11,
-    mechanism::Mechanism,
-    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    object::Attribute,
     session::{Session, UserType},
     slot::Slot,
     types::AuthPin,
 };
-use sha2::{Digest as _, Sha256};
 
 use super::{
-    connection::{
-        epoch::find,
-        library::{Library, step},
-        lock::write,
-    },
+    connection::{library::Library, lock::write},
     fault::{Fault, ckr},
     keys::{
         canary::{Canaries, Keks, KeyName},
-        template::{self, Flat, Kept, Nested, OurKey},
+        finding::find,
+        making::{MadeKey, make, new_name},
+        template::{Kept, OurKey},
     },
-    probe::run::{self, ProbeDepth},
+    probe::{
+        run,
+        subject::{ProbeDepth, Subject},
+    },
 };
 use crate::hsm::{BadConfig, Config, Pin};
-
-/// A key that was made.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct MadeKey {
-    /// CKA_LABEL.
-    pub label: String,
-    /// CKA_ID: 16 random bytes, in hexadecimal.
-    pub id: String,
-    /// SHA-256 of the public half, in hexadecimal, for people to compare: of the modulus (big-endian)
-    /// of an RSA key, of the uncompressed point of a P-256 key. `None` for a KEK.
-    pub fingerprint: Option<String>,
-}
 
 /// What `init` did.
 #[derive(Clone, Debug)]
@@ -132,7 +119,8 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
     refuse_existing(&library, &session)?;
-    let tried = run::within(&library, slot, &session, config, None, ProbeDepth::Start)?;
+    let subject = Subject { library: &library, slot, config, canaries: None };
+    let tried = run::within(subject, &session, ProbeDepth::Start)?;
     if let Some(why) = tried.refusal() {
         return Err(InitError::Untrusted(why));
     }
@@ -260,58 +248,6 @@ fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError
         }
     }
     if existing.is_empty() { Ok(()) } else { Err(InitError::KeysExist(existing)) }
-}
-
-/// A CKA_ID.
-pub(super) fn new_name(library: &Library, session: &Session) -> Result<KeyName, Fault> {
-    let mut name: KeyName = [0; 16];
-    library.random(session, &mut name)?;
-    Ok(name)
-}
-
-/// Generates one key or pair and reads it back.
-pub(super) fn make(
-    library: &Library,
-    session: &Session,
-    key: OurKey,
-    name: &KeyName,
-    kept: Kept,
-) -> Result<(ObjectHandle, MadeKey), Fault> {
-    let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
-    let nested = inner.as_ref().map(Nested::unwrap_template);
-    // SoftHSM fails at random when objects are made while others look for objects.
-    let alone = write(&library.objects);
-    let (handle, fingerprint) = if key.class() == ObjectClass::SECRET_KEY {
-        let template = kept.applied(template::generate_kek(key, name, nested.as_ref()));
-        (session.generate_key(&Mechanism::AesKeyGen, &template)?, None)
-    } else {
-        let mechanism = if key == OurKey::Signing {
-            Mechanism::EccKeyPairGen
-        } else {
-            Mechanism::RsaPkcsKeyPairGen
-        };
-        let (public, private) = template::generate_pair(key, name, nested.as_ref());
-        let (public, private) = (kept.applied(public), kept.applied(private));
-        let (public, private) = session.generate_key_pair(&mechanism, &public, &private)?;
-        (private, Some(fingerprint(session, public, key)?))
-    };
-    drop(alone);
-    step();
-    template::verify(session, handle, key, kept)?;
-    let report = MadeKey { label: key.label().to_owned(), id: hex::encode(name), fingerprint };
-    Ok((handle, report))
-}
-
-fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Fault> {
-    let what = if key == OurKey::Signing { AttributeType::EcPoint } else { AttributeType::Modulus };
-    match session.get_attributes(public, &[what])?.as_slice() {
-        [Attribute::Modulus(modulus)] => Ok(hex::encode(Sha256::digest(modulus))),
-        // CKA_EC_POINT is an OCTET STRING of DER around the point: two bytes for P-256.
-        [Attribute::EcPoint(point)] if point.len() == 67 => {
-            Ok(hex::encode(Sha256::digest(point.get(2..).unwrap_or_default())))
-        }
-        other => Err(Fault::Broken(format!("{}: its public half is {other:?}", key.label()))),
-    }
 }
 
 /// Brings every file of the token to disk, then every directory.

@@ -17,6 +17,13 @@ mod keys;
 mod probe;
 
 pub use connection::{library::steps, token::Pkcs11Token};
-pub use init::{InitError, InitReport, MadeKey, init, make_ceremony_key, take_back};
-pub use keys::canary::{BadCanaries, Canaries};
-pub use probe::run::{ProbeDepth, ProbeReport, ProbeRow, RowKind, probe};
+pub use init::{InitError, InitReport, init, make_ceremony_key, take_back};
+pub use keys::{
+    canary::{BadCanaries, Canaries},
+    making::MadeKey,
+};
+pub use probe::{
+    report::{ProbeReport, ProbeRow, RowKind},
+    run::probe,
+    subject::ProbeDepth,
+};

@@ -24,42 +24,52 @@ pub(crate) enum Tag {
     Full = 16,
 }
 
-fn mechanism<'a>(
-    nonce: &'a mut [u8; NONCE_LEN],
-    additional: &'a [u8],
-    tag: Tag,
-) -> Result<Mechanism<'a>, Error> {
-    GcmParams::new(nonce, additional, Ulong::new(tag as u64 * 8)).map(Mechanism::AesGcm)
+/// The parameters of one AES-GCM.
+#[derive(Clone, Copy)]
+pub(crate) struct Gcm<'a> {
+    /// Its safety is the caller's: the token accepts one twice.
+    pub(crate) nonce: &'a [u8; NONCE_LEN],
+    /// Authenticated beside the text, and not part of it.
+    pub(crate) additional: &'a [u8],
+    /// The tag behind the ciphertext.
+    pub(crate) tag: Tag,
 }
 
-/// C_Encrypt: ciphertext ‖ tag. Nonce safety is the caller's: the token accepts one twice.
-pub(crate) fn encrypt(
-    session: &Session,
-    key: ObjectHandle,
-    nonce: &[u8; NONCE_LEN],
-    additional: &[u8],
-    plain: &[u8],
-    tag: Tag,
-) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let mut nonce = *nonce;
-    let sealed = session.encrypt(&mechanism(&mut nonce, additional, tag)?, key, plain)?;
-    of_length(Zeroizing::new(sealed), plain.len() + tag as usize)
-}
+impl<'a> Gcm<'a> {
+    /// C_Encrypt: ciphertext ‖ tag.
+    pub(crate) fn encrypt(
+        self,
+        session: &Session,
+        key: ObjectHandle,
+        plain: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let mut nonce = *self.nonce;
+        let sealed = session.encrypt(&self.mechanism(&mut nonce)?, key, plain)?;
+        of_length(Zeroizing::new(sealed), plain.len() + self.tag as usize)
+    }
 
-/// C_Decrypt of ciphertext ‖ tag.
-pub(crate) fn decrypt(
-    session: &Session,
-    key: ObjectHandle,
-    nonce: &[u8; NONCE_LEN],
-    additional: &[u8],
-    sealed: &[u8],
-    tag: Tag,
-) -> Result<Zeroizing<Vec<u8>>, Fault> {
-    let too_short = || Fault::Broken("ciphertext shorter than its tag".to_owned());
-    let len = sealed.len().checked_sub(tag as usize).ok_or_else(too_short)?;
-    let mut nonce = *nonce;
-    let plain = session.decrypt(&mechanism(&mut nonce, additional, tag)?, key, sealed)?;
-    of_length(Zeroizing::new(plain), len)
+    /// C_Decrypt of ciphertext ‖ tag.
+    pub(crate) fn decrypt(
+        self,
+        session: &Session,
+        key: ObjectHandle,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+        let too_short = || Fault::Broken("ciphertext shorter than its tag".to_owned());
+        let len = sealed.len().checked_sub(self.tag as usize).ok_or_else(too_short)?;
+        let mut nonce = *self.nonce;
+        let plain = session.decrypt(&self.mechanism(&mut nonce)?, key, sealed)?;
+        of_length(Zeroizing::new(plain), len)
+    }
+
+    /// The crate wants a nonce that it may write to.
+    fn mechanism<'b>(self, nonce: &'b mut [u8; NONCE_LEN]) -> Result<Mechanism<'b>, Error>
+    where
+        'a: 'b,
+    {
+        let bits = Ulong::new(self.tag as u64 * 8);
+        GcmParams::new(nonce, self.additional, bits).map(Mechanism::AesGcm)
+    }
 }
 
 fn of_length(bytes: Zeroizing<Vec<u8>>, len: usize) -> Result<Zeroizing<Vec<u8>>, Fault> {

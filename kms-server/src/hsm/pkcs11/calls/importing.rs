@@ -19,16 +19,17 @@ use crate::hsm::{
     ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken,
     TakenKey, TokenError,
     pkcs11::{
+        calls::oaep,
         connection::{
-            epoch::{Connection, Proof, find},
+            epoch::{Connection, Proof},
             token::Pkcs11Token,
         },
         fault::Fault,
         keys::{
             canary::unwrap,
+            finding::find,
             template::{self, Kept, OurKey},
         },
-        probe::abilities::oaep,
     },
 };
 use kms_core::{Fingerprint, SealedKek};
@@ -139,7 +140,7 @@ impl Pkcs11Token {
         let session = objects.session;
         let import_key = one_import_key(self, connection, session)?;
         let demanded = OurKey::TransportImport.unwraps().unwrap_or_default();
-        let mechanism = oaep(self.config.oaep_hash);
+        let mechanism = oaep::mechanism(self.config.oaep_hash);
         let file_key =
             session.unwrap_key(&mechanism, import_key, &job.wrapped_file_key, &demanded)?;
         objects.keep(file_key);
@@ -201,17 +202,15 @@ impl File<'_> {
                 (*self.blocks.get(at).ok_or_else(missing)?, None)
             }
         };
-        let once = |objects: &mut Objects<'_>| {
-            take_one(objects, self.key, under, value, self.template, self.job)
-        };
-        let taken = match once(objects) {
+        let taken = match self.take_once(objects, under, value) {
             Ok(taken) => taken,
             Err(Fault::Data(_) | Fault::Doubtful(_)) => return Ok(Err(NotAKey)),
             Err(fault) => return Err(fault),
         };
         let Some(kek) = kek else { return Ok(Ok(taken)) };
         const TWICE: &str = "a key that was taken twice is not the same";
-        if once(objects).map_err(|fault| fault.of_own_work(TWICE))? != taken {
+        let again = self.take_once(objects, under, value);
+        if again.map_err(|fault| fault.of_own_work(TWICE))? != taken {
             return Err(Fault::garbled(TWICE));
         }
         let stored = unwrap(objects.session, under, kek, &taken.wrapped)
@@ -219,25 +218,24 @@ impl File<'_> {
         objects.destroy_now(stored);
         Ok(Ok(taken))
     }
-}
 
-/// One key in, identified, out again, gone.
-fn take_one(
-    objects: &mut Objects<'_>,
-    file_key: ObjectHandle,
-    under: ObjectHandle,
-    value: &SealedValue,
-    template: &[Attribute],
-    job: &TakeKeys,
-) -> Result<TakenKey, Fault> {
-    let session = objects.session;
-    if !WRAPPED_LENS.contains(&value.wrapped.len()) {
-        return Err(Fault::Data(cryptoki::error::Error::InvalidValue));
+    /// One key in, identified, out again, gone.
+    fn take_once(
+        &self,
+        objects: &mut Objects<'_>,
+        under: ObjectHandle,
+        value: &SealedValue,
+    ) -> Result<TakenKey, Fault> {
+        let session = objects.session;
+        let wrapped = &value.wrapped;
+        if !WRAPPED_LENS.contains(&wrapped.len()) {
+            return Err(Fault::Data(cryptoki::error::Error::InvalidValue));
+        }
+        let key = session.unwrap_key(&Mechanism::AesKeyWrap, self.key, wrapped, self.template)?;
+        let taken = identify_and_wrap(session, key, under, value, &self.job.fingerprint_label);
+        objects.destroy_now(key);
+        taken
     }
-    let key = session.unwrap_key(&Mechanism::AesKeyWrap, file_key, &value.wrapped, template)?;
-    let taken = identify_and_wrap(session, key, under, value, &job.fingerprint_label);
-    objects.destroy_now(key);
-    taken
 }
 
 fn identify_and_wrap(

@@ -3,6 +3,7 @@
 
 pub(super) mod gcm;
 mod importing;
+pub(super) mod oaep;
 mod seal;
 mod sealed_keys;
 mod signing;

@@ -7,7 +7,7 @@
 use cryptoki::error::Error;
 use subtle::ConstantTimeEq as _;
 
-use super::gcm::{self, NONCE_LEN, Tag};
+use super::gcm::{Gcm, NONCE_LEN, Tag};
 use crate::hsm::{
     BlockSeals, TokenError,
     pkcs11::{
@@ -29,9 +29,11 @@ impl BlockSeals for Pkcs11Token {
             self.module.random(session, &mut nonce)?;
             let plain = secret.expose_block_secret_bytes();
             let kek = connection.keks.site;
-            let sealed = gcm::encrypt(session, kek, &nonce, &additional, plain, Tag::Full)?;
+            let gcm = Gcm { nonce: &nonce, additional: &additional, tag: Tag::Full };
+            let sealed = gcm.encrypt(session, kek, plain)?;
             // Keys are acknowledged that only this seal brings back: it is opened first.
-            let opened = gcm::decrypt(session, kek, &nonce, &additional, &sealed, Tag::Full)
+            let opened = gcm
+                .decrypt(session, kek, &sealed)
                 .map_err(|fault| fault.of_own_work("a seal does not open"))?;
             if !bool::from(opened.as_slice().ct_eq(plain)) {
                 return Err(Fault::garbled("a seal opens as another secret"));
@@ -43,9 +45,9 @@ impl BlockSeals for Pkcs11Token {
     fn open(&self, place: &[u8], sealed: &[u8]) -> Result<BlockSecret, TokenError> {
         let (nonce, body) = parse(sealed)?;
         let additional = [LABEL, place].concat();
+        let gcm = Gcm { nonce, additional: &additional, tag: Tag::Full };
         self.call("open a block secret", Proof::Site, |connection, session| {
-            let plain =
-                gcm::decrypt(session, connection.keks.site, nonce, &additional, body, Tag::Full)?;
+            let plain = gcm.decrypt(session, connection.keks.site, body)?;
             BlockSecret::fill_with(|bytes| {
                 let plain: &[u8; BlockSecret::LEN] =
                     plain.as_slice().try_into().map_err(|_| Fault::from(Error::InvalidValue))?;

@@ -7,7 +7,7 @@ use cryptoki::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::gcm::{self, Tag};
+use super::gcm::{Gcm, NONCE_LEN, Tag};
 use crate::hsm::{
     GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey,
     pkcs11::{
@@ -128,9 +128,8 @@ fn opens_as(
             .map(|blob| in_software::wraps(key, &canary::TEXT).as_deref() == Some(&blob[..])),
         // Opened and not sealed there: the token adds no nonce to those that the key has seen.
         SealedKek::Use => in_software::seals(key, &canary::TEXT).map_or(Ok(false), |sealed| {
-            let nonce = [0; gcm::NONCE_LEN];
-            gcm::decrypt(session, unwrapped, &nonce, &[], &sealed, Tag::Dlms)
-                .map(|plain| plain[..] == canary::TEXT)
+            let gcm = Gcm { nonce: &[0; NONCE_LEN], additional: &[], tag: Tag::Dlms };
+            gcm.decrypt(session, unwrapped, &sealed).map(|plain| plain[..] == canary::TEXT)
         }),
     };
     session.destroy_object(unwrapped)?;
@@ -183,17 +182,18 @@ mod in_software {
 
 fn open(session: &Session, key: ObjectHandle, apdu: &GcmOpen) -> Result<Vec<u8>, Fault> {
     let GcmOpen { nonce, additional_data, ciphertext, tag } = apdu;
+    let gcm = |additional| Gcm { nonce, additional, tag: Tag::Dlms };
     let mut plain = match tag {
         Some(tag) => {
             let sealed = [&ciphertext[..], tag].concat();
-            gcm::decrypt(session, key, nonce, additional_data, &sealed, Tag::Dlms)?
+            gcm(additional_data).decrypt(session, key, &sealed)?
         }
         // GCM is the only mechanism such a key allows, and it opens nothing without a tag. But its
         // cipher is a keystream XORed to the text (SP 800-38D, 6.5), and XOR is its own inverse: the
         // encryption of the ciphertext under the same nonce is the plaintext. No nonce is used twice
         // for sending: the tag is dropped and nothing of this leaves but the plaintext.
         None => {
-            let mut twice = gcm::encrypt(session, key, nonce, &[], ciphertext, Tag::Dlms)?;
+            let mut twice = gcm(&[]).encrypt(session, key, ciphertext)?;
             let tail = ciphertext.len().min(twice.len());
             twice[tail..].zeroize();
             twice.truncate(tail);

@@ -10,14 +10,12 @@ use sha2::{Digest as _, Sha256};
 use crate::hsm::{
     Signs, TokenError,
     pkcs11::{
-        connection::{
-            epoch::{Proof, find},
-            library::Library,
-            lock::read,
-            token::Pkcs11Token,
-        },
+        connection::{epoch::Proof, library::Library, lock::read, token::Pkcs11Token},
         fault::Fault,
-        keys::template::{self, Kept, OurKey},
+        keys::{
+            finding::find,
+            template::{self, Kept, OurKey},
+        },
     },
 };
 use kms_core::audit::{PublicKey, Signature};

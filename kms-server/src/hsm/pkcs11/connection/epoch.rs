@@ -5,15 +5,12 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use cryptoki::{
-    object::{Attribute, ObjectHandle},
-    session::Session,
-};
+use cryptoki::{object::ObjectHandle, session::Session};
 
 use super::{
     holder::Holder,
-    library::{Library, step},
-    lock::{lock, read},
+    library::Library,
+    lock::lock,
     pool::{Pool, close},
 };
 use crate::hsm::{
@@ -21,7 +18,8 @@ use crate::hsm::{
     pkcs11::{
         fault::Fault,
         keys::{
-            canary::{Canaries, Keks, KeyName},
+            canary::{Canaries, Keks},
+            finding::find,
             template::{self, Kept, OurKey},
         },
     },
@@ -212,23 +210,4 @@ fn find_kek(
     // Damaged key files kept their key and lost their attributes.
     template::verify(session, *handle, key, Kept::OnToken)?;
     Ok(*handle)
-}
-
-/// All secret halves of `key` on the token, of the id `name` if there is one.
-pub(crate) fn find(
-    library: &Library,
-    session: &Session,
-    key: OurKey,
-    name: Option<&KeyName>,
-) -> Result<Vec<ObjectHandle>, Fault> {
-    let mut template = vec![
-        Attribute::Class(key.class()),
-        Attribute::Token(true),
-        Attribute::Label(key.label().into()),
-    ];
-    template.extend(name.map(|name| Attribute::Id(name.to_vec())));
-    let _quiet = read(&library.objects);
-    let found = session.find_objects(&template)?;
-    step();
-    Ok(found)
 }

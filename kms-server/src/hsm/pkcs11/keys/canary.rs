@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::template::{self, OurKey};
 use crate::hsm::pkcs11::{
-    calls::gcm::{self, NONCE_LEN, Tag},
+    calls::gcm::{Gcm, NONCE_LEN, Tag},
     connection::library::Library,
     fault::Fault,
 };
@@ -35,6 +35,7 @@ const USE_LABEL: &[u8] = b"ami.kms canary of the use KEK v1";
 pub(crate) const TEXT: [u8; 16] = *b"ami.kms canary 1";
 /// The use KEK's canary key encrypts one text, once, and nothing else ever.
 const USE_NONCE: [u8; NONCE_LEN] = [0; NONCE_LEN];
+const USE_GCM: Gcm<'_> = Gcm { nonce: &USE_NONCE, additional: USE_LABEL, tag: Tag::Dlms };
 const USE_PROOF_LEN: usize = TEXT.len() + Tag::Dlms as usize;
 
 /// Proofs of a site's three KEKs, and their names. Nothing in it is secret.
@@ -140,14 +141,13 @@ impl Canaries {
         let mut site_answer = [0; ANSWER_LEN];
         library.random(session, &mut site_nonce)?;
         library.random(session, &mut site_answer)?;
-        let sealed =
-            gcm::encrypt(session, keks.site, &site_nonce, SITE_LABEL, &site_answer, Tag::Full)?;
+        let sealed = site_gcm(&site_nonce).encrypt(session, keks.site, &site_answer)?;
 
         let meter_wrapped = wrapped_key(session, keks.meter_kek)?;
         let use_wrapped = wrapped_key(session, keks.use_kek)?;
         let meter_key = unwrap(session, keks.meter_kek, SealedKek::MeterKek, &meter_wrapped)?;
         let use_key = unwrap(session, keks.use_kek, SealedKek::Use, &use_wrapped)?;
-        let use_proof = gcm::encrypt(session, use_key, &USE_NONCE, USE_LABEL, &TEXT, Tag::Dlms)?;
+        let use_proof = USE_GCM.encrypt(session, use_key, &TEXT)?;
         let canaries = Self {
             site,
             site_nonce,
@@ -177,14 +177,8 @@ impl Canaries {
 
     /// Opens the site KEK's canary.
     pub(crate) fn prove_site(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
-        let opened = gcm::decrypt(
-            session,
-            keks.site,
-            &self.site_nonce,
-            SITE_LABEL,
-            &self.site_sealed,
-            Tag::Full,
-        );
+        let gcm = site_gcm(&self.site_nonce);
+        let opened = gcm.decrypt(session, keks.site, &self.site_sealed);
         let opened = opened.map_err(|fault| of_key(OurKey::SiteKek, fault))?;
         same(OurKey::SiteKek, &opened, &self.site_answer)
     }
@@ -211,10 +205,15 @@ impl Canaries {
 
     /// Opens the known text with the use KEK's canary key.
     pub(crate) fn prove_use_key(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
-        let opened = gcm::decrypt(session, key, &USE_NONCE, USE_LABEL, &self.use_proof, Tag::Dlms);
+        let opened = USE_GCM.decrypt(session, key, &self.use_proof);
         let opened = opened.map_err(|fault| of_key(OurKey::UseKek, fault))?;
         same(OurKey::UseKek, &opened, &TEXT)
     }
+}
+
+/// How the site KEK seals its canary's answer.
+const fn site_gcm(nonce: &[u8; NONCE_LEN]) -> Gcm<'_> {
+    Gcm { nonce, additional: SITE_LABEL, tag: Tag::Full }
 }
 
 /// Handles of the three KEKs, good within one epoch.

@@ -2,4 +2,6 @@
 //! with.
 
 pub(super) mod canary;
+pub(super) mod finding;
+pub(super) mod making;
 pub(super) mod template;

@@ -1,21 +1,20 @@
 //! Known answers: what the service needs of a token, tried with published vectors.
 
 use cryptoki::{
-    error::Error,
-    mechanism::{
-        Mechanism, MechanismType,
-        rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
-    },
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    mechanism::Mechanism,
+    object::ObjectHandle,
     session::Session,
     slot::{Limit, TokenInfo},
 };
 
-use super::run::Table;
+use super::{free_key::own_key, table::Table};
 use crate::hsm::{
     Config, OaepHash,
     pkcs11::{
-        calls::gcm::{self, Tag},
+        calls::{
+            gcm::{Gcm, Tag},
+            oaep,
+        },
         fault::Fault,
     },
 };
@@ -28,6 +27,7 @@ const EXTRA_SESSIONS: u64 = 2;
 const DLMS_EK: [u8; 16] = 0x0001_0203_0405_0607_0809_0A0B_0C0D_0E0F_u128.to_be_bytes();
 const DLMS_NONCE: [u8; 12] = *b"MMM\x00\x00\xBC\x61\x4E\x01\x23\x45\x67";
 const DLMS_AAD: [u8; 17] = *b"\x30\xD0\xD1\xD2\xD3\xD4\xD5\xD6\xD7\xD8\xD9\xDA\xDB\xDC\xDD\xDE\xDF";
+const DLMS_GCM: Gcm<'_> = Gcm { nonce: &DLMS_NONCE, additional: &DLMS_AAD, tag: Tag::Dlms };
 const DLMS_TEXT: [u8; 13] = *b"\xC0\x01\x00\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
 const DLMS_SEALED: [u8; 25] = *b"\x41\x13\x12\xFF\x93\x5A\x47\x56\x68\x27\xC4\x67\xBC\
     \x7D\x82\x5C\x3B\xE4\xA7\x7C\x3F\xCC\x05\x6B\x6B";
@@ -110,7 +110,7 @@ pub(super) fn try_oaep(
         let chosen = config.oaep_hash == hash;
         let path = if chosen { "chosen for transport" } else { "not chosen" };
         table.ability(
-            oaep_name(hash),
+            oaep::name(hash),
             "block secrets and import keys cross under it",
             chosen,
             round_trip(session, hash, public, private),
@@ -119,47 +119,10 @@ pub(super) fn try_oaep(
     }
 }
 
-/// The row that tells of it.
-pub(super) const fn oaep_name(hash: OaepHash) -> &'static str {
-    match hash {
-        OaepHash::Sha1 => "RSA-OAEP with SHA-1 and MGF1-SHA-1",
-        OaepHash::Sha256 => "RSA-OAEP with SHA-256 and MGF1-SHA-256",
-    }
-}
-
-/// CKM_RSA_PKCS_OAEP with an empty label.
-pub(crate) fn oaep(hash: OaepHash) -> Mechanism<'static> {
-    let (hash, mask) = match hash {
-        OaepHash::Sha1 => (MechanismType::SHA1, PkcsMgfType::MGF1_SHA1),
-        OaepHash::Sha256 => (MechanismType::SHA256, PkcsMgfType::MGF1_SHA256),
-    };
-    Mechanism::RsaPkcsOaep(PkcsOaepParams::new(hash, mask, PkcsOaepSource::empty()))
-}
-
-/// An AES key of ours that may do everything: a session object.
-pub(super) fn own_key(session: &Session, value: &[u8]) -> Result<ObjectHandle, Error> {
-    session.create_object(&[
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::AES),
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(false),
-        Attribute::Extractable(true),
-        Attribute::Encrypt(true),
-        Attribute::Decrypt(true),
-        Attribute::Sign(true),
-        Attribute::Verify(true),
-        Attribute::Wrap(true),
-        Attribute::Unwrap(true),
-        Attribute::Derive(true),
-        Attribute::Value(value.to_vec()),
-    ])
-}
-
 fn gcm_of_dlms(session: &Session) -> Result<String, Fault> {
     let key = own_key(session, &DLMS_EK)?;
-    let sealed = gcm::encrypt(session, key, &DLMS_NONCE, &DLMS_AAD, &DLMS_TEXT, Tag::Dlms)?;
-    let opened = gcm::decrypt(session, key, &DLMS_NONCE, &DLMS_AAD, &DLMS_SEALED, Tag::Dlms)?;
+    let sealed = DLMS_GCM.encrypt(session, key, &DLMS_TEXT)?;
+    let opened = DLMS_GCM.decrypt(session, key, &DLMS_SEALED)?;
     session.destroy_object(key)?;
     known(&sealed, &DLMS_SEALED).and(known(&opened, &DLMS_TEXT))
 }
@@ -168,9 +131,9 @@ fn gcm_refuses(session: &Session) -> Result<String, Fault> {
     let key = own_key(session, &DLMS_EK)?;
     let mut forged = DLMS_SEALED;
     forged[24] ^= 1;
-    let opened = gcm::decrypt(session, key, &DLMS_NONCE, &DLMS_AAD, &forged, Tag::Dlms);
+    let opened = DLMS_GCM.decrypt(session, key, &forged);
     // Also that the session is well afterwards: a dirty one would refuse everything.
-    let good = gcm::decrypt(session, key, &DLMS_NONCE, &DLMS_AAD, &DLMS_SEALED, Tag::Dlms);
+    let good = DLMS_GCM.decrypt(session, key, &DLMS_SEALED);
     session.destroy_object(key)?;
     good?;
     match opened {
@@ -224,8 +187,8 @@ fn round_trip(
     public: ObjectHandle,
     private: ObjectHandle,
 ) -> Result<String, Fault> {
-    let sealed = session.encrypt(&oaep(hash), public, &CMAC_TEXT)?;
-    known(&session.decrypt(&oaep(hash), private, &sealed)?, &CMAC_TEXT)
+    let sealed = session.encrypt(&oaep::mechanism(hash), public, &CMAC_TEXT)?;
+    known(&session.decrypt(&oaep::mechanism(hash), private, &sealed)?, &CMAC_TEXT)
 }
 
 fn known(got: &[u8], answer: &[u8]) -> Result<String, Fault> {

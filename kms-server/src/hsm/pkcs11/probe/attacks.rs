@@ -8,25 +8,25 @@ use cryptoki::{
     mechanism::Mechanism,
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::{Session, SessionState},
-    slot::Slot,
 };
 
 use super::{
-    abilities::{oaep, own_key},
-    deeds::{Deed, changes, free, read_value, variations},
-    run::{ProbeDepth, Strict, Table},
+    deeds::{Deed, changes, read_value, variations},
+    free_key::{free, own_key},
+    subject::{ProbeDepth, Subject},
+    table::{Strict, Table},
 };
-use crate::hsm::{
-    Config,
-    pkcs11::{
-        calls::gcm::{self, Tag},
-        connection::{epoch::find, library::Library, lock::read},
-        fault::{Fault, ckr},
-        init,
-        keys::{
-            canary::Canaries,
-            template::{self, Kept, OurKey, Usage},
-        },
+use crate::hsm::pkcs11::{
+    calls::{
+        gcm::{Gcm, NONCE_LEN, Tag},
+        oaep,
+    },
+    connection::{library::Library, lock::read},
+    fault::{Fault, ckr},
+    keys::{
+        finding::find,
+        making,
+        template::{self, Kept, OurKey, Usage},
     },
 };
 use kms_core::SealedKek;
@@ -38,10 +38,7 @@ const OUT: &str = "a key that leaves the token is no longer the token's";
 
 /// A run of all attacks.
 pub(super) struct Attacks<'a> {
-    pub(crate) module: &'a Library,
-    slot: Slot,
-    pub(crate) config: &'a Config,
-    canaries: Option<&'a Canaries>,
+    pub(super) subject: Subject<'a>,
     pub(super) table: &'a mut Table,
 }
 
@@ -66,14 +63,8 @@ fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T,
 }
 
 impl<'a> Attacks<'a> {
-    pub(crate) fn new(
-        library: &'a Library,
-        slot: Slot,
-        config: &'a Config,
-        canaries: Option<&'a Canaries>,
-        table: &'a mut Table,
-    ) -> Self {
-        Self { module: library, slot, config, canaries, table }
+    pub(super) fn new(subject: Subject<'a>, table: &'a mut Table) -> Self {
+        Self { subject, table }
     }
 
     /// Attacks every key of ours. What can't be done is a row that failed, and the rest goes on.
@@ -115,10 +106,10 @@ impl<'a> Attacks<'a> {
     fn targets(&mut self, session: &Session) -> Vec<Target> {
         let mut targets = Vec::new();
         for key in OurKey::PERMANENT {
-            let name = self.canaries.and_then(|canaries| canaries.name_of(key));
-            let found = find(self.module, session, key, name.as_ref());
+            let name = self.subject.canaries.and_then(|canaries| canaries.name_of(key));
+            let found = find(self.subject.library, session, key, name.as_ref());
             let (target, told) = match found.as_deref() {
-                Ok([]) if self.canaries.is_none() => {
+                Ok([]) if self.subject.canaries.is_none() => {
                     (self.trial(session, key), "made for a trial, as `init` would make it")
                 }
                 Ok([handle]) => {
@@ -149,14 +140,14 @@ impl<'a> Attacks<'a> {
 
     /// A key as `init` makes it, that dies with this session.
     pub(super) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Fault> {
-        let name = init::new_name(self.module, session)?;
-        let (handle, _) = init::make(self.module, session, key, &name, Kept::ForTrial)?;
+        let name = making::new_name(self.subject.library, session)?;
+        let (handle, _) = making::make(self.subject.library, session, key, &name, Kept::ForTrial)?;
         Ok(Target { key, handle, kept: Kept::ForTrial })
     }
 
     /// In a session of its own.
     pub(crate) fn session(&self) -> Result<Session, Fault> {
-        Ok(self.module.pkcs11().open_rw_session(self.slot)?)
+        Ok(self.subject.library.pkcs11().open_rw_session(self.subject.slot)?)
     }
 
     pub(super) fn control<T>(
@@ -189,7 +180,7 @@ impl<'a> Attacks<'a> {
     fn control_deed(&mut self, deed: Deed) {
         let outcome = self.session().and_then(|session| {
             let own = own_key(&session, &[7; 16])?;
-            Ok(deed.commit(&session, own))
+            Ok(deed.attempt(&session, own))
         });
         let told = match outcome {
             Ok(Ok(())) => "works".to_owned(),
@@ -224,8 +215,9 @@ impl<'a> Attacks<'a> {
 
     fn site_kek(&mut self, site: Target) {
         self.control(format!("{}: AES-GCM there and back", site.key.label()), |session| {
-            let sealed = gcm::encrypt(session, site.handle, &[0; 12], b"probe", b"x", Tag::Full)?;
-            gcm::decrypt(session, site.handle, &[0; 12], b"probe", &sealed, Tag::Full)
+            let gcm = Gcm { nonce: &[0; NONCE_LEN], additional: b"probe", tag: Tag::Full };
+            let sealed = gcm.encrypt(session, site.handle, b"x")?;
+            gcm.decrypt(session, site.handle, &sealed)
         });
         self.attack_in_place(site);
     }
@@ -306,7 +298,7 @@ impl<'a> Attacks<'a> {
         for deed in Deed::ALL {
             if !deed.is_rightful(usages, mechanism) {
                 self.attack(format!("{name}: {deed:?}"), USE, Strict::Rule, |session| {
-                    Ok(deed.commit(session, key(session)?))
+                    Ok(deed.attempt(session, key(session)?))
                 });
             }
         }
@@ -370,13 +362,15 @@ impl<'a> Attacks<'a> {
         let Some(pair) = targets.iter().find(|target| target.key.key_type() == KeyType::RSA) else {
             return Ok(());
         };
-        let public = PublicHalf::read(self.module, session, *pair)?;
-        let hash = self.config.oaep_hash;
+        let public = PublicHalf::read(self.subject.library, session, *pair)?;
+        let hash = self.subject.config.oaep_hash;
         self.control("a free key comes out under an own RSA key".into(), |session| {
             let own = public.own(session)?;
-            Ok(session.wrap_key(&oaep(hash), own, own_key(session, &[7; 32])?)?)
+            Ok(session.wrap_key(&oaep::mechanism(hash), own, own_key(session, &[7; 32])?)?)
         });
-        for (how, mechanism) in [("OAEP", oaep(hash)), ("PKCS #1 v1.5", Mechanism::RsaPkcs)] {
+        for (how, mechanism) in
+            [("OAEP", oaep::mechanism(hash)), ("PKCS #1 v1.5", Mechanism::RsaPkcs)]
+        {
             let what = format!("{name}: take it out under an own RSA key, {how}");
             self.attack(what, OUT, Strict::Rule, |session| {
                 let own = public.own(session)?;

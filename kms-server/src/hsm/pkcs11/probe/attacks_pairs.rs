@@ -11,12 +11,13 @@ use cryptoki::{
 };
 
 use super::{
-    abilities::{oaep, own_key, try_oaep},
+    abilities::try_oaep,
     attacks::{Attacks, PublicHalf, Target},
-    deeds::free,
-    run::Strict,
+    free_key::{free, own_key},
+    table::Strict,
 };
 use crate::hsm::pkcs11::{
+    calls::oaep,
     fault::Fault,
     keys::template::{OurKey, Usage},
 };
@@ -31,14 +32,14 @@ impl Attacks<'_> {
     pub(crate) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         match target.key {
             OurKey::TransportBlock => {
-                let public = PublicHalf::read(self.module, session, target)?;
+                let public = PublicHalf::read(self.subject.library, session, target)?;
                 let own = public.own(session)?;
-                try_oaep(self.table, session, self.config, own, target.handle);
+                try_oaep(self.table, session, self.subject.config, own, target.handle);
                 session.destroy_object(own)?;
                 self.rsa(target, &public);
             }
             OurKey::TransportImport | OurKey::Ceremony => {
-                let public = PublicHalf::read(self.module, session, target)?;
+                let public = PublicHalf::read(self.subject.library, session, target)?;
                 self.rsa(target, &public);
                 self.receiver(target, &public);
             }
@@ -60,14 +61,14 @@ impl Attacks<'_> {
     fn rsa(&mut self, target: Target, public: &PublicHalf) {
         let Target { key, handle, .. } = target;
         let name = key.label();
-        let hash = self.config.oaep_hash;
+        let hash = self.subject.config.oaep_hash;
         let sealed = |session: &Session, mechanism: &Mechanism<'_>| {
             let own = public.own(session)?;
             session.encrypt(mechanism, own, &IMPORT_KEY).map_err(Fault::from)
         };
         let mut decrypts = vec![("PKCS #1 v1.5", Mechanism::RsaPkcs)];
         if !key.usages().contains(&Usage::Decrypt) {
-            decrypts.push(("OAEP", oaep(hash)));
+            decrypts.push(("OAEP", oaep::mechanism(hash)));
         }
         for (how, mechanism) in decrypts {
             self.attack(format!("{name}: C_Decrypt, {how}"), READABLE, Strict::Rule, |session| {
@@ -75,12 +76,12 @@ impl Attacks<'_> {
             });
         }
         self.attack(format!("{name}: C_Decrypt, raw RSA"), READABLE, Strict::Rule, |session| {
-            let message = sealed(session, &oaep(hash))?;
+            let message = sealed(session, &oaep::mechanism(hash))?;
             Ok(session.decrypt(&Mechanism::RsaX509, handle, &message))
         });
         let mut unwraps = vec![("PKCS #1 v1.5", Mechanism::RsaPkcs)];
         if !key.usages().contains(&Usage::Unwrap) {
-            unwraps.push(("OAEP", oaep(hash)));
+            unwraps.push(("OAEP", oaep::mechanism(hash)));
         }
         for (how, mechanism) in unwraps {
             self.attack(format!("{name}: C_UnwrapKey, {how}"), READABLE, Strict::Rule, |session| {
@@ -98,12 +99,13 @@ impl Attacks<'_> {
     fn receiver(&mut self, target: Target, public: &PublicHalf) {
         let Target { key, handle, .. } = target;
         let name = key.label();
-        let hash = self.config.oaep_hash;
+        let hash = self.subject.config.oaep_hash;
         let rightful = key.unwraps().unwrap_or_default();
         let unwrap = |session: &Session, template: &[Attribute]| -> Result<_, Fault> {
             let own = public.own(session)?;
-            let message = session.wrap_key(&oaep(hash), own, own_key(session, &IMPORT_KEY)?)?;
-            Ok(session.unwrap_key(&oaep(hash), handle, &message, template))
+            let message =
+                session.wrap_key(&oaep::mechanism(hash), own, own_key(session, &IMPORT_KEY)?)?;
+            Ok(session.unwrap_key(&oaep::mechanism(hash), handle, &message, template))
         };
         self.control(format!("{name}: unwrap as demanded"), |session| {
             let received = unwrap(session, &rightful)?;
@@ -151,7 +153,7 @@ impl Attacks<'_> {
     fn signing(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
         let Target { key, handle, .. } = target;
         let name = key.label();
-        let public = PublicHalf::find(self.module, session, target)?;
+        let public = PublicHalf::find(self.subject.library, session, target)?;
         self.control(format!("{name}: sign and verify, ECDSA"), |session| {
             let signature = session.sign(&Mechanism::Ecdsa, handle, &IMPORT_KEY)?;
             session.verify(&Mechanism::Ecdsa, public, &IMPORT_KEY, &signature)?;

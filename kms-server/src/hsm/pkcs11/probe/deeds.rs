@@ -8,7 +8,7 @@ use cryptoki::{
     types::Ulong,
 };
 
-use super::abilities::own_key;
+use super::free_key::{free, own_key};
 use crate::hsm::pkcs11::keys::template::{CKA_UNWRAP_TEMPLATE, OurKey, Usage};
 
 /// Uses of a secret key, each by one mechanism.
@@ -74,8 +74,8 @@ impl Deed {
         usages.contains(&usage) && own == mechanism
     }
 
-    /// Does it.
-    pub(super) fn commit(self, session: &Session, key: ObjectHandle) -> Result<(), Error> {
+    /// Attempts it.
+    pub(super) fn attempt(self, session: &Session, key: ObjectHandle) -> Result<(), Error> {
         let mut nonce = [0; 12];
         let gcm = GcmParams::new(&mut nonce, &[], Ulong::new(96)).map(Mechanism::AesGcm)?;
         match self {
@@ -112,17 +112,6 @@ impl Deed {
         }
         Ok(())
     }
-}
-
-/// A template that keeps nothing secret.
-pub(crate) fn free(key_type: KeyType) -> Vec<Attribute> {
-    vec![
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(key_type),
-        Attribute::Token(false),
-        Attribute::Sensitive(false),
-        Attribute::Extractable(true),
-    ]
 }
 
 fn unwrap_free(
