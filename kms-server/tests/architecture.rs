@@ -98,7 +98,6 @@ const CIRCLES: &[&str] = &[
     "kms-server: store/postgres/audit.rs, store/postgres/index.rs, store/postgres/write.rs",
     "kms-server: store/sqlite/audit.rs, store/sqlite/index.rs, store/sqlite/write.rs",
     "kms-server: app/init.rs, app/migrate.rs",
-    "kms-server: hsm/importing.rs, hsm/mod.rs",
     "kms-server: rpc/answer.rs, rpc/gate.rs",
     "kms-server: store/postgres.rs, store/postgres/follow.rs",
     "kms-client: audit.rs, audit/chain.rs, client.rs, import.rs, meters.rs",

@@ -10,8 +10,7 @@ use aes_gcm::{
 };
 use kms_core::{BlockSecret, ClearKey, KeyId, SealedKek};
 use kms_server::hsm::{
-    BlockSeals as _, GcmOpen, NotAuthentic, SealedKeys as _, TokenCare as _, TokenError,
-    WrappedKey,
+    BlockSeals as _, Device as _, GcmOpen, NotAuthentic, SealedKeys as _, TokenError, WrappedKey,
     pkcs11::{InitError, init},
 };
 

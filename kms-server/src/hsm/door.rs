@@ -143,7 +143,7 @@ impl Hsm {
         self.pass(Operation::PublicKey, |token| token.public_key()).await
     }
 
-    /// [`TokenCare::check`](super::TokenCare::check). A failure is remembered until a check passes;
+    /// [`Device::check`](super::Device::check). A failure is remembered until a check passes;
     /// that all places are taken says nothing of the device.
     pub async fn check(&self) -> Result<(), TokenError> {
         let checked = self.pass(Operation::Check, |token| token.check()).await;
@@ -229,7 +229,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, ImportsKeys, SealedKeys, Signs, TokenCare},
+        super::{BlockSeals, Device, ImportsKeys, SealedKeys, Signs},
         *,
     };
 
@@ -270,7 +270,14 @@ mod tests {
         }
     }
 
-    impl ImportsKeys for Stuck {}
+    impl ImportsKeys for Stuck {
+        fn import_key(&self) -> Result<ImportKey, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+            Err(TokenError::Busy)
+        }
+    }
 
     impl Signs for Stuck {
         fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {
@@ -281,7 +288,7 @@ mod tests {
         }
     }
 
-    impl TokenCare for Stuck {
+    impl Device for Stuck {
         fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
             out.fill(7);
             Ok(())
@@ -301,6 +308,9 @@ mod tests {
                 calls: 0,
                 fault: None,
             }
+        }
+        fn sessions_open(&self) -> Option<usize> {
+            None
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
     lock::lock,
 };
 use crate::hsm::{
-    Config, TokenCare, TokenError, TokenStatus,
+    Config, Device, TokenError, TokenStatus,
     pkcs11::{fault::Fault, keys::canary::Canaries},
 };
 
@@ -288,7 +288,7 @@ impl Drop for Pkcs11Token {
     }
 }
 
-impl TokenCare for Pkcs11Token {
+impl Device for Pkcs11Token {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
         self.call("give random bytes", Proof::Site, |_, session| self.module.random(session, out))
     }

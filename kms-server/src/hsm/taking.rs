@@ -1,0 +1,61 @@
+//! Keys that come in wrapped: what a token does with a sealed import file. No key of it is ever seen
+//! by this process.
+
+use std::sync::Arc;
+
+use kms_core::{Fingerprint, Kcv, SealedKek};
+
+/// Keys that one call takes at most, so that others come in between: on a busy machine SoftHSM took a
+/// third of a second for as many, block keys included.
+pub const KEYS_PER_CALL_MAX: usize = 256;
+
+/// A block's `wrap` key where it lies: in the caller's locked memory.
+pub type LockedKey = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// What a taken key is wrapped under for storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreUnder {
+    /// Protection `HSM`.
+    Kek(SealedKek),
+    /// Protection `MEMORY`: the `wrap` key with this place in [`TakeKeys::wrap_keys`].
+    Block(usize),
+}
+
+/// One key of a sealed file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedValue {
+    /// Under the file's key, RFC 3394.
+    pub wrapped: Vec<u8>,
+    /// Where it goes.
+    pub under: StoreUnder,
+}
+
+/// Some keys of one file.
+pub struct TakeKeys {
+    /// The file's ephemeral key, by RSA-OAEP under `transport-import`.
+    pub wrapped_file_key: Vec<u8>,
+    /// What a key's fingerprint is the CMAC of.
+    pub fingerprint_label: Vec<u8>,
+    /// AES-256, of the blocks that the keys go to.
+    pub wrap_keys: Vec<LockedKey>,
+    /// At most [`KEYS_PER_CALL_MAX`].
+    pub keys: Vec<SealedValue>,
+}
+
+/// A key that was taken: still unseen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenKey {
+    /// CMAC under the key over the label.
+    pub fingerprint: Fingerprint,
+    /// CMAC under the key over sixteen zero bytes, the first five of it.
+    pub kcv: Kcv,
+    /// For storage, RFC 3394.
+    pub wrapped: Vec<u8>,
+}
+
+/// A blob that the file's key does not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAKey;
+
+/// What became of each key, in order.
+pub type Taken = Vec<Result<TakenKey, NotAKey>>;
