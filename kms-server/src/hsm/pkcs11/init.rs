@@ -15,7 +15,7 @@ use cryptoki::{
 
 use super::{
     connection::{library::Library, lock::write},
-    fault::{Fault, ckr},
+    failure::{Failure, ckr},
     keys::{
         canary::{Canaries, Keks, KeyName},
         finding::find,
@@ -83,9 +83,9 @@ pub enum InitError {
     },
 }
 
-impl From<Fault> for InitError {
-    fn from(fault: Fault) -> Self {
-        Self::Token(fault.reason())
+impl From<Failure> for InitError {
+    fn from(failure: Failure) -> Self {
+        Self::Token(failure.reason())
     }
 }
 
@@ -113,7 +113,7 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let slot = match (library.slot(&config.token_label), so_pin) {
         (Ok(slot), _) => slot,
         (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
-        (Err(fault), None) => return Err(fault.into()),
+        (Err(failure), None) => return Err(failure.into()),
     };
     // Closed on drop, within the gate. The user stays logged in only as long as it lives.
     let session = library.pkcs11().open_rw_session(slot)?;
@@ -172,7 +172,12 @@ fn undo(
 }
 
 /// Both halves of a key of this name.
-fn destroy(library: &Library, session: &Session, key: OurKey, name: &KeyName) -> Result<(), Fault> {
+fn destroy(
+    library: &Library,
+    session: &Session,
+    key: OurKey,
+    name: &KeyName,
+) -> Result<(), Failure> {
     let _alone = write(&library.objects);
     let ours = [
         Attribute::Token(true),

@@ -2,7 +2,7 @@
 //!
 //! | room or file | |
 //! |---|---|
-//! | `fault.rs` | what a return code says, and does not say |
+//! | `failure.rs` | what a return code says, and does not say |
 //! | `connection/` | the library, its sessions, one epoch, the way back after a fault |
 //! | `keys/` | what each key of ours may do, and proofs that it is ours |
 //! | `calls/` | the traits: seals, wrapped keys, sealed files, signatures |
@@ -11,7 +11,7 @@
 
 mod calls;
 mod connection;
-mod fault;
+mod failure;
 mod init;
 mod keys;
 mod probe;

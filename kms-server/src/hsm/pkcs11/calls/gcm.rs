@@ -10,7 +10,7 @@ use cryptoki::{
 };
 use zeroize::Zeroizing;
 
-use crate::hsm::pkcs11::fault::Fault;
+use crate::hsm::pkcs11::failure::Failure;
 
 /// The only nonce length used: 96 bits (SP 800-38D, 5.2.1.1).
 pub(crate) const NONCE_LEN: usize = 12;
@@ -42,7 +42,7 @@ impl<'a> Gcm<'a> {
         session: &Session,
         key: ObjectHandle,
         plain: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let mut nonce = *self.nonce;
         let sealed = session.encrypt(&self.mechanism(&mut nonce)?, key, plain)?;
         of_length(Zeroizing::new(sealed), plain.len() + self.tag as usize)
@@ -54,8 +54,8 @@ impl<'a> Gcm<'a> {
         session: &Session,
         key: ObjectHandle,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, Fault> {
-        let too_short = || Fault::Broken("ciphertext shorter than its tag".to_owned());
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        let too_short = || Failure::Broken("ciphertext shorter than its tag".to_owned());
         let len = sealed.len().checked_sub(self.tag as usize).ok_or_else(too_short)?;
         let mut nonce = *self.nonce;
         let plain = session.decrypt(&self.mechanism(&mut nonce)?, key, sealed)?;
@@ -72,9 +72,9 @@ impl<'a> Gcm<'a> {
     }
 }
 
-fn of_length(bytes: Zeroizing<Vec<u8>>, len: usize) -> Result<Zeroizing<Vec<u8>>, Fault> {
+fn of_length(bytes: Zeroizing<Vec<u8>>, len: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
     if bytes.len() == len {
         return Ok(bytes);
     }
-    Err(Fault::garbled(&format!("AES-GCM gave {} bytes where {len} are due", bytes.len())))
+    Err(Failure::garbled(&format!("AES-GCM gave {} bytes where {len} are due", bytes.len())))
 }

@@ -1,9 +1,9 @@
-//! The calls of this service, carried out in a session: seals, wrapped keys, keys of a sealed file,
-//! signatures.
+//! The calls of this service, carried out in a session: seals of block secrets, wrapped keys, keys of a
+//! sealed file, signatures.
 
+mod block_seals;
 pub(super) mod gcm;
-mod importing;
 pub(super) mod oaep;
-mod seal;
-mod sealed_keys;
+mod sealed_file;
 mod signing;
+mod wrapped_keys;

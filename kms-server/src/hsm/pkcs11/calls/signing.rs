@@ -11,7 +11,7 @@ use crate::hsm::{
     Signs, TokenError,
     pkcs11::{
         connection::{epoch::Proof, library::Library, lock::read, token::Pkcs11Token},
-        fault::Fault,
+        failure::Failure,
         keys::{
             finding::find,
             template::{self, Kept, OurKey},
@@ -32,7 +32,7 @@ impl Signs for Pkcs11Token {
             let len = signature.len();
             signature
                 .try_into()
-                .map_err(|_| Fault::Broken(format!("the token signs with {len} bytes, not 64")))
+                .map_err(|_| Failure::Broken(format!("the token signs with {len} bytes, not 64")))
         })
     }
 
@@ -47,11 +47,11 @@ impl Signs for Pkcs11Token {
 
 /// The one signing key. Two are an attempt at something, none is what a token that vanished looks
 /// like: it is never "not found".
-fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Fault> {
+fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Failure> {
     let found = find(library, session, OurKey::Signing, None)?;
     let [handle] = found.as_slice() else {
         let label = OurKey::Signing.label();
-        return Err(Fault::Broken(format!(
+        return Err(Failure::Broken(format!(
             "the token has {} keys {label}, one is due",
             found.len()
         )));
@@ -64,7 +64,7 @@ fn public_half(
     library: &Library,
     session: &Session,
     name: Vec<Attribute>,
-) -> Result<PublicKey, Fault> {
+) -> Result<PublicKey, Failure> {
     let mut template = name;
     template.extend([
         Attribute::Class(ObjectClass::PUBLIC_KEY),
@@ -75,7 +75,7 @@ fn public_half(
         session.find_objects(&template)?
     };
     let [handle] = found.as_slice() else {
-        return Err(Fault::Broken(format!(
+        return Err(Failure::Broken(format!(
             "the token has {} public halves of its signing key, one is due",
             found.len()
         )));
@@ -86,5 +86,5 @@ fn public_half(
         }
         _ => None,
     };
-    point.ok_or_else(|| Fault::Broken("the signing key's public half is not on P-256".to_owned()))
+    point.ok_or_else(|| Failure::Broken("the signing key's public half is not on P-256".to_owned()))
 }

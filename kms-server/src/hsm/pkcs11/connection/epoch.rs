@@ -16,7 +16,7 @@ use super::{
 use crate::hsm::{
     Config,
     pkcs11::{
-        fault::Fault,
+        failure::Failure,
         keys::{
             canary::{Canaries, Keks},
             finding::find,
@@ -67,7 +67,7 @@ impl Connection {
         config: &Config,
         canaries: &Canaries,
         epoch: u64,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, Failure> {
         let slot = library.slot(&config.token_label)?;
         let pkcs11 = library.pkcs11();
         let info = library.our_token(slot, config)?;
@@ -83,10 +83,10 @@ impl Connection {
         let sound = sound(library, config, canaries, &anchor, &holder);
         let (keks, use_canary) = match sound {
             Ok(sound) => sound,
-            Err(fault) => {
+            Err(failure) => {
                 close(holder);
                 close(anchor);
-                return Err(fault);
+                return Err(failure);
             }
         };
         Ok(Self {
@@ -104,7 +104,7 @@ impl Connection {
     }
 
     /// Proves all three KEKs.
-    pub(super) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Fault> {
+    pub(super) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Failure> {
         self.count_objects(OBJECTS_PER_PROOF);
         canaries.prove(session, &self.keks)
     }
@@ -126,7 +126,7 @@ impl Connection {
         session: &Session,
         canaries: &Canaries,
         proof: Proof,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Failure> {
         if matches!(proof, Proof::Unwrap(_)) {
             self.count_objects(OBJECTS_PER_PROOF);
         }
@@ -172,7 +172,7 @@ fn sound(
     canaries: &Canaries,
     anchor: &Session,
     holder: &Session,
-) -> Result<(Keks, ObjectHandle), Fault> {
+) -> Result<(Keks, ObjectHandle), Failure> {
     library.login(anchor, config)?;
     let find = |key| find_kek(library, anchor, key, canaries);
     let keks = Keks {
@@ -182,7 +182,7 @@ fn sound(
     };
     // One wrong answer is the device's; two are another key.
     match canaries.prove(anchor, &keks) {
-        Err(Fault::Unfit(_)) => canaries.prove(anchor, &keks)?,
+        Err(Failure::Unfit(_)) => canaries.prove(anchor, &keks)?,
         outcome => outcome?,
     }
     Ok((keks, canaries.unwrap_use_key(holder, &keks)?))
@@ -195,11 +195,11 @@ fn find_kek(
     session: &Session,
     key: OurKey,
     canaries: &Canaries,
-) -> Result<ObjectHandle, Fault> {
+) -> Result<ObjectHandle, Failure> {
     let name = canaries.name_of(key).unwrap_or_default();
     let found = find(library, session, key, Some(&name))?;
     let [handle] = found.as_slice() else {
-        return Err(Fault::Unfit(format!(
+        return Err(Failure::Unfit(format!(
             "the token has {} keys {} with id {}, one is due: use the token that the database was \
              made with",
             found.len(),

@@ -13,7 +13,7 @@ use cryptoki::{object::ObjectHandle, session::Session};
 use crate::hsm::{
     WrappedKey,
     pkcs11::{
-        fault::Fault,
+        failure::Failure,
         keys::canary::{Keks, unwrap},
     },
 };
@@ -57,7 +57,7 @@ impl Holder {
     }
 
     /// The key, unwrapped now or earlier.
-    pub(crate) fn get(&mut self, keks: &Keks, key: &WrappedKey) -> Result<UsableKey, Fault> {
+    pub(crate) fn get(&mut self, keks: &Keks, key: &WrappedKey) -> Result<UsableKey, Failure> {
         self.turn += 1;
         // The same id with other wrapped bytes is another key: unwrap it, forget the old one.
         if let Some(held) = self.keys.get_mut(&key.id)
@@ -82,7 +82,7 @@ impl Holder {
     /// Destroys the predecessor of `id`, and the longest unused key if there is no room. Handles are
     /// given out under this object's lock, so a count of one says that nobody uses the key. Callers hold
     /// a session each and `keys_max` is at least the number of sessions: one is always free.
-    fn make_room(&mut self, id: KeyId) -> Result<(), Fault> {
+    fn make_room(&mut self, id: KeyId) -> Result<(), Failure> {
         if let Some(old) = self.keys.remove(&id) {
             self.turns.remove(&old.turn);
             // Whoever still uses it finishes; the object is then left to the end of the epoch.

@@ -27,7 +27,7 @@ use sha2::{Digest as _, Sha256};
 use super::lock::{lock, read, write};
 use crate::hsm::{
     Config,
-    pkcs11::fault::{Fault, ckr},
+    pkcs11::failure::{Failure, ckr},
 };
 
 /// So many random bytes do not come twice, nor all the same.
@@ -102,14 +102,14 @@ pub(super) struct Gate {
 
 impl Library {
     /// Loads `module`, or finds it loaded.
-    pub(crate) fn load(module: &Path) -> Result<Arc<Self>, Fault> {
+    pub(crate) fn load(module: &Path) -> Result<Arc<Self>, Failure> {
         let mut loaded = lock(&LOADED);
         let path = module.canonicalize().unwrap_or_else(|_| module.to_owned());
         if let Some(library) = loaded.get(&path) {
             return Ok(Arc::clone(library));
         }
         let pkcs11 = Pkcs11::new(&path).map_err(|error| {
-            Fault::Unfit(format!(
+            Failure::Unfit(format!(
                 "loading {}: install the token's software, or correct hsm.module ({error})",
                 path.display()
             ))
@@ -131,7 +131,7 @@ impl Library {
     }
 
     /// Initialises the library if it is not. Says whether it was not.
-    pub(crate) fn start(&self) -> Result<bool, Fault> {
+    pub(crate) fn start(&self) -> Result<bool, Failure> {
         let gate = *self.enter();
         if gate.initialised {
             return Ok(false);
@@ -141,7 +141,7 @@ impl Library {
 
     /// C_Finalize and C_Initialize, after all calls in flight; not if somebody else has done it since
     /// epoch `broken`. SoftHSM never again sees a token directory that came back without this.
-    pub(super) fn restart(&self, broken: u64) -> Result<(), Fault> {
+    pub(super) fn restart(&self, broken: u64) -> Result<(), Failure> {
         let mut gate = write(&self.gate);
         if gate.epoch != broken && gate.initialised {
             return Ok(());
@@ -161,19 +161,19 @@ impl Library {
             let _ = self.pkcs11.clone().finalize();
             outcome = self.pkcs11.initialize(arguments);
         }
-        outcome.map_err(|error| Fault::Broken(not_initialised(&error)))?;
+        outcome.map_err(|error| Failure::Broken(not_initialised(&error)))?;
         step();
         gate.initialised = true;
         Ok(())
     }
 
     /// Carries out `work`, and again after initialising the library anew where it had read half of a token.
-    pub(crate) fn whole<T>(&self, work: impl Fn() -> Result<T, Fault>) -> Result<T, Fault> {
+    pub(crate) fn whole<T>(&self, work: impl Fn() -> Result<T, Failure>) -> Result<T, Failure> {
         for _ in 1..READ_TRIES {
             // Before the work: what somebody else has initialised since is not ended again.
             let epoch = self.enter().epoch;
             match work() {
-                Err(Fault::HalfRead(_)) => self.restart(epoch)?,
+                Err(Failure::HalfRead(_)) => self.restart(epoch)?,
                 outcome => return outcome,
             }
         }
@@ -181,7 +181,7 @@ impl Library {
     }
 
     /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
-    pub(crate) fn slot(&self, label: &str) -> Result<Slot, Fault> {
+    pub(crate) fn slot(&self, label: &str) -> Result<Slot, Failure> {
         let Slots { mut chosen, unread } =
             self.slots(|info| info.token_initialized() && info.label() == label)?;
         let missing = || {
@@ -193,14 +193,14 @@ impl Library {
                 reason.push_str(&format!("; the token in slot {slot} can't be read: {why}"));
             }
             // It may be the one that can't be read.
-            if unread.is_empty() { Fault::Broken(reason) } else { Fault::HalfRead(reason) }
+            if unread.is_empty() { Failure::Broken(reason) } else { Failure::HalfRead(reason) }
         };
         let slot = chosen.pop().ok_or_else(missing)?;
         step();
         if chosen.is_empty() {
             Ok(slot)
         } else {
-            Err(Fault::Unfit(format!("{} tokens are labelled `{label}`", chosen.len() + 1)))
+            Err(Failure::Unfit(format!("{} tokens are labelled `{label}`", chosen.len() + 1)))
         }
     }
 
@@ -217,8 +217,8 @@ impl Library {
     }
 
     /// The slots whose token information passes `choose`.
-    pub(crate) fn slots(&self, choose: impl Fn(&TokenInfo) -> bool) -> Result<Slots, Fault> {
-        let all = self.pkcs11.get_slots_with_token().map_err(|e| Fault::Broken(ckr(&e)))?;
+    pub(crate) fn slots(&self, choose: impl Fn(&TokenInfo) -> bool) -> Result<Slots, Failure> {
+        let all = self.pkcs11.get_slots_with_token().map_err(|e| Failure::Broken(ckr(&e)))?;
         let mut slots = Slots::default();
         for slot in all {
             match self.token_info(slot) {
@@ -237,24 +237,24 @@ impl Library {
 
     /// C_GenerateRandom, and that it gave something: nonces and secrets come of it. Not a test of
     /// randomness.
-    pub(crate) fn random(&self, session: &Session, out: &mut [u8]) -> Result<(), Fault> {
+    pub(crate) fn random(&self, session: &Session, out: &mut [u8]) -> Result<(), Failure> {
         session.generate_random_slice(out)?;
         let Some(begin) = out.first_chunk::<TELLING>() else { return Ok(()) };
         if out.iter().all(|byte| *byte == begin[0]) {
-            return Err(Fault::garbled("random bytes that are all the same"));
+            return Err(Failure::garbled("random bytes that are all the same"));
         }
         let begin = Sha256::digest(begin).into();
         if std::mem::replace(&mut *lock(&self.last_random), begin) == begin {
-            return Err(Fault::garbled("the same random bytes as before"));
+            return Err(Failure::garbled("the same random bytes as before"));
         }
         Ok(())
     }
 
     /// Logs the user in. A refused PIN is refused from then on without asking the token.
-    pub(crate) fn login(&self, session: &Session, config: &Config) -> Result<(), Fault> {
+    pub(crate) fn login(&self, session: &Session, config: &Config) -> Result<(), Failure> {
         let label = &config.token_label;
         let never_again = || {
-            Fault::Refused(format!(
+            Failure::Refused(format!(
                 "token `{label}` refused the user PIN; it is not tried again by this process: \
                  correct hsm.pin_file or hsm.pin_env, then start again"
             ))
@@ -289,19 +289,19 @@ impl Library {
     }
 
     /// What the library knows of our token, in `slot`.
-    pub(crate) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Fault> {
+    pub(crate) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Failure> {
         self.token_info(slot).map_err(|error| maybe_half_read(&error, config))
     }
 }
 
 /// Of a token that was found by its label. SoftHSM says so of one that another process writes, as a login does.
-fn maybe_half_read(error: &Error, config: &Config) -> Fault {
+fn maybe_half_read(error: &Error, config: &Config) -> Failure {
     match error {
         Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _)
             if config.sync_dir.is_some() =>
         {
-            Fault::HalfRead(ckr(error))
+            Failure::HalfRead(ckr(error))
         }
-        _ => Fault::Broken(ckr(error)),
+        _ => Failure::Broken(ckr(error)),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use cryptoki::{context::Pkcs11, error::Error, session::Session, slot::Slot};
 
 use super::lock::lock;
-use crate::hsm::pkcs11::fault::Fault;
+use crate::hsm::pkcs11::failure::Failure;
 
 /// The sessions of one epoch.
 pub(super) struct Pool {
@@ -41,7 +41,7 @@ impl Pool {
     }
 
     /// A session, as soon as one is free; `Busy` after `patience`.
-    pub(super) fn lend(&self, patience: Duration) -> Result<Lease<'_>, Fault> {
+    pub(super) fn lend(&self, patience: Duration) -> Result<Lease<'_>, Failure> {
         let (mut state, waited) = self
             .freed
             .wait_timeout_while(lock(&self.state), patience, |state| {
@@ -49,7 +49,7 @@ impl Pool {
             })
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if waited.timed_out() && state.lent >= self.sessions_max {
-            return Err(Fault::Busy);
+            return Err(Failure::Busy);
         }
         state.lent += 1;
         let idle = state.idle.pop();
@@ -107,8 +107,8 @@ pub(super) struct Lease<'a> {
 
 impl Lease<'_> {
     /// The session.
-    pub(crate) fn session(&self) -> Result<&Session, Fault> {
-        self.session.as_ref().ok_or_else(|| Fault::Dirty("a session was given back".to_owned()))
+    pub(crate) fn session(&self) -> Result<&Session, Failure> {
+        self.session.as_ref().ok_or_else(|| Failure::Dirty("a session was given back".to_owned()))
     }
 
     /// Gives the session back: no operation is open in it.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::hsm::{
     Config, Device, TokenError, TokenStatus,
-    pkcs11::{fault::Fault, keys::canary::Canaries},
+    pkcs11::{failure::Failure, keys::canary::Canaries},
 };
 
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
@@ -81,9 +81,9 @@ impl Pkcs11Token {
             operation: "take this configuration",
             source: bad.into(),
         })?;
-        let library = Library::load(&config.module).map_err(|fault| not_connected(&fault))?;
+        let library = Library::load(&config.module).map_err(|failure| not_connected(&failure))?;
         let connection = first_connection(&library, &config, &canaries)
-            .map_err(|fault| not_connected(&fault))?;
+            .map_err(|failure| not_connected(&failure))?;
         let connection = Arc::new(connection);
         let known = Known {
             model: connection.model.clone(),
@@ -114,64 +114,68 @@ impl Pkcs11Token {
         &self,
         operation: &'static str,
         proof: Proof,
-        mut work: impl FnMut(&Connection, &Session) -> Result<T, Fault>,
+        mut work: impl FnMut(&Connection, &Session) -> Result<T, Failure>,
     ) -> Result<T, TokenError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let inside = self.inside()?;
         let connection = &*inside.connection;
         let mut doubted = false;
-        let mut last = Fault::Busy;
+        let mut last = Failure::Busy;
         for _ in 0..ATTEMPTS_MAX {
             let lease = connection.pool.lend(self.config.patience);
-            let lease = lease.map_err(|fault| self.broke(connection, &fault))?;
-            let session = lease.session().map_err(|fault| self.broke(connection, &fault))?;
-            let fault = match work(connection, session) {
+            let lease = lease.map_err(|failure| self.broke(connection, &failure))?;
+            let session = lease.session().map_err(|failure| self.broke(connection, &failure))?;
+            let failure = match work(connection, session) {
                 Ok(done) => {
                     lease.keep();
                     return Ok(done);
                 }
-                Err(Fault::Doubtful(error)) => {
+                Err(Failure::Doubtful(error)) => {
                     match connection.prove(session, &self.canaries, proof) {
-                        Ok(()) if doubted => Fault::Data(error),
+                        Ok(()) if doubted => Failure::Data(error),
                         Ok(()) => {
                             doubted = true;
                             lease.keep();
                             continue;
                         }
-                        Err(fault) => fault,
+                        Err(failure) => failure,
                     }
                 }
-                Err(fault) => fault,
+                Err(failure) => failure,
             };
-            match fault {
-                Fault::Data(error) => {
+            match failure {
+                Failure::Data(error) => {
                     lease.keep();
                     return Err(TokenError::Refused { operation, source: error.into() });
                 }
                 // The lease closes the session.
-                Fault::Dirty(reason) => {
+                Failure::Dirty(reason) => {
                     tracing::warn!(operation, reason, "a session of the token is given up");
-                    last = Fault::Dirty(reason);
+                    last = Failure::Dirty(reason);
                 }
-                _ => return Err(self.broke(connection, &fault)),
+                _ => return Err(self.broke(connection, &failure)),
             }
         }
         Err(self.broke(connection, &last))
     }
 
     /// Gives the connection up (except when it is merely busy) and says why.
-    fn broke(&self, connection: &Connection, fault: &Fault) -> TokenError {
-        if matches!(fault, Fault::Busy) {
+    fn broke(&self, connection: &Connection, failure: &Failure) -> TokenError {
+        if matches!(failure, Failure::Busy) {
             return TokenError::Busy;
         }
         connection.give_up();
-        tracing::warn!(epoch = connection.epoch, reason = fault.reason(), "token connection lost");
-        self.note(fault)
+        tracing::warn!(
+            epoch = connection.epoch,
+            reason = failure.reason(),
+            "token connection lost"
+        );
+        self.note(failure)
     }
 
-    fn note(&self, fault: &Fault) -> TokenError {
-        lock(&self.known).fault = Some(fault.reason());
-        unreachable(fault)
+    fn note(&self, failure: &Failure) -> TokenError {
+        lock(&self.known).fault = Some(failure.reason());
+        unreachable(failure)
     }
 
     /// Enters with a connection that is sound as far as anybody knows, making one if need be.
@@ -184,7 +188,8 @@ impl Pkcs11Token {
                 return Ok(Inside { _gate: gate, connection });
             }
         }
-        Err(self.note(&Fault::Broken("the library is being initialised over and over".to_owned())))
+        Err(self
+            .note(&Failure::Broken("the library is being initialised over and over".to_owned())))
     }
 
     /// The connection, or a new one. Never call it from within the gate: making one waits for the gate.
@@ -202,13 +207,13 @@ impl Pkcs11Token {
         }
         let outcome = self.reconnect(&mut link, gate.epoch);
         link.tried = Some(Instant::now());
-        outcome.map_err(|fault| {
-            link.reason = fault.reason();
-            self.note(&fault)
+        outcome.map_err(|failure| {
+            link.reason = failure.reason();
+            self.note(&failure)
         })
     }
 
-    fn reconnect(&self, link: &mut Link, broken: u64) -> Result<Arc<Connection>, Fault> {
+    fn reconnect(&self, link: &mut Link, broken: u64) -> Result<Arc<Connection>, Failure> {
         // A connection of an older epoch was ended by somebody else's restart: the library is fresh.
         let ours = link.connection.take().is_none_or(|old| old.epoch == broken);
         if ours {
@@ -237,7 +242,7 @@ fn first_connection(
     library: &Library,
     config: &Config,
     canaries: &Canaries,
-) -> Result<Connection, Fault> {
+) -> Result<Connection, Failure> {
     let fresh = library.start()?;
     let open = || {
         if fresh {
@@ -246,9 +251,9 @@ fn first_connection(
         let gate = library.enter();
         Connection::open(library, config, canaries, gate.epoch)
     };
-    library.whole(open).or_else(|fault| {
-        if fresh || matches!(fault, Fault::Refused(_)) {
-            return Err(fault);
+    library.whole(open).or_else(|failure| {
+        if fresh || matches!(failure, Failure::Refused(_)) {
+            return Err(failure);
         }
         let epoch = library.enter().epoch;
         library.restart(epoch)?;
@@ -258,14 +263,14 @@ fn first_connection(
 
 /// Initialises the library until it shows the token; nobody logs in yet. SoftHSM does not see one that another
 /// process writes at that moment, as a login there does.
-fn find_token(library: &Library, label: &str) -> Result<(), Fault> {
+fn find_token(library: &Library, label: &str) -> Result<(), Failure> {
     for _ in 1..FIRST_TRIES {
         let (epoch, found) = {
             let gate = library.enter();
             (gate.epoch, library.slot(label))
         };
         match found {
-            Err(Fault::Broken(_) | Fault::HalfRead(_)) => {
+            Err(Failure::Broken(_) | Failure::HalfRead(_)) => {
                 thread::sleep(FIRST_PAUSE);
                 library.restart(epoch)?;
             }
@@ -297,7 +302,7 @@ impl Device for Pkcs11Token {
         let prove = || {
             self.call("prove its KEKs", Proof::Site, |connection, session| {
                 if connection.objects_made() > OBJECTS_PER_EPOCH_MAX {
-                    return Err(Fault::Broken("its library has leaked enough".to_owned()));
+                    return Err(Failure::Broken("its library has leaked enough".to_owned()));
                 }
                 connection.prove_all(session, &self.canaries)
             })
@@ -330,19 +335,19 @@ impl Device for Pkcs11Token {
 
 /// Why there is no first connection: nothing has worked yet, so a token that is not the one is told
 /// apart from one that is away.
-pub(crate) fn not_connected(fault: &Fault) -> TokenError {
-    match fault {
-        Fault::Refused(reason) | Fault::Unfit(reason) => {
+pub(crate) fn not_connected(failure: &Failure) -> TokenError {
+    match failure {
+        Failure::Refused(reason) | Failure::Unfit(reason) => {
             TokenError::Unfit { reason: reason.clone() }
         }
-        _ => unreachable(fault),
+        _ => unreachable(failure),
     }
 }
 
 /// The error that callers see.
-pub(super) fn unreachable(fault: &Fault) -> TokenError {
-    match fault {
-        Fault::Busy => TokenError::Busy,
-        _ => TokenError::Unreachable { reason: fault.reason() },
+pub(super) fn unreachable(failure: &Failure) -> TokenError {
+    match failure {
+        Failure::Busy => TokenError::Busy,
+        _ => TokenError::Unreachable { reason: failure.reason() },
     }
 }

@@ -16,7 +16,7 @@ use super::template::{self, OurKey};
 use crate::hsm::pkcs11::{
     calls::gcm::{Gcm, NONCE_LEN, Tag},
     connection::library::Library,
-    fault::Fault,
+    failure::Failure,
 };
 use kms_core::SealedKek;
 
@@ -135,7 +135,7 @@ impl Canaries {
         session: &Session,
         keks: &Keks,
         names: [KeyName; 3],
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, Failure> {
         let [site, meter_kek, use_kek] = names;
         let mut site_nonce = [0; NONCE_LEN];
         let mut site_answer = [0; ANSWER_LEN];
@@ -166,7 +166,7 @@ impl Canaries {
 
     /// Proves all three KEKs. Makes (and destroys) three session objects: SoftHSM keeps 242 bytes of
     /// each for ever, so not more than a few times a minute.
-    pub(crate) fn prove(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove(&self, session: &Session, keks: &Keks) -> Result<(), Failure> {
         self.prove_site(session, keks)?;
         self.prove_meter_kek(session, keks)?;
         let key = self.unwrap_use_key(session, keks)?;
@@ -176,20 +176,20 @@ impl Canaries {
     }
 
     /// Opens the site KEK's canary.
-    pub(crate) fn prove_site(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove_site(&self, session: &Session, keks: &Keks) -> Result<(), Failure> {
         let gcm = site_gcm(&self.site_nonce);
         let opened = gcm.decrypt(session, keks.site, &self.site_sealed);
-        let opened = opened.map_err(|fault| of_key(OurKey::SiteKek, fault))?;
+        let opened = opened.map_err(|failure| of_key(OurKey::SiteKek, failure))?;
         same(OurKey::SiteKek, &opened, &self.site_answer)
     }
 
     /// Unwraps the meter-kek KEK's canary key and wraps the known text with it.
-    pub(crate) fn prove_meter_kek(&self, session: &Session, keks: &Keks) -> Result<(), Fault> {
+    pub(crate) fn prove_meter_kek(&self, session: &Session, keks: &Keks) -> Result<(), Failure> {
         let key = unwrap(session, keks.meter_kek, SealedKek::MeterKek, &self.meter_wrapped)
-            .map_err(|fault| of_key(OurKey::MeterKek, fault))?;
+            .map_err(|failure| of_key(OurKey::MeterKek, failure))?;
         let wrapped = wrap_text(session, key);
         session.destroy_object(key)?;
-        let wrapped = wrapped.map_err(|fault| of_key(OurKey::MeterKek, fault))?;
+        let wrapped = wrapped.map_err(|failure| of_key(OurKey::MeterKek, failure))?;
         same(OurKey::MeterKek, &wrapped, &self.meter_proof)
     }
 
@@ -198,15 +198,19 @@ impl Canaries {
         &self,
         session: &Session,
         keks: &Keks,
-    ) -> Result<ObjectHandle, Fault> {
+    ) -> Result<ObjectHandle, Failure> {
         unwrap(session, keks.use_kek, SealedKek::Use, &self.use_wrapped)
-            .map_err(|fault| of_key(OurKey::UseKek, fault))
+            .map_err(|failure| of_key(OurKey::UseKek, failure))
     }
 
     /// Opens the known text with the use KEK's canary key.
-    pub(crate) fn prove_use_key(&self, session: &Session, key: ObjectHandle) -> Result<(), Fault> {
+    pub(crate) fn prove_use_key(
+        &self,
+        session: &Session,
+        key: ObjectHandle,
+    ) -> Result<(), Failure> {
         let opened = USE_GCM.decrypt(session, key, &self.use_proof);
-        let opened = opened.map_err(|fault| of_key(OurKey::UseKek, fault))?;
+        let opened = opened.map_err(|failure| of_key(OurKey::UseKek, failure))?;
         same(OurKey::UseKek, &opened, &TEXT)
     }
 }
@@ -239,12 +243,12 @@ pub(crate) fn unwrap(
     kek: ObjectHandle,
     under: SealedKek,
     wrapped: &[u8],
-) -> Result<ObjectHandle, Fault> {
+) -> Result<ObjectHandle, Failure> {
     Ok(session.unwrap_key(&Mechanism::AesKeyWrap, kek, wrapped, &template::unwrapped(under))?)
 }
 
 /// A new random key under `kek`, never in clear.
-fn wrapped_key(session: &Session, kek: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
+fn wrapped_key(session: &Session, kek: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Failure> {
     let key = session.generate_key(
         &Mechanism::AesKeyGen,
         &[
@@ -261,7 +265,10 @@ fn wrapped_key(session: &Session, kek: ObjectHandle) -> Result<[u8; WRAPPED_LEN]
 }
 
 /// Wraps the known text, as a key, under `key`.
-pub(crate) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRAPPED_LEN], Fault> {
+pub(crate) fn wrap_text(
+    session: &Session,
+    key: ObjectHandle,
+) -> Result<[u8; WRAPPED_LEN], Failure> {
     let text = session.create_object(&[
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),
@@ -277,25 +284,27 @@ pub(crate) fn wrap_text(session: &Session, key: ObjectHandle) -> Result<[u8; WRA
 
 /// A canary can't be forged or damaged in the token: whatever goes wrong with it is the device's fault,
 /// or another key than at init.
-fn of_key(key: OurKey, fault: Fault) -> Fault {
-    match fault {
-        Fault::Dirty(_) | Fault::Busy => fault,
-        Fault::Data(_) | Fault::Unfit(_) => {
-            Fault::Unfit(format!("the canary of {} failed: {}", key.label(), fault.reason()))
+fn of_key(key: OurKey, failure: Failure) -> Failure {
+    match failure {
+        Failure::Dirty(_) | Failure::Busy => failure,
+        Failure::Data(_) | Failure::Unfit(_) => {
+            Failure::Unfit(format!("the canary of {} failed: {}", key.label(), failure.reason()))
         }
-        _ => Fault::Broken(format!("the canary of {} failed: {}", key.label(), fault.reason())),
+        _ => Failure::Broken(format!("the canary of {} failed: {}", key.label(), failure.reason())),
     }
 }
 
-fn same(key: OurKey, got: &[u8], wanted: &[u8]) -> Result<(), Fault> {
+fn same(key: OurKey, got: &[u8], wanted: &[u8]) -> Result<(), Failure> {
     if bool::from(got.ct_eq(wanted)) {
         return Ok(());
     }
-    Err(Fault::Unfit(format!("{} is another key than at init", key.label())))
+    Err(Failure::Unfit(format!("{} is another key than at init", key.label())))
 }
 
-fn exactly<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Fault> {
-    bytes.try_into().map_err(|_| Fault::Broken(format!("{} bytes where {N} are due", bytes.len())))
+fn exactly<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Failure> {
+    bytes
+        .try_into()
+        .map_err(|_| Failure::Broken(format!("{} bytes where {N} are due", bytes.len())))
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], BadCanaries> {

@@ -11,7 +11,7 @@ use crate::hsm::pkcs11::{
         library::{Library, step},
         lock::read,
     },
-    fault::Fault,
+    failure::Failure,
 };
 
 /// All secret halves of `key` on the token, of the id `name` if there is one.
@@ -20,7 +20,7 @@ pub(crate) fn find(
     session: &Session,
     key: OurKey,
     name: Option<&KeyName>,
-) -> Result<Vec<ObjectHandle>, Fault> {
+) -> Result<Vec<ObjectHandle>, Failure> {
     let mut template = vec![
         Attribute::Class(key.class()),
         Attribute::Token(true),

@@ -16,7 +16,7 @@ use crate::hsm::pkcs11::{
         library::{Library, step},
         lock::write,
     },
-    fault::Fault,
+    failure::Failure,
 };
 
 /// A key that was made.
@@ -32,7 +32,7 @@ pub struct MadeKey {
 }
 
 /// A CKA_ID.
-pub(crate) fn new_name(library: &Library, session: &Session) -> Result<KeyName, Fault> {
+pub(crate) fn new_name(library: &Library, session: &Session) -> Result<KeyName, Failure> {
     let mut name: KeyName = [0; 16];
     library.random(session, &mut name)?;
     Ok(name)
@@ -45,7 +45,7 @@ pub(crate) fn make(
     key: OurKey,
     name: &KeyName,
     kept: Kept,
-) -> Result<(ObjectHandle, MadeKey), Fault> {
+) -> Result<(ObjectHandle, MadeKey), Failure> {
     let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
     let nested = inner.as_ref().map(Nested::unwrap_template);
     // SoftHSM fails at random when objects are made while others look for objects.
@@ -71,7 +71,7 @@ pub(crate) fn make(
     Ok((handle, report))
 }
 
-fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Fault> {
+fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Failure> {
     let what = if key == OurKey::Signing { AttributeType::EcPoint } else { AttributeType::Modulus };
     match session.get_attributes(public, &[what])?.as_slice() {
         [Attribute::Modulus(modulus)] => Ok(hex::encode(Sha256::digest(modulus))),
@@ -79,6 +79,6 @@ fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<S
         [Attribute::EcPoint(point)] if point.len() == 67 => {
             Ok(hex::encode(Sha256::digest(point.get(2..).unwrap_or_default())))
         }
-        other => Err(Fault::Broken(format!("{}: its public half is {other:?}", key.label()))),
+        other => Err(Failure::Broken(format!("{}: its public half is {other:?}", key.label()))),
     }
 }

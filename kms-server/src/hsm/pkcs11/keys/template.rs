@@ -10,7 +10,7 @@ use cryptoki::{
     types::Ulong,
 };
 
-use crate::hsm::pkcs11::fault::Fault;
+use crate::hsm::pkcs11::failure::Failure;
 use kms_core::SealedKek;
 
 /// Not in the crate's list of attributes.
@@ -295,9 +295,9 @@ pub(crate) struct Flat(Vec<(u64, Box<[u8]>)>);
 
 impl Flat {
     /// Takes the attributes of our templates apart.
-    pub(crate) fn new(template: &[Attribute]) -> Result<Self, Fault> {
+    pub(crate) fn new(template: &[Attribute]) -> Result<Self, Failure> {
         template.iter().map(flat).collect::<Option<_>>().map(Self).ok_or_else(|| {
-            Fault::Broken("an attribute that no template of ours has was to be nested".to_owned())
+            Failure::Broken("an attribute that no template of ours has was to be nested".to_owned())
         })
     }
 }
@@ -432,7 +432,7 @@ pub(crate) fn verify(
     handle: cryptoki::object::ObjectHandle,
     key: OurKey,
     kept: Kept,
-) -> Result<(), Fault> {
+) -> Result<(), Failure> {
     let name = key.label();
     let expected = kept.applied(expected(key));
     let types: Vec<AttributeType> = expected.iter().map(Attribute::attribute_type).collect();
@@ -440,7 +440,7 @@ pub(crate) fn verify(
     for wanted in &expected {
         if !read.contains(wanted) {
             let got = read.iter().find(|got| got.attribute_type() == wanted.attribute_type());
-            return Err(Fault::Unfit(format!("key {name}: {wanted:?} is needed, not {got:?}")));
+            return Err(Failure::Unfit(format!("key {name}: {wanted:?} is needed, not {got:?}")));
         }
     }
     let Some(template) = key.unwraps() else {
@@ -452,7 +452,7 @@ pub(crate) fn verify(
     let info = session.get_attribute_info(handle, &[CKA_UNWRAP_TEMPLATE])?;
     match info.as_slice() {
         [cryptoki::object::AttributeInfo::Available(len)] if *len == wanted => Ok(()),
-        other => Err(Fault::Unfit(format!("key {name}: its unwrap template is {other:?}"))),
+        other => Err(Failure::Unfit(format!("key {name}: its unwrap template is {other:?}"))),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::hsm::{
             gcm::{Gcm, Tag},
             oaep,
         },
-        fault::Fault,
+        failure::Failure,
     },
 };
 
@@ -119,7 +119,7 @@ pub(super) fn try_oaep(
     }
 }
 
-fn gcm_of_dlms(session: &Session) -> Result<String, Fault> {
+fn gcm_of_dlms(session: &Session) -> Result<String, Failure> {
     let key = own_key(session, &DLMS_EK)?;
     let sealed = DLMS_GCM.encrypt(session, key, &DLMS_TEXT)?;
     let opened = DLMS_GCM.decrypt(session, key, &DLMS_SEALED)?;
@@ -127,7 +127,7 @@ fn gcm_of_dlms(session: &Session) -> Result<String, Fault> {
     known(&sealed, &DLMS_SEALED).and(known(&opened, &DLMS_TEXT))
 }
 
-fn gcm_refuses(session: &Session) -> Result<String, Fault> {
+fn gcm_refuses(session: &Session) -> Result<String, Failure> {
     let key = own_key(session, &DLMS_EK)?;
     let mut forged = DLMS_SEALED;
     forged[24] ^= 1;
@@ -137,13 +137,13 @@ fn gcm_refuses(session: &Session) -> Result<String, Fault> {
     session.destroy_object(key)?;
     good?;
     match opened {
-        Err(fault @ (Fault::Data(_) | Fault::Doubtful(_))) => Ok(fault.reason()),
-        Err(fault) => Err(fault),
-        Ok(_) => Err(Fault::Broken("a forged tag was taken".to_owned())),
+        Err(failure @ (Failure::Data(_) | Failure::Doubtful(_))) => Ok(failure.reason()),
+        Err(failure) => Err(failure),
+        Ok(_) => Err(Failure::Broken("a forged tag was taken".to_owned())),
     }
 }
 
-fn key_wrap(session: &Session) -> Result<String, Fault> {
+fn key_wrap(session: &Session) -> Result<String, Failure> {
     let kek = own_key(session, &WRAP_KEK)?;
     let key = own_key(session, &WRAP_KEY)?;
     let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, kek, key)?;
@@ -152,7 +152,7 @@ fn key_wrap(session: &Session) -> Result<String, Fault> {
     known(&wrapped, &WRAPPED)
 }
 
-fn cmac(session: &Session) -> Result<String, Fault> {
+fn cmac(session: &Session) -> Result<String, Failure> {
     let key = own_key(session, &CMAC_KEY)?;
     let mac = session.sign(&Mechanism::AesCMac, key, &CMAC_TEXT)?;
     session.destroy_object(key)?;
@@ -160,20 +160,20 @@ fn cmac(session: &Session) -> Result<String, Fault> {
 }
 
 /// Not a test of randomness: that something is written, and not the same twice.
-fn random(session: &Session) -> Result<String, Fault> {
+fn random(session: &Session) -> Result<String, Failure> {
     let (mut one, mut two) = ([0; 32], [0; 32]);
     session.generate_random_slice(&mut one)?;
     session.generate_random_slice(&mut two)?;
     if one == two || one == [0; 32] {
-        return Err(Fault::Broken("the generator repeats itself".to_owned()));
+        return Err(Failure::Broken("the generator repeats itself".to_owned()));
     }
     Ok(String::new())
 }
 
-fn enough_sessions(limit: Limit, needed: u64) -> Result<String, Fault> {
+fn enough_sessions(limit: Limit, needed: u64) -> Result<String, Failure> {
     match limit {
         Limit::Max(max) if max < needed => {
-            Err(Fault::Broken(format!("{max} sessions, {needed} are needed")))
+            Err(Failure::Broken(format!("{max} sessions, {needed} are needed")))
         }
         Limit::Max(max) => Ok(format!("{max} sessions, {needed} are needed")),
         Limit::Infinite => Ok(format!("no limit, {needed} are needed")),
@@ -186,14 +186,14 @@ fn round_trip(
     hash: OaepHash,
     public: ObjectHandle,
     private: ObjectHandle,
-) -> Result<String, Fault> {
+) -> Result<String, Failure> {
     let sealed = session.encrypt(&oaep::mechanism(hash), public, &CMAC_TEXT)?;
     known(&session.decrypt(&oaep::mechanism(hash), private, &sealed)?, &CMAC_TEXT)
 }
 
-fn known(got: &[u8], answer: &[u8]) -> Result<String, Fault> {
+fn known(got: &[u8], answer: &[u8]) -> Result<String, Failure> {
     if got == answer {
         return Ok(String::new());
     }
-    Err(Fault::Broken("another answer than the known one".to_owned()))
+    Err(Failure::Broken("another answer than the known one".to_owned()))
 }

@@ -22,7 +22,7 @@ use crate::hsm::pkcs11::{
         oaep,
     },
     connection::{library::Library, lock::read},
-    fault::{Fault, ckr},
+    failure::{Failure, ckr},
     keys::{
         finding::find,
         making,
@@ -52,11 +52,11 @@ pub(super) struct Target {
 
 /// A token may say "not logged in" of what only its officer may do: a refusal, as long as the user still
 /// is logged in.
-fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T, Error>, Fault> {
+fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T, Error>, Failure> {
     if let Err(Error::Pkcs11(RvError::UserNotLoggedIn, _)) = &outcome {
         let state = session.get_session_info()?.session_state();
         if !matches!(state, SessionState::RwUser | SessionState::RoUser) {
-            return Err(Fault::Broken("the user is no longer logged in".to_owned()));
+            return Err(Failure::Broken("the user is no longer logged in".to_owned()));
         }
     }
     Ok(outcome)
@@ -95,7 +95,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// A step that could not be carried out is told as what must work and does not.
-    fn done(&mut self, key: OurKey, what: &str, outcome: Result<(), Fault>) {
+    fn done(&mut self, key: OurKey, what: &str, outcome: Result<(), Failure>) {
         if outcome.is_err() {
             self.table.control(format!("{}: {what}", key.label()), outcome);
         }
@@ -119,9 +119,9 @@ impl<'a> Attacks<'a> {
                 }
                 Ok(other) => {
                     let reason = format!("{} of them on the token", other.len());
-                    (Err(Fault::Broken(reason)), "")
+                    (Err(Failure::Broken(reason)), "")
                 }
-                Err(fault) => (Err(Fault::Broken(fault.reason())), ""),
+                Err(failure) => (Err(Failure::Broken(failure.reason())), ""),
             };
             let sound = target.map(|target| {
                 targets.push(target);
@@ -139,21 +139,21 @@ impl<'a> Attacks<'a> {
     }
 
     /// A key as `init` makes it, that dies with this session.
-    pub(super) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Fault> {
+    pub(super) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Failure> {
         let name = making::new_name(self.subject.library, session)?;
         let (handle, _) = making::make(self.subject.library, session, key, &name, Kept::ForTrial)?;
         Ok(Target { key, handle, kept: Kept::ForTrial })
     }
 
     /// In a session of its own.
-    pub(crate) fn session(&self) -> Result<Session, Fault> {
+    pub(crate) fn session(&self) -> Result<Session, Failure> {
         Ok(self.subject.library.pkcs11().open_rw_session(self.subject.slot)?)
     }
 
     pub(super) fn control<T>(
         &mut self,
         what: String,
-        act: impl FnOnce(&Session) -> Result<T, Fault>,
+        act: impl FnOnce(&Session) -> Result<T, Failure>,
     ) {
         let outcome = self.session().and_then(|session| act(&session));
         self.table.control(what, outcome);
@@ -164,7 +164,7 @@ impl<'a> Attacks<'a> {
         what: String,
         why: &str,
         strict: Strict,
-        act: impl FnOnce(&Session) -> Result<Result<T, Error>, Fault>,
+        act: impl FnOnce(&Session) -> Result<Result<T, Error>, Failure>,
     ) {
         let tried = self.session().and_then(|session| answered(&session, act(&session)?));
         self.table.attack(what, why, strict, tried);
@@ -185,11 +185,11 @@ impl<'a> Attacks<'a> {
         let told = match outcome {
             Ok(Ok(())) => "works".to_owned(),
             // What it was given was no good, but it was taken up.
-            Ok(Err(error)) => match Fault::from(error) {
-                Fault::Data(e) | Fault::Doubtful(e) => format!("taken up, {}", ckr(&e)),
+            Ok(Err(error)) => match Failure::from(error) {
+                Failure::Data(e) | Failure::Doubtful(e) => format!("taken up, {}", ckr(&e)),
                 other => format!("not on this token, {}", other.reason()),
             },
-            Err(fault) => fault.reason(),
+            Err(failure) => failure.reason(),
         };
         let why = "what no key may do here is refused to ours as well";
         self.table.told(format!("a free key: {deed:?}"), why, told);
@@ -225,12 +225,12 @@ impl<'a> Attacks<'a> {
     fn sealed_kek(&mut self, target: Target, kek: SealedKek, other: Target) {
         let name = target.key.label();
         let rightful = template::unwrapped(kek);
-        let unwrap = |session: &Session, template: &[Attribute]| -> Result<_, Fault> {
+        let unwrap = |session: &Session, template: &[Attribute]| -> Result<_, Failure> {
             let blob = blob_under(session, target.handle)?;
             Ok(session.unwrap_key(&Mechanism::AesKeyWrap, target.handle, &blob, template))
         };
         self.control(format!("{name}: wrap and unwrap as demanded"), |session| {
-            unwrap(session, &rightful)?.map_err(Fault::from)
+            unwrap(session, &rightful)?.map_err(Failure::from)
         });
         self.loose_templates(name, &rightful, unwrap);
         let what = format!("{name}: unwrap what {} wrapped", other.key.label());
@@ -242,7 +242,7 @@ impl<'a> Attacks<'a> {
             SealedKek::MeterKek => (&[Usage::Wrap], target.key.mechanism()),
             SealedKek::Use => (&[Usage::Encrypt, Usage::Decrypt], OurKey::SiteKek.mechanism()),
         };
-        let unwrapped = |session: &Session| unwrap(session, &rightful)?.map_err(Fault::from);
+        let unwrapped = |session: &Session| unwrap(session, &rightful)?.map_err(Failure::from);
         let name = format!("unwrapped under {name}");
         self.foreign_uses(&name, usages, mechanism, unwrapped);
         self.later_changes(&name, ObjectClass::SECRET_KEY, usages, false, unwrapped);
@@ -272,7 +272,7 @@ impl<'a> Attacks<'a> {
         &mut self,
         name: &str,
         rightful: &[Attribute],
-        unwrap: impl Fn(&Session, &[Attribute]) -> Result<Result<ObjectHandle, Error>, Fault>,
+        unwrap: impl Fn(&Session, &[Attribute]) -> Result<Result<ObjectHandle, Error>, Failure>,
     ) {
         for (variation, template) in variations(rightful) {
             let tried = self.session().and_then(|session| match unwrap(&session, &template)? {
@@ -293,7 +293,7 @@ impl<'a> Attacks<'a> {
         name: &str,
         usages: &[Usage],
         mechanism: cryptoki::mechanism::MechanismType,
-        key: impl Fn(&Session) -> Result<ObjectHandle, Fault>,
+        key: impl Fn(&Session) -> Result<ObjectHandle, Failure>,
     ) {
         for deed in Deed::ALL {
             if !deed.is_rightful(usages, mechanism) {
@@ -311,7 +311,7 @@ impl<'a> Attacks<'a> {
         class: ObjectClass,
         usages: &[Usage],
         migrates: bool,
-        key: impl Fn(&Session) -> Result<ObjectHandle, Fault>,
+        key: impl Fn(&Session) -> Result<ObjectHandle, Failure>,
     ) {
         for (change, attribute) in changes(class, usages, migrates) {
             let wanted = [attribute];
@@ -331,7 +331,7 @@ impl<'a> Attacks<'a> {
     fn out_under_own_key(
         &mut self,
         name: &str,
-        key: impl Fn(&Session) -> Result<ObjectHandle, Fault>,
+        key: impl Fn(&Session) -> Result<ObjectHandle, Failure>,
     ) {
         for (how, mechanism) in
             [("AES-KW", Mechanism::AesKeyWrap), ("AES-KWP", Mechanism::AesKeyWrapPad)]
@@ -351,7 +351,7 @@ impl<'a> Attacks<'a> {
         target: Target,
         other: Target,
         targets: &[Target],
-    ) -> Result<(), Fault> {
+    ) -> Result<(), Failure> {
         let name = target.key.label();
         for (whose, under) in [("itself", target), (other.key.label(), other)] {
             let what = format!("{name}: take it out under {whose}");
@@ -392,7 +392,7 @@ impl PublicHalf {
         library: &Library,
         session: &Session,
         target: Target,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, Failure> {
         let key = target.key;
         let handle = Self::find(library, session, target)?;
         let types = [AttributeType::Modulus, AttributeType::PublicExponent];
@@ -400,7 +400,7 @@ impl PublicHalf {
             [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] => {
                 Ok(Self { modulus: modulus.clone(), exponent: exponent.clone() })
             }
-            _ => Err(Fault::Broken(format!("{}: its public half can't be read", key.label()))),
+            _ => Err(Failure::Broken(format!("{}: its public half can't be read", key.label()))),
         }
     }
 
@@ -408,7 +408,7 @@ impl PublicHalf {
         library: &Library,
         session: &Session,
         Target { key, kept, .. }: Target,
-    ) -> Result<ObjectHandle, Fault> {
+    ) -> Result<ObjectHandle, Failure> {
         let _quiet = read(&library.objects);
         let template = [
             Attribute::Class(ObjectClass::PUBLIC_KEY),
@@ -416,7 +416,7 @@ impl PublicHalf {
             Attribute::Label(key.label().into()),
         ];
         let found = session.find_objects(&template)?;
-        let missing = || Fault::Broken(format!("{}: it has no public half", key.label()));
+        let missing = || Failure::Broken(format!("{}: it has no public half", key.label()));
         found.first().copied().ok_or_else(missing)
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::hsm::pkcs11::{
     calls::oaep,
-    fault::Fault,
+    failure::Failure,
     keys::template::{OurKey, Usage},
 };
 
@@ -29,7 +29,7 @@ const IMPORT_KEY: [u8; 32] = [0x1D; 32];
 
 impl Attacks<'_> {
     /// Attacks one of our pairs; KEKs are none.
-    pub(crate) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
+    pub(crate) fn pair(&mut self, session: &Session, target: Target) -> Result<(), Failure> {
         match target.key {
             OurKey::TransportBlock => {
                 let public = PublicHalf::read(self.subject.library, session, target)?;
@@ -52,7 +52,7 @@ impl Attacks<'_> {
 
     /// A ceremony key is made and attacked. It lives in its session only, so one that belongs to a
     /// ceremony stays as it is.
-    pub(crate) fn ceremony(&mut self, session: &Session) -> Result<(), Fault> {
+    pub(crate) fn ceremony(&mut self, session: &Session) -> Result<(), Failure> {
         let target = self.trial(session, OurKey::Ceremony)?;
         self.pair(session, target)
     }
@@ -64,7 +64,7 @@ impl Attacks<'_> {
         let hash = self.subject.config.oaep_hash;
         let sealed = |session: &Session, mechanism: &Mechanism<'_>| {
             let own = public.own(session)?;
-            session.encrypt(mechanism, own, &IMPORT_KEY).map_err(Fault::from)
+            session.encrypt(mechanism, own, &IMPORT_KEY).map_err(Failure::from)
         };
         let mut decrypts = vec![("PKCS #1 v1.5", Mechanism::RsaPkcs)];
         if !key.usages().contains(&Usage::Decrypt) {
@@ -101,7 +101,7 @@ impl Attacks<'_> {
         let name = key.label();
         let hash = self.subject.config.oaep_hash;
         let rightful = key.unwraps().unwrap_or_default();
-        let unwrap = |session: &Session, template: &[Attribute]| -> Result<_, Fault> {
+        let unwrap = |session: &Session, template: &[Attribute]| -> Result<_, Failure> {
             let own = public.own(session)?;
             let message =
                 session.wrap_key(&oaep::mechanism(hash), own, own_key(session, &IMPORT_KEY)?)?;
@@ -127,7 +127,7 @@ impl Attacks<'_> {
     fn inner_template(
         &mut self,
         name: &str,
-        received: impl FnOnce(&Session) -> Result<ObjectHandle, Fault>,
+        received: impl FnOnce(&Session) -> Result<ObjectHandle, Failure>,
     ) {
         let outcome = self.session().and_then(|session| {
             let own = own_key(&session, &IMPORT_KEY)?;
@@ -145,12 +145,12 @@ impl Attacks<'_> {
             "whoever has both the PIN and the recorded file or bundle can read its keys",
             match outcome {
                 Ok(_) => "possible".to_owned(),
-                Err(fault) => format!("refused, {}", fault.reason()),
+                Err(failure) => format!("refused, {}", failure.reason()),
             },
         );
     }
 
-    fn signing(&mut self, session: &Session, target: Target) -> Result<(), Fault> {
+    fn signing(&mut self, session: &Session, target: Target) -> Result<(), Failure> {
         let Target { key, handle, .. } = target;
         let name = key.label();
         let public = PublicHalf::find(self.subject.library, session, target)?;
@@ -159,12 +159,12 @@ impl Attacks<'_> {
             session.verify(&Mechanism::Ecdsa, public, &IMPORT_KEY, &signature)?;
             match session.verify(&Mechanism::Ecdsa, public, &[0x1E; 32], &signature) {
                 Err(Error::Pkcs11(RvError::SignatureInvalid, _)) => Ok(()),
-                _ => Err(Fault::Broken("another message verifies too".to_owned())),
+                _ => Err(Failure::Broken("another message verifies too".to_owned())),
             }
         });
         let point = session.get_attributes(public, &[AttributeType::EcPoint])?;
         let Some(Attribute::EcPoint(point)) = point.first() else {
-            return Err(Fault::Broken(format!("{name}: its point can't be read")));
+            return Err(Failure::Broken(format!("{name}: its point can't be read")));
         };
         self.attack(format!("{name}: derive, ECDH"), USE, Strict::Rule, |session| {
             let with = Ecdh1DeriveParams::new(EcKdf::null(), point);

@@ -22,7 +22,7 @@ use crate::hsm::{
             library::Library,
             token::{Pkcs11Token, not_connected},
         },
-        fault::Fault,
+        failure::Failure,
         keys::canary::Canaries,
     },
 };
@@ -36,10 +36,10 @@ pub fn probe(
     canaries: Option<&Canaries>,
     depth: ProbeDepth,
 ) -> Result<ProbeReport, TokenError> {
-    let library = Library::load(&config.module).map_err(|fault| not_connected(&fault))?;
-    library.start().map_err(|fault| not_connected(&fault))?;
+    let library = Library::load(&config.module).map_err(|failure| not_connected(&failure))?;
+    library.start().map_err(|failure| not_connected(&failure))?;
     let probed = library.whole(|| run(&library, config, canaries, depth));
-    probed.map_err(|fault| not_connected(&fault))
+    probed.map_err(|failure| not_connected(&failure))
 }
 
 impl Pkcs11Token {
@@ -54,7 +54,7 @@ fn run(
     config: &Config,
     canaries: Option<&Canaries>,
     depth: ProbeDepth,
-) -> Result<ProbeReport, Fault> {
+) -> Result<ProbeReport, Failure> {
     let _gate = library.enter();
     let slot = library.slot(&config.token_label)?;
     // Its sessions are closed on drop, within the gate. This one keeps the user logged in.
@@ -68,7 +68,7 @@ pub(crate) fn within(
     subject: Subject<'_>,
     session: &Session,
     depth: ProbeDepth,
-) -> Result<ProbeReport, Fault> {
+) -> Result<ProbeReport, Failure> {
     let Subject { library, slot, config, canaries: _ } = subject;
     let begun = Instant::now();
     let info = library.our_token(slot, config)?;

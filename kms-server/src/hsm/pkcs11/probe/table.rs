@@ -5,7 +5,7 @@ use cryptoki::error::{Error, RvError};
 use super::report::{ProbeRow, RowKind};
 use crate::hsm::pkcs11::{
     connection::library::step,
-    fault::{Fault, ckr},
+    failure::{Failure, ckr},
 };
 
 /// The table while it is filled.
@@ -29,7 +29,7 @@ impl Table {
         what: &str,
         why: &str,
         required: bool,
-        outcome: Result<String, Fault>,
+        outcome: Result<String, Failure>,
         [path, otherwise]: [&str; 2],
     ) {
         let ok = outcome.is_ok();
@@ -39,7 +39,7 @@ impl Table {
             outcome: match outcome {
                 Ok(told) if told.is_empty() => "works".to_owned(),
                 Ok(told) => told,
-                Err(fault) => format!("does not: {}", fault.reason()),
+                Err(failure) => format!("does not: {}", failure.reason()),
             },
             path: if ok { path } else { otherwise }.to_owned(),
             why: why.to_owned(),
@@ -49,12 +49,12 @@ impl Table {
     }
 
     /// The right way, which must work.
-    pub(super) fn control<T>(&mut self, what: String, outcome: Result<T, Fault>) {
+    pub(super) fn control<T>(&mut self, what: String, outcome: Result<T, Failure>) {
         self.push(ProbeRow {
             kind: RowKind::Control,
             what,
             ok: outcome.is_ok(),
-            outcome: outcome.map_or_else(|fault| fault.reason(), |_| "works".to_owned()),
+            outcome: outcome.map_or_else(|failure| failure.reason(), |_| "works".to_owned()),
             path: String::new(),
             why: "shows that the refusals beside it are not by accident".to_owned(),
             required: true,
@@ -80,7 +80,7 @@ impl Table {
         what: String,
         why: &str,
         strict: Strict,
-        tried: Result<Result<T, Error>, Fault>,
+        tried: Result<Result<T, Error>, Failure>,
     ) {
         let tried = tried.map(|outcome| outcome.map(|_| false));
         self.attack_unless(what, why, strict, tried);
@@ -92,10 +92,10 @@ impl Table {
         what: String,
         why: &str,
         strict: Strict,
-        tried: Result<Result<bool, Error>, Fault>,
+        tried: Result<Result<bool, Error>, Failure>,
     ) {
         let (ok, outcome) = match tried {
-            Err(fault) => (false, format!("could not be tried: {}", fault.reason())),
+            Err(failure) => (false, format!("could not be tried: {}", failure.reason())),
             Ok(Ok(true)) => (true, "taken, but the key is as demanded".to_owned()),
             Ok(Ok(false)) => (false, "SUCCEEDED".to_owned()),
             Ok(Err(error)) if by_accident(&error, strict) => {

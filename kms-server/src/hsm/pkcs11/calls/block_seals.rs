@@ -12,7 +12,7 @@ use crate::hsm::{
     BlockSeals, TokenError,
     pkcs11::{
         connection::{epoch::Proof, token::Pkcs11Token},
-        fault::Fault,
+        failure::Failure,
     },
 };
 use kms_core::BlockSecret;
@@ -34,9 +34,9 @@ impl BlockSeals for Pkcs11Token {
             // Keys are acknowledged that only this seal brings back: it is opened first.
             let opened = gcm
                 .decrypt(session, kek, &sealed)
-                .map_err(|fault| fault.of_own_work("a seal does not open"))?;
+                .map_err(|failure| failure.of_own_work("a seal does not open"))?;
             if !bool::from(opened.as_slice().ct_eq(plain)) {
-                return Err(Fault::garbled("a seal opens as another secret"));
+                return Err(Failure::garbled("a seal opens as another secret"));
             }
             Ok([&[VERSION][..], &nonce, &sealed].concat())
         })
@@ -50,7 +50,7 @@ impl BlockSeals for Pkcs11Token {
             let plain = gcm.decrypt(session, connection.keks.site, body)?;
             BlockSecret::fill_with(|bytes| {
                 let plain: &[u8; BlockSecret::LEN] =
-                    plain.as_slice().try_into().map_err(|_| Fault::from(Error::InvalidValue))?;
+                    plain.as_slice().try_into().map_err(|_| Failure::from(Error::InvalidValue))?;
                 bytes.copy_from_slice(plain);
                 Ok(())
             })

@@ -16,7 +16,7 @@ use crate::hsm::{
             lock::lock,
             token::Pkcs11Token,
         },
-        fault::Fault,
+        failure::Failure,
         keys::{
             canary::{self, Keks, unwrap},
             template::Usage,
@@ -43,7 +43,7 @@ impl SealedKeys for Pkcs11Token {
             session.destroy_object(object)?;
             let wrapped = wrapped?;
             if wrapped.len() != key.len() + WRAP_OVERHEAD {
-                return Err(Fault::garbled("a wrapped key of another length"));
+                return Err(Failure::garbled("a wrapped key of another length"));
             }
             connection.count_objects(2);
             opens_as(session, &connection.keks, under, &wrapped, key)?;
@@ -80,18 +80,18 @@ impl Pkcs11Token {
         session: &Session,
         key: ObjectHandle,
         apdus: &[GcmOpen],
-    ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, Fault> {
+    ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, Failure> {
         let mut doubtful = Vec::new();
         let mut opened = Vec::with_capacity(apdus.len());
         for (at, apdu) in apdus.iter().enumerate() {
             opened.push(match open(session, key, apdu) {
                 Ok(plain) => Ok(plain),
-                Err(Fault::Data(_)) => Err(NotAuthentic),
-                Err(Fault::Doubtful(_)) => {
+                Err(Failure::Data(_)) => Err(NotAuthentic),
+                Err(Failure::Doubtful(_)) => {
                     doubtful.push((at, apdu));
                     Err(NotAuthentic)
                 }
-                Err(fault) => return Err(fault),
+                Err(failure) => return Err(failure),
             });
         }
         if !doubtful.is_empty() {
@@ -100,8 +100,8 @@ impl Pkcs11Token {
         for (at, apdu) in doubtful {
             let again = match open(session, key, apdu) {
                 Ok(plain) => Ok(plain),
-                Err(Fault::Data(_) | Fault::Doubtful(_)) => Err(NotAuthentic),
-                Err(fault) => return Err(fault),
+                Err(Failure::Data(_) | Failure::Doubtful(_)) => Err(NotAuthentic),
+                Err(failure) => return Err(failure),
             };
             if let Some(place) = opened.get_mut(at) {
                 *place = again;
@@ -119,10 +119,10 @@ fn opens_as(
     under: SealedKek,
     wrapped: &[u8],
     key: &ClearKey,
-) -> Result<(), Fault> {
+) -> Result<(), Failure> {
     const WHAT: &str = "a wrapped key opens as another";
     let unwrapped = unwrap(session, keks.sealed(under), under, wrapped)
-        .map_err(|fault| fault.of_own_work("a wrapped key does not open"))?;
+        .map_err(|failure| failure.of_own_work("a wrapped key does not open"))?;
     let same = match under {
         SealedKek::MeterKek => canary::wrap_text(session, unwrapped)
             .map(|blob| in_software::wraps(key, &canary::TEXT).as_deref() == Some(&blob[..])),
@@ -133,9 +133,9 @@ fn opens_as(
         }),
     };
     session.destroy_object(unwrapped)?;
-    match same.map_err(|fault| fault.of_own_work(WHAT))? {
+    match same.map_err(|failure| failure.of_own_work(WHAT))? {
         true => Ok(()),
-        false => Err(Fault::garbled(WHAT)),
+        false => Err(Failure::garbled(WHAT)),
     }
 }
 
@@ -180,7 +180,7 @@ mod in_software {
     }
 }
 
-fn open(session: &Session, key: ObjectHandle, apdu: &GcmOpen) -> Result<Vec<u8>, Fault> {
+fn open(session: &Session, key: ObjectHandle, apdu: &GcmOpen) -> Result<Vec<u8>, Failure> {
     let GcmOpen { nonce, additional_data, ciphertext, tag } = apdu;
     let gcm = |additional| Gcm { nonce, additional, tag: Tag::Dlms };
     let mut plain = match tag {
@@ -204,7 +204,7 @@ fn open(session: &Session, key: ObjectHandle, apdu: &GcmOpen) -> Result<Vec<u8>,
 }
 
 /// Makes a session object of a key that came in clear, which may do nothing but be wrapped.
-fn create(session: &Session, key: &ClearKey) -> Result<ObjectHandle, Fault> {
+fn create(session: &Session, key: &ClearKey) -> Result<ObjectHandle, Failure> {
     let mut template = vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),

@@ -24,7 +24,7 @@ use crate::hsm::{
             epoch::{Connection, Proof},
             token::Pkcs11Token,
         },
-        fault::Fault,
+        failure::Failure,
         keys::{
             canary::unwrap,
             finding::find,
@@ -52,7 +52,7 @@ impl ImportsKeys for Pkcs11Token {
             let [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] =
                 read.as_slice()
             else {
-                return Err(Fault::Broken(
+                return Err(Failure::Broken(
                     "the numbers of transport-import can't be read".to_owned(),
                 ));
             };
@@ -117,15 +117,19 @@ impl Objects<'_> {
         self.made.len() as u64 + job.keys.iter().map(each).sum::<u64>()
     }
 
-    fn destroy(self) -> Result<(), Fault> {
+    fn destroy(self) -> Result<(), Failure> {
         let Self { session, made } = self;
         let destroyed: Vec<_> =
             made.into_iter().map(|object| session.destroy_object(object)).collect();
         // All are tried before the first failure is told.
-        destroyed.into_iter().collect::<Result<(), _>>().map_err(|error| match Fault::from(error) {
-            // The key may still be there: end the session, and its objects with it.
-            Fault::Data(error) | Fault::Doubtful(error) => Fault::Dirty(error.to_string()),
-            fault => fault,
+        destroyed.into_iter().collect::<Result<(), _>>().map_err(|error| {
+            match Failure::from(error) {
+                // The key may still be there: end the session, and its objects with it.
+                Failure::Data(error) | Failure::Doubtful(error) => {
+                    Failure::Dirty(error.to_string())
+                }
+                failure => failure,
+            }
         })
     }
 }
@@ -136,7 +140,7 @@ impl Pkcs11Token {
         connection: &Connection,
         objects: &mut Objects<'_>,
         job: &TakeKeys,
-    ) -> Result<Taken, Fault> {
+    ) -> Result<Taken, Failure> {
         let session = objects.session;
         let import_key = one_import_key(self, connection, session)?;
         let demanded = OurKey::TransportImport.unwraps().unwrap_or_default();
@@ -194,27 +198,28 @@ impl File<'_> {
         &self,
         objects: &mut Objects<'_>,
         value: &SealedValue,
-    ) -> Result<Result<TakenKey, NotAKey>, Fault> {
+    ) -> Result<Result<TakenKey, NotAKey>, Failure> {
         let (under, kek) = match value.under {
             StoreUnder::Kek(kek) => (self.connection.keks.sealed(kek), Some(kek)),
             StoreUnder::Block(at) => {
-                let missing = || Fault::Broken("a key is for a block that is not there".to_owned());
+                let missing =
+                    || Failure::Broken("a key is for a block that is not there".to_owned());
                 (*self.blocks.get(at).ok_or_else(missing)?, None)
             }
         };
         let taken = match self.take_once(objects, under, value) {
             Ok(taken) => taken,
-            Err(Fault::Data(_) | Fault::Doubtful(_)) => return Ok(Err(NotAKey)),
-            Err(fault) => return Err(fault),
+            Err(Failure::Data(_) | Failure::Doubtful(_)) => return Ok(Err(NotAKey)),
+            Err(failure) => return Err(failure),
         };
         let Some(kek) = kek else { return Ok(Ok(taken)) };
         const TWICE: &str = "a key that was taken twice is not the same";
         let again = self.take_once(objects, under, value);
-        if again.map_err(|fault| fault.of_own_work(TWICE))? != taken {
-            return Err(Fault::garbled(TWICE));
+        if again.map_err(|failure| failure.of_own_work(TWICE))? != taken {
+            return Err(Failure::garbled(TWICE));
         }
         let stored = unwrap(objects.session, under, kek, &taken.wrapped)
-            .map_err(|fault| fault.of_own_work("a wrapped key does not open"))?;
+            .map_err(|failure| failure.of_own_work("a wrapped key does not open"))?;
         objects.destroy_now(stored);
         Ok(Ok(taken))
     }
@@ -225,11 +230,11 @@ impl File<'_> {
         objects: &mut Objects<'_>,
         under: ObjectHandle,
         value: &SealedValue,
-    ) -> Result<TakenKey, Fault> {
+    ) -> Result<TakenKey, Failure> {
         let session = objects.session;
         let wrapped = &value.wrapped;
         if !WRAPPED_LENS.contains(&wrapped.len()) {
-            return Err(Fault::Data(cryptoki::error::Error::InvalidValue));
+            return Err(Failure::Data(cryptoki::error::Error::InvalidValue));
         }
         let key = session.unwrap_key(&Mechanism::AesKeyWrap, self.key, wrapped, self.template)?;
         let taken = identify_and_wrap(session, key, under, value, &self.job.fingerprint_label);
@@ -244,23 +249,23 @@ fn identify_and_wrap(
     under: ObjectHandle,
     value: &SealedValue,
     label: &[u8],
-) -> Result<TakenKey, Fault> {
+) -> Result<TakenKey, Failure> {
     let fingerprint = cmac(session, key, label)?;
     let [a, b, c, d, e, ..] = cmac(session, key, &ZEROS)?;
     let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, under, key)?;
     if wrapped.len() != value.wrapped.len() {
-        return Err(Fault::garbled("a wrapped key of another length"));
+        return Err(Failure::garbled("a wrapped key of another length"));
     }
     Ok(TakenKey { fingerprint: Fingerprint(fingerprint), kcv: [a, b, c, d, e], wrapped })
 }
 
-fn cmac(session: &Session, key: ObjectHandle, message: &[u8]) -> Result<[u8; 16], Fault> {
+fn cmac(session: &Session, key: ObjectHandle, message: &[u8]) -> Result<[u8; 16], Failure> {
     let mac = session.sign(&Mechanism::AesCMac, key, message)?;
-    mac.try_into().map_err(|_| Fault::garbled("a CMAC of another length than 16"))
+    mac.try_into().map_err(|_| Failure::garbled("a CMAC of another length than 16"))
 }
 
 /// A copy of a block's `wrap` key that can wrap and nothing else.
-fn create_wrap_key(session: &Session, key: &[u8]) -> Result<ObjectHandle, Fault> {
+fn create_wrap_key(session: &Session, key: &[u8]) -> Result<ObjectHandle, Failure> {
     let mut template = template::wrap_only();
     // Last, so that it can be taken off again: the crate does not wipe it.
     template.push(Attribute::Value(key.to_vec()));
@@ -276,7 +281,7 @@ fn one_import_key(
     token: &Pkcs11Token,
     connection: &Connection,
     session: &Session,
-) -> Result<ObjectHandle, Fault> {
+) -> Result<ObjectHandle, Failure> {
     if let Some(known) = connection.import_key.get() {
         return Ok(*known);
     }
@@ -284,7 +289,7 @@ fn one_import_key(
     let found = find(&token.module, session, key, None)?;
     let [handle] = found.as_slice() else {
         let count = found.len();
-        return Err(Fault::Broken(format!("the token has {count} keys {}", key.label())));
+        return Err(Failure::Broken(format!("the token has {count} keys {}", key.label())));
     };
     template::verify(session, *handle, key, Kept::OnToken)?;
     Ok(*connection.import_key.get_or_init(|| *handle))

@@ -10,7 +10,7 @@ use cryptoki::{
 
 /// An error, cut by what must happen to the session and the connection.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum Failure {
     /// The data is at fault; the session is well.
     Data(Error),
     /// Tampering or breakage: a canary decides.
@@ -24,15 +24,15 @@ pub(super) enum Fault {
     Refused(String),
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
-    /// As [`Fault::Broken`], for what the library read of the token's files while another process wrote them:
+    /// As [`Failure::Broken`], for what the library read of the token's files while another process wrote them:
     /// it stays so until the library is initialised anew. A wrong PIN has an answer of its own, and is no such
     /// fault.
     HalfRead(String),
-    /// As [`Fault::Broken`], and what is wrong stays so: the token or its library is not the right one.
+    /// As [`Failure::Broken`], and what is wrong stays so: the token or its library is not the right one.
     Unfit(String),
 }
 
-impl From<Error> for Fault {
+impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let Error::Pkcs11(code, function) = &error else {
             return Self::Broken(error.to_string());
@@ -65,7 +65,7 @@ impl From<Error> for Fault {
     }
 }
 
-impl Fault {
+impl Failure {
     /// What the token gave is not what it was asked for: told by opening it, or by having it made
     /// twice. Another session may do better.
     pub(super) fn garbled(what: &str) -> Self {
@@ -76,7 +76,7 @@ impl Fault {
     pub(super) fn of_own_work(self, what: &str) -> Self {
         match self {
             Self::Data(_) | Self::Doubtful(_) => Self::garbled(what),
-            fault => fault,
+            failure => failure,
         }
     }
 
@@ -127,12 +127,12 @@ mod tests {
     #[test]
     fn a_general_error_is_not_taken_for_tampering() {
         let error = Error::Pkcs11(RvError::GeneralError, Function::Decrypt);
-        assert!(matches!(Fault::from(error), Fault::Doubtful(_)));
+        assert!(matches!(Failure::from(error), Failure::Doubtful(_)));
         // Before the token has seen the data, it is no answer about the data.
         for code in [RvError::GeneralError, RvError::DeviceError, RvError::FunctionFailed] {
             for function in [Function::DecryptInit, Function::Encrypt, Function::WrapKey] {
-                let fault = Fault::from(Error::Pkcs11(code, function));
-                assert!(matches!(fault, Fault::Dirty(_)), "{code:?} {function:?}");
+                let failure = Failure::from(Error::Pkcs11(code, function));
+                assert!(matches!(failure, Failure::Dirty(_)), "{code:?} {function:?}");
             }
         }
     }
@@ -149,8 +149,8 @@ mod tests {
             RvError::DeviceRemoved,
             RvError::TokenNotPresent,
         ] {
-            let fault = Fault::from(Error::Pkcs11(code, Function::Decrypt));
-            assert!(matches!(fault, Fault::Broken(_)), "{code:?}");
+            let failure = Failure::from(Error::Pkcs11(code, Function::Decrypt));
+            assert!(matches!(failure, Failure::Broken(_)), "{code:?}");
         }
     }
 }
