@@ -4,14 +4,17 @@
 
 mod hsm_common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use aes_gcm::{
     KeyInit as _,
     aead::{AeadInOut as _, array::Array},
 };
 use kms_core::{BlockSecret, ClearKey, KeyId, SealedKek};
 use kms_server::hsm::{
-    BlockSeals as _, Device as _, GcmOpen, NotAuthentic, SealedKeys as _, TokenError, WrappedKey,
-    pkcs11::{InitError, init},
+    BlockSeals as _, Device as _, GcmOpen, NotAuthentic, SealedKeys as _, Signs as _, TokenError,
+    WrappedKey,
+    pkcs11::{InitError, init, make_ceremony_key},
 };
 
 type Aes128Gcm96 =
@@ -186,6 +189,25 @@ on_a_token! {
         let sealed = home.token().seal(b"p", &secret(3)).unwrap();
         let opened = home.token().open(b"p", &sealed).unwrap();
         assert_eq!(opened.expose_block_secret_bytes(), &[3; 32]);
+    }
+
+    fn a_key_is_made_while_others_look_for_keys(home) {
+        let token = home.token();
+        let made = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    // Each signature looks for the signing key.
+                    while !made.load(Ordering::Acquire) {
+                        token.sign(b"a head").unwrap();
+                    }
+                });
+            }
+            let key = make_ceremony_key(&home.config());
+            made.store(true, Ordering::Release);
+            key.unwrap();
+        });
+        assert_eq!(token.status().connection_epoch, 1);
     }
 
     fn keys_are_made_once(home) {

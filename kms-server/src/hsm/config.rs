@@ -28,7 +28,7 @@ impl fmt::Debug for Pin {
 /// Hash and mask generation of RSA-OAEP (PKCS #1 v2.2, 7.1). Both sides of a transfer need the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OaepHash {
-    /// All that SoftHSM 2.6 can do. Not broken in this use: OAEP needs no collision resistance.
+    /// All that some tokens can do (`Quirk::OaepSha1Only`). Not broken in this use: OAEP needs no collision resistance.
     Sha1,
     /// What to choose where the token can.
     Sha256,
@@ -49,8 +49,8 @@ pub struct Config {
     pub call_timeout: Duration,
     /// How long a caller waits for a session before it is told `Busy`.
     pub patience: Duration,
-    /// Unwrapped keys of protection `HSM` kept in the token; at least `sessions_max`. SoftHSM takes
-    /// 8 kB for each and slows down from some thousands on.
+    /// Unwrapped keys of protection `HSM` kept in the token; at least `sessions_max`. They may
+    /// weigh: `Quirk::HeavyObjects`.
     pub unwrapped_keys_max: usize,
     /// The hash of the transport keys' OAEP.
     pub oaep_hash: OaepHash,
@@ -79,7 +79,7 @@ pub enum BadConfig {
 
 /// One session per caller; a token gains nothing from more than this.
 const SESSIONS_MAX: usize = 64;
-/// 8 GB in SoftHSM; a bound for the sake of having one.
+/// 8 GB at the worst that was measured; a bound for the sake of having one.
 const UNWRAPPED_KEYS_MAX: usize = 1_000_000;
 /// `CK_TOKEN_INFO.label`.
 const LABEL_LEN: usize = 32;
@@ -116,10 +116,11 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn config() -> Config {
+    /// A configuration within all bounds, of a device.
+    pub(crate) fn config() -> Config {
         Config {
             module: "/none.so".into(),
             token_label: "ami".into(),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use kms_core::{Fingerprint, Kcv, SealedKek};
 
-/// Keys that one call takes at most, so that others come in between: on a busy machine SoftHSM took a
-/// third of a second for as many, block keys included.
+/// Keys that one call takes at most, so that others come in between: on a busy machine a token in
+/// software took a third of a second for as many, block keys included.
 pub const KEYS_PER_CALL_MAX: usize = 256;
 
 /// A block's `wrap` key where it lies: in the caller's locked memory.

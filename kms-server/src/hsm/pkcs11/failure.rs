@@ -1,7 +1,7 @@
 //! What a return code says, and does not say (PKCS #11 v3.0, section 5.1).
 //!
-//! SoftHSM reports a forged tag, a damaged blob and a dead disk with the same CKR_GENERAL_ERROR;
-//! others use CKR_DEVICE_ERROR for tampering. Such a code is *doubtful* until a canary has spoken.
+//! A forged tag, a damaged blob and a dead disk may have one code (`Quirk::OneCodeForAll`). Such a code is
+//! *doubtful* until a canary has spoken.
 
 use cryptoki::{
     context::Function,
@@ -25,7 +25,7 @@ pub(super) enum Failure {
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
     /// As [`Failure::Broken`], for what the library read of the token's files while another process wrote them:
-    /// it stays so until the library is initialised anew. A wrong PIN has an answer of its own, and is no such
+    /// it stays so until the library is initialised anew (`Quirk::ReadsByHalf`). A wrong PIN has an answer of its own, and is no such
     /// fault.
     HalfRead(String),
     /// As [`Failure::Broken`], and what is wrong stays so: the token or its library is not the right one.

@@ -1,7 +1,7 @@
 //! Makes the keys of a site, once.
 //!
 //! Generated in the token with everything denied that they are not for; read back; synced to disk,
-//! since SoftHSM acknowledges keys that a power cut then takes; and proved by canaries.
+//! since a token in software may not do that (`Quirk::NeverSyncs`); and proved by canaries.
 
 use std::{fs, io, path::Path};
 
@@ -26,6 +26,7 @@ use super::{
         run,
         subject::{ProbeDepth, Subject},
     },
+    quirks::Quirk,
 };
 use crate::hsm::{BadConfig, Config, Pin};
 
@@ -236,7 +237,7 @@ fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<
         blank.first().ok_or_else(|| InitError::Token("no slot has a blank token".into()))?;
     let so_pin = AuthPin::from(so_pin.expose_pin().to_owned());
     pkcs11.init_token(*blank, &so_pin, &config.token_label)?;
-    // The slot's number may have changed.
+    // The slot's number may have changed: `Quirk::SlotsRenumber`.
     let slot = library.slot(&config.token_label)?;
     let session = pkcs11.open_rw_session(slot)?;
     session.login(UserType::So, Some(&so_pin))?;
@@ -257,7 +258,8 @@ fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError
 
 /// Brings every file of the token to disk, then every directory.
 fn sync(config: &Config) -> Result<(), InitError> {
-    let Some(directory) = &config.sync_dir else {
+    let due = Quirk::NeverSyncs.is_reckoned_with(config);
+    let Some(directory) = config.sync_dir.as_ref().filter(|_| due) else {
         return Ok(());
     };
     sync_tree(directory)

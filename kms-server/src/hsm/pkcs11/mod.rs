@@ -3,6 +3,7 @@
 //! | room or file | |
 //! |---|---|
 //! | `failure.rs` | what a return code says, and does not say |
+//! | `quirks.rs` | what tokens do otherwise, on which, and where the cure stands |
 //! | `connection/` | the library, its sessions, one epoch, the way back after a fault |
 //! | `keys/` | what each key of ours may do, and proofs that it is ours |
 //! | `calls/` | the traits: seals, wrapped keys, sealed files, signatures |
@@ -15,6 +16,7 @@ mod failure;
 mod init;
 mod keys;
 mod probe;
+mod quirks;
 
 pub use connection::{library::steps, token::Pkcs11Token};
 pub use init::{InitError, InitReport, init, make_ceremony_key, take_back};
@@ -27,3 +29,4 @@ pub use probe::{
     run::probe,
     subject::ProbeDepth,
 };
+pub use quirks::{HeldBy, Known, Quirk, Reckoned, TABLE as QUIRKS};

@@ -1,5 +1,4 @@
-//! AES-GCM by the token, with lengths that we enforce: SoftHSM takes tags of no bits and cuts long
-//! nonces without a word (PKCS #11 v3.0, section 2.12; NIST SP 800-38D).
+//! AES-GCM by the token, with lengths that we enforce: not every token does (`Quirk::AnyGcmLength`; PKCS #11 v3.0, section 2.12; NIST SP 800-38D).
 
 use cryptoki::{
     error::Error,

@@ -34,7 +34,7 @@ use crate::hsm::{
 };
 use kms_core::{Fingerprint, SealedKek};
 
-/// RFC 3394 adds 8 bytes to keys of 16 and 32. SoftHSM takes other lengths too: not here.
+/// RFC 3394 adds 8 bytes to keys of 16 and 32. Some tokens take other lengths too (`Quirk::PadsKeys`): not here.
 const WRAPPED_LENS: [usize; 2] = [24, 40];
 /// A key check value is the CMAC of as many zeros.
 const ZEROS: [u8; 16] = [0; 16];
@@ -163,8 +163,8 @@ impl Pkcs11Token {
                 refused.push((at, key));
             }
         }
-        // Asked once for all that were refused, after them and in the same session: a token says the
-        // same of a forged blob and of its own breakage. Then each is tried once more: what is refused
+        // Asked once for all that were refused, after them and in the same session: a token may say
+        // the same of a forged blob and of its own breakage (`Quirk::OneCodeForAll`). Then each is tried once more: what is refused
         // twice, by a token that is well in between, is no key.
         if !refused.is_empty() {
             connection.prove(session, &self.canaries, Proof::Unwrap(SealedKek::Use))?;

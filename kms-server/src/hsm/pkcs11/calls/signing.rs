@@ -46,7 +46,7 @@ impl Signs for Pkcs11Token {
 }
 
 /// The one signing key. Two are an attempt at something, none is what a token that vanished looks
-/// like: it is never "not found".
+/// like (`Quirk::GoneLooksEmpty`): it is never "not found".
 fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Failure> {
     let found = find(library, session, OurKey::Signing, None)?;
     let [handle] = found.as_slice() else {

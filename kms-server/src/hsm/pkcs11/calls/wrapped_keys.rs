@@ -27,7 +27,7 @@ use kms_core::{ClearKey, SealedKek};
 
 /// RFC 3394 adds one block of 64 bits.
 const WRAP_OVERHEAD: usize = 8;
-/// AES-128 and AES-256. SoftHSM would pad a value of another length with zeros, silently.
+/// AES-128 and AES-256. A token may pad a value of another length: `Quirk::PadsKeys`.
 const KEY_LENS: [usize; 2] = [16, 32];
 
 impl SealedKeys for Pkcs11Token {
@@ -69,8 +69,8 @@ impl SealedKeys for Pkcs11Token {
 }
 
 impl Pkcs11Token {
-    /// Opens every APDU, then asks the canary once if the token was in doubt about any: a token says
-    /// the same of a forged tag and of its own breakage. Asked after the failures and in the same
+    /// Opens every APDU, then asks the canary once if the token was in doubt about any: a token may
+    /// say the same of a forged tag and of its own breakage (`Quirk::OneCodeForAll`). Asked after the failures and in the same
     /// session, so that its answer covers them; once for all, so that forged APDUs cost little more
     /// than good ones. Those in doubt are then opened once more: what fails twice, with a token that is
     /// well in between, is forged.

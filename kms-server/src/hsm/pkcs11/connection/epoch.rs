@@ -109,7 +109,7 @@ impl Connection {
         canaries.prove(session, &self.keks)
     }
 
-    /// To be told of session objects that were made.
+    /// Counts session objects that were made, for `Quirk::LeaksObjects`.
     pub(crate) fn count_objects(&self, made: u64) {
         self.objects.fetch_add(made, Ordering::Relaxed);
     }
@@ -188,8 +188,8 @@ fn sound(
     Ok((keks, canaries.unwrap_use_key(holder, &keks)?))
 }
 
-/// C_FindObjects by label and id. None found is what a token that vanished looks like; two are an
-/// attempt at something: neither is ever "not found".
+/// C_FindObjects by label and id. None found is what a token that vanished looks like
+/// (`Quirk::GoneLooksEmpty`); two are an attempt at something: neither is ever "not found".
 fn find_kek(
     library: &Library,
     session: &Session,
@@ -207,7 +207,7 @@ fn find_kek(
             hex::encode(name)
         )));
     };
-    // Damaged key files kept their key and lost their attributes.
+    // Its attributes may have been lost: `Quirk::DamagedKeysServe`.
     template::verify(session, *handle, key, Kept::OnToken)?;
     Ok(*handle)
 }

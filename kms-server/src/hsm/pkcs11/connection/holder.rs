@@ -19,7 +19,7 @@ use crate::hsm::{
 };
 use kms_core::{KeyId, SealedKek};
 
-/// Unwrapped keys, at most `keys_max`; the longest unused goes first, and none that is in use.
+/// Unwrapped keys, at most `keys_max` (`Quirk::HeavyObjects`); the longest unused goes first, and none that is in use.
 pub(super) struct Holder {
     session: Session,
     keys: HashMap<KeyId, Held>,
@@ -27,7 +27,7 @@ pub(super) struct Holder {
     turns: BTreeMap<u64, KeyId>,
     turn: u64,
     keys_max: usize,
-    /// Session objects made in this epoch: SoftHSM keeps 242 bytes of each until C_Finalize.
+    /// Session objects made in this epoch: see `Quirk::LeaksObjects`.
     made: u64,
 }
 

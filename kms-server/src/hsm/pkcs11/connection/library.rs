@@ -27,7 +27,10 @@ use sha2::{Digest as _, Sha256};
 use super::lock::{lock, read, write};
 use crate::hsm::{
     Config,
-    pkcs11::failure::{Failure, ckr},
+    pkcs11::{
+        failure::{Failure, ckr},
+        quirks::Quirk,
+    },
 };
 
 /// So many random bytes do not come twice, nor all the same.
@@ -56,7 +59,7 @@ pub(crate) struct Library {
     /// Each call holds it for reading, C_Finalize for writing: in-flight calls finish first.
     gate: RwLock<Gate>,
     /// Held for writing while a token object is made or destroyed, for reading by C_FindObjects:
-    /// SoftHSM 2.6 fails at random when the two meet.
+    /// `Quirk::CreateMeetsFind`.
     pub(crate) objects: RwLock<()>,
     /// How the last random bytes began, hashed: a generator that repeats itself is told by it.
     last_random: Mutex<[u8; 32]>,
@@ -64,7 +67,7 @@ pub(crate) struct Library {
     refused_pins: Mutex<BTreeSet<String>>,
 }
 
-/// Why there is no library, with what is known to be behind it.
+/// Why there is no library, with what is known to be behind it: `Quirk::WantsParameters`.
 fn not_initialised(error: &Error) -> String {
     let told = ckr(error);
     match error {
@@ -87,7 +90,8 @@ const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(super) struct Slots {
     pub(crate) chosen: Vec<Slot>,
-    /// Numbers of slots whose token is there and tells nothing that can be read, and why.
+    /// Numbers of slots whose token is there and tells nothing that can be read, and why: it may be
+    /// `Quirk::UnreadableClock`.
     pub(super) unread: Vec<(u64, String)>,
 }
 
@@ -140,7 +144,7 @@ impl Library {
     }
 
     /// C_Finalize and C_Initialize, after all calls in flight; not if somebody else has done it since
-    /// epoch `broken`. SoftHSM never again sees a token directory that came back without this.
+    /// epoch `broken`. The cure of `Quirk::BlindUntilRestart`.
     pub(super) fn restart(&self, broken: u64) -> Result<(), Failure> {
         let mut gate = write(&self.gate);
         if gate.epoch != broken && gate.initialised {
@@ -148,12 +152,12 @@ impl Library {
         }
         gate.epoch += 1;
         let was_initialised = std::mem::replace(&mut gate.initialised, false);
-        // Only what was initialised: a strict p11-kit ends the process for less. Not initialised by now is
+        // Only what was initialised: `Quirk::AbortsOnFinalize`. Not initialised by now is
         // as good as finalised, and a library that can't finalise is told by C_Initialize.
         if was_initialised {
             let _ = self.pkcs11.clone().finalize();
         }
-        // Without CKF_OS_LOCKING_OK SoftHSM crashes within seconds of use by several threads.
+        // The flag is there for `Quirk::NeedsLocking`.
         let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
         let mut outcome = self.pkcs11.initialize(arguments);
         if let Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) = outcome {
@@ -180,7 +184,7 @@ impl Library {
         work()
     }
 
-    /// The slot of the token with this label. Looked up each time: SoftHSM's slot numbers change.
+    /// The slot of the token with this label. Looked up each time: `Quirk::SlotsRenumber`.
     pub(crate) fn slot(&self, label: &str) -> Result<Slot, Failure> {
         let Slots { mut chosen, unread } =
             self.slots(|info| info.token_initialized() && info.label() == label)?;
@@ -204,8 +208,7 @@ impl Library {
         }
     }
 
-    /// Asked again where the library could not read it: another process may write it, as SoftHSM does at a
-    /// login.
+    /// Asked again where the library could not read it: `Quirk::StumblesOverWriter`.
     pub(super) fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
         let mut info = self.pkcs11.get_token_info(slot);
         for _ in 1..TOKEN_INFO_TRIES {
@@ -267,7 +270,7 @@ impl Library {
         let pin = AuthPin::from(config.pin.expose_pin().to_owned());
         let mut outcome = session.login(UserType::User, Some(&pin));
         if let Err(Error::Pkcs11(RvError::GeneralError, _)) = outcome {
-            // SoftHSM reads the token's files here and may meet another process's writing.
+            // Once more, for `Quirk::StumblesOverWriter`.
             outcome = session.login(UserType::User, Some(&pin));
         }
         step();
@@ -294,11 +297,11 @@ impl Library {
     }
 }
 
-/// Of a token that was found by its label. SoftHSM says so of one that another process writes, as a login does.
+/// Of a token that was found by its label: `Quirk::ReadsByHalf`, where these codes say that.
 fn maybe_half_read(error: &Error, config: &Config) -> Failure {
     match error {
         Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _)
-            if config.sync_dir.is_some() =>
+            if Quirk::ReadsByHalf.is_reckoned_with(config) =>
         {
             Failure::HalfRead(ckr(error))
         }

@@ -2,7 +2,7 @@
 //!
 //! A call enters the library (so that nobody finalises it), takes a session, works, and says what
 //! became of the session. A fault ends the epoch; the next call makes a new one: C_Finalize,
-//! C_Initialize, log in, find the KEKs, prove them. One caller does that, the others wait for it.
+//! C_Initialize, log in, find the KEKs, prove them (which is the cure of `Quirk::NeverReconnects`, too). One caller does that, the others wait for it.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::hsm::{
     Config, Device, TokenError, TokenStatus,
-    pkcs11::{failure::Failure, keys::canary::Canaries},
+    pkcs11::{failure::Failure, keys::canary::Canaries, quirks::Quirk},
 };
 
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
@@ -35,8 +35,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Sessions that one call may use before the connection is given up.
 const ATTEMPTS_MAX: usize = 4;
 
-/// Session objects after which `check` makes the connection anew: SoftHSM leaks 242 bytes of each, so
-/// about 120 MB.
+/// Session objects after which `check` makes the connection anew, for `Quirk::LeaksObjects`: of each 242
+/// bytes are lost.
 const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
 
 /// A token behind a PKCS #11 library.
@@ -108,7 +108,7 @@ impl Pkcs11Token {
     /// Carries out `work` in a session of the pool.
     ///
     /// `work` runs again, in another session, where the first was not clean, and where the token is in
-    /// doubt while the canary named by `proof` is well: what fails twice is tampered with, what failed
+    /// doubt (`Quirk::OneCodeForAll`) while the canary named by `proof` is well: what fails twice is tampered with, what failed
     /// once was the device.
     pub(crate) fn call<T>(
         &self,
@@ -236,8 +236,8 @@ impl Pkcs11Token {
     }
 }
 
-/// With a library that others have initialised, a second attempt after initialising it anew: SoftHSM does not
-/// see a token that came later.
+/// With a library that others have initialised, a second attempt after initialising it anew:
+/// `Quirk::BlindUntilRestart`.
 fn first_connection(
     library: &Library,
     config: &Config,
@@ -261,8 +261,8 @@ fn first_connection(
     })
 }
 
-/// Initialises the library until it shows the token; nobody logs in yet. SoftHSM does not see one that another
-/// process writes at that moment, as a login there does.
+/// Initialises the library until it shows the token; nobody logs in yet. One that another process writes
+/// at that moment may not be seen.
 fn find_token(library: &Library, label: &str) -> Result<(), Failure> {
     for _ in 1..FIRST_TRIES {
         let (epoch, found) = {
@@ -301,7 +301,7 @@ impl Device for Pkcs11Token {
     fn check(&self) -> Result<(), TokenError> {
         let prove = || {
             self.call("prove its KEKs", Proof::Site, |connection, session| {
-                if connection.objects_made() > OBJECTS_PER_EPOCH_MAX {
+                if has_leaked_enough(&self.config, connection.objects_made()) {
                     return Err(Failure::Broken("its library has leaked enough".to_owned()));
                 }
                 connection.prove_all(session, &self.canaries)
@@ -333,6 +333,11 @@ impl Device for Pkcs11Token {
     }
 }
 
+/// Whether the connection is to be made anew after so many session objects.
+fn has_leaked_enough(config: &Config, made: u64) -> bool {
+    Quirk::LeaksObjects.is_reckoned_with(config) && made > OBJECTS_PER_EPOCH_MAX
+}
+
 /// Why there is no first connection: nothing has worked yet, so a token that is not the one is told
 /// apart from one that is away.
 pub(crate) fn not_connected(failure: &Failure) -> TokenError {
@@ -349,5 +354,18 @@ pub(super) fn unreachable(failure: &Failure) -> TokenError {
     match failure {
         Failure::Busy => TokenError::Busy,
         _ => TokenError::Unreachable { reason: failure.reason() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hsm::config::tests::config;
+
+    #[test]
+    fn an_epoch_ends_before_its_library_has_leaked_128_mib() {
+        let config = config();
+        assert!(has_leaked_enough(&config, (128 << 20) / 242));
+        assert!(!has_leaked_enough(&config, 100_000));
     }
 }

@@ -1,8 +1,9 @@
 //! Canaries: proofs that a KEK is the one this database was made with.
 //!
-//! A key check value proves nothing (it is a stored attribute), and a damaged key file gave another
-//! KEK, silently. So `init` keeps for each KEK something that only that KEK opens, and every start and
-//! every check opens it. The names (CKA_ID) are kept too: a half-made key has a label, but not the id.
+//! A key check value proves nothing (it is a stored attribute), and a damaged key file may be another
+//! KEK (`Quirk::DamagedKeysServe`). So `init` keeps for each KEK something that only that KEK opens, and every start and
+//! every check opens it. The names (CKA_ID) are kept too: a half-made key has a label, but not the id
+//! (`Quirk::LeavesHalfKeys`).
 
 use cryptoki::{
     mechanism::Mechanism,
@@ -164,8 +165,8 @@ impl Canaries {
         Ok(canaries)
     }
 
-    /// Proves all three KEKs. Makes (and destroys) three session objects: SoftHSM keeps 242 bytes of
-    /// each for ever, so not more than a few times a minute.
+    /// Proves all three KEKs. Makes (and destroys) three session objects: for
+    /// `Quirk::LeaksObjects`, not more than a few times a minute.
     pub(crate) fn prove(&self, session: &Session, keks: &Keks) -> Result<(), Failure> {
         self.prove_site(session, keks)?;
         self.prove_meter_kek(session, keks)?;

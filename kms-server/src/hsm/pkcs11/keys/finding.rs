@@ -1,4 +1,4 @@
-//! Finding our keys on the token (C_FindObjects).
+//! Finding our keys on the token (C_FindObjects), while nobody makes one (`Quirk::CreateMeetsFind`).
 
 use cryptoki::{
     object::{Attribute, ObjectHandle},

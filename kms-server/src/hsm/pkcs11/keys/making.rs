@@ -48,7 +48,7 @@ pub(crate) fn make(
 ) -> Result<(ObjectHandle, MadeKey), Failure> {
     let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
     let nested = inner.as_ref().map(Nested::unwrap_template);
-    // SoftHSM fails at random when objects are made while others look for objects.
+    // Nobody looks for objects meanwhile: `Quirk::CreateMeetsFind`.
     let alone = write(&library.objects);
     let (handle, fingerprint) = if key.class() == ObjectClass::SECRET_KEY {
         let template = kept.applied(template::generate_kek(key, name, nested.as_ref()));

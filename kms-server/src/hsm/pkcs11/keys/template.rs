@@ -1,8 +1,8 @@
 //! What each key of ours may do: the attributes that held under attack (PKCS #11 v3.0, section 4).
 //!
-//! Three traps. Usage attributes that are not said default to *true* in SoftHSM. A key that can be
-//! modified or copied gains any usage later. And in SoftHSM 2.6 CKA_MODIFIABLE=false must come last,
-//! since whatever follows is refused as a modification.
+//! Three traps. Usage attributes that are not said may be *true* (`Quirk::GrantsTheUnsaid`). A key that can
+//! be modified or copied gains any usage later. And CKA_MODIFIABLE=false must come last
+//! (`Quirk::ModifiableLast`).
 
 use cryptoki::{
     mechanism::MechanismType,

@@ -57,7 +57,7 @@ impl ProbeReport {
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 
-    /// Why this token is refused, in one sentence: the setting that it can't follow, if it is that,
+    /// Why this token is refused, in one sentence: the setting that it can't follow (`Quirk::OaepSha1Only`),
     /// else the first rows that failed. `None` if it can be trusted.
     pub fn refusal(&self) -> Option<String> {
         let failed = self.verdict().err()?;

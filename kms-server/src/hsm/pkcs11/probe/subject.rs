@@ -11,7 +11,7 @@ use crate::hsm::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeDepth {
     /// At each start: what needs no new RSA key, where `init` has made the site's. Well under two
-    /// seconds in SoftHSM.
+    /// seconds with a token in software.
     Start,
     /// Also makes a ceremony key, attacks it, and destroys it.
     Full,

@@ -144,7 +144,7 @@ fn by_accident(error: &Error, strict: Strict) -> bool {
         RvError::GeneralError | RvError::FunctionFailed | RvError::DeviceError => {
             strict == Strict::Rule
         }
-        // Not CKR_ARGUMENTS_BAD: some tokens refuse a class or an attribute so. Not
+        // Not CKR_ARGUMENTS_BAD: `Quirk::OtherRefusals`. Not
         // CKR_USER_NOT_LOGGED_IN: so they refuse what only the officer may; see `answered`.
         RvError::MechanismParamInvalid
         | RvError::CryptokiNotInitialized
