@@ -6,6 +6,7 @@ pub mod door;
 mod error;
 mod figures;
 mod import_key;
+mod lengths;
 pub mod pkcs11;
 mod taking;
 mod terms;

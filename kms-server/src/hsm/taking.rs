@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use kms_core::{Fingerprint, Kcv, SealedKek};
 
+use super::lengths::RSA_LEN;
+
 /// Keys that one call takes at most, so that others come in between: on a busy machine a token in
 /// software took a third of a second for as many, block keys included.
 pub const KEYS_PER_CALL_MAX: usize = 256;
@@ -40,6 +42,23 @@ pub struct TakeKeys {
     pub wrap_keys: Vec<LockedKey>,
     /// At most [`KEYS_PER_CALL_MAX`].
     pub keys: Vec<SealedValue>,
+}
+
+/// A block's `wrap` key is AES-256.
+const WRAP_KEY_LEN: usize = 32;
+
+impl TakeKeys {
+    /// Whether all bounds are kept, and each key goes to a block that is there.
+    pub(super) fn is_whole(&self) -> bool {
+        let Self { wrapped_file_key, fingerprint_label: _, wrap_keys, keys } = self;
+        wrapped_file_key.len() == RSA_LEN
+            && keys.len() <= KEYS_PER_CALL_MAX
+            && wrap_keys.iter().all(|key| (**key).as_ref().len() == WRAP_KEY_LEN)
+            && keys.iter().all(|key| match key.under {
+                StoreUnder::Block(at) => at < wrap_keys.len(),
+                StoreUnder::Kek(_) => true,
+            })
+    }
 }
 
 /// A key that was taken: still unseen.

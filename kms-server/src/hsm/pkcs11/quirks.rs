@@ -198,7 +198,7 @@ pub const TABLE: &[Known] = &[
         quirk: Quirk::PadsKeys,
         seen_on: SOFTHSM,
         reckoned: Reckoned::Everywhere,
-        handled_in: &[WRAPPED_KEYS, SEALED_FILE],
+        handled_in: &["lengths.rs"],
         held_by: &[
             token("a_clear_key_that_is_no_aes_key_is_not_wrapped"),
             token("a_wrapped_key_of_a_wrong_length_or_with_any_bit_flipped_is_refused"),

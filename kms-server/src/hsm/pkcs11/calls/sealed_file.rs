@@ -16,8 +16,8 @@ use cryptoki::{
 use zeroize::Zeroizing;
 
 use crate::hsm::{
-    ImportKey, ImportsKeys, KEYS_PER_CALL_MAX, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken,
-    TakenKey, TokenError,
+    ImportKey, ImportsKeys, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
+    TokenError, lengths,
     pkcs11::{
         calls::oaep,
         connection::{
@@ -34,12 +34,8 @@ use crate::hsm::{
 };
 use kms_core::{Fingerprint, SealedKek};
 
-/// RFC 3394 adds 8 bytes to keys of 16 and 32. Some tokens take other lengths too (`Quirk::PadsKeys`): not here.
-const WRAPPED_LENS: [usize; 2] = [24, 40];
 /// A key check value is the CMAC of as many zeros.
 const ZEROS: [u8; 16] = [0; 16];
-/// A block's `wrap` key is AES-256.
-const WRAP_KEY_LEN: usize = 32;
 
 impl ImportsKeys for Pkcs11Token {
     fn import_key(&self) -> Result<ImportKey, TokenError> {
@@ -66,14 +62,7 @@ impl ImportsKeys for Pkcs11Token {
 
     fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError> {
         const OPERATION: &str = "take keys of a sealed file";
-        let TakeKeys { wrapped_file_key, fingerprint_label: _, wrap_keys, keys } = job;
-        let whole = keys.len() <= KEYS_PER_CALL_MAX
-            && keys.iter().all(|key| match key.under {
-                StoreUnder::Block(at) => at < wrap_keys.len(),
-                StoreUnder::Kek(_) => true,
-            })
-            && wrap_keys.iter().all(|key| (**key).as_ref().len() == WRAP_KEY_LEN);
-        if !whole || wrapped_file_key.len() as u64 * 8 != template::RSA_BITS {
+        if !job.is_whole() {
             let source = "the file's key or a block's has another length".into();
             return Err(TokenError::Refused { operation: OPERATION, source });
         }
@@ -233,7 +222,7 @@ impl File<'_> {
     ) -> Result<TakenKey, Failure> {
         let session = objects.session;
         let wrapped = &value.wrapped;
-        if !WRAPPED_LENS.contains(&wrapped.len()) {
+        if !lengths::is_of_wrapped_key(wrapped.len()) {
             return Err(Failure::Data(cryptoki::error::Error::InvalidValue));
         }
         let key = session.unwrap_key(&Mechanism::AesKeyWrap, self.key, wrapped, self.template)?;

@@ -5,11 +5,12 @@ use cryptoki::{
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
+use dlms::key_wrap::OVERHEAD_LEN;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::gcm::{Gcm, NONCE_LEN, Tag};
 use crate::hsm::{
-    GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey,
+    GcmOpen, NotAuthentic, SealedKeys, TokenError, WrappedKey, lengths,
     pkcs11::{
         connection::{
             epoch::{Connection, Proof},
@@ -25,14 +26,9 @@ use crate::hsm::{
 };
 use kms_core::{ClearKey, SealedKek};
 
-/// RFC 3394 adds one block of 64 bits.
-const WRAP_OVERHEAD: usize = 8;
-/// AES-128 and AES-256. A token may pad a value of another length: `Quirk::PadsKeys`.
-const KEY_LENS: [usize; 2] = [16, 32];
-
 impl SealedKeys for Pkcs11Token {
     fn wrap(&self, under: SealedKek, key: &ClearKey) -> Result<Vec<u8>, TokenError> {
-        if !KEY_LENS.contains(&key.len()) {
+        if !lengths::is_of_key(key.len()) {
             return Err(refused("wrap a key", format!("a key of {} bytes", key.len())));
         }
         self.call("wrap a key", Proof::Site, |connection, session| {
@@ -42,7 +38,7 @@ impl SealedKeys for Pkcs11Token {
             let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, kek, object);
             session.destroy_object(object)?;
             let wrapped = wrapped?;
-            if wrapped.len() != key.len() + WRAP_OVERHEAD {
+            if wrapped.len() != key.len() + OVERHEAD_LEN {
                 return Err(Failure::garbled("a wrapped key of another length"));
             }
             connection.count_objects(2);
@@ -57,7 +53,7 @@ impl SealedKeys for Pkcs11Token {
         apdus: &[GcmOpen],
     ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
         const OPERATION: &str = "unwrap a key";
-        if !KEY_LENS.iter().any(|len| len + WRAP_OVERHEAD == key.wrapped.len()) {
+        if !lengths::is_of_wrapped_key(key.wrapped.len()) {
             return Err(refused(OPERATION, format!("{} wrapped bytes", key.wrapped.len())));
         }
         let proof = Proof::Unwrap(SealedKek::Use);

@@ -10,7 +10,7 @@ use cryptoki::{
     types::Ulong,
 };
 
-use crate::hsm::pkcs11::failure::Failure;
+use crate::hsm::{lengths::RSA_LEN, pkcs11::failure::Failure};
 use kms_core::SealedKek;
 
 /// Not in the crate's list of attributes.
@@ -18,8 +18,8 @@ pub(crate) const CKA_UNWRAP_TEMPLATE: AttributeType = AttributeType::VendorDefin
 
 /// AES-256.
 const KEK_LEN: u64 = 32;
-/// NIST SP 800-57: 128 bits of strength, good beyond 2030.
-pub(crate) const RSA_BITS: u64 = 3072;
+/// RSA-3072.
+const RSA_BITS: u64 = RSA_LEN as u64 * 8;
 /// 65,537.
 const RSA_EXPONENT: [u8; 3] = [1, 0, 1];
 /// DER of OID 1.2.840.10045.3.1.7, P-256.
