@@ -37,6 +37,8 @@ const FLOORS: &[(&str, u8)] = &[
 const DOORS: &[(&str, &str)] = &[
     ("cryptoki", "hsm/"),
     ("cryptoki_sys", "hsm/"),
+    ("rsa", "hsm/memory/"),
+    ("sha1", "hsm/memory/"),
     ("sqlx", "store/"),
     ("hyper", "rpc/"),
     ("hyper_util", "rpc/"),

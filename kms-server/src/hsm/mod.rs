@@ -7,6 +7,8 @@ mod error;
 mod figures;
 mod import_key;
 mod lengths;
+#[cfg(any(test, feature = "memory-token"))]
+pub mod memory;
 pub mod pkcs11;
 mod taking;
 mod terms;

@@ -125,7 +125,7 @@ pub const TABLE: &[Known] = &[
         seen_on: SOFTHSM,
         reckoned: Reckoned::Everywhere,
         handled_in: &[LIBRARY],
-        held_by: &[token(
+        held_by: &[contract(
             "many_more_keys_than_the_cache_holds_each_open_their_own_from_many_threads",
         )],
     },
@@ -200,8 +200,8 @@ pub const TABLE: &[Known] = &[
         reckoned: Reckoned::Everywhere,
         handled_in: &["lengths.rs"],
         held_by: &[
-            token("a_clear_key_that_is_no_aes_key_is_not_wrapped"),
-            token("a_wrapped_key_of_a_wrong_length_or_with_any_bit_flipped_is_refused"),
+            contract("a_clear_key_that_is_no_aes_key_is_not_wrapped"),
+            contract("a_wrapped_key_of_a_wrong_length_or_with_any_bit_flipped_is_refused"),
         ],
     },
     Known {
@@ -209,7 +209,7 @@ pub const TABLE: &[Known] = &[
         seen_on: SOFTHSM,
         reckoned: Reckoned::Everywhere,
         handled_in: &["pkcs11/calls/gcm.rs"],
-        held_by: &[token("a_seal_with_any_bit_flipped_or_of_any_other_length_does_not_open")],
+        held_by: &[contract("a_seal_with_any_bit_flipped_or_of_any_other_length_does_not_open")],
     },
     Known {
         quirk: Quirk::OaepSha1Only,
@@ -230,7 +230,7 @@ pub const TABLE: &[Known] = &[
                 "kms-server/src/hsm/config.rs",
                 "a_setting_outside_its_bounds_is_refused_by_name",
             ),
-            token("many_more_keys_than_the_cache_holds_each_open_their_own_from_many_threads"),
+            contract("many_more_keys_than_the_cache_holds_each_open_their_own_from_many_threads"),
         ],
     },
     Known {
@@ -315,6 +315,11 @@ const MADE_OF_BLANK: &str = "init_makes_a_token_of_a_blank_one_and_says_the_fing
 
 const fn beside(file: &'static str, test: &'static str) -> HeldBy {
     HeldBy { file, test }
+}
+
+/// A test on every token that there is.
+const fn contract(test: &'static str) -> HeldBy {
+    beside("kms-server/tests/hsm_contract/mod.rs", test)
 }
 
 /// A test on a token that does what it should.
