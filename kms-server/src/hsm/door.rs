@@ -39,7 +39,7 @@ pub struct Hsm {
     patience: Duration,
     call_timeout: Duration,
     figures: Arc<Figures>,
-    /// Why the last check did not pass. A std lock: held for an assignment.
+    /// The reason why the last check did not pass. A std lock: held for an assignment.
     check_fault: Arc<Mutex<Option<String>>>,
 }
 
@@ -155,7 +155,7 @@ impl Hsm {
         checked
     }
 
-    /// What is known without asking the device: never waits. Its fault is the last call's, or else
+    /// The state as it is known without asking the device: never waits. Its fault is the last call's, or else
     /// that of the last check.
     pub fn status(&self) -> TokenStatus {
         let mut status = self.token.status();

@@ -1,20 +1,20 @@
-//! How a call to the token can fail.
+//! The errors of a call to the token.
 
 use std::error::Error as StdError;
 
 /// Boxed cause of an error.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What can go wrong at the token, cut by what the caller can do about it.
+/// The failures of a token, cut by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
     /// The input is at fault: a second try would fail the same way, and the token is well.
     #[error("the token refused to {operation}")]
     Refused {
-        /// What it was asked to do.
+        /// The operation that it was asked for.
         operation: &'static str,
-        /// What the library said.
+        /// The library's word.
         #[source]
         source: BoxError,
     },

@@ -13,7 +13,7 @@ pub struct ImportKey {
     pub modulus: Vec<u8>,
     /// Big-endian, without leading zeros.
     pub exponent: Vec<u8>,
-    /// What the token opens.
+    /// The hash that the token opens.
     pub oaep_hash: OaepHash,
 }
 

@@ -14,7 +14,7 @@ pub const KEYS_PER_CALL_MAX: usize = 256;
 /// A block's `wrap` key where it lies: in the caller's locked memory.
 pub type LockedKey = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// What a taken key is wrapped under for storage.
+/// The key that a taken key is wrapped under for storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreUnder {
     /// Protection `HSM`.
@@ -28,7 +28,7 @@ pub enum StoreUnder {
 pub struct SealedValue {
     /// Under the file's key, RFC 3394.
     pub wrapped: Vec<u8>,
-    /// Where it goes.
+    /// The place where it goes.
     pub under: StoreUnder,
 }
 
@@ -36,7 +36,7 @@ pub struct SealedValue {
 pub struct TakeKeys {
     /// The file's ephemeral key, by RSA-OAEP under `transport-import`.
     pub wrapped_file_key: Vec<u8>,
-    /// What a key's fingerprint is the CMAC of.
+    /// The text whose CMAC is a key's fingerprint.
     pub fingerprint_label: Vec<u8>,
     /// AES-256, of the blocks that the keys go to.
     pub wrap_keys: Vec<LockedKey>,
@@ -68,7 +68,7 @@ pub struct TakenKey {
     pub fingerprint: Fingerprint,
     /// CMAC under the key over sixteen zero bytes, the first five of it.
     pub kcv: Kcv,
-    /// For storage, RFC 3394.
+    /// The key as it is stored, RFC 3394.
     pub wrapped: Vec<u8>,
 }
 
@@ -76,5 +76,5 @@ pub struct TakenKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAKey;
 
-/// What became of each key, in order.
+/// The outcome for each key, in order.
 pub type Taken = Vec<Result<TakenKey, NotAKey>>;

@@ -1,4 +1,4 @@
-//! What is handed to the token and what comes back, apart from sealed imports.
+//! The terms in which a token is asked and answers, apart from sealed imports.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! What this service asks of a token, in its own words.
+//! The calls that this service makes to a token, in its own words.
 
 use kms_core::{
     BlockSecret, ClearKey, SealedKek,
@@ -47,7 +47,7 @@ pub trait Device: Send + Sync + 'static {
     /// Proves every KEK by its canary, reconnecting first if the connection is not sound.
     fn check(&self) -> Result<(), TokenError>;
 
-    /// What is known without asking the device.
+    /// The state as it is known without asking the device.
     fn status(&self) -> TokenStatus;
 
     /// Sessions that are open for calls, without asking the device; `None` where there are none to

@@ -12,7 +12,7 @@ use aes_gcm::{
 /// The length of every nonce.
 pub(super) const NONCE_LEN: usize = 12;
 
-/// What is sealed or opened under a key and a nonce.
+/// A text that is sealed or opened under a nonce.
 #[derive(Clone, Copy)]
 pub(super) struct Text<'a> {
     /// Used once a key.

@@ -14,7 +14,7 @@ pub struct MemoryToken {
     pub(super) oaep_hash: OaepHash,
     site_kek_id: [u8; 16],
     calls: AtomicU64,
-    /// Why it does not answer.
+    /// The reason why it does not answer.
     away: Mutex<Option<String>>,
 }
 
@@ -81,7 +81,7 @@ impl Device for MemoryToken {
     }
 }
 
-/// What was given is at fault.
+/// The refusal of an input that is at fault.
 pub(super) fn refused(operation: &'static str, why: impl ToString) -> TokenError {
     TokenError::Refused { operation, source: why.to_string().into() }
 }

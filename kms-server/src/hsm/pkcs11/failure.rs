@@ -1,4 +1,4 @@
-//! What a return code says, and does not say (PKCS #11 v3.0, section 5.1).
+//! The meaning of return codes, and what they do not mean (PKCS #11 v3.0, section 5.1).
 //!
 //! A forged tag, a damaged blob and a dead disk may have one code (`Quirk::OneCodeForAll`). Such a code is
 //! *doubtful* until a canary has spoken.
@@ -66,7 +66,7 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// What the token gave is not what it was asked for: told by opening it, or by having it made
+    /// An answer that is not what the token was asked for: told by opening it, or by having it made
     /// twice. Another session may do better.
     pub(super) fn garbled(what: &str) -> Self {
         Self::Dirty(format!("the token garbled its answer: {what}"))

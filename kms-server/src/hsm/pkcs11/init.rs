@@ -30,18 +30,18 @@ use super::{
 };
 use crate::hsm::{BadConfig, Config, Pin};
 
-/// What `init` did.
+/// The report of `init`.
 #[derive(Clone, Debug)]
 pub struct InitReport {
     /// CKA label of the token.
     pub token_label: String,
     /// Every key, in the order of making.
     pub keys: Vec<MadeKey>,
-    /// For the domain record: without them the server takes no token.
+    /// The canaries for the domain record: without them the server takes no token.
     pub canaries: Canaries,
 }
 
-/// Why no keys were made, or not all.
+/// The reason why no keys were made, or not all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitError {
@@ -70,15 +70,15 @@ pub enum InitError {
     LeftBehind {
         /// Label and id of each.
         keys: Vec<String>,
-        /// Why `init` failed.
+        /// The reason why `init` failed.
         why: Box<InitError>,
     },
     /// The keys were made, may not be on disk, and were destroyed again.
     #[error("syncing the token's directory {path}")]
     Sync {
-        /// Which.
+        /// The directory.
         path: String,
-        /// What the system said.
+        /// The system's word.
         #[source]
         source: io::Error,
     },

@@ -4,7 +4,7 @@
 use crate::hsm::Config;
 
 kms_core::numbered! {
-    /// What tokens do otherwise than one would expect.
+    /// The ways in which tokens do otherwise than one would expect.
     pub enum Quirk "quirk" {
         /// Some bytes of each session object are kept until C_Finalize, destroyed or not (242 of them).
         LeaksObjects = 1 "leaks-objects",
@@ -19,7 +19,7 @@ kms_core::numbered! {
         /// Asked while another process writes the token's files (as a login does), it says
         /// CKR_GENERAL_ERROR for a moment.
         StumblesOverWriter = 6 "stumbles-over-writer",
-        /// What was read of files that were being written stays: the token seems to have no user PIN, or
+        /// A token that was read while its files were written stays so: it seems to have no user PIN, or
         /// none of its information can be read.
         ReadsByHalf = 7 "reads-by-half",
         /// In a template for C_UnwrapKey whatever follows CKA_MODIFIABLE=false is refused.
@@ -77,7 +77,7 @@ pub struct HeldBy {
     pub test: &'static str,
 }
 
-/// What is known of one quirk.
+/// The row of one quirk.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
     /// The quirk.

@@ -135,7 +135,7 @@ fn opens_as(
     }
 }
 
-/// What a key that we have does without the token.
+/// The deeds of a key that we have, without the token.
 mod in_software {
     use aes_gcm::{
         AesGcm, KeyInit,

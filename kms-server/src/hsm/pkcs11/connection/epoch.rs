@@ -49,14 +49,14 @@ pub(crate) struct Connection {
     objects: AtomicU64,
 }
 
-/// Which canary speaks for which call.
+/// The canary that speaks for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
-    /// For the site KEK.
+    /// The canary of the site KEK.
     Site,
-    /// For unwrapping under a sealed KEK.
+    /// The canary of a sealed KEK, for unwrapping under it.
     Unwrap(SealedKek),
-    /// For unwrapped keys.
+    /// The use KEK's canary key, for unwrapped keys.
     UseKey,
 }
 

@@ -42,7 +42,7 @@ static LOADED: Mutex<BTreeMap<PathBuf, Arc<Library>>> = Mutex::new(BTreeMap::new
 /// Steps that the tokens of this process have taken.
 static STEPS: AtomicU64 = AtomicU64::new(0);
 
-/// How many steps the tokens of this process have taken so far. Whoever waits for a token sees by it
+/// The number of steps that the tokens of this process have taken so far. Whoever waits for a token sees by it
 /// whether it works or hangs; while keys are made, one step may take as long as that takes.
 pub fn steps() -> u64 {
     STEPS.load(Ordering::Relaxed)
@@ -61,13 +61,13 @@ pub(crate) struct Library {
     /// Held for writing while a token object is made or destroyed, for reading by C_FindObjects:
     /// `Quirk::CreateMeetsFind`.
     pub(crate) objects: RwLock<()>,
-    /// How the last random bytes began, hashed: a generator that repeats itself is told by it.
+    /// The beginning of the last random bytes, hashed: a generator that repeats itself is told by it.
     last_random: Mutex<[u8; 32]>,
     /// Labels of tokens that refused the PIN. Never emptied: a further try could lock the token.
     refused_pins: Mutex<BTreeSet<String>>,
 }
 
-/// Why there is no library, with what is known to be behind it: `Quirk::WantsParameters`.
+/// The reason why there is no library, with what is known to be behind it: `Quirk::WantsParameters`.
 fn not_initialised(error: &Error) -> String {
     let told = ckr(error);
     match error {
@@ -79,10 +79,10 @@ fn not_initialised(error: &Error) -> String {
     }
 }
 
-/// How often the library is initialised anew because it had read half of a token.
+/// The number of times that the library is initialised anew because it had read half of a token.
 const READ_TRIES: u32 = 5;
 
-/// How often a token's information is asked for, and the pause between.
+/// The number of times that a token's information is asked for, and the pause between.
 const TOKEN_INFO_TRIES: u32 = 4;
 const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
 
@@ -291,13 +291,13 @@ impl Library {
         }
     }
 
-    /// What the library knows of our token, in `slot`.
+    /// The library's knowledge of our token, in `slot`.
     pub(crate) fn our_token(&self, slot: Slot, config: &Config) -> Result<TokenInfo, Failure> {
         self.token_info(slot).map_err(|error| maybe_half_read(&error, config))
     }
 }
 
-/// Of a token that was found by its label: `Quirk::ReadsByHalf`, where these codes say that.
+/// The failure of a token that was found by its label: `Quirk::ReadsByHalf`, where these codes say that.
 fn maybe_half_read(error: &Error, config: &Config) -> Failure {
     match error {
         Error::Pkcs11(RvError::UserPinNotInitialized | RvError::GeneralError, _)

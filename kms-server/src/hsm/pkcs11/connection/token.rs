@@ -28,7 +28,7 @@ use crate::hsm::{
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often a token is looked for before the first connection, and the pause between.
+/// The number of times that a token is looked for before the first connection, and the pause between.
 const FIRST_TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -57,7 +57,7 @@ struct Link {
     reason: String,
 }
 
-/// What `status` says; never locked while the device is asked.
+/// The answer of `status`; never locked while the device is asked.
 struct Known {
     model: String,
     epoch: u64,
@@ -338,7 +338,7 @@ fn has_leaked_enough(config: &Config, made: u64) -> bool {
     Quirk::LeaksObjects.is_reckoned_with(config) && made > OBJECTS_PER_EPOCH_MAX
 }
 
-/// Why there is no first connection: nothing has worked yet, so a token that is not the one is told
+/// The reason why there is no first connection: nothing has worked yet, so a token that is not the one is told
 /// apart from one that is away.
 pub(crate) fn not_connected(failure: &Failure) -> TokenError {
     match failure {

@@ -69,7 +69,7 @@ impl Canaries {
         + 3 * WRAPPED_LEN
         + USE_PROOF_LEN;
 
-    /// For the domain record: magic, version, then every field at its fixed length.
+    /// The bytes for the domain record: magic, version, then every field at its fixed length.
     pub fn encode(&self) -> Vec<u8> {
         let Self {
             site,
@@ -216,7 +216,7 @@ impl Canaries {
     }
 }
 
-/// How the site KEK seals its canary's answer.
+/// The parameters of the site KEK's seal on its canary's answer.
 const fn site_gcm(nonce: &[u8; NONCE_LEN]) -> Gcm<'_> {
     Gcm { nonce, additional: SITE_LABEL, tag: Tag::Full }
 }

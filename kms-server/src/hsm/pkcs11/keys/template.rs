@@ -1,4 +1,4 @@
-//! What each key of ours may do: the attributes that held under attack (PKCS #11 v3.0, section 4).
+//! The templates of our keys: the attributes that held under attack (PKCS #11 v3.0, section 4).
 //!
 //! Three traps. Usage attributes that are not said may be *true* (`Quirk::GrantsTheUnsaid`). A key that can
 //! be modified or copied gains any usage later. And CKA_MODIFIABLE=false must come last
@@ -44,7 +44,7 @@ pub(crate) enum OurKey {
     Ceremony,
 }
 
-/// Where a key of ours lives.
+/// The place where a key of ours lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
     /// On the token: the site's keys.
@@ -71,7 +71,7 @@ impl Kept {
 }
 
 impl OurKey {
-    /// What `init` makes, in this order.
+    /// The keys that `init` makes, in this order.
     pub(crate) const PERMANENT: [Self; 6] = [
         Self::SiteKek,
         Self::MeterKek,
@@ -139,7 +139,7 @@ impl OurKey {
         matches!(self, Self::MeterKek | Self::UseKek)
     }
 
-    /// What it demands of the keys it unwraps.
+    /// The template that it demands of the keys it unwraps.
     pub(crate) fn unwraps(self) -> Option<Vec<Attribute>> {
         match self {
             Self::MeterKek => Some(unwrapped(SealedKek::MeterKek)),
@@ -162,7 +162,7 @@ impl From<SealedKek> for OurKey {
     }
 }
 
-/// What a key may be used for.
+/// The uses of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Usage {
     Encrypt,
@@ -175,7 +175,7 @@ pub(crate) enum Usage {
 }
 
 impl Usage {
-    /// Of a secret key.
+    /// The usages of a secret key.
     pub(crate) const ALL: [Self; 7] = [
         Self::Encrypt,
         Self::Decrypt,
@@ -185,9 +185,9 @@ impl Usage {
         Self::Unwrap,
         Self::Derive,
     ];
-    /// Of a private key, CKA_SIGN_RECOVER aside.
+    /// The usages of a private key, CKA_SIGN_RECOVER aside.
     pub(crate) const PRIVATE: [Self; 4] = [Self::Decrypt, Self::Sign, Self::Unwrap, Self::Derive];
-    /// Of a public key, CKA_VERIFY_RECOVER aside.
+    /// The usages of a public key, CKA_VERIFY_RECOVER aside.
     const PUBLIC: [Self; 4] = [Self::Encrypt, Self::Verify, Self::Wrap, Self::Derive];
 
     /// The attribute that grants or denies it.
@@ -405,7 +405,7 @@ fn guarded(key: OurKey, usages: &[Usage]) -> Vec<Attribute> {
     template
 }
 
-/// What reading the secret half back must give: what was asked, and what the token says of its birth.
+/// The attributes that reading the secret half back must give: what was asked, and what the token says of its birth.
 pub(super) fn expected(key: OurKey) -> Vec<Attribute> {
     let secret = key.class() == ObjectClass::SECRET_KEY;
     let usages: &[Usage] = if secret { &Usage::ALL } else { &Usage::PRIVATE };

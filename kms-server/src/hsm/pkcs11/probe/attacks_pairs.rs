@@ -95,7 +95,7 @@ impl Attacks<'_> {
         });
     }
 
-    /// What is sent to a pair that may only unwrap.
+    /// Attacks on what is sent to a pair that may only unwrap.
     fn receiver(&mut self, target: Target, public: &PublicHalf) {
         let Target { key, handle, .. } = target;
         let name = key.label();

@@ -1,4 +1,4 @@
-//! What somebody with the user PIN would try: foreign uses, changed templates, later changes.
+//! Deeds that somebody with the user PIN would attempt: foreign uses, changed templates, later changes.
 
 use cryptoki::{
     error::{Error, RvError},
@@ -170,7 +170,7 @@ fn turned(attribute: &Attribute) -> Option<Attribute> {
     })
 }
 
-/// What would give a key of these usages another one, or a way out.
+/// The changes that would give a key of these usages another one, or a way out.
 pub(super) fn changes(
     class: ObjectClass,
     usages: &[Usage],

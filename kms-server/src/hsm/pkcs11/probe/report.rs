@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use crate::hsm::{OaepHash, pkcs11::calls::oaep};
 
-/// What kind of question a row answers.
+/// The kind of question that a row answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowKind {
@@ -23,13 +23,13 @@ pub enum RowKind {
 pub struct ProbeRow {
     /// Ability, control, attack or limit.
     pub kind: RowKind,
-    /// What was tried.
+    /// The thing that was tried.
     pub what: String,
-    /// What came of it, with the CKR code of a refusal.
+    /// The outcome, with the CKR code of a refusal.
     pub outcome: String,
     /// The path that this service takes, given the outcome.
     pub path: String,
-    /// Why it matters.
+    /// The reason why it matters.
     pub why: String,
     /// Whether the server can't do without it.
     pub required: bool,
@@ -44,9 +44,9 @@ pub struct ProbeReport {
     pub token_label: String,
     /// Maker's model name.
     pub model: String,
-    /// In the order of trying.
+    /// The rows, in the order of trying.
     pub rows: Vec<ProbeRow>,
-    /// How long it took.
+    /// The time that it took.
     pub elapsed_ms: u64,
 }
 
@@ -57,7 +57,7 @@ impl ProbeReport {
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 
-    /// Why this token is refused, in one sentence: the setting that it can't follow (`Quirk::OaepSha1Only`),
+    /// The reason why this token is refused, in one sentence: the setting that it can't follow (`Quirk::OaepSha1Only`),
     /// else the first rows that failed. `None` if it can be trusted.
     pub fn refusal(&self) -> Option<String> {
         let failed = self.verdict().err()?;

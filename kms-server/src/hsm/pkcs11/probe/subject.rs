@@ -7,7 +7,7 @@ use crate::hsm::{
     pkcs11::{connection::library::Library, keys::canary::Canaries},
 };
 
-/// How much is tried.
+/// The extent of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeDepth {
     /// At each start: what needs no new RSA key, where `init` has made the site's. Well under two

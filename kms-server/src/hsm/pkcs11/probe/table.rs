@@ -61,7 +61,7 @@ impl Table {
         });
     }
 
-    /// What a key without our attributes does: told, not judged.
+    /// The behaviour of a key without our attributes: told, not judged.
     pub(crate) fn told(&mut self, what: String, why: &str, outcome: String) {
         self.push(ProbeRow {
             kind: RowKind::Control,
