@@ -28,7 +28,8 @@ impl fmt::Debug for Pin {
 /// Hash and mask generation of RSA-OAEP (PKCS #1 v2.2, 7.1). Both sides of a transfer need the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OaepHash {
-    /// All that some tokens can do (`Quirk::OaepSha1Only`). Not broken in this use: OAEP needs no collision resistance.
+    /// All that some tokens can do (`Quirk::OaepSha1Only`). Not broken in this use: OAEP needs no collision
+    /// resistance.
     Sha1,
     /// The one to choose where the token can.
     Sha256,

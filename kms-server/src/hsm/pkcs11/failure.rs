@@ -24,9 +24,9 @@ pub(super) enum Failure {
     Refused(String),
     /// Device, connection or KEK is not sound: nothing of this epoch may be used again.
     Broken(String),
-    /// As [`Failure::Broken`], for what the library read of the token's files while another process wrote them:
-    /// it stays so until the library is initialised anew (`Quirk::ReadsByHalf`). A wrong PIN has an answer of its own, and is no such
-    /// fault.
+    /// As [`Failure::Broken`], for what the library read of the token's files while another process wrote
+    /// them: it stays so until the library is initialised anew (`Quirk::ReadsByHalf`). A wrong PIN has an
+    /// answer of its own, and is no such fault.
     HalfRead(String),
     /// As [`Failure::Broken`], and what is wrong stays so: the token or its library is not the right one.
     Unfit(String),

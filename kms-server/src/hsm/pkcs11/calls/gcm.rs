@@ -1,4 +1,5 @@
-//! AES-GCM by the token, with lengths that we enforce: not every token does (`Quirk::AnyGcmLength`; PKCS #11 v3.0, section 2.12; NIST SP 800-38D).
+//! AES-GCM by the token (PKCS #11 v3.0, section 2.12; NIST SP 800-38D), with lengths that we enforce: not
+//! every token does (`Quirk::AnyGcmLength`).
 
 use cryptoki::{
     error::Error,

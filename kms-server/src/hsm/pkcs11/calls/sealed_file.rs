@@ -152,9 +152,9 @@ impl Pkcs11Token {
                 refused.push((at, key));
             }
         }
-        // Asked once for all that were refused, after them and in the same session: a token may say
-        // the same of a forged blob and of its own breakage (`Quirk::OneCodeForAll`). Then each is tried once more: what is refused
-        // twice, by a token that is well in between, is no key.
+        // Asked once for all that were refused, after them and in the same session: a token may say the
+        // same of a forged blob and of its own breakage (`Quirk::OneCodeForAll`). Then each is tried once
+        // more: what is refused twice, by a token that is well in between, is no key.
         if !refused.is_empty() {
             connection.prove(session, &self.canaries, Proof::Unwrap(SealedKek::Use))?;
         }

@@ -65,11 +65,11 @@ impl SealedKeys for Pkcs11Token {
 }
 
 impl Pkcs11Token {
-    /// Opens every APDU, then asks the canary once if the token was in doubt about any: a token may
-    /// say the same of a forged tag and of its own breakage (`Quirk::OneCodeForAll`). Asked after the failures and in the same
-    /// session, so that its answer covers them; once for all, so that forged APDUs cost little more
-    /// than good ones. Those in doubt are then opened once more: what fails twice, with a token that is
-    /// well in between, is forged.
+    /// Opens every APDU, then asks the canary once if the token was in doubt about any: a token may say the
+    /// same of a forged tag and of its own breakage (`Quirk::OneCodeForAll`). Asked after the failures and
+    /// in the same session, so that its answer covers them; once for all, so that forged APDUs cost little
+    /// more than good ones. Those in doubt are then opened once more: what fails twice, with a token that
+    /// is well in between, is forged.
     fn open_each(
         &self,
         connection: &Connection,

@@ -19,7 +19,8 @@ use crate::hsm::{
 };
 use kms_core::{KeyId, SealedKek};
 
-/// Unwrapped keys, at most `keys_max` (`Quirk::HeavyObjects`); the longest unused goes first, and none that is in use.
+/// Unwrapped keys, at most `keys_max` (`Quirk::HeavyObjects`); the longest unused goes first, and none that
+/// is in use.
 pub(super) struct Holder {
     session: Session,
     keys: HashMap<KeyId, Held>,

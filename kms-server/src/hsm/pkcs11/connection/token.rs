@@ -1,8 +1,9 @@
 //! The traits over a connection, and the way back after a fault.
 //!
-//! A call enters the library (so that nobody finalises it), takes a session, works, and says what
-//! became of the session. A fault ends the epoch; the next call makes a new one: C_Finalize,
-//! C_Initialize, log in, find the KEKs, prove them (which is the cure of `Quirk::NeverReconnects`, too). One caller does that, the others wait for it.
+//! A call enters the library (so that nobody finalises it), takes a session, works, and says what became of
+//! the session. A fault ends the epoch; the next call makes a new one: C_Finalize, C_Initialize, log in,
+//! find the KEKs, prove them (which is the cure of `Quirk::NeverReconnects`, too). One caller does that,
+//! the others wait for it.
 
 use std::{
     sync::{
@@ -108,8 +109,8 @@ impl Pkcs11Token {
     /// Carries out `work` in a session of the pool.
     ///
     /// `work` runs again, in another session, where the first was not clean, and where the token is in
-    /// doubt (`Quirk::OneCodeForAll`) while the canary named by `proof` is well: what fails twice is tampered with, what failed
-    /// once was the device.
+    /// doubt (`Quirk::OneCodeForAll`) while the canary named by `proof` is well: what fails twice is
+    /// tampered with, what failed once was the device.
     pub(crate) fn call<T>(
         &self,
         operation: &'static str,

@@ -1,9 +1,9 @@
 //! Canaries: proofs that a KEK is the one this database was made with.
 //!
-//! A key check value proves nothing (it is a stored attribute), and a damaged key file may be another
-//! KEK (`Quirk::DamagedKeysServe`). So `init` keeps for each KEK something that only that KEK opens, and every start and
-//! every check opens it. The names (CKA_ID) are kept too: a half-made key has a label, but not the id
-//! (`Quirk::LeavesHalfKeys`).
+//! A key check value proves nothing (it is a stored attribute), and a damaged key file may be another KEK
+//! (`Quirk::DamagedKeysServe`). So `init` keeps for each KEK something that only that KEK opens, and every
+//! start and every check opens it. The names (CKA_ID) are kept too: a half-made key has a label, but not
+//! the id (`Quirk::LeavesHalfKeys`).
 
 use cryptoki::{
     mechanism::Mechanism,

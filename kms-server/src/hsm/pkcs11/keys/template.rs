@@ -405,7 +405,8 @@ fn guarded(key: OurKey, usages: &[Usage]) -> Vec<Attribute> {
     template
 }
 
-/// The attributes that reading the secret half back must give: what was asked, and what the token says of its birth.
+/// The attributes that reading the secret half back must give: what was asked, and what the token says of
+/// its birth.
 pub(super) fn expected(key: OurKey) -> Vec<Attribute> {
     let secret = key.class() == ObjectClass::SECRET_KEY;
     let usages: &[Usage] = if secret { &Usage::ALL } else { &Usage::PRIVATE };

@@ -50,8 +50,8 @@ pub(super) struct Target {
     pub(crate) kept: Kept,
 }
 
-/// A token may say "not logged in" of what only its officer may do (`Quirk::OtherRefusals`): a refusal, as long as the user still
-/// is logged in.
+/// A token may say "not logged in" of what only its officer may do (`Quirk::OtherRefusals`): a refusal, as
+/// long as the user still is logged in.
 fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T, Error>, Failure> {
     if let Err(Error::Pkcs11(RvError::UserNotLoggedIn, _)) = &outcome {
         let state = session.get_session_info()?.session_state();

@@ -57,8 +57,8 @@ impl ProbeReport {
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 
-    /// The reason why this token is refused, in one sentence: the setting that it can't follow (`Quirk::OaepSha1Only`),
-    /// else the first rows that failed. `None` if it can be trusted.
+    /// The reason why this token is refused, in one sentence: the setting that it can't follow
+    /// (`Quirk::OaepSha1Only`), else the first rows that failed. `None` if it can be trusted.
     pub fn refusal(&self) -> Option<String> {
         let failed = self.verdict().err()?;
         let can = |hash| self.rows.iter().any(|row| row.ok && row.what == oaep::name(hash));
