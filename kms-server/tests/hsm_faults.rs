@@ -15,7 +15,7 @@ use cryptoki::{
 use hsm_common::{Home, MODULE, PIN};
 use kms_core::{BlockSecret, ClearKey, KeyId, SealedKek};
 use kms_server::hsm::{
-    BlockSeals as _, Config, GcmOpen, Hsm, Pin, SealedKeys as _, TokenCare as _, TokenError,
+    BlockSeals as _, Config, Device as _, GcmOpen, Hsm, Pin, SealedKeys as _, TokenError,
     WrappedKey,
     pkcs11::{Canaries, InitError, Pkcs11Token, ProbeDepth, init, make_ceremony_key, probe},
 };

@@ -25,8 +25,8 @@ use kms_proto::v1::{
 };
 use kms_server::{
     hsm::{
-        BlockSeals, GcmOpen, ImportsKeys, NotAuthentic, SealedKeys, Signs, Token, TokenCare,
-        TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, Device, GcmOpen, ImportKey, ImportsKeys, NotAuthentic, SealedKeys, Signs,
+        TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -525,7 +525,15 @@ impl SealedKeys for Slow {
     }
 }
 
-impl ImportsKeys for Slow {}
+impl ImportsKeys for Slow {
+    fn import_key(&self) -> Result<ImportKey, TokenError> {
+        self.0.import_key()
+    }
+
+    fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError> {
+        self.0.take_keys(job)
+    }
+}
 
 impl Signs for Slow {
     fn sign(&self, message: &[u8]) -> Result<Signature, TokenError> {
@@ -537,7 +545,7 @@ impl Signs for Slow {
     }
 }
 
-impl TokenCare for Slow {
+impl Device for Slow {
     fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
         self.0.random(out)
     }
@@ -548,5 +556,9 @@ impl TokenCare for Slow {
 
     fn status(&self) -> TokenStatus {
         self.0.status()
+    }
+
+    fn sessions_open(&self) -> Option<usize> {
+        self.0.sessions_open()
     }
 }

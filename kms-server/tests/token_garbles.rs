@@ -14,7 +14,7 @@ use kms_core::{BlockSecret, ClearKey, KeyId, KeyKind, SealedKek, Verdict};
 use kms_proto::v1;
 use kms_server::{
     hsm::{
-        BlockSeals as _, GcmOpen, SealedKeys as _, TokenCare as _, TokenError, WrappedKey,
+        BlockSeals as _, Device as _, GcmOpen, SealedKeys as _, TokenError, WrappedKey,
         pkcs11::Pkcs11Token,
     },
     keyring::{SealedKey, TakeError, WrappedValue},

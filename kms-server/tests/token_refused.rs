@@ -8,7 +8,7 @@ use std::{path::Path, thread::sleep, time::Duration};
 
 use hsm_common::Home;
 use kms_server::hsm::{
-    Config, OaepHash, TokenCare as _,
+    Config, Device as _, OaepHash,
     pkcs11::{InitError, Pkcs11Token, ProbeDepth, ProbeReport, init, probe, take_back},
 };
 

@@ -1,4 +1,4 @@
-//! What the token needs to know, checked. The file's section is `config`'s business.
+//! The token's settings, checked. The file's section is `config`'s business.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -28,13 +28,14 @@ impl fmt::Debug for Pin {
 /// Hash and mask generation of RSA-OAEP (PKCS #1 v2.2, 7.1). Both sides of a transfer need the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OaepHash {
-    /// All that SoftHSM 2.6 can do. Not broken in this use: OAEP needs no collision resistance.
+    /// All that some tokens can do (`Quirk::OaepSha1Only`). Not broken in this use: OAEP needs no collision
+    /// resistance.
     Sha1,
-    /// What to choose where the token can.
+    /// The one to choose where the token can.
     Sha256,
 }
 
-/// What a token needs, checked by [`Config::check`] before anything is loaded.
+/// A token's settings, checked by [`Config::check`] before anything is loaded.
 #[derive(Debug)]
 pub struct Config {
     /// The vendor's PKCS #11 library.
@@ -45,16 +46,16 @@ pub struct Config {
     pub pin: Pin,
     /// Sessions that work at once; 1 to 64. Two more are open: the anchor and the holder of keys.
     pub sessions_max: usize,
-    /// How long one call may take before its caller is told so.
+    /// The time that one call may take before its caller is told so.
     pub call_timeout: Duration,
-    /// How long a caller waits for a session before it is told `Busy`.
+    /// The time that a caller waits for a session before it is told `Busy`.
     pub patience: Duration,
-    /// Unwrapped keys of protection `HSM` kept in the token; at least `sessions_max`. SoftHSM takes
-    /// 8 kB for each and slows down from some thousands on.
+    /// Unwrapped keys of protection `HSM` kept in the token; at least `sessions_max`. They may
+    /// weigh: `Quirk::HeavyObjects`.
     pub unwrapped_keys_max: usize,
     /// The hash of the transport keys' OAEP.
     pub oaep_hash: OaepHash,
-    /// Where a software token keeps its files: synced after a key is made. `None` for a device.
+    /// The directory where a software token keeps its files: synced after a key is made. `None` for a device.
     pub sync_dir: Option<PathBuf>,
 }
 
@@ -67,7 +68,7 @@ pub enum BadConfig {
     /// A key in use may not be evicted, so each session needs room for one.
     #[error("unwrapped_keys_max is {sessions_max} (sessions_max) to 1000000, not {keys_max}")]
     UnwrappedKeysMax {
-        /// As configured.
+        /// The number that was configured.
         keys_max: usize,
         /// The lower bound.
         sessions_max: usize,
@@ -79,7 +80,7 @@ pub enum BadConfig {
 
 /// One session per caller; a token gains nothing from more than this.
 const SESSIONS_MAX: usize = 64;
-/// 8 GB in SoftHSM; a bound for the sake of having one.
+/// 8 GB at the worst that was measured; a bound for the sake of having one.
 const UNWRAPPED_KEYS_MAX: usize = 1_000_000;
 /// `CK_TOKEN_INFO.label`.
 const LABEL_LEN: usize = 32;
@@ -116,10 +117,11 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn config() -> Config {
+    /// A configuration within all bounds, of a device.
+    pub(crate) fn config() -> Config {
         Config {
             module: "/none.so".into(),
             token_label: "ami".into(),

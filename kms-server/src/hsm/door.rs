@@ -39,7 +39,7 @@ pub struct Hsm {
     patience: Duration,
     call_timeout: Duration,
     figures: Arc<Figures>,
-    /// Why the last check did not pass. A std lock: held for an assignment.
+    /// The reason why the last check did not pass. A std lock: held for an assignment.
     check_fault: Arc<Mutex<Option<String>>>,
 }
 
@@ -143,7 +143,7 @@ impl Hsm {
         self.pass(Operation::PublicKey, |token| token.public_key()).await
     }
 
-    /// [`TokenCare::check`](super::TokenCare::check). A failure is remembered until a check passes;
+    /// [`Device::check`](super::Device::check). A failure is remembered until a check passes;
     /// that all places are taken says nothing of the device.
     pub async fn check(&self) -> Result<(), TokenError> {
         let checked = self.pass(Operation::Check, |token| token.check()).await;
@@ -155,7 +155,7 @@ impl Hsm {
         checked
     }
 
-    /// What is known without asking the device: never waits. Its fault is the last call's, or else
+    /// The state as it is known without asking the device: never waits. Its fault is the last call's, or else
     /// that of the last check.
     pub fn status(&self) -> TokenStatus {
         let mut status = self.token.status();
@@ -229,7 +229,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, ImportsKeys, SealedKeys, Signs, TokenCare},
+        super::{BlockSeals, Device, ImportsKeys, SealedKeys, Signs},
         *,
     };
 
@@ -270,7 +270,14 @@ mod tests {
         }
     }
 
-    impl ImportsKeys for Stuck {}
+    impl ImportsKeys for Stuck {
+        fn import_key(&self) -> Result<ImportKey, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+            Err(TokenError::Busy)
+        }
+    }
 
     impl Signs for Stuck {
         fn sign(&self, _: &[u8]) -> Result<Signature, TokenError> {
@@ -281,7 +288,7 @@ mod tests {
         }
     }
 
-    impl TokenCare for Stuck {
+    impl Device for Stuck {
         fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
             out.fill(7);
             Ok(())
@@ -301,6 +308,9 @@ mod tests {
                 calls: 0,
                 fault: None,
             }
+        }
+        fn sessions_open(&self) -> Option<usize> {
+            None
         }
     }
 

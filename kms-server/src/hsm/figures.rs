@@ -1,4 +1,4 @@
-//! What the door counts: each call by operation and outcome, its wait and its time in the device.
+//! The door's figures: each call by operation and outcome, its wait and its time in the device.
 
 use std::{
     sync::Arc,
@@ -14,7 +14,7 @@ use crate::telemetry::{
 };
 
 kms_core::numbered! {
-    /// What is asked of a token.
+    /// The operations of a token.
     pub(super) enum Operation "operation" {
         Seal = 1 "seal",
         Open = 2 "open",
@@ -30,7 +30,7 @@ kms_core::numbered! {
 }
 
 kms_core::numbered! {
-    /// How a call ended.
+    /// The end of a call.
     enum Outcome "outcome" {
         Ok = 1 "ok",
         Refused = 2 "refused",
@@ -58,7 +58,7 @@ impl Outcome {
 #[derive(Default)]
 pub(super) struct Figures([OfOne; Operation::COUNT]);
 
-/// Of one operation.
+/// The figures of one operation.
 #[derive(Default)]
 struct OfOne {
     outcomes: [Counter; Outcome::COUNT],
@@ -72,7 +72,7 @@ impl Figures {
         Counted { figures: Arc::clone(self), operation, outcome: Outcome::Abandoned }
     }
 
-    /// What a call has waited for its place.
+    /// Notes how long a call has waited for its place.
     pub(super) fn waited(&self, operation: Operation, waited: Duration) {
         self.waiting(operation).observe(waited);
     }

@@ -22,8 +22,8 @@ use kms_server::{
     app::SystemClock,
     audit::{self, Audit, Config, Parts},
     hsm::{
-        BlockSeals, GcmOpen, Hsm, ImportsKeys, NotAuthentic, SealedKeys, Signs, TokenCare,
-        TokenError, TokenStatus, WrappedKey,
+        BlockSeals, Device, GcmOpen, Hsm, ImportKey, ImportsKeys, NotAuthentic, SealedKeys, Signs,
+        TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,
@@ -97,9 +97,16 @@ impl SealedKeys for Signer {
     }
 }
 
-impl ImportsKeys for Signer {}
+impl ImportsKeys for Signer {
+    fn import_key(&self) -> Result<ImportKey, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+        Err(TokenError::Busy)
+    }
+}
 
-impl TokenCare for Signer {
+impl Device for Signer {
     fn random(&self, _: &mut [u8]) -> Result<(), TokenError> {
         Err(TokenError::Busy)
     }
@@ -115,6 +122,9 @@ impl TokenCare for Signer {
             calls: 0,
             fault: None,
         }
+    }
+    fn sessions_open(&self) -> Option<usize> {
+        None
     }
 }
 

@@ -1,55 +1,47 @@
 //! Makes the keys of a site, once.
 //!
 //! Generated in the token with everything denied that they are not for; read back; synced to disk,
-//! since SoftHSM acknowledges keys that a power cut then takes; and proved by canaries.
+//! since a token in software may not do that (`Quirk::NeverSyncs`); and proved by canaries.
 
 use std::{fs, io, path::Path};
 
 use cryptoki::{
     context::Pkcs11,
-    mechanism::Mechanism,
-    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    object::Attribute,
     session::{Session, UserType},
     slot::Slot,
     types::AuthPin,
 };
-use sha2::{Digest as _, Sha256};
 
 use super::{
-    canary::{Canaries, Keks, KeyName},
-    connection::find,
-    fault::{Fault, ckr},
-    library::{Library, step},
-    lock::write,
-    probe::{self, ProbeDepth},
-    template::{self, Flat, Kept, Nested, OurKey},
+    connection::{library::Library, lock::write},
+    failure::{Failure, ckr},
+    keys::{
+        canary::{Canaries, Keks, KeyName},
+        finding::find,
+        making::{MadeKey, make, new_name},
+        template::{Kept, OurKey},
+    },
+    probe::{
+        run,
+        subject::{ProbeDepth, Subject},
+    },
+    quirks::Quirk,
 };
 use crate::hsm::{BadConfig, Config, Pin};
 
-/// A key that was made.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct MadeKey {
-    /// CKA_LABEL.
-    pub label: String,
-    /// CKA_ID: 16 random bytes, in hexadecimal.
-    pub id: String,
-    /// SHA-256 of the public half, in hexadecimal, for people to compare: of the modulus (big-endian)
-    /// of an RSA key, of the uncompressed point of a P-256 key. `None` for a KEK.
-    pub fingerprint: Option<String>,
-}
-
-/// What `init` did.
+/// The report of `init`.
 #[derive(Clone, Debug)]
 pub struct InitReport {
     /// CKA label of the token.
     pub token_label: String,
     /// Every key, in the order of making.
     pub keys: Vec<MadeKey>,
-    /// For the domain record: without them the server takes no token.
+    /// The canaries for the domain record: without them the server takes no token.
     pub canaries: Canaries,
 }
 
-/// Why no keys were made, or not all.
+/// The reason why no keys were made, or not all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitError {
@@ -78,23 +70,23 @@ pub enum InitError {
     LeftBehind {
         /// Label and id of each.
         keys: Vec<String>,
-        /// Why `init` failed.
+        /// The reason why `init` failed.
         why: Box<InitError>,
     },
     /// The keys were made, may not be on disk, and were destroyed again.
     #[error("syncing the token's directory {path}")]
     Sync {
-        /// Which.
+        /// The directory.
         path: String,
-        /// What the system said.
+        /// The system's word.
         #[source]
         source: io::Error,
     },
 }
 
-impl From<Fault> for InitError {
-    fn from(fault: Fault) -> Self {
-        Self::Token(fault.reason())
+impl From<Failure> for InitError {
+    fn from(failure: Failure) -> Self {
+        Self::Token(failure.reason())
     }
 }
 
@@ -122,13 +114,14 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let slot = match (library.slot(&config.token_label), so_pin) {
         (Ok(slot), _) => slot,
         (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
-        (Err(fault), None) => return Err(fault.into()),
+        (Err(failure), None) => return Err(failure.into()),
     };
     // Closed on drop, within the gate. The user stays logged in only as long as it lives.
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
     refuse_existing(&library, &session)?;
-    let tried = probe::within(&library, slot, &session, config, None, ProbeDepth::Start)?;
+    let subject = Subject { library: &library, slot, config, canaries: None };
+    let tried = run::within(subject, &session, ProbeDepth::Start)?;
     if let Some(why) = tried.refusal() {
         return Err(InitError::Untrusted(why));
     }
@@ -180,7 +173,12 @@ fn undo(
 }
 
 /// Both halves of a key of this name.
-fn destroy(library: &Library, session: &Session, key: OurKey, name: &KeyName) -> Result<(), Fault> {
+fn destroy(
+    library: &Library,
+    session: &Session,
+    key: OurKey,
+    name: &KeyName,
+) -> Result<(), Failure> {
     let _alone = write(&library.objects);
     let ours = [
         Attribute::Token(true),
@@ -239,7 +237,7 @@ fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<
         blank.first().ok_or_else(|| InitError::Token("no slot has a blank token".into()))?;
     let so_pin = AuthPin::from(so_pin.expose_pin().to_owned());
     pkcs11.init_token(*blank, &so_pin, &config.token_label)?;
-    // The slot's number may have changed.
+    // The slot's number may have changed: `Quirk::SlotsRenumber`.
     let slot = library.slot(&config.token_label)?;
     let session = pkcs11.open_rw_session(slot)?;
     session.login(UserType::So, Some(&so_pin))?;
@@ -258,61 +256,10 @@ fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError
     if existing.is_empty() { Ok(()) } else { Err(InitError::KeysExist(existing)) }
 }
 
-/// A CKA_ID.
-pub(super) fn new_name(library: &Library, session: &Session) -> Result<KeyName, Fault> {
-    let mut name: KeyName = [0; 16];
-    library.random(session, &mut name)?;
-    Ok(name)
-}
-
-/// Generates one key or pair and reads it back.
-pub(super) fn make(
-    library: &Library,
-    session: &Session,
-    key: OurKey,
-    name: &KeyName,
-    kept: Kept,
-) -> Result<(ObjectHandle, MadeKey), Fault> {
-    let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
-    let nested = inner.as_ref().map(Nested::unwrap_template);
-    // SoftHSM fails at random when objects are made while others look for objects.
-    let alone = write(&library.objects);
-    let (handle, fingerprint) = if key.class() == ObjectClass::SECRET_KEY {
-        let template = kept.applied(template::generate_kek(key, name, nested.as_ref()));
-        (session.generate_key(&Mechanism::AesKeyGen, &template)?, None)
-    } else {
-        let mechanism = if key == OurKey::Signing {
-            Mechanism::EccKeyPairGen
-        } else {
-            Mechanism::RsaPkcsKeyPairGen
-        };
-        let (public, private) = template::generate_pair(key, name, nested.as_ref());
-        let (public, private) = (kept.applied(public), kept.applied(private));
-        let (public, private) = session.generate_key_pair(&mechanism, &public, &private)?;
-        (private, Some(fingerprint(session, public, key)?))
-    };
-    drop(alone);
-    step();
-    template::verify(session, handle, key, kept)?;
-    let report = MadeKey { label: key.label().to_owned(), id: hex::encode(name), fingerprint };
-    Ok((handle, report))
-}
-
-fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Fault> {
-    let what = if key == OurKey::Signing { AttributeType::EcPoint } else { AttributeType::Modulus };
-    match session.get_attributes(public, &[what])?.as_slice() {
-        [Attribute::Modulus(modulus)] => Ok(hex::encode(Sha256::digest(modulus))),
-        // CKA_EC_POINT is an OCTET STRING of DER around the point: two bytes for P-256.
-        [Attribute::EcPoint(point)] if point.len() == 67 => {
-            Ok(hex::encode(Sha256::digest(point.get(2..).unwrap_or_default())))
-        }
-        other => Err(Fault::Broken(format!("{}: its public half is {other:?}", key.label()))),
-    }
-}
-
 /// Brings every file of the token to disk, then every directory.
 fn sync(config: &Config) -> Result<(), InitError> {
-    let Some(directory) = &config.sync_dir else {
+    let due = Quirk::NeverSyncs.is_reckoned_with(config);
+    let Some(directory) = config.sync_dir.as_ref().filter(|_| due) else {
         return Ok(());
     };
     sync_tree(directory)

@@ -1,0 +1,87 @@
+//! The token itself: its keys, and whether it is there.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::keys::{Keys, fill};
+use crate::hsm::{Device, OaepHash, TokenError, TokenStatus};
+
+/// A token whose keys lie in the memory of this process: for tests only.
+pub struct MemoryToken {
+    pub(super) keys: Keys,
+    pub(super) oaep_hash: OaepHash,
+    site_kek_id: [u8; 16],
+    calls: AtomicU64,
+    /// The reason why it does not answer.
+    away: Mutex<Option<String>>,
+}
+
+impl MemoryToken {
+    /// A token with new keys, as after `init`.
+    pub fn new() -> Result<Self, TokenError> {
+        let mut site_kek_id = [0; 16];
+        fill(&mut site_kek_id)?;
+        Ok(Self {
+            keys: Keys::make()?,
+            oaep_hash: OaepHash::Sha256,
+            site_kek_id,
+            calls: AtomicU64::new(0),
+            away: Mutex::new(None),
+        })
+    }
+
+    /// From now on every call fails: the token is not reachable, for this reason.
+    pub fn go_away(&self, reason: &str) {
+        *self.away() = Some(reason.to_owned());
+    }
+
+    /// From now on calls are answered again.
+    pub fn come_back(&self) {
+        *self.away() = None;
+    }
+
+    fn away(&self) -> MutexGuard<'_, Option<String>> {
+        self.away.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The keys for one call, if the token is there.
+    pub(super) fn call(&self) -> Result<&Keys, TokenError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        match &*self.away() {
+            Some(reason) => Err(TokenError::Unreachable { reason: reason.clone() }),
+            None => Ok(&self.keys),
+        }
+    }
+}
+
+impl Device for MemoryToken {
+    fn random(&self, out: &mut [u8]) -> Result<(), TokenError> {
+        self.call().and_then(|_| fill(out))
+    }
+
+    fn check(&self) -> Result<(), TokenError> {
+        self.call().map(drop)
+    }
+
+    fn status(&self) -> TokenStatus {
+        TokenStatus {
+            label: "memory".to_owned(),
+            model: "memory of a process".to_owned(),
+            site_kek_id: self.site_kek_id,
+            connection_epoch: 1,
+            calls: self.calls.load(Ordering::Relaxed),
+            fault: self.away().clone(),
+        }
+    }
+
+    fn sessions_open(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// The refusal of an input that is at fault.
+pub(super) fn refused(operation: &'static str, why: impl ToString) -> TokenError {
+    TokenError::Refused { operation, source: why.to_string().into() }
+}

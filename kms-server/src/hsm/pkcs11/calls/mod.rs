@@ -1,0 +1,9 @@
+//! The calls of this service, carried out in a session: seals of block secrets, wrapped keys, keys of a
+//! sealed file, signatures.
+
+mod block_seals;
+pub(super) mod gcm;
+pub(super) mod oaep;
+mod sealed_file;
+mod signing;
+mod wrapped_keys;

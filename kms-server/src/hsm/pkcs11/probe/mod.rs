@@ -1,0 +1,11 @@
+//! The trial of a token: what it can do, and that it does not do what our keys forbid.
+
+mod abilities;
+mod attacks;
+mod attacks_pairs;
+mod deeds;
+mod free_key;
+pub(super) mod report;
+pub(super) mod run;
+pub(super) mod subject;
+mod table;

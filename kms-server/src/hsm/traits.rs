@@ -1,0 +1,82 @@
+//! The calls that this service makes to a token, in its own words.
+
+use kms_core::{
+    BlockSecret, ClearKey, SealedKek,
+    audit::{PublicKey, Signature},
+};
+
+use super::{
+    error::TokenError,
+    import_key::ImportKey,
+    taking::{TakeKeys, Taken},
+    terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
+};
+
+/// Seals and opens block secrets under the site KEK (AES-256-GCM inside the token).
+///
+/// Every method of these traits may block for as long as the device takes: call through [`Hsm`](super::Hsm),
+/// never from a task.
+pub trait BlockSeals: Send + Sync + 'static {
+    /// Seals `secret`; `place` (domain, block, version, KEK id) is bound as additional data.
+    fn seal(&self, place: &[u8], secret: &BlockSecret) -> Result<Vec<u8>, TokenError>;
+
+    /// Opens what [`BlockSeals::seal`] made for the same place. `Refused` if anything was changed;
+    /// decided by a canary, since tokens report tampering and breakage with the same code.
+    fn open(&self, place: &[u8], sealed: &[u8]) -> Result<BlockSecret, TokenError>;
+}
+
+/// Keys that only the token uses.
+pub trait SealedKeys: Send + Sync + 'static {
+    /// Wraps a key that came in clear (an import where the configuration allows it): RFC 3394.
+    fn wrap(&self, under: SealedKek, key: &ClearKey) -> Result<Vec<u8>, TokenError>;
+
+    /// Opens many APDUs under one key: unwraps it at most once, keeps it for the next call. The outer
+    /// error says that nothing could be tried; the inner one that this APDU is not authentic.
+    fn open_apdus(
+        &self,
+        key: &WrappedKey,
+        apdus: &[GcmOpen],
+    ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError>;
+}
+
+/// The device itself: its generator, and whether it is well.
+pub trait Device: Send + Sync + 'static {
+    /// Fills `out` from the token's generator.
+    fn random(&self, out: &mut [u8]) -> Result<(), TokenError>;
+
+    /// Proves every KEK by its canary, reconnecting first if the connection is not sound.
+    fn check(&self) -> Result<(), TokenError>;
+
+    /// The state as it is known without asking the device.
+    fn status(&self) -> TokenStatus;
+
+    /// Sessions that are open for calls, without asking the device; `None` where there are none to
+    /// count.
+    fn sessions_open(&self) -> Option<usize>;
+}
+
+/// Signs what leaves the site: audit heads, reports, bundles.
+pub trait Signs: Send + Sync + 'static {
+    /// ECDSA P-256 over the SHA-256 of `message`, made with the site's signing key.
+    fn sign(&self, message: &[u8]) -> Result<Signature, TokenError>;
+
+    /// The public half of the signing key.
+    fn public_key(&self) -> Result<PublicKey, TokenError>;
+}
+
+/// Takes keys over from a sealed file, inside the token.
+pub trait ImportsKeys: Send + Sync + 'static {
+    /// The public half of `transport-import`.
+    fn import_key(&self) -> Result<ImportKey, TokenError>;
+
+    /// Unwraps the file's key, and under it each key: for its fingerprint and check value, and to wrap
+    /// it for storage. Everything made in the token is destroyed before this returns.
+    ///
+    /// The outer error is `Refused` where the file's key does not open; a bad blob is an error of its
+    /// own and leaves the others alone.
+    fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError>;
+}
+
+/// All that a token is to this service.
+pub trait Token: BlockSeals + SealedKeys + ImportsKeys + Device + Signs {}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + Device + Signs> Token for T {}
