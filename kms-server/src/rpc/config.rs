@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::policy::Policy;
+use super::access::policy::Policy;
 
 /// Everything about the wire.
 #[derive(Clone, Debug)]

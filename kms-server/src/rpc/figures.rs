@@ -11,7 +11,10 @@ use std::{
 
 use tonic::Code;
 
-use super::{budget::Budget, connection::Peer, status::Refused, tls::Tls, verb::Verb};
+use super::{
+    access::verb::Verb, listen::connection::Peer, messages::status::Refused,
+    shares::budget::Budget, tls::in_use::Tls,
+};
 use crate::telemetry::{
     catalogue::{
         CALLERS_REFUSED, CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED,
@@ -46,7 +49,7 @@ const CODES: [&str; 17] = [
 
 kms_core::numbered! {
     /// Why a connection was turned away.
-    pub(super) enum Turned "reason" {
+    pub(crate) enum Turned "reason" {
         /// `connections_max` are open.
         Limit = 1 "limit",
         /// Its caller has his share of them.
@@ -83,7 +86,7 @@ struct OfVerb {
 }
 
 /// Since start.
-pub(super) struct Figures {
+pub(crate) struct Figures {
     /// At the verbs' numbers; the last is for paths that are none.
     verbs: Box<[OfVerb]>,
     turned: [Counter; Turned::COUNT],
@@ -109,7 +112,7 @@ const STRANGERS_MAX: usize = 256;
 
 /// Callers whose certificate an authority signed and whom the policy or a list does not let in: that is a
 /// mistake of somebody, so an operator is to see it; but not once for each call.
-pub(super) struct Strangers {
+pub(crate) struct Strangers {
     figures: Arc<Figures>,
     /// When each was last told of, and how often it was refused since.
     told: Mutex<HashMap<Told, (Instant, u64)>>,
@@ -119,12 +122,12 @@ pub(super) struct Strangers {
 type Told = (String, &'static str);
 
 impl Strangers {
-    pub(super) fn new(figures: Arc<Figures>) -> Self {
+    pub(crate) fn new(figures: Arc<Figures>) -> Self {
         Self { figures, told: Mutex::default() }
     }
 
     /// Notes a refusal, if it is one of these.
-    pub(super) fn note(&self, peer: Option<&Peer>, refused: &Refused) {
+    pub(crate) fn note(&self, peer: Option<&Peer>, refused: &Refused) {
         let word = refused.word();
         let Some(at) = STRANGERS.iter().position(|stranger| *stranger == word) else { return };
         self.figures.strangers[at].add(1);
@@ -159,7 +162,7 @@ impl Strangers {
 }
 
 impl Figures {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             verbs: (0..=Verb::ALL.len()).map(|_| OfVerb::default()).collect(),
             turned: Default::default(),
@@ -170,34 +173,34 @@ impl Figures {
     }
 
     /// Counts a call that has ended.
-    pub(super) fn ended(&self, verb: Option<Verb>, code: Code) {
+    pub(crate) fn ended(&self, verb: Option<Verb>, code: Code) {
         if let Some(count) = self.of(verb).codes.get(code as usize) {
             count.add(1);
         }
     }
 
     /// Counts what a call's message has waited for its work to begin.
-    pub(super) fn queued(&self, verb: Verb, waited: Duration) {
+    pub(crate) fn queued(&self, verb: Verb, waited: Duration) {
         self.of(Some(verb)).queue.observe(waited);
     }
 
     /// Measures a call's work until it is dropped.
-    pub(super) fn execute(self: &Arc<Self>, verb: Verb) -> Executing {
+    pub(crate) fn execute(self: &Arc<Self>, verb: Verb) -> Executing {
         Executing { figures: Arc::clone(self), verb, begun: Instant::now() }
     }
 
     /// Counts a connection that was turned away.
-    pub(super) fn turned_away(&self, why: Turned) {
+    pub(crate) fn turned_away(&self, why: Turned) {
         self.turned[why.index()].add(1);
     }
 
     /// Counts a connection that was cut because its answers were not read.
-    pub(super) fn cut_unread(&self) {
+    pub(crate) fn cut_unread(&self) {
         self.unread.add(1);
     }
 
     /// Counts a connection as open until it is dropped.
-    pub(super) fn connected(self: &Arc<Self>) -> Connected {
+    pub(crate) fn connected(self: &Arc<Self>) -> Connected {
         self.connections.fetch_add(1, Ordering::Relaxed);
         Connected(Arc::clone(self))
     }
@@ -208,7 +211,7 @@ impl Figures {
 }
 
 /// Work under way.
-pub(super) struct Executing {
+pub(crate) struct Executing {
     figures: Arc<Figures>,
     verb: Verb,
     begun: Instant,
@@ -221,7 +224,7 @@ impl Drop for Executing {
 }
 
 /// An open connection.
-pub(super) struct Connected(Arc<Figures>);
+pub(crate) struct Connected(Arc<Figures>);
 
 impl Drop for Connected {
     fn drop(&mut self) {
@@ -230,11 +233,11 @@ impl Drop for Connected {
 }
 
 /// All that the wire has to tell.
-pub(super) struct Wire {
-    pub(super) figures: Arc<Figures>,
-    pub(super) budget: Budget,
-    pub(super) tls: Arc<Tls>,
-    pub(super) clock: Arc<dyn Clock>,
+pub(crate) struct Wire {
+    pub(crate) figures: Arc<Figures>,
+    pub(crate) budget: Budget,
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Source for Wire {

@@ -16,26 +16,27 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{service::Routes, transport};
 
 use super::{
-    accept::{ACCEPTED_MAX, accept},
-    approvals::Approvals,
-    approving::ApprovalsService,
-    audit::AuditService,
-    budget::Budget,
-    certificate::{TlsError, check_certificates},
-    ciphering::CipheringService,
+    approvals::waiting::Approvals,
     config::{BadSetting, Config, Limits},
     drain::{Drain, DrainWatch, Phase},
     figures::{Figures, Strangers, Wire},
-    gate::{Gate, Gatekeeper},
-    health::Health,
-    meters::MetersService,
-    presented::check_presented,
-    probes::{Probes, Readiness},
-    recording::Recorder,
-    request_id::RequestIds,
-    shares::Shares,
-    site::SiteService,
-    tls::{Reloaded, Tls},
+    gate::{
+        layer::{Gate, Gatekeeper},
+        recording::Recorder,
+    },
+    http::probes::{Probes, Readiness},
+    listen::accept::{ACCEPTED_MAX, accept},
+    messages::request_id::RequestIds,
+    services::{
+        approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
+        health::Health, meters::MetersService, site::SiteService,
+    },
+    shares::{accounts::Shares, budget::Budget},
+    tls::{
+        certificate::{TlsError, check_certificates},
+        in_use::{Reloaded, Tls},
+        presented::check_presented,
+    },
 };
 use crate::{
     audit::Audit,

@@ -1,0 +1,5 @@
+//! From a listening socket to connections whose certificate was accepted. May name the gate, for who is at the
+//! other end, and what lies below it.
+
+pub(crate) mod accept;
+pub(crate) mod connection;
