@@ -18,7 +18,7 @@ pub(crate) enum Phase {
 /// Owned by the server.
 pub(crate) struct Drain(watch::Sender<Phase>);
 
-/// For everyone else.
+/// A view of it, for everyone else.
 #[derive(Clone)]
 pub(crate) struct DrainWatch(watch::Receiver<Phase>);
 

@@ -3,7 +3,7 @@
 //! A call comes in at [`listen`] (TLS 1.3, a certificate on both sides), passes the [`gate`] (who is it,
 //! may he, is there room), comes to its service in [`services`], which reads it with [`messages`], goes
 //! down to [`crate::ciphering`] or [`crate::lifecycle`], and leaves the same way. What went wrong becomes
-//! a gRPC status in `messages/status.rs` and nowhere else. Start reading at `server.rs`.
+//! a gRPC status in `messages/status.rs` and nowhere else. Start reading at `server/serve.rs`.
 //!
 //! A room names only rooms on lower floors; `tests/architecture.rs` has the table of them.
 
@@ -27,9 +27,7 @@ pub use access::{
 };
 pub use config::{BadSetting, Config, Limits, MetricsConfig, TlsConfig};
 pub use messages::status::ERROR_DOMAIN;
-pub use server::{Bound, Control, Parts, RpcError, serve, serve_services};
+pub use server::{Bound, Control, GateParts, Parts, RpcError, serve, serve_services};
 pub use tls::{
-    certificate::{TlsError, check_certificates},
-    in_use::Reloaded,
-    presented::check_presented,
+    checking::check_certificates, error::TlsError, in_use::Reloaded, presented::check_presented,
 };

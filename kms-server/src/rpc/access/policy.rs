@@ -9,7 +9,7 @@ use std::{
 
 use super::verb::Verb;
 
-/// What a caller is there for.
+/// A caller's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// A head-end system: opens what meters send.
@@ -168,7 +168,7 @@ pub enum PolicyError {
     DualAlone(Verb),
 }
 
-/// Why the policy says no.
+/// The policy's no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Forbidden {
@@ -178,9 +178,9 @@ pub enum Forbidden {
     /// None of the caller's roles grants the verb.
     #[error("no role of {caller} grants {verb}")]
     NotGranted {
-        /// Who asked.
+        /// The caller.
         caller: CallerName,
-        /// For what.
+        /// The call.
         verb: Verb,
     },
 }
@@ -197,29 +197,29 @@ pub struct Permit {
 /// A second person's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Second {
-    /// Who approved the call.
+    /// The person who approved the call.
     pub approver: CallerName,
     /// The number under which it waited.
     pub number: u64,
 }
 
 impl Permit {
-    /// Who calls.
+    /// The caller.
     pub fn caller(&self) -> &CallerName {
         &self.caller
     }
 
-    /// What was permitted.
+    /// The call that was permitted.
     pub fn verb(&self) -> Verb {
         self.verb
     }
 
-    /// Who approved it, where the policy asks for two people.
+    /// The second person's word, where the policy asks for two people.
     pub fn second(&self) -> Option<&Second> {
         self.second.as_ref()
     }
 
-    /// The same, approved.
+    /// This permit with a second person's word.
     pub(crate) fn approved_by(&self, second: Second) -> Self {
         Self { caller: self.caller.clone(), verb: self.verb, second: Some(second) }
     }
@@ -229,7 +229,7 @@ impl Permit {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     callers: BTreeMap<CallerName, BTreeSet<Role>>,
-    /// Of roles whose default the configuration replaced.
+    /// The grants of roles whose default the configuration replaced.
     overrides: BTreeMap<Role, BTreeSet<Verb>>,
     dual_control: BTreeSet<Verb>,
 }

@@ -81,7 +81,7 @@ verbs! {
     SetPolicy = MetersSetPolicy;
     /// Bring in meters and keys.
     ImportMeters = MetersImportMeters;
-    /// What sealed import files are sealed to.
+    /// Fetch the key that import files are sealed to.
     GetImportKey = MetersGetImportKey;
     /// Look at the site.
     GetStatus = SiteGetStatus;

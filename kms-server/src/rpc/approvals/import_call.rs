@@ -19,10 +19,8 @@ use tokio::time::timeout;
 use tonic::{Status, body::Body};
 
 use super::{summary, whole::Asked};
-use crate::rpc::messages::status::Refused;
+use crate::rpc::messages::{framing::PREFIX, status::Refused};
 
-/// A flag and the message's length.
-const PREFIX: usize = 5;
 /// Lines in clear that one approval covers: as many as a client sends before it waits for results.
 const LINES_MAX: usize = 1_000;
 /// How long further lines in clear are waited for: a client may keep its stream open until it has its
@@ -89,7 +87,7 @@ fn begin(label: &[u8], rules: &ImportRules) -> Sha256 {
     hash
 }
 
-/// With its length before it.
+/// Hashes bytes with their length before them.
 fn put(hash: &mut Sha256, bytes: &[u8]) {
     hash.update((bytes.len() as u64).to_be_bytes());
     hash.update(bytes);
@@ -99,7 +97,7 @@ fn put(hash: &mut Sha256, bytes: &[u8]) {
 struct Reading {
     body: Body,
     read: BytesMut,
-    /// Where the next message begins.
+    /// The beginning of the next message.
     at: usize,
     message_bytes_max: usize,
 }
@@ -163,11 +161,11 @@ impl Reading {
     }
 }
 
-/// What was read, then the rest.
+/// A body of the part that was read, then the rest.
 struct Replayed {
     first: Option<Bytes>,
     rest: Body,
-    /// What was read was approved as all there is: nothing may come behind it.
+    /// The part that was read was approved as all there is: nothing may come behind it.
     is_whole: bool,
 }
 

@@ -16,16 +16,16 @@ use kms_core::{MeterId, SystemTitle, audit::Subject};
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
 
-/// What a request is about.
+/// The matter of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct About {
-    /// For people.
+    /// One line for people.
     pub(crate) line: String,
-    /// For the audit log.
+    /// The subject for the audit log.
     pub(crate) subject: Subject,
 }
 
-/// What this message asks for. No `_` arm: a new call says here what its second person gets to see.
+/// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     let mut about = match verb {
         Verb::CreateMeter => read(message, |CreateMeterRequest { meter, rules }| {
@@ -94,7 +94,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     about
 }
 
-/// What a sealed file says of itself, and the rules it is to come in by.
+/// The matter of a sealed file as it says itself, and the rules it is to come in by.
 pub(crate) fn of_header(rules: &ImportRules, header: &SealedHeader) -> About {
     let Ok(header) = SealedHeaderBody::decode(header.body.clone()) else {
         return line("a sealed file whose header can't be read".to_owned());
@@ -108,7 +108,7 @@ pub(crate) fn of_header(rules: &ImportRules, header: &SealedHeader) -> About {
     about
 }
 
-/// What lines in clear bring, and the rules they are to come in by.
+/// The matter of lines in clear, and the rules they are to come in by.
 pub(crate) fn of_lines(rules: &ImportRules, lines: &[ImportLine]) -> About {
     let meters = || lines.iter().filter_map(|line| line.meter.as_ref());
     let all: Vec<NewKey> =
@@ -139,7 +139,7 @@ fn without_value(key: &NewKey) -> NewKey {
     }
 }
 
-/// How many keys of which kind and protection: never a key.
+/// Numbers of keys, by kind and protection: never a key.
 fn keys(keys: &[NewKey]) -> String {
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     for key in keys {

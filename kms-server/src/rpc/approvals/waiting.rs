@@ -31,7 +31,7 @@ pub(crate) const WAITING_OF_ONE_MAX: usize = 32;
 /// The smallest number of nine digits.
 const NUMBER_MIN: u64 = 100_000_000;
 
-/// What waits for its second person.
+/// The calls that wait for their second person.
 pub(crate) struct Approvals {
     verbs: BTreeSet<Verb>,
     clock: Arc<dyn Clock>,
@@ -120,7 +120,7 @@ impl Approvals {
         })
     }
 
-    /// What waits, the oldest first.
+    /// The calls that wait, the oldest first.
     pub(crate) fn list(&self) -> Vec<Listed> {
         let now_ms = self.clock.monotonic_ms();
         let table = self.live(now_ms);
@@ -130,7 +130,7 @@ impl Approvals {
         listed
     }
 
-    /// What `approver` would approve, if he may.
+    /// The call that `approver` would approve, if he may.
     pub(crate) fn look(&self, number: u64, approver: &CallerName) -> Result<Listed, Refused> {
         let now_ms = self.clock.monotonic_ms();
         let mut table = self.live(now_ms);
@@ -150,7 +150,7 @@ impl Approvals {
         Ok(one.listed(number, now_ms))
     }
 
-    /// What waits and is not over.
+    /// The calls that wait and are not over.
     fn live(&self, now_ms: u64) -> MutexGuard<'_, Table> {
         let mut table = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         table.calls.retain(|_, one| now_ms.saturating_sub(one.asked_ms) < LIFE_MS);

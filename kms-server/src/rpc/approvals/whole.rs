@@ -13,18 +13,18 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Status, body::Body};
 
 use super::summary::{About, about};
-use crate::rpc::{access::verb::Verb, messages::status::Refused};
-
-/// A flag and the message's length.
-const PREFIX: usize = 5;
+use crate::rpc::{
+    access::verb::Verb,
+    messages::{framing::PREFIX, status::Refused},
+};
 
 /// A call that needs two people, read as far as it takes to know what it asks.
 pub(crate) struct Asked {
-    /// Of all that counts: the same call has the same.
+    /// A digest of all that counts: the same call has the same.
     pub(crate) digest: [u8; 32],
-    /// What the second person is shown.
+    /// The matter that the second person is shown.
     pub(crate) about: About,
-    /// What broke off may go on under the same approval, as long as that lasts: to carry out a part of it
+    /// A call that broke off may go on under the same approval, as long as that lasts: to carry out a part of it
     /// twice changes nothing.
     pub(crate) may_go_on: bool,
     /// It changes nothing whoever asks, and takes one person only.

@@ -1,120 +1,34 @@
-//! An answer on its way out: ended when the server goes or the caller's certificate does, and logged
-//! once when it is over.
+//! An answer on its way out: ended when the server goes or the caller's certificate does.
 
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tonic::{Code, Status, body::Body};
-use tracing::Span;
+use tonic::{Status, body::Body};
 
-use super::layer::{Gatekeeper, code_of};
+use super::{call::Call, keeper::Gatekeeper};
 use crate::rpc::{
-    access::{policy::Permit, verb::Verb},
-    figures::Figures,
-    listen::connection::{Peer, Place},
     messages::{
-        request_id::RequestId,
-        status::{Refused, name_request},
+        framing::Framing,
+        status::Refused,
+        trailers::{code_of, name_request},
     },
-    shares::{
-        ledger::{Framing, Ledger},
-        writes::Piece,
-    },
+    shares::writes::{Piece, Settlement},
 };
 
-/// Of an answer, so much is handed on at once: what a reader has to take in `answer_timeout`.
+/// Bytes of an answer that are handed on at once: a reader has to take them in `answer_timeout`.
 const PIECE: usize = 1 << 20;
-
-/// One call, from its permit to its last byte. Counted and logged on drop, however it ended.
-pub(crate) struct Call {
-    id: RequestId,
-    verb: Verb,
-    figures: Arc<Figures>,
-    span: Span,
-    peer: Peer,
-    begun: Instant,
-    code: Option<Code>,
-    /// What its messages have cost.
-    ledger: Ledger,
-    _place: Place,
-}
-
-impl Call {
-    pub(crate) fn begin(
-        permit: &Permit,
-        peer: Peer,
-        place: Place,
-        id: RequestId,
-        figures: Arc<Figures>,
-    ) -> Self {
-        // As high as events get: whatever is logged below says which request it belongs to.
-        let span = tracing::error_span!(
-            "call",
-            request_id = id.as_str(),
-            verb = permit.verb().name(),
-            caller = permit.caller().as_str(),
-            address = %peer.address(),
-        );
-        let (verb, begun) = (permit.verb(), Instant::now());
-        let ledger = Ledger::default();
-        Self { id, verb, figures, span, peer, begun, code: None, ledger, _place: place }
-    }
-
-    pub(crate) fn verb(&self) -> Verb {
-        self.verb
-    }
-
-    pub(crate) fn peer(&self) -> &Peer {
-        &self.peer
-    }
-
-    pub(crate) fn id(&self) -> &RequestId {
-        &self.id
-    }
-
-    pub(crate) fn span(&self) -> Span {
-        self.span.clone()
-    }
-
-    /// Where its messages and their answers are kept account of.
-    pub(crate) fn ledger(&self) -> Ledger {
-        self.ledger.clone()
-    }
-
-    pub(crate) fn ends_with(&mut self, code: Code) {
-        self.code = Some(code);
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        // No code: the caller went away first. If he had all answers by then, the call has ended well.
-        let code = self.code.unwrap_or_else(|| match self.ledger.is_settled() {
-            true => Code::Ok,
-            false => Code::Cancelled,
-        });
-        self.figures.ended(Some(self.verb), code);
-        let duration_us = self.begun.elapsed().as_micros() as u64;
-        // Entered, not named as parent: the JSON lines list the spans that are entered.
-        self.span.in_scope(|| match self.verb.is_privileged() {
-            true => tracing::info!(?code, duration_us, "answered"),
-            false => tracing::debug!(?code, duration_us, "answered"),
-        });
-    }
-}
 
 /// When streams are told to go elsewhere.
 type End = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The body of an answer.
-pub(crate) struct Answer {
+pub(super) struct Answer {
     inner: Body,
     call: Call,
     keeper: Arc<Gatekeeper>,
@@ -122,13 +36,13 @@ pub(crate) struct Answer {
     /// When its connection is too old for a stream that waits.
     old: Option<End>,
     framing: Framing,
-    /// Of a frame, what is not handed on yet.
+    /// The part of a frame that is not handed on yet.
     rest: Bytes,
     over: bool,
 }
 
 impl Answer {
-    pub(crate) fn new(
+    pub(super) fn new(
         inner: Body,
         call: Call,
         keeper: Arc<Gatekeeper>,
@@ -144,9 +58,10 @@ impl Answer {
     fn piece(&mut self) -> Frame<Bytes> {
         let piece = self.rest.split_to(self.rest.len().min(PIECE));
         let answers = self.framing.ends(&piece);
-        let ledger = &self.call.ledger;
+        let ledger = self.call.ledger();
         let taken = ledger.answered(answers);
-        let piece = Piece::new(piece, self.call.peer.writes(), (ledger.clone(), answers, taken));
+        let settlement = Settlement { ledger, answers, taken };
+        let piece = Piece::new(piece, self.call.peer().writes(), settlement);
         Frame::data(Bytes::from_owner(piece))
     }
 
@@ -159,7 +74,7 @@ impl Answer {
         self.call.ends_with(status.code());
         let mut trailers = HeaderMap::new();
         Some(status.add_header(&mut trailers).map(|()| {
-            name_request(&mut trailers, &self.call.id);
+            name_request(&mut trailers, self.call.id());
             Frame::trailers(trailers)
         }))
     }
@@ -186,7 +101,7 @@ impl HttpBody for Answer {
             if this.end.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(this.end_with(Refused::ShuttingDown));
             }
-            if this.call.ledger.is_idle()
+            if this.call.ledger().is_idle()
                 && this.old.as_mut().is_some_and(|old| old.as_mut().poll(cx).is_ready())
             {
                 return Poll::Ready(this.end_with(Refused::ConnectionAge));
@@ -195,7 +110,7 @@ impl HttpBody for Answer {
         };
         match &mut frame {
             Some(Ok(frame)) if frame.is_data() => {
-                if let Err(refused) = this.keeper.check_standing(&this.call.peer) {
+                if let Err(refused) = this.keeper.check_standing(this.call.peer()) {
                     return Poll::Ready(this.end_with(refused));
                 }
                 if let Some(data) = frame.data_mut().filter(|data| !data.is_empty()) {
@@ -208,7 +123,7 @@ impl HttpBody for Answer {
                     && let Some(code) = code_of(trailers)
                 {
                     this.call.ends_with(code);
-                    name_request(trailers, &this.call.id);
+                    name_request(trailers, this.call.id());
                 }
             }
             Some(Err(status)) => this.call.ends_with(status.code()),

@@ -17,12 +17,11 @@ use crate::{
             request_id::RequestId,
             status::{Refused, of_lifecycle, word_of_lifecycle},
         },
-        services::sealed::NotTaken,
     },
 };
 use kms_core::audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject};
 
-/// Who asked for what.
+/// The call of a caller, as the audit log names it.
 pub(crate) fn call_of(caller: &CallerName, verb: Verb, id: Option<&RequestId>) -> AuditedCall {
     let request_id = AuditText::new(id.map_or("", RequestId::as_str));
     AuditedCall { request_id, ..AuditedCall::new(caller.as_str(), verb.name()) }
@@ -89,26 +88,10 @@ impl Recorder {
         let recorded = self.record(entry).await;
         recorded.err().unwrap_or_else(|| of_lifecycle(error))
     }
-
-    /// Records why a chunk of a sealed file was not taken, and gives the status for it. `file` is the
-    /// number of the file as it says itself, true or not.
-    pub(crate) async fn not_taken(
-        &self,
-        call: &AuditedCall,
-        file: Option<u64>,
-        why: NotTaken,
-    ) -> Status {
-        let (outcome, status) = match why {
-            NotTaken::Misshapen(refused) => (AuditOutcome::refused("BAD_FIELD"), refused.into()),
-            NotTaken::Refused(error) => (outcome_of(&error), of_lifecycle(&error)),
-        };
-        let mut entry = call.entry(self.0.now_ms(), Subject::NONE, outcome);
-        entry.details.extend(file.map(|number| (Detail::SealedFile, number)));
-        self.record(entry).await.err().unwrap_or(status)
-    }
 }
 
-fn outcome_of(error: &LifecycleError) -> AuditOutcome {
+/// The outcome of a call about meters that failed.
+pub(crate) fn outcome_of(error: &LifecycleError) -> AuditOutcome {
     let (word, is_ours) = word_of_lifecycle(error);
     if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) }
 }

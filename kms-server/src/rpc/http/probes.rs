@@ -37,7 +37,7 @@ const CONNECTIONS_MAX: usize = 16;
 /// All headers of a request, in bytes and in number.
 const HEADER_BYTES_MAX: usize = 8 << 10;
 const HEADERS_MAX: usize = 32;
-/// For a request's headers to arrive, and for a whole connection.
+/// The time for a request's headers to arrive, and for a whole connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after the system refused to accept.
@@ -68,11 +68,11 @@ impl Readiness {
     }
 }
 
-/// What the listener answers from.
+/// All that the listener answers from.
 pub(crate) struct Probes {
     sources: Vec<Arc<dyn Source>>,
     readiness: Readiness,
-    /// What was last answered to `/readyz`: 0 nothing, 1 not ready, 2 ready.
+    /// The last answer to `/readyz`: 0 nothing, 1 not ready, 2 ready.
     told: AtomicU8,
 }
 

@@ -2,4 +2,8 @@
 //! other end, and what lies below it.
 
 pub(crate) mod accept;
-pub(crate) mod connection;
+mod connection;
+mod crowd;
+mod end_of_life;
+mod handshake;
+mod refusals;

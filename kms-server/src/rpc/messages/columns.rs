@@ -87,7 +87,7 @@ pub(crate) fn items(batch: &ApduBatch) -> Result<Vec<Item<'_>>, ColumnFault> {
     Ok(items)
 }
 
-/// How the caller names the meter; `None` if twice.
+/// The caller's name for the meter; `None` if there are two.
 pub(crate) fn named<'a>(title: Option<&[u8; TITLE_LEN]>, meter_id: &'a str) -> Option<Named<'a>> {
     match (title, meter_id) {
         (None, "") => Some(Named::InApdu),
@@ -97,7 +97,7 @@ pub(crate) fn named<'a>(title: Option<&[u8; TITLE_LEN]>, meter_id: &'a str) -> O
     }
 }
 
-/// What came back does not fit what went in: a fault of ours, and nothing of it may be answered.
+/// An answer of `ciphering` that does not fit its batch: a fault of ours, and nothing of it may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Misfit;
 

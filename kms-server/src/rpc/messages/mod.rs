@@ -2,8 +2,10 @@
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
 pub(crate) mod columns;
+pub(crate) mod framing;
 mod numbers;
 pub(crate) mod request_id;
 pub(crate) mod shape;
 pub(crate) mod status;
+pub(crate) mod trailers;
 pub(crate) mod words;

@@ -9,9 +9,9 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// Where it stands in the metadata of a call and of its answer.
+/// Its place in the metadata of a call and of its answer.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
-/// Where it stands in `ErrorInfo.metadata`.
+/// Its place in `ErrorInfo.metadata`.
 pub(crate) const METADATA_KEY: &str = "request_id";
 
 /// 1 to 64 letters, digits, `-`, `_`, `.` and `:`: nothing that a log or a header would have to escape.

@@ -12,7 +12,7 @@ const KEYS_MAX: usize = 16_384;
 /// The longest message of an import: five hundred lines of eight kibibytes.
 const IMPORT_BYTES_MAX: usize = 4 << 20;
 
-/// What a field counts as.
+/// Counters of fields.
 const LENGTHS: usize = 0;
 const IDS: usize = 1;
 const SETUPS: usize = 2;
@@ -48,20 +48,20 @@ static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
 
-/// Of what is no Protocol Buffers message, or has a group, which none of ours has.
+/// Refuses what is no Protocol Buffers message, or has a group, which none of ours has.
 const BROKEN: Refused = Refused::Field {
     field: "request",
     problem: "it is not a message of this call; encode it anew",
 };
 
-/// Of a counter that nothing is counted with.
+/// The limit of a counter that nothing is counted with.
 const NO_LIMIT: (usize, &str) = (usize::MAX, "");
 
 /// The levels that the shapes above have, and one.
 const DEPTH_MAX: usize = 8;
 const COUNTERS: usize = 3;
 
-/// What is asked of the messages of one call.
+/// The bounds of the messages of one call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     shape: &'static Shape,
@@ -72,7 +72,7 @@ pub(crate) struct Rules {
     cost: Cost,
 }
 
-/// What messages of a kind cost in memory, from their arrival to the last byte of their answer.
+/// The cost of messages of a kind in memory, from their arrival to the last byte of their answer.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     /// For each byte: as it came, decoded, its answer, its answer encoded.
@@ -116,7 +116,7 @@ impl Rules {
         }
     }
 
-    /// What a message of this length may cost.
+    /// The most that a message of this length costs.
     pub(crate) fn cost(&self, bytes: usize) -> usize {
         let Cost { per_byte, entries: (most, each), flat } = self.cost;
         let entries = bytes.div_ceil(2).min(most);
@@ -149,7 +149,7 @@ pub(crate) struct Walk {
     depth: usize,
     /// The level of signed bytes that are open, and where they end.
     signed: Option<(usize, usize)>,
-    /// How many bytes were read.
+    /// The number of bytes that were read.
     at: usize,
     state: State,
     number: u64,
@@ -171,7 +171,7 @@ enum State {
 }
 
 impl Walk {
-    /// Of a message that will have so many bytes.
+    /// A walk through a message that will have so many bytes.
     pub(crate) fn new(rules: &Rules, bytes: usize) -> Self {
         Self {
             counts: [0; COUNTERS],

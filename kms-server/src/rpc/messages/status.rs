@@ -4,14 +4,10 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{
-    columns::ColumnFault,
-    request_id::{METADATA_KEY, RequestId},
-};
+use super::columns::ColumnFault;
 use crate::{
     lifecycle::LifecycleError,
     rpc::access::{
@@ -51,10 +47,17 @@ impl Again {
     }
 }
 
+/// The parts of a status that a program goes by.
+struct Row {
+    code: Code,
+    word: &'static str,
+    again: Again,
+}
+
 /// The sentence of `AUDIT_NOT_WRITABLE`.
 const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
 
-/// What `rpc` itself refuses.
+/// The refusals of `rpc` itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     #[error("a client certificate is needed")]
@@ -142,10 +145,10 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
-    /// The one table: code, reason word, and whether the same call may pass later.
-    fn row(&self) -> (Code, &'static str, Again) {
+    /// The one table.
+    fn row(&self) -> Row {
         let (code, word) = self.code();
-        (code, word, self.again())
+        Row { code, word, again: self.again() }
     }
 
     /// Whether the same call may pass later. No `_` arm: whoever adds a refusal decides.
@@ -230,7 +233,7 @@ impl Refused {
         self.code().1
     }
 
-    /// What a program may want to read out of the sentence.
+    /// The parts of the sentence that a program may want to read.
     fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::UnknownCaller(caller) => vec![("caller", caller.to_string())],
@@ -295,8 +298,7 @@ impl From<Refused> for Status {
         if let Refused::Fault(what) = refused {
             tracing::error!(what, "fault in the server");
         }
-        let (code, reason, again) = refused.row();
-        status((code, reason, again), refused.to_string(), refused.metadata())
+        status(refused.row(), refused.to_string(), refused.metadata())
     }
 }
 
@@ -324,9 +326,9 @@ pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
     }
 }
 
-/// What became of a call about meters.
+/// The status of a call about meters that failed.
 pub(crate) fn of_lifecycle(error: &LifecycleError) -> Status {
-    let (reason, _) = word_of_lifecycle(error);
+    let (word, _) = word_of_lifecycle(error);
     let (code, sentence) = match error {
         LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
         LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
@@ -367,30 +369,10 @@ pub(crate) fn of_lifecycle(error: &LifecycleError) -> Status {
         | LifecycleError::ReadOnly
         | LifecycleError::Damaged { .. } => Again::Never,
     };
-    status((code, reason, again), sentence, Vec::new())
+    status(Row { code, word, again }, sentence, Vec::new())
 }
 
-/// Writes the request's id into the headers or trailers of an answer, and, where they refuse it, into
-/// the `ErrorInfo` of the refusal.
-pub(crate) fn name_request(headers: &mut HeaderMap, id: &RequestId) {
-    let refusal = Status::from_header_map(headers).filter(|status| status.code() != Code::Ok);
-    if let Some(status) = refusal {
-        let mut details = status.get_error_details();
-        if let Some(info) = details.error_info().cloned() {
-            let mut metadata = info.metadata;
-            metadata.insert(METADATA_KEY.to_owned(), id.as_str().to_owned());
-            details.set_error_info(info.reason, info.domain, metadata);
-            let named = Status::with_error_details(status.code(), status.message(), details);
-            // Replaces code, sentence and details; what else stands there stays.
-            if named.add_header(headers).is_err() {
-                tracing::warn!(request_id = %id, "a refusal could not be given its request id");
-            }
-        }
-    }
-    id.stamp(headers);
-}
-
-/// What tonic says of a message that it could not read: too long, cut off, not protobuf.
+/// The status of a message that tonic could not read: too long, cut off, not protobuf.
 pub(crate) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
     match status.code() {
         Code::OutOfRange => Refused::MessageTooLarge(message_bytes_max).into(),
@@ -398,14 +380,11 @@ pub(crate) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
     }
 }
 
-fn status(
-    (code, reason, again): (Code, &str, Again),
-    sentence: String,
-    metadata: Vec<(&'static str, String)>,
-) -> Status {
+fn status(row: Row, sentence: String, metadata: Vec<(&'static str, String)>) -> Status {
+    let Row { code, word, again } = row;
     let metadata: HashMap<String, String> =
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
+    let mut details = ErrorDetails::with_error_info(word, ERROR_DOMAIN, metadata);
     if let Some(delay) = again.delay() {
         details.set_retry_info(Some(delay));
     }

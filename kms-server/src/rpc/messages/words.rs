@@ -46,12 +46,12 @@ fn numbered<T: Numbered>(number: i32) -> Option<T> {
     T::from_number(u8::try_from(number).ok()?)
 }
 
-/// The same, where none may be said; `None`: neither one nor none.
+/// An item of the wire's, where none may be said; `None`: neither one nor none.
 fn optional<T: Numbered>(number: i32) -> Option<Option<T>> {
     if number == 0 { Some(None) } else { numbered(number).map(Some) }
 }
 
-/// How a meter's keys come.
+/// The form in which a meter's keys come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Clear,
@@ -130,7 +130,7 @@ pub(crate) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
     })
 }
 
-/// What an import lets through.
+/// The rules of an import.
 pub(crate) fn rules(rules: Option<v1::ImportRules>) -> ImportRules {
     let v1::ImportRules { allow_test_keys, add_versions, dry_run, change_policy } =
         rules.unwrap_or_default();

@@ -19,11 +19,10 @@ use crate::rpc::{
 };
 use kms_core::audit::{AuditOutcome, Detail, Subject};
 
-/// What waits, over the wire.
+/// The second person's side of the wire.
 pub(crate) struct ApprovalsService {
     pub(crate) approvals: Arc<Approvals>,
-    /// `None` in tests of what needs no log.
-    pub(crate) recorder: Option<Recorder>,
+    pub(crate) recorder: Recorder,
 }
 
 #[async_trait]
@@ -34,10 +33,8 @@ impl approvals_server::Approvals for ApprovalsService {
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         let permit = Permit::of(&request, Verb::ListApprovals)?;
         let listed = self.approvals.list();
-        if let Some(recorder) = &self.recorder {
-            let entry = recorder.entry(&recorder.call(&permit, &request), Subject::NONE);
-            recorder.record(entry.with(Detail::Items, listed.len() as u64)).await?;
-        }
+        let entry = self.recorder.entry(&self.recorder.call(&permit, &request), Subject::NONE);
+        self.recorder.record(entry.with(Detail::Items, listed.len() as u64)).await?;
         let approvals = listed.into_iter().map(wire).collect();
         Ok(Response::new(ListApprovalsResponse { approvals }))
     }
@@ -47,7 +44,7 @@ impl approvals_server::Approvals for ApprovalsService {
         request: Request<ApproveCallRequest>,
     ) -> Result<Response<ApproveCallResponse>, Status> {
         let permit = Permit::of(&request, Verb::ApproveCall)?;
-        let call = self.recorder.as_ref().map(|recorder| recorder.call(&permit, &request));
+        let call = self.recorder.call(&permit, &request);
         let ApproveCallRequest { approval_id } = request.into_inner();
         let number = approval_id.parse().map_err(|_| Refused::Field {
             field: "approval_id",
@@ -55,15 +52,12 @@ impl approvals_server::Approvals for ApprovalsService {
         })?;
         // Recorded before it holds: what can't be recorded is not approved.
         let looked = self.approvals.look(number, permit.caller());
-        if let (Some(recorder), Some(call)) = (&self.recorder, &call) {
-            let subject =
-                looked.as_ref().map_or(Subject::NONE, |listed| listed.about.subject.clone());
-            let mut entry = recorder.entry(call, subject).with(Detail::Approval, number);
-            if let Err(refused) = &looked {
-                entry.outcome = AuditOutcome::refused(refused.word());
-            }
-            recorder.record(entry).await?;
+        let subject = looked.as_ref().map_or(Subject::NONE, |listed| listed.about.subject.clone());
+        let mut entry = self.recorder.entry(&call, subject).with(Detail::Approval, number);
+        if let Err(refused) = &looked {
+            entry.outcome = AuditOutcome::refused(refused.word());
         }
+        self.recorder.record(entry).await?;
         looked?;
         let approved = self.approvals.approve(number, permit.caller())?;
         Ok(Response::new(ApproveCallResponse { approval: Some(wire(approved)) }))

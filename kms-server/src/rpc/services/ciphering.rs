@@ -39,7 +39,7 @@ pub(crate) struct CipheringService {
     pub(crate) looks: Arc<Looks>,
 }
 
-/// What stands beside a MIC that failed and would not with two keys exchanged.
+/// The reason beside a MIC that failed and would not with two keys exchanged.
 const EXCHANGED: &str = "the MIC verifies with the meter's encryption key and GAK in each other's place: they \
                          were exchanged when they were imported";
 

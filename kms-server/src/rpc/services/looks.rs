@@ -9,13 +9,13 @@ use std::{
 
 use crate::rpc::access::policy::CallerName;
 
-/// For each caller in each [`WINDOW`].
+/// Looks for each caller in each [`WINDOW`].
 const LOOKS: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Callers that are kept in mind. Others have to wait until one of them is forgotten.
 const CALLERS_MAX: usize = 1_024;
 
-/// Who looked when.
+/// The last looks of callers.
 #[derive(Debug, Default)]
 pub(crate) struct Looks(Mutex<HashMap<CallerName, (Instant, u32)>>);
 

@@ -4,12 +4,20 @@
 use bytes::Bytes;
 use kms_proto::v1;
 use prost::Message;
+use tonic::Status;
 
 use crate::{
     hsm::OaepHash,
     lifecycle::{Lifecycle, LifecycleError, Refusal, SealedChunk, SealedFile, SealedHeader},
-    rpc::messages::{shape::check_signed, status::Refused},
+    rpc::{
+        gate::recording::outcome_of,
+        messages::{
+            shape::check_signed,
+            status::{Refused, of_lifecycle},
+        },
+    },
 };
+use kms_core::audit::AuditOutcome;
 
 /// Why a chunk was not taken.
 pub(crate) enum NotTaken {
@@ -17,6 +25,16 @@ pub(crate) enum NotTaken {
     Misshapen(Refused),
     /// Its signer, its site, its bytes or its place.
     Refused(LifecycleError),
+}
+
+impl NotTaken {
+    /// The outcome for the audit log, and the status for the caller.
+    pub(super) fn told(self) -> (AuditOutcome, Status) {
+        match self {
+            Self::Misshapen(refused) => (AuditOutcome::refused("BAD_FIELD"), refused.into()),
+            Self::Refused(error) => (outcome_of(&error), of_lifecycle(&error)),
+        }
+    }
 }
 
 impl From<Refused> for NotTaken {
@@ -58,7 +76,7 @@ impl SealedStream {
         }
     }
 
-    /// What the audit log calls the file.
+    /// The file's number in the audit log.
     pub(crate) fn number(&self) -> u64 {
         SealedHeader::number(&self.header.body)
     }

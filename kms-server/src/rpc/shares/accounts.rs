@@ -19,7 +19,7 @@ use crate::rpc::{access::policy::CallerName, config::Limits};
 pub(crate) struct Pool {
     all: Arc<Semaphore>,
     most: usize,
-    /// For one caller.
+    /// The most for one caller.
     each: usize,
 }
 
@@ -30,20 +30,20 @@ impl Pool {
         Self { all: Arc::new(Semaphore::new(most)), most, each }
     }
 
-    /// How much is taken now, and how much there is.
+    /// The part that is taken now, and the whole.
     pub(crate) fn taken(&self) -> (usize, usize) {
         (self.most.saturating_sub(self.all.available_permits()), self.most)
     }
 }
 
-/// What a caller has of a pool; given back on drop.
+/// A caller's part of a pool; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Taken {
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
 }
 
-/// Whose limit it is that something can't be had.
+/// The limit for which something can't be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Short {
     /// The caller has his share.
@@ -53,12 +53,21 @@ pub(crate) enum Short {
 }
 
 impl Short {
-    /// How much there is.
+    /// The limit itself.
     pub(crate) fn limit(self) -> usize {
         match self {
             Self::Own(limit) | Self::All(limit) => limit,
         }
     }
+}
+
+/// How long something is waited for that can't be had at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// While it is the caller's own work that has it.
+    pub(crate) own: Duration,
+    /// While it is that of others.
+    pub(crate) of_others: Duration,
 }
 
 /// One caller's share of a pool.
@@ -83,18 +92,14 @@ impl Share {
         Ok(Taken { _own: own, _all: all })
     }
 
-    /// Takes `count` as soon as it can be had: waits for `own` while it is the caller's own work that has
-    /// it, and for `all` while it is that of others.
-    pub(crate) async fn take(
-        self,
-        count: usize,
-        (own, all): (Duration, Duration),
-    ) -> Result<Taken, Short> {
+    /// Takes `count` as soon as it can be had.
+    pub(crate) async fn take(self, count: usize, patience: Patience) -> Result<Taken, Short> {
         let count = self.most(count);
         // Everyone takes his own first, so that no two wait for each other.
-        let taken = timeout(own, Arc::clone(&self.own).acquire_many_owned(count)).await;
+        let taken = timeout(patience.own, Arc::clone(&self.own).acquire_many_owned(count)).await;
         let Ok(Ok(own)) = taken else { return Err(Short::Own(self.pool.each)) };
-        let taken = timeout(all, Arc::clone(&self.pool.all).acquire_many_owned(count)).await;
+        let taken =
+            timeout(patience.of_others, Arc::clone(&self.pool.all).acquire_many_owned(count)).await;
         let Ok(Ok(all)) = taken else { return Err(Short::All(self.pool.most)) };
         Ok(Taken { _own: own, _all: all })
     }
@@ -107,7 +112,7 @@ impl Share {
 /// Bytes are counted by the kibibyte, for a semaphore counts no further than 2^29.
 pub(crate) const UNIT: usize = 1 << 10;
 
-/// What all callers share.
+/// The pools that all callers share.
 #[derive(Debug)]
 pub(crate) struct Shares {
     pub(crate) connections: Arc<Pool>,
@@ -118,7 +123,7 @@ pub(crate) struct Shares {
     accounts: Mutex<HashMap<Option<CallerName>, Arc<Account>>>,
 }
 
-/// What one caller has. It is kept for as long as he is connected or anything is taken of it: who breaks
+/// One caller's shares. The account is kept for as long as he is connected or anything is taken of it: who breaks
 /// his connections and comes again does not begin anew.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -230,7 +235,7 @@ mod tests {
     async fn own_work_is_waited_for_longer_than_that_of_others() {
         let shares = shares();
         let (a, b) = (shares.account(name("a").as_ref()), shares.account(name("b").as_ref()));
-        let patience = (Duration::from_secs(10), Duration::from_secs(1));
+        let patience = Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
         let began = tokio::time::Instant::now();
         let held = a.items.try_take(5).unwrap();
         assert_eq!(a.items.clone().take(1, patience).await.unwrap_err(), Short::Own(5));

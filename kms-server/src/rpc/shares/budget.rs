@@ -5,19 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::accounts::{Shares, Taken, UNIT};
-use crate::rpc::{
-    access::policy::Permit,
-    config::Limits,
-    figures::{Executing, Figures},
-    messages::status::Refused,
+use super::accounts::{Patience, Shares, Taken, UNIT};
+use crate::{
+    rpc::{
+        access::policy::Permit,
+        config::Limits,
+        figures::{Executing, Figures},
+        messages::status::Refused,
+    },
+    telemetry::{
+        catalogue::{IN_FLIGHT_BYTES, IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX},
+        metrics::{Page, Source},
+    },
 };
 
-/// How long a batch of a stream waits for others to be done before its stream is ended. A stream has
-/// taken its place already, and its client is told by flow control to slow down.
-const STREAM_PATIENCE: Duration = Duration::from_secs(1);
-/// How long it waits for the caller's own batches: they are slow because he sends many.
-const OWN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a batch of a stream waits before its stream is ended. A stream has taken its place already, and
+/// its client is told by flow control to slow down. The caller's own batches are slow because he sends many.
+const PATIENCE: Patience =
+    Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
 
 /// The items that may be in flight, and the items in one batch. What messages cost in memory is taken
 /// when they begin to arrive (`upload`).
@@ -25,7 +30,7 @@ const OWN_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Budget {
     shares: Arc<Shares>,
     batch_max: usize,
-    patience: (Duration, Duration),
+    patience: Patience,
     figures: Arc<Figures>,
 }
 
@@ -37,24 +42,7 @@ pub(crate) struct Charge {
 
 impl Budget {
     pub(crate) fn new(limits: &Limits, shares: Arc<Shares>, figures: Arc<Figures>) -> Self {
-        Self {
-            figures,
-            shares,
-            batch_max: limits.batch_items_max,
-            patience: (OWN_PATIENCE, STREAM_PATIENCE),
-        }
-    }
-
-    /// What callers share.
-    pub(crate) fn shares(&self) -> Arc<Shares> {
-        Arc::clone(&self.shares)
-    }
-
-    /// Items and bytes in flight now, the most items between the two.
-    pub(crate) fn in_flight(&self) -> (usize, usize, usize) {
-        let (items, items_max) = self.shares.items.taken();
-        let (units, _) = self.shares.memory.taken();
-        (items, items_max, units * UNIT)
+        Self { figures, shares, batch_max: limits.batch_items_max, patience: PATIENCE }
     }
 
     /// Takes a batch on at once, or not at all.
@@ -81,13 +69,23 @@ impl Budget {
         Ok(Charge { _executing: self.figures.execute(permit.verb()), _items: items })
     }
 
-    /// What `items` cost: an empty batch is work too.
+    /// The cost of `items`: an empty batch is work too.
     fn count(&self, items: usize) -> Result<usize, Refused> {
         let limit = self.batch_max;
         if items > limit {
             return Err(Refused::BatchTooLarge { items, limit });
         }
         Ok(items.max(1))
+    }
+}
+
+impl Source for Budget {
+    fn tell(&self, page: &mut Page) {
+        let (items, items_max) = self.shares.items.taken();
+        let (units, _) = self.shares.memory.taken();
+        page.sample(&IN_FLIGHT_ITEMS, &[], items as u64);
+        page.sample(&IN_FLIGHT_ITEMS_MAX, &[], items_max as u64);
+        page.sample(&IN_FLIGHT_BYTES, &[], (units * UNIT) as u64);
     }
 }
 
@@ -150,7 +148,10 @@ mod tests {
     #[tokio::test]
     async fn a_stream_does_not_wait_for_ever() {
         let soon = Duration::from_millis(10);
-        let (budget, permit) = (Budget { patience: (soon, soon), ..budget() }, permit("hes"));
+        let (budget, permit) = (
+            Budget { patience: Patience { own: soon, of_others: soon }, ..budget() },
+            permit("hes"),
+        );
         let _held = budget.charge(&permit, 3).ok();
         assert_eq!(budget.charge_soon(&permit, 3).await.err(), Some(Refused::Busy(5)));
         // What it waited with is free again.

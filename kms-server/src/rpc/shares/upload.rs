@@ -14,23 +14,22 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
 use super::{
-    accounts::{Share, Short, Taken, UNIT},
-    ledger::{Framing, Ledger, Step},
+    accounts::{Patience, Share, Short, Taken, UNIT},
+    ledger::Ledger,
 };
 use crate::rpc::messages::{
+    framing::{Framing, Step},
     shape::{Rules, Walk},
     status::Refused,
 };
 
-/// How long a message of a stream waits for room that the caller's own messages have. Flow control tells
-/// its client to slow down meanwhile.
-const OWN_PATIENCE: Duration = Duration::from_secs(10);
-/// How long it waits for room that others have.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a message of a stream waits for room. Flow control tells its client to slow down meanwhile.
+const PATIENCE: Patience =
+    Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
 /// So much of a message has to come within `message_timeout`, or all of it if it is shorter.
 const PROGRESS: usize = 256 << 10;
 
-/// What a request is held to.
+/// The conditions that a request is held to.
 pub(crate) struct Conditions {
     pub(crate) rules: Rules,
     /// Room for its messages.
@@ -51,16 +50,16 @@ pub(crate) struct Upload {
     conditions: Conditions,
     framing: Framing,
     walk: Option<Walk>,
-    /// What has come and is not passed on yet.
+    /// The bytes that have come and are not passed on yet.
     rest: Bytes,
     /// The message's room, being waited for.
     waiting: Option<Waiting>,
-    /// What ends the request, once all before it was passed on.
+    /// The refusal that ends the request, once all before it was passed on.
     refused: Option<Refused>,
     /// When the message that is arriving is given up.
     slow: Option<Pin<Box<Sleep>>>,
     slow_is_set: bool,
-    /// How much has come since it was set.
+    /// Bytes that have come since it was set.
     progress: usize,
     /// When the connection is too old.
     old: Option<Pin<Box<Sleep>>>,
@@ -151,7 +150,7 @@ impl Upload {
         match memory.try_take(units) {
             Ok(taken) => ledger.begin(taken),
             Err(_) if *is_stream => {
-                self.waiting = Some(Box::pin(memory.clone().take(units, (OWN_PATIENCE, PATIENCE))));
+                self.waiting = Some(Box::pin(memory.clone().take(units, PATIENCE)));
             }
             Err(short) => return Err(busy(short)),
         }

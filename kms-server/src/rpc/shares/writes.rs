@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{accounts::Taken, ledger::Ledger};
 
-/// Of one connection.
+/// The writes of one connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Writes(Arc<Mutex<Pending>>);
 
@@ -42,25 +42,30 @@ impl Writes {
     }
 }
 
+/// The part of a call's ledger that is settled once a piece of its answer has been written.
+#[derive(Default)]
+pub(crate) struct Settlement {
+    /// The call's own.
+    pub(crate) ledger: Ledger,
+    /// Answers that end in the piece.
+    pub(crate) answers: usize,
+    /// The room of their messages.
+    pub(crate) taken: Vec<Taken>,
+}
+
 /// A piece of an answer. HTTP/2 drops it when its last byte went to the connection, or when nobody wants it
 /// any more; then what its messages have cost is given back.
 pub(crate) struct Piece {
     bytes: Bytes,
     writes: Writes,
     number: u64,
-    ledger: Ledger,
-    answers: usize,
-    _taken: Vec<Taken>,
+    settlement: Settlement,
 }
 
 impl Piece {
-    pub(crate) fn new(
-        bytes: Bytes,
-        writes: &Writes,
-        (ledger, answers, taken): (Ledger, usize, Vec<Taken>),
-    ) -> Self {
+    pub(crate) fn new(bytes: Bytes, writes: &Writes, settlement: Settlement) -> Self {
         let number = writes.begin();
-        Self { bytes, writes: writes.clone(), number, ledger, answers, _taken: taken }
+        Self { bytes, writes: writes.clone(), number, settlement }
     }
 }
 
@@ -73,7 +78,9 @@ impl AsRef<[u8]> for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         self.writes.end(self.number);
-        self.ledger.written(self.answers);
+        let Settlement { ledger, answers, taken } = std::mem::take(&mut self.settlement);
+        ledger.written(answers);
+        drop(taken);
     }
 }
 
@@ -87,7 +94,7 @@ mod tests {
         assert_eq!(writes.waited(), Duration::ZERO);
         let piece = || {
             let bytes = Bytes::from_static(b"answer");
-            Bytes::from_owner(Piece::new(bytes, &writes, (Ledger::default(), 0, Vec::new())))
+            Bytes::from_owner(Piece::new(bytes, &writes, Settlement::default()))
         };
         let first = piece();
         std::thread::sleep(Duration::from_millis(20));

@@ -24,12 +24,21 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
-    certificate::{TlsError, first_expiry_ms, load_authorities, load_chain, load_identity},
+    certificate::{Pem, first_expiry_ms, load_authorities, load_chain, load_identity},
+    error::TlsError,
     newest::{Authority, Newest, Place},
-    revocation::{self, Due},
+    revocation::{self, Demands, Due},
 };
-use crate::rpc::config::TlsConfig;
+use crate::{
+    rpc::config::TlsConfig,
+    telemetry::{
+        catalogue::CERTIFICATE_LEFT,
+        metrics::{Page, Source},
+    },
+};
 use kms_core::ports::Clock;
+
+const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
 
 /// The certificates in use, and the way to newer ones.
 pub(crate) struct Tls {
@@ -46,11 +55,11 @@ pub(crate) struct Tls {
 
 /// One set of files, in use.
 pub(crate) struct Loaded {
-    /// For new connections.
+    /// The settings for new connections.
     pub(crate) config: Arc<ServerConfig>,
     verifier: Arc<dyn ClientCertVerifier>,
     clock: Arc<dyn Clock>,
-    /// Which set this is.
+    /// The number of this set.
     pub(crate) generation: u64,
     /// When our own certificate expires; milliseconds since 1970.
     pub(crate) not_after_ms: u64,
@@ -58,11 +67,11 @@ pub(crate) struct Loaded {
     pub(crate) authorities_not_after_ms: u64,
     /// When the first revocation list has to be replaced; `None` without lists.
     pub(crate) lists_due: Option<Due>,
-    /// Whose lists these are, and which.
+    /// The authorities of these lists, and the lists' places.
     used: Vec<(Authority, Place)>,
 }
 
-/// Why a chain is no longer accepted.
+/// The reason why a chain is no longer accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Distrust {
     /// A revocation list names one of its certificates.
@@ -71,14 +80,14 @@ pub(crate) enum Distrust {
     NotTrusted,
 }
 
-/// What was last read. A std lock: held for a comparison, never across an `.await`.
+/// The files as they were last read. A std lock: held for a comparison, never across an `.await`.
 struct Last {
-    /// Of the files' contents; the contents themselves are not kept.
+    /// A digest of the files' contents; the contents themselves are not kept.
     digest: [u8; 32],
     fault: Option<String>,
 }
 
-/// What a reload found.
+/// The outcome of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reloaded {
     /// New files, in use for new connections from now on.
@@ -112,12 +121,12 @@ impl Tls {
         })
     }
 
-    /// What is in use now.
+    /// The set that is in use now.
     pub(crate) fn current(&self) -> Arc<Loaded> {
         self.current.load_full()
     }
 
-    /// Why the files that lie there are not in use; `None` if they are.
+    /// The reason why the files that lie there are not in use; `None` if they are.
     pub(crate) fn fault(&self) -> Option<String> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
     }
@@ -184,6 +193,22 @@ impl Tls {
     }
 }
 
+impl Source for Tls {
+    fn tell(&self, page: &mut Page) {
+        let (loaded, now_ms) = (self.current(), self.clock.unix_ms());
+        let certificates = [
+            ("server", Some(loaded.not_after_ms)),
+            ("client_ca", Some(loaded.authorities_not_after_ms)),
+            ("client_crl", loaded.lists_due.map(|due| due.next_ms)),
+        ];
+        for (certificate, not_after_ms) in certificates {
+            let Some(not_after_ms) = not_after_ms else { continue };
+            let left = (not_after_ms as f64 - now_ms as f64) / DAY_MS;
+            page.sample(&CERTIFICATE_LEFT, &[certificate.into()], left);
+        }
+    }
+}
+
 impl Loaded {
     /// Whether a chain that was accepted under an older set still would be.
     pub(crate) fn trusts(&self, chain: &[CertificateDer<'static>]) -> Result<(), Distrust> {
@@ -232,20 +257,22 @@ impl Contents {
     ) -> Result<Loaded, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let identity = load_identity(
-            (&files.certificate, &self.certificate),
-            (&files.private_key, &self.private_key),
+            Pem { path: &files.certificate, content: &self.certificate },
+            Pem { path: &files.private_key, content: &self.private_key },
             &provider,
         )?;
         let authorities = load_authorities(&files.client_ca, &self.client_ca)?;
         let authorities_not_after_ms = first_expiry_ms(&files.client_ca, &self.client_ca)?;
         let chain = load_chain(&files.client_ca, &self.client_ca)?;
         let now_ms = clock.unix_ms();
-        let revocation = revocation::load(
-            &self.client_crls,
-            (&files.client_ca, &chain),
-            (now_ms, files.client_crl_grace),
+        let demands = Demands {
+            client_ca: &files.client_ca,
+            authorities: &chain,
             newest,
-        )?;
+            now_ms,
+            grace: files.client_crl_grace,
+        };
+        let revocation = revocation::load(&self.client_crls, &demands)?;
         let mut verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider.clone());
         if !revocation.lists.is_empty() {

@@ -2,6 +2,8 @@
 //! against each other and taken into use. May name `access`, for a caller's name, and the configuration.
 
 pub(crate) mod certificate;
+pub(crate) mod checking;
+pub(crate) mod error;
 pub(crate) mod in_use;
 pub(crate) mod newest;
 pub(crate) mod presented;

@@ -12,15 +12,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::certificate::TlsError;
+use super::error::TlsError;
 
 /// The first line of the file.
 const HEAD: &str = "ami-kms newest revocation lists 1";
 
-/// Whose list: a hash over its issuer's name, key and the list's scope.
+/// The name of those who may speak for an authority: a hash over its issuer's name, key and the list's scope.
 pub(crate) type Authority = [u8; 32];
 
-/// What a list says of its place among those of its authority.
+/// A list's place among those of its authority, as it says itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Its number, big-endian, without zeros in front; `None`: it has none.
@@ -30,7 +30,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Why a list at this place would be a step back from one at `newest`.
+    /// The reason why a list at this place would be a step back from one at `newest`.
     fn is_behind(&self, newest: &Self) -> Option<String> {
         let order = |number: &[u8]| (number.len(), number.to_vec());
         match (&self.number, &newest.number) {
@@ -83,7 +83,8 @@ impl Newest {
         &self,
         authority: &Authority,
         place: &Place,
-        (path, issuer): (&Path, &str),
+        path: &Path,
+        issuer: &str,
     ) -> Result<(), TlsError> {
         match self.0.get(authority).and_then(|newest| place.is_behind(newest)) {
             None => Ok(()),
@@ -93,7 +94,7 @@ impl Newest {
         }
     }
 
-    /// With these lists in use.
+    /// The memory once these lists are in use.
     pub(crate) fn with(&self, used: &[(Authority, Place)]) -> Self {
         let mut newest = self.clone();
         for (authority, place) in used {
@@ -152,7 +153,7 @@ mod tests {
     }
 
     fn goes(newest: &Newest, place: &Place) -> bool {
-        newest.check(&[1; 32], place, ("a.crl".as_ref(), "CA")).is_ok()
+        newest.check(&[1; 32], place, "a.crl".as_ref(), "CA").is_ok()
     }
 
     #[test]
@@ -169,7 +170,7 @@ mod tests {
         ] {
             assert_eq!(goes(&newest, &place(number, date)), good, "{number:?} {date}");
         }
-        let other = newest.check(&[2; 32], &place(Some(&[1]), 1), ("b.crl".as_ref(), "CA 2"));
+        let other = newest.check(&[2; 32], &place(Some(&[1]), 1), "b.crl".as_ref(), "CA 2");
         assert!(other.is_ok(), "another authority counts by itself");
         // Each is remembered at its highest.
         let both = newest.with(&[([1; 32], place(Some(&[2, 0]), 5_000))]);

@@ -10,12 +10,15 @@ use x509_parser::{
     prelude::FromDer as _,
 };
 
-use super::certificate::{TlsError, load_chain, read, validity_ms};
+use super::{
+    certificate::{load_chain, read, validity_ms},
+    error::TlsError,
+};
 use crate::rpc::config::TlsConfig;
 
 /// Everything that clients will refuse of the certificate, and who else can read its key; each with its
 /// setting. What keeps the server itself from using them is for
-/// [`check_certificates`](super::certificate::check_certificates).
+/// [`check_certificates`](super::checking::check_certificates).
 pub fn check_presented(tls: &TlsConfig, now_ms: u64) -> Vec<(&'static str, TlsError)> {
     let path = &tls.certificate;
     // Not readable or no certificate: said by the other check.
@@ -33,7 +36,7 @@ fn exposed(path: &Path) -> Option<TlsError> {
     (mode & 0o007 != 0).then(|| TlsError::KeyExposed { path: path.to_owned(), mode })
 }
 
-/// What clients refuse of this chain, each as the end of a sentence.
+/// The faults for which clients refuse this chain, each as the end of a sentence.
 fn refusals(chain: &[CertificateDer<'_>], now_ms: u64) -> Vec<String> {
     let mut refusals = Vec::new();
     let Some((leaf, others)) = chain.split_first() else { return refusals };

@@ -32,7 +32,7 @@ use x509_parser::{
 };
 
 use super::{
-    certificate::TlsError,
+    error::TlsError,
     newest::{Authority, Newest, Place},
 };
 
@@ -42,9 +42,9 @@ const DER_SEQUENCE: u8 = 0x30;
 /// Lists that were checked at `now_ms`, and how long they hold.
 pub(crate) struct Revocation {
     pub(crate) lists: Vec<CertificateRevocationListDer<'static>>,
-    /// When lists are due for renewal, and when the first one's grace ends; `None` without lists.
+    /// The renewal of the lists that is due first; `None` without lists.
     pub(crate) due: Option<Due>,
-    /// Whose they are, and their place among those of their authority.
+    /// The authority of each list, and the list's place among those of that authority.
     pub(crate) used: Vec<(Authority, Place)>,
 }
 
@@ -80,12 +80,12 @@ impl Due {
         }
     }
 
-    /// Which part of its time it is in; changes are worth a line in the log.
+    /// The part of its time that it is in; changes are worth a line in the log.
     pub(crate) fn stage(self, now_ms: u64) -> usize {
         [self.warn_ms, self.next_ms, self.ends_ms].iter().filter(|at| now_ms >= **at).count()
     }
 
-    /// What is to be said of it now; `None` while it is not urgent.
+    /// The warning of it that is due now; `None` while it is not urgent.
     pub(crate) fn warning(self, now_ms: u64) -> Option<String> {
         if now_ms >= self.ends_ms {
             let sentence = "a revocation list of rpc.tls.client_crl has expired, so no client is let \
@@ -113,51 +113,88 @@ fn hours(ms: u64) -> String {
     format!("{} h {} min", minutes / 60, minutes % 60)
 }
 
+/// The demands that lists have to satisfy.
+pub(crate) struct Demands<'a> {
+    /// The file of the authorities.
+    pub(crate) client_ca: &'a Path,
+    /// The authorities in it: each needs a list.
+    pub(crate) authorities: &'a [CertificateDer<'a>],
+    /// No list is older than the newest of its authority.
+    pub(crate) newest: &'a Newest,
+    /// Each holds at this moment; milliseconds since 1970.
+    pub(crate) now_ms: u64,
+    /// How long it does after its next update was due.
+    pub(crate) grace: Duration,
+}
+
 /// Reads all lists and holds them against the authorities of `client_ca`.
 pub(crate) fn load(
     files: &[(PathBuf, Vec<u8>)],
-    (client_ca, authorities): (&Path, &[CertificateDer<'_>]),
-    (now_ms, grace): (u64, Duration),
-    newest: &Newest,
+    demands: &Demands<'_>,
 ) -> Result<Revocation, TlsError> {
-    let mut all = Vec::new();
-    for (path, content) in files {
-        let lists = read(path, content)?;
-        // Whatever rustls can't use, found here, where the file has a name.
-        usable(&lists, authorities).map_err(|error| unusable(path, error))?;
-        all.extend(lists.into_iter().map(|list| (path, list)));
-    }
+    let all = read_all(files, demands.authorities)?;
     if all.is_empty() {
         return Ok(Revocation { lists: Vec::new(), due: None, used: Vec::new() });
     }
-    let parsed = all
+    let lists = all
         .iter()
-        .map(|(path, list)| List::of(path, list, grace))
+        .map(|(path, list)| List::of(path, list, demands.grace))
         .collect::<Result<Vec<_>, TlsError>>()?;
-    let authorities = authorities
-        .iter()
-        .map(|authority| X509Certificate::from_der(authority).map(|(_, parsed)| parsed))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| TlsError::Unusable { path: client_ca.to_owned(), source: error.into() })?;
-    let mut used = Vec::with_capacity(parsed.len());
-    for (at, list) in parsed.iter().enumerate() {
-        list.check(&authorities, now_ms)?;
+    let authorities = parsed(demands)?;
+    let mut used = Vec::with_capacity(lists.len());
+    for (at, list) in lists.iter().enumerate() {
+        list.check(&authorities, demands.now_ms)?;
         let (authority, place) = (list.authority(&authorities), list.place());
-        newest.check(&authority, &place, (list.path, &list.issuer()))?;
+        demands.newest.check(&authority, &place, list.path, &list.issuer())?;
         used.push((authority, place));
-        if parsed[..at].iter().any(|other| other.speaks_for_the_same(list)) {
+        if lists[..at].iter().any(|other| other.speaks_for_the_same(list)) {
             return Err(TlsError::CrlTwice { path: list.path.to_owned(), issuer: list.issuer() });
         }
     }
-    for authority in &authorities {
+    check_all_have_one(&authorities, &lists, demands.client_ca)?;
+    let due = lists.iter().map(|list| list.due).reduce(Due::first);
+    Ok(Revocation { due, used, lists: all.into_iter().map(|(_, list)| list).collect() })
+}
+
+type Lists<'a> = Vec<(&'a Path, CertificateRevocationListDer<'static>)>;
+
+/// All lists, each with its file. Whatever rustls can't use is found here, where the file has a name.
+fn read_all<'a>(
+    files: &'a [(PathBuf, Vec<u8>)],
+    authorities: &[CertificateDer<'_>],
+) -> Result<Lists<'a>, TlsError> {
+    let mut all = Vec::new();
+    for (path, content) in files {
+        let lists = read(path, content)?;
+        usable(&lists, authorities).map_err(|error| unusable(path, error))?;
+        all.extend(lists.into_iter().map(|list| (path.as_path(), list)));
+    }
+    Ok(all)
+}
+
+fn parsed<'a>(demands: &'a Demands<'_>) -> Result<Vec<X509Certificate<'a>>, TlsError> {
+    let parsed = |authority: &'a CertificateDer<'_>| {
+        X509Certificate::from_der(authority).map(|(_, parsed)| parsed)
+    };
+    let path = || demands.client_ca.to_owned();
+    let all = demands.authorities.iter().map(parsed).collect::<Result<Vec<_>, _>>();
+    all.map_err(|error| TlsError::Unusable { path: path(), source: error.into() })
+}
+
+/// Refuses an authority without a list: none of its clients could be let in.
+fn check_all_have_one(
+    authorities: &[X509Certificate<'_>],
+    lists: &[List<'_>],
+    client_ca: &Path,
+) -> Result<(), TlsError> {
+    for authority in authorities {
         let subject = authority.subject().as_raw();
-        if !parsed.iter().any(|list| list.parsed.issuer().as_raw() == subject) {
+        if !lists.iter().any(|list| list.parsed.issuer().as_raw() == subject) {
             let issuer = authority.subject().to_string();
             return Err(TlsError::CrlMissing { path: client_ca.to_owned(), issuer });
         }
     }
-    let due = parsed.iter().map(|list| list.due).reduce(Due::first);
-    Ok(Revocation { due, used, lists: all.into_iter().map(|(_, list)| list).collect() })
+    Ok(())
 }
 
 /// One list, or several of PEM.
@@ -246,7 +283,7 @@ impl<'a> List<'a> {
         self.parsed.extensions().iter().find(is_scope).map(|extension| extension.value)
     }
 
-    /// Whose list this is. An authority that was replaced under the same name has another key and begins
+    /// The authority that speaks in this list. One that was replaced under the same name has another key and begins
     /// anew; of an intermediate the key is not known here, so its name has to do.
     fn authority(&self, authorities: &[X509Certificate<'_>]) -> Authority {
         let signer = authorities.iter().find(|authority| {
