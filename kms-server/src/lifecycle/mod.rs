@@ -19,6 +19,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::OnceCell;
 
+pub use checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX};
 pub use listing::{DamagedMeter, Page};
 pub use sealed::{BadSigner, SealedChunk, SealedFile, SealedHeader, Signers};
 pub use standing::Readmitted;

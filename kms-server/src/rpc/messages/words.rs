@@ -5,18 +5,20 @@ use kms_proto::v1;
 
 use super::status::Refused;
 use crate::lifecycle::{
-    DamagedMeter, ImportResult, ImportRules, Imported, KeyValue, MeterView, NewKey, NewMeter, Page,
-    Refusal,
+    DamagedMeter, ImportResult, ImportRules, Imported, KEYS_MAX, KeyValue, LOGICAL_DEVICE_NAME_MAX,
+    MeterView, NewKey, NewMeter, Page, Refusal,
 };
 use kms_core::{
     ClearKey, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Numbered, SecuritySetup,
     SystemTitle,
 };
 
-/// Keys a meter may come with: every kind in every setup of a generous meter, in two versions.
-const KEYS_MAX: usize = 128;
-/// In bytes; as `lifecycle` states it.
-const LOGICAL_DEVICE_NAME_MAX: usize = 64;
+/// Keys that are read of a meter: so many more than it may come with that `lifecycle` names the limit to who
+/// is a little over it.
+const KEYS_READ_MAX: usize = 2 * KEYS_MAX;
+const TOO_MANY_KEYS: &str = "a meter comes with 64 keys at most";
+const NAME_TOO_LONG: &str = "it has 64 bytes at most";
+const _: () = assert!(KEYS_MAX == 64 && LOGICAL_DEVICE_NAME_MAX == 64, "as the sentences say");
 
 const fn field(field: &'static str, problem: &'static str) -> Refused {
     Refused::Field { field, problem }
@@ -67,11 +69,11 @@ pub(crate) fn new_meter(meter: Option<v1::NewMeter>) -> Result<NewMeter, Refused
 pub(crate) fn meter_of(meter: Option<v1::NewMeter>, form: Form) -> Result<NewMeter, Refused> {
     let v1::NewMeter { meter_id: id, system_title, logical_device_name, keys, policy } =
         meter.ok_or(field("meter", "it is missing"))?;
-    if keys.len() > KEYS_MAX {
-        return Err(field("meter.keys", "a meter comes with 128 keys at most"));
+    if keys.len() > KEYS_READ_MAX {
+        return Err(field("meter.keys", TOO_MANY_KEYS));
     }
     if logical_device_name.len() > LOGICAL_DEVICE_NAME_MAX {
-        return Err(field("meter.logical_device_name", "it has 64 bytes at most"));
+        return Err(field("meter.logical_device_name", NAME_TOO_LONG));
     }
     Ok(NewMeter {
         meter_id: meter_id("meter.meter_id", &id)?,
