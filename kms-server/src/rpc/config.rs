@@ -42,7 +42,7 @@ pub struct TlsConfig {
 
 impl TlsConfig {
     /// How often the files are looked at unless the configuration says otherwise.
-    pub const RELOAD_POLL: Duration = Duration::from_secs(10);
+    pub const RELOAD_POLL: Duration = Duration::from_secs(60);
 
     /// How many files of revocation lists there may be: they are read at each look.
     pub const CRLS_MAX: usize = 64;
@@ -105,6 +105,7 @@ pub struct Limits {
     pub connection_age_max: Option<Duration>,
 }
 
+/// The limits unless the configuration says otherwise.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -124,7 +125,7 @@ impl Default for Limits {
             answer_timeout: Duration::from_secs(60),
             call_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(15),
-            connection_age_max: None,
+            connection_age_max: Some(Duration::from_secs(3_600)),
         }
     }
 }
