@@ -17,9 +17,9 @@ HANDBOOK = ROOT / "docs" / "HANDBOOK.md"
 SOURCES = [
     ("kms-server/src/config/error.rs", None),
     ("kms-server/src/config/findings.rs", None),
-    ("kms-server/src/rpc/certificate.rs", None),
-    ("kms-server/src/rpc/policy.rs", "PolicyError"),
-    ("kms-server/src/rpc/server.rs", "RpcError"),
+    ("kms-server/src/rpc/tls/error.rs", None),
+    ("kms-server/src/rpc/access/policy.rs", "PolicyError"),
+    ("kms-server/src/rpc/server/error.rs", "RpcError"),
     ("kms-server/src/store/sqlite/open.rs", None),
     ("kms-server/src/store/postgres/config.rs", None),
     ("kms-server/src/store/postgres/open.rs", None),

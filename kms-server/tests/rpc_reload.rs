@@ -6,10 +6,10 @@ mod rpc_support;
 
 use std::{error::Error as _, fs};
 
-use kms_server::rpc::{self, Limits, Reloaded, RpcError, TlsError};
+use kms_server::rpc::{self, GateParts, Limits, Reloaded, RpcError, TlsError};
 use rpc_support::{
-    Ca, HEALTH, Name, SOON, Site, TestClock, call, client_config, config, eventually, reason,
-    shake_hands, write_files,
+    Ca, HEALTH, Name, SOON, Site, TestClock, audit_log, call, client_config, config, eventually,
+    reason, shake_hands, write_files,
 };
 use rustls::version::TLS13;
 use tonic::{Code, service::Routes};
@@ -106,13 +106,10 @@ async fn a_key_that_is_not_the_certificates_is_no_start_and_says_what_to_do() {
     write_files(files.path(), &ca.server(), &ca.pem());
     fs::write(files.path().join("server.key"), ca.server().key).unwrap();
     let (ready, _bound) = tokio::sync::oneshot::channel();
-    let serving = rpc::serve_services(
-        config(files.path(), Limits::default()),
-        Routes::default(),
-        TestClock::new(),
-        std::future::pending(),
-        ready,
-    );
+    let (_log, audit) = audit_log().await;
+    let parts = GateParts { services: Routes::default(), audit, clock: TestClock::new() };
+    let config = config(files.path(), Limits::default());
+    let serving = rpc::serve_services(config, parts, std::future::pending(), ready);
     let refused = tokio::time::timeout(SOON, serving).await.unwrap().unwrap_err();
     assert!(matches!(&refused, RpcError::Tls(TlsError::Mismatch { .. })), "{refused:?}");
     assert!(refused.to_string().contains("server.key is not that of the certificate"), "{refused}");

@@ -6,10 +6,12 @@ mod rpc_support;
 
 use std::{fs, path::Path, time::Duration};
 
-use kms_server::rpc::{self, Config, Limits, Reloaded, RpcError, TlsError, check_certificates};
+use kms_server::rpc::{
+    self, Config, GateParts, Limits, Reloaded, RpcError, TlsError, check_certificates,
+};
 use rpc_support::{
-    Ca, HEALTH, Identity, Name, SOON, Site, TestClock, call, client_config, config, connect,
-    eventually, reason, shake_hands, watch, write_files,
+    Ca, HEALTH, Identity, Name, SOON, Site, TestClock, audit_log, call, client_config, config,
+    connect, eventually, reason, shake_hands, watch, write_files,
 };
 use rustls::version::TLS13;
 use tonic::{Code, service::Routes};
@@ -189,9 +191,9 @@ async fn start(files: &Path, list: &[u8]) -> RpcError {
     let mut config = config(files, Limits::default());
     use_list(&mut config, list);
     let (ready, _bound) = tokio::sync::oneshot::channel();
-    let clock = TestClock::new();
-    let serving =
-        rpc::serve_services(config, Routes::default(), clock, std::future::pending(), ready);
+    let (_log, audit) = audit_log().await;
+    let parts = GateParts { services: Routes::default(), audit, clock: TestClock::new() };
+    let serving = rpc::serve_services(config, parts, std::future::pending(), ready);
     tokio::time::timeout(SOON, serving).await.unwrap().unwrap_err()
 }
 
@@ -252,9 +254,13 @@ async fn a_list_never_goes_backwards() {
         let (ready, bound) = tokio::sync::oneshot::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let stopped = async { drop(stopped.await) };
-        let clock = TestClock::new();
-        let serving = rpc::serve_services(config, Routes::default(), clock, stopped, ready);
-        let task = tokio::spawn(serving);
+        let (log, audit) = audit_log().await;
+        let parts = GateParts { services: Routes::default(), audit, clock: TestClock::new() };
+        let serving = rpc::serve_services(config, parts, stopped, ready);
+        let task = tokio::spawn(async move {
+            let _log = log;
+            serving.await
+        });
         (checked, bound.await.ok(), stop, task)
     };
     let let_in = async |bound: &rpc::Bound, identity: &Identity| {

@@ -1,5 +1,7 @@
 //! The `[rpc.limits]` section.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 
 use super::{
@@ -31,22 +33,24 @@ pub(super) struct LimitsSection {
 
 impl Default for LimitsSection {
     fn default() -> Self {
+        let limits = Limits::default();
+        let millis = |time: Duration| time.as_millis() as u64;
         Self {
-            message_bytes_max: 16 << 20,
-            batch_items_max: 16_384, // Of 300 bytes they fill a third of a message.
-            streams_per_connection_max: 1_024,
-            connections_max: 1_024,
-            handshakes_max: 256,
-            calls_max: 4_096,
-            caller_share_percent: 50,
-            in_flight_items_max: 262_144, // A quarter of a second's work of one core.
-            in_flight_mib_max: 256,
-            handshake_timeout_ms: 5_000,
-            message_timeout_ms: 10_000,
-            answer_timeout_ms: 60_000,
-            call_timeout_ms: 30_000,
-            drain_timeout_ms: 15_000,
-            connection_age_max_s: 3_600,
+            message_bytes_max: limits.message_bytes_max as u64,
+            batch_items_max: limits.batch_items_max as u64,
+            streams_per_connection_max: limits.streams_per_connection_max.into(),
+            connections_max: limits.connections_max as u64,
+            handshakes_max: limits.handshakes_max as u64,
+            calls_max: limits.calls_max as u64,
+            caller_share_percent: limits.caller_share_percent.into(),
+            in_flight_items_max: limits.in_flight_items_max as u64,
+            in_flight_mib_max: limits.in_flight_bytes_max as u64 >> 20,
+            handshake_timeout_ms: millis(limits.handshake_timeout),
+            message_timeout_ms: millis(limits.message_timeout),
+            answer_timeout_ms: millis(limits.answer_timeout),
+            call_timeout_ms: millis(limits.call_timeout),
+            drain_timeout_ms: millis(limits.drain_timeout),
+            connection_age_max_s: limits.connection_age_max.map_or(0, |age| age.as_secs()),
         }
     }
 }

@@ -184,11 +184,11 @@ struct RpcSection {
 }
 
 fn client_crl_grace_h() -> u64 {
-    168
+    TlsConfig::CRL_GRACE.as_secs() / 3_600
 }
 
 fn reload_poll_s() -> u64 {
-    60
+    TlsConfig::RELOAD_POLL.as_secs()
 }
 
 #[derive(Deserialize)]

@@ -16,6 +16,7 @@ mod view;
 pub use config::Config;
 pub use error::LifecycleError;
 pub use import::{
+    checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX},
     meter::{ImportResult, ImportRules, Imported, NewKey, NewMeter},
     run::ChunkOf,
     sealed_file::{SealedChunk, SealedFile, SealedHeader},

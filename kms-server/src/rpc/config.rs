@@ -1,21 +1,21 @@
-//! What `rpc` needs to know, checked.
+//! The configuration of `rpc`, checked.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::policy::Policy;
+use super::access::policy::Policy;
 
 /// Everything about the wire.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen; port 0 takes any free one.
+    /// The address to listen on; port 0 takes any free one.
     pub listen: SocketAddr,
     /// Certificates.
     pub tls: TlsConfig,
-    /// What is refused because it is too much.
+    /// The bounds of the wire.
     pub limits: Limits,
     /// Who may call what.
     pub policy: Policy,
-    /// Where figures and readiness can be asked for; `None`: nowhere.
+    /// The address at which figures and readiness can be asked for; `None`: nowhere.
     pub metrics: Option<MetricsConfig>,
 }
 
@@ -33,7 +33,7 @@ pub struct TlsConfig {
     pub client_crls: Vec<PathBuf>,
     /// How long a list still holds after its next update was due; at most a year.
     pub client_crl_grace: Duration,
-    /// Where the newest list of each authority is remembered, so that none goes back across a restart;
+    /// The file that remembers the newest list of each authority, so that none goes back across a restart;
     /// `None`: nowhere.
     pub client_crl_memory: Option<PathBuf>,
     /// How often the files are looked at; 1 ms to 1 hour.
@@ -42,7 +42,7 @@ pub struct TlsConfig {
 
 impl TlsConfig {
     /// How often the files are looked at unless the configuration says otherwise.
-    pub const RELOAD_POLL: Duration = Duration::from_secs(10);
+    pub const RELOAD_POLL: Duration = Duration::from_secs(60);
 
     /// How many files of revocation lists there may be: they are read at each look.
     pub const CRLS_MAX: usize = 64;
@@ -82,7 +82,7 @@ pub struct Limits {
     pub handshakes_max: usize,
     /// Calls open at once, over all connections; at least 1.
     pub calls_max: usize,
-    /// What one caller may take of connections, calls, items and bytes, and one address of handshakes; 1
+    /// The share of one caller in connections, calls, items and bytes, and one address of handshakes; 1
     /// to 100 percent. A batch or message within its own limit can be taken up whatever the share is.
     pub caller_share_percent: u32,
     /// APDUs and import lines being worked on at once, over all connections; at least
@@ -105,6 +105,7 @@ pub struct Limits {
     pub connection_age_max: Option<Duration>,
 }
 
+/// The limits unless the configuration says otherwise.
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -124,7 +125,7 @@ impl Default for Limits {
             answer_timeout: Duration::from_secs(60),
             call_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(15),
-            connection_age_max: None,
+            connection_age_max: Some(Duration::from_secs(3_600)),
         }
     }
 }
@@ -133,11 +134,11 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {is}; it must be {must}")]
 pub struct BadSetting {
-    /// Which one.
+    /// Its name.
     pub name: &'static str,
-    /// What it is.
+    /// Its value.
     pub is: String,
-    /// What it must be.
+    /// The values that it may have.
     pub must: String,
 }
 
@@ -232,7 +233,7 @@ fn bad(name: &'static str, is: String, must: &str) -> BadSetting {
     BadSetting { name, is, must: must.to_owned() }
 }
 
-/// Where figures and readiness can be asked for.
+/// The address at which figures and readiness can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MetricsConfig {
     listen: SocketAddr,
@@ -253,7 +254,7 @@ impl MetricsConfig {
         })
     }
 
-    /// Where to listen.
+    /// The address to listen on.
     pub fn listen(&self) -> SocketAddr {
         self.listen
     }

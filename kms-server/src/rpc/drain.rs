@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 /// How far the shutdown is. Phases only go down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// No shutdown.
     Serving,
     /// No new connections, no new calls; running calls go on.
@@ -16,20 +16,20 @@ pub(super) enum Phase {
 }
 
 /// Owned by the server.
-pub(super) struct Drain(watch::Sender<Phase>);
+pub(crate) struct Drain(watch::Sender<Phase>);
 
-/// For everyone else.
+/// A view of it, for everyone else.
 #[derive(Clone)]
-pub(super) struct DrainWatch(watch::Receiver<Phase>);
+pub(crate) struct DrainWatch(watch::Receiver<Phase>);
 
 impl Drain {
     /// Starts in [`Phase::Serving`].
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(watch::Sender::new(Phase::Serving))
     }
 
     /// Goes on to `phase`; never back.
-    pub(super) fn enter(&self, phase: Phase) {
+    pub(crate) fn enter(&self, phase: Phase) {
         self.0.send_if_modified(|now| {
             let later = phase > *now;
             *now = phase.max(*now);
@@ -38,7 +38,7 @@ impl Drain {
     }
 
     /// A view.
-    pub(super) fn watch(&self) -> DrainWatch {
+    pub(crate) fn watch(&self) -> DrainWatch {
         DrainWatch(self.0.subscribe())
     }
 }
@@ -52,12 +52,12 @@ impl Drop for Drain {
 
 impl DrainWatch {
     /// Whether the shutdown is that far.
-    pub(super) fn is(&self, phase: Phase) -> bool {
+    pub(crate) fn is(&self, phase: Phase) -> bool {
         *self.0.borrow() >= phase
     }
 
     /// Ends once the shutdown is that far.
-    pub(super) async fn reached(mut self, phase: Phase) {
+    pub(crate) async fn reached(mut self, phase: Phase) {
         // An error says that the server is gone: that is further than any phase.
         let _ = self.0.wait_for(|now| *now >= phase).await;
     }

@@ -1,9 +1,8 @@
 //! What is counted on the wire: calls by verb and code, their queue and their work, connections.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,17 +10,14 @@ use std::{
 
 use tonic::Code;
 
-use super::{budget::Budget, connection::Peer, status::Refused, tls::Tls, verb::Verb};
+use super::access::verb::Verb;
 use crate::telemetry::{
     catalogue::{
-        CALLERS_REFUSED, CERTIFICATE_LEFT, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED,
-        IN_FLIGHT_BYTES, IN_FLIGHT_ITEMS, IN_FLIGHT_ITEMS_MAX, QUEUE, REQUESTS, UNREAD,
+        CALLERS_REFUSED, CONNECTIONS, EXECUTION, HANDSHAKES_FAILED, QUEUE, REQUESTS, UNREAD,
     },
     metrics::{Counter, Histogram, Page, Source},
 };
-use kms_core::{Numbered as _, ports::Clock};
-
-const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
+use kms_core::Numbered as _;
 
 /// All codes with their words, at their numbers.
 const CODES: [&str; 17] = [
@@ -46,7 +42,7 @@ const CODES: [&str; 17] = [
 
 kms_core::numbered! {
     /// Why a connection was turned away.
-    pub(super) enum Turned "reason" {
+    pub(crate) enum Turned "reason" {
         /// `connections_max` are open.
         Limit = 1 "limit",
         /// Its caller has his share of them.
@@ -74,7 +70,7 @@ kms_core::numbered! {
     }
 }
 
-/// Of one verb.
+/// The figures of one verb.
 #[derive(Default)]
 struct OfVerb {
     codes: [Counter; CODES.len()],
@@ -83,7 +79,7 @@ struct OfVerb {
 }
 
 /// Since start.
-pub(super) struct Figures {
+pub(crate) struct Figures {
     /// At the verbs' numbers; the last is for paths that are none.
     verbs: Box<[OfVerb]>,
     turned: [Counter; Turned::COUNT],
@@ -92,7 +88,7 @@ pub(super) struct Figures {
     connections: AtomicU64,
 }
 
-/// Why a caller with an accepted certificate was refused all the same: the words of `ErrorInfo`.
+/// The words of `ErrorInfo` for refusals of callers whose certificate was accepted.
 const STRANGERS: [&str; 6] = [
     "UNKNOWN_CALLER",
     "CERTIFICATE_WITHOUT_NAME",
@@ -102,64 +98,8 @@ const STRANGERS: [&str; 6] = [
     "REVOCATION_LIST_EXPIRED",
 ];
 
-/// How often one caller's refusal gets a line of the log.
-const STRANGER_LOGGED_EVERY: Duration = Duration::from_secs(60);
-/// How many callers are remembered for that; beyond, the oldest line is forgotten.
-const STRANGERS_MAX: usize = 256;
-
-/// Callers whose certificate an authority signed and whom the policy or a list does not let in: that is a
-/// mistake of somebody, so an operator is to see it; but not once for each call.
-pub(super) struct Strangers {
-    figures: Arc<Figures>,
-    /// When each was last told of, and how often it was refused since.
-    told: Mutex<HashMap<Told, (Instant, u64)>>,
-}
-
-/// A caller, and why it is refused.
-type Told = (String, &'static str);
-
-impl Strangers {
-    pub(super) fn new(figures: Arc<Figures>) -> Self {
-        Self { figures, told: Mutex::default() }
-    }
-
-    /// Notes a refusal, if it is one of these.
-    pub(super) fn note(&self, peer: Option<&Peer>, refused: &Refused) {
-        let word = refused.word();
-        let Some(at) = STRANGERS.iter().position(|stranger| *stranger == word) else { return };
-        self.figures.strangers[at].add(1);
-        let caller = peer.and_then(Peer::name).map_or_else(String::new, ToString::to_string);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (caller, STRANGERS[at]);
-        let unlogged = match told.get_mut(&key) {
-            Some((last, unlogged)) if last.elapsed() < STRANGER_LOGGED_EVERY => {
-                *unlogged += 1;
-                return;
-            }
-            Some((_, unlogged)) => *unlogged,
-            None => 0,
-        };
-        if told.len() >= STRANGERS_MAX
-            && !told.contains_key(&key)
-            && let Some(oldest) = told.iter().min_by_key(|(_, (last, _))| *last)
-        {
-            let oldest = oldest.0.clone();
-            told.remove(&oldest);
-        }
-        let address = peer.map(|peer| peer.address().to_string());
-        tracing::warn!(
-            caller = key.0,
-            address,
-            reason = word,
-            unlogged_since_last = unlogged,
-            "caller refused: {refused}"
-        );
-        told.insert(key, (Instant::now(), 0));
-    }
-}
-
 impl Figures {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             verbs: (0..=Verb::ALL.len()).map(|_| OfVerb::default()).collect(),
             turned: Default::default(),
@@ -170,34 +110,42 @@ impl Figures {
     }
 
     /// Counts a call that has ended.
-    pub(super) fn ended(&self, verb: Option<Verb>, code: Code) {
+    pub(crate) fn ended(&self, verb: Option<Verb>, code: Code) {
         if let Some(count) = self.of(verb).codes.get(code as usize) {
             count.add(1);
         }
     }
 
     /// Counts what a call's message has waited for its work to begin.
-    pub(super) fn queued(&self, verb: Verb, waited: Duration) {
+    pub(crate) fn queued(&self, verb: Verb, waited: Duration) {
         self.of(Some(verb)).queue.observe(waited);
     }
 
     /// Measures a call's work until it is dropped.
-    pub(super) fn execute(self: &Arc<Self>, verb: Verb) -> Executing {
+    pub(crate) fn execute(self: &Arc<Self>, verb: Verb) -> Executing {
         Executing { figures: Arc::clone(self), verb, begun: Instant::now() }
     }
 
     /// Counts a connection that was turned away.
-    pub(super) fn turned_away(&self, why: Turned) {
+    pub(crate) fn turned_away(&self, why: Turned) {
         self.turned[why.index()].add(1);
     }
 
     /// Counts a connection that was cut because its answers were not read.
-    pub(super) fn cut_unread(&self) {
+    pub(crate) fn cut_unread(&self) {
         self.unread.add(1);
     }
 
+    /// Counts a call of a caller with an accepted certificate that was refused with this word, if that is one
+    /// of those that speak of the caller; then the word.
+    pub(crate) fn refused(&self, word: &str) -> Option<&'static str> {
+        let at = STRANGERS.iter().position(|stranger| *stranger == word)?;
+        self.strangers[at].add(1);
+        Some(STRANGERS[at])
+    }
+
     /// Counts a connection as open until it is dropped.
-    pub(super) fn connected(self: &Arc<Self>) -> Connected {
+    pub(crate) fn connected(self: &Arc<Self>) -> Connected {
         self.connections.fetch_add(1, Ordering::Relaxed);
         Connected(Arc::clone(self))
     }
@@ -208,7 +156,7 @@ impl Figures {
 }
 
 /// Work under way.
-pub(super) struct Executing {
+pub(crate) struct Executing {
     figures: Arc<Figures>,
     verb: Verb,
     begun: Instant,
@@ -221,7 +169,7 @@ impl Drop for Executing {
 }
 
 /// An open connection.
-pub(super) struct Connected(Arc<Figures>);
+pub(crate) struct Connected(Arc<Figures>);
 
 impl Drop for Connected {
     fn drop(&mut self) {
@@ -229,47 +177,24 @@ impl Drop for Connected {
     }
 }
 
-/// All that the wire has to tell.
-pub(super) struct Wire {
-    pub(super) figures: Arc<Figures>,
-    pub(super) budget: Budget,
-    pub(super) tls: Arc<Tls>,
-    pub(super) clock: Arc<dyn Clock>,
-}
-
-impl Source for Wire {
+impl Source for Figures {
     fn tell(&self, page: &mut Page) {
         let names = Verb::ALL.iter().map(|verb| verb.name()).chain(["Unknown"]);
-        for (verb, of) in names.zip(&self.figures.verbs) {
+        for (verb, of) in names.zip(&self.verbs) {
             for (code, count) in CODES.into_iter().zip(&of.codes) {
                 page.counter(&REQUESTS, &[verb.into(), code.into()], count);
             }
             page.histogram(&QUEUE, &[verb.into()], &of.queue);
             page.histogram(&EXECUTION, &[verb.into()], &of.execution);
         }
-        for (reason, count) in Turned::ALL.iter().zip(&self.figures.turned) {
+        for (reason, count) in Turned::ALL.iter().zip(&self.turned) {
             page.counter(&HANDSHAKES_FAILED, &[reason.word().into()], count);
         }
-        for (word, count) in STRANGERS.into_iter().zip(&self.figures.strangers) {
+        for (word, count) in STRANGERS.into_iter().zip(&self.strangers) {
             page.counter(&CALLERS_REFUSED, &[word.into()], count);
         }
-        page.counter(&UNREAD, &[], &self.figures.unread);
-        page.sample(&CONNECTIONS, &[], self.figures.connections.load(Ordering::Relaxed));
-        let (items, items_max, bytes) = self.budget.in_flight();
-        page.sample(&IN_FLIGHT_ITEMS, &[], items as u64);
-        page.sample(&IN_FLIGHT_ITEMS_MAX, &[], items_max as u64);
-        page.sample(&IN_FLIGHT_BYTES, &[], bytes as u64);
-        let (loaded, now_ms) = (self.tls.current(), self.clock.unix_ms());
-        let certificates = [
-            ("server", Some(loaded.not_after_ms)),
-            ("client_ca", Some(loaded.authorities_not_after_ms)),
-            ("client_crl", loaded.lists_due.map(|due| due.next_ms)),
-        ];
-        for (certificate, not_after_ms) in certificates {
-            let Some(not_after_ms) = not_after_ms else { continue };
-            let left = (not_after_ms as f64 - now_ms as f64) / DAY_MS;
-            page.sample(&CERTIFICATE_LEFT, &[certificate.into()], left);
-        }
+        page.counter(&UNREAD, &[], &self.unread);
+        page.sample(&CONNECTIONS, &[], self.connections.load(Ordering::Relaxed));
     }
 }
 

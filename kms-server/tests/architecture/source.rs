@@ -90,6 +90,28 @@ pub(super) fn named_modules(path: &str, source: &Source) -> BTreeSet<String> {
     source.paths.iter().filter_map(|path| top_module(path, depth)).collect()
 }
 
+/// What a file names directly below `part`, through `crate::` or the crate's own name.
+pub(super) fn named_below(part: &str, source: &Source) -> BTreeSet<String> {
+    let below = |path: &Vec<String>| match path.first()?.as_str() {
+        "crate" | "kms_server" if path.get(1)? == part => path.get(2).cloned(),
+        _ => None,
+    };
+    source.paths.iter().filter_map(below).collect()
+}
+
+/// What a file within `part` may name directly below it through `super::`: as in [`top_module`], any number of
+/// `super` that is high enough counts.
+pub(super) fn named_upwards(part: &str, path: &str, source: &Source) -> BTreeSet<String> {
+    // How many modules the file lies deep: `rpc/config.rs` two, `rpc/gate/peer.rs` three.
+    let depth = path.trim_end_matches(".rs").trim_end_matches("/mod").split('/').count();
+    let below = |path: &Vec<String>| {
+        let ups = path.iter().take_while(|segment| *segment == "super").count();
+        let first = path.get(ups).filter(|_| ups + 1 >= depth)?;
+        if first == part { path.get(ups + 1).cloned() } else { Some(first.clone()) }
+    };
+    source.paths.iter().filter_map(below).collect()
+}
+
 /// Where a path ends up below the crate's root. An inline `mod` makes paths one `super` longer, so
 /// any number of `super` that is high enough counts; a module of the same name as a part, deeper
 /// down, would be taken for the part, which the names of the parts are too telling for.

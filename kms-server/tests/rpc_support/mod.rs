@@ -1,4 +1,7 @@
-//! Certificates, a server and clients for the tests of `rpc`: real TLS on loopback, no token.
+//! Certificates, a server and clients for the tests of `rpc`: real TLS on loopback, a real audit log, no token.
+
+#[path = "../audit/support.rs"]
+pub(crate) mod log;
 
 use std::{
     fs, io,
@@ -13,9 +16,12 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use kms_core::ports::Clock;
-use kms_server::rpc::{
-    self, Bound, CallerName, Config, Limits, MetricsConfig, Parts, Policy, Role, RpcError,
-    TlsConfig,
+use kms_server::{
+    audit::Audit,
+    rpc::{
+        self, Bound, CallerName, Config, GateParts, Limits, MetricsConfig, Parts, Policy, Role,
+        RpcError, TlsConfig,
+    },
 };
 use prost::Message as _;
 use rcgen::{
@@ -216,6 +222,8 @@ pub(crate) struct Site {
     pub(crate) clock: Arc<TestClock>,
     pub(crate) bound: Bound,
     pub(crate) files: TempDir,
+    /// The home of its audit log, where that is not a part of a whole site.
+    log: Option<log::Place>,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) task: Serving,
 }
@@ -226,21 +234,27 @@ impl Site {
     }
 
     pub(crate) async fn start_with(limits: Limits, services: Routes) -> Self {
-        Self::serve(limits, |config, clock, stopped, ready| {
-            tokio::spawn(rpc::serve_services(config, services, clock, stopped, ready))
+        let (home, audit) = audit_log().await;
+        let site = Self::serve(limits, |config, clock, stopped, ready| {
+            let parts = GateParts { services, audit, clock };
+            tokio::spawn(rpc::serve_services(config, parts, stopped, ready))
         })
-        .await
+        .await;
+        Self { log: Some(home), ..site }
     }
 
     /// A server without services whose configuration differs from that of the others.
     pub(crate) async fn start_changed(change: impl FnOnce(&Ca, &mut Config)) -> Self {
         let ca = Ca::new();
-        Self::serve_of(ca, Limits::default(), |ca, mut config, clock, stopped, ready| {
-            change(ca, &mut config);
-            let services = Routes::default();
-            tokio::spawn(rpc::serve_services(config, services, clock, stopped, ready))
-        })
-        .await
+        let (home, audit) = audit_log().await;
+        let site =
+            Self::serve_of(ca, Limits::default(), |ca, mut config, clock, stopped, ready| {
+                change(ca, &mut config);
+                let parts = GateParts { services: Routes::default(), audit, clock };
+                tokio::spawn(rpc::serve_services(config, parts, stopped, ready))
+            })
+            .await;
+        Self { log: Some(home), ..site }
     }
 
     /// A server with all of its parts.
@@ -278,7 +292,7 @@ impl Site {
         let config = config(files.path(), limits);
         let task = serve(&ca, config, Arc::clone(&clock) as _, stopped, ready);
         let bound = bound.await.unwrap();
-        Self { ca, clock, bound, files, stop: Some(stop), task }
+        Self { ca, clock, bound, files, log: None, stop: Some(stop), task }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -295,6 +309,13 @@ impl Site {
         let identity = self.ca.client(&Name::Dns(name));
         connect(self.address(), &self.ca.pem(), Some(&identity)).await.unwrap()
     }
+}
+
+/// An audit log over a database of its own, which goes with its home.
+pub(crate) async fn audit_log() -> (log::Place, Arc<Audit>) {
+    let home = log::Place::new();
+    let (_, audit) = home.start().await;
+    (home, audit)
 }
 
 pub(crate) fn config(files: &Path, limits: Limits) -> Config {

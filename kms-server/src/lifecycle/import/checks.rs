@@ -14,10 +14,10 @@ use kms_core::{KeyKind, KeyState, MeterRecord, SecuritySetup, test_keys};
 const SECRET_LEN_MAX: usize = 64;
 
 /// Longest logical device name, in bytes: 16 in the Blue Book, with room for the operator's own.
-const LOGICAL_DEVICE_NAME_MAX: usize = 64;
+pub const LOGICAL_DEVICE_NAME_MAX: usize = 64;
 
 /// Keys in one line: four setups with four keys each, and versions of them.
-const KEYS_MAX: usize = 64;
+pub const KEYS_MAX: usize = 64;
 
 /// How a line came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,8 @@
+//! Who may call what: every call by name, the policy over callers, roles and calls, and the list of it for
+//! people. Names nothing else of `rpc`.
+
+mod list;
+pub(crate) mod policy;
+pub(crate) mod verb;
+
+pub use list::markdown;

@@ -1,0 +1,186 @@
+//! Every call there is, by name. A call that is new in the .proto files does not compile until it has a
+//! line here, its roles in `policy.rs`, and its row in the matrix of the tests.
+
+use std::fmt;
+
+use kms_proto::Method;
+
+macro_rules! verbs {
+    ($($(#[$doc:meta])* $verb:ident = $method:ident;)*) => {
+        /// One call of the gRPC package, or one of the two standard services. A policy grants verbs.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Verb {
+            $($(#[$doc])* $verb,)*
+            /// All of `grpc.health.v1.Health`: open to every known caller.
+            Health,
+            /// All of `grpc.reflection.v1.ServerReflection`, and of `v1alpha`: open to every known caller.
+            Reflection,
+        }
+
+        impl Verb {
+            /// The verbs that a policy grants, in the order of the .proto files.
+            pub const GRANTABLE: &'static [Self] = &[$(Self::$verb,)*];
+
+            /// Every verb there is, at its number.
+            pub const ALL: &'static [Self] = &[$(Self::$verb,)* Self::Health, Self::Reflection];
+
+            /// As a policy writes it: `Ciphering/Decrypt`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$verb => Method::$method.name(),)*
+                    Self::Health => "Health",
+                    Self::Reflection => "Reflection",
+                }
+            }
+
+            /// The verb of a call. No `_` arm: a call of the .proto files that has no line below is
+            /// an error of the compiler, which names it.
+            pub const fn of_method(method: Method) -> Self {
+                match method {
+                    $(Method::$method => Self::$verb,)*
+                }
+            }
+
+            /// The call of a verb; `None` for the standard services.
+            pub const fn method(self) -> Option<Method> {
+                match self {
+                    $(Self::$verb => Some(Method::$method),)*
+                    Self::Health | Self::Reflection => None,
+                }
+            }
+        }
+    };
+}
+
+verbs! {
+    /// Open one APDU.
+    Decrypt = CipheringDecrypt;
+    /// Open many.
+    DecryptBatch = CipheringDecryptBatch;
+    /// Open batch after batch.
+    DecryptStream = CipheringDecryptStream;
+    /// Check the MIC of one APDU.
+    VerifyMic = CipheringVerifyMic;
+    /// Check many MICs.
+    VerifyMicBatch = CipheringVerifyMicBatch;
+    /// Check MICs batch after batch.
+    VerifyMicStream = CipheringVerifyMicStream;
+    /// Make a meter known.
+    CreateMeter = MetersCreateMeter;
+    /// Look at a meter.
+    GetMeter = MetersGetMeter;
+    /// Look at many meters.
+    ListMeters = MetersListMeters;
+    /// Forget a meter.
+    DeleteMeter = MetersDeleteMeter;
+    /// Put a tombstone in the place of a damaged record.
+    BuryDamagedMeter = MetersBuryDamagedMeter;
+    /// Let a deleted meter come back.
+    ReadmitMeter = MetersReadmitMeter;
+    /// Replace what is accepted from a meter.
+    SetPolicy = MetersSetPolicy;
+    /// Bring in meters and keys.
+    ImportMeters = MetersImportMeters;
+    /// Fetch the key that import files are sealed to.
+    GetImportKey = MetersGetImportKey;
+    /// Look at the site.
+    GetStatus = SiteGetStatus;
+    /// Read the audit log.
+    ListEvents = AuditListEvents;
+    /// Read the audit log as it grows.
+    FollowEvents = AuditFollowEvents;
+    /// Check the audit log.
+    VerifyChain = AuditVerifyChain;
+    /// Look at what waits for a second person.
+    ListApprovals = ApprovalsListApprovals;
+    /// Be the second person.
+    ApproveCall = ApprovalsApproveCall;
+}
+
+impl Verb {
+    /// The verb that an HTTP path calls.
+    pub fn of_path(path: &str) -> Option<Self> {
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return Some(Self::Health);
+        }
+        if path.starts_with("/grpc.reflection.v1.ServerReflection/")
+            || path.starts_with("/grpc.reflection.v1alpha.ServerReflection/")
+        {
+            return Some(Self::Reflection);
+        }
+        Method::of_path(path).map(Self::of_method)
+    }
+
+    /// Whether messages follow each other, one way or both. Of the standard services, some calls do.
+    pub fn is_stream(self) -> bool {
+        self.method().is_none_or(Method::is_stream)
+    }
+
+    /// The grantable verb with this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::GRANTABLE.iter().copied().find(|verb| verb.name() == name)
+    }
+
+    /// Whether a line of the log is due for each call: those that change or show more than what meters
+    /// have sent. There are too many of the others.
+    pub fn is_privileged(self) -> bool {
+        !self.is_open() && !self.name().starts_with("Ciphering/")
+    }
+
+    /// Whether a policy may ask for two people: single calls that people make, and imports. Any other
+    /// stream has no one request to approve, machines have no second person, and approvals can't wait
+    /// for themselves.
+    pub fn may_need_two_people(self) -> bool {
+        let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall);
+        let is_stream = self.method().is_some_and(Method::is_stream) && self != Self::ImportMeters;
+        self.is_privileged() && !is_stream && !is_approval
+    }
+
+    /// Whether it takes two people whatever the policy says: what takes back that something was given up.
+    pub const fn always_needs_two_people(self) -> bool {
+        matches!(self, Self::ReadmitMeter)
+    }
+
+    /// Whether every known caller may use it, whatever its roles.
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Reflection)
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+
+    #[test]
+    fn every_verb_has_its_own_name() {
+        for verb in Verb::GRANTABLE {
+            assert_eq!(Verb::of_name(verb.name()), Some(*verb));
+            assert_eq!(Verb::of_path(&format!("/ami.kms.v1.{verb}")), Some(*verb));
+            assert!(!verb.is_open());
+            assert_eq!(verb.is_privileged(), !verb.name().starts_with("Ciphering/"));
+        }
+    }
+
+    #[test]
+    fn a_path_that_only_looks_like_a_verb_is_none() {
+        for path in [
+            "",
+            "/",
+            "/ami.kms.v1.Ciphering/decrypt",
+            "/ami.kms.v1.Ciphering/Decrypt/",
+            "/ami.kms.v1.Ciphering/Decrypt?x",
+            "ami.kms.v1.Ciphering/Decrypt",
+            "/grpc.health.v1.Health",
+            "/grpc.health.v1.HealthX/Check",
+        ] {
+            assert_eq!(Verb::of_path(path), None, "{path}");
+        }
+    }
+}

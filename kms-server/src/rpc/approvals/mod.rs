@@ -1,0 +1,7 @@
+//! Calls that need two people: what a request asks for, and what waits for its second person. May name
+//! `messages` and what lies below them.
+
+pub(crate) mod import_call;
+pub(crate) mod summary;
+pub(crate) mod waiting;
+pub(crate) mod whole;

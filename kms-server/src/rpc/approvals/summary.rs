@@ -1,0 +1,323 @@
+//! What a request is about, in one line, for the person who is to approve it. Never a key.
+
+use std::collections::BTreeMap;
+
+use kms_proto::v1::{
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, GetMeterRequest, ImportLine,
+    ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection,
+    NewKey, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
+    VerifyChainRequest,
+};
+use prost::Message;
+
+use crate::rpc::access::verb::Verb;
+use kms_core::{MeterId, SystemTitle, audit::Subject};
+
+/// A line of a list; what is longer is cut off.
+const LEN_MAX: usize = 600;
+
+/// The matter of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    /// One line for people.
+    pub(crate) line: String,
+    /// The subject for the audit log.
+    pub(crate) subject: Subject,
+}
+
+/// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
+pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
+    let mut about = match verb {
+        Verb::CreateMeter => read(message, |CreateMeterRequest { meter, rules }| {
+            let meter = meter.unwrap_or_default();
+            let title = hex::encode(&meter.system_title);
+            let (keys, policy) = (keys(&meter.keys), policy(meter.policy.as_ref()));
+            let rules = said(&rules.unwrap_or_default());
+            let id = &meter.meter_id;
+            let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
+            About { line, subject: subject(id, &meter.system_title) }
+        }),
+        Verb::SetPolicy => read(message, |SetPolicyRequest { meter_id, policy: new }| {
+            let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
+            About { line, subject: subject(&meter_id, &[]) }
+        }),
+        Verb::ReadmitMeter => read(message, |ReadmitMeterRequest { meter_id, system_title }| {
+            let title = hex::encode(&system_title);
+            let line = format!("deleted meter {meter_id:?}, title {title}");
+            About { line, subject: subject(&meter_id, &system_title) }
+        }),
+        Verb::GetMeter => read(message, |GetMeterRequest { meter_id, system_title }| {
+            let line = format!("meter {meter_id:?}, title {}", hex::encode(&system_title));
+            About { line, subject: subject(&meter_id, &system_title) }
+        }),
+        Verb::ListMeters => {
+            read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
+        }
+        Verb::DeleteMeter => read(message, |DeleteMeterRequest { meter_id }| About {
+            line: format!("meter {meter_id:?}"),
+            subject: subject(&meter_id, &[]),
+        }),
+        Verb::BuryDamagedMeter => {
+            read(message, |BuryDamagedMeterRequest { system_title, block }| {
+                let (title, own) = (hex::encode(&system_title), "its own block".to_owned());
+                let place = block.map_or(own, |block| format!("block {block}"));
+                About {
+                    line: format!("bury the damaged record of title {title} in {place}"),
+                    subject: subject("", &system_title),
+                }
+            })
+        }
+        Verb::ListEvents => {
+            read(message, |ListEventsRequest { after, .. }| line(format!("events after {after}")))
+        }
+        Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
+            line(format!("node {}", hex::encode(&node_id)))
+        }),
+        Verb::GetImportKey | Verb::GetStatus => About::default(),
+        // Read by `import_call`, which knows how far; the others are never for two people, see
+        // `Verb::may_need_two_people`.
+        Verb::Decrypt
+        | Verb::DecryptBatch
+        | Verb::DecryptStream
+        | Verb::VerifyMic
+        | Verb::VerifyMicBatch
+        | Verb::VerifyMicStream
+        | Verb::ImportMeters
+        | Verb::FollowEvents
+        | Verb::ListApprovals
+        | Verb::ApproveCall
+        | Verb::Health
+        | Verb::Reflection => About::default(),
+    };
+    // `{:?}` has escaped what could break a line; titles are hexadecimal.
+    about.line = about.line.chars().take(LEN_MAX).collect();
+    about
+}
+
+/// The matter of a sealed file as it says itself, and the rules it is to come in by.
+pub(crate) fn of_header(rules: &ImportRules, header: &SealedHeader) -> About {
+    let Ok(header) = SealedHeaderBody::decode(header.body.clone()) else {
+        return line("a sealed file whose header can't be read".to_owned());
+    };
+    let SealedHeaderBody { file_id, signer, count, sealed_ms, .. } = header;
+    let (file_id, at, rules) = (hex::encode(&file_id), utc(sealed_ms), said(rules));
+    let mut about = line(format!(
+        "sealed file {file_id} of signer {signer:?}, sealed at {at}, {count} lines, {rules}"
+    ));
+    about.line = about.line.chars().take(LEN_MAX).collect();
+    about
+}
+
+/// The matter of lines in clear, and the rules they are to come in by.
+pub(crate) fn of_lines(rules: &ImportRules, lines: &[ImportLine]) -> About {
+    let meters = || lines.iter().filter_map(|line| line.meter.as_ref());
+    let all: Vec<NewKey> =
+        meters().flat_map(|meter| meter.keys.iter()).map(without_value).collect();
+    let mut policies: Vec<String> = meters()
+        .filter(|meter| meter.policy.is_some())
+        .map(|meter| policy(meter.policy.as_ref()))
+        .collect();
+    policies.sort();
+    policies.dedup();
+    let named: Vec<&str> = meters().take(3).map(|meter| meter.meter_id.as_str()).collect();
+    let with = if policies.is_empty() { "no policies".to_owned() } else { policies.join(" / ") };
+    let (count, keys, rules) = (lines.len(), keys(&all), said(rules));
+    let more = if count > named.len() { " …" } else { "" };
+    let mut about =
+        line(format!("{count} lines in clear, meters {named:?}{more}, {keys}, {with}, {rules}"));
+    about.line = about.line.chars().take(LEN_MAX).collect();
+    about
+}
+
+fn without_value(key: &NewKey) -> NewKey {
+    let NewKey { kind, security_setup, protection, .. } = key;
+    NewKey {
+        kind: *kind,
+        security_setup: *security_setup,
+        protection: *protection,
+        ..NewKey::default()
+    }
+}
+
+/// Numbers of keys, by kind and protection: never a key.
+fn keys(keys: &[NewKey]) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for key in keys {
+        let kind = KeyKind::try_from(key.kind).map_or("unknown", |kind| kind.as_str_name());
+        let protection = match ProtectionLevel::try_from(key.protection) {
+            Ok(ProtectionLevel::Unspecified) => String::new(),
+            Ok(level) => format!("/{}", level.as_str_name()),
+            Err(_) => "/unknown".to_owned(),
+        };
+        *counts.entry(format!("{kind}{protection}")).or_default() += 1;
+    }
+    if counts.is_empty() {
+        return "no keys".to_owned();
+    }
+    let counts: Vec<String> = counts.into_iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+    format!("keys: {}", counts.join(" + "))
+}
+
+/// A policy in its own words: what it demands, then each thing that it allows or says.
+fn policy(policy: Option<&MeterPolicy>) -> String {
+    let Some(policy) = policy else { return "no policy".to_owned() };
+    let MeterPolicy {
+        minimum_protection,
+        allow_encryption_only,
+        allow_withheld_authentication_key,
+        default_system_title,
+        client_title,
+        general_ciphering_omit_header,
+    } = policy;
+    let minimum = match MinimumProtection::try_from(*minimum_protection) {
+        Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
+        Ok(minimum) => minimum.as_str_name(),
+        Err(_) => "unknown",
+    };
+    let mut words = vec![format!("policy {minimum}")];
+    let flags = [
+        (*allow_encryption_only, "allow_encryption_only"),
+        (*allow_withheld_authentication_key, "allow_withheld_authentication_key"),
+        (*general_ciphering_omit_header, "general_ciphering_omit_header"),
+    ];
+    words.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned()));
+    for (name, title) in
+        [("default_system_title", default_system_title), ("client_title", client_title)]
+    {
+        if !title.is_empty() {
+            words.push(format!("{name} {}", hex::encode(title)));
+        }
+    }
+    words.join(" + ")
+}
+
+fn said(rules: &ImportRules) -> String {
+    let ImportRules { allow_test_keys, add_versions, dry_run, change_policy } = rules;
+    let rules = [
+        (*allow_test_keys, "allow_test_keys"),
+        (*add_versions, "add_versions"),
+        (*change_policy, "change_policy"),
+        (*dry_run, "dry_run"),
+    ];
+    let on: Vec<&str> = rules.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect();
+    if on.is_empty() { "no rules".to_owned() } else { format!("rules: {}", on.join(" + ")) }
+}
+
+/// A moment as people write it, in UTC, to the second.
+fn utc(ms: u64) -> String {
+    let (days, seconds) = (ms / 86_400_000, ms / 1_000 % 86_400);
+    // The calendar repeats every 400 years, counted here from a first of March.
+    let day = days + 719_468;
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) =
+        (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn read<T: Message + Default>(message: &[u8], say: impl FnOnce(T) -> About) -> About {
+    T::decode(message).map_or_else(|_| line("a request that can't be read".to_owned()), say)
+}
+
+fn line(line: String) -> About {
+    About { line, ..About::default() }
+}
+
+fn subject(meter_id: &str, title: &[u8]) -> Subject {
+    let system_title = <[u8; 8]>::try_from(title).ok().map(SystemTitle::new);
+    Subject { meter_id: MeterId::new(meter_id).ok(), system_title, block: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_one_line_of_bounded_length() {
+        let of = |meter_id: String| {
+            about(Verb::DeleteMeter, &DeleteMeterRequest { meter_id }.encode_to_vec()).line
+        };
+        assert_eq!(of("m-7".into()), "meter \"m-7\"");
+        assert_eq!(of("a\nb".into()), "meter \"a\\nb\"");
+        assert_eq!(of("x".repeat(1_000)).len(), LEN_MAX);
+        assert_eq!(about(Verb::DeleteMeter, b"\xFF").line, "a request that can't be read");
+    }
+
+    #[test]
+    fn a_moment_is_shown_as_people_write_it() {
+        for (ms, due) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (1_767_225_599_999, "2025-12-31T23:59:59Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(ms), due);
+        }
+    }
+
+    #[test]
+    fn a_summary_shows_policies_rules_kinds_and_protections() {
+        let weak = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
+        let set = SetPolicyRequest { meter_id: "m".into(), policy: Some(weak.clone()) };
+        assert_eq!(
+            about(Verb::SetPolicy, &set.encode_to_vec()).line,
+            "meter \"m\", policy AUTHENTICATED + allow_encryption_only"
+        );
+        let key = |kind: KeyKind, protection: ProtectionLevel| NewKey {
+            kind: kind as i32,
+            protection: protection as i32,
+            ..NewKey::default()
+        };
+        let meter = kms_proto::v1::NewMeter {
+            meter_id: "m".into(),
+            keys: vec![
+                key(KeyKind::Guek, ProtectionLevel::Hsm),
+                key(KeyKind::Gak, ProtectionLevel::Unspecified),
+            ],
+            policy: Some(weak),
+            ..Default::default()
+        };
+        let rules = ImportRules { add_versions: true, change_policy: true, ..Default::default() };
+        let lines = [1, 2].map(|line| ImportLine { line, meter: Some(meter.clone()) });
+        assert_eq!(
+            of_lines(&rules, &lines).line,
+            "2 lines in clear, meters [\"m\", \"m\"], keys: 2 GAK + 2 GUEK/HSM, \
+             policy AUTHENTICATED + allow_encryption_only, rules: add_versions + change_policy"
+        );
+        let header = SealedHeaderBody {
+            file_id: vec![0xAB; 16].into(),
+            signer: "maker".into(),
+            count: 9,
+            sealed_ms: 1_000,
+            ..Default::default()
+        };
+        let header = SealedHeader { body: header.encode_to_vec().into(), ..Default::default() };
+        assert_eq!(
+            of_header(&ImportRules::default(), &header).line,
+            format!(
+                "sealed file {} of signer \"maker\", sealed at 1970-01-01T00:00:01Z, 9 lines, no rules",
+                "ab".repeat(16)
+            )
+        );
+        let readmit = ReadmitMeterRequest { meter_id: "m".into(), system_title: vec![1; 8].into() };
+        assert_eq!(
+            about(Verb::ReadmitMeter, &readmit.encode_to_vec()).line,
+            "deleted meter \"m\", title 0101010101010101"
+        );
+    }
+
+    #[test]
+    fn invariant_1_a_summary_shows_no_key() {
+        use kms_proto::v1::NewMeter;
+        let key = NewKey { clear_value: b"SECRETKEY1234567".to_vec().into(), ..NewKey::default() };
+        let meter = NewMeter { meter_id: "m".into(), keys: vec![key], ..NewMeter::default() };
+        let request = CreateMeterRequest { meter: Some(meter), rules: None }.encode_to_vec();
+        assert!(request.windows(9).any(|bytes| bytes == b"SECRETKEY"));
+        let line = about(Verb::CreateMeter, &request).line;
+        assert!(!line.contains("SECRET") && !line.contains(&hex::encode("SECRET")), "{line}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What the gate asks of a call: who is it, may he, has a second person agreed; and what its request and its
+//! answer are held to.
+
+use std::{sync::Arc, time::Duration};
+
+use http::Request;
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+
+use super::{
+    call::Call,
+    peer::Peer,
+    recording::{call_of, record_waiting},
+    strangers::Strangers,
+};
+use crate::{
+    audit::Audit,
+    rpc::{
+        access::{
+            policy::{Permit, Policy},
+            verb::Verb,
+        },
+        approvals::{import_call, waiting::Approvals, whole::Asked},
+        config::Limits,
+        drain::DrainWatch,
+        figures::Figures,
+        messages::{
+            request_id::{RequestId, RequestIds},
+            shape::Rules,
+            status::Refused,
+        },
+        shares::upload::Conditions,
+        tls::in_use::{Distrust, Tls},
+    },
+};
+use kms_core::ports::Clock;
+
+/// Answers what the gate asks.
+pub(crate) struct Gatekeeper {
+    pub(crate) policy: Policy,
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) drain: DrainWatch,
+    pub(crate) limits: Limits,
+    pub(crate) strangers: Strangers,
+    pub(crate) figures: Arc<Figures>,
+    pub(crate) ids: RequestIds,
+    pub(crate) audit: Arc<Audit>,
+    pub(crate) approvals: Arc<Approvals>,
+}
+
+impl Gatekeeper {
+    /// Authenticated first, then the path, then the policy: a stranger learns nothing of what there is.
+    pub(super) fn admit(&self, peer: Option<&Peer>, path: &str) -> Result<Permit, Refused> {
+        let peer = peer.ok_or(Refused::NoCertificate)?;
+        self.check_standing(peer)?;
+        let caller = peer.name().ok_or(Refused::NoName)?;
+        self.policy.roles(caller)?;
+        let verb = Verb::of_path(path).ok_or(Refused::UnknownMethod)?;
+        Ok(self.policy.permit(caller, verb)?)
+    }
+
+    /// Puts into the audit log that a known caller asked for what it is not granted.
+    pub(super) async fn record(&self, refused: &Refused, id: &RequestId) {
+        if let Refused::NotGranted { caller, verb } = refused {
+            self.audit.record_refusal(call_of(caller, *verb, Some(id)), "NOT_GRANTED").await;
+        }
+    }
+
+    /// Reads a call that needs two people, and lets it pass if the second has approved it.
+    pub(super) async fn ask_for_second(
+        &self,
+        request: Request<Body>,
+        permit: &Permit,
+    ) -> Result<Request<Body>, Status> {
+        let id: Option<RequestId> = request.extensions().get().cloned();
+        let bytes_max = self.limits.message_bytes_max;
+        let asked = match permit.verb() {
+            Verb::ImportMeters => import_call::read(request, bytes_max).await?,
+            verb => Asked::read(verb, request, bytes_max).await?,
+        };
+        if asked.is_question {
+            return Ok(asked.request);
+        }
+        let second = match self.approvals.pass(permit, &asked) {
+            Ok(second) => second,
+            Err(refused) => {
+                let call = call_of(permit.caller(), permit.verb(), id.as_ref());
+                record_waiting(&self.audit, call, &refused, asked.about).await?;
+                return Err(refused.into());
+            }
+        };
+        tracing::info!(approver = %second.approver, number = second.number, "passes with two people");
+        let mut request = asked.request;
+        request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
+        Ok(request)
+    }
+
+    /// The conditions that the request of a call is held to.
+    pub(super) fn conditions(&self, call: &Call, verb: Verb) -> Conditions {
+        Conditions {
+            rules: Rules::of(verb, &self.limits),
+            memory: call.peer().account().memory.clone(),
+            ledger: call.ledger(),
+            is_stream: verb.is_stream(),
+            message_timeout: self.limits.message_timeout,
+            age: self.old_at(call.peer()),
+        }
+    }
+
+    /// When streams of a connection are ended, in order: a little after it was told to go elsewhere, so
+    /// that a client does not come back on it.
+    pub(super) fn old_at(&self, peer: &Peer) -> Option<Instant> {
+        const AFTER_GOAWAY: Duration = Duration::from_millis(250);
+        let age = self.limits.connection_age_max?;
+        peer.since().checked_add(age)?.checked_add(AFTER_GOAWAY)
+    }
+
+    /// Whether the certificate that the connection began with would still be accepted. Asked again for
+    /// every answer of a stream.
+    pub(crate) fn check_standing(&self, peer: &Peer) -> Result<(), Refused> {
+        let now_ms = self.clock.unix_ms();
+        if peer.is_expired(now_ms) {
+            return Err(Refused::Expired);
+        }
+        let loaded = self.tls.current();
+        // No handshake would succeed now, and an open connection is no better than a new one.
+        if loaded.lists_due.is_some_and(|due| now_ms >= due.ends_ms) {
+            return Err(Refused::ListExpired);
+        }
+        peer.check_trust(&loaded).map_err(|distrust| match distrust {
+            Distrust::Revoked => Refused::Revoked,
+            Distrust::NotTrusted => Refused::NotTrusted,
+        })
+    }
+}

@@ -1,0 +1,11 @@
+//! What stands in the wire's messages: how a message unfolds while it arrives, its fields in our words and
+//! back, and the status that a refusal becomes. May name `access` and the configuration.
+
+pub(crate) mod columns;
+pub(crate) mod framing;
+mod numbers;
+pub(crate) mod request_id;
+pub(crate) mod shape;
+pub(crate) mod status;
+pub(crate) mod trailers;
+pub(crate) mod words;

@@ -1,0 +1,579 @@
+//! The one place where what went wrong becomes a gRPC status. No `_` arm over our own errors: a new
+//! variant must be given its code here before the crate compiles. The wire gets a code, a fixed
+//! sentence and a reason word; causes go to the log.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::columns::ColumnFault;
+use crate::{
+    lifecycle::LifecycleError,
+    rpc::access::{
+        policy::{CallerName, Forbidden},
+        verb::Verb,
+    },
+};
+
+/// The domain of every `google.rpc.ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "ami.kms.v1";
+
+/// Whether the same call may pass later, and so whether its refusal carries a `google.rpc.RetryInfo`. A
+/// client that is told so tries again by itself: what is wrong with the call itself must not say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Again {
+    /// Not as it is.
+    Never,
+    /// At once, on another connection.
+    Now,
+    /// The work in flight is done in a fraction of this.
+    Soon,
+    /// A token, a database or another server needs a while.
+    Later,
+    /// People have to do something first.
+    Minute,
+}
+
+impl Again {
+    fn delay(self) -> Option<Duration> {
+        match self {
+            Self::Never => None,
+            Self::Now => Some(Duration::ZERO),
+            Self::Soon => Some(Duration::from_millis(250)),
+            Self::Later => Some(Duration::from_secs(1)),
+            Self::Minute => Some(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// The parts of a status that a program goes by.
+struct Row {
+    code: Code,
+    word: &'static str,
+    again: Again,
+}
+
+/// The sentence of `AUDIT_NOT_WRITABLE`.
+const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
+
+/// The refusals of `rpc` itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("a client certificate is needed")]
+    NoCertificate,
+    #[error("the client certificate has neither a URI, a DNS name nor one common name to go by")]
+    NoName,
+    #[error("the client certificate has expired; connect with a new one")]
+    Expired,
+    #[error("the client certificate's authority is no longer accepted; connect with a new one")]
+    NotTrusted,
+    #[error("the client certificate was revoked by its authority; connect with a new one")]
+    Revoked,
+    #[error(
+        "this server's revocation list has expired, so it trusts no client; its operator must install \
+         the authority's new one"
+    )]
+    ListExpired,
+    #[error("the policy does not know {0}")]
+    UnknownCaller(CallerName),
+    #[error("no role of {caller} grants {verb}")]
+    NotGranted { caller: CallerName, verb: Verb },
+    #[error(
+        "{verb} needs a second person: let one who may approve {number} at this server (ami-tool \
+         approvals approve {number}), then make the same call again, all of it within 15 minutes"
+    )]
+    SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
+    #[error("{0} calls wait for a second person already; let some be approved, or wait 15 minutes")]
+    TooManyWaiting(usize),
+    #[error("this call is your own; another person has to approve it")]
+    OwnCall,
+    #[error(
+        "nothing waits here under this id: it was approved and made, or is older than 15 minutes, or \
+         was asked of another server or before a restart; let the call be made again"
+    )]
+    NothingWaits,
+    #[error("there is no such call")]
+    UnknownMethod,
+    #[error("more than {0} calls are open on this connection; end some first")]
+    TooManyCalls(u32),
+    #[error("this caller has {0} calls open over all of its connections; end some first")]
+    TooManyOfCaller(usize),
+    #[error("the message is longer than {0} bytes; send less at once")]
+    MessageTooLarge(usize),
+    #[error(
+        "an import in clear that needs two people is read whole before the second is asked: send at most \
+         {0} lines, and at once; or seal the file (ami-tool meter seal), which may have any length"
+    )]
+    ImportTooLong(usize),
+    #[error("the batch has {items} items and the limit is {limit}; send smaller ones")]
+    BatchTooLarge { items: usize, limit: usize },
+    #[error("the message has more than {limit} {what}; send less at once")]
+    TooMany { what: &'static str, limit: usize },
+    #[error("a message that had begun did not go on for {0:?}; send it again, faster")]
+    MessageTooSlow(Duration),
+    #[error("the server is busy: {0} items are in flight; try again")]
+    Busy(usize),
+    #[error("the server is busy: {0} bytes of messages are in flight; try again")]
+    BytesBusy(usize),
+    #[error("the call took longer than {0:?}")]
+    TookTooLong(Duration),
+    #[error("the server is shutting down; go on at another one")]
+    ShuttingDown,
+    #[error(
+        "the connection is old enough: all that was sent whole was answered; go on over a new one"
+    )]
+    ConnectionAge,
+    #[error(transparent)]
+    Column(#[from] ColumnFault),
+    #[error("{AUDIT_NOT_WRITABLE}")]
+    AuditNotWritable,
+    #[error(
+        "this server's database is a standby: a call that has to be recorded can't be made here; \
+         make it at a server of the primary"
+    )]
+    ReadOnly,
+    #[error("the audit log can't be read; the server's log says why")]
+    AuditNotReadable,
+    #[error("there is no audit chain of this node here")]
+    NoAuditChain,
+    #[error("{field}: {problem}")]
+    Field { field: &'static str, problem: &'static str },
+    /// A fault of ours; what it is stands in the log.
+    #[error("the server has made a mistake; its log says more")]
+    Fault(&'static str),
+}
+
+impl Refused {
+    /// The one table.
+    fn row(&self) -> Row {
+        let (code, word) = self.code();
+        Row { code, word, again: self.again() }
+    }
+
+    /// Whether the same call may pass later. No `_` arm: whoever adds a refusal decides.
+    fn again(&self) -> Again {
+        match self {
+            Self::NoCertificate
+            | Self::NoName
+            | Self::Expired
+            | Self::NotTrusted
+            | Self::Revoked
+            | Self::UnknownCaller(_)
+            | Self::NotGranted { .. }
+            | Self::SecondPersonNeeded { .. }
+            | Self::OwnCall
+            | Self::NothingWaits
+            | Self::UnknownMethod
+            | Self::MessageTooLarge(_)
+            | Self::ImportTooLong(_)
+            | Self::BatchTooLarge { .. }
+            | Self::TooMany { .. }
+            | Self::MessageTooSlow(_)
+            | Self::TookTooLong(_)
+            | Self::Column(_)
+            | Self::ReadOnly
+            | Self::NoAuditChain
+            | Self::Field { .. }
+            | Self::Fault(_) => Again::Never,
+            Self::ConnectionAge => Again::Now,
+            Self::TooManyCalls(_)
+            | Self::TooManyOfCaller(_)
+            | Self::Busy(_)
+            | Self::BytesBusy(_) => Again::Soon,
+            Self::ListExpired
+            | Self::ShuttingDown
+            | Self::AuditNotWritable
+            | Self::AuditNotReadable => Again::Later,
+            Self::TooManyWaiting(_) => Again::Minute,
+        }
+    }
+
+    /// Code and reason word.
+    fn code(&self) -> (Code, &'static str) {
+        match self {
+            Self::NoCertificate => (Code::Unauthenticated, "NO_CERTIFICATE"),
+            Self::NoName => (Code::Unauthenticated, "CERTIFICATE_WITHOUT_NAME"),
+            Self::Expired => (Code::Unauthenticated, "CERTIFICATE_EXPIRED"),
+            Self::NotTrusted => (Code::Unauthenticated, "CERTIFICATE_NOT_TRUSTED"),
+            Self::Revoked => (Code::Unauthenticated, "CERTIFICATE_REVOKED"),
+            // Not the caller's fault, and another server may have the new list.
+            Self::ListExpired => (Code::Unavailable, "REVOCATION_LIST_EXPIRED"),
+            Self::UnknownCaller(_) => (Code::PermissionDenied, "UNKNOWN_CALLER"),
+            Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
+            Self::SecondPersonNeeded { .. } => (Code::FailedPrecondition, "SECOND_PERSON_NEEDED"),
+            Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
+            Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
+            Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
+            Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+            Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
+            Self::TooManyOfCaller(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
+            Self::MessageTooLarge(_) => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            Self::ImportTooLong(_) => (Code::InvalidArgument, "IMPORT_TOO_LONG"),
+            Self::BatchTooLarge { .. } | Self::TooMany { .. } => {
+                (Code::ResourceExhausted, "BATCH_TOO_LARGE")
+            }
+            Self::MessageTooSlow(_) => (Code::DeadlineExceeded, "MESSAGE_TOO_SLOW"),
+            Self::Busy(_) | Self::BytesBusy(_) => (Code::ResourceExhausted, "BUSY"),
+            Self::TookTooLong(_) => (Code::DeadlineExceeded, "TOOK_TOO_LONG"),
+            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+            Self::ConnectionAge => (Code::Unavailable, "CONNECTION_AGE"),
+            Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
+            Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
+            Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
+            Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
+            Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
+            Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
+            Self::Fault(_) => (Code::Internal, "FAULT"),
+        }
+    }
+
+    /// The reason word.
+    pub(crate) fn word(&self) -> &'static str {
+        self.code().1
+    }
+
+    /// The parts of the sentence that a program may want to read.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::UnknownCaller(caller) => vec![("caller", caller.to_string())],
+            Self::NotGranted { caller, verb } => {
+                vec![("caller", caller.to_string()), ("verb", verb.to_string())]
+            }
+            Self::SecondPersonNeeded { verb, number, expires_ms, asked_before: _ } => vec![
+                ("verb", verb.to_string()),
+                ("approval_id", number.to_string()),
+                ("expires", expires_ms.to_string()),
+            ],
+            Self::TooManyWaiting(limit)
+            | Self::TooManyOfCaller(limit)
+            | Self::ImportTooLong(limit) => {
+                vec![("limit", limit.to_string())]
+            }
+            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
+            Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
+                vec![("limit", limit.to_string())]
+            }
+            Self::BatchTooLarge { items, limit } => {
+                vec![("items", items.to_string()), ("limit", limit.to_string())]
+            }
+            Self::TooMany { what, limit } => {
+                vec![("what", (*what).to_owned()), ("limit", limit.to_string())]
+            }
+            Self::Column(fault) => vec![("column", fault.column().to_owned())],
+            Self::Field { field, .. } => vec![("field", (*field).to_owned())],
+            Self::NoCertificate
+            | Self::NoName
+            | Self::Expired
+            | Self::NotTrusted
+            | Self::Revoked
+            | Self::ListExpired
+            | Self::OwnCall
+            | Self::NothingWaits
+            | Self::UnknownMethod
+            | Self::TookTooLong(_)
+            | Self::MessageTooSlow(_)
+            | Self::ShuttingDown
+            | Self::ConnectionAge
+            | Self::AuditNotWritable
+            | Self::ReadOnly
+            | Self::AuditNotReadable
+            | Self::NoAuditChain
+            | Self::Fault(_) => Vec::new(),
+        }
+    }
+}
+
+impl From<Forbidden> for Refused {
+    fn from(forbidden: Forbidden) -> Self {
+        match forbidden {
+            Forbidden::UnknownCaller(caller) => Self::UnknownCaller(caller),
+            Forbidden::NotGranted { caller, verb } => Self::NotGranted { caller, verb },
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        if let Refused::Fault(what) = refused {
+            tracing::error!(what, "fault in the server");
+        }
+        status(refused.row(), refused.to_string(), refused.metadata())
+    }
+}
+
+impl From<ColumnFault> for Status {
+    fn from(fault: ColumnFault) -> Self {
+        Refused::from(fault).into()
+    }
+}
+
+/// The reason word of a failed call about meters, and whether the fault is ours.
+pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) {
+    match error {
+        LifecycleError::NotFound(_) => ("METER_NOT_FOUND", false),
+        LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
+        LifecycleError::NotDamaged { .. } => ("METER_NOT_DAMAGED", false),
+        LifecycleError::Refused(refusal) => (refusal.code, false),
+        LifecycleError::Busy => ("BLOCK_BUSY", true),
+        LifecycleError::ReadOnly => ("READ_ONLY", false),
+        LifecycleError::NotNewest { .. } => ("NOT_NEWEST", true),
+        LifecycleError::ArenaFull { .. } => ("ARENA_FULL", true),
+        LifecycleError::NotAllOpen { .. } => ("NOT_ALL_OPEN", true),
+        LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
+        LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
+        LifecycleError::Damaged { .. } => ("DAMAGED", true),
+    }
+}
+
+/// The status of a call about meters that failed.
+pub(crate) fn of_lifecycle(error: &LifecycleError) -> Status {
+    let (word, _) = word_of_lifecycle(error);
+    let (code, sentence) = match error {
+        LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
+        LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
+        LifecycleError::NotDamaged { .. } => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::NotNewest { .. } => (Code::Unavailable, error.to_string()),
+        LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, error.to_string()),
+        LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
+        LifecycleError::Busy => (Code::Unavailable, error.to_string()),
+        LifecycleError::NotAllOpen { .. } => (Code::Unavailable, error.to_string()),
+        LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
+        LifecycleError::Unavailable { reason: cause } => {
+            tracing::warn!(cause, "a call about meters failed");
+            let sentence = "the token or the database is not reachable; try again";
+            (Code::Unavailable, sentence.to_owned())
+        }
+        LifecycleError::AuditNotWritable { reason: cause } => {
+            tracing::error!(cause, "a call was refused: the audit log can't be written");
+            (Code::Unavailable, AUDIT_NOT_WRITABLE.to_owned())
+        }
+        LifecycleError::Damaged { reason: cause } => {
+            tracing::error!(cause, "stored data is damaged");
+            let sentence = "stored data failed its authentication; `site status` names it, and the \
+                            server's log";
+            (Code::DataLoss, sentence.to_owned())
+        }
+    };
+    let again = match error {
+        LifecycleError::Busy
+        | LifecycleError::NotAllOpen { .. }
+        | LifecycleError::NotNewest { .. }
+        | LifecycleError::Unavailable { .. }
+        | LifecycleError::AuditNotWritable { .. } => Again::Later,
+        LifecycleError::NotFound(_)
+        | LifecycleError::AlreadyExists(_)
+        | LifecycleError::NotDamaged { .. }
+        | LifecycleError::ArenaFull { .. }
+        | LifecycleError::Refused(_)
+        | LifecycleError::ReadOnly
+        | LifecycleError::Damaged { .. } => Again::Never,
+    };
+    status(Row { code, word, again }, sentence, Vec::new())
+}
+
+/// The status of a message that tonic could not read: too long, cut off, not protobuf.
+pub(crate) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
+    match status.code() {
+        Code::OutOfRange => Refused::MessageTooLarge(message_bytes_max).into(),
+        _ => status,
+    }
+}
+
+fn status(row: Row, sentence: String, metadata: Vec<(&'static str, String)>) -> Status {
+    let Row { code, word, again } = row;
+    let metadata: HashMap<String, String> =
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let mut details = ErrorDetails::with_error_info(word, ERROR_DOMAIN, metadata);
+    if let Some(delay) = again.delay() {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(code, sentence, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Refusal;
+
+    fn reason(status: &Status) -> (Code, String, bool) {
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.domain, "ami.kms.v1");
+        (status.code(), info.reason.clone(), details.retry_info().is_some())
+    }
+
+    #[test]
+    fn every_lifecycle_error_has_its_code() {
+        let refusal = Refusal { code: "TEST_KEY", reason: "a published key".into() };
+        for (error, code, word, retry) in [
+            (LifecycleError::NotFound("m".into()), Code::NotFound, "METER_NOT_FOUND", false),
+            (LifecycleError::AlreadyExists("m".into()), Code::AlreadyExists, "METER_EXISTS", false),
+            (LifecycleError::Refused(refusal), Code::InvalidArgument, "TEST_KEY", false),
+            (LifecycleError::Busy, Code::Unavailable, "BLOCK_BUSY", true),
+            (LifecycleError::ReadOnly, Code::FailedPrecondition, "READ_ONLY", false),
+            (
+                LifecycleError::NotAllOpen { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_ALL_OPEN",
+                true,
+            ),
+            // A replica may only be late.
+            (
+                LifecycleError::NotNewest { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_NEWEST",
+                true,
+            ),
+            (
+                LifecycleError::Unavailable { reason: "x".into() },
+                Code::Unavailable,
+                "NOT_REACHABLE",
+                true,
+            ),
+            (
+                LifecycleError::AuditNotWritable { reason: "x".into() },
+                Code::Unavailable,
+                "AUDIT_NOT_WRITABLE",
+                true,
+            ),
+            (LifecycleError::Damaged { reason: "x".into() }, Code::DataLoss, "DAMAGED", false),
+        ] {
+            assert_eq!(reason(&of_lifecycle(&error)), (code, word.to_owned(), retry), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn causes_stay_off_the_wire() {
+        for error in [
+            LifecycleError::Unavailable { reason: "SECRET-PATH".into() },
+            LifecycleError::Damaged { reason: "SECRET-PATH".into() },
+        ] {
+            assert!(!format!("{:?}", of_lifecycle(&error)).contains("SECRET-PATH"));
+        }
+        let fault = Status::from(Refused::Fault("SECRET-PATH"));
+        assert!(!format!("{fault:?}").contains("SECRET-PATH"));
+    }
+
+    /// One of each refusal: code, word, and after how many milliseconds the same call may pass. A new
+    /// variant has no row here until somebody writes one: `number` does not compile without it.
+    #[test]
+    fn only_what_can_pass_later_says_so() {
+        let name = || CallerName::new("x").unwrap();
+        let soon = Duration::ZERO;
+        let second = || Refused::SecondPersonNeeded {
+            verb: Verb::Decrypt,
+            number: 1,
+            expires_ms: 1,
+            asked_before: false,
+        };
+        let rows = [
+            (Refused::NoCertificate, "UNAUTHENTICATED NO_CERTIFICATE", None),
+            (Refused::NoName, "UNAUTHENTICATED CERTIFICATE_WITHOUT_NAME", None),
+            (Refused::Expired, "UNAUTHENTICATED CERTIFICATE_EXPIRED", None),
+            (Refused::NotTrusted, "UNAUTHENTICATED CERTIFICATE_NOT_TRUSTED", None),
+            (Refused::Revoked, "UNAUTHENTICATED CERTIFICATE_REVOKED", None),
+            (Refused::ListExpired, "UNAVAILABLE REVOCATION_LIST_EXPIRED", Some(1_000)),
+            (Refused::UnknownCaller(name()), "PERMISSION_DENIED UNKNOWN_CALLER", None),
+            (
+                Refused::NotGranted { caller: name(), verb: Verb::Decrypt },
+                "PERMISSION_DENIED NOT_GRANTED",
+                None,
+            ),
+            (second(), "FAILED_PRECONDITION SECOND_PERSON_NEEDED", None),
+            (Refused::TooManyWaiting(1), "RESOURCE_EXHAUSTED TOO_MANY_WAITING", Some(60_000)),
+            (Refused::OwnCall, "PERMISSION_DENIED OWN_CALL", None),
+            (Refused::NothingWaits, "NOT_FOUND NOTHING_WAITS", None),
+            (Refused::UnknownMethod, "UNIMPLEMENTED UNKNOWN_METHOD", None),
+            (Refused::TooManyCalls(1), "RESOURCE_EXHAUSTED TOO_MANY_CALLS", Some(250)),
+            (Refused::TooManyOfCaller(1), "RESOURCE_EXHAUSTED TOO_MANY_CALLS", Some(250)),
+            (Refused::MessageTooLarge(1), "RESOURCE_EXHAUSTED MESSAGE_TOO_LARGE", None),
+            (
+                Refused::BatchTooLarge { items: 2, limit: 1 },
+                "RESOURCE_EXHAUSTED BATCH_TOO_LARGE",
+                None,
+            ),
+            (
+                Refused::TooMany { what: "items", limit: 1 },
+                "RESOURCE_EXHAUSTED BATCH_TOO_LARGE",
+                None,
+            ),
+            (Refused::MessageTooSlow(soon), "DEADLINE_EXCEEDED MESSAGE_TOO_SLOW", None),
+            (Refused::Busy(1), "RESOURCE_EXHAUSTED BUSY", Some(250)),
+            (Refused::BytesBusy(1), "RESOURCE_EXHAUSTED BUSY", Some(250)),
+            (Refused::TookTooLong(soon), "DEADLINE_EXCEEDED TOOK_TOO_LONG", None),
+            (Refused::ShuttingDown, "UNAVAILABLE SHUTTING_DOWN", Some(1_000)),
+            (Refused::ConnectionAge, "UNAVAILABLE CONNECTION_AGE", Some(0)),
+            (Refused::Column(ColumnFault::TitleBytes(7)), "INVALID_ARGUMENT BAD_COLUMN", None),
+            (Refused::AuditNotWritable, "UNAVAILABLE AUDIT_NOT_WRITABLE", Some(1_000)),
+            (Refused::ReadOnly, "FAILED_PRECONDITION READ_ONLY", None),
+            (Refused::AuditNotReadable, "UNAVAILABLE AUDIT_NOT_READABLE", Some(1_000)),
+            (Refused::NoAuditChain, "NOT_FOUND NO_AUDIT_CHAIN", None),
+            (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
+            (Refused::Fault("f"), "INTERNAL FAULT", None),
+            (Refused::ImportTooLong(1), "INVALID_ARGUMENT IMPORT_TOO_LONG", None),
+        ];
+        for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
+            assert_eq!(number(&refused), at, "{refused:?}");
+            let status = Status::from(refused);
+            let details = status.get_error_details();
+            let delay = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(delay, after_ms.map(Duration::from_millis), "{said}");
+            let word = &details.error_info().unwrap().reason;
+            let code = format!("{:?}", status.code()).to_uppercase();
+            assert_eq!(format!("{code} {word}"), said.replacen('_', "", code_underscores(said)));
+        }
+    }
+
+    /// How many underscores the code's own word has.
+    fn code_underscores(said: &str) -> usize {
+        said.split(' ').next().unwrap().matches('_').count()
+    }
+
+    /// The place of a refusal in the table above.
+    fn number(refused: &Refused) -> usize {
+        match refused {
+            Refused::NoCertificate => 0,
+            Refused::NoName => 1,
+            Refused::Expired => 2,
+            Refused::NotTrusted => 3,
+            Refused::Revoked => 4,
+            Refused::ListExpired => 5,
+            Refused::UnknownCaller(_) => 6,
+            Refused::NotGranted { .. } => 7,
+            Refused::SecondPersonNeeded { .. } => 8,
+            Refused::TooManyWaiting(_) => 9,
+            Refused::OwnCall => 10,
+            Refused::NothingWaits => 11,
+            Refused::UnknownMethod => 12,
+            Refused::TooManyCalls(_) => 13,
+            Refused::TooManyOfCaller(_) => 14,
+            Refused::MessageTooLarge(_) => 15,
+            Refused::BatchTooLarge { .. } => 16,
+            Refused::TooMany { .. } => 17,
+            Refused::MessageTooSlow(_) => 18,
+            Refused::Busy(_) => 19,
+            Refused::BytesBusy(_) => 20,
+            Refused::TookTooLong(_) => 21,
+            Refused::ShuttingDown => 22,
+            Refused::ConnectionAge => 23,
+            Refused::Column(_) => 24,
+            Refused::AuditNotWritable => 25,
+            Refused::ReadOnly => 26,
+            Refused::AuditNotReadable => 27,
+            Refused::NoAuditChain => 28,
+            Refused::Field { .. } => 29,
+            Refused::Fault(_) => 30,
+            Refused::ImportTooLong(_) => 31,
+        }
+    }
+
+    #[test]
+    fn a_limit_is_named() {
+        let status = Status::from(Refused::BatchTooLarge { items: 9, limit: 8 });
+        let details = status.get_error_details();
+        let metadata = &details.error_info().unwrap().metadata;
+        assert_eq!(metadata["items"], "9");
+        assert_eq!(metadata["limit"], "8");
+    }
+}

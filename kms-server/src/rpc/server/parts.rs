@@ -1,0 +1,62 @@
+//! The parts of the service that the server is given.
+
+use std::sync::Arc;
+
+use tonic::service::Routes;
+
+use crate::{
+    audit::Audit,
+    ciphering::Ciphering,
+    keyring::Overview,
+    lifecycle::Lifecycle,
+    site_health::{Looks, TokenStatusSource},
+    store::ReadStore,
+    telemetry::metrics::Source,
+};
+use kms_core::{DomainRecord, ports::Clock};
+
+/// The parts that the services stand on.
+pub struct Parts {
+    /// The calls of `Ciphering`.
+    pub ciphering: Arc<Ciphering>,
+    /// The calls of `Meters`.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Open blocks, for their status.
+    pub keyring: Arc<Overview>,
+    /// The token's status.
+    pub token_status: TokenStatusSource,
+    /// The database, for its status.
+    pub store: Arc<dyn ReadStore>,
+    /// The record of what is done.
+    pub audit: Arc<Audit>,
+    /// The domain, and the site of it that this is.
+    pub domain: DomainRecord,
+    /// This site is the only one of its domain, by configuration.
+    pub single_site: bool,
+    /// The time, for certificates, approvals and uptime.
+    pub clock: Arc<dyn Clock>,
+    /// Figures of the parts that are not named above: the token, the store, and whoever else counts.
+    pub sources: Vec<Arc<dyn Source>>,
+}
+
+impl Parts {
+    /// Where the judgement of the site's health looks.
+    pub(super) fn looks(&self) -> Looks {
+        Looks {
+            token: Arc::clone(&self.token_status),
+            store: Arc::clone(&self.store),
+            keyring: Arc::clone(&self.keyring),
+            audit: Arc::clone(&self.audit),
+        }
+    }
+}
+
+/// The parts of a server whose services are made elsewhere: what the gate itself stands on.
+pub struct GateParts {
+    /// The services behind the gate.
+    pub services: Routes,
+    /// The record of who was refused, and of who asked for a second person.
+    pub audit: Arc<Audit>,
+    /// The time, for certificates and approvals.
+    pub clock: Arc<dyn Clock>,
+}

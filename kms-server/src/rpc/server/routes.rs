@@ -1,0 +1,81 @@
+//! The services, each at its path.
+
+use std::sync::Arc;
+
+use kms_proto::v1::{
+    approvals_server::ApprovalsServer, audit_server::AuditServer,
+    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
+};
+use tonic::service::Routes;
+
+use super::{error::RpcError, parts::Parts};
+use crate::rpc::{
+    config::Limits,
+    figures::Figures,
+    gate::recording::Recorder,
+    services::{
+        approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
+        meters::MetersService, site::SiteService,
+    },
+    shares::budget::Budget,
+    tls::in_use::Tls,
+};
+
+/// The services that stand on the parts.
+pub(super) fn of_parts(
+    limits: &Limits,
+    parts: &Parts,
+    tls: &Arc<Tls>,
+    figures: &Arc<Figures>,
+    budget: &Budget,
+) -> Routes {
+    let message_bytes_max = limits.message_bytes_max;
+    let ciphering = CipheringService {
+        ciphering: Arc::clone(&parts.ciphering),
+        audit: Arc::clone(&parts.audit),
+        budget: budget.clone(),
+        message_bytes_max,
+        looks: Arc::default(),
+    };
+    let meters = MetersService {
+        lifecycle: Arc::clone(&parts.lifecycle),
+        audit: Recorder(Arc::clone(&parts.audit)),
+        budget: budget.clone(),
+        message_bytes_max,
+    };
+    let site = SiteService {
+        looks: parts.looks(),
+        domain: parts.domain.clone(),
+        single_site: parts.single_site,
+        clock: Arc::clone(&parts.clock),
+        started_ms: parts.clock.monotonic_ms(),
+        tls: Arc::clone(tls),
+        figures: Arc::clone(figures),
+    };
+    let audit = AuditService { audit: Arc::clone(&parts.audit) };
+    // Answers are as long as their questions made them; only what comes in has a limit.
+    Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
+        .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
+        .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
+        .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+/// Adds what stands on the gate alone: approvals and reflection.
+pub(super) fn with_standing(
+    services: Routes,
+    approvals: ApprovalsService,
+    limits: &Limits,
+) -> Result<Routes, RpcError> {
+    let approvals =
+        ApprovalsServer::new(approvals).max_decoding_message_size(limits.message_bytes_max);
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kms_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| RpcError::Reflection(error.into());
+    // Tools that are some years old, and Python's, ask by the old name.
+    let (new, old) =
+        (described().build_v1().map_err(failed)?, described().build_v1alpha().map_err(failed)?);
+    Ok(services.add_service(approvals).add_service(new).add_service(old))
+}

@@ -1,0 +1,115 @@
+//! The server, put together from its parts and served.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tonic::service::Routes;
+
+use super::{
+    control::Bound,
+    error::RpcError,
+    parts::{GateParts, Parts},
+    routes,
+    running::Server,
+};
+use crate::{
+    audit::Audit,
+    rpc::{
+        approvals::waiting::Approvals,
+        config::Config,
+        figures::Figures,
+        gate::recording::Recorder,
+        services::approvals::ApprovalsService,
+        shares::{accounts::Shares, budget::Budget},
+        tls::{
+            checking::check_certificates, error::TlsError, in_use::Tls, presented::check_presented,
+        },
+    },
+    telemetry::metrics::Source,
+};
+use kms_core::ports::Clock;
+
+/// Serves until `shutdown` ends, then drains: health says `NOT_SERVING`, nothing new is accepted, what
+/// runs may go on for `drain_timeout`, and what is then left is cut. `ready` is told the address once
+/// clients may come.
+pub async fn serve(
+    config: Config,
+    parts: Parts,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<Bound>,
+) -> Result<(), RpcError> {
+    let own = Own::new(&config, &parts.clock).await?;
+    check_files(&config, parts.clock.unix_ms())?;
+    let services = routes::of_parts(&config.limits, &parts, &own.tls, &own.figures, &own.budget);
+    let looks = Some(parts.looks());
+    let Parts { ciphering, keyring, clock, audit, mut sources, .. } = parts;
+    sources.extend([ciphering as Arc<dyn Source>, keyring, audit.clone()]);
+    let server = own.server(config, GateParts { services, audit, clock })?;
+    let sources = sources.into_iter().chain(server.sources).collect();
+    Server { sources, looks, ..server }.run(shutdown, ready).await
+}
+
+/// Serves services that are made elsewhere behind the same TLS, gate and limits as [`serve`], with approvals,
+/// health and reflection added: for tests of all that does not need a token. A path that is no verb stays
+/// unreachable.
+pub async fn serve_services(
+    config: Config,
+    parts: GateParts,
+    shutdown: impl Future<Output = ()> + Send,
+    ready: oneshot::Sender<Bound>,
+) -> Result<(), RpcError> {
+    let own = Own::new(&config, &parts.clock).await?;
+    own.server(config, parts)?.run(shutdown, ready).await
+}
+
+/// Refuses to begin with certificates that are of no use; one that expires later is reported by `GetStatus`.
+fn check_files(config: &Config, now_ms: u64) -> Result<(), TlsError> {
+    for (key, error) in check_presented(&config.tls, now_ms) {
+        tracing::warn!(key, "{error}");
+    }
+    let wrong = check_certificates(&config.tls, now_ms);
+    wrong.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// The parts that a server makes for itself.
+struct Own {
+    tls: Arc<Tls>,
+    figures: Arc<Figures>,
+    shares: Arc<Shares>,
+    budget: Budget,
+}
+
+impl Own {
+    async fn new(config: &Config, clock: &Arc<dyn Clock>) -> Result<Self, RpcError> {
+        config.check()?;
+        let tls = Arc::new(Tls::load(config.tls.clone(), Arc::clone(clock)).await?);
+        let (figures, shares) = (Figures::new(), Arc::new(Shares::new(&config.limits)));
+        let budget = Budget::new(&config.limits, Arc::clone(&shares), Arc::clone(&figures));
+        Ok(Self { tls, figures, shares, budget })
+    }
+
+    /// A server over these parts, which tells nothing but the wire's own figures.
+    fn server(self, config: Config, parts: GateParts) -> Result<Server, RpcError> {
+        let Self { tls, figures, shares, budget } = self;
+        let GateParts { services, audit, clock } = parts;
+        let approvals = approvals(&config, &clock);
+        let routes = standing(services, &config, &approvals, &audit)?;
+        let sources: Vec<Arc<dyn Source>> = vec![figures.clone(), Arc::new(budget), tls.clone()];
+        let looks = None;
+        Ok(Server { config, routes, tls, approvals, shares, figures, audit, clock, sources, looks })
+    }
+}
+
+fn approvals(config: &Config, clock: &Arc<dyn Clock>) -> Arc<Approvals> {
+    Arc::new(Approvals::new(config.policy.dual_control().clone(), Arc::clone(clock)))
+}
+
+fn standing(
+    services: Routes,
+    config: &Config,
+    approvals: &Arc<Approvals>,
+    audit: &Arc<Audit>,
+) -> Result<Routes, RpcError> {
+    let (approvals, recorder) = (Arc::clone(approvals), Recorder(Arc::clone(audit)));
+    routes::with_standing(services, ApprovalsService { approvals, recorder }, &config.limits)
+}

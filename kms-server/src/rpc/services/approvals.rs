@@ -1,0 +1,79 @@
+//! `Approvals`: the second person's side of calls that need two.
+
+use std::sync::Arc;
+
+use kms_proto::v1::{
+    Approval, ApproveCallRequest, ApproveCallResponse, ListApprovalsRequest, ListApprovalsResponse,
+    approvals_server,
+};
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::rpc::{
+    access::{
+        policy::{CallerName, Permit},
+        verb::Verb,
+    },
+    approvals::waiting::{Approvals, LIFE_MS, Listed},
+    gate::recording::Recorder,
+    messages::status::Refused,
+};
+use kms_core::audit::{AuditOutcome, Detail, Subject};
+
+/// The second person's side of the wire.
+pub(crate) struct ApprovalsService {
+    pub(crate) approvals: Arc<Approvals>,
+    pub(crate) recorder: Recorder,
+}
+
+#[async_trait]
+impl approvals_server::Approvals for ApprovalsService {
+    async fn list_approvals(
+        &self,
+        request: Request<ListApprovalsRequest>,
+    ) -> Result<Response<ListApprovalsResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ListApprovals)?;
+        let listed = self.approvals.list();
+        let entry = self.recorder.entry(&self.recorder.call(&permit, &request), Subject::NONE);
+        self.recorder.record(entry.with(Detail::Items, listed.len() as u64)).await?;
+        let approvals = listed.into_iter().map(wire).collect();
+        Ok(Response::new(ListApprovalsResponse { approvals }))
+    }
+
+    async fn approve_call(
+        &self,
+        request: Request<ApproveCallRequest>,
+    ) -> Result<Response<ApproveCallResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ApproveCall)?;
+        let call = self.recorder.call(&permit, &request);
+        let ApproveCallRequest { approval_id } = request.into_inner();
+        let number = approval_id.parse().map_err(|_| Refused::Field {
+            field: "approval_id",
+            problem: "it is a number; it stands in the refusal and in ListApprovals",
+        })?;
+        // Recorded before it holds: what can't be recorded is not approved.
+        let looked = self.approvals.look(number, permit.caller());
+        let subject = looked.as_ref().map_or(Subject::NONE, |listed| listed.about.subject.clone());
+        let mut entry = self.recorder.entry(&call, subject).with(Detail::Approval, number);
+        if let Err(refused) = &looked {
+            entry.outcome = AuditOutcome::refused(refused.word());
+        }
+        self.recorder.record(entry).await?;
+        looked?;
+        let approved = self.approvals.approve(number, permit.caller())?;
+        Ok(Response::new(ApproveCallResponse { approval: Some(wire(approved)) }))
+    }
+}
+
+fn wire(listed: Listed) -> Approval {
+    let Listed { number, verb, requester, about, age_ms, approved_by } = listed;
+    let name = |name: CallerName| name.as_str().to_owned();
+    Approval {
+        approval_id: number.to_string(),
+        verb: verb.name().to_owned(),
+        requester: name(requester),
+        summary: about.line,
+        age_ms,
+        expires_in_ms: LIFE_MS.saturating_sub(age_ms),
+        approved_by: approved_by.map(name).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,14 @@
+//! The calls of `ami.kms.v1` and the standard health service: each asks the gate's permit, hands over to
+//! [`crate::ciphering`], [`crate::lifecycle`] or [`crate::audit`], and answers. May name the gate and what lies
+//! below it; no listener names a service.
+
+pub(crate) mod approvals;
+pub(crate) mod audit;
+pub(crate) mod ciphering;
+pub(crate) mod health;
+mod importing;
+mod in_order;
+mod looks;
+pub(crate) mod meters;
+mod sealed;
+pub(crate) mod site;
