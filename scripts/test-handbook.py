@@ -23,7 +23,7 @@ SOURCES = [
     ("kms-server/src/store/sqlite/open.rs", None),
     ("kms-server/src/store/postgres/config.rs", None),
     ("kms-server/src/store/postgres/open.rs", None),
-    ("kms-server/src/keyring/arena.rs", None),
+    ("kms-server/src/keyring/resident/arena.rs", None),
     ("kms-server/src/hsm/error.rs", "TokenError"),
     ("kms-server/src/hsm/pkcs11/init.rs", "InitError"),
     ("kms-server/src/hsm/pkcs11/keys/canary.rs", None),

@@ -26,8 +26,8 @@ use tonic::{
 
 use crate::{
     Error,
+    again::{ECHO, ROLE, again},
     fleet::PLAINTEXT_LEN,
-    home::{ECHO, ROLE, again},
 };
 
 /// As the service's.

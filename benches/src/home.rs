@@ -14,14 +14,10 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 use softhsm_tests::{Programs, Setting, Site, SiteOptions};
 
-use crate::Error;
-
-/// Names the site's directory to the inner run.
-const SITE: &str = "KMS_BENCH_SITE";
-/// Says what the inner run is to be, if not the program itself.
-pub(crate) const ROLE: &str = "KMS_BENCH_ROLE";
-/// The role of the echo server.
-pub(crate) const ECHO: &str = "echo";
+use crate::{
+    Error,
+    again::{ECHO, ROLE, SITE, again, site_dir},
+};
 
 /// Bytes of the arena for each meter, with room to spare.
 const ARENA_BYTES_A_METER: u64 = 112;
@@ -112,18 +108,6 @@ fn run(
     }
     let status = again(&site)?.args(env::args_os().skip(1)).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// This program, within the site.
-pub(crate) fn again(site: &Site) -> Result<Command, Error> {
-    let places = site.places();
-    let mut command = Command::new(env::current_exe()?);
-    command.env("SOFTHSM2_CONF", &places.softhsm_conf).env(SITE, &places.dir);
-    Ok(command)
-}
-
-fn site_dir() -> Result<PathBuf, Error> {
-    env::var_os(SITE).map(PathBuf::from).ok_or_else(|| format!("{SITE} is not set").into())
 }
 
 /// The server is measured as it is released. `benches` is named too, so that its dependencies are

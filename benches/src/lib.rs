@@ -16,6 +16,7 @@
 //! Figures of one row are taken in turns, within one run: on a machine that others use, ratios hold
 //! where absolute figures don't.
 
+mod again;
 pub mod bare;
 pub mod beside;
 pub mod echo;

@@ -86,10 +86,10 @@ const CRATES: &[(&str, &str)] = &[
     ("kms-core", "kms_core"),
     ("kms-server", "kms_server"),
     ("kms-client", "kms_client"),
+    ("kms-client/src/bin/ami-tool", "ami_tool"),
+    ("softhsm-tests", "softhsm_tests"),
+    ("benches", "benches"),
 ];
-
-/// Circles that there are still. The list only gets shorter.
-const CIRCLES: &[&str] = &[];
 
 /// How long a Rust file may be.
 const LINES_MAX: usize = 600;
@@ -193,7 +193,8 @@ fn without_tests(text: &str) -> &str {
 
 /// The sources of a crate without their tests.
 fn sources(name: &str) -> io::Result<Vec<(String, Source)>> {
-    let root = workspace().join(name).join("src");
+    let dir = workspace().join(name);
+    let root = if dir.join("src").is_dir() { dir.join("src") } else { dir };
     let mut files = Vec::new();
     rust_files(&root, &root, &mut files)?;
     files.retain(|path| !path.ends_with("tests.rs"));
@@ -208,15 +209,13 @@ fn sources(name: &str) -> io::Result<Vec<(String, Source)>> {
 fn no_files_of_a_crate_name_each_other_in_a_circle() {
     let mut found = Vec::new();
     for (name, words) in CRATES {
-        for circle in circles::circles(words, &sources(name).unwrap()) {
+        let sources = sources(name).unwrap();
+        assert!(sources.len() > 3, "{name} is not read right");
+        for circle in circles::circles(words, &sources) {
             found.push(format!("{name}: {}", circle.join(", ")));
         }
     }
-    let known: Vec<String> = CIRCLES.iter().map(|circle| (*circle).to_owned()).collect();
-    assert_eq!(
-        found, known,
-        "a circle that is new is to be opened; one that is gone leaves the list"
-    );
+    assert!(found.is_empty(), "circles are to be opened:\n{}", found.join("\n"));
 }
 
 /// All that a crate needs according to `Cargo.lock`: what its tests need and any feature adds, too.

@@ -32,6 +32,7 @@ pub mod dev;
 mod files;
 pub mod fleet;
 pub mod hostile;
+mod places;
 pub mod programs;
 pub mod proxy;
 pub mod sealing;
@@ -43,6 +44,7 @@ pub mod tool;
 pub mod vectors;
 
 pub use certificates::{Authority, Identity};
+pub use places::Places;
 pub use programs::Programs;
 pub use server::{Running, ServerError};
 pub use settings::{Role, Setting, SiteOptions, Tokens};

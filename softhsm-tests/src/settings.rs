@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::{Programs, site::Places};
+use crate::{Programs, places::Places};
 
 /// What a caller of the site may be. Each has a certificate and a `client-<role>.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

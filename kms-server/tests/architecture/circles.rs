@@ -13,9 +13,10 @@ type Modules<'a> = BTreeMap<Vec<String>, (&'a str, &'a Source)>;
 
 /// All circles of a crate, each sorted, the largest first. `files`: path below its `src`, and what it says.
 pub(super) fn circles(crate_name: &str, files: &[(String, Source)]) -> Vec<Vec<String>> {
+    let has_library = files.iter().any(|(path, _)| path == "lib.rs");
     let modules: Modules<'_> = files
         .iter()
-        .filter(|(path, _)| !path.starts_with("bin/") && path != "main.rs")
+        .filter(|(path, _)| !path.starts_with("bin/") && !(has_library && path == "main.rs"))
         .map(|(path, source)| (module_of(path), (path.as_str(), source)))
         .collect();
     let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -39,7 +40,7 @@ pub(super) fn circles(crate_name: &str, files: &[(String, Source)]) -> Vec<Vec<S
 
 fn module_of(path: &str) -> Vec<String> {
     let path = path.trim_end_matches(".rs").trim_end_matches("/mod");
-    if matches!(path, "lib" | "mod") {
+    if matches!(path, "lib" | "mod" | "main") {
         return Vec::new();
     }
     path.split('/').map(str::to_owned).collect()

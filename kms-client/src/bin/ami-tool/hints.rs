@@ -1,7 +1,7 @@
 //! What to do next, and how the tool ends: one row for each refusal that it can meet. A row is found by who
 //! speaks and by the word that he says; `*` stands for words that have no row of their own.
 
-use crate::failure::Exit;
+use crate::exit::Exit;
 
 /// Who speaks, and in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

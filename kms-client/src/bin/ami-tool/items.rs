@@ -1,34 +1,17 @@
-//! `decrypt` and `verify`.
+//! What is asked of a telegram, and its answer for people and machines.
 
 use std::io::{self, Write as _};
 
 use dlms::frame::{FrameKind, unframe};
 use dlms::plain::{Beginning, beginning};
-use kms_client::{Apdu, Checked, KmsClient, Opened, Verdict, title_text};
+use kms_client::{Apdu, Checked, Opened, Verdict, title_text};
 use serde_json::{Value, json};
 
 use crate::args::{Frame, Items};
 use crate::failure::{Exit, Failure};
-use crate::lines;
 use crate::text::{block, say, say_json};
 
 const NAME_THE_METER: &str = "the APDU carries no system title, so its meter must be named: --meter ID or --system-title HEX (in a line: \"meter\" or \"system_title\")";
-
-pub(crate) async fn decrypt(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.reads_lines() {
-        return lines::answer(what, |apdus| client.decrypt_stream(apdus)).await;
-    }
-    let telegram = one(&what)?;
-    show(&telegram, &client.decrypt(&telegram.apdu).await?, json)
-}
-
-pub(crate) async fn verify(client: &KmsClient, what: Items, json: bool) -> Result<Exit, Failure> {
-    if what.reads_lines() {
-        return lines::answer(what, |apdus| client.verify_mic_stream(apdus)).await;
-    }
-    let telegram = one(&what)?;
-    show(&telegram, &client.verify_mic(&telegram.apdu).await?, json)
-}
 
 const LOOKS_WRONG: &str = "nothing was authenticated, and the plaintext begins as neither an APDU nor a P1 telegram: it may have been opened with a wrong key";
 
@@ -160,7 +143,7 @@ fn reason(apdu: &Apdu, checked: &Checked) -> Option<String> {
     }
 }
 
-fn show(telegram: &Telegram, answer: &impl Answer, json: bool) -> Result<Exit, Failure> {
+pub(crate) fn show(telegram: &Telegram, answer: &impl Answer, json: bool) -> Result<Exit, Failure> {
     if json {
         say_json(&answer.to_json(telegram))?
     } else {
@@ -173,7 +156,7 @@ fn show(telegram: &Telegram, answer: &impl Answer, json: bool) -> Result<Exit, F
     Ok(Exit::good_if(answer.verdict().opened()))
 }
 
-fn one(what: &Items) -> Result<Telegram, Failure> {
+pub(crate) fn one(what: &Items) -> Result<Telegram, Failure> {
     let digits = what.apdu.as_deref().unwrap_or_default();
     let mut telegram = Telegram::parse(digits, what.frame).map_err(Failure::usage)?;
     if let Some(meter) = what.meter.clone() {

@@ -7,12 +7,14 @@ mod approvals;
 mod args;
 mod audit;
 mod duplicates;
+mod exit;
 mod failure;
 mod hints;
 mod import;
 mod items;
 mod lines;
 mod meter;
+mod open;
 mod refusals;
 mod seal;
 mod site;
@@ -80,8 +82,8 @@ async fn ask(
     let client = KmsClient::connect(config).await?.with_request_id(id.clone());
     match command {
         Command::Meter { command } => meter::run(&client, command, json).await,
-        Command::Decrypt(what) => items::decrypt(&client, what, json).await,
-        Command::Verify(what) => items::verify(&client, what, json).await,
+        Command::Decrypt(what) => open::decrypt(&client, what, json).await,
+        Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
