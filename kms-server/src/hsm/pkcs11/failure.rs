@@ -10,7 +10,7 @@ use cryptoki::{
 
 /// An error, cut by what must happen to the session and the connection.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The data is at fault; the session is well.
     Data(Error),
     /// Tampering or breakage: a canary decides.
@@ -68,12 +68,12 @@ impl From<Error> for Failure {
 impl Failure {
     /// An answer that is not what the token was asked for: told by opening it, or by having it made
     /// twice. Another session may do better.
-    pub(super) fn garbled(what: &str) -> Self {
+    pub(crate) fn garbled(what: &str) -> Self {
         Self::Dirty(format!("the token garbled its answer: {what}"))
     }
 
     /// A fault of a check on what the token has just made itself: nobody can have forged that.
-    pub(super) fn of_own_work(self, what: &str) -> Self {
+    pub(crate) fn of_own_work(self, what: &str) -> Self {
         match self {
             Self::Data(_) | Self::Doubtful(_) => Self::garbled(what),
             failure => failure,
@@ -81,7 +81,7 @@ impl Failure {
     }
 
     /// One line for a person.
-    pub(super) fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         match self {
             Self::Data(error) | Self::Doubtful(error) => ckr(error),
             Self::Busy => "no session is free".to_owned(),
@@ -96,7 +96,7 @@ impl Failure {
 
 /// `C_Decrypt: CKR_GENERAL_ERROR`: the names of the standard, for the log. The crate's own text is a
 /// paragraph for each.
-pub(super) fn ckr(error: &Error) -> String {
+pub(crate) fn ckr(error: &Error) -> String {
     let Error::Pkcs11(code, function) = error else {
         return error.to_string();
     };

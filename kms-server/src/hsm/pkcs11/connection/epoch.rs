@@ -104,7 +104,7 @@ impl Connection {
     }
 
     /// Proves all three KEKs.
-    pub(super) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Failure> {
+    pub(crate) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Failure> {
         self.count_objects(OBJECTS_PER_PROOF);
         canaries.prove(session, &self.keks)
     }
@@ -115,7 +115,7 @@ impl Connection {
     }
 
     /// Session objects made in this epoch, dead or alive.
-    pub(super) fn objects_made(&self) -> u64 {
+    pub(crate) fn objects_made(&self) -> u64 {
         self.objects.load(Ordering::Relaxed) + lock(&self.holder).made()
     }
 
@@ -144,17 +144,17 @@ impl Connection {
     }
 
     /// Nothing of this epoch is used again.
-    pub(super) fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         self.broken.store(true, Ordering::Release);
     }
 
     /// Whether it was given up.
-    pub(super) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
 
     /// Closes its sessions. Only within its epoch: later their numbers may be another's.
-    pub(super) fn close(self) {
+    pub(crate) fn close(self) {
         self.pool.close_idle();
         close(into_inner(self.holder).into_session());
         close(into_inner(self.anchor));

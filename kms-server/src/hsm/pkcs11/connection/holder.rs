@@ -21,7 +21,7 @@ use kms_core::{KeyId, SealedKek};
 
 /// Unwrapped keys, at most `keys_max` (`Quirk::HeavyObjects`); the longest unused goes first, and none that
 /// is in use.
-pub(super) struct Holder {
+pub(crate) struct Holder {
     session: Session,
     keys: HashMap<KeyId, Held>,
     /// Keys by the turn of their last use.
@@ -39,7 +39,7 @@ struct Held {
 }
 
 /// A handle that stays good while somebody has it.
-pub(super) type UsableKey = Arc<ObjectHandle>;
+pub(crate) type UsableKey = Arc<ObjectHandle>;
 
 impl Holder {
     /// `session` is used for nothing else.
@@ -48,7 +48,7 @@ impl Holder {
     }
 
     /// Ends the holder, giving its session up.
-    pub(super) fn into_session(self) -> Session {
+    pub(crate) fn into_session(self) -> Session {
         self.session
     }
 

@@ -88,16 +88,16 @@ const TOKEN_INFO_PAUSE: Duration = Duration::from_millis(20);
 
 /// Some of the slots.
 #[derive(Default)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     pub(crate) chosen: Vec<Slot>,
     /// Numbers of slots whose token is there and tells nothing that can be read, and why: it may be
     /// `Quirk::UnreadableClock`.
-    pub(super) unread: Vec<(u64, String)>,
+    pub(crate) unread: Vec<(u64, String)>,
 }
 
 /// Whether the library is initialised, and how often it has been.
 #[derive(Clone, Copy)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     /// Rises with each C_Initialize, tried or done. A handle of another epoch may name another key.
     pub(crate) epoch: u64,
     /// Whether the last one succeeded.
@@ -145,7 +145,7 @@ impl Library {
 
     /// C_Finalize and C_Initialize, after all calls in flight; not if somebody else has done it since
     /// epoch `broken`. The cure of `Quirk::BlindUntilRestart`.
-    pub(super) fn restart(&self, broken: u64) -> Result<(), Failure> {
+    pub(crate) fn restart(&self, broken: u64) -> Result<(), Failure> {
         let mut gate = write(&self.gate);
         if gate.epoch != broken && gate.initialised {
             return Ok(());
@@ -209,7 +209,7 @@ impl Library {
     }
 
     /// Asked again where the library could not read it: `Quirk::StumblesOverWriter`.
-    pub(super) fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
+    pub(crate) fn token_info(&self, slot: Slot) -> Result<TokenInfo, Error> {
         let mut info = self.pkcs11.get_token_info(slot);
         for _ in 1..TOKEN_INFO_TRIES {
             let Err(Error::Pkcs11(RvError::GeneralError, _)) = info else { break };
@@ -269,8 +269,8 @@ impl Library {
         }
         let pin = AuthPin::from(config.pin.expose_pin().to_owned());
         let mut outcome = session.login(UserType::User, Some(&pin));
-        if let Err(Error::Pkcs11(RvError::GeneralError, _)) = outcome {
-            // Once more, for `Quirk::StumblesOverWriter`.
+        let stumbles = Quirk::StumblesOverWriter.is_reckoned_with(config);
+        if stumbles && let Err(Error::Pkcs11(RvError::GeneralError, _)) = outcome {
             outcome = session.login(UserType::User, Some(&pin));
         }
         step();

@@ -15,7 +15,7 @@ use super::lock::lock;
 use crate::hsm::pkcs11::failure::Failure;
 
 /// The sessions of one epoch.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     pkcs11: Pkcs11,
     slot: Slot,
     sessions_max: usize,
@@ -41,7 +41,7 @@ impl Pool {
     }
 
     /// A session, as soon as one is free; `Busy` after `patience`.
-    pub(super) fn lend(&self, patience: Duration) -> Result<Lease<'_>, Failure> {
+    pub(crate) fn lend(&self, patience: Duration) -> Result<Lease<'_>, Failure> {
         let (mut state, waited) = self
             .freed
             .wait_timeout_while(lock(&self.state), patience, |state| {
@@ -70,13 +70,13 @@ impl Pool {
     }
 
     /// Sessions that are open, idle or lent.
-    pub(super) fn open_count(&self) -> usize {
+    pub(crate) fn open_count(&self) -> usize {
         let state = lock(&self.state);
         state.idle.len() + state.lent
     }
 
     /// Closes what is idle. Only within the epoch.
-    pub(super) fn close_idle(&self) {
+    pub(crate) fn close_idle(&self) {
         // Not under the lock: a token that hangs would hang whoever asks how many there are.
         let idle = std::mem::take(&mut lock(&self.state).idle);
         idle.into_iter().for_each(close);
@@ -84,7 +84,7 @@ impl Pool {
 }
 
 /// Closes a session of the current epoch. That it could not be closed is of no use to anybody.
-pub(super) fn close(session: Session) {
+pub(crate) fn close(session: Session) {
     let _ = session.close();
 }
 
@@ -99,7 +99,7 @@ impl Drop for Place<'_> {
 }
 
 /// A session on loan: closed when dropped, unless [`Lease::keep`] has said that it is clean.
-pub(super) struct Lease<'a> {
+pub(crate) struct Lease<'a> {
     /// `None` only while it is dropped.
     session: Option<Session>,
     place: Place<'a>,

@@ -253,7 +253,8 @@ fn first_connection(
         Connection::open(library, config, canaries, gate.epoch)
     };
     library.whole(open).or_else(|failure| {
-        if fresh || matches!(failure, Failure::Refused(_)) {
+        let blind = Quirk::BlindUntilRestart.is_reckoned_with(config);
+        if fresh || !blind || matches!(failure, Failure::Refused(_)) {
             return Err(failure);
         }
         let epoch = library.enter().epoch;
@@ -351,7 +352,7 @@ pub(crate) fn not_connected(failure: &Failure) -> TokenError {
 }
 
 /// The error that callers see.
-pub(super) fn unreachable(failure: &Failure) -> TokenError {
+pub(crate) fn unreachable(failure: &Failure) -> TokenError {
     match failure {
         Failure::Busy => TokenError::Busy,
         _ => TokenError::Unreachable { reason: failure.reason() },

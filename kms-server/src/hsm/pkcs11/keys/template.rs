@@ -407,7 +407,7 @@ fn guarded(key: OurKey, usages: &[Usage]) -> Vec<Attribute> {
 
 /// The attributes that reading the secret half back must give: what was asked, and what the token says of
 /// its birth.
-pub(super) fn expected(key: OurKey) -> Vec<Attribute> {
+pub(crate) fn expected(key: OurKey) -> Vec<Attribute> {
     let secret = key.class() == ObjectClass::SECRET_KEY;
     let usages: &[Usage] = if secret { &Usage::ALL } else { &Usage::PRIVATE };
     let mut template = guarded(key, usages);

@@ -44,7 +44,7 @@ const CMAC_TEXT: [u8; 16] = 0x6BC1_BEE2_2E40_9F96_E93D_7E11_7393_172A_u128.to_be
 const CMAC: [u8; 16] = 0x070A_16B4_6B4D_4144_F79B_DD9D_D04A_287C_u128.to_be_bytes();
 
 /// Fills the rows of abilities.
-pub(super) fn try_all(table: &mut Table, session: &Session, info: &TokenInfo, config: &Config) {
+pub(crate) fn try_all(table: &mut Table, session: &Session, info: &TokenInfo, config: &Config) {
     table.ability(
         "AES-GCM, caller's 96-bit nonce, additional data, 96-bit tag (Green Book)",
         "APDUs of protection HSM",
@@ -99,7 +99,7 @@ pub(super) fn try_all(table: &mut Table, session: &Session, info: &TokenInfo, co
 }
 
 /// OAEP with each hash, by a pair whose private half may decrypt.
-pub(super) fn try_oaep(
+pub(crate) fn try_oaep(
     table: &mut Table,
     session: &Session,
     config: &Config,

@@ -37,14 +37,14 @@ const LOOSE: &str = "an unwrapped key that is less guarded than its KEK demands 
 const OUT: &str = "a key that leaves the token is no longer the token's";
 
 /// A run of all attacks.
-pub(super) struct Attacks<'a> {
-    pub(super) subject: Subject<'a>,
-    pub(super) table: &'a mut Table,
+pub(crate) struct Attacks<'a> {
+    pub(crate) subject: Subject<'a>,
+    pub(crate) table: &'a mut Table,
 }
 
 /// A key under attack.
 #[derive(Clone, Copy)]
-pub(super) struct Target {
+pub(crate) struct Target {
     pub(crate) key: OurKey,
     pub(crate) handle: ObjectHandle,
     pub(crate) kept: Kept,
@@ -63,7 +63,7 @@ fn answered<T>(session: &Session, outcome: Result<T, Error>) -> Result<Result<T,
 }
 
 impl<'a> Attacks<'a> {
-    pub(super) fn new(subject: Subject<'a>, table: &'a mut Table) -> Self {
+    pub(crate) fn new(subject: Subject<'a>, table: &'a mut Table) -> Self {
         Self { subject, table }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// A key as `init` makes it, that dies with this session.
-    pub(super) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Failure> {
+    pub(crate) fn trial(&self, session: &Session, key: OurKey) -> Result<Target, Failure> {
         let name = making::new_name(self.subject.library, session)?;
         let (handle, _) = making::make(self.subject.library, session, key, &name, Kept::ForTrial)?;
         Ok(Target { key, handle, kept: Kept::ForTrial })
@@ -150,7 +150,7 @@ impl<'a> Attacks<'a> {
         Ok(self.subject.library.pkcs11().open_rw_session(self.subject.slot)?)
     }
 
-    pub(super) fn control<T>(
+    pub(crate) fn control<T>(
         &mut self,
         what: String,
         act: impl FnOnce(&Session) -> Result<T, Failure>,
@@ -254,7 +254,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// Foreign uses, changes and reading of a token key.
-    pub(super) fn attack_in_place(&mut self, target: Target) {
+    pub(crate) fn attack_in_place(&mut self, target: Target) {
         let Target { key, handle, .. } = target;
         let name = key.label();
         if key.class() == ObjectClass::SECRET_KEY {
@@ -268,7 +268,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// Every template but the rightful one is refused, or what it leaves open turns out as demanded.
-    pub(super) fn loose_templates(
+    pub(crate) fn loose_templates(
         &mut self,
         name: &str,
         rightful: &[Attribute],
@@ -288,7 +288,7 @@ impl<'a> Attacks<'a> {
         }
     }
 
-    pub(super) fn foreign_uses(
+    pub(crate) fn foreign_uses(
         &mut self,
         name: &str,
         usages: &[Usage],
@@ -305,7 +305,7 @@ impl<'a> Attacks<'a> {
     }
 
     /// Only on keys whose attributes read back right: a change that succeeded would be there to stay.
-    pub(super) fn later_changes(
+    pub(crate) fn later_changes(
         &mut self,
         name: &str,
         class: ObjectClass,
@@ -382,7 +382,7 @@ impl<'a> Attacks<'a> {
 }
 
 /// The public half of one of our pairs, as anybody can read it.
-pub(super) struct PublicHalf {
+pub(crate) struct PublicHalf {
     modulus: Vec<u8>,
     exponent: Vec<u8>,
 }

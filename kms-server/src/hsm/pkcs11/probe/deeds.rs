@@ -13,7 +13,7 @@ use crate::hsm::pkcs11::keys::template::{CKA_UNWRAP_TEMPLATE, OurKey, Usage};
 
 /// Uses of a secret key, each by one mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(crate) enum Deed {
     EncryptEcb,
     EncryptCbc,
     EncryptGcm,
@@ -54,7 +54,7 @@ impl Deed {
     ];
 
     /// Whether a key with these usages and this mechanism may do it.
-    pub(super) fn is_rightful(self, usages: &[Usage], mechanism: MechanismType) -> bool {
+    pub(crate) fn is_rightful(self, usages: &[Usage], mechanism: MechanismType) -> bool {
         let (usage, own) = match self {
             Self::EncryptEcb => (Usage::Encrypt, MechanismType::AES_ECB),
             Self::EncryptCbc => (Usage::Encrypt, MechanismType::AES_CBC),
@@ -75,7 +75,7 @@ impl Deed {
     }
 
     /// Attempts it.
-    pub(super) fn attempt(self, session: &Session, key: ObjectHandle) -> Result<(), Error> {
+    pub(crate) fn attempt(self, session: &Session, key: ObjectHandle) -> Result<(), Error> {
         let mut nonce = [0; 12];
         let gcm = GcmParams::new(&mut nonce, &[], Ulong::new(96)).map(Mechanism::AesGcm)?;
         match self {
@@ -124,7 +124,7 @@ fn unwrap_free(
 }
 
 /// Every way to say a pinned template wrongly: each attribute turned over, left out, and said twice.
-pub(super) fn variations(template: &[Attribute]) -> Vec<(String, Vec<Attribute>)> {
+pub(crate) fn variations(template: &[Attribute]) -> Vec<(String, Vec<Attribute>)> {
     let mut all = Vec::new();
     for (at, attribute) in template.iter().enumerate() {
         let Some(turned) = turned(attribute) else { continue };
@@ -171,7 +171,7 @@ fn turned(attribute: &Attribute) -> Option<Attribute> {
 }
 
 /// The changes that would give a key of these usages another one, or a way out.
-pub(super) fn changes(
+pub(crate) fn changes(
     class: ObjectClass,
     usages: &[Usage],
     wrapped_with_trusted: bool,
@@ -208,7 +208,7 @@ pub(super) fn changes(
 }
 
 /// Reads the parts of a key that are the key. `Ok` only if one of them came out.
-pub(super) fn read_value(
+pub(crate) fn read_value(
     session: &Session,
     handle: ObjectHandle,
     key: OurKey,

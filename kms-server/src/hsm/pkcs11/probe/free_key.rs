@@ -18,7 +18,7 @@ pub(crate) fn free(key_type: KeyType) -> Vec<Attribute> {
 }
 
 /// An AES key of ours that may do everything: a session object.
-pub(super) fn own_key(session: &Session, value: &[u8]) -> Result<ObjectHandle, Error> {
+pub(crate) fn own_key(session: &Session, value: &[u8]) -> Result<ObjectHandle, Error> {
     session.create_object(&[
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::KeyType(KeyType::AES),

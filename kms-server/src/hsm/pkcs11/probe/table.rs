@@ -10,11 +10,11 @@ use crate::hsm::pkcs11::{
 
 /// The table while it is filled.
 #[derive(Default)]
-pub(super) struct Table(Vec<ProbeRow>);
+pub(crate) struct Table(Vec<ProbeRow>);
 
 impl Table {
     /// All rows, in the order of trying.
-    pub(super) fn into_rows(self) -> Vec<ProbeRow> {
+    pub(crate) fn into_rows(self) -> Vec<ProbeRow> {
         self.0
     }
 
@@ -24,7 +24,7 @@ impl Table {
     }
 
     /// An ability: works, or why not. `otherwise` is the path if it does not work.
-    pub(super) fn ability(
+    pub(crate) fn ability(
         &mut self,
         what: &str,
         why: &str,
@@ -49,7 +49,7 @@ impl Table {
     }
 
     /// The right way, which must work.
-    pub(super) fn control<T>(&mut self, what: String, outcome: Result<T, Failure>) {
+    pub(crate) fn control<T>(&mut self, what: String, outcome: Result<T, Failure>) {
         self.push(ProbeRow {
             kind: RowKind::Control,
             what,
@@ -87,7 +87,7 @@ impl Table {
     }
 
     /// An attack whose success is harmless if it says `true`: the token took it, and did not obey.
-    pub(super) fn attack_unless(
+    pub(crate) fn attack_unless(
         &mut self,
         what: String,
         why: &str,
@@ -115,7 +115,7 @@ impl Table {
     }
 
     /// A known weakness, told as it is.
-    pub(super) fn limit(&mut self, what: &str, why: &str, path: &str, outcome: String) {
+    pub(crate) fn limit(&mut self, what: &str, why: &str, path: &str, outcome: String) {
         self.push(ProbeRow {
             kind: RowKind::Limit,
             what: what.to_owned(),
@@ -130,7 +130,7 @@ impl Table {
 
 /// Whether a general error counts as a refusal.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Strict {
+pub(crate) enum Strict {
     /// The attack is against a rule, and rules have codes of their own.
     Rule,
     /// The attack is against the mathematics: a damaged blob is all that the token can see.
