@@ -250,7 +250,7 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
     }
 }
 
-/// What the keyring does beside serving, until the process ends.
+/// Starts the keyring's work beside serving, which goes on until the process ends.
 fn attend_to(keyring: Arc<Keyring>) {
     tokio::spawn(warm_up(Arc::clone(&keyring)));
     tokio::spawn(Arc::clone(&keyring).follow());
