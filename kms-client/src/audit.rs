@@ -38,7 +38,7 @@ pub struct ChainEnd {
     pub last_ms: Option<u64>,
 }
 
-/// What whoever checks knows beforehand.
+/// Knowledge that whoever checks brings along.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
     /// The fingerprint of the signing key, as `kms-server init` told it.

@@ -1,4 +1,4 @@
-//! What can go wrong with a call, cut by what the caller can do about it.
+//! Errors of a call, cut by what the caller can do about it.
 
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ pub enum ConnectError {
     Call(#[from] CallError),
 }
 
-/// What is wrong with an answer.
+/// Faults of an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
@@ -197,7 +197,7 @@ pub enum ProtocolError {
 }
 
 impl CallError {
-    /// What became of a call that may be made again.
+    /// The error of a call that may be made again.
     pub(crate) fn from_status(status: &Status) -> Self {
         Self::of(Safety::Repeatable, status)
     }
@@ -291,7 +291,7 @@ fn describe(status: &Status) -> String {
     }
 }
 
-/// What the service called the request that it refused, if it said so.
+/// The service's name for the request that it refused, if it said one.
 fn request_id(status: &Status) -> Option<RequestId> {
     let info = status.get_details_error_info()?;
     RequestId::new(info.metadata.get(METADATA_KEY)?).ok()

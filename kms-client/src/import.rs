@@ -28,7 +28,7 @@ const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// A message of lines may wrap fifteen hundred keys in a token; that takes longer than a read.
 const PATIENCE_MIN: Duration = Duration::from_secs(120);
 
-/// What an import may do.
+/// Rights of an import.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImportRules {
     /// Accept all-zero and published test keys.
@@ -48,7 +48,7 @@ impl ImportRules {
     }
 }
 
-/// What became of a line.
+/// Outcome of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[non_exhaustive]
@@ -63,12 +63,12 @@ pub enum Outcome {
     Refused,
 }
 
-/// What the service says of one line.
+/// The service's answer to one record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportResult {
     /// The number of the record's place.
     pub line: u64,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
     /// The meter of the line, if it names one.
     pub meter_id: String,
@@ -78,7 +78,7 @@ pub struct ImportResult {
     /// Why it was refused and what to do; empty unless refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// What is worth a look although it stopped nothing.
+    /// Findings that are worth a look and stopped nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -142,7 +142,7 @@ impl ImportResults {
         self
     }
 
-    /// What came so far.
+    /// The counts up to now.
     pub fn counts(&self) -> ImportCounts {
         self.counts
     }

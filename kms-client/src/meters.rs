@@ -33,7 +33,7 @@ pub struct Meters {
 pub struct Created {
     /// As the service knows it.
     pub meter: Meter,
-    /// What is worth a look: a key value that another meter has, for one.
+    /// Findings that are worth a look: a key value that another meter has, for one.
     pub warnings: Vec<String>,
 }
 
@@ -170,7 +170,7 @@ impl Meters {
 }
 
 impl Meters {
-    /// What the site's sealed import files are sealed to. Compare its fingerprint with the one that
+    /// The key that the site's sealed import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before anything is sealed: [`ImportKey::pinned`].
     pub async fn import_key(&self) -> Result<ImportKey, CallError> {
         let send = |link, request| async move { stubs::meters(link).get_import_key(request).await };
@@ -209,7 +209,7 @@ pub struct DamagedMeter {
     pub system_title: String,
     /// The block of that title.
     pub block: u32,
-    /// What is wrong.
+    /// Its fault.
     pub reason: String,
 }
 

@@ -1,4 +1,4 @@
-//! What is tried again, where, and when. No clock and no socket: a status in, a step out.
+//! Tries: which call is made again, where, and when. No clock and no socket: a status in, a step out.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) enum Safety {
     Once,
 }
 
-/// What to do about a failure.
+/// The next step after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Tell the caller.

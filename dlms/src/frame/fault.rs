@@ -11,7 +11,7 @@ pub struct FrameError {
     pub kind: FrameKind,
     /// Which frame or block, from 1.
     pub frame: usize,
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: FrameFault,
 }
 
@@ -24,16 +24,16 @@ pub enum FrameFault {
     Cut,
     /// A length and what it counts disagree.
     Length {
-        /// What the frame says.
+        /// As the frame says.
         said: usize,
     },
     /// A checksum does not fit its bytes.
     Checksum {
         /// Which: FCS, HCS or checksum.
         name: &'static str,
-        /// What the frame says.
+        /// As the frame says.
         said: u16,
-        /// What its bytes give.
+        /// As its bytes give it.
         found: u16,
     },
     /// A field that may not be so.

@@ -14,7 +14,7 @@ const FIN: u8 = 0x10;
 /// Of CI: the number of the segment, modulo 16.
 const NUMBER: u8 = 0x0F;
 
-/// What the frames carry, segments joined.
+/// The messages of all frames, segments joined.
 pub(super) fn messages(bytes: &[u8]) -> Result<Vec<Vec<u8>>, FrameError> {
     let mut messages = Vec::new();
     let mut open: Option<(Vec<u8>, u8)> = None;
@@ -48,7 +48,7 @@ pub(super) fn messages(bytes: &[u8]) -> Result<Vec<Vec<u8>>, FrameError> {
     }
 }
 
-/// What the length of one frame counts, checked, and what follows the frame.
+/// The body of one frame, which its length counts, checked; and the bytes behind the frame.
 //= EN 13757-2: 68, L, L, 68, then L bytes from C on, checksum (their sum), 16
 fn cut(rest: &[u8]) -> Result<(&[u8], &[u8]), FrameFault> {
     let (head, rest) = rest.split_first_chunk().ok_or(FrameFault::Cut)?;

@@ -1,4 +1,4 @@
-//! What carries an APDU on its line: HDLC, the wired M-Bus, the wrapper of TCP and UDP, LLC, and the
+//! Frames that carry an APDU on its line: HDLC, the wired M-Bus, the wrapper of TCP and UDP, LLC, and the
 //! blocks of general-block-transfer. Takes them off what was recorded there, and puts together what
 //! was sent in pieces; makes none.
 //!
@@ -25,7 +25,7 @@ use crate::tags::GENERAL_BLOCK_TRANSFER;
 pub struct Unframed {
     /// The APDU, put together.
     pub apdu: Vec<u8>,
-    /// What was taken off, outermost first.
+    /// The frames that were taken off, outermost first.
     pub layers: Vec<FrameKind>,
 }
 

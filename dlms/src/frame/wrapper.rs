@@ -7,7 +7,7 @@ use super::{
     kind::FrameKind,
 };
 
-/// What the wrappers carry; each is whole.
+/// The messages of all wrappers; each is whole.
 //= IEC 62056-47: version 0001, source wPort, destination wPort, length, two bytes each, big-endian
 pub(super) fn messages(bytes: &[u8]) -> Result<Vec<Vec<u8>>, FrameError> {
     let mut messages = Vec::new();

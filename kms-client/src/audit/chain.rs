@@ -28,7 +28,7 @@ pub struct KnownHead {
 pub struct BrokenChain {
     /// The first bad event.
     pub sequence: u64,
-    /// What is wrong there.
+    /// Its fault.
     pub reason: String,
 }
 
@@ -48,7 +48,7 @@ pub struct ChainReport {
     /// The first bad event.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_bad_sequence: Option<u64>,
-    /// What is wrong there.
+    /// Its fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// SHA-256 of the key that signs, as `kms-server init` told it.

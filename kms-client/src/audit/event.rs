@@ -17,7 +17,7 @@ pub struct AuditEvent {
     pub caller: String,
     /// Such as `Meters/DeleteMeter`.
     pub verb: String,
-    /// What the caller sent as `x-request-id`.
+    /// The `x-request-id` that the caller sent.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub request_id: String,
     /// The meter, by the operator's name.
@@ -65,7 +65,7 @@ pub enum AuditOutcome {
 /// A number in an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditDetail {
-    /// What it counts.
+    /// Name of what it counts.
     pub name: String,
     /// How many.
     pub number: u64,

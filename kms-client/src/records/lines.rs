@@ -35,7 +35,7 @@ impl Line {
 pub struct WipedLines<R> {
     reader: TextReader<R>,
     chunk: Box<Zeroizing<[u8; CHUNK]>>,
-    /// What of `chunk` is not handed out yet.
+    /// The part of `chunk` that is not handed out yet.
     start: usize,
     end: usize,
     number: u64,

@@ -44,7 +44,7 @@ pub struct BadRecord {
     pub place: Place,
     /// A word for machines: `MALFORMED_LINE`, `LINE_TOO_LONG`, `BAD_HEADER` or `READ_FAILED`.
     pub code: &'static str,
-    /// What is wrong, and what would be right.
+    /// Its fault, and what would be right.
     pub reason: String,
 }
 

@@ -9,7 +9,7 @@ use crate::secret::KeyBytes;
 pub struct MeterRecord {
     /// Where it stands.
     pub place: Place,
-    /// What it says.
+    /// The meter that it describes.
     pub meter: NewMeter,
 }
 

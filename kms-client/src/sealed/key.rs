@@ -15,9 +15,9 @@ const RSA_BITS: u32 = 3072;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OaepHash {
-    /// What SoftHSM can do.
+    /// The one that SoftHSM can do.
     Sha1,
-    /// What others can.
+    /// The one that others can do.
     Sha256,
 }
 
@@ -30,7 +30,7 @@ impl OaepHash {
     }
 }
 
-/// What a site says its import key is. Not to be believed before [`ImportKey::pinned`].
+/// A site's import key, as it says. Not to be believed before [`ImportKey::pinned`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportKey {
     /// The site's name for itself.

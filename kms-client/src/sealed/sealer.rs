@@ -50,7 +50,7 @@ impl ManifestSigner {
         signature.to_bytes().to_vec()
     }
 
-    /// What only this signer's header can prove, of a header without its proof.
+    /// The statement that only this signer's header can prove, of a header without its proof.
     fn statement(&self, header: &[u8]) -> Result<[u8; 32], SealError> {
         let key = self.key.verifying_key().to_public_key_der();
         let key = key.map_err(|_| SealError::SigningKey)?;
@@ -152,7 +152,7 @@ impl Sealer {
         &self.header
     }
 
-    /// What the site's audit log calls the file: the beginning of its header's SHA-256; 16 hex digits.
+    /// The file's name in the site's audit log: the beginning of its header's SHA-256; 16 hex digits.
     pub fn audit_number(&self) -> String {
         self.header_hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }

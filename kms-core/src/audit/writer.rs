@@ -40,7 +40,7 @@ impl ChainWriter {
         *self = Self::new(tip);
     }
 
-    /// What was awaited is not there (yet).
+    /// The awaited commit is not there (yet).
     fn is_late(&mut self, awaited: ChainTip) {
         if self.late.len() == LATE_MAX {
             self.late.remove(0);
@@ -57,13 +57,13 @@ pub enum Input {
     Begin,
     /// The chain ends there in the database: the answer to [`Step::Look`].
     Found(ChainTip),
-    /// What was written is committed.
+    /// The events are committed.
     Committed,
-    /// What became of what was written is not known.
+    /// The outcome is not known.
     Lost,
-    /// It was not written: the chain ends elsewhere.
+    /// They were not written: the chain ends elsewhere.
     Moved,
-    /// It was not written, for another reason.
+    /// They were not written, for another reason.
     Refused,
 }
 

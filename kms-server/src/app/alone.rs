@@ -11,7 +11,7 @@ use std::{
 
 use super::fault::Fault;
 
-/// What a process holds until it ends, however that is.
+/// A lock that a process holds until it ends, however that is.
 pub(super) struct Alone(#[expect(dead_code, reason = "held, never read")] File);
 
 impl Alone {

@@ -45,7 +45,7 @@ pub fn check(config: Config) -> Vec<Finding> {
     findings
 }
 
-/// What the database says: the proofs of the token's KEKs, if `init` has been here, and what is wrong.
+/// Findings in the database: the proofs of the token's KEKs, if `init` has been here, and what is wrong.
 fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);

@@ -15,7 +15,7 @@ pub enum Fault {
     /// The configuration is refused.
     #[error(transparent)]
     Configuration(#[from] ConfigError),
-    /// What the configuration names can't be used.
+    /// Something that the configuration names can't be used.
     #[error(transparent)]
     Setting(BoxError),
     /// The token is refused, or refuses us.

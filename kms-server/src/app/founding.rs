@@ -1,4 +1,4 @@
-//! What `init` and `migrate` have in common: blocks that are made in patience, and a domain that is signed.
+//! Common ground of `init` and `migrate`: blocks that are made in patience, and a domain that is signed.
 
 use std::time::{Duration, Instant};
 

@@ -26,11 +26,11 @@ use kms_core::{
     freshness::Freshness,
 };
 
-/// What to say where an older version has been.
+/// Said where an older version has been.
 pub(super) const NOT_MIGRATED: &str = "this key domain was made by an older version, whose record nobody signed: \
                             stop all of its servers, run `kms-server migrate` once, and start again";
 
-/// What to say of a record that is another one.
+/// Said of a record that is another one.
 const CHANGED: &str = "the `domain` row of the database is not what this site's token signed: it was \
                        changed outside this service; restore that row from a backup";
 

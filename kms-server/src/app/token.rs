@@ -43,7 +43,7 @@ impl Asked {
         self
     }
 
-    /// What comes of `work`, or that the token hangs: then its thread is left to itself.
+    /// The outcome of `work`, or that the token hangs: then its thread is left to itself.
     pub(super) async fn to<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -73,13 +73,13 @@ impl Chain {
         lock(&self.witness_fault).clone()
     }
 
-    /// What this process knows of its own commits: the head table is signed once a minute, and would read
+    /// Marks of this process's own commits: the head table is signed once a minute, and would read
     /// all of them back else.
     pub(super) fn own(&self) -> Own {
         lock(&self.own).clone()
     }
 
-    /// What was known to `tip` is in the head table now. Commits that came while it was signed stay.
+    /// The head table has everything up to `tip` now. Commits that came while it was signed stay.
     pub(super) fn taken(&self, tip: ChainTip) {
         let mut own = lock(&self.own);
         // Short of where these marks begin, some are not among them: then they are no continuation of the

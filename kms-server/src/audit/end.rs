@@ -10,7 +10,7 @@ use kms_core::{
 /// Where a node's chain ends.
 pub(super) struct End {
     pub(super) tip: ChainTip,
-    /// What does not fit between that and the last signed heads, or the end that was noted outside the
+    /// The contradiction between that and the last signed heads, or the end that was noted outside the
     /// database.
     pub(super) fault: Option<String>,
     /// It was further: this is an older copy.
@@ -41,7 +41,7 @@ impl End {
     }
 }
 
-/// What this server knows of its chain and is not before `tip`.
+/// The event that this server knows of its chain and is not before `tip`; `None`: all are.
 async fn behind_what_is_known(
     store: &dyn WriteStore,
     witness: &dyn HeadWitness,

@@ -60,7 +60,7 @@ impl Heads {
         lock(&self.fault).clone()
     }
 
-    /// What does not fit between the chain's end and the last signed heads, the database's and the
+    /// The contradiction between the chain's end and the last signed heads, the database's and the
     /// witness's; `None` if all does.
     pub(super) async fn examine(&self, tip: &ChainTip) -> Result<Option<String>, AuditError> {
         let stored = match self.parts.store.last_audit_checkpoint(&self.node).await {

@@ -19,7 +19,7 @@ pub struct Place {
     pub domain: DomainId,
     /// How many blocks that has.
     pub blocks: BlockCount,
-    /// What is known of them; the keyring holds blocks against it.
+    /// Knowledge of their newest states; the keyring holds blocks against it.
     pub freshness: Arc<Freshness>,
 }
 

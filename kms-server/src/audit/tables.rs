@@ -41,7 +41,7 @@ pub(super) struct Tables {
     fault: Mutex<Option<String>>,
     /// An event that this service did not write, as long as it is there.
     made_up: Mutex<Option<MadeUp>>,
-    /// What was mended without a person, and is told until the next start.
+    /// A fault that was mended without a person, and is told until the next start.
     mended: Mutex<Option<String>>,
     parts: Parts,
 }
@@ -130,7 +130,7 @@ impl Tables {
         lock(&self.fault).clone().or_else(made_up).or_else(|| lock(&self.mended).clone())
     }
 
-    /// What stands in this node's chain and was made up.
+    /// The event that stands in this node's chain and was made up.
     pub(super) fn made_up_in(&self, node: NodeId) -> Option<String> {
         let made_up = lock(&self.made_up);
         made_up.as_ref().filter(|made_up| made_up.node == node).map(|made_up| made_up.what.clone())

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::rpc::Limits;
 
-/// What is refused because it is too much.
+/// Limits beyond which things are refused.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitsSection {
@@ -133,7 +133,7 @@ impl TryFrom<LimitsSection> for Limits {
     }
 }
 
-/// What one limit holds has to fit into another.
+/// Checks limits of which one has to fit into another.
 fn check_pairs(limits: &Limits) -> Result<(), ConfigError> {
     if limits.in_flight_items_max < limits.batch_items_max {
         return Err(ConfigError::LessThan {

@@ -17,7 +17,7 @@ pub struct Config {
     pub store: Store,
     /// Keys in memory.
     pub keyring: keyring::Config,
-    /// What may be imported.
+    /// Rules of imports.
     pub import: lifecycle::Config,
     /// Whose sealed import files are taken.
     pub import_signers: lifecycle::Signers,
@@ -25,7 +25,7 @@ pub struct Config {
     pub audit: audit::Config,
     /// The wire.
     pub rpc: rpc::Config,
-    /// What is told, and how.
+    /// The log.
     pub log: telemetry::Config,
 }
 

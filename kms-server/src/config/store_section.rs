@@ -37,7 +37,7 @@ pub(super) enum StoreSection {
     },
 }
 
-/// What is checked of the database's certificate.
+/// Depth of the check of the database's certificate.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum TlsMode {

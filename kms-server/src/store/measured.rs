@@ -25,7 +25,7 @@ pub struct Measured<S: ?Sized> {
     figures: [[Histogram; OUTCOMES.len()]; OPERATIONS.len()],
 }
 
-/// What is asked of a store; the numbers are places in [`OPERATIONS`].
+/// Calls to a store; the numbers are places in [`OPERATIONS`].
 #[derive(Clone, Copy)]
 enum Operation {
     Domain,

@@ -1,4 +1,4 @@
-//! What a commit must obey before any database is asked: shared by all implementations.
+//! Rules that a commit must obey before any database is asked: shared by all implementations.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What a column holds, by the name in its header.
+//! Contents of a column, by the name in its header.
 
 use kms_core::Numbered as _;
 
@@ -8,7 +8,7 @@ use crate::meter::KeyKind;
 /// Defines the columns that hold no key, and their names.
 macro_rules! columns {
     ($($(#[$doc:meta])* $column:ident $name:literal,)+) => {
-        /// What a column holds.
+        /// Contents of a column.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Column {
             $($(#[$doc])* $column,)+

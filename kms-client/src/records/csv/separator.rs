@@ -2,7 +2,7 @@
 
 use super::super::lines::Line;
 
-/// What may stand between two cells. Under one of them only is a header one.
+/// Bytes that may stand between two cells. Under one of them only is a header one.
 pub(super) const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 
 /// `sep=;`: what some spreadsheets write above the header, and read there.

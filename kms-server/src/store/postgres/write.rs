@@ -69,7 +69,7 @@ pub(super) async fn sign_domain(
     Err(StoreError::Taken { what: "the signature of key domain", value })
 }
 
-/// What a domain has besides its record.
+/// Writes all that a domain has besides its record.
 pub(super) async fn found(
     connection: &mut PgConnection,
     founding: &Founding,
@@ -306,7 +306,7 @@ fn notifications(heads: impl Iterator<Item = (BlockNo, Position)>) -> Vec<String
     told
 }
 
-/// What [`notifications`] wrote; what it did not write is left out.
+/// Reads what [`notifications`] wrote; anything else is left out.
 pub(super) fn told(notification: &str) -> Vec<(BlockNo, Position)> {
     let one = |text: &str| {
         let mut numbers = text.split(':').map(str::parse::<u64>);

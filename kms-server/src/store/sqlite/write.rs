@@ -62,7 +62,7 @@ pub(super) async fn sign_domain(
     Err(StoreError::Taken { what: "the signature of key domain", value }.into())
 }
 
-/// What a domain has besides its record.
+/// Writes all that a domain has besides its record.
 pub(super) async fn found(
     connection: &mut SqliteConnection,
     founding: &Founding,
