@@ -31,3 +31,9 @@ pub mod site_health;
 pub mod app;
 pub mod config;
 pub mod telemetry;
+
+// Helpers that the integration tests share say `kms_server`.
+#[cfg(test)]
+extern crate self as kms_server;
+#[cfg(test)]
+mod testing;

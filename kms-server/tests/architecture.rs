@@ -33,6 +33,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("config", 50),
     ("app", 60),
     ("main", 70),
+    ("testing", 80),
 ];
 
 /// Crates that only one part of `kms-server` may name.

@@ -14,6 +14,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use cryptoki::{
 };
 use fault_module::Faults;
 use kms_server::hsm::{
-    Config, OaepHash, Pin,
+    Config, OaepHash, Pin, Token,
     pkcs11::{Canaries, Pkcs11Token, init},
 };
 
@@ -101,6 +102,10 @@ impl Home {
 
     pub fn token(&self) -> Pkcs11Token {
         Pkcs11Token::connect(self.config(), self.canaries()).unwrap()
+    }
+
+    pub fn any_token(&self) -> Arc<dyn Token> {
+        Arc::new(self.token())
     }
 }
 

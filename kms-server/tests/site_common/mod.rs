@@ -43,7 +43,7 @@ use kms_server::{
     },
 };
 
-use crate::hsm_common::Home;
+use super::hsm_common::Home;
 
 pub struct Site {
     pub store: Arc<dyn WriteStore>,
@@ -122,7 +122,7 @@ impl Site {
     }
 
     pub async fn with(home: &Home, options: Options) -> Self {
-        let token = Arc::new(home.token());
+        let token = home.any_token();
         Self::on(token, home.canaries().encode(), &home.tokens().join("../kms.db"), options).await
     }
 

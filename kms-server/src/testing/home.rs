@@ -1,0 +1,51 @@
+//! A directory with a database, and a token in memory that outlives the sites over it.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{path::PathBuf, sync::Arc};
+
+use tempfile::TempDir;
+
+use super::site_common::{Options, Site, run};
+use crate::hsm::{Token, memory::MemoryToken};
+
+pub(crate) struct Home {
+    dir: TempDir,
+    pub(crate) token: Arc<MemoryToken>,
+}
+
+/// Proofs of the token's KEKs: the one in memory needs none.
+pub(crate) struct NoCanaries;
+
+impl NoCanaries {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+impl Home {
+    pub(crate) fn any_token(&self) -> Arc<dyn Token> {
+        self.token.clone()
+    }
+
+    pub(crate) fn canaries(&self) -> NoCanaries {
+        NoCanaries
+    }
+
+    pub(crate) fn tokens(&self) -> PathBuf {
+        self.dir.path().join("tokens")
+    }
+}
+
+/// Runs a test with a home of its own.
+pub(crate) fn at_home(test: impl AsyncFnOnce(&Home)) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("tokens")).unwrap();
+    let home = Home { dir, token: Arc::new(MemoryToken::new().unwrap()) };
+    run(test(&home));
+}
+
+/// A site with an arena of its own size.
+pub(crate) async fn site_of(home: &Home, blocks: u32, arena_bytes: usize) -> Site {
+    Site::with(home, Options { blocks, arena_bytes, ..Options::default() }).await
+}

@@ -1,0 +1,16 @@
+//! Keyring, lifecycle and ciphering over the token in memory and a SQLite file: what they do with a token
+//! that is there, away or garbling, in milliseconds. That a real token does the same is kept by its
+//! contract (`tests/hsm_contract`); the same parts on SoftHSM are in `tests/`.
+
+mod ciphering;
+mod home;
+mod keyring;
+mod lifecycle;
+
+/// The home that the shared helpers build a site in.
+mod hsm_common {
+    pub(crate) use super::home::Home;
+}
+
+#[path = "../../tests/site_common/mod.rs"]
+mod site_common;
