@@ -180,12 +180,24 @@ def unexplained_dependencies():
             above = line
 
 
+def told_twice():
+    """Errors whose sentence has their cause in it and that name it as a cause besides: whoever prints an error with
+    its causes, as the server and the tool do, says it twice."""
+    variant = re.compile(r"#\[error\((.*?)\)\]\s*\n((?:\s*///[^\n]*\n)*)\s*(?:pub struct )?(\w+)(\s*[({].*?[)}])", re.DOTALL)
+    for path in sorted(ROOT.glob("*/src/**/*.rs")):
+        for sentence, _, name, body in variant.findall(path.read_text()):
+            unnamed = re.search(r"\{0[:}]", sentence) and ("#[from]" in body or "#[source]" in body)
+            named = re.search(r"\{source[:}]", sentence) and re.search(r"\bsource:", body)
+            if unnamed or named:
+                yield f"{path.relative_to(ROOT)}: {name} says its cause in its sentence and names it as a cause"
+
+
 def main():
     if sys.argv[1:] == ["--list"]:
         for sentence, path in wanted().items():
             print(f"{path}\t{sentence}")
         return 0
-    complaints = [*missing_sentences(), *missing_settings(), *dead_links(), *dead_paths(), *unexplained_dependencies()]
+    complaints = [*missing_sentences(), *missing_settings(), *dead_links(), *dead_paths(), *unexplained_dependencies(), *told_twice()]
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     print(f"handbook: {len(wanted())} start-up sentences, {len(complaints)} complaints")

@@ -33,7 +33,7 @@ use crate::{
 /// As the service's.
 const WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 /// As the service's default.
-const MESSAGE_BYTES_MAX: usize = 16 << 20;
+const MESSAGE_BYTES_MAX: usize = kms_core::wire::MESSAGE_BYTES_MAX;
 
 /// The echo server as a process of its own. Killed when dropped.
 pub struct Echo {

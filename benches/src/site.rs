@@ -99,7 +99,7 @@ impl Parts {
         let freshness = Arc::new(Freshness::default());
         let audit = Audit::open(
             audit::Config::default(),
-            audit::Place {
+            audit::Scope {
                 node: NodeId(node),
                 domain: domain.domain,
                 blocks: domain.blocks,

@@ -20,7 +20,7 @@ use crate::stubs;
 use crate::transport::Transport;
 
 /// Lines in one message: what the service accepts at most.
-const LINES_MAX: usize = 500;
+const LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Messages under way: one is being committed while the next is on the wire.
 const IN_FLIGHT_MAX: usize = 3;
 /// How long a line may wait for its message to fill up.

@@ -30,7 +30,7 @@ const ANEW_MAX: u32 = 3;
 /// No shorter than this: a busy machine is not a dead one.
 const PING_MIN: Duration = Duration::from_millis(500);
 /// No answer is longer than this, in bytes: a full batch of the longest plaintexts is shorter.
-pub(crate) const ANSWER_LEN_MAX: usize = 16 << 20;
+pub(crate) const ANSWER_LEN_MAX: usize = kms_core::wire::MESSAGE_BYTES_MAX;
 
 /// The endpoints, and which of them serves at the moment.
 pub(crate) struct Transport {

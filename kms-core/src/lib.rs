@@ -14,10 +14,12 @@ pub mod moment;
 pub mod numbered;
 pub mod ports;
 pub mod record;
+pub mod refusal;
 pub mod secret;
 pub mod site;
 pub mod test_keys;
 pub mod verdict;
+pub mod wire;
 
 pub use block::{BlockCount, BlockNo, Epoch, Head, Position, RecordMac, Sequence};
 pub use dlms::SystemTitle;
@@ -30,6 +32,7 @@ pub use meter::{
 };
 pub use numbered::Numbered;
 pub use record::{Record, RecordKey, StoredRecord};
+pub use refusal::RefusalCode;
 pub use secret::{BlockSecret, ClearKey};
 pub use site::{DomainId, DomainRecord, SealedKek};
 pub use verdict::Verdict;

@@ -13,13 +13,8 @@ pub trait Clock: Send + Sync + 'static {
     /// Milliseconds since 1970-01-01T00:00:00Z.
     fn unix_ms(&self) -> u64;
 
-    /// Milliseconds since some fixed moment; never goes back.
-    fn monotonic_ms(&self) -> u64;
-
-    /// The same, for spans of time.
-    fn moment(&self) -> Moment {
-        Moment::from_ms(self.monotonic_ms())
-    }
+    /// Now, for spans of time. Never goes back.
+    fn now(&self) -> Moment;
 }
 
 /// A place outside the database that remembers the last signed head of a node's audit chain: who can

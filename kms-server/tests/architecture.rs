@@ -267,6 +267,17 @@ mod the_checker {
     }
 
     #[test]
+    fn finds_circles_over_a_module_that_is_imported_and_named_in_a_body() {
+        let found = circles_of(&[
+            ("lib.rs", "mod a; mod b;"),
+            ("a/mod.rs", "pub mod deep;"),
+            ("a/deep.rs", "use crate::b::B; pub fn start() {}"),
+            ("b.rs", "use crate::a; fn f() { a::deep::start() }"),
+        ]);
+        assert_eq!(found, [["a/deep.rs", "b.rs"]]);
+    }
+
+    #[test]
     fn finds_circles_also_over_names_that_are_handed_on() {
         let found = circles_of(&[
             ("lib.rs", "mod a; mod b; mod c; pub use b::{B, deep::D};"),

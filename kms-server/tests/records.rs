@@ -119,7 +119,7 @@ fn untitled(n: u64) -> Vec<u8> {
 
 async fn code(site: &Site, n: u64) -> Result<Imported, &'static str> {
     let results = site.import(vec![meter(n)], ImportRules::default()).await;
-    results[0].outcome.clone().map_err(|refusal| refusal.code)
+    results[0].outcome.clone().map_err(|refusal| refusal.code.word())
 }
 
 /// Meter 2's frames under meter 1's id: the index has the id at meter 2's title.
@@ -152,7 +152,7 @@ async fn a_lying_index(home: &Home, database: &Database) {
         let mut second = meter(9);
         second.meter_id = id(1);
         let refused = site.import(vec![second], ImportRules::default()).await.remove(0);
-        assert_eq!(refused.outcome.unwrap_err().code, "METER_DAMAGED");
+        assert_eq!(refused.outcome.unwrap_err().code.word(), "METER_DAMAGED");
         // Once all is open the records alone say whose is what.
         site.keyring.refresher.warm_up().await;
         let (second, _) = site.open(&untitled(2), Named::Id("meter-2")).await;
@@ -229,8 +229,10 @@ async fn a_lie_in_the_way_of_a_change(home: &Home, database: &Database) {
             meter_with(n, keys, MeterPolicy::default())
         };
         let results = site.import(vec![new_key(1), new_key(2)], rules).await;
-        let codes: Vec<_> =
-            results.into_iter().map(|result| result.outcome.map_err(|error| error.code)).collect();
+        let codes: Vec<_> = results
+            .into_iter()
+            .map(|result| result.outcome.map_err(|error| error.code.word()))
+            .collect();
         assert_eq!(codes, [Err("METER_DAMAGED"), Ok(Imported::Updated)]);
         assert_eq!(site.keyring.overview.status().damage.lies.len(), usize::from(salt));
         let policy = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
@@ -332,10 +334,10 @@ on_a_token! {
             let site = Site::with(home, one_block()).await;
             site.import((1..4).map(meter).collect(), ImportRules::default()).await;
             let refused = commit(&site, record_with(2, vec![useless(1); 65_536])).await;
-            let Err(KeyringError::TooLong(TooLong { source, .. })) = refused else {
+            let Err(KeyringError::TooLong(TooLong { why, .. })) = refused else {
                 panic!("{refused:?}")
             };
-            assert_eq!(source.what, "key versions");
+            assert_eq!(why.what, "key versions");
             let again = Site::with(home, one_block()).await;
             for n in 1..4 {
                 assert_eq!(site.verdict(&push(n, PLAIN)).await, Verdict::Ok);
@@ -355,7 +357,7 @@ on_a_token! {
                 let lines = vec![meter_with(2, keys, MeterPolicy::default()), meter(3)];
                 let results = site.import(lines, rules).await;
                 assert!(results[1].outcome.is_ok());
-                codes.push(results[0].outcome.clone().map_err(|refusal| refusal.code));
+                codes.push(results[0].outcome.clone().map_err(|refusal| refusal.code.word()));
             }
             assert!(codes[..16].iter().all(Result::is_ok), "{codes:?}");
             assert!(codes[16..].iter().all(|code| *code == Err("TOO_MANY_VERSIONS")), "{codes:?}");
@@ -371,7 +373,7 @@ on_a_token! {
             for setup in 1..6u8 {
                 let line = meter_with(4, many(setup), MeterPolicy::default());
                 let outcome = site.import(vec![line], rules).await.remove(0).outcome;
-                assert_eq!(outcome.map_err(|refusal| refusal.code).is_ok(), setup < 5, "{setup}");
+                assert_eq!(outcome.map_err(|refusal| refusal.code.word()).is_ok(), setup < 5, "{setup}");
             }
             assert_eq!(site.lifecycle.get(&id(4)).await.unwrap().record.keys.len(), 64);
         });
@@ -402,7 +404,7 @@ on_a_token! {
             let lines = vec![meter(0x200), meter(0x400), meter(0x100)];
             let results = site.import(lines, ImportRules::default()).await;
             let codes: Vec<_> =
-                results.iter().map(|r| r.outcome.clone().map_err(|refusal| refusal.code)).collect();
+                results.iter().map(|r| r.outcome.clone().map_err(|refusal| refusal.code.word())).collect();
             assert_eq!(codes, [Err("METER_DAMAGED"), Err("METER_DAMAGED"), Ok(Imported::Unchanged)]);
             assert!(matches!(site.lifecycle.get_by_title(&old).await, Err(LifecycleError::Damaged { .. })));
 

@@ -45,8 +45,8 @@ impl Clock for Time {
     fn unix_ms(&self) -> u64 {
         self.0.fetch_add(1, Relaxed)
     }
-    fn monotonic_ms(&self) -> u64 {
-        self.0.load(Relaxed)
+    fn now(&self) -> kms_core::moment::Moment {
+        kms_core::moment::Moment::from_ms(self.0.load(Relaxed))
     }
 }
 
@@ -171,7 +171,7 @@ fn words(results: &[ImportResult]) -> Vec<&'static str> {
         Ok(Imported::Created) => "CREATED",
         Ok(Imported::Updated) => "UPDATED",
         Ok(Imported::Unchanged) => "UNCHANGED",
-        Err(refusal) => refusal.code,
+        Err(refusal) => refusal.code.word(),
     };
     results.iter().map(word).collect()
 }
@@ -301,7 +301,7 @@ on_a_token! {
         run(async {
             let world = World::new(home, false).await;
             let refused = async |file: &File| match world.import(file, EVERYTHING).await {
-                Err(LifecycleError::Refused(refusal)) => refusal.code,
+                Err(LifecycleError::Refused(refusal)) => refusal.code.word(),
                 other => panic!("{other:?}"),
             };
             let far = world.seal_at(&[usual(1, None)], world.now() + 11 * 60_000);
@@ -330,7 +330,7 @@ on_a_token! {
             world.pass(10);
             let second = world.seal(&[line(1, &[("GUEK", value(1, 50))], Some(STRONG))]);
             assert_eq!(world.outcomes(&second, EVERYTHING).await, ["UPDATED"]);
-            assert!(matches!(world.readmit(1).await, Err(LifecycleError::Refused(r)) if r.code == "METER_NOT_DELETED"));
+            assert!(matches!(world.readmit(1).await, Err(LifecycleError::Refused(r)) if r.code.word() == "METER_NOT_DELETED"));
             world.delete(1).await;
             // No file and no line makes it again.
             for file in [&first, &second, &world.seal(&[usual(1, None)])] {
@@ -338,7 +338,7 @@ on_a_token! {
             }
             assert_eq!(world.add(vec![meter(1)], EVERYTHING).await, ["METER_DELETED"]);
             let created = world.site.lifecycle.create(&call("Meters/CreateMeter"), meter(1), EVERYTHING).await;
-            assert!(matches!(created, Err(LifecycleError::Refused(r)) if r.code == "METER_DELETED"));
+            assert!(matches!(created, Err(LifecycleError::Refused(r)) if r.code.word() == "METER_DELETED"));
             assert!(matches!(world.readmit(2).await, Err(LifecycleError::NotFound(_))));
             let readmitted = world.readmit(1).await.unwrap();
             // GUEK 1 was superseded; GUEK 50 and the GAK were active.
@@ -403,7 +403,7 @@ on_a_token! {
                 let blob = anns.lines[0].meter.as_ref().unwrap().keys[0].wrapped_value.to_vec();
                 for proof in [None, Some(&blob[..]), Some(&[5; 40][..])] {
                     match world.import(&stolen(proof), EVERYTHING).await {
-                        Err(LifecycleError::Refused(refusal)) => assert_eq!(refusal.code, "FILE_KEY_OF_ANOTHER"),
+                        Err(LifecycleError::Refused(refusal)) => assert_eq!(refusal.code.word(), "FILE_KEY_OF_ANOTHER"),
                         other => panic!("{other:?}"),
                     }
                     assert!(world.record(2).await.is_none());

@@ -14,7 +14,10 @@ use site_common::*;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 fn outcomes(results: &[kms_server::lifecycle::ImportResult]) -> Vec<Result<Imported, &str>> {
-    results.iter().map(|r| r.outcome.as_ref().copied().map_err(|refusal| refusal.code)).collect()
+    results
+        .iter()
+        .map(|r| r.outcome.as_ref().copied().map_err(|refusal| refusal.code.word()))
+        .collect()
 }
 
 on_a_token! {

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 
+use kms_core::RefusalCode;
 use kms_proto::v1;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -140,7 +141,11 @@ impl<R: Read> SealedParts<R> {
     fn read(&mut self) -> Result<SealedPart, BadRecord> {
         loop {
             let Some(line) = self.lines.next() else {
-                return Err(bad(0, "FILE_CUT", "the file ends before its last chunk"));
+                return Err(bad(
+                    0,
+                    RefusalCode::FileCut.word(),
+                    "the file ends before its last chunk",
+                ));
             };
             let line = line?;
             if line.is_blank() {
@@ -157,7 +162,7 @@ impl<R: Read> SealedParts<R> {
                     } else {
                         "a sealed file of a version that this tool does not know"
                     };
-                    return Err(bad(line.number, "UNKNOWN_VERSION", reason));
+                    return Err(bad(line.number, RefusalCode::FileVersion.word(), reason));
                 }
                 self.header = Some(v1::SealedHeader {
                     body: unhex(&read.header).ok_or_else(malformed)?,

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use getrandom::{SysRng, rand_core::UnwrapErr};
+use kms_core::wire::sealed::{CHUNK_LABEL, HEADER_LABEL, PROOF_LABEL};
 use kms_proto::v1;
 use p256::{
     ecdsa::{Signature, SigningKey, signature::Signer as _},
@@ -22,15 +23,9 @@ use crate::meter::{KeyKind, NewKey, NewMeter};
 use crate::secret::KeyBytes;
 
 /// Lines in one chunk: what the service accepts at most.
-pub const CHUNK_LINES_MAX: usize = 500;
+pub const CHUNK_LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Bytes in one chunk: in hexadecimal it is one line of a file.
 const CHUNK_BYTES_MAX: usize = 96 << 10;
-/// Signed before a header's body.
-const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
-/// Signed before a chunk.
-const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
-/// Hashed before what a file's proof says.
-const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
 
 /// Who signs a file: a name that the site's configuration knows, and the private key to it.
 pub struct ManifestSigner {

@@ -30,12 +30,12 @@ pub struct Extension {
 
 /// A record that has no encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("meter {system_title}: {source}")]
+#[error("meter {system_title}: {why}")]
 pub struct TooLong {
-    /// Whose record.
+    /// The title of the meter.
     pub system_title: SystemTitle,
     /// What is too long.
-    pub source: RecordTooLong,
+    pub why: RecordTooLong,
 }
 
 impl Staged {
@@ -86,7 +86,7 @@ impl Staged {
         for (key, record) in &self.records {
             position.sequence = Sequence(position.sequence.0 + 1);
             let system_title = key.system_title();
-            let body = record.encode().map_err(|source| TooLong { system_title, source })?;
+            let body = record.encode().map_err(|why| TooLong { system_title, why })?;
             let mut stored =
                 StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
             stored.mac = keys.record_mac(block, &stored, &mut scratch);

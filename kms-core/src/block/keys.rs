@@ -42,7 +42,7 @@ impl Purpose {
 
 /// Which secret, and where it is at home: what its children are bound to.
 #[derive(Clone, Copy, Debug)]
-pub struct SecretPlace<'a> {
+pub struct SecretBinding<'a> {
     /// The key domain.
     pub domain: &'a DomainId,
     /// The block.
@@ -57,7 +57,7 @@ pub const WRAP_KEY_LEN: usize = 32;
 /// Bytes that the subkeys of one block take in the arena.
 pub const SUBKEYS_LEN: usize = 3 * 32;
 
-impl SecretPlace<'_> {
+impl SecretBinding<'_> {
     /// Derives the subkeys into `out`, which lies in the arena: `wrap`, `mac`, `seal`, 32 bytes each.
     /// (`proof` and `local` are derived by whoever proves or counts.)
     pub fn derive_subkeys(&self, secret: &BlockSecret, out: &mut [u8]) {
@@ -113,7 +113,7 @@ pub struct BlockKeys {
 pub struct DoesNotOpen;
 
 impl BlockKeys {
-    /// From [`SUBKEYS_LEN`] bytes as [`SecretPlace::derive_subkeys`] wrote them.
+    /// From [`SUBKEYS_LEN`] bytes as [`SecretBinding::derive_subkeys`] wrote them.
     pub fn new(domain: DomainId, subkeys: &[u8]) -> Option<Self> {
         let (wrap, rest) = subkeys.split_at_checked(32)?;
         let (mac, rest) = rest.split_at_checked(32)?;
@@ -286,7 +286,8 @@ mod tests {
         .unwrap();
         let mut subkeys = [0; SUBKEYS_LEN];
         let domain = DomainId([1; 16]);
-        let place = SecretPlace { domain: &domain, block: BlockNo(block), secret_version: version };
+        let place =
+            SecretBinding { domain: &domain, block: BlockNo(block), secret_version: version };
         place.derive_subkeys(&secret, &mut subkeys);
         BlockKeys::new(domain, &subkeys).unwrap()
     }

@@ -6,7 +6,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{BlockSecret, Epoch, Head};
 
-use super::{keys::SecretPlace, verified::Verified};
+use super::{keys::SecretBinding, verified::Verified};
 
 /// What the asker wants to see. A proof answers this and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct ProofKey(Cmac<aes::Aes256>);
 
 impl ProofKey {
     /// Of a secret that the token has just opened.
-    pub fn of(place: &SecretPlace<'_>, secret: &BlockSecret) -> Self {
+    pub fn of(place: &SecretBinding<'_>, secret: &BlockSecret) -> Self {
         Self(<Cmac<aes::Aes256> as cmac::KeyInit>::new((&*place.derive_proof_key(secret)).into()))
     }
 

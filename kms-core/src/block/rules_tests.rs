@@ -7,7 +7,7 @@ use super::{
     BlockMark,
     accepting::{Accepted, Adoption, NotAccepted, PeersBlock, accept},
     extending::{Extension, Staged},
-    keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
+    keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     proof::{Challenge, NotWhole, ProofKey},
     verified::{Refused, Unreadable, Verified},
 };
@@ -21,8 +21,8 @@ const DOMAIN: DomainId = DomainId([1; 16]);
 const BLOCK: BlockNo = BlockNo(7);
 const EPOCH: Epoch = Epoch(4);
 
-fn place(secret_version: u32) -> SecretPlace<'static> {
-    SecretPlace { domain: &DOMAIN, block: BLOCK, secret_version }
+fn place(secret_version: u32) -> SecretBinding<'static> {
+    SecretBinding { domain: &DOMAIN, block: BLOCK, secret_version }
 }
 
 fn secret() -> BlockSecret {

@@ -2,7 +2,10 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use kms_core::ports::{Clock, Randomness, RandomnessFailed};
+use kms_core::{
+    moment::Moment,
+    ports::{Clock, Randomness, RandomnessFailed},
+};
 
 /// The machine's clocks.
 pub struct SystemClock {
@@ -30,8 +33,8 @@ impl Clock for SystemClock {
         u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now(&self) -> Moment {
+        Moment::default() + self.start.elapsed()
     }
 }
 

@@ -157,7 +157,7 @@ impl Ground {
         let node = node_id(data_dir, &OperatingSystem)?;
         let witness = HeadFile::of(data_dir, node);
         let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
-        let place = audit::Place {
+        let scope = audit::Scope {
             node,
             domain: self.domain.domain,
             blocks: self.domain.blocks,
@@ -169,7 +169,7 @@ impl Ground {
             clock: Arc::clone(&self.clock),
             witness: Arc::new(witness),
         };
-        Audit::open(config, place, parts).await.map_err(|error| match error {
+        Audit::open(config, scope, parts).await.map_err(|error| match error {
             AuditError::Witness(_) => Fault::Setting(error.into()),
             // The database and the token were there a moment ago.
             _ => Fault::Away(error.into()),

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{error::AuditError, lock::lock, paging::PAGE_MAX, place::Parts};
+use super::{error::AuditError, lock::lock, paging::PAGE_MAX, scope::Parts};
 use crate::store::StoreError;
 use kms_core::audit::{
     Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash,

@@ -22,9 +22,9 @@ use super::{
     heads::Heads,
     lock::lock,
     marks::say_where_blocks_stand,
-    place::{Parts, Place},
     queue::Queue,
     refusals::{Refusal, Refusals},
+    scope::{Parts, Scope},
     tables::Tables,
     traffic::Traffic,
 };
@@ -85,11 +85,11 @@ impl Audit {
     /// is no error: it is a fault that [`Audit::status`] tells, and nothing is written behind it.
     ///
     /// Call within a Tokio runtime.
-    pub async fn open(config: Config, place: Place, parts: Parts) -> Result<Arc<Self>, AuditError> {
-        let Place { node, blocks, .. } = place;
-        let freshness = Arc::clone(&place.freshness);
+    pub async fn open(config: Config, scope: Scope, parts: Parts) -> Result<Arc<Self>, AuditError> {
+        let Scope { node, blocks, .. } = scope;
+        let freshness = Arc::clone(&scope.freshness);
         let heads = Heads::open(node, parts.clone()).await?;
-        let tables = Tables::open(place, *heads.public_key(), parts.clone()).await?;
+        let tables = Tables::open(scope, *heads.public_key(), parts.clone()).await?;
         let Parts { store, hsm: _, clock, witness } = parts;
         // Behind the tables: what arrives meanwhile is in both.
         let end = End::find(node, &*store, &heads, &*witness).await?;

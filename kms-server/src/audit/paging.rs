@@ -3,7 +3,7 @@
 use kms_core::audit::{ChainTip, Checkpoint, StoredEvent};
 
 /// Events of one page.
-pub const PAGE_MAX: u32 = 1_000;
+pub const PAGE_MAX: u32 = kms_core::wire::PAGE_MAX;
 
 /// A piece of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]

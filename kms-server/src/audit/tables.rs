@@ -11,7 +11,7 @@ use super::{
     error::AuditError,
     lock::lock,
     paging::PAGE_MAX,
-    place::{Parts, Place},
+    scope::{Parts, Scope},
 };
 use crate::{hsm::Hsm, store::StoreError};
 use kms_core::{
@@ -19,6 +19,7 @@ use kms_core::{
     audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
     block::BlockMark,
     freshness::{HeadTable, SignedHeadTable},
+    moment::Moment,
     ports::KnownTips,
 };
 
@@ -34,7 +35,7 @@ const WAY_OUT: &str = "put the newest copy of the database back; after a restore
 
 /// Keeps the site's head table.
 pub(super) struct Tables {
-    place: Place,
+    scope: Scope,
     key: PublicKey,
     state: AsyncMutex<State>,
     /// Why the table could not be signed, or what was found wrong with it while the service ran.
@@ -50,7 +51,7 @@ struct State {
     /// As it was signed last; `None`: nothing can be relied upon.
     table: Option<HeadTable>,
     /// When it was signed, or looked at in vain, by the clock's monotonic time; `None`: not by us.
-    at_ms: Option<u64>,
+    at: Option<Moment>,
 }
 
 /// Use of the marks of events that nobody signed yet.
@@ -104,16 +105,16 @@ impl From<AuditError> for Failed {
 }
 
 impl Tables {
-    /// Reads the table and the events since, and tells the place's `freshness` what is to be expected of
+    /// Reads the table and the events since, and tells the scope's `freshness` what is to be expected of
     /// the blocks; or that none may be used, and why.
     pub(super) async fn open(
-        place: Place,
+        scope: Scope,
         key: PublicKey,
         parts: Parts,
     ) -> Result<Self, AuditError> {
-        let state = AsyncMutex::new(State { table: None, at_ms: None });
+        let state = AsyncMutex::new(State { table: None, at: None });
         let this = Self {
-            place,
+            scope,
             key,
             state,
             fault: Mutex::default(),
@@ -137,11 +138,11 @@ impl Tables {
     }
 
     async fn load(&self, state: &mut State) -> Result<(), AuditError> {
-        let freshness = &self.place.freshness;
+        let freshness = &self.scope.freshness;
         match self.read().await {
             Ok(table) => {
                 freshness.refuse(None);
-                *state = State { table: Some(table), at_ms: None };
+                *state = State { table: Some(table), at: None };
                 Ok(())
             }
             Err(Failed::WentBack(what)) => {
@@ -150,7 +151,7 @@ impl Tables {
                     tracing::error!(reason, "no block is used");
                 }
                 freshness.refuse(Some(&reason));
-                state.at_ms = Some(self.parts.clock.monotonic_ms());
+                state.at = Some(self.parts.clock.now());
                 Ok(())
             }
             Err(Failed::Error(error)) => Err(error),
@@ -185,13 +186,13 @@ impl Tables {
             *lock(&self.mended) = Some(what);
             table.number = number;
         }
-        table.marks().for_each(|mark| self.place.freshness.know(&mark));
+        table.marks().for_each(|mark| self.scope.freshness.know(&mark));
         Ok(table)
     }
 
     fn opened(&self, stored: &SignedHeadTable) -> Result<HeadTable, Failed> {
-        let table = stored.open(&self.place.domain, &self.key);
-        table.filter(|table| table.heads.len() == self.place.blocks.get() as usize).ok_or_else(
+        let table = stored.open(&self.scope.domain, &self.key);
+        table.filter(|table| table.heads.len() == self.scope.blocks.get() as usize).ok_or_else(
             || Failed::WentBack("its head table was not signed by the token's key".to_owned()),
         )
     }
@@ -226,7 +227,7 @@ impl Tables {
             }
             let found = self.follow_chain(table, end, wanted, marks).await?;
             // Rather the one in this node's own chain: behind it nothing more is written.
-            let is_told = |found: &MadeUp| made_up.is_none() || found.node == self.place.node;
+            let is_told = |found: &MadeUp| made_up.is_none() || found.node == self.scope.node;
             made_up = found.filter(is_told).or(made_up);
         }
         let mut told = lock(&self.made_up);
@@ -246,7 +247,7 @@ impl Tables {
         wanted: &mut HashMap<NodeId, Vec<ChainTip>>,
         marks: Marks,
     ) -> Result<Option<MadeUp>, Failed> {
-        let freshness = &self.place.freshness;
+        let freshness = &self.scope.freshness;
         let mut verifier = Verifier::new(table.tip_of(end.node), self.key);
         let (mut made_up, mut follows) = (None, true);
         while verifier.tip().sequence < end.sequence {
@@ -283,9 +284,9 @@ impl Tables {
     }
 
     /// Whether no block was ever so: there is none of this number, or it was in another state at that
-    /// place.
+    /// position.
     fn is_made_up(&self, mark: &BlockMark) -> bool {
-        mark.block.0 >= self.place.blocks.get() || self.place.freshness.contradicts(mark)
+        mark.block.0 >= self.scope.blocks.get() || self.scope.freshness.contradicts(mark)
     }
 
     /// Takes in what the other nodes signed and wrote, once in `interval_ms`, and signs the table if
@@ -293,7 +294,7 @@ impl Tables {
     pub(super) async fn care(&self, chain: &Chain, interval_ms: u64, now: bool) {
         let end = chain.tip();
         let mut state = self.state.lock().await;
-        let since = state.at_ms.map(|at| self.parts.clock.monotonic_ms().saturating_sub(at));
+        let since = state.at.map(|at| self.parts.clock.now().ms_since(at));
         let Some(table) = &state.table else {
             if since.is_none_or(|since| since >= LOOK_AGAIN_MS)
                 && let Err(error) = self.load(&mut state).await
@@ -313,7 +314,7 @@ impl Tables {
         if let Some(what) = self.made_up_in(end.node).filter(|_| chain.fault().is_none()) {
             chain.fail(what);
         }
-        state.at_ms = Some(self.parts.clock.monotonic_ms());
+        state.at = Some(self.parts.clock.now());
         match outcome {
             Ok(true) => {
                 chain.taken(table.tip_of(end.node));
@@ -321,7 +322,7 @@ impl Tables {
                 *lock(&self.fault) = None;
             }
             // Another node was first: what it signed is taken in at once.
-            Ok(false) => state.at_ms = None,
+            Ok(false) => state.at = None,
             Err(Failed::Error(AuditError::ReadOnly)) => {}
             Err(Failed::WentBack(what)) => self.failed(format!(
                 "the database went back under the running server: {what}; {WAY_OUT}"
@@ -347,7 +348,7 @@ impl Tables {
                 }
             }
             for mark in newer.marks() {
-                self.place.freshness.know(&mark);
+                self.scope.freshness.know(&mark);
                 table.raise(&mark);
             }
             table.number = newer.number;
@@ -364,7 +365,7 @@ impl Tables {
         }
         let before = table.tips.clone();
         let own = chain.own();
-        let confirms = |mark| self.place.freshness.confirms(mark);
+        let confirms = |mark| self.scope.freshness.confirms(mark);
         if table.tip_of(own.to.node) == own.from && own.marks.values().all(confirms) {
             own.marks.values().for_each(|mark| table.raise(mark));
             table.set_tip(own.to);
@@ -375,7 +376,7 @@ impl Tables {
         }
         table.number += 1;
         table.at_ms = self.parts.clock.unix_ms();
-        let domain = &self.place.domain;
+        let domain = &self.scope.domain;
         let signed = sign_head_table(&self.parts.hsm, &self.key, domain, table).await?;
         let done = self.parts.store.put_head_table(there, &signed).await;
         let done = done.map_err(|error| AuditError::of_write(&error))?;

@@ -207,6 +207,13 @@ pub enum ConfigError {
     Policy(crate::rpc::PolicyError),
 }
 
+// Its sentence is in ours: it is no further cause.
+impl From<crate::rpc::PolicyError> for ConfigError {
+    fn from(error: crate::rpc::PolicyError) -> Self {
+        Self::Policy(error)
+    }
+}
+
 impl ConfigError {
     /// The parser's error, as one line that says where. It may repeat what stands there, so not for
     /// the fields of PIN and password, where somebody may have written the secret itself.

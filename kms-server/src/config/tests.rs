@@ -10,12 +10,12 @@ use crate::rpc::{CallerName, Role, Verb};
 const EXAMPLE: &str = include_str!("../../../deploy/kms.toml");
 
 /// A directory with the example in it, its paths moved there, and a PIN.
-struct Place {
+struct Folder {
     directory: TempDir,
     text: String,
 }
 
-impl Place {
+impl Folder {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let here = directory.path().display().to_string();
@@ -26,9 +26,9 @@ impl Place {
             .replace("#data_dir", "data_dir")
             .replace("0.0.0.0:7443", "127.0.0.1:0")
             .replace("#arena_mib = 256", "arena_mib = 1");
-        let place = Self { directory, text };
-        place.write("pin", b"1234\n", 0o600);
-        place
+        let folder = Self { directory, text };
+        folder.write("pin", b"1234\n", 0o600);
+        folder
     }
 
     fn write(&self, name: &str, content: &[u8], mode: u32) -> PathBuf {
@@ -88,8 +88,8 @@ fn says(sentence: &str, parts: &[&str]) {
 
 #[test]
 fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
-    let place = Place::new();
-    let written = place.config();
+    let folder = Folder::new();
+    let written = folder.config();
     assert_eq!(written.hsm.token_label, "ami-kms");
     assert_eq!(written.hsm.pin.expose_pin(), "1234");
     let hes = CallerName::new("hes.example.org").unwrap();
@@ -110,7 +110,7 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
         {
             continue; // Moved by the test; the other of two; moved; not a default.
         }
-        let spelt_out = place.with(setting, &setting[1..]).unwrap();
+        let spelt_out = folder.with(setting, &setting[1..]).unwrap();
         assert_eq!(format!("{spelt_out:?}"), format!("{written:?}"), "{setting}");
     }
 }
@@ -123,9 +123,9 @@ fn of_postgresql(setting: &str) -> bool {
 }
 
 /// The example with PostgreSQL's settings in force; `change` edits them.
-fn on_postgresql(place: &Place, change: impl Fn(&str) -> String) -> Result<Config, ConfigError> {
-    place.write("db-password", b"hunter2\n", 0o600);
-    let (start, rest) = place.text.split_once("kind = \"sqlite\"").unwrap();
+fn on_postgresql(folder: &Folder, change: impl Fn(&str) -> String) -> Result<Config, ConfigError> {
+    folder.write("db-password", b"hunter2\n", 0o600);
+    let (start, rest) = folder.text.split_once("kind = \"sqlite\"").unwrap();
     let (_, rest) = rest.split_once("#kind").unwrap();
     let (store, end) = rest.split_once("\n[keyring]").unwrap();
     let store = format!("#kind{store}").replace('\n', "\n#").replace("\n##", "\n#");
@@ -136,15 +136,15 @@ fn on_postgresql(place: &Place, change: impl Fn(&str) -> String) -> Result<Confi
         .map(|line| format!("{}\n", line.trim_start_matches('#')))
         .collect();
     let text = format!("{start}{}\n[keyring]{end}", change(&store));
-    Config::load(&place.write("kms.toml", text.as_bytes(), 0o644))
+    Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
 }
 
 #[test]
 fn the_other_store_of_the_example_is_accepted_with_its_defaults() {
     use crate::store::postgres::{Password, Tls};
 
-    let place = Place::new();
-    let Store::Postgresql(config) = on_postgresql(&place, str::to_owned).unwrap().store else {
+    let folder = Folder::new();
+    let Store::Postgresql(config) = on_postgresql(&folder, str::to_owned).unwrap().store else {
         panic!("not PostgreSQL");
     };
     assert_eq!((config.port, config.connections_max), (5432, 10));
@@ -153,7 +153,7 @@ fn the_other_store_of_the_example_is_accepted_with_its_defaults() {
     let without = |setting: &str| {
         let keep = |line: &&str| !line.starts_with(setting);
         let change = |store: &str| store.lines().filter(keep).map(|l| format!("{l}\n")).collect();
-        on_postgresql(&place, change)
+        on_postgresql(&folder, change)
     };
     for default in ["port", "tls_mode", "connections_max"] {
         let Store::Postgresql(same) = without(default).unwrap().store else { panic!() };
@@ -169,7 +169,7 @@ fn the_other_store_of_the_example_is_accepted_with_its_defaults() {
 
 #[test]
 fn a_database_elsewhere_is_not_reached_without_tls_and_its_password_is_not_repeated() {
-    let place = Place::new();
+    let folder = Folder::new();
     let plain = |host: &str| {
         let change = |store: &str| {
             store
@@ -181,53 +181,53 @@ fn a_database_elsewhere_is_not_reached_without_tls_and_its_password_is_not_repea
                     format!("{text}{line}\n")
                 })
         };
-        on_postgresql(&place, change).map(|_| ()).map_err(|error| error.to_string())
+        on_postgresql(&folder, change).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(plain("127.0.0.1"), Ok(()));
     assert_eq!(plain("/run/postgresql"), Ok(()));
     says(&plain("10.1.2.3").unwrap_err(), &["10.1.2.3", "without TLS", "store.tls_ca"]);
-    let exposed = on_postgresql(&place, |store| {
+    let exposed = on_postgresql(&folder, |store| {
         store.replace("password_file = ", "password_env = \"hunter2\" #")
     })
     .unwrap_err()
     .to_string();
     says(&exposed, &["store.password_env"]);
     let mistyped = |store: &str| store.replace("password_file = ", "password_env = 80082 #");
-    let mistyped = on_postgresql(&place, mistyped).unwrap_err().to_string();
+    let mistyped = on_postgresql(&folder, mistyped).unwrap_err().to_string();
     assert!(!mistyped.contains("80082"), "{mistyped}");
     assert!(!exposed.contains("hunter2"), "{exposed}");
 }
 
 #[test]
 fn a_signer_without_a_key_that_can_be_read_is_refused() {
-    let place = Place::new();
+    let folder = Folder::new();
     let signer = |path: &str| format!("signers = [{{ name = \"p\", public_key = \"{path}\" }}]");
-    let sentence = place.refusal("#signers = []", &signer("/nowhere/p.pem"));
+    let sentence = folder.refusal("#signers = []", &signer("/nowhere/p.pem"));
     says(&sentence, &["`import.signers`", "/nowhere/p.pem"]);
-    let sentence = place.refusal("#signers = []", &signer("/dev/null"));
+    let sentence = folder.refusal("#signers = []", &signer("/dev/null"));
     says(&sentence, &["`import.signers`", "P-256"]);
-    let sentence = place.refusal("#signers = []", &signer("p.pem"));
+    let sentence = folder.refusal("#signers = []", &signer("p.pem"));
     says(&sentence, &["`import.signers.public_key`"]);
 
     // As the example shows it, it is accepted; a second key of that name is not.
     let key = rcgen::KeyPair::generate().unwrap().public_key_pem();
-    let path = place.write("signer.pem", key.as_bytes(), 0o644);
+    let path = folder.write("signer.pem", key.as_bytes(), 0o644);
     let signer =
         format!("[[import.signers]]\nname = \"provisioning\"\npublic_key = \"{}\"", path.display());
     let shown = format!("#{}", signer.replace('\n', "\n#"));
-    assert!(!place.with(&shown, &signer).unwrap().import_signers.is_empty());
-    let sentence = place.refusal(&shown, &format!("{signer}\n{signer}"));
+    assert!(!folder.with(&shown, &signer).unwrap().import_signers.is_empty());
+    let sentence = folder.refusal(&shown, &format!("{signer}\n{signer}"));
     says(&sentence, &["`import.signers`", "twice"]);
 }
 
 #[test]
 fn grants_are_data() {
-    let place = Place::new();
-    let config = place.with("#[rpc.grants]\n#hes = [", "[rpc.grants]\nhes = [").unwrap();
+    let folder = Folder::new();
+    let config = folder.with("#[rpc.grants]\n#hes = [", "[rpc.grants]\nhes = [").unwrap();
     let hes = CallerName::new("hes.example.org").unwrap();
     assert!(config.rpc.policy.permit(&hes, Verb::VerifyMic).is_ok());
     assert!(config.rpc.policy.permit(&hes, Verb::DecryptStream).is_err());
-    let sentence = place.refusal(
+    let sentence = folder.refusal(
         "#[rpc.grants]\n#hes = [\"Ciphering/Decrypt\"",
         "[rpc.grants]\nhes = [\"decrypt\"",
     );
@@ -242,30 +242,33 @@ fn a_missing_file_is_named() {
 
 #[test]
 fn an_unknown_setting_is_refused_with_its_line() {
-    let place = Place::new();
-    let sentence = place.refusal("token_label =", "token_labl =");
+    let folder = Folder::new();
+    let sentence = folder.refusal("token_label =", "token_labl =");
     says(&sentence, &["kms.toml, line ", "`token_labl`", "unknown field", "`token_label`"]);
-    says(&place.refusal("[store]", "[database]\n[store]"), &["`database`"]);
-    says(&place.refusal("[rpc.limits]", "[rpc.limits]\nspeed = 1"), &["`speed`"]);
-    says(&place.refusal("roles = [\"hes\"]", "roles = [\"hes\"]\nadmin = true"), &["`admin`"]);
+    says(&folder.refusal("[store]", "[database]\n[store]"), &["`database`"]);
+    says(&folder.refusal("[rpc.limits]", "[rpc.limits]\nspeed = 1"), &["`speed`"]);
+    says(&folder.refusal("roles = [\"hes\"]", "roles = [\"hes\"]\nadmin = true"), &["`admin`"]);
 }
 
 #[test]
 fn a_missing_or_mistyped_setting_is_refused() {
-    let place = Place::new();
-    says(&place.refusal("single_site = true", ""), &["missing field `single_site`"]);
+    let folder = Folder::new();
+    says(&folder.refusal("single_site = true", ""), &["missing field `single_site`"]);
     says(
-        &place.refusal("kind = \"sqlite\"", "kind = \"oracle\""),
+        &folder.refusal("kind = \"sqlite\"", "kind = \"oracle\""),
         &["`kind`", "`oracle`", "`sqlite`"],
     );
-    says(&place.refusal("\"sha1\"", "\"md5\""), &["`oaep_hash`", "`sha1` or `sha256`"]);
-    says(&place.refusal("#level = \"info\"", "level = \"loud\""), &["`level`", "`loud`", "`info`"]);
-    says(&place.refusal("roles = [\"hes\"]", "roles = [\"root\"]"), &["\"root\"", "auditor"]);
+    says(&folder.refusal("\"sha1\"", "\"md5\""), &["`oaep_hash`", "`sha1` or `sha256`"]);
+    says(
+        &folder.refusal("#level = \"info\"", "level = \"loud\""),
+        &["`level`", "`loud`", "`info`"],
+    );
+    says(&folder.refusal("roles = [\"hes\"]", "roles = [\"root\"]"), &["\"root\"", "auditor"]);
 }
 
 #[test]
 fn a_number_outside_its_bounds_is_refused_with_them() {
-    let place = Place::new();
+    let folder = Folder::new();
     for (line, value, key, bounds) in [
         ("#sessions_max = 8", "sessions_max = 65", "`hsm.sessions_max` is 65", "1 to 64"),
         ("#sessions_max = 8", "sessions_max = 0", "`hsm.sessions_max` is 0", "1 to 64"),
@@ -301,13 +304,14 @@ fn a_number_outside_its_bounds_is_refused_with_them() {
             "1 to 300000",
         ),
     ] {
-        says(&place.refusal(line, value), &[key, bounds, "set it to"]);
+        says(&folder.refusal(line, value), &[key, bounds, "set it to"]);
     }
 }
 
 #[test]
 fn a_full_batch_fits_into_what_may_be_in_flight() {
-    let sentence = Place::new().refusal("#in_flight_items_max = 262144", "in_flight_items_max = 9");
+    let sentence =
+        Folder::new().refusal("#in_flight_items_max = 262144", "in_flight_items_max = 9");
     says(
         &sentence,
         &["`rpc.limits.in_flight_items_max` is 9", "`rpc.limits.batch_items_max` (16384)", "raise"],
@@ -316,20 +320,20 @@ fn a_full_batch_fits_into_what_may_be_in_flight() {
 
 #[test]
 fn nonsense_texts_and_relative_paths_are_refused() {
-    let place = Place::new();
+    let folder = Folder::new();
     says(
-        &place.refusal("name = \"north\"", "name = \" \""),
+        &folder.refusal("name = \"north\"", "name = \" \""),
         &["`site.name` is \" \"", "64 or fewer"],
     );
     let long = "x".repeat(33);
     says(
-        &place.refusal("\"ami-kms\"", &format!("{long:?}")),
+        &folder.refusal("\"ami-kms\"", &format!("{long:?}")),
         &["`hsm.token_label`", "32 or fewer"],
     );
-    let sentence = place.refusal("kind = \"sqlite\"\npath = \"/", "kind = \"sqlite\"\npath = \"");
+    let sentence = folder.refusal("kind = \"sqlite\"\npath = \"/", "kind = \"sqlite\"\npath = \"");
     says(&sentence, &["`store.path`", "from /"]);
     says(
-        &place.refusal("127.0.0.1:0", "localhost"),
+        &folder.refusal("127.0.0.1:0", "localhost"),
         &["`rpc.listen` is \"localhost\"", "0.0.0.0:7443"],
     );
 }
@@ -337,10 +341,10 @@ fn nonsense_texts_and_relative_paths_are_refused() {
 #[test]
 fn metrics_have_a_port_of_their_own() {
     let at = |calls: &str, metrics: &str| {
-        let mut place = Place::new();
-        place.text = place.text.replace("127.0.0.1:0", calls);
+        let mut folder = Folder::new();
+        folder.text = folder.text.replace("127.0.0.1:0", calls);
         let text = format!("[metrics]\nlisten = \"{metrics}\"\nallow_remote = true");
-        place.with("[metrics]", &text)
+        folder.with("[metrics]", &text)
     };
     for (calls, metrics) in [
         ("127.0.0.1:7443", "127.0.0.1:7443"),
@@ -362,35 +366,35 @@ fn metrics_have_a_port_of_their_own() {
 
 #[test]
 fn metrics_are_off_by_default_and_on_the_loopback_address_unless_allowed() {
-    let place = Place::new();
-    assert_eq!(place.config().rpc.metrics, None);
+    let folder = Folder::new();
+    assert_eq!(folder.config().rpc.metrics, None);
     let on =
-        |listen: &str| place.with("#listen = \"127.0.0.1:9464\"", &format!("listen = {listen:?}"));
+        |listen: &str| folder.with("#listen = \"127.0.0.1:9464\"", &format!("listen = {listen:?}"));
     let local = on("127.0.0.1:9464").unwrap().rpc.metrics.unwrap();
     assert_eq!(local.listen(), "127.0.0.1:9464".parse().unwrap());
     let sentence = on("0.0.0.0:9464").unwrap_err().to_string();
     says(&sentence, &["metrics.listen is 0.0.0.0:9464", "metrics.allow_remote"]);
     says(&on("here").unwrap_err().to_string(), &["`metrics.listen` is \"here\"", "127.0.0.1:9464"]);
     let allowed = "[metrics]\nlisten = \"0.0.0.0:9464\"\nallow_remote = true";
-    assert!(place.with("[metrics]", allowed).unwrap().rpc.metrics.is_some());
+    assert!(folder.with("[metrics]", allowed).unwrap().rpc.metrics.is_some());
 }
 
 #[test]
 fn a_site_without_peer_says_that_it_is_alone() {
-    let sentence = Place::new().refusal("single_site = true", "single_site = false");
+    let sentence = Folder::new().refusal("single_site = true", "single_site = false");
     says(&sentence, &["`site.single_site` is false", "set it to true"]);
 }
 
 #[test]
 fn callers_are_named_once_and_have_a_role() {
-    let place = Place::new();
+    let folder = Folder::new();
     says(
-        &place.refusal("\"operator.example.org\"", "\"hes.example.org\""),
+        &folder.refusal("\"operator.example.org\"", "\"hes.example.org\""),
         &["\"hes.example.org\" twice"],
     );
-    says(&place.refusal("roles = [\"hes\"]", "roles = []"), &["\"hes.example.org\" no role"]);
-    let nobody = place.text.split("[[rpc.callers]]").next().unwrap().to_owned();
-    let path = place.write("kms.toml", nobody.as_bytes(), 0o644);
+    says(&folder.refusal("roles = [\"hes\"]", "roles = []"), &["\"hes.example.org\" no role"]);
+    let nobody = folder.text.split("[[rpc.callers]]").next().unwrap().to_owned();
+    let path = folder.write("kms.toml", nobody.as_bytes(), 0o644);
     says(
         &Config::load(&path).unwrap_err().to_string(),
         &["[[rpc.callers]]", "at least one caller"],
@@ -399,11 +403,11 @@ fn callers_are_named_once_and_have_a_role() {
 
 #[test]
 fn a_pin_that_others_can_read_is_refused_with_the_chmod() {
-    let place = Place::new();
+    let folder = Folder::new();
     for mode in [0o640, 0o604, 0o620, 0o666] {
-        place.write("pin", b"1234\n", mode);
+        folder.write("pin", b"1234\n", mode);
         says(
-            &place.refusal("", ""),
+            &folder.refusal("", ""),
             &["`hsm.pin_file`", "/pin`", &format!("(mode {mode:03o})"), "chmod 600"],
         );
     }
@@ -411,57 +415,57 @@ fn a_pin_that_others_can_read_is_refused_with_the_chmod() {
 
 #[test]
 fn the_pin_has_exactly_one_place() {
-    let place = Place::new();
-    let both = place.refusal("#pin_env", "pin_env");
+    let folder = Folder::new();
+    let both = folder.refusal("#pin_env", "pin_env");
     says(&both, &["`hsm.pin_file`", "`hsm.pin_env`", "exactly one"]);
-    assert_eq!(place.refusal("pin_file =", "#pin_file ="), both);
-    let unset = place.text.replace("pin_file =", "#pin_file =");
+    assert_eq!(folder.refusal("pin_file =", "#pin_file ="), both);
+    let unset = folder.text.replace("pin_file =", "#pin_file =");
     let unset = unset.replace("#pin_env = \"KMS_HSM_PIN\"", "pin_env = \"KMS_TEST_NEVER_SET\"");
-    let path = place.write("kms.toml", unset.as_bytes(), 0o644);
+    let path = folder.write("kms.toml", unset.as_bytes(), 0o644);
     says(&Config::load(&path).unwrap_err().to_string(), &["KMS_TEST_NEVER_SET", "not set"]);
 }
 
 #[test]
 fn a_pin_is_one_line_and_not_empty() {
-    let place = Place::new();
+    let folder = Folder::new();
     for pin in [&b""[..], b"\n", b"12\n34\n", &[b'9'; 256]] {
-        place.write("pin", pin, 0o600);
+        folder.write("pin", pin, 0o600);
         says(
-            &place.refusal("", ""),
+            &folder.refusal("", ""),
             &["/pin is empty, longer than 255 bytes, more than one line or not plain text"],
         );
     }
-    place.write("pin", &[b'9'; 255], 0o600);
-    assert_eq!(place.config().hsm.pin.expose_pin().len(), 255);
-    fs::remove_file(place.directory.path().join("pin")).unwrap();
-    says(&place.refusal("", ""), &["`hsm.pin_file`", "cannot be read", "mode 600"]);
+    folder.write("pin", &[b'9'; 255], 0o600);
+    assert_eq!(folder.config().hsm.pin.expose_pin().len(), 255);
+    fs::remove_file(folder.directory.path().join("pin")).unwrap();
+    says(&folder.refusal("", ""), &["`hsm.pin_file`", "cannot be read", "mode 600"]);
 }
 
 #[test]
 fn invariant_1_no_message_and_no_debug_repeats_a_pin() {
-    let place = Place::new();
-    place.write("pin", b"424242\n", 0o600);
-    assert!(!format!("{:?}", place.config()).contains("424242"));
-    let line = place.text.lines().find(|line| line.starts_with("pin_file")).unwrap();
+    let folder = Folder::new();
+    folder.write("pin", b"424242\n", 0o600);
+    assert!(!format!("{:?}", folder.config()).contains("424242"));
+    let line = folder.text.lines().find(|line| line.starts_with("pin_file")).unwrap();
     for wrong in
         ["pin = \"424242\"", "pin_file = 424242", "pin_env = 424242", "pin_env = \"424242\""]
     {
-        let sentence = place.refusal(line, wrong);
+        let sentence = folder.refusal(line, wrong);
         assert!(!sentence.contains("424242"), "{sentence}");
     }
 }
 
 #[test]
 fn check_finds_nothing_wrong_with_a_furnished_place() {
-    let place = Place::new();
-    place.furnish();
-    assert_eq!(place.findings(), Vec::<String>::new());
+    let folder = Folder::new();
+    folder.furnish();
+    assert_eq!(folder.findings(), Vec::<String>::new());
 }
 
 #[test]
 fn check_tells_everything_at_once() {
-    let place = Place::new();
-    let findings = place.findings();
+    let folder = Folder::new();
+    let findings = folder.findings();
     let keys: Vec<_> = findings.iter().map(|finding| finding.split(':').next().unwrap()).collect();
     assert_eq!(keys, ["hsm.module", "hsm.token_dir", "rpc.tls.certificate", "rpc.tls.client_ca"]);
     says(&findings[0], &["libsofthsm2.so", "install the token's software"]);
@@ -470,20 +474,20 @@ fn check_tells_everything_at_once() {
     says(&findings[3], &["clients.pem", "can't be read", "let this service read it"]);
 }
 
-/// The one finding about a furnished place that `spoil` spoils.
-fn the_finding(spoil: impl FnOnce(&Place)) -> String {
-    let place = Place::new();
-    place.furnish();
-    spoil(&place);
-    let findings = place.findings();
+/// The one finding about a furnished folder that `spoil` spoils.
+fn the_finding(spoil: impl FnOnce(&Folder)) -> String {
+    let folder = Folder::new();
+    folder.furnish();
+    spoil(&folder);
+    let findings = folder.findings();
     assert_eq!(findings.len(), 1, "{findings:?}");
     findings[0].clone()
 }
 
 #[test]
 fn check_finds_a_key_of_another_certificate() {
-    let found = the_finding(|place| {
-        place.write("tls/server.key", self_signed(|_| {}).1.as_bytes(), 0o600);
+    let found = the_finding(|folder| {
+        folder.write("tls/server.key", self_signed(|_| {}).1.as_bytes(), 0o600);
     });
     says(&found, &["server.key is not that of the certificate", "server.pem", "install the two"]);
 }
@@ -491,13 +495,13 @@ fn check_finds_a_key_of_another_certificate() {
 #[test]
 fn check_finds_a_certificate_whose_time_is_over_or_has_not_come() {
     let in_years = |from, to| {
-        the_finding(|place| {
+        the_finding(|folder| {
             let pair = self_signed(|params| {
                 params.not_before = rcgen::date_time_ymd(from, 1, 1);
                 params.not_after = rcgen::date_time_ymd(to, 1, 1);
             });
-            place.write("tls/server.pem", pair.0.as_bytes(), 0o644);
-            place.write("tls/server.key", pair.1.as_bytes(), 0o600);
+            folder.write("tls/server.pem", pair.0.as_bytes(), 0o644);
+            folder.write("tls/server.key", pair.1.as_bytes(), 0o600);
         })
     };
     says(&in_years(2020, 2025), &["server.pem has expired", "renew it"]);
@@ -506,28 +510,28 @@ fn check_finds_a_certificate_whose_time_is_over_or_has_not_come() {
 
 #[test]
 fn check_finds_files_that_hold_something_else() {
-    let empty = the_finding(|place| drop(place.write("tls/clients.pem", b"", 0o644)));
+    let empty = the_finding(|folder| drop(folder.write("tls/clients.pem", b"", 0o644)));
     says(&empty, &["rpc.tls.client_ca", "holds no PEM certificate"]);
     let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    let no_authority = the_finding(|place| drop(place.write("tls/clients.pem", garbage, 0o644)));
+    let no_authority = the_finding(|folder| drop(folder.write("tls/clients.pem", garbage, 0o644)));
     says(&no_authority, &["rpc.tls.client_ca", "can't be used: issue it again"]);
-    let no_certificate = the_finding(|place| drop(place.write("tls/server.pem", garbage, 0o644)));
+    let no_certificate = the_finding(|folder| drop(folder.write("tls/server.pem", garbage, 0o644)));
     says(&no_certificate, &["server.pem", "can't be used: issue it again"]);
-    let no_key = the_finding(|place| drop(place.write("tls/server.key", garbage, 0o600)));
+    let no_key = the_finding(|folder| drop(folder.write("tls/server.key", garbage, 0o600)));
     says(&no_key, &["server.key holds no PEM private key"]);
     let secret = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n-----END PRIVATE KEY-----\n";
-    let torn_key = the_finding(|place| drop(place.write("tls/server.key", secret, 0o600)));
+    let torn_key = the_finding(|folder| drop(folder.write("tls/server.key", secret, 0o600)));
     says(&torn_key, &["server.key holds no PEM private key"]);
     assert!(!torn_key.contains("c2Vj"), "{torn_key}");
 }
 
 #[test]
 fn revocation_lists_are_one_path_or_several_and_all_are_checked() {
-    let place = Place::new();
-    place.furnish();
-    let here = place.directory.path().display().to_string();
-    let [one, two] = ["a.crl", "b.crl"].map(|name| place.directory.path().join(name));
-    let with = |value: &str| place.with("#client_crl = []", &format!("client_crl = {value}"));
+    let folder = Folder::new();
+    folder.furnish();
+    let here = folder.directory.path().display().to_string();
+    let [one, two] = ["a.crl", "b.crl"].map(|name| folder.directory.path().join(name));
+    let with = |value: &str| folder.with("#client_crl = []", &format!("client_crl = {value}"));
     let lists = |value: &str| with(value).unwrap().rpc.tls.client_crls;
     assert_eq!(lists(&format!("\"{here}/a.crl\"")), std::slice::from_ref(&one));
     assert_eq!(lists(&format!("[\"{here}/a.crl\", \"{here}/b.crl\"]")), [one, two]);
@@ -543,8 +547,8 @@ fn revocation_lists_are_one_path_or_several_and_all_are_checked() {
 
 #[test]
 fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
-    let place = Place::new();
-    let with = |calls: &str| place.with("#dual_control = []", &format!("dual_control = {calls}"));
+    let folder = Folder::new();
+    let with = |calls: &str| folder.with("#dual_control = []", &format!("dual_control = {calls}"));
     let sentence = with("[\"Meters/DeleteMeter\"]").unwrap_err().to_string();
     says(&sentence, &["`rpc.dual_control`: Meters/DeleteMeter needs two people", "role approver"]);
     for (call, problem) in [
@@ -559,20 +563,20 @@ fn two_people_are_asked_for_where_there_are_two_and_refused_with_what_to_do() {
         assert_eq!(sentence.matches(problem).count(), 1, "{sentence}");
     }
     let second = "dual_control = [\"Meters/DeleteMeter\"]";
-    let text = place.text.replace("#dual_control = []", second);
+    let text = folder.text.replace("#dual_control = []", second);
     let person = "[[rpc.callers]]\nname = \"second\"\nroles = [\"approver\"]\n";
-    let path = place.write("kms.toml", format!("{text}\n{person}").as_bytes(), 0o644);
+    let path = folder.write("kms.toml", format!("{text}\n{person}").as_bytes(), 0o644);
     let policy = Config::load(&path).unwrap().rpc.policy;
     assert_eq!(*policy.dual_control(), BTreeSet::from([Verb::DeleteMeter]));
 }
 
 #[test]
 fn check_finds_an_address_in_use() {
-    let place = Place::new();
-    place.furnish();
+    let folder = Folder::new();
+    folder.furnish();
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = other.local_addr().unwrap().to_string();
-    let config = place.with("127.0.0.1:0", &address).unwrap();
+    let config = folder.with("127.0.0.1:0", &address).unwrap();
     let findings = check(&config, NOW_MS);
     assert_eq!(findings.len(), 1, "{findings:?}");
     says(&findings[0].to_string(), &["rpc.listen: cannot listen on", &address, "or choose one"]);
@@ -580,9 +584,9 @@ fn check_finds_an_address_in_use() {
 
 #[test]
 fn check_finds_directories_that_are_not_there() {
-    let place = Place::new();
-    place.furnish();
-    let mut config = place.config();
+    let folder = Folder::new();
+    folder.furnish();
+    let mut config = folder.config();
     config.site.data_dir = "/nowhere/ami".into();
     let findings = check(&config, NOW_MS);
     // The database's directory is still the furnished one.

@@ -16,15 +16,15 @@ use kms_core::{
 #[non_exhaustive]
 pub enum KeyringError {
     /// The token can't open the block.
-    #[error("block {block} can't be opened: {source}")]
+    #[error("block {block} can't be opened: {said}")]
     Token {
         /// Which block.
         block: BlockNo,
         /// What the token said.
-        source: TokenError,
+        said: TokenError,
     },
     /// The database can't be read or written.
-    #[error("{0}")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// No room for the block's keys.
     #[error("the arena is full: raise keyring.arena_mib (block {block} needs {needed} bytes)")]
@@ -77,7 +77,7 @@ pub enum KeyringError {
     },
     /// A meter's record has no encoding. Nothing was written.
     #[error("{0}; nothing was changed")]
-    TooLong(#[from] TooLong),
+    TooLong(TooLong),
     /// The stored block is older than one that this process has seen.
     #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
     Stale {
@@ -88,6 +88,12 @@ pub enum KeyringError {
         /// What is stored now.
         found: Position,
     },
+}
+
+impl From<TooLong> for KeyringError {
+    fn from(record: TooLong) -> Self {
+        Self::TooLong(record)
+    }
 }
 
 impl KeyringError {
@@ -122,7 +128,7 @@ impl KeyringError {
     /// Whether it may go away by itself.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Token { source, .. } => !matches!(source, TokenError::Refused { .. }),
+            Self::Token { said, .. } => !matches!(said, TokenError::Refused { .. }),
             Self::Store(store) => match store {
                 StoreError::Unreachable { .. }
                 | StoreError::Conflict(_)

@@ -11,7 +11,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, BlockSecret, DomainRecord,
-    block::keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
+    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
 };
 
 use super::error::KeyringError;
@@ -43,7 +43,7 @@ async fn make(
     domain: &DomainRecord,
     block: BlockNo,
 ) -> Result<BlockChange, KeyringError> {
-    let token = |source| KeyringError::Token { block, source };
+    let token = |said| KeyringError::Token { block, said };
     let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
     let random = hsm.random(BlockSecret::LEN).await.map_err(token)?;
     let secret = BlockSecret::fill_with(|bytes| {
@@ -53,11 +53,11 @@ async fn make(
         bytes.copy_from_slice(&random);
         Ok(())
     })?;
-    let place = SecretPlace { domain: &domain.domain, block, secret_version: FIRST_SECRET };
+    let binding = SecretBinding { domain: &domain.domain, block, secret_version: FIRST_SECRET };
     let kek_id = hsm.status().site_kek_id;
     let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
-    place.derive_subkeys(&secret, &mut subkeys[..]);
-    let (_secret, sealed) = hsm.seal(place.seal_aad(&kek_id), secret).await.map_err(token)?;
+    binding.derive_subkeys(&secret, &mut subkeys[..]);
+    let (_secret, sealed) = hsm.seal(binding.seal_aad(&kek_id), secret).await.map_err(token)?;
     let keys = BlockKeys::new(domain.domain, &subkeys[..]);
     let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
     let head = keys.first_head(block, FIRST_SECRET, domain.epoch);

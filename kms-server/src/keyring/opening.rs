@@ -16,7 +16,7 @@ use crate::{
 use kms_core::{
     BlockNo, DomainRecord, Record,
     block::{
-        keys::{BlockKeys, SUBKEYS_LEN, SecretPlace},
+        keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
         verified::Verified,
     },
     freshness::Freshness,
@@ -227,8 +227,8 @@ impl Opener {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
         } else {
             let domain = &self.domain.domain;
-            let place = SecretPlace { domain, block, secret_version };
-            let aad = place.seal_aad(&kek_id);
+            let binding = SecretBinding { domain, block, secret_version };
+            let aad = binding.seal_aad(&kek_id);
             // A head that is not authentic may be the token's answer and not the database's: it is asked
             // once more before anybody is blamed.
             for _ in 0..ANSWERS_MAX {
@@ -236,9 +236,9 @@ impl Opener {
                     .hsm
                     .open(aad.clone(), seal.sealed.clone())
                     .await
-                    .map_err(|source| KeyringError::Token { block, source })?;
+                    .map_err(|said| KeyringError::Token { block, said })?;
                 let out = &mut subkeys.bytes_mut()[..SUBKEYS_LEN];
-                place.derive_subkeys(&secret, out);
+                binding.derive_subkeys(&secret, out);
                 let keys = BlockKeys::new(*domain, out);
                 if keys.is_some_and(|keys| keys.head_is_authentic(&stored.head)) {
                     break;
@@ -332,7 +332,7 @@ impl Opener {
 
     /// The time of the monotonic clock.
     pub(super) fn now(&self) -> Moment {
-        self.clock.moment()
+        self.clock.now()
     }
 
     /// Whether a block's resident table is older than a state of it that is known to be authentic.

@@ -242,7 +242,7 @@ impl Writer {
         let KeyToWrap { system_title, id, kind, protection } = key;
         let block = change.block();
         let keys = &change.unsealed.keys;
-        let token = |source| KeyringError::Token { block, source };
+        let token = |said| KeyringError::Token { block, said };
         let unfit = || KeyringError::Damaged {
             block,
             what: format!("a {kind} of {} bytes can't be wrapped", value.len()),

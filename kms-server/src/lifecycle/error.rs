@@ -1,7 +1,7 @@
 //! Why a call about meters failed as a whole.
 
 use super::refusal::Refusal;
-use crate::{keyring::KeyringError, store::StoreError};
+use crate::{hsm::TokenError, keyring::KeyringError, store::StoreError};
 use kms_core::{BlockNo, SystemTitle};
 
 /// Why a call about meters failed as a whole.
@@ -36,6 +36,12 @@ pub enum LifecycleError {
         "this server's database is a standby and takes no changes: call a server at its primary"
     )]
     ReadOnly,
+    /// The database is a primary and takes no changes all the same.
+    #[error(
+        "this server's database is a primary that takes no changes: its operator must set \
+         `default_transaction_read_only = off` for the server, the database and the role"
+    )]
+    ReadOnlyPrimary,
     /// The database is not the newest that is known, so that no block is used.
     #[error("{reason}")]
     NotNewest {
@@ -72,22 +78,52 @@ pub enum LifecycleError {
         /// What was found where.
         reason: String,
     },
+    /// The block's secret is not sealed for this site's token.
+    #[error("{reason}")]
+    NotSealedForUs {
+        /// Which block.
+        reason: String,
+    },
+    /// Our own code broke a rule. Nothing was written.
+    #[error("a fault in the server: {reason}")]
+    OurFault {
+        /// Which rule.
+        reason: String,
+    },
 }
 
 impl From<KeyringError> for LifecycleError {
     fn from(error: KeyringError) -> Self {
         let reason = error.to_string();
         match error {
-            KeyringError::Store(StoreError::Conflict(_)) => Self::Busy,
-            KeyringError::Store(StoreError::ReadOnly) => Self::ReadOnly,
-            KeyringError::Store(StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_)) => {
-                Self::AuditNotWritable { reason }
-            }
+            KeyringError::Store(error) => Self::of_store(error, reason),
+            KeyringError::Token { said: TokenError::Refused { .. }, .. }
+            | KeyringError::Damaged { .. }
+            | KeyringError::RecordDamaged { .. }
+            | KeyringError::RecordMissing { .. }
+            | KeyringError::Stale { .. } => Self::Damaged { reason },
+            KeyringError::Token { .. } => Self::Unavailable { reason },
             KeyringError::RolledBack(_) => Self::NotNewest { reason },
             KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
-            error if error.is_transient() => Self::Unavailable { reason },
-            KeyringError::Store(StoreError::Taken { .. }) => Self::Busy,
-            _ => Self::Damaged { reason },
+            KeyringError::NotSealedForUs(_) => Self::NotSealedForUs { reason },
+            // The bounds of an import keep every record short enough.
+            KeyringError::TooLong(_) => Self::OurFault { reason },
+        }
+    }
+}
+
+impl LifecycleError {
+    fn of_store(error: StoreError, reason: String) -> Self {
+        match error {
+            StoreError::Conflict(_) | StoreError::Taken { .. } => Self::Busy,
+            StoreError::ReadOnly => Self::ReadOnly,
+            StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
+            StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_) => {
+                Self::AuditNotWritable { reason }
+            }
+            StoreError::Unreachable { .. } => Self::Unavailable { reason },
+            StoreError::Damaged(_) => Self::Damaged { reason },
+            StoreError::Rule { .. } => Self::OurFault { reason },
         }
     }
 }

@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, stream};
 use super::{error::LifecycleError, verbs::Lifecycle, view::MeterView};
 use crate::{
     keyring::{Found, KeyringError},
-    store::MeterPlace,
+    store::IndexedMeter,
 };
 use kms_core::{BlockNo, MeterId, Record, SystemTitle};
 
@@ -47,7 +47,7 @@ impl Lifecycle {
         let more = places.len() > limit as usize;
         places.truncate(limit as usize);
         let next = places.last().filter(|_| more).map(|place| place.meter_id.clone());
-        let mut by_block: BTreeMap<BlockNo, Vec<MeterPlace>> = BTreeMap::new();
+        let mut by_block: BTreeMap<BlockNo, Vec<IndexedMeter>> = BTreeMap::new();
         for place in places {
             by_block.entry(self.records.block_of(&place.system_title)).or_default().push(place);
         }
@@ -68,7 +68,7 @@ impl Lifecycle {
     async fn read_block(
         &self,
         block: BlockNo,
-        places: Vec<MeterPlace>,
+        places: Vec<IndexedMeter>,
     ) -> Result<Page, LifecycleError> {
         let titles: Vec<SystemTitle> = places.iter().map(|place| place.system_title).collect();
         let records = match self.records.read_of(block, &titles).await {
@@ -98,7 +98,7 @@ impl Lifecycle {
         &self,
         page: &mut Page,
         block: BlockNo,
-        place: MeterPlace,
+        place: IndexedMeter,
     ) -> Result<(), LifecycleError> {
         match self.records.confirm(&place.meter_id, place.system_title).await {
             Ok(Found::At(title)) => {
@@ -117,7 +117,7 @@ impl Lifecycle {
     }
 }
 
-fn damaged(block: BlockNo, place: MeterPlace, reason: String) -> DamagedMeter {
-    let MeterPlace { meter_id, system_title } = place;
+fn damaged(block: BlockNo, place: IndexedMeter, reason: String) -> DamagedMeter {
+    let IndexedMeter { meter_id, system_title } = place;
     DamagedMeter { meter_id, system_title, block, reason }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::keyring::Found;
 use kms_core::{
-    FormerKey, MeterId, Record,
+    FormerKey, MeterId, Record, RefusalCode,
     audit::{AuditOutcome, AuditedCall, Subject},
     record::Tombstone,
 };
@@ -36,12 +36,13 @@ impl Lifecycle {
         }
         let results = self.import(call, vec![meter], rules).await?;
         let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
-            return Err(LifecycleError::Busy);
+            let reason = "an import of one line has no result".to_owned();
+            return Err(LifecycleError::OurFault { reason });
         };
         outcome?;
         if rules.dry_run {
             return Err(LifecycleError::Refused(Refusal {
-                code: "DRY_RUN",
+                code: RefusalCode::DryRun,
                 reason: "the meter could be created; nothing was changed".to_owned(),
             }));
         }

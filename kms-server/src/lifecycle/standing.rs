@@ -7,7 +7,7 @@ use super::{
     view::MeterView,
 };
 use kms_core::{
-    FormerKey, MeterId, MeterPolicy, Record, SystemTitle,
+    FormerKey, MeterId, MeterPolicy, Record, RefusalCode, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
 };
 
@@ -145,13 +145,13 @@ impl Lifecycle {
 }
 
 fn not_deleted() -> Refusal {
-    refusal("METER_NOT_DELETED", "the meter is not deleted: there is nothing to readmit")
+    refusal(RefusalCode::MeterNotDeleted, "the meter is not deleted: there is nothing to readmit")
 }
 
 fn worn_out(keys: usize) -> Refusal {
     let most = FormerKey::MAX;
     refusal(
-        "TOO_MANY_FORMER_KEYS",
+        RefusalCode::TooManyFormerKeys,
         format!(
             "the meter had {keys} keys, and a readmitted one may have had {most}: it stays deleted"
         ),

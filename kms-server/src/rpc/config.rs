@@ -110,7 +110,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             // 16 MiB: a full batch of 300-byte APDUs three times over.
-            message_bytes_max: 16 << 20,
+            message_bytes_max: kms_core::wire::MESSAGE_BYTES_MAX,
             batch_items_max: 16_384,
             streams_per_connection_max: 1_024,
             connections_max: 1_024,

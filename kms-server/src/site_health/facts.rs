@@ -146,7 +146,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Holder, MeterPlace, StoredBlock};
+    use crate::store::{Holder, IndexedMeter, StoredBlock};
     use async_trait::async_trait;
     use kms_core::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle};
 
@@ -183,11 +183,11 @@ mod tests {
             Ok(None)
         }
 
-        async fn find_meter(&self, _: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+        async fn find_meter(&self, _: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
             Ok(None)
         }
 
-        async fn find_title(&self, _: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+        async fn find_title(&self, _: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
             Ok(None)
         }
 
@@ -195,7 +195,7 @@ mod tests {
             &self,
             _: Option<&MeterId>,
             _: u32,
-        ) -> Result<Vec<MeterPlace>, StoreError> {
+        ) -> Result<Vec<IndexedMeter>, StoreError> {
             Ok(Vec::new())
         }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
 };
 use crate::telemetry::{
@@ -134,11 +134,11 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Block, self.inner.block(block)).await
     }
 
-    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
         self.measure(Operation::FindMeter, self.inner.find_meter(meter_id)).await
     }
 
-    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         self.measure(Operation::FindMeter, self.inner.find_title(title)).await
     }
 
@@ -146,7 +146,7 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         &self,
         after: Option<&MeterId>,
         limit: u32,
-    ) -> Result<Vec<MeterPlace>, StoreError> {
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
         self.measure(Operation::ListMeters, self.inner.list_meters(after, limit)).await
     }
 

@@ -144,7 +144,7 @@ pub struct Founding {
 
 /// Where a meter is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MeterPlace {
+pub struct IndexedMeter {
     /// The operator's name.
     pub meter_id: MeterId,
     /// Its title, hence its block.
@@ -241,17 +241,17 @@ pub trait ReadStore: Send + Sync + 'static {
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError>;
 
     /// Where the living meter with this id is.
-    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError>;
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError>;
 
     /// What the index says of this title. As the others, a hint.
-    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError>;
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError>;
 
     /// Living meters in order of id, after `after`, at most `limit`.
     async fn list_meters(
         &self,
         after: Option<&MeterId>,
         limit: u32,
-    ) -> Result<Vec<MeterPlace>, StoreError>;
+    ) -> Result<Vec<IndexedMeter>, StoreError>;
 
     /// How many meters are alive.
     async fn count_meters(&self) -> Result<u64, StoreError>;

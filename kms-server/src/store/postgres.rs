@@ -36,7 +36,7 @@ use self::{
     patience::{let_go, within},
 };
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, MeterPlace, Positions,
+    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
 };
 use kms_core::{
@@ -146,11 +146,11 @@ impl ReadStore for PostgresStore {
         reading!(self, block, block)
     }
 
-    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
         reading!(self, find_meter, meter_id)
     }
 
-    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         reading!(self, find_title, title)
     }
 
@@ -158,7 +158,7 @@ impl ReadStore for PostgresStore {
         &self,
         after: Option<&MeterId>,
         limit: u32,
-    ) -> Result<Vec<MeterPlace>, StoreError> {
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
         reading!(self, list_meters, after, limit)
     }
 

@@ -29,7 +29,7 @@ use self::{
     failure::WriteError,
 };
 use super::{
-    AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, Positions, ReadStore,
+    AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
     StoreError, StoredBlock, WriteStore, rules,
 };
 use kms_core::{
@@ -234,11 +234,11 @@ impl ReadStore for SqliteStore {
         reading!(self, block_of_one_moment, block)
     }
 
-    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
         reading!(self, find_meter, meter_id)
     }
 
-    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         read::find_title(&mut *self.reader().await?, title).await
     }
 
@@ -246,7 +246,7 @@ impl ReadStore for SqliteStore {
         &self,
         after: Option<&MeterId>,
         limit: u32,
-    ) -> Result<Vec<MeterPlace>, StoreError> {
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
         reading!(self, list_meters, after, limit)
     }
 

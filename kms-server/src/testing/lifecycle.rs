@@ -13,7 +13,7 @@ use crate::lifecycle::{ImportResult, ImportRules, Imported, LifecycleError, NewM
 const PLAIN: &[u8] = b"\x0f\x00";
 
 fn outcome(result: &ImportResult) -> Result<Imported, &'static str> {
-    result.outcome.clone().map_err(|refusal| refusal.code)
+    result.outcome.clone().map_err(|refusal| refusal.code.word())
 }
 
 fn meter_id(n: u64) -> MeterId {

@@ -16,7 +16,8 @@ pub(super) fn circles(crate_name: &str, files: &[(String, Source)]) -> Vec<Vec<S
     let has_library = files.iter().any(|(path, _)| path == "lib.rs");
     let modules: Modules<'_> = files
         .iter()
-        .filter(|(path, _)| !path.starts_with("bin/") && !(has_library && path == "main.rs"))
+        // A program beside a library is a crate of its own.
+        .filter(|(path, _)| !(path.starts_with("bin/") || has_library && path == "main.rs"))
         .map(|(path, source)| (module_of(path), (path.as_str(), source)))
         .collect();
     let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();

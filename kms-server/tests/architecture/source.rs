@@ -25,7 +25,9 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn of(text: &str) -> Self {
         let tokens = tokens(text);
-        let paths = paths(&tokens);
+        let mut paths = paths(&tokens);
+        let behind_imports = spread(&paths, &imports(&tokens));
+        paths.extend(behind_imports);
         let reexports = reexports(&tokens);
         Self { tokens, paths, reexports }
     }
@@ -150,6 +152,36 @@ fn paths(tokens: &[Token]) -> Vec<Vec<String>> {
     found
 }
 
+/// Paths that begin with an imported name, from where that comes from on.
+fn spread(paths: &[Vec<String>], imports: &[(String, Vec<String>)]) -> Vec<Vec<String>> {
+    let behind = |path: &Vec<String>| {
+        let (first, rest) = path.split_first().filter(|(_, rest)| !rest.is_empty())?;
+        let (_, from) =
+            imports.iter().find(|(name, from)| name == first && from.first() != Some(first))?;
+        Some([from, rest].concat())
+    };
+    paths.iter().filter_map(behind).collect()
+}
+
+/// What the file imports: a name, and the path behind it.
+fn imports(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
+    let mut found = Vec::new();
+    for (at, token) in tokens.iter().enumerate() {
+        if matches!(token, Token::Word(word) if word == "use") {
+            tree(tokens, at + 1, &mut Vec::new(), &mut found);
+        }
+    }
+    found.into_iter().filter_map(named).collect()
+}
+
+/// A leaf of a `use` by its name; `self` is the module before it.
+fn named(mut path: Vec<String>) -> Option<(String, Vec<String>)> {
+    if path.last().is_some_and(|last| last == "self") {
+        path.pop();
+    }
+    Some((path.last()?.clone(), path))
+}
+
 /// The leaves of each `use` that follows a `pub`, whoever it is public to.
 fn reexports(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
@@ -169,12 +201,6 @@ fn reexports(tokens: &[Token]) -> Vec<(String, Vec<String>)> {
             tree(tokens, after + 1, &mut Vec::new(), &mut found);
         }
     }
-    let named = |mut path: Vec<String>| {
-        if path.last().is_some_and(|last| last == "self") {
-            path.pop();
-        }
-        Some((path.last()?.clone(), path))
-    };
     found.into_iter().filter_map(named).collect()
 }
 

@@ -11,7 +11,7 @@ use kms_core::{
 use kms_server::{
     audit::AuditError,
     store::{
-        AuditStore, BlockChange, ChainLink, Founding, Holder, MeterPlace, ReadStore, StoreError,
+        AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore, sqlite::SqliteStore,
     },
 };
@@ -50,17 +50,17 @@ impl ReadStore for Lossy {
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         self.inner.block(block).await
     }
-    async fn find_meter(&self, id: &MeterId) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_meter(&self, id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
         self.inner.find_meter(id).await
     }
-    async fn find_title(&self, title: &SystemTitle) -> Result<Option<MeterPlace>, StoreError> {
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         self.inner.find_title(title).await
     }
     async fn list_meters(
         &self,
         after: Option<&MeterId>,
         limit: u32,
-    ) -> Result<Vec<MeterPlace>, StoreError> {
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
         self.inner.list_meters(after, limit).await
     }
     async fn count_meters(&self) -> Result<u64, StoreError> {

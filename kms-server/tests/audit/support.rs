@@ -199,9 +199,9 @@ pub(crate) async fn begin_table(store: &dyn WriteStore, signer: &Signer) {
 }
 
 /// Where the test's node is. Nothing is known of blocks: there are none in these databases.
-pub(crate) fn place() -> audit::Place {
+pub(crate) fn place() -> audit::Scope {
     let blocks = BlockCount::new(16).unwrap();
-    audit::Place { node: NODE, domain: DomainId([7; 16]), blocks, freshness: Arc::default() }
+    audit::Scope { node: NODE, domain: DomainId([7; 16]), blocks, freshness: Arc::default() }
 }
 
 pub(crate) async fn open_store(path: &Path) -> Arc<SqliteStore> {

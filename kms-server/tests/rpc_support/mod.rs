@@ -193,8 +193,8 @@ impl Clock for TestClock {
         self.0.load(Ordering::SeqCst)
     }
 
-    fn monotonic_ms(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
+    fn now(&self) -> kms_core::moment::Moment {
+        kms_core::moment::Moment::from_ms(self.0.load(Ordering::SeqCst))
     }
 }
 

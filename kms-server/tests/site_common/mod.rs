@@ -178,7 +178,7 @@ impl Site {
         let freshness = Arc::new(Freshness::default());
         let audit = Audit::open(
             audit::Config::default(),
-            audit::Place {
+            audit::Scope {
                 node,
                 domain: domain.domain,
                 blocks: domain.blocks,

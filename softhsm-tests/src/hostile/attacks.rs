@@ -71,7 +71,7 @@ attacks! {
 /// Connections of an attack that wants all places, some more than there are.
 const CROWD: usize = 1_300;
 /// What the longest message of the server may have.
-const LONGEST: usize = (16 << 20) - 1;
+const LONGEST: usize = kms_core::wire::MESSAGE_BYTES_MAX - 1;
 
 fn over(until: Instant) -> bool {
     Instant::now() >= until

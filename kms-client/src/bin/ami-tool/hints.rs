@@ -1,6 +1,8 @@
 //! What to do next, and how the tool ends: one row for each refusal that it can meet. A row is found by who
 //! speaks and by the word that he says; `*` stands for words that have no row of their own.
 
+use kms_core::{Numbered as _, RefusalCode};
+
 use crate::exit::Exit;
 
 /// Who speaks, and in which way.
@@ -25,6 +27,7 @@ pub(crate) enum Source {
 }
 
 /// One row.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Hint {
     source: Source,
     word: &'static str,
@@ -38,9 +41,14 @@ const fn row(source: Source, word: &'static str, exit: Exit, next: &'static str)
 }
 
 /// The row of a word.
-pub(crate) fn hint(source: Source, word: &str) -> &'static Hint {
+pub(crate) fn hint(source: Source, word: &str) -> Hint {
+    if source == Source::Refused
+        && let Some(code) = RefusalCode::from_word(word)
+    {
+        return row(source, code.word(), Exit::Refused, next_after(code));
+    }
     let of = |word: &str| HINTS.iter().find(|hint| hint.source == source && hint.word == word);
-    of(word).or_else(|| of("*")).unwrap_or(&UNKNOWN)
+    of(word).or_else(|| of("*")).copied().unwrap_or(UNKNOWN)
 }
 
 /// Every source has a row `*`, so nothing comes to this.
@@ -54,7 +62,60 @@ const FILE: &str = "have the file sealed again for this site (`site import-key`,
 const TOKEN_OR_STORE: &str = "`site status` says whether the token or the database is away; the server runs, so \
     `endpoints` need no look. Run it again when it is back";
 
-/// The table.
+/// The way out of a refusal of a line, a file or a change: a code without one does not compile.
+fn next_after(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::MeterIdTaken
+        | RefusalCode::SystemTitleTaken
+        | RefusalCode::NameTooLong
+        | RefusalCode::TooManyKeys
+        | RefusalCode::WrongForm
+        | RefusalCode::KeyLength
+        | RefusalCode::Protection
+        | RefusalCode::SuitesMixed
+        | RefusalCode::KeySuperseded
+        | RefusalCode::KeyOfAnotherKind
+        | RefusalCode::NotTaken => LINE,
+        RefusalCode::TestKey => {
+            "have the right key delivered; `--allow-test-keys` takes it all the same"
+        }
+        RefusalCode::SecretNotSealable
+        | RefusalCode::TooManyVersions
+        | RefusalCode::TooManyFormerKeys
+        | RefusalCode::PolicyDiffers
+        | RefusalCode::MeterDeleted
+        | RefusalCode::DryRun
+        | RefusalCode::BadField => "",
+        RefusalCode::ClearImportOff => {
+            "have the file sealed for this site (`site import-key`, `meter seal`), then import that"
+        }
+        RefusalCode::KeyDiffers => {
+            "compare with `meter get`; `--add-versions` takes the value as a new version"
+        }
+        RefusalCode::MeterNotDeleted => "`meter get` shows it",
+        RefusalCode::MeterDamaged => "`site status` names what is damaged",
+        RefusalCode::FileOlder
+        | RefusalCode::BadSignature
+        | RefusalCode::WrongSite
+        | RefusalCode::WrongImportKey
+        | RefusalCode::WrongCount
+        | RefusalCode::LinesOutOfOrder
+        | RefusalCode::FileKeyOfAnother
+        | RefusalCode::FileKeyRefused
+        | RefusalCode::KeyUnwrapRefused
+        | RefusalCode::FileVersion
+        | RefusalCode::SealedInFuture => FILE,
+        RefusalCode::NoRandomness => TOKEN_OR_STORE,
+        RefusalCode::UnknownSigner => {
+            "have the signer entered in the server's `import.signers`, or the file signed by one who is"
+        }
+        RefusalCode::AnotherFile => "import one file at a time",
+        RefusalCode::ChunkOutOfOrder => "import the file whole, from its beginning",
+        RefusalCode::FileCut => "the file's end is missing: copy it again",
+    }
+}
+
+/// The table of all other words.
 pub(crate) const HINTS: &[Hint] = &[
     row(
         Transport,
@@ -217,74 +278,24 @@ pub(crate) const HINTS: &[Hint] = &[
          call); then run the same command again",
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
+    row(Refused, "READ_ONLY_PRIMARY", No, ""),
     row(Refused, "METER_EXISTS", No, "`meter get` shows it; `meter import` adds keys to it"),
-    row(Refused, "METER_ID_TAKEN", No, LINE),
-    row(Refused, "SYSTEM_TITLE_TAKEN", No, LINE),
-    row(Refused, "NAME_TOO_LONG", No, LINE),
-    row(Refused, "WRONG_FORM", No, LINE),
-    row(Refused, "KEY_LENGTH", No, LINE),
-    row(Refused, "TOO_MANY_KEYS", No, LINE),
-    row(Refused, "NOT_TAKEN", No, LINE),
-    row(
-        Refused,
-        "TEST_KEY",
-        No,
-        "have the right key delivered; `--allow-test-keys` takes it all the same",
-    ),
-    row(
-        Refused,
-        "KEY_DIFFERS",
-        No,
-        "compare with `meter get`; `--add-versions` takes the value as a new version",
-    ),
-    row(Refused, "TOO_MANY_VERSIONS", No, ""),
-    row(Refused, "SECRET_NOT_SEALABLE", No, ""),
-    row(
-        Refused,
-        "CLEAR_IMPORT_OFF",
-        No,
-        "have the file sealed for this site (`site import-key`, `meter seal`), then import that",
-    ),
-    row(Refused, "BAD_SIGNATURE", No, FILE),
-    row(Refused, "WRONG_SITE", No, FILE),
-    row(Refused, "WRONG_IMPORT_KEY", No, FILE),
-    row(Refused, "FILE_KEY_REFUSED", No, FILE),
-    row(Refused, "KEY_UNWRAP_REFUSED", No, FILE),
-    row(Refused, "LINES_OUT_OF_ORDER", No, FILE),
-    row(Refused, "WRONG_COUNT", No, FILE),
-    row(
-        Refused,
-        "UNKNOWN_SIGNER",
-        No,
-        "have the signer entered in the server's `import.signers`, or the file signed by one who is",
-    ),
-    row(Refused, "ANOTHER_FILE", No, "import one file at a time"),
-    row(Refused, "CHUNK_OUT_OF_ORDER", No, "import the file whole, from its beginning"),
-    row(Refused, "FILE_CUT", No, "the file's end is missing: copy it again"),
-    row(Refused, "FILE_OLDER", No, FILE),
-    row(Refused, "FILE_VERSION", No, FILE),
-    row(Refused, "FILE_KEY_OF_ANOTHER", No, FILE),
-    row(Refused, "SEALED_IN_FUTURE", No, FILE),
-    row(Refused, "SUITES_MIXED", No, LINE),
-    row(Refused, "POLICY_DIFFERS", No, ""),
-    row(Refused, "KEY_SUPERSEDED", No, LINE),
-    row(Refused, "KEY_OF_ANOTHER_KIND", No, LINE),
-    row(Refused, "METER_DELETED", No, ""),
-    row(Refused, "METER_NOT_DELETED", No, "`meter get` shows it"),
-    row(Refused, "METER_DAMAGED", No, "`site status` names what is damaged"),
     row(
         Refused,
         "METER_NOT_DAMAGED",
         No,
         "`site status` names what is damaged, and in which block",
     ),
-    row(Refused, "TOO_MANY_FORMER_KEYS", No, ""),
     row(Refused, "IMPORT_TOO_LONG", No, "import the file in parts"),
-    row(Refused, "DRY_RUN", No, ""),
-    row(Refused, "BAD_FIELD", No, ""),
     row(Refused, "BAD_COLUMN", No, "use tool and server of one version"),
     row(Refused, "UNKNOWN_METHOD", No, "use tool and server of one version"),
     row(Refused, "*", No, ""),
+    row(
+        Service,
+        "NOT_SEALED_FOR_TOKEN",
+        NotNow,
+        "`site status` names the block; the handbook says how to restore it",
+    ),
     row(
         Service,
         "DAMAGED",
@@ -333,7 +344,6 @@ mod tests {
         "PRIMARY",
         "SECONDARY",
         "REJECT",
-        "PROTECTION",
         "SECRET",
         "SECRETKEY",
     ];
@@ -365,8 +375,10 @@ mod tests {
             words_of_the_service(&sources.join(part), &mut words);
         }
         words.retain(|word| !OTHER_WORDS.contains(&word.as_str()));
-        assert!(words.len() > 40 && words.contains("NOT_GRANTED"), "{words:?}");
-        let has_row = |word: &String| HINTS.iter().any(|hint| hint.word == word);
+        assert!(words.len() > 30 && words.contains("NOT_GRANTED"), "{words:?}");
+        let has_row = |word: &String| {
+            HINTS.iter().any(|hint| hint.word == word) || RefusalCode::from_word(word).is_some()
+        };
         let missing: Vec<_> = words.iter().filter(|word| !has_row(word)).collect();
         assert!(
             missing.is_empty(),

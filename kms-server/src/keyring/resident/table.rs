@@ -109,10 +109,11 @@ struct SlotInfo {
     kind: KeyKind,
     setup: SecuritySetup,
     version: u16,
-    place: Place,
+    held: Held,
 }
 
-enum Place {
+/// The way in which a key of a slot is held.
+enum Held {
     /// At this offset of the piece, this many bytes.
     Arena { at: u32, len: u8 },
     /// Only in the token.
@@ -414,19 +415,17 @@ impl Filling<'_> {
     }
 
     fn put_slot(&mut self, key: &KeyRecord) -> Result<SlotInfo, DoesNotOpen> {
-        let place = match key.protection {
-            Protection::Hsm => {
-                Place::Token(WrappedKey { id: key.id, wrapped: key.wrapped.clone() })
-            }
+        let held = match key.protection {
+            Protection::Hsm => Held::Token(WrappedKey { id: key.id, wrapped: key.wrapped.clone() }),
             Protection::Memory => {
                 let (at, len) = (self.next_slot, usize::from(key.value_len));
                 let room = self.piece.bytes_mut().get_mut(at..at + len).ok_or(DoesNotOpen)?;
                 self.keys.unwrap_into(&key.wrapped, room)?;
                 self.next_slot += SLOT_LEN;
-                Place::Arena { at: at as u32, len: key.value_len }
+                Held::Arena { at: at as u32, len: key.value_len }
             }
         };
-        Ok(SlotInfo { kind: key.kind, setup: key.setup, version: key.version, place })
+        Ok(SlotInfo { kind: key.kind, setup: key.setup, version: key.version, held })
     }
 }
 
@@ -495,7 +494,7 @@ impl<'a> ResidentMeter<'a> {
         let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
             setup: slot.setup,
             version: slot.version,
-            key: table.material(&slot.place),
+            key: table.material(&slot.held),
         });
         plain
             .into_iter()
@@ -527,10 +526,10 @@ impl<'a> ResidentMeter<'a> {
 }
 
 impl BlockTable {
-    fn material<'a>(&'a self, place: &'a Place) -> KeyMaterial<'a> {
-        match place {
-            Place::Token(key) => KeyMaterial::Token(key),
-            Place::Arena { at, len } => {
+    fn material<'a>(&'a self, held: &'a Held) -> KeyMaterial<'a> {
+        match held {
+            Held::Token(key) => KeyMaterial::Token(key),
+            Held::Arena { at, len } => {
                 let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
                 KeyMaterial::Bytes(&bytes[*at as usize..][..usize::from(*len)])
             }

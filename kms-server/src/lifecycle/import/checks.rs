@@ -8,7 +8,7 @@ use crate::lifecycle::{
     config::Config,
     refusal::{Refusal, refusal},
 };
-use kms_core::{KeyKind, KeyState, MeterRecord, SecuritySetup, test_keys};
+use kms_core::{KeyKind, KeyState, MeterRecord, RefusalCode, SecuritySetup, test_keys};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;
@@ -36,10 +36,16 @@ pub(super) fn check(
     meter: &NewMeter,
 ) -> Result<(), Refusal> {
     if meter.logical_device_name.len() > LOGICAL_DEVICE_NAME_MAX {
-        return Err(refusal("NAME_TOO_LONG", "a logical device name has at most 64 bytes"));
+        return Err(refusal(
+            RefusalCode::NameTooLong,
+            "a logical device name has at most 64 bytes",
+        ));
     }
     if meter.keys.len() > KEYS_MAX {
-        return Err(refusal("TOO_MANY_KEYS", format!("a line brings at most {KEYS_MAX} keys")));
+        return Err(refusal(
+            RefusalCode::TooManyKeys,
+            format!("a line brings at most {KEYS_MAX} keys"),
+        ));
     }
     if transport == Transport::Clear && !meter.keys.is_empty() {
         takes_clear_keys(config)?;
@@ -56,7 +62,7 @@ fn check_suites(keys: &[NewKey]) -> Result<(), Refusal> {
         let mut same_setup = before.filter(|other| other.setup == key.setup);
         if let Some(other) = same_setup.find(|other| other.value.len() != key.value.len()) {
             return Err(refusal(
-                "SUITES_MIXED",
+                RefusalCode::SuitesMixed,
                 format!(
                     "the {} of security setup {} has {} bytes and the {} has {}: a security suite has keys \
                      of one length; look which of the two is not this meter's",
@@ -105,7 +111,7 @@ pub(super) fn takes_clear_keys(config: Config) -> Result<(), Refusal> {
         return Ok(());
     }
     Err(refusal(
-        "CLEAR_IMPORT_OFF",
+        RefusalCode::ClearImportOff,
         "this site takes no keys in clear: bring them in a sealed file (`ami-tool meter seal`); \
          import.allow_clear is for trials, never for a site in production",
     ))
@@ -118,7 +124,7 @@ fn check_key(rules: ImportRules, transport: Transport, key: &NewKey) -> Result<(
     let protection = key.wanted_protection();
     if !kind.allows(protection) {
         return Err(refusal(
-            "PROTECTION",
+            RefusalCode::Protection,
             match kind {
                 KeyKind::Kek => "a KEK is only ever of protection HSM",
                 _ => "only GUEK, GBEK and KEK can be of protection HSM",
@@ -139,7 +145,7 @@ fn check_key(rules: ImportRules, transport: Transport, key: &NewKey) -> Result<(
 /// A key that everybody knows.
 pub(super) fn test_key(kind: KeyKind) -> Refusal {
     refusal(
-        "TEST_KEY",
+        RefusalCode::TestKey,
         format!(
             "the {kind} is all one byte or a published test key: give the meter's real key, or pass \
              --allow-test-keys on a site that is not in production"
@@ -152,13 +158,16 @@ fn check_transport(transport: Transport, kind: KeyKind, value: &KeyValue) -> Res
         (Transport::Clear, KeyValue::Clear(_)) => Ok(()),
         (Transport::Sealed, KeyValue::Sealed(_)) if kind.is_cipher_key() => Ok(()),
         (Transport::Sealed, KeyValue::Sealed(_)) => Err(refusal(
-            "SECRET_NOT_SEALABLE",
+            RefusalCode::SecretNotSealable,
             format!(
                 "a {kind} is of free length, and AES key wrap carries keys of 16 or 32 bytes: leave it \
                  out of the sealed file"
             ),
         )),
-        _ => Err(refusal("WRONG_FORM", "wrapped keys come in sealed files, clear ones do not")),
+        _ => Err(refusal(
+            RefusalCode::WrongForm,
+            "wrapped keys come in sealed files, clear ones do not",
+        )),
     }
 }
 
@@ -166,13 +175,13 @@ fn check_length(kind: KeyKind, value: &KeyValue) -> Result<(), Refusal> {
     let len = value.len();
     if kind.is_cipher_key() && !matches!(len, 16 | 32) {
         return Err(refusal(
-            "KEY_LENGTH",
+            RefusalCode::KeyLength,
             format!("a {kind} has 16 bytes (suites 0 and 1) or 32 (suite 2), not {len}"),
         ));
     }
     if !kind.is_cipher_key() && !(1..=SECRET_LEN_MAX).contains(&len) {
         let reason = format!("a {kind} has 1 to {SECRET_LEN_MAX} bytes, not {len}");
-        return Err(refusal("KEY_LENGTH", reason));
+        return Err(refusal(RefusalCode::KeyLength, reason));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 use kms_core::{
     ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
-    Protection, SecuritySetup, record::Tombstone,
+    Protection, RefusalCode, SecuritySetup, record::Tombstone,
 };
 
 /// Versions that one key (a kind in a security setup) may have: four live ones, as many as are tried on
@@ -76,7 +76,7 @@ pub(super) fn news(
     let other_policy = meter.policy.as_ref().is_some_and(|policy| *policy != known.policy);
     if other_policy && !rules.change_policy {
         return Err(refusal(
-            "POLICY_DIFFERS",
+            RefusalCode::PolicyDiffers,
             "the meter has another policy: leave it out of the line, pass --change-policy, or change it \
              with `ami-tool meter set-policy`",
         ));
@@ -125,13 +125,13 @@ pub(super) fn check_order(known: &MeterRecord, arrival: Arrival) -> Result<(), R
     match arrival {
         Arrival::Clear { allowed: true } => Ok(()),
         Arrival::Clear { allowed: false } => Err(refusal(
-            "CLEAR_IMPORT_OFF",
+            RefusalCode::ClearImportOff,
             "this site takes no lines in clear that change anything: change a policy with `ami-tool meter \
              set-policy`, and bring the rest in a sealed file",
         )),
         Arrival::Sealed(mark) if mark > known.changed_by => Ok(()),
         Arrival::Sealed(_) => Err(refusal(
-            "FILE_OLDER",
+            RefusalCode::FileOlder,
             "the meter was changed by what is newer than this file's line: nothing old comes back over it; \
              if the line is what should be, seal it again",
         )),
@@ -151,7 +151,7 @@ pub(super) fn readmit(
         && (mark.at_ms <= tombstone.deleted_ms || mark <= tombstone.changed_by)
     {
         return Err(refusal(
-            "FILE_OLDER",
+            RefusalCode::FileOlder,
             "the meter was deleted after this file was sealed: it was readmitted, and comes back by what is \
              sealed after its deletion; seal it again",
         ));
@@ -167,7 +167,7 @@ fn deleted(tombstone: &Tombstone, line: &MeterRecord) -> Refusal {
         None => (String::new(), ""),
     };
     refusal(
-        "METER_DELETED",
+        RefusalCode::MeterDeleted,
         format!(
             "the meter was deleted{was}, and no import brings it back: if it is to come back, have two \
              people readmit it{by} (ami-tool meter readmit), then import what is sealed after its deletion"
@@ -190,7 +190,7 @@ fn is_superseded(
 
 fn superseded(key: &NewKey) -> Refusal {
     refusal(
-        "KEY_SUPERSEDED",
+        RefusalCode::KeySuperseded,
         format!(
             "the meter had this {} before, and it was given up: a key that was replaced does not come \
              back; give the meter's present one",
@@ -214,7 +214,7 @@ fn differs(key: &NewKey, in_line: bool) -> Refusal {
             setup.0
         )
     };
-    refusal("KEY_DIFFERS", reason)
+    refusal(RefusalCode::KeyDiffers, reason)
 }
 
 /// What is said of a known key for which the line asks another protection.
@@ -236,7 +236,7 @@ fn stays(key: &NewKey, old: &KeyRecord) -> Option<String> {
 
 fn too_many(kind: KeyKind, setup: SecuritySetup) -> Refusal {
     refusal(
-        "TOO_MANY_VERSIONS",
+        RefusalCode::TooManyVersions,
         format!(
             "another {kind} in security setup {} would be too much: a key has {VERSIONS_A_KEY} versions at \
              most, a meter {VERSIONS_A_METER}; delete the meter and import it with the keys that it uses",

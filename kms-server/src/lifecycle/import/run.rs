@@ -20,7 +20,7 @@ use crate::{
     store::StoreError,
 };
 use kms_core::{
-    BlockNo, MeterId, SystemTitle,
+    BlockNo, MeterId, RefusalCode, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
 };
 
@@ -194,7 +194,7 @@ impl Lifecycle {
         if attempt > 0
             && let Some(reason) = self.index_lie(id, title).await?
         {
-            return Err(refusal("METER_DAMAGED", reason).into());
+            return Err(refusal(RefusalCode::MeterDamaged, reason).into());
         }
         let resident = self.records.resident_title(id.as_str());
         let known = match resident {
@@ -205,7 +205,7 @@ impl Lifecycle {
         match self.records.confirm(id, other).await? {
             Found::At(other) if other != *title => Err(id_taken(id, &other).into()),
             Found::At(_) | Found::Nowhere { .. } => Ok(()),
-            Found::Unsure(reason) => Err(refusal("METER_DAMAGED", reason).into()),
+            Found::Unsure(reason) => Err(refusal(RefusalCode::MeterDamaged, reason).into()),
         }
     }
 }
@@ -223,7 +223,7 @@ fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) 
             Ok(Imported::Created) => (Detail::Created, AuditOutcome::Done),
             Ok(Imported::Updated) => (Detail::Updated, AuditOutcome::Done),
             Ok(Imported::Unchanged) => (Detail::Unchanged, AuditOutcome::Done),
-            Err(refusal) => (Detail::RefusedLines, AuditOutcome::refused(refusal.code)),
+            Err(refusal) => (Detail::RefusedLines, AuditOutcome::refused(refusal.code.word())),
         };
         for (_, sum) in sums.iter_mut().filter(|(of, _)| *of == detail) {
             *sum += 1;

@@ -26,16 +26,10 @@ use crate::{
     },
 };
 use kms_core::{
-    ChangeMark, FilePlace,
+    ChangeMark, FilePlace, RefusalCode,
     audit::{AuditEntry, Detail},
+    wire::sealed::{CHUNK_LABEL, HEADER_LABEL, PROOF_LABEL},
 };
-
-/// Signed before a header's body.
-const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
-/// Signed before a chunk.
-const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
-/// Hashed before what a proof states.
-const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
 
 /// How far ahead of ours a sealer's clock may be. What is sealed "later" than a change overrules it: a
 /// file from the far future would overrule all that is done until then.
@@ -118,7 +112,7 @@ impl Lifecycle {
     pub async fn open_sealed(&self, header: &SealedHeader) -> Result<SealedFile, LifecycleError> {
         if header.sealed_ms == 0 || header.proof.is_empty() {
             return Err(refusal(
-                "FILE_VERSION",
+                RefusalCode::FileVersion,
                 "the file was sealed by an older release, whose files say neither when they were sealed \
                  nor that their signer knows the keys: seal it again with this one",
             )
@@ -129,7 +123,7 @@ impl Lifecycle {
             .map_err(|BadSignature| bad_signature("the file's header"))?;
         if header.domain_id != self.taker.domain().domain.0 {
             return Err(refusal(
-                "WRONG_SITE",
+                RefusalCode::WrongSite,
                 "the file is sealed for another key domain: seal it for this one",
             )
             .into());
@@ -138,7 +132,7 @@ impl Lifecycle {
         let same = key.fingerprint().ct_eq(&header.import_key_fingerprint);
         if !bool::from(same) || header.oaep_hash != Some(key.oaep_hash) {
             return Err(refusal(
-                "WRONG_IMPORT_KEY",
+                RefusalCode::WrongImportKey,
                 "the file is sealed to another import key, or with another OAEP hash, than this \
                  site's: fetch it again (ami-tool site import-key), compare its fingerprint, seal again",
             )
@@ -147,7 +141,7 @@ impl Lifecycle {
         let ahead_ms = header.sealed_ms.saturating_sub(self.clock.unix_ms());
         if ahead_ms > AHEAD_MAX_MS {
             return Err(refusal(
-                "SEALED_IN_FUTURE",
+                RefusalCode::SealedInFuture,
                 format!(
                     "the file says that it was sealed {} s from now: set the clock that is wrong, the \
                      sealer's or this server's, and seal again",
@@ -229,14 +223,14 @@ impl SealedFile {
         let in_order = !lines.is_empty() && due.clone().zip(lines).all(|(due, line)| due == *line);
         if !in_order || chunk.first_line == 0 {
             return Err(refusal(
-                "LINES_OUT_OF_ORDER",
+                RefusalCode::LinesOutOfOrder,
                 format!("chunk {}: its lines are not numbered as its place demands", chunk.number),
             ));
         }
         let end = chunk.first_line.saturating_add(lines.len() as u64) - 1;
         if end > self.count || (end == self.count) != chunk.last {
             return Err(refusal(
-                "WRONG_COUNT",
+                RefusalCode::WrongCount,
                 format!(
                     "chunk {} ends at line {end}, and the header says that there are {}",
                     chunk.number, self.count
@@ -278,7 +272,7 @@ fn verify(signer: &VerifyingKey, message: &[&[u8]], signature: &[u8]) -> Result<
 
 fn bad_signature(what: &str) -> Refusal {
     refusal(
-        "BAD_SIGNATURE",
+        RefusalCode::BadSignature,
         format!(
             "{what} is not what its signer signed: it was changed, or moved from another place"
         ),
@@ -289,7 +283,7 @@ fn unknown(signer: &str) -> Refusal {
     let known = !signer.is_empty() && signer.chars().all(|c| c.is_ascii_graphic());
     let name = if known && signer.len() <= 64 { signer } else { "(no name)" };
     refusal(
-        "UNKNOWN_SIGNER",
+        RefusalCode::UnknownSigner,
         format!("{name} is none of [[import.signers]] in this site's configuration"),
     )
 }

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use kms_core::{
-    ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, SystemTitle,
+    ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, RefusalCode, SystemTitle,
 };
 
 /// How a line is taken.
@@ -72,7 +72,7 @@ impl From<KeyringError> for NotStaged {
     fn from(error: KeyringError) -> Self {
         match error {
             KeyringError::RecordDamaged { .. } | KeyringError::RecordMissing { .. } => {
-                Self::Refused(refusal("METER_DAMAGED", error.to_string()))
+                Self::Refused(refusal(RefusalCode::MeterDamaged, error.to_string()))
             }
             error => Self::Failed(error.into()),
         }
@@ -219,7 +219,7 @@ impl Lifecycle {
         let (fingerprint, _) = self
             .identities
             .identify(clear)
-            .ok_or_else(|| refusal("KEY_LENGTH", "an AES key has 16 or 32 bytes"))?;
+            .ok_or_else(|| refusal(RefusalCode::KeyLength, "an AES key has 16 or 32 bytes"))?;
         Ok(fingerprint)
     }
 
@@ -227,23 +227,23 @@ impl Lifecycle {
         let mut id = [0; 16];
         self.randomness
             .fill(&mut id)
-            .map_err(|error| refusal("NO_RANDOMNESS", error.to_string()))?;
+            .map_err(|error| refusal(RefusalCode::NoRandomness, error.to_string()))?;
         Ok(KeyId(id))
     }
 }
 
 /// A fault of ours, told as a refusal so that nothing is stored.
 fn not_taken() -> Refusal {
-    refusal("NOT_TAKEN", "the token has not taken this key: try again")
+    refusal(RefusalCode::NotTaken, "the token has not taken this key: try again")
 }
 
 pub(super) fn id_taken(id: &MeterId, title: &SystemTitle) -> Refusal {
     refusal(
-        "METER_ID_TAKEN",
+        RefusalCode::MeterIdTaken,
         format!("meter {id} has system title {title}: delete it first, or use another id"),
     )
 }
 
 fn title_taken(title: &SystemTitle, id: &MeterId) -> Refusal {
-    refusal("SYSTEM_TITLE_TAKEN", format!("system title {title} belongs to meter {id}"))
+    refusal(RefusalCode::SystemTitleTaken, format!("system title {title} belongs to meter {id}"))
 }

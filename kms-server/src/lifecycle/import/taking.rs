@@ -18,7 +18,7 @@ use crate::{
         verbs::Lifecycle,
     },
 };
-use kms_core::{BlockNo, ClearKey, Protection, SealedKek};
+use kms_core::{BlockNo, ClearKey, Protection, RefusalCode, SealedKek};
 
 /// How often the token is asked for a proof that does not fit.
 const PROOF_TRIES: u32 = 2;
@@ -74,7 +74,7 @@ impl Lifecycle {
                 }
                 match taken.next().flatten() {
                     None => refusals.push(refusal(
-                        "KEY_UNWRAP_REFUSED",
+                        RefusalCode::KeyUnwrapRefused,
                         format!("the {} does not open under the file's key", key.kind),
                     )),
                     Some(value) if self.identities.is_test_key(&value.fingerprint) => {
@@ -97,7 +97,7 @@ impl Lifecycle {
 
 fn unproved() -> Refusal {
     refusal(
-        "FILE_KEY_OF_ANOTHER",
+        RefusalCode::FileKeyOfAnother,
         "the file's signer does not prove that he knows the file's key: the key and what is wrapped under \
          it come from somebody else's file, or the header was changed and signed again; the one who has \
          the keys must seal",
@@ -107,7 +107,7 @@ fn unproved() -> Refusal {
 fn of_token(error: TakeError) -> LifecycleError {
     match error {
         TakeError::Token(TokenError::Refused { .. }) => LifecycleError::Refused(refusal(
-            "FILE_KEY_REFUSED",
+            RefusalCode::FileKeyRefused,
             "the file's own key does not open under this site's import key: seal the file again, for \
              this site and with its oaep_hash",
         )),

@@ -16,7 +16,9 @@ use crate::{
         verbs::Lifecycle,
     },
 };
-use kms_core::{BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, SystemTitle};
+use kms_core::{
+    BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, RefusalCode, SystemTitle,
+};
 
 /// Holders of one value that are looked at, and at most named in a warning.
 const HOLDERS: u32 = 3;
@@ -92,7 +94,7 @@ impl Lifecycle {
         };
         let kind = match record {
             Ok(record) => record.and_then(|record| kind_in(&record, fingerprint)),
-            Err(LifecycleError::Damaged { reason }) => {
+            Err(LifecycleError::Damaged { reason } | LifecycleError::NotSealedForUs { reason }) => {
                 tracing::warn!(reason, "a record that may have a value of this import is damaged");
                 None
             }
@@ -138,7 +140,7 @@ impl Values {
             let known = before.map(|(kind, _)| kind).chain(own).chain(former).chain(elsewhere);
             if let Some(other) = known.into_iter().find(|known| *known != kind) {
                 return Err(refusal(
-                    "KEY_OF_ANOTHER_KIND",
+                    RefusalCode::KeyOfAnotherKind,
                     format!(
                         "the value of the {kind} is known as a {other}: one value has one use; find out \
                          which of the two it is, and give the other its own key"

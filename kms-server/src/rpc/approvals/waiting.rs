@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use super::{summary::About, whole::Asked};
@@ -19,11 +20,11 @@ use crate::rpc::{
     },
     messages::status::Refused,
 };
-use kms_core::ports::Clock;
+use kms_core::{moment::Moment, ports::Clock};
 
 /// From the first call to its repetition. Long enough to ring somebody up, short enough that both
 /// still know what it was about.
-pub(crate) const LIFE_MS: u64 = 15 * 60 * 1_000;
+pub(crate) const LIFE: Duration = Duration::from_secs(15 * 60);
 /// Calls that wait at once, of all callers. Each takes less than a kilobyte.
 pub(crate) const WAITING_MAX: usize = 256;
 /// Calls of one caller that wait at once, so that none takes all the room.
@@ -55,7 +56,7 @@ struct Waiting {
     digest: [u8; 32],
     requester: CallerName,
     about: About,
-    asked_ms: u64,
+    asked: Moment,
     approved_by: Option<CallerName>,
 }
 
@@ -85,33 +86,32 @@ impl Approvals {
     pub(crate) fn pass(&self, permit: &Permit, asked: &Asked) -> Result<Second, Refused> {
         let (verb, requester) = (permit.verb(), permit.caller());
         let digest = asked.digest;
-        let now_ms = self.clock.monotonic_ms();
-        let mut table = self.live(now_ms);
+        let now = self.clock.now();
+        let mut table = self.live(now);
         let mut calls = table.calls.iter();
         let same = calls
             .find(|(_, one)| (one.verb, one.digest, &one.requester) == (verb, digest, requester));
-        let known = same.map(|(number, one)| (*number, one.asked_ms, one.approved_by.clone()));
+        let known = same.map(|(number, one)| (*number, one.asked, one.approved_by.clone()));
         let asked_before = known.is_some();
-        let (number, asked_ms) = match known {
+        let (number, asked) = match known {
             Some((number, _, Some(approver))) => {
                 if !asked.may_go_on {
                     table.calls.remove(&number);
                 }
                 return Ok(Second { approver, number });
             }
-            Some((number, asked_ms, None)) => (number, asked_ms),
+            Some((number, asked, None)) => (number, asked),
             None => {
                 table.check_room(requester)?;
                 let number = table.next_number(&self.secret);
                 let (requester, about) = (requester.clone(), asked.about.clone());
                 tracing::info!(%verb, %requester, number, "a second person is needed");
-                let one =
-                    Waiting { verb, digest, requester, about, asked_ms: now_ms, approved_by: None };
+                let one = Waiting { verb, digest, requester, about, asked: now, approved_by: None };
                 table.calls.insert(number, one);
-                (number, now_ms)
+                (number, now)
             }
         };
-        let left_ms = (asked_ms + LIFE_MS).saturating_sub(now_ms);
+        let left_ms = (asked + LIFE).ms_since(now);
         Err(Refused::SecondPersonNeeded {
             verb,
             number,
@@ -122,38 +122,38 @@ impl Approvals {
 
     /// The calls that wait, the oldest first.
     pub(crate) fn list(&self) -> Vec<Listed> {
-        let now_ms = self.clock.monotonic_ms();
-        let table = self.live(now_ms);
+        let now = self.clock.now();
+        let table = self.live(now);
         let mut listed: Vec<Listed> =
-            table.calls.iter().map(|(number, one)| one.listed(*number, now_ms)).collect();
+            table.calls.iter().map(|(number, one)| one.listed(*number, now)).collect();
         listed.sort_by_key(|one| std::cmp::Reverse(one.age_ms));
         listed
     }
 
     /// The call that `approver` would approve, if he may.
     pub(crate) fn look(&self, number: u64, approver: &CallerName) -> Result<Listed, Refused> {
-        let now_ms = self.clock.monotonic_ms();
-        let mut table = self.live(now_ms);
-        table.open_to(number, approver).map(|one| one.listed(number, now_ms))
+        let now = self.clock.now();
+        let mut table = self.live(now);
+        table.open_to(number, approver).map(|one| one.listed(number, now))
     }
 
     /// The second person agrees. To agree again changes nothing.
     pub(crate) fn approve(&self, number: u64, approver: &CallerName) -> Result<Listed, Refused> {
-        let now_ms = self.clock.monotonic_ms();
-        let mut table = self.live(now_ms);
+        let now = self.clock.now();
+        let mut table = self.live(now);
         let one = table.open_to(number, approver)?;
         if one.approved_by.is_none() {
             let Waiting { verb, requester, .. } = &*one;
             tracing::info!(%verb, %requester, %approver, number, "a call was approved");
             one.approved_by = Some(approver.clone());
         }
-        Ok(one.listed(number, now_ms))
+        Ok(one.listed(number, now))
     }
 
     /// The calls that wait and are not over.
-    fn live(&self, now_ms: u64) -> MutexGuard<'_, Table> {
+    fn live(&self, now: Moment) -> MutexGuard<'_, Table> {
         let mut table = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        table.calls.retain(|_, one| now_ms.saturating_sub(one.asked_ms) < LIFE_MS);
+        table.calls.retain(|_, one| now < one.asked + LIFE);
         table
     }
 }
@@ -188,13 +188,13 @@ impl Table {
 }
 
 impl Waiting {
-    fn listed(&self, number: u64, now_ms: u64) -> Listed {
+    fn listed(&self, number: u64, now: Moment) -> Listed {
         Listed {
             number,
             verb: self.verb,
             requester: self.requester.clone(),
             about: self.about.clone(),
-            age_ms: now_ms.saturating_sub(self.asked_ms),
+            age_ms: now.ms_since(self.asked),
             approved_by: self.approved_by.clone(),
         }
     }

@@ -14,8 +14,9 @@ use crate::{
         },
         approvals::summary::About,
         messages::{
+            lifecycle_status::{of_lifecycle, word_of_lifecycle},
             request_id::RequestId,
-            status::{Refused, of_lifecycle, word_of_lifecycle},
+            status::Refused,
         },
     },
 };

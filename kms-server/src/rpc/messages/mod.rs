@@ -3,6 +3,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod framing;
+pub(crate) mod lifecycle_status;
 mod numbers;
 pub(crate) mod request_id;
 pub(crate) mod shape;

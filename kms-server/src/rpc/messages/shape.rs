@@ -6,7 +6,7 @@ use super::status::Refused;
 use crate::rpc::{access::verb::Verb, config::Limits};
 
 /// Lines in one message of an import, at most.
-pub(crate) const LINES_MAX: usize = 500;
+pub(crate) const LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Keys in one message that brings meters, at most.
 const KEYS_MAX: usize = 16_384;
 /// The longest message of an import: five hundred lines of eight kibibytes.

@@ -8,12 +8,9 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::columns::ColumnFault;
-use crate::{
-    lifecycle::LifecycleError,
-    rpc::access::{
-        policy::{CallerName, Forbidden},
-        verb::Verb,
-    },
+use crate::rpc::access::{
+    policy::{CallerName, Forbidden},
+    verb::Verb,
 };
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -48,14 +45,14 @@ impl Again {
 }
 
 /// The parts of a status that a program goes by.
-struct Row {
-    code: Code,
-    word: &'static str,
-    again: Again,
+pub(super) struct Row {
+    pub(super) code: Code,
+    pub(super) word: &'static str,
+    pub(super) again: Again,
 }
 
 /// The sentence of `AUDIT_NOT_WRITABLE`.
-const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
+pub(super) const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
 
 /// The refusals of `rpc` itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -308,70 +305,6 @@ impl From<ColumnFault> for Status {
     }
 }
 
-/// The reason word of a failed call about meters, and whether the fault is ours.
-pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) {
-    match error {
-        LifecycleError::NotFound(_) => ("METER_NOT_FOUND", false),
-        LifecycleError::AlreadyExists(_) => ("METER_EXISTS", false),
-        LifecycleError::NotDamaged { .. } => ("METER_NOT_DAMAGED", false),
-        LifecycleError::Refused(refusal) => (refusal.code, false),
-        LifecycleError::Busy => ("BLOCK_BUSY", true),
-        LifecycleError::ReadOnly => ("READ_ONLY", false),
-        LifecycleError::NotNewest { .. } => ("NOT_NEWEST", true),
-        LifecycleError::ArenaFull { .. } => ("ARENA_FULL", true),
-        LifecycleError::NotAllOpen { .. } => ("NOT_ALL_OPEN", true),
-        LifecycleError::Unavailable { .. } => ("NOT_REACHABLE", true),
-        LifecycleError::AuditNotWritable { .. } => ("AUDIT_NOT_WRITABLE", true),
-        LifecycleError::Damaged { .. } => ("DAMAGED", true),
-    }
-}
-
-/// The status of a call about meters that failed.
-pub(crate) fn of_lifecycle(error: &LifecycleError) -> Status {
-    let (word, _) = word_of_lifecycle(error);
-    let (code, sentence) = match error {
-        LifecycleError::NotFound(_) => (Code::NotFound, error.to_string()),
-        LifecycleError::AlreadyExists(_) => (Code::AlreadyExists, error.to_string()),
-        LifecycleError::NotDamaged { .. } => (Code::FailedPrecondition, error.to_string()),
-        LifecycleError::NotNewest { .. } => (Code::Unavailable, error.to_string()),
-        LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, error.to_string()),
-        LifecycleError::Refused(refusal) => (Code::InvalidArgument, refusal.reason.clone()),
-        LifecycleError::Busy => (Code::Unavailable, error.to_string()),
-        LifecycleError::NotAllOpen { .. } => (Code::Unavailable, error.to_string()),
-        LifecycleError::ReadOnly => (Code::FailedPrecondition, error.to_string()),
-        LifecycleError::Unavailable { reason: cause } => {
-            tracing::warn!(cause, "a call about meters failed");
-            let sentence = "the token or the database is not reachable; try again";
-            (Code::Unavailable, sentence.to_owned())
-        }
-        LifecycleError::AuditNotWritable { reason: cause } => {
-            tracing::error!(cause, "a call was refused: the audit log can't be written");
-            (Code::Unavailable, AUDIT_NOT_WRITABLE.to_owned())
-        }
-        LifecycleError::Damaged { reason: cause } => {
-            tracing::error!(cause, "stored data is damaged");
-            let sentence = "stored data failed its authentication; `site status` names it, and the \
-                            server's log";
-            (Code::DataLoss, sentence.to_owned())
-        }
-    };
-    let again = match error {
-        LifecycleError::Busy
-        | LifecycleError::NotAllOpen { .. }
-        | LifecycleError::NotNewest { .. }
-        | LifecycleError::Unavailable { .. }
-        | LifecycleError::AuditNotWritable { .. } => Again::Later,
-        LifecycleError::NotFound(_)
-        | LifecycleError::AlreadyExists(_)
-        | LifecycleError::NotDamaged { .. }
-        | LifecycleError::ArenaFull { .. }
-        | LifecycleError::Refused(_)
-        | LifecycleError::ReadOnly
-        | LifecycleError::Damaged { .. } => Again::Never,
-    };
-    status(Row { code, word, again }, sentence, Vec::new())
-}
-
 /// The status of a message that tonic could not read: too long, cut off, not protobuf.
 pub(crate) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
     match status.code() {
@@ -380,7 +313,8 @@ pub(crate) fn of_incoming(status: Status, message_bytes_max: usize) -> Status {
     }
 }
 
-fn status(row: Row, sentence: String, metadata: Vec<(&'static str, String)>) -> Status {
+/// A status with its details.
+pub(super) fn status(row: Row, sentence: String, metadata: Vec<(&'static str, String)>) -> Status {
     let Row { code, word, again } = row;
     let metadata: HashMap<String, String> =
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
@@ -394,63 +328,9 @@ fn status(row: Row, sentence: String, metadata: Vec<(&'static str, String)>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lifecycle::Refusal;
-
-    fn reason(status: &Status) -> (Code, String, bool) {
-        let details = status.get_error_details();
-        let info = details.error_info().unwrap();
-        assert_eq!(info.domain, "ami.kms.v1");
-        (status.code(), info.reason.clone(), details.retry_info().is_some())
-    }
-
-    #[test]
-    fn every_lifecycle_error_has_its_code() {
-        let refusal = Refusal { code: "TEST_KEY", reason: "a published key".into() };
-        for (error, code, word, retry) in [
-            (LifecycleError::NotFound("m".into()), Code::NotFound, "METER_NOT_FOUND", false),
-            (LifecycleError::AlreadyExists("m".into()), Code::AlreadyExists, "METER_EXISTS", false),
-            (LifecycleError::Refused(refusal), Code::InvalidArgument, "TEST_KEY", false),
-            (LifecycleError::Busy, Code::Unavailable, "BLOCK_BUSY", true),
-            (LifecycleError::ReadOnly, Code::FailedPrecondition, "READ_ONLY", false),
-            (
-                LifecycleError::NotAllOpen { reason: "x".into() },
-                Code::Unavailable,
-                "NOT_ALL_OPEN",
-                true,
-            ),
-            // A replica may only be late.
-            (
-                LifecycleError::NotNewest { reason: "x".into() },
-                Code::Unavailable,
-                "NOT_NEWEST",
-                true,
-            ),
-            (
-                LifecycleError::Unavailable { reason: "x".into() },
-                Code::Unavailable,
-                "NOT_REACHABLE",
-                true,
-            ),
-            (
-                LifecycleError::AuditNotWritable { reason: "x".into() },
-                Code::Unavailable,
-                "AUDIT_NOT_WRITABLE",
-                true,
-            ),
-            (LifecycleError::Damaged { reason: "x".into() }, Code::DataLoss, "DAMAGED", false),
-        ] {
-            assert_eq!(reason(&of_lifecycle(&error)), (code, word.to_owned(), retry), "{error:?}");
-        }
-    }
 
     #[test]
     fn causes_stay_off_the_wire() {
-        for error in [
-            LifecycleError::Unavailable { reason: "SECRET-PATH".into() },
-            LifecycleError::Damaged { reason: "SECRET-PATH".into() },
-        ] {
-            assert!(!format!("{:?}", of_lifecycle(&error)).contains("SECRET-PATH"));
-        }
         let fault = Status::from(Refused::Fault("SECRET-PATH"));
         assert!(!format!("{fault:?}").contains("SECRET-PATH"));
     }
@@ -517,6 +397,7 @@ mod tests {
             assert_eq!(number(&refused), at, "{refused:?}");
             let status = Status::from(refused);
             let details = status.get_error_details();
+            assert_eq!(details.error_info().unwrap().domain, ERROR_DOMAIN);
             let delay = details.retry_info().and_then(|info| info.retry_delay);
             assert_eq!(delay, after_ms.map(Duration::from_millis), "{said}");
             let word = &details.error_info().unwrap().reason;

@@ -212,7 +212,7 @@ pub(crate) fn import_result(line: u64, meter_id: String, result: ImportResult) -
         Ok(Imported::Created) => (Outcome::Created, "", String::new()),
         Ok(Imported::Updated) => (Outcome::Updated, "", String::new()),
         Ok(Imported::Unchanged) => (Outcome::Unchanged, "", String::new()),
-        Err(Refusal { code, reason }) => (Outcome::Refused, code, reason),
+        Err(Refusal { code, reason }) => (Outcome::Refused, code.word(), reason),
     };
     v1::ImportResult {
         line,

@@ -48,7 +48,7 @@ pub(super) fn of_parts(
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),
-        started_ms: parts.clock.monotonic_ms(),
+        started: parts.clock.now(),
         tls: Arc::clone(tls),
         figures: Arc::clone(figures),
     };

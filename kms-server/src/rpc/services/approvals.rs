@@ -13,7 +13,7 @@ use crate::rpc::{
         policy::{CallerName, Permit},
         verb::Verb,
     },
-    approvals::waiting::{Approvals, LIFE_MS, Listed},
+    approvals::waiting::{Approvals, LIFE, Listed},
     gate::recording::Recorder,
     messages::status::Refused,
 };
@@ -73,7 +73,7 @@ fn wire(listed: Listed) -> Approval {
         requester: name(requester),
         summary: about.line,
         age_ms,
-        expires_in_ms: LIFE_MS.saturating_sub(age_ms),
+        expires_in_ms: (LIFE.as_millis() as u64).saturating_sub(age_ms),
         approved_by: approved_by.map(name).unwrap_or_default(),
     }
 }

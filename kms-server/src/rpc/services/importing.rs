@@ -24,6 +24,7 @@ use crate::{
         shares::budget::Budget,
     },
 };
+use kms_core::RefusalCode;
 use kms_core::audit::{AuditOutcome, AuditedCall, Detail, Subject};
 
 /// One stream of an import.
@@ -112,7 +113,7 @@ impl Importing {
         let unreadable = lines.len() - readable.len();
         if unreadable > 0 {
             let mut entry = self.audit.entry(&self.call, Subject::NONE);
-            entry.outcome = AuditOutcome::refused("BAD_FIELD");
+            entry.outcome = AuditOutcome::refused(RefusalCode::BadField.word());
             self.audit.record(entry.with(Detail::RefusedLines, unreadable as u64)).await?;
         }
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
@@ -189,7 +190,7 @@ fn in_line(
 }
 
 fn unreadable(refused: &Refused) -> ImportResult {
-    let refusal = Refusal { code: "BAD_FIELD", reason: refused.to_string() };
+    let refusal = Refusal { code: RefusalCode::BadField, reason: refused.to_string() };
     ImportResult { outcome: Err(refusal), warnings: Vec::new() }
 }
 

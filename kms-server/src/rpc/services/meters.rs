@@ -23,7 +23,8 @@ use crate::{
         access::{policy::Permit, verb::Verb},
         gate::recording::Recorder,
         messages::{
-            status::{Refused, of_incoming, of_lifecycle},
+            lifecycle_status::of_lifecycle,
+            status::{Refused, of_incoming},
             words,
         },
         shares::budget::Budget,
@@ -37,7 +38,7 @@ use kms_core::{
 /// Meters on a page unless the caller says otherwise.
 const PAGE_DEFAULT: u32 = 100;
 /// Meters on a page at most.
-const PAGE_MAX: u32 = 1_000;
+const PAGE_MAX: u32 = kms_core::wire::PAGE_MAX;
 
 /// The operators' side of the wire.
 #[derive(Clone)]

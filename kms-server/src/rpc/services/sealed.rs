@@ -11,12 +11,10 @@ use crate::{
     lifecycle::{Lifecycle, LifecycleError, Refusal, SealedChunk, SealedFile, SealedHeader},
     rpc::{
         gate::recording::outcome_of,
-        messages::{
-            shape::check_signed,
-            status::{Refused, of_lifecycle},
-        },
+        messages::{lifecycle_status::of_lifecycle, shape::check_signed, status::Refused},
     },
 };
+use kms_core::RefusalCode;
 use kms_core::audit::AuditOutcome;
 
 /// Why a chunk was not taken.
@@ -31,7 +29,9 @@ impl NotTaken {
     /// The outcome for the audit log, and the status for the caller.
     pub(super) fn told(self) -> (AuditOutcome, Status) {
         match self {
-            Self::Misshapen(refused) => (AuditOutcome::refused("BAD_FIELD"), refused.into()),
+            Self::Misshapen(refused) => {
+                (AuditOutcome::refused(RefusalCode::BadField.word()), refused.into())
+            }
             Self::Refused(error) => (outcome_of(&error), of_lifecycle(&error)),
         }
     }
@@ -69,7 +69,7 @@ impl SealedStream {
         match self.next {
             None => Ok(()),
             Some((number, _)) => Err(Refusal {
-                code: "FILE_CUT",
+                code: RefusalCode::FileCut,
                 reason: format!("the file does not end before chunk {number}: send the rest of it"),
             }
             .into()),
@@ -96,7 +96,7 @@ pub(crate) async fn accept(
         Some(known) if known.header == header => known,
         Some(_) => {
             return Err(Refusal {
-                code: "ANOTHER_FILE",
+                code: RefusalCode::AnotherFile,
                 reason: "a stream carries the chunks of one file".to_owned(),
             }
             .into());
@@ -118,7 +118,7 @@ pub(crate) async fn accept(
     known.file.verify(&chunk)?;
     if known.next != Some((number, first_line)) {
         return Err(Refusal {
-            code: "CHUNK_OUT_OF_ORDER",
+            code: RefusalCode::ChunkOutOfOrder,
             reason: match known.next {
                 Some((due, _)) => format!("chunk {number} came where {due} is due"),
                 None => format!("chunk {number} came after the last one"),

@@ -20,7 +20,7 @@ use crate::{
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
 };
-use kms_core::{DomainRecord, ports::Clock};
+use kms_core::{DomainRecord, moment::Moment, ports::Clock};
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
@@ -32,7 +32,7 @@ pub(crate) struct SiteService {
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
     /// By the clock's monotonic time.
-    pub(crate) started_ms: u64,
+    pub(crate) started: Moment,
     pub(crate) tls: Arc<Tls>,
     pub(crate) figures: Arc<Figures>,
 }
@@ -54,7 +54,7 @@ impl site_server::Site for SiteService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             epoch: self.domain.epoch.0,
             single_site: self.single_site,
-            uptime_ms: self.clock.monotonic_ms().saturating_sub(self.started_ms),
+            uptime_ms: self.clock.now().ms_since(self.started),
             faults: faults.collect(),
             warm_up: Some(warm_up(&facts.keyring)),
             store: Some(wire_store(facts.store, &facts.keyring)),

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     certificate::{Pem, first_expiry_ms, load_authorities, load_chain, load_identity},
     error::TlsError,
-    newest::{Authority, Newest, Place},
+    newest::{Authority, Edition, Newest},
     revocation::{self, Demands, Due},
 };
 use crate::{
@@ -68,7 +68,7 @@ pub(crate) struct Loaded {
     /// When the first revocation list has to be replaced; `None` without lists.
     pub(crate) lists_due: Option<Due>,
     /// The authorities of these lists, and the lists' places.
-    used: Vec<(Authority, Place)>,
+    used: Vec<(Authority, Edition)>,
 }
 
 /// The reason why a chain is no longer accepted.
@@ -302,7 +302,7 @@ impl Contents {
 fn remember(
     files: &TlsConfig,
     before: &Newest,
-    used: &[(Authority, Place)],
+    used: &[(Authority, Edition)],
 ) -> (Newest, Option<String>) {
     let newest = before.with(used);
     let Some(path) = files.client_crl_memory.as_ref().filter(|_| newest != *before) else {

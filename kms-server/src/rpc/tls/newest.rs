@@ -20,17 +20,17 @@ const HEAD: &str = "ami-kms newest revocation lists 1";
 /// The name of those who may speak for an authority: a hash over its issuer's name, key and the list's scope.
 pub(crate) type Authority = [u8; 32];
 
-/// A list's place among those of its authority, as it says itself.
+/// The edition of a list among those of its authority, as it says itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Edition {
     /// Its number, big-endian, without zeros in front; `None`: it has none.
     pub(crate) number: Option<Vec<u8>>,
     /// Its date; milliseconds since 1970.
     pub(crate) this_update_ms: u64,
 }
 
-impl Place {
-    /// The reason why a list at this place would be a step back from one at `newest`.
+impl Edition {
+    /// The reason why a list of this edition would be a step back from `newest`.
     fn is_behind(&self, newest: &Self) -> Option<String> {
         let order = |number: &[u8]| (number.len(), number.to_vec());
         match (&self.number, &newest.number) {
@@ -63,7 +63,7 @@ impl Place {
 
 /// All that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Newest(BTreeMap<Authority, Place>);
+pub(crate) struct Newest(BTreeMap<Authority, Edition>);
 
 impl Newest {
     /// Reads the file; one that is not there says that nothing was used yet.
@@ -82,11 +82,11 @@ impl Newest {
     pub(crate) fn check(
         &self,
         authority: &Authority,
-        place: &Place,
+        edition: &Edition,
         path: &Path,
         issuer: &str,
     ) -> Result<(), TlsError> {
-        match self.0.get(authority).and_then(|newest| place.is_behind(newest)) {
+        match self.0.get(authority).and_then(|newest| edition.is_behind(newest)) {
             None => Ok(()),
             Some(why) => {
                 Err(TlsError::CrlOlder { path: path.to_owned(), issuer: issuer.to_owned(), why })
@@ -95,11 +95,11 @@ impl Newest {
     }
 
     /// The memory once these lists are in use.
-    pub(crate) fn with(&self, used: &[(Authority, Place)]) -> Self {
+    pub(crate) fn with(&self, used: &[(Authority, Edition)]) -> Self {
         let mut newest = self.clone();
-        for (authority, place) in used {
-            let known = newest.0.entry(*authority).or_insert_with(|| place.clone());
-            *known = known.later(place);
+        for (authority, edition) in used {
+            let known = newest.0.entry(*authority).or_insert_with(|| edition.clone());
+            *known = known.later(edition);
         }
         newest
     }
@@ -116,7 +116,7 @@ impl Newest {
 
     fn text(&self) -> String {
         let mut text = format!("{HEAD}\n");
-        for (authority, Place { number, this_update_ms }) in &self.0 {
+        for (authority, Edition { number, this_update_ms }) in &self.0 {
             let number = number.as_ref().map_or_else(|| "-".to_owned(), hex::encode);
             text += &format!("{} {number} {this_update_ms}\n", hex::encode(authority));
         }
@@ -135,7 +135,7 @@ impl Newest {
                 number => Some(hex::decode(number).ok()?),
             };
             let this_update_ms = parts.next()?.parse().ok()?;
-            newest.insert(authority, Place { number, this_update_ms });
+            newest.insert(authority, Edition { number, this_update_ms });
             if parts.next().is_some() {
                 return None;
             }
@@ -148,17 +148,17 @@ impl Newest {
 mod tests {
     use super::*;
 
-    fn place(number: Option<&[u8]>, this_update_ms: u64) -> Place {
-        Place { number: number.map(<[u8]>::to_vec), this_update_ms }
+    fn edition(number: Option<&[u8]>, this_update_ms: u64) -> Edition {
+        Edition { number: number.map(<[u8]>::to_vec), this_update_ms }
     }
 
-    fn goes(newest: &Newest, place: &Place) -> bool {
-        newest.check(&[1; 32], place, "a.crl".as_ref(), "CA").is_ok()
+    fn goes(newest: &Newest, edition: &Edition) -> bool {
+        newest.check(&[1; 32], edition, "a.crl".as_ref(), "CA").is_ok()
     }
 
     #[test]
     fn neither_number_nor_date_goes_back() {
-        let newest = Newest::default().with(&[([1; 32], place(Some(&[1, 0]), 5_000))]);
+        let newest = Newest::default().with(&[([1; 32], edition(Some(&[1, 0]), 5_000))]);
         for (number, date, good) in [
             (Some(&[1, 0][..]), 5_000, true),
             (Some(&[1, 1]), 5_000, true),
@@ -168,15 +168,15 @@ mod tests {
             (None, 5_000, true),
             (None, 4_999, false),
         ] {
-            assert_eq!(goes(&newest, &place(number, date)), good, "{number:?} {date}");
+            assert_eq!(goes(&newest, &edition(number, date)), good, "{number:?} {date}");
         }
-        let other = newest.check(&[2; 32], &place(Some(&[1]), 1), "b.crl".as_ref(), "CA 2");
+        let other = newest.check(&[2; 32], &edition(Some(&[1]), 1), "b.crl".as_ref(), "CA 2");
         assert!(other.is_ok(), "another authority counts by itself");
         // Each is remembered at its highest.
-        let both = newest.with(&[([1; 32], place(Some(&[2, 0]), 5_000))]);
-        assert!(!goes(&both, &place(Some(&[1, 0]), 9_000)));
-        let without = newest.with(&[([1; 32], place(None, 9_000))]);
-        assert!(!goes(&without, &place(Some(&[0xFF]), 9_000)));
+        let both = newest.with(&[([1; 32], edition(Some(&[2, 0]), 5_000))]);
+        assert!(!goes(&both, &edition(Some(&[1, 0]), 9_000)));
+        let without = newest.with(&[([1; 32], edition(None, 9_000))]);
+        assert!(!goes(&without, &edition(Some(&[0xFF]), 9_000)));
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         let path = dir.path().join("newest");
         assert_eq!(Newest::read(Some(&path)).unwrap(), Newest::default());
         let newest = Newest::default()
-            .with(&[([1; 32], place(Some(&[7]), 1)), ([2; 32], place(None, u64::MAX))]);
+            .with(&[([1; 32], edition(Some(&[7]), 1)), ([2; 32], edition(None, u64::MAX))]);
         newest.write(&path).unwrap();
         assert_eq!(Newest::read(Some(&path)).unwrap(), newest);
         let text = fs::read_to_string(&path).unwrap();

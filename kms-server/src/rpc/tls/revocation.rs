@@ -33,7 +33,7 @@ use x509_parser::{
 
 use super::{
     error::TlsError,
-    newest::{Authority, Newest, Place},
+    newest::{Authority, Edition, Newest},
 };
 
 /// The first byte of a list in DER; PEM is text.
@@ -44,8 +44,8 @@ pub(crate) struct Revocation {
     pub(crate) lists: Vec<CertificateRevocationListDer<'static>>,
     /// The renewal of the lists that is due first; `None` without lists.
     pub(crate) due: Option<Due>,
-    /// The authority of each list, and the list's place among those of that authority.
-    pub(crate) used: Vec<(Authority, Place)>,
+    /// The authority of each list, and the list's edition among those of that authority.
+    pub(crate) used: Vec<(Authority, Edition)>,
 }
 
 /// When lists have to be replaced; milliseconds since 1970.
@@ -144,9 +144,9 @@ pub(crate) fn load(
     let mut used = Vec::with_capacity(lists.len());
     for (at, list) in lists.iter().enumerate() {
         list.check(&authorities, demands.now_ms)?;
-        let (authority, place) = (list.authority(&authorities), list.place());
-        demands.newest.check(&authority, &place, list.path, &list.issuer())?;
-        used.push((authority, place));
+        let (authority, edition) = (list.authority(&authorities), list.edition());
+        demands.newest.check(&authority, &edition, list.path, &list.issuer())?;
+        used.push((authority, edition));
         if lists[..at].iter().any(|other| other.speaks_for_the_same(list)) {
             return Err(TlsError::CrlTwice { path: list.path.to_owned(), issuer: list.issuer() });
         }
@@ -299,10 +299,10 @@ impl<'a> List<'a> {
         digest.finalize().into()
     }
 
-    fn place(&self) -> Place {
+    fn edition(&self) -> Edition {
         let number = self.parsed.crl_number().map(|number| number.to_bytes_be());
         let this_update_ms = millis(self.parsed.last_update().timestamp()).unwrap_or(0);
-        Place { number, this_update_ms }
+        Edition { number, this_update_ms }
     }
 
     fn issuer(&self) -> String {

@@ -4,7 +4,7 @@ use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
 use crate::store::{
-    Holder, MeterPlace, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
+    Holder, IndexedMeter, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
@@ -126,8 +126,8 @@ fn record(row: &PgRow) -> Result<StoredRecord, StoreError> {
     })
 }
 
-fn place(row: &PgRow) -> Result<MeterPlace, StoreError> {
-    Ok(MeterPlace { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
+fn place(row: &PgRow) -> Result<IndexedMeter, StoreError> {
+    Ok(IndexedMeter { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
 }
 
 fn meter_id(row: &PgRow, at: usize) -> Result<MeterId, StoreError> {
@@ -143,7 +143,7 @@ fn living(row: &PgRow, at: usize) -> Result<Option<MeterId>, StoreError> {
 pub(super) async fn find_meter(
     connection: &mut PgConnection,
     meter_id: &MeterId,
-) -> Result<Option<MeterPlace>, StoreError> {
+) -> Result<Option<IndexedMeter>, StoreError> {
     let query = "SELECT meter_id, system_title FROM meters WHERE meter_id = $1";
     let row = sqlx::query(query).bind(meter_id.as_str()).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
@@ -152,7 +152,7 @@ pub(super) async fn find_meter(
 pub(super) async fn find_title(
     connection: &mut PgConnection,
     title: &SystemTitle,
-) -> Result<Option<MeterPlace>, StoreError> {
+) -> Result<Option<IndexedMeter>, StoreError> {
     let query = "SELECT meter_id, system_title FROM meters WHERE system_title = $1";
     let row = sqlx::query(query).bind(&title.as_bytes()[..]).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
@@ -162,7 +162,7 @@ pub(super) async fn list_meters(
     connection: &mut PgConnection,
     after: Option<&MeterId>,
     limit: u32,
-) -> Result<Vec<MeterPlace>, StoreError> {
+) -> Result<Vec<IndexedMeter>, StoreError> {
     // No meter id is empty, so all of them come after the empty text. What can be no id was written by
     // somebody else, and must not end the list.
     let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > $1 \

@@ -6,7 +6,7 @@ use sqlx::{Connection as _, Row as _, SqliteConnection};
 use super::columns::{
     array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
 };
-use crate::store::{Holder, MeterPlace, Positions, SealedSecret, StoreError, StoredBlock};
+use crate::store::{Holder, IndexedMeter, Positions, SealedSecret, StoreError, StoredBlock};
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, StoredRecord,
     SystemTitle,
@@ -106,8 +106,8 @@ async fn records(
     Ok(records)
 }
 
-fn place(row: &sqlx::sqlite::SqliteRow) -> Result<MeterPlace, StoreError> {
-    Ok(MeterPlace { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
+fn place(row: &sqlx::sqlite::SqliteRow) -> Result<IndexedMeter, StoreError> {
+    Ok(IndexedMeter { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
 }
 
 fn meter_id(row: &sqlx::sqlite::SqliteRow, at: usize) -> Result<MeterId, StoreError> {
@@ -123,7 +123,7 @@ fn living(row: &sqlx::sqlite::SqliteRow, at: usize) -> Result<Option<MeterId>, S
 pub(super) async fn find_meter(
     connection: &mut SqliteConnection,
     meter_id: &MeterId,
-) -> Result<Option<MeterPlace>, StoreError> {
+) -> Result<Option<IndexedMeter>, StoreError> {
     let query = "SELECT meter_id, system_title FROM meters WHERE meter_id = ?";
     let row = sqlx::query(query).bind(meter_id.as_str()).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
@@ -132,7 +132,7 @@ pub(super) async fn find_meter(
 pub(super) async fn find_title(
     connection: &mut SqliteConnection,
     title: &SystemTitle,
-) -> Result<Option<MeterPlace>, StoreError> {
+) -> Result<Option<IndexedMeter>, StoreError> {
     let query = "SELECT meter_id, system_title FROM meters WHERE system_title = ?";
     let row = sqlx::query(query).bind(&title.as_bytes()[..]).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
@@ -142,7 +142,7 @@ pub(super) async fn list_meters(
     connection: &mut SqliteConnection,
     after: Option<&MeterId>,
     limit: u32,
-) -> Result<Vec<MeterPlace>, StoreError> {
+) -> Result<Vec<IndexedMeter>, StoreError> {
     // No meter id is empty, so all of them come after the empty text. What can be no id was written by
     // somebody else, and must not end the list.
     let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > ? \

@@ -1,4 +1,4 @@
-//! Place of an audit log: whose chain it is, and what it stands on.
+//! Scope of an audit log: whose chain it is, and what it stands on.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use kms_core::{
 
 /// Whose chain it is, and which blocks its events are about.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Scope {
     /// The node.
     pub node: NodeId,
     /// Its site's key domain.

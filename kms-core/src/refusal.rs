@@ -1,0 +1,85 @@
+//! Why a line of an import, a file or a meter's change is refused: one code each, for server and tools.
+
+crate::numbered! {
+    /// The code of a refusal. Its word goes over the wire, as in `google.rpc.ErrorInfo`.
+    pub enum RefusalCode "refusal code" {
+        /// The id is another title's.
+        MeterIdTaken = 1 "METER_ID_TAKEN",
+        /// The title is another id's.
+        SystemTitleTaken = 2 "SYSTEM_TITLE_TAKEN",
+        /// The logical device name is too long.
+        NameTooLong = 3 "NAME_TOO_LONG",
+        /// The line has more keys than a meter.
+        TooManyKeys = 4 "TOO_MANY_KEYS",
+        /// Keys in clear where wrapped ones belong, or the other way round.
+        WrongForm = 5 "WRONG_FORM",
+        /// Not a length that a key of its kind has.
+        KeyLength = 6 "KEY_LENGTH",
+        /// A protection that makes no sense for the kind.
+        Protection = 7 "PROTECTION",
+        /// A key that everybody knows.
+        TestKey = 8 "TEST_KEY",
+        /// A secret of free length in a sealed file.
+        SecretNotSealable = 9 "SECRET_NOT_SEALABLE",
+        /// Keys of one setup that are not of one security suite.
+        SuitesMixed = 10 "SUITES_MIXED",
+        /// Keys in clear, where the site takes none.
+        ClearImportOff = 11 "CLEAR_IMPORT_OFF",
+        /// Another value than the one that is known.
+        KeyDiffers = 12 "KEY_DIFFERS",
+        /// A value that a newer one has replaced.
+        KeySuperseded = 13 "KEY_SUPERSEDED",
+        /// A value that is known as a key of another kind.
+        KeyOfAnotherKind = 14 "KEY_OF_ANOTHER_KIND",
+        /// More versions than a key may have.
+        TooManyVersions = 15 "TOO_MANY_VERSIONS",
+        /// The meter had more keys than a record remembers.
+        TooManyFormerKeys = 16 "TOO_MANY_FORMER_KEYS",
+        /// Another policy than the one that is known.
+        PolicyDiffers = 17 "POLICY_DIFFERS",
+        /// The meter was deleted.
+        MeterDeleted = 18 "METER_DELETED",
+        /// There is nothing to readmit.
+        MeterNotDeleted = 19 "METER_NOT_DELETED",
+        /// The meter's record can't be read.
+        MeterDamaged = 20 "METER_DAMAGED",
+        /// The line is older than what changed the meter last.
+        FileOlder = 21 "FILE_OLDER",
+        /// The token has not taken the key.
+        NotTaken = 22 "NOT_TAKEN",
+        /// No random bytes for an id.
+        NoRandomness = 23 "NO_RANDOMNESS",
+        /// It would have been done.
+        DryRun = 24 "DRY_RUN",
+        /// A field can't be read.
+        BadField = 25 "BAD_FIELD",
+        /// The signature is not the signer's.
+        BadSignature = 26 "BAD_SIGNATURE",
+        /// The signer is nobody whose files are taken.
+        UnknownSigner = 27 "UNKNOWN_SIGNER",
+        /// The file is sealed for another key domain.
+        WrongSite = 28 "WRONG_SITE",
+        /// The file is sealed to another key.
+        WrongImportKey = 29 "WRONG_IMPORT_KEY",
+        /// The file has another number of lines than it says.
+        WrongCount = 30 "WRONG_COUNT",
+        /// Lines are not in the order of their numbers.
+        LinesOutOfOrder = 31 "LINES_OUT_OF_ORDER",
+        /// The signer does not know the file's key.
+        FileKeyOfAnother = 32 "FILE_KEY_OF_ANOTHER",
+        /// The file's own key does not open.
+        FileKeyRefused = 33 "FILE_KEY_REFUSED",
+        /// A key does not open under the file's key.
+        KeyUnwrapRefused = 34 "KEY_UNWRAP_REFUSED",
+        /// An older release sealed the file.
+        FileVersion = 35 "FILE_VERSION",
+        /// The file is from the future.
+        SealedInFuture = 36 "SEALED_IN_FUTURE",
+        /// A chunk of another file.
+        AnotherFile = 37 "ANOTHER_FILE",
+        /// A chunk that does not follow.
+        ChunkOutOfOrder = 38 "CHUNK_OUT_OF_ORDER",
+        /// The end is missing.
+        FileCut = 39 "FILE_CUT",
+    }
+}
