@@ -82,7 +82,7 @@ impl fmt::Debug for AuditText {
     }
 }
 
-/// Who asked for what.
+/// A call, and who made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditedCall {
     /// The name in the caller's certificate.
@@ -106,7 +106,7 @@ impl AuditedCall {
         }
     }
 
-    /// What is said of this call.
+    /// An entry about this call.
     pub fn entry(&self, at_ms: u64, subject: Subject, outcome: AuditOutcome) -> AuditEntry {
         AuditEntry {
             at_ms,
@@ -120,7 +120,7 @@ impl AuditedCall {
     }
 }
 
-/// What a call was about.
+/// The subject of a call: a meter, a block, or nothing in particular.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
     /// The operator's name of a meter.
@@ -146,7 +146,7 @@ impl Subject {
     }
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuditOutcome {
     /// As asked.
@@ -170,7 +170,7 @@ impl AuditOutcome {
 }
 
 crate::numbered! {
-    /// What a number in an event counts. The numbers are those of the wire.
+    /// The name of a number in an event. The names' own numbers are those of the wire.
     pub enum Detail "detail" {
         /// Meters that an import made.
         Created = 1 "created",
@@ -184,7 +184,7 @@ crate::numbered! {
         KeysAdded = 5 "keys_added",
         /// Things that were shown or, in a record of traffic, APDUs.
         Items = 6 "items",
-        /// Where a list began.
+        /// The sequence number of the event after which a list began.
         After = 7 "after",
         /// Length of the interval that a record of traffic sums up.
         IntervalMs = 8 "interval_ms",
@@ -194,35 +194,35 @@ crate::numbered! {
         ItemsInOtherBlocks = 10 "items_in_other_blocks",
         /// Of `items`, those that named no system title.
         ItemsWithoutBlock = 11 "items_without_block",
-        /// What became of the items of a record of traffic: the number of the verdict.
+        /// The number of the verdict on the items of a record of traffic.
         Verdict = 12 "verdict",
         /// The number under which a call waited for its second person.
         Approval = 13 "approval",
-        /// Which sealed file a meter came from: the beginning of its header's SHA-256.
+        /// The sealed file that a meter came from: the beginning of its header's SHA-256.
         SealedFile = 14 "sealed_file",
-        /// Who signed it: the beginning of SHA-256 over his public key.
+        /// The signer of the sealed file: the beginning of SHA-256 over his public key in DER.
         SealedSigner = 15 "sealed_signer",
-        /// Which chunk of it, from 0.
+        /// The chunk of the sealed file, from 0.
         SealedChunk = 16 "sealed_chunk",
     }
 }
 
-/// What is said of one call, before it has its place in a chain.
+/// An entry about one call, before it has its place in a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// Who asked for what.
+    /// The call, and who made it.
     pub call: AuditedCall,
-    /// About what.
+    /// The subject of the call.
     pub subject: Subject,
-    /// How it ended.
+    /// The outcome of the call.
     pub outcome: AuditOutcome,
     /// Numbers, at most [`AuditEntry::DETAILS_MAX`].
     pub details: Vec<(Detail, u64)>,
     /// In a record of traffic: items a block, at most [`AuditEntry::BLOCKS_MAX`].
     pub blocks: Vec<(BlockNo, u64)>,
-    /// Where each block stood after the change that this is about. Never cut.
+    /// The state of each block after the change that this is about. Never cut.
     pub heads: Vec<BlockMark>,
 }
 
@@ -243,18 +243,18 @@ impl AuditEntry {
 /// An entry in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEvent {
-    /// Whose chain.
+    /// The node whose chain it is.
     pub node: NodeId,
     /// From 1, without a gap.
     pub sequence: u64,
-    /// What is said.
+    /// The entry.
     pub entry: AuditEntry,
 }
 
 /// An event as the store keeps it: `body` is opaque there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEvent {
-    /// Whose chain.
+    /// The node whose chain it is.
     pub node: NodeId,
     /// From 1, without a gap.
     pub sequence: u64,
@@ -264,10 +264,10 @@ pub struct StoredEvent {
     pub body: Vec<u8>,
 }
 
-/// Where a chain ends.
+/// The end of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainTip {
-    /// Whose chain.
+    /// The node whose chain it is.
     pub node: NodeId,
     /// Of its last event; 0: there is none.
     pub sequence: u64,
@@ -312,7 +312,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// What is signed.
+    /// The message that is signed.
     pub fn message(tip: &ChainTip, at_ms: u64) -> Vec<u8> {
         [
             b"ami.kms/audit-checkpoint/1".as_slice(),

@@ -16,11 +16,12 @@ use crate::{BlockNo, Position, moment::Moment};
 /// database.
 const AT_ONCE: usize = 8;
 
-/// How long after it was heard of a change may wait before its block is closed. With the poll that
-/// hears of it at the latest after 500 ms this keeps within the second that is promised.
+/// The longest time, in milliseconds, from when a change is heard of until its block is closed. The
+/// poll hears of it after 500 ms at the latest, so this keeps within the second that is promised.
 const WAIT_MAX_MS: u64 = 350;
 
-/// How long a block that failed for a reason that stays is left alone before it is read anew again.
+/// The time for which a block that failed for a reason that stays is left alone before it is read
+/// anew again.
 const RETRY_FAILED: Duration = Duration::from_millis(2_000);
 
 /// A block of which was heard where it stands.
@@ -34,7 +35,7 @@ pub struct Heard {
     pub resident: Option<Position>,
 }
 
-/// What happened.
+/// An event that the follower takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// The database said where blocks stand.
@@ -49,7 +50,7 @@ pub enum Input {
     Failed {
         /// The block.
         block: BlockNo,
-        /// Why not, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
         /// Whether what is resident must not be used on: a newer authentic state is known, or there is
         /// no room for it.
@@ -59,14 +60,14 @@ pub enum Input {
     Away {
         /// The block.
         block: BlockNo,
-        /// What the database said, as a sentence.
+        /// The message of the database, as a sentence.
         reason: String,
     },
     /// Time went by.
     Tick,
 }
 
-/// What is to be done.
+/// An action that the follower asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Read this block anew; stored is at least this position. Answered by [`Input::Renewed`],
@@ -82,12 +83,12 @@ pub enum Output {
     HeardAgain(u64),
 }
 
-/// How it stands between this process and the others.
+/// The reason why this process does not follow the others' changes, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotFollowing {
-    /// For how long nothing was heard; 0: it is heard, but blocks can't be read anew.
+    /// Milliseconds for which nothing was heard; 0: it is heard, but blocks can't be read anew.
     pub since_ms: u64,
-    /// Why, as a sentence.
+    /// The reason, as a sentence.
     pub reason: String,
 }
 
@@ -99,7 +100,7 @@ pub struct Follower {
     /// Blocks that could not be read anew, when that was last tried, and why.
     failed: HashMap<BlockNo, (Moment, String)>,
     behind: Behind,
-    /// How many blocks are being read anew.
+    /// The number of blocks that are being read anew.
     renewing: usize,
 }
 
@@ -167,7 +168,8 @@ impl Follower {
         self.silent.is_some()
     }
 
-    /// What keeps this process from following the others; `None`: nothing.
+    /// The reason why this process does not follow the others, and for how long; `None`: it follows
+    /// them.
     pub fn not_following(&self, now: Moment) -> Option<NotFollowing> {
         if let Some((since, reason)) = &self.silent {
             let since_ms = now.ms_since(*since).max(1);
@@ -213,7 +215,7 @@ impl Follower {
 #[derive(Debug, Default)]
 struct Behind {
     order: VecDeque<BlockNo>,
-    /// Where they are stored, and since when that is known.
+    /// The stored position of each, and the moment since which it waits.
     known: HashMap<BlockNo, (Position, Moment)>,
 }
 

@@ -1,5 +1,4 @@
-//! Which state of each block is the newest that is known: what is older, or another one of the same
-//! place, is not used.
+//! The newest known state of each block: an older one, or another one of the same place, is not used.
 
 use std::{
     collections::HashMap,
@@ -14,7 +13,7 @@ use super::{
 };
 use sha2::{Digest as _, Sha256};
 
-/// Why a state of a block is not used.
+/// The reason why a state of a block is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotFresh {
     /// It is older than this one.
@@ -34,8 +33,8 @@ struct State {
     refusal: Option<Arc<str>>,
 }
 
-/// What is known of one block. What was only heard of stands in events that nobody signed yet: enough
-/// to refuse an older state, not enough to be signed for.
+/// The newest known states of one block. One that was only heard of stands in events that nobody
+/// signed yet: enough to refuse an older state, not enough to be signed for.
 #[derive(Clone, Copy, Default)]
 struct Newest {
     heard: Option<(Position, Digest)>,
@@ -106,7 +105,7 @@ impl Freshness {
         }
     }
 
-    /// Where the newest known state of a block stands.
+    /// The position of the newest known state of a block.
     pub fn newest(&self, block: BlockNo) -> Option<Position> {
         self.state().newest.get(&block).and_then(Newest::newest).map(|(position, _)| position)
     }
@@ -122,7 +121,7 @@ impl Freshness {
         self.state().refusal = reason.map(Arc::from);
     }
 
-    /// Why no block is opened.
+    /// The reason why no block is opened; `None`: blocks are opened.
     pub fn refusal(&self) -> Option<Arc<str>> {
         self.state().refusal.clone()
     }
@@ -133,7 +132,7 @@ impl Freshness {
 }
 
 /// The newest state of each block of a site, and the ends of all of its audit chains at that time.
-/// What came later stands in the events behind these ends.
+/// Later states stand in the events behind these ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeadTable {
     /// Raised with each that is signed.
@@ -212,13 +211,13 @@ impl HeadTable {
         })
     }
 
-    /// What is signed of a table with these bytes.
+    /// The message that is signed of a table with these bytes.
     pub fn message(domain: &DomainId, body: &[u8]) -> Vec<u8> {
         let root = Sha256::digest(body);
         [b"ami.kms/head-table/1".as_slice(), &domain.0, &root].concat()
     }
 
-    /// Where this chain ended.
+    /// The end of this chain at that time.
     pub fn tip_of(&self, node: NodeId) -> ChainTip {
         let at = self.tips.binary_search_by_key(&node, |tip| tip.node);
         at.map_or(ChainTip::empty(node), |at| self.tips[at])
@@ -287,7 +286,7 @@ mod tests {
         assert_eq!(fresh.admit(&mark(5, 1)), Ok(()));
         assert_eq!(fresh.admit(&mark(4, 1)), Err(NotFresh::Older(mark(5, 1).position)));
         assert_eq!(fresh.admit(&mark(5, 2)), Err(NotFresh::Forked));
-        // What is only heard of counts as well, and nothing lowers it.
+        // A state that is only heard of counts as well, and nothing lowers it.
         fresh.hear(&mark(7, 1));
         fresh.hear(&mark(6, 1));
         assert_eq!(fresh.admit(&mark(6, 1)), Err(NotFresh::Older(mark(7, 1).position)));

@@ -13,7 +13,7 @@ impl fmt::Debug for KeyId {
 }
 
 crate::numbered! {
-    /// What a key is for: COSEM class 64 key ids, dedicated keys, association secrets.
+    /// The kind of a key, by its purpose: COSEM class 64 key ids, dedicated keys, association secrets.
     pub enum KeyKind "kind" {
         /// Global unicast encryption key.
         Guek = 1 "GUEK",
@@ -53,7 +53,7 @@ impl KeyKind {
         }
     }
 
-    /// What it gets when nobody says otherwise.
+    /// The protection that a key of this kind gets unless another is named.
     pub const fn default_protection(self) -> Protection {
         match self {
             Self::Kek => Protection::Hsm,
@@ -68,7 +68,7 @@ impl KeyKind {
 }
 
 crate::numbered! {
-    /// Where a key's clear bytes may be.
+    /// The protection of a key: where its clear bytes may be.
     pub enum Protection "protection" {
         /// Used only inside the token.
         Hsm = 1 "HSM",
@@ -78,7 +78,7 @@ crate::numbered! {
 }
 
 crate::numbered! {
-    /// Where a key is in its life (NIST SP 800-57 part 1, KMIP).
+    /// The state of a key in its life (NIST SP 800-57 part 1, KMIP).
     pub enum KeyState "state" {
         /// Stored; not yet confirmed by the meter.
         PreActive = 1 "PRE_ACTIVE",
@@ -93,7 +93,7 @@ crate::numbered! {
     }
 }
 
-/// What can happen to a key.
+/// An event in the life of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyEvent {
     /// The meter has shown that it uses the key.
@@ -112,7 +112,7 @@ pub enum KeyEvent {
 pub struct IllegalStep {
     /// The state it is in.
     pub from: KeyState,
-    /// What was asked.
+    /// The event that was asked for.
     pub event: KeyEvent,
 }
 
@@ -163,15 +163,15 @@ pub type Kcv = [u8; 5];
 pub struct KeyRecord {
     /// Its name.
     pub id: KeyId,
-    /// Whose security setup.
+    /// The security setup that it belongs to.
     pub setup: SecuritySetup,
-    /// What it is for.
+    /// Its kind.
     pub kind: KeyKind,
     /// Its display order within (setup, kind), from 1.
     pub version: u16,
-    /// Where it is in its life.
+    /// Its state.
     pub state: KeyState,
-    /// Where its clear bytes may be.
+    /// Its protection.
     pub protection: Protection,
     /// The key, wrapped: RFC 3394 under the block's `wrap` key or a sealed KEK; secrets of free
     /// length AES-GCM-sealed under the block's `seal` key.
@@ -180,7 +180,7 @@ pub struct KeyRecord {
     pub value_len: u8,
     /// Milliseconds since 1970.
     pub created_ms: u64,
-    /// When its state last changed; milliseconds since 1970.
+    /// The time of the last change of its state; milliseconds since 1970.
     pub changed_ms: u64,
     /// Absent for secrets of free length.
     pub kcv: Option<Kcv>,

@@ -82,7 +82,7 @@ crate::numbered! {
     }
 }
 
-/// What the service accepts from a meter, and how it names the two sides.
+/// The policy of a meter: what the service accepts from it, and how it names the two sides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MeterPolicy {
     /// Applies to every APDU but those that the next two fields let through.
@@ -109,15 +109,15 @@ pub struct MeterRecord {
     pub system_title: SystemTitle,
     /// COSEM logical device name; may be empty.
     pub logical_device_name: String,
-    /// What we accept.
+    /// Its policy.
     pub policy: MeterPolicy,
     /// All versions of all its keys, ordered by (setup, kind, version).
     pub keys: Vec<KeyRecord>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
-    /// What it had before it was deleted and readmitted; at most [`FormerKey::MAX`].
+    /// The keys that it had before it was deleted and readmitted; at most [`FormerKey::MAX`].
     pub former: Vec<FormerKey>,
-    /// What changed it last: what is older changes it no more.
+    /// Its last change: an older one changes it no more.
     pub changed_by: ChangeMark,
 }
 
@@ -126,19 +126,19 @@ pub struct MeterRecord {
 pub struct FormerKey {
     /// Identity of the value.
     pub fingerprint: Fingerprint,
-    /// What it was for, and where it was in its life when the meter was deleted. `None`: deleted by a
-    /// release that did not keep it.
+    /// Its use, and its state when the meter was deleted. `None`: deleted by a release that did not
+    /// keep it.
     pub was: Option<FormerUse>,
 }
 
-/// What a former key was.
+/// The use of a former key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FormerUse {
-    /// Whose security setup.
+    /// The security setup that it belonged to.
     pub setup: SecuritySetup,
-    /// What it was for.
+    /// Its kind.
     pub kind: KeyKind,
-    /// When the meter was deleted.
+    /// Its state when the meter was deleted.
     pub state: KeyState,
 }
 
@@ -146,8 +146,8 @@ impl FormerKey {
     /// Of one meter, over all of its lives.
     pub const MAX: usize = 1024;
 
-    /// What of a meter's keys stays known when it is deleted: those that it has, and those that it had
-    /// before. Of one value in one place the state that is further on counts.
+    /// The keys of a meter that stay known when it is deleted: those that it has, and those that it
+    /// had before. Of one value in one place the state that is further on counts.
     pub fn of(meter: &MeterRecord) -> Vec<Self> {
         let was =
             |key: &KeyRecord| FormerUse { setup: key.setup, kind: key.kind, state: key.state };
@@ -184,8 +184,8 @@ fn furthest(a: Option<FormerUse>, b: Option<FormerUse>) -> Option<FormerUse> {
 /// the file. The least one is that of meters that were there before changes were marked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChangeMark {
-    /// When the file was sealed; of a change that came in no sealed file, when it was made. Milliseconds
-    /// since 1970.
+    /// The time at which the file was sealed; of a change that came in no sealed file, the time at
+    /// which it was made. Milliseconds since 1970.
     pub at_ms: u64,
     /// `None`: it came in no sealed file.
     pub file: Option<FilePlace>,

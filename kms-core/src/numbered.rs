@@ -4,13 +4,13 @@
 //! entries, at [`Numbered::index`]: an item that is new has its place in all of them. What has to be decided
 //! for each item is a `match` without a `_` arm.
 
-/// What [`numbered!`](crate::numbered!) gives an enumeration.
+/// The names and numbers that [`numbered!`](crate::numbered!) gives an enumeration.
 pub trait Numbered: Copy + Eq + Sized + 'static {
     /// As the message of an error names it.
     const WHAT: &'static str;
     /// All items, in the order of their numbers.
     const ALL: &'static [Self];
-    /// How many there are.
+    /// The count of its items.
     const COUNT: usize = Self::ALL.len();
 
     /// Of the item, from 1 on.
@@ -115,7 +115,7 @@ macro_rules! serde_by_word {
 #[cfg(feature = "serde")]
 pub(crate) use serde_by_word;
 
-/// Which words there are, as a sentence.
+/// The words of an enumeration, as a sentence.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Expected<T>(std::marker::PhantomData<T>);
 

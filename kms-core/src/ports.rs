@@ -1,5 +1,5 @@
-//! Where the outside comes in: time and randomness. `app` makes the real ones; tests and the
-//! simulator make their own.
+//! Ports to the outside: time, randomness, and the witness of signed heads. `kms-server` makes the
+//! real ones; tests make their own.
 
 use async_trait::async_trait;
 
@@ -33,7 +33,7 @@ pub trait HeadWitness: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What was kept of all chains, the own one's noted end included.
+    /// The ends of all chains that were kept, the noted end of the node's own chain included.
     async fn known(&self) -> Result<KnownTips, WitnessFailed> {
         Ok(KnownTips::default())
     }

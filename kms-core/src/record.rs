@@ -56,7 +56,7 @@ pub struct StoredRecord {
     pub mac: RecordMac,
 }
 
-/// What a body says.
+/// The content of a record's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A meter and its keys.
@@ -65,7 +65,7 @@ pub enum Record {
     Tombstone(Tombstone),
 }
 
-/// What stays of a deleted meter: enough to know its keys again, and nothing to open with.
+/// The remains of a deleted meter: enough to know its keys again, and nothing to open with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
     /// The name it had. `None`: its record was damaged when it was buried, and could not say. Then it
@@ -77,9 +77,9 @@ pub struct Tombstone {
     pub keys: Vec<FormerKey>,
     /// Milliseconds since 1970.
     pub deleted_ms: u64,
-    /// What changed the meter last.
+    /// The last change of the meter.
     pub changed_by: ChangeMark,
-    /// When two people let it come back; milliseconds since 1970. `None`: they have not.
+    /// The time at which two people let it come back; milliseconds since 1970. `None`: they have not.
     pub readmitted_ms: Option<u64>,
 }
 
@@ -92,11 +92,11 @@ pub struct BadRecord;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a meter's {what} do not fit into its record: {len}, and {most} are the most")]
 pub struct RecordTooLong {
-    /// Which part.
+    /// The part that is too long.
     pub what: &'static str,
-    /// How long it is.
+    /// The length that it has, in bytes or in entries of a list.
     pub len: usize,
-    /// How long it may be.
+    /// The length that it may have at most.
     pub most: usize,
 }
 
@@ -107,7 +107,7 @@ const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
 
-/// What a record's MAC is computed over. Fixed lengths first, the body last: injective.
+/// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(b"ami.kms/record/1");
@@ -120,7 +120,7 @@ pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: 
     out.extend_from_slice(&record.body);
 }
 
-/// What a head's MAC is computed over.
+/// The input of a head's MAC.
 pub fn head_mac_input(domain: &DomainId, head: &super::Head) -> Vec<u8> {
     let super::Head { block, secret_version, position, count, digest, mac: _ } = head;
     [

@@ -1,4 +1,5 @@
-//! Why a line of an import, a file or a meter's change is refused: one code each, for server and tools.
+//! Refusals of a line of an import, a file or a meter's change: one code for each reason, for
+//! server and tools.
 
 crate::numbered! {
     /// The code of a refusal. Its word goes over the wire, as in `google.rpc.ErrorInfo`.

@@ -42,7 +42,7 @@ impl SealedKek {
 pub struct DomainRecord {
     /// The key domain.
     pub domain: DomainId,
-    /// How many blocks it has; never changes.
+    /// The number of its blocks; never changes.
     pub blocks: BlockCount,
     /// The operator's name for this site.
     pub site: String,
@@ -60,7 +60,7 @@ pub struct DomainRecord {
 }
 
 impl DomainRecord {
-    /// What is signed: all fields, each of a fixed length or with its length before it.
+    /// The message that is signed: all fields, each of a fixed length or with its length before it.
     pub fn message(&self) -> Vec<u8> {
         let Self { domain, blocks, site, epoch, even, canaries, created_ms, signature: _ } = self;
         [

@@ -1,7 +1,7 @@
 //! The outcome of one item of a crypto call.
 
 crate::numbered! {
-    /// What became of one APDU. The numbers are those of the wire.
+    /// The outcome of one APDU. The numbers are those of the wire.
     pub enum Verdict "verdict" {
         /// The tag verified.
         Ok = 1 "OK",

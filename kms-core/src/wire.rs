@@ -1,5 +1,5 @@
-//! What both ends of the wire keep: limits of its messages, and what is hashed or signed before a sealed file's
-//! parts. The .proto files say the same in words.
+//! Limits and labels that both ends of the wire keep: the limits of its messages, and the labels
+//! that are hashed or signed before a sealed file's parts. The .proto files say the same in words.
 
 /// Lines in one message of an import, and in one chunk of a sealed file.
 pub const IMPORT_LINES_MAX: usize = 500;

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fmt};
 
 use super::{AuditEvent, ChainTip, Checkpoint, NodeId, PublicKey, StoredEvent, chain_hash};
 
-/// What is wrong with a chain.
+/// A fault of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// Its number is not the next one.
@@ -36,15 +36,15 @@ impl fmt::Display for What {
     }
 }
 
-/// Where a chain is first found broken.
+/// The place where a chain is first found broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the audit chain of node {node} is broken at event {sequence}: {what}")]
 pub struct Broken {
-    /// Whose chain.
+    /// The node whose chain it is.
     pub node: NodeId,
     /// The first bad event.
     pub sequence: u64,
-    /// What is wrong there.
+    /// The fault that was found there.
     pub what: What,
 }
 

@@ -182,7 +182,7 @@ mod tests {
         entries.iter().fold(tip, |tip, entry| tip.append(entry.clone()).0)
     }
 
-    /// Where a turn of one entry wants it: behind what, and whether that is news.
+    /// The place that a turn of one entry wants for it: the end before it, and whether that end is news.
     fn place(step: Step) -> (ChainTip, bool) {
         let Step::Write { behind, events, landed } = step else { panic!("{step:?}") };
         assert_eq!(events.len(), 1);

@@ -12,19 +12,19 @@ use crate::{Epoch, Head, Position, RecordKey, StoredRecord, SystemTitle, block::
 
 use super::{keys::BlockKeys, verified::Verified};
 
-/// What a peer says of a block.
+/// The state of a block at a peer, as the peer says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeersBlock {
-    /// How it stands there.
+    /// The peer's head.
     pub head: Head,
     /// The records that changed since a position that we named, or all of them.
     pub records: Vec<StoredRecord>,
-    /// Where the first promotion after our epoch found the block: out of its signed record, which was
-    /// verified. `None`: we know of none.
+    /// The state in which the first promotion after our epoch found the block: out of its signed
+    /// record, which was verified. `None`: we know of none.
     pub promoted_at: Option<BlockMark>,
 }
 
-/// What that comes to.
+/// The outcome for a peer's block that is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Accepted {
     /// The block is there already: nothing is to be written (invariant 6).
@@ -41,7 +41,7 @@ pub struct Adoption {
     pub head: Head,
     /// Records that are new here, in the order of their numbers.
     pub records: Vec<StoredRecord>,
-    /// What is damaged here and not there at the peer at all: a row whose key was changed.
+    /// The records that are damaged here and not there at the peer at all: rows whose key was changed.
     pub gone: Vec<RecordKey>,
 }
 
@@ -53,7 +53,7 @@ impl Adoption {
     }
 }
 
-/// Why nothing of a peer's message is taken over (invariant 5).
+/// The reason why nothing of a peer's message is taken over (invariant 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAccepted {
     /// The head's MAC is wrong, or it is another block's.
@@ -71,9 +71,9 @@ pub enum NotAccepted {
     /// The peer is behind us.
     #[error("the peer stands at {theirs}, behind our {ours}")]
     Behind {
-        /// Where our block stands.
+        /// The position of our block.
         ours: Position,
-        /// Where the peer's does.
+        /// The position of the peer's block.
         theirs: Position,
     },
     /// Both sites wrote: one place and two states, or ours is beyond where the promotion found the block.
@@ -91,7 +91,7 @@ pub enum NotAccepted {
     /// A record that we have in a newer state.
     #[error("the record of meter {system_title} is of {theirs}, ours of {ours}")]
     OlderRecord {
-        /// Whose record.
+        /// The meter whose record it is.
         system_title: SystemTitle,
         /// Of ours.
         ours: Position,
@@ -155,7 +155,7 @@ fn news(
         if !seen.insert(record.key) {
             return Err(NotAccepted::Twice(system_title));
         }
-        // What is damaged here says nothing, not even where it stands.
+        // A record that is damaged here says nothing, not even where it stands.
         let old = ours.stored(&record.key).filter(|old| !ours.is_damaged(&old.key));
         match old {
             Some(old) if record.position < old.position => {

@@ -19,7 +19,7 @@ pub struct Staged {
     records: BTreeMap<RecordKey, Record>,
 }
 
-/// What leads from one state of a block to its next: the records that changed, and the head over all.
+/// The step from one state of a block to its next: the records that changed, and the head over all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension {
     /// The new head.
@@ -34,7 +34,7 @@ pub struct Extension {
 pub struct TooLong {
     /// The title of the meter.
     pub system_title: SystemTitle,
-    /// What is too long.
+    /// The part that is too long, and its length.
     pub why: RecordTooLong,
 }
 
@@ -72,7 +72,7 @@ impl Staged {
         self.records.insert(key, Record::Tombstone(tombstone));
     }
 
-    /// What is staged, in the order in which it is numbered.
+    /// The staged records, in the order in which they are numbered.
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
     }

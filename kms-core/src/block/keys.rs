@@ -16,7 +16,7 @@ use crate::{
     RecordMac, Sequence, StoredRecord, SystemTitle, block::Digest, record,
 };
 
-/// What a block secret's children are for. Each has its own HKDF label (RFC 5869).
+/// The purpose of a subkey of a block secret. Each has its own HKDF label (RFC 5869).
 #[derive(Clone, Copy)]
 enum Purpose {
     /// RFC 3394 wrapping of keys of protection `MEMORY`.
@@ -40,7 +40,7 @@ impl Purpose {
     }
 }
 
-/// Which secret, and where it is at home: what its children are bound to.
+/// The place of a block secret: its subkeys and its seals are bound to it.
 #[derive(Clone, Copy, Debug)]
 pub struct SecretBinding<'a> {
     /// The key domain.
@@ -86,7 +86,7 @@ impl SecretBinding<'_> {
         }
     }
 
-    /// What a seal of the secret under this KEK is bound to.
+    /// The additional authenticated data of a seal of the secret under this KEK.
     pub fn seal_aad(&self, kek_id: &[u8; 16]) -> Vec<u8> {
         [
             b"ami.kms/seal/1".as_slice(),
@@ -241,7 +241,7 @@ pub fn digest<'a>(macs: impl Iterator<Item = &'a RecordMac>) -> Digest {
     hash.finalize().into()
 }
 
-/// What a key's fingerprint is the CMAC of.
+/// The message whose CMAC under a key is the key's fingerprint.
 pub fn fingerprint_label(domain: &DomainId) -> Vec<u8> {
     [b"ami.kms/fingerprint/1".as_slice(), &domain.0].concat()
 }

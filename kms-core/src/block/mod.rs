@@ -24,7 +24,7 @@ impl fmt::Display for BlockNo {
     }
 }
 
-/// How many blocks a key domain has. Fixed when the domain is created: 1 to 65,536.
+/// The number of blocks of a key domain. Fixed when the domain is created: 1 to 65,536.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockCount(u32);
 
@@ -34,7 +34,7 @@ pub struct BlockCount(u32);
 pub struct BadBlockCount(pub u32);
 
 impl BlockCount {
-    /// What a domain gets unless it says otherwise: 244 meters a block at one million.
+    /// The number of blocks of a domain unless it says otherwise: 244 meters a block at one million.
     pub const DEFAULT: Self = Self(4096);
 
     /// Checks the bound.
@@ -77,7 +77,7 @@ pub struct Epoch(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);
 
-/// When a record or a block last changed: epochs first, then sequence numbers.
+/// The last change of a record or a block; ordered by epoch, then by sequence number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The writer's epoch.
@@ -98,16 +98,16 @@ pub type RecordMac = [u8; 16];
 /// SHA-256 over the MACs of a block's records, in key order.
 pub type Digest = [u8; 32];
 
-/// What a block says of itself; MACed like a record.
+/// The head of a block: the block's statement of itself, MACed like a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Which block.
+    /// The block.
     pub block: BlockNo,
-    /// Which version of the block secret its records are wrapped and MACed under.
+    /// The version of the block secret that its records are wrapped and MACed under.
     pub secret_version: u32,
     /// Its last change.
     pub position: Position,
-    /// How many records it has, tombstones included.
+    /// The number of its records, tombstones included.
     pub count: u32,
     /// Over its records' MACs.
     pub digest: Digest,
@@ -115,10 +115,10 @@ pub struct Head {
     pub mac: RecordMac,
 }
 
-/// Where a block stood after a change, and what was in it then.
+/// The state of a block after a change: its position, and the digest over its records' MACs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockMark {
-    /// Which block.
+    /// The block.
     pub block: BlockNo,
     /// Its last change.
     pub position: Position,

@@ -8,7 +8,7 @@ use crate::{BlockSecret, Epoch, Head};
 
 use super::{keys::SecretBinding, verified::Verified};
 
-/// What the asker wants to see. A proof answers this and nothing else.
+/// The challenge of the asker. A proof answers this and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge<'a> {
     /// The site that proves.

@@ -238,7 +238,7 @@ mod accepting {
         said(&block.head, block.records.clone())
     }
 
-    /// What changed in a block after this position.
+    /// The part of a block that changed after this position.
     fn since(block: &Verified, position: Position) -> PeersBlock {
         let mut all = whole(block);
         all.records.retain(|record| record.position > position);

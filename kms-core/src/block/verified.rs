@@ -23,7 +23,7 @@ pub struct Verified {
     pub(super) damaged: Vec<RecordKey>,
 }
 
-/// Why nothing of a block is believed.
+/// The reason why nothing of a block is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The head's MAC is wrong.
@@ -41,9 +41,9 @@ pub enum Refused {
     /// It is authentic, and older than one that is known.
     #[error("it went back from {newest} to {found}")]
     Older {
-        /// Where the newest one stands that is known.
+        /// The position of the newest state that is known.
         newest: Position,
-        /// Where this one stands.
+        /// The position of this one.
         found: Position,
     },
     /// It is authentic, and so was another one at the same place.
@@ -51,7 +51,7 @@ pub enum Refused {
     Forked(Position),
 }
 
-/// Why a verified block does not say what it has of a meter.
+/// The reason why a verified block does not say what it has of a meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// The meter's record is not what was written.
@@ -103,17 +103,17 @@ impl Verified {
         Self { head, records, damaged }
     }
 
-    /// What it says of itself.
+    /// Its head.
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// Which block.
+    /// Its number.
     pub fn block(&self) -> BlockNo {
         self.head.block
     }
 
-    /// Where it stands, to be remembered.
+    /// Its state, to be remembered.
     pub fn mark(&self) -> BlockMark {
         let Head { block, position, digest, .. } = self.head;
         BlockMark { block, position, digest }
@@ -184,7 +184,7 @@ impl Verified {
         Self { head, records: records.into_values().collect(), damaged }
     }
 
-    /// How many records [`Verified::replaced`] would have, and the digest over all.
+    /// The number of records that [`Verified::replaced`] would have, and the digest over all.
     pub(super) fn counted_with(&self, new: &[StoredRecord], gone: &[RecordKey]) -> (u32, Digest) {
         let mut macs: BTreeMap<_, _> =
             self.records.iter().map(|record| (record.key, &record.mac)).collect();

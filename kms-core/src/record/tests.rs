@@ -184,7 +184,7 @@ fn encode_first(record: &Record) -> Vec<u8> {
     out
 }
 
-/// What the first schema keeps of a record.
+/// The record, with only the fields that the first schema keeps.
 fn as_first(mut record: Record) -> Record {
     match &mut record {
         Record::Meter(meter) => {
