@@ -1,4 +1,4 @@
-//! What the tag covers besides the ciphertext.
+//! The additional authenticated data (AAD): all that the tag covers besides the ciphertext.
 
 use alloc::vec::Vec;
 
@@ -6,7 +6,7 @@ use zeroize::Zeroize;
 
 use crate::{CipheredApdu, SecurityControl};
 
-/// What the additional authenticated data of general-ciphering holds.
+/// The content of the additional authenticated data of general-ciphering.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum GeneralCipheringAad {
     /// The standard's text: the header H stands between authentication key and content.

@@ -27,7 +27,7 @@ pub struct CipheredApdu<'a> {
     pub(crate) tag: Option<&'a [u8; TAG_LEN]>,
 }
 
-/// What stands before LEN.
+/// The part of a ciphered APDU before LEN.
 #[derive(Clone, Copy)]
 pub(crate) enum ReadEnvelope<'a> {
     Service(ServiceTag),
@@ -47,22 +47,22 @@ pub(crate) enum ReadEnvelope<'a> {
 /// COSEM date-time of 12 bytes, which is not checked here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GeneralCipheringHeader<'a> {
-    /// Names the exchange; a response echoes it.
+    /// transaction-id: names the exchange; a response echoes it.
     pub transaction_id: &'a [u8],
-    /// Who protected it; may be left out.
+    /// originator-system-title: the title of whoever protected it; may be left out.
     pub originator: Option<SystemTitle>,
-    /// Whom it is for; may be left out.
+    /// recipient-system-title: the title of whoever it is for; may be left out.
     pub recipient: Option<SystemTitle>,
-    /// When it was made; usually empty.
+    /// date-time: the time at which it was made; usually empty.
     pub date_time: &'a [u8],
-    /// Reserved; usually empty.
+    /// other-information: reserved; usually empty.
     pub other_information: &'a [u8],
     /// key-info, identified key: GUEK or GBEK.
     pub identified_key: KeySet,
 }
 
 impl<'a> CipheredApdu<'a> {
-    /// How it is laid out.
+    /// The form that it has.
     pub const fn form(&self) -> Form {
         match self.envelope {
             ReadEnvelope::Service(tag) => tag.form(),
@@ -111,12 +111,13 @@ impl<'a> CipheredApdu<'a> {
         }
     }
 
-    /// Who originates a service-specific APDU. `None` for the general forms, which name a title.
+    /// The side that originates a service-specific APDU. `None` for the general forms, which name a
+    /// title.
     pub fn originating_side(&self) -> Option<Side> {
         self.service_tag().map(ServiceTag::side)
     }
 
-    /// Which global key key-info of general-ciphering identifies. `None` for the other forms.
+    /// The key set that key-info of general-ciphering identifies. `None` for the other forms.
     pub const fn identified_key(&self) -> Option<KeySet> {
         match self.envelope {
             ReadEnvelope::GeneralCiphering { key, .. } => Some(key),
@@ -130,7 +131,7 @@ impl<'a> CipheredApdu<'a> {
         self.identified_key().unwrap_or(self.control.key_set)
     }
 
-    /// Which unicast key protects it; look at [`Self::key_set`] first.
+    /// The unicast key that protects it; look at [`Self::key_set`] first.
     pub const fn encryption_key(&self) -> EncryptionKey {
         self.form().encryption_key()
     }

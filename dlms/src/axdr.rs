@@ -44,7 +44,7 @@ pub fn write_length(len: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// How many octets [`write_length`] writes for `len`, 1 to 5.
+/// The number of octets that [`write_length`] writes for `len`, 1 to 5.
 pub const fn length_len(len: u32) -> usize {
     match len {
         0..=0x7F => 1,
@@ -58,7 +58,7 @@ pub const fn length_len(len: u32) -> usize {
 /// Set in the first octet when octets with the length follow.
 const LONG: u8 = 0x80;
 
-/// Why a length can't be read.
+/// The reason why a length can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LengthError {
     /// The bytes end inside it.
@@ -85,7 +85,7 @@ pub(crate) struct Reader<'a> {
     at: usize,
 }
 
-/// Where the bytes stopped making sense, and in what.
+/// The field that can't be read, and its offset.
 pub(crate) struct Fault {
     pub(crate) what: &'static str,
     pub(crate) offset: usize,
@@ -106,7 +106,7 @@ impl<'a> Reader<'a> {
         self.whole.get(self.at..).unwrap_or_default()
     }
 
-    /// What was consumed since `from`.
+    /// The bytes consumed since `from`.
     pub(crate) fn since(&self, from: usize) -> &'a [u8] {
         self.whole.get(from..self.at).unwrap_or_default()
     }

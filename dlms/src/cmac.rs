@@ -74,7 +74,7 @@ impl fmt::Debug for Cmac {
     }
 }
 
-/// Why CMAC refused.
+/// The reason why CMAC refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CmacError {
     /// The key is not 16 or 32 bytes.

@@ -104,7 +104,7 @@ impl fmt::Debug for Gcm {
     }
 }
 
-/// Why GCM refused.
+/// The reason why GCM refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GcmError {
     /// The key is not 16 or 32 bytes.

@@ -95,7 +95,7 @@ fn join<'b>(parts: &[&[u8]], buffer: &'b mut [u8]) -> &'b [u8] {
     buffer.get(..len).unwrap_or_default()
 }
 
-/// Why an answer was not computed or not accepted.
+/// The reason why an answer was not computed or not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HlsError {
     /// The challenge is not 8 to 64 bytes.
@@ -110,7 +110,7 @@ pub enum HlsError {
     },
     /// A key has not the length of the suite.
     KeyLength {
-        /// Which key.
+        /// The key that has another length.
         role: KeyRole,
         /// The suite's key length, in bytes.
         expected: usize,

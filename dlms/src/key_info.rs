@@ -3,8 +3,8 @@
 use crate::KeySet;
 use crate::axdr::{Fault, Reader};
 
-/// What key-info says. Only the identified key can be opened here; the others are read to the end all
-/// the same, so that what is unsupported is told from what is garbage.
+/// The content of key-info. Only the identified key can be opened here; the others are read to the
+/// end all the same, so that what is unsupported is told from what is garbage.
 pub(crate) enum KeyInfo {
     /// A global key, by its number.
     Identified(KeySet),

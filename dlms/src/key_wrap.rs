@@ -79,7 +79,7 @@ const fn check_key_length(actual: usize) -> Result<(), KeyWrapError> {
     }
 }
 
-/// Why a key was not wrapped or unwrapped.
+/// The reason why a key was not wrapped or unwrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyWrapError {
     /// The key encryption key is not 16 or 32 bytes.
@@ -99,9 +99,9 @@ pub enum KeyWrapError {
     },
     /// The output buffer has not exactly the length of the result.
     BufferLength {
-        /// What it must be.
+        /// The length of the result, in bytes.
         expected: usize,
-        /// What it is.
+        /// The length of the buffer, in bytes.
         actual: usize,
     },
     /// The integrity check failed: damaged, or wrapped under another key.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-/// Which unicast key a form is protected with. The broadcast key is told by the key set.
+/// The unicast key that a form is protected with. The broadcast key is told by the key set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EncryptionKey {
     /// The global key: glo-*, general-glo-ciphering, general-ciphering with an identified key.
@@ -11,7 +11,7 @@ pub enum EncryptionKey {
     Dedicated,
 }
 
-/// Which of the two keys an error speaks of.
+/// The role of a key that an error speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyRole {
     /// The key that enciphers.

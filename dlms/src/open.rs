@@ -49,7 +49,7 @@ impl CipheredApdu<'_> {
         opened
     }
 
-    /// How much spare capacity [`Self::open`] uses at most, in bytes; of this the plaintext stays.
+    /// The spare capacity that [`Self::open`] uses at most, in bytes; of this the plaintext stays.
     pub const fn open_capacity(&self, gc_aad: GeneralCipheringAad) -> usize {
         let header = self.covered_header(gc_aad).len();
         if self.control.encrypted && header == 0 {
@@ -154,7 +154,7 @@ impl CipheredApdu<'_> {
     }
 }
 
-/// What every way of opening needs.
+/// The inputs that every way of opening needs.
 struct Sealed<'a> {
     gcm: &'a Gcm,
     nonce: &'a [u8; crate::NONCE_LEN],
@@ -176,7 +176,7 @@ impl Sealed<'_> {
     }
 }
 
-/// Why an APDU was not opened.
+/// The reason why an APDU was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenError {
     /// The tag does not verify: forged, damaged, or under other keys.
@@ -187,7 +187,7 @@ pub enum OpenError {
     OtherOriginator,
     /// A key has not the length of the suite that SC names.
     KeyLength {
-        /// Which key.
+        /// The key that has another length.
         role: KeyRole,
         /// The suite's key length, in bytes.
         expected: usize,

@@ -15,8 +15,9 @@ use crate::{SystemTitle, UnknownSuite};
 impl<'a> CipheredApdu<'a> {
     /// Reads one whole ciphered APDU, from its tag to its last byte; bytes after it are an error.
     ///
-    /// What the standard knows and this crate does not open is [`ParseError::Unsupported`], and only
-    /// after it was read to its end. Everything else is [`ParseError::Malformed`].
+    /// An APDU that the standard knows and this crate does not open is [`ParseError::Unsupported`].
+    /// It was read to its end before, unless its tag shows that it is plain, or its SC that the
+    /// suite is reserved or nothing protects it. Everything else is [`ParseError::Malformed`].
     pub fn parse(apdu: &'a [u8]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(apdu);
         match reader.byte("tag")? {
@@ -177,24 +178,24 @@ fn general_block_transfer(reader: &mut Reader<'_>) -> Result<Unsupported, Fault>
     reader.end("end of general-block-transfer").map(|()| Unsupported::GeneralBlockTransfer)
 }
 
-/// Why bytes are not a ciphered APDU that can be opened here.
+/// The reason why bytes are not a ciphered APDU that can be opened here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
     /// Not an APDU as the standard lays it out. A second try fails the same way.
     Malformed {
-        /// Which field.
+        /// The field that is malformed.
         what: &'static str,
-        /// Where it starts, in bytes from the tag.
+        /// The offset at which it starts, in bytes from the tag.
         offset: usize,
     },
     /// Well-formed as far as its layout is known, but not opened here.
     Unsupported {
-        /// What.
+        /// The feature that is not opened.
         what: Unsupported,
     },
 }
 
-/// What the standard has and this crate does not open.
+/// A feature that the standard has and this crate does not open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unsupported {
     /// A suite number that the standard reserves; what follows SC is not looked at.

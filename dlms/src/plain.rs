@@ -3,14 +3,14 @@
 
 use crate::axdr;
 
-/// What a plaintext begins as.
+/// The beginning of a plaintext.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
-    /// As an APDU of DLMS/COSEM.
+    /// An APDU of DLMS/COSEM.
     Apdu,
-    /// As a P1 telegram (IEC 62056-21, DSMR P1): `/`, three letters, and text.
+    /// A P1 telegram (IEC 62056-21, DSMR P1): `/`, three letters, and text.
     P1,
-    /// As neither.
+    /// Neither.
     Neither,
 }
 

@@ -11,7 +11,7 @@ use crate::tags::{GENERAL_CIPHERING, GENERAL_DED_CIPHERING, GENERAL_GLO_CIPHERIN
 use crate::{Form, FreshCounter, GeneralCipheringAad, GeneralCipheringHeader, KeyRole, KeySet};
 use crate::{Keys, SecurityControl, ServiceTag, SystemTitle, TAG_LEN};
 
-/// What the ciphered content travels in.
+/// The envelope that the ciphered content travels in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Envelope<'a> {
     /// glo-* or ded-*, by its tag.
@@ -44,18 +44,18 @@ impl Envelope<'_> {
     }
 }
 
-/// How an APDU is to be protected.
+/// The protection that an APDU is to get.
 #[derive(Clone, Copy, Debug)]
 pub struct Protection<'a> {
-    /// What it travels in.
+    /// The envelope that it travels in.
     pub envelope: Envelope<'a>,
     /// Suite, key set, and whether to authenticate, encrypt or both.
     pub security_control: SecurityControl,
-    /// Whose title starts the nonce. A title in the envelope must be this one.
+    /// The system title that starts the nonce. A title in the envelope must be this one.
     pub originator: SystemTitle,
     /// The key that `envelope` and `security_control` select, and the authentication key.
     pub keys: Keys<'a>,
-    /// For general-ciphering: what the receiver expects.
+    /// The additional authenticated data that the receiver of general-ciphering expects.
     pub gc_aad: GeneralCipheringAad,
 }
 
@@ -246,8 +246,8 @@ fn write_octet_string(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), ProtectErro
     Ok(())
 }
 
-/// Why an APDU was not protected. All but `TooLong` say that the caller's settings contradict the
-/// standard or each other.
+/// The reason why an APDU was not protected. All but `TooLong` say that the caller's settings
+/// contradict the standard or each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtectError {
     /// Neither authentication nor encryption was asked for.
@@ -263,7 +263,7 @@ pub enum ProtectError {
     TooLong,
     /// A key has not the length of the suite.
     KeyLength {
-        /// Which key.
+        /// The key that has another length.
         role: KeyRole,
         /// The suite's key length, in bytes.
         expected: usize,

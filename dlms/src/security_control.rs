@@ -62,7 +62,7 @@ impl fmt::Display for UnknownSuite {
 
 impl core::error::Error for UnknownSuite {}
 
-/// Which of a meter's global encryption keys protects an APDU.
+/// The key set of an APDU: said by the security control byte or, in general-ciphering, by key-info.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeySet {
     /// The global unicast encryption key, GUEK (or the key of the association or exchange).

@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::EncryptionKey;
 
-/// How a ciphered APDU is laid out.
+/// The layout of a ciphered APDU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// glo-*: service-specific, global key.
@@ -20,7 +20,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// Which unicast key protects an APDU of this form.
+    /// The unicast key that protects an APDU of this form.
     pub const fn encryption_key(self) -> EncryptionKey {
         match self {
             Self::Glo | Self::GeneralGlo | Self::GeneralCiphering => EncryptionKey::Global,
@@ -64,8 +64,8 @@ impl ServiceTag {
         self.form
     }
 
-    /// Who sends such an APDU: requests and unconfirmed writes come from the client; responses,
-    /// errors, notifications and reports from the server.
+    /// The side that sends such an APDU: requests and unconfirmed writes come from the client;
+    /// responses, errors, notifications and reports from the server.
     pub const fn side(self) -> Side {
         self.side
     }

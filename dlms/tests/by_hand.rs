@@ -1,5 +1,6 @@
-//! What nobody published (suite 2, dedicated general form, identified key, broadcast) is put together
-//! byte for byte here, with nothing of the crate but its verdict, and must open.
+//! APDUs of kinds that nobody published (suite 2, dedicated general form, identified key,
+//! broadcast) are put together byte for byte here, with nothing of the crate but its verdict, and
+//! must open.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What plaintexts begin as.
+//! The beginnings of plaintexts.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What does not parse, and why; and what `protect` refuses to make.
+//! Refusals: bytes that do not parse, and why; and APDUs that `protect` refuses to make.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What `protect` makes, `open` opens; and whatever else comes in, nothing panics.
+//! Round trips: `open` opens what `protect` makes; and whatever else comes in, nothing panics.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -206,7 +206,7 @@ proptest! {
         prop_assert_eq!(&written, &length_by_hand(len as usize));
         prop_assert_eq!(written.len(), axdr::length_len(len));
         prop_assert_eq!(axdr::read_length(&written), Ok((len as usize, written.len())));
-        // What follows is not looked at.
+        // The bytes that follow are not looked at.
         let followed = [&written[..], &[0xFF; 9]].concat();
         prop_assert_eq!(axdr::read_length(&followed), Ok((len as usize, written.len())));
     }

@@ -45,7 +45,7 @@ fn bytes(text: &str) -> Vec<u8> {
     hex::decode(text).unwrap()
 }
 
-/// How many went which way; asserted, so that an empty file can't pass.
+/// The number of vectors of each outcome; asserted, so that an empty file can't pass.
 #[derive(Default, Debug, PartialEq, Eq)]
 struct Tally {
     accepted: u32,

@@ -4,12 +4,12 @@ use core::fmt;
 
 use super::kind::FrameKind;
 
-/// Why a frame was not taken off.
+/// A frame that was not taken off, and its fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameError {
-    /// Of what.
+    /// The kind of the frame.
     pub kind: FrameKind,
-    /// Which frame or block, from 1.
+    /// The number of the frame or block, from 1.
     pub frame: usize,
     /// Its fault.
     pub fault: FrameFault,
@@ -29,7 +29,7 @@ pub enum FrameFault {
     },
     /// A checksum does not fit its bytes.
     Checksum {
-        /// Which: FCS, HCS or checksum.
+        /// The name of the checksum: FCS, HCS or checksum.
         name: &'static str,
         /// As the frame says.
         said: u16,

@@ -1,4 +1,4 @@
-//! What several tests need: the published vectors, and ciphered APDUs taken apart by hand.
+//! Helpers of several tests: the published vectors, and ciphered APDUs taken apart by hand.
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +36,7 @@ pub(crate) struct Vector {
     pub(crate) transport: Option<Transport>,
 }
 
-/// What carried the APDU.
+/// The transport that carried the APDU.
 #[derive(Deserialize, Clone)]
 pub(crate) struct Transport {
     #[serde(rename = "type")]
@@ -154,7 +154,7 @@ fn bytes(text: Option<&str>) -> Vec<u8> {
     hex::decode(text.unwrap()).unwrap()
 }
 
-/// What stands in the output buffer before a call.
+/// The bytes that stand in the output buffer before a call.
 pub(crate) const EARLIER: &[u8] = b"what an earlier call left";
 
 /// Opens behind [`EARLIER`], and on the way proves the invariant *a failure leaves no trace*.
