@@ -91,7 +91,7 @@ pub struct AuditedCall {
     pub verb: AuditText,
     /// The caller's own name for the call; empty if it gave none.
     pub request_id: AuditText,
-    /// Under which number a second person approved it; stands among the details of its entries.
+    /// The number under which a second person approved it; stands among the details of its entries.
     pub approval: Option<u64>,
 }
 

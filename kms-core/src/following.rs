@@ -95,7 +95,7 @@ pub struct NotFollowing {
 /// The state of following. Bounded by the number of blocks.
 #[derive(Debug, Default)]
 pub struct Follower {
-    /// Since when nothing is heard, and why.
+    /// The moment since which nothing is heard, and the reason.
     silent: Option<(Moment, String)>,
     /// Blocks that could not be read anew, when that was last tried, and why.
     failed: HashMap<BlockNo, (Moment, String)>,

@@ -27,7 +27,7 @@ pub enum SealedKek {
 }
 
 impl SealedKek {
-    /// Under which of them a key of this kind and of protection `HSM` is.
+    /// The one of them under which a key of this kind and of protection `HSM` is.
     pub fn of_kind(kind: KeyKind) -> Self {
         match kind {
             KeyKind::Kek => Self::MeterKek,

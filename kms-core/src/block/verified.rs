@@ -153,7 +153,7 @@ impl Verified {
         Record::decode(&stored.body).map(Some).map_err(|_| Unreadable::Damaged)
     }
 
-    /// Under which keys there are records of this title that can't be read: those of a wrong MAC, and an
+    /// The keys under which there are records of this title that can't be read: those of a wrong MAC, and an
     /// authentic one of no schema that we know.
     pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {
         let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
