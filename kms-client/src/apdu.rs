@@ -80,7 +80,7 @@ impl Apdu {
         self.header().originator.is_some()
     }
 
-    /// What can be read off the APDU without a key.
+    /// The part of the APDU that can be read without a key.
     pub(crate) fn header(&self) -> Header {
         Header::peek(&self.bytes).unwrap_or_default()
     }
@@ -98,7 +98,7 @@ impl fmt::Debug for Apdu {
     }
 }
 
-/// What the batch calls do not send back, since the caller's own APDU says it.
+/// The fields that the batch calls do not send back, since the caller's own APDU has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) originator: Option<SystemTitle>,
@@ -205,7 +205,7 @@ impl Verdict {
         known.map_or(Self::Unrecognised, Self::from)
     }
 
-    /// What the service calls it; `None`: it is none that we know.
+    /// The service's own verdict for it; `None`: it is none that we know.
     fn known(self) -> Option<kms_core::Verdict> {
         kms_core::Verdict::ALL.iter().copied().find(|known| Self::from(*known) == self)
     }
@@ -238,17 +238,18 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What the service says of one APDU, whichever call it went through.
+/// The service's answer to one APDU, whichever call it went through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// What became of it.
+    /// Its verdict.
     pub verdict: Verdict,
     /// The tag verified. The same as [`Verdict::Ok`].
     pub authenticated: bool,
     /// The title of the meter whose keys were used. Batches and streams know it only when the
     /// meter was named by its title, or by nothing but the title in the APDU.
     pub system_title: Option<SystemTitle>,
-    /// Whose keys were tried or used. Batches and streams know it only when it was asked for.
+    /// The security setup whose keys were tried or used. Batches and streams know it only when it
+    /// was asked for.
     pub security_setup: Option<u32>,
     /// The version of the encryption key that took part.
     pub encryption_key_version: Option<u32>,
@@ -265,12 +266,12 @@ pub struct Checked {
 pub struct Opened {
     /// Everything but the plaintext.
     pub checked: Checked,
-    /// What the APDU carried; `None` unless the verdict is one that opens.
+    /// The plaintext of the APDU; `None` unless the verdict is one that opens.
     pub plaintext: Option<Bytes>,
 }
 
 impl Opened {
-    /// What became of the APDU.
+    /// The verdict on the APDU.
     pub fn verdict(&self) -> Verdict {
         self.checked.verdict
     }

@@ -17,7 +17,7 @@ pub struct Approval {
     pub verb: String,
     /// The name in the certificate of whoever made the call.
     pub requester: String,
-    /// What it is about, such as a meter's id.
+    /// The subject of the call, such as a meter's id.
     pub summary: String,
     /// Since it was first made.
     pub age_ms: u64,

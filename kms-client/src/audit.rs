@@ -25,16 +25,16 @@ pub struct Audit {
     transport: Arc<Transport>,
 }
 
-/// Where one node's chain ends.
+/// The end of one node's chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainEnd {
-    /// Whose.
+    /// The node whose chain it is.
     pub node: [u8; 16],
     /// The last event.
     pub sequence: u64,
     /// Its hash.
     pub hash: [u8; 32],
-    /// When it was written; `None`: there is none, or it can't be read.
+    /// The time of the last event; milliseconds since 1970. `None`: there is none, or it can't be read.
     pub last_ms: Option<u64>,
 }
 
@@ -182,7 +182,7 @@ impl Audit {
     }
 }
 
-/// Where the page after this one begins.
+/// The event after which the next page begins; `None`: there is no next page.
 fn next_page(page: &v1::ListEventsResponse, after: u64) -> Result<Option<u64>, ProtocolError> {
     match page.events.last() {
         Some(last) if page.more && last.sequence > after => Ok(Some(last.sequence)),

@@ -15,20 +15,20 @@ use crate::setup::SetupError;
 /// The service's reason word for a call that needs two people.
 const SECOND_PERSON_NEEDED: &str = "SECOND_PERSON_NEEDED";
 
-/// Why a call failed. What became of one APDU of a batch is a verdict, not an error.
+/// The reason why a call failed. The outcome of one APDU of a batch is a verdict, not an error.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum CallError {
     /// No endpoint answers, or connections break. Try later.
     #[error("the service cannot be reached: {reason}")]
     Unreachable {
-        /// What the last attempt met.
+        /// The fault that the last attempt met.
         reason: String,
     },
     /// The call was sent and its answer was lost: it may have been carried out, and is not sent twice.
     #[error("the answer was lost, so the call may have been carried out: {reason}")]
     OutcomeUnknown {
-        /// How it was lost.
+        /// The fault by which the answer was lost.
         reason: String,
     },
     /// The service answers that it can't do this now. Try later, or at another server.
@@ -36,7 +36,7 @@ pub enum CallError {
     Unavailable {
         /// `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The service has no room for the call now. Send less, or try later.
@@ -44,9 +44,10 @@ pub enum CallError {
     Busy {
         /// `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
-        /// Which of its limits was met.
+        /// The limit of the service that was met.
         reason: String,
-        /// When to come back, if it said so. Without it, the same call would be refused again.
+        /// The time after which to come back, if the service said it. Without it, the same call
+        /// would be refused again.
         retry_after: Option<Duration>,
     },
     /// The deadline passed. Of a write see [`CallError::OutcomeUnknown`].
@@ -57,13 +58,13 @@ pub enum CallError {
     CertificateRefused {
         /// `ErrorInfo.reason`, or `CERTIFICATE_REFUSED` where TLS refused it.
         code: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// We don't accept the certificate of whoever answered.
     #[error("{reason}")]
     ServerNotTrusted {
-        /// What is wrong with it.
+        /// The fault of the certificate.
         reason: String,
     },
     /// The certificate does not grant this call.
@@ -71,7 +72,7 @@ pub enum CallError {
     PermissionDenied {
         /// `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
-        /// What was asked and by whom.
+        /// The call that was asked for, and by whom.
         reason: String,
     },
     /// There is no such thing.
@@ -79,7 +80,7 @@ pub enum CallError {
     NotFound {
         /// `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
-        /// What was asked for.
+        /// The thing that was asked for.
         reason: String,
     },
     /// The service will not do this; the same call would be refused again.
@@ -87,18 +88,18 @@ pub enum CallError {
     Refused {
         /// A word for machines: `ErrorInfo.reason`, or the name of the gRPC code.
         code: String,
-        /// Why, and what to do.
+        /// The reason, and what to do.
         reason: String,
     },
     /// The call needs two people. Once a second one has approved it at the same server, make the same
     /// call again.
     #[error("{reason}")]
     SecondPersonNeeded {
-        /// What the second person approves.
+        /// The number by which the second person approves the call.
         approval_id: String,
-        /// When the service forgets it; milliseconds since 1970.
+        /// The time at which the service forgets the call; milliseconds since 1970.
         expires_ms: u64,
-        /// What the service said.
+        /// The service's sentence.
         reason: String,
     },
     /// The answer can't be right. Client and service are of versions that don't go together.
@@ -109,12 +110,12 @@ pub enum CallError {
     Service {
         /// The name of the gRPC code.
         code: String,
-        /// What it said.
+        /// The service's sentence.
         reason: String,
     },
 }
 
-/// Why there is no client.
+/// The reason why there is no client.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -133,7 +134,7 @@ pub enum ProtocolError {
     /// A column with another number of entries than the batch has items.
     #[error("column `{column}` has {found} entries for {items} items")]
     ColumnLength {
-        /// Which column.
+        /// The column.
         column: &'static str,
         /// Its entries.
         found: usize,
@@ -153,7 +154,7 @@ pub enum ProtocolError {
     Contradiction {
         /// Position in the batch, from 0.
         index: usize,
-        /// What does not fit.
+        /// The part that does not fit.
         what: &'static str,
         /// The verdict that came.
         verdict: &'static str,
@@ -183,9 +184,9 @@ pub enum ProtocolError {
     /// A number that has no name in this version of the client.
     #[error("{what} has the unknown number {number}")]
     UnknownNumber {
-        /// Which field.
+        /// The field.
         what: &'static str,
-        /// What it held.
+        /// The number that it held.
         number: i32,
     },
     /// A message without a part that it must have.

@@ -20,14 +20,14 @@ use crate::retry::Safety;
 use crate::stubs;
 use crate::transport::Transport;
 
-/// How a batch or a stream is cut. Values out of range are brought into it.
+/// The limits by which a batch or a stream is cut. Values out of range are brought into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
     /// APDUs in one message; 1 to [`StreamOptions::BATCH_SIZE_MAX`].
     pub batch_size: usize,
     /// Messages sent and not yet answered; 1 to [`StreamOptions::BATCHES_IN_FLIGHT_MAX`].
     pub batches_in_flight: usize,
-    /// How long an APDU may wait for its message to fill up.
+    /// The time that an APDU waits at most for its message to fill up.
     pub flush_after: Duration,
 }
 
@@ -71,7 +71,7 @@ pub(crate) trait Question: Send + Sync + 'static {
     fn unpack(apdus: &[Apdu], reply: Self::Reply) -> Result<Vec<Self::Answer>, ProtocolError>;
 }
 
-/// What does it say?
+/// The question for the plaintext of an APDU.
 pub(crate) struct Decrypt;
 
 impl Question for Decrypt {
@@ -101,7 +101,7 @@ impl Question for Decrypt {
     }
 }
 
-/// Is it authentic?
+/// The question whether the tag of an APDU verifies.
 pub(crate) struct VerifyMic;
 
 impl Question for VerifyMic {

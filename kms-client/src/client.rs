@@ -108,7 +108,7 @@ impl KmsClient {
         Audit::of(Arc::clone(&self.transport))
     }
 
-    /// What waits for its second person at this server, the oldest first.
+    /// The calls that wait for their second person at this server, the oldest first.
     pub async fn approvals(&self) -> Result<Vec<Approval>, CallError> {
         approvals::list(&self.transport).await
     }
@@ -119,7 +119,7 @@ impl KmsClient {
         approvals::approve(&self.transport, approval_id).await
     }
 
-    /// How the site is doing.
+    /// The status of the site.
     pub async fn site_status(&self) -> Result<SiteStatus, CallError> {
         site::status(&self.transport).await
     }

@@ -22,7 +22,7 @@ impl PackedBatch {
         Self(pack(apdus, tag))
     }
 
-    /// How many APDUs it holds.
+    /// The number of its APDUs.
     pub fn len(&self) -> usize {
         self.0.lengths.len()
     }
@@ -42,17 +42,17 @@ impl PackedReply {
         self.0.tag
     }
 
-    /// How many APDUs it speaks of.
+    /// The number of APDUs that it answers.
     pub fn len(&self) -> usize {
         self.0.verdicts.len()
     }
 
-    /// Whether it speaks of none.
+    /// Whether it answers none.
     pub fn is_empty(&self) -> bool {
         self.0.verdicts.is_empty()
     }
 
-    /// How many of them were opened.
+    /// The number of them that were opened.
     pub fn opened(&self) -> usize {
         let opened = |number: &&u8| Verdict::from_number(i32::from(**number)).opened();
         self.0.verdicts.iter().filter(opened).count()

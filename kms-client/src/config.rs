@@ -33,7 +33,7 @@ const fn default_retries() -> u32 {
     3
 }
 
-/// What the client needs to find the service and to be let in, checked.
+/// The settings that the client needs to find the service and to be let in, checked.
 pub struct ClientConfig {
     /// `https://host:port`, tried in this order.
     pub(crate) endpoints: Vec<String>,
@@ -45,22 +45,22 @@ pub struct ClientConfig {
     pub(crate) private_key_pem: Zeroizing<Vec<u8>>,
     /// The name that the service's certificate must carry, where it is not the endpoint's host.
     pub(crate) server_name: Option<String>,
-    /// How long a call may take, further tries included.
+    /// The time that a call may take, further tries included.
     pub(crate) deadline: Duration,
-    /// How often a call is tried again, where that is safe.
+    /// The number of times that a call is tried again, where that is safe.
     pub(crate) retries: u32,
 }
 
-/// Why there is no configuration. Each says what to change.
+/// The reason why there is no configuration. Each says what to change.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// A file that can't be read.
     #[error("reading {what} {path}")]
     Read {
-        /// Which setting names it.
+        /// The setting that names the file, or the configuration itself.
         what: &'static str,
-        /// Where it should be.
+        /// The path of the file.
         path: String,
         /// The cause.
         source: io::Error,
@@ -70,7 +70,7 @@ pub enum ConfigError {
     Parse {
         /// The file.
         path: String,
-        /// What is wrong and on which line.
+        /// The fault, and its line.
         source: Box<toml::de::Error>,
     },
     /// An empty list.

@@ -7,14 +7,14 @@ use zeroize::Zeroizing;
 /// Decimal digits that a spreadsheet keeps of a number.
 const SPREADSHEET_DIGITS: usize = 15;
 
-/// What was read.
+/// The digits that were read.
 pub(crate) struct Digits {
     pub(crate) bytes: Zeroizing<Vec<u8>>,
     /// Digits of each of the first two groups, where there are just two.
     pub(crate) halves: Option<[usize; 2]>,
 }
 
-/// Why it was not.
+/// The reason why no digits were read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BadDigits {
     /// Nothing is there.

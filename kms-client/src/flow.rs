@@ -20,9 +20,9 @@ use crate::link::Link;
 use crate::retry::Safety;
 use crate::transport::{Transport, Tries, connected, within};
 
-/// What flows, and how it is packed. Everything sent must be safe to send twice.
+/// A kind of stream: its items, and how they are packed. Everything sent must be safe to send twice.
 pub(crate) trait Flow: Send + 'static {
-    /// What the caller hands in.
+    /// The item that the caller hands in.
     type Item: Send + 'static;
     /// One message that is not fully answered yet.
     type Pending: Send;
@@ -30,14 +30,14 @@ pub(crate) trait Flow: Send + 'static {
     type Message: Send + 'static;
     /// The answer on the wire.
     type Reply: Send + 'static;
-    /// What the caller gets for one item.
+    /// The result that the caller gets for one item.
     type Output: Send + 'static;
 
-    /// About how many bytes an item takes on the wire.
+    /// The approximate number of bytes that an item takes on the wire.
     fn weight(item: &Self::Item) -> usize;
     /// Packs items into one message.
     fn pack(&mut self, items: Vec<Self::Item>) -> Self::Pending;
-    /// What to send for `pending`, be it for the first time or again.
+    /// The message to send for `pending`, be it for the first time or again.
     fn message(&self, pending: &Self::Pending) -> Self::Message;
     /// Opens the stream.
     fn open(
@@ -59,9 +59,9 @@ pub(crate) struct Bounds {
     pub(crate) items_max: usize,
     /// Messages sent and not answered.
     pub(crate) in_flight_max: usize,
-    /// How long an item may wait for its message to fill up.
+    /// The time that an item waits at most for its message to fill up.
     pub(crate) flush_after: Duration,
-    /// How long the oldest message may go without an answer, over however many connections.
+    /// The time that the oldest message may go without an answer, over however many connections.
     pub(crate) patience: Duration,
 }
 
@@ -160,18 +160,18 @@ struct Run<F: Flow> {
     bounds: Bounds,
     /// Sent and not fully answered, oldest first; at most `in_flight_max`.
     pending: VecDeque<F::Pending>,
-    /// When the oldest of them became due: it was handed in, or the one before it was answered. Another
-    /// connection does not begin it anew.
+    /// The time at which the oldest of them became due: it was handed in, or the one before it was
+    /// answered. Another connection does not begin it anew.
     waiting_since: Instant,
     answered: mpsc::Sender<Result<Vec<F::Output>, CallError>>,
     input_ended: bool,
 }
 
-/// How one connection ended.
+/// The end of one connection.
 enum End {
     /// All is answered, or nobody listens any more.
     Done,
-    /// What is pending may be sent again.
+    /// The connection broke: all that is pending may be sent again.
     Broken(Status),
     /// Sending again would not help.
     Wrong(ProtocolError),

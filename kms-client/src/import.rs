@@ -23,7 +23,7 @@ use crate::transport::Transport;
 const LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Messages under way: one is being committed while the next is on the wire.
 const IN_FLIGHT_MAX: usize = 3;
-/// How long a line may wait for its message to fill up.
+/// The time that a line waits at most for its message to fill up.
 const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// A message of lines may wrap fifteen hundred keys in a token; that takes longer than a read.
 const PATIENCE_MIN: Duration = Duration::from_secs(120);
@@ -75,7 +75,7 @@ pub struct ImportResult {
     /// A word for machines; empty unless refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub code: String,
-    /// Why it was refused and what to do; empty unless refused.
+    /// The reason why it was refused, and what to do; empty unless refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// Findings that are worth a look and stopped nothing.
@@ -83,7 +83,7 @@ pub struct ImportResult {
     pub warnings: Vec<String>,
 }
 
-/// How an import stands.
+/// The counts of an import.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ImportCounts {
     /// New meters.

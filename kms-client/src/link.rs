@@ -20,9 +20,9 @@ use tonic::codegen::{Body as HttpBody, Bytes, Service};
 
 use crate::setup::{SetupError, Target, set_up};
 
-/// Where gRPC puts the outcome of a call.
+/// The header or trailer that carries the outcome of a call.
 const GRPC_STATUS: &str = "grpc-status";
-/// How we name ourselves.
+/// The name that we give ourselves.
 const AGENT: HeaderValue =
     HeaderValue::from_static(concat!("ami-kms-client/", env!("CARGO_PKG_VERSION")));
 /// A request that did not go out on an ended connection is given to a new one so often.
@@ -152,7 +152,7 @@ impl Link {
                 Ok(response) => return Ok(Reply::of(response)),
                 Err(error) => error,
             };
-            // What comes back did not go out.
+            // A message that comes back did not go out.
             let Some(unsent) = error.take_message() else {
                 return Err(LinkError::Broken(error.into_error()));
             };

@@ -18,7 +18,7 @@ pub(crate) fn numbered<T: Numbered>(number: i32) -> Result<T, ProtocolError> {
     item.ok_or(ProtocolError::UnknownNumber { what: T::WHAT, number })
 }
 
-/// What the service accepts from a meter, and how it names the two sides.
+/// The policy of a meter: what the service accepts from it, and how it names the two sides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeterPolicy {
@@ -60,8 +60,9 @@ pub struct NewMeter {
 }
 
 impl NewMeter {
-    /// Where the meter stands among all that a site stores: those of one key block are side by side in
-    /// this order, whatever the number of blocks. An import in this order is several times faster.
+    /// The place of the meter among all that a site stores: those of one key block are side by side
+    /// in this order, whatever the number of blocks. An import in this order is several times
+    /// faster.
     pub fn storage_order(&self) -> u64 {
         spread(u64::from_be_bytes(*self.system_title.as_bytes()))
     }
@@ -71,7 +72,7 @@ impl NewMeter {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
-    /// What it is for.
+    /// Its kind.
     pub kind: KeyKind,
     /// Its bytes.
     pub value: KeyBytes,
@@ -93,7 +94,7 @@ pub struct Meter {
     pub system_title: SystemTitle,
     /// COSEM logical device name; may be empty.
     pub logical_device_name: String,
-    /// What the service accepts from it.
+    /// Its policy: what the service accepts from it.
     pub policy: MeterPolicy,
     /// All versions of all its keys.
     pub keys: Vec<KeyInfo>,
@@ -108,15 +109,15 @@ pub struct Meter {
 pub struct KeyInfo {
     /// Its random name; 32 hex digits.
     pub key_id: String,
-    /// What it is for.
+    /// Its kind.
     pub kind: KeyKind,
     /// e in `0.0.43.0.e.255`.
     pub security_setup: u32,
     /// Its display order within kind and setup, from 1.
     pub version: u32,
-    /// Where it is in its life.
+    /// Its state.
     pub state: KeyState,
-    /// Where its clear bytes may be.
+    /// Its protection: where its clear bytes may be.
     pub protection: Protection,
     /// Key check value (CMAC); 10 hex digits, empty for secrets of free length.
     pub kcv: String,

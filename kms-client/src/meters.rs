@@ -220,10 +220,10 @@ impl DamagedMeter {
     }
 }
 
-/// Where a list has got to.
+/// The place that a list has got to.
 struct Page {
     transport: Arc<Transport>,
-    /// Where the next page starts; `None`: there is none.
+    /// The meter id after which the next page starts; `None`: there is no next page.
     next: Option<String>,
     /// Meters that are still wanted.
     left: usize,

@@ -1,4 +1,4 @@
-//! How a meter is named: by the operator, and on the wire.
+//! The names of a meter: the operator's, and the one on the wire.
 
 use dlms::SystemTitle;
 

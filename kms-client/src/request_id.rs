@@ -5,9 +5,9 @@ use std::hash::{BuildHasher as _, RandomState};
 
 use tonic::metadata::{Ascii, MetadataValue};
 
-/// Where it stands in the metadata of a call.
+/// The key of a call's metadata that it stands under.
 pub(crate) const HEADER: &str = "x-request-id";
-/// Where it stands in `ErrorInfo.metadata`.
+/// The key of `ErrorInfo.metadata` that it stands under.
 pub(crate) const METADATA_KEY: &str = "request_id";
 
 /// 1 to 64 letters, digits, `-`, `_`, `.` and `:`. It names, it does not authorise: no secret belongs

@@ -66,7 +66,7 @@ pub(crate) fn step(safety: Safety, status: &Status) -> Step {
     }
 }
 
-/// When the service asks to come back, if it does.
+/// The time after which the service asks to come back, if it does.
 pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info()?.retry_delay
 }
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_broken_transport_is_told_from_an_answer_of_the_same_code() {
-        // What tonic makes of one.
+        // The status that tonic makes of a broken transport.
         let cut = LinkError::Cut(200).into_status();
         assert_eq!(cut.code(), Code::Unknown);
         assert_eq!(step(Safety::Repeatable, &cut), Step::Elsewhere { at_least: Duration::ZERO });

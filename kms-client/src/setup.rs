@@ -42,11 +42,12 @@ pub(crate) struct Target {
     /// The name that its certificate must carry.
     pub(crate) server_name: ServerName<'static>,
     pub(crate) bound: Duration,
-    /// How often a peer that says nothing is asked whether it is there, and how long it may take to answer.
+    /// The time after which a peer that says nothing is asked whether it is there, and the time
+    /// that it may take to answer.
     pub(crate) pings: (Duration, Duration),
 }
 
-/// How far it had got.
+/// The phase that a connection had got to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Tcp,
@@ -64,7 +65,7 @@ impl std::fmt::Display for Phase {
     }
 }
 
-/// Why there is no connection. No call went out on it.
+/// The reason why there is no connection. No call went out on it.
 #[derive(Debug, Error)]
 pub(crate) enum SetupError {
     #[error("{at} is silent: no {phase} within {bound:?}")]
@@ -77,7 +78,7 @@ pub(crate) enum SetupError {
     TheirCertificate { at: String, source: rustls::Error },
 }
 
-/// What a server's alert says of our certificate.
+/// The meaning of a server's alert about our certificate.
 fn said_of_us(alert: AlertDescription) -> &'static str {
     match alert {
         AlertDescription::CertificateRevoked => "it was revoked",
@@ -207,7 +208,7 @@ struct Begun {
 }
 
 impl Begun {
-    /// How many of these bytes were sent before, as part of the preface.
+    /// The number of these bytes that were sent before, as part of the preface.
     fn sent_before(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let due = &PREFACE[self.said..];
         let len = bytes.len().min(due.len());

@@ -1,4 +1,4 @@
-//! How the site is doing.
+//! The status of a site.
 
 use kms_proto::v1;
 use kms_proto::v1::site_client::SiteClient;
@@ -8,7 +8,7 @@ use crate::call::CallError;
 use crate::retry::Safety;
 use crate::transport::Transport;
 
-/// What a site says of itself.
+/// The status of a site, as the site says it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SiteStatus {
     /// Its name.
@@ -31,7 +31,7 @@ pub struct SiteStatus {
     pub store: StoreStatus,
     /// The resident keys.
     pub keyring: KeyringStatus,
-    /// What is wrong now, in sentences.
+    /// The present faults, in sentences.
     pub faults: Vec<String>,
 }
 
@@ -59,9 +59,9 @@ pub struct TokenStatus {
     pub model: String,
     /// It answers.
     pub reachable: bool,
-    /// How often the connection was made anew since start.
+    /// The number of the connection; it rises each time the connection is made anew.
     pub connection_epoch: u64,
-    /// What is wrong; empty: nothing.
+    /// The fault, as a sentence; empty: there is none.
     pub fault: String,
     /// Since start.
     pub calls: u64,
@@ -70,17 +70,18 @@ pub struct TokenStatus {
 /// The database.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct StoreStatus {
-    /// Which engine.
+    /// The engine: `sqlite` or `postgresql`.
     pub kind: String,
     /// It answers.
     pub reachable: bool,
     /// Meters in it.
     pub meters: u64,
-    /// What is wrong; empty: nothing.
+    /// The fault, as a sentence; empty: there is none.
     pub fault: String,
     /// Set where the database follows another one: the server reads, and takes no changes.
     pub standby: Option<StandbyStatus>,
-    /// How long nothing was heard of other servers' changes; 0: they are heard, or there are none.
+    /// Milliseconds for which nothing was heard of other servers' changes; 0: they are heard, or
+    /// there are no other servers.
     pub not_following_ms: u64,
 }
 

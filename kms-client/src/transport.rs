@@ -20,7 +20,7 @@ use crate::request_id::{HEADER, RequestId};
 use crate::retry::{Safety, Step, is_about_a_certificate, step, wait};
 use crate::setup::Target;
 
-/// How long a connection may take, TLS and HTTP/2 included: at most, and at least.
+/// The time that a connection may take, TLS and HTTP/2 included: at most, and at least.
 const SETUP: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(1));
 /// A peer that says nothing is asked after so long whether it is there, and may take so long to answer. With
 /// a short deadline both are shorter, so that there is time left for another endpoint.
@@ -67,7 +67,7 @@ impl Transport {
                     transport.current.store(index, Ordering::Relaxed);
                     return Ok(transport);
                 }
-                // What somebody has to mend is told before what may pass.
+                // A failure that somebody has to mend is told before one that may pass.
                 Err(status)
                     if worst.as_ref().is_none_or(|worst| !is_about_a_certificate(worst)) =>
                 {
@@ -90,7 +90,7 @@ impl Transport {
         }
     }
 
-    /// How long a call may take.
+    /// The time that a call may take.
     pub(crate) fn deadline(&self) -> Duration {
         self.deadline
     }
@@ -170,7 +170,7 @@ pub(crate) struct Tries<'a> {
     refused: usize,
     /// New connections that were taken at once since anything succeeded.
     anew: u32,
-    /// Since when nothing succeeds.
+    /// The time since which nothing succeeds.
     failing_since: Option<Instant>,
 }
 

@@ -14,7 +14,7 @@ use super::event::AuditEvent;
 /// An end of a chain that was found good at some time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownHead {
-    /// Whose chain.
+    /// The node whose chain it is.
     pub node: [u8; 16],
     /// Of its last event then.
     pub sequence: u64,
@@ -22,7 +22,7 @@ pub struct KnownHead {
     pub hash: [u8; 32],
 }
 
-/// Where a chain is first found broken.
+/// The place where a chain is first found broken.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 #[error("event {sequence}: {reason}")]
 pub struct BrokenChain {
@@ -35,7 +35,7 @@ pub struct BrokenChain {
 /// The outcome of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChainReport {
-    /// Whose chain; 32 hex digits.
+    /// The node whose chain it is; 32 hex digits.
     pub node_id: String,
     /// Nothing is wrong.
     pub intact: bool,

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 /// One event, as the server tells it; [`crate::Audit::verify`] shows whether that is what was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditEvent {
-    /// Whose chain; 16 bytes.
+    /// The node whose chain it is; 16 bytes.
     #[serde(serialize_with = "as_hex")]
     pub node_id: Vec<u8>,
     /// From 1, without a gap.
@@ -29,9 +29,9 @@ pub struct AuditEvent {
     /// The block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block: Option<u32>,
-    /// How the call ended.
+    /// The outcome of the call.
     pub outcome: AuditOutcome,
-    /// Why not otherwise; empty if done.
+    /// The reason word; empty if the call was done.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
     /// Numbers.
@@ -40,7 +40,7 @@ pub struct AuditEvent {
     /// Of a record of crypto traffic: items by block.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<AuditBlock>,
-    /// Where each block stands that changed with this event.
+    /// The state of each block that changed with this event.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<AuditHead>,
     /// Of this event and all before it.
@@ -48,7 +48,7 @@ pub struct AuditEvent {
     pub hash: Vec<u8>,
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum AuditOutcome {
@@ -65,9 +65,9 @@ pub enum AuditOutcome {
 /// A number in an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditDetail {
-    /// Name of what it counts.
+    /// The name of the number.
     pub name: String,
-    /// How many.
+    /// The number.
     pub number: u64,
     /// Its name by number, as it is hashed.
     #[serde(skip)]
@@ -79,11 +79,11 @@ pub struct AuditDetail {
 pub struct AuditBlock {
     /// The block.
     pub block: u32,
-    /// How many.
+    /// The number of items.
     pub items: u64,
 }
 
-/// Where a block stood after a change, and what was in it.
+/// The state of a block after a change: its position, and the digest over its records' MACs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditHead {
     /// The block.

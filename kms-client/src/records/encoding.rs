@@ -38,7 +38,7 @@ impl<R: Read> TextReader<R> {
         Self { reader, encoding: Encoding::Unknown }
     }
 
-    /// How many bytes of the source `text`, which came from here, took.
+    /// The number of bytes of the source that `text`, which came from here, took.
     pub(super) fn taken(&self, text: &[u8]) -> u64 {
         match &self.encoding {
             Encoding::Utf16(_) => {
@@ -53,7 +53,7 @@ impl<R: Read> TextReader<R> {
         }
     }
 
-    /// How many bytes the mark took.
+    /// The number of bytes that the byte order mark took.
     pub(super) fn mark(&self) -> u64 {
         match &self.encoding {
             Encoding::Unknown => 0,

@@ -51,7 +51,7 @@ impl<R: Read> WipedLines<R> {
         Self { reader, chunk, start: 0, end: 0, number: 0, position: 0, ended: false }
     }
 
-    /// How many bytes the lines up to now took, their ends included.
+    /// The number of bytes that the lines up to now took, their ends included.
     pub fn position(&self) -> u64 {
         self.reader.mark() + self.position
     }

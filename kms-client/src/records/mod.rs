@@ -24,7 +24,7 @@ use csv::Csv;
 use jsonl::JsonLines;
 use record::ReadRecords;
 
-/// How an import file is written.
+/// The format of an import file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImportFormat {
     /// One JSON object a line.
@@ -61,7 +61,7 @@ impl<R: Read> ImportRecords<R> {
         })
     }
 
-    /// How many bytes of the file the records up to now took.
+    /// The number of bytes of the file that the records up to now took.
     pub fn position(&self) -> u64 {
         match &self.0 {
             Reader::JsonLines(reader) => reader.position(),

@@ -40,7 +40,7 @@ impl fmt::Display for Place {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{place}: {reason}")]
 pub struct BadRecord {
-    /// Where it stands.
+    /// The place where it stands.
     pub place: Place,
     /// A word for machines: `MALFORMED_LINE`, `LINE_TOO_LONG`, `BAD_HEADER` or `READ_FAILED`.
     pub code: &'static str,

@@ -7,14 +7,14 @@ use crate::secret::KeyBytes;
 /// A meter of an import file, and where it stands there.
 #[derive(Debug)]
 pub struct MeterRecord {
-    /// Where it stands.
+    /// The place where it stands.
     pub place: Place,
     /// The meter that it describes.
     pub meter: NewMeter,
 }
 
 impl MeterRecord {
-    /// About how many bytes it takes on the wire.
+    /// The approximate number of bytes that it takes on the wire.
     pub(crate) fn weight(&self) -> usize {
         const MEMBERS: usize = 160;
         let NewMeter { meter_id, logical_device_name, keys, .. } = &self.meter;
@@ -26,6 +26,6 @@ impl MeterRecord {
 /// Reader of one format: the records of a file, one at a time. A bad one does not stop the others, and
 /// every buffer that held one is wiped.
 pub(super) trait ReadRecords: Iterator<Item = Result<MeterRecord, BadRecord>> {
-    /// How many bytes of the file the records up to now took.
+    /// The number of bytes of the file that the records up to now took.
     fn position(&self) -> u64;
 }

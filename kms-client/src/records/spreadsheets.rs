@@ -8,7 +8,7 @@ fn header_and(row: &str) -> String {
     format!("meter_id,system_title,GUEK,GAK\n{row}\n")
 }
 
-/// What the one line of a file says, as text: the meter, its title, its keys.
+/// The content of the one line of a file, as text: the meter, its title, its keys.
 fn told(bytes: &[u8], format: ImportFormat) -> String {
     let lines: Vec<_> = ImportRecords::new(bytes, format).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");

@@ -1,9 +1,9 @@
-//! Why nothing is sealed, one sentence each.
+//! Refusals to seal, one sentence each.
 
 use super::fingerprint::ImportKeyFingerprint;
 use crate::meter::KeyKind;
 
-/// Why nothing was sealed.
+/// The reason why nothing was sealed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SealError {
@@ -29,7 +29,7 @@ pub enum SealError {
     Secret {
         /// From 1, among the lines that are sealed.
         line: u64,
-        /// Which.
+        /// The kind of the key.
         kind: KeyKind,
     },
     /// A value of a length that no key has.

@@ -53,7 +53,7 @@ impl SealedPart {
         Self { wire: v1::SealedPart { header: Some(header), chunk: Some(chunk) }, lines }
     }
 
-    /// How many lines it has.
+    /// The number of its lines.
     pub fn lines(&self) -> usize {
         self.lines
     }
@@ -68,7 +68,7 @@ impl SealedPart {
         self.wire.clone()
     }
 
-    /// About how many bytes it takes on the wire.
+    /// The approximate number of bytes that it takes on the wire.
     pub(super) fn weight(&self) -> usize {
         self.wire.encoded_len()
     }
@@ -133,7 +133,7 @@ impl<R: Read> SealedParts<R> {
         Self { lines: WipedLines::new(reader), header: None, ended: false }
     }
 
-    /// How many bytes of the file the chunks up to now took.
+    /// The number of bytes of the file that the chunks up to now took.
     pub fn position(&self) -> u64 {
         self.lines.position()
     }

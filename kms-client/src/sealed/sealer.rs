@@ -27,7 +27,7 @@ pub const CHUNK_LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Bytes in one chunk: in hexadecimal it is one line of a file.
 const CHUNK_BYTES_MAX: usize = 96 << 10;
 
-/// Who signs a file: a name that the site's configuration knows, and the private key to it.
+/// The signer of a file: a name that the site's configuration knows, and the private key to it.
 pub struct ManifestSigner {
     name: String,
     key: SigningKey,

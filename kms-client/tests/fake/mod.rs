@@ -20,7 +20,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-/// How the service misbehaves, and what it saw.
+/// The script by which the service misbehaves, and what it saw.
 #[derive(Default)]
 pub(crate) struct Script {
     /// The next so many calls fail with this code.
@@ -37,7 +37,7 @@ pub(crate) struct Script {
     /// Of each page of a list.
     pub(crate) page_sizes: Mutex<Vec<u32>>,
     pub(crate) timeouts: Mutex<Vec<String>>,
-    /// What each call was named.
+    /// The name of each call.
     pub(crate) request_ids: Mutex<Vec<String>>,
 }
 

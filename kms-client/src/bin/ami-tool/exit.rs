@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// How the tool ends. The table in `--help` explains the numbers.
+/// An exit code of the tool. The table in `--help` explains the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {

@@ -9,7 +9,7 @@ use serde_json::json;
 pub(crate) use crate::exit::Exit;
 use crate::hints::{Source, hint};
 
-/// Why the command was not carried out, and what to do.
+/// The reason why the command was not carried out, and what to do.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
@@ -18,7 +18,7 @@ pub(crate) struct Failure {
     word: Box<str>,
     reason: Box<str>,
     next_step: &'static str,
-    /// What the request was called, if one may have been made.
+    /// The name of the request, if one may have been made.
     request: Option<RequestId>,
 }
 
@@ -104,7 +104,7 @@ impl From<ConnectError> for Failure {
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
         let reason = chain(&error);
-        // Who speaks, what kind of failure it is for scripts, and the word that finds its row.
+        // Source, kind of failure for scripts, and the word that finds its row.
         let (source, code, word) = match &error {
             CallError::Unreachable { .. } => (Source::Transport, "UNREACHABLE", ""),
             CallError::OutcomeUnknown { .. } => (Source::Transport, "OUTCOME_UNKNOWN", ""),

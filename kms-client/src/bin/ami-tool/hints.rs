@@ -1,11 +1,12 @@
-//! What to do next, and how the tool ends: one row for each refusal that it can meet. A row is found by who
-//! speaks and by the word that he says; `*` stands for words that have no row of their own.
+//! Hints: what to do next, and how the tool ends; one row for each refusal that it can meet. A row
+//! is found by its source and by the word that the source says; `*` stands for words that have no
+//! row of their own.
 
 use kms_core::{Numbered as _, RefusalCode};
 
 use crate::exit::Exit;
 
-/// Who speaks, and in which way.
+/// The source of a refusal: who speaks, and in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The connection: nothing of the service is known.
@@ -357,7 +358,7 @@ mod tests {
             } else if path.extension().is_some_and(|end| end == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-                // What stands between two quotation marks of one line.
+                // Literals: all that stands between two quotation marks of one line.
                 let literals = code.lines().flat_map(|line| line.split('"').skip(1).step_by(2));
                 let is_word = |text: &&str| {
                     text.len() >= 4 && text.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')

@@ -28,14 +28,14 @@ const CHUNKS_AHEAD: usize = 8;
 /// Without a terminal, one line of progress each.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// What is known of a line when its result comes.
+/// A line whose result is due.
 struct Due {
     /// Bytes of the file up to its end.
     position: u64,
     sent: Result<Sent, BadRecord>,
 }
 
-/// What is known of a line that was sent.
+/// A line that was sent.
 struct Sent {
     warnings: Vec<String>,
     has_keys: bool,
@@ -70,7 +70,7 @@ pub(crate) async fn run(client: &KmsClient, what: Import, json: bool) -> Result<
             Ok(sent) => sent,
         };
         if let Some(lines) = lines.take() {
-            // What all lines would be refused for is said once, and before a key has left.
+            // A refusal that would meet all lines is said once, and before a key has left.
             if sent.has_keys
                 && let Err(error) = client.meters().may_import().await
             {
@@ -190,7 +190,7 @@ fn refused_here(bad: BadRecord) -> ImportResult {
     }
 }
 
-/// What is said while it runs, and at the end.
+/// The report of an import: said while it runs, and at the end.
 struct Report {
     json: bool,
     dry_run: bool,

@@ -1,4 +1,4 @@
-//! What is asked of a telegram, and its answer for people and machines.
+//! Questions about a telegram, and their answers for people and machines.
 
 use std::io::{self, Write as _};
 
@@ -15,7 +15,7 @@ const NAME_THE_METER: &str = "the APDU carries no system title, so its meter mus
 
 const LOOKS_WRONG: &str = "nothing was authenticated, and the plaintext begins as neither an APDU nor a P1 telegram: it may have been opened with a wrong key";
 
-/// What was asked about: an APDU, and what it was taken out of.
+/// The telegram that was asked about: an APDU, and the frames that it was taken out of.
 #[derive(Clone)]
 pub(crate) struct Telegram {
     pub(crate) apdu: Apdu,
@@ -44,7 +44,7 @@ impl Telegram {
     }
 }
 
-/// What can be shown of an APDU that was asked about.
+/// An answer about an APDU, as it can be shown.
 pub(crate) trait Answer: Send + 'static {
     fn checked(&self) -> &Checked;
     fn plain(&self) -> Option<&[u8]>;
@@ -54,7 +54,7 @@ pub(crate) trait Answer: Send + 'static {
         self.plain().map(hex::encode_upper)
     }
 
-    /// Of what nothing vouches for: whether it does not even look right.
+    /// A warning about a plaintext that nothing vouches for: it does not even look right.
     fn warning(&self) -> Option<&'static str> {
         let unauthenticated = self.verdict() == Verdict::OkUnauthenticated;
         let plain = self.plain().filter(|_| unauthenticated)?;

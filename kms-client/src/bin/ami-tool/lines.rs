@@ -28,7 +28,7 @@ struct AskedLine {
     id: Option<Value>,
 }
 
-/// What is known of a line when its answer comes.
+/// A line whose answer is due.
 enum Due {
     /// It was asked about.
     Asked { id: Option<Value>, telegram: Telegram },

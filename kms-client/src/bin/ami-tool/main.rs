@@ -67,7 +67,7 @@ async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
         return template::print(format);
     }
     let config = ClientConfig::load(&config)?;
-    // What failed before has made no request.
+    // A failure before this has made no request.
     let asked = ask(config, command, json, &id).await;
     asked.map_err(|failure| failure.of_request(id))
 }

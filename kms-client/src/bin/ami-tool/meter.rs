@@ -167,11 +167,11 @@ async fn readmit(client: &KmsClient, what: Readmit, json: bool) -> Result<Exit, 
     Ok(Exit::Good)
 }
 
-/// Where to look for a deleted meter.
+/// A hint at where to look for a deleted meter.
 const FIND_DELETED: &str = "`audit list` shows which id and system title a deleted meter had \
     (`Meters/DeleteMeter`); `meter list` shows no deleted one";
 
-/// Which of the keys that it had a readmitted meter may have again.
+/// The former keys that a readmitted meter may have again, as a sentence.
 fn former_keys(known: u32, may_come_back: u32) -> String {
     match (known, may_come_back) {
         (0, _) => "None of the keys that it had is known".to_owned(),

@@ -8,7 +8,7 @@ const SAID_MAX: u64 = 3;
 /// Kinds that are told apart; further ones only by their code.
 const KINDS_MAX: usize = 100;
 
-/// What was said so far.
+/// The sentences said so far, by kind.
 #[derive(Default)]
 pub(crate) struct Refusals {
     kinds: BTreeMap<(String, String), Kind>,

@@ -77,7 +77,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     Ok(Exit::Good)
 }
 
-/// How many lines there are, if none is bad; the first bad ones are named.
+/// The number of lines, if none is bad; the first bad ones are named.
 fn count_good(lines: ImportRecords<File>) -> Result<u64, Failure> {
     let (mut count, mut bad) = (0, 0);
     for line in lines {

@@ -81,7 +81,7 @@ fn keyring(keyring: &KeyringStatus) -> String {
     )
 }
 
-/// What follows whom: the database its primary, the server other servers.
+/// The lag of the database behind its primary, and of the server behind other servers.
 fn following(store: &StoreStatus) -> String {
     let mut text = String::new();
     if let Some(standby) = &store.standby {

@@ -1,4 +1,4 @@
-//! What people read: aligned blocks, dates; and standard output that may go away.
+//! Text for people: aligned blocks, dates; and standard output that may go away.
 
 use std::io::{self, Write as _};
 

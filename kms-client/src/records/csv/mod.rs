@@ -1,7 +1,7 @@
 //! A header row, then one row a meter; as spreadsheets save it, too.
 //!
-//! What is unambiguous is read, however it is written. The rest is refused by line, column and cause,
-//! and no message repeats what stood in a cell.
+//! All that is unambiguous is read, however it is written. The rest is refused by line, column and
+//! cause, and no message repeats what stood in a cell.
 
 mod cells;
 mod column;

@@ -105,7 +105,7 @@ impl Table {
     }
 }
 
-/// Why the first line is no text, where that can be seen.
+/// The reason why the first line is no text, where that can be seen.
 fn not_text(line: &[u8]) -> Option<&'static str> {
     if line.starts_with(b"PK\x03\x04") || line.starts_with(&[0xD0, 0xCF, 0x11, 0xE0]) {
         return Some("this is a spreadsheet's own file: save it as \"CSV UTF-8\"");
