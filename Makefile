@@ -37,6 +37,7 @@ deny: ## Licences, sources and doors between crates (installs cargo-deny if it i
 	  echo "cargo-deny is missing: installing it with cargo (some minutes, once)"; \
 	  $(CARGO) install cargo-deny --locked; }
 	$(CARGO) deny --all-features check bans licenses sources
+	$(CARGO) deny --manifest-path proto/generate/Cargo.toml check licenses sources
 
 advisories: ## Known vulnerabilities of dependencies; fetches the RustSec database
 	$(CARGO) deny --all-features check advisories
@@ -52,7 +53,7 @@ breaks: build ## A stream of 200 messages, broken at each of them in each manner
 	BREAKS=all $(CARGO) test --package softhsm-tests --test breaks -- --nocapture --test-threads 1
 
 proto: ## Write proto/src/generated anew, after a change of a .proto file
-	$(CARGO) run --quiet --manifest-path proto/generate/Cargo.toml
+	$(CARGO) run --quiet --locked --manifest-path proto/generate/Cargo.toml
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

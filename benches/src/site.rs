@@ -139,7 +139,7 @@ impl Parts {
 
     /// The HES's verbs over `keyring`.
     pub fn ciphering(&self, keyring: &Arc<Keyring>) -> Ciphering {
-        Ciphering::new(keyring.reader.clone(), self.hsm.clone())
+        Ciphering::new(keyring.reader.clone(), self.hsm.apdus())
     }
 
     /// Makes sure that meters 0 to `count` - 1 are stored: imports them, block by block, if the last

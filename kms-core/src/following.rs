@@ -153,6 +153,11 @@ impl Follower {
         }
     }
 
+    /// Following begins, perhaps anew: nothing is being read.
+    pub fn begin(&mut self) {
+        self.renewing = 0;
+    }
+
     /// A block is well again by another way: opened, or read anew because of doubt.
     pub fn is_well(&mut self, block: BlockNo) {
         self.failed.remove(&block);
@@ -295,6 +300,29 @@ mod tests {
         assert!(follower.is_waiting());
         let outputs = follower.step(ms(1), Input::Renewed(BlockNo(3)));
         assert_eq!(outputs, [Output::Renew(BlockNo(8), at(2))]);
+    }
+
+    #[test]
+    fn however_a_reading_ends_its_place_is_free_again() {
+        let reason = || "why".to_owned();
+        let endings: [fn(BlockNo, String) -> Input; 4] = [
+            |block, _| Input::Renewed(block),
+            |block, _| Input::TooSlow(block),
+            |block, reason| Input::Failed { block, reason, close: false },
+            |block, reason| Input::Away { block, reason },
+        ];
+        for ending in endings {
+            let mut follower = Follower::default();
+            for block in 0..3 * AT_ONCE as u32 {
+                let outputs = follower.step(ms(0), heard([block]));
+                assert_eq!(renewals(&outputs), [block]);
+                follower.step(ms(0), ending(BlockNo(block), reason()));
+            }
+        }
+        let mut follower = Follower::default();
+        follower.step(ms(0), heard(0..8));
+        follower.begin();
+        assert_eq!(renewals(&follower.step(ms(0), heard([9]))), [9], "nobody reads any more");
     }
 
     #[test]

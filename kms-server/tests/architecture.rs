@@ -147,7 +147,10 @@ fn rust_files(root: &Path, dir: &Path, found: &mut Vec<String>) -> io::Result<()
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = entry.path();
         if entry.file_type()?.is_dir() {
-            if !name.starts_with('.') && !name.starts_with("target") && name != "generated" {
+            if !name.starts_with('.')
+                && !name.starts_with("target")
+                && !path.ends_with("proto/src/generated")
+            {
                 rust_files(root, &path, found)?;
             }
         } else if name.ends_with(".rs")

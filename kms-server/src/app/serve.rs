@@ -202,7 +202,7 @@ impl Ground {
     ) -> rpc::Parts {
         let token = self.hsm.clone();
         rpc::Parts {
-            ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.clone())),
+            ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
             token_status: Arc::new(move || token.status()),

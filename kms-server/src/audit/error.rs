@@ -12,6 +12,9 @@ pub enum AuditError {
     /// The database is a standby. Nothing is wrong with the log: it waits for the primary's.
     #[error("the audit log is not written here: the database is a standby")]
     ReadOnly,
+    /// The database is a primary and takes no changes. Nothing is wrong with the log.
+    #[error("the audit log is not written: the database is a primary that takes no changes")]
+    ReadOnlyPrimary,
     /// Events can't be read.
     #[error("the audit log can't be read: {0}")]
     NotReadable(String),
@@ -28,6 +31,7 @@ impl AuditError {
     pub(super) fn of_write(error: &StoreError) -> Self {
         match error {
             StoreError::ReadOnly => Self::ReadOnly,
+            StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
             error => Self::NotWritable(error.to_string()),
         }
     }

@@ -9,7 +9,7 @@ use super::{
     batch::{Asked, Pass},
     item::Outcome,
 };
-use crate::hsm::{GcmOpen, Hsm, NotAuthentic, TokenError, WrappedKey};
+use crate::hsm::{ApduOpening, GcmOpen, NotAuthentic, TokenError, WrappedKey};
 use kms_core::{KeyId, Verdict};
 
 /// Keys that one batch has the token work with at the same time.
@@ -35,12 +35,12 @@ struct IfOpened {
 type Answer = Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError>;
 
 /// Tries the items' token keys, the first of each item first, until each item has an outcome.
-pub(super) async fn ask(hsm: &Hsm, pass: &mut Pass<'_>) {
+pub(super) async fn ask(token: &ApduOpening, pass: &mut Pass<'_>) {
     while !pass.token.is_empty() {
         let groups = group(std::mem::take(&mut pass.token));
         let calls = stream::iter(groups).map(|group| async move {
             let Group { key, requests, asked } = group;
-            (hsm.open_apdus(key, requests).await, asked)
+            (token.open_apdus(key, requests).await, asked)
         });
         let mut calls = std::pin::pin!(calls.buffer_unordered(AT_ONCE));
         while let Some((answer, asked)) = calls.next().await {

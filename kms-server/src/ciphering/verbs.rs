@@ -9,7 +9,7 @@ use super::{
     misses, token,
 };
 use crate::{
-    hsm::Hsm,
+    hsm::ApduOpening,
     keyring::{BlockTable, Reader, scrub_stack},
     telemetry::metrics::{Page, Source},
 };
@@ -18,14 +18,14 @@ use kms_core::SystemTitle;
 /// Opens APDUs with the keyring's keys.
 pub struct Ciphering {
     keyring: Reader,
-    hsm: Hsm,
+    token: ApduOpening,
     figures: Figures,
 }
 
 impl Ciphering {
     /// Puts the verbs on top of their parts.
-    pub fn new(keyring: Reader, hsm: Hsm) -> Self {
-        Self { keyring, hsm, figures: Figures::default() }
+    pub fn new(keyring: Reader, token: ApduOpening) -> Self {
+        Self { keyring, token, figures: Figures::default() }
     }
 
     /// Opens a batch. One bad item never fails its batch (invariant 9); plaintext comes back only
@@ -54,7 +54,7 @@ impl Ciphering {
 
     async fn ask_token(&self, pass: &mut Pass<'_>) {
         self.figures.token_apdus.add(pass.token.len() as u64);
-        token::ask(&self.hsm, pass).await;
+        token::ask(&self.token, pass).await;
     }
 
     /// Whether an item whose MIC failed under the keys of the meter with this title would verify with them

@@ -107,6 +107,11 @@ impl Hsm {
         self.pass(Operation::OpenApdus, move |token| token.open_apdus(&key, &apdus)).await
     }
 
+    /// The part of it that decryption gets.
+    pub fn apdus(&self) -> ApduOpening {
+        ApduOpening(self.clone())
+    }
+
     /// [`ImportsKeys::import_key`](super::ImportsKeys::import_key).
     pub async fn import_key(&self) -> Result<ImportKey, TokenError> {
         self.pass(Operation::ImportKey, |token| token.import_key()).await
@@ -215,6 +220,21 @@ impl Source for Hsm {
             page.sample(&catalogue::HSM_SESSIONS, &token, sessions as u64);
         }
         self.figures.tell(&status.label, page);
+    }
+}
+
+/// The token as decryption has it: it opens APDUs, and does nothing else.
+#[derive(Clone)]
+pub struct ApduOpening(Hsm);
+
+impl ApduOpening {
+    /// [`Hsm::open_apdus`].
+    pub async fn open_apdus(
+        &self,
+        key: WrappedKey,
+        apdus: Vec<GcmOpen>,
+    ) -> Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError> {
+        self.0.open_apdus(key, apdus).await
     }
 }
 

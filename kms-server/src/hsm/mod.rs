@@ -15,7 +15,7 @@ mod terms;
 mod traits;
 
 pub use config::{BadConfig, Config, OaepHash, Pin};
-pub use door::Hsm;
+pub use door::{ApduOpening, Hsm};
 pub use error::{BoxError, TokenError};
 pub use import_key::ImportKey;
 pub use taking::{

@@ -108,16 +108,15 @@ impl Faults {
 
     /// The arena had no room: told as a fault until every block is open.
     pub(super) fn note_no_room(&self, block: BlockNo, needed: usize) {
-        let full = || Arc::new(KeyringError::ArenaFull { block, needed });
-        self.known().too_small.get_or_insert_with(full);
+        let mut known = self.known();
+        if size_of_missing(known.too_small.as_deref()).is_none_or(|before| before < needed) {
+            known.too_small = Some(Arc::new(KeyringError::ArenaFull { block, needed }));
+        }
     }
 
     /// The size of what had no room, if anything had none.
     pub(super) fn no_room_for(&self) -> Option<usize> {
-        match self.known().too_small.as_deref() {
-            Some(KeyringError::ArenaFull { needed, .. }) => Some(*needed),
-            _ => None,
-        }
+        size_of_missing(self.known().too_small.as_deref())
     }
 
     /// There is room for all blocks; whether there was none before.
@@ -188,6 +187,13 @@ impl Faults {
     }
 }
 
+fn size_of_missing(error: Option<&KeyringError>) -> Option<usize> {
+    match error? {
+        KeyringError::ArenaFull { needed, .. } => Some(*needed),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,12 +246,13 @@ mod tests {
             faults.note_failed(NOW, BlockNo(block), Arc::new(broken(block)));
         }
         faults.set_rows([(Some(BlockNo(0)), "its row is gone".to_owned())].into());
+        faults.note_no_room(BlockNo(6), 32);
         faults.note_no_room(BlockNo(7), 64);
-        faults.note_no_room(BlockNo(8), 80);
+        faults.note_no_room(BlockNo(8), 48);
         let sentences = faults.sentences();
         assert_eq!(sentences.len(), NAMED_MAX + 1);
         assert_eq!(sentences[0], "its row is gone");
-        assert!(sentences[NAMED_MAX].contains("block 7 needs 64 bytes"), "the first counts");
+        assert!(sentences[NAMED_MAX].contains("block 7 needs 64 bytes"), "the largest counts");
         assert_eq!(faults.no_room_for(), Some(64));
         assert!(faults.forget_no_room());
         assert!(!faults.forget_no_room());

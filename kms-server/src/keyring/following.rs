@@ -55,6 +55,7 @@ impl Following {
     /// Runs until the process ends, or not at all where there can't be others.
     pub(super) async fn run(&self) {
         let Some(others) = self.opener.store.follow() else { return };
+        self.renewer.follower().begin();
         let (told, mut hearing) = mpsc::channel(HEARD_AHEAD);
         tokio::spawn(hear(others, told));
         let mut renewing = Renewing::new();

@@ -4,7 +4,7 @@
 //! block's table. A miss opens the block once, however many ask. There is no one object that can do
 //! everything: [`Reader`] is what decryption gets, [`Records`] reads what is stored, [`Writer`] changes
 //! it on top of what was verified, [`Refresher`] keeps memory at what is stored. They share an opener,
-//! which can read and verify and nothing else.
+//! which reads, verifies and publishes, and can write nothing to the database.
 
 mod config;
 mod damage;

@@ -161,7 +161,7 @@ impl WarmUp {
                     tracing::warn!(
                         block = full.0,
                         needed,
-                        "the arena is full; warm-up stops: other blocks are opened in turn as asked for"
+                        "the arena is full: raise keyring.arena_mib; other blocks are opened in turn as asked for"
                     );
                     opener.faults.note_no_room(full, needed);
                     left.push(block);

@@ -2,13 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
-use kms_core::{BlockNo, MeterId, Record, Verdict, audit::Subject, record::Tombstone};
+use kms_core::{
+    BlockNo, MeterId, Record, Verdict,
+    audit::{AuditOutcome, Subject},
+    record::Tombstone,
+};
 
 use super::{
     home::{at_home, site_of},
     site_common::{Options, Site, call, id, meter, push, title},
 };
-use crate::keyring::{Doubt, Found, KeyringError};
+use crate::{
+    keyring::{Doubt, Found, KeyringError},
+    store::StoreError,
+};
 
 const PLAIN: &[u8] = b"\x0f\x00";
 
@@ -93,30 +100,32 @@ fn a_change_that_is_dropped_leaves_no_trace_and_the_block_to_the_next() {
         assert_eq!(changes.len(), 1, "a block is taken once");
         changes[0].put(buried());
         let subject = Subject { system_title: Some(title(1)), ..Subject::NONE };
-        let done = kms_core::audit::AuditOutcome::Done;
-        let entry = call("Meters/DeleteMeter").entry(1, subject, done);
+        let entry = call("Meters/DeleteMeter").entry(1, subject, AuditOutcome::Done);
         writer.commit(changes, vec![entry]).await.unwrap();
         assert_eq!(site.verdict(&push(1, PLAIN)).await, Verdict::UnknownMeter);
     });
 }
 
 #[test]
-fn the_second_of_two_writers_conflicts_and_its_block_is_read_anew() {
+fn the_second_of_two_writers_conflicts_and_builds_on_what_the_first_wrote() {
     at_home(async |home| {
         let (one, other) = (Site::new(home).await, Site::new(home).await);
         one.add(meter(1)).await;
+        assert_eq!(other.verdict(&push(1, PLAIN)).await, Verdict::Ok);
         let block = one.keyring.records.block_of(&title(1));
         let mut late = other.keyring.writer.change(&[block]).await.unwrap();
         let read = late[0].record(&title(1)).unwrap().unwrap();
-        one.lifecycle
-            .delete(&call("Meters/DeleteMeter"), &MeterId::new(&id(1)).unwrap())
-            .await
-            .unwrap();
+        let id = MeterId::new(&id(1)).unwrap();
+        one.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.unwrap();
         late[0].put(read);
-        let refused = other.keyring.writer.commit(late, Vec::new()).await.unwrap_err();
-        assert!(matches!(refused, KeyringError::Store(_)) && refused.is_transient(), "{refused}");
-        let stored = other.keyring.records.read(&title(1)).await.unwrap();
-        assert!(matches!(stored, Some(Record::Tombstone(_))), "{stored:?}");
+        let entry = call("Meters/ImportMeters").entry(1, Subject::NONE, AuditOutcome::Done);
+        let refused = other.keyring.writer.commit(late, vec![entry]).await.unwrap_err();
+        let conflict =
+            matches!(refused, KeyringError::Store(StoreError::Conflict(it)) if it == block);
+        assert!(conflict, "{refused}");
+        let again = other.keyring.writer.change(&[block]).await.unwrap();
+        let record = again[0].record(&title(1)).unwrap();
+        assert!(matches!(record, Some(Record::Tombstone(_))), "{record:?}");
     });
 }
 

@@ -211,7 +211,7 @@ impl Site {
         .unwrap();
         let keyring = Arc::new(keyring);
         Self {
-            ciphering: Ciphering::new(keyring.reader.clone(), hsm.clone()),
+            ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus()),
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
                 &keyring,

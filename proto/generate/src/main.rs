@@ -16,6 +16,9 @@ const FILES: [&str; 6] = [
     "ami/kms/v1/approvals.proto",
 ];
 
+/// What is made of them.
+const GENERATED: [&str; 3] = ["ami.kms.v1.bin", "ami.kms.v1.rs", "methods.rs"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let proto = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let out = env::args().nth(1).map_or_else(|| proto.join("src/generated"), Into::into);
@@ -23,19 +26,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&out)?;
     fs::write(out.join("ami.kms.v1.bin"), descriptors.encode_to_vec())?;
     fs::write(out.join("methods.rs"), methods(&descriptors))?;
-    fs::write(out.join("SOURCES"), sources(&proto)?)?;
     tonic_prost_build::configure().bytes(".").out_dir(&out).compile_fds(descriptors)?;
+    fs::write(out.join("DIGESTS"), digests(&proto, &out)?)?;
     Ok(())
 }
 
-/// The SHA-256 of each .proto file, as `sha256sum` writes it: a test holds them against the files.
-fn sources(proto: &Path) -> Result<String, Box<dyn Error>> {
+/// The SHA-256 of each .proto file and of all that was made of them, as `sha256sum` writes it: a test holds
+/// them against the files.
+fn digests(proto: &Path, out: &Path) -> Result<String, Box<dyn Error>> {
     let mut lines = String::new();
-    for file in FILES {
-        for byte in Sha256::digest(fs::read(proto.join(file))?) {
+    let made = GENERATED.map(|file| (out.join(file), format!("src/generated/{file}")));
+    let read = FILES.map(|file| (proto.join(file), file.to_owned()));
+    for (path, name) in read.into_iter().chain(made) {
+        for byte in Sha256::digest(fs::read(path)?) {
             lines += &format!("{byte:02x}");
         }
-        lines += &format!("  {file}\n");
+        lines += &format!("  {name}\n");
     }
     Ok(lines)
 }

@@ -106,7 +106,9 @@ fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::KeyUnwrapRefused
         | RefusalCode::FileVersion
         | RefusalCode::SealedInFuture => FILE,
-        RefusalCode::NoRandomness => TOKEN_OR_STORE,
+        RefusalCode::NoRandomness => {
+            "the server's machine gives no random bytes: its operator must look at its log"
+        }
         RefusalCode::UnknownSigner => {
             "have the signer entered in the server's `import.signers`, or the file signed by one who is"
         }

@@ -1,9 +1,6 @@
 //! Which blocks are open: the directory of their tables, and the ids of their meters in step with it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
@@ -26,7 +23,7 @@ pub(in crate::keyring) struct Resident {
     /// Serialises changes of the directory; held for pointer copies, never across an `.await`.
     publishing: Mutex<()>,
     /// Where the search for a block to close goes on.
-    hand: AtomicUsize,
+    hand: Mutex<usize>,
 }
 
 impl Resident {
@@ -43,7 +40,7 @@ impl Resident {
             directory: ArcSwap::from_pointee(Directory { blocks: none, open: 0 }),
             ids: IdIndex::new(),
             publishing: Mutex::default(),
-            hand: AtomicUsize::new(0),
+            hand: Mutex::default(),
         })
     }
 
@@ -143,15 +140,16 @@ impl Resident {
 
     /// Closes the next open block round the clock, but not this one; false: none is left.
     pub(in crate::keyring) fn close_one_but(&self, block: BlockNo) -> bool {
+        // Held until the block is closed: two who need room close two blocks.
+        let mut hand = self.hand.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
         let count = snapshot.blocks.len();
-        let from = self.hand.load(Ordering::Relaxed);
         let next = (1..=count)
-            .map(|step| (from + step) % count)
+            .map(|step| (*hand + step) % count)
             .find(|at| *at != block.0 as usize && snapshot.blocks[*at].is_some());
         drop(snapshot);
         let Some(next) = next else { return false };
-        self.hand.store(next, Ordering::Relaxed);
+        *hand = next;
         self.close([BlockNo(next as u32)]);
         true
     }

@@ -70,8 +70,10 @@ impl Recorder {
     /// Records a call that changed nothing. If that fails, so does the call.
     pub(crate) async fn record(&self, entry: AuditEntry) -> Result<(), Status> {
         self.0.record(entry).await.map_err(|error| {
-            if error == AuditError::ReadOnly {
-                return Refused::ReadOnly.into();
+            match error {
+                AuditError::ReadOnly => return Refused::ReadOnly.into(),
+                AuditError::ReadOnlyPrimary => return Refused::ReadOnlyPrimary.into(),
+                _ => {}
             }
             tracing::error!(%error, "a call was refused: it can't be recorded");
             Refused::AuditNotWritable.into()

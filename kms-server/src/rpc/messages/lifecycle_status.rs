@@ -7,13 +7,23 @@ use crate::lifecycle::LifecycleError;
 
 /// The reason word of a failed call about meters, and whether the fault is ours.
 pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) {
-    let is_ours = !matches!(
-        error,
+    let is_ours = match error {
         LifecycleError::NotFound(_)
-            | LifecycleError::AlreadyExists(_)
-            | LifecycleError::NotDamaged { .. }
-            | LifecycleError::Refused(_)
-    );
+        | LifecycleError::AlreadyExists(_)
+        | LifecycleError::NotDamaged { .. }
+        | LifecycleError::Refused(_)
+        | LifecycleError::ReadOnly => false,
+        LifecycleError::Busy
+        | LifecycleError::ReadOnlyPrimary
+        | LifecycleError::NotNewest { .. }
+        | LifecycleError::ArenaFull { .. }
+        | LifecycleError::NotAllOpen { .. }
+        | LifecycleError::Unavailable { .. }
+        | LifecycleError::AuditNotWritable { .. }
+        | LifecycleError::Damaged { .. }
+        | LifecycleError::NotSealedForUs { .. }
+        | LifecycleError::OurFault { .. } => true,
+    };
     (row_of(error).word, is_ours)
 }
 

@@ -130,6 +130,11 @@ pub(crate) enum Refused {
          make it at a server of the primary"
     )]
     ReadOnly,
+    #[error(
+        "this server's database is a primary that takes no changes: its operator must set \
+         `default_transaction_read_only = off` for the server, the database and the role"
+    )]
+    ReadOnlyPrimary,
     #[error("the audit log can't be read; the server's log says why")]
     AuditNotReadable,
     #[error("there is no audit chain of this node here")]
@@ -170,6 +175,7 @@ impl Refused {
             | Self::TookTooLong(_)
             | Self::Column(_)
             | Self::ReadOnly
+            | Self::ReadOnlyPrimary
             | Self::NoAuditChain
             | Self::Field { .. }
             | Self::Fault(_) => Again::Never,
@@ -218,6 +224,7 @@ impl Refused {
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
+            Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
             Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
@@ -274,6 +281,7 @@ impl Refused {
             | Self::ConnectionAge
             | Self::AuditNotWritable
             | Self::ReadOnly
+            | Self::ReadOnlyPrimary
             | Self::AuditNotReadable
             | Self::NoAuditChain
             | Self::Fault(_) => Vec::new(),
@@ -387,6 +395,7 @@ mod tests {
             (Refused::Column(ColumnFault::TitleBytes(7)), "INVALID_ARGUMENT BAD_COLUMN", None),
             (Refused::AuditNotWritable, "UNAVAILABLE AUDIT_NOT_WRITABLE", Some(1_000)),
             (Refused::ReadOnly, "FAILED_PRECONDITION READ_ONLY", None),
+            (Refused::ReadOnlyPrimary, "FAILED_PRECONDITION READ_ONLY_PRIMARY", None),
             (Refused::AuditNotReadable, "UNAVAILABLE AUDIT_NOT_READABLE", Some(1_000)),
             (Refused::NoAuditChain, "NOT_FOUND NO_AUDIT_CHAIN", None),
             (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
@@ -441,11 +450,12 @@ mod tests {
             Refused::Column(_) => 24,
             Refused::AuditNotWritable => 25,
             Refused::ReadOnly => 26,
-            Refused::AuditNotReadable => 27,
-            Refused::NoAuditChain => 28,
-            Refused::Field { .. } => 29,
-            Refused::Fault(_) => 30,
-            Refused::ImportTooLong(_) => 31,
+            Refused::ReadOnlyPrimary => 27,
+            Refused::AuditNotReadable => 28,
+            Refused::NoAuditChain => 29,
+            Refused::Field { .. } => 30,
+            Refused::Fault(_) => 31,
+            Refused::ImportTooLong(_) => 32,
         }
     }
 

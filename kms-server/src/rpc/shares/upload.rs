@@ -26,6 +26,8 @@ use crate::rpc::messages::{
 /// How long a message of a stream waits for room. Flow control tells its client to slow down meanwhile.
 const PATIENCE: Patience =
     Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
+/// Own work ends by itself; that of others is no reason to hold a message for long.
+const _: () = assert!(PATIENCE.own.as_millis() > PATIENCE.of_others.as_millis());
 /// So much of a message has to come within `message_timeout`, or all of it if it is shorter.
 const PROGRESS: usize = 256 << 10;
 
