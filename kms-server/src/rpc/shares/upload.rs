@@ -23,7 +23,7 @@ use crate::rpc::messages::{
     status::Refused,
 };
 
-/// How long a message of a stream waits for room. Flow control tells its client to slow down meanwhile.
+/// The longest wait of a stream's message for room. Flow control tells its client to slow down meanwhile.
 const PATIENCE: Patience =
     Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
 /// So much of a message has to come within `message_timeout`, or all of it if it is shorter.
