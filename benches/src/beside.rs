@@ -15,7 +15,7 @@ use crate::{
     process::{hardware, resident_bytes},
 };
 
-/// How the two sites are made: an older build can't read a newer one's database.
+/// An example with the making of the two sites: an older build can't read a newer one's database.
 const EXAMPLE: &str = "\
 Each build imports into a site of its own first, with the `report` that stands beside it:
 

@@ -64,7 +64,7 @@ pub fn new_meter(n: u32) -> Result<NewMeter, Error> {
 /// Telegrams of many meters, one after the other, all of [`APDU_LEN`] bytes.
 pub struct Telegrams {
     bytes: Vec<u8>,
-    /// Whose each one is.
+    /// The meter of each one.
     pub meters: Vec<u32>,
 }
 
@@ -83,7 +83,7 @@ impl Telegrams {
         Ok(Self { bytes, meters })
     }
 
-    /// How many.
+    /// The number of telegrams.
     pub fn len(&self) -> usize {
         self.meters.len()
     }

@@ -144,7 +144,7 @@ fn options(meters: u32) -> SiteOptions {
     }
 }
 
-/// How many meters a bench has, unless the environment says otherwise.
+/// The number of meters of a bench: the environment's, else 100,000.
 pub fn meters() -> u32 {
     let text = env::var_os("KMS_BENCH_METERS").and_then(|text| text.into_string().ok());
     text.and_then(|text| text.parse().ok()).unwrap_or(100_000)

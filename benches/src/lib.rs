@@ -1,4 +1,4 @@
-//! What the service costs, each figure beside the bound below it.
+//! The cost of the service, each figure beside the bound below it.
 //!
 //! | part | |
 //! |---|---|

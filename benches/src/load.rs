@@ -82,7 +82,7 @@ impl Clients {
         Ok(try_join_all(callers).await?.iter().sum())
     }
 
-    /// How many of a batch are opened; the bench is void if it is not all.
+    /// The number of a batch's items that are opened; the bench is void if it is not all.
     pub async fn opened(&self, batch: &PackedBatch) -> Result<usize, Error> {
         let client = self.0.first().ok_or("no client")?;
         Ok(client.decrypt_packed(batch).await?.opened())

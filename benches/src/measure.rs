@@ -17,7 +17,7 @@ pub fn quantile(sorted: &[Duration], q: f64) -> Duration {
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-/// What was measured of several things in turns: one row a round.
+/// The figures of several things, measured in turns: one row a round.
 #[derive(Clone, Debug, Default)]
 pub struct Rounds(Vec<Vec<f64>>);
 

@@ -21,7 +21,7 @@ use crate::{
     process::cpu_time,
 };
 
-/// How long a server may take to open all blocks.
+/// The longest time for a server to open all blocks.
 const WARM_UP_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The service and the echo, both running, with connections to each.
@@ -36,7 +36,7 @@ pub struct Wire {
     single: Call,
 }
 
-/// What is done with a server.
+/// The way in which a server is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Batches in, batches out.

@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
     home::within_a_site_of(meters, keep.as_deref(), settings, |site| run(meters, &site))
 }
 
-/// What the site has that others have not: a signer, and figures to be asked for.
+/// The settings that other sites don't have: a signer, no keys in clear, and figures to be asked for.
 fn settings(dir: &Path) -> Result<Vec<Setting>, Error> {
     let free = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let set = |section, key, value: String| Setting { section, key, value };

@@ -47,7 +47,7 @@ pub struct Parts {
     import: lifecycle::Config,
 }
 
-/// What opening all blocks took.
+/// The cost of opening all blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct WarmUp {
     /// Time.

@@ -3,11 +3,11 @@
 /// One figure beside the bound below it.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What was measured.
+    /// The thing that was measured.
     pub what: String,
     /// The figure, with its unit.
     pub measured: String,
-    /// What it can at best be, measured in the same run.
+    /// The best that the figure can be, measured in the same run.
     pub bound: String,
     /// One to the other.
     pub ratio: String,

@@ -14,7 +14,7 @@ use softhsm_tests::Site;
 
 use crate::{Error, fleet::keys};
 
-/// What a fingerprint is the CMAC of: as long as the service's.
+/// The message that a fingerprint is the CMAC of: as long as the service's.
 const LABEL: [u8; 48] = [0x55; 48];
 
 /// A session with a file's key, a block's key, and wrapped keys.

@@ -17,7 +17,7 @@ use kms_server::{
     telemetry::{self, Log},
 };
 
-/// How long the end of the process waits for who reads its last lines.
+/// The longest wait, at the end of the process, for the reader of its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -182,7 +182,7 @@ impl fmt::Display for All<'_> {
     }
 }
 
-/// What `check-config` says.
+/// The findings of `check-config`.
 #[derive(serde::Serialize)]
 struct Findings {
     findings: Vec<Finding>,

@@ -1,5 +1,6 @@
-//! What the process tells: tracing's events, as text for people or as JSON for collectors, on stderr
-//! ([`Log`]: nobody waits for who reads them); and figures, for those who ask ([`metrics`]; the list of them is [`catalogue`]).
+//! The process's output: tracing's events, as text for people or as JSON for collectors, on stderr
+//! ([`Log`]: nobody waits for who reads them); and figures, for those who ask ([`metrics`]; the list of
+//! them is [`catalogue`]).
 //!
 //! Events that belong to a call carry its span's fields, the request id among them: in text before the
 //! message, in JSON as the only element of `spans`.
@@ -31,7 +32,7 @@ pub struct Config {
     pub level: Level,
 }
 
-/// How an event is written.
+/// The form of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -42,7 +43,7 @@ pub enum Format {
     Json,
 }
 
-/// How much is told.
+/// The level of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
@@ -50,10 +51,10 @@ pub enum Level {
     Error,
     /// Something will fail.
     Warn,
-    /// What an operator wants to know.
+    /// Something that an operator wants to know.
     #[default]
     Info,
-    /// What a developer wants to know.
+    /// Something that a developer wants to know.
     Debug,
     /// Everything.
     Trace,

@@ -43,7 +43,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// What a leaf may be used for.
+/// The extended key usage of a leaf.
 #[derive(Clone, Copy)]
 enum Usage {
     Server,

@@ -13,7 +13,7 @@ use crate::{
     vectors,
 };
 
-/// What the example shows: two meters whose published keys are not test keys.
+/// The vectors of the example: two meters whose published keys are not test keys.
 const EXAMPLES: [&str; 2] = ["esphome-e450-gbt", "netznoe-evn-ma309"];
 
 /// Between two looks at the server.
@@ -62,7 +62,7 @@ fn write_examples(site: &Site) -> Result<Vec<Telegram>, Box<dyn Error>> {
     Ok(telegrams)
 }
 
-/// What a developer has changed stays.
+/// A file that a developer has changed stays.
 fn write_unless_there(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() { Ok(()) } else { fs::write(path, text) }
 }

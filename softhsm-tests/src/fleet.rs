@@ -16,7 +16,7 @@ pub struct MeterLine {
     pub system_title: String,
     /// Several values of one kind are its versions, oldest first.
     pub keys: Vec<KeyLine>,
-    /// What is accepted from it.
+    /// The policy: what is accepted from it.
     pub policy: PolicyLine,
 }
 
@@ -57,7 +57,7 @@ pub struct Telegram {
     pub id: String,
     /// The meter it belongs to.
     pub meter_id: String,
-    /// What is asked.
+    /// The request.
     pub request: DecryptRequest,
     /// Country of the meter, or what else is known of where it comes from.
     pub origin: &'static str,
@@ -69,7 +69,7 @@ pub struct Telegram {
     pub verdict: &'static str,
     /// The expected plaintext, in hexadecimal; empty if it must not open.
     pub plaintext: String,
-    /// What is wrong with it; empty if nothing is.
+    /// The fault of the telegram; empty if it has none.
     pub fault: &'static str,
 }
 

@@ -15,7 +15,7 @@ pub struct Places {
     pub pin: PathBuf,
     /// The security officer's PIN.
     pub so_pin: PathBuf,
-    /// What the server writes to standard error.
+    /// The server's standard error.
     pub log: PathBuf,
     /// The server's configuration.
     pub kms_toml: PathBuf,

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Parser;
 
-/// What a site needs to be run: two programs of this workspace and SoftHSM's library.
+/// The files that a site needs to be run: two programs of this workspace and SoftHSM's library.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// `kms-server`.

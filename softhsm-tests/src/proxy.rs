@@ -22,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// What becomes of a direction once its byte is reached.
+/// The manner in which a direction fails once its byte is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// Both connections are reset (RST).
@@ -49,10 +49,10 @@ pub enum Way {
     Down,
 }
 
-/// What is done to one connection.
+/// The treatment of one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Which way, after how many bytes of it, and what then. `None`: it is left alone.
+    /// The way, the bytes of it that pass before, and the manner. `None`: it is left alone.
     pub fault: Option<(Way, u64, Manner)>,
     /// Each piece waits this long before it is passed on.
     pub delay: Duration,
@@ -106,7 +106,7 @@ pub struct Proxy {
     task: JoinHandle<()>,
 }
 
-/// How long the two ends may take to read what came before a FIN.
+/// The longest time for the two ends to read what came before a FIN.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Proxy {
@@ -153,7 +153,7 @@ impl Proxy {
         self.address
     }
 
-    /// How many connections were made.
+    /// The number of connections that were made.
     pub fn connections(&self) -> usize {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
@@ -178,7 +178,7 @@ impl Drop for Proxy {
     }
 }
 
-/// How a direction ended.
+/// The end of a direction.
 enum End {
     Reset,
     Close,
@@ -277,7 +277,7 @@ mod tests {
         (proxy, client)
     }
 
-    /// What comes back of ten bytes, and how it ends: `None`, if not within a moment.
+    /// The bytes that come back of ten, and the end of the reading: `None`, if not within a moment.
     async fn ten(client: &mut TcpStream) -> (Vec<u8>, Option<io::Result<()>>) {
         client.write_all(b"0123456789").await.unwrap();
         let mut back = Vec::new();
@@ -292,7 +292,7 @@ mod tests {
                 let (proxy, mut client) = echo(Plan::fault(way, 4, manner)).await;
                 let (back, end) = ten(&mut client).await;
                 let what = format!("{way:?} {manner:?}: {end:?}");
-                // What was on its way back when both ends were closed may be lost with them.
+                // Bytes on their way back when both ends were closed may be lost with them.
                 let ends = matches!(manner, Manner::Reset | Manner::Close);
                 assert!(back == b"0123" || ends && b"0123".starts_with(&back), "{what}");
                 match manner {

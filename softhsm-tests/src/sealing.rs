@@ -90,7 +90,7 @@ impl Signing {
         Ok(signing)
     }
 
-    /// What [`Signing::make`] made in `dir`.
+    /// The key pair that [`Signing::make`] made in `dir`.
     pub fn open(dir: &Path) -> Self {
         Self { key: dir.join("signer.key"), public_key: dir.join("signer.pem") }
     }

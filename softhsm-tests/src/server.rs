@@ -22,7 +22,7 @@ pub enum ServerError {
     /// The program could not be run.
     #[error("running {program}")]
     Spawn {
-        /// Which.
+        /// The program.
         program: PathBuf,
         /// Why.
         source: io::Error,
@@ -32,15 +32,15 @@ pub enum ServerError {
     Failed {
         /// `init`, `check-config`, …
         verb: &'static str,
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
-        /// What it said.
+        /// The program's output.
         output: String,
     },
     /// It ended before it was ready.
     #[error("kms-server serve ended with {status}:\n{output}")]
     EndedEarly {
-        /// How it ended.
+        /// The exit status.
         status: ExitStatus,
         /// The end of its log.
         output: String,
@@ -48,7 +48,7 @@ pub enum ServerError {
     /// It runs but does not listen.
     #[error("kms-server serve was not ready after {} s:\n{output}", patience.as_secs())]
     NotReady {
-        /// How long it was waited for.
+        /// The time that it was waited for.
         patience: Duration,
         /// The end of its log.
         output: String,
@@ -62,20 +62,20 @@ pub enum ServerError {
     /// A file of the site could not be opened.
     #[error("opening {path}")]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
 }
 
-/// How long a server may take until it listens: unoptimised, on a busy machine.
+/// The longest time until a server listens: unoptimised, on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long it may take to drain after SIGTERM before it is killed.
+/// The longest time for it to drain after SIGTERM before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two looks at it.
 const POLL: Duration = Duration::from_millis(10);
-/// How much of its log an error shows.
+/// The most lines of its log that an error shows.
 const LOG_LINES: usize = 40;
 
 impl Site {
@@ -187,7 +187,7 @@ impl Running {
         tail(&self.log, LOG_LINES)
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>, ServerError> {
         self.child.try_wait().map_err(ServerError::Process)
     }

@@ -6,7 +6,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::{Programs, places::Places};
 
-/// What a caller of the site may be. Each has a certificate and a `client-<role>.toml`.
+/// The role of a caller of the site. Each has a certificate and a `client-<role>.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A developer: HES and administrator in one. Its file is `client.toml`.
@@ -63,7 +63,7 @@ impl Role {
         }
     }
 
-    /// What the server grants it.
+    /// The roles that the server grants it.
     const fn grants(self) -> &'static [&'static str] {
         match self {
             Self::Dev => &["ami_admin", "hes"],
@@ -98,7 +98,7 @@ pub struct Setting {
     pub value: String,
 }
 
-/// How a site is to be.
+/// The options of a site.
 #[derive(Clone, Debug)]
 pub struct SiteOptions {
     /// The site's name.
@@ -107,7 +107,7 @@ pub struct SiteOptions {
     pub port: Option<u16>,
     /// Where the token is.
     pub tokens: Tokens,
-    /// How many blocks its key domain has.
+    /// The number of blocks of its key domain.
     pub block_count: u32,
     /// Accept clear keys in imports.
     pub allow_clear: bool,
@@ -131,12 +131,12 @@ impl Default for SiteOptions {
 
 /// The least arena that a site can do with, in MiB: some thousands of meters.
 const SMALL_ARENA_MIB: u64 = 4;
-/// What it gets where the memlock limit is no concern, in MiB.
+/// The arena where the memlock limit is no concern, in MiB.
 const LARGE_ARENA_MIB: u64 = 64;
-/// What the process locks besides its arena, in MiB; rounded up.
+/// The memory that the process locks besides its arena, in MiB; rounded up.
 const OTHER_LOCKED_MIB: u64 = 2;
 
-/// How much memory the server may lock here: the size of the arena in MiB, and whether it has to go
+/// The arena that the server may lock here: its size in MiB, and whether it has to go
 /// without the lock.
 pub fn arena() -> (u64, bool) {
     let limit_mib = getrlimit(Resource::Memlock).current.map_or(u64::MAX, |bytes| bytes >> 20);

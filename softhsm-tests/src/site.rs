@@ -24,7 +24,7 @@ pub enum SiteError {
     File {
         /// "writing", "reading", …
         doing: &'static str,
-        /// Which.
+        /// The file or directory.
         path: PathBuf,
         /// Why.
         source: io::Error,

@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal as _, stdout};
 
-/// How a cell is meant.
+/// The meaning of a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tone {
     /// As it is.
@@ -33,9 +33,9 @@ impl Tone {
 /// One cell.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
-    /// What it says; without control characters.
+    /// The text; without control characters.
     pub text: String,
-    /// How it is meant.
+    /// The meaning.
     pub tone: Tone,
 }
 

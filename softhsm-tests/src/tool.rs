@@ -23,11 +23,11 @@ pub enum ToolError {
     /// It said no.
     #[error("ami-tool {arguments} ended with {status}:\n{output}")]
     Failed {
-        /// What it was asked.
+        /// The tool's arguments.
         arguments: String,
-        /// How it ended.
+        /// The exit status.
         status: std::process::ExitStatus,
-        /// What it said.
+        /// The tool's output.
         output: String,
     },
     /// A line of its answer is not what is documented.
@@ -35,7 +35,7 @@ pub enum ToolError {
     BadLine {
         /// The line.
         line: String,
-        /// What is wrong.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// It did not answer each question.
@@ -45,7 +45,7 @@ pub enum ToolError {
         questions: usize,
         /// Lines out.
         answers: usize,
-        /// What else it said.
+        /// The tool's standard error.
         output: String,
     },
 }
@@ -56,20 +56,20 @@ pub struct DecryptRequest {
     /// The caller's own name for it; comes back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Which meter; `None`: by the title that the APDU carries.
+    /// The meter, by its id; `None`: by the title that is here or that the APDU carries.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub meter: Option<String>,
-    /// Which meter, by its title in hexadecimal.
+    /// The meter, by its title in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_title: Option<String>,
-    /// Which of the meter's security setups; `None`: each in turn.
+    /// The meter's security setup; `None`: each in turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub security_setup: Option<u32>,
     /// The ciphered APDU in hexadecimal.
     pub apdu: String,
 }
 
-/// What became of one telegram.
+/// The outcome of one telegram.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct DecryptResult {
@@ -87,7 +87,7 @@ pub struct DecryptResult {
     pub encryption_key_version: Option<u32>,
     /// 0: none took part.
     pub authentication_key_version: Option<u32>,
-    /// Which setup's keys opened it.
+    /// The security setup whose keys opened it.
     pub security_setup: Option<u32>,
     /// As sent.
     pub invocation_counter: Option<u32>,

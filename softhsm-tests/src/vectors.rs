@@ -9,7 +9,7 @@ use serde::Deserialize;
 pub struct Vector {
     /// Its name.
     pub id: String,
-    /// What kind of telegram it is; begins with a digit.
+    /// The class of telegram; begins with a digit.
     pub class: String,
     /// Where it was published.
     pub source: String,
@@ -28,7 +28,7 @@ pub struct Vector {
     pub sc: String,
     /// The ciphered APDU.
     pub apdu_hex: String,
-    /// What is in it; empty if it must not open.
+    /// The plaintext; empty if it must not open.
     #[serde(default)]
     pub plaintext_hex: String,
 }

@@ -15,7 +15,7 @@ use kms_core::{
     ports::Clock,
 };
 
-/// How long one of the calls that make blocks may wait for another one of them.
+/// The longest wait of one of the calls that make blocks for another one of them.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Says how far the making of `all` blocks is, once a second.

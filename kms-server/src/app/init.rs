@@ -27,7 +27,7 @@ use kms_core::{
     ports::{Clock, Randomness},
 };
 
-/// How `init` is to go about it.
+/// The options of `init`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitOptions {
     /// Make the token first; the security officer's PIN is in this file.

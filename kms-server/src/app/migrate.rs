@@ -90,7 +90,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     for change in &blocks {
         set(change.head.block, (change.head.position, change.head.digest));
     }
-    // What is there is signed as it is, once it was verified.
+    // Blocks that are there are signed as they are, once they were verified.
     let below = Below {
         hsm: hsm.clone(),
         store: store.clone(),

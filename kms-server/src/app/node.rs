@@ -157,7 +157,7 @@ fn tip_of(bytes: &[u8]) -> Option<ChainTip> {
     Some(ChainTip { node: NodeId(*node), sequence: u64::from_be_bytes(*sequence), hash })
 }
 
-/// Whose file it is, and what it holds.
+/// The node of a file of known ends, and what the file holds.
 fn tips_of(bytes: &[u8]) -> Option<(NodeId, KnownTips)> {
     let (bytes, sum) = bytes.split_last_chunk::<SUM_LEN>()?;
     let rest = bytes.strip_prefix(&TIPS_MAGIC)?;

@@ -35,14 +35,14 @@ use crate::{
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
 
-/// How often the token is asked whether its KEKs are still those of this database.
+/// The interval at which the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often while it is known to be away.
+/// The interval while the token is known to be away.
 const TOKEN_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the end waits for the audit log's last entry, which the token signs.
+/// The longest wait, at the end, for the audit log's last entry, which the token signs.
 const LAST_ENTRY: Duration = Duration::from_secs(6);
-/// How long for the database, and for tasks that are left.
+/// The longest wait, at the end, for the database, and for tasks that are left.
 const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Libraries that we stand on panic there, and no certificate is valid.
@@ -211,7 +211,7 @@ impl Ground {
             domain: self.domain.clone(),
             single_site: self.site.single_site,
             clock: Arc::clone(&self.clock),
-            // What counts and is not part of the services.
+            // Parts that count and are not among the services.
             sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],
         }
     }
@@ -248,7 +248,7 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
     }
 }
 
-/// What the keyring does beside serving, until the process ends.
+/// The keyring's work beside serving: warm-up; following and mending, until the process ends.
 fn attend_to(keyring: &Keyring) {
     let refresher = || Arc::clone(&keyring.refresher);
     tokio::spawn(warm_up(refresher(), Arc::clone(&keyring.overview)));

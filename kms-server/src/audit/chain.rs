@@ -131,8 +131,8 @@ impl Chain {
         lock(&self.fault).get_or_insert(reason);
     }
 
-    /// What was said of the chain was said of an older copy of it: it ends at `tip`, and this is what is
-    /// wrong with it.
+    /// The judgement of the chain was of an older copy of it, and is replaced: it ends at `tip`, and `fault` is what
+    /// is wrong with it.
     pub(super) async fn begin_again(&self, tip: ChainTip, fault: Option<String>) {
         let mut writer = self.writer.lock().await;
         *writer = ChainWriter::new(tip);

@@ -5,14 +5,14 @@ use std::time::Duration;
 /// Intervals and bounds of the audit log, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// How long crypto traffic is counted before it is written.
+    /// The time for which crypto traffic is counted before it is written.
     pub traffic_interval: Duration,
     /// Blocks that get a row of their own in one interval's record of a caller, a call and a verdict;
     /// the rest is counted together.
     pub traffic_blocks_max: usize,
     /// Events after which the end of the chain is signed.
     pub checkpoint_events: u64,
-    /// How long an event waits at most for a signature behind it.
+    /// The longest wait of an event for a signature behind it.
     pub checkpoint_interval: Duration,
 }
 

@@ -51,7 +51,7 @@ const OURSELVES: &str = "kms-server";
 /// For `GetStatus`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditStatus {
-    /// Whose chain this process writes.
+    /// The node whose chain this process writes.
     pub node: NodeId,
     /// Its last event.
     pub sequence: u64,
@@ -99,7 +99,7 @@ impl Audit {
         }
         let late = freshness.refusal();
         if let Some(reason) = &late {
-            // What is written behind an older end would hide that it is one.
+            // An event behind an older end would hide that it is an older one.
             chain.fail(reason.to_string());
         }
         let call = AuditedCall::new(OURSELVES, "Server/Start");
@@ -234,7 +234,7 @@ impl Audit {
         self.chain.follow()
     }
 
-    /// How the log is.
+    /// The state of the log.
     pub fn status(&self) -> AuditStatus {
         let tip = self.chain.tip();
         AuditStatus {

@@ -48,7 +48,7 @@ async fn write_queued(chain: Arc<Chain>, mut queue: mpsc::Receiver<Asked>) {
         let outcome = chain.commit(Vec::new(), entries).await;
         let outcome = outcome.map_err(|error| AuditError::of_write(&error));
         for done in waiting {
-            // Who gave up waiting does not need to know.
+            // A caller who gave up waiting does not need to know.
             let _ = done.send(outcome.clone());
         }
     }

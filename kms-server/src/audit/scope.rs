@@ -10,14 +10,14 @@ use kms_core::{
     ports::{Clock, HeadWitness},
 };
 
-/// Whose chain it is, and which blocks its events are about.
+/// The node whose chain it is, and the blocks that its events are about.
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// The node.
     pub node: NodeId,
     /// Its site's key domain.
     pub domain: DomainId,
-    /// How many blocks that has.
+    /// The number of the domain's blocks.
     pub blocks: BlockCount,
     /// Knowledge of their newest states; the keyring holds blocks against it.
     pub freshness: Arc<Freshness>,

@@ -26,7 +26,7 @@ use kms_core::{
 /// Events after which the table is signed before its time: what a start has to read at most, about.
 const EVENTS_MAX: u64 = 20_000;
 
-/// How often a table that could not be relied upon is looked at again.
+/// The interval at which a table that could not be relied upon is looked at again, in milliseconds.
 const LOOK_AGAIN_MS: u64 = 5_000;
 
 /// The way out where the newest state of the blocks can't be told.

@@ -20,7 +20,7 @@ const PAIRS_MAX: usize = 16;
 /// Pairs that are tried in each other's place: imports make this mistake before any rotation.
 const EXCHANGED_MAX: usize = 2;
 
-/// How an attempt ended.
+/// The end of an attempt.
 pub(super) enum Attempt {
     /// With this outcome; if opened, the plaintext was appended.
     Done(Outcome),
@@ -32,7 +32,7 @@ pub(super) enum Attempt {
 pub(super) struct TokenTry {
     pub(super) key: WrappedKey,
     pub(super) request: GcmOpen,
-    /// What to say if it opens.
+    /// The outcome if it opens.
     pub(super) opened: Outcome,
     /// Authentication only: the plaintext is not enciphered and stands in the APDU.
     pub(super) plain_payload: bool,
@@ -128,7 +128,7 @@ pub(super) fn verifies_exchanged(
                 let keys = Keys { encryption: authentication, authentication: encryption };
                 apdu.open(&keys, &originator, rule, &mut scratch).is_ok()
             }
-            // What is in the token can't be additional data.
+            // A key in the token can't be additional data.
             _ => false,
         })
 }
@@ -158,7 +158,7 @@ impl Attempting<'_, '_> {
         }
     }
 
-    /// What needs no key: damage, originator, policy. On the way out, whose title starts the nonce.
+    /// The checks that need no key: damage, originator, policy. They give the title that starts the nonce.
     fn checked(&self) -> Result<SystemTitle, Outcome> {
         if self.meter.is_damaged() {
             return Err(Outcome::of(Verdict::Unavailable)

@@ -38,7 +38,7 @@ pub(super) struct Miss<'i> {
     pub(super) whose: Whose<'i>,
 }
 
-/// How the meter is to be found.
+/// The title or id by which the meter is to be found.
 #[derive(Clone, Copy)]
 pub(super) enum Whose<'i> {
     /// By this title.

@@ -13,7 +13,7 @@ use super::{
 use crate::keyring::{BlockTable, Reader};
 use kms_core::{BlockNo, Position, SystemTitle};
 
-/// How long a batch waits for all of its second looks together.
+/// The longest wait of a batch for all of its second looks together.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Looks at the blocks of doubtful items again. `seen`: where a block stood, at the latest, when its items
@@ -30,7 +30,7 @@ pub(super) async fn look_again(
     let deadline = Instant::now() + PATIENCE;
     for (block, items) in by_block {
         let looked = timeout_at(deadline, keyring.doubt(block, seen(block))).await;
-        // What was found so far counts; the others keep their verdicts.
+        // The second looks so far count; the other items keep their verdicts.
         let Ok(looked) = looked else { break };
         let Some(table) = looked else { continue };
         for (index, title) in items {

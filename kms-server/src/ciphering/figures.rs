@@ -1,4 +1,4 @@
-//! What is counted of batches: within a batch in plain numbers, then added once for each verdict.
+//! The figures of batches: within a batch in plain numbers, then added once for each verdict.
 
 use super::item::Want;
 use crate::telemetry::{
@@ -7,7 +7,7 @@ use crate::telemetry::{
 };
 use kms_core::{Numbered as _, Verdict};
 
-/// How often each verdict is in one batch.
+/// The number of each verdict in one batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct VerdictCounts([u32; Verdict::COUNT]);
 

@@ -2,7 +2,7 @@
 
 use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
-/// How the caller named the meter.
+/// The caller's name for the meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Named<'a> {
     /// Not at all: the APDU carries its system title.
@@ -24,7 +24,7 @@ pub struct Item<'a> {
     pub setup: Option<SecuritySetup>,
 }
 
-/// What the caller wants back.
+/// The answer that the caller wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// Plaintext and verdict.
@@ -33,7 +33,7 @@ pub enum Want {
     Verdict,
 }
 
-/// What became of one item.
+/// The outcome of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The verdict.

@@ -127,7 +127,7 @@ async fn settle_unsure(keyring: &Reader, pass: &mut Pass<'_>, id: &str, unsure: 
         Err(_) => Ok(keyring.nowhere(id)),
     };
     let outcome = match confirmed {
-        // What is stored is newer than what was open: another server's.
+        // The stored block is newer than the open one: another server's.
         Ok(Found::At(title)) if keyring.block_of(&title) == block => {
             if let Some(table) = keyring.doubt(block, seen).await
                 && may_be(keyring, &table, &title, id)

@@ -26,7 +26,7 @@ struct Group {
     asked: Vec<(Asked, IfOpened)>,
 }
 
-/// What to say of a request if it opens.
+/// The outcome of a request if it opens.
 struct IfOpened {
     opened: Outcome,
     plain_payload: bool,

@@ -15,7 +15,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -34,7 +34,7 @@ pub enum ConfigError {
         line: usize,
         /// The key on that line, if there is one.
         key: String,
-        /// What the parser said.
+        /// The parser's message.
         message: String,
     },
     /// A number outside its bounds.
@@ -42,7 +42,7 @@ pub enum ConfigError {
     OutOfRange {
         /// Section and field.
         key: &'static str,
-        /// What stands there.
+        /// The value that is set.
         value: u64,
         /// The smallest.
         least: u64,
@@ -56,7 +56,7 @@ pub enum ConfigError {
     LessThan {
         /// Section and field.
         key: &'static str,
-        /// What stands there.
+        /// The value that is set.
         value: usize,
         /// The field that it must reach.
         other: &'static str,
@@ -76,7 +76,7 @@ pub enum ConfigError {
     Text {
         /// Section and field.
         key: &'static str,
-        /// What stands there.
+        /// The value that is set.
         value: String,
         /// The most characters.
         most: usize,
@@ -86,7 +86,7 @@ pub enum ConfigError {
     RelativePath {
         /// Section and field.
         key: &'static str,
-        /// What stands there.
+        /// The path that is set.
         path: PathBuf,
     },
     /// Not an address and port.
@@ -94,9 +94,9 @@ pub enum ConfigError {
     Listen {
         /// Section and field.
         key: &'static str,
-        /// What stands there.
+        /// The value that is set.
         value: String,
-        /// What may stand there.
+        /// An example of a valid value.
         example: &'static str,
     },
     /// A setting that a part refuses.
@@ -124,7 +124,7 @@ pub enum ConfigError {
     PinUnreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -177,7 +177,7 @@ pub enum ConfigError {
     SignerUnreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -186,7 +186,7 @@ pub enum ConfigError {
     Signer {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: crate::lifecycle::BadSigner,
     },

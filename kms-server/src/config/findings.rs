@@ -1,4 +1,4 @@
-//! What is wrong outside the file: directories, libraries, limits, certificates, addresses. For
+//! Faults outside the file: in directories, libraries, limits, certificates, addresses. For
 //! `check-config`, which tells all of it at once; the parts check again when they start.
 
 use std::{
@@ -67,7 +67,7 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
     findings
 }
 
-/// What can be told of the database without asking it: that is for `app`.
+/// The fault of the store that shows without asking the database: to ask it is for `app`.
 fn bad_store(store: &Store, data_dir: &Path) -> Option<Finding> {
     match store {
         Store::Sqlite { path } => {

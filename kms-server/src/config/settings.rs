@@ -19,7 +19,7 @@ pub struct Config {
     pub keyring: keyring::Config,
     /// Rules of imports.
     pub import: lifecycle::Config,
-    /// Whose sealed import files are taken.
+    /// The signers whose sealed import files are taken.
     pub import_signers: lifecycle::Signers,
     /// The record of what is done.
     pub audit: audit::Config,
@@ -44,7 +44,7 @@ pub struct Site {
     pub even: bool,
 }
 
-/// Which database.
+/// The database, SQLite or PostgreSQL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Store {
     /// One file, in this process.

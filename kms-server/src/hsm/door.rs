@@ -192,7 +192,7 @@ impl Hsm {
             // Held by the call, not by the future: a caller may give up, the device is still busy.
             let _place = place;
             let _timed = figures.execute(operation);
-            // What the token has to log belongs to the caller's request.
+            // The token's lines of the log belong to the caller's request.
             span.in_scope(|| call(&*token))
         });
         counted.end(match timeout(self.call_timeout, answer).await {

@@ -1,6 +1,6 @@
-//! What the keyring needs of the configuration.
+//! The keyring's part of the configuration.
 
-/// What the keyring needs, checked.
+/// The keyring's settings, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Size of the arena. A meter with GUEK and GAK takes 80 bytes.

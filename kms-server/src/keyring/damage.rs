@@ -1,4 +1,4 @@
-//! What this process knows of damage: records that are not what was written, and meter ids of which the
+//! The damage that this process knows of: records that are not what was written, and meter ids of which the
 //! database's index says something else than the records. Both are told as faults until they are gone.
 
 use std::{
@@ -67,7 +67,7 @@ pub struct DamageStatus {
     pub named: Vec<DamagedRecord>,
     /// Ids that the index has wrong, as far as they were met.
     pub lies: Vec<IndexLie>,
-    /// How often the index was found wrong, since start.
+    /// The number of times that the index was found wrong, since start.
     pub lies_met: u64,
 }
 

@@ -18,9 +18,9 @@ pub enum KeyringError {
     /// The token can't open the block.
     #[error("block {block} can't be opened: {said}")]
     Token {
-        /// Which block.
+        /// The block.
         block: BlockNo,
-        /// What the token said.
+        /// The token's error.
         said: TokenError,
     },
     /// The database can't be read or written.
@@ -29,7 +29,7 @@ pub enum KeyringError {
     /// No room for the block's keys.
     #[error("the arena is full: raise keyring.arena_mib (block {block} needs {needed} bytes)")]
     ArenaFull {
-        /// Which block.
+        /// The block.
         block: BlockNo,
         /// Its size in the arena.
         needed: usize,
@@ -43,9 +43,9 @@ pub enum KeyringError {
     /// Stored data is not what was written.
     #[error("block {block} is damaged: {what}")]
     Damaged {
-        /// Which block.
+        /// The block.
         block: BlockNo,
-        /// What does not hold.
+        /// The fault found.
         what: String,
     },
     /// It is not known which states of blocks are the newest.
@@ -57,7 +57,7 @@ pub enum KeyringError {
          the database, or bury the meter"
     )]
     RecordDamaged {
-        /// Which block.
+        /// The block.
         block: BlockNo,
         /// The title of its meter.
         system_title: SystemTitle,
@@ -68,9 +68,9 @@ pub enum KeyringError {
          outside this service: it may be one of them; restore the database, or bury what is damaged"
     )]
     RecordMissing {
-        /// Which block.
+        /// The block.
         block: BlockNo,
-        /// Which meter.
+        /// The meter's title.
         system_title: SystemTitle,
         /// Damaged records of the block.
         damaged: usize,
@@ -81,11 +81,11 @@ pub enum KeyringError {
     /// The stored block is older than one that this process has seen.
     #[error("block {block} went back from {seen} to {found}: a rolled-back database")]
     Stale {
-        /// Which block.
+        /// The block.
         block: BlockNo,
         /// The highest position seen.
         seen: Position,
-        /// What is stored now.
+        /// The position stored now.
         found: Position,
     },
 }

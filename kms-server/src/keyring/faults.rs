@@ -1,4 +1,4 @@
-//! What is wrong with blocks, while it lasts: told in the status, tried again in time, and never a reason
+//! Faults of blocks, while they last: told in the status, tried again in time, and never a reason
 //! for the rest to stop. Bounded by the number of blocks.
 
 use std::{
@@ -13,17 +13,17 @@ use super::{
 };
 use kms_core::{BlockNo, moment::Moment};
 
-/// What is wrong with rows, by block; `None`: with some that are no block's.
+/// Faults of rows, by block; `None`: of some that are no block's.
 pub(super) type Rows = BTreeMap<Option<BlockNo>, String>;
 
-/// How long a failed opening is not tried again, so that a flood of APDUs for a block that can't be
+/// The time for which a failed opening is not tried again, so that a flood of APDUs for a block that can't be
 /// opened does not become a flood of HSM calls and queries.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Faults that a status names one by one; the rest is counted.
 const NAMED_MAX: usize = 8;
 
-/// What this process knows to be wrong.
+/// The faults that this process knows of.
 #[derive(Default)]
 pub(super) struct Faults {
     known: Mutex<Known>,
@@ -33,7 +33,7 @@ pub(super) struct Faults {
 
 #[derive(Default)]
 struct Known {
-    /// What the last look at all positions found.
+    /// The faults that the last look at all positions found.
     rows: Rows,
     /// Why a block could not be read or changed, until it can.
     lasting: BTreeMap<BlockNo, String>,
@@ -141,7 +141,7 @@ impl Faults {
         known.failed.remove(&block);
     }
 
-    /// What a look at all rows found; what is new in it goes to the log.
+    /// The faults that a look at all rows found replace the earlier ones; a new one goes to the log.
     pub(super) fn set_rows(&self, rows: Rows) {
         let mut known = self.known();
         for (block, what) in rows.iter().filter(|(block, what)| known.rows.get(block) != Some(what))
@@ -152,7 +152,7 @@ impl Faults {
         known.rows = rows;
     }
 
-    /// What is wrong, a sentence each; of many blocks, the first.
+    /// The faults, a sentence each; of many blocks, the first.
     pub(super) fn sentences(&self) -> Vec<String> {
         let known = self.known();
         let failed = known.failed.iter();

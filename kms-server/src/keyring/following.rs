@@ -2,7 +2,7 @@
 //! its first opening; the token is not asked while the block's secret stays. Only resident blocks: the
 //! others are read when they are asked for. A store without other writers is not followed at all.
 //!
-//! What is read, closed or left is decided by [`Follower`](kms_core::following::Follower); here is the
+//! The choice of what is read, closed or left is [`Follower`](kms_core::following::Follower)'s; here are the
 //! reading and the waiting.
 
 use std::{sync::Arc, time::Duration};
@@ -20,11 +20,11 @@ use kms_core::{
     following::{Heard, Input, Output},
 };
 
-/// How long reading one block anew may take: with the wait before it, within the second that is
+/// The longest time for reading one block anew: with the wait before it, within the second that is
 /// promised. It waits for a change of this process's own to the same block, and that for the token.
 const RENEW_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often blocks that wait are looked at while nothing is heard.
+/// The interval at which blocks that wait are looked at while nothing is heard.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Messages heard and not yet acted upon; acting upon one never waits.
@@ -33,7 +33,7 @@ const HEARD_AHEAD: usize = 16;
 /// Pause after a failure to hear anything.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
 
-/// What was said, or why nothing was.
+/// The positions that were heard, or why none were.
 type Told = Result<Positions, StoreError>;
 
 /// Keeps resident blocks at what other servers write.
@@ -123,7 +123,7 @@ async fn renew(
         Ok(Err(KeyringError::Store(error @ StoreError::Unreachable { .. }))) => {
             Input::Away { block, reason: error.to_string() }
         }
-        // What is resident stays: that the stored head is another one shows no change while it does not
+        // The resident block stays: that the stored head is another one shows no change while it does not
         // verify. It is closed where an authentic state is known to be newer, and where there is no room
         // for the new one.
         Ok(Err(error)) => {

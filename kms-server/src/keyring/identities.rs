@@ -1,4 +1,4 @@
-//! Which key is which in this domain: fingerprints, check values, and the published test keys by theirs.
+//! The identities of keys in this domain: fingerprints, check values, and the published test keys by theirs.
 
 use std::{collections::HashSet, sync::OnceLock};
 

@@ -13,7 +13,7 @@ use super::{
     warm_up::WarmUp,
 };
 
-/// How often blocks that failed or ended unknown are tried again.
+/// The interval at which blocks that failed or ended unknown are tried again.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rounds after which the blocks' rows are looked at, and blocks at fault once more.

@@ -31,14 +31,14 @@ use super::{
     turns::Turns,
 };
 
-/// How many blocks are closed to make room for one that is asked for, before giving up. Their memory
+/// The most blocks closed to make room for one that is asked for, before giving up. Their memory
 /// comes back when the last batch that uses them ends.
 const CLOSE_AT_MOST: usize = 64;
 
-/// How often the token is asked for a secret under which the block's head is not authentic.
+/// The most times that the token is asked for a secret under which the block's head is not authentic.
 const ANSWERS_MAX: usize = 2;
 
-/// How often a block is read again because it was changed while it was read.
+/// The most times that a block is read again because it was changed while it was read.
 const OVERTAKEN_MAX: usize = 8;
 
 /// Whether blocks that nobody has asked for may be closed to make room.
@@ -62,7 +62,7 @@ pub(super) struct Unsealed {
 
 type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
 
-/// What blocks are opened from.
+/// The parts that blocks are opened from.
 pub struct Below {
     /// Opens their secrets.
     pub hsm: Hsm,
@@ -217,7 +217,7 @@ impl Opener {
             .find(|seal| seal.kek_id == kek_id && seal.secret_version == secret_version)
             .ok_or(KeyringError::NotSealedForUs(block))?;
         let seal_hash: [u8; 32] = Sha256::digest(&seal.sealed).into();
-        // What is written under subkeys whose seal is another one by now could never be opened again.
+        // Records written under subkeys whose seal is another one by now could never be opened again.
         let is_the_same = self.seals().get(&block) == Some(&seal_hash);
         let resident = self
             .resident

@@ -1,4 +1,4 @@
-//! How it stands with blocks and keys: for the status and for metrics.
+//! The state of blocks and keys: for the status and for metrics.
 
 use std::sync::Arc;
 
@@ -33,9 +33,9 @@ pub struct KeyringStatus {
     pub arena_bytes_total: u64,
     /// Whether the arena's pages are locked.
     pub memory_locked: bool,
-    /// What keeps this server from following the others of its database, while it lasts.
+    /// The reason why this server does not follow the others of its database, while it lasts.
     pub not_following: Option<NotFollowing>,
-    /// What is wrong, while it lasts; of many blocks, the first.
+    /// The faults, while they last; of many blocks, the first.
     pub faults: Vec<String>,
     /// Damaged records, and ids that the index has wrong.
     pub damage: DamageStatus,

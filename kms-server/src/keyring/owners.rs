@@ -31,7 +31,7 @@ pub struct Keyring {
     pub writer: Arc<Writer>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
-    /// Which key is which.
+    /// The identities of keys.
     pub identities: Arc<Identities>,
     /// For the status.
     pub overview: Arc<Overview>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{error::KeyringError, opening::Opener};
 use kms_core::{BlockNo, Head, MeterId, Record, SystemTitle};
 
-/// What can be said of a meter id.
+/// The outcome of a look-up by meter id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// The record of this title has it.
@@ -190,8 +190,8 @@ impl Records {
     }
 }
 
-/// How often memory is asked while blocks are published.
+/// The most looks into memory while blocks are published.
 const MEMORY_LOOKS: u32 = 4;
 
-/// How often record and index are read before the index is called wrong.
+/// The most reads of record and index before the index is called wrong.
 const CONFIRM_LOOKS: u32 = 4;

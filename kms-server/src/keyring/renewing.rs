@@ -29,7 +29,7 @@ const DOUBT_INTERVAL: Duration = Duration::from_millis(100);
 /// blocks at once don't become a flood of queries either.
 const DOUBTS_AT_ONCE: usize = 4;
 
-/// How long such a look may take.
+/// The longest time of such a look.
 const DOUBT_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Says that the look is over, and holds no table: that would keep its keys beyond their time.
@@ -61,7 +61,7 @@ impl Renewer {
         self.follower.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What keeps this process from following the others; `None`: nothing, or there are none.
+    /// The reason why this process does not follow the others; `None`: it does, or there are none.
     pub(super) fn not_following(&self) -> Option<NotFollowing> {
         self.follower().not_following(self.opener.now())
     }

@@ -18,7 +18,7 @@ use kms_core::{
     block::keys::{self, WRAP_KEY_LEN},
 };
 
-/// How often the token is asked for keys that it garbles.
+/// The most times that the token is asked for keys that it garbles.
 const ATTEMPTS_MAX: usize = 3;
 
 /// RFC 3394: by so many bytes a wrapped key is longer than the key.

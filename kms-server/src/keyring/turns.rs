@@ -16,7 +16,7 @@ pub(super) type Turn = OwnedMutexGuard<()>;
 /// Locks kept although nobody holds or waits for them.
 const IDLE_MAX: usize = 8192;
 
-/// Whose turn it is, by block.
+/// The lock of each block.
 #[derive(Default)]
 pub(super) struct Turns {
     locks: Mutex<HashMap<BlockNo, Arc<tokio::sync::Mutex<()>>>>,

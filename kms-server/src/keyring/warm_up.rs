@@ -23,7 +23,7 @@ const PUBLISH_EVERY: usize = 32;
 /// Pause while the database is refused as not the newest.
 const NOT_NEWEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// How far the warm-up is.
+/// The progress of the warm-up.
 #[derive(Default)]
 pub(super) struct Progress {
     started_ms: AtomicU64,

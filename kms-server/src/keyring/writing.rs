@@ -42,7 +42,7 @@ pub struct WrappedValue {
 }
 
 impl Change {
-    /// Which block.
+    /// The block.
     pub fn block(&self) -> BlockNo {
         self.staged.base().block()
     }
@@ -94,7 +94,7 @@ impl Change {
         self.unsealed.keys.secret_fingerprint(title, secret)
     }
 
-    /// What the store is to do, so that the block becomes what `extension` of it is.
+    /// The store's change, by which the block becomes what `extension` of it is.
     fn commit_of(&self, extension: &Extension) -> BlockChange {
         let both = self.staged.records().zip(&extension.records);
         let change = |(record, stored): (&Record, &StoredRecord)| RecordChange {
@@ -139,7 +139,7 @@ pub struct KeyToWrap<'a> {
     pub system_title: &'a SystemTitle,
     /// The identity of the key.
     pub id: &'a KeyId,
-    /// What it is for.
+    /// The kind of key.
     pub kind: KeyKind,
     /// Where it may be used.
     pub protection: Protection,

@@ -1,6 +1,6 @@
-//! What the configuration says of meters' lives.
+//! The configuration of meters' lives.
 
-/// What `lifecycle` may do.
+/// The settings of `lifecycle`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Accept key bytes in clear. Off but in demonstrations and development.

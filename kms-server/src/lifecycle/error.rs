@@ -45,25 +45,25 @@ pub enum LifecycleError {
     /// The database is not the newest that is known, so that no block is used.
     #[error("{reason}")]
     NotNewest {
-        /// What is missing, and what to do.
+        /// The reason: what is missing, and what to do.
         reason: String,
     },
     /// No room for the meter's block.
     #[error("{reason}")]
     ArenaFull {
-        /// Which setting to raise.
+        /// The reason, with the setting to raise.
         reason: String,
     },
     /// A meter is not known, and not all blocks are open yet.
     #[error("{reason}")]
     NotAllOpen {
-        /// Which meter.
+        /// The reason, with the meter.
         reason: String,
     },
     /// Token or database can't be reached.
     #[error("{reason}")]
     Unavailable {
-        /// What is not reachable.
+        /// The reason, with the part that is not reachable.
         reason: String,
     },
     /// The audit log can't be written: then nothing is done.
@@ -75,19 +75,19 @@ pub enum LifecycleError {
     /// Stored data failed its authentication.
     #[error("{reason}")]
     Damaged {
-        /// What was found where.
+        /// The reason: the damage, and where it is.
         reason: String,
     },
     /// The block's secret is not sealed for this site's token.
     #[error("{reason}")]
     NotSealedForUs {
-        /// Which block.
+        /// The reason, with the block.
         reason: String,
     },
     /// Our own code broke a rule. Nothing was written.
     #[error("a fault in the server: {reason}")]
     OurFault {
-        /// Which rule.
+        /// The reason, with the rule.
         reason: String,
     },
 }

@@ -35,7 +35,7 @@ pub struct DamagedMeter {
     pub system_title: SystemTitle,
     /// The block of that title.
     pub block: BlockNo,
-    /// What is wrong, as a sentence.
+    /// The fault, as a sentence.
     pub reason: String,
 }
 
@@ -64,7 +64,7 @@ impl Lifecycle {
         Ok(page)
     }
 
-    /// What a page has of one block. An error only if nothing can be read for a passing reason.
+    /// The part of a page that one block has. An error only if nothing can be read for a passing reason.
     async fn read_block(
         &self,
         block: BlockNo,

@@ -1,4 +1,4 @@
-//! What a person decides about one meter: its policy, and that a deleted one may come back.
+//! A person's decisions about one meter: its policy, and that a deleted one may come back.
 
 use super::{
     error::LifecycleError,

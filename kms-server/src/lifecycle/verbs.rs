@@ -20,7 +20,7 @@ use kms_core::{
     ports::{Clock, Randomness},
 };
 
-/// How often a change is decided anew after another writer was first.
+/// The most tries of a change: it is decided anew after another writer was first.
 pub(super) const TRIES: u32 = 8;
 /// The longest pause before the second try; each further one may be twice as long.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -72,7 +72,7 @@ impl Lifecycle {
         self
     }
 
-    /// What the index says of a meter that its record does not, if so: a change of the meter can't be
+    /// The index's contradiction of a meter's record, as a sentence, if there is one: a change of the meter can't be
     /// written beside it. Named as a fault.
     pub(super) async fn index_lie(
         &self,

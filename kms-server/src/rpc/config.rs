@@ -13,7 +13,7 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The bounds of the wire.
     pub limits: Limits,
-    /// Who may call what.
+    /// The access policy.
     pub policy: Policy,
     /// The address at which figures and readiness can be asked for; `None`: nowhere.
     pub metrics: Option<MetricsConfig>,
@@ -31,20 +31,20 @@ pub struct TlsConfig {
     /// Their revocation lists, PEM or DER; none: nothing is asked about revocation. At most
     /// [`TlsConfig::CRLS_MAX`].
     pub client_crls: Vec<PathBuf>,
-    /// How long a list still holds after its next update was due; at most a year.
+    /// The time for which a list still holds after its next update was due; at most a year.
     pub client_crl_grace: Duration,
     /// The file that remembers the newest list of each authority, so that none goes back across a restart;
     /// `None`: nowhere.
     pub client_crl_memory: Option<PathBuf>,
-    /// How often the files are looked at; 1 ms to 1 hour.
+    /// The interval between two looks at the files; 1 ms to 1 hour.
     pub reload_poll: Duration,
 }
 
 impl TlsConfig {
-    /// How often the files are looked at unless the configuration says otherwise.
+    /// The interval between two looks at the files unless the configuration says otherwise.
     pub const RELOAD_POLL: Duration = Duration::from_secs(60);
 
-    /// How many files of revocation lists there may be: they are read at each look.
+    /// The most files of revocation lists: they are read at each look.
     pub const CRLS_MAX: usize = 64;
     /// Unless the file says otherwise: a week, for an authority that went down with its data centre.
     pub const CRL_GRACE: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -91,15 +91,15 @@ pub struct Limits {
     /// Bytes that messages may take from their arrival until their answers are written, over all
     /// connections: what they unfold to counts, not their length. At least `message_bytes_max`.
     pub in_flight_bytes_max: usize,
-    /// How long a client may take over its TLS handshake and the beginning of HTTP/2.
+    /// The longest time for a client's TLS handshake and the beginning of HTTP/2.
     pub handshake_timeout: Duration,
     /// In this time a message that has begun has to come, or 256 KiB of it.
     pub message_timeout: Duration,
     /// In this time an answer has to be read, or 1 MiB of it; then its connection is cut.
     pub answer_timeout: Duration,
-    /// How long a call may take until its answer begins. Streams go on after that.
+    /// The longest time until a call's answer begins. Streams go on after that.
     pub call_timeout: Duration,
-    /// How long calls that are running at shutdown may go on.
+    /// The longest time for calls that are running at shutdown.
     pub drain_timeout: Duration,
     /// After this a connection is asked to end, and is cut `drain_timeout` later. `None`: never.
     pub connection_age_max: Option<Duration>,
@@ -189,7 +189,7 @@ impl Limits {
             drain_timeout,
             connection_age_max,
         } = self;
-        // What tokio's semaphore and its u32 permits can count.
+        // The most that tokio's semaphore and its u32 permits can count.
         const COUNT_MAX: usize = u32::MAX as usize >> 3;
         within("limits.message_bytes_max", *message_bytes_max, 1 << 10, 1 << 30)?;
         within("limits.batch_items_max", *batch_items_max, 1, COUNT_MAX)?;

@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-/// How far the shutdown is. Phases only go down this list.
+/// The phase of the shutdown. Phases only go down this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// No shutdown.

@@ -1,4 +1,4 @@
-//! What is counted on the wire: calls by verb and code, their queue and their work, connections.
+//! The figures of the wire: calls by verb and code, their queue and their work, connections.
 
 use std::{
     sync::{

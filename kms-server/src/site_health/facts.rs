@@ -1,4 +1,4 @@
-//! What the parts say of themselves, each within its time.
+//! The parts' own answers about themselves, each within its time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
     store::{ReadStore, StandbyLag, StoreError},
 };
 
-/// How long the database may take over one answer. Short: somebody asks because something hangs.
+/// The longest time for one answer of the database. Short: somebody asks because something hangs.
 const STORE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// What is known of the token without asking the device.
+/// The source of the token's status: gives what is known without asking the device.
 pub type TokenStatusSource = Arc<dyn Fn() -> TokenStatus + Send + Sync>;
 
 /// The parts that are asked.
@@ -30,7 +30,7 @@ pub struct Looks {
     pub audit: Arc<Audit>,
 }
 
-/// What they said.
+/// Their answers.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Of the token.
@@ -39,9 +39,9 @@ pub struct Facts {
     pub store: StoreFacts,
     /// Of the keyring.
     pub keyring: KeyringStatus,
-    /// What is wrong with the audit log.
+    /// The fault of the audit log.
     pub audit_fault: Option<String>,
-    /// What is wrong with this server's certificate, or its clients' revocation lists, or will be soon.
+    /// The faults, now or soon, of this server's certificate and of its clients' revocation lists.
     pub certificate_faults: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ pub struct Facts {
 pub struct StoreFacts {
     /// `sqlite` or `postgresql`.
     pub kind: &'static str,
-    /// How many meters it has; 0 where it was not counted.
+    /// The number of its meters; 0 where it was not counted.
     pub meters: u64,
     /// Why it is of no use now, or of half.
     pub fault: Option<StoreFault>,
@@ -58,7 +58,7 @@ pub struct StoreFacts {
     pub standby: Option<StandbyLag>,
 }
 
-/// What is wrong with the database.
+/// A fault of the database.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreFault {
     /// It answered with a failure.

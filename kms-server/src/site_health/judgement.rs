@@ -1,4 +1,4 @@
-//! What is wrong, and whether this node is to be given work. No IO and no clock: facts in, a judgement out.
+//! The faults, and whether this node is to be given work. No IO and no clock: facts in, a judgement out.
 
 use super::facts::{Facts, StoreFault};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 const LAG_ALARM_BYTES: u64 = 500_000_000;
 
 kms_core::numbered! {
-    /// What a fault is of.
+    /// The cause of a fault: the part that it is of.
     pub enum Cause "cause" {
         /// The token did not pass its last check.
         Token = 1 "token",
@@ -40,8 +40,8 @@ kms_core::numbered! {
 }
 
 impl Cause {
-    /// What keeps a node that has nothing open from work, as a sentence for whoever asks without saying who
-    /// he is; `None`: it does not.
+    /// The reason why a node that has nothing open can't work, as a sentence for whoever asks without saying who
+    /// he is; `None`: it can.
     pub const fn keeps_from_work(self) -> Option<&'static str> {
         match self {
             Self::Token => Some("the token did not pass its last check"),
@@ -114,7 +114,7 @@ impl SiteHealth {
         self.blocks_open || self.keeps_from_work().is_empty()
     }
 
-    /// What a node that has nothing open can't work for, each once.
+    /// The reasons why a node that has nothing open can't work, each once.
     pub fn keeps_from_work(&self) -> Vec<&'static str> {
         let mut sentences: Vec<_> =
             self.faults.iter().filter_map(|fault| fault.cause.keeps_from_work()).collect();
@@ -123,7 +123,7 @@ impl SiteHealth {
     }
 }
 
-/// What is wrong with a standby.
+/// The faults of a standby.
 fn standby_faults(standby: &StandbyLag) -> Vec<String> {
     let StandbyLag { bytes, ms, receiving } = standby;
     let mut faults = Vec::new();

@@ -1,4 +1,4 @@
-//! How this site is, as this node sees it. [`Looks`] asks the parts, none of which it trusts to answer;
+//! The health of this site, as this node sees it. [`Looks`] asks the parts, none of which it trusts to answer;
 //! [`Facts`] is what they said; [`SiteHealth`] is the one judgement of that. `Site.GetStatus`, `/readyz` and
 //! `kms_ready` show it, and none of them judges.
 

@@ -1,5 +1,5 @@
-//! What a commit does to the indexes over meters (id and title of the living, key fingerprints of all), decided before
-//! any database is told: shared by all implementations.
+//! The effect of a commit on the indexes over meters (id and title of the living, key fingerprints of all),
+//! decided before any database is told: shared by all implementations.
 //!
 //! First all of the dead go, then the living come: an id that one block frees may be taken by another
 //! in the same commit, in whatever order the blocks stand.
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{BlockChange, IndexEntry, RecordChange, StoreError};
 use kms_core::{BlockNo, RecordKey};
 
-/// What each record becomes: of several changes of one record the last.
+/// The change that counts for each record: of several changes of one record the last.
 pub(super) type Outcome<'a> = BTreeMap<(BlockNo, RecordKey), &'a RecordChange>;
 
 /// The outcome of `changes`.
@@ -34,7 +34,7 @@ pub(super) fn titles(outcome: &Outcome<'_>) -> Vec<Title> {
 pub(super) type Title = [u8; 8];
 pub(super) type Fingerprints = BTreeSet<[u8; 16]>;
 
-/// What the index says, or is to say, of one meter.
+/// The index's entry for one meter, as it is or is to be.
 pub(super) struct Entry {
     pub(super) meter_id: String,
     pub(super) block: BlockNo,
@@ -76,7 +76,7 @@ pub(super) fn take_dead<'a>(
     dead
 }
 
-/// What the index is to say of those that live on. Within one commit, too, an id and a title are
+/// The index's entries for those that live on. Within one commit, too, an id and a title are
 /// one meter's.
 pub(super) fn living(outcome: &Outcome<'_>) -> Result<BTreeMap<Title, Entry>, StoreError> {
     let mut living = BTreeMap::new();

@@ -18,7 +18,7 @@ use kms_core::{
     freshness::SignedHeadTable,
 };
 
-/// What can go wrong, cut by what the caller can do about it.
+/// The errors of a store, cut by what the caller can do about them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -36,9 +36,9 @@ pub enum StoreError {
     /// The change contradicts the rules of this trait: a fault in our code. Nothing was written.
     #[error("a change of block {block} breaks a rule: {rule}")]
     Rule {
-        /// Which block.
+        /// The block.
         block: BlockNo,
-        /// Which rule.
+        /// The rule.
         rule: &'static str,
     },
     /// The audit chain does not end where its next events were to be put. Nothing was written.
@@ -75,7 +75,7 @@ pub enum StoreError {
 /// A block secret, sealed for one token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedSecret {
-    /// Which version of the block's secret.
+    /// The version of the block's secret.
     pub secret_version: u32,
     /// The site KEK that it is sealed under.
     pub kek_id: [u8; 16],
@@ -94,7 +94,7 @@ pub struct StoredBlock {
     pub records: Vec<StoredRecord>,
 }
 
-/// What the indexes are to say of a record. Not MACed: a hint where to look, verified against the
+/// The entry of the indexes for a record. Not MACed: a hint where to look, verified against the
 /// record by the reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IndexEntry {
@@ -131,14 +131,14 @@ pub struct BlockChange {
     pub records: Vec<RecordChange>,
 }
 
-/// What a key domain begins with.
+/// The beginning of a key domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Founding {
     /// Its record.
     pub domain: DomainRecord,
     /// All of its blocks, each without a record: none comes to be later.
     pub blocks: Vec<BlockChange>,
-    /// What says where they stand.
+    /// The signed table of their heads.
     pub table: SignedHeadTable,
 }
 
@@ -151,10 +151,10 @@ pub struct IndexedMeter {
     pub system_title: SystemTitle,
 }
 
-/// Who has a key of this value: his title, and his id while he lives.
+/// A holder of a key: the key's fingerprint, his title, and his id while he lives.
 pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
 
-/// How far a standby is behind its primary.
+/// The lag of a standby behind its primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StandbyLag {
     /// WAL that the primary is known to have and that is not replayed here. While the standby
@@ -182,9 +182,9 @@ pub struct Positions {
 /// A row of a block that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedRow {
-    /// Whose; `None`: its number is none.
+    /// The block; `None`: its number can't be read.
     pub block: Option<BlockNo>,
-    /// What is wrong with it.
+    /// The fault of the row.
     pub what: String,
 }
 
@@ -221,7 +221,7 @@ pub trait FollowBlocks: Send + 'static {
 pub struct ChainLink<'a> {
     /// The end of the chain as it stands.
     pub behind: ChainTip,
-    /// What comes behind it, in order.
+    /// The events that come behind it, in order.
     pub events: &'a [StoredEvent],
 }
 
@@ -243,7 +243,7 @@ pub trait ReadStore: Send + Sync + 'static {
     /// Where the living meter with this id is.
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError>;
 
-    /// What the index says of this title. As the others, a hint.
+    /// The index's entry for this title. As the others, a hint.
     async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError>;
 
     /// Living meters in order of id, after `after`, at most `limit`.
@@ -253,7 +253,7 @@ pub trait ReadStore: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<IndexedMeter>, StoreError>;
 
-    /// How many meters are alive.
+    /// The number of living meters.
     async fn count_meters(&self) -> Result<u64, StoreError>;
 
     /// Meters that have, or had before they were deleted, a key with one of these fingerprints; at most
@@ -280,7 +280,7 @@ pub trait ReadStore: Send + Sync + 'static {
         Ok(Positions { at, damaged: Vec::new(), complete: true })
     }
 
-    /// How far this store is behind the one that it follows; `None`: it follows none, it takes
+    /// The lag of this store behind the one that it follows; `None`: it follows none, it takes
     /// changes itself.
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
         Ok(None)
@@ -350,7 +350,7 @@ pub trait WriteStore: ReadStore + AuditStore {
     /// only once. [`StoreError::Conflict`] if a head is not the expected one.
     /// [`StoreError::ReadOnly`] at a standby.
     ///
-    /// What is said of the changes goes into the audit log in the same transaction: `audit` is written
+    /// The audit log's events about the changes go into the same transaction: `audit` is written
     /// with them or nothing is. [`StoreError::AuditMoved`] if the chain ends elsewhere,
     /// [`StoreError::AuditNotWritten`] if the log is at fault, or without an event. The service commits
     /// through [`AuditedStore`]; what a domain begins with is no commit, but [`Self::create_domain`].

@@ -45,14 +45,14 @@ use kms_core::{
     freshness::SignedHeadTable,
 };
 
-/// How long a query may take. None of them is long; what takes this long hangs.
+/// The longest time for a query. None of them is long; what takes this long hangs.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a commit may take: it waits for the disk and for synchronous standbys. One that is given
+/// The longest time for a commit: it waits for the disk and for synchronous standbys. One that is given
 /// up may become true later.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long the last connections may take to end.
+/// The longest time for the last connections to end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Begins a commit. Rows are locked as they are met, each at its newest version; what a head was when
@@ -195,7 +195,7 @@ impl ReadStore for PostgresStore {
     }
 
     async fn close(&self) {
-        // What hangs longer is ended by the process.
+        // A connection that hangs longer is ended by the process.
         let _ = timeout(CLOSE_PATIENCE, self.pool.close()).await;
     }
 }

@@ -47,7 +47,7 @@ const READERS: u32 = 4;
 /// reads all the time. Another program that does (a backup) holds the log back for as long.
 const LOG_BYTES: u64 = 8 << 20;
 
-/// How much the log grows between two tries while a reader keeps it from being cut.
+/// The log's growth between two tries while a reader keeps it from being cut.
 const LOG_GROWTH_BYTES: u64 = 2 << 20;
 
 /// The store in one SQLite file.
@@ -79,7 +79,7 @@ impl SqliteStore {
         let writer_options = open::writer_options(&config.path);
         let mut connection = open::connect(&writer_options).await?;
         open::migrate(&mut connection, &config.path).await?;
-        // What a process that was killed has left: a restart each minute would add to it otherwise.
+        // The log that a killed process has left: a restart each minute would add to it otherwise.
         let cut = write::cut_log(&mut connection).await;
         cut.map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
         let readers = SqlitePoolOptions::new()
@@ -160,7 +160,7 @@ impl SqliteStore {
         Ok(outcome?)
     }
 
-    /// What was committed is safe in the log, whatever becomes of its copy; but the disk is watched.
+    /// Commits are safe in the log, whatever becomes of its copy; but the disk is watched.
     async fn cut_log_if_due(&self, writer: &mut Writer) {
         let size = self.log_bytes();
         if size < writer.cut_at {

@@ -1,6 +1,6 @@
 //! The way of a log line to standard error: through a queue with a bound, and a thread of its own.
 //!
-//! Who has something to say never waits for who reads it. A pipe that nobody empties blocks the one
+//! No writer of an event waits for the reader of the log. A pipe that nobody empties blocks the one
 //! thread; a line that finds no room, or that standard error does not take, is dropped and counted, and
 //! when lines pass again, one of them says how many are missing.
 
@@ -162,7 +162,7 @@ fn write_whole(sink: &mut impl Write, mut line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What one event writes: its line, in one piece.
+/// The writer of one event: takes its line in one piece.
 pub struct Line(Log);
 
 impl Write for Line {

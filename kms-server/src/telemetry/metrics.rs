@@ -35,18 +35,18 @@ pub const BUCKETS: [(Duration, &str); 16] = [
     (Duration::from_secs(10), "10"),
 ];
 
-/// What a metric is, and what it means.
+/// A metric: its name and type for Prometheus, its meaning and its alarm for people.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Metric {
     /// As Prometheus knows it, with its unit at the end.
     pub name: &'static str,
-    /// What kind of figure.
+    /// The kind of figure.
     pub kind: Kind,
     /// Names of its labels, in the order in which samples give their values.
     pub labels: &'static [&'static str],
     /// One sentence: what it counts.
     pub help: &'static str,
-    /// What a change means.
+    /// The meaning of a change.
     pub meaning: &'static str,
     /// When to wake somebody; empty: never.
     pub alarm: &'static str,
@@ -100,7 +100,7 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// What it has come to.
+    /// The count so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -124,7 +124,7 @@ impl Histogram {
         self.sum_ns.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// How many were counted.
+    /// The number of durations counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().map(Counter::get).sum()
     }
@@ -135,7 +135,7 @@ impl Histogram {
     }
 }
 
-/// What has figures to tell. A part implements this for itself, `app` hands all of them to the
+/// A source of figures. A part implements this for itself, `app` hands all of them to the
 /// listener, which asks them anew for every scrape. Must not wait.
 pub trait Source: Send + Sync + 'static {
     /// Writes the figures of now.
@@ -149,7 +149,7 @@ pub struct Page {
 }
 
 impl Page {
-    /// What all of `sources` have to tell.
+    /// The page with the figures of all `sources`.
     pub fn of<'a>(sources: impl IntoIterator<Item = &'a dyn Source>) -> Self {
         let mut page = Self::default();
         sources.into_iter().for_each(|source| source.tell(&mut page));
@@ -202,7 +202,7 @@ impl Page {
         write_line(lines, metric.name, "_count", &labels, &total.to_string());
     }
 
-    /// Whose figures were told, whether or not they came to anything.
+    /// The metrics that were told, with or without a sample.
     pub fn metrics(&self) -> impl Iterator<Item = &'static Metric> {
         self.metrics.values().map(|(metric, _)| *metric)
     }

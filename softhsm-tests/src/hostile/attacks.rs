@@ -1,4 +1,4 @@
-//! What is sent at the server. Each attack repeats itself until its time is over, never faster than it
+//! The attacks on the server. Each attack repeats itself until its time is over, never faster than it
 //! says: it is not the processor of one machine that is fought for here.
 
 use std::time::{Duration, Instant};
@@ -70,7 +70,7 @@ attacks! {
 
 /// Connections of an attack that wants all places, some more than there are.
 const CROWD: usize = 1_300;
-/// What the longest message of the server may have.
+/// The length of the longest messages, in bytes: one less than the server's bound.
 const LONGEST: usize = kms_core::wire::MESSAGE_BYTES_MAX - 1;
 
 fn over(until: Instant) -> bool {
@@ -325,7 +325,7 @@ async fn tcp_only(target: &Target, until: Instant) -> Outcome<()> {
         if open.len().is_multiple_of(50) {
             pause(40).await;
         }
-        // What the server has closed is opened again.
+        // The oldest connections are dropped, and as many are opened anew.
         if open.len() >= CROWD {
             open.drain(..100);
             pause(200).await;

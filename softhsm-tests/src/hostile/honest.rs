@@ -21,7 +21,7 @@ pub(super) struct Sample {
     pub(super) fresh: bool,
     pub(super) took: Duration,
     pub(super) ended: Instant,
-    /// What went wrong, if anything.
+    /// The error, if there was one.
     pub(super) failed: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl Honest {
         Ok(Self { samples, tasks })
     }
 
-    /// What there was since the last time.
+    /// The samples since the last time.
     pub(super) fn take(&self) -> Vec<Sample> {
         std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
     }

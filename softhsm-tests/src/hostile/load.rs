@@ -19,7 +19,7 @@ use tokio_rustls::{
 
 use crate::{Role, Site};
 
-/// What an attack is made of ends with an error when the server defends itself.
+/// The outcome of a step of an attack: an error when the server defends itself.
 pub(super) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The server, and what the attacker has.
@@ -33,7 +33,7 @@ pub(super) struct Target {
     pub(super) telegram: Bytes,
 }
 
-/// What HTTP/2 lets the server send: for one stream, for the connection.
+/// The flow-control windows of HTTP/2 that a client gives the server: for one stream, for the connection.
 pub(super) type Windows = (u32, u32);
 
 /// A client's usual windows.

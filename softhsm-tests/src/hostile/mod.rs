@@ -33,16 +33,16 @@ use crate::{
     vectors,
 };
 
-/// What the server must keep.
+/// The bounds that the server must keep.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// How many times slower the honest caller's p99 may become.
+    /// The bound of the honest caller's p99 under attack, as a multiple of the one before.
     pub ratio: f64,
-    /// What a p99 of the quiet counts at least: below it, the scheduler of the machine is measured.
+    /// The least that a p99 of the quiet counts as: below it, the scheduler of the machine is measured.
     pub floor: Duration,
-    /// What the server may take, in MiB.
+    /// The bound of the server's memory, in MiB.
     pub rss_mib: u64,
-    /// How long it may take until the honest caller is served as before.
+    /// The bound of the time until the honest caller is served as before.
     pub heal: Duration,
 }
 
@@ -57,10 +57,10 @@ impl Default for Bounds {
     }
 }
 
-/// What was seen of one attack.
+/// The observations of one attack.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// Which.
+    /// The attack.
     pub attack: Attack,
     /// The honest caller's p99 before it.
     pub quiet_p99: Duration,
@@ -79,7 +79,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// How many times slower the honest caller was.
+    /// The honest caller's p99 under attack, as a multiple of the one before.
     pub fn ratio(&self, floor: Duration) -> f64 {
         self.attacked_p99.as_secs_f64() / self.quiet_p99.max(floor).as_secs_f64()
     }
@@ -95,14 +95,14 @@ impl Finding {
     }
 }
 
-/// How long each part takes.
+/// The duration of each part.
 #[derive(Clone, Copy, Debug)]
 pub struct Times {
     /// Before the attack.
     pub quiet: Duration,
     /// The attack.
     pub attack: Duration,
-    /// How long the honest caller is watched after it.
+    /// The time after it in which the honest caller is watched.
     pub after: Duration,
 }
 

@@ -34,15 +34,15 @@ pub enum ArenaError {
     LimitTooSmall {
         /// The soft limit, in bytes.
         limit: u64,
-        /// What locking the arena takes, in bytes.
+        /// The limit that locking the arena takes, in bytes.
         needed: u64,
     },
     /// The system gave no memory.
     #[error("mapping {bytes} bytes for keys")]
     NoMemory {
-        /// How many.
+        /// The number of bytes.
         bytes: usize,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },

@@ -11,7 +11,7 @@ use kms_core::SystemTitle;
 /// Shards, so that a change of one block keeps few readers waiting.
 const SHARDS: usize = 64;
 
-/// What stands for a meter id in this process: keyed hashes, 96 bits. The block's table has the one of
+/// The tag that stands for a meter id in this process: keyed hashes, 96 bits. The block's table has the one of
 /// the id in the meter's record, and that decides: two ids that are alike in all of it are not met in
 /// any fleet (one in 10^15 for ten million meters), and without the keys nobody can make them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl IdIndex {
         Self { keyed: RandomState::new(), keyed_again: RandomState::new(), shards }
     }
 
-    /// What stands for `id` in this process.
+    /// The tag that stands for `id` in this process.
     pub(super) fn tag(&self, id: &str) -> IdTag {
         IdTag { hash: self.hash(id), check: self.keyed_again.hash_one(id) as u32 }
     }

@@ -1,4 +1,4 @@
-//! What working with keys leaves on the stack.
+//! The wiping of what work with keys leaves on the stack.
 
 /// Wipes the stack below the caller, where opening an APDU or unwrapping a key left the last key and what
 /// was expanded of it: copies that moves leave behind have no owner who could wipe them. A tenth of a

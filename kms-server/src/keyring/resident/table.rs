@@ -96,7 +96,7 @@ impl PolicyBits {
     }
 }
 
-/// What most meters don't have.
+/// The attributes that most meters don't have.
 #[derive(Default)]
 struct Extra {
     default_title: Option<SystemTitle>,
@@ -142,7 +142,7 @@ pub enum KeyMaterial<'a> {
 
 /// A key version to try.
 pub struct Candidate<'a> {
-    /// Whose setup.
+    /// The security setup.
     pub setup: SecuritySetup,
     /// Display order.
     pub version: u16,
@@ -157,7 +157,7 @@ pub struct ResidentMeter<'a> {
     entry: &'a [u8; ENTRY_LEN],
 }
 
-/// What one record brings into the table.
+/// The row that one record brings into the table.
 pub(in crate::keyring) enum Row<'a> {
     /// A meter whose record is authentic.
     Meter(&'a MeterRecord, IdTag),
@@ -263,12 +263,12 @@ impl BlockTable {
         self.secret_version
     }
 
-    /// How many meters it holds.
+    /// The number of its meters.
     pub fn meters(&self) -> u32 {
         self.meters
     }
 
-    /// How many of its records failed their MAC. Then their titles are not sure either, and a title that
+    /// The number of its records that failed their MAC. Then their titles are not sure either, and a title that
     /// is not found may be one of theirs.
     pub fn damaged(&self) -> u32 {
         self.damaged
@@ -435,7 +435,7 @@ impl<'a> ResidentMeter<'a> {
         SystemTitle::new(array(self.entry, TITLE))
     }
 
-    /// What is accepted from it.
+    /// Its policy: what is accepted from it.
     pub fn policy(&self) -> PolicyBits {
         PolicyBits(self.entry[POLICY])
     }
@@ -567,7 +567,7 @@ fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
 /// The block that a title belongs to, and the table that may have it.
 pub struct Directory {
     pub(in crate::keyring) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
-    /// How many of them are open.
+    /// The number of open ones.
     pub(in crate::keyring) open: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Which blocks are open: the directory of their tables, and the ids of their meters in step with it.
+//! The open blocks: the directory of their tables, and the ids of their meters in step with it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -55,7 +55,7 @@ impl Resident {
         self.directory.load().blocks.get(block.0 as usize)?.clone()
     }
 
-    /// How many blocks there are, open or not.
+    /// The number of blocks, open or not.
     pub(in crate::keyring) fn blocks(&self) -> BlockCount {
         self.blocks
     }
@@ -88,7 +88,7 @@ impl Resident {
         !meter.is_damaged() && meter.id() == self.ids.tag(id)
     }
 
-    /// What stands for a meter id in tables of this process.
+    /// The tag of a meter id in tables of this process.
     pub(in crate::keyring) fn tag(&self, id: &str) -> IdTag {
         self.ids.tag(id)
     }

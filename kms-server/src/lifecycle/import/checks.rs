@@ -1,4 +1,4 @@
-//! What can be said of an import line without looking at anything else.
+//! Checks of an import line without looking at anything else.
 
 use super::{
     meter::{ImportRules, NewKey, NewMeter},
@@ -19,7 +19,7 @@ pub const LOGICAL_DEVICE_NAME_MAX: usize = 64;
 /// Keys in one line: four setups with four keys each, and versions of them.
 pub const KEYS_MAX: usize = 64;
 
-/// How a line came.
+/// The transport of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     /// Its keys are in clear.
@@ -78,7 +78,7 @@ fn check_suites(keys: &[NewKey]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is worth a look in the keys that a meter has now.
+/// The warnings about the keys that a meter has now.
 pub(super) fn warnings(record: &MeterRecord) -> Vec<String> {
     let active = |setup, kind| {
         let mut keys = record.keys.iter();
@@ -131,7 +131,7 @@ fn check_key(rules: ImportRules, transport: Transport, key: &NewKey) -> Result<(
             },
         ));
     }
-    // What is sealed shows its fingerprint later, in the token.
+    // A sealed value shows its fingerprint later, in the token.
     let known = match value {
         KeyValue::Clear(clear) => test_keys::is_test_key(clear.expose_clear_key_bytes()),
         KeyValue::Sealed(_) | KeyValue::Taken(_) => false,

@@ -33,7 +33,7 @@ pub(super) struct NewsKey {
     version: u16,
 }
 
-/// What a line brings that is not known yet.
+/// The news of a line: what it brings that is not known yet.
 pub(super) struct News {
     pub(super) keys: Vec<NewsKey>,
     /// Name or policy differ.
@@ -42,7 +42,7 @@ pub(super) struct News {
     pub(super) warnings: Vec<String>,
 }
 
-/// How a line came.
+/// The arrival of a line.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arrival {
     /// In clear, and whether this site takes that.
@@ -217,7 +217,7 @@ fn differs(key: &NewKey, in_line: bool) -> Refusal {
     refusal(RefusalCode::KeyDiffers, reason)
 }
 
-/// What is said of a known key for which the line asks another protection.
+/// The warning about a known key for which the line asks another protection.
 fn stays(key: &NewKey, old: &KeyRecord) -> Option<String> {
     let said = key.protection?;
     let word = |protection| match protection {

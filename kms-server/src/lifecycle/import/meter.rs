@@ -22,7 +22,7 @@ pub struct NewMeter {
 /// A key as it comes in.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// What it is for.
+    /// The kind of key.
     pub kind: KeyKind,
     /// The security setup that it belongs to.
     pub setup: SecuritySetup,
@@ -32,7 +32,7 @@ pub struct NewKey {
     pub value: KeyValue,
 }
 
-/// What an import lets through.
+/// The rules of an import.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ImportRules {
     /// Accept all-zero and published test keys.
@@ -45,7 +45,7 @@ pub struct ImportRules {
     pub change_policy: bool,
 }
 
-/// What an accepted line did.
+/// The effect of an accepted line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imported {
     /// The meter is new.

@@ -210,7 +210,7 @@ impl Lifecycle {
     }
 }
 
-/// What the audit log says of an import: one event for each meter that changed, and the sum. Of a
+/// The audit log's entries of an import: one event for each meter that changed, and the sum. Of a
 /// single line one event says it all.
 fn entries(call: &AuditedCall, rules: ImportRules, lines: &[Line], now_ms: u64) -> Vec<AuditEntry> {
     let mut entries = Vec::new();

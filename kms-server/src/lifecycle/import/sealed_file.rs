@@ -31,14 +31,14 @@ use kms_core::{
     wire::sealed::{CHUNK_LABEL, HEADER_LABEL, PROOF_LABEL},
 };
 
-/// How far ahead of ours a sealer's clock may be. What is sealed "later" than a change overrules it: a
+/// The most that a sealer's clock may be ahead of ours. What is sealed "later" than a change overrules it: a
 /// file from the far future would overrule all that is done until then.
 const AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
 /// A header as it came: what its bytes say, and the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealedHeader {
-    /// What is signed.
+    /// The signed bytes.
     pub body: Vec<u8>,
     /// The body without its proof, in the same encoding.
     pub unproved: Vec<u8>,
@@ -48,13 +48,13 @@ pub struct SealedHeader {
     pub file_id: [u8; 16],
     /// The key domain that it is for.
     pub domain_id: Vec<u8>,
-    /// What it was sealed to.
+    /// The fingerprint of the import key that it was sealed to.
     pub import_key_fingerprint: Vec<u8>,
     /// `None`: none that we know.
     pub oaep_hash: Option<OaepHash>,
     /// By RSA-OAEP.
     pub wrapped_file_key: Vec<u8>,
-    /// Who signs.
+    /// The signer's name.
     pub signer: String,
     /// Lines in the file.
     pub count: u64,
@@ -95,7 +95,7 @@ pub struct SealedFile {
 }
 
 impl Lifecycle {
-    /// What files are sealed to. Asked of the token once.
+    /// The public key that files are sealed to. Asked of the token once.
     pub async fn import_key(&self) -> Result<&ImportKey, LifecycleError> {
         self.import_key
             .get_or_try_init(|| self.taker.import_key())
@@ -165,7 +165,7 @@ impl Lifecycle {
 }
 
 impl SealedHeader {
-    /// What the audit log calls the file: the beginning of its header's SHA-256. The header binds
+    /// The file's number in the audit log: the beginning of its header's SHA-256. The header binds
     /// everything else: signer, site, the file's key, its id.
     pub fn number(body: &[u8]) -> u64 {
         number_of(&Sha256::digest(body).into())
@@ -190,7 +190,7 @@ impl SealedFile {
         &self.wrapped_file_key
     }
 
-    /// What its proof opens to, and the proof: AES key wrap under the file's key.
+    /// The statement that its proof opens to, and the proof: AES key wrap under the file's key.
     pub(super) fn proof(&self) -> (&[u8; 32], &[u8]) {
         (&self.statement, &self.proof)
     }
@@ -247,13 +247,13 @@ fn number_of(hash: &[u8; 32]) -> u64 {
     number.iter().fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
-/// What the audit log calls a signer: the beginning of SHA-256 over his public key in DER.
+/// A signer's number in the audit log: the beginning of SHA-256 over his public key in DER.
 fn signer_number(signer: &VerifyingKey) -> u64 {
     // A key that was read can be written.
     signer.to_public_key_der().map_or(0, |der| SealedHeader::number(der.as_bytes()))
 }
 
-/// What only this signer's header can prove.
+/// The statement that only this signer's header can prove.
 fn statement(signer: &VerifyingKey, unproved: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new().chain_update(PROOF_LABEL);
     // A key that was read can be written; were it not, no proof would fit.

@@ -21,20 +21,20 @@ use kms_core::{
     ChangeMark, Fingerprint, KeyId, KeyKind, MeterId, MeterRecord, Record, RefusalCode, SystemTitle,
 };
 
-/// How a line is taken.
+/// The rules and the arrival of a line.
 #[derive(Clone, Copy)]
 pub(super) struct How {
     pub(super) rules: ImportRules,
     pub(super) arrival: Arrival,
 }
 
-/// What the lines of one call have brought so far.
+/// The ids and values that the lines of one call have brought so far.
 pub(super) struct Seen {
     ids: HashMap<MeterId, SystemTitle>,
     pub(super) values: Values,
 }
 
-/// What staging a line came to.
+/// The outcome of staging a line.
 pub(super) struct Staged {
     pub(super) result: ImportResult,
     pub(super) keys_added: usize,

@@ -20,7 +20,7 @@ use crate::{
 };
 use kms_core::{BlockNo, ClearKey, Protection, RefusalCode, SealedKek};
 
-/// How often the token is asked for a proof that does not fit.
+/// The most times that the token is asked for a proof that does not fit.
 const PROOF_TRIES: u32 = 2;
 
 impl Lifecycle {

@@ -15,11 +15,11 @@ pub enum KeyValue {
     Clear(Arc<ClearKey>),
     /// Under the key of its sealed file, RFC 3394.
     Sealed(Box<[u8]>),
-    /// What the token made of a sealed one.
+    /// A sealed one, wrapped anew by the token.
     Taken(Box<TakenValue>),
 }
 
-/// What the token made of a sealed key.
+/// A sealed key's value, wrapped anew by the token.
 #[derive(Clone, Debug)]
 pub struct TakenValue(WrappedValue);
 

@@ -23,7 +23,7 @@ use kms_core::{
 /// Holders of one value that are looked at, and at most named in a warning.
 const HOLDERS: u32 = 3;
 
-/// What is known of the values of one call.
+/// The holders and the kinds of the values of one call.
 pub(super) struct Values {
     /// Living meters that have a value, by the index.
     holders: HashMap<Fingerprint, Vec<MeterId>>,
@@ -160,7 +160,7 @@ impl Values {
     /// Tells which of the new GUEK and KEK values other meters have, stored or in earlier lines. Not
     /// refused, since a fleet delivered with one key is a fact; but a fact that somebody must hear of.
     pub(super) fn warn_of_duplicates(&self, lines: &mut [Line]) {
-        // Who brought each value first in this call.
+        // The meter that brought each value first in this call.
         let mut seen: HashMap<Fingerprint, MeterId> = HashMap::new();
         for line in lines {
             let (Some(result), Some(id)) = (&mut line.result, &line.subject.meter_id) else {

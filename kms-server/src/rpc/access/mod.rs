@@ -1,4 +1,4 @@
-//! Who may call what: every call by name, the policy over callers, roles and calls, and the list of it for
+//! The right to call: every call by name, the policy over callers, roles and calls, and the list of it for
 //! people. Names nothing else of `rpc`.
 
 mod list;

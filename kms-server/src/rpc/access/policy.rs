@@ -55,7 +55,7 @@ impl Role {
 }
 
 impl Verb {
-    /// Who may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
+    /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
         use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
@@ -225,7 +225,7 @@ impl Permit {
     }
 }
 
-/// Who may call what.
+/// The access policy: callers and their roles, the calls of each role, and those that need two people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     callers: BTreeMap<CallerName, BTreeSet<Role>>,

@@ -23,7 +23,7 @@ use crate::rpc::messages::{framing::PREFIX, status::Refused};
 
 /// Lines in clear that one approval covers: as many as a client sends before it waits for results.
 const LINES_MAX: usize = 1_000;
-/// How long further lines in clear are waited for: a client may keep its stream open until it has its
+/// The longest wait for further lines in clear: a client may keep its stream open until it has its
 /// results. Then what came is all that is asked for, and all that passes.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 

@@ -1,4 +1,4 @@
-//! What a request is about, in one line, for the person who is to approve it. Never a key.
+//! The summary of a request, in one line, for the person who is to approve it. Never a key.
 
 use std::collections::BTreeMap;
 

@@ -70,7 +70,7 @@ impl Whole {
             read.extend_from_slice(&data);
         }
         let whole = Self { head: Request::from_parts(parts, ()), body: read.freeze() };
-        // What the service would read must be what is judged here: one message, not compressed.
+        // The service must read exactly what is judged here: one message, not compressed.
         if whole.is_one_message() {
             Ok(whole)
         } else {

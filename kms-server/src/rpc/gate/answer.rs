@@ -95,7 +95,7 @@ impl HttpBody for Answer {
         if !this.rest.is_empty() {
             return Poll::Ready(Some(Ok(this.piece())));
         }
-        // What is ready goes out; only an answer that is still waiting is ended by a shutdown, or by the
+        // A frame that is ready goes out; only an answer that is still waiting is ended by a shutdown, or by the
         // age of its connection, if nothing is under way.
         let Poll::Ready(mut frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
             if this.end.as_mut().poll(cx).is_ready() {

@@ -1,5 +1,5 @@
-//! What the gate asks of a call: who is it, may he, has a second person agreed; and what its request and its
-//! answer are held to.
+//! The gate's questions about a call: who is it, may he, has a second person agreed; and the bounds that its
+//! request and its answer are held to.
 
 use std::{sync::Arc, time::Duration};
 

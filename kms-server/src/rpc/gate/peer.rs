@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and what he has open over it.
+//! The other end of a connection, and the calls that it has open over it.
 
 use std::{
     fmt,

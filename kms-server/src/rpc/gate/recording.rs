@@ -1,4 +1,4 @@
-//! What the audit log is told of a call.
+//! The audit log's entries about a call.
 
 use std::sync::Arc;
 

@@ -9,9 +9,9 @@ use std::{
 use super::peer::Peer;
 use crate::rpc::{figures::Figures, messages::status::Refused};
 
-/// How often one caller's refusal gets a line of the log.
+/// The least time between two lines of the log about one caller and one reason.
 const STRANGER_LOGGED_EVERY: Duration = Duration::from_secs(60);
-/// How many callers are remembered for that; beyond, the oldest line is forgotten.
+/// The most callers and reasons remembered for that; beyond, the oldest line is forgotten.
 const STRANGERS_MAX: usize = 256;
 
 /// Callers whose certificate an authority signed and whom the policy or a list does not let in: that is a

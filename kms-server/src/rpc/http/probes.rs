@@ -40,7 +40,7 @@ const HEADERS_MAX: usize = 32;
 /// The time for a request's headers to arrive, and for a whole connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait after the system refused to accept.
+/// The pause after the system refused to accept.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 /// Whether this node is to be given work.

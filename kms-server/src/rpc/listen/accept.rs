@@ -23,11 +23,11 @@ use crate::rpc::{
     tls::in_use::Tls,
 };
 
-/// How long to wait after the system refused to accept: it has no descriptors left, most likely, and
+/// The pause after the system refused to accept: it has no descriptors left, most likely, and
 /// asking again at once would only take the processor from those who could give one back.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// How many connections may lie between handshake and HTTP.
+/// The most connections between handshake and HTTP.
 pub(crate) const ACCEPTED_MAX: usize = 16;
 
 /// All that accepting connections needs.

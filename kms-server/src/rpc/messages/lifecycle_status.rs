@@ -54,7 +54,7 @@ fn row_of(error: &LifecycleError) -> Row {
     Row { code, word, again }
 }
 
-/// What people read. Causes that may name what is inside go to the log.
+/// The sentence for people. Causes that may name what is inside go to the log.
 fn sentence_of(error: &LifecycleError) -> String {
     let sentence = match error {
         LifecycleError::NotFound(_)

@@ -1,4 +1,4 @@
-//! What stands in the wire's messages: how a message unfolds while it arrives, its fields in our words and
+//! The contents of the wire's messages: how a message unfolds while it arrives, its fields in our words and
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
 pub(crate) mod columns;

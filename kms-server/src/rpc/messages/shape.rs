@@ -1,4 +1,4 @@
-//! What a message may unfold to. Two bytes on the wire can become a hundred in memory (an empty string, an
+//! Bounds of what a message may unfold to. Two bytes on the wire can become a hundred in memory (an empty string, an
 //! empty key), so what repeats is counted while a message arrives, before anything of it is decoded, and
 //! room is taken by what it may cost and not by its length.
 
@@ -305,7 +305,7 @@ impl Walk {
         Ok(())
     }
 
-    /// What comes can't be followed: refused, or, in signed bytes, passed over to their end.
+    /// The bytes that come can't be followed: refused, or, in signed bytes, passed over to their end.
     fn broken(&mut self) -> Result<(), Refused> {
         let (depth, end) = self.signed.take().ok_or(BROKEN)?;
         (self.depth, self.number, self.shift) = (depth, 0, 0);
@@ -420,7 +420,7 @@ mod tests {
             }
         }
 
-        /// What prost takes is never counted less than it is, whatever the bytes.
+        /// The count is never less than the fields that prost takes, whatever the bytes.
         #[test]
         fn nothing_that_prost_decodes_is_counted_short(
             bytes in prop::collection::vec(prop_oneof![

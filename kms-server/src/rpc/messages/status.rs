@@ -415,7 +415,7 @@ mod tests {
         }
     }
 
-    /// How many underscores the code's own word has.
+    /// The number of underscores in the code's own word.
     fn code_underscores(said: &str) -> usize {
         said.split(' ').next().unwrap().matches('_').count()
     }

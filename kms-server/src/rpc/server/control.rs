@@ -1,4 +1,4 @@
-//! What is told once a server listens, and how it is steered while it runs.
+//! The addresses of a server that listens, and the hold by which it is steered while it runs.
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -36,7 +36,7 @@ use crate::{
 };
 use kms_core::ports::Clock;
 
-/// How long connections may take to notice that they were cut.
+/// The longest time for connections to notice that they were cut.
 const CUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A server that was put together, and does not run yet.

@@ -6,7 +6,7 @@ use tonic::transport::Server;
 
 use crate::rpc::config::Limits;
 
-/// How often a silent client is asked whether it is still there, and how long it may take to answer.
+/// The interval at which a silent client is asked whether it is still there, and its time to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
 /// All headers of one call. Ours need a few hundred bytes.
 const HEADER_BYTES_MAX: u32 = 8 << 10;

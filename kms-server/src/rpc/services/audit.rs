@@ -28,7 +28,7 @@ use kms_core::audit::{
     Subject,
 };
 
-/// How long a follower waits before it looks again: chains of other nodes tell us nothing.
+/// The longest wait of a follower before it looks again: chains of other nodes tell us nothing.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The auditors' side of the wire.

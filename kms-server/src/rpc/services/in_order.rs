@@ -8,7 +8,7 @@ use tracing::{Instrument as _, Span};
 
 use crate::rpc::messages::status::Refused;
 
-/// How many batches of one stream are in work at once. Enough to keep reading, working and writing
+/// The most batches of one stream in work at once. Enough to keep reading, working and writing
 /// busy; each is charged against the in-flight budget, so more would only take from others.
 const AT_ONCE: usize = 4;
 

@@ -1,4 +1,4 @@
-//! What one caller may take of what there is for all: no caller takes more than his share, so that what one
+//! One caller's share of what there is for all: no caller takes more than his share, so that what one
 //! does wrong is felt by himself. The share is of connections, open calls, items and bytes.
 
 use std::{
@@ -61,7 +61,7 @@ impl Short {
     }
 }
 
-/// How long something is waited for that can't be had at once.
+/// The longest wait for something that can't be had at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
     /// While it is the caller's own work that has it.

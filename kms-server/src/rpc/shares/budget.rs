@@ -1,4 +1,4 @@
-//! How many items may be worked on at once, over all connections and for each caller.
+//! The bound of the items that are worked on at once, over all connections and for each caller.
 
 use std::{
     sync::Arc,
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// How long a batch of a stream waits before its stream is ended. A stream has taken its place already, and
+/// The longest wait of a stream's batch before its stream is ended. A stream has taken its place already, and
 /// its client is told by flow control to slow down. The caller's own batches are slow because he sends many.
 const PATIENCE: Patience =
     Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
@@ -154,7 +154,7 @@ mod tests {
         );
         let _held = budget.charge(&permit, 3).ok();
         assert_eq!(budget.charge_soon(&permit, 3).await.err(), Some(Refused::Busy(5)));
-        // What it waited with is free again.
+        // The permits that it waited with are free again.
         assert!(budget.charge(&permit, 2).is_ok());
     }
 

@@ -1,4 +1,4 @@
-//! What the messages of one call cost, from the first byte of each until the last byte of its answer has
+//! The cost of one call's messages, from the first byte of each until the last byte of its answer has
 //! been written. Messages are answered in the order they came, so what was taken for the oldest is given
 //! back with the first answer.
 

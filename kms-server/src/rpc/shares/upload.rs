@@ -23,7 +23,7 @@ use crate::rpc::messages::{
     status::Refused,
 };
 
-/// How long a message of a stream waits for room. Flow control tells its client to slow down meanwhile.
+/// The longest wait of a stream's message for room. Flow control tells its client to slow down meanwhile.
 const PATIENCE: Patience =
     Patience { own: Duration::from_secs(10), of_others: Duration::from_secs(1) };
 /// Own work ends by itself; that of others is no reason to hold a message for long.

@@ -1,4 +1,4 @@
-//! What was handed on to be written and is not written yet, for each connection. A reader that takes
+//! Pieces that were handed on to be written and are not written yet, for each connection. A reader that takes
 //! nothing for too long has his connection cut: there is no other way to get back what he holds.
 
 use std::{

@@ -2,7 +2,7 @@
 //! and says when it was made, so an old one is as good as a new one to whoever looks at it alone: who puts
 //! it back has un-revoked a certificate. Lists therefore never go backwards, across restarts too.
 //!
-//! What is remembered are the list's number and date, not the list. Where an older one lies at the start,
+//! The file has each list's number and date, not the list. Where an older one lies at the start,
 //! the server does not start: to go on with part of the revocations is what the one who put it there wants.
 
 use std::{

@@ -1,4 +1,4 @@
-//! What the clients of this service will refuse of the server's own certificate. They are on rustls, too,
+//! Faults of the server's own certificate that the clients of this service will refuse. Clients are on rustls, too,
 //! and judge by RFC 5280: what is found here would otherwise show at each of them as a failed handshake.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path};

@@ -123,7 +123,7 @@ pub(crate) struct Demands<'a> {
     pub(crate) newest: &'a Newest,
     /// Each holds at this moment; milliseconds since 1970.
     pub(crate) now_ms: u64,
-    /// How long it does after its next update was due.
+    /// The time for which it still holds after its next update was due.
     pub(crate) grace: Duration,
 }
 

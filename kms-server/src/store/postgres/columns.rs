@@ -13,7 +13,7 @@ use kms_core::{BlockNo, Epoch, Head, Position, Sequence};
 const INTEGRITY: &str = "23";
 const READ_ONLY: &str = "25006";
 
-/// What the caller can do about an error of the library.
+/// The store's error for one of the library: by what the caller can do about it.
 pub(super) fn classify(error: sqlx::Error) -> StoreError {
     let code = code(&error);
     match (&error, code.as_str()) {
@@ -46,7 +46,7 @@ pub(super) fn is_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => !matches!(
             error.kind(),
-            // What TLS says of a certificate comes as the first; the others are of our own making.
+            // TLS's verdict on a certificate comes as the first; the others are of our own making.
             ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::PermissionDenied
         ),
         sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,

@@ -1,4 +1,4 @@
-//! Which database, and how to get there.
+//! The database, and the way to it.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-/// How to reach the database.
+/// The way to the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// A name, an address, or, from `/` on, the directory of a Unix socket.
@@ -21,7 +21,7 @@ pub struct Config {
     pub user: String,
     /// `None`: the server asks for none (peer authentication).
     pub password: Option<Password>,
-    /// How the connection is protected.
+    /// The protection of the connection.
     pub tls: Tls,
     /// Connections of this process, the one that listens included.
     pub connections_max: u32,
@@ -30,7 +30,7 @@ pub struct Config {
     pub create: bool,
 }
 
-/// How the connection is protected.
+/// The protection of the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
     /// The server's certificate is from this authority and for this host.

@@ -15,13 +15,13 @@ use super::{
 };
 use crate::store::{FollowBlocks, Positions, StoreError};
 
-/// How often all positions are read.
+/// The interval at which all positions are read.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long reading them may take.
+/// The longest time for reading them.
 const POLL_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often listening is tried again where it fails: a standby refuses it, and logs that.
+/// The interval at which listening is tried again where it fails: a standby refuses it, and logs that.
 const LISTEN_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Follower {

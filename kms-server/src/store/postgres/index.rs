@@ -99,7 +99,7 @@ async fn add_meters(
     }
 }
 
-/// Which of the two is taken.
+/// The error for the one of the two that is taken: title or id.
 async fn whose(
     connection: &mut PgConnection,
     title: &Title,

@@ -32,11 +32,11 @@ pub enum OpenError {
          role and the database too (ALTER ROLE, ALTER DATABASE), and reload it"
     )]
     Setting {
-        /// Which setting.
+        /// The setting.
         name: &'static str,
-        /// What it must be.
+        /// The value that it must have.
         wanted: &'static str,
-        /// What it is.
+        /// The value that it has.
         found: String,
     },
     /// A setting that this connection asked for and did not get.
@@ -46,11 +46,11 @@ pub enum OpenError {
          database itself, or set it for the role (ALTER ROLE … SET {name} = '{wanted}')"
     )]
     Session {
-        /// Which setting.
+        /// The setting.
         name: &'static str,
-        /// What was asked for.
+        /// The value that was asked for.
         wanted: &'static str,
-        /// What it is.
+        /// The value that it has.
         found: String,
     },
     /// A session is not a session.
@@ -114,7 +114,7 @@ pub enum OpenError {
     Failed {
         /// Where.
         place: String,
-        /// What it said.
+        /// The library's error.
         #[source]
         source: sqlx::Error,
     },
@@ -135,10 +135,10 @@ impl OpenError {
 /// The oldest server that this program was tried on is 15; nothing newer than 13 is used.
 const OLDEST_MAJOR: i64 = 13;
 
-/// How long the first connection may take.
+/// The longest time for the first connection.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a caller waits for a connection, a new one included.
+/// The longest wait of a caller for a connection, a new one included.
 const ACQUIRE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Settings of each session. A client that vanished frees its locks in 10 s; nobody waits for a lock
@@ -246,7 +246,7 @@ fn options(config: &Config) -> PgConnectOptions {
     }
 }
 
-/// What a connection finds.
+/// The settings and the state that a connection finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     synchronous_commit: String,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 
-/// How often it is asked: while others use the same pooler, the database's session that just came free
+/// The most rounds of asking: while others use the same pooler, the database's session that just came free
 /// may go to one of them.
 const ROUNDS: usize = 8;
 
@@ -18,7 +18,7 @@ pub(super) async fn is_shared(
 ) -> Result<bool, sqlx::Error> {
     let mut second = PgConnection::connect_with(options).await?;
     let shared = compare(first, &mut second).await;
-    // What fails here is a connection that is of no more use.
+    // A failure here is of a connection that is of no more use.
     let _ = second.close().await;
     match shared {
         Err(error) if is_of_a_pooler(&error) => Ok(true),

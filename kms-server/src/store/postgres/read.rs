@@ -57,7 +57,7 @@ pub(super) async fn position_of(
     row.map_err(classify)?.map(|row| position(&row, 0)).transpose()
 }
 
-/// What a row of [`BLOCK`] is of.
+/// The part of a block that is in a row of [`BLOCK`].
 mod part {
     pub(super) const HEAD: i64 = 0;
     pub(super) const SEAL: i64 = 1;

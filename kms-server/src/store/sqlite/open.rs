@@ -13,7 +13,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-/// Which file, and whether it may be new.
+/// The file, and whether it may be new.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The database file. `-wal` and `-shm` files stand beside it.
@@ -41,7 +41,7 @@ pub enum OpenError {
     NotWritable {
         /// The directory or file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -61,11 +61,11 @@ pub enum OpenError {
          put it on a local file system, and let no other program have it open"
     )]
     Pragma {
-        /// Which pragma.
+        /// The pragma.
         name: &'static str,
-        /// What was set.
+        /// The value that was set.
         wanted: &'static str,
-        /// What was read back.
+        /// The value that was read back.
         found: String,
     },
     /// Written by a newer program.
@@ -90,7 +90,7 @@ pub enum OpenError {
     Failed {
         /// The file.
         path: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         #[source]
         source: sqlx::Error,
     },
@@ -124,7 +124,7 @@ const PRAGMAS: [(&str, &str, &str); 4] = [
     ("busy_timeout", "PRAGMA busy_timeout", "5000"),
 ];
 
-/// How long a connection waits for another process's lock. Within this process there is one writer.
+/// The longest wait of a connection for another process's lock. Within this process there is one writer.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(5_000);
 
 /// The same, for a connection that was told not to wait.

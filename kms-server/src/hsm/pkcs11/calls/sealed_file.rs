@@ -180,7 +180,7 @@ struct File<'a> {
 impl File<'_> {
     /// One key, or that it is none.
     ///
-    /// What is stored under a block's key is opened again by the keyring, which has that key. What goes
+    /// A key that is stored under a block's key is opened again by the keyring, which has that key. One that goes
     /// under a sealed KEK nobody can read: there the whole is done twice, and what was wrapped is
     /// unwrapped.
     fn take(

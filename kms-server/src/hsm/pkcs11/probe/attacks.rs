@@ -184,7 +184,7 @@ impl<'a> Attacks<'a> {
         });
         let told = match outcome {
             Ok(Ok(())) => "works".to_owned(),
-            // What it was given was no good, but it was taken up.
+            // The data that it was given was no good, but it was taken up.
             Ok(Err(error)) => match Failure::from(error) {
                 Failure::Data(e) | Failure::Doubtful(e) => format!("taken up, {}", ckr(&e)),
                 other => format!("not on this token, {}", other.reason()),

@@ -112,7 +112,7 @@ impl Attacks<'_> {
             Ok(session.destroy_object(received?)?)
         });
         self.loose_templates(name, &rightful, unwrap);
-        // What comes out of an import may do what the file's key is for, and nothing else. What comes
+        // A key that comes out of an import may do what the file's key is for, and nothing else. One that comes
         // out of a ceremony is a sealed KEK: attacked where it is one.
         if key == OurKey::TransportImport {
             let received = |session: &Session| Ok(unwrap(session, &rightful)??);
