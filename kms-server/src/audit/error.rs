@@ -49,3 +49,17 @@ impl AuditError {
         Self::NotReadable(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_takes_no_changes_is_no_fault_of_the_log() {
+        let of = |error| AuditError::of_write(&error);
+        assert_eq!(of(StoreError::ReadOnly), AuditError::ReadOnly);
+        assert_eq!(of(StoreError::ReadOnlyPrimary), AuditError::ReadOnlyPrimary);
+        let away = of(StoreError::Unreachable { reason: "gone".to_owned() });
+        assert!(matches!(away, AuditError::NotWritable(why) if why.contains("gone")));
+    }
+}

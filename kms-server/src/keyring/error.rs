@@ -75,6 +75,14 @@ pub enum KeyringError {
         /// Damaged records of the block.
         damaged: usize,
     },
+    /// A key can't be wrapped: no import lets one through that can't. Nothing was written.
+    #[error("block {block}: {what}; nothing was changed")]
+    NotWrapped {
+        /// The block of its meter.
+        block: BlockNo,
+        /// The kind and length of the key.
+        what: String,
+    },
     /// A meter's record has no encoding. Nothing was written.
     #[error("{0}; nothing was changed")]
     TooLong(TooLong),
@@ -146,6 +154,7 @@ impl KeyringError {
             | Self::Damaged { .. }
             | Self::RecordDamaged { .. }
             | Self::RecordMissing { .. }
+            | Self::NotWrapped { .. }
             | Self::TooLong(_)
             | Self::Stale { .. } => false,
         }

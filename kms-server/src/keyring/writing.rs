@@ -243,7 +243,7 @@ impl Writer {
         let block = change.block();
         let keys = &change.unsealed.keys;
         let token = |said| KeyringError::Token { block, said };
-        let unfit = || KeyringError::Damaged {
+        let unfit = || KeyringError::NotWrapped {
             block,
             what: format!("a {kind} of {} bytes can't be wrapped", value.len()),
         };

@@ -106,8 +106,8 @@ impl From<KeyringError> for LifecycleError {
             KeyringError::RolledBack(_) => Self::NotNewest { reason },
             KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
             KeyringError::NotSealedForUs(_) => Self::NotSealedForUs { reason },
-            // The bounds of an import keep every record short enough.
-            KeyringError::TooLong(_) => Self::OurFault { reason },
+            // The bounds of an import keep every record short enough and every key of a length that is wrapped.
+            KeyringError::TooLong(_) | KeyringError::NotWrapped { .. } => Self::OurFault { reason },
         }
     }
 }
