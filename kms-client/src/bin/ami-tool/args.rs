@@ -368,6 +368,7 @@ impl Import {
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Template {
     Csv,
+    #[value(alias = "jsonl")]
     Json,
 }
 

@@ -209,8 +209,8 @@ fn differs(key: &NewKey, in_line: bool) -> Refusal {
         )
     } else {
         format!(
-            "the meter already has another {kind} in security setup {}: rotate the key, or pass \
-             --add-versions to keep both",
+            "the meter already has another {kind} in security setup {}: find out which the \
+             meter has; where both may be in use, pass --add-versions to keep both",
             setup.0
         )
     };

@@ -240,10 +240,19 @@ fn not_taken() -> Refusal {
 pub(super) fn id_taken(id: &MeterId, title: &SystemTitle) -> Refusal {
     refusal(
         RefusalCode::MeterIdTaken,
-        format!("meter {id} has system title {title}: delete it first, or use another id"),
+        format!(
+            "meter {id} has system title {title}: find out which of the two titles is right and mend the other \
+             line; only where the meter itself was replaced is it to be deleted, and then two people are \
+             needed to bring its title back"
+        ),
     )
 }
 
 fn title_taken(title: &SystemTitle, id: &MeterId) -> Refusal {
-    refusal(RefusalCode::SystemTitleTaken, format!("system title {title} belongs to meter {id}"))
+    refusal(
+        RefusalCode::SystemTitleTaken,
+        format!(
+            "system title {title} belongs to meter {id}: mend the title, or import under that id"
+        ),
+    )
 }
