@@ -70,13 +70,11 @@ impl Recorder {
     /// Records a call that changed nothing. If that fails, so does the call.
     pub(crate) async fn record(&self, entry: AuditEntry) -> Result<(), Status> {
         self.0.record(entry).await.map_err(|error| {
-            match error {
-                AuditError::ReadOnly => return Refused::ReadOnly.into(),
-                AuditError::ReadOnlyPrimary => return Refused::ReadOnlyPrimary.into(),
-                _ => {}
+            let refused = refusal_of(&error);
+            if matches!(refused, Refused::AuditNotWritable) {
+                tracing::error!(%error, "a call was refused: it can't be recorded");
             }
-            tracing::error!(%error, "a call was refused: it can't be recorded");
-            Refused::AuditNotWritable.into()
+            refused.into()
         })
     }
 
@@ -93,8 +91,39 @@ impl Recorder {
     }
 }
 
+/// The refusal of a call that can't be recorded. A database that takes no changes is no fault of the log, and
+/// to try again does not help.
+fn refusal_of(error: &AuditError) -> Refused {
+    match error {
+        AuditError::ReadOnly => Refused::ReadOnly,
+        AuditError::ReadOnlyPrimary => Refused::ReadOnlyPrimary,
+        AuditError::NotWritable(_)
+        | AuditError::NotReadable(_)
+        | AuditError::NotSigned(_)
+        | AuditError::Witness(_) => Refused::AuditNotWritable,
+    }
+}
+
 /// The outcome of a call about meters that failed.
 pub(crate) fn outcome_of(error: &LifecycleError) -> AuditOutcome {
     let (word, is_ours) = word_of_lifecycle(error);
     if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::messages::status::Again;
+
+    #[test]
+    fn only_a_log_that_may_come_back_is_to_be_tried_again() {
+        for (error, word, again) in [
+            (AuditError::ReadOnly, "READ_ONLY", Again::Never),
+            (AuditError::ReadOnlyPrimary, "READ_ONLY_PRIMARY", Again::Never),
+            (AuditError::NotWritable("full".to_owned()), "AUDIT_NOT_WRITABLE", Again::Later),
+        ] {
+            let refused = refusal_of(&error);
+            assert_eq!((refused.word(), refused.again()), (word, again), "{error}");
+        }
+    }
 }

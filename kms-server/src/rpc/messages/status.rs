@@ -154,7 +154,7 @@ impl Refused {
     }
 
     /// Whether the same call may pass later. No `_` arm: whoever adds a refusal decides.
-    fn again(&self) -> Again {
+    pub(crate) fn again(&self) -> Again {
         match self {
             Self::NoCertificate
             | Self::NoName
