@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod block;
+pub mod codec;
 pub mod following;
 pub mod freshness;
 pub mod key;

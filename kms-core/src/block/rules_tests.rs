@@ -215,7 +215,7 @@ mod extending {
         let mut staged = Staged::on(three());
         staged.put(meter(4, 0));
         staged.put(Record::Meter(long));
-        assert_eq!(staged.seal(&keys(), EPOCH).unwrap_err().system_title, title(1));
+        assert_eq!(staged.seal(&keys(), EPOCH).unwrap_err().key, RecordKey::meter(&title(1)));
     }
 }
 
@@ -355,7 +355,7 @@ mod accepting {
         let mut records = news.records.clone();
         records.extend(later.records);
         let refused = take(&ours, &said(&news.head, records)).unwrap_err();
-        assert_eq!(refused, NotAccepted::Record(title(9)));
+        assert_eq!(refused, NotAccepted::Record(RecordKey::meter(&title(9))));
         let other = accept(&ours, &keys_of(2), news);
         assert_eq!(other, Err(NotAccepted::Head));
     }

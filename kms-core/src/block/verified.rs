@@ -126,7 +126,7 @@ impl Verified {
 
     /// The titles that [`Verified::damaged`] ones stand under, each of which may be what was changed.
     pub fn damaged_titles(&self) -> Vec<SystemTitle> {
-        self.damaged.iter().map(RecordKey::system_title).collect()
+        self.damaged.iter().filter_map(RecordKey::system_title).collect()
     }
 
     /// All records that are what was written, in key order.
@@ -156,7 +156,7 @@ impl Verified {
     /// The keys under which there are records of this title that can't be read: those of a wrong MAC, and an
     /// authentic one of no schema that we know.
     pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {
-        let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
+        let wrong = self.damaged.iter().filter(|key| key.system_title() == Some(*title)).copied();
         let mut keys: Vec<RecordKey> = wrong.collect();
         let key = RecordKey::meter(title);
         let strange = |record: &StoredRecord| Record::decode(&record.body).is_err();

@@ -246,3 +246,20 @@ proptest! {
         let _ = Record::decode(&bytes);
     }
 }
+
+#[test]
+fn keys_stand_in_the_order_of_their_bytes_and_none_begins_another() {
+    let key = |bytes: &[u8]| RecordKey::from_bytes(bytes).unwrap();
+    let ordered = [&[1u8][..], &[1, 0], &[1, 0, 0], &[1, 0, 1], &[2, 2], &[2, 3, 0]];
+    for pair in ordered.windows(2) {
+        assert!(key(pair[0]) < key(pair[1]), "{pair:?}");
+        assert_eq!(key(pair[0]).as_bytes(), pair[0]);
+    }
+    let meter = RecordKey::meter(&SystemTitle::new(*b"LGZ\x00\x01\x02\x03\x04"));
+    assert!(meter.is_well_formed() && meter.is_meter());
+    assert_eq!(key(meter.as_bytes()), meter);
+    assert!(!key(&[meter.as_bytes(), &[0]].concat()).is_well_formed());
+    assert!(!key(&meter.as_bytes()[..8]).is_well_formed());
+    assert!(key(&[9, 4, 0, 7]).is_well_formed() && !key(&[9, 4, 0]).is_well_formed());
+    assert_eq!((RecordKey::from_bytes(&[]), RecordKey::from_bytes(&[3; 33])), (None, None));
+}

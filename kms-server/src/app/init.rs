@@ -119,7 +119,7 @@ fn found(
     let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
     let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
     let table = runtime.block_on(sign(&hsm, &mut domain, Vec::new(), heads))?;
-    let founding = Founding { domain, blocks, table };
+    let founding = Founding::new(domain, blocks, table);
     runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
         may_be_there: matches!(error, StoreError::Unreachable { .. }),
         fault: error.into(),

@@ -106,7 +106,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     }
     let tips = store.audit_chains().await.map_err(store_fault)?;
     let table = sign(&hsm, &mut domain, tips, heads).await?;
-    let founding = Founding { domain, blocks, table };
+    let founding = Founding::new(domain, blocks, table);
     store.complete_domain(&founding).await.map_err(store_fault)?;
     let meters = store.count_meters().await.map_err(store_fault)?;
     store.close().await;

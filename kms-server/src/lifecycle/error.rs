@@ -60,6 +60,12 @@ pub enum LifecycleError {
         /// The reason, with the meter.
         reason: String,
     },
+    /// Another site of the domain writes, or none does. Nothing was written.
+    #[error("{reason}: changes go to the primary site")]
+    NotPrimary {
+        /// The reason, with the epoch.
+        reason: String,
+    },
     /// Token or database can't be reached.
     #[error("{reason}")]
     Unavailable {
@@ -118,6 +124,7 @@ impl LifecycleError {
             StoreError::Conflict(_) | StoreError::Taken { .. } => Self::Busy,
             StoreError::ReadOnly => Self::ReadOnly,
             StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
+            StoreError::NotWriter(_) => Self::NotPrimary { reason },
             StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_) => {
                 Self::AuditNotWritable { reason }
             }

@@ -25,9 +25,13 @@ pub(super) fn outcome<'a>(changes: impl IntoIterator<Item = &'a BlockChange>) ->
 
 /// The titles that `outcome` is about.
 pub(super) fn titles(outcome: &Outcome<'_>) -> Vec<Title> {
-    let titles: BTreeSet<Title> =
-        outcome.keys().map(|(_, key)| *key.system_title().as_bytes()).collect();
+    let titles: BTreeSet<Title> = outcome.keys().filter_map(|(_, key)| title_of(key)).collect();
     titles.into_iter().collect()
+}
+
+/// The title that a meter's record is indexed under; none for what is no meter's.
+fn title_of(key: &RecordKey) -> Option<Title> {
+    key.system_title().filter(|_| key.is_meter()).map(|title| *title.as_bytes())
 }
 
 /// A system title's bytes.
@@ -66,7 +70,7 @@ pub(super) fn take_dead<'a>(
     let mut dead = BTreeMap::new();
     for change in changes {
         for record in change.records.iter().filter(|record| record.index == IndexEntry::Tombstone) {
-            let title = *record.record.key.system_title().as_bytes();
+            let Some(title) = title_of(&record.record.key) else { continue };
             // A tombstone in another block is not this meter's.
             if old.get(&title).is_some_and(|entry| entry.block == change.head.block) {
                 dead.extend(old.remove_entry(&title));
@@ -88,9 +92,9 @@ pub(super) fn living(outcome: &Outcome<'_>) -> Result<BTreeMap<Title, Entry>, St
         if !ids.insert(meter_id) {
             return Err(id_taken(meter_id.as_str()));
         }
-        let title = key.system_title();
-        if living.insert(*title.as_bytes(), entry).is_some() {
-            return Err(title_taken(title.as_bytes()));
+        let Some(title) = title_of(key) else { continue };
+        if living.insert(title, entry).is_some() {
+            return Err(title_taken(&title));
         }
     }
     Ok(living)

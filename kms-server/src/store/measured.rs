@@ -61,7 +61,7 @@ const OPERATIONS: [&str; 14] = [
     "audit_head",
 ];
 
-const OUTCOMES: [&str; 9] = [
+const OUTCOMES: [&str; 10] = [
     "ok",
     "conflict",
     "taken",
@@ -71,6 +71,7 @@ const OUTCOMES: [&str; 9] = [
     "read_only",
     "audit_moved",
     "audit_not_written",
+    "not_writer",
 ];
 
 /// The outcome's place in [`OUTCOMES`].
@@ -85,6 +86,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::ReadOnly | StoreError::ReadOnlyPrimary) => 6,
         Err(StoreError::AuditMoved(_)) => 7,
         Err(StoreError::AuditNotWritten { .. }) => 8,
+        Err(StoreError::NotWriter(_)) => 9,
     }
 }
 

@@ -8,15 +8,20 @@ mod indexing;
 pub mod measured;
 pub mod postgres;
 pub mod rules;
+pub mod sites;
 pub mod sqlite;
 
 use async_trait::async_trait;
 
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, StoredRecord,
+    SystemTitle,
     audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
+
+use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
 
 /// The errors of a store, cut by what the caller can do about them.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +46,10 @@ pub enum StoreError {
         /// The rule.
         rule: &'static str,
     },
+    /// This site does not write, or not in the epoch of the change: its role changed meanwhile. Nothing was
+    /// written.
+    #[error("this site's role changed: it stands in epoch {}, and {}", .0.epoch.0, if .0.writes { "writes" } else { "does not write" })]
+    NotWriter(RoleRow),
     /// The audit chain does not end where its next events were to be put. Nothing was written.
     #[error("the audit chain of node {0} does not end where this process left it")]
     AuditMoved(NodeId),
@@ -107,6 +116,8 @@ pub enum IndexEntry {
     },
     /// A tombstone: its id finds it no more. Its fingerprints stay.
     Tombstone,
+    /// No meter: nothing to find.
+    Nothing,
 }
 
 /// One record's change.
@@ -140,6 +151,21 @@ pub struct Founding {
     pub blocks: Vec<BlockChange>,
     /// The signed table of their heads.
     pub table: SignedHeadTable,
+    /// Role records of the domain that a site joins; none of one that is new.
+    pub role_records: Vec<SignedRoleRecord>,
+    /// The other sites that a site knows from the beginning: those that it joins.
+    pub peers: Vec<SignedPeer>,
+}
+
+impl Founding {
+    /// A domain that begins here, without another site.
+    pub const fn new(
+        domain: DomainRecord,
+        blocks: Vec<BlockChange>,
+        table: SignedHeadTable,
+    ) -> Self {
+        Self { domain, blocks, table, role_records: Vec::new(), peers: Vec::new() }
+    }
 }
 
 /// Where a meter is.
@@ -225,6 +251,11 @@ pub struct ChainLink<'a> {
     pub events: &'a [StoredEvent],
 }
 
+/// Scaffold of this branch: goes when both stores have it.
+fn later<T>() -> Result<T, StoreError> {
+    Err(StoreError::Damaged("not there yet".to_owned()))
+}
+
 /// Reading.
 #[async_trait]
 pub trait ReadStore: Send + Sync + 'static {
@@ -289,6 +320,46 @@ pub trait ReadStore: Send + Sync + 'static {
     /// [`StoreError::ReadOnlyPrimary`] where changes would be refused and it is no standby.
     async fn takes_changes(&self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// This site's role, as the database says. Cheap: asked at each poll.
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        later()
+    }
+
+    /// All role records of the domain, in the order of their epochs, a promotion before the demotion from it.
+    /// Not verified.
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        later()
+    }
+
+    /// The other sites that were enrolled, in order of their names. Not verified.
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        later()
+    }
+
+    /// The block's head, and its records that changed after this position; `None` if there is no such block.
+    /// Both of one moment.
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        later()
+    }
+
+    /// Records that were set aside, by block, key and position, after this one; at most `limit`.
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        later()
+    }
+
+    /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        later()
     }
 
     /// Ends all connections. Everything acknowledged is on disk already.
@@ -357,6 +428,37 @@ pub trait WriteStore: ReadStore + AuditStore {
     async fn commit(&self, changes: &[BlockChange], audit: ChainLink<'_>)
     -> Result<(), StoreError>;
 
+    /// Blocks become what a peer has: all of them or none, on disk when this returns, and with them what was
+    /// set aside and the audit log's events. Refused as [`StoreError::NotWriter`] while this site writes.
+    /// Indexes follow as far as they can: two records that claim one meter id are no error here.
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// The site's role changes: no commit is under way meanwhile, and none that began before is accepted
+    /// after it in another role or epoch.
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// A peer is enrolled, or enrolled anew: its keys replace the former ones.
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// Divergent records become known, or are decided about. The same twice changes nothing.
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        later()
+    }
+
     /// Ends when the disk below this process has failed, and says how: the process is to stop then,
     /// since what it acknowledged may be lost. Never ends where the disk is another process's, which
     /// stops itself.
@@ -375,4 +477,36 @@ pub trait AuditedStore: Send + Sync + 'static {
         changes: Vec<BlockChange>,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError>;
+
+    /// As [`WriteStore::adopt`]. Runs to its end even if the future is dropped.
+    async fn adopt(
+        &self,
+        adoptions: Vec<BlockAdoption>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// As [`WriteStore::change_role`]. Runs to its end even if the future is dropped.
+    async fn change_role(
+        &self,
+        step: RoleStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// As [`WriteStore::put_peer`]. Runs to its end even if the future is dropped.
+    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        later()
+    }
+
+    /// As [`WriteStore::put_divergence`]. Runs to its end even if the future is dropped.
+    async fn put_divergence(
+        &self,
+        divergent: Vec<Divergent>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        later()
+    }
 }

@@ -75,7 +75,7 @@ impl PostgresStore {
 impl PostgresStore {
     /// A domain's record and all that it has; or what an old one has not.
     async fn found(&self, founding: &Founding, is_new: bool) -> Result<(), StoreError> {
-        let Founding { domain, blocks, table: _ } = founding;
+        let Founding { domain, blocks, .. } = founding;
         rules::check(blocks)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = async {

@@ -164,7 +164,7 @@ impl Site {
             domain.signature = Some(hsm.sign(domain.message()).await.unwrap());
             let table = HeadTable { number: 1, at_ms: 0, tips: Vec::new(), heads };
             let table = sign_head_table(&hsm, &key, &domain.domain, &table).await.unwrap();
-            let founding = Founding { domain: domain.clone(), blocks, table };
+            let founding = Founding::new(domain.clone(), blocks, table);
             store.create_domain(&founding).await.unwrap();
         }
         let clock = options.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));

@@ -282,6 +282,12 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
+    row(
+        Refused,
+        "NOT_PRIMARY",
+        No,
+        "name servers of the primary site in `endpoints`; `site status` says which it is",
+    ),
     row(Refused, "METER_EXISTS", No, "`meter get` shows it; `meter import` adds keys to it"),
     row(
         Refused,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use sqlx::{Row as _, postgres::PgRow};
 
 use crate::store::StoreError;
-use kms_core::{BlockNo, Epoch, Head, Position, Sequence};
+use kms_core::{BlockNo, Epoch, Head, Position, RecordKey, Sequence};
 
 /// Integrity is checked by our own statements first: what the database still finds is no state that
 /// this program leaves behind. What it says of its own files (XX) is no such state: a read that failed
@@ -77,6 +77,13 @@ pub(super) fn array<const N: usize>(row: &PgRow, at: usize) -> Result<[u8; N], S
     found
         .try_into()
         .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
+}
+
+/// Column `at` as a record's key.
+pub(super) fn record_key(row: &PgRow, at: usize) -> Result<RecordKey, StoreError> {
+    let found = bytes(row, at)?;
+    RecordKey::from_bytes(found)
+        .ok_or_else(|| StoreError::Damaged(format!("a record's key of {} bytes", found.len())))
 }
 
 /// Column `at` as exactly `N` bytes, or nothing.

@@ -2,13 +2,15 @@
 
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
-use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
+use super::columns::{
+    array, bytes, classify, head, number, optional_array, position, record_key, text,
+};
 use crate::store::{
     Holder, IndexedMeter, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-    RecordKey, StoredRecord, SystemTitle,
+    StoredRecord, SystemTitle,
 };
 
 pub(super) async fn domain(
@@ -118,7 +120,7 @@ fn seal(row: &PgRow) -> Result<SealedSecret, StoreError> {
 
 fn record(row: &PgRow) -> Result<StoredRecord, StoreError> {
     Ok(StoredRecord {
-        key: RecordKey(array(row, 1)?),
+        key: record_key(row, 1)?,
         position: position(row, 2)?,
         secret_version: number(row, 4)?,
         mac: array(row, 5)?,

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use super::{
     audit,
-    columns::{array, classify, number, position, signed},
+    columns::{classify, number, position, record_key, signed},
     failure::WriteError,
     index,
 };
@@ -144,9 +144,9 @@ async fn check_counts(
                  JOIN unnest($1::bigint[], $2::bytea[]) AS asked (block, key) USING (block, key)";
     let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
     let (blocks, keys): (Vec<i64>, Vec<&[u8]>) =
-        outcome.keys().map(|(block, key)| (i64::from(block.0), &key.0[..])).unzip();
+        outcome.keys().map(|(block, key)| (i64::from(block.0), key.as_bytes())).unzip();
     for row in sqlx::query(query).bind(blocks).bind(keys).fetch_all(connection).await? {
-        new.remove(&(BlockNo(number(&row, 0)?), RecordKey(array(&row, 1)?)));
+        new.remove(&(BlockNo(number(&row, 0)?), record_key(&row, 1)?));
     }
     for (block, _) in new {
         *counts.entry(block).or_default() += 1;
@@ -270,7 +270,7 @@ async fn put_records(
     let versions: Vec<i64> = records().map(|record| record.secret_version.into()).collect();
     sqlx::query(statement)
         .bind(blocks)
-        .bind(records().map(|record| &record.key.0[..]).collect::<Vec<_>>())
+        .bind(records().map(|record| record.key.as_bytes()).collect::<Vec<_>>())
         .bind(numbers(|position| position.epoch.0)?)
         .bind(numbers(|position| position.sequence.0)?)
         .bind(versions)

@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     audit,
-    columns::{array, number, signed},
+    columns::{number, record_key, signed},
     failure::WriteError,
     index,
     pieces::pieces,
@@ -140,10 +140,10 @@ async fn check_counts(
         let mut query = QueryBuilder::<Sqlite>::new("SELECT block, key FROM records WHERE ");
         query.push("(block, key) IN (");
         query.push_values(piece, |mut row, (block, key)| {
-            row.push_bind(block.0).push_bind(&key.0[..]);
+            row.push_bind(block.0).push_bind(key.as_bytes());
         });
         for row in query.push(")").build().fetch_all(&mut *connection).await? {
-            new.remove(&(BlockNo(number(&row, 0)?), RecordKey(array(&row, 1)?)));
+            new.remove(&(BlockNo(number(&row, 0)?), record_key(&row, 1)?));
         }
     }
     for (block, _) in new {
@@ -221,7 +221,7 @@ async fn put_records(
         );
         statement.push_values(piece, |mut row, (block, record)| {
             row.push_bind(block.0)
-                .push_bind(&record.key.0[..])
+                .push_bind(record.key.as_bytes())
                 .push_bind(record.position.epoch.0 as i64) // `rules::NUMBER_FITS`
                 .push_bind(record.position.sequence.0 as i64)
                 .push_bind(record.secret_version)

@@ -1,4 +1,7 @@
-//! The key domain and this site's place in it.
+//! The key domain and this site's place in it: below, who writes ([`role`]) and the other sites ([`peer`]).
+
+pub mod peer;
+pub mod role;
 
 use std::fmt;
 

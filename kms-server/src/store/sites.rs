@@ -1,0 +1,111 @@
+//! Nouns of two sites, as the store keeps them: who writes, whom we know, what a peer changed, and what was
+//! set aside.
+
+use async_trait::async_trait;
+
+use super::{BlockChange, RecordChange, SealedSecret, StoreError};
+use kms_core::{
+    BlockNo, DomainRecord, Epoch, Head, RecordKey, StoredRecord, block::BlockMark,
+    freshness::SignedHeadTable, site::role::SignedRoleRecord,
+};
+
+/// The role as the database has it. Not authentic: signed role records are the truth, and this is their copy,
+/// at which each commit looks in its own transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleRow {
+    /// The highest epoch that this site knows of.
+    pub epoch: Epoch,
+    /// Whether this site changes blocks: then in this epoch, and in no other.
+    pub writes: bool,
+}
+
+impl RoleRow {
+    /// The role that a site begins with: the site that founds its domain writes, one that joins does not.
+    pub fn founding(domain: &DomainRecord) -> Self {
+        Self { epoch: domain.epoch, writes: domain.epoch.is_even() == domain.even }
+    }
+}
+
+/// A change of role: all of it in one transaction, in which no commit is under way.
+#[derive(Clone, Debug)]
+pub struct RoleStep {
+    /// The row that it starts from; another one is [`StoreError::NotWriter`].
+    pub expected: RoleRow,
+    /// The row afterwards.
+    pub now: RoleRow,
+    /// The signed record that it follows from; kept for ever.
+    pub record: SignedRoleRecord,
+    /// For a promotion of our own: the heads of all blocks in the new epoch, without records.
+    pub blocks: Vec<BlockChange>,
+    /// With them, the number of the head table that is there, and the table over the new heads.
+    pub table: Option<(Option<u64>, SignedHeadTable)>,
+}
+
+/// A block as a peer has it, taken over as it is: numbers and MACs are the peer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockAdoption {
+    /// The state that it was made for; another one is [`StoreError::Conflict`].
+    pub expected: BlockMark,
+    /// The peer's head.
+    pub head: Head,
+    /// New seals, for a new secret version.
+    pub seals: Vec<SealedSecret>,
+    /// Records that are new here. Each replaces the one with its key.
+    pub records: Vec<RecordChange>,
+    /// Records that are here and not at the peer; their index entries go, too.
+    pub gone: Vec<RecordKey>,
+    /// Records as they stood here, which the peer never had: kept for people to decide about.
+    pub set_aside: Vec<StoredRecord>,
+}
+
+/// A changed block: its head, and the records that changed after some position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockChanges {
+    /// The head as it stands.
+    pub head: Head,
+    /// In the order of their positions.
+    pub records: Vec<StoredRecord>,
+}
+
+/// A record that one site wrote and the other never had, when the other was promoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergent {
+    /// Its block.
+    pub block: BlockNo,
+    /// The record, as it was written.
+    pub record: StoredRecord,
+    /// The site that wrote it.
+    pub site: String,
+    /// The time at which it was set aside, milliseconds since 1970.
+    pub at_ms: u64,
+    /// What was decided; `None`: nothing yet.
+    pub resolution: Option<Resolution>,
+}
+
+kms_core::numbered! {
+    /// A decision about a divergent record.
+    pub enum Resolution "resolution" {
+        /// Its keys were brought into the record that stands.
+        Merged = 1 "MERGED",
+        /// Nothing of it is used.
+        Discarded = 2 "DISCARDED",
+    }
+}
+
+/// The right to follow the peer for all servers of this site. Lost with its connection to the database.
+#[async_trait]
+pub trait FollowerLock: Send + 'static {
+    /// Ends when the lock is known to be lost.
+    async fn until_lost(&mut self) -> StoreError;
+}
+
+/// A lock over a database that no other process has: never lost.
+#[derive(Clone, Copy, Debug)]
+pub struct AloneLock;
+
+#[async_trait]
+impl FollowerLock for AloneLock {
+    async fn until_lost(&mut self) -> StoreError {
+        std::future::pending().await
+    }
+}
