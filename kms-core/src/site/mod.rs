@@ -1,5 +1,6 @@
 //! The key domain and this site's place in it: below, who writes ([`role`]) and the other sites ([`peer`]).
 
+pub mod admission;
 pub mod peer;
 pub mod role;
 
