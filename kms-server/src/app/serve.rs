@@ -207,6 +207,7 @@ impl Ground {
             ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
+            roles: Arc::clone(&keyring.roles),
             token_status: Arc::new(move || token.status()),
             store: self.measured.clone(),
             audit,
