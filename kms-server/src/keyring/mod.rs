@@ -44,6 +44,6 @@ pub use resident::{
     scrub_stack,
 };
 pub use role::SiteRole;
-pub use roles::{NotChanged, Promotion, Roles};
+pub use roles::{NotChanged, Promotion, Roles, Wish};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

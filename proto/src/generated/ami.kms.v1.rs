@@ -3200,6 +3200,10 @@ pub struct PromoteRequest {
     /// as divergence when it does.
     #[prost(bool, tag = "2")]
     pub primary_is_lost: bool,
+    /// This site was restored from a backup, or rebuilt: the highest epoch that its peer, a coordinator or two
+    /// people name. It takes one above that, even where it writes.
+    #[prost(uint64, optional, tag = "3")]
+    pub above_epoch: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PromoteResponse {

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
     hsm::TokenStatus,
-    keyring::{KeyringStatus, NotChanged, Promotion, Roles},
+    keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
@@ -83,11 +83,16 @@ impl site_server::Site for SiteService {
         let permit = Permit::of(&request, Verb::Promote)?;
         let _executing = self.figures.execute(Verb::Promote);
         let call = self.recorder.call(&permit, &request);
-        let PromoteRequest { expected_epoch, primary_is_lost } = request.into_inner();
+        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request.into_inner();
+        let wish = Wish {
+            expected: Epoch(expected_epoch),
+            is_lost: primary_is_lost,
+            above: above_epoch.map(Epoch),
+        };
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
-        let promoted = self.roles.promote(Epoch(expected_epoch), primary_is_lost, entry, now_ms);
-        let Promotion { standing, left } = match promoted.await {
+        let promoted = self.roles.promote(wish, entry, now_ms).await;
+        let Promotion { standing, left } = match promoted {
             Ok(promotion) => promotion,
             Err(error) => return Err(self.not_changed(&call, &error).await),
         };
