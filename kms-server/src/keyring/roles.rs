@@ -144,6 +144,23 @@ impl Roles {
         entry: AuditEntry,
         now_ms: u64,
     ) -> Result<Promotion, NotChanged> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.promote_once(wish, entry.clone(), now_ms).await {
+                // Another server took a block over, or signed the head table, between the look and the step.
+                Err(NotChanged::Store(StoreError::Conflict(_))) if tried < TRIES_MAX => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn promote_once(
+        &self,
+        wish: Wish,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Promotion, NotChanged> {
         let all = self.take_all().await;
         let row = self.opener.store.role().await?;
         let records = self.records().await?;
@@ -174,6 +191,8 @@ impl Roles {
             now: RoleRow { epoch, writes: true },
             record,
             blocks: entered.changes,
+            left: entered.left.iter().map(|(block, _)| *block).collect(),
+            // The audit log has it signed, over these heads.
             table: None,
         };
         self.commits.change_role(step, vec![entry]).await?;
@@ -215,15 +234,13 @@ impl Roles {
         if standing.epoch != expected {
             return Err(NotChanged::Epoch { expected, found: standing.epoch });
         }
-        let Stored { heads, marks } = self.marks().await?;
+        let Stored { marks, .. } = self.marks().await?;
         let domain = &self.opener.domain;
         let record =
             changing::Site { domain, standing, heads: &marks, at_ms: now_ms }.demotion()?;
         let record = self.sign(record).await?;
-        // Unchanged, so that the store finds each where the record says.
-        let blocks = heads.into_iter().map(unchanged).collect();
         let now = RoleRow { epoch: standing.epoch, writes: false };
-        let step = RoleStep { expected: row, now, record, blocks, table: None };
+        let step = RoleStep::without_blocks(row, now, record);
         self.commits.change_role(step, vec![entry]).await?;
         let standing = Standing { open: false, ..standing };
         self.opener.role.becomes(standing);
@@ -251,8 +268,7 @@ impl Roles {
                 Admitted::News(standing) => RoleRow { epoch: standing.epoch, writes: false },
             };
             let epoch = signed.record.epoch;
-            let blocks = Vec::new();
-            let step = RoleStep { expected: row, now, record: signed, blocks, table: None };
+            let step = RoleStep::without_blocks(row, now, signed);
             self.commits.change_role(step, vec![entry.clone()]).await?;
             let standing = self.look().await?;
             tracing::warn!(
@@ -400,8 +416,4 @@ impl Roles {
         }
         Ok(SignedRoleRecord { record, signature })
     }
-}
-
-fn unchanged(head: Head) -> BlockChange {
-    BlockChange { expected: Some(head.position), head, seals: Vec::new(), records: Vec::new() }
 }
