@@ -6,6 +6,7 @@ mod ciphering;
 mod home;
 mod keyring;
 mod lifecycle;
+mod roles;
 
 /// The home that the shared helpers build a site in.
 mod hsm_common {
