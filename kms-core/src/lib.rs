@@ -16,6 +16,7 @@ pub mod numbered;
 pub mod ports;
 pub mod record;
 pub mod refusal;
+pub mod replication;
 pub mod secret;
 pub mod site;
 pub mod test_keys;
