@@ -122,6 +122,7 @@ fn index_of(record: &Record) -> IndexEntry {
                 .collect(),
         },
         Record::Tombstone(_) => IndexEntry::Tombstone,
+        Record::Line(_) => IndexEntry::Nothing,
     }
 }
 
