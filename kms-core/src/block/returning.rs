@@ -140,6 +140,7 @@ pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
     let state = |key: &crate::KeyRecord| match set_aside {
         Record::Meter(ours) => state_in(ours, key),
         Record::Tombstone(ours) => former_state(&ours.keys, key),
+        Record::Line(_) => None,
     };
     let withdrawn = |key: &crate::KeyRecord| {
         let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
