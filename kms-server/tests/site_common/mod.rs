@@ -243,7 +243,7 @@ impl Site {
     }
 
     pub async fn import(&self, meters: Vec<NewMeter>, rules: ImportRules) -> Vec<ImportResult> {
-        self.lifecycle.import(&call("Meters/ImportMeters"), meters, rules).await.unwrap()
+        self.lifecycle.import(&call("Meters/ImportMeters"), meters, rules).await.unwrap().results
     }
 
     pub async fn open(&self, apdu: &[u8], named: Named<'_>) -> (Outcome, Vec<u8>) {

@@ -7,6 +7,7 @@ pub(crate) mod lifecycle_status;
 mod numbers;
 pub(crate) mod request_id;
 pub(crate) mod shape;
+pub(crate) mod sites;
 pub(crate) mod status;
 pub(crate) mod trailers;
 pub(crate) mod words;

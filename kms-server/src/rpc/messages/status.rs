@@ -8,9 +8,12 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::columns::ColumnFault;
-use crate::rpc::access::{
-    policy::{CallerName, Forbidden},
-    verb::Verb,
+use crate::{
+    replication::NotServed,
+    rpc::access::{
+        policy::{CallerName, Forbidden},
+        verb::Verb,
+    },
 };
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -135,6 +138,20 @@ pub(crate) enum Refused {
          `default_transaction_read_only = off` for the server, the database and the role"
     )]
     ReadOnlyPrimary,
+    #[error("this site has no peer: its configuration says single_site")]
+    SingleSite,
+    #[error("the card is of no other site of this site's key domain; compare [peer] and [site] of both")]
+    AnotherDomain,
+    #[error(
+        "the card names an epoch that no signed promotion leads to here; both sites' `site status` says more"
+    )]
+    EpochNotProved,
+    #[error("others follow this server's changes already; a follower that is gone leaves its place soon")]
+    TooManyFollowers,
+    #[error("the follower stores nothing of what it was sent; come again with where it stands")]
+    FollowerStalled,
+    #[error("the site's database does not answer; its log says why")]
+    PeerStore,
     #[error("the audit log can't be read; the server's log says why")]
     AuditNotReadable,
     #[error("there is no audit chain of this node here")]
@@ -144,6 +161,31 @@ pub(crate) enum Refused {
     /// A fault of ours; what it is stands in the log.
     #[error("the server has made a mistake; its log says more")]
     Fault(&'static str),
+}
+
+impl From<NotServed> for Refused {
+    fn from(error: NotServed) -> Self {
+        match error {
+            NotServed::AnotherDomain { site } => {
+                tracing::warn!(site, "a caller with the role peer is no other site of this domain");
+                Self::AnotherDomain
+            }
+            NotServed::EpochNotProved(error) => {
+                tracing::error!(%error, "a peer is not answered");
+                Self::EpochNotProved
+            }
+            NotServed::NoBlock(_) => Self::Field { field: "blocks", problem: "there is no such block" },
+            NotServed::Cursors => {
+                Self::Field { field: "cursors", problem: "they name each block once, in order" }
+            }
+            NotServed::TooManyFollowers => Self::TooManyFollowers,
+            NotServed::Stalled => Self::FollowerStalled,
+            NotServed::Store(error) => {
+                tracing::warn!(%error, "a peer is not answered");
+                Self::PeerStore
+            }
+        }
+    }
 }
 
 impl Refused {
@@ -176,6 +218,9 @@ impl Refused {
             | Self::Column(_)
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
+            | Self::SingleSite
+            | Self::AnotherDomain
+            | Self::EpochNotProved
             | Self::NoAuditChain
             | Self::Field { .. }
             | Self::Fault(_) => Again::Never,
@@ -186,6 +231,9 @@ impl Refused {
             | Self::BytesBusy(_) => Again::Soon,
             Self::ListExpired
             | Self::ShuttingDown
+            | Self::TooManyFollowers
+            | Self::FollowerStalled
+            | Self::PeerStore
             | Self::AuditNotWritable
             | Self::AuditNotReadable => Again::Later,
             Self::TooManyWaiting(_) => Again::Minute,
@@ -225,6 +273,12 @@ impl Refused {
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
+            Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
+            Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
+            Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
+            Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
+            Self::FollowerStalled => (Code::DeadlineExceeded, "FOLLOWER_STALLED"),
+            Self::PeerStore => (Code::Unavailable, "NOT_REACHABLE"),
             Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
             Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),

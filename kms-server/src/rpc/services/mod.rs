@@ -11,4 +11,5 @@ mod in_order;
 mod looks;
 pub(crate) mod meters;
 mod sealed;
+pub(crate) mod replication;
 pub(crate) mod site;

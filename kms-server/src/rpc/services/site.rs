@@ -1,33 +1,42 @@
 //! `Site.GetStatus`: how the site is, answered even when its parts are not.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StandbyStatus, StoreStatus,
-    TokenStatus as WireToken, WarmUp, site_server,
+    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, StandbyStatus, StoreStatus, TokenStatus as WireToken,
+    WarmUp, site_server,
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
     hsm::TokenStatus,
     keyring::KeyringStatus,
+    replication::{self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus},
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
-    store::StandbyLag,
+    store::{ReadStore, StandbyLag, sites::RoleRow},
 };
 use kms_core::{DomainRecord, moment::Moment, ports::Clock};
 
+/// The longest time for the role: somebody asks because something hangs.
+const ROLE_PATIENCE: Duration = Duration::from_millis(500);
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
+    pub(crate) store: Arc<dyn ReadStore>,
+    /// `None`: there is no other site.
+    pub(crate) replication: Option<Arc<replication::Status>>,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -47,12 +56,19 @@ impl site_server::Site for SiteService {
         let _executing = self.figures.execute(Verb::GetStatus);
         let mut facts = self.looks.all().await;
         facts.certificate_faults = self.certificate_faults();
+        let replication = self.replication.as_ref().map(|status| status.all());
+        let told = replication.iter().flat_map(|status| status.faults.clone());
+        facts.replication_faults = told.collect();
+        // A database that does not answer is a fault of its own: then the epoch is the one that it began with.
+        let founding = RoleRow::founding(&self.domain);
+        let role = timeout(ROLE_PATIENCE, self.store.role()).await;
+        let role = role.ok().and_then(Result::ok).unwrap_or(founding);
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
             domain_id: Bytes::copy_from_slice(&self.domain.domain.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch: self.domain.epoch.0,
+            epoch: role.epoch.0,
             single_site: self.single_site,
             uptime_ms: self.clock.now().ms_since(self.started),
             faults: faults.collect(),
@@ -60,8 +76,58 @@ impl site_server::Site for SiteService {
             store: Some(wire_store(facts.store, &facts.keyring)),
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
+            replication: replication.map(|status| wire_replication(status, role)),
         }))
     }
+}
+
+fn wire_replication(status: ReplicationStatus, role: RoleRow) -> WireReplication {
+    let ReplicationStatus { peer, heard, following, readiness, faults: _ } = status;
+    let (card, heard_ms) = match heard {
+        Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
+        None => (None, None),
+    };
+    WireReplication {
+        peer,
+        writes: role.writes,
+        peer_epoch: card.as_ref().map_or(0, |card| card.epoch.0),
+        peer_release: card.map_or_else(String::new, |card| card.release),
+        heard_ms,
+        following: following.map(wire_following),
+        readiness: readiness.map(wire_readiness),
+    }
+}
+
+fn wire_following(following: FollowingStatus) -> WireFollowing {
+    let FollowingStatus {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused,
+        refused_count,
+        fault,
+        compared_ms,
+        differed,
+    } = following;
+    let refused = refused.into_iter();
+    WireFollowing {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused: refused
+            .map(|it| RefusedBlock { block: it.block.0, reason: it.reason })
+            .collect(),
+        refused_count,
+        fault: fault.unwrap_or_default(),
+        compared_ms,
+        differed,
+    }
+}
+
+fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
+    let Readiness { proved, unproved, failed, oldest_ms, failures } = readiness;
+    let oldest_proof_ms = oldest_ms.unwrap_or(0);
+    ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
 }
 
 impl SiteService {
