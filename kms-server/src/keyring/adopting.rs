@@ -8,7 +8,6 @@ use super::{
     opening::{Opener, Unsealed},
     publishing::{Changed, publish},
     turns::Turn,
-    writing::index_of,
 };
 use crate::store::{AuditedStore, IndexEntry, RecordChange, StoreError, sites::BlockAdoption};
 use kms_core::{
@@ -146,7 +145,7 @@ impl Adopter {
     async fn write(
         &self,
         steps: Vec<Step>,
-        mut entry: AuditEntry,
+        entry: AuditEntry,
     ) -> Result<Vec<Outcome>, KeyringError> {
         if steps.is_empty() {
             return Ok(Vec::new());
@@ -235,7 +234,7 @@ impl Moved {
         let change = |record: StoredRecord| {
             // Of a kind or a schema that this release does not know: kept byte for byte, and found by nobody.
             let read = Record::decode(&record.body).ok().filter(|read| read.key() == record.key);
-            let index = read.as_ref().map_or(IndexEntry::Nothing, index_of);
+            let index = read.as_ref().map_or(IndexEntry::Nothing, IndexEntry::of);
             RecordChange { record, index }
         };
         let records = records.into_iter().map(change).collect();

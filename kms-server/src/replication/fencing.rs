@@ -138,8 +138,8 @@ impl Fencing {
         let writers = self.writers(own).await?;
         let view = View { domain: &self.domain, known: &known, writers: &writers };
         let admitted = admit(&view, &record, false);
-        let admitted = admitted
-            .map_err(|why| NotFenced::NotAdmitted { site: theirs.site.clone(), why })?;
+        let admitted =
+            admitted.map_err(|why| NotFenced::NotAdmitted { site: theirs.site.clone(), why })?;
         let expected = self.store.role().await?;
         let now = match admitted {
             Admitted::Known => return Ok(()),

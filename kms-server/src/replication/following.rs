@@ -2,12 +2,7 @@
 //! follows, by a lock of the database; two that both believe to have it harm nothing, since each adoption names the
 //! state that it builds on.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::{
@@ -61,7 +56,9 @@ enum Ended {
     NotFenced(#[from] NotFenced),
     #[error("site {site:?} answers, which is not the peer {peer:?} of this key domain")]
     Another { site: String, peer: String },
-    #[error("the peer is at epoch {theirs}, and this site knows of {ours}: it has to learn that first")]
+    #[error(
+        "the peer is at epoch {theirs}, and this site knows of {ours}: it has to learn that first"
+    )]
     Behind { theirs: u64, ours: u64 },
     #[error("the peer has said nothing for {0:?}")]
     Silent(Duration),
@@ -274,7 +271,11 @@ impl Session<'_> {
                         following.records_adopted += records as u64;
                     });
                     if set_aside > 0 {
-                        tracing::warn!(block = block.0, set_aside, "records that the peer never had are set aside");
+                        tracing::warn!(
+                            block = block.0,
+                            set_aside,
+                            "records that the peer never had are set aside"
+                        );
                     }
                 }
                 Taken::AskForAll(why) => {
@@ -368,10 +369,7 @@ impl Pieces {
 }
 
 fn marks(heads: &[Head]) -> Vec<BlockMark> {
-    let mark = |head: &Head| BlockMark {
-        block: head.block,
-        position: head.position,
-        digest: head.digest,
-    };
+    let mark =
+        |head: &Head| BlockMark { block: head.block, position: head.position, digest: head.digest };
     heads.iter().map(mark).collect()
 }

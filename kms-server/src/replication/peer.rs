@@ -45,11 +45,7 @@ pub trait Peer: Send + Sync + 'static {
     ) -> Result<BoxStream<'static, Result<BlockUpdate, PeerError>>, PeerError>;
 
     /// What changes there after these states.
-    async fn follow(
-        &self,
-        card: SiteCard,
-        cursors: Vec<BlockMark>,
-    ) -> Result<Followed, PeerError>;
+    async fn follow(&self, card: SiteCard, cursors: Vec<BlockMark>) -> Result<Followed, PeerError>;
 
     /// Has these blocks proved there, each with its nonce.
     async fn prove(

@@ -1,11 +1,7 @@
 //! Readiness: the site that writes has the other one prove, again and again, that its token opens the blocks as they
 //! are stored there; the other one answers.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::{
@@ -96,10 +92,7 @@ impl Answering {
     /// Why nothing is proved to this asker now.
     async fn refusal(&self, ours: &SiteCard, asker: &SiteCard) -> Option<String> {
         if !asker.writes || asker.epoch != ours.epoch {
-            return Some(format!(
-                "proofs are for the site that writes, in epoch {}",
-                ours.epoch.0
-            ));
+            return Some(format!("proofs are for the site that writes, in epoch {}", ours.epoch.0));
         }
         let checked = self.prover.check_token().await;
         checked.err().map(|error| format!("the token did not pass its check: {error}"))
@@ -210,7 +203,8 @@ impl Proving {
             challenges.push((*block, nonce));
         }
         let asked = timeout(PATIENCE, self.peer.prove(card.clone(), challenges.clone())).await;
-        let asked = asked.unwrap_or_else(|_| Err(PeerError::Broken(format!("no proofs in {PATIENCE:?}"))));
+        let asked =
+            asked.unwrap_or_else(|_| Err(PeerError::Broken(format!("no proofs in {PATIENCE:?}"))));
         let (theirs, proofs) = asked.map_err(|error| error.to_string())?;
         self.status.heard(&theirs);
         if theirs.site != self.config.peer || theirs.writes || theirs.epoch != card.epoch {
@@ -284,8 +278,7 @@ impl Proving {
                 }
             }
         }
-        readiness.unproved =
-            self.blocks.get().saturating_sub(readiness.proved + readiness.failed);
+        readiness.unproved = self.blocks.get().saturating_sub(readiness.proved + readiness.failed);
         readiness.oldest_ms = (readiness.proved == self.blocks.get()).then_some(oldest);
         readiness
     }

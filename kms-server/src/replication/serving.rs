@@ -32,7 +32,8 @@ const HEADS_ONE_BY_ONE: usize = 64;
 /// The longest wait for positions.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Beyond any position.
-const END: Position = Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
+const END: Position =
+    Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
 
 /// The reason why a peer is not answered.
 #[derive(Debug, thiserror::Error)]

@@ -156,7 +156,9 @@ impl Session {
     /// Sends what is new of a block; false: nobody is there any more.
     async fn send(&mut self, block: BlockNo, out: &Out) -> Result<bool, NotServed> {
         let at = block.0 as usize;
-        let Some(cursor) = self.stored.get(at).map(|stored| stored.position) else { return Ok(true) };
+        let Some(cursor) = self.stored.get(at).map(|stored| stored.position) else {
+            return Ok(true);
+        };
         let changes = self.serving.store.changes_after(block, cursor).await?;
         let changes = changes.ok_or(NotServed::NoBlock(block))?;
         let position = changes.head.position;

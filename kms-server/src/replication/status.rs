@@ -162,14 +162,14 @@ impl Status {
     pub fn all(&self) -> ReplicationStatus {
         let now = self.clock.now();
         let known = self.known();
-        let heard = known.heard.as_ref().map(|(card, at)| PeerHeard {
-            card: card.clone(),
-            ms: now.ms_since(*at),
-        });
+        let heard = known
+            .heard
+            .as_ref()
+            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) });
         let following = known.following.clone().map(|following| {
             let named = known.refused.iter().take(NAMED_MAX);
-            let named = named
-                .map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
+            let named =
+                named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
             FollowingStatus {
                 refused: named.collect(),
                 refused_count: known.refused.len() as u32,
@@ -183,7 +183,10 @@ impl Status {
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
             faults.extend(following.refused.iter().map(|refused| {
-                format!("block {} of site {peer} is not taken over: {}", refused.block, refused.reason)
+                format!(
+                    "block {} of site {peer} is not taken over: {}",
+                    refused.block, refused.reason
+                )
             }));
         }
         faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));

@@ -29,9 +29,7 @@ pub use access::{
 pub use config::{BadSetting, Config, Limits, MetricsConfig, PeerConfig, TlsConfig};
 pub use messages::status::ERROR_DOMAIN;
 pub use peer::PeerClient;
-pub use server::{
-    Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services,
-};
+pub use server::{Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services};
 pub use services::replication::ReplicationParts;
 pub use tls::{
     checking::check_certificates, error::TlsError, in_use::Reloaded, presented::check_presented,

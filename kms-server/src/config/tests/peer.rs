@@ -30,9 +30,12 @@ fn the_other_site_is_named_in_full_or_there_is_none() {
     says(&both, &["single_site` is true", "[peer]"]);
 
     // The defaults are those of the comments.
-    let commented: String = peer_section().lines().map(|line| line.trim_start_matches('#').to_owned() + "\n").collect();
+    let commented: String =
+        peer_section().lines().map(|line| line.trim_start_matches('#').to_owned() + "\n").collect();
     let spelt_out = with_peer(&format!("[peer]{commented}")).unwrap().peer.unwrap();
-    let bare = least.replace("https://a:1", "https://kms.south.example.org:7443").replace("/ca.pem", "/etc/ami/tls/south-ca.pem");
+    let bare = least
+        .replace("https://a:1", "https://kms.south.example.org:7443")
+        .replace("/ca.pem", "/etc/ami/tls/south-ca.pem");
     let mut bare = with_peer(&bare).unwrap().peer.unwrap();
     assert_eq!(bare.connection.server_name.take(), None);
     bare.connection.server_name = Some("kms.south.example.org".to_owned());
@@ -50,7 +53,11 @@ fn a_peer_that_can_t_be_is_refused_by_the_setting() {
         ("https://a:1", "https://a", ["`peer.endpoints`", "https://"]),
         ("https://a:1", "https://a:1/x", ["`peer.endpoints`", "https://"]),
         ("\"/ca.pem\"", "\"ca.pem\"", ["`peer.ca`", "from /"]),
-        ("ca =", "proof_age_max_s = 100\nca =", ["`peer.proof_age_max_s`", "`peer.prove_interval_s`"]),
+        (
+            "ca =",
+            "proof_age_max_s = 100\nca =",
+            ["`peer.proof_age_max_s`", "`peer.prove_interval_s`"],
+        ),
         ("ca =", "heartbeat_ms = 1\nca =", ["`peer.heartbeat_ms`", "100"]),
     ] {
         let refused = with_peer(&least.replace(from, to)).map(|_| ()).unwrap_err();

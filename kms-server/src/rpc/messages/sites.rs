@@ -190,9 +190,8 @@ pub(crate) fn wire_said(said: PeerSaid) -> v1::FollowChangesResponse {
 pub(crate) fn challenges(
     challenges: Vec<v1::BlockChallenge>,
 ) -> Result<Vec<(BlockNo, [u8; 32])>, BadMessage> {
-    let challenge = |it: v1::BlockChallenge| {
-        Ok((BlockNo(it.block), array("challenges.nonce", &it.nonce)?))
-    };
+    let challenge =
+        |it: v1::BlockChallenge| Ok((BlockNo(it.block), array("challenges.nonce", &it.nonce)?));
     challenges.into_iter().map(challenge).collect()
 }
 
@@ -233,9 +232,7 @@ pub(crate) fn wire_proof(proof: BlockProof) -> v1::BlockProof {
             proof: Bytes::copy_from_slice(&proof),
             failure: String::new(),
         },
-        Err(failure) => {
-            v1::BlockProof { block: block.0, head: None, proof: Bytes::new(), failure }
-        }
+        Err(failure) => v1::BlockProof { block: block.0, head: None, proof: Bytes::new(), failure },
     }
 }
 

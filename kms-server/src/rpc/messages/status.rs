@@ -140,13 +140,17 @@ pub(crate) enum Refused {
     ReadOnlyPrimary,
     #[error("this site has no peer: its configuration says single_site")]
     SingleSite,
-    #[error("the card is of no other site of this site's key domain; compare [peer] and [site] of both")]
+    #[error(
+        "the card is of no other site of this site's key domain; compare [peer] and [site] of both"
+    )]
     AnotherDomain,
     #[error(
         "the card names an epoch that no signed promotion leads to here; both sites' `site status` says more"
     )]
     EpochNotProved,
-    #[error("others follow this server's changes already; a follower that is gone leaves its place soon")]
+    #[error(
+        "others follow this server's changes already; a follower that is gone leaves its place soon"
+    )]
     TooManyFollowers,
     #[error("the follower stores nothing of what it was sent; come again with where it stands")]
     FollowerStalled,
@@ -174,7 +178,9 @@ impl From<NotServed> for Refused {
                 tracing::error!(%error, "a peer is not answered");
                 Self::EpochNotProved
             }
-            NotServed::NoBlock(_) => Self::Field { field: "blocks", problem: "there is no such block" },
+            NotServed::NoBlock(_) => {
+                Self::Field { field: "blocks", problem: "there is no such block" }
+            }
             NotServed::Cursors => {
                 Self::Field { field: "cursors", problem: "they name each block once, in order" }
             }
@@ -336,6 +342,12 @@ impl Refused {
             | Self::AuditNotWritable
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
+            | Self::SingleSite
+            | Self::AnotherDomain
+            | Self::EpochNotProved
+            | Self::TooManyFollowers
+            | Self::FollowerStalled
+            | Self::PeerStore
             | Self::AuditNotReadable
             | Self::NoAuditChain
             | Self::Fault(_) => Vec::new(),

@@ -61,8 +61,7 @@ impl PeerClient {
             .initial_connection_window_size(WINDOWS.1);
         let connect = tower::service_fn(move |_: http::Uri| connector.clone().connect());
         let channel = endpoint.connect_with_connector_lazy(connect);
-        let calls =
-            ReplicationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let calls = ReplicationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         Self { calls }
     }
 }
@@ -120,11 +119,7 @@ impl Peer for PeerClient {
         Ok(updates.boxed())
     }
 
-    async fn follow(
-        &self,
-        card: SiteCard,
-        cursors: Vec<BlockMark>,
-    ) -> Result<Followed, PeerError> {
+    async fn follow(&self, card: SiteCard, cursors: Vec<BlockMark>) -> Result<Followed, PeerError> {
         let (tell, told) = mpsc::channel::<Vec<BlockMark>>(SAID_AHEAD);
         let first = FollowChangesRequest {
             card: Some(sites::wire_card(card)),

@@ -51,10 +51,9 @@ impl Connector {
     /// A connection to the first endpoint that answers, beginning with the one that did last.
     pub(super) async fn connect(self) -> Result<TokioIo<TlsStream<TcpStream>>, NotConnected> {
         let Inner { peer, own, current } = &*self.0;
-        let tls = tls(peer, own).await.map_err(|error| NotConnected {
-            at: "certificates".to_owned(),
-            why: chain(&error),
-        })?;
+        let tls = tls(peer, own)
+            .await
+            .map_err(|error| NotConnected { at: "certificates".to_owned(), why: chain(&error) })?;
         let first = current.load(Ordering::Relaxed);
         let count = peer.endpoints.len().max(1);
         // All of them within the bound.

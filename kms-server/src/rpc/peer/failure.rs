@@ -18,9 +18,9 @@ pub(super) fn of_status(status: &Status) -> PeerError {
         let sentence = status.message().to_owned();
         return PeerError::Refused { word: word.unwrap_or_default(), sentence };
     };
-    let below = |cause: &&(dyn std::error::Error + 'static)| cause.downcast_ref::<NotConnected>();
     let mut causes = std::iter::successors(Some(source), |cause| (*cause).source());
-    match causes.find_map(|cause| below(&cause).map(ToString::to_string)) {
+    let unsent = causes.find_map(|cause| cause.downcast_ref::<NotConnected>());
+    match unsent.map(ToString::to_string) {
         Some(why) => PeerError::NotReached(why),
         None => PeerError::Broken(chain(source)),
     }

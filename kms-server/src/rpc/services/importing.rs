@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     lifecycle::{
-        ChunkOf, ImportResult, Imports, ImportRules, Lifecycle, NewMeter, Refusal, SealedFile, SealedHeader,
+        ChunkOf, ImportResult, ImportRules, Imports, Lifecycle, NewMeter, Refusal, SealedFile,
+        SealedHeader,
     },
     rpc::{
         access::policy::Permit,

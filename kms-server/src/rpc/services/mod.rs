@@ -10,6 +10,6 @@ mod importing;
 mod in_order;
 mod looks;
 pub(crate) mod meters;
-mod sealed;
 pub(crate) mod replication;
+mod sealed;
 pub(crate) mod site;

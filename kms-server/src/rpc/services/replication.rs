@@ -72,8 +72,7 @@ impl replication_server::Replication for ReplicationService {
         let mut request = request.into_inner();
         self.greet(&permit, request.card.take()).await?;
         let serving = &self.parts()?.serving;
-        let (heads, reached) =
-            serving.heads(sites::asked(request)).await.map_err(Refused::from)?;
+        let (heads, reached) = serving.heads(sites::asked(request)).await.map_err(Refused::from)?;
         // Behind the wait: the site may have been promoted meanwhile.
         let card = serving.card().await.map_err(Refused::from)?;
         Ok(Response::new(ListBlockHeadsResponse {
@@ -94,8 +93,7 @@ impl replication_server::Replication for ReplicationService {
         let (_, ours) = self.greet(&permit, card).await?;
         let blocks = blocks.into_iter().map(BlockNo).collect();
         let updates = self.parts()?.serving.fetch(blocks).map_err(Refused::from)?;
-        let first =
-            FetchBlocksResponse { card: Some(sites::wire_card(ours)), update: None };
+        let first = FetchBlocksResponse { card: Some(sites::wire_card(ours)), update: None };
         let updates = ReceiverStream::new(updates).map(|update| {
             let update = Some(sites::wire_update(update.map_err(Refused::from)?));
             Ok(FetchBlocksResponse { card: None, update })

@@ -114,9 +114,7 @@ fn wire_following(following: FollowingStatus) -> WireFollowing {
         connected,
         blocks_adopted,
         records_adopted,
-        refused: refused
-            .map(|it| RefusedBlock { block: it.block.0, reason: it.reason })
-            .collect(),
+        refused: refused.map(|it| RefusedBlock { block: it.block.0, reason: it.reason }).collect(),
         refused_count,
         fault: fault.unwrap_or_default(),
         compared_ms,
