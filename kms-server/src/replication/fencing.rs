@@ -143,6 +143,8 @@ impl Fencing {
         let expected = self.store.role().await?;
         let now = match admitted {
             Admitted::Known => return Ok(()),
+            // Of a time that is over: who writes has no use for it.
+            Admitted::Past if expected.writes => return Ok(()),
             Admitted::Past => expected,
             Admitted::News(Standing { epoch, .. }) => RoleRow { epoch, writes: false },
         };

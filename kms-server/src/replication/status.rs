@@ -16,7 +16,7 @@ use crate::telemetry::{
 use kms_core::{BlockNo, moment::Moment, ports::Clock};
 
 /// Blocks that a status names; the rest is counted.
-pub const NAMED_MAX: usize = 16;
+pub(super) const NAMED_MAX: usize = 16;
 
 /// When and how the peer was last heard of.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -46,7 +46,7 @@ use crate::{
         Role, TlsConfig,
     },
     store::{
-        AuditedStore as _, BlockChange, SealedSecret, StoredBlock,
+        BlockChange, SealedSecret, StoredBlock,
         sites::{RoleRow, RoleStep},
     },
 };

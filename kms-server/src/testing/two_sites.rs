@@ -18,10 +18,7 @@ use super::{
 use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
-    store::{
-        AuditedStore as _,
-        sites::{RoleRow, RoleStep},
-    },
+    store::sites::{RoleRow, RoleStep},
 };
 
 const PLAIN: &[u8] = b"\x0f\x00";
@@ -45,11 +42,8 @@ fn what_is_imported_at_one_site_opens_apdus_at_the_other_and_is_said_to_be_there
         in_step(&north.site, &south.site).await;
         assert_eq!(south.site.verdict(&push(1, PLAIN)).await, Verdict::Ok);
         let lines = (2..60).map(meter).collect();
-        let imports = north.site.lifecycle.import(
-            &call("Meters/ImportMeters"),
-            lines,
-            ImportRules::default(),
-        );
+        let import = call("Meters/ImportMeters");
+        let imports = north.site.lifecycle.import(&import, lines, ImportRules::default());
         let states = imports.await.unwrap().states;
         assert_eq!(north.gate.replicated(&states).await, Replicated::Yes);
         assert_eq!(south.site.verdict(&push(59, PLAIN)).await, Verdict::Ok);

@@ -228,6 +228,8 @@ pub(crate) const HINTS: &[Hint] = &[
          revocation list",
     ),
     row(Unavailable, "*", NotNow, "run it again later; `site status` may say more"),
+    row(Busy, "TOO_MANY_FOLLOWERS", NotNow, "a follower that is gone leaves its place soon"),
+    row(Busy, "FOLLOWER_STALLED", NotNow, "it comes again by itself"),
     row(Busy, "ARENA_FULL", NotNow, "the operator raises `keyring.arena_mib`"),
     row(Busy, "BUSY", NotNow, "run it again in a moment"),
     row(Busy, "TOO_MANY_CALLS", NotNow, "end other calls of this client, then run it again"),
@@ -282,6 +284,14 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
+    row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
+    row(Refused, "ANOTHER_DOMAIN", No, "compare `[peer]` and `[site]` of both sites"),
+    row(
+        Refused,
+        "EPOCH_NOT_PROVED",
+        No,
+        "`site status` of both sites says which promotion is missing",
+    ),
     row(
         Refused,
         "NOT_PRIMARY",

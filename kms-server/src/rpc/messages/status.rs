@@ -467,6 +467,12 @@ mod tests {
             (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
             (Refused::Fault("f"), "INTERNAL FAULT", None),
             (Refused::ImportTooLong(1), "INVALID_ARGUMENT IMPORT_TOO_LONG", None),
+            (Refused::SingleSite, "FAILED_PRECONDITION SINGLE_SITE", None),
+            (Refused::AnotherDomain, "FAILED_PRECONDITION ANOTHER_DOMAIN", None),
+            (Refused::EpochNotProved, "FAILED_PRECONDITION EPOCH_NOT_PROVED", None),
+            (Refused::TooManyFollowers, "RESOURCE_EXHAUSTED TOO_MANY_FOLLOWERS", Some(1_000)),
+            (Refused::FollowerStalled, "DEADLINE_EXCEEDED FOLLOWER_STALLED", Some(1_000)),
+            (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -522,6 +528,12 @@ mod tests {
             Refused::Field { .. } => 30,
             Refused::Fault(_) => 31,
             Refused::ImportTooLong(_) => 32,
+            Refused::SingleSite => 33,
+            Refused::AnotherDomain => 34,
+            Refused::EpochNotProved => 35,
+            Refused::TooManyFollowers => 36,
+            Refused::FollowerStalled => 37,
+            Refused::PeerStore => 38,
         }
     }
 
