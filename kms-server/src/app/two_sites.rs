@@ -7,11 +7,10 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Ledger, Outside, Peer,
+        Answering, Cards, Config, Confirming, Fencing, Following, Ledger, Outside, Peer,
         Proving, Serving, Status,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
-    store::AuditedStore,
 };
 
 /// What a site with a peer stands on, before there is a keyring.
@@ -21,17 +20,15 @@ pub(super) struct TwoSites {
     cards: Cards,
     status: Arc<Status>,
     ledger: Arc<Ledger>,
-    commits: Arc<dyn AuditedStore>,
 }
 
 impl TwoSites {
-    /// To the peer of `settings`, with the identity of `tls`. What is committed through `commits` is heard of by
-    /// `ledger`.
+    /// To the peer of `settings`, with the identity of `tls`. `ledger` hears of what is committed here.
     pub(super) fn new(
         ground: &Ground,
         settings: PeerSettings,
         tls: rpc::TlsConfig,
-        (ledger, commits): (Arc<Ledger>, Arc<dyn AuditedStore>),
+        ledger: Arc<Ledger>,
     ) -> Self {
         let PeerSettings { connection, replication } = settings;
         let status = Status::new(replication.peer.clone(), Arc::clone(&ground.clock));
@@ -41,7 +38,6 @@ impl TwoSites {
             status: Arc::new(status),
             config: replication,
             ledger,
-            commits,
         }
     }
 
@@ -57,17 +53,15 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) fn start(self, ground: &Ground, keyring: &Keyring) -> Replicating {
-        let Self { config, peer, cards, status, ledger, commits } = self;
+        let Self { config, peer, cards, status, ledger } = self;
         let blocks = ground.domain.blocks;
-        let fencing = Arc::new(Fencing::new(Grounds {
-            domain: ground.domain.clone(),
-            store: ground.measured.clone(),
-            commits,
-            hsm: ground.hsm.clone(),
-            peer: Arc::clone(&peer),
-            clock: Arc::clone(&ground.clock),
-            status: Arc::clone(&status),
-        }));
+        let fencing = Arc::new(Fencing::new(
+            (Arc::clone(&keyring.roles), ground.measured.clone()),
+            Arc::clone(&peer),
+            cards.clone(),
+            Arc::clone(&ground.clock),
+            Arc::clone(&status),
+        ));
         let serving = Serving::new(
             (ground.measured.clone(), Arc::clone(&ledger)),
             (cards.clone(), blocks),

@@ -21,7 +21,7 @@ use kms_core::{
     },
     site::{
         admission::{fork_of, lineage},
-        role::RoleRecord,
+        role::SignedRoleRecord,
     },
 };
 
@@ -91,7 +91,7 @@ impl Adopter {
     pub async fn adopt(
         &self,
         mut arrived: Vec<Arrived>,
-        roles: &[RoleRecord],
+        roles: &[SignedRoleRecord],
         entry: AuditEntry,
     ) -> Result<Vec<Outcome>, KeyringError> {
         arrived.sort_by_key(|block| block.head.block);
@@ -115,7 +115,7 @@ impl Adopter {
     async fn decide(
         &self,
         arrived: Arrived,
-        roles: &[RoleRecord],
+        roles: &[SignedRoleRecord],
     ) -> Result<Result<Step, Outcome>, KeyringError> {
         let block = arrived.head.block;
         // Held until it is written, and by nobody who waits for a peer.
@@ -181,7 +181,7 @@ fn step(
     arrived: Arrived,
     ours: Verified,
     unsealed: &Unsealed,
-    roles: &[RoleRecord],
+    roles: &[SignedRoleRecord],
 ) -> Result<Option<(BlockAdoption, Verified, usize)>, Taken> {
     let Arrived { head, records, is_whole } = arrived;
     let (block, expected) = (head.block, ours.mark());

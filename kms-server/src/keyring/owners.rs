@@ -16,6 +16,7 @@ use super::{
     records::Records,
     renewing::Renewer,
     resident::{Resident, arena::ArenaError},
+    roles::Roles,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -39,6 +40,8 @@ pub struct Keyring {
     pub taker: Arc<Taker>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
     /// For the status.
     pub overview: Arc<Overview>,
     /// Keeps what is resident at what is stored.
@@ -75,6 +78,7 @@ impl Keyring {
             Reader::new(Arc::clone(&opener), Arc::clone(&records), Arc::clone(&renewer), shared);
         let adopter = Adopter::new(Arc::clone(&opener), Arc::clone(&commits));
         let prover = Prover::new(Arc::clone(&opener));
+        let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
         Ok(Self {
             reader,
@@ -84,6 +88,7 @@ impl Keyring {
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
             identities,
+            roles,
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),
         })

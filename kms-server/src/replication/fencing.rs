@@ -11,21 +11,14 @@ use super::{
     status::Status,
 };
 use crate::{
-    hsm::{Hsm, TokenError},
-    store::{
-        AuditedStore, ReadStore, StoreError,
-        sites::{RoleRow, RoleStep},
-    },
+    keyring::{NotChanged, Roles},
+    store::{ReadStore, StoreError, sites::RoleRow},
 };
 use kms_core::{
-    DomainRecord, Epoch,
+    Epoch,
     audit::{AuditOutcome, AuditedCall, Subject},
     ports::Clock,
-    site::{
-        admission::{Admitted, NotAdmitted, View, Writers, admit},
-        peer::Peer as Enrolled,
-        role::{RoleRecord, SignedRoleRecord, Standing},
-    },
+    site::role::SignedRoleRecord,
 };
 
 /// The caller's name in events of replication.
@@ -43,31 +36,31 @@ pub enum NotFenced {
         /// The epoch that it names.
         epoch: Epoch,
     },
-    /// Its record does not count.
-    #[error("a role record of site {site} does not count: {why}")]
-    NotAdmitted {
+    /// Its records do not count, or can't be kept.
+    #[error("what site {site} says of its epoch {} is not taken in: {why}", epoch.0)]
+    NotLearnt {
         /// The peer.
         site: String,
+        /// The epoch that it names.
+        epoch: Epoch,
         /// The reason.
-        why: NotAdmitted,
+        why: Box<NotChanged>,
     },
+    /// The records that are kept here don't verify.
+    #[error("the role records of this site: {0}")]
+    Records(Box<NotChanged>),
     /// Its records can't be had.
     #[error(transparent)]
     Peer(#[from] PeerError),
-    /// The database can't be read or written.
+    /// The database can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The token does not say which key is ours.
-    #[error(transparent)]
-    Token(#[from] TokenError),
 }
 
-/// Parts that fencing stands on.
+/// Meets peers.
 pub struct Fencing {
-    domain: DomainRecord,
+    roles: Arc<Roles>,
     store: Arc<dyn ReadStore>,
-    commits: Arc<dyn AuditedStore>,
-    hsm: Hsm,
     peer: Arc<dyn Peer>,
     cards: Cards,
     clock: Arc<dyn Clock>,
@@ -76,30 +69,16 @@ pub struct Fencing {
     one: Mutex<()>,
 }
 
-/// What fencing is made of.
-pub struct Grounds {
-    /// Our domain.
-    pub domain: DomainRecord,
-    /// Our database.
-    pub store: Arc<dyn ReadStore>,
-    /// The way to change the role.
-    pub commits: Arc<dyn AuditedStore>,
-    /// Whose key signs for our epochs.
-    pub hsm: Hsm,
-    /// The other site.
-    pub peer: Arc<dyn Peer>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Where it is told.
-    pub status: Arc<Status>,
-}
-
 impl Fencing {
-    /// Over these parts.
-    pub fn new(grounds: Grounds) -> Self {
-        let Grounds { domain, store, commits, hsm, peer, clock, status } = grounds;
-        let cards = Cards::new(Arc::clone(&store), &domain);
-        Self { domain, store, commits, hsm, peer, cards, clock, status, one: Mutex::default() }
+    /// Learns by `roles` what `peer` shows.
+    pub fn new(
+        (roles, store): (Arc<Roles>, Arc<dyn ReadStore>),
+        peer: Arc<dyn Peer>,
+        cards: Cards,
+        clock: Arc<dyn Clock>,
+        status: Arc<Status>,
+    ) -> Self {
+        Self { roles, store, peer, cards, clock, status, one: Mutex::default() }
     }
 
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
@@ -120,67 +99,22 @@ impl Fencing {
             return Ok(row);
         }
         let ours = self.cards.now().await?;
-        let records = self.peer.role_records(ours, row.epoch).await?;
-        for record in records {
-            self.take(theirs, record).await?;
-        }
-        let row = self.store.role().await?;
-        if row.epoch < theirs.epoch {
-            return Err(NotFenced::NoRecord { site: theirs.site.clone(), epoch: theirs.epoch });
-        }
-        Ok(row)
-    }
-
-    /// Takes one record in, if it counts: kept for ever, with the role that follows from it.
-    async fn take(&self, theirs: &SiteCard, record: SignedRoleRecord) -> Result<(), NotFenced> {
-        let known = self.verified_records().await?;
-        let own = self.hsm.public_key().await?;
-        let writers = self.writers(own).await?;
-        let view = View { domain: &self.domain, known: &known, writers: &writers };
-        let admitted = admit(&view, &record, false);
-        let admitted =
-            admitted.map_err(|why| NotFenced::NotAdmitted { site: theirs.site.clone(), why })?;
-        let expected = self.store.role().await?;
-        let now = match admitted {
-            Admitted::Known => return Ok(()),
-            // Of a time that is over: who writes has no use for it.
-            Admitted::Past if expected.writes => return Ok(()),
-            Admitted::Past => expected,
-            Admitted::News(Standing { epoch, .. }) => RoleRow { epoch, writes: false },
-        };
+        let shown = self.peer.role_records(ours, row.epoch).await?;
         let call = AuditedCall::new(OURSELVES, "Replication/Fence");
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
-        if now != expected {
-            tracing::warn!(
-                site = theirs.site,
-                epoch = now.epoch.0,
-                "the peer was promoted: this site writes no more"
-            );
-        }
-        let step = RoleStep { expected, now, record, blocks: Vec::new(), table: None };
-        match self.commits.change_role(step, vec![entry]).await {
-            // Another server of this site has learnt it, too.
-            Err(StoreError::NotWriter(row)) if row.epoch >= now.epoch => Ok(()),
-            done => Ok(done?),
+        let learnt = self.roles.learn(shown, entry).await;
+        let row = self.store.role().await?;
+        let (site, epoch) = (theirs.site.clone(), theirs.epoch);
+        match learnt {
+            // Another server of this site may have learnt it beside us.
+            _ if row.epoch >= epoch => Ok(row),
+            Ok(_) => Err(NotFenced::NoRecord { site, epoch }),
+            Err(why) => Err(NotFenced::NotLearnt { site, epoch, why: Box::new(why) }),
         }
     }
 
-    /// The role records that are kept here, as far as their signatures hold.
-    pub async fn verified_records(&self) -> Result<Vec<RoleRecord>, NotFenced> {
-        let own = self.hsm.public_key().await?;
-        let writers = self.writers(own).await?;
-        let stored = self.store.role_records().await?;
-        let key = |even: bool| if even { writers.even } else { writers.odd };
-        let holds = |signed: &SignedRoleRecord| {
-            key(signed.record.epoch.is_even()).is_some_and(|key| signed.is_signed_by(&key))
-        };
-        Ok(stored.into_iter().filter(holds).map(|signed| signed.record).collect())
-    }
-
-    async fn writers(&self, own: kms_core::audit::PublicKey) -> Result<Writers, NotFenced> {
-        let peers = self.store.peers().await?;
-        let ours = peers.iter().filter(|peer| peer.is_signed_by(&own)).map(|signed| &signed.peer);
-        let ours: Vec<&Enrolled> = ours.filter(|it| it.domain == self.domain.domain).collect();
-        Ok(Writers::of_peers(ours).with_own(&self.domain, own))
+    /// The role records that are kept here, verified.
+    pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotFenced> {
+        self.roles.records().await.map_err(|why| NotFenced::Records(Box::new(why)))
     }
 }

@@ -27,7 +27,7 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    site::role::RoleRecord,
+    site::role::SignedRoleRecord,
 };
 
 /// Blocks that are taken over in one transaction, and bytes of their records.
@@ -81,7 +81,7 @@ pub struct Following {
 /// A connection to the peer.
 struct Session<'a> {
     of: &'a Following,
-    roles: Vec<RoleRecord>,
+    roles: Vec<SignedRoleRecord>,
     tell: mpsc::Sender<Vec<BlockMark>>,
     pieces: Pieces,
     /// Blocks of which all records are wanted.
@@ -165,7 +165,7 @@ impl Following {
         let cursors = marks(&self.store.heads().await?);
         let card = self.cards.now().await?;
         let Followed { mut said, tell } = self.peer.follow(card, cursors).await?;
-        let roles = self.fencing.verified_records().await?;
+        let roles = self.fencing.records().await?;
         let mut session =
             Session { of: self, roles, tell, pieces: Pieces::default(), wanted: Vec::new() };
         let silence = self.config.heartbeat * BEATS_MISSING;
@@ -246,7 +246,7 @@ impl Session<'_> {
             return Err(Ended::Behind { theirs: card.epoch.0, ours: now.epoch.0 });
         }
         if now != before || self.roles.is_empty() {
-            self.roles = of.fencing.verified_records().await?;
+            self.roles = of.fencing.records().await?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ mod status;
 pub use card::{Cards, SiteCard};
 pub use config::Config;
 pub use confirming::Confirming;
-pub use fencing::{Fencing, Grounds, NotFenced};
+pub use fencing::{Fencing, NotFenced};
 pub use following::Following;
 pub use ledger::{Ledger, Noted};
 pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};

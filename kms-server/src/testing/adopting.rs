@@ -20,7 +20,6 @@ const PLAIN: &[u8] = b"\x0f\x00";
 
 async fn adopt(site: &Site, arrived: Vec<Arrived>) -> Vec<Outcome> {
     let known = site.store.role_records().await.unwrap();
-    let known: Vec<_> = known.into_iter().map(|signed| signed.record).collect();
     site.keyring.adopter.adopt(arrived, &known, entry("Replication/Adopt")).await.unwrap()
 }
 
@@ -213,7 +212,7 @@ fn invariant_7_what_a_fenced_site_wrote_alone_is_set_aside_and_its_block_becomes
         // Never seen by the other site, which is promoted.
         a.add(meter(meters[1])).await;
         let record = promote(&b).await;
-        let roles = [record.record.clone()];
+        let roles = [record.clone()];
         // Nothing goes back without the promotion, and nothing in parts.
         let adopter = &a.keyring.adopter;
         let sent = whole(&b, block).await;

@@ -7,16 +7,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kms_core::{
     BlockNo, Position, Sequence,
-    audit::{AuditEntry, AuditOutcome, ChainTip, Subject},
-    block::{
-        BlockMark,
-        keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
-    },
-    freshness::HeadTable,
+    audit::{AuditEntry, AuditOutcome, Subject},
+    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     site::{
-        changing,
         peer::{Peer as Enrolled, PeerKind, SignedPeer},
-        role::{SignedRoleRecord, Standing},
+        role::SignedRoleRecord,
     },
 };
 use rcgen::{
@@ -33,22 +28,18 @@ use super::{
 };
 use crate::{
     app::OperatingSystem,
-    audit::sign_head_table,
     ciphering::Ciphering,
-    keyring::Arrived,
+    keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Outside, Peer, Proving,
+        Answering, Cards, Config, Confirming, Fencing, Following, Outside, Peer, Proving,
         Serving, Status,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
         Role, TlsConfig,
     },
-    store::{
-        BlockChange, SealedSecret, StoredBlock,
-        sites::{RoleRow, RoleStep},
-    },
+    store::{BlockChange, SealedSecret, StoredBlock},
 };
 
 pub(crate) const BLOCKS: u32 = 16;
@@ -77,7 +68,9 @@ pub(crate) async fn again(
 ) -> Arc<Site> {
     let even = name == "north";
     let options = Options { blocks: BLOCKS, name, even, blocks_made, ..Options::default() };
-    Arc::new(Site::with(home, options).await)
+    let site = Site::with(home, options).await;
+    site.keyring.roles.look().await.unwrap();
+    Arc::new(site)
 }
 
 /// The blocks of `site` as they were founded, sealed for the other one's token.
@@ -129,49 +122,13 @@ async fn enrol(site: &Site, other: &Site) {
     site.commits.put_peer(signed, vec![entry("Site/EnrolPeer")]).await.unwrap();
 }
 
-/// Promotes a site, as it will be done: the signed record, the role, and all heads in the new epoch, at once.
+/// Promotes a site whose peer is lost; the record of it.
 pub(crate) async fn promote(site: &Site) -> SignedRoleRecord {
-    let heads = site.store.heads().await.unwrap();
-    let mark = |head: &kms_core::Head| BlockMark {
-        block: head.block,
-        position: head.position,
-        digest: head.digest,
-    };
-    let marks: Vec<BlockMark> = heads.iter().map(mark).collect();
-    let expected = site.store.role().await.unwrap();
-    let known = site.store.role_records().await.unwrap();
-    let known: Vec<_> = known.into_iter().map(|signed| signed.record).collect();
-    let mut standing = Standing::of(&site.domain, &known);
-    standing.epoch = expected.epoch;
-    let changing = changing::Site { domain: &site.domain, standing, heads: &marks, at_ms: 5 };
-    let record = changing.promotion(None).unwrap();
-    let epoch = record.epoch;
-    let signature = site.hsm.sign(record.message()).await.unwrap();
-    let record = SignedRoleRecord { record, signature };
-    let (mut blocks, mut states) = (Vec::new(), Vec::new());
-    for mut head in heads {
-        let before = head.position;
-        let (keys, _) = opened(site, head.block).await;
-        head.position = Position { epoch, sequence: before.sequence };
-        head.mac = keys.head_mac(&head);
-        states.push((head.position, head.digest));
-        blocks.push(BlockChange { expected: Some(before), head, seals: vec![], records: vec![] });
-    }
-    let before = site.store.head_table().await.unwrap().map(|table| table.number);
-    let tips: Vec<ChainTip> = site.store.audit_chains().await.unwrap();
-    let number = before.unwrap_or(0) + 1;
-    let table = HeadTable { number, at_ms: 5, tips, heads: states };
-    let key = site.hsm.public_key().await.unwrap();
-    let table = sign_head_table(&site.hsm, &key, &site.domain.domain, &table).await.unwrap();
-    let step = RoleStep {
-        expected,
-        now: RoleRow { epoch, writes: true },
-        record: record.clone(),
-        blocks,
-        table: Some((before, table)),
-    };
-    site.commits.change_role(step, vec![entry("Site/Promote")]).await.unwrap();
-    record
+    let expected = site.store.role().await.unwrap().epoch;
+    let wish = Wish { expected, is_lost: true, above: None };
+    let promoted = site.keyring.roles.promote(wish, entry("Site/Promote"), 5).await.unwrap();
+    assert!(promoted.left.is_empty(), "{promoted:?}");
+    site.store.role_records().await.unwrap().pop().unwrap()
 }
 
 /// A certificate that is good for a server and for a client.
@@ -284,15 +241,13 @@ impl Running {
         let peer: Arc<dyn Peer> = Arc::new(network.client(&name, to));
         let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&site.clock)));
         let cards = Cards::new(site.measured.clone(), &site.domain);
-        let fencing = Arc::new(Fencing::new(Grounds {
-            domain: site.domain.clone(),
-            store: site.measured.clone(),
-            commits: Arc::clone(&site.commits),
-            hsm: site.hsm.clone(),
-            peer: Arc::clone(&peer),
-            clock: Arc::clone(&site.clock),
-            status: Arc::clone(&status),
-        }));
+        let fencing = Arc::new(Fencing::new(
+            (Arc::clone(&site.keyring.roles), site.measured.clone()),
+            Arc::clone(&peer),
+            cards.clone(),
+            Arc::clone(&site.clock),
+            Arc::clone(&status),
+        ));
         let serving = Serving::new(
             (site.measured.clone(), Arc::clone(&site.ledger)),
             (cards.clone(), site.domain.blocks),
@@ -337,8 +292,10 @@ impl Running {
         );
         let server = tokio::spawn(async move { served.await.unwrap() });
         bound.await.unwrap();
+        let roles = Arc::clone(&site.keyring.roles);
         let tasks = vec![
             tokio::spawn(Arc::clone(&site.ledger).hear(site.measured.clone())).abort_handle(),
+            tokio::spawn(async move { roles.keep_looking().await }).abort_handle(),
             tokio::spawn(async move { following.run().await }).abort_handle(),
             tokio::spawn(async move { proving.run().await }).abort_handle(),
         ];
@@ -369,6 +326,7 @@ fn parts(site: &Arc<Site>, replicating: Replicating) -> rpc::Parts {
         audit: Arc::clone(&site.audit),
         domain: site.domain.clone(),
         single_site: false,
+        roles: Arc::clone(&site.keyring.roles),
         replication: Some(replicating),
         clock: Arc::clone(&site.clock),
         sources: Vec::new(),

@@ -18,17 +18,13 @@ use super::{
 use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
-    store::sites::{RoleRow, RoleStep},
-};
+;
 
 const PLAIN: &[u8] = b"\x0f\x00";
 
 /// Takes the other site's promotion in.
 pub(super) async fn fence(site: &Site, record: SignedRoleRecord) {
-    let expected = site.store.role().await.unwrap();
-    let now = RoleRow { epoch: record.record.epoch, writes: false };
-    let step = RoleStep { expected, now, record, blocks: Vec::new(), table: None };
-    site.commits.change_role(step, vec![entry("Replication/Fence")]).await.unwrap();
+    site.keyring.roles.learn(vec![record], entry("Replication/Fence")).await.unwrap();
 }
 
 #[test]

@@ -216,6 +216,7 @@ impl Site {
         let ledger = Arc::new(Ledger::new(domain.blocks));
         let commits: Arc<dyn AuditedStore> =
             Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
+        let role = Arc::new(keyring::SiteRole::founding(&domain));
         let keyring = Keyring::new(
             keyring::Config {
                 arena_bytes: options.arena_bytes,
@@ -228,6 +229,7 @@ impl Site {
                 store: measured.clone(),
                 clock: Arc::clone(&clock),
                 freshness,
+                role,
             },
             Arc::clone(&commits),
         )

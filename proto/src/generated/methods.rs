@@ -49,6 +49,10 @@ ReplicationProveBlocks,
 ReplicationListRoleRecords,
 /// `Site/GetStatus`.
 SiteGetStatus,
+/// `Site/Promote`.
+SitePromote,
+/// `Site/Demote`.
+SiteDemote,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -81,6 +85,8 @@ Self::ReplicationFollowChanges,
 Self::ReplicationProveBlocks,
 Self::ReplicationListRoleRecords,
 Self::SiteGetStatus,
+Self::SitePromote,
+Self::SiteDemote,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -111,6 +117,8 @@ Self::ReplicationFollowChanges => "Replication/FollowChanges",
 Self::ReplicationProveBlocks => "Replication/ProveBlocks",
 Self::ReplicationListRoleRecords => "Replication/ListRoleRecords",
 Self::SiteGetStatus => "Site/GetStatus",
+Self::SitePromote => "Site/Promote",
+Self::SiteDemote => "Site/Demote",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -142,6 +150,8 @@ match path {
 "/ami.kms.v1.Replication/ProveBlocks" => Some(Self::ReplicationProveBlocks),
 "/ami.kms.v1.Replication/ListRoleRecords" => Some(Self::ReplicationListRoleRecords),
 "/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
+"/ami.kms.v1.Site/Promote" => Some(Self::SitePromote),
+"/ami.kms.v1.Site/Demote" => Some(Self::SiteDemote),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -174,6 +184,8 @@ Self::ReplicationFollowChanges => true,
 Self::ReplicationProveBlocks => true,
 Self::ReplicationListRoleRecords => true,
 Self::SiteGetStatus => false,
+Self::SitePromote => false,
+Self::SiteDemote => false,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

@@ -292,6 +292,13 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "`site status` of both sites says which promotion is missing",
     ),
+    row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
+    row(Refused, "PRIMARY_WRITES", No, "demote the primary first, or say that it is lost"),
+    row(Service, "ROLE_DAMAGED", NotNow, "put the newest copy of the database back"),
+    row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
+    row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
+    row(Refused, "BLOCK_UNKNOWN", No, ""),
+    row(Refused, "ROLE_RECORD_REFUSED", No, ""),
     row(
         Refused,
         "NOT_PRIMARY",

@@ -7,7 +7,7 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
-    keyring::Overview,
+    keyring::{Overview, Roles},
     lifecycle::Lifecycle,
     replication::Status as ReplicationStatus,
     rpc::services::replication::ReplicationParts,
@@ -25,6 +25,8 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
     /// The token's status.
     pub token_status: TokenStatusSource,
     /// The database, for its status.

@@ -51,8 +51,9 @@ pub(super) fn of_parts(
     };
     let site = SiteService {
         looks: parts.looks(),
-        store: Arc::clone(&parts.store),
         replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
+        roles: Arc::clone(&parts.roles),
+        recorder: Recorder(Arc::clone(&parts.audit)),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),

@@ -1,42 +1,48 @@
 //! `Site.GetStatus`: how the site is, answered even when its parts are not.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
-    KeyringStatus as WireKeyring, ReadinessStatus, RefusedBlock,
-    ReplicationStatus as WireReplication, StandbyStatus, StoreStatus, TokenStatus as WireToken,
-    WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, FollowingStatus as WireFollowing, GetStatusRequest,
+    GetStatusResponse, KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse,
+    ReadinessStatus, RefusedBlock, ReplicationStatus as WireReplication, SiteStanding,
+    StandbyStatus, StoreStatus, TokenStatus as WireToken, WarmUp, site_server,
 };
-use tokio::time::timeout;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
     hsm::TokenStatus,
-    keyring::KeyringStatus,
+    keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     replication::{self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus},
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
+        gate::recording::Recorder,
+        messages::role_status::{of_role, word_of_role},
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
-    store::{ReadStore, StandbyLag, sites::RoleRow},
+    store::StandbyLag,
 };
-use kms_core::{DomainRecord, moment::Moment, ports::Clock};
+use kms_core::{
+    DomainRecord, Epoch,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    moment::Moment,
+    ports::Clock,
+    site::role::Standing,
+};
 
-/// The longest time for the role: somebody asks because something hangs.
-const ROLE_PATIENCE: Duration = Duration::from_millis(500);
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
-    pub(crate) store: Arc<dyn ReadStore>,
     /// `None`: there is no other site.
     pub(crate) replication: Option<Arc<replication::Status>>,
+    pub(crate) roles: Arc<Roles>,
+    pub(crate) recorder: Recorder,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -54,21 +60,18 @@ impl site_server::Site for SiteService {
     ) -> Result<Response<GetStatusResponse>, Status> {
         Permit::of(&request, Verb::GetStatus)?;
         let _executing = self.figures.execute(Verb::GetStatus);
+        let standing = self.roles.standing();
         let mut facts = self.looks.all().await;
         facts.certificate_faults = self.certificate_faults();
         let replication = self.replication.as_ref().map(|status| status.all());
         let told = replication.iter().flat_map(|status| status.faults.clone());
         facts.replication_faults = told.collect();
-        // A database that does not answer is a fault of its own: then the epoch is the one that it began with.
-        let founding = RoleRow::founding(&self.domain);
-        let role = timeout(ROLE_PATIENCE, self.store.role()).await;
-        let role = role.ok().and_then(Result::ok).unwrap_or(founding);
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
             domain_id: Bytes::copy_from_slice(&self.domain.domain.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch: role.epoch.0,
+            epoch: standing.epoch.0,
             single_site: self.single_site,
             uptime_ms: self.clock.now().ms_since(self.started),
             faults: faults.collect(),
@@ -76,12 +79,55 @@ impl site_server::Site for SiteService {
             store: Some(wire_store(facts.store, &facts.keyring)),
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
-            replication: replication.map(|status| wire_replication(status, role)),
+            standing: Some(wire_standing(&standing)),
+            replication: replication.map(wire_replication),
         }))
+    }
+
+    async fn promote(
+        &self,
+        request: Request<PromoteRequest>,
+    ) -> Result<Response<PromoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Promote)?;
+        let _executing = self.figures.execute(Verb::Promote);
+        let call = self.recorder.call(&permit, &request);
+        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request.into_inner();
+        let wish = Wish {
+            expected: Epoch(expected_epoch),
+            is_lost: primary_is_lost,
+            above: above_epoch.map(Epoch),
+        };
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        let now_ms = self.clock.unix_ms();
+        let promoted = self.roles.promote(wish, entry, now_ms).await;
+        let Promotion { standing, left } = match promoted {
+            Ok(promotion) => promotion,
+            Err(error) => return Err(self.not_changed(&call, &error).await),
+        };
+        let left = left.into_iter().map(|(block, reason)| BlockLeft { block: block.0, reason });
+        let standing = Some(wire_standing(&standing));
+        Ok(Response::new(PromoteResponse { standing, left: left.collect() }))
+    }
+
+    async fn demote(
+        &self,
+        request: Request<DemoteRequest>,
+    ) -> Result<Response<DemoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Demote)?;
+        let _executing = self.figures.execute(Verb::Demote);
+        let call = self.recorder.call(&permit, &request);
+        let expected = Epoch(request.into_inner().expected_epoch);
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        match self.roles.demote(expected, entry, self.clock.unix_ms()).await {
+            Ok(standing) => {
+                Ok(Response::new(DemoteResponse { standing: Some(wire_standing(&standing)) }))
+            }
+            Err(error) => Err(self.not_changed(&call, &error).await),
+        }
     }
 }
 
-fn wire_replication(status: ReplicationStatus, role: RoleRow) -> WireReplication {
+fn wire_replication(status: ReplicationStatus) -> WireReplication {
     let ReplicationStatus { peer, heard, following, readiness, faults: _ } = status;
     let (card, heard_ms) = match heard {
         Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
@@ -89,7 +135,6 @@ fn wire_replication(status: ReplicationStatus, role: RoleRow) -> WireReplication
     };
     WireReplication {
         peer,
-        writes: role.writes,
         peer_epoch: card.as_ref().map_or(0, |card| card.epoch.0),
         peer_release: card.map_or_else(String::new, |card| card.release),
         heard_ms,
@@ -129,6 +174,17 @@ fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
 }
 
 impl SiteService {
+    /// Records why the role was not changed, and gives the status for it.
+    async fn not_changed(&self, call: &AuditedCall, error: &NotChanged) -> Status {
+        let mut entry = self.recorder.entry(call, Subject::NONE);
+        let (word, is_ours) = word_of_role(error);
+        entry.outcome = match is_ours {
+            true => AuditOutcome::failed(word),
+            false => AuditOutcome::refused(word),
+        };
+        self.recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
+    }
+
     fn certificate_faults(&self) -> Vec<String> {
         let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
         let expiry = match left_ms {
@@ -142,6 +198,11 @@ impl SiteService {
         let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
         expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
+}
+
+fn wire_standing(standing: &Standing) -> SiteStanding {
+    let Standing { role, epoch, .. } = *standing;
+    SiteStanding { role: role as i32, epoch: epoch.0, writes: standing.writes() }
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {
