@@ -95,9 +95,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
     let keyring = ground.keyring(keyring, &commits)?;
     go_by_role(&keyring.roles).await?;
-    let two_sites = peer.map(|peer| {
-        TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger))
-    });
+    let two_sites =
+        peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger)));
     let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());

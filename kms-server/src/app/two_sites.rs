@@ -7,8 +7,8 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Ledger, Outside, Peer,
-        Proving, Serving, Status,
+        Answering, Cards, Config, Confirming, Fencing, Following, Ledger, Outside, Peer, Proving,
+        Serving, Status,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
 };

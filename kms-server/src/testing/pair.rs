@@ -32,8 +32,8 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Outside, Peer, Proving,
-        Serving, Status,
+        Answering, Cards, Config, Confirming, Fencing, Following, Outside, Peer, Proving, Serving,
+        Status,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
-;
+};
 
 const PLAIN: &[u8] = b"\x0f\x00";
 
