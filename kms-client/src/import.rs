@@ -277,7 +277,7 @@ mod tests {
     fn reply(lines: &[u64]) -> v1::ImportMetersResponse {
         let result =
             |line: &u64| v1::ImportResult { line: *line, outcome: 3, ..Default::default() };
-        v1::ImportMetersResponse { results: lines.iter().map(result).collect() }
+        v1::ImportMetersResponse { results: lines.iter().map(result).collect(), replicated: 0 }
     }
 
     fn accept(

@@ -198,6 +198,7 @@ impl Meters for Fake {
                 ..Default::default()
             }),
             warnings: vec![],
+            replicated: 0,
         }))
     }
 
@@ -241,7 +242,7 @@ impl Meters for Fake {
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::DeleteMeterResponse {}))
+        Ok(Response::new(v1::DeleteMeterResponse::default()))
     }
 
     async fn readmit_meter(
@@ -295,7 +296,7 @@ impl Meters for Fake {
                         meter_id,
                         ..Default::default()
                     };
-                    Ok(v1::ImportMetersResponse { results: vec![result] })
+                    Ok(v1::ImportMetersResponse { results: vec![result], replicated: 0 })
                 });
             futures_util::stream::iter(results.collect::<Vec<_>>())
         });
