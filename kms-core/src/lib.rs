@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod block;
 pub mod codec;
+pub mod enrolment;
 pub mod following;
 pub mod freshness;
 pub mod key;

@@ -26,7 +26,7 @@ use crate::hsm::pkcs11::{
     keys::{
         finding::find,
         making,
-        template::{self, Kept, OurKey, Usage},
+        template::{self, Birth, Kept, OurKey, Usage},
     },
 };
 use kms_core::SealedKek;
@@ -114,7 +114,9 @@ impl<'a> Attacks<'a> {
                 }
                 Ok([handle]) => {
                     let target = Target { key, handle: *handle, kept: Kept::OnToken };
-                    let sound = template::verify(session, *handle, key, target.kept);
+                    let birth = self.subject.canaries.map(|canaries| canaries.birth_of(key));
+                    let born = (target.kept, birth.unwrap_or(Birth::Here));
+                    let sound = template::verify_born(session, *handle, key, born);
                     (sound.map(|()| target), "as it was made")
                 }
                 Ok(other) => {
