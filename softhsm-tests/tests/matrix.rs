@@ -30,6 +30,7 @@ fn row(method: Method) -> Row {
     use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
@@ -53,6 +54,12 @@ fn row(method: Method) -> Row {
         Method::AuditVerifyChain => (&[Auditor], DONE),
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
+        // A single site: there is nobody to whom anything would be shown.
+        Method::ReplicationListBlockHeads
+        | Method::ReplicationFetchBlocks
+        | Method::ReplicationFollowChanges
+        | Method::ReplicationProveBlocks
+        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
     };
     Row { roles, answer }
@@ -67,6 +74,11 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMic
         | Method::CipheringVerifyMicBatch
         | Method::CipheringVerifyMicStream
+        | Method::ReplicationListBlockHeads
+        | Method::ReplicationFetchBlocks
+        | Method::ReplicationFollowChanges
+        | Method::ReplicationProveBlocks
+        | Method::ReplicationListRoleRecords
         | Method::AuditFollowEvents
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall => false,

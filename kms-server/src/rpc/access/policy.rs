@@ -74,6 +74,11 @@ impl Verb {
             | Self::ImportMeters
             | Self::GetImportKey => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::ListBlockHeads
+            | Self::FetchBlocks
+            | Self::FollowChanges
+            | Self::ProveBlocks
+            | Self::ListRoleRecords => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
@@ -363,7 +368,7 @@ mod tests {
             Role::Auditor => {
                 service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
             }
-            Role::Peer => verb == Verb::GetStatus,
+            Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
         }
     }

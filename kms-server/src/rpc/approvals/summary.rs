@@ -83,6 +83,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
         | Verb::ImportMeters
+        | Verb::ListBlockHeads
+        | Verb::FetchBlocks
+        | Verb::FollowChanges
+        | Verb::ProveBlocks
+        | Verb::ListRoleRecords
         | Verb::FollowEvents
         | Verb::ListApprovals
         | Verb::ApproveCall
