@@ -101,7 +101,7 @@ fn found(
     made: &InitReport,
 ) -> Result<DomainRecord, NotFounded> {
     let mut domain = DomainRecord {
-        domain: DomainId(random_16()?),
+        domain: DomainId(random()?),
         blocks: config.site.blocks,
         site: config.site.name.clone(),
         // The first epoch of this site's parity: 0 would be no epoch at all.
@@ -127,13 +127,13 @@ fn found(
     Ok(founding.domain)
 }
 
-fn random_16() -> Result<[u8; 16], Fault> {
-    let mut bytes = [0; 16];
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Fault> {
+    let mut bytes = [0; N];
     OperatingSystem.fill(&mut bytes).map_err(|error| Fault::Runtime(error.into()))?;
     Ok(bytes)
 }
 
 /// A PIN file, for the security officer's.
-fn pin_from(path: &Path) -> Result<Pin, Fault> {
+pub(super) fn pin_from(path: &Path) -> Result<Pin, Fault> {
     Ok(config::pin_from_file(path)?)
 }
