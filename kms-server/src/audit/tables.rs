@@ -341,18 +341,7 @@ impl Tables {
         let stored = self.parts.store.head_table().await?;
         let there = stored.as_ref().map(|stored| stored.number);
         if let Some(stored) = stored.as_ref().filter(|stored| stored.number > table.number) {
-            let newer = self.opened(stored)?;
-            for tip in &newer.tips {
-                if table.tip_of(tip.node).sequence < tip.sequence {
-                    table.set_tip(*tip);
-                }
-            }
-            for mark in newer.marks() {
-                self.scope.freshness.know(&mark);
-                table.raise(&mark);
-            }
-            table.number = newer.number;
-            self.keep_known(table).await?;
+            self.take_in(table, stored).await?;
         }
         if there.is_none_or(|there| there < table.number) {
             let what = format!(
@@ -384,6 +373,38 @@ impl Tables {
             self.keep_known(table).await?;
         }
         Ok(done)
+    }
+
+    /// A table was written beside this: with the change of a role. What it says counts at once, and is
+    /// remembered outside the database: it alone says where the blocks stand.
+    pub(super) async fn take(&self, signed: &SignedHeadTable) {
+        let mut state = self.state.lock().await;
+        let Some(mut table) = state.table.clone() else { return };
+        if signed.number <= table.number {
+            return;
+        }
+        match self.take_in(&mut table, signed).await {
+            Ok(()) => state.table = Some(table),
+            // As it stands in the database it is taken in the next time.
+            Err(Failed::WentBack(what)) => self.failed(what),
+            Err(Failed::Error(error)) => self.failed(format!("the head table: {error}")),
+        }
+    }
+
+    /// Brings `table` to what a newer one says.
+    async fn take_in(&self, table: &mut HeadTable, stored: &SignedHeadTable) -> Result<(), Failed> {
+        let newer = self.opened(stored)?;
+        for tip in &newer.tips {
+            if table.tip_of(tip.node).sequence < tip.sequence {
+                table.set_tip(*tip);
+            }
+        }
+        for mark in newer.marks() {
+            self.scope.freshness.know(&mark);
+            table.raise(&mark);
+        }
+        table.number = newer.number;
+        Ok(self.keep_known(table).await?)
     }
 
     /// Remembers outside the database what a signed table says.

@@ -99,7 +99,7 @@ impl Change {
         let both = self.staged.records().zip(&extension.records);
         let change = |(record, stored): (&Record, &StoredRecord)| RecordChange {
             record: stored.clone(),
-            index: index_of(record),
+            index: IndexEntry::of(record),
         };
         BlockChange {
             expected: Some(self.staged.base().head().position),
@@ -107,21 +107,6 @@ impl Change {
             seals: Vec::new(),
             records: both.map(change).collect(),
         }
-    }
-}
-
-fn index_of(record: &Record) -> IndexEntry {
-    match record {
-        Record::Meter(meter) => IndexEntry::Meter {
-            meter_id: meter.meter_id.clone(),
-            fingerprints: meter
-                .keys
-                .iter()
-                .filter(|key| key.kind.is_cipher_key())
-                .map(|key| key.fingerprint)
-                .collect(),
-        },
-        Record::Tombstone(_) => IndexEntry::Tombstone,
     }
 }
 

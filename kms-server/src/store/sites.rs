@@ -5,7 +5,7 @@ use async_trait::async_trait;
 
 use super::{BlockChange, RecordChange, SealedSecret, StoreError};
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, RecordKey, StoredRecord, block::BlockMark,
+    BlockNo, DomainRecord, Epoch, Head, Numbered as _, RecordKey, StoredRecord, block::BlockMark,
     freshness::SignedHeadTable, site::role::SignedRoleRecord,
 };
 
@@ -89,6 +89,14 @@ kms_core::numbered! {
         Merged = 1 "MERGED",
         /// Nothing of it is used.
         Discarded = 2 "DISCARDED",
+    }
+}
+
+impl Resolution {
+    /// The decision as a database keeps it.
+    pub(super) fn kept(number: i64) -> Result<Self, StoreError> {
+        let known = u8::try_from(number).ok().and_then(Self::from_number);
+        known.ok_or_else(|| StoreError::Damaged(format!("there is no resolution {number}")))
     }
 }
 
