@@ -59,7 +59,7 @@ impl Meters {
             v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
         let send = |link, request| async move { stubs::meters(link).create_meter(request).await };
         let reply = self.transport.call(Safety::Once, request, send).await?;
-        let v1::CreateMeterResponse { meter, warnings } = reply;
+        let v1::CreateMeterResponse { meter, warnings, .. } = reply;
         Ok(Created { meter: present(meter)?, warnings })
     }
 

@@ -61,6 +61,7 @@ impl Site {
             ciphering: Arc::new(ciphering),
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             keyring: Arc::clone(&keyring.overview),
+            hsm: hsm.clone(),
             token_status: Arc::new(move || hsm.status()),
             store,
             audit,

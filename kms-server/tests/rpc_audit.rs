@@ -39,6 +39,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        hsm: hsm.clone(),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

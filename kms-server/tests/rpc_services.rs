@@ -33,6 +33,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        hsm: hsm.clone(),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

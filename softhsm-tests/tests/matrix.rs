@@ -61,6 +61,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationProveBlocks
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
 }
@@ -93,7 +94,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain
-        | Method::SiteGetStatus => true,
+        | Method::SiteGetStatus
+        | Method::SiteEnrolPeer => true,
     }
 }
 

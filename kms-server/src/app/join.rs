@@ -62,11 +62,7 @@ const HAS_DOMAIN: &str = "the database has a key domain already: a site joins on
                           database away, and use a fresh token";
 
 /// Makes the keys that this site makes itself, and writes the request to join into `out`.
-pub fn request_to_join(
-    config: Config,
-    options: &JoinOptions,
-    out: &Path,
-) -> Result<Report, Fault> {
+pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Result<Report, Fault> {
     let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
     if known_canaries(&config)?.is_some() {
         return Err(Fault::Store(HAS_DOMAIN.into()));
@@ -85,7 +81,9 @@ pub fn request_to_join(
             signed
         }
     };
-    replace(out, signed.to_file().as_bytes()).map_err(|error| not_written(out, &error))?;
+    let written =
+        std::path::absolute(out).and_then(|out| replace(&out, signed.to_file().as_bytes()));
+    written.map_err(|error| not_written(out, &error))?;
     let mut lines = vec![
         ("site".to_owned(), signed.request.site.clone()),
         ("token".to_owned(), keys.token_label),
@@ -171,11 +169,10 @@ pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Repor
     answers(&enrolment, &asked, &config)
         .map_err(|why| Fault::Setting(format!("{}: {why}", path.display()).into()))?;
     let received = receive(&config, &enrolment, &asked.request)?;
-    let (site, token) = (config.site.clone(), config.hsm.again());
+    let site = config.site.clone();
     let founding = runtime.block_on(found(config, &enrolment, &received))?;
     runtime.block_on(store.create_domain(&founding))?;
     runtime.block_on(store.close());
-    drop(token);
     // What it answered is over: a bundle that comes later answers nothing.
     fs::remove_file(&kept).map_err(|error| not_written(&kept, &error))?;
     Ok(report(&site, &founding, received, &enrolment))
@@ -198,7 +195,10 @@ fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result
         ));
     }
     if bundle.kind != request.kind || request.kind != kind_of(&config.site) {
-        return Err(format!("the bundle makes a site {} of this one: see [site] even", bundle.kind));
+        return Err(format!(
+            "the bundle makes a site {} of this one: see [site] even",
+            bundle.kind
+        ));
     }
     if bundle.sender.kind == bundle.kind || bundle.sender.site == bundle.recipient {
         return Err("the sender says that it is this very site".to_owned());
@@ -208,13 +208,15 @@ fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result
     }
     let founder_even = bundle.founded.is_even();
     let founder_is_sender = founder_even == (bundle.sender.kind == PeerKind::Even);
-    if bundle.founded == Epoch::default() || (!founder_is_sender && bundle.role_records.is_empty()) {
+    if bundle.founded == Epoch::default() || (!founder_is_sender && bundle.role_records.is_empty())
+    {
         return Err("the bundle is of a site that did not write when it made it".to_owned());
     }
     let sender_is_even = bundle.sender.kind == PeerKind::Even;
     for SignedRoleRecord { record, signature } in &bundle.role_records {
         let of_sender = record.epoch.is_even() == sender_is_even;
-        let signed = kms_core::audit::is_signed(&bundle.sender.signing, &record.message(), signature);
+        let signed =
+            kms_core::audit::is_signed(&bundle.sender.signing, &record.message(), signature);
         if record.domain != bundle.sender.domain || (of_sender && !signed) {
             return Err(format!("the role record of epoch {} is not authentic", record.epoch.0));
         }
@@ -222,11 +224,7 @@ fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result
     Ok(())
 }
 
-fn receive(
-    config: &Config,
-    enrolment: &Enrolment,
-    asked: &JoinRequest,
-) -> Result<Received, Fault> {
+fn receive(config: &Config, enrolment: &Enrolment, asked: &JoinRequest) -> Result<Received, Fault> {
     let handed = |kek: &WrappedKek| HandedKek { id: kek.id, wrapped: kek.wrapped.clone() };
     let keks = HandedKeks {
         meter_kek: handed(&enrolment.keks.meter_kek),

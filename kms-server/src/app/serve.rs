@@ -205,6 +205,7 @@ impl Ground {
             ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
+            hsm: self.hsm.clone(),
             token_status: Arc::new(move || token.status()),
             store: self.measured.clone(),
             audit,

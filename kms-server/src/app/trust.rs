@@ -55,7 +55,9 @@ pub fn trust_peer(config: Config, options: &TrustOptions) -> Result<Report, Faul
         }
     } else {
         match pkcs11::trust_peer(&config.hsm, &so_pin, &key).map_err(refused)? {
-            true => "trusted: the sealed KEKs may leave under it, to the token that has its private half",
+            true => {
+                "trusted: the sealed KEKs may leave under it, to the token that has its private half"
+            }
             false => "it was trusted already",
         }
     };

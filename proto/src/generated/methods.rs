@@ -49,6 +49,8 @@ ReplicationProveBlocks,
 ReplicationListRoleRecords,
 /// `Site/GetStatus`.
 SiteGetStatus,
+/// `Site/EnrolPeer`.
+SiteEnrolPeer,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -81,6 +83,7 @@ Self::ReplicationFollowChanges,
 Self::ReplicationProveBlocks,
 Self::ReplicationListRoleRecords,
 Self::SiteGetStatus,
+Self::SiteEnrolPeer,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -111,6 +114,7 @@ Self::ReplicationFollowChanges => "Replication/FollowChanges",
 Self::ReplicationProveBlocks => "Replication/ProveBlocks",
 Self::ReplicationListRoleRecords => "Replication/ListRoleRecords",
 Self::SiteGetStatus => "Site/GetStatus",
+Self::SiteEnrolPeer => "Site/EnrolPeer",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -142,6 +146,7 @@ match path {
 "/ami.kms.v1.Replication/ProveBlocks" => Some(Self::ReplicationProveBlocks),
 "/ami.kms.v1.Replication/ListRoleRecords" => Some(Self::ReplicationListRoleRecords),
 "/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
+"/ami.kms.v1.Site/EnrolPeer" => Some(Self::SiteEnrolPeer),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -174,6 +179,7 @@ Self::ReplicationFollowChanges => true,
 Self::ReplicationProveBlocks => true,
 Self::ReplicationListRoleRecords => true,
 Self::SiteGetStatus => false,
+Self::SiteEnrolPeer => false,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

@@ -72,7 +72,8 @@ impl Verb {
             | Self::ReadmitMeter
             | Self::SetPolicy
             | Self::ImportMeters
-            | Self::GetImportKey => &[AmiAdmin],
+            | Self::GetImportKey
+            | Self::EnrolPeer => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
@@ -360,7 +361,10 @@ mod tests {
             Role::Hes => service == "Ciphering",
             Role::AmiAdmin => {
                 service == "Meters"
-                    || matches!(verb, Verb::GetStatus | Verb::ListEvents | Verb::ListApprovals)
+                    || matches!(
+                        verb,
+                        Verb::GetStatus | Verb::EnrolPeer | Verb::ListEvents | Verb::ListApprovals
+                    )
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)

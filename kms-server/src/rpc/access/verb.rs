@@ -95,6 +95,8 @@ verbs! {
     ListRoleRecords = ReplicationListRoleRecords;
     /// Look at the site.
     GetStatus = SiteGetStatus;
+    /// Let another site join.
+    EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

@@ -53,10 +53,7 @@ static BODY: Shape = Shape(&[(1, Kind::Within(Some(LINES), &LINE))]);
 static CHUNK: Shape = Shape(&[(4, Kind::Signed(&BODY))]);
 static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
 static NAMED: Shape = Shape(&[]);
-static BLOCKS: Shape = Shape(&[
-    (2, Kind::Each(NAMES)),
-    (3, Kind::Within(Some(STATES), &NAMED)),
-]);
+static BLOCKS: Shape = Shape(&[(2, Kind::Each(NAMES)), (3, Kind::Within(Some(STATES), &NAMED))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
 
@@ -117,10 +114,7 @@ impl Rules {
             }
             Verb::CreateMeter => rules(&CREATE, bringing, keys),
             // Lists of blocks, which unfold: a domain has 65,536 at most.
-            Verb::ListBlockHeads
-            | Verb::FetchBlocks
-            | Verb::FollowChanges
-            | Verb::ProveBlocks => {
+            Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges | Verb::ProveBlocks => {
                 let bytes_max = bytes_max.min(PEER_BYTES_MAX);
                 let most = [(BLOCKS_MAX, "blocks"), (BLOCKS_MAX, "blocks"), NO_LIMIT];
                 let cost = Cost { per_byte: 4, entries: (BLOCKS_MAX, 160), flat: 1 << 20 };

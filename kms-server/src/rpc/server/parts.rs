@@ -7,6 +7,8 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
+    enrolment::Enroller,
+    hsm::Hsm,
     keyring::Overview,
     lifecycle::Lifecycle,
     site_health::{Looks, TokenStatusSource},
@@ -23,6 +25,8 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
+    /// The token, for the enrolment of another site.
+    pub hsm: Hsm,
     /// The token's status.
     pub token_status: TokenStatusSource,
     /// The database, for its status.
@@ -40,6 +44,17 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// The part that enrols other sites.
+    pub(super) fn enroller(&self) -> Enroller {
+        Enroller {
+            domain: self.domain.clone(),
+            hsm: self.hsm.clone(),
+            store: Arc::clone(&self.store),
+            audited: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+
     /// Where the judgement of the site's health looks.
     pub(super) fn looks(&self) -> Looks {
         Looks {

@@ -45,6 +45,9 @@ pub(super) fn of_parts(
     };
     let site = SiteService {
         looks: parts.looks(),
+        enroller: Arc::new(parts.enroller()),
+        audit: Recorder(Arc::clone(&parts.audit)),
+        budget: budget.clone(),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),

@@ -136,7 +136,7 @@ impl Importing {
             }
         })
         .await?;
-        Ok(ImportMetersResponse { results: in_line(lines, results)? })
+        Ok(ImportMetersResponse { results: in_line(lines, results)?, ..Default::default() })
     }
 }
 

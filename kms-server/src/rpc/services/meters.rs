@@ -73,7 +73,11 @@ impl meters_server::Meters for MetersService {
             }
         })
         .await?;
-        Ok(Response::new(CreateMeterResponse { meter: Some(words::meter(view)), warnings }))
+        Ok(Response::new(CreateMeterResponse {
+            meter: Some(words::meter(view)),
+            warnings,
+            ..Default::default()
+        }))
     }
 
     async fn get_meter(
@@ -143,7 +147,7 @@ impl meters_server::Meters for MetersService {
             }
         })
         .await?;
-        Ok(Response::new(DeleteMeterResponse {}))
+        Ok(Response::new(DeleteMeterResponse::default()))
     }
 
     async fn bury_damaged_meter(

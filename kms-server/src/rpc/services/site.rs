@@ -1,26 +1,35 @@
-//! `Site.GetStatus`: how the site is, answered even when its parts are not.
+//! `Site.GetStatus`: how the site is, answered even when its parts are not. `Site.EnrolPeer`: another site joins.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StandbyStatus, StoreStatus,
-    TokenStatus as WireToken, WarmUp, site_server,
+    EnrolPeerRequest, EnrolPeerResponse, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, StandbyStatus, StoreStatus, TokenStatus as WireToken, WarmUp,
+    site_server,
 };
 use tonic::{Request, Response, Status, async_trait};
 
+use super::in_order::to_its_end;
 use crate::{
+    enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::KeyringStatus,
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
+        gate::recording::Recorder,
+        messages::{
+            enrolment_status::{of_enrolment, word_of_enrolment},
+            status::Refused,
+        },
+        shares::budget::Budget,
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
 };
-use kms_core::{DomainRecord, moment::Moment, ports::Clock};
+use kms_core::{DomainRecord, enrolment::Fingerprint, moment::Moment, ports::Clock};
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
@@ -28,6 +37,9 @@ const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
+    pub(crate) enroller: Arc<Enroller>,
+    pub(crate) audit: Recorder,
+    pub(crate) budget: Budget,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -60,7 +72,36 @@ impl site_server::Site for SiteService {
             store: Some(wire_store(facts.store, &facts.keyring)),
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
+            ..Default::default()
         }))
+    }
+
+    async fn enrol_peer(
+        &self,
+        request: Request<EnrolPeerRequest>,
+    ) -> Result<Response<EnrolPeerResponse>, Status> {
+        let permit = Permit::of(&request, Verb::EnrolPeer)?;
+        let call = self.audit.call(&permit, &request);
+        let EnrolPeerRequest { request, fingerprint, replace } = request.into_inner();
+        let fingerprint = <[u8; 32]>::try_from(fingerprint.as_ref())
+            .map_err(|_| Refused::Field { field: "fingerprint", problem: "it has 32 bytes" })?;
+        let asked =
+            Enrolling { request: request.into(), fingerprint: Fingerprint(fingerprint), replace };
+        let charge = self.budget.charge(&permit, 1)?;
+        let (enroller, audit) = (Arc::clone(&self.enroller), self.audit.clone());
+        let bundle = to_its_end(async move {
+            let _charge = charge;
+            match enroller.enrol(&call, &asked).await {
+                Ok(bundle) => Ok(bundle),
+                Err(error) => {
+                    let (word, is_ours) = word_of_enrolment(&error);
+                    audit.not_done(&call, word, is_ours).await?;
+                    Err(of_enrolment(&error))
+                }
+            }
+        })
+        .await?;
+        Ok(Response::new(EnrolPeerResponse { bundle: bundle.encode().into() }))
     }
 }
 
