@@ -230,6 +230,15 @@ on_a_token! {
         assert!(matches!(&wrong, Err(TrustError::Pin(label)) if label == hsm_common::LABEL), "{wrong:?}");
     }
 
+    fn a_token_that_lets_nobody_trust_a_key_is_said_never_to_hand_its_keks_on(home) {
+        home.faults().set("C_CreateObject rv=0x10\n").unwrap();
+        let refused = can_trust(&home.faulty(), &Home::so_pin());
+        assert!(matches!(refused, Err(TrustError::Nobody(_))), "{refused:?}");
+        assert!(refused.unwrap_err().to_string().contains("can never be handed on"));
+        home.faults().clear().unwrap();
+        can_trust(&home.faulty(), &Home::so_pin()).unwrap();
+    }
+
     fn a_kek_that_is_not_the_senders_is_found_out_by_its_canary_and_destroyed(home) {
         let (keys, handed) = recorded(home);
         // OAEP is not authentic: whoever has the public key can wrap a KEK of his own to it.

@@ -3,7 +3,12 @@
 
 use std::path::PathBuf;
 
-use super::{fault::Fault, init::pin_from, join::read_request, report::Report};
+use super::{
+    fault::Fault,
+    init::{CAN_HAND_ON, pin_from},
+    join::read_request,
+    report::Report,
+};
 use crate::{
     config::Config,
     hsm::{
@@ -33,8 +38,8 @@ pub fn trust_peer(config: Config, options: &TrustOptions) -> Result<Report, Faul
     let token = ("token".to_owned(), config.hsm.token_label.clone());
     let Some(path) = &options.request else {
         pkcs11::can_trust(&config.hsm, &so_pin).map_err(refused)?;
-        let can = "its security officer can trust a key: it can hand its sealed KEKs on";
-        return Ok(Report { lines: vec![token, ("trial".to_owned(), can.to_owned())] });
+        let can = ("a second site".to_owned(), CAN_HAND_ON.to_owned());
+        return Ok(Report { lines: vec![token, can] });
     };
     let signed = read_request(path)?;
     let fingerprint = signed.fingerprint();

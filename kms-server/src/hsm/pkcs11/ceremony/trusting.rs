@@ -35,10 +35,10 @@ pub enum TrustError {
          --so-pin-file"
     )]
     Pin(String),
-    /// Nobody can do it on this token.
+    /// `Quirk::NobodyTrusts`.
     #[error(
         "this token lets nobody make a trusted key ({0}): its sealed KEKs can never be handed on. A site on such a \
-         token can join another one; let the site whose token can (SoftHSM does) be the one that founds the domain"
+         token can join another one: let a site whose token can do it found the domain"
     )]
     Nobody(String),
     /// Something else has the id of the request.
