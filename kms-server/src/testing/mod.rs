@@ -7,8 +7,8 @@ mod ciphering;
 mod home;
 mod keyring;
 mod lifecycle;
-mod roles;
 mod pair;
+mod roles;
 mod two_sites;
 
 /// The home that the shared helpers build a site in.
