@@ -5,7 +5,7 @@ use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
 
 use crate::call::CallError;
-use crate::retry::Safety;
+use crate::sites::Errand;
 use crate::transport::Transport;
 
 /// The status of a site, as the site says it.
@@ -114,7 +114,7 @@ pub struct KeyringStatus {
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
     let send = |link, request| async move { SiteClient::new(link).get_status(request).await };
     let request = v1::GetStatusRequest {};
-    transport.call(Safety::Repeatable, request, send).await.map(from_wire)
+    transport.call(Errand::Read, request, send).await.map(from_wire)
 }
 
 fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {

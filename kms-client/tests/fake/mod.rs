@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ pub(crate) struct Script {
     pub(crate) code: Mutex<Option<Code>>,
     /// Every call takes this long.
     pub(crate) delay: Mutex<Duration>,
+    /// Changes are refused, since another site is the primary.
+    pub(crate) not_primary: AtomicBool,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -51,6 +53,16 @@ impl Script {
     fn fails(&self) -> bool {
         let less = |left: u32| left.checked_sub(1);
         self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+
+    /// As [`Script::begin`], of a change.
+    async fn begin_change<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.begin(request).await?;
+        if !self.not_primary.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let details = ErrorDetails::with_error_info("NOT_PRIMARY", "ami.kms.v1", []);
+        Err(Status::with_error_details(Code::FailedPrecondition, "not here", details))
     }
 
     async fn begin<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -189,7 +201,7 @@ impl Meters for Fake {
         &self,
         request: Request<v1::CreateMeterRequest>,
     ) -> Result<Response<v1::CreateMeterResponse>, Status> {
-        self.0.begin(&request).await?;
+        self.0.begin_change(&request).await?;
         let meter = request.into_inner().meter.unwrap();
         Ok(Response::new(v1::CreateMeterResponse {
             meter: Some(v1::Meter {
@@ -240,7 +252,7 @@ impl Meters for Fake {
         &self,
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
-        self.0.begin(&request).await?;
+        self.0.begin_change(&request).await?;
         Ok(Response::new(v1::DeleteMeterResponse {}))
     }
 
@@ -276,7 +288,7 @@ impl Meters for Fake {
         &self,
         request: Request<Streaming<v1::ImportMetersRequest>>,
     ) -> Result<Response<Self::ImportMetersStream>, Status> {
-        self.0.begin(&request).await?;
+        self.0.begin_change(&request).await?;
         let script = Arc::clone(&self.0);
         let break_after = script.break_after.load(Ordering::SeqCst);
         let breaks = break_after > 0 && script.fails();
@@ -367,6 +379,22 @@ impl World {
         let text = format!(
             "endpoints = [{}]\nca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n",
             endpoints.join(", ")
+        );
+        let path = self.dir.path().join("client.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Writes a `client.toml` with two sites, `north` preferred, and says where.
+    pub(crate) fn two_sites(&self, north: SocketAddr, south: SocketAddr, more: &str) -> PathBuf {
+        let site = |name: &str, at: SocketAddr| {
+            let port = at.port();
+            format!("[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
+        };
+        let text = format!(
+            "ca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n{}{}",
+            site("north", north),
+            site("south", south)
         );
         let path = self.dir.path().join("client.toml");
         std::fs::write(&path, text).unwrap();
