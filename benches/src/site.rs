@@ -132,6 +132,7 @@ impl Parts {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
+            role: Arc::new(keyring::SiteRole::founding(&self.domain)),
         };
         let keyring = Keyring::new(self.keyring, self.domain.clone(), below, self.audit.clone());
         Ok(Arc::new(keyring?))

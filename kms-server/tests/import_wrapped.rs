@@ -61,6 +61,7 @@ impl Site {
             ciphering: Arc::new(ciphering),
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             keyring: Arc::clone(&keyring.overview),
+            roles: Arc::clone(&keyring.roles),
             token_status: Arc::new(move || hsm.status()),
             store,
             audit,

@@ -47,6 +47,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        roles: Arc::clone(&keyring.roles),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
         audit,

@@ -39,6 +39,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        roles: Arc::clone(&keyring.roles),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

@@ -33,6 +33,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        roles: Arc::clone(&keyring.roles),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

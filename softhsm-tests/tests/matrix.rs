@@ -31,6 +31,7 @@ fn row(method: Method) -> Row {
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
+    const EPOCH_MOVED: (Code, &str) = (Code::Aborted, "EPOCH_MOVED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
         Method::CipheringDecryptBatch => (&[Hes], DONE),
@@ -54,6 +55,8 @@ fn row(method: Method) -> Row {
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+        // No site is in epoch 0.
+        Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
     };
     Row { roles, answer }
 }
@@ -81,7 +84,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain
-        | Method::SiteGetStatus => true,
+        | Method::SiteGetStatus
+        | Method::SitePromote
+        | Method::SiteDemote => true,
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
     },
-    keyring::{self, Below, Keyring, Overview, Refresher},
+    keyring::{self, Below, Keyring, NotChanged, Overview, Refresher, Roles, SiteRole},
     lifecycle::{self, Lifecycle},
     rpc,
     store::{WriteStore, measured::Measured},
@@ -90,6 +90,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
     let audit = ground.open_audit(audit).await?;
     let keyring = ground.keyring(keyring, &audit)?;
+    go_by_role(&keyring.roles).await?;
     let lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
     attend_to(&keyring);
     let parts = ground.parts(audit, &keyring, lifecycle, log);
@@ -182,6 +183,7 @@ impl Ground {
             store: self.measured.clone(),
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
+            role: Arc::new(SiteRole::unknown(&self.domain)),
         };
         let keyring = Keyring::new(config, self.domain.clone(), below, audit.clone());
         keyring.map_err(|error| Fault::Setting(error.into()))
@@ -205,6 +207,7 @@ impl Ground {
             ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
+            roles: Arc::clone(&keyring.roles),
             token_status: Arc::new(move || token.status()),
             store: self.measured.clone(),
             audit,
@@ -248,11 +251,30 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
     }
 }
 
+/// Takes this site's role from what is stored. Where that does not hold together, reading goes on, and nothing
+/// is changed.
+async fn go_by_role(roles: &Roles) -> Result<(), Fault> {
+    match roles.look().await {
+        Ok(standing) => {
+            tracing::info!(role = %standing.role, epoch = standing.epoch.0, writes = standing.writes(), "this site's role");
+            Ok(())
+        }
+        Err(NotChanged::Store(error)) => Err(error.into()),
+        Err(NotChanged::Token(error)) => Err(Fault::Token(error.into())),
+        Err(error) => {
+            tracing::error!(%error, "this site's role can't be told: it changes nothing");
+            Ok(())
+        }
+    }
+}
+
 /// The keyring's work beside serving: warm-up; following and mending, until the process ends.
 fn attend_to(keyring: &Keyring) {
     let refresher = || Arc::clone(&keyring.refresher);
     tokio::spawn(warm_up(refresher(), Arc::clone(&keyring.overview)));
     let (follower, mender) = (refresher(), refresher());
+    let roles = Arc::clone(&keyring.roles);
+    tokio::spawn(async move { roles.keep_looking().await });
     tokio::spawn(async move { follower.follow().await });
     tokio::spawn(async move { mender.mend().await });
 }

@@ -22,6 +22,8 @@ mod reader;
 mod records;
 mod renewing;
 mod resident;
+mod role;
+mod roles;
 mod taking;
 mod turns;
 mod warm_up;
@@ -41,5 +43,7 @@ pub use resident::{
     BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, Snapshot, arena,
     scrub_stack,
 };
+pub use role::SiteRole;
+pub use roles::{NotChanged, Promotion, Roles};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

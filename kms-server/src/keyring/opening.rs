@@ -14,8 +14,10 @@ use crate::{
     store::{ReadStore, StoreError, StoredBlock},
 };
 use kms_core::{
-    BlockNo, DomainRecord, Record,
+    BlockNo, DomainRecord, Head, Record,
     block::{
+        BlockMark,
+        entering::is_entry,
         keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
         verified::Verified,
     },
@@ -28,6 +30,7 @@ use super::{
     error::{KeyringError, SharedError},
     faults::Faults,
     resident::{BlockTable, Resident, Row, arena::Segment, piece_len, scrub_stack},
+    role::SiteRole,
     turns::Turns,
 };
 
@@ -72,6 +75,8 @@ pub struct Below {
     pub clock: Arc<dyn Clock>,
     /// The newest states that are known: what is older is not used.
     pub freshness: Arc<Freshness>,
+    /// Whether this site writes, and in which epoch.
+    pub role: Arc<SiteRole>,
 }
 
 /// Opens blocks, and knows what is wrong with them.
@@ -85,6 +90,7 @@ pub(super) struct Opener {
     pub(super) hsm: Hsm,
     pub(super) store: Arc<dyn ReadStore>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) role: Arc<SiteRole>,
     /// Openings under way: many ask, one opens.
     opening: Mutex<HashMap<BlockNo, Opening>>,
     /// The seal that each block's resident subkeys came from: its SHA-256.
@@ -94,7 +100,7 @@ pub(super) struct Opener {
 impl Opener {
     /// Nothing is open yet.
     pub(super) fn new(domain: DomainRecord, resident: Resident, below: Below) -> Self {
-        let Below { hsm, store, clock, freshness } = below;
+        let Below { hsm, store, clock, freshness, role } = below;
         Self {
             domain,
             resident,
@@ -104,6 +110,7 @@ impl Opener {
             hsm,
             store,
             clock,
+            role,
             opening: Mutex::default(),
             seals: Mutex::default(),
         }
@@ -326,6 +333,19 @@ impl Opener {
         unreadable.extend(unopened);
         self.faults.damage.set_unreadable(block, &unreadable);
         Ok(table)
+    }
+
+    /// A block stands under this head now, which is authentic, and which brought what is resident of it into
+    /// another epoch. What does not fit is read anew by who asks for it.
+    pub(super) fn entered(&self, head: &Head) {
+        let Head { block, position, digest, .. } = *head;
+        if let Some(table) = self.resident.table(block) {
+            let before = BlockMark { block, position: table.position(), digest };
+            if self.freshness.is_at(&before) && is_entry(&before, head) {
+                table.enter(position.epoch);
+            }
+        }
+        self.freshness.know(&BlockMark { block, position, digest });
     }
 
     fn not_refused(&self) -> Result<(), KeyringError> {

@@ -14,6 +14,7 @@ use super::{
     records::Records,
     renewing::Renewer,
     resident::{Resident, arena::ArenaError},
+    roles::Roles,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -33,6 +34,8 @@ pub struct Keyring {
     pub taker: Arc<Taker>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
     /// For the status.
     pub overview: Arc<Overview>,
     /// Keeps what is resident at what is stored.
@@ -67,6 +70,7 @@ impl Keyring {
         };
         let reader =
             Reader::new(Arc::clone(&opener), Arc::clone(&records), Arc::clone(&renewer), shared);
+        let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
         Ok(Self {
             reader,
@@ -74,6 +78,7 @@ impl Keyring {
             writer: Arc::new(writer),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
             identities,
+            roles,
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),
         })

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::store::{AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError};
+use crate::store::{
+    AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError, sites::RoleRow,
+};
 use kms_core::{
     BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
     StoredRecord, SystemTitle,
@@ -180,7 +182,11 @@ impl Writer {
         entries: Vec<AuditEntry>,
     ) -> Result<(), KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
-        let epoch = self.opener.domain.epoch;
+        let role = self.opener.role.now();
+        let epoch = role.epoch;
+        if !role.writes() && !changes.is_empty() {
+            return Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into());
+        }
         let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
         let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
         let commits: Vec<BlockChange> =

@@ -193,6 +193,7 @@ impl Site {
         )
         .await
         .unwrap();
+        let role = Arc::new(keyring::SiteRole::founding(&domain));
         let keyring = Keyring::new(
             keyring::Config {
                 arena_bytes: options.arena_bytes,
@@ -205,6 +206,7 @@ impl Site {
                 store: measured.clone(),
                 clock: Arc::clone(&clock),
                 freshness,
+                role,
             },
             audit.clone(),
         )

@@ -39,6 +39,10 @@ MetersImportMeters,
 MetersGetImportKey,
 /// `Site/GetStatus`.
 SiteGetStatus,
+/// `Site/Promote`.
+SitePromote,
+/// `Site/Demote`.
+SiteDemote,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -66,6 +70,8 @@ Self::MetersSetPolicy,
 Self::MetersImportMeters,
 Self::MetersGetImportKey,
 Self::SiteGetStatus,
+Self::SitePromote,
+Self::SiteDemote,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -91,6 +97,8 @@ Self::MetersSetPolicy => "Meters/SetPolicy",
 Self::MetersImportMeters => "Meters/ImportMeters",
 Self::MetersGetImportKey => "Meters/GetImportKey",
 Self::SiteGetStatus => "Site/GetStatus",
+Self::SitePromote => "Site/Promote",
+Self::SiteDemote => "Site/Demote",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -117,6 +125,8 @@ match path {
 "/ami.kms.v1.Meters/ImportMeters" => Some(Self::MetersImportMeters),
 "/ami.kms.v1.Meters/GetImportKey" => Some(Self::MetersGetImportKey),
 "/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
+"/ami.kms.v1.Site/Promote" => Some(Self::SitePromote),
+"/ami.kms.v1.Site/Demote" => Some(Self::SiteDemote),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -144,6 +154,8 @@ Self::MetersSetPolicy => false,
 Self::MetersImportMeters => true,
 Self::MetersGetImportKey => false,
 Self::SiteGetStatus => false,
+Self::SitePromote => false,
+Self::SiteDemote => false,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

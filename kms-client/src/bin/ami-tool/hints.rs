@@ -282,6 +282,11 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
+    row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
+    row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
+    row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
+    row(Refused, "BLOCK_UNKNOWN", No, ""),
+    row(Refused, "ROLE_RECORD_REFUSED", No, ""),
     row(
         Refused,
         "NOT_PRIMARY",

@@ -72,7 +72,9 @@ impl Verb {
             | Self::ReadmitMeter
             | Self::SetPolicy
             | Self::ImportMeters
-            | Self::GetImportKey => &[AmiAdmin],
+            | Self::GetImportKey
+            | Self::Promote
+            | Self::Demote => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
@@ -355,7 +357,8 @@ mod tests {
             Role::Hes => service == "Ciphering",
             Role::AmiAdmin => {
                 service == "Meters"
-                    || matches!(verb, Verb::GetStatus | Verb::ListEvents | Verb::ListApprovals)
+                    || service == "Site"
+                    || matches!(verb, Verb::ListEvents | Verb::ListApprovals)
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)

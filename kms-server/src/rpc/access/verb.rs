@@ -85,6 +85,10 @@ verbs! {
     GetImportKey = MetersGetImportKey;
     /// Look at the site.
     GetStatus = SiteGetStatus;
+    /// Make the site the one that writes.
+    Promote = SitePromote;
+    /// End the site's epoch.
+    Demote = SiteDemote;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

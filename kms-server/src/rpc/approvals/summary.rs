@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, GetMeterRequest, ImportLine,
-    ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection,
-    NewKey, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
-    VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
+    GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest, ListMetersRequest,
+    MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel, ReadmitMeterRequest,
+    SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -72,6 +72,13 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         }
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
+        }),
+        Verb::Promote => read(message, |PromoteRequest { expected_epoch, primary_is_lost }| {
+            let lost = if primary_is_lost { ", its primary being lost" } else { "" };
+            line(format!("promote this site in epoch {expected_epoch}{lost}"))
+        }),
+        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
+            line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see

@@ -6,6 +6,7 @@ pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
 mod numbers;
 pub(crate) mod request_id;
+pub(crate) mod role_status;
 pub(crate) mod shape;
 pub(crate) mod status;
 pub(crate) mod trailers;

@@ -7,7 +7,7 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
-    keyring::Overview,
+    keyring::{Overview, Roles},
     lifecycle::Lifecycle,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
@@ -23,6 +23,8 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
     /// The token's status.
     pub token_status: TokenStatusSource,
     /// The database, for its status.

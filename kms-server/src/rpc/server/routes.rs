@@ -45,6 +45,8 @@ pub(super) fn of_parts(
     };
     let site = SiteService {
         looks: parts.looks(),
+        roles: Arc::clone(&parts.roles),
+        recorder: Recorder(Arc::clone(&parts.audit)),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),

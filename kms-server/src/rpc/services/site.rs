@@ -4,23 +4,32 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StandbyStatus, StoreStatus,
-    TokenStatus as WireToken, WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, SiteStanding, StandbyStatus,
+    StoreStatus, TokenStatus as WireToken, WarmUp, site_server,
 };
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
     hsm::TokenStatus,
-    keyring::KeyringStatus,
+    keyring::{KeyringStatus, NotChanged, Promotion, Roles},
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
+        gate::recording::Recorder,
+        messages::role_status::{of_role, word_of_role},
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
 };
-use kms_core::{DomainRecord, moment::Moment, ports::Clock};
+use kms_core::{
+    DomainRecord, Epoch,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    moment::Moment,
+    ports::Clock,
+    site::role::Standing,
+};
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
@@ -28,6 +37,8 @@ const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
+    pub(crate) roles: Arc<Roles>,
+    pub(crate) recorder: Recorder,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -45,6 +56,7 @@ impl site_server::Site for SiteService {
     ) -> Result<Response<GetStatusResponse>, Status> {
         Permit::of(&request, Verb::GetStatus)?;
         let _executing = self.figures.execute(Verb::GetStatus);
+        let standing = self.roles.standing();
         let mut facts = self.looks.all().await;
         facts.certificate_faults = self.certificate_faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
@@ -52,7 +64,7 @@ impl site_server::Site for SiteService {
             site: self.domain.site.clone(),
             domain_id: Bytes::copy_from_slice(&self.domain.domain.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch: self.domain.epoch.0,
+            epoch: standing.epoch.0,
             single_site: self.single_site,
             uptime_ms: self.clock.now().ms_since(self.started),
             faults: faults.collect(),
@@ -60,11 +72,60 @@ impl site_server::Site for SiteService {
             store: Some(wire_store(facts.store, &facts.keyring)),
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
+            standing: Some(wire_standing(&standing)),
         }))
+    }
+
+    async fn promote(
+        &self,
+        request: Request<PromoteRequest>,
+    ) -> Result<Response<PromoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Promote)?;
+        let _executing = self.figures.execute(Verb::Promote);
+        let call = self.recorder.call(&permit, &request);
+        let PromoteRequest { expected_epoch, primary_is_lost } = request.into_inner();
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        let now_ms = self.clock.unix_ms();
+        let promoted = self.roles.promote(Epoch(expected_epoch), primary_is_lost, entry, now_ms);
+        let Promotion { standing, left } = match promoted.await {
+            Ok(promotion) => promotion,
+            Err(error) => return Err(self.not_changed(&call, &error).await),
+        };
+        let left = left.into_iter().map(|(block, reason)| BlockLeft { block: block.0, reason });
+        let standing = Some(wire_standing(&standing));
+        Ok(Response::new(PromoteResponse { standing, left: left.collect() }))
+    }
+
+    async fn demote(
+        &self,
+        request: Request<DemoteRequest>,
+    ) -> Result<Response<DemoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Demote)?;
+        let _executing = self.figures.execute(Verb::Demote);
+        let call = self.recorder.call(&permit, &request);
+        let expected = Epoch(request.into_inner().expected_epoch);
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        match self.roles.demote(expected, entry, self.clock.unix_ms()).await {
+            Ok(standing) => {
+                Ok(Response::new(DemoteResponse { standing: Some(wire_standing(&standing)) }))
+            }
+            Err(error) => Err(self.not_changed(&call, &error).await),
+        }
     }
 }
 
 impl SiteService {
+    /// Records why the role was not changed, and gives the status for it.
+    async fn not_changed(&self, call: &AuditedCall, error: &NotChanged) -> Status {
+        let mut entry = self.recorder.entry(call, Subject::NONE);
+        let (word, is_ours) = word_of_role(error);
+        entry.outcome = match is_ours {
+            true => AuditOutcome::failed(word),
+            false => AuditOutcome::refused(word),
+        };
+        self.recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
+    }
+
     fn certificate_faults(&self) -> Vec<String> {
         let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
         let expiry = match left_ms {
@@ -78,6 +139,11 @@ impl SiteService {
         let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
         expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
+}
+
+fn wire_standing(standing: &Standing) -> SiteStanding {
+    let Standing { role, epoch, .. } = *standing;
+    SiteStanding { role: role as i32, epoch: epoch.0, writes: standing.writes() }
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {
