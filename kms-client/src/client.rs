@@ -15,6 +15,7 @@ use crate::flow::Results;
 use crate::meters::Meters;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
+use crate::role::{self, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
@@ -69,8 +70,8 @@ impl KmsClient {
         Some(Self { transport, options: self.options })
     }
 
-    /// The sites that the configuration names, in order of preference. The one of the form for one site is
-    /// called as its first endpoint.
+    /// The sites that calls may go to, in order of preference, as the configuration names them. The one of the
+    /// form for one site is called as its first endpoint.
     pub fn site_names(&self) -> Vec<String> {
         self.transport.site_names().map(ToString::to_string).collect()
     }
@@ -144,6 +145,23 @@ impl KmsClient {
     /// The status of the site.
     pub async fn site_status(&self) -> Result<SiteStatus, CallError> {
         site::status(&self.transport).await
+    }
+
+    /// Makes the site the one that writes, if the highest epoch that it knows of is still the expected one.
+    /// `primary_is_lost`: the primary was not demoted. Not tried again once it may have arrived. Of several
+    /// sites choose one by [`KmsClient::at_site`].
+    pub async fn promote_site(
+        &self,
+        expected_epoch: u64,
+        primary_is_lost: bool,
+    ) -> Result<Promoted, CallError> {
+        role::promote(&self.transport, expected_epoch, primary_is_lost).await
+    }
+
+    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
+    /// [`KmsClient::promote_site`].
+    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
+        role::demote(&self.transport, expected_epoch).await
     }
 
     /// For benches: one batch that was packed before, its answer not taken apart.

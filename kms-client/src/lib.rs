@@ -28,9 +28,10 @@
 //    ciphering    decrypt, verify
 //    import       one result a record
 // 6  approvals    calls that need two people
+//    site         status
 //    flow         long streams: batches in flight, order, resending
 //    records      import files: JSON Lines, CSV
-//    site         status
+//    role         who writes, promotion and demotion
 //    stubs        the generated clients
 // 5  columns      the wire's batches
 //    meter        meters, keys, policies
@@ -74,6 +75,7 @@ mod records;
 mod report;
 mod request_id;
 mod retry;
+mod role;
 pub mod sealed;
 mod secret;
 mod setup;
@@ -108,6 +110,7 @@ pub use records::{
 };
 pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
+pub use role::{BlockLeft, Promoted, SiteRole, SiteStanding};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };

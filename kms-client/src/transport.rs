@@ -126,13 +126,15 @@ impl Transport {
 
     /// The same connections, with all calls at one site; `None`: no site has this name.
     pub(crate) fn at(&self, site: &str) -> Option<Self> {
-        let only = self.site_names().position(|name| **name == *site)?;
+        let only = self.board.servers().iter().position(|servers| *servers.name == *site)?;
         Some(Self { only: Some(only), ..self.clone() })
     }
 
-    /// In order of preference.
+    /// The sites that calls may go to, in order of preference.
     pub(crate) fn site_names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.board.servers().iter().map(|servers| &servers.name)
+        let may_go = |site: &usize| self.only.is_none_or(|only| only == *site);
+        let sites = self.board.servers().iter().enumerate();
+        sites.filter(move |(site, _)| may_go(site)).map(|(_, servers)| &servers.name)
     }
 
     /// The time that a call may take.

@@ -115,7 +115,7 @@ async fn no_more_than_one_read_in_twenty_is_asked_twice_while_the_site_answers()
     println!("of {north} calls {south} were asked of the other site, too");
     assert_eq!(u64::from(south), pair.report.asked_twice());
     // Ten are saved up at the beginning.
-    assert!(north == CALLS && south <= 10 + CALLS / 20 && south >= 10);
+    assert!(north == CALLS && (10..=10 + CALLS / 20).contains(&south));
 }
 
 #[tokio::test]

@@ -30,6 +30,10 @@ pub(crate) struct Script {
     pub(crate) delay: Mutex<Duration>,
     /// Changes are refused, since another site is the primary.
     pub(crate) not_primary: AtomicBool,
+    /// The site's role, epoch, and whether it writes.
+    pub(crate) standing: Mutex<v1::SiteStanding>,
+    /// So many promotions are refused, since the site is not in step.
+    pub(crate) out_of_step: AtomicU32,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -322,7 +326,44 @@ impl Site for Fake {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::GetStatusResponse { site: "north".into(), ..Default::default() }))
+        let standing = *self.0.standing.lock().unwrap();
+        let standing = Some(standing).filter(|standing| standing.role != 0);
+        let site = "north".into();
+        Ok(Response::new(v1::GetStatusResponse { site, standing, ..Default::default() }))
+    }
+
+    async fn promote(
+        &self,
+        request: Request<v1::PromoteRequest>,
+    ) -> Result<Response<v1::PromoteResponse>, Status> {
+        self.0.begin(&request).await?;
+        let refused = |code, word: &str| {
+            let details = ErrorDetails::with_error_info(word, "ami.kms.v1", []);
+            Err(Status::with_error_details(code, "not now", details))
+        };
+        let mut standing = self.0.standing.lock().unwrap();
+        if request.get_ref().expected_epoch != standing.epoch {
+            return refused(Code::Aborted, "EPOCH_MOVED");
+        }
+        let less = |left: u32| left.checked_sub(1);
+        let steps = &self.0.out_of_step;
+        let waits = steps.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
+        if waits && !request.get_ref().primary_is_lost {
+            return refused(Code::FailedPrecondition, "NOT_IN_STEP");
+        }
+        *standing = v1::SiteStanding { role: 1, epoch: standing.epoch + 1, writes: true };
+        let left = vec![];
+        Ok(Response::new(v1::PromoteResponse { standing: Some(*standing), left }))
+    }
+
+    async fn demote(
+        &self,
+        request: Request<v1::DemoteRequest>,
+    ) -> Result<Response<v1::DemoteResponse>, Status> {
+        self.0.begin(&request).await?;
+        let mut standing = self.0.standing.lock().unwrap();
+        *standing = v1::SiteStanding { role: 2, writes: false, ..*standing };
+        Ok(Response::new(v1::DemoteResponse { standing: Some(*standing) }))
     }
 }
 
