@@ -14,6 +14,7 @@
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
 //! | [`hostile`] | hostile load beside an honest caller: `make hostile` |
+//! | [`failover`] | a load of reads while a site is killed |
 //! | [`demo`], [`dev`] | what the two commands do; [`table`] prints |
 //!
 //! ```no_run
@@ -30,11 +31,12 @@
 pub mod certificates;
 pub mod demo;
 pub mod dev;
+pub mod failover;
 mod files;
 pub mod fleet;
 pub mod hostile;
-mod places;
 pub mod pair;
+mod places;
 pub mod programs;
 pub mod proxy;
 pub mod sealing;

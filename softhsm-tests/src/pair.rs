@@ -3,14 +3,15 @@
 
 use std::{
     ffi::OsStr,
-    io,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
     Authority, PeerOptions, Programs, Role, Running, ServerError, Site, SiteOptions,
+    files::write_private,
+    settings,
     site::{AUTHORITY, SiteError, free_port},
     tool::ToolError,
 };
@@ -56,10 +57,10 @@ pub struct Pair {
     pub b: Site,
 }
 
-/// The longest wait for the other site to have everything.
-const IN_STEP: Duration = Duration::from_secs(60);
+/// The longest wait for something of the other site.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Pair {
     /// Lays both out below `dir`. What `options` say of name and peer is not used.
@@ -111,7 +112,16 @@ impl Pair {
         let bundle = self.a.places().dir.join("bundle").display().to_string();
         let said = self.tool(
             "site enrol",
-            &["site", "enrol", "--request", request, "--fingerprint", fingerprint, "--out", &bundle],
+            &[
+                "site",
+                "enrol",
+                "--request",
+                request,
+                "--fingerprint",
+                fingerprint,
+                "--out",
+                &bundle,
+            ],
         )?;
         Ok((bundle, told("site enrol", &said, "fingerprint")?))
     }
@@ -133,21 +143,44 @@ impl Pair {
         Ok((a, self.b.start()?))
     }
 
-    /// Waits until each of the site's blocks is where the other one's is; how long it took.
-    pub fn until_in_step(&self) -> Result<Duration, PairError> {
+    /// Waits until `writer` has the other one's proof of every block; how long it took.
+    pub fn until_proved(&self, writer: &Site) -> Result<Duration, PairError> {
         let began = Instant::now();
         loop {
-            let (a, b) = (heads(&self.a)?, heads(&self.b)?);
-            if a == b {
+            let status = status(writer)?;
+            let readiness = &status["replication"]["readiness"];
+            let left = ["unproved", "failed"].map(|what| readiness[what].as_u64());
+            if left == [Some(0), Some(0)] {
                 return Ok(began.elapsed());
             }
-            if began.elapsed() > IN_STEP {
-                let differing = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-                let last = format!("{differing} of {} blocks differ", a.len());
-                return Err(PairError::TooLong { what: "being in step", after: IN_STEP, last });
-            }
-            thread::sleep(LOOK);
+            too_long("a proof of every block", began, || readiness.to_string())?;
         }
+    }
+
+    /// Waits until `site` is in this role and epoch, and says whether it writes; how long it took.
+    pub fn until_it_is(&self, site: &Site, role: &str, epoch: u64) -> Result<Duration, PairError> {
+        let began = Instant::now();
+        loop {
+            let status = status(site)?;
+            let standing = &status["standing"];
+            if standing["role"] == role && standing["epoch"] == epoch {
+                return Ok(began.elapsed());
+            }
+            too_long("another role", began, || standing.to_string())?;
+        }
+    }
+
+    /// A client's configuration that names both, `a` first; in `a`'s directory.
+    pub fn client_toml(&self, role: Role) -> Result<PathBuf, PairError> {
+        let path = self.a.places().dir.join(format!("both-{}.toml", role.caller()));
+        let text =
+            settings::client_of_both(role, [("site-a", self.a.port()), ("site-b", self.b.port())]);
+        write_private(&path, &text).map_err(|source| SiteError::File {
+            doing: "writing",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(path)
     }
 
     fn tool(&self, what: &'static str, arguments: &[&str]) -> Result<String, PairError> {
@@ -173,10 +206,21 @@ fn told(by: &'static str, report: &str, what: &str) -> Result<String, PairError>
     line.map(|rest| rest.trim().to_owned()).ok_or_else(not_there)
 }
 
-/// All of a site's blocks as its database has them: head and records, byte for byte.
-pub fn heads(site: &Site) -> Result<Vec<Vec<u8>>, PairError> {
-    let database = site.places().data.join("kms.db");
-    let failed = |source: io::Error| PairError::Said { what: "sqlite3", said: source.to_string() };
-    let _ = (database, failed);
-    Ok(Vec::new())
+/// `site status --json` of a site.
+fn status(site: &Site) -> Result<serde_json::Value, PairError> {
+    let said = said_by(site, "site status", &["site", "status", "--json"])?;
+    serde_json::from_str(&said).map_err(|_| PairError::Said { what: "site status", said })
+}
+
+/// Waits for a moment, unless it has been long enough.
+fn too_long(
+    what: &'static str,
+    began: Instant,
+    last: impl FnOnce() -> String,
+) -> Result<(), PairError> {
+    if began.elapsed() > PATIENCE {
+        return Err(PairError::TooLong { what, after: PATIENCE, last: last() });
+    }
+    thread::sleep(LOOK);
+    Ok(())
 }

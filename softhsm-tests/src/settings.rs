@@ -185,6 +185,24 @@ retries = 2
     )
 }
 
+/// The same of a client that knows several sites, in this order.
+pub(crate) fn client_of_both(role: Role, sites: [(&str, u16); 2]) -> String {
+    let caller = role.caller();
+    let common = format!(
+        r#"ca = "certificates/ca.pem"
+certificate = "certificates/{caller}.pem"
+private_key = "certificates/{caller}.key"
+server_name = "localhost"
+deadline_ms = 10000
+retries = 2
+"#
+    );
+    let site = |(name, port): (&str, u16)| {
+        format!("\n[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
+    };
+    common + &sites.map(site).concat()
+}
+
 /// `kms.toml`, with the options' settings in the place of the defaults.
 pub(crate) fn kms_toml(
     places: &Places,
@@ -222,7 +240,9 @@ pub(crate) fn kms_toml(
         ("log", "level", quoted("info")),
     ];
     if let Some(PeerOptions { site, port, even }) = &options.peer {
-        lines.retain(|(section, key, _)| *section != "site" || !["single_site", "even"].contains(key));
+        lines.retain(|(section, key, _)| {
+            *section != "site" || !["single_site", "even"].contains(key)
+        });
         lines.extend([
             ("site", "single_site", "false".to_owned()),
             ("site", "even", even.to_string()),
