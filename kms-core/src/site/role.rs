@@ -1,6 +1,8 @@
 //! Which of the two sites writes: signed records of each promotion and each demotion, and what follows from
 //! them. They are the truth; what the database says of the role is a copy that each commit looks at.
 
+use std::borrow::Borrow;
+
 use super::{DomainId, DomainRecord};
 use crate::{
     BlockCount, BlockNo, Epoch, Position, Sequence,
@@ -125,9 +127,21 @@ impl RoleRecord {
         Some(BlockMark { block, position, digest })
     }
 
+    /// Its place among the role records of its domain: a site demotes itself after its promotion.
+    pub fn place(&self) -> (Epoch, RoleChange) {
+        (self.epoch, self.change)
+    }
+
     /// Whether it says of each block of a domain, once, where it stood.
     pub fn covers(&self, blocks: BlockCount) -> bool {
         u32::try_from(self.heads.len()) == Ok(blocks.get())
+    }
+}
+
+/// What was verified counts without its signature.
+impl Borrow<RoleRecord> for SignedRoleRecord {
+    fn borrow(&self) -> &RoleRecord {
+        &self.record
     }
 }
 
@@ -159,18 +173,31 @@ impl Standing {
     }
 
     /// What follows for the site of `domain` from the role records of its domain, which were verified and are
-    /// in the order of their epochs. A site is told to be fenced by who knows of its blocks: it is a secondary
-    /// here.
-    pub fn of(domain: &DomainRecord, records: &[RoleRecord]) -> Self {
-        let Some(newest) = records.last() else {
-            let founder = domain.epoch.is_even() == domain.even;
-            let role = if founder { Role::Primary } else { Role::Secondary };
-            return Self { role, epoch: domain.epoch, open: true };
+    /// in their places. Whether a site that follows is fenced stands with its blocks: see
+    /// [`Standing::with_parted`].
+    pub fn of<R: Borrow<RoleRecord>>(domain: &DomainRecord, records: &[R]) -> Self {
+        let (epoch, open) = match records.last().map(Borrow::borrow) {
+            None => (domain.epoch, true),
+            Some(newest) => (newest.epoch, newest.change == RoleChange::Promotion),
         };
-        let ours = newest.epoch.is_even() == domain.even;
-        let role = if ours { Role::Primary } else { Role::Secondary };
-        let open = newest.change == RoleChange::Promotion;
-        Self { role, epoch: newest.epoch, open }
+        let ours = epoch.is_even() == domain.even;
+        Self { role: if ours { Role::Primary } else { Role::Secondary }, epoch, open }
+    }
+
+    /// The standing of a site with blocks that have parted from the peer's: a site that follows is fenced until
+    /// what it wrote past the fork was set aside.
+    #[must_use]
+    pub fn with_parted(self, parted: bool) -> Self {
+        match self.role {
+            Role::Secondary if parted => Self { role: Role::Fenced, ..self },
+            _ => self,
+        }
+    }
+
+    /// The standing of a site that never writes, whatever its parity says.
+    #[must_use]
+    pub fn of_replica(self) -> Self {
+        Self { role: Role::Replica, ..self }
     }
 }
 

@@ -334,9 +334,18 @@ impl AuditedStore for Audit {
 
     async fn change_role(
         &self,
-        step: RoleStep,
+        mut step: RoleStep,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
+        if step.now.writes && step.table.is_none() {
+            let heads = step.blocks.iter().map(|change| &change.head);
+            let signed = self
+                .tables
+                .with(heads)
+                .await
+                .map_err(|error| StoreError::AuditNotWritten { reason: error.to_string() })?;
+            step.table = Some(signed);
+        }
         let table = step.table.as_ref().map(|(_, table)| table.clone());
         self.write(Written::Role(Box::new(step)), entries).await?;
         if let Some(table) = table {
