@@ -8,6 +8,7 @@
 //! | [`settings`] | `kms.toml`, `client.toml` and `softhsm2.conf` as text |
 //! | [`site`] | the directory: [`Site::make`], [`Site::open`] |
 //! | [`server`] | [`Site::init`], [`Site::start`], and the [`Running`] server |
+//! | [`pair`] | two sites of one key domain, and the ceremony between them |
 //! | [`sealing`] | sealed imports as operators do them |
 //! | [`proxy`] | a TCP proxy that delays, cuts, resets, goes silent and swallows |
 //! | [`tool`] | `ami-tool` as a child process |
@@ -33,6 +34,7 @@ mod files;
 pub mod fleet;
 pub mod hostile;
 mod places;
+pub mod pair;
 pub mod programs;
 pub mod proxy;
 pub mod sealing;
@@ -44,9 +46,10 @@ pub mod tool;
 pub mod vectors;
 
 pub use certificates::{Authority, Identity};
+pub use pair::{Pair, PairError};
 pub use places::Places;
 pub use programs::Programs;
 pub use server::{Running, ServerError};
-pub use settings::{Role, Setting, SiteOptions, Tokens};
+pub use settings::{PeerOptions, Role, Setting, SiteOptions, Tokens};
 pub use site::Site;
 pub use tool::{AmiTool, DecryptRequest, DecryptResult};
