@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod block;
 pub mod codec;
+pub mod counters;
 pub mod following;
 pub mod freshness;
 pub mod key;
@@ -16,6 +17,7 @@ pub mod numbered;
 pub mod ports;
 pub mod record;
 pub mod refusal;
+pub mod replication;
 pub mod secret;
 pub mod site;
 pub mod test_keys;
