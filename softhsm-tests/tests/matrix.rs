@@ -64,6 +64,7 @@ fn row(method: Method) -> Row {
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
+        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
 }
@@ -97,6 +98,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus
+        | Method::SiteEnrolPeer
         | Method::SitePromote
         | Method::SiteDemote => true,
     }

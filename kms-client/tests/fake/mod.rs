@@ -313,6 +313,13 @@ impl Site for Fake {
         Err(tonic::Status::unimplemented("a fake site is never promoted"))
     }
 
+    async fn enrol_peer(
+        &self,
+        _: Request<v1::EnrolPeerRequest>,
+    ) -> Result<Response<v1::EnrolPeerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("a fake site enrols nobody"))
+    }
+
     async fn demote(
         &self,
         _: Request<v1::DemoteRequest>,

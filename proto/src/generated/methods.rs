@@ -53,6 +53,8 @@ SiteGetStatus,
 SitePromote,
 /// `Site/Demote`.
 SiteDemote,
+/// `Site/EnrolPeer`.
+SiteEnrolPeer,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -87,6 +89,7 @@ Self::ReplicationListRoleRecords,
 Self::SiteGetStatus,
 Self::SitePromote,
 Self::SiteDemote,
+Self::SiteEnrolPeer,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -119,6 +122,7 @@ Self::ReplicationListRoleRecords => "Replication/ListRoleRecords",
 Self::SiteGetStatus => "Site/GetStatus",
 Self::SitePromote => "Site/Promote",
 Self::SiteDemote => "Site/Demote",
+Self::SiteEnrolPeer => "Site/EnrolPeer",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -152,6 +156,7 @@ match path {
 "/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
 "/ami.kms.v1.Site/Promote" => Some(Self::SitePromote),
 "/ami.kms.v1.Site/Demote" => Some(Self::SiteDemote),
+"/ami.kms.v1.Site/EnrolPeer" => Some(Self::SiteEnrolPeer),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -186,6 +191,7 @@ Self::ReplicationListRoleRecords => true,
 Self::SiteGetStatus => false,
 Self::SitePromote => false,
 Self::SiteDemote => false,
+Self::SiteEnrolPeer => false,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

@@ -90,5 +90,8 @@ async fn ask(
         Command::Site { command: args::SiteCommand::ImportKey(what) } => {
             site::import_key(&client, what, json).await
         }
+        Command::Site { command: args::SiteCommand::Enrol(what) } => {
+            site::enrol(&client, what, json).await
+        }
     }
 }

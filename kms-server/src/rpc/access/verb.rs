@@ -99,6 +99,8 @@ verbs! {
     Promote = SitePromote;
     /// End the site's epoch.
     Demote = SiteDemote;
+    /// Let another site join.
+    EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

@@ -1,17 +1,20 @@
-//! `Site.GetStatus`: how the site is, answered even when its parts are not.
+//! `Site.GetStatus`: how the site is, answered even when its parts are not. `Site.EnrolPeer`: another site joins.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    BlockLeft, DemoteRequest, DemoteResponse, FollowingStatus as WireFollowing, GetStatusRequest,
-    GetStatusResponse, KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse,
-    ReadinessStatus, RefusedBlock, ReplicationStatus as WireReplication, SiteStanding,
-    StandbyStatus, StoreStatus, TokenStatus as WireToken, WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, EnrolPeerRequest, EnrolPeerResponse,
+    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus,
+    TokenStatus as WireToken, WarmUp, site_server,
 };
 use tonic::{Request, Response, Status, async_trait};
 
+use super::in_order::to_its_end;
 use crate::{
+    enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     replication::{self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus},
@@ -19,7 +22,12 @@ use crate::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
         gate::recording::Recorder,
-        messages::role_status::{of_role, word_of_role},
+        messages::{
+            enrolment_status::{of_enrolment, word_of_enrolment},
+            role_status::{of_role, word_of_role},
+            status::Refused,
+        },
+        shares::budget::Budget,
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
@@ -28,6 +36,7 @@ use crate::{
 use kms_core::{
     DomainRecord, Epoch,
     audit::{AuditOutcome, AuditedCall, Subject},
+    enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
     site::role::Standing,
@@ -43,6 +52,8 @@ pub(crate) struct SiteService {
     pub(crate) replication: Option<Arc<replication::Status>>,
     pub(crate) roles: Arc<Roles>,
     pub(crate) recorder: Recorder,
+    pub(crate) enroller: Arc<Enroller>,
+    pub(crate) budget: Budget,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -124,6 +135,34 @@ impl site_server::Site for SiteService {
             }
             Err(error) => Err(self.not_changed(&call, &error).await),
         }
+    }
+
+    async fn enrol_peer(
+        &self,
+        request: Request<EnrolPeerRequest>,
+    ) -> Result<Response<EnrolPeerResponse>, Status> {
+        let permit = Permit::of(&request, Verb::EnrolPeer)?;
+        let call = self.recorder.call(&permit, &request);
+        let EnrolPeerRequest { request, fingerprint, replace } = request.into_inner();
+        let fingerprint = <[u8; 32]>::try_from(fingerprint.as_ref())
+            .map_err(|_| Refused::Field { field: "fingerprint", problem: "it has 32 bytes" })?;
+        let asked =
+            Enrolling { request: request.into(), fingerprint: Fingerprint(fingerprint), replace };
+        let charge = self.budget.charge(&permit, 1)?;
+        let (enroller, audit) = (Arc::clone(&self.enroller), self.recorder.clone());
+        let bundle = to_its_end(async move {
+            let _charge = charge;
+            match enroller.enrol(&call, &asked).await {
+                Ok(bundle) => Ok(bundle),
+                Err(error) => {
+                    let (word, is_ours) = word_of_enrolment(&error);
+                    audit.not_done(&call, word, is_ours).await?;
+                    Err(of_enrolment(&error))
+                }
+            }
+        })
+        .await?;
+        Ok(Response::new(EnrolPeerResponse { bundle: bundle.encode().into() }))
     }
 }
 
