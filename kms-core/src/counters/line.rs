@@ -72,7 +72,7 @@ impl Offset {
 
     /// The offset with which the counter epoch of this epoch is the lowest of its parity that is not below `least`.
     pub fn from_least(epoch: Epoch, least: u16) -> Result<Self, NoCounterEpoch> {
-        let counter = u64::from(least) + u64::from((u64::from(least) ^ epoch.0) & 1);
+        let counter = u64::from(least) + ((u64::from(least) ^ epoch.0) & 1);
         let offset = i128::from(counter) - i128::from(epoch.0);
         let before = NoCounterEpoch::Before { epoch, offset: i64::MIN };
         let offset = Self(i64::try_from(offset).map_err(|_| before)?);

@@ -91,7 +91,7 @@ fn invariant_3_after_a_crash_or_an_outcome_that_is_not_known_what_was_reserved_i
     again.let_go();
     assert_eq!(take(&mut again, 3, &line(1, 0)), Err(NotAllocated::Reserve));
     reserve(&mut again, 4, &mut stored).unwrap();
-    assert_eq!(take(&mut again, 4, &line(1, 0)), Ok(0x0200_0000 | 2 * RANGE));
+    assert_eq!(take(&mut again, 4, &line(1, 0)), Ok(0x0200_0000 + 2 * RANGE));
 }
 
 #[test]
