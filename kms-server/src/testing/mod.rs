@@ -3,6 +3,7 @@
 //! contract (`tests/hsm_contract`); the same parts on SoftHSM are in `tests/`.
 
 mod ciphering;
+mod enrolment;
 mod home;
 mod keyring;
 mod lifecycle;
