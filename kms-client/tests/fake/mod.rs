@@ -322,25 +322,11 @@ impl Meters for Fake {
 
 #[tonic::async_trait]
 impl Site for Fake {
-    async fn promote(
-        &self,
-        _: Request<v1::PromoteRequest>,
-    ) -> Result<Response<v1::PromoteResponse>, Status> {
-        Err(tonic::Status::unimplemented("a fake site is never promoted"))
-    }
-
     async fn enrol_peer(
         &self,
         _: Request<v1::EnrolPeerRequest>,
     ) -> Result<Response<v1::EnrolPeerResponse>, tonic::Status> {
         Err(tonic::Status::unimplemented("a fake site enrols nobody"))
-    }
-
-    async fn demote(
-        &self,
-        _: Request<v1::DemoteRequest>,
-    ) -> Result<Response<v1::DemoteResponse>, Status> {
-        Err(tonic::Status::unimplemented("a fake site is never demoted"))
     }
 
     async fn get_status(
