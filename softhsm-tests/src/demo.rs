@@ -4,7 +4,6 @@
 use std::{
     error::Error,
     fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
