@@ -19,6 +19,7 @@ use crate::role::{self, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
+use crate::syncing::{self, SyncOptions, SyncProgress};
 use crate::transport::Transport;
 
 /// A connection to the service. Cheap to clone; clones share their connections.
@@ -162,6 +163,15 @@ impl KmsClient {
     /// [`KmsClient::promote_site`].
     pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
         role::demote(&self.transport, expected_epoch).await
+    }
+
+    /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream
+    /// breaks before, it can be asked for again.
+    pub async fn sync_site(
+        &self,
+        options: SyncOptions,
+    ) -> Result<impl Stream<Item = Result<SyncProgress, CallError>> + Send + Unpin, CallError> {
+        syncing::sync(&self.transport, options).await
     }
 
     /// For benches: one batch that was packed before, its answer not taken apart.

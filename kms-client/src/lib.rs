@@ -31,6 +31,7 @@
 //    site         status
 //    flow         long streams: batches in flight, order, resending
 //    records      import files: JSON Lines, CSV
+//    syncing      a site brought in step with the primary
 //    role         who writes, promotion and demotion
 //    stubs        the generated clients
 // 5  columns      the wire's batches
@@ -82,6 +83,7 @@ mod setup;
 mod site;
 mod sites;
 mod stubs;
+mod syncing;
 mod transport;
 mod vigil;
 
@@ -116,3 +118,4 @@ pub use sealed::{
 };
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};
+pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};

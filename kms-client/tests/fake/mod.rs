@@ -34,6 +34,9 @@ pub(crate) struct Script {
     pub(crate) standing: Mutex<v1::SiteStanding>,
     /// So many promotions are refused, since the site is not in step.
     pub(crate) out_of_step: AtomicU32,
+    /// What is said when sites are to be brought in step, and what was asked.
+    pub(crate) progress: Mutex<Vec<v1::SyncProgress>>,
+    pub(crate) syncs: Mutex<Vec<v1::SyncNowRequest>>,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -222,6 +225,15 @@ impl Meters for Fake {
         request: Request<v1::GetMeterRequest>,
     ) -> Result<Response<v1::GetMeterResponse>, Status> {
         self.0.begin(&request).await?;
+        if request.get_ref().meter_id == "m-7" {
+            let meter = v1::Meter {
+                meter_id: "m-7".into(),
+                system_title: vec![7; 8].into(),
+                block: 7,
+                ..Default::default()
+            };
+            return Ok(Response::new(v1::GetMeterResponse { meter: Some(meter) }));
+        }
         Err(Status::not_found("no such meter"))
     }
 
@@ -354,6 +366,24 @@ impl Site for Fake {
         *standing = v1::SiteStanding { role: 1, epoch: standing.epoch + 1, writes: true };
         let left = vec![];
         Ok(Response::new(v1::PromoteResponse { standing: Some(*standing), left }))
+    }
+
+    type SyncNowStream = Replies<v1::SyncProgress>;
+
+    async fn sync_now(
+        &self,
+        request: Request<v1::SyncNowRequest>,
+    ) -> Result<Response<Self::SyncNowStream>, Status> {
+        self.0.begin(&request).await?;
+        let asked = request.into_inner();
+        if asked.target == "west" {
+            let details = ErrorDetails::with_error_info("UNKNOWN_SITE", "ami.kms.v1", []);
+            let said = "no site west is known here, only north and south";
+            return Err(Status::with_error_details(Code::NotFound, said, details));
+        }
+        self.0.syncs.lock().unwrap().push(asked);
+        let progress = self.0.progress.lock().unwrap().clone();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(progress.into_iter().map(Ok)))))
     }
 
     async fn demote(

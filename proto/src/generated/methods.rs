@@ -43,6 +43,8 @@ SiteGetStatus,
 SitePromote,
 /// `Site/Demote`.
 SiteDemote,
+/// `Site/SyncNow`.
+SiteSyncNow,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -72,6 +74,7 @@ Self::MetersGetImportKey,
 Self::SiteGetStatus,
 Self::SitePromote,
 Self::SiteDemote,
+Self::SiteSyncNow,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -99,6 +102,7 @@ Self::MetersGetImportKey => "Meters/GetImportKey",
 Self::SiteGetStatus => "Site/GetStatus",
 Self::SitePromote => "Site/Promote",
 Self::SiteDemote => "Site/Demote",
+Self::SiteSyncNow => "Site/SyncNow",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -127,6 +131,7 @@ match path {
 "/ami.kms.v1.Site/GetStatus" => Some(Self::SiteGetStatus),
 "/ami.kms.v1.Site/Promote" => Some(Self::SitePromote),
 "/ami.kms.v1.Site/Demote" => Some(Self::SiteDemote),
+"/ami.kms.v1.Site/SyncNow" => Some(Self::SiteSyncNow),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -156,6 +161,7 @@ Self::MetersGetImportKey => false,
 Self::SiteGetStatus => false,
 Self::SitePromote => false,
 Self::SiteDemote => false,
+Self::SiteSyncNow => true,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

@@ -282,6 +282,8 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
+    row(NotFound, "UNKNOWN_SITE", No, "`site status` says what the sites are called"),
+    row(Refused, "NO_PEER", No, "enrol the other site first; the handbook says how"),
     row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
