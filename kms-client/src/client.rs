@@ -15,7 +15,7 @@ use crate::flow::Results;
 use crate::meters::Meters;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
-use crate::role::{self, Promoted, SiteStanding};
+use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
@@ -148,15 +148,10 @@ impl KmsClient {
         site::status(&self.transport).await
     }
 
-    /// Makes the site the one that writes, if the highest epoch that it knows of is still the expected one.
-    /// `primary_is_lost`: the primary was not demoted. Not tried again once it may have arrived. Of several
-    /// sites choose one by [`KmsClient::at_site`].
-    pub async fn promote_site(
-        &self,
-        expected_epoch: u64,
-        primary_is_lost: bool,
-    ) -> Result<Promoted, CallError> {
-        role::promote(&self.transport, expected_epoch, primary_is_lost).await
+    /// Makes the site the one that writes. Not tried again once it may have arrived. Of several sites choose one
+    /// by [`KmsClient::at_site`].
+    pub async fn promote_site(&self, options: PromoteOptions) -> Result<Promoted, CallError> {
+        role::promote(&self.transport, options).await
     }
 
     /// Ends the epoch of the site, so that another one can be promoted without a loss. As

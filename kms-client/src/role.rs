@@ -62,6 +62,17 @@ impl SiteStanding {
     }
 }
 
+/// How a site is to be promoted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PromoteOptions {
+    /// The highest epoch that the site knows of: if it is another one by now, nothing is done.
+    pub expected_epoch: u64,
+    /// The primary is lost or cut off, and was not demoted.
+    pub primary_is_lost: bool,
+    /// The site was restored or rebuilt: the highest epoch that its peer, a coordinator or two people name.
+    pub above_epoch: Option<u64>,
+}
+
 /// A site that was promoted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Promoted {
@@ -83,11 +94,11 @@ pub struct BlockLeft {
 /// Not tried again once it may have arrived.
 pub(crate) async fn promote(
     transport: &Transport,
-    expected_epoch: u64,
-    primary_is_lost: bool,
+    options: PromoteOptions,
 ) -> Result<Promoted, CallError> {
     let send = |link, request| async move { SiteClient::new(link).promote(request).await };
-    let request = v1::PromoteRequest { expected_epoch, primary_is_lost };
+    let PromoteOptions { expected_epoch, primary_is_lost, above_epoch } = options;
+    let request = v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch };
     let reply = transport.call(Errand::Write, request, send).await?;
     let v1::PromoteResponse { standing, left } = reply;
     let left = left.into_iter().map(|v1::BlockLeft { block, reason }| BlockLeft { block, reason });

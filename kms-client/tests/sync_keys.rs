@@ -32,7 +32,7 @@ async fn run(program: &'static str, config: &Path, arguments: &str) -> (i32, Str
 async fn output(program: &'static str, config: &Path, arguments: &str) -> Output {
     let mut command = Command::new(program);
     command.arg("--config").arg(config).args(arguments.split_whitespace()).stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn(async move { command.output().unwrap() }).await.unwrap()
 }
 
 fn step(in_step: u32, proved: u32, written: u32) -> v1::SyncProgress {

@@ -14,6 +14,7 @@ mod report;
 mod runtime;
 mod serve;
 mod token;
+mod two_sites;
 
 pub use check::check;
 pub use fault::Fault;

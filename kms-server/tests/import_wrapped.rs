@@ -67,6 +67,7 @@ impl Site {
             audit,
             domain,
             single_site: true,
+            replication: None,
             clock,
             sources: Vec::new(),
         })

@@ -53,6 +53,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         audit,
         domain,
         single_site: true,
+        replication: None,
         clock,
         sources: vec![Arc::new(source), measured, Arc::new(telemetry::Log::to_stderr().unwrap())],
     };

@@ -45,6 +45,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         audit,
         domain,
         single_site: true,
+        replication: None,
         clock,
         sources: Vec::new(),
     })

@@ -39,6 +39,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         audit,
         domain,
         single_site: true,
+        replication: None,
         clock,
         sources: Vec::new(),
     })

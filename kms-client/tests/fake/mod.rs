@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub(crate) struct Script {
     /// What is said when sites are to be brought in step, and what was asked.
     pub(crate) progress: Mutex<Vec<v1::SyncProgress>>,
     pub(crate) syncs: Mutex<Vec<v1::SyncNowRequest>>,
+    /// What is said of changes: whether the other site has them.
+    pub(crate) replicated: AtomicI32,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -217,6 +219,7 @@ impl Meters for Fake {
                 ..Default::default()
             }),
             warnings: vec![],
+            replicated: self.0.replicated.load(Ordering::SeqCst),
         }))
     }
 
@@ -269,7 +272,8 @@ impl Meters for Fake {
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
         self.0.begin_change(&request).await?;
-        Ok(Response::new(v1::DeleteMeterResponse {}))
+        let replicated = self.0.replicated.load(Ordering::SeqCst);
+        Ok(Response::new(v1::DeleteMeterResponse { replicated }))
     }
 
     async fn readmit_meter(
@@ -308,6 +312,7 @@ impl Meters for Fake {
         let script = Arc::clone(&self.0);
         let break_after = script.break_after.load(Ordering::SeqCst);
         let breaks = break_after > 0 && script.fails();
+        let replicated = script.replicated.load(Ordering::SeqCst);
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
             let results =
@@ -323,7 +328,7 @@ impl Meters for Fake {
                         meter_id,
                         ..Default::default()
                     };
-                    Ok(v1::ImportMetersResponse { results: vec![result] })
+                    Ok(v1::ImportMetersResponse { results: vec![result], replicated })
                 });
             futures_util::stream::iter(results.collect::<Vec<_>>())
         });

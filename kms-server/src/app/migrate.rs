@@ -17,13 +17,17 @@ use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Below, Keyring, SiteRole, founding::make_blocks},
-    store::{AuditedStore, BlockChange, Founding, StoreError},
+    store::{
+        AuditedStore, BlockChange, Founding, StoreError,
+        sites::{BlockAdoption, Divergent, RoleStep},
+    },
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
     audit::{AuditEntry, PublicKey},
     block::Digest,
     freshness::Freshness,
+    site::peer::SignedPeer,
 };
 
 /// Said where an older version has been.
@@ -141,6 +145,26 @@ struct NoCommits;
 #[async_trait::async_trait]
 impl AuditedStore for NoCommits {
     async fn commit(&self, _: Vec<BlockChange>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn adopt(&self, _: Vec<BlockAdoption>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn change_role(&self, _: RoleStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_divergence(
+        &self,
+        _: Vec<Divergent>,
+        _: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 }

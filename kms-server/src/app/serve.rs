@@ -18,6 +18,7 @@ use super::{
     outside::{OperatingSystem, SystemClock},
     runtime::runtime,
     token::Asked,
+    two_sites::TwoSites,
 };
 use crate::{
     audit::{self, Audit, AuditError},
@@ -29,8 +30,9 @@ use crate::{
     },
     keyring::{self, Below, Keyring, NotChanged, Overview, Refresher, Roles, SiteRole},
     lifecycle::{self, Lifecycle},
+    replication::{Ledger, Noted},
     rpc,
-    store::{WriteStore, measured::Measured},
+    store::{AuditedStore, WriteStore, measured::Measured},
     telemetry::Log,
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
@@ -80,7 +82,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
+    let Config { site, hsm, store: _, keyring, import, import_signers, peer, audit, rpc, log: _ } =
         config;
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     check_domain(&hsm, &domain).await?;
@@ -89,11 +91,19 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let freshness = Arc::new(Freshness::default());
     let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
     let audit = ground.open_audit(audit).await?;
-    let keyring = ground.keyring(keyring, &audit)?;
+    let ledger = Arc::new(Ledger::new(ground.domain.blocks));
+    let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
+    let keyring = ground.keyring(keyring, &commits)?;
     go_by_role(&keyring.roles).await?;
-    let lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    let two_sites =
+        peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger)));
+    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    if let Some(two_sites) = &two_sites {
+        lifecycle = lifecycle.with_gate(two_sites.gate());
+    }
     attend_to(&keyring);
-    let parts = ground.parts(audit, &keyring, lifecycle, log);
+    let replication = two_sites.map(|two_sites| two_sites.start(&ground, &keyring));
+    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, lifecycle, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
 
@@ -139,14 +149,14 @@ async fn serve_on(
 }
 
 /// Ground that all parts of the service stand on: opened, connected, and found to belong together.
-struct Ground {
+pub(super) struct Ground {
     site: Site,
-    domain: DomainRecord,
-    hsm: Hsm,
+    pub(super) domain: DomainRecord,
+    pub(super) hsm: Hsm,
     store: Arc<dyn WriteStore>,
     /// The same store, as all but the end of the process use it.
-    measured: Arc<Measured<dyn WriteStore>>,
-    clock: Arc<dyn Clock>,
+    pub(super) measured: Arc<Measured<dyn WriteStore>>,
+    pub(super) clock: Arc<dyn Clock>,
     freshness: Arc<Freshness>,
 }
 
@@ -177,7 +187,11 @@ impl Ground {
         })
     }
 
-    fn keyring(&self, config: keyring::Config, audit: &Arc<Audit>) -> Result<Keyring, Fault> {
+    fn keyring(
+        &self,
+        config: keyring::Config,
+        commits: &Arc<dyn AuditedStore>,
+    ) -> Result<Keyring, Fault> {
         let below = Below {
             hsm: self.hsm.clone(),
             store: self.measured.clone(),
@@ -185,7 +199,7 @@ impl Ground {
             freshness: Arc::clone(&self.freshness),
             role: Arc::new(SiteRole::unknown(&self.domain)),
         };
-        let keyring = Keyring::new(config, self.domain.clone(), below, audit.clone());
+        let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
         keyring.map_err(|error| Fault::Setting(error.into()))
     }
 
@@ -213,6 +227,7 @@ impl Ground {
             audit,
             domain: self.domain.clone(),
             single_site: self.site.single_site,
+            replication: None,
             clock: Arc::clone(&self.clock),
             // Parts that count and are not among the services.
             sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],

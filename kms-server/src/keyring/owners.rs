@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    adopting::Adopter,
     config::Config,
     following::Following,
     identities::Identities,
@@ -10,6 +11,7 @@ use super::{
     opening::{Below, Opener},
     overview::Overview,
     patrol::Patrol,
+    proving::Prover,
     reader::Reader,
     records::Records,
     renewing::Renewer,
@@ -30,6 +32,10 @@ pub struct Keyring {
     pub records: Arc<Records>,
     /// Changes.
     pub writer: Arc<Writer>,
+    /// A peer's blocks, taken over.
+    pub adopter: Arc<Adopter>,
+    /// Proofs that blocks open here.
+    pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
     /// The identities of keys.
@@ -70,12 +76,16 @@ impl Keyring {
         };
         let reader =
             Reader::new(Arc::clone(&opener), Arc::clone(&records), Arc::clone(&renewer), shared);
+        let adopter = Adopter::new(Arc::clone(&opener), Arc::clone(&commits));
+        let prover = Prover::new(Arc::clone(&opener));
         let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
         Ok(Self {
             reader,
             records,
             writer: Arc::new(writer),
+            adopter: Arc::new(adopter),
+            prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
             identities,
             roles,

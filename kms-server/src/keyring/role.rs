@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 use kms_core::{
     DomainRecord,
-    site::role::{Role, Standing},
+    site::role::{Role, RoleRecord, Standing},
 };
 
 /// The role, shared by who changes blocks and who learns of promotions.
@@ -20,7 +20,7 @@ impl SiteRole {
 
     /// The role that a site begins with, before any promotion.
     pub fn founding(domain: &DomainRecord) -> Self {
-        Self::new(Standing::of(domain, &[]))
+        Self::new(Standing::of::<RoleRecord>(domain, &[]))
     }
 
     /// A role that nobody has looked at yet: nothing is changed until then.

@@ -4,7 +4,7 @@
 //! transaction that excludes commits, then the process. A process that was stopped in between finds the new
 //! role in its next commit, which is refused.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     error::KeyringError,
@@ -19,12 +19,14 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Epoch, Head, Position,
+    BlockNo, Epoch, Head,
     audit::{AuditEntry, PublicKey, is_signed},
-    block::{BlockMark, Digest, entering::enter, keys::BlockKeys},
+    block::{BlockMark, entering::enter, keys::BlockKeys},
     site::{
-        admission::{NotAdmitted, Signers, admit},
-        role::{Role, RoleChange, RoleRecord, SignedRoleRecord, Standing},
+        admission::{self, Admitted, NotAdmitted, View, Writers},
+        changing,
+        peer::Peer,
+        role::{Role, RoleRecord, SignedRoleRecord, Standing},
     },
 };
 
@@ -56,13 +58,14 @@ pub enum NotChanged {
         found: Epoch,
     },
     /// The role that the site has makes no sense of it.
-    #[error("this site is {} in epoch {}: {why}", .standing.role, .standing.epoch.0)]
-    Standing {
-        /// The role.
-        standing: Standing,
-        /// What was asked that does not fit.
-        why: &'static str,
-    },
+    #[error(transparent)]
+    Standing(#[from] changing::NotChanged),
+    /// The site that writes was not demoted, and nobody says that it is lost.
+    #[error("the primary writes in epoch {}: demote it first, or say that it is lost", .0.0)]
+    PrimaryWrites(Epoch),
+    /// The copy of the role that the database keeps is another one than the signed records say.
+    #[error("the database says epoch {} ({}), and the signed records another: put its newest copy back", .0.epoch.0, if .0.writes { "it writes" } else { "it does not write" })]
+    Row(RoleRow),
     /// The other site ended its epoch with states that are not all here.
     #[error("{differing} blocks are not as the other site left them: let this site catch up first")]
     NotInStep {
@@ -97,11 +100,28 @@ pub struct Roles {
     commits: Arc<dyn AuditedStore>,
 }
 
-/// What a promotion found, and made of it.
+/// The promotion that a caller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The highest epoch that he knows of.
+    pub expected: Epoch,
+    /// The primary is lost: what is not here is given up, or comes back as divergence.
+    pub is_lost: bool,
+    /// This site was restored: the highest epoch that its peer, a coordinator or two people name.
+    pub above: Option<Epoch>,
+}
+
+/// Blocks in a new epoch.
+#[derive(Default)]
 struct Entered {
-    found: Vec<(Position, Digest)>,
     changes: Vec<BlockChange>,
     left: Vec<(BlockNo, String)>,
+}
+
+/// Blocks as they are stored, in order.
+struct Stored {
+    heads: Vec<Head>,
+    marks: Vec<BlockMark>,
 }
 
 impl Roles {
@@ -115,13 +135,29 @@ impl Roles {
         self.opener.role.now()
     }
 
-    /// This site begins to write, in the next epoch of its parity. `expected`: the highest epoch that the
-    /// caller knows of. In order: the other site has ended its epoch, and all that it wrote is here; otherwise
-    /// only if the caller says that it is lost, and takes the loss on himself.
+    /// This site begins to write, in the next epoch of its parity. In order: the other site has ended its epoch,
+    /// and all that it wrote is here; otherwise only if the caller says that it is lost, and takes the loss on
+    /// himself.
     pub async fn promote(
         &self,
-        expected: Epoch,
-        is_lost: bool,
+        wish: Wish,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Promotion, NotChanged> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.promote_once(wish, entry.clone(), now_ms).await {
+                // Another server took a block over, or signed the head table, between the look and the step.
+                Err(NotChanged::Store(StoreError::Conflict(_))) if tried < TRIES_MAX => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn promote_once(
+        &self,
+        wish: Wish,
         entry: AuditEntry,
         now_ms: u64,
     ) -> Result<Promotion, NotChanged> {
@@ -129,33 +165,34 @@ impl Roles {
         let row = self.opener.store.role().await?;
         let records = self.records().await?;
         let standing = self.standing_of(&records, row)?;
+        let Wish { expected, is_lost, above } = wish;
         if standing.epoch != expected {
             return Err(NotChanged::Epoch { expected, found: standing.epoch });
         }
-        let refused = |why| Err(NotChanged::Standing { standing, why });
-        if standing.writes() {
-            return refused("it writes already");
+        if standing.role == Role::Secondary && standing.open && !is_lost {
+            return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
-        if standing.role == Role::Replica {
-            return refused("a read-only replica is never promoted");
-        }
-        if standing.open && !is_lost {
-            return refused("demote the primary first, or say that it is lost");
-        }
-        let epoch = standing.epoch.next_of(self.opener.domain.even);
-        let entered = self.enter_all(epoch, is_lost).await?;
+        let found = self.marks().await?;
+        let domain = &self.opener.domain;
+        let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
+        let record = site.promotion(above)?;
         if !standing.open && !is_lost {
-            let ended = records.last().map(|signed| &signed.record);
-            in_step(ended, &entered.found)?;
+            match changing::behind(&records, &found.marks).len() {
+                0 => {}
+                differing => return Err(NotChanged::NotInStep { differing }),
+            }
         }
-        let record =
-            self.sign(RoleChange::Promotion, epoch, &standing, entered.found, now_ms).await?;
+        let epoch = record.epoch;
+        let entered = self.enter_all(found.heads, epoch, is_lost).await?;
+        let record = self.sign(record).await?;
         let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
         let step = RoleStep {
             expected: row,
             now: RoleRow { epoch, writes: true },
             record,
             blocks: entered.changes,
+            left: entered.left.iter().map(|(block, _)| *block).collect(),
+            // The audit log has it signed, over these heads.
             table: None,
         };
         self.commits.change_role(step, vec![entry]).await?;
@@ -197,17 +234,13 @@ impl Roles {
         if standing.epoch != expected {
             return Err(NotChanged::Epoch { expected, found: standing.epoch });
         }
-        if !standing.writes() {
-            return Err(NotChanged::Standing { standing, why: "it does not write" });
-        }
-        let heads = self.opener.store.heads().await?;
-        let found = heads.iter().map(|head| (head.position, head.digest)).collect();
+        let Stored { marks, .. } = self.marks().await?;
+        let domain = &self.opener.domain;
         let record =
-            self.sign(RoleChange::Demotion, standing.epoch, &standing, found, now_ms).await?;
-        // Unchanged, so that the store finds each where the record says.
-        let blocks = heads.into_iter().map(unchanged).collect();
+            changing::Site { domain, standing, heads: &marks, at_ms: now_ms }.demotion()?;
+        let record = self.sign(record).await?;
         let now = RoleRow { epoch: standing.epoch, writes: false };
-        let step = RoleStep { expected: row, now, record, blocks, table: None };
+        let step = RoleStep::without_blocks(row, now, record);
         self.commits.change_role(step, vec![entry]).await?;
         let standing = Standing { open: false, ..standing };
         self.opener.role.becomes(standing);
@@ -223,46 +256,44 @@ impl Roles {
         told: Vec<SignedRoleRecord>,
         entry: AuditEntry,
     ) -> Result<Standing, NotChanged> {
-        let signers = self.signers().await?;
+        let writers = self.writers().await?;
         for signed in told {
             let row = self.opener.store.role().await?;
             let known = self.records().await?;
-            if known.contains(&signed) {
-                continue;
-            }
-            let before: Vec<RoleRecord> = known.iter().map(|known| known.record.clone()).collect();
-            admit(&self.opener.domain, &signers, &before, &signed)?;
-            let epoch = signed.record.epoch;
-            let after: Vec<RoleRecord> =
-                before.into_iter().chain([signed.record.clone()]).collect();
-            let step = RoleStep {
-                expected: row,
-                now: RoleRow { epoch, writes: false },
-                record: signed,
-                blocks: Vec::new(),
-                table: None,
+            let domain = &self.opener.domain;
+            let view = View { domain, known: &known, writers: &writers };
+            let now = match admission::admit(&view, &signed, false)? {
+                Admitted::Known => continue,
+                Admitted::Past => row,
+                Admitted::News(standing) => RoleRow { epoch: standing.epoch, writes: false },
             };
+            let epoch = signed.record.epoch;
+            let step = RoleStep::without_blocks(row, now, signed);
             self.commits.change_role(step, vec![entry.clone()]).await?;
-            let standing = Standing::of(&self.opener.domain, &after);
-            self.opener.role.becomes(standing);
+            let standing = self.look().await?;
             tracing::warn!(
                 epoch = epoch.0,
-                "another site changed its role: this one does not write"
+                role = %standing.role,
+                "a change of role at another site was taken in"
             );
         }
         Ok(self.standing())
     }
 
-    /// The signed records of all changes of role, each verified.
+    /// The signed records of all changes of role, each verified, in their places.
     pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotChanged> {
-        let signers = self.signers().await?;
         let stored = self.opener.store.role_records().await?;
-        let mut before = Vec::with_capacity(stored.len());
-        for signed in &stored {
-            admit(&self.opener.domain, &signers, &before, signed)?;
-            before.push(signed.record.clone());
-        }
+        admission::verify(&self.opener.domain, &self.writers().await?, &stored)?;
         Ok(stored)
+    }
+
+    /// The other sites, as our token has signed for them.
+    pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
+        let ours = self.opener.hsm.public_key().await?;
+        let peers = self.opener.store.peers().await?;
+        // What our token did not sign is nobody.
+        let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
+        Ok(peers.map(|signed| signed.peer).collect())
     }
 
     /// Reads the role as it is stored, and goes by it. Until that was possible once, this process changes
@@ -296,26 +327,18 @@ impl Roles {
         records: &[SignedRoleRecord],
         row: RoleRow,
     ) -> Result<Standing, NotChanged> {
-        let records: Vec<RoleRecord> = records.iter().map(|signed| signed.record.clone()).collect();
-        let standing = Standing::of(&self.opener.domain, &records);
+        let standing = Standing::of(&self.opener.domain, records);
         if row.epoch != standing.epoch || row.writes && !standing.writes() {
-            return Err(NotChanged::Standing {
-                standing,
-                why: "the database says otherwise than the signed records do: put its newest copy back",
-            });
+            return Err(NotChanged::Row(row));
         }
-        Ok(Standing {
-            open: standing.open && (row.writes || standing.role != Role::Primary),
-            ..standing
-        })
+        let open = standing.open && (row.writes || standing.role != Role::Primary);
+        Ok(Standing { open, ..standing })
     }
 
-    async fn signers(&self) -> Result<Signers, NotChanged> {
+    async fn writers(&self) -> Result<Writers, NotChanged> {
         let ours = self.opener.hsm.public_key().await?;
-        let peers = self.opener.store.peers().await?;
-        // What our token did not sign is nobody.
-        let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
-        Ok(Signers { ours, peers: peers.map(|signed| signed.peer).collect() })
+        let peers = self.peers().await?;
+        Ok(Writers::of_peers(&peers).with_own(&self.opener.domain, ours))
     }
 
     /// No other task of this process changes or opens a block until the turns are dropped.
@@ -328,17 +351,26 @@ impl Roles {
         turns
     }
 
-    /// All blocks in `epoch`. One of which nothing is known stays, if `may_leave`.
-    async fn enter_all(&self, epoch: Epoch, may_leave: bool) -> Result<Entered, NotChanged> {
+    /// All blocks as they are stored. Each head is verified before it is built on.
+    async fn marks(&self) -> Result<Stored, NotChanged> {
         let heads = self.opener.store.heads().await?;
-        let mut entered = Entered { found: Vec::new(), changes: Vec::new(), left: Vec::new() };
-        let by_block: BTreeMap<BlockNo, Head> =
-            heads.into_iter().map(|head| (head.block, head)).collect();
-        for block in (0..self.opener.domain.blocks.get()).map(BlockNo) {
-            let Some(head) = by_block.get(&block) else {
-                return Err(KeyringError::missing(block).into());
-            };
-            entered.found.push((head.position, head.digest));
+        let mark = |head: &Head| {
+            let (block, position, digest) = (head.block, head.position, head.digest);
+            BlockMark { block, position, digest }
+        };
+        Ok(Stored { marks: heads.iter().map(mark).collect(), heads })
+    }
+
+    /// All blocks in `epoch`. One of which nothing is known stays, if `may_leave`.
+    async fn enter_all(
+        &self,
+        heads: Vec<Head>,
+        epoch: Epoch,
+        may_leave: bool,
+    ) -> Result<Entered, NotChanged> {
+        let mut entered = Entered::default();
+        for head in &heads {
+            let block = head.block;
             match self.enter_one(head, epoch).await {
                 Ok(change) => entered.changes.push(change),
                 Err(why) if may_leave => entered.left.push((block, why)),
@@ -374,16 +406,7 @@ impl Roles {
         })
     }
 
-    async fn sign(
-        &self,
-        change: RoleChange,
-        epoch: Epoch,
-        before: &Standing,
-        heads: Vec<(Position, Digest)>,
-        at_ms: u64,
-    ) -> Result<SignedRoleRecord, NotChanged> {
-        let (domain, site) = (self.opener.domain.domain, self.opener.domain.site.clone());
-        let record = RoleRecord { domain, site, change, epoch, after: before.epoch, at_ms, heads };
+    async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
         let message = record.message();
         let key: PublicKey = self.opener.hsm.public_key().await?;
         let signature = self.opener.hsm.sign(message.clone()).await?;
@@ -393,19 +416,4 @@ impl Roles {
         }
         Ok(SignedRoleRecord { record, signature })
     }
-}
-
-/// Whether all blocks are as the demotion of the other site says.
-fn in_step(ended: Option<&RoleRecord>, found: &[(Position, Digest)]) -> Result<(), NotChanged> {
-    let theirs = ended.map(|record| record.heads.as_slice()).unwrap_or_default();
-    let differing =
-        (0..found.len().max(theirs.len())).filter(|at| found.get(*at) != theirs.get(*at));
-    match differing.count() {
-        0 => Ok(()),
-        differing => Err(NotChanged::NotInStep { differing }),
-    }
-}
-
-fn unchanged(head: Head) -> BlockChange {
-    BlockChange { expected: Some(head.position), head, seals: Vec::new(), records: Vec::new() }
 }

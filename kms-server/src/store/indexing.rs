@@ -6,8 +6,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BlockChange, IndexEntry, RecordChange, StoreError};
-use kms_core::{BlockNo, RecordKey};
+use super::{
+    BlockChange, IndexEntry, RecordChange, StoreError,
+    sites::{BlockAdoption, Divergent},
+};
+use kms_core::{BlockNo, Fingerprint, FormerKey, Record, RecordKey};
+
+impl IndexEntry {
+    /// The entry for a record.
+    pub fn of(record: &Record) -> Self {
+        match record {
+            Record::Meter(meter) => Self::Meter {
+                meter_id: meter.meter_id.clone(),
+                fingerprints: meter
+                    .keys
+                    .iter()
+                    .filter(|key| key.kind.is_cipher_key())
+                    .map(|key| key.fingerprint)
+                    .collect(),
+                former: fingerprints_of(&meter.former),
+            },
+            Record::Tombstone(tombstone) => {
+                Self::Tombstone { former: fingerprints_of(&tombstone.keys) }
+            }
+        }
+    }
+}
+
+/// Those of cipher keys, and those of which nobody knows what they were.
+fn fingerprints_of(former: &[FormerKey]) -> Vec<Fingerprint> {
+    let is_cipher = |key: &&FormerKey| key.was.is_none_or(|was| was.kind.is_cipher_key());
+    former.iter().filter(is_cipher).map(|key| key.fingerprint).collect()
+}
 
 /// The change that counts for each record: of several changes of one record the last.
 pub(super) type Outcome<'a> = BTreeMap<(BlockNo, RecordKey), &'a RecordChange>;
@@ -23,9 +53,45 @@ pub(super) fn outcome<'a>(changes: impl IntoIterator<Item = &'a BlockChange>) ->
         .collect()
 }
 
-/// The titles that `outcome` is about.
-pub(super) fn titles(outcome: &Outcome<'_>) -> Vec<Title> {
-    let titles: BTreeSet<Title> = outcome.keys().filter_map(|(_, key)| title_of(key)).collect();
+/// The outcome of `adoptions`, for their records.
+pub(super) fn adopted<'a>(adoptions: impl IntoIterator<Item = &'a BlockAdoption>) -> Outcome<'a> {
+    adoptions
+        .into_iter()
+        .flat_map(|adoption| {
+            let block = adoption.head.block;
+            adoption.records.iter().map(move |record| ((block, record.record.key), record))
+        })
+        .collect()
+}
+
+/// The keys that go with `adoptions`.
+pub(super) fn gone(adoptions: &[BlockAdoption]) -> Vec<(BlockNo, RecordKey)> {
+    let of = |adoption: &BlockAdoption| {
+        let block = adoption.head.block;
+        adoption.gone.iter().map(move |key| (block, *key)).collect::<Vec<_>>()
+    };
+    adoptions.iter().flat_map(of).collect()
+}
+
+/// What `adoptions` set aside of what `site` wrote.
+pub(super) fn divergent(adoptions: &[BlockAdoption], site: &str, at_ms: u64) -> Vec<Divergent> {
+    let of = |adoption: &BlockAdoption| {
+        let block = adoption.head.block;
+        let divergent = adoption.set_aside.iter().map(move |record| Divergent {
+            block,
+            record: record.clone(),
+            site: site.to_owned(),
+            at_ms,
+            resolution: None,
+        });
+        divergent.collect::<Vec<_>>()
+    };
+    adoptions.iter().flat_map(of).collect()
+}
+
+/// The titles that records with these keys are about.
+pub(super) fn titles<'a>(keys: impl IntoIterator<Item = &'a RecordKey>) -> Vec<Title> {
+    let titles: BTreeSet<Title> = keys.into_iter().filter_map(title_of).collect();
     titles.into_iter().collect()
 }
 
@@ -39,6 +105,7 @@ pub(super) type Title = [u8; 8];
 pub(super) type Fingerprints = BTreeSet<[u8; 16]>;
 
 /// The index's entry for one meter, as it is or is to be.
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) meter_id: String,
     pub(super) block: BlockNo,
@@ -69,7 +136,8 @@ pub(super) fn take_dead<'a>(
 ) -> BTreeMap<Title, Entry> {
     let mut dead = BTreeMap::new();
     for change in changes {
-        for record in change.records.iter().filter(|record| record.index == IndexEntry::Tombstone) {
+        for record in &change.records {
+            let IndexEntry::Tombstone { .. } = &record.index else { continue };
             let Some(title) = title_of(&record.record.key) else { continue };
             // A tombstone in another block is not this meter's.
             if old.get(&title).is_some_and(|entry| entry.block == change.head.block) {
@@ -86,7 +154,9 @@ pub(super) fn living(outcome: &Outcome<'_>) -> Result<BTreeMap<Title, Entry>, St
     let mut living = BTreeMap::new();
     let mut ids = BTreeSet::new();
     for ((block, key), change) in outcome {
-        let IndexEntry::Meter { meter_id, fingerprints } = &change.index else { continue };
+        let IndexEntry::Meter { meter_id, fingerprints, former: _ } = &change.index else {
+            continue;
+        };
         let fingerprints = fingerprints.iter().map(|fingerprint| fingerprint.0).collect();
         let entry = Entry { meter_id: meter_id.as_str().to_owned(), block: *block, fingerprints };
         if !ids.insert(meter_id) {
@@ -145,6 +215,78 @@ impl<'a> Plan<'a> {
             self.gained.extend(gained.map(|gained| (*gained, *title)));
         }
         Ok(())
+    }
+}
+
+/// The rows that change when blocks are adopted. A title's row follows from the state of its own block and
+/// from nothing else: so in whatever order blocks come, it is the writer's at last. Two rows may have one
+/// id until then.
+#[derive(Default)]
+pub(super) struct Adopted {
+    pub(super) put: Vec<(Title, Entry)>,
+    pub(super) dead: Vec<Title>,
+    pub(super) lost: Vec<([u8; 16], Title)>,
+    pub(super) gained: Vec<([u8; 16], Title)>,
+}
+
+impl Adopted {
+    /// `old` has the entries of all titles that `adoptions` speak of.
+    pub(super) fn of<'a>(
+        old: &BTreeMap<Title, Entry>,
+        adoptions: impl IntoIterator<Item = &'a BlockAdoption>,
+    ) -> Self {
+        let mut plan = Self::default();
+        for adoption in adoptions {
+            let block = adoption.head.block;
+            for key in &adoption.gone {
+                plan.gone(key, block, old);
+            }
+            for RecordChange { record, index } in &adoption.records {
+                let Some(title) = title_of(&record.key) else { continue };
+                plan.record(title, block, index, old.get(&title));
+            }
+        }
+        plan
+    }
+
+    /// A record that the peer never had: nobody else knows these values of this meter.
+    fn gone(&mut self, key: &RecordKey, block: BlockNo, old: &BTreeMap<Title, Entry>) {
+        let Some(title) = title_of(key) else { return };
+        let Some(entry) = old.get(&title).filter(|entry| entry.block == block) else { return };
+        self.dead.push(title);
+        self.lost.extend(entry.fingerprints.iter().map(|lost| (*lost, title)));
+    }
+
+    fn record(&mut self, title: Title, block: BlockNo, index: &IndexEntry, old: Option<&Entry>) {
+        let known: Fingerprints = match index {
+            IndexEntry::Nothing => return,
+            IndexEntry::Tombstone { former } => {
+                if old.is_some_and(|entry| entry.block == block) {
+                    self.dead.push(title);
+                }
+                former.iter().map(|fingerprint| fingerprint.0).collect()
+            }
+            IndexEntry::Meter { meter_id, fingerprints, former } => {
+                let fingerprints: Fingerprints =
+                    fingerprints.iter().map(|fingerprint| fingerprint.0).collect();
+                let known = former.iter().map(|fingerprint| fingerprint.0);
+                let known = known.chain(fingerprints.iter().copied()).collect();
+                let meter_id = meter_id.as_str().to_owned();
+                let entry = Entry { meter_id, block, fingerprints };
+                if let Some(old) = old {
+                    let lost = old.fingerprints.difference(&known);
+                    self.lost.extend(lost.map(|lost| (*lost, title)));
+                }
+                if old != Some(&entry) {
+                    self.put.push((title, entry));
+                }
+                known
+            }
+        };
+        let there = old.map(|old| &old.fingerprints);
+        let gained =
+            known.iter().filter(|value| !there.is_some_and(|there| there.contains(*value)));
+        self.gained.extend(gained.map(|gained| (*gained, title)));
     }
 }
 

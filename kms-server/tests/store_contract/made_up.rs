@@ -45,8 +45,11 @@ impl Scene {
         let mut change = self.steps(block, 1, &[meter(serial, "placeholder", &[])]);
         let meter_id = MeterId::new(&format!("meter-{serial:07}"))?;
         for record in &mut change.records {
-            record.index =
-                IndexEntry::Meter { meter_id: meter_id.clone(), fingerprints: Vec::new() };
+            record.index = IndexEntry::Meter {
+                meter_id: meter_id.clone(),
+                fingerprints: Vec::new(),
+                former: Vec::new(),
+            };
         }
         Ok(change)
     }
@@ -96,10 +99,11 @@ fn record_change(step: &Step, position: Position) -> RecordChange {
         mac: [step.title as u8; 16],
     };
     let index = match step.id.and_then(|id| MeterId::new(id).ok()) {
-        None => IndexEntry::Tombstone,
+        None => IndexEntry::Tombstone { former: Vec::new() },
         Some(meter_id) => IndexEntry::Meter {
             meter_id,
             fingerprints: step.fingerprints.iter().map(|byte| fingerprint(*byte)).collect(),
+            former: Vec::new(),
         },
     };
     RecordChange { record, index }

@@ -166,6 +166,9 @@ pub(crate) struct Promote {
     /// The primary is lost or cut off, and was not demoted: what it wrote alone comes back as divergence
     #[arg(long)]
     pub(crate) primary_is_lost: bool,
+    /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
+    #[arg(long, value_name = "N")]
+    pub(crate) above_epoch: Option<u64>,
     /// Refuse if the highest epoch that the site knows of is another one
     #[arg(long, value_name = "N")]
     pub(crate) expected_epoch: Option<u64>,
@@ -548,8 +551,7 @@ mod tests {
 
     #[test]
     fn a_file_without_a_known_extension_needs_a_format() {
-        let parse =
-            |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().errand();
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().errand();
         assert!(parse("ami-tool meter import meters.txt").is_err());
         assert!(parse("ami-tool meter import -").is_err());
         assert!(parse("ami-tool meter import - --format csv").is_ok());

@@ -76,6 +76,11 @@ impl Verb {
             | Self::Promote
             | Self::Demote => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::ListBlockHeads
+            | Self::FetchBlocks
+            | Self::FollowChanges
+            | Self::ProveBlocks
+            | Self::ListRoleRecords => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
@@ -366,7 +371,7 @@ mod tests {
             Role::Auditor => {
                 service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
             }
-            Role::Peer => verb == Verb::GetStatus,
+            Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
         }
     }

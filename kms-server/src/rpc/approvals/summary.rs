@@ -73,10 +73,14 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
         }),
-        Verb::Promote => read(message, |PromoteRequest { expected_epoch, primary_is_lost }| {
-            let lost = if primary_is_lost { ", its primary being lost" } else { "" };
-            line(format!("promote this site in epoch {expected_epoch}{lost}"))
-        }),
+        Verb::Promote => {
+            read(message, |PromoteRequest { expected_epoch, primary_is_lost, above_epoch }| {
+                let lost = if primary_is_lost { ", its primary being lost" } else { "" };
+                let above =
+                    above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
+                line(format!("promote this site in epoch {expected_epoch}{lost}{above}"))
+            })
+        }
         Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
             line(format!("demote this site in epoch {expected_epoch}"))
         }),
@@ -90,6 +94,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
         | Verb::ImportMeters
+        | Verb::ListBlockHeads
+        | Verb::FetchBlocks
+        | Verb::FollowChanges
+        | Verb::ProveBlocks
+        | Verb::ListRoleRecords
         | Verb::FollowEvents
         | Verb::ListApprovals
         | Verb::ApproveCall

@@ -8,6 +8,7 @@ mod numbers;
 pub(crate) mod request_id;
 pub(crate) mod role_status;
 pub(crate) mod shape;
+pub(crate) mod sites;
 pub(crate) mod status;
 pub(crate) mod trailers;
 pub(crate) mod words;

@@ -31,7 +31,9 @@ pub(crate) fn of_role(error: &NotChanged) -> Status {
 fn row_of(error: &NotChanged) -> Option<Row> {
     let (code, word) = match error {
         NotChanged::Epoch { .. } => (Code::Aborted, "EPOCH_MOVED"),
-        NotChanged::Standing { .. } => (Code::FailedPrecondition, "ROLE_UNFIT"),
+        NotChanged::PrimaryWrites(_) => (Code::FailedPrecondition, "PRIMARY_WRITES"),
+        NotChanged::Row(_) => (Code::DataLoss, "ROLE_DAMAGED"),
+        NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
         NotChanged::Block { .. } => (Code::FailedPrecondition, "BLOCK_UNKNOWN"),
         NotChanged::NotAdmitted(_) => (Code::FailedPrecondition, "ROLE_RECORD_REFUSED"),
@@ -47,7 +49,9 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         NotChanged::Store(error) => Some(LifecycleError::of_store(error, reason)),
         NotChanged::Keyring(error) => Some(LifecycleError::of_keyring(error, reason)),
         NotChanged::Epoch { .. }
-        | NotChanged::Standing { .. }
+        | NotChanged::Standing(_)
+        | NotChanged::PrimaryWrites(_)
+        | NotChanged::Row(_)
         | NotChanged::NotInStep { .. }
         | NotChanged::Block { .. }
         | NotChanged::NotAdmitted(_) => None,

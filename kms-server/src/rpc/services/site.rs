@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kms_proto::v1::{
-    BlockLeft, DemoteRequest, DemoteResponse, GetStatusRequest, GetStatusResponse,
-    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, SiteStanding, StandbyStatus,
-    StoreStatus, TokenStatus as WireToken, WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, FollowingStatus as WireFollowing, GetStatusRequest,
+    GetStatusResponse, KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse,
+    ReadinessStatus, RefusedBlock, ReplicationStatus as WireReplication, SiteStanding,
+    StandbyStatus, StoreStatus, TokenStatus as WireToken, WarmUp, site_server,
 };
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
     hsm::TokenStatus,
-    keyring::{KeyringStatus, NotChanged, Promotion, Roles},
+    keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
+    replication::{self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus},
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
@@ -37,6 +39,8 @@ const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
+    /// `None`: there is no other site.
+    pub(crate) replication: Option<Arc<replication::Status>>,
     pub(crate) roles: Arc<Roles>,
     pub(crate) recorder: Recorder,
     pub(crate) domain: DomainRecord,
@@ -59,6 +63,9 @@ impl site_server::Site for SiteService {
         let standing = self.roles.standing();
         let mut facts = self.looks.all().await;
         facts.certificate_faults = self.certificate_faults();
+        let replication = self.replication.as_ref().map(|status| status.all());
+        let told = replication.iter().flat_map(|status| status.faults.clone());
+        facts.replication_faults = told.collect();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
@@ -73,6 +80,7 @@ impl site_server::Site for SiteService {
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
             standing: Some(wire_standing(&standing)),
+            replication: replication.map(wire_replication),
         }))
     }
 
@@ -83,11 +91,16 @@ impl site_server::Site for SiteService {
         let permit = Permit::of(&request, Verb::Promote)?;
         let _executing = self.figures.execute(Verb::Promote);
         let call = self.recorder.call(&permit, &request);
-        let PromoteRequest { expected_epoch, primary_is_lost } = request.into_inner();
+        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request.into_inner();
+        let wish = Wish {
+            expected: Epoch(expected_epoch),
+            is_lost: primary_is_lost,
+            above: above_epoch.map(Epoch),
+        };
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
-        let promoted = self.roles.promote(Epoch(expected_epoch), primary_is_lost, entry, now_ms);
-        let Promotion { standing, left } = match promoted.await {
+        let promoted = self.roles.promote(wish, entry, now_ms).await;
+        let Promotion { standing, left } = match promoted {
             Ok(promotion) => promotion,
             Err(error) => return Err(self.not_changed(&call, &error).await),
         };
@@ -112,6 +125,52 @@ impl site_server::Site for SiteService {
             Err(error) => Err(self.not_changed(&call, &error).await),
         }
     }
+}
+
+fn wire_replication(status: ReplicationStatus) -> WireReplication {
+    let ReplicationStatus { peer, heard, following, readiness, faults: _ } = status;
+    let (card, heard_ms) = match heard {
+        Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
+        None => (None, None),
+    };
+    WireReplication {
+        peer,
+        peer_epoch: card.as_ref().map_or(0, |card| card.epoch.0),
+        peer_release: card.map_or_else(String::new, |card| card.release),
+        heard_ms,
+        following: following.map(wire_following),
+        readiness: readiness.map(wire_readiness),
+    }
+}
+
+fn wire_following(following: FollowingStatus) -> WireFollowing {
+    let FollowingStatus {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused,
+        refused_count,
+        fault,
+        compared_ms,
+        differed,
+    } = following;
+    let refused = refused.into_iter();
+    WireFollowing {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused: refused.map(|it| RefusedBlock { block: it.block.0, reason: it.reason }).collect(),
+        refused_count,
+        fault: fault.unwrap_or_default(),
+        compared_ms,
+        differed,
+    }
+}
+
+fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
+    let Readiness { proved, unproved, failed, oldest_ms, failures } = readiness;
+    let oldest_proof_ms = oldest_ms.unwrap_or(0);
+    ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
 }
 
 impl SiteService {
