@@ -78,6 +78,17 @@ pub struct Following {
     status: Arc<Status>,
 }
 
+/// Blocks that were taken over whole, the records written for them, and the bytes of these blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Blocks.
+    pub blocks: u32,
+    /// Records.
+    pub records: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// A connection to the peer.
 struct Session<'a> {
     of: &'a Following,
@@ -86,6 +97,8 @@ struct Session<'a> {
     pieces: Pieces,
     /// Blocks of which all records are wanted.
     wanted: Vec<BlockNo>,
+    /// What was taken over.
+    repaired: Repaired,
 }
 
 /// Blocks of which pieces came and not the last one.
@@ -166,8 +179,14 @@ impl Following {
         let card = self.cards.now().await?;
         let Followed { mut said, tell } = self.peer.follow(card, cursors).await?;
         let roles = self.fencing.records().await?;
-        let mut session =
-            Session { of: self, roles, tell, pieces: Pieces::default(), wanted: Vec::new() };
+        let mut session = Session {
+            of: self,
+            roles,
+            tell,
+            pieces: Pieces::default(),
+            wanted: Vec::new(),
+            repaired: Repaired::default(),
+        };
         let silence = self.config.heartbeat * BEATS_MISSING;
         let first = Instant::now() + self.config.compare_interval.min(ON_ITS_WAY);
         let mut comparisons = interval_at(first, self.config.compare_interval);
@@ -202,6 +221,26 @@ impl Following {
             session.adopt(batch).await?;
             session.fetch_wanted().await?;
         }
+    }
+
+    /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
+    /// written; else the sentence that says why not.
+    pub(super) async fn repair(&self, blocks: &[BlockNo]) -> Result<Repaired, String> {
+        // Nobody is to be told: the peer looks at our blocks itself.
+        let (tell, mut told) = mpsc::channel(1);
+        let nobody = tokio::spawn(async move { while told.recv().await.is_some() {} });
+        let repaired = async {
+            let roles = self.fencing.records().await?;
+            let (pieces, wanted, repaired) = Default::default();
+            let mut session = Session { of: self, roles, tell, pieces, wanted, repaired };
+            for some in blocks.chunks(FETCHED_AT_ONCE) {
+                session.fetch(some.to_vec()).await?;
+            }
+            Ok::<_, Ended>(session.repaired)
+        };
+        let repaired = repaired.await.map_err(|ended| ended.to_string());
+        nobody.abort();
+        repaired
     }
 
     fn check_name(&self, card: &SiteCard) -> Result<(), Ended> {
@@ -256,6 +295,9 @@ impl Session<'_> {
             return Ok(());
         }
         let of = self.of;
+        let bytes = |it: &Arrived| it.records.iter().map(|record| record.body.len() as u64).sum();
+        let bytes: BTreeMap<BlockNo, u64> =
+            batch.iter().map(|it| (it.head.block, bytes(it))).collect();
         let outcomes = of.adopter.adopt(batch, &self.roles, of.entry()).await?;
         let mut stored = Vec::with_capacity(outcomes.len());
         for Outcome { block, stored: mark, taken } in outcomes {
@@ -266,6 +308,9 @@ impl Session<'_> {
                 Taken::Nothing => of.status.taken(block),
                 Taken::Adopted { records, set_aside } => {
                     of.status.taken(block);
+                    self.repaired.blocks += 1;
+                    self.repaired.records += records as u64;
+                    self.repaired.bytes += bytes.get(&block).copied().unwrap_or_default();
                     of.status.following(|following| {
                         following.blocks_adopted += 1;
                         following.records_adopted += records as u64;

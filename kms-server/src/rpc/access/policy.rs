@@ -74,7 +74,8 @@ impl Verb {
             | Self::ImportMeters
             | Self::GetImportKey
             | Self::Promote
-            | Self::Demote => &[AmiAdmin],
+            | Self::Demote
+            | Self::SyncNow => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks

@@ -99,6 +99,8 @@ verbs! {
     Promote = SitePromote;
     /// End the site's epoch.
     Demote = SiteDemote;
+    /// Bring the other site in step and have it proved.
+    SyncNow = SiteSyncNow;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.
