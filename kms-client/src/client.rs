@@ -1,5 +1,6 @@
 //! The way in.
 
+use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
@@ -167,6 +168,18 @@ impl KmsClient {
         options: SyncOptions,
     ) -> Result<impl Stream<Item = Result<SyncProgress, CallError>> + Send + Unpin, CallError> {
         syncing::sync(&self.transport, options).await
+    }
+
+    /// Has the site enrol the one that made this request, whose fingerprint two people have compared. With
+    /// `replace` a site that is known gets new keys. Gives the bundle for it: to be asked for once more, it is made
+    /// anew.
+    pub async fn enrol_peer(
+        &self,
+        request: &SignedRequest,
+        fingerprint: Fingerprint,
+        replace: bool,
+    ) -> Result<SignedEnrolment, CallError> {
+        site::enrol(&self.transport, request, fingerprint, replace).await
     }
 
     /// For benches: one batch that was packed before, its answer not taken apart.

@@ -1,5 +1,6 @@
 //! The status of a site.
 
+use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use kms_proto::v1;
 use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
@@ -173,4 +174,25 @@ fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
         replication: wire.replication.map(replication::from_wire),
         standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
     })
+}
+
+/// Asks for the enrolment of another site.
+pub(crate) async fn enrol(
+    transport: &Transport,
+    request: &SignedRequest,
+    fingerprint: Fingerprint,
+    replace: bool,
+) -> Result<SignedEnrolment, CallError> {
+    let send = |link, request| async move {
+        let mut client =
+            SiteClient::new(link).max_decoding_message_size(SignedEnrolment::LEN_MAX + 1024);
+        client.enrol_peer(request).await
+    };
+    let request = v1::EnrolPeerRequest {
+        request: request.encode().into(),
+        fingerprint: fingerprint.0.to_vec().into(),
+        replace,
+    };
+    let reply = transport.call(Errand::Write, request, send).await?;
+    Ok(SignedEnrolment::decode(&reply.bundle).map_err(ProtocolError::Bundle)?)
 }

@@ -62,6 +62,7 @@ impl Site {
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
+            hsm: hsm.clone(),
             token_status: Arc::new(move || hsm.status()),
             store,
             audit,

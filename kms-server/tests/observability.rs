@@ -48,6 +48,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
+        hsm: token.clone(),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
         audit,

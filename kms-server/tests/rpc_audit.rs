@@ -40,6 +40,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
+        hsm: hsm.clone(),
         token_status: Arc::new(move || hsm.status()),
         store,
         audit,

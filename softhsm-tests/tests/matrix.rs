@@ -65,6 +65,7 @@ fn row(method: Method) -> Row {
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
+        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
 }
@@ -99,6 +100,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus
+        | Method::SiteEnrolPeer
         | Method::SitePromote
         | Method::SiteDemote => true,
     }

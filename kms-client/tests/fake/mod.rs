@@ -338,6 +338,13 @@ impl Meters for Fake {
 
 #[tonic::async_trait]
 impl Site for Fake {
+    async fn enrol_peer(
+        &self,
+        _: Request<v1::EnrolPeerRequest>,
+    ) -> Result<Response<v1::EnrolPeerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("a fake site enrols nobody"))
+    }
+
     async fn get_status(
         &self,
         request: Request<v1::GetStatusRequest>,

@@ -222,6 +222,7 @@ impl Ground {
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
+            hsm: self.hsm.clone(),
             token_status: Arc::new(move || token.status()),
             store: self.measured.clone(),
             audit,

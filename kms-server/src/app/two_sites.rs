@@ -72,7 +72,7 @@ impl TwoSites {
         let following = Following::new(
             config.clone(),
             (Arc::clone(&peer), ground.measured.clone()),
-            (Arc::clone(&keyring.adopter), fencing),
+            (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles), fencing),
             (cards.clone(), Arc::clone(&ground.clock)),
             Arc::clone(&status),
         );

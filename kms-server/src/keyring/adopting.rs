@@ -48,9 +48,9 @@ pub enum Taken {
         /// The number of ours that the peer never had: kept for people to decide about.
         set_aside: usize,
     },
-    /// Nothing of it was used; with all of its records it may be.
-    AskForAll(NotAccepted),
     /// Nothing of it was used.
+    NotAccepted(NotAccepted),
+    /// Nothing of it was used, although it came as a whole.
     Refused(String),
 }
 
@@ -206,12 +206,7 @@ fn step(
             let step = Moved { head, records, gone, set_aside };
             Ok(Some((step.adoption(expected), back.returned(ours), count)))
         }
-        Err(why) if is_whole => Err(Taken::Refused(why.to_string())),
-        // What is behind ours, or is not the peer's writer's, all of its records don't mend.
-        Err(why @ (NotAccepted::Behind { .. } | NotAccepted::NotPromoted { .. })) => {
-            Err(Taken::Refused(why.to_string()))
-        }
-        Err(why) => Err(Taken::AskForAll(why)),
+        Err(why) => Err(Taken::NotAccepted(why)),
     }
 }
 

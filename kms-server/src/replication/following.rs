@@ -1,25 +1,27 @@
-//! Following the peer: what changes there is taken over here, many blocks in one transaction. One server of a site
-//! follows, by a lock of the database; two that both believe to have it harm nothing, since each adoption names the
-//! state that it builds on.
+//! Following the peer: what changes there is taken over here. One server of a site follows, by a lock of the database;
+//! two that both believe to have it harm nothing, since each adoption names the state that it builds on.
+//!
+//! What is done next is [`Follower`]'s to say; here are the connection, the database and the waiting.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout},
 };
 
 use super::{
     card::{Cards, SiteCard},
     config::Config,
     fencing::{Fencing, NotFenced, OURSELVES},
-    messages::{BlockUpdate, Followed, HeadsAsked, PeerSaid},
+    messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::{Peer, PeerError},
     status::Status,
 };
 use crate::{
-    keyring::{Adopter, Arrived, KeyringError, Outcome, Taken},
+    keyring::{Adopter, Arrived, KeyringError, Outcome, Roles, Taken},
     store::{ReadStore, StoreError},
 };
 use kms_core::{
@@ -27,55 +29,31 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    site::role::SignedRoleRecord,
+    replication::following::{BLOCK_BYTES_MAX, Follower, Input, Output, PeerCard, Remedy, Update},
 };
 
-/// Blocks that are taken over in one transaction, and bytes of their records.
-const BATCH: (usize, usize) = (128, 4 << 20);
-/// Blocks that are fetched whole in one call.
-const FETCHED_AT_ONCE: usize = 64;
-/// The longest block that is put together from pieces, in bytes.
-const BLOCK_BYTES_MAX: usize = 256 << 20;
-/// The wait before a try after one that failed.
+/// The interval at which time goes by for the follower.
+const TICK: Duration = Duration::from_millis(100);
+/// The wait before another look at lock and role.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Heartbeats that may be missing.
-const BEATS_MISSING: u32 = 4;
 /// The time in which a change that is on its way arrives: a block that differs for longer is fetched.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
+/// The longest time in which a peer is asked for its card.
+const CARD: Duration = Duration::from_secs(2);
 
-/// The reason why the following of a peer ended.
+/// The reason why nothing is known of the peer.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error(transparent)]
     Peer(#[from] PeerError),
     #[error(transparent)]
-    Keyring(#[from] KeyringError),
-    #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
     #[error(transparent)]
     NotFenced(#[from] NotFenced),
     #[error("site {site:?} answers, which is not the peer {peer:?} of this key domain")]
     Another { site: String, peer: String },
-    #[error(
-        "the peer is at epoch {theirs}, and this site knows of {ours}: it has to learn that first"
-    )]
-    Behind { theirs: u64, ours: u64 },
-    #[error("the peer has said nothing for {0:?}")]
-    Silent(Duration),
-    #[error("this site writes by now")]
-    Writes,
-}
-
-/// Follows the peer.
-pub struct Following {
-    config: Config,
-    peer: Arc<dyn Peer>,
-    store: Arc<dyn ReadStore>,
-    adopter: Arc<Adopter>,
-    fencing: Arc<Fencing>,
-    cards: Cards,
-    clock: Arc<dyn Clock>,
-    status: Arc<Status>,
 }
 
 /// Blocks that were taken over whole, the records written for them, and the bytes of these blocks.
@@ -89,23 +67,39 @@ pub struct Repaired {
     pub bytes: u64,
 }
 
-/// A connection to the peer.
-struct Session<'a> {
-    of: &'a Following,
-    roles: Vec<SignedRoleRecord>,
-    tell: mpsc::Sender<Vec<BlockMark>>,
-    pieces: Pieces,
-    /// Blocks of which all records are wanted.
-    wanted: Vec<BlockNo>,
-    /// What was taken over.
-    repaired: Repaired,
+/// Follows the peer.
+pub struct Following(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    peer: Arc<dyn Peer>,
+    store: Arc<dyn ReadStore>,
+    adopter: Arc<Adopter>,
+    roles: Arc<Roles>,
+    fencing: Arc<Fencing>,
+    cards: Cards,
+    clock: Arc<dyn Clock>,
+    status: Arc<Status>,
 }
 
-/// Blocks of which pieces came and not the last one.
-#[derive(Default)]
-struct Pieces {
-    open: BTreeMap<BlockNo, (Head, Vec<StoredRecord>)>,
-    bytes: usize,
+/// What is under way; each answers with what the follower is to hear.
+type UnderWay = FuturesUnordered<BoxFuture<'static, Vec<Input>>>;
+
+/// The peer, to be told what is stored here.
+type Tell = mpsc::Sender<Vec<BlockMark>>;
+
+/// An attempt to connect.
+type Connecting = BoxFuture<'static, Result<Followed, Ended>>;
+
+/// One server's turn to follow: while it has the lock.
+struct Turn {
+    of: Arc<Inner>,
+    follower: Follower,
+    connecting: Option<Connecting>,
+    connection: Option<Followed>,
+    under_way: UnderWay,
+    /// To be taken over in one transaction.
+    adopting: Vec<Update>,
 }
 
 impl Following {
@@ -113,134 +107,94 @@ impl Following {
     pub fn new(
         config: Config,
         (peer, store): (Arc<dyn Peer>, Arc<dyn ReadStore>),
-        (adopter, fencing): (Arc<Adopter>, Arc<Fencing>),
+        (adopter, roles, fencing): (Arc<Adopter>, Arc<Roles>, Arc<Fencing>),
         (cards, clock): (Cards, Arc<dyn Clock>),
         status: Arc<Status>,
     ) -> Self {
-        Self { config, peer, store, adopter, fencing, cards, clock, status }
+        let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
+        Self(Arc::new(inner))
+    }
+
+    /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
+    /// written; else the sentence that says why not.
+    pub(super) async fn repair(&self, blocks: &[BlockNo]) -> Result<Repaired, String> {
+        let mut repaired = Repaired::default();
+        for block in blocks {
+            self.0.repair_one(*block, &mut repaired).await.map_err(|error| error.to_string())?;
+        }
+        Ok(repaired)
     }
 
     /// Runs until the process ends. A site that writes follows nobody, until it writes no more.
     pub async fn run(&self) {
+        let of = &self.0;
         loop {
-            let fault = match self.try_to_follow().await {
+            let fault = match of.try_to_follow().await {
                 Ok(()) => None,
-                Err(Ended::Writes) => {
-                    self.status.not_following();
-                    sleep(AGAIN).await;
-                    continue;
-                }
-                Err(ended) => Some(format!("not following site {}: {ended}", self.config.peer)),
+                Err(ended) => Some(format!("not following site {}: {ended}", of.config.peer)),
             };
-            self.status.following(|following| {
-                if following.fault != fault {
-                    if let Some(fault) = &fault {
-                        tracing::warn!("{fault}");
-                    }
-                    following.fault = fault;
-                }
-                following.connected = false;
-            });
+            if fault.is_some() {
+                of.lost(fault);
+            }
             sleep(AGAIN).await;
         }
     }
+}
 
-    /// Ends well where another server of this site follows, or the lock is lost to one.
-    async fn try_to_follow(&self) -> Result<(), Ended> {
+impl Inner {
+    /// Ends well where there is nobody to follow, another server of this site follows, or the lock is lost to one.
+    async fn try_to_follow(self: &Arc<Self>) -> Result<(), Ended> {
         if self.store.role().await?.writes {
-            // Who was promoted elsewhere is met by being asked; who writes asks, too.
+            self.status.not_following();
             return self.look_at_peer().await;
         }
-        let Some(mut lock) = self.store.follower_lock().await? else { return Ok(()) };
+        let Some(mut lock) = self.store.follower_lock().await? else {
+            self.lost(None);
+            return Ok(());
+        };
+        let turn = Turn::of(Arc::clone(self));
         tokio::select! {
             lost = lock.until_lost() => {
                 tracing::info!(%lost, "another server of this site may follow the peer now");
-                Ok(())
             }
-            ended = self.follow() => ended.map(|never| match never {}),
+            () = turn.follow() => {}
         }
+        self.lost(None);
+        Ok(())
     }
 
     /// A site that comes back, and believes that it writes, asks its peer before it goes on.
     async fn look_at_peer(&self) -> Result<(), Ended> {
         let card = self.cards.now().await?;
         let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
-        let bound = self.config.heartbeat * BEATS_MISSING;
-        if let Ok(Ok(said)) = timeout(bound, self.peer.list_heads(card, asked)).await {
+        // One that does not answer is no fault of its own here: nothing is proved then, and that is told.
+        if let Ok(Ok(said)) = timeout(CARD, self.peer.list_heads(card, asked)).await {
             self.check_name(&said.card)?;
             self.status.heard(&said.card);
             self.fencing.meet(&said.card).await?;
         }
-        Err(Ended::Writes)
+        Ok(())
     }
 
-    async fn follow(&self) -> Result<Infallible, Ended> {
-        let cursors = marks(&self.store.heads().await?);
-        let card = self.cards.now().await?;
-        let Followed { mut said, tell } = self.peer.follow(card, cursors).await?;
-        let roles = self.fencing.records().await?;
-        let mut session = Session {
-            of: self,
-            roles,
-            tell,
-            pieces: Pieces::default(),
-            wanted: Vec::new(),
-            repaired: Repaired::default(),
-        };
-        let silence = self.config.heartbeat * BEATS_MISSING;
-        let first = Instant::now() + self.config.compare_interval.min(ON_ITS_WAY);
-        let mut comparisons = interval_at(first, self.config.compare_interval);
-        comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let heard = tokio::select! {
-                heard = timeout(silence, said.next()) => heard,
-                _ = comparisons.tick() => {
-                    session.compare().await?;
-                    continue;
-                }
-            };
-            let Ok(heard) = heard else { return Err(Ended::Silent(silence)) };
-            let mut batch = Vec::new();
-            let mut bytes = 0;
-            let mut next = Some(heard);
-            // What is there already comes into the same transaction.
-            while let Some(heard) = next {
-                let heard = heard.unwrap_or_else(|| Err(PeerError::Broken("it has ended".into())));
-                if let Some(arrived) = session.take(heard?).await? {
-                    bytes += arrived.records.iter().map(|record| record.body.len()).sum::<usize>();
-                    let twice =
-                        batch.iter().any(|it: &Arrived| it.head.block == arrived.head.block);
-                    if twice {
-                        session.adopt(std::mem::take(&mut batch)).await?;
-                    }
-                    batch.push(arrived);
-                }
-                let full = batch.len() >= BATCH.0 || bytes >= BATCH.1;
-                next = if full { None } else { said.next().now_or_never() };
+    fn heard(&self, card: &SiteCard) {
+        self.status.heard(card);
+        self.status.following(|following| {
+            if !following.connected {
+                tracing::info!(site = card.site, epoch = card.epoch.0, "following the peer");
             }
-            session.adopt(batch).await?;
-            session.fetch_wanted().await?;
-        }
+            following.connected = true;
+            following.fault = None;
+        });
     }
 
-    /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
-    /// written; else the sentence that says why not.
-    pub(super) async fn repair(&self, blocks: &[BlockNo]) -> Result<Repaired, String> {
-        // Nobody is to be told: the peer looks at our blocks itself.
-        let (tell, mut told) = mpsc::channel(1);
-        let nobody = tokio::spawn(async move { while told.recv().await.is_some() {} });
-        let repaired = async {
-            let roles = self.fencing.records().await?;
-            let (pieces, wanted, repaired) = Default::default();
-            let mut session = Session { of: self, roles, tell, pieces, wanted, repaired };
-            for some in blocks.chunks(FETCHED_AT_ONCE) {
-                session.fetch(some.to_vec()).await?;
+    fn lost(&self, fault: Option<String>) {
+        self.status.following(|following| {
+            if let Some(fault) = fault.as_ref().filter(|_| following.fault != fault) {
+                tracing::warn!("{fault}");
             }
-            Ok::<_, Ended>(session.repaired)
-        };
-        let repaired = repaired.await.map_err(|ended| ended.to_string());
-        nobody.abort();
-        repaired
+            following.connected = false;
+            following.fault = fault;
+        });
     }
 
     fn check_name(&self, card: &SiteCard) -> Result<(), Ended> {
@@ -250,171 +204,335 @@ impl Following {
         Err(Ended::Another { site: card.site.clone(), peer: self.config.peer.clone() })
     }
 
+    async fn connect(&self) -> Result<Followed, Ended> {
+        let cursors = self.store.heads().await?.iter().map(mark).collect();
+        Ok(self.peer.follow(self.cards.now().await?, cursors).await?)
+    }
+
+    /// Asks for the peer's card anew and meets it: its role records are stored when this returns.
+    async fn ask_role_records(&self) -> Input {
+        let asked = async {
+            let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
+            let said = self.peer.list_heads(self.cards.now().await?, asked).await?;
+            self.check_name(&said.card)?;
+            self.fencing.meet(&said.card).await?;
+            Ok::<_, Ended>(())
+        };
+        match asked.await {
+            Ok(()) => Input::RoleRecords(self.roles.standing()),
+            Err(error) => Input::NoRoleRecords(error.to_string()),
+        }
+    }
+
+    /// Takes over what came, in one transaction. What is refused is said to `tell` as it stands here.
+    async fn adopt(&self, updates: Vec<Update>, tell: Option<Tell>) -> Vec<Input> {
+        let blocks: Vec<BlockNo> = updates.iter().map(|update| update.head.block).collect();
+        let arrived = |Update { head, records, whole }| Arrived { head, records, is_whole: whole };
+        let arrived = updates.into_iter().map(arrived).collect();
+        let roles = match self.fencing.records().await {
+            Ok(roles) => roles,
+            Err(error) => return all_refused(&blocks, &error.to_string()),
+        };
+        match self.adopter.adopt(arrived, &roles, self.entry()).await {
+            Ok(outcomes) => outcomes.into_iter().map(|it| self.told(it, tell.as_ref())).collect(),
+            Err(KeyringError::Store(StoreError::Conflict(_))) => {
+                blocks.into_iter().map(Input::Conflict).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "blocks of the peer are not taken over yet");
+                all_refused(&blocks, &error.to_string())
+            }
+        }
+    }
+
+    fn told(&self, Outcome { block, stored, taken }: Outcome, tell: Option<&Tell>) -> Input {
+        let (remedy, reason) = match (taken, stored) {
+            (Taken::NotAccepted(why), _) => (Remedy::of(&why), why.to_string()),
+            (Taken::Refused(reason), _) => (Remedy::Whole, reason),
+            (taken, Some(mark)) => {
+                self.status.taken(block);
+                if let Taken::Adopted { records, set_aside } = taken {
+                    self.adopted(block, records, set_aside);
+                }
+                return Input::Stored(mark);
+            }
+            (_, None) => return Input::Conflict(block),
+        };
+        self.status.refused(block, reason.clone());
+        if let (Some(tell), Some(mark)) = (tell, stored) {
+            let _ = tell.try_send(vec![mark]);
+        }
+        Input::Refused { block, remedy, reason }
+    }
+
+    fn adopted(&self, block: BlockNo, records: usize, set_aside: usize) {
+        self.status.following(|following| {
+            following.blocks_adopted += 1;
+            following.records_adopted += records as u64;
+        });
+        if set_aside > 0 {
+            let block = block.0;
+            tracing::warn!(block, set_aside, "records that the peer never had are set aside");
+        }
+    }
+
+    async fn whole(&self, block: BlockNo) -> Input {
+        match self.fetch(block).await {
+            Ok((head, records)) => Input::Whole(head, records),
+            Err(error) => Input::NoWhole(block, error.to_string()),
+        }
+    }
+
+    async fn fetch(&self, block: BlockNo) -> Result<(Head, Vec<StoredRecord>), Ended> {
+        let card = self.cards.now().await?;
+        let mut pieces = self.peer.fetch_blocks(card, vec![block]).await?;
+        let mut whole: Option<(Head, Vec<StoredRecord>)> = None;
+        let mut bytes = 0;
+        while let Some(piece) = pieces.next().await {
+            let BlockUpdate { head, records, more } = piece?;
+            bytes += records.iter().map(|record| record.body.len()).sum::<usize>();
+            if bytes > BLOCK_BYTES_MAX || head.block != block {
+                return Err(
+                    PeerError::Unreadable("a block that is another one, or does not end").into()
+                );
+            }
+            match &mut whole {
+                Some((first, all)) if *first == head => all.extend(records),
+                Some(_) => {
+                    let what = "the pieces of a block are of two states of it";
+                    return Err(PeerError::Unreadable(what).into());
+                }
+                None => whole = Some((head, records)),
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(whole.ok_or(PeerError::Unreadable("a block that was asked for did not come"))?)
+    }
+
+    async fn repair_one(&self, block: BlockNo, repaired: &mut Repaired) -> Result<(), Ended> {
+        let (head, records) = self.fetch(block).await?;
+        let bytes: u64 = records.iter().map(|record| record.body.len() as u64).sum();
+        let roles = self.fencing.records().await?;
+        let arrived = vec![Arrived { head, records, is_whole: true }];
+        match self.adopter.adopt(arrived, &roles, self.entry()).await {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    if let Taken::Adopted { records, .. } = outcome.taken {
+                        repaired.blocks += 1;
+                        repaired.records += records as u64;
+                        repaired.bytes += bytes;
+                    }
+                    self.told(outcome, None);
+                }
+                Ok(())
+            }
+            // Whoever follows was first.
+            Err(KeyringError::Store(StoreError::Conflict(_))) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The blocks that differ from the peer's and are not on their way.
+    async fn differing(&self) -> Result<Vec<BlockNo>, Ended> {
+        let HeadsSaid { card, heads, .. } =
+            self.peer.list_heads(self.cards.now().await?, HeadsAsked::default()).await?;
+        self.check_name(&card)?;
+        sleep(ON_ITS_WAY).await;
+        let ours = self.store.heads().await?;
+        let ours: BTreeMap<_, _> = ours.iter().map(|head| (head.block, head)).collect();
+        let differs = |theirs: &&Head| {
+            ours.get(&theirs.block).is_none_or(|ours| {
+                ours.position < theirs.position
+                    || ours.position == theirs.position && ours.digest != theirs.digest
+                    // Of another epoch it parted, and positions say nothing.
+                    || ours.position.epoch != theirs.position.epoch
+            })
+        };
+        let differing: Vec<BlockNo> = heads.iter().filter(differs).map(|head| head.block).collect();
+        self.status.compared(differing.len());
+        Ok(differing)
+    }
+
+    /// Fetches and takes over what differs, one block after the other.
+    async fn repair(self: Arc<Self>) {
+        let differing = match self.differing().await {
+            Ok(differing) => differing,
+            Err(error) => return tracing::warn!(%error, "the blocks were not compared"),
+        };
+        for block in differing {
+            match self.fetch(block).await {
+                Ok((head, records)) => {
+                    self.adopt(vec![Update { head, records, whole: true }], None).await;
+                }
+                Err(error) => return tracing::warn!(%error, "the comparison did not go on"),
+            }
+        }
+    }
+
     fn entry(&self) -> AuditEntry {
         let call = AuditedCall::new(OURSELVES, "Replication/Adopt");
         call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done)
     }
 }
 
-impl Session<'_> {
-    /// Takes what the peer says; a block, once all of its pieces are there.
-    async fn take(&mut self, said: PeerSaid) -> Result<Option<Arrived>, Ended> {
-        match said {
-            PeerSaid::Card(card) => self.meet(&card).await.map(|()| None),
-            PeerSaid::Update(update) => self.pieces.take(update, false).map_err(Ended::Peer),
+impl Turn {
+    fn of(of: Arc<Inner>) -> Self {
+        Self {
+            of,
+            follower: Follower::default(),
+            connecting: None,
+            connection: None,
+            under_way: UnderWay::new(),
+            adopting: Vec::new(),
         }
     }
 
-    async fn meet(&mut self, card: &SiteCard) -> Result<(), Ended> {
-        let of = self.of;
-        of.check_name(card)?;
-        of.status.heard(card);
-        of.status.following(|following| {
-            if !following.connected {
-                tracing::info!(site = card.site, epoch = card.epoch.0, "following the peer");
+    /// Ends when this site writes.
+    async fn follow(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = self.of.config.compare_interval;
+        let mut comparisons = interval_at(Instant::now() + every, every);
+        comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One at a time, and none beyond this turn.
+        let mut comparing = JoinSet::new();
+        loop {
+            let standing = self.of.roles.standing();
+            self.step(Input::Role(standing));
+            if standing.writes() {
+                return;
             }
-            following.connected = true;
-            following.fault = None;
-        });
-        let before = of.store.role().await?;
-        let now = of.fencing.meet(card).await?;
-        if now.writes {
-            return Err(Ended::Writes);
-        }
-        if card.epoch < now.epoch {
-            return Err(Ended::Behind { theirs: card.epoch.0, ours: now.epoch.0 });
-        }
-        if now != before || self.roles.is_empty() {
-            self.roles = of.fencing.records().await?;
-        }
-        Ok(())
-    }
-
-    async fn adopt(&mut self, batch: Vec<Arrived>) -> Result<(), Ended> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let of = self.of;
-        let bytes = |it: &Arrived| it.records.iter().map(|record| record.body.len() as u64).sum();
-        let bytes: BTreeMap<BlockNo, u64> =
-            batch.iter().map(|it| (it.head.block, bytes(it))).collect();
-        let outcomes = of.adopter.adopt(batch, &self.roles, of.entry()).await?;
-        let mut stored = Vec::with_capacity(outcomes.len());
-        for Outcome { block, stored: mark, taken } in outcomes {
-            // Of one that can't be read here all is sent again, when it moves.
-            let (position, digest) = Default::default();
-            stored.push(mark.unwrap_or(BlockMark { block, position, digest }));
-            match taken {
-                Taken::Nothing => of.status.taken(block),
-                Taken::Adopted { records, set_aside } => {
-                    of.status.taken(block);
-                    self.repaired.blocks += 1;
-                    self.repaired.records += records as u64;
-                    self.repaired.bytes += bytes.get(&block).copied().unwrap_or_default();
-                    of.status.following(|following| {
-                        following.blocks_adopted += 1;
-                        following.records_adopted += records as u64;
-                    });
-                    if set_aside > 0 {
-                        tracing::warn!(
-                            block = block.0,
-                            set_aside,
-                            "records that the peer never had are set aside"
-                        );
-                    }
+            let may_read = self.follower.may_read();
+            tokio::select! {
+                said = next_of(&mut self.connection), if may_read => self.hear(said),
+                connected = next_try(&mut self.connecting) => self.connected(connected),
+                Some(inputs) = self.under_way.next() => {
+                    inputs.into_iter().for_each(|input| self.step(input));
                 }
-                Taken::AskForAll(why) => {
-                    of.status.refused(block, why.to_string());
-                    self.wanted.push(block);
+                _ = ticks.tick() => self.step(Input::Tick),
+                _ = comparisons.tick(), if self.connection.is_some() && comparing.is_empty() => {
+                    comparing.spawn(Arc::clone(&self.of).repair());
                 }
-                Taken::Refused(why) => of.status.refused(block, why),
+                Some(_) = comparing.join_next() => {}
             }
-        }
-        // A peer that does not read what we say is gone soon.
-        let gone = |_| PeerError::Broken("it takes nothing".to_owned());
-        Ok(self.tell.send(stored).await.map_err(gone)?)
-    }
-
-    /// Fetches whole what was refused in parts.
-    async fn fetch_wanted(&mut self) -> Result<(), Ended> {
-        let mut wanted = std::mem::take(&mut self.wanted);
-        wanted.sort_unstable();
-        wanted.dedup();
-        for some in wanted.chunks(FETCHED_AT_ONCE) {
-            self.fetch(some.to_vec()).await?;
-        }
-        // What is refused as a whole is told, and fetched again when all blocks are compared.
-        self.wanted.clear();
-        Ok(())
-    }
-
-    async fn fetch(&mut self, blocks: Vec<BlockNo>) -> Result<(), Ended> {
-        let card = self.of.cards.now().await?;
-        let mut updates = self.of.peer.fetch_blocks(card, blocks).await?;
-        let mut pieces = Pieces::default();
-        while let Some(update) = updates.next().await {
-            if let Some(arrived) = pieces.take(update?, true)? {
-                self.adopt(vec![arrived]).await?;
+            // What is there already comes into the same transaction.
+            while self.follower.may_read()
+                && let Some(said) = next_of(&mut self.connection).now_or_never()
+            {
+                self.hear(said);
             }
+            self.adopt_all();
         }
-        Ok(())
     }
 
-    /// Compares the heads of all blocks with the peer's, and fetches those that differ and are not on their way.
-    async fn compare(&mut self) -> Result<(), Ended> {
-        let card = self.of.cards.now().await?;
-        let said = self.of.peer.list_heads(card, HeadsAsked::default()).await?;
-        self.meet(&said.card).await?;
-        sleep(ON_ITS_WAY).await;
-        let ours = self.of.store.heads().await?;
-        let ours: BTreeMap<BlockNo, &Head> = ours.iter().map(|head| (head.block, head)).collect();
-        let differs = |theirs: &&Head| {
-            ours.get(&theirs.block).is_none_or(|ours| {
-                ours.position < theirs.position
-                    || ours.position == theirs.position && ours.digest != theirs.digest
-                    // Another epoch's: it parted, and positions say nothing.
-                    || ours.position.epoch != theirs.position.epoch
-            })
+    /// Tells the follower, and carries out what it says.
+    fn step(&mut self, input: Input) {
+        for output in self.follower.step(self.of.clock.now(), input) {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        let of = Arc::clone(&self.of);
+        match output {
+            Output::Connect => self.connecting = Some(async move { of.connect().await }.boxed()),
+            // Card and heads went out with the call itself.
+            Output::Hello => {}
+            Output::AskRoleRecords(_) => {
+                self.under_way.push(async move { vec![of.ask_role_records().await] }.boxed());
+            }
+            Output::Adopt(update) => self.adopting.push(update),
+            Output::AskWhole(block) => {
+                self.under_way.push(async move { vec![of.whole(block).await] }.boxed());
+            }
+            Output::Acknowledge(mark) => {
+                // A peer that does not read for so long is gone soon, and begins with what is stored.
+                let tell = self.connection.as_ref().map(|connection| &connection.tell);
+                let _ = tell.map(|tell| tell.try_send(vec![mark]));
+            }
+            Output::Disconnect => (self.connecting, self.connection) = (None, None),
+            Output::Wait(_, reason) => {
+                of.lost(Some(format!("not following site {}: {reason}", of.config.peer)));
+            }
+            Output::Report(block, reason) => of.status.refused(block, reason),
+        }
+    }
+
+    /// Takes over what waits for it, in one transaction.
+    fn adopt_all(&mut self) {
+        let adopting = std::mem::take(&mut self.adopting);
+        if adopting.is_empty() {
+            return;
+        }
+        let tell = self.connection.as_ref().map(|connection| connection.tell.clone());
+        let of = Arc::clone(&self.of);
+        self.under_way.push(async move { of.adopt(adopting, tell).await }.boxed());
+    }
+
+    fn connected(&mut self, connected: Result<Followed, Ended>) {
+        self.connecting = None;
+        match connected {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.step(Input::Connected);
+            }
+            Err(ended) => self.step(Input::Disconnected(ended.to_string())),
+        }
+    }
+
+    /// What was read off the connection.
+    fn hear(&mut self, said: Result<PeerSaid, PeerError>) {
+        let card = match said {
+            Ok(PeerSaid::Update(BlockUpdate { head, records, more })) => {
+                return self.step(Input::Piece { head, records, more });
+            }
+            Ok(PeerSaid::Card(card)) => self.of.check_name(&card).map(|()| card),
+            Err(error) => Err(error.into()),
         };
-        let differing: Vec<BlockNo> =
-            said.heads.iter().filter(differs).map(|head| head.block).collect();
-        self.of.status.compared(differing.len());
-        for some in differing.chunks(FETCHED_AT_ONCE) {
-            self.fetch(some.to_vec()).await?;
+        match card {
+            Ok(card) => {
+                self.of.heard(&card);
+                self.step(Input::Card(PeerCard { epoch: card.epoch, writes: card.writes }));
+            }
+            Err(ended) => {
+                self.connection = None;
+                self.step(Input::Disconnected(ended.to_string()));
+            }
         }
-        Ok(())
     }
 }
 
-impl Pieces {
-    /// Puts a piece to those before it; the block, once it is the last one.
-    fn take(&mut self, update: BlockUpdate, is_whole: bool) -> Result<Option<Arrived>, PeerError> {
-        let BlockUpdate { head, records, more } = update;
-        let (first, mut all) = match self.open.remove(&head.block) {
-            Some((first, all)) => (first, all),
-            None => (head.clone(), Vec::new()),
-        };
-        if first != head {
-            return Err(PeerError::Unreadable("the pieces of a block are of two states of it"));
-        }
-        self.bytes += records.iter().map(|record| record.body.len()).sum::<usize>();
-        if self.bytes > BLOCK_BYTES_MAX {
-            return Err(PeerError::Unreadable("a block does not end"));
-        }
-        all.extend(records);
-        if more {
-            self.open.insert(head.block, (head, all));
-            return Ok(None);
-        }
-        if self.open.is_empty() {
-            self.bytes = 0;
-        }
-        Ok(Some(Arrived { head, records: all, is_whole }))
+/// The next message of a peer; never ends where there is no connection.
+async fn next_of(connection: &mut Option<Followed>) -> Result<PeerSaid, PeerError> {
+    match connection {
+        Some(connection) => match connection.said.next().await {
+            Some(said) => said,
+            None => Err(PeerError::Broken("the peer has ended it".to_owned())),
+        },
+        None => std::future::pending().await,
     }
 }
 
-fn marks(heads: &[Head]) -> Vec<BlockMark> {
-    let mark =
-        |head: &Head| BlockMark { block: head.block, position: head.position, digest: head.digest };
-    heads.iter().map(mark).collect()
+/// The end of an attempt to connect; never ends where there is none.
+async fn next_try(connecting: &mut Option<Connecting>) -> Result<Followed, Ended> {
+    match connecting {
+        Some(connecting) => connecting.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn mark(head: &Head) -> BlockMark {
+    BlockMark { block: head.block, position: head.position, digest: head.digest }
+}
+
+/// Nothing of these was taken over, for a reason that is nobody's of them.
+fn all_refused(blocks: &[BlockNo], reason: &str) -> Vec<Input> {
+    let refused = |block: &BlockNo| Input::Refused {
+        block: *block,
+        remedy: Remedy::Whole,
+        reason: reason.to_owned(),
+    };
+    blocks.iter().map(refused).collect()
 }

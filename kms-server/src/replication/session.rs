@@ -43,7 +43,7 @@ pub(super) struct Session {
     /// Bytes of blocks that were sent and are not stored yet.
     ahead: BTreeMap<BlockNo, usize>,
     ahead_bytes: usize,
-    /// The last time that something was stored, or nothing was ahead.
+    /// The last time that something was stored, or the follower had room.
     progress: Instant,
 }
 
@@ -100,7 +100,7 @@ impl Session {
                         return Ok(());
                     }
                 }
-                () = sleep_until(self.progress + STALLED), if !self.ahead.is_empty() => {
+                () = sleep_until(self.progress + STALLED), if self.is_full() => {
                     return Err(NotServed::Stalled);
                 }
             }
@@ -133,10 +133,14 @@ impl Session {
         }
     }
 
+    /// Whether the follower is as far behind as it may be.
+    fn is_full(&self) -> bool {
+        self.ahead.len() >= BLOCKS_AHEAD || self.ahead_bytes >= BYTES_AHEAD
+    }
+
     /// The next block that may be sent. One that is on its way waits for what becomes of it.
     fn next(&mut self) -> Option<BlockNo> {
-        let full = self.ahead.len() >= BLOCKS_AHEAD || self.ahead_bytes >= BYTES_AHEAD;
-        if full {
+        if self.is_full() {
             return None;
         }
         for _ in 0..self.due.len() {
@@ -163,7 +167,7 @@ impl Session {
         let changes = changes.ok_or(NotServed::NoBlock(block))?;
         let position = changes.head.position;
         let bytes = changes.records.iter().map(cost).sum();
-        if self.ahead.is_empty() {
+        if !self.is_full() {
             self.progress = Instant::now();
         }
         self.ahead.insert(block, bytes);
@@ -179,14 +183,20 @@ impl Session {
         Ok(true)
     }
 
-    /// The follower says where blocks stand there now. One that it has not taken over is sent again when it moves.
+    /// The follower says where blocks stand there now. One that it has not taken over is sent again when it moves;
+    /// one that it has taken over as it was before is due.
     fn note(&mut self, stored: Vec<BlockMark>) {
         for mark in stored {
-            let Some(known) = self.stored.get_mut(mark.block.0 as usize) else { continue };
+            let at = mark.block.0 as usize;
+            let Some(known) = self.stored.get_mut(at) else { continue };
+            let has_moved = *known != mark;
             *known = mark;
             if let Some(bytes) = self.ahead.remove(&mark.block) {
                 self.ahead_bytes = self.ahead_bytes.saturating_sub(bytes);
                 self.progress = Instant::now();
+            }
+            if has_moved && self.sent.get(at).is_some_and(|sent| mark.position < *sent) {
+                self.is_due_now(mark.block);
             }
         }
     }

@@ -105,7 +105,7 @@ fn invariant_5_each_flipped_bit_of_a_replicated_block_is_refused_and_none_is_app
                 let mut flipped = bytes.clone();
                 flipped[at] = byte ^ (1 << (at % 8));
                 let taken = one(&b, of_bytes(&flipped, &sent)).await;
-                let refused = matches!(taken, Taken::AskForAll(_) | Taken::Refused(_));
+                let refused = matches!(taken, Taken::NotAccepted(_) | Taken::Refused(_));
                 assert!(refused, "byte {at}: {taken:?}");
             }
         }
@@ -128,7 +128,7 @@ fn invariant_5_what_is_cut_doubled_swapped_or_played_again_is_refused_by_name() 
         let new = news(&a, block, nowhere()).await;
         let says = |taken: Taken, part: &str| {
             let said = match taken {
-                Taken::AskForAll(why) => why.to_string(),
+                Taken::NotAccepted(why) => why.to_string(),
                 Taken::Refused(why) => why,
                 other => panic!("{other:?}"),
             };
@@ -221,9 +221,9 @@ fn invariant_7_what_a_fenced_site_wrote_alone_is_set_aside_and_its_block_becomes
         assert!(writer.is_err(), "it writes still, as it believes");
         super::two_sites::fence(&a, record).await;
         let unknown = adopter.adopt(vec![sent.clone()], &[], entry("x")).await.unwrap().remove(0);
-        assert!(matches!(unknown.taken, Taken::Refused(_)), "{unknown:?}");
+        assert!(matches!(unknown.taken, Taken::NotAccepted(_)), "{unknown:?}");
         let asked = one(&a, parts).await;
-        assert!(matches!(asked, Taken::AskForAll(_)), "{asked:?}");
+        assert!(matches!(asked, Taken::NotAccepted(_)), "{asked:?}");
         assert_eq!(one(&a, sent).await, Taken::Adopted { records: 0, set_aside: 1 });
         assert_eq!(contents(&a).await[3], contents(&b).await[3]);
         assert_eq!(a.verdict(&push(meters[1], PLAIN)).await, Verdict::UnknownMeter);

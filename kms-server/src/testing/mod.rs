@@ -8,6 +8,7 @@ mod home;
 mod keyring;
 mod lifecycle;
 mod pair;
+mod roles;
 mod two_sites;
 
 /// The home that the shared helpers build a site in.

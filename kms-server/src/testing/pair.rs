@@ -209,7 +209,6 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
-    pub(crate) fencing: Arc<Fencing>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -258,7 +257,7 @@ impl Running {
         let following = Following::new(
             config.clone(),
             (Arc::clone(&peer), site.measured.clone()),
-            (Arc::clone(&site.keyring.adopter), Arc::clone(&fencing)),
+            (Arc::clone(&site.keyring.adopter), Arc::clone(&site.keyring.roles), fencing),
             (cards.clone(), Arc::clone(&site.clock)),
             Arc::clone(&status),
         );
@@ -300,7 +299,7 @@ impl Running {
             tokio::spawn(async move { proving.run().await }).abort_handle(),
         ];
         let gate = Arc::new(gate);
-        Self { site, status, gate, fencing, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.

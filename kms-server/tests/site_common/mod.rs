@@ -235,6 +235,8 @@ impl Site {
         )
         .unwrap();
         let keyring = Arc::new(keyring);
+        // Where the token is away, or the database is not to be believed, the founding role stays.
+        let _ = keyring.roles.look().await;
         Self {
             ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus()),
             lifecycle: Lifecycle::new(

@@ -156,6 +156,25 @@ pub(crate) enum SiteCommand {
     /// Fetch the key that import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before using it
     ImportKey(ImportKey),
+    /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
+    /// site that writes. Writes the bundle for it
+    Enrol(Enrol),
+}
+
+#[derive(Args)]
+pub(crate) struct Enrol {
+    /// The join request, as `kms-server init --join --request` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request: PathBuf,
+    /// Its fingerprint, as somebody at the joining site read it out
+    #[arg(long, value_name = "HEX")]
+    pub(crate) fingerprint: String,
+    /// Write the bundle for the joining site to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The site is known already, lost its token, and comes back with new keys
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 #[derive(Args)]

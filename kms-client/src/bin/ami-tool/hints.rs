@@ -306,6 +306,20 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "name servers of the primary site in `endpoints`; `site status` says which it is",
     ),
+    row(
+        Refused,
+        "BAD_JOIN_REQUEST",
+        No,
+        "have the joining site run `kms-server init --join --request` and bring that file",
+    ),
+    row(
+        Refused,
+        "WRONG_FINGERPRINT",
+        No,
+        "have the fingerprint read out once more, by somebody at the joining site",
+    ),
+    row(Refused, "PEER_NOT_TRUSTED", No, ""),
+    row(Refused, "PEER_EXISTS", No, ""),
     row(Refused, "METER_EXISTS", No, "`meter get` shows it; `meter import` adds keys to it"),
     row(
         Refused,

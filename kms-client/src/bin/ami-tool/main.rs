@@ -95,6 +95,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Site { command } => match command {
             SiteCommand::Status => site::status(&client, json).await,
             SiteCommand::ImportKey(what) => site::import_key(&client, what, json).await,
+            SiteCommand::Enrol(what) => site::enrol(&client, what, json).await,
             SiteCommand::Promote(what) => roles::promote(&client, what, json).await,
             SiteCommand::Demote(what) => roles::demote(&client, what, json).await,
             SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,

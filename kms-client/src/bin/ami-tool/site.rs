@@ -1,13 +1,15 @@
-//! `site status | import-key`.
+//! `site status | import-key | enrol`.
 
 use futures_util::future::join_all;
 use kms_client::{
     KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding, SiteStatus,
     StoreStatus, TokenStatus, WarmUp,
 };
+use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use crate::args::ImportKey;
+use crate::args::{Enrol, ImportKey};
 use crate::failure::{Exit, Failure};
 use crate::text::{block, say, say_json};
 
@@ -176,6 +178,51 @@ pub(crate) async fn import_key(
             ("fingerprint", fingerprint.to_string()),
         ]))?;
         say("compare the fingerprint with the one that `kms-server init` printed, not with this")?;
+    }
+    Ok(Exit::Good)
+}
+
+/// Enrols the site that made a join request, and keeps the bundle for it.
+pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result<Exit, Failure> {
+    let Enrol { request: path, fingerprint, out, replace } = what;
+    let fingerprint: Fingerprint =
+        fingerprint.parse().map_err(|error| Failure::usage(format!("--fingerprint: {error}")))?;
+    let unread = |why: String| Failure::files(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|error| unread(error.to_string()))?;
+    let request = SignedRequest::from_file(&text).map_err(|error| unread(error.to_string()))?;
+    // Looked at here, too: a request that is not the one is sent to nobody.
+    if request.fingerprint() != fingerprint {
+        let found = request.fingerprint();
+        return Err(Failure::refused(
+            "WRONG_FINGERPRINT",
+            format!(
+                "{} has the fingerprint {found}, not the one that was confirmed",
+                path.display()
+            ),
+        ));
+    }
+    let bundle = client.enrol_peer(&request, fingerprint, replace).await?;
+    let written = std::fs::write(&out, bundle.to_file());
+    written.map_err(|error| Failure::files(format!("writing {}: {error}", out.display())))?;
+    let sender = &bundle.enrolment.sender;
+    let signing = hex::encode(Sha256::digest(sender.signing));
+    let bundle_fingerprint = bundle.fingerprint().to_string();
+    if json {
+        say_json(&json!({
+            "site": request.request.site,
+            "bundle": out,
+            "fingerprint": bundle_fingerprint,
+            "signing_key": signing,
+        }))?;
+    } else {
+        say(&block(&[
+            ("enrolled", format!("{}, {}", request.request.site, request.request.kind)),
+            ("by", sender.site.clone()),
+            ("bundle", out.display().to_string()),
+            ("fingerprint", bundle_fingerprint),
+            ("signing key", signing),
+        ]))?;
+        say("take the file to the joining site, and read its fingerprint out to somebody there")?;
     }
     Ok(Exit::Good)
 }

@@ -75,6 +75,7 @@ impl Verb {
             | Self::GetImportKey
             | Self::Promote
             | Self::Demote
+            | Self::EnrolPeer
             | Self::SyncNow => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
@@ -474,7 +475,7 @@ mod tests {
         for verb in Verb::GRANTABLE {
             let refused = dual(&all, verb.name()).err();
             let due = match verb.name().split('/').next().unwrap() {
-                "Ciphering" => Some(PolicyError::DualMachine(*verb)),
+                "Ciphering" | "Replication" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
                 _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),

@@ -101,6 +101,8 @@ verbs! {
     Demote = SiteDemote;
     /// Bring the other site in step and have it proved.
     SyncNow = SiteSyncNow;
+    /// Let another site join.
+    EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use kms_proto::v1::{
     BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
-    GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest, ListMetersRequest,
-    MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel, ReadmitMeterRequest,
-    SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
+    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
+    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
 use crate::rpc::access::verb::Verb;
-use kms_core::{MeterId, SystemTitle, audit::Subject};
+use kms_core::{MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
@@ -83,6 +83,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         }
         Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
             line(format!("demote this site in epoch {expected_epoch}"))
+        }),
+        Verb::EnrolPeer => read(message, |EnrolPeerRequest { request, fingerprint, replace }| {
+            let site = SignedRequest::decode(&request).map(|signed| signed.request);
+            let site = site.map_or("that can't be read".to_owned(), |request| {
+                format!("of site {:?}, {}", request.site, request.kind)
+            });
+            let anew = if replace { ", in the place of its former keys" } else { "" };
+            let fingerprint = hex::encode(&fingerprint);
+            line(format!("enrol: join request {site}{anew}, fingerprint {fingerprint}"))
         }),
         Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see

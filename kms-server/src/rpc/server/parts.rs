@@ -7,6 +7,8 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
+    enrolment::Enroller,
+    hsm::Hsm,
     keyring::{Overview, Roles},
     lifecycle::Lifecycle,
     replication::{Status as ReplicationStatus, Syncing},
@@ -27,6 +29,8 @@ pub struct Parts {
     pub keyring: Arc<Overview>,
     /// Who writes.
     pub roles: Arc<Roles>,
+    /// The token, for the enrolment of another site.
+    pub hsm: Hsm,
     /// The token's status.
     pub token_status: TokenStatusSource,
     /// The database, for its status.
@@ -56,6 +60,17 @@ pub struct Replicating {
 }
 
 impl Parts {
+    /// The part that enrols other sites.
+    pub(super) fn enroller(&self) -> Enroller {
+        Enroller {
+            domain: self.domain.clone(),
+            hsm: self.hsm.clone(),
+            store: Arc::clone(&self.store),
+            audited: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+
     /// Where the judgement of the site's health looks.
     pub(super) fn looks(&self) -> Looks {
         Looks {

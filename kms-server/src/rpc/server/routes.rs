@@ -55,6 +55,8 @@ pub(super) fn of_parts(
         syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
         roles: Arc::clone(&parts.roles),
         recorder: Recorder(Arc::clone(&parts.audit)),
+        enroller: Arc::new(parts.enroller()),
+        budget: budget.clone(),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),

@@ -1,20 +1,22 @@
-//! `Site.GetStatus`: how the site is, answered even when its parts are not.
+//! `Site.GetStatus`: how the site is, answered even when its parts are not. `Site.EnrolPeer`: another site joins.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    BlockLeft, DemoteRequest, DemoteResponse, FollowingStatus as WireFollowing, GetStatusRequest,
-    GetStatusResponse, KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse,
-    ReadinessStatus, RefusedBlock, ReplicationStatus as WireReplication, SiteStanding,
-    StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
-    TokenStatus as WireToken, WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, EnrolPeerRequest, EnrolPeerResponse,
+    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest,
+    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
+use super::in_order::{Answers, to_its_end};
 use crate::{
+    enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     replication::{
@@ -25,11 +27,12 @@ use crate::{
         figures::Figures,
         gate::recording::Recorder,
         messages::{
+            enrolment_status::{of_enrolment, word_of_enrolment},
             role_status::{of_role, word_of_role},
             status::Refused,
             sync_status::{of_sync, wire_progress},
         },
-        services::in_order::Answers,
+        shares::budget::Budget,
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
@@ -38,6 +41,7 @@ use crate::{
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
     audit::{AuditOutcome, AuditedCall, Subject},
+    enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
     site::role::Standing,
@@ -58,6 +62,8 @@ pub(crate) struct SiteService {
     pub(crate) syncing: Option<Arc<Syncing>>,
     pub(crate) roles: Arc<Roles>,
     pub(crate) recorder: Recorder,
+    pub(crate) enroller: Arc<Enroller>,
+    pub(crate) budget: Budget,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -164,6 +170,34 @@ impl site_server::Site for SiteService {
             said.map(wire_progress).map_err(|error| of_sync(&error))
         });
         Ok(Response::new(Box::pin(said)))
+    }
+
+    async fn enrol_peer(
+        &self,
+        request: Request<EnrolPeerRequest>,
+    ) -> Result<Response<EnrolPeerResponse>, Status> {
+        let permit = Permit::of(&request, Verb::EnrolPeer)?;
+        let call = self.recorder.call(&permit, &request);
+        let EnrolPeerRequest { request, fingerprint, replace } = request.into_inner();
+        let fingerprint = <[u8; 32]>::try_from(fingerprint.as_ref())
+            .map_err(|_| Refused::Field { field: "fingerprint", problem: "it has 32 bytes" })?;
+        let asked =
+            Enrolling { request: request.into(), fingerprint: Fingerprint(fingerprint), replace };
+        let charge = self.budget.charge(&permit, 1)?;
+        let (enroller, audit) = (Arc::clone(&self.enroller), self.recorder.clone());
+        let bundle = to_its_end(async move {
+            let _charge = charge;
+            match enroller.enrol(&call, &asked).await {
+                Ok(bundle) => Ok(bundle),
+                Err(error) => {
+                    let (word, is_ours) = word_of_enrolment(&error);
+                    audit.not_done(&call, word, is_ours).await?;
+                    Err(of_enrolment(&error))
+                }
+            }
+        })
+        .await?;
+        Ok(Response::new(EnrolPeerResponse { bundle: bundle.encode().into() }))
     }
 }
 
