@@ -18,15 +18,17 @@ mod proving;
 mod serving;
 mod session;
 mod status;
+mod syncing;
 
 pub use card::{Cards, SiteCard};
 pub use config::Config;
 pub use confirming::Confirming;
 pub use fencing::{Fencing, NotFenced};
-pub use following::Following;
+pub use following::{Following, Repaired};
 pub use ledger::{Ledger, Noted};
 pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};
 pub use peer::{Peer, PeerError};
 pub use proving::{Answering, Outside, Proving};
 pub use serving::{NotServed, Serving};
 pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
+pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
