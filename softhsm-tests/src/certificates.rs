@@ -48,6 +48,8 @@ impl fmt::Debug for Authority {
 enum Usage {
     Server,
     Client,
+    /// What a server of a site with a peer has.
+    Both,
 }
 
 /// When a leaf is valid, as (first year, last year): from and to the first of January.
@@ -93,6 +95,11 @@ impl Authority {
     /// The server's leaf, for `localhost` and `127.0.0.1`.
     pub fn server(&self) -> Result<Identity, CertificateError> {
         self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, VALID)
+    }
+
+    /// The leaf of a server that calls another site under this name.
+    pub fn server_and_client(&self, caller: &str) -> Result<Identity, CertificateError> {
+        self.leaf(caller, &[caller, "localhost", "127.0.0.1"], Usage::Both, VALID)
     }
 
     /// A caller's leaf: its name stands in the subject and as a DNS name.
@@ -198,10 +205,13 @@ fn leaf_params(
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![match usage {
-        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-    }];
+    params.extended_key_usages = match usage {
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Both => {
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+        }
+    };
     Ok(params)
 }
 

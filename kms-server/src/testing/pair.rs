@@ -327,6 +327,7 @@ fn parts(site: &Arc<Site>, replicating: Replicating) -> rpc::Parts {
         single_site: false,
         roles: Arc::clone(&site.keyring.roles),
         replication: Some(replicating),
+        hsm: site.hsm.clone(),
         clock: Arc::clone(&site.clock),
         sources: Vec::new(),
     }
