@@ -158,7 +158,7 @@ async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
         (1..=60).map(|n| if n % 5 == 0 { line_in_hsm(n) } else { line(n) }).collect();
     add(&at_a, &lines).await;
     in_step(&first, &second).await;
-    let pushes = (1..=60).map(|n| apdu(push(n))).collect();
+    let pushes: Vec<_> = (1..=60).map(|n| apdu(push(n))).collect();
     for opened in at_b.decrypt_batch(pushes).await.unwrap() {
         assert_eq!(opened.verdict(), Verdict::Ok, "{opened:?}");
         assert_eq!(opened.plaintext.as_deref(), Some(PLAIN));
@@ -197,7 +197,7 @@ async fn invariant_4_a_kill_of_either_site_in_mid_copy_loses_nothing_and_both_en
     let b = second.start().unwrap();
     in_step(&first, &second).await;
     let at_b = client(&second, Role::Dev).await;
-    let pushes = (1..=imported).map(|n| apdu(push(n))).collect();
+    let pushes: Vec<_> = (1..=imported).map(|n| apdu(push(n))).collect();
     for (opened, n) in at_b.decrypt_batch(pushes).await.unwrap().iter().zip(1..) {
         assert_eq!(opened.verdict(), Verdict::Ok, "meter {n}: {opened:?}");
     }

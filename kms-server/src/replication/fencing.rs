@@ -7,7 +7,8 @@ use tokio::sync::Mutex;
 
 use super::{
     card::{Cards, SiteCard},
-    peer::{Peer, PeerError},
+    failure::PeerError,
+    peer::Peer,
     status::Status,
 };
 use crate::{
