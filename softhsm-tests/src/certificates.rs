@@ -48,8 +48,6 @@ impl fmt::Debug for Authority {
 enum Usage {
     Server,
     Client,
-    /// What a server of a site with a peer has.
-    Both,
 }
 
 /// When a leaf is valid, as (first year, last year): from and to the first of January.
@@ -97,9 +95,13 @@ impl Authority {
         self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, VALID)
     }
 
-    /// The leaf of a server that calls another site under this name.
-    pub fn server_and_client(&self, caller: &str) -> Result<Identity, CertificateError> {
-        self.leaf(caller, &[caller, "localhost", "127.0.0.1"], Usage::Both, VALID)
+    /// The leaf of a server of a site with a peer: its servers know it by the site's name, and callers as
+    /// `localhost`.
+    pub fn site(&self, name: &str) -> Result<Identity, CertificateError> {
+        let mut params =
+            leaf_params(name, &[name, "localhost", "127.0.0.1"], Usage::Server, VALID)?;
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        self.sign(&params)
     }
 
     /// A caller's leaf: its name stands in the subject and as a DNS name.
@@ -205,13 +207,10 @@ fn leaf_params(
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = match usage {
-        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
-        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-        Usage::Both => {
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
-        }
-    };
+    params.extended_key_usages = vec![match usage {
+        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+    }];
     Ok(params)
 }
 
