@@ -16,10 +16,11 @@ use crate::flow::Results;
 use crate::meters::Meters;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
-use crate::role::{self, Promoted, PromotionWish, SiteStanding};
+use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
+use crate::syncing::{self, SyncOptions, SyncProgress};
 use crate::transport::Transport;
 
 /// A connection to the service. Cheap to clone; clones share their connections.
@@ -148,6 +149,27 @@ impl KmsClient {
         site::status(&self.transport).await
     }
 
+    /// Makes the site the one that writes. Not tried again once it may have arrived. Of several sites choose one
+    /// by [`KmsClient::at_site`].
+    pub async fn promote_site(&self, options: PromoteOptions) -> Result<Promoted, CallError> {
+        role::promote(&self.transport, options).await
+    }
+
+    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
+    /// [`KmsClient::promote_site`].
+    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
+        role::demote(&self.transport, expected_epoch).await
+    }
+
+    /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream
+    /// breaks before, it can be asked for again.
+    pub async fn sync_site(
+        &self,
+        options: SyncOptions,
+    ) -> Result<impl Stream<Item = Result<SyncProgress, CallError>> + Send + Unpin, CallError> {
+        syncing::sync(&self.transport, options).await
+    }
+
     /// Has the site enrol the one that made this request, whose fingerprint two people have compared. With
     /// `replace` a site that is known gets new keys. Gives the bundle for it: to be asked for once more, it is made
     /// anew.
@@ -158,18 +180,6 @@ impl KmsClient {
         replace: bool,
     ) -> Result<SignedEnrolment, CallError> {
         site::enrol(&self.transport, request, fingerprint, replace).await
-    }
-
-    /// Makes the site the one that writes, if the highest epoch that it knows of is still the expected one. Not
-    /// tried again once it may have arrived. Of several sites choose one by [`KmsClient::at_site`].
-    pub async fn promote_site(&self, wish: PromotionWish) -> Result<Promoted, CallError> {
-        role::promote(&self.transport, wish).await
-    }
-
-    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
-    /// [`KmsClient::promote_site`].
-    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
-        role::demote(&self.transport, expected_epoch).await
     }
 
     /// For benches: one batch that was packed before, its answer not taken apart.

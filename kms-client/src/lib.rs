@@ -31,6 +31,8 @@
 //    site         status
 //    flow         long streams: batches in flight, order, resending
 //    records      import files: JSON Lines, CSV
+//    syncing      a site brought in step with the primary
+//    replication  what a site says of the other one
 //    role         who writes, promotion and demotion
 //    stubs        the generated clients
 // 5  columns      the wire's batches
@@ -38,6 +40,7 @@
 //    transport    tries, deadlines
 // 4  hedge        one call, asked of a second site where it is late
 //    vigil        a stream, and what becomes of its site
+//    replicated   whether the other site has a change
 //    call         what can go wrong with a call
 // 3  board        what is known of the sites, pings, probes
 //    retry        what is tried again, and when
@@ -72,6 +75,8 @@ mod meters;
 mod names;
 mod places;
 mod records;
+mod replicated;
+mod replication;
 mod report;
 mod request_id;
 mod retry;
@@ -82,6 +87,7 @@ mod setup;
 mod site;
 mod sites;
 mod stubs;
+mod syncing;
 mod transport;
 mod vigil;
 
@@ -108,11 +114,14 @@ pub use records::{
     BadRecord, CSV_COLUMNS, ImportFormat, ImportRecords, LINE_LEN_MAX, Line, MeterRecord, Place,
     TextReader, WipedLines,
 };
+pub use replicated::Replicated;
+pub use replication::{FollowingStatus, ReadinessStatus, ReplicationStatus};
 pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
-pub use role::{BlockLeft, Promoted, PromotionWish, SiteRole, SiteStanding};
+pub use role::{BlockLeft, PromoteOptions, Promoted, SiteRole, SiteStanding};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};
+pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};

@@ -14,6 +14,7 @@ use crate::import::{self, ImportResults, ImportRules};
 use crate::meter::{Meter, MeterPolicy, NewMeter};
 use crate::names::{MeterId, MeterName};
 use crate::records::MeterRecord;
+use crate::replicated::Replicated;
 use crate::sealed::{self, ImportKey, SealedPart};
 use crate::sites::Errand;
 use crate::stubs;
@@ -35,6 +36,8 @@ pub struct Created {
     pub meter: Meter,
     /// Findings that are worth a look: a key value that another meter has, for one.
     pub warnings: Vec<String>,
+    /// Whether the other site has it.
+    pub replicated: Replicated,
 }
 
 /// A deleted meter that may be created again.
@@ -59,8 +62,9 @@ impl Meters {
             v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
         let send = |link, request| async move { stubs::meters(link).create_meter(request).await };
         let reply = self.transport.call(Errand::Write, request, send).await?;
-        let v1::CreateMeterResponse { meter, warnings, replicated: _ } = reply;
-        Ok(Created { meter: present(meter)?, warnings })
+        let v1::CreateMeterResponse { meter, warnings, replicated } = reply;
+        let replicated = Replicated::from_wire(replicated)?;
+        Ok(Created { meter: present(meter)?, warnings, replicated })
     }
 
     /// The meter of that name.
@@ -92,11 +96,13 @@ impl Meters {
         Box::pin(stream::try_unfold(start, Page::advance))
     }
 
-    /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
-    pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
+    /// Deletes a meter; whether the other site has that. Its key fingerprints stay known. Not tried again once
+    /// it may have arrived.
+    pub async fn delete(&self, meter_id: &MeterId) -> Result<Replicated, CallError> {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
         let send = |link, request| async move { stubs::meters(link).delete_meter(request).await };
-        self.transport.call(Errand::Write, request, send).await.map(drop)
+        let reply = self.transport.call(Errand::Write, request, send).await?;
+        Ok(Replicated::from_wire(reply.replicated)?)
     }
 
     /// Puts a tombstone in the place of a meter's damaged record; `block` where that is not in its

@@ -6,6 +6,7 @@ use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
 
 use crate::call::{CallError, ProtocolError};
+use crate::replication::{self, ReplicationStatus};
 use crate::role::SiteStanding;
 use crate::sites::Errand;
 use crate::transport::Transport;
@@ -37,6 +38,8 @@ pub struct SiteStatus {
     pub faults: Vec<String>,
     /// Its role; `None`: the server is of a release that knows of no other site.
     pub standing: Option<SiteStanding>,
+    /// The other site; `None`: there is none.
+    pub replication: Option<ReplicationStatus>,
 }
 
 /// Opening blocks in the background after start.
@@ -168,6 +171,7 @@ fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
             damaged_records: keyring.damaged_records,
         },
         faults: wire.faults,
+        replication: wire.replication.map(replication::from_wire),
         standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
     })
 }

@@ -38,7 +38,7 @@ async fn pair() -> Pair {
 async fn tool(config: &Path, arguments: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
     command.arg("--config").arg(config).args(arguments.split_whitespace()).stdin(Stdio::null());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn(async move { command.output().unwrap() }).await.unwrap()
 }
 
 fn code(output: &Output) -> i32 {

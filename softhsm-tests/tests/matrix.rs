@@ -64,6 +64,7 @@ fn row(method: Method) -> Row {
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
+        Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
         Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
@@ -84,6 +85,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationProveBlocks
         | Method::ReplicationListRoleRecords
         | Method::AuditFollowEvents
+        | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall => false,
         Method::MetersCreateMeter

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,11 @@ pub(crate) struct Script {
     pub(crate) standing: Mutex<v1::SiteStanding>,
     /// So many promotions are refused, since the site is not in step.
     pub(crate) out_of_step: AtomicU32,
+    /// What is said when sites are to be brought in step, and what was asked.
+    pub(crate) progress: Mutex<Vec<v1::SyncProgress>>,
+    pub(crate) syncs: Mutex<Vec<v1::SyncNowRequest>>,
+    /// What is said of changes: whether the other site has them.
+    pub(crate) replicated: AtomicI32,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -214,7 +219,7 @@ impl Meters for Fake {
                 ..Default::default()
             }),
             warnings: vec![],
-            replicated: 0,
+            replicated: self.0.replicated.load(Ordering::SeqCst),
         }))
     }
 
@@ -223,6 +228,15 @@ impl Meters for Fake {
         request: Request<v1::GetMeterRequest>,
     ) -> Result<Response<v1::GetMeterResponse>, Status> {
         self.0.begin(&request).await?;
+        if request.get_ref().meter_id == "m-7" {
+            let meter = v1::Meter {
+                meter_id: "m-7".into(),
+                system_title: vec![7; 8].into(),
+                block: 7,
+                ..Default::default()
+            };
+            return Ok(Response::new(v1::GetMeterResponse { meter: Some(meter) }));
+        }
         Err(Status::not_found("no such meter"))
     }
 
@@ -258,7 +272,8 @@ impl Meters for Fake {
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
         self.0.begin_change(&request).await?;
-        Ok(Response::new(v1::DeleteMeterResponse::default()))
+        let replicated = self.0.replicated.load(Ordering::SeqCst);
+        Ok(Response::new(v1::DeleteMeterResponse { replicated }))
     }
 
     async fn readmit_meter(
@@ -297,6 +312,7 @@ impl Meters for Fake {
         let script = Arc::clone(&self.0);
         let break_after = script.break_after.load(Ordering::SeqCst);
         let breaks = break_after > 0 && script.fails();
+        let replicated = script.replicated.load(Ordering::SeqCst);
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
             let results =
@@ -312,7 +328,7 @@ impl Meters for Fake {
                         meter_id,
                         ..Default::default()
                     };
-                    Ok(v1::ImportMetersResponse { results: vec![result], replicated: 0 })
+                    Ok(v1::ImportMetersResponse { results: vec![result], replicated })
                 });
             futures_util::stream::iter(results.collect::<Vec<_>>())
         });
@@ -362,6 +378,24 @@ impl Site for Fake {
         *standing = v1::SiteStanding { role: 1, epoch: standing.epoch + 1, writes: true };
         let left = vec![];
         Ok(Response::new(v1::PromoteResponse { standing: Some(*standing), left }))
+    }
+
+    type SyncNowStream = Replies<v1::SyncProgress>;
+
+    async fn sync_now(
+        &self,
+        request: Request<v1::SyncNowRequest>,
+    ) -> Result<Response<Self::SyncNowStream>, Status> {
+        self.0.begin(&request).await?;
+        let asked = request.into_inner();
+        if asked.target == "west" {
+            let details = ErrorDetails::with_error_info("UNKNOWN_SITE", "ami.kms.v1", []);
+            let said = "no site west is known here, only north and south";
+            return Err(Status::with_error_details(Code::NotFound, said, details));
+        }
+        self.0.syncs.lock().unwrap().push(asked);
+        let progress = self.0.progress.lock().unwrap().clone();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(progress.into_iter().map(Ok)))))
     }
 
     async fn demote(

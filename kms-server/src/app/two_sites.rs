@@ -8,7 +8,7 @@ use crate::{
     keyring::Keyring,
     replication::{
         Answering, Cards, Config, Confirming, Fencing, Following, Ledger, Outside, Peer, Proving,
-        Serving, Status,
+        Serving, Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
 };
@@ -76,6 +76,7 @@ impl TwoSites {
             (cards.clone(), Arc::clone(&ground.clock)),
             Arc::clone(&status),
         );
+        let (peer_of_syncing, peer_name) = (Arc::clone(&peer), config.peer.clone());
         let outside = Outside {
             peer,
             store: ground.measured.clone(),
@@ -86,10 +87,19 @@ impl TwoSites {
         let status_of_proving = Arc::clone(&status);
         let proving =
             Proving::new(config, outside, prover, (cards.clone(), blocks), status_of_proving);
+        let (following, proving) = (Arc::new(following), Arc::new(proving));
+        let syncing = Arc::new(Syncing::new(
+            (peer_of_syncing, peer_name),
+            ground.measured.clone(),
+            (cards.clone(), blocks),
+            Arc::clone(&proving),
+            Arc::clone(&following),
+        ));
         tokio::spawn(ledger.hear(ground.measured.clone()));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
-        Replicating { parts: ReplicationParts { serving: Arc::new(serving), answering }, status }
+        let parts = ReplicationParts { serving: Arc::new(serving), answering };
+        Replicating { parts, status, syncing }
     }
 }

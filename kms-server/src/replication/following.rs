@@ -49,9 +49,22 @@ enum Ended {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    #[error(transparent)]
     NotFenced(#[from] NotFenced),
     #[error("site {site:?} answers, which is not the peer {peer:?} of this key domain")]
     Another { site: String, peer: String },
+}
+
+/// Blocks that were taken over whole, the records written for them, and the bytes of these blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Blocks.
+    pub blocks: u32,
+    /// Records.
+    pub records: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// Follows the peer.
@@ -112,6 +125,16 @@ impl Following {
     ) -> Self {
         let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
         Self(Arc::new(inner))
+    }
+
+    /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
+    /// written; else the sentence that says why not.
+    pub(super) async fn repair(&self, blocks: &[BlockNo]) -> Result<Repaired, String> {
+        let mut repaired = Repaired::default();
+        for block in blocks {
+            self.0.repair_one(*block, &mut repaired).await.map_err(|error| error.to_string())?;
+        }
+        Ok(repaired)
     }
 
     /// Runs until the process ends. A site that writes follows nobody, until it writes no more.
@@ -298,6 +321,29 @@ impl Inner {
             }
         }
         Ok(whole.ok_or(PeerError::Unreadable("a block that was asked for did not come"))?)
+    }
+
+    async fn repair_one(&self, block: BlockNo, repaired: &mut Repaired) -> Result<(), Ended> {
+        let (head, records) = self.fetch(block).await?;
+        let bytes: u64 = records.iter().map(|record| record.body.len() as u64).sum();
+        let roles = self.fencing.records().await?;
+        let arrived = vec![Arrived { head, records, is_whole: true }];
+        match self.adopter.adopt(arrived, &roles, self.entry()).await {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    if let Taken::Adopted { records, .. } = outcome.taken {
+                        repaired.blocks += 1;
+                        repaired.records += records as u64;
+                        repaired.bytes += bytes;
+                    }
+                    self.told(outcome, None);
+                }
+                Ok(())
+            }
+            // Whoever follows was first.
+            Err(KeyringError::Store(StoreError::Conflict(_))) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The blocks that differ from the peer's and are not on their way.

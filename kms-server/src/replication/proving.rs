@@ -132,6 +132,17 @@ enum Known {
     Failed(String),
 }
 
+/// What became of one challenge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Proven {
+    /// It is proved.
+    Yes,
+    /// It is not, for this reason.
+    No(String),
+    /// It has moved meanwhile.
+    Moved,
+}
+
 /// Asks for proofs.
 pub struct Proving {
     config: Config,
@@ -189,6 +200,31 @@ impl Proving {
                 Err(error) => tracing::warn!(%error, "no proofs are asked for"),
             }
         }
+    }
+
+    /// Has the peer prove these blocks now.
+    pub(super) async fn prove_now(
+        &self,
+        blocks: &[BlockNo],
+    ) -> Result<Vec<(BlockNo, Proven)>, String> {
+        let mut known = BTreeMap::new();
+        self.ask(blocks, &mut known).await?;
+        let outcome = |block: &BlockNo| match known.remove(block) {
+            Some(Known::Proved(_)) => (*block, Proven::Yes),
+            Some(Known::Failed(why)) => (*block, Proven::No(why)),
+            None => (*block, Proven::Moved),
+        };
+        Ok(blocks.iter().map(outcome).collect())
+    }
+
+    /// Whether a block opens here as it is stored, with all of its records; else the sentence that says why not.
+    pub(super) async fn opens_here(&self, block: BlockNo, site: &str) -> Result<(), String> {
+        let mut nonce = [0; 32];
+        self.randomness.fill(&mut nonce).map_err(|error| error.to_string())?;
+        let epoch = self.cards.now().await.map_err(|error| error.to_string())?.epoch;
+        let challenge = Challenge { prover: site, verifier: site, nonce, epoch };
+        let proved = self.prover.prove(block, &challenge).await;
+        proved.map_err(|error| error.to_string())?.map(drop)
     }
 
     async fn round(&self, known: &mut BTreeMap<BlockNo, Known>) -> Result<(), String> {

@@ -4231,6 +4231,76 @@ pub struct DemoteResponse {
     #[prost(message, optional, tag = "1")]
     pub standing: ::core::option::Option<SiteStanding>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncNowRequest {
+    /// The site that is to be in step, by its name; empty: the one of the two that does not write.
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Compare every block with what the primary has stored, also where both say that they stand at one state. At
+    /// the target's own servers only.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+    /// Compare, and change nothing.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+    /// At most 65,536; none: all.
+    #[prost(uint32, repeated, tag = "4")]
+    pub blocks: ::prost::alloc::vec::Vec<u32>,
+}
+/// How far it is. The last message says `done`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SyncProgress {
+    /// The primary, and the site that is to be in step with it.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// Blocks that are looked at; of them those that stand where the primary's do, and those that the target's
+    /// token has opened as they are stored there.
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    #[prost(uint32, tag = "4")]
+    pub in_step: u32,
+    #[prost(uint32, tag = "5")]
+    pub proved: u32,
+    /// Written at the target since the call began.
+    #[prost(uint32, tag = "6")]
+    pub blocks_written: u32,
+    #[prost(uint64, tag = "7")]
+    pub records_written: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes_written: u64,
+    /// Blocks that were found to differ since the message before.
+    #[prost(message, repeated, tag = "9")]
+    pub differences: ::prost::alloc::vec::Vec<SyncDifference>,
+    /// In the last message: blocks that are not in step or not proved, and why. At most 100.
+    #[prost(message, repeated, tag = "10")]
+    pub failures: ::prost::alloc::vec::Vec<SyncFailure>,
+    #[prost(bool, tag = "11")]
+    pub done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncDifference {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// What the target has not, as far as this site can tell.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// The meters of these records, by system title; at most 100.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub system_titles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncFailure {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
 /// Opening blocks in the background after start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WarmUp {
@@ -4518,6 +4588,29 @@ pub mod site_client {
             req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "EnrolPeer"));
             self.inner.unary(req, path, codec).await
         }
+        /// Compares the blocks of both sites, has those that differ brought in step with the primary, and proved. Ends
+        /// when all are, or can't be. To ask again changes nothing.
+        pub async fn sync_now(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SyncNowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SyncProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/SyncNow");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "SyncNow"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4559,6 +4652,18 @@ pub mod site_server {
             tonic::Response<super::EnrolPeerResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the SyncNow method.
+        type SyncNowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SyncProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Compares the blocks of both sites, has those that differ brought in step with the primary, and proved. Ends
+        /// when all are, or can't be. To ask again changes nothing.
+        async fn sync_now(
+            &self,
+            request: tonic::Request<super::SyncNowRequest>,
+        ) -> std::result::Result<tonic::Response<Self::SyncNowStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct SiteServer<T> {
@@ -4804,6 +4909,52 @@ pub mod site_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/SyncNow" => {
+                    #[allow(non_camel_case_types)]
+                    struct SyncNowSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::ServerStreamingService<super::SyncNowRequest>
+                    for SyncNowSvc<T> {
+                        type Response = super::SyncProgress;
+                        type ResponseStream = T::SyncNowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SyncNowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::sync_now(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SyncNowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

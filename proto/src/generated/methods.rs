@@ -55,6 +55,8 @@ SitePromote,
 SiteDemote,
 /// `Site/EnrolPeer`.
 SiteEnrolPeer,
+/// `Site/SyncNow`.
+SiteSyncNow,
 /// `Approvals/ListApprovals`.
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
@@ -90,6 +92,7 @@ Self::SiteGetStatus,
 Self::SitePromote,
 Self::SiteDemote,
 Self::SiteEnrolPeer,
+Self::SiteSyncNow,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
 ];
@@ -123,6 +126,7 @@ Self::SiteGetStatus => "Site/GetStatus",
 Self::SitePromote => "Site/Promote",
 Self::SiteDemote => "Site/Demote",
 Self::SiteEnrolPeer => "Site/EnrolPeer",
+Self::SiteSyncNow => "Site/SyncNow",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
 }
@@ -157,6 +161,7 @@ match path {
 "/ami.kms.v1.Site/Promote" => Some(Self::SitePromote),
 "/ami.kms.v1.Site/Demote" => Some(Self::SiteDemote),
 "/ami.kms.v1.Site/EnrolPeer" => Some(Self::SiteEnrolPeer),
+"/ami.kms.v1.Site/SyncNow" => Some(Self::SiteSyncNow),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
 _ => None,
@@ -192,6 +197,7 @@ Self::SiteGetStatus => false,
 Self::SitePromote => false,
 Self::SiteDemote => false,
 Self::SiteEnrolPeer => false,
+Self::SiteSyncNow => true,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
 }

@@ -22,7 +22,7 @@ Exit codes:
 
 /// Meters and their messages from the command line
 #[derive(Parser)]
-#[command(name = "ami-tool", version, after_help = EXIT_CODES)]
+#[command(name = "ami-tool", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub(crate) struct Arguments {
     /// The client's configuration
     #[arg(long, global = true, env = "AMI_CLIENT_CONFIG", default_value = "/etc/ami/client.toml")]
@@ -39,8 +39,36 @@ pub(crate) struct Arguments {
     /// Ask this site alone, as the client's configuration calls it
     #[arg(long, global = true, value_name = "SITE")]
     pub(crate) site: Option<String>,
+    /// Send one meter's block to the other site again, and have it proved there; to do it again changes nothing
+    #[arg(long, value_name = "METER_ID")]
+    pub(crate) sync_meter: Option<MeterId>,
+    /// With --sync-meter: say what differs, and change nothing
+    #[arg(long, requires = "sync_meter")]
+    pub(crate) dry_run: bool,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
+}
+
+impl Arguments {
+    /// The command, or the flag in the place of one; what clap can't check is.
+    pub(crate) fn errand(self) -> Result<Command, Failure> {
+        match (self.command, self.sync_meter) {
+            (Some(command), None) => command.checked(),
+            (None, Some(meter_id)) => {
+                Ok(Command::SyncMeter(SyncMeter { meter_id, dry_run: self.dry_run }))
+            }
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("--sync-meter stands alone, without a command"))
+            }
+            (None, None) => Err(Failure::usage("say what is to be done")),
+        }
+    }
+}
+
+/// The runbook's flag: one meter.
+pub(crate) struct SyncMeter {
+    pub(crate) meter_id: MeterId,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Subcommand)]
@@ -75,11 +103,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+    #[command(skip)]
+    SyncMeter(SyncMeter),
 }
 
 impl Command {
     /// What clap can't check: done before any connection is made.
-    pub(crate) fn checked(self) -> Result<Self, Failure> {
+    fn checked(self) -> Result<Self, Failure> {
         match &self {
             Self::Decrypt(items) | Self::Verify(items) => items.check()?,
             Self::Meter { command: MeterCommand::Import(import) } if import.template.is_none() => {
@@ -155,8 +185,7 @@ pub(crate) struct Promote {
     /// The primary is lost or cut off, and was not demoted: what it wrote alone comes back as divergence
     #[arg(long)]
     pub(crate) primary_is_lost: bool,
-    /// The site was restored or rebuilt: take an epoch above this one, the highest that its peer, a coordinator or two
-    /// people name
+    /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
     #[arg(long, value_name = "N")]
     pub(crate) above_epoch: Option<u64>,
     /// Refuse if the highest epoch that the site knows of is another one
@@ -535,14 +564,13 @@ mod tests {
     fn a_meter_is_not_named_twice_or_not_at_all() {
         for line in ["ami-tool meter get", "ami-tool meter get m --system-title 4D4D4D0000BC614E"] {
             let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
-            assert!(arguments.command.checked().is_err());
+            assert!(arguments.errand().is_err());
         }
     }
 
     #[test]
     fn a_file_without_a_known_extension_needs_a_format() {
-        let parse =
-            |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().command.checked();
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().errand();
         assert!(parse("ami-tool meter import meters.txt").is_err());
         assert!(parse("ami-tool meter import -").is_err());
         assert!(parse("ami-tool meter import - --format csv").is_ok());

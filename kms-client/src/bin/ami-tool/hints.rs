@@ -284,6 +284,7 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
+    row(NotFound, "UNKNOWN_SITE", No, "`site status` says what the sites are called"),
     row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
     row(Refused, "ANOTHER_DOMAIN", No, "compare `[peer]` and `[site]` of both sites"),
     row(

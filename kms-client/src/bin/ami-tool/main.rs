@@ -21,6 +21,7 @@ mod roles;
 mod seal;
 mod site;
 mod switchover;
+mod syncing;
 mod template;
 mod text;
 
@@ -28,9 +29,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use kms_client::{ClientConfig, KmsClient, RequestId};
+use kms_client::{ClientConfig, KmsClient, MeterName, RequestId, SyncOptions};
 
-use args::{Arguments, Command, SiteCommand};
+use args::{Arguments, Command, SiteCommand, SyncMeter};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -58,8 +59,9 @@ fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
 }
 
 async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
-    let Arguments { config, json, command, site, verbose: _, request_id: _ } = arguments;
-    let command = command.checked()?;
+    let Arguments { config, json, site, .. } = &arguments;
+    let (config, json, site) = (config.clone(), *json, site.clone());
+    let command = arguments.errand()?;
     // Sealing takes place where the keys are, which need not be where the service is.
     if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
         return seal::run(what, json);
@@ -98,5 +100,15 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::Demote(what) => roles::demote(&client, what, json).await,
             SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,
         },
+        Command::SyncMeter(what) => sync_meter(&client, what, json).await,
     }
+}
+
+/// Has the block of one meter sent to the other site again, and proved there.
+async fn sync_meter(client: &KmsClient, what: SyncMeter, json: bool) -> Result<Exit, Failure> {
+    let SyncMeter { meter_id, dry_run } = what;
+    let meter = client.meters().get(&MeterName::Id(meter_id)).await?;
+    let blocks = vec![meter.block];
+    let options = SyncOptions { target: String::new(), force: false, dry_run, blocks };
+    syncing::run(client, options, json).await
 }

@@ -2,7 +2,8 @@
 
 use futures_util::future::join_all;
 use kms_client::{
-    KeyringStatus, KmsClient, SiteStanding, SiteStatus, StoreStatus, TokenStatus, WarmUp,
+    KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding, SiteStatus,
+    StoreStatus, TokenStatus, WarmUp,
 };
 use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
@@ -44,7 +45,7 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
     Ok(exit)
 }
 
-fn rows(status: &SiteStatus) -> [(&'static str, String); 11] {
+fn rows(status: &SiteStatus) -> [(&'static str, String); 12] {
     let single = if status.single_site { " (single site)" } else { "" };
     let faults = match status.faults.as_slice() {
         [] => "none known".to_owned(),
@@ -53,6 +54,7 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 11] {
     [
         ("site", format!("{}{single}", status.site)),
         ("role", status.standing.as_ref().map_or_else(|| "-".to_owned(), standing)),
+        ("peer", status.replication.as_ref().map_or_else(|| "-".to_owned(), peer)),
         ("domain", status.domain_id.clone()),
         ("version", status.version.clone()),
         ("epoch", status.epoch.to_string()),
@@ -69,6 +71,28 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 11] {
 pub(crate) fn standing(standing: &SiteStanding) -> String {
     let writes = if standing.writes { "takes changes" } else { "takes NO changes" };
     format!("{} in epoch {}, {writes}", standing.role.word(), standing.epoch)
+}
+
+/// The other site, how far it is, and whether it could take over.
+fn peer(replication: &ReplicationStatus) -> String {
+    let heard = match replication.heard_ms {
+        Some(ms) => format!("heard {:.1} s ago", ms as f64 / 1_000.0),
+        None => "NOT heard of".to_owned(),
+    };
+    let mut text = format!("{}, {heard}", replication.peer);
+    if let Some(readiness) = &replication.readiness {
+        let ReadinessStatus { proved, unproved, failed, .. } = readiness;
+        let all = proved + unproved + failed;
+        let ready = if proved == &all { "READY" } else { "NOT ready" };
+        text.push_str(&format!(", {ready}: {proved} of {all} blocks proved, {failed} failed"));
+    }
+    if let Some(following) = &replication.following {
+        let connected =
+            if following.connected { "followed" } else { "not followed by this server" };
+        let (blocks, refused) = (following.blocks_adopted, following.refused_count);
+        text.push_str(&format!(", {connected}, {blocks} blocks taken over, {refused} refused"));
+    }
+    text
 }
 
 fn state(reachable: bool, fault: &str) -> String {

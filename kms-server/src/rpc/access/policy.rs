@@ -75,7 +75,8 @@ impl Verb {
             | Self::GetImportKey
             | Self::Promote
             | Self::Demote
-            | Self::EnrolPeer => &[AmiAdmin],
+            | Self::EnrolPeer
+            | Self::SyncNow => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks

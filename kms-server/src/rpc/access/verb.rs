@@ -99,6 +99,8 @@ verbs! {
     Promote = SitePromote;
     /// End the site's epoch.
     Demote = SiteDemote;
+    /// Bring the other site in step and have it proved.
+    SyncNow = SiteSyncNow;
     /// Let another site join.
     EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.

@@ -109,6 +109,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ProveBlocks
         | Verb::ListRoleRecords
         | Verb::FollowEvents
+        | Verb::SyncNow
         | Verb::ListApprovals
         | Verb::ApproveCall
         | Verb::Health

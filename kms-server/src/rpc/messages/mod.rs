@@ -11,5 +11,6 @@ pub(crate) mod role_status;
 pub(crate) mod shape;
 pub(crate) mod sites;
 pub(crate) mod status;
+pub(crate) mod sync_status;
 pub(crate) mod trailers;
 pub(crate) mod words;

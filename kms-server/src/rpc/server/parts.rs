@@ -11,7 +11,7 @@ use crate::{
     hsm::Hsm,
     keyring::{Overview, Roles},
     lifecycle::Lifecycle,
-    replication::Status as ReplicationStatus,
+    replication::{Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
@@ -55,6 +55,8 @@ pub struct Replicating {
     pub parts: ReplicationParts,
     /// How replication stands.
     pub status: Arc<ReplicationStatus>,
+    /// Brings the sites in step when somebody asks.
+    pub syncing: Arc<Syncing>,
 }
 
 impl Parts {

@@ -52,6 +52,7 @@ pub(super) fn of_parts(
     let site = SiteService {
         looks: parts.looks(),
         replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
+        syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
         roles: Arc::clone(&parts.roles),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),

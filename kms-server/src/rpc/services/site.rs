@@ -3,21 +3,25 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use kms_proto::v1::{
     BlockLeft, DemoteRequest, DemoteResponse, EnrolPeerRequest, EnrolPeerResponse,
     FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
     KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
-    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus,
-    TokenStatus as WireToken, WarmUp, site_server,
+    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest,
+    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::in_order::to_its_end;
+use super::in_order::{Answers, to_its_end};
 use crate::{
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
-    replication::{self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus},
+    replication::{
+        self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus, SyncAsked, Syncing,
+    },
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
@@ -26,6 +30,7 @@ use crate::{
             enrolment_status::{of_enrolment, word_of_enrolment},
             role_status::{of_role, word_of_role},
             status::Refused,
+            sync_status::{of_sync, wire_progress},
         },
         shares::budget::Budget,
         tls::in_use::Tls,
@@ -34,7 +39,7 @@ use crate::{
     store::StandbyLag,
 };
 use kms_core::{
-    DomainRecord, Epoch,
+    BlockNo, DomainRecord, Epoch,
     audit::{AuditOutcome, AuditedCall, Subject},
     enrolment::Fingerprint,
     moment::Moment,
@@ -45,11 +50,16 @@ use kms_core::{
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
+/// Blocks that one call names, at most; none means all.
+const SYNC_BLOCKS_MAX: usize = 65_536;
+
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
     /// `None`: there is no other site.
     pub(crate) replication: Option<Arc<replication::Status>>,
+    /// `None` likewise.
+    pub(crate) syncing: Option<Arc<Syncing>>,
     pub(crate) roles: Arc<Roles>,
     pub(crate) recorder: Recorder,
     pub(crate) enroller: Arc<Enroller>,
@@ -135,6 +145,31 @@ impl site_server::Site for SiteService {
             }
             Err(error) => Err(self.not_changed(&call, &error).await),
         }
+    }
+
+    type SyncNowStream = Answers<WireProgress>;
+
+    async fn sync_now(
+        &self,
+        request: Request<SyncNowRequest>,
+    ) -> Result<Response<Self::SyncNowStream>, Status> {
+        let permit = Permit::of(&request, Verb::SyncNow)?;
+        let call = self.recorder.call(&permit, &request);
+        let executing = self.figures.execute(Verb::SyncNow);
+        let syncing = self.syncing.as_ref().ok_or(Refused::SingleSite)?;
+        let SyncNowRequest { target, force, dry_run, blocks } = request.into_inner();
+        let blocks = blocks.into_iter().take(SYNC_BLOCKS_MAX).map(BlockNo).collect();
+        let asked = SyncAsked { target, force, dry_run, blocks };
+        let said = syncing.begin(asked).await.map_err(|error| of_sync(&error))?;
+        if !dry_run {
+            // What is written is recorded where it is: here, who had it done.
+            self.recorder.record(self.recorder.entry(&call, Subject::NONE)).await?;
+        }
+        let said = ReceiverStream::new(said).map(move |said| {
+            let _executing = &executing;
+            said.map(wire_progress).map_err(|error| of_sync(&error))
+        });
+        Ok(Response::new(Box::pin(said)))
     }
 
     async fn enrol_peer(
