@@ -16,6 +16,7 @@ use super::{
     config::Config,
     failure::PeerError,
     fencing::{Fencing, NotFenced, OURSELVES},
+    grounds::Grounds,
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
     status::Status,
@@ -117,12 +118,12 @@ struct Turn {
 impl Following {
     /// Takes over by `adopter`, and is fenced by `fencing`.
     pub fn new(
-        config: Config,
-        (peer, store): (Arc<dyn Peer>, Arc<dyn ReadStore>),
-        (adopter, roles, fencing): (Arc<Adopter>, Arc<Roles>, Arc<Fencing>),
-        (cards, clock): (Cards, Arc<dyn Clock>),
-        status: Arc<Status>,
+        grounds: Grounds,
+        adopter: Arc<Adopter>,
+        roles: Arc<Roles>,
+        fencing: Arc<Fencing>,
     ) -> Self {
+        let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
         let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
         Self(Arc::new(inner))
     }
@@ -336,7 +337,7 @@ impl Inner {
                         repaired.records += records as u64;
                         repaired.bytes += bytes;
                     }
-                    self.told(outcome, None);
+                    self.told(outcome, &mut Heard::default());
                 }
                 Ok(())
             }

@@ -13,6 +13,7 @@ use super::{
     card::{Cards, SiteCard},
     config::Config,
     failure::PeerError,
+    grounds::Grounds,
     messages::BlockProof,
     not_served::{NotServed, place},
     peer::Peer,
@@ -156,28 +157,10 @@ pub struct Proving {
     status: Arc<Status>,
 }
 
-/// The outside of [`Proving`].
-pub struct Outside {
-    /// The other site.
-    pub peer: Arc<dyn Peer>,
-    /// Our database.
-    pub store: Arc<dyn ReadStore>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Nonces.
-    pub randomness: Arc<dyn Randomness>,
-}
-
 impl Proving {
-    /// Proofs of the peer's are checked by `prover`.
-    pub fn new(
-        config: Config,
-        outside: Outside,
-        prover: Arc<Prover>,
-        (cards, blocks): (Cards, BlockCount),
-        status: Arc<Status>,
-    ) -> Self {
-        let Outside { peer, store, clock, randomness } = outside;
+    /// Proofs of the peer's are checked by `prover`; nonces come from `randomness`.
+    pub fn new(grounds: Grounds, prover: Arc<Prover>, randomness: Arc<dyn Randomness>) -> Self {
+        let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
         Self { config, peer, prover, store, cards, blocks, clock, randomness, status }
     }
 

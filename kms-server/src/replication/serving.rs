@@ -10,15 +10,16 @@ use tokio::{
 };
 
 use super::{
-    card::{Cards, SiteCard},
+    card::SiteCard,
     fencing::{Fencing, NotFenced},
+    grounds::Grounds,
     ledger::Ledger,
     messages::{BlockUpdate, HeadsAsked, PeerSaid},
     not_served::{NotServed, place},
     session::{Session, Source, pieces},
     status::Status,
 };
-use crate::store::{ReadStore, sites::BlockChanges};
+use crate::store::sites::BlockChanges;
 use kms_core::{
     BlockCount, BlockNo, Epoch, Head, Position, Sequence, block::BlockMark,
     site::role::SignedRoleRecord,
@@ -49,17 +50,12 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Over what `store` has, which moves as `ledger` says.
-    pub fn new(
-        (store, ledger): (Arc<dyn ReadStore>, Arc<Ledger>),
-        (cards, blocks): (Cards, BlockCount),
-        fencing: Arc<Fencing>,
-        status: Arc<Status>,
-        heartbeat: Duration,
-    ) -> Self {
+    /// Over what is stored here, which moves as `ledger` says.
+    pub fn new(grounds: &Grounds, ledger: Arc<Ledger>, fencing: Arc<Fencing>) -> Self {
+        let Grounds { config, store, cards, blocks, status, .. } = grounds.clone();
         let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
         let fetches = Arc::new(Semaphore::new(FETCHES_MAX));
-        let source = Source { store, ledger, cards, heartbeat };
+        let source = Source { store, ledger, cards, heartbeat: config.heartbeat };
         Self { source, blocks, fencing, status, followers, fetches }
     }
 
