@@ -98,7 +98,8 @@ impl Authority {
     /// The leaf of a server of a site with a peer: its servers know it by the site's name, and callers as
     /// `localhost`.
     pub fn site(&self, name: &str) -> Result<Identity, CertificateError> {
-        let mut params = leaf_params(name, &[name, "localhost", "127.0.0.1"], Usage::Server, VALID)?;
+        let mut params =
+            leaf_params(name, &[name, "localhost", "127.0.0.1"], Usage::Server, VALID)?;
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         self.sign(&params)
     }

@@ -111,7 +111,16 @@ impl Pair {
         let bundle = self.a.places().dir.join("bundle").display().to_string();
         let said = self.tool(
             "site enrol",
-            &["site", "enrol", "--request", request, "--fingerprint", fingerprint, "--out", &bundle],
+            &[
+                "site",
+                "enrol",
+                "--request",
+                request,
+                "--fingerprint",
+                fingerprint,
+                "--out",
+                &bundle,
+            ],
         )?;
         Ok((bundle, told("site enrol", &said, "fingerprint")?))
     }

@@ -222,7 +222,9 @@ pub(crate) fn kms_toml(
         ("log", "level", quoted("info")),
     ];
     if let Some(PeerOptions { site, port, even }) = &options.peer {
-        lines.retain(|(section, key, _)| *section != "site" || !["single_site", "even"].contains(key));
+        lines.retain(|(section, key, _)| {
+            *section != "site" || !["single_site", "even"].contains(key)
+        });
         lines.extend([
             ("site", "single_site", "false".to_owned()),
             ("site", "even", even.to_string()),
