@@ -88,6 +88,9 @@ pub(super) async fn a_promotion_takes_all_blocks_into_its_epoch_at_once(store: S
     same(changes, wanted)
 }
 
+/// What makes a change of role break a rule.
+type Break<'a> = &'a dyn Fn(&mut RoleStep);
+
 /// All that a change of role may touch.
 async fn all(store: &Store) -> Result<impl PartialEq + std::fmt::Debug + use<>, Seen> {
     let roles = (store.role().await?, store.role_records().await?);
@@ -113,7 +116,7 @@ pub(super) async fn a_refused_change_of_role_leaves_everything_as_it_was(store: 
     })?;
     refused_as_conflict(ask(with(&|step| step.table = Some((Some(7), table(8))))).await)?;
     refused_as_conflict(ask(with(&|step| step.table = Some((None, table(8))))).await)?;
-    let broken: [(&str, &dyn Fn(&mut RoleStep)); 12] = [
+    let broken: [(&str, Break<'_>); 12] = [
         (rules::ROLE_BLOCKS, &|step| drop(step.blocks.pop())),
         (rules::ROLE_BLOCKS, &|step| step.blocks.clear()),
         (rules::ROLE_BLOCKS, &|step| step.now.writes = false),
