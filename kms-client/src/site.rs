@@ -6,7 +6,8 @@ use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
 
 use crate::call::{CallError, ProtocolError};
-use crate::retry::Safety;
+use crate::role::SiteStanding;
+use crate::sites::Errand;
 use crate::transport::Transport;
 
 /// The status of a site, as the site says it.
@@ -34,6 +35,8 @@ pub struct SiteStatus {
     pub keyring: KeyringStatus,
     /// The present faults, in sentences.
     pub faults: Vec<String>,
+    /// Its role; `None`: the server is of a release that knows of no other site.
+    pub standing: Option<SiteStanding>,
 }
 
 /// Opening blocks in the background after start.
@@ -115,15 +118,15 @@ pub struct KeyringStatus {
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
     let send = |link, request| async move { SiteClient::new(link).get_status(request).await };
     let request = v1::GetStatusRequest {};
-    transport.call(Safety::Repeatable, request, send).await.map(from_wire)
+    Ok(from_wire(transport.call(Errand::Read, request, send).await?)?)
 }
 
-fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
+fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
     let warm_up = wire.warm_up.unwrap_or_default();
     let token = wire.token.unwrap_or_default();
     let store = wire.store.unwrap_or_default();
     let keyring = wire.keyring.unwrap_or_default();
-    SiteStatus {
+    Ok(SiteStatus {
         site: wire.site,
         domain_id: hex::encode(&wire.domain_id),
         version: wire.version,
@@ -165,7 +168,8 @@ fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
             damaged_records: keyring.damaged_records,
         },
         faults: wire.faults,
-    }
+        standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
+    })
 }
 
 /// Asks for the enrolment of another site.
@@ -185,6 +189,6 @@ pub(crate) async fn enrol(
         fingerprint: fingerprint.0.to_vec().into(),
         replace,
     };
-    let reply = transport.call(Safety::Once, request, send).await?;
+    let reply = transport.call(Errand::Write, request, send).await?;
     Ok(SignedEnrolment::decode(&reply.bundle).map_err(ProtocolError::Bundle)?)
 }

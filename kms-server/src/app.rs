@@ -16,6 +16,7 @@ mod runtime;
 mod serve;
 mod token;
 mod trust;
+mod two_sites;
 
 pub use check::check;
 pub use fault::Fault;

@@ -32,6 +32,7 @@ fn row(method: Method) -> Row {
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
+    const EPOCH_MOVED: (Code, &str) = (Code::Aborted, "EPOCH_MOVED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
         Method::CipheringDecryptBatch => (&[Hes], DONE),
@@ -61,6 +62,8 @@ fn row(method: Method) -> Row {
         | Method::ReplicationProveBlocks
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+        // No site is in epoch 0.
+        Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
@@ -95,7 +98,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus
-        | Method::SiteEnrolPeer => true,
+        | Method::SiteEnrolPeer
+        | Method::SitePromote
+        | Method::SiteDemote => true,
     }
 }
 

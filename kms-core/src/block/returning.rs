@@ -3,11 +3,14 @@
 //! one epoch, and never without the signed promotion.
 //!
 //! Nothing is merged and nothing is dropped here: people decide about what was set aside. Two states don't wait for
-//! them: [`withdrawn`] keys are to be withdrawn at contact.
+//! them: [`withdrawn`] keys are to be withdrawn at contact. Nor does a counter line that was [`raised`].
 
 use std::collections::BTreeSet;
 
-use crate::{Epoch, Head, KeyId, KeyState, MeterRecord, Position, Record, RecordKey, StoredRecord};
+use crate::{
+    Epoch, Head, KeyId, KeyState, MeterRecord, Position, Record, RecordKey, StoredRecord,
+    counters::Line,
+};
 
 use super::{lineage::Lineage, verified::Verified};
 
@@ -140,12 +143,24 @@ pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
     let state = |key: &crate::KeyRecord| match set_aside {
         Record::Meter(ours) => state_in(ours, key),
         Record::Tombstone(ours) => former_state(&ours.keys, key),
+        Record::Line(_) => None,
     };
     let withdrawn = |key: &crate::KeyRecord| {
         let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
         (key.state < state).then_some(Withdrawn { key: key.id, state })
     };
     theirs.keys.iter().filter_map(withdrawn).collect()
+}
+
+/// The counter line that the peer has to write before it transmits on it, if the one that was set aside is higher: offsets
+/// merge by maximum, whatever is decided of the rest. A peer that was restored would repeat counters else.
+pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
+    let Record::Line(ours) = set_aside else { return None };
+    let merged = match theirs {
+        Some(Record::Line(theirs)) if theirs.name == ours.name => theirs.merged(ours),
+        _ => *ours,
+    };
+    (theirs != Some(&Record::Line(merged))).then_some(merged)
 }
 
 fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {

@@ -9,13 +9,15 @@ use super::{
     BlockMark,
     accepting::{Accepted, NotAccepted, PeersBlock, accept},
     lineage::Lineage,
-    returning::{NotReturned, Return, Withdrawn, bring_back, withdrawn},
+    returning::{NotReturned, Return, Withdrawn, bring_back, raised, withdrawn},
     rules_tests::{BLOCK, EPOCH, empty, gone, keys, meter, three, title, verify, write_in},
     verified::Verified,
 };
 use crate::{
     BlockNo, Epoch, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind, KeyRecord, KeyState,
-    Protection, Record, RecordKey, SecuritySetup, StoredRecord, record::Tombstone,
+    Protection, Record, RecordKey, SecuritySetup, StoredRecord, SystemTitle,
+    counters::{Line, LineName, Offset},
+    record::Tombstone,
 };
 
 /// The epoch that the other site was promoted to.
@@ -224,6 +226,18 @@ fn a_meter_that_we_deleted_with_a_compromised_key_withdraws_its_value_at_the_pee
     let theirs = with(&[(1, KeyState::Active), (2, KeyState::Active)]);
     let withdraw = Withdrawn { key: KeyId([1; 16]), state: KeyState::Compromised };
     assert_eq!(withdrawn(&ours, &theirs), [withdraw]);
+}
+
+#[test]
+fn invariant_3_a_line_that_was_set_aside_raises_the_one_that_stands() {
+    let name = LineName { fingerprint: Fingerprint([7; 16]), originator: SystemTitle::new([9; 8]) };
+    let line = |offset| Line { name, offset: Offset::new(offset) };
+    let of = |offset| Record::Line(line(offset));
+    assert_eq!(raised(&of(4), Some(&of(2))), Some(line(4)));
+    assert_eq!(raised(&of(4), None), Some(line(4)));
+    assert_eq!(raised(&of(4), Some(&Record::Line(Line::undeclared(name)))), Some(line(4)));
+    assert_eq!((raised(&of(2), Some(&of(4))), raised(&of(4), Some(&of(4)))), (None, None));
+    assert_eq!(raised(&meter(1, 0), None), None);
 }
 
 /// A change of one of eight meters.

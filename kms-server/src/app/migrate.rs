@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
-    keyring::{Below, Keyring, founding::make_blocks},
+    keyring::{Below, Keyring, SiteRole, founding::make_blocks},
     store::{
         AuditedStore, BlockChange, Founding, StoreError,
         sites::{BlockAdoption, Divergent, RoleStep},
@@ -100,6 +100,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
         store: store.clone(),
         clock: Arc::new(SystemClock::new()),
         freshness: Arc::new(Freshness::default()),
+        role: Arc::new(SiteRole::unknown(&domain)),
     };
     let keyring = Keyring::new(config.keyring, domain.clone(), below, Arc::new(NoCommits));
     let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;

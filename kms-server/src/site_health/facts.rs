@@ -43,6 +43,8 @@ pub struct Facts {
     pub audit_fault: Option<String>,
     /// The faults, now or soon, of this server's certificate and of its clients' revocation lists.
     pub certificate_faults: Vec<String>,
+    /// What is wrong between this site and the other one.
+    pub replication_faults: Vec<String>,
 }
 
 /// Of the database.
@@ -100,6 +102,7 @@ impl Looks {
             keyring: self.keyring.status(),
             audit_fault: self.audit.status().fault,
             certificate_faults: Vec::new(),
+            replication_faults: Vec::new(),
         }
     }
 }

@@ -6,7 +6,9 @@ use super::{
     BlockChange, ChainLink, StoreError,
     sites::{BlockAdoption, RoleRow, RoleStep},
 };
-use kms_core::{BlockNo, Head, Position, RecordKey, Sequence, audit::AuditEvent};
+use kms_core::{
+    BlockNo, Head, Position, RecordKey, Sequence, audit::AuditEvent, site::role::RoleRecord,
+};
 
 /// A block stands in a commit once.
 pub const BLOCK_ONCE: &str = "a block stands in a commit only once";
@@ -105,7 +107,7 @@ pub fn check_role(step: &RoleStep) -> Result<(), StoreError> {
             return broken(head.block, ROLE_BLOCKS);
         }
     }
-    let RoleStep { expected, now, record, blocks, table } = step;
+    let RoleStep { expected, now, record, blocks, table, .. } = step;
     let first = BlockNo(0);
     if now.writes == blocks.is_empty() {
         return broken(first, ROLE_BLOCKS);
@@ -129,6 +131,7 @@ pub fn check_role(step: &RoleStep) -> Result<(), StoreError> {
 /// [`StoreError::Conflict`] if one is not where it is expected.
 pub fn check_promoted(
     blocks: &[BlockChange],
+    left: &[BlockNo],
     there: &BTreeMap<BlockNo, Head>,
 ) -> Result<(), StoreError> {
     for BlockChange { expected, head, .. } in blocks {
@@ -140,9 +143,23 @@ pub fn check_promoted(
             return Err(StoreError::Rule { block, rule: ROLE_RECORDS });
         }
     }
-    let changed: BTreeSet<BlockNo> = blocks.iter().map(|change| change.head.block).collect();
+    let changed = blocks.iter().map(|change| change.head.block);
+    let changed: BTreeSet<BlockNo> = changed.chain(left.iter().copied()).collect();
     match there.keys().find(|block| !changed.contains(block)) {
         Some(block) => Err(StoreError::Rule { block: *block, rule: ROLE_BLOCKS }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a site which ends its epoch tells the states that are there: what was committed meanwhile is in none of
+/// them. [`StoreError::Conflict`] else.
+pub fn check_ended(record: &RoleRecord, there: &BTreeMap<BlockNo, Head>) -> Result<(), StoreError> {
+    let is_told = |head: &Head| {
+        let told = record.found(head.block).map(|mark| (mark.position, mark.digest));
+        told == Some((head.position, head.digest))
+    };
+    match there.values().find(|head| !is_told(head)) {
+        Some(head) => Err(StoreError::Conflict(head.block)),
         None => Ok(()),
     }
 }

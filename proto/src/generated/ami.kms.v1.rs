@@ -4102,8 +4102,10 @@ pub struct GetStatusResponse {
     /// What is wrong now, in sentences; empty: nothing known.
     #[prost(string, repeated, tag = "11")]
     pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Absent at a single site.
     #[prost(message, optional, tag = "12")]
+    pub standing: ::core::option::Option<SiteStanding>,
+    /// Absent at a single site.
+    #[prost(message, optional, tag = "13")]
     pub replication: ::core::option::Option<ReplicationStatus>,
 }
 /// The other site, and how far it is in step.
@@ -4112,23 +4114,20 @@ pub struct ReplicationStatus {
     /// The peer's name, as this site's configuration says.
     #[prost(string, tag = "1")]
     pub peer: ::prost::alloc::string::String,
-    /// This site changes blocks, in `epoch` above.
-    #[prost(bool, tag = "2")]
-    pub writes: bool,
     /// The highest epoch that the peer named; 0: it was not heard of.
-    #[prost(uint64, tag = "3")]
+    #[prost(uint64, tag = "2")]
     pub peer_epoch: u64,
     /// The release of the peer; empty: it was not heard of.
-    #[prost(string, tag = "4")]
+    #[prost(string, tag = "3")]
     pub peer_release: ::prost::alloc::string::String,
     /// Milliseconds since the peer was last heard of; absent: never since this server started.
-    #[prost(uint64, optional, tag = "5")]
+    #[prost(uint64, optional, tag = "4")]
     pub heard_ms: ::core::option::Option<u64>,
     /// What this server does as one that follows; absent: it follows nobody.
-    #[prost(message, optional, tag = "6")]
+    #[prost(message, optional, tag = "5")]
     pub following: ::core::option::Option<FollowingStatus>,
     /// Absent at a site that does not write.
-    #[prost(message, optional, tag = "7")]
+    #[prost(message, optional, tag = "6")]
     pub readiness: ::core::option::Option<ReadinessStatus>,
 }
 /// Taking over of the peer's changes.
@@ -4179,6 +4178,58 @@ pub struct ReadinessStatus {
     /// What failed, in sentences; at most 16.
     #[prost(string, repeated, tag = "5")]
     pub failures: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A site's role, and the epoch that goes with it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteStanding {
+    #[prost(enumeration = "SiteRole", tag = "1")]
+    pub role: i32,
+    /// The highest epoch that the site knows of: the one that the primary writes in.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Whether this site takes changes now.
+    #[prost(bool, tag = "3")]
+    pub writes: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromoteRequest {
+    /// The epoch that GetStatus of this site says: if it is another one by now, nothing is done.
+    #[prost(uint64, tag = "1")]
+    pub expected_epoch: u64,
+    /// The primary is lost, or cut off: it has not been demoted. What it wrote and this site has not comes back
+    /// as divergence when it does.
+    #[prost(bool, tag = "2")]
+    pub primary_is_lost: bool,
+    /// This site was restored from a backup, or rebuilt: the highest epoch that its peer, a coordinator or two
+    /// people name. It takes one above that, even where it writes.
+    #[prost(uint64, optional, tag = "3")]
+    pub above_epoch: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromoteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub standing: ::core::option::Option<SiteStanding>,
+    /// Blocks of which nothing is known: they stay as they are, and take no change.
+    #[prost(message, repeated, tag = "2")]
+    pub left: ::prost::alloc::vec::Vec<BlockLeft>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockLeft {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DemoteRequest {
+    /// As in PromoteRequest.
+    #[prost(uint64, tag = "1")]
+    pub expected_epoch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DemoteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub standing: ::core::option::Option<SiteStanding>,
 }
 /// Opening blocks in the background after start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4257,6 +4308,46 @@ pub struct KeyringStatus {
     /// Records that are not what was written, in blocks that were read so far.
     #[prost(uint64, tag = "5")]
     pub damaged_records: u64,
+}
+/// What a site is in its key domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SiteRole {
+    Unspecified = 0,
+    /// It writes.
+    Primary = 1,
+    /// It follows the site that writes, and can be promoted.
+    Secondary = 2,
+    /// It was the primary, and another site was promoted since.
+    Fenced = 3,
+    /// It follows, and is never promoted.
+    Replica = 4,
+}
+impl SiteRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SITE_ROLE_UNSPECIFIED",
+            Self::Primary => "PRIMARY",
+            Self::Secondary => "SECONDARY",
+            Self::Fenced => "FENCED",
+            Self::Replica => "REPLICA",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SITE_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PRIMARY" => Some(Self::Primary),
+            "SECONDARY" => Some(Self::Secondary),
+            "FENCED" => Some(Self::Fenced),
+            "REPLICA" => Some(Self::Replica),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod site_client {
@@ -4361,6 +4452,47 @@ pub mod site_client {
             req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// This site begins to write, in the next epoch of its parity.
+        pub async fn promote(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PromoteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PromoteResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/Promote");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "Promote"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// This site ends its epoch, so that the other one can be promoted without a loss.
+        pub async fn demote(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DemoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DemoteResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/Demote");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "Demote"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Enrols another site of this key domain. Its token gets the sealed KEKs and the blocks' secrets, wrapped for
         /// it alone; this site knows its keys from then on.
         pub async fn enrol_peer(
@@ -4408,6 +4540,16 @@ pub mod site_server {
             tonic::Response<super::GetStatusResponse>,
             tonic::Status,
         >;
+        /// This site begins to write, in the next epoch of its parity.
+        async fn promote(
+            &self,
+            request: tonic::Request<super::PromoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::PromoteResponse>, tonic::Status>;
+        /// This site ends its epoch, so that the other one can be promoted without a loss.
+        async fn demote(
+            &self,
+            request: tonic::Request<super::DemoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DemoteResponse>, tonic::Status>;
         /// Enrols another site of this key domain. Its token gets the sealed KEKs and the blocks' secrets, wrapped for
         /// it alone; this site knows its keys from then on.
         async fn enrol_peer(
@@ -4522,6 +4664,92 @@ pub mod site_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/Promote" => {
+                    #[allow(non_camel_case_types)]
+                    struct PromoteSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::PromoteRequest>
+                    for PromoteSvc<T> {
+                        type Response = super::PromoteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PromoteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::promote(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PromoteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/Demote" => {
+                    #[allow(non_camel_case_types)]
+                    struct DemoteSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::DemoteRequest>
+                    for DemoteSvc<T> {
+                        type Response = super::DemoteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DemoteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::demote(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DemoteSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

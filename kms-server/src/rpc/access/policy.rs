@@ -73,6 +73,8 @@ impl Verb {
             | Self::SetPolicy
             | Self::ImportMeters
             | Self::GetImportKey
+            | Self::Promote
+            | Self::Demote
             | Self::EnrolPeer => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
@@ -361,10 +363,8 @@ mod tests {
             Role::Hes => service == "Ciphering",
             Role::AmiAdmin => {
                 service == "Meters"
-                    || matches!(
-                        verb,
-                        Verb::GetStatus | Verb::EnrolPeer | Verb::ListEvents | Verb::ListApprovals
-                    )
+                    || service == "Site"
+                    || matches!(verb, Verb::ListEvents | Verb::ListApprovals)
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
@@ -474,7 +474,7 @@ mod tests {
         for verb in Verb::GRANTABLE {
             let refused = dual(&all, verb.name()).err();
             let due = match verb.name().split('/').next().unwrap() {
-                "Ciphering" => Some(PolicyError::DualMachine(*verb)),
+                "Ciphering" | "Replication" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
                 _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),

@@ -95,6 +95,10 @@ verbs! {
     ListRoleRecords = ReplicationListRoleRecords;
     /// Look at the site.
     GetStatus = SiteGetStatus;
+    /// Make the site the one that writes.
+    Promote = SitePromote;
+    /// End the site's epoch.
+    Demote = SiteDemote;
     /// Let another site join.
     EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.

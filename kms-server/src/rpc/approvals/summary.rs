@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, EnrolPeerRequest,
-    GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest, ListMetersRequest,
-    MeterPolicy, MinimumProtection, NewKey, ProtectionLevel, ReadmitMeterRequest, SealedHeader,
-    SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
+    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
+    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
+    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -72,6 +72,17 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         }
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
+        }),
+        Verb::Promote => {
+            read(message, |PromoteRequest { expected_epoch, primary_is_lost, above_epoch }| {
+                let lost = if primary_is_lost { ", its primary being lost" } else { "" };
+                let above =
+                    above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
+                line(format!("promote this site in epoch {expected_epoch}{lost}{above}"))
+            })
+        }
+        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
+            line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::EnrolPeer => read(message, |EnrolPeerRequest { request, fingerprint, replace }| {
             let site = SignedRequest::decode(&request).map(|signed| signed.request);

@@ -132,9 +132,12 @@ pub(super) async fn change(
     if there != step.expected {
         return Err(StoreError::NotWriter(there).into());
     }
+    if step.ends_our_epoch() {
+        rules::check_ended(&step.record.record, &lock_all_heads(connection).await?)?;
+    }
     if !step.blocks.is_empty() {
         let there = lock_all_heads(connection).await?;
-        rules::check_promoted(&step.blocks, &there)?;
+        rules::check_promoted(&step.blocks, &step.left, &there)?;
         let heads: Vec<&Head> = step.blocks.iter().map(|change| &change.head).collect();
         write::put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
         write::notify(connection, &heads).await?;

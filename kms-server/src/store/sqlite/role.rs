@@ -109,11 +109,16 @@ pub(super) async fn change(
     if there != step.expected {
         return Err(StoreError::NotWriter(there).into());
     }
+    if step.ends_our_epoch() {
+        let there = read::heads(connection).await?;
+        let there = there.into_iter().map(|head| (head.block, head)).collect();
+        rules::check_ended(&step.record.record, &there)?;
+    }
     if !step.blocks.is_empty() {
         let there = read::heads(connection).await?;
         let there: BTreeMap<BlockNo, Head> =
             there.into_iter().map(|head| (head.block, head)).collect();
-        rules::check_promoted(&step.blocks, &there)?;
+        rules::check_promoted(&step.blocks, &step.left, &there)?;
         let heads: Vec<&Head> = step.blocks.iter().map(|change| &change.head).collect();
         write::put_heads(connection, &heads).await?;
     }
