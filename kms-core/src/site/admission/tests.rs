@@ -40,7 +40,11 @@ fn token(epoch: u64) -> &'static Token {
 }
 
 fn writers() -> Writers {
-    Writers { even: Some(TOKENS[0].public()), odd: Some(TOKENS[1].public()) }
+    writers_of(true)
+}
+
+fn writers_of(even: bool) -> Writers {
+    Writers { even: Some(TOKENS[0].public()), odd: Some(TOKENS[1].public()), own: Some(even) }
 }
 
 /// The domain as the site of this parity has it.
@@ -96,7 +100,7 @@ fn shown_to_two(
     two_people: bool,
 ) -> Result<Admitted, NotAdmitted> {
     let known: Vec<&RoleRecord> = known.iter().map(|known| &known.record).collect();
-    let view = View { domain: &domain(even), known: &known, writers: &writers() };
+    let view = View { domain: &domain(even), known: &known, writers: &writers_of(even) };
     admit(&view, new, two_people)
 }
 
@@ -142,6 +146,16 @@ fn a_replicas_signature_is_nobodys() {
     let usurped = [peer(PeerKind::Even, &TOKENS[2]), peer(PeerKind::Odd, &TOKENS[1])];
     let own = Writers::of_peers(&usurped).with_own(&domain(true), TOKENS[0].public());
     assert_eq!(own.even, Some(TOKENS[0].public()), "our own parity is ours");
+}
+
+#[test]
+fn a_replica_follows_whoever_is_promoted_and_no_record_is_its_own() {
+    let writers = Writers { own: None, ..writers() };
+    for (epoch, even) in [(3, false), (4, false), (3, true), (4, true)] {
+        let view = View { domain: &domain(even), known: &[] as &[RoleRecord], writers: &writers };
+        let admitted = admit(&view, &promotion(epoch, 2), false);
+        assert_eq!(admitted, news(Role::Replica, epoch, true));
+    }
 }
 
 #[test]
