@@ -16,6 +16,7 @@ use crate::call::{CallError, ProtocolError};
 use crate::flow::{Bounds, Flow, Results, start};
 use crate::link::Link;
 use crate::records::MeterRecord;
+use crate::sites::Errand;
 use crate::stubs;
 use crate::transport::Transport;
 
@@ -189,6 +190,8 @@ struct Importing {
 }
 
 impl Flow for Importing {
+    const ERRAND: Errand = Errand::AtPrimary;
+
     type Item = MeterRecord;
     /// The lines without a result, oldest first.
     type Pending = VecDeque<v1::ImportLine>;
@@ -277,7 +280,7 @@ mod tests {
     fn reply(lines: &[u64]) -> v1::ImportMetersResponse {
         let result =
             |line: &u64| v1::ImportResult { line: *line, outcome: 3, ..Default::default() };
-        v1::ImportMetersResponse { results: lines.iter().map(result).collect() }
+        v1::ImportMetersResponse { results: lines.iter().map(result).collect(), replicated: 0 }
     }
 
     fn accept(

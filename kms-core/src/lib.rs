@@ -8,6 +8,7 @@ pub mod audit;
 pub mod block;
 pub mod codec;
 pub mod counters;
+pub mod enrolment;
 pub mod following;
 pub mod freshness;
 pub mod key;

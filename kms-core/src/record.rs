@@ -172,7 +172,7 @@ pub struct RecordTooLong {
 }
 
 /// Raised when the layout below changes. Records of [`FIRST_SCHEMA`] stand until their next change.
-const SCHEMA: u8 = 2;
+pub const SCHEMA: u8 = 2;
 /// Without former keys, marks of changes and readmissions; a tombstone's fingerprints without their use.
 const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;

@@ -26,6 +26,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("audit", 20),
     ("keyring", 20),
     ("ciphering", 30),
+    ("enrolment", 30),
     ("lifecycle", 30),
     ("replication", 30),
     ("site_health", 30),
@@ -40,8 +41,8 @@ const FLOORS: &[(&str, u8)] = &[
 const DOORS: &[(&str, &str)] = &[
     ("cryptoki", "hsm/"),
     ("cryptoki_sys", "hsm/"),
-    ("rsa", "hsm/memory/"),
-    ("sha1", "hsm/memory/"),
+    ("rsa", "hsm/"),
+    ("sha1", "hsm/"),
     ("sqlx", "store/"),
     ("hyper", "rpc/"),
     ("hyper_util", "rpc/"),

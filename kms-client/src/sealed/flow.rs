@@ -14,6 +14,7 @@ use crate::{
     flow::{Flow, Results, start},
     import::{self, ImportResult, ImportRules},
     link::Link,
+    sites::Errand,
     stubs,
     transport::Transport,
 };
@@ -41,6 +42,8 @@ struct Pending {
 }
 
 impl Flow for Importing {
+    const ERRAND: Errand = Errand::AtPrimary;
+
     type Item = SealedPart;
     type Pending = Pending;
     type Message = v1::ImportMetersRequest;

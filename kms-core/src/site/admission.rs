@@ -155,6 +155,24 @@ pub fn admit<R: Borrow<RoleRecord>>(
     Ok(Admitted::News(if is_replica { standing.of_replica() } else { standing }))
 }
 
+/// Verifies role records as our own database has them, in their places: each is signed by the site that its epoch belongs
+/// to, and follows one before it.
+pub fn verify(
+    domain: &DomainRecord,
+    writers: &Writers,
+    stored: &[SignedRoleRecord],
+) -> Result<(), NotAdmitted> {
+    for (at, signed) in stored.iter().enumerate() {
+        let before = stored.get(..at).unwrap_or_default();
+        check_itself(domain, writers, signed)?;
+        check_descent(domain, before, &signed.record)?;
+        if before.last().is_some_and(|last| last.record.place() >= signed.record.place()) {
+            return Err(NotAdmitted::Contradicts(signed.record.epoch));
+        }
+    }
+    Ok(())
+}
+
 fn check_itself(
     domain: &DomainRecord,
     writers: &Writers,

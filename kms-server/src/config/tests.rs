@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::rpc::{CallerName, Role, Verb};
 
+mod peer;
+
 const EXAMPLE: &str = include_str!("../../../deploy/kms.toml");
 
 /// A directory with the example in it, its paths moved there, and a PIN.
@@ -107,6 +109,7 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
             || setting.contains("\"provisioning\"")
             || setting.contains("public_key =")
             || of_postgresql(setting)
+            || peer::of_peer(setting)
         {
             continue; // Moved by the test; the other of two; moved; not a default.
         }

@@ -100,7 +100,13 @@ pub enum LifecycleError {
 
 impl From<KeyringError> for LifecycleError {
     fn from(error: KeyringError) -> Self {
-        let reason = error.to_string();
+        Self::of_keyring(&error, error.to_string())
+    }
+}
+
+impl LifecycleError {
+    /// The error of a block, told as `reason`.
+    pub(crate) fn of_keyring(error: &KeyringError, reason: String) -> Self {
         match error {
             KeyringError::Store(error) => Self::of_store(error, reason),
             KeyringError::Token { said: TokenError::Refused { .. }, .. }
@@ -116,10 +122,9 @@ impl From<KeyringError> for LifecycleError {
             KeyringError::TooLong(_) | KeyringError::NotWrapped { .. } => Self::OurFault { reason },
         }
     }
-}
 
-impl LifecycleError {
-    fn of_store(error: StoreError, reason: String) -> Self {
+    /// The error of the database, told as `reason`.
+    pub(crate) fn of_store(error: &StoreError, reason: String) -> Self {
         match error {
             StoreError::Conflict(_) | StoreError::Taken { .. } => Self::Busy,
             StoreError::ReadOnly => Self::ReadOnly,

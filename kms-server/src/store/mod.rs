@@ -10,6 +10,7 @@ pub mod postgres;
 pub mod rules;
 pub mod sites;
 pub mod sqlite;
+mod work;
 
 use async_trait::async_trait;
 
@@ -113,9 +114,14 @@ pub enum IndexEntry {
         meter_id: MeterId,
         /// Of all key versions that have one.
         fingerprints: Vec<Fingerprint>,
+        /// Of keys that it had before it was deleted and readmitted.
+        former: Vec<Fingerprint>,
     },
     /// A tombstone: its id finds it no more. Its fingerprints stay.
-    Tombstone,
+    Tombstone {
+        /// Of the keys that it had.
+        former: Vec<Fingerprint>,
+    },
     /// No meter: nothing to find.
     Nothing,
 }
@@ -165,6 +171,16 @@ impl Founding {
         table: SignedHeadTable,
     ) -> Self {
         Self { domain, blocks, table, role_records: Vec::new(), peers: Vec::new() }
+    }
+
+    /// The role that the site begins with. One that joins others does not write, whatever its parity: what
+    /// it founds is the beginning, and the others are beyond that.
+    fn role(&self) -> RoleRow {
+        let begins = RoleRow::founding(&self.domain);
+        let newest = self.role_records.iter().map(|record| record.record.epoch).max();
+        let joins = newest.is_some() || !self.peers.is_empty();
+        let epoch = newest.map_or(begins.epoch, |newest| newest.max(begins.epoch));
+        RoleRow { epoch, writes: begins.writes && !joins }
     }
 }
 
@@ -251,11 +267,6 @@ pub struct ChainLink<'a> {
     pub events: &'a [StoredEvent],
 }
 
-/// Scaffold of this branch: goes when both stores have it.
-fn later<T>() -> Result<T, StoreError> {
-    Err(StoreError::Damaged("not there yet".to_owned()))
-}
-
 /// Reading.
 #[async_trait]
 pub trait ReadStore: Send + Sync + 'static {
@@ -323,20 +334,14 @@ pub trait ReadStore: Send + Sync + 'static {
     }
 
     /// This site's role, as the database says. Cheap: asked at each poll.
-    async fn role(&self) -> Result<RoleRow, StoreError> {
-        later()
-    }
+    async fn role(&self) -> Result<RoleRow, StoreError>;
 
     /// All role records of the domain, in the order of their epochs, a promotion before the demotion from it.
     /// Not verified.
-    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
-        later()
-    }
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError>;
 
     /// The other sites that were enrolled, in order of their names. Not verified.
-    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
-        later()
-    }
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError>;
 
     /// The block's head, and its records that changed after this position; `None` if there is no such block.
     /// Both of one moment.
@@ -344,23 +349,17 @@ pub trait ReadStore: Send + Sync + 'static {
         &self,
         block: BlockNo,
         after: Position,
-    ) -> Result<Option<BlockChanges>, StoreError> {
-        later()
-    }
+    ) -> Result<Option<BlockChanges>, StoreError>;
 
     /// Records that were set aside, by block, key and position, after this one; at most `limit`.
     async fn divergence(
         &self,
         after: Option<(BlockNo, RecordKey, Position)>,
         limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        later()
-    }
+    ) -> Result<Vec<Divergent>, StoreError>;
 
     /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
-    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
-        later()
-    }
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;
 
     /// Ends all connections. Everything acknowledged is on disk already.
     async fn close(&self) {}
@@ -435,29 +434,21 @@ pub trait WriteStore: ReadStore + AuditStore {
         &self,
         adoptions: &[BlockAdoption],
         audit: ChainLink<'_>,
-    ) -> Result<(), StoreError> {
-        later()
-    }
+    ) -> Result<(), StoreError>;
 
     /// The site's role changes: no commit is under way meanwhile, and none that began before is accepted
     /// after it in another role or epoch.
-    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
-        later()
-    }
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError>;
 
     /// A peer is enrolled, or enrolled anew: its keys replace the former ones.
-    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
-        later()
-    }
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError>;
 
     /// Divergent records become known, or are decided about. The same twice changes nothing.
     async fn put_divergence(
         &self,
         divergent: &[Divergent],
         audit: ChainLink<'_>,
-    ) -> Result<(), StoreError> {
-        later()
-    }
+    ) -> Result<(), StoreError>;
 
     /// Ends when the disk below this process has failed, and says how: the process is to stop then,
     /// since what it acknowledged may be lost. Never ends where the disk is another process's, which
@@ -483,30 +474,19 @@ pub trait AuditedStore: Send + Sync + 'static {
         &self,
         adoptions: Vec<BlockAdoption>,
         entries: Vec<AuditEntry>,
-    ) -> Result<(), StoreError> {
-        later()
-    }
+    ) -> Result<(), StoreError>;
 
     /// As [`WriteStore::change_role`]. Runs to its end even if the future is dropped.
-    async fn change_role(
-        &self,
-        step: RoleStep,
-        entries: Vec<AuditEntry>,
-    ) -> Result<(), StoreError> {
-        later()
-    }
+    async fn change_role(&self, step: RoleStep, entries: Vec<AuditEntry>)
+    -> Result<(), StoreError>;
 
     /// As [`WriteStore::put_peer`]. Runs to its end even if the future is dropped.
-    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
-        later()
-    }
+    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError>;
 
     /// As [`WriteStore::put_divergence`]. Runs to its end even if the future is dropped.
     async fn put_divergence(
         &self,
         divergent: Vec<Divergent>,
         entries: Vec<AuditEntry>,
-    ) -> Result<(), StoreError> {
-        later()
-    }
+    ) -> Result<(), StoreError>;
 }

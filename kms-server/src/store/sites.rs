@@ -5,8 +5,10 @@ use async_trait::async_trait;
 
 use super::{BlockChange, RecordChange, SealedSecret, StoreError};
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, RecordKey, StoredRecord, block::BlockMark,
-    freshness::SignedHeadTable, site::role::SignedRoleRecord,
+    BlockNo, DomainRecord, Epoch, Head, Numbered as _, RecordKey, StoredRecord,
+    block::BlockMark,
+    freshness::SignedHeadTable,
+    site::role::{RoleChange, SignedRoleRecord},
 };
 
 /// The role as the database has it. Not authentic: signed role records are the truth, and this is their copy,
@@ -37,8 +39,22 @@ pub struct RoleStep {
     pub record: SignedRoleRecord,
     /// For a promotion of our own: the heads of all blocks in the new epoch, without records.
     pub blocks: Vec<BlockChange>,
+    /// For such a promotion: blocks of which nothing is known, and which stay as they are.
+    pub left: Vec<BlockNo>,
     /// With them, the number of the head table that is there, and the table over the new heads.
     pub table: Option<(Option<u64>, SignedHeadTable)>,
+}
+
+impl RoleStep {
+    /// A change of role by which this site does not begin to write.
+    pub const fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
+        Self { expected, now, record, blocks: Vec::new(), left: Vec::new(), table: None }
+    }
+
+    /// Whether a site that wrote ends to by its own demotion.
+    pub fn ends_our_epoch(&self) -> bool {
+        self.expected.writes && self.record.record.change == RoleChange::Demotion
+    }
 }
 
 /// A block as a peer has it, taken over as it is: numbers and MACs are the peer's.
@@ -89,6 +105,14 @@ kms_core::numbered! {
         Merged = 1 "MERGED",
         /// Nothing of it is used.
         Discarded = 2 "DISCARDED",
+    }
+}
+
+impl Resolution {
+    /// The decision as a database keeps it.
+    pub(super) fn kept(number: i64) -> Result<Self, StoreError> {
+        let known = u8::try_from(number).ok().and_then(Self::from_number);
+        known.ok_or_else(|| StoreError::Damaged(format!("there is no resolution {number}")))
     }
 }
 

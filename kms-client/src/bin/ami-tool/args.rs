@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// Call it this instead of something random: 1 to 64 letters, digits, `-`, `_`, `.` and `:`
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) request_id: Option<RequestId>,
+    /// Ask this site alone, as the client's configuration calls it
+    #[arg(long, global = true, value_name = "SITE")]
+    pub(crate) site: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -111,11 +114,83 @@ pub(crate) struct Approve {
 
 #[derive(Subcommand)]
 pub(crate) enum SiteCommand {
-    /// Show warm-up, token, store, keyring and faults
+    /// Show role, warm-up, token, store, keyring and faults of each site
     Status,
+    /// Make a site the one that writes
+    Promote(Promote),
+    /// End the epoch of the site that writes; nobody writes then until a site is promoted
+    Demote(Demote),
+    /// Demote the primary and promote the other site, in order: nothing is lost. To do it again goes on where
+    /// it stopped
+    Switchover(Switchover),
     /// Fetch the key that import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before using it
     ImportKey(ImportKey),
+    /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
+    /// site that writes. Writes the bundle for it
+    Enrol(Enrol),
+}
+
+#[derive(Args)]
+pub(crate) struct Enrol {
+    /// The join request, as `kms-server init --join --request` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request: PathBuf,
+    /// Its fingerprint, as somebody at the joining site read it out
+    #[arg(long, value_name = "HEX")]
+    pub(crate) fingerprint: String,
+    /// Write the bundle for the joining site to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The site is known already, lost its token, and comes back with new keys
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Promote {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// The primary is lost or cut off, and was not demoted: what it wrote alone comes back as divergence
+    #[arg(long)]
+    pub(crate) primary_is_lost: bool,
+    /// The site was restored or rebuilt: take an epoch above this one, the highest that its peer, a coordinator or two
+    /// people name
+    #[arg(long, value_name = "N")]
+    pub(crate) above_epoch: Option<u64>,
+    /// Refuse if the highest epoch that the site knows of is another one
+    #[arg(long, value_name = "N")]
+    pub(crate) expected_epoch: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Demote {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// Refuse if the epoch that the site writes in is another one
+    #[arg(long, value_name = "N")]
+    pub(crate) expected_epoch: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Switchover {
+    /// The site that is to write, as the client's configuration calls it
+    #[arg(value_name = "SITE")]
+    pub(crate) to: String,
+    /// Wait so long for it to have all that the primary left
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) wait: u64,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Args)]

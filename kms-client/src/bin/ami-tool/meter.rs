@@ -1,7 +1,7 @@
 //! `meter create | get | list | delete | readmit | set-policy | bury`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::io::{self, Read};
 use std::path::Path;
 
 use futures_util::StreamExt as _;
@@ -13,6 +13,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::args::{Bury, Create, Delete, Get, List, MeterCommand, Readmit, SetPolicy};
+use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::import;
 use crate::text::{block, date, say, say_json};
@@ -196,19 +197,6 @@ async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<E
         say(&described(&meter))?;
     }
     Ok(Exit::Good)
-}
-
-/// Asks whoever sits at the terminal to type the name once more.
-fn confirmed(name: &str, question: &str) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("nobody can be asked here; say --yes to go on without asking"));
-    }
-    let failed = |error: io::Error| Failure::files(format!("the terminal: {error}"));
-    let mut terminal = io::stderr();
-    write!(terminal, "{question}").and_then(|()| terminal.flush()).map_err(failed)?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(failed)?;
-    Ok(answer.trim() == name)
 }
 
 /// A meter for people.

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, GetMeterRequest, ImportLine,
-    ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection,
-    NewKey, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
-    VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
+    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
+    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
+    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
 use crate::rpc::access::verb::Verb;
-use kms_core::{MeterId, SystemTitle, audit::Subject};
+use kms_core::{MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
@@ -73,6 +73,26 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
         }),
+        Verb::Promote => {
+            read(message, |PromoteRequest { expected_epoch, primary_is_lost, above_epoch }| {
+                let lost = if primary_is_lost { ", its primary being lost" } else { "" };
+                let above =
+                    above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
+                line(format!("promote this site in epoch {expected_epoch}{lost}{above}"))
+            })
+        }
+        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
+            line(format!("demote this site in epoch {expected_epoch}"))
+        }),
+        Verb::EnrolPeer => read(message, |EnrolPeerRequest { request, fingerprint, replace }| {
+            let site = SignedRequest::decode(&request).map(|signed| signed.request);
+            let site = site.map_or("that can't be read".to_owned(), |request| {
+                format!("of site {:?}, {}", request.site, request.kind)
+            });
+            let anew = if replace { ", in the place of its former keys" } else { "" };
+            let fingerprint = hex::encode(&fingerprint);
+            line(format!("enrol: join request {site}{anew}, fingerprint {fingerprint}"))
+        }),
         Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
@@ -83,6 +103,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
         | Verb::ImportMeters
+        | Verb::ListBlockHeads
+        | Verb::FetchBlocks
+        | Verb::FollowChanges
+        | Verb::ProveBlocks
+        | Verb::ListRoleRecords
         | Verb::FollowEvents
         | Verb::ListApprovals
         | Verb::ApproveCall

@@ -9,14 +9,15 @@ use super::{
     audit,
     columns::{classify, number, position, record_key, signed},
     failure::WriteError,
-    index,
+    index, role, sites,
 };
 use crate::store::{
-    BlockChange, Founding, StoreError,
+    BlockChange, ChainLink, Founding, SealedSecret, StoreError,
     indexing::{self, Outcome},
     rules,
+    work::Work,
 };
-use kms_core::{BlockNo, DomainRecord, Epoch, Position, RecordKey, Sequence};
+use kms_core::{BlockNo, DomainRecord, Epoch, Head, Position, RecordKey, Sequence};
 
 /// The channel on which servers of one database tell each other what they changed.
 pub(super) const CHANNEL: &str = "ami_kms_blocks";
@@ -26,8 +27,9 @@ const NOTIFICATION_BYTES_MAX: usize = 7_999;
 
 pub(super) async fn create_domain(
     connection: &mut PgConnection,
-    domain: &DomainRecord,
-) -> Result<(), StoreError> {
+    founding: &Founding,
+) -> Result<(), WriteError> {
+    let domain = &founding.domain;
     let statement = "INSERT INTO domain \
                      (domain, blocks, site, epoch, even, canaries, created_ms, signature) \
                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
@@ -40,14 +42,13 @@ pub(super) async fn create_domain(
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
         .bind(domain.signature.as_ref().map(|signature| &signature[..]))
-        .execute(connection)
-        .await
-        .map_err(classify)?;
+        .execute(&mut *connection)
+        .await?;
     if done.rows_affected() == 1 {
-        return Ok(());
+        return role::put(connection, founding.role()).await;
     }
     let value = hex::encode(domain.domain.0);
-    Err(StoreError::Taken { what: "the place of key domain", value })
+    Err(StoreError::Taken { what: "the place of key domain", value }.into())
 }
 
 /// The record gets its signature, if it has none.
@@ -74,7 +75,13 @@ pub(super) async fn found(
     connection: &mut PgConnection,
     founding: &Founding,
 ) -> Result<(), WriteError> {
-    commit(connection, &founding.blocks).await?;
+    commit(connection, &founding.blocks, Asks::Nobody).await?;
+    for record in &founding.role_records {
+        role::add_record(connection, record).await?;
+    }
+    for peer in &founding.peers {
+        sites::put_peer(connection, peer).await?;
+    }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
     }
@@ -82,10 +89,33 @@ pub(super) async fn found(
     Err(StoreError::Taken { what: "the head table of key domain", value }.into())
 }
 
+/// Whether a commit looks at the site's role: what a domain begins with is no commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    Role,
+    Nobody,
+}
+
+/// Does `work`, which [`Work::check`] has passed.
+pub(super) async fn work(
+    connection: &mut PgConnection,
+    work: Work<'_>,
+    audit: &ChainLink<'_>,
+) -> Result<(), WriteError> {
+    match work {
+        Work::Commit(changes) => commit(connection, changes, Asks::Role).await,
+        Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
+        Work::ChangeRole(step) => role::change(connection, step).await,
+        Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
+        Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+    }
+}
+
 /// Applies `changes`, which [`rules::check`] has passed.
-pub(super) async fn commit(
+async fn commit(
     connection: &mut PgConnection,
     changes: &[BlockChange],
+    asks: Asks,
 ) -> Result<(), WriteError> {
     if changes.is_empty() {
         return Ok(());
@@ -94,27 +124,40 @@ pub(super) async fn commit(
     let mut changes: Vec<&BlockChange> = changes.iter().collect();
     changes.sort_unstable_by_key(|change| change.head.block);
     let outcome = indexing::outcome(changes.iter().copied());
-    let counts = lock_heads(connection, &changes).await?;
-    check_counts(connection, &changes, counts, &outcome).await?;
-    put_heads(connection, &changes).await?;
-    add_seals(connection, &changes).await?;
+    let counts = lock_heads(connection, &changes, asks).await?;
+    let heads: Vec<&Head> = changes.iter().map(|change| &change.head).collect();
+    check_counts(connection, &heads, counts, &outcome, &[]).await?;
+    let (new, old): (Vec<&BlockChange>, Vec<&BlockChange>) =
+        changes.iter().partition(|change| change.expected.is_none());
+    put_heads(connection, INSERT_HEADS, new.iter().map(|change| &change.head)).await?;
+    put_heads(connection, UPDATE_HEADS, old.iter().map(|change| &change.head)).await?;
+    let seals = changes.iter().map(|change| (change.head.block, &change.seals[..]));
+    add_seals(connection, seals).await?;
     put_records(connection, &outcome).await?;
     index::update(connection, &changes, &outcome).await?;
-    notify(connection, &changes).await
+    notify(connection, &heads).await
 }
 
 /// Locks the blocks that are there, and returns their record counts; `Conflict` if one is not where
-/// `changes` expect it.
+/// `changes` expect it. The role comes with the rows, in no trip of its own: it is locked since the
+/// transaction began, so that no row that was waited for is newer than what is read of it.
 async fn lock_heads(
     connection: &mut PgConnection,
     changes: &[&BlockChange],
+    asks: Asks,
 ) -> Result<BTreeMap<BlockNo, u64>, WriteError> {
-    let query = "SELECT block, epoch, sequence, count FROM blocks WHERE block = ANY($1::bigint[]) \
-                 ORDER BY block FOR UPDATE";
+    let query = "SELECT block, epoch, sequence, count, (SELECT epoch FROM role), \
+                 (SELECT writes::int::bigint FROM role) \
+                 FROM blocks WHERE block = ANY($1::bigint[]) ORDER BY block FOR UPDATE OF blocks";
     let blocks: Vec<i64> = changes.iter().map(|change| i64::from(change.head.block.0)).collect();
+    let rows = sqlx::query(query).bind(blocks).fetch_all(&mut *connection).await?;
+    if asks == Asks::Role {
+        let heads = changes.iter().map(|change| &change.head);
+        role::check_writer(connection, rows.first(), heads).await?;
+    }
     let mut found = BTreeMap::<BlockNo, (Position, u64)>::new();
-    for row in sqlx::query(query).bind(blocks).fetch_all(connection).await? {
-        found.insert(BlockNo(number(&row, 0)?), (position(&row, 1)?, number(&row, 3)?));
+    for row in &rows {
+        found.insert(BlockNo(number(row, 0)?), (position(row, 1)?, number(row, 3)?));
     }
     changes
         .iter()
@@ -130,97 +173,110 @@ async fn lock_heads(
         .collect()
 }
 
-/// Checks that each new head counts its records: those that were there, and those that are new.
+/// Checks that each new head counts its records: those that were there, less those that are `gone`, and
+/// those that are new.
 ///
 /// The old head's count is right because this was checked when it was written: counting a block's
 /// rows each time would read all of it.
-async fn check_counts(
+pub(super) async fn check_counts(
     connection: &mut PgConnection,
-    changes: &[&BlockChange],
+    heads: &[&Head],
     mut counts: BTreeMap<BlockNo, u64>,
     outcome: &Outcome<'_>,
+    gone: &[(BlockNo, RecordKey)],
 ) -> Result<(), WriteError> {
     let query = "SELECT block, key FROM records \
                  JOIN unnest($1::bigint[], $2::bytea[]) AS asked (block, key) USING (block, key)";
     let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
-    let (blocks, keys): (Vec<i64>, Vec<&[u8]>) =
-        outcome.keys().map(|(block, key)| (i64::from(block.0), key.as_bytes())).unzip();
-    for row in sqlx::query(query).bind(blocks).bind(keys).fetch_all(connection).await? {
-        new.remove(&(BlockNo(number(&row, 0)?), record_key(&row, 1)?));
+    // A block without a record has none of them: a full copy asks for nothing.
+    let may_be =
+        |(block, _): &&(BlockNo, RecordKey)| counts.get(block).is_none_or(|count| *count > 0);
+    let (blocks, keys): (Vec<i64>, Vec<&[u8]>) = outcome
+        .keys()
+        .chain(gone)
+        .filter(may_be)
+        .map(|(block, key)| (i64::from(block.0), key.as_bytes()))
+        .unzip();
+    let mut there = BTreeSet::new();
+    if !blocks.is_empty() {
+        for row in sqlx::query(query).bind(blocks).bind(keys).fetch_all(connection).await? {
+            there.insert((BlockNo(number(&row, 0)?), record_key(&row, 1)?));
+        }
     }
+    new.retain(|key| !there.contains(key));
     for (block, _) in new {
         *counts.entry(block).or_default() += 1;
     }
-    for change in changes {
-        let block = change.head.block;
-        if counts.get(&block).copied() != Some(u64::from(change.head.count)) {
-            return Err(StoreError::Rule { block, rule: rules::COUNT }.into());
+    for (block, _) in gone.iter().filter(|key| there.contains(key)) {
+        let count = counts.entry(*block).or_default();
+        *count = count.saturating_sub(1);
+    }
+    for head in heads {
+        if counts.get(&head.block).copied() != Some(u64::from(head.count)) {
+            return Err(StoreError::Rule { block: head.block, rule: rules::COUNT }.into());
         }
     }
     Ok(())
 }
 
-/// Blocks that were there are locked. One that was not may have come to be meanwhile: then it stays as
-/// it is, and this commit is the one that lost.
-async fn put_heads(
+/// A block that was not there may have come to be meanwhile: then it stays as it is, and this commit is the
+/// one that lost.
+const INSERT_HEADS: &str = "\
+    INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) \
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
+        $6::bytea[], $7::bytea[]) \
+    ON CONFLICT DO NOTHING RETURNING block";
+
+/// Blocks that were there are locked.
+pub(super) const UPDATE_HEADS: &str = "\
+    UPDATE blocks SET epoch = new.epoch, sequence = new.sequence, \
+        secret_version = new.secret_version, count = new.count, digest = new.digest, mac = new.mac \
+    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
+        $6::bytea[], $7::bytea[]) AS new (block, epoch, sequence, secret_version, count, digest, mac) \
+    WHERE blocks.block = new.block RETURNING blocks.block";
+
+/// Writes heads by one of the two statements.
+pub(super) async fn put_heads<'a>(
     connection: &mut PgConnection,
-    changes: &[&BlockChange],
+    statement: &'static str,
+    heads: impl Iterator<Item = &'a Head>,
 ) -> Result<(), WriteError> {
-    const INSERT: &str = "\
-        INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) \
-        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
-            $6::bytea[], $7::bytea[]) \
-        ON CONFLICT DO NOTHING RETURNING block";
-    const UPDATE: &str = "\
-        UPDATE blocks SET epoch = new.epoch, sequence = new.sequence, \
-            secret_version = new.secret_version, count = new.count, digest = new.digest, mac = new.mac \
-        FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], \
-            $6::bytea[], $7::bytea[]) AS new (block, epoch, sequence, secret_version, count, digest, mac) \
-        WHERE blocks.block = new.block RETURNING blocks.block";
-    let (new, old): (Vec<&BlockChange>, Vec<&BlockChange>) =
-        changes.iter().partition(|change| change.expected.is_none());
-    for (statement, changes) in [(INSERT, new), (UPDATE, old)] {
-        if changes.is_empty() {
-            continue;
-        }
-        let column = |value: fn(&BlockChange) -> u64| -> Result<Vec<i64>, StoreError> {
-            changes.iter().map(|change| signed(value(change))).collect()
-        };
-        let digests: Vec<&[u8]> = changes.iter().map(|change| &change.head.digest[..]).collect();
-        let macs: Vec<&[u8]> = changes.iter().map(|change| &change.head.mac[..]).collect();
-        let rows = sqlx::query(statement)
-            .bind(column(|change| change.head.block.0.into())?)
-            .bind(column(|change| change.head.position.epoch.0)?)
-            .bind(column(|change| change.head.position.sequence.0)?)
-            .bind(column(|change| change.head.secret_version.into())?)
-            .bind(column(|change| change.head.count.into())?)
-            .bind(digests)
-            .bind(macs)
-            .fetch_all(&mut *connection)
-            .await?;
-        let mut missing: BTreeSet<BlockNo> =
-            changes.iter().map(|change| change.head.block).collect();
-        for row in &rows {
-            missing.remove(&BlockNo(number(row, 0)?));
-        }
-        if let Some(block) = missing.first() {
-            return Err(StoreError::Conflict(*block).into());
-        }
+    let heads: Vec<&Head> = heads.collect();
+    if heads.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let column = |value: fn(&Head) -> u64| -> Result<Vec<i64>, StoreError> {
+        heads.iter().map(|head| signed(value(head))).collect()
+    };
+    let rows = sqlx::query(statement)
+        .bind(column(|head| head.block.0.into())?)
+        .bind(column(|head| head.position.epoch.0)?)
+        .bind(column(|head| head.position.sequence.0)?)
+        .bind(column(|head| head.secret_version.into())?)
+        .bind(column(|head| head.count.into())?)
+        .bind(heads.iter().map(|head| &head.digest[..]).collect::<Vec<_>>())
+        .bind(heads.iter().map(|head| &head.mac[..]).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+    let mut missing: BTreeSet<BlockNo> = heads.iter().map(|head| head.block).collect();
+    for row in &rows {
+        missing.remove(&BlockNo(number(row, 0)?));
+    }
+    match missing.first() {
+        Some(block) => Err(StoreError::Conflict(*block).into()),
+        None => Ok(()),
+    }
 }
 
-async fn add_seals(
+pub(super) async fn add_seals<'a>(
     connection: &mut PgConnection,
-    changes: &[&BlockChange],
+    seals: impl Iterator<Item = (BlockNo, &'a [SealedSecret])>,
 ) -> Result<(), WriteError> {
     let statement = "INSERT INTO block_seals (block, secret_version, kek_id, sealed) \
                      SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[]) \
                      ON CONFLICT DO NOTHING RETURNING block";
-    let seals: Vec<_> = changes
-        .iter()
-        .flat_map(|change| change.seals.iter().map(|seal| (change.head.block, seal)))
-        .collect();
+    let seals: Vec<(BlockNo, &SealedSecret)> =
+        seals.flat_map(|(block, seals)| seals.iter().map(move |seal| (block, seal))).collect();
     if seals.is_empty() {
         return Ok(());
     }
@@ -248,7 +304,7 @@ async fn add_seals(
     }
 }
 
-async fn put_records(
+pub(super) async fn put_records(
     connection: &mut PgConnection,
     outcome: &Outcome<'_>,
 ) -> Result<(), WriteError> {
@@ -282,9 +338,11 @@ async fn put_records(
 }
 
 /// Tells the other servers, when and only if this commit becomes true.
-async fn notify(connection: &mut PgConnection, changes: &[&BlockChange]) -> Result<(), WriteError> {
-    let heads = changes.iter().map(|change| (change.head.block, change.head.position));
-    let told = notifications(heads);
+pub(super) async fn notify(
+    connection: &mut PgConnection,
+    heads: &[&Head],
+) -> Result<(), WriteError> {
+    let told = notifications(heads.iter().map(|head| (head.block, head.position)));
     let statement = "SELECT pg_notify($1, told) FROM unnest($2::text[]) AS told";
     sqlx::query(statement).bind(CHANNEL).bind(told).execute(connection).await?;
     Ok(())

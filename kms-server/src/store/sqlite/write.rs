@@ -11,18 +11,21 @@ use super::{
     failure::WriteError,
     index,
     pieces::pieces,
+    role, sites,
 };
 use crate::store::{
-    BlockChange, Founding, StoreError,
+    BlockChange, ChainLink, Founding, SealedSecret, StoreError,
     indexing::{self, Outcome},
     rules,
+    work::Work,
 };
-use kms_core::{BlockNo, DomainRecord, Position, RecordKey};
+use kms_core::{BlockNo, DomainRecord, Head, Position, RecordKey};
 
 pub(super) async fn create_domain(
     connection: &mut SqliteConnection,
-    domain: &DomainRecord,
+    founding: &Founding,
 ) -> Result<(), WriteError> {
+    let domain = &founding.domain;
     let statement = "INSERT INTO domain \
                      (one, domain, blocks, site, epoch, even, canaries, created_ms, signature) \
                      VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
@@ -35,10 +38,10 @@ pub(super) async fn create_domain(
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
         .bind(domain.signature.as_ref().map(|signature| &signature[..]))
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
     if done.rows_affected() == 1 {
-        return Ok(());
+        return role::put(connection, founding.role()).await;
     }
     let value = hex::encode(domain.domain.0);
     Err(StoreError::Taken { what: "the place of key domain", value }.into())
@@ -68,11 +71,36 @@ pub(super) async fn found(
     founding: &Founding,
 ) -> Result<(), WriteError> {
     commit(connection, &founding.blocks).await?;
+    for record in &founding.role_records {
+        role::add_record(connection, record).await?;
+    }
+    for peer in &founding.peers {
+        sites::put_peer(connection, peer).await?;
+    }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
     }
     let value = hex::encode(founding.domain.domain.0);
     Err(StoreError::Taken { what: "the head table of key domain", value }.into())
+}
+
+/// Does `work`, which [`Work::check`] has passed.
+pub(super) async fn work(
+    connection: &mut SqliteConnection,
+    work: Work<'_>,
+    audit: &ChainLink<'_>,
+) -> Result<(), WriteError> {
+    match work {
+        Work::Commit([]) => Ok(()),
+        Work::Commit(changes) => {
+            role::check_writer(connection, changes.iter().map(|change| &change.head)).await?;
+            commit(connection, changes).await
+        }
+        Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
+        Work::ChangeRole(step) => role::change(connection, step).await,
+        Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
+        Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+    }
 }
 
 /// Applies `changes`, which [`rules::check`] has passed.
@@ -82,9 +110,11 @@ pub(super) async fn commit(
 ) -> Result<(), WriteError> {
     let outcome = indexing::outcome(changes);
     let counts = old_counts(connection, changes).await?;
-    check_counts(connection, changes, counts, &outcome).await?;
-    put_heads(connection, changes).await?;
-    add_seals(connection, changes).await?;
+    let heads: Vec<&Head> = changes.iter().map(|change| &change.head).collect();
+    check_counts(connection, &heads, counts, &outcome, &[]).await?;
+    put_heads(connection, &heads).await?;
+    let seals = changes.iter().map(|change| (change.head.block, &change.seals[..]));
+    add_seals(connection, seals).await?;
     put_records(connection, &outcome).await?;
     index::update(connection, changes, &outcome).await
 }
@@ -124,49 +154,59 @@ async fn old_counts(
         .collect()
 }
 
-/// Checks that each new head counts its records: those that were there, and those that are new.
+/// Checks that each new head counts its records: those that were there, less those that are `gone`, and
+/// those that are new.
 ///
 /// The old head's count is right because this was checked when it was written: counting a block's
 /// rows each time would read all of it.
-async fn check_counts(
+pub(super) async fn check_counts(
     connection: &mut SqliteConnection,
-    changes: &[BlockChange],
+    heads: &[&Head],
     mut counts: BTreeMap<BlockNo, u64>,
     outcome: &Outcome<'_>,
+    gone: &[(BlockNo, RecordKey)],
 ) -> Result<(), WriteError> {
     let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
-    let all: Vec<_> = new.iter().copied().collect();
-    for piece in pieces(&all) {
+    // A block without a record has none of them: a full copy asks for nothing.
+    let may_be =
+        |(block, _): &&(BlockNo, RecordKey)| counts.get(block).is_none_or(|count| *count > 0);
+    let asked: Vec<_> = new.iter().chain(gone).filter(may_be).copied().collect();
+    let mut there = BTreeSet::new();
+    for piece in pieces(&asked) {
         let mut query = QueryBuilder::<Sqlite>::new("SELECT block, key FROM records WHERE ");
         query.push("(block, key) IN (");
         query.push_values(piece, |mut row, (block, key)| {
             row.push_bind(block.0).push_bind(key.as_bytes());
         });
         for row in query.push(")").build().fetch_all(&mut *connection).await? {
-            new.remove(&(BlockNo(number(&row, 0)?), record_key(&row, 1)?));
+            there.insert((BlockNo(number(&row, 0)?), record_key(&row, 1)?));
         }
     }
+    new.retain(|key| !there.contains(key));
     for (block, _) in new {
         *counts.entry(block).or_default() += 1;
     }
-    for change in changes {
-        let block = change.head.block;
-        if counts.get(&block).copied() != Some(u64::from(change.head.count)) {
-            return Err(StoreError::Rule { block, rule: rules::COUNT }.into());
+    for (block, _) in gone.iter().filter(|key| there.contains(key)) {
+        let count = counts.entry(*block).or_default();
+        *count = count.saturating_sub(1);
+    }
+    for head in heads {
+        if counts.get(&head.block).copied() != Some(u64::from(head.count)) {
+            return Err(StoreError::Rule { block: head.block, rule: rules::COUNT }.into());
         }
     }
     Ok(())
 }
 
-async fn put_heads(
+pub(super) async fn put_heads(
     connection: &mut SqliteConnection,
-    changes: &[BlockChange],
+    heads: &[&Head],
 ) -> Result<(), WriteError> {
-    for piece in pieces(changes) {
+    for piece in pieces(heads) {
         let mut statement = QueryBuilder::<Sqlite>::new(
             "INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) ",
         );
-        statement.push_values(piece, |mut row, BlockChange { head, .. }| {
+        statement.push_values(piece, |mut row, head| {
             row.push_bind(head.block.0)
                 .push_bind(head.position.epoch.0 as i64) // `rules::NUMBER_FITS`
                 .push_bind(head.position.sequence.0 as i64)
@@ -186,15 +226,14 @@ async fn put_heads(
 }
 
 /// Seals are few: they come with a new block or a new secret version.
-async fn add_seals(
+pub(super) async fn add_seals(
     connection: &mut SqliteConnection,
-    changes: &[BlockChange],
+    seals: impl Iterator<Item = (BlockNo, &[SealedSecret])>,
 ) -> Result<(), WriteError> {
     let statement = "INSERT INTO block_seals (block, secret_version, kek_id, sealed) \
                      VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
-    for change in changes {
-        let block = change.head.block;
-        for seal in &change.seals {
+    for (block, seals) in seals {
+        for seal in seals {
             let done = sqlx::query(statement)
                 .bind(block.0)
                 .bind(seal.secret_version)
@@ -210,7 +249,7 @@ async fn add_seals(
     Ok(())
 }
 
-async fn put_records(
+pub(super) async fn put_records(
     connection: &mut SqliteConnection,
     outcome: &Outcome<'_>,
 ) -> Result<(), WriteError> {
