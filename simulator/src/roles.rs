@@ -175,12 +175,6 @@ impl World<'_> {
         // Two people let a site be told of a restore's epoch, which may be far away.
         let admitted = match admit(&view, record, true) {
             Ok(admitted) => admitted,
-            Err(NotAdmitted::RolledBack(epoch)) => {
-                let db = &mut self.sites[site];
-                (db.writes, db.restored) = (false, true);
-                self.truth.told_of[site] = self.truth.told_of[site].max(epoch);
-                return Ok(Err(NotAdmitted::RolledBack(epoch)));
-            }
             Err(refusal) => return Ok(Err(refusal)),
         };
         if !self.truth.signed.contains(record.borrow()) {
@@ -189,6 +183,12 @@ impl World<'_> {
         match admitted {
             Admitted::Known => {}
             Admitted::Past => self.keep(site, record.clone()),
+            Admitted::Forgotten(Standing { epoch, .. }) => {
+                self.note(|| format!("site {site} has forgotten epoch {}", epoch.0));
+                self.keep(site, record.clone());
+                let db = &mut self.sites[site];
+                (db.epoch, db.writes, db.restored) = (epoch, false, true);
+            }
             Admitted::News(Standing { epoch, .. }) => {
                 self.note(|| format!("site {site} learns of epoch {}", epoch.0));
                 self.truth.told_of[site] = self.truth.told_of[site].max(epoch);

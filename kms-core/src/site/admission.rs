@@ -60,6 +60,10 @@ pub enum Admitted {
     Past,
     /// Who writes: the standing that follows.
     News(Standing),
+    /// We signed it, and our own database does not know it: it was rolled back. It is kept, since all that comes after
+    /// follows from it, and this site writes nothing before it was promoted above every epoch that its peer, a
+    /// coordinator or two people name.
+    Forgotten(Standing),
 }
 
 /// The reason why a role record does not count.
@@ -99,10 +103,6 @@ pub enum NotAdmitted {
         /// The highest one that is known.
         known: Epoch,
     },
-    /// We signed it, and our own database does not know it: it was rolled back. Nothing more is to be written before an
-    /// epoch above it was taken.
-    #[error("we were promoted to epoch {}, and our database has forgotten it: take a higher epoch", .0.0)]
-    RolledBack(Epoch),
 }
 
 /// A site's view of who writes, against which role records are held.
@@ -145,7 +145,8 @@ pub fn admit<R: Borrow<RoleRecord>>(
     }
     // What our own token signed stands in our own database, in the transaction in which it counted.
     if view.writers.own == Some(record.epoch.is_even()) {
-        return Err(NotAdmitted::RolledBack(record.epoch));
+        let standing = Standing::of(view.domain, &[record]);
+        return Ok(Admitted::Forgotten(Standing { open: false, ..standing }));
     }
     if record.epoch > standing.epoch.next_of(record.epoch.is_even()) && !two_people {
         return Err(NotAdmitted::TooFar { epoch: record.epoch, known: standing.epoch });

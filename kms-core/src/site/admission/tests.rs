@@ -230,9 +230,15 @@ fn invariant_7_a_site_that_signs_twice_for_one_epoch_is_named() {
 
 #[test]
 fn invariant_3_our_own_promotion_that_our_database_does_not_know_says_that_it_was_rolled_back() {
-    let rolled_back = |epoch| Err(NotAdmitted::RolledBack(Epoch(epoch)));
-    assert_eq!(shown(true, &[], &promotion(4, 2)), rolled_back(4));
-    assert_eq!(shown(true, &[], &demotion(2)), rolled_back(2));
+    let forgotten = |epoch| {
+        let (role, open) = (Role::Primary, false);
+        Ok(Admitted::Forgotten(Standing { role, epoch: Epoch(epoch), open }))
+    };
+    let four = promotion(4, 2);
+    assert_eq!(shown(true, &[], &four), forgotten(4));
+    assert_eq!(shown(true, &[], &demotion(2)), forgotten(2));
+    // What the peer did since follows from it.
+    assert_eq!(shown(true, &[&four], &promotion(5, 4)), news(Role::Secondary, 5, true));
     let two = promotion(6, 4);
     // Behind a higher one that was taken since, it is the past.
     assert_eq!(shown(true, &[&promotion(4, 2), &promotion(8, 2)], &two), Ok(Admitted::Past));
