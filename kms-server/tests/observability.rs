@@ -25,8 +25,9 @@ use kms_proto::v1::{
 };
 use kms_server::{
     hsm::{
-        BlockSeals, Device, GcmOpen, ImportKey, ImportsKeys, NotAuthentic, SealedKeys, Signs,
-        TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys,
+        NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys, Taken, Token, TokenError,
+        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -535,6 +536,23 @@ impl ImportsKeys for Slow {
 
     fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError> {
         self.0.take_keys(job)
+    }
+}
+
+impl Enrols for Slow {
+    fn transport_block_key(&self) -> Result<RsaKey, TokenError> {
+        self.0.transport_block_key()
+    }
+
+    fn hand_over_keks(
+        &self,
+        to: &CeremonyKey,
+    ) -> Result<Result<HandedKeks, NotTrusted>, TokenError> {
+        self.0.hand_over_keks(to)
+    }
+
+    fn receive_secret(&self, wrapped: &[u8]) -> Result<BlockSecret, TokenError> {
+        self.0.receive_secret(wrapped)
     }
 }
 

@@ -12,7 +12,7 @@ use common::{
     eventually,
     fleet::{add, apdu, id, import, line, line_in_hsm, push},
 };
-use kms_client::{CallError, ClientConfig, KmsClient, MeterName, Verdict};
+use kms_client::{CallError, ClientConfig, KmsClient, MeterId, Verdict};
 use rustix::process::Signal;
 use softhsm_tests::{Pair, Programs, Role, Running, Site, SiteOptions, pair::said_by};
 use sqlx::{Connection as _, Row as _, SqliteConnection};
@@ -120,7 +120,7 @@ async fn the_second_site_opens_the_next_push_when_the_first_one_is_gone_and_take
     }
     // It follows: changes are for the other one.
     let b = client(&world.pair.b).await;
-    let name = MeterName::Id(id(1).parse().unwrap());
+    let name: MeterId = id(1).parse().unwrap();
     let refused = word(b.meters().delete(&name).await);
     assert!(refused.contains("NOT_PRIMARY"), "{refused}");
 
@@ -145,7 +145,7 @@ async fn invariant_4_what_the_lost_site_alone_wrote_is_set_aside_when_it_comes_b
     // Acknowledged by A alone: a meter that is new, and one that is gone.
     let a = client(&world.pair.a).await;
     add(&a, &[line(3)]).await;
-    a.meters().delete(&MeterName::Id(id(2).parse().unwrap())).await.unwrap();
+    a.meters().delete(&id(2).parse::<MeterId>().unwrap()).await.unwrap();
     world.kill_a();
     world.start_b();
     promote_lost(&world.pair.b);
@@ -175,7 +175,8 @@ async fn invariant_7_a_primary_that_was_frozen_through_a_promotion_is_fenced_bef
     add(&b, &[line(2)]).await;
     a.signal(Signal::CONT).unwrap();
     // Its first change may be in time to be committed in its old epoch: then it is set aside.
-    let late = import(&client(&world.pair.a).await, &[line(3)]);
+    let (thawed, lines) = (client(&world.pair.a).await, [line(3)]);
+    let late = import(&thawed, &lines);
     let late = tokio::time::timeout(Duration::from_secs(20), late).await.unwrap();
     world.pair.until_it_is(&world.pair.a, "SECONDARY", 3).unwrap();
     world.until_the_same().await;
