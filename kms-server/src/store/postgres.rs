@@ -20,6 +20,7 @@ mod patience;
 mod pooling;
 mod read;
 mod role;
+mod rows;
 mod sites;
 mod write;
 
@@ -61,10 +62,6 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
 /// The longest time for the last connections to end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Begins a commit. Rows are locked as they are met, each at its newest version; what a head was when
-/// it was locked is what it stays.
-const BEGIN_COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
-
 /// The store in one PostgreSQL database.
 pub struct PostgresStore {
     pool: PgPool,
@@ -86,7 +83,7 @@ impl PostgresStore {
         rules::check(blocks)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = async {
-            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
+            let mut whole = connection.begin_with(role::BEGIN).await?;
             if is_new {
                 write::create_domain(&mut whole, founding).await?;
             } else {

@@ -13,6 +13,7 @@ mod open;
 mod pieces;
 mod read;
 mod role;
+mod rows;
 mod sites;
 mod write;
 

@@ -7,11 +7,14 @@ use async_trait::async_trait;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use tokio::time::sleep;
 
-use super::{READ_PATIENCE, columns::classify, patience::within};
+use super::{columns::classify, patience::within};
 use crate::store::{StoreError, sites::FollowerLock};
 
 /// "AMIF"; another number than the role's lock, which is held within transactions.
 const FOLLOWER_LOCK: i64 = 0x414D_4946;
+
+/// The longest time for taking it, a new connection included.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The interval at which the connection is tried.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -23,7 +26,7 @@ struct SessionLock(PgConnection);
 
 /// Takes the lock; `None`: somebody else has it.
 pub(super) async fn lock(pool: &PgPool) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
-    within(READ_PATIENCE, async {
+    within(LOCK_PATIENCE, async {
         let mut connection = pool.acquire().await.map_err(classify)?.detach();
         let ask = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(FOLLOWER_LOCK);
         let is_ours: bool = ask.fetch_one(&mut connection).await.map_err(classify)?;

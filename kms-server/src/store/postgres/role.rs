@@ -13,7 +13,7 @@ use super::{
     audit,
     columns::{array, bytes, classify, head, number, signed},
     failure::WriteError,
-    write::{self, UPDATE_HEADS},
+    rows::{UPDATE_HEADS, notify, put_heads},
 };
 use crate::store::{
     StoreError, rules,
@@ -25,17 +25,18 @@ use kms_core::{
     site::role::{RoleRecord, SignedRoleRecord},
 };
 
+/// Begins a transaction. Rows are locked as they are met, each at its newest version; what a head was when it
+/// was locked is what it stays.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
 /// The statements that a transaction begins with: one trip for both, the lock first, so that whatever is read
 /// afterwards is read behind it. The number is "AMIR".
-///
-/// Rows are locked as they are met, each at its newest version; what a head was when it was locked is what
-/// it stays.
 pub(super) const fn begin(work: Work<'_>) -> &'static str {
     match work {
         Work::ChangeRole(_) => {
             "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(1095584082)"
         }
-        Work::Commit([]) | Work::PutPeer(_) | Work::PutDivergence(_) => super::BEGIN_COMMIT,
+        Work::Commit([]) | Work::PutPeer(_) | Work::PutDivergence(_) => BEGIN,
         Work::Commit(_) | Work::Adopt(_) => {
             "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(1095584082)"
         }
@@ -139,8 +140,8 @@ pub(super) async fn change(
         let there = lock_all_heads(connection).await?;
         rules::check_promoted(&step.blocks, &step.left, &there)?;
         let heads: Vec<&Head> = step.blocks.iter().map(|change| &change.head).collect();
-        write::put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
-        write::notify(connection, &heads).await?;
+        put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
+        notify(connection, &heads).await?;
     }
     add_record(connection, &step.record).await?;
     put(connection, step.now).await?;

@@ -10,7 +10,7 @@ use super::{
     index,
     read::{self, part},
     role,
-    write::{self, UPDATE_HEADS},
+    rows::{self, UPDATE_HEADS},
 };
 use crate::store::{
     StoreError, indexing, rules,
@@ -93,15 +93,15 @@ pub(super) async fn adopt(
     let counts = rules::counts_of_expected(adoptions, &there)?;
     let outcome = indexing::adopted(sorted.iter().copied());
     let gone = indexing::gone(adoptions);
-    write::check_counts(connection, &heads, counts, &outcome, &gone).await?;
-    write::put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
+    rows::check_counts(connection, &heads, counts, &outcome, &gone).await?;
+    rows::put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
     let seals = sorted.iter().map(|adoption| (adoption.head.block, &adoption.seals[..]));
-    write::add_seals(connection, seals).await?;
+    rows::add_seals(connection, seals).await?;
     remove_records(connection, &gone).await?;
-    write::put_records(connection, &outcome).await?;
+    rows::put_records(connection, &outcome).await?;
     index::adopt(connection, &sorted).await?;
     set_aside(connection, adoptions, at_ms).await?;
-    write::notify(connection, &heads).await
+    rows::notify(connection, &heads).await
 }
 
 async fn lock_heads(

@@ -9,7 +9,7 @@ use super::{
     audit,
     columns::{array, bytes, classify, number, signed},
     failure::WriteError,
-    read, write,
+    read, rows,
 };
 use crate::store::{
     StoreError, rules,
@@ -120,7 +120,7 @@ pub(super) async fn change(
             there.into_iter().map(|head| (head.block, head)).collect();
         rules::check_promoted(&step.blocks, &step.left, &there)?;
         let heads: Vec<&Head> = step.blocks.iter().map(|change| &change.head).collect();
-        write::put_heads(connection, &heads).await?;
+        rows::put_heads(connection, &heads).await?;
     }
     add_record(connection, &step.record).await?;
     put(connection, step.now).await?;

@@ -9,7 +9,7 @@ use super::{
     failure::WriteError,
     index,
     pieces::pieces,
-    role, write,
+    role, rows,
 };
 use crate::store::{
     StoreError, indexing, rules,
@@ -83,12 +83,12 @@ pub(super) async fn adopt(
     let counts = counts_of_expected(connection, adoptions).await?;
     let outcome = indexing::adopted(adoptions);
     let gone = indexing::gone(adoptions);
-    write::check_counts(connection, &heads, counts, &outcome, &gone).await?;
-    write::put_heads(connection, &heads).await?;
+    rows::check_counts(connection, &heads, counts, &outcome, &gone).await?;
+    rows::put_heads(connection, &heads).await?;
     let seals = adoptions.iter().map(|adoption| (adoption.head.block, &adoption.seals[..]));
-    write::add_seals(connection, seals).await?;
+    rows::add_seals(connection, seals).await?;
     remove_records(connection, &gone).await?;
-    write::put_records(connection, &outcome).await?;
+    rows::put_records(connection, &outcome).await?;
     index::adopt(connection, adoptions).await?;
     set_aside(connection, adoptions, at_ms).await
 }
