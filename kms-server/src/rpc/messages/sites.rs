@@ -274,7 +274,7 @@ mod tests {
             digest: [7; 32],
             mac: [8; 16],
         };
-        BlockUpdate { head, records: vec![record(5), record(9)], more: true }
+        BlockUpdate { head, records: vec![record(5), record(9)], more: false }
     }
 
     #[test]
