@@ -242,7 +242,8 @@ fn refused_bundles(second: &Home, bundle: &str, confirmed: &str) {
             join(&changed, confirmed, sentence);
         }
     }
-    fs::write(&changed, &text[..text.len() - 65]).unwrap();
+    let (all_but_the_last_line, _) = text.trim_end().rsplit_once('\n').unwrap();
+    fs::write(&changed, format!("{all_but_the_last_line}\n")).unwrap();
     join(&changed, confirmed, "it is no enrolment bundle of this version");
     let third = self::second("site-c", None);
     let (asked, fingerprint) = request(&third);
@@ -306,8 +307,9 @@ async fn a_ceremony_that_is_killed_at_any_step_goes_on() {
     let so_pin = second.places().so_pin.display().to_string();
     let asked = file(&second, "join.request");
     let create = ["--join", "--request", &asked, "--create-token", "--so-pin-file", &so_pin];
-    // Four pairs are made for a trial; then the site's own, one after the other.
-    for after in [4, 5, 6, 7] {
+    // Pairs that are not there yet are made for a trial, a ceremony pair too; then the site's own, one after the
+    // other: killed before each of them.
+    for after in [4, 5, 4, 3] {
         second.faults().set(&format!("C_GenerateKeyPair exit=1 after={after}\n")).unwrap();
         let (code, said) = server(&second, "init", &create);
         assert_ne!(code, Some(0), "not killed after {after}: {said}");
@@ -321,7 +323,7 @@ async fn a_ceremony_that_is_killed_at_any_step_goes_on() {
     assert_eq!(code, Some(0), "{said}");
     let (bundle, confirmed) = (file(&first, "bundle"), told(&said, "fingerprint"));
     let join = ["--join", "--bundle", &bundle, "--fingerprint", &confirmed];
-    let mut killed = 0;
+    let (mut killed, mut founded) = (0, None);
     for rule in [
         "C_UnwrapKey exit=1 after=0",
         "C_UnwrapKey exit=1 after=1",
@@ -339,7 +341,9 @@ async fn a_ceremony_that_is_killed_at_any_step_goes_on() {
     ] {
         second.faults().set(&format!("{rule}\n")).unwrap();
         let (code, said) = server(&second, "init", &join);
+        // More calls than that are not made.
         if code == Some(0) {
+            founded = Some(said);
             break;
         }
         killed += 1;
@@ -351,7 +355,7 @@ async fn a_ceremony_that_is_killed_at_any_step_goes_on() {
     second.faults().clear().unwrap();
     println!("killed {killed} times at the second step");
     assert!(killed >= 10, "{killed}");
-    let report = done(&second, "init", &join);
+    let report = founded.unwrap_or_else(|| done(&second, "init", &join));
     assert!(report.contains("site-a (EVEN)"), "{report}");
     assert_eq!(rows(&second, HEADS).await, rows(&first, HEADS).await);
     assert!(running.stop().unwrap().success());

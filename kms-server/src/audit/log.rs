@@ -21,7 +21,7 @@ use super::{
     error::AuditError,
     heads::Heads,
     lock::lock,
-    marks::say_where_blocks_stand,
+    marks::{mark_of, say_where_blocks_stand},
     queue::Queue,
     refusals::{Refusal, Refusals},
     scope::{Parts, Scope},
@@ -45,6 +45,7 @@ use kms_core::{
         AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
         Subject,
     },
+    block::BlockMark,
     freshness::Freshness,
     ports::Clock,
     site::peer::SignedPeer,
@@ -323,7 +324,12 @@ impl AuditedStore for Audit {
         adoptions: Vec<BlockAdoption>,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
-        self.write(Written::Adoptions(adoptions), entries).await
+        let marks: Vec<BlockMark> =
+            adoptions.iter().map(|adoption| mark_of(&adoption.head)).collect();
+        self.write(Written::Adoptions(adoptions), entries).await?;
+        // Who adopts has verified them; unless they are known, the head table waits for somebody who has.
+        marks.iter().for_each(|mark| self.freshness.know(mark));
+        Ok(())
     }
 
     async fn change_role(

@@ -4,6 +4,11 @@ use std::collections::HashMap;
 
 use kms_core::{BlockCount, Head, audit::AuditEntry, block::BlockMark};
 
+/// The state that a head says its block is in.
+pub(super) fn mark_of(head: &Head) -> BlockMark {
+    BlockMark { block: head.block, position: head.position, digest: head.digest }
+}
+
 /// Each changed block's mark goes to an entry about a meter in it, else to the first.
 pub(super) fn say_where_blocks_stand(
     heads: &[&Head],
@@ -24,8 +29,7 @@ pub(super) fn say_where_blocks_stand(
     for head in heads {
         let at = places.get(&head.block).copied().unwrap_or(0);
         if let Some(entry) = entries.get_mut(at) {
-            let (block, position, digest) = (head.block, head.position, head.digest);
-            entry.heads.push(BlockMark { block, position, digest });
+            entry.heads.push(mark_of(head));
         }
     }
 }

@@ -26,7 +26,10 @@ use kms_core::{
         request::{JoinRequest, SignedRequest},
     },
     ports::Clock,
-    site::peer::{Peer, PeerKind, SignedPeer},
+    site::{
+        peer::{Peer, PeerKind, SignedPeer},
+        role::SignedRoleRecord,
+    },
 };
 use zeroize::Zeroizing;
 
@@ -83,8 +86,9 @@ impl Enroller {
             return Err(EnrolError::NotPrimary);
         }
         let signing = self.hsm.public_key().await?;
-        self.check_peers(&good.request, &signing, asked.replace).await?;
-        let enrolment = self.enrolment(&good, signing).await?;
+        let peers = self.check_peers(&good.request, &signing, asked.replace).await?;
+        let role_records = self.role_records(&signing, &peers).await?;
+        let enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
         // As the other site will read it.
@@ -135,7 +139,8 @@ impl Enroller {
         request: &JoinRequest,
         own: &PublicKey,
         replace: bool,
-    ) -> Result<(), EnrolError> {
+    ) -> Result<Vec<Peer>, EnrolError> {
+        let mut peers = Vec::new();
         for known in self.store.peers().await? {
             if !known.is_signed_by(own) {
                 let site = known.peer.site;
@@ -147,8 +152,33 @@ impl Enroller {
             if !is_same && !is_rebuilt && (peer.site == request.site || peer.kind == request.kind) {
                 return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
             }
+            peers.push(peer);
         }
-        Ok(())
+        Ok(peers)
+    }
+
+    /// The role records of the domain, each with the signature of its epoch's site: the other site takes its own on
+    /// our word, and who writes to the database has none.
+    async fn role_records(
+        &self,
+        own: &PublicKey,
+        peers: &[Peer],
+    ) -> Result<Vec<SignedRoleRecord>, EnrolError> {
+        let records = self.store.role_records().await?;
+        for signed in &records {
+            let epoch = signed.record.epoch;
+            let ours = epoch.is_even() == self.domain.even;
+            let mut of_peer = peers.iter().filter(|peer| peer.kind != kind_of(&self.domain));
+            let is_authentic = signed.record.domain == self.domain.domain
+                && match ours {
+                    true => signed.is_signed_by(own),
+                    false => of_peer.any(|peer| signed.is_signed_by(&peer.signing)),
+                };
+            if !is_authentic {
+                return Err(EnrolError::Damaged(format!("the role record of epoch {}", epoch.0)));
+            }
+        }
+        Ok(records)
     }
 
     async fn enrolment(&self, good: &Good, signing: PublicKey) -> Result<Enrolment, EnrolError> {
@@ -184,7 +214,7 @@ impl Enroller {
                 canaries: handed.canaries,
             },
             blocks,
-            role_records: self.store.role_records().await?,
+            role_records: Vec::new(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms,
         })

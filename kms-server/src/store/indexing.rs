@@ -106,7 +106,7 @@ pub(super) type Title = [u8; 8];
 pub(super) type Fingerprints = BTreeSet<[u8; 16]>;
 
 /// The index's entry for one meter, as it is or is to be.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Entry {
     pub(super) meter_id: String,
     pub(super) block: BlockNo,
@@ -121,6 +121,10 @@ pub(super) fn unpack(column: &[u8]) -> Result<Fingerprints, StoreError> {
     } else {
         Err(StoreError::Damaged("a meter's fingerprints are cut off".into()))
     }
+}
+
+fn values(fingerprints: &[Fingerprint]) -> Fingerprints {
+    fingerprints.iter().map(|fingerprint| fingerprint.0).collect()
 }
 
 impl Entry {
@@ -149,22 +153,25 @@ pub(super) fn take_dead<'a>(
     dead
 }
 
-/// The index's entries for those that live on. Within one commit, too, an id and a title are
-/// one meter's.
-pub(super) fn living(outcome: &Outcome<'_>) -> Result<BTreeMap<Title, Entry>, StoreError> {
+/// A meter that lives on: its entry, and the values that it had before, which are not lost with a key.
+pub(super) struct Living {
+    entry: Entry,
+    former: Fingerprints,
+}
+
+/// Those that live on. Within one commit, too, an id and a title are one meter's.
+pub(super) fn living(outcome: &Outcome<'_>) -> Result<BTreeMap<Title, Living>, StoreError> {
     let mut living = BTreeMap::new();
     let mut ids = BTreeSet::new();
     for ((block, key), change) in outcome {
-        let IndexEntry::Meter { meter_id, fingerprints, former: _ } = &change.index else {
-            continue;
-        };
-        let fingerprints = fingerprints.iter().map(|fingerprint| fingerprint.0).collect();
+        let IndexEntry::Meter { meter_id, fingerprints, former } = &change.index else { continue };
+        let (fingerprints, former) = (values(fingerprints), values(former));
         let entry = Entry { meter_id: meter_id.as_str().to_owned(), block: *block, fingerprints };
         if !ids.insert(meter_id) {
             return Err(id_taken(meter_id.as_str()));
         }
         let Some(title) = title_of(key) else { continue };
-        if living.insert(title, entry).is_some() {
+        if living.insert(title, Living { entry, former }).is_some() {
             return Err(title_taken(&title));
         }
     }
@@ -184,11 +191,11 @@ impl<'a> Plan<'a> {
     /// Those of the dead stay: a value is known again whoever brings it.
     pub(super) fn of(
         old: &BTreeMap<Title, Entry>,
-        living: &'a BTreeMap<Title, Entry>,
+        living: &'a BTreeMap<Title, Living>,
     ) -> Result<Self, StoreError> {
         let mut plan = Self::default();
-        for (title, entry) in living {
-            plan.meter(title, old.get(title), entry)?;
+        for (title, living) in living {
+            plan.meter(title, old.get(title), living)?;
         }
         Ok(plan)
     }
@@ -197,7 +204,7 @@ impl<'a> Plan<'a> {
         &mut self,
         title: &Title,
         old: Option<&Entry>,
-        entry: &'a Entry,
+        Living { entry, former }: &'a Living,
     ) -> Result<(), StoreError> {
         let Some(old) = old else {
             self.new.push((*title, entry));
@@ -211,6 +218,7 @@ impl<'a> Plan<'a> {
         if old.fingerprints != entry.fingerprints {
             self.changed.push((*title, entry));
             let lost = old.fingerprints.difference(&entry.fingerprints);
+            let lost = lost.filter(|lost| !former.contains(*lost));
             self.lost.extend(lost.map(|lost| (*lost, *title)));
             let gained = entry.fingerprints.difference(&old.fingerprints);
             self.gained.extend(gained.map(|gained| (*gained, *title)));
@@ -265,29 +273,26 @@ impl Adopted {
                 if old.is_some_and(|entry| entry.block == block) {
                     self.dead.push(title);
                 }
-                former.iter().map(|fingerprint| fingerprint.0).collect()
+                values(former)
             }
             IndexEntry::Meter { meter_id, fingerprints, former } => {
-                let fingerprints: Fingerprints =
-                    fingerprints.iter().map(|fingerprint| fingerprint.0).collect();
-                let known = former.iter().map(|fingerprint| fingerprint.0);
-                let known = known.chain(fingerprints.iter().copied()).collect();
-                let meter_id = meter_id.as_str().to_owned();
-                let entry = Entry { meter_id, block, fingerprints };
-                if let Some(old) = old {
-                    let lost = old.fingerprints.difference(&known);
-                    self.lost.extend(lost.map(|lost| (*lost, title)));
-                }
-                if old != Some(&entry) {
-                    self.put.push((title, entry));
+                let fingerprints = values(fingerprints);
+                let known = &fingerprints | &values(former);
+                let is_there = old.is_some_and(|old| {
+                    old.meter_id == meter_id.as_str()
+                        && old.block == block
+                        && old.fingerprints == fingerprints
+                });
+                if !is_there {
+                    let meter_id = meter_id.as_str().to_owned();
+                    self.put.push((title, Entry { meter_id, block, fingerprints }));
                 }
                 known
             }
         };
-        let there = old.map(|old| &old.fingerprints);
-        let gained =
-            known.iter().filter(|value| !there.is_some_and(|there| there.contains(*value)));
-        self.gained.extend(gained.map(|gained| (*gained, title)));
+        let there = old.map(|old| old.fingerprints.clone()).unwrap_or_default();
+        self.lost.extend(there.difference(&known).map(|lost| (*lost, title)));
+        self.gained.extend(known.difference(&there).map(|gained| (*gained, title)));
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod adopting;
 mod ciphering;
+mod enrolment;
 mod home;
 mod keyring;
 mod lifecycle;

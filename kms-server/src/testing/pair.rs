@@ -33,7 +33,7 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{
         Answering, Cards, Config, Confirming, Fencing, Following, Outside, Peer, Proving, Serving,
-        Status,
+        Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -209,6 +209,7 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
+    pub(crate) syncing: Arc<Syncing>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -275,11 +276,20 @@ impl Running {
             (cards.clone(), site.domain.blocks),
             Arc::clone(&status),
         );
+        let (following, proving) = (Arc::new(following), Arc::new(proving));
+        let syncing = Arc::new(Syncing::new(
+            (Arc::clone(&peer), config.peer.clone()),
+            site.measured.clone(),
+            (cards.clone(), site.domain.blocks),
+            Arc::clone(&proving),
+            Arc::clone(&following),
+        ));
         let gate = Confirming::new(peer, cards.clone(), Arc::clone(&status), config.write_wait);
         let answering = Arc::new(Answering::new(prover, cards));
         let replicating = Replicating {
             parts: ReplicationParts { serving: Arc::new(serving), answering },
             status: Arc::clone(&status),
+            syncing: Arc::clone(&syncing),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -299,7 +309,7 @@ impl Running {
             tokio::spawn(async move { proving.run().await }).abort_handle(),
         ];
         let gate = Arc::new(gate);
-        Self { site, status, gate, tasks, server, stop: Some(stop) }
+        Self { site, status, syncing, gate, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.

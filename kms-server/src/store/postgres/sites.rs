@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::{
-    columns::{array, bytes, classify, head, number, position, record_key, signed, text},
+    columns::{array, bounded, bytes, classify, head, number, position, record_key, signed, text},
     failure::WriteError,
     index,
     read::{self, part},
@@ -58,7 +58,6 @@ pub(super) async fn changes_after(
     block: BlockNo,
     after: Position,
 ) -> Result<Option<BlockChanges>, StoreError> {
-    let bounded = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let rows = sqlx::query(CHANGES)
         .bind(i64::from(block.0))
         .bind(bounded(after.epoch.0))
@@ -197,8 +196,8 @@ pub(super) async fn divergence(
     let rows = sqlx::query(query)
         .bind(block)
         .bind(key)
-        .bind(signed(at.epoch.0)?)
-        .bind(signed(at.sequence.0)?)
+        .bind(bounded(at.epoch.0))
+        .bind(bounded(at.sequence.0))
         .bind(i64::from(limit))
         .fetch_all(connection)
         .await

@@ -138,3 +138,8 @@ pub(super) fn record(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
 pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} does not fit")))
 }
+
+/// A number to compare with: no row is beyond the highest that the database keeps.
+pub(super) fn bounded(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

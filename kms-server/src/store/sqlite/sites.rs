@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
-    columns::{array, bytes, classify, head, head_columns, number, record, signed, text},
+    columns::{array, bounded, bytes, classify, head, head_columns, number, record, signed, text},
     failure::WriteError,
     index,
     pieces::pieces,
@@ -63,8 +63,8 @@ pub(super) async fn changes_after(
                  WHERE block = ? AND (epoch, sequence) > (?, ?) ORDER BY epoch, sequence";
     let rows = sqlx::query(query)
         .bind(block.0)
-        .bind(signed(after.epoch.0)?)
-        .bind(i64::try_from(after.sequence.0).unwrap_or(i64::MAX))
+        .bind(bounded(after.epoch.0))
+        .bind(bounded(after.sequence.0))
         .fetch_all(&mut *moment)
         .await
         .map_err(classify)?;
@@ -198,8 +198,8 @@ pub(super) async fn divergence(
     let rows = sqlx::query(query)
         .bind(block)
         .bind(key)
-        .bind(signed(at.epoch.0)?)
-        .bind(signed(at.sequence.0)?)
+        .bind(bounded(at.epoch.0))
+        .bind(bounded(at.sequence.0))
         .bind(limit)
         .fetch_all(connection)
         .await
