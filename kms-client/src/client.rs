@@ -16,7 +16,7 @@ use crate::flow::Results;
 use crate::meters::Meters;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
-use crate::role::{self, Promoted, PromotionWish, SiteStanding};
+use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
@@ -149,6 +149,18 @@ impl KmsClient {
         site::status(&self.transport).await
     }
 
+    /// Makes the site the one that writes. Not tried again once it may have arrived. Of several sites choose one
+    /// by [`KmsClient::at_site`].
+    pub async fn promote_site(&self, options: PromoteOptions) -> Result<Promoted, CallError> {
+        role::promote(&self.transport, options).await
+    }
+
+    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
+    /// [`KmsClient::promote_site`].
+    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
+        role::demote(&self.transport, expected_epoch).await
+    }
+
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream
     /// breaks before, it can be asked for again.
     pub async fn sync_site(
@@ -168,18 +180,6 @@ impl KmsClient {
         replace: bool,
     ) -> Result<SignedEnrolment, CallError> {
         site::enrol(&self.transport, request, fingerprint, replace).await
-    }
-
-    /// Makes the site the one that writes, if the highest epoch that it knows of is still the expected one. Not
-    /// tried again once it may have arrived. Of several sites choose one by [`KmsClient::at_site`].
-    pub async fn promote_site(&self, wish: PromotionWish) -> Result<Promoted, CallError> {
-        role::promote(&self.transport, wish).await
-    }
-
-    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
-    /// [`KmsClient::promote_site`].
-    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
-        role::demote(&self.transport, expected_epoch).await
     }
 
     /// For benches: one batch that was packed before, its answer not taken apart.

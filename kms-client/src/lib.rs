@@ -118,7 +118,7 @@ pub use replicated::Replicated;
 pub use replication::{FollowingStatus, ReadinessStatus, ReplicationStatus};
 pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
-pub use role::{BlockLeft, Promoted, PromotionWish, SiteRole, SiteStanding};
+pub use role::{BlockLeft, PromoteOptions, Promoted, SiteRole, SiteStanding};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };

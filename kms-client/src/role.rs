@@ -62,14 +62,14 @@ impl SiteStanding {
     }
 }
 
-/// The promotion that is wanted.
+/// How a site is to be promoted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PromotionWish {
-    /// The highest epoch that the site is thought to know of.
+pub struct PromoteOptions {
+    /// The highest epoch that the site knows of: if it is another one by now, nothing is done.
     pub expected_epoch: u64,
-    /// The primary was not demoted.
+    /// The primary is lost or cut off, and was not demoted.
     pub primary_is_lost: bool,
-    /// The site was restored: the highest epoch that its peer, a coordinator or two people name.
+    /// The site was restored or rebuilt: the highest epoch that its peer, a coordinator or two people name.
     pub above_epoch: Option<u64>,
 }
 
@@ -94,10 +94,10 @@ pub struct BlockLeft {
 /// Not tried again once it may have arrived.
 pub(crate) async fn promote(
     transport: &Transport,
-    wish: PromotionWish,
+    options: PromoteOptions,
 ) -> Result<Promoted, CallError> {
     let send = |link, request| async move { SiteClient::new(link).promote(request).await };
-    let PromotionWish { expected_epoch, primary_is_lost, above_epoch } = wish;
+    let PromoteOptions { expected_epoch, primary_is_lost, above_epoch } = options;
     let request = v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch };
     let reply = transport.call(Errand::Write, request, send).await?;
     let v1::PromoteResponse { standing, left } = reply;

@@ -7,18 +7,15 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Ledger, Outside, Peer, Proving,
-        Serving, Status, Syncing,
+        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, Proving, Serving,
+        Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
 };
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
-    config: Config,
-    peer: Arc<dyn Peer>,
-    cards: Cards,
-    status: Arc<Status>,
+    grounds: Grounds,
     ledger: Arc<Ledger>,
 }
 
@@ -30,76 +27,43 @@ impl TwoSites {
         tls: rpc::TlsConfig,
         ledger: Arc<Ledger>,
     ) -> Self {
-        let PeerSettings { connection, replication } = settings;
-        let status = Status::new(replication.peer.clone(), Arc::clone(&ground.clock));
-        Self {
+        let PeerSettings { connection, replication: config } = settings;
+        let clock = Arc::clone(&ground.clock);
+        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&clock)));
+        let grounds = Grounds {
+            config,
             peer: Arc::new(PeerClient::new(connection, tls)),
+            store: ground.measured.clone(),
             cards: Cards::new(ground.measured.clone(), &ground.domain),
-            status: Arc::new(status),
-            config: replication,
-            ledger,
-        }
+            blocks: ground.domain.blocks,
+            clock,
+            status,
+        };
+        Self { grounds, ledger }
     }
 
     /// Tells whether a write is replicated.
     pub(super) fn gate(&self) -> Arc<Confirming> {
-        Arc::new(Confirming::new(
-            Arc::clone(&self.peer),
-            self.cards.clone(),
-            Arc::clone(&self.status),
-            self.config.write_wait,
-        ))
+        Arc::new(Confirming::new(&self.grounds))
     }
 
     /// Starts what goes on beside serving, and gives what serves.
-    pub(super) fn start(self, ground: &Ground, keyring: &Keyring) -> Replicating {
-        let Self { config, peer, cards, status, ledger } = self;
-        let blocks = ground.domain.blocks;
-        let fencing = Arc::new(Fencing::new(
-            (Arc::clone(&keyring.roles), ground.measured.clone()),
-            Arc::clone(&peer),
-            cards.clone(),
-            Arc::clone(&ground.clock),
-            Arc::clone(&status),
-        ));
-        let serving = Serving::new(
-            (ground.measured.clone(), Arc::clone(&ledger)),
-            (cards.clone(), blocks),
-            Arc::clone(&fencing),
-            Arc::clone(&status),
-            config.heartbeat,
-        );
-        let following = Following::new(
-            config.clone(),
-            (Arc::clone(&peer), ground.measured.clone()),
-            (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles), fencing),
-            (cards.clone(), Arc::clone(&ground.clock)),
-            Arc::clone(&status),
-        );
-        let (peer_of_syncing, peer_name) = (Arc::clone(&peer), config.peer.clone());
-        let outside = Outside {
-            peer,
-            store: ground.measured.clone(),
-            clock: Arc::clone(&ground.clock),
-            randomness: Arc::new(OperatingSystem),
-        };
+    pub(super) fn start(self, keyring: &Keyring) -> Replicating {
+        let Self { grounds, ledger } = self;
+        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
+        let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
+        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
+        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
         let prover = Arc::clone(&keyring.prover);
-        let status_of_proving = Arc::clone(&status);
-        let proving =
-            Proving::new(config, outside, prover, (cards.clone(), blocks), status_of_proving);
-        let (following, proving) = (Arc::new(following), Arc::new(proving));
-        let syncing = Arc::new(Syncing::new(
-            (peer_of_syncing, peer_name),
-            ground.measured.clone(),
-            (cards.clone(), blocks),
-            Arc::clone(&proving),
-            Arc::clone(&following),
-        ));
-        tokio::spawn(ledger.hear(ground.measured.clone()));
+        let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
+        let proving = Arc::new(proving);
+        let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
+        tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
+        let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
         let parts = ReplicationParts { serving: Arc::new(serving), answering };
-        Replicating { parts, status, syncing }
+        Replicating { parts, status, syncing: Arc::new(syncing) }
     }
 }

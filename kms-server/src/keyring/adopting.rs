@@ -66,6 +66,7 @@ pub struct Outcome {
 }
 
 /// Takes a peer's blocks over. It can write nothing else.
+#[derive(Clone)]
 pub struct Adopter {
     opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
@@ -87,8 +88,22 @@ impl Adopter {
     /// Takes these blocks over in one transaction: those that are accepted, and none of which anything is wrong.
     /// `roles` were verified. `entry` goes into the audit log with them, and bears their states.
     ///
-    /// On [`StoreError::Conflict`] another server of this site was first.
+    /// On [`StoreError::Conflict`] another server of this site was first. Runs to its end even if the future is
+    /// dropped: what is stored has to become resident.
     pub async fn adopt(
+        &self,
+        arrived: Vec<Arrived>,
+        roles: &[SignedRoleRecord],
+        entry: AuditEntry,
+    ) -> Result<Vec<Outcome>, KeyringError> {
+        let (this, roles) = (self.clone(), roles.to_vec());
+        let task = tokio::spawn(async move { this.adopt_to_the_end(arrived, &roles, entry).await });
+        let lost =
+            |lost: tokio::task::JoinError| StoreError::Unreachable { reason: lost.to_string() };
+        task.await.map_err(lost)?
+    }
+
+    async fn adopt_to_the_end(
         &self,
         mut arrived: Vec<Arrived>,
         roles: &[SignedRoleRecord],

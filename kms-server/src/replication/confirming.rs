@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::{
     card::Cards,
+    grounds::Grounds,
     messages::{HeadsAsked, HeadsSaid},
     peer::Peer,
     status::Status,
@@ -28,9 +29,10 @@ pub struct Confirming {
 }
 
 impl Confirming {
-    /// Waits at most so long.
-    pub fn new(peer: Arc<dyn Peer>, cards: Cards, status: Arc<Status>, wait: Duration) -> Self {
-        Self { peer, cards, status, wait }
+    /// Waits for as long as the settings say.
+    pub fn new(grounds: &Grounds) -> Self {
+        let Grounds { config, peer, cards, status, .. } = grounds.clone();
+        Self { peer, cards, status, wait: config.write_wait }
     }
 
     async fn ask(&self, marks: &[BlockMark]) -> Option<HeadsSaid> {

@@ -7,7 +7,9 @@ use tokio::sync::Mutex;
 
 use super::{
     card::{Cards, SiteCard},
-    peer::{Peer, PeerError},
+    failure::PeerError,
+    grounds::Grounds,
+    peer::Peer,
     status::Status,
 };
 use crate::{
@@ -70,14 +72,9 @@ pub struct Fencing {
 }
 
 impl Fencing {
-    /// Learns by `roles` what `peer` shows.
-    pub fn new(
-        (roles, store): (Arc<Roles>, Arc<dyn ReadStore>),
-        peer: Arc<dyn Peer>,
-        cards: Cards,
-        clock: Arc<dyn Clock>,
-        status: Arc<Status>,
-    ) -> Self {
+    /// Learns by `roles` what the peer shows.
+    pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
+        let Grounds { peer, store, cards, clock, status, .. } = grounds.clone();
         Self { roles, store, peer, cards, clock, status, one: Mutex::default() }
     }
 

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::mpsc,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout},
 };
@@ -15,9 +14,11 @@ use tokio::{
 use super::{
     card::{Cards, SiteCard},
     config::Config,
+    failure::PeerError,
     fencing::{Fencing, NotFenced, OURSELVES},
+    grounds::Grounds,
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
-    peer::{Peer, PeerError},
+    peer::Peer,
     status::Status,
 };
 use crate::{
@@ -83,10 +84,20 @@ struct Inner {
 }
 
 /// What is under way; each answers with what the follower is to hear.
-type UnderWay = FuturesUnordered<BoxFuture<'static, Vec<Input>>>;
+type UnderWay = FuturesUnordered<BoxFuture<'static, Heard>>;
 
-/// The peer, to be told what is stored here.
-type Tell = mpsc::Sender<Vec<BlockMark>>;
+/// What the follower is to hear, and what the peer is to be told of blocks that were refused: where they stand here.
+#[derive(Default)]
+struct Heard {
+    inputs: Vec<Input>,
+    refused: Vec<BlockMark>,
+}
+
+impl From<Input> for Heard {
+    fn from(input: Input) -> Self {
+        Self { inputs: vec![input], refused: Vec::new() }
+    }
+}
 
 /// An attempt to connect.
 type Connecting = BoxFuture<'static, Result<Followed, Ended>>;
@@ -100,17 +111,19 @@ struct Turn {
     under_way: UnderWay,
     /// To be taken over in one transaction.
     adopting: Vec<Update>,
+    /// What the peer is to be told of what is stored here, in one message.
+    telling: Vec<BlockMark>,
 }
 
 impl Following {
     /// Takes over by `adopter`, and is fenced by `fencing`.
     pub fn new(
-        config: Config,
-        (peer, store): (Arc<dyn Peer>, Arc<dyn ReadStore>),
-        (adopter, roles, fencing): (Arc<Adopter>, Arc<Roles>, Arc<Fencing>),
-        (cards, clock): (Cards, Arc<dyn Clock>),
-        status: Arc<Status>,
+        grounds: Grounds,
+        adopter: Arc<Adopter>,
+        roles: Arc<Roles>,
+        fencing: Arc<Fencing>,
     ) -> Self {
+        let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
         let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
         Self(Arc::new(inner))
     }
@@ -224,8 +237,8 @@ impl Inner {
         }
     }
 
-    /// Takes over what came, in one transaction. What is refused is said to `tell` as it stands here.
-    async fn adopt(&self, updates: Vec<Update>, tell: Option<Tell>) -> Vec<Input> {
+    /// Takes over what came, in one transaction.
+    async fn adopt(&self, updates: Vec<Update>) -> Heard {
         let blocks: Vec<BlockNo> = updates.iter().map(|update| update.head.block).collect();
         let arrived = |Update { head, records, whole }| Arrived { head, records, is_whole: whole };
         let arrived = updates.into_iter().map(arrived).collect();
@@ -233,19 +246,21 @@ impl Inner {
             Ok(roles) => roles,
             Err(error) => return all_refused(&blocks, &error.to_string()),
         };
+        let mut heard = Heard::default();
         match self.adopter.adopt(arrived, &roles, self.entry()).await {
-            Ok(outcomes) => outcomes.into_iter().map(|it| self.told(it, tell.as_ref())).collect(),
+            Ok(outcomes) => outcomes.into_iter().for_each(|it| self.told(it, &mut heard)),
             Err(KeyringError::Store(StoreError::Conflict(_))) => {
-                blocks.into_iter().map(Input::Conflict).collect()
+                heard.inputs.extend(blocks.into_iter().map(Input::Conflict));
             }
             Err(error) => {
                 tracing::warn!(%error, "blocks of the peer are not taken over yet");
-                all_refused(&blocks, &error.to_string())
+                return all_refused(&blocks, &error.to_string());
             }
         }
+        heard
     }
 
-    fn told(&self, Outcome { block, stored, taken }: Outcome, tell: Option<&Tell>) -> Input {
+    fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {
         let (remedy, reason) = match (taken, stored) {
             (Taken::NotAccepted(why), _) => (Remedy::of(&why), why.to_string()),
             (Taken::Refused(reason), _) => (Remedy::Whole, reason),
@@ -254,15 +269,13 @@ impl Inner {
                 if let Taken::Adopted { records, set_aside } = taken {
                     self.adopted(block, records, set_aside);
                 }
-                return Input::Stored(mark);
+                return heard.inputs.push(Input::Stored(mark));
             }
-            (_, None) => return Input::Conflict(block),
+            (_, None) => return heard.inputs.push(Input::Conflict(block)),
         };
         self.status.refused(block, reason.clone());
-        if let (Some(tell), Some(mark)) = (tell, stored) {
-            let _ = tell.try_send(vec![mark]);
-        }
-        Input::Refused { block, remedy, reason }
+        heard.refused.extend(stored);
+        heard.inputs.push(Input::Refused { block, remedy, reason });
     }
 
     fn adopted(&self, block: BlockNo, records: usize, set_aside: usize) {
@@ -324,7 +337,7 @@ impl Inner {
                         repaired.records += records as u64;
                         repaired.bytes += bytes;
                     }
-                    self.told(outcome, None);
+                    self.told(outcome, &mut Heard::default());
                 }
                 Ok(())
             }
@@ -364,7 +377,7 @@ impl Inner {
         for block in differing {
             match self.fetch(block).await {
                 Ok((head, records)) => {
-                    self.adopt(vec![Update { head, records, whole: true }], None).await;
+                    self.adopt(vec![Update { head, records, whole: true }]).await;
                 }
                 Err(error) => return tracing::warn!(%error, "the comparison did not go on"),
             }
@@ -386,6 +399,7 @@ impl Turn {
             connection: None,
             under_way: UnderWay::new(),
             adopting: Vec::new(),
+            telling: Vec::new(),
         }
     }
 
@@ -408,7 +422,8 @@ impl Turn {
             tokio::select! {
                 said = next_of(&mut self.connection), if may_read => self.hear(said),
                 connected = next_try(&mut self.connecting) => self.connected(connected),
-                Some(inputs) = self.under_way.next() => {
+                Some(Heard { inputs, refused }) = self.under_way.next() => {
+                    self.telling.extend(refused);
                     inputs.into_iter().for_each(|input| self.step(input));
                 }
                 _ = ticks.tick() => self.step(Input::Tick),
@@ -424,6 +439,7 @@ impl Turn {
                 self.hear(said);
             }
             self.adopt_all();
+            self.tell();
         }
     }
 
@@ -441,17 +457,13 @@ impl Turn {
             // Card and heads went out with the call itself.
             Output::Hello => {}
             Output::AskRoleRecords(_) => {
-                self.under_way.push(async move { vec![of.ask_role_records().await] }.boxed());
+                self.under_way.push(async move { of.ask_role_records().await.into() }.boxed());
             }
             Output::Adopt(update) => self.adopting.push(update),
             Output::AskWhole(block) => {
-                self.under_way.push(async move { vec![of.whole(block).await] }.boxed());
+                self.under_way.push(async move { of.whole(block).await.into() }.boxed());
             }
-            Output::Acknowledge(mark) => {
-                // A peer that does not read for so long is gone soon, and begins with what is stored.
-                let tell = self.connection.as_ref().map(|connection| &connection.tell);
-                let _ = tell.map(|tell| tell.try_send(vec![mark]));
-            }
+            Output::Acknowledge(mark) => self.telling.push(mark),
             Output::Disconnect => (self.connecting, self.connection) = (None, None),
             Output::Wait(_, reason) => {
                 of.lost(Some(format!("not following site {}: {reason}", of.config.peer)));
@@ -466,9 +478,18 @@ impl Turn {
         if adopting.is_empty() {
             return;
         }
-        let tell = self.connection.as_ref().map(|connection| connection.tell.clone());
         let of = Arc::clone(&self.of);
-        self.under_way.push(async move { of.adopt(adopting, tell).await }.boxed());
+        self.under_way.push(async move { of.adopt(adopting).await }.boxed());
+    }
+
+    /// Tells the peer what is stored here. A peer that does not read hears it later, all at once.
+    fn tell(&mut self) {
+        let Some(connection) = self.connection.as_ref().filter(|_| !self.telling.is_empty()) else {
+            return self.telling.clear();
+        };
+        if let Ok(place) = connection.tell.try_reserve() {
+            place.send(std::mem::take(&mut self.telling));
+        }
     }
 
     fn connected(&mut self, connected: Result<Followed, Ended>) {
@@ -528,11 +549,11 @@ fn mark(head: &Head) -> BlockMark {
 }
 
 /// Nothing of these was taken over, for a reason that is nobody's of them.
-fn all_refused(blocks: &[BlockNo], reason: &str) -> Vec<Input> {
+fn all_refused(blocks: &[BlockNo], reason: &str) -> Heard {
     let refused = |block: &BlockNo| Input::Refused {
         block: *block,
         remedy: Remedy::Whole,
         reason: reason.to_owned(),
     };
-    blocks.iter().map(refused).collect()
+    Heard { inputs: blocks.iter().map(refused).collect(), refused: Vec::new() }
 }

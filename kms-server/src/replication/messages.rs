@@ -3,7 +3,7 @@
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use super::{card::SiteCard, peer::PeerError};
+use super::{card::SiteCard, failure::PeerError};
 use kms_core::{
     BlockNo, Head, Position, StoredRecord,
     block::{BlockMark, proof::Proof},

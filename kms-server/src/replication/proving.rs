@@ -12,8 +12,11 @@ use tokio::{
 use super::{
     card::{Cards, SiteCard},
     config::Config,
+    failure::PeerError,
+    grounds::Grounds,
     messages::BlockProof,
-    peer::{Peer, PeerError},
+    not_served::{NotServed, place},
+    peer::Peer,
     status::{NAMED_MAX, Readiness, Status},
 };
 use crate::{
@@ -32,6 +35,8 @@ const ASKED_AT_ONCE: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Blocks that are opened at the same time for proofs: the token is there for APDUs first.
 const OPENED_AT_ONCE: usize = 2;
+/// Calls for proofs at one time, of this server: each holds its challenges.
+const ASKING_MAX: usize = 4;
 /// Proofs in one message.
 const PROOFS_A_MESSAGE: usize = 64;
 /// Messages that wait for whoever asked.
@@ -41,25 +46,31 @@ const MESSAGES_AHEAD: usize = 2;
 pub struct Answering {
     prover: Arc<Prover>,
     cards: Cards,
-    /// One who asks at a time.
+    /// One who is answered at a time.
     one: Arc<Semaphore>,
+    /// Places for those who wait.
+    asking: Arc<Semaphore>,
 }
 
 impl Answering {
     /// By the proofs of `prover`.
     pub fn new(prover: Arc<Prover>, cards: Cards) -> Self {
-        Self { prover, cards, one: Arc::new(Semaphore::new(1)) }
+        let asking = Arc::new(Semaphore::new(ASKING_MAX));
+        Self { prover, cards, one: Arc::new(Semaphore::new(1)), asking }
     }
 
-    /// Proves these blocks to the site that asks, or says why not. A later asker waits for the former one.
+    /// Proves these blocks to the site that asks, or says why not. A later asker waits for the former one; more than a
+    /// few are sent away.
     pub fn prove(
         self: &Arc<Self>,
         asker: SiteCard,
         challenges: Vec<(BlockNo, [u8; 32])>,
-    ) -> mpsc::Receiver<Vec<BlockProof>> {
+    ) -> Result<mpsc::Receiver<Vec<BlockProof>>, NotServed> {
+        let place = place(&self.asking)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let this = Arc::clone(self);
         tokio::spawn(async move {
+            let _place = place;
             let Ok(_one) = Arc::clone(&this.one).acquire_owned().await else { return };
             let ours = this.cards.now().await;
             let refusal = match &ours {
@@ -86,7 +97,7 @@ impl Answering {
                 }
             }
         });
-        sent
+        Ok(sent)
     }
 
     /// Why nothing is proved to this asker now.
@@ -146,28 +157,10 @@ pub struct Proving {
     status: Arc<Status>,
 }
 
-/// The outside of [`Proving`].
-pub struct Outside {
-    /// The other site.
-    pub peer: Arc<dyn Peer>,
-    /// Our database.
-    pub store: Arc<dyn ReadStore>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-    /// Nonces.
-    pub randomness: Arc<dyn Randomness>,
-}
-
 impl Proving {
-    /// Proofs of the peer's are checked by `prover`.
-    pub fn new(
-        config: Config,
-        outside: Outside,
-        prover: Arc<Prover>,
-        (cards, blocks): (Cards, BlockCount),
-        status: Arc<Status>,
-    ) -> Self {
-        let Outside { peer, store, clock, randomness } = outside;
+    /// Proofs of the peer's are checked by `prover`; nonces come from `randomness`.
+    pub fn new(grounds: Grounds, prover: Arc<Prover>, randomness: Arc<dyn Randomness>) -> Self {
+        let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
         Self { config, peer, prover, store, cards, blocks, clock, randomness, status }
     }
 

@@ -10,14 +10,16 @@ use tokio::{
 };
 
 use super::{
-    card::{Cards, SiteCard},
+    card::SiteCard,
     fencing::{Fencing, NotFenced},
+    grounds::Grounds,
     ledger::Ledger,
     messages::{BlockUpdate, HeadsAsked, PeerSaid},
-    session::{Session, pieces},
+    not_served::{NotServed, place},
+    session::{Session, Source, pieces},
     status::Status,
 };
-use crate::store::{ReadStore, StoreError, sites::BlockChanges};
+use crate::store::sites::BlockChanges;
 use kms_core::{
     BlockCount, BlockNo, Epoch, Head, Position, Sequence, block::BlockMark,
     site::role::SignedRoleRecord,
@@ -25,6 +27,8 @@ use kms_core::{
 
 /// Followers at one time, of this server. A site has one; it may come anew before the old connection has ended.
 const FOLLOWERS_MAX: usize = 4;
+/// Calls for whole blocks at one time, of this server: each holds a block, and pieces of it.
+const FETCHES_MAX: usize = 16;
 /// Messages that wait for a follower, each at most as long as a piece.
 const MESSAGES_AHEAD: usize = 4;
 /// Heads that are asked for one by one; of more, all are read.
@@ -35,58 +39,24 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 const END: Position =
     Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
 
-/// The reason why a peer is not answered.
-#[derive(Debug, thiserror::Error)]
-pub enum NotServed {
-    /// It is no site of our key domain, or says that it is us.
-    #[error("site {site:?} is no other site of this key domain")]
-    AnotherDomain {
-        /// The name that it gives.
-        site: String,
-    },
-    /// It names an epoch that it does not prove.
-    #[error(transparent)]
-    EpochNotProved(NotFenced),
-    /// A block that the domain has not.
-    #[error("there is no block {0}")]
-    NoBlock(BlockNo),
-    /// A follower does not name each block once.
-    #[error("a follower names each block of the domain once")]
-    Cursors,
-    /// Others follow already.
-    #[error("{FOLLOWERS_MAX} follow already")]
-    TooManyFollowers,
-    /// A follower did not say for a minute that it has stored anything.
-    #[error("the follower stores nothing: it was sent all that it may be behind by")]
-    Stalled,
-    /// The database can't be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Answers the peer.
 pub struct Serving {
-    pub(super) store: Arc<dyn ReadStore>,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) cards: Cards,
-    pub(super) blocks: BlockCount,
-    pub(super) heartbeat: Duration,
+    source: Source,
+    blocks: BlockCount,
     fencing: Arc<Fencing>,
     status: Arc<Status>,
     followers: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
 }
 
 impl Serving {
-    /// Over what `store` has, which moves as `ledger` says.
-    pub fn new(
-        (store, ledger): (Arc<dyn ReadStore>, Arc<Ledger>),
-        (cards, blocks): (Cards, BlockCount),
-        fencing: Arc<Fencing>,
-        status: Arc<Status>,
-        heartbeat: Duration,
-    ) -> Self {
+    /// Over what is stored here, which moves as `ledger` says.
+    pub fn new(grounds: &Grounds, ledger: Arc<Ledger>, fencing: Arc<Fencing>) -> Self {
+        let Grounds { config, store, cards, blocks, status, .. } = grounds.clone();
         let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-        Self { store, ledger, cards, blocks, heartbeat, fencing, status, followers }
+        let fetches = Arc::new(Semaphore::new(FETCHES_MAX));
+        let source = Source { store, ledger, cards, heartbeat: config.heartbeat };
+        Self { source, blocks, fencing, status, followers, fetches }
     }
 
     /// Takes a peer's card and gives ours. This site is fenced first, if the peer was promoted.
@@ -96,12 +66,12 @@ impl Serving {
             NotFenced::Store(error) => NotServed::Store(error),
             error => NotServed::EpochNotProved(error),
         })?;
-        Ok(self.cards.now().await?)
+        Ok(self.source.cards.now().await?)
     }
 
     /// Takes a peer's card and gives ours, whatever epoch it names.
     pub async fn know(&self, theirs: &SiteCard) -> Result<SiteCard, NotServed> {
-        if !self.cards.is_of_domain(theirs) {
+        if !self.source.cards.is_of_domain(theirs) {
             return Err(NotServed::AnotherDomain { site: theirs.site.clone() });
         }
         self.status.heard(theirs);
@@ -110,7 +80,7 @@ impl Serving {
 
     /// Our card.
     pub async fn card(&self) -> Result<SiteCard, NotServed> {
-        Ok(self.cards.now().await?)
+        Ok(self.source.cards.now().await?)
     }
 
     /// Where blocks stand, once they have got as far as was asked, or the time is out.
@@ -125,31 +95,31 @@ impl Serving {
 
     async fn reached(&self, at_least: &[(BlockNo, Position)], wait: Duration) -> bool {
         let until = Instant::now() + wait;
-        let mut moves = self.ledger.watch();
+        let mut moves = self.source.ledger.watch();
         loop {
             moves.borrow_and_update();
-            if self.ledger.has_reached(at_least) {
+            if self.source.ledger.has_reached(at_least) {
                 return true;
             }
             if !matches!(timeout_at(until, moves.changed()).await, Ok(Ok(()))) {
-                return self.ledger.has_reached(at_least);
+                return self.source.ledger.has_reached(at_least);
             }
         }
     }
 
     async fn heads_of(&self, blocks: &[BlockNo]) -> Result<Vec<Head>, NotServed> {
         if blocks.is_empty() {
-            return Ok(self.store.heads().await?);
+            return Ok(self.source.store.heads().await?);
         }
         if blocks.len() > HEADS_ONE_BY_ONE {
             let wanted: std::collections::BTreeSet<_> = blocks.iter().collect();
-            let mut heads = self.store.heads().await?;
+            let mut heads = self.source.store.heads().await?;
             heads.retain(|head| wanted.contains(&head.block));
             return Ok(heads);
         }
         let mut heads = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let changes = self.store.changes_after(*block, END).await?;
+            let changes = self.source.store.changes_after(*block, END).await?;
             heads.push(changes.ok_or(NotServed::NoBlock(*block))?.head);
         }
         Ok(heads)
@@ -161,11 +131,13 @@ impl Serving {
         blocks: Vec<BlockNo>,
     ) -> Result<mpsc::Receiver<Result<BlockUpdate, NotServed>>, NotServed> {
         self.check(blocks.iter())?;
+        let place = place(&self.fetches)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let this = Arc::clone(self);
         tokio::spawn(async move {
+            let _place = place;
             for block in blocks {
-                let whole = match this.store.block(block).await {
+                let whole = match this.source.store.block(block).await {
                     Ok(Some(whole)) => whole,
                     Ok(None) => return drop(out.send(Err(NotServed::NoBlock(block))).await),
                     Err(error) => return drop(out.send(Err(error.into())).await),
@@ -194,10 +166,9 @@ impl Serving {
         if !each_once {
             return Err(NotServed::Cursors);
         }
-        let place = Arc::clone(&self.followers).try_acquire_owned();
-        let place = place.map_err(|_| NotServed::TooManyFollowers)?;
+        let place = place(&self.followers)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
-        let session = Session::new(Arc::clone(self), cursors);
+        let session = Session::new(self.source.clone(), cursors);
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = session.run(said, &out).await {
@@ -211,7 +182,7 @@ impl Serving {
 
     /// The role records from this epoch on. Whoever gets them verifies them.
     pub async fn role_records(&self, from: Epoch) -> Result<Vec<SignedRoleRecord>, NotServed> {
-        let mut records = self.store.role_records().await?;
+        let mut records = self.source.store.role_records().await?;
         records.retain(|signed| signed.record.epoch >= from);
         Ok(records)
     }

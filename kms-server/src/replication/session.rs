@@ -13,10 +13,12 @@ use tokio::{
 };
 
 use super::{
+    card::Cards,
+    ledger::Ledger,
     messages::{BlockUpdate, PeerSaid},
-    serving::{NotServed, Serving},
+    not_served::NotServed,
 };
-use crate::store::sites::BlockChanges;
+use crate::store::{ReadStore, sites::BlockChanges};
 use kms_core::{BlockNo, Position, StoredRecord, block::BlockMark};
 
 /// Blocks that were sent and are not said to be stored yet, at most.
@@ -30,9 +32,22 @@ const STALLED: Duration = Duration::from_secs(60);
 
 type Out = mpsc::Sender<Result<PeerSaid, NotServed>>;
 
+/// What a follower is told of.
+#[derive(Clone)]
+pub(super) struct Source {
+    /// Blocks.
+    pub(super) store: Arc<dyn ReadStore>,
+    /// When they move.
+    pub(super) ledger: Arc<Ledger>,
+    /// Whether this site writes.
+    pub(super) cards: Cards,
+    /// How often it is told.
+    pub(super) heartbeat: Duration,
+}
+
 /// One follower. Takes memory by the number of blocks, and for one block's records.
 pub(super) struct Session {
-    serving: Arc<Serving>,
+    source: Source,
     /// Where the follower's blocks stand.
     stored: Vec<BlockMark>,
     /// Where they will stand with what was sent.
@@ -49,10 +64,10 @@ pub(super) struct Session {
 
 impl Session {
     /// Nothing was sent yet. `cursors` has each block once, in order.
-    pub(super) fn new(serving: Arc<Serving>, cursors: Vec<BlockMark>) -> Self {
+    pub(super) fn new(source: Source, cursors: Vec<BlockMark>) -> Self {
         let count = cursors.len();
         Self {
-            serving,
+            source,
             sent: cursors.iter().map(|cursor| cursor.position).collect(),
             stored: cursors,
             due: VecDeque::new(),
@@ -69,10 +84,10 @@ impl Session {
         mut said: BoxStream<'static, Vec<BlockMark>>,
         out: &Out,
     ) -> Result<(), NotServed> {
-        let mut moves = self.serving.ledger.watch();
+        let mut moves = self.source.ledger.watch();
         self.compare().await?;
         self.look();
-        let mut heartbeat = interval(self.serving.heartbeat);
+        let mut heartbeat = interval(self.source.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while let Some(block) = self.next() {
@@ -94,7 +109,7 @@ impl Session {
                     Err(_) => return Ok(()),
                 },
                 _ = heartbeat.tick() => {
-                    let card = self.serving.cards.now().await?;
+                    let card = self.source.cards.now().await?;
                     // One that reads nothing is not there to be told that we are.
                     if let Err(mpsc::error::TrySendError::Closed(_)) = out.try_send(Ok(PeerSaid::Card(card))) {
                         return Ok(());
@@ -110,7 +125,7 @@ impl Session {
     /// Each block that is another one than the follower's is due: also one that is not beyond it, so that both learn
     /// that they have parted.
     async fn compare(&mut self) -> Result<(), NotServed> {
-        for head in self.serving.store.heads().await? {
+        for head in self.source.store.heads().await? {
             let Some(cursor) = self.stored.get(head.block.0 as usize) else { continue };
             if (cursor.position, cursor.digest) != (head.position, head.digest) {
                 self.is_due_now(head.block);
@@ -121,7 +136,7 @@ impl Session {
 
     /// Blocks that moved are due.
     fn look(&mut self) {
-        for block in self.serving.ledger.beyond(&self.sent) {
+        for block in self.source.ledger.beyond(&self.sent) {
             self.is_due_now(block);
         }
     }
@@ -163,7 +178,7 @@ impl Session {
         let Some(cursor) = self.stored.get(at).map(|stored| stored.position) else {
             return Ok(true);
         };
-        let changes = self.serving.store.changes_after(block, cursor).await?;
+        let changes = self.source.store.changes_after(block, cursor).await?;
         let changes = changes.ok_or(NotServed::NoBlock(block))?;
         let position = changes.head.position;
         let bytes = changes.records.iter().map(cost).sum();

@@ -14,9 +14,11 @@ use tokio::{
 
 use super::{
     card::Cards,
+    failure::PeerError,
     following::{Following, Repaired},
+    grounds::Grounds,
     messages::HeadsAsked,
-    peer::{Peer, PeerError},
+    peer::Peer,
     proving::{Proven, Proving},
 };
 use crate::store::{ReadStore, StoreError};
@@ -151,15 +153,10 @@ struct Run<'a> {
 type Goal = BTreeMap<BlockNo, BlockMark>;
 
 impl Syncing {
-    /// With the peer of this name. It proves by `proving`, and takes over by `following`.
-    pub fn new(
-        peer: (Arc<dyn Peer>, String),
-        store: Arc<dyn ReadStore>,
-        (cards, blocks): (Cards, BlockCount),
-        proving: Arc<Proving>,
-        following: Arc<Following>,
-    ) -> Self {
-        let one = Arc::new(Semaphore::new(1));
+    /// Proves by `proving`, and takes over by `following`.
+    pub fn new(grounds: &Grounds, proving: Arc<Proving>, following: Arc<Following>) -> Self {
+        let Grounds { config, peer, store, cards, blocks, .. } = grounds.clone();
+        let (peer, one) = ((peer, config.peer), Arc::new(Semaphore::new(1)));
         Self { peer, store, cards, blocks, proving, following, one }
     }
 

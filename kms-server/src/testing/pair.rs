@@ -32,7 +32,7 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Outside, Peer, Proving, Serving,
+        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Serving,
         Status, Syncing,
     },
     rpc::{
@@ -238,58 +238,31 @@ impl Running {
     pub(crate) async fn start_towards(site: Arc<Site>, network: &Network, to: SocketAddr) -> Self {
         let name = site.domain.site.clone();
         let config = settings(if site.domain.even { "south" } else { "north" });
-        let peer: Arc<dyn Peer> = Arc::new(network.client(&name, to));
         let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&site.clock)));
-        let cards = Cards::new(site.measured.clone(), &site.domain);
-        let fencing = Arc::new(Fencing::new(
-            (Arc::clone(&site.keyring.roles), site.measured.clone()),
-            Arc::clone(&peer),
-            cards.clone(),
-            Arc::clone(&site.clock),
-            Arc::clone(&status),
-        ));
-        let serving = Serving::new(
-            (site.measured.clone(), Arc::clone(&site.ledger)),
-            (cards.clone(), site.domain.blocks),
-            Arc::clone(&fencing),
-            Arc::clone(&status),
-            config.heartbeat,
-        );
-        let following = Following::new(
-            config.clone(),
-            (Arc::clone(&peer), site.measured.clone()),
-            (Arc::clone(&site.keyring.adopter), Arc::clone(&site.keyring.roles), fencing),
-            (cards.clone(), Arc::clone(&site.clock)),
-            Arc::clone(&status),
-        );
-        let outside = Outside {
-            peer: Arc::clone(&peer),
+        let grounds = Grounds {
+            config,
+            peer: Arc::new(network.client(&name, to)),
             store: site.measured.clone(),
+            cards: Cards::new(site.measured.clone(), &site.domain),
+            blocks: site.domain.blocks,
             clock: Arc::clone(&site.clock),
-            randomness: Arc::new(OperatingSystem),
+            status: Arc::clone(&status),
         };
-        let prover = Arc::clone(&site.keyring.prover);
-        let proving = Proving::new(
-            config.clone(),
-            outside,
-            Arc::clone(&prover),
-            (cards.clone(), site.domain.blocks),
-            Arc::clone(&status),
-        );
-        let (following, proving) = (Arc::new(following), Arc::new(proving));
-        let syncing = Arc::new(Syncing::new(
-            (Arc::clone(&peer), config.peer.clone()),
-            site.measured.clone(),
-            (cards.clone(), site.domain.blocks),
-            Arc::clone(&proving),
-            Arc::clone(&following),
-        ));
-        let gate = Confirming::new(peer, cards.clone(), Arc::clone(&status), config.write_wait);
-        let answering = Arc::new(Answering::new(prover, cards));
+        let keyring = &site.keyring;
+        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
+        let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
+        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
+        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let prover = Arc::clone(&keyring.prover);
+        let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
+        let proving = Arc::new(proving);
+        let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
+        let gate = Confirming::new(&grounds);
+        let answering = Arc::new(Answering::new(prover, grounds.cards));
         let replicating = Replicating {
             parts: ReplicationParts { serving: Arc::new(serving), answering },
             status: Arc::clone(&status),
-            syncing: Arc::clone(&syncing),
+            syncing: Arc::new(syncing),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -337,6 +310,7 @@ fn parts(site: &Arc<Site>, replicating: Replicating) -> rpc::Parts {
         single_site: false,
         roles: Arc::clone(&site.keyring.roles),
         replication: Some(replicating),
+        hsm: site.hsm.clone(),
         clock: Arc::clone(&site.clock),
         sources: Vec::new(),
     }

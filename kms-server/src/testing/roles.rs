@@ -45,7 +45,7 @@ impl Site {
         let rules = ImportRules::default();
         let by = call("Meters/ImportMeters");
         let results = self.lifecycle.import(&by, vec![meter(n)], rules);
-        assert!(results.await?.remove(0).outcome.is_ok());
+        assert!(results.await?.results.remove(0).outcome.is_ok());
         Ok(())
     }
 }

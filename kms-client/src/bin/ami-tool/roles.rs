@@ -1,6 +1,6 @@
 //! `site promote | demote`: who writes.
 
-use kms_client::{BlockLeft, KmsClient, PromotionWish, SiteStanding};
+use kms_client::{BlockLeft, KmsClient, PromoteOptions, SiteStanding};
 use serde_json::json;
 
 use crate::args::{Demote, Promote};
@@ -60,12 +60,13 @@ pub(crate) async fn promote(
     };
     let question = format!("{site} is {}. It will be promoted{lost}.", standing(&now));
     agreed(what.yes, &site, &question)?;
-    let wish = PromotionWish {
-        expected_epoch: what.expected_epoch.unwrap_or(now.epoch),
+    let epoch = what.expected_epoch.unwrap_or(now.epoch);
+    let options = PromoteOptions {
+        expected_epoch: epoch,
         primary_is_lost: what.primary_is_lost,
         above_epoch: what.above_epoch,
     };
-    let promoted = client.promote_site(wish).await?;
+    let promoted = client.promote_site(options).await?;
     if json {
         let (standing, left) = (promoted.standing, &promoted.left);
         say_json(&json!({ "promoted": site, "standing": standing, "left": left }))?;

@@ -4,7 +4,7 @@
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use kms_client::{CallError, KmsClient, Promoted, PromotionWish, SiteRole};
+use kms_client::{CallError, KmsClient, PromoteOptions, Promoted, SiteRole};
 use serde_json::json;
 
 use crate::args::Switchover;
@@ -94,10 +94,8 @@ async fn promote(to: &KmsClient, until: Instant) -> Result<Promoted, Failure> {
     let mut is_said = false;
     loop {
         let (_, now) = looked(to).await?;
-        let error = match to
-            .promote_site(PromotionWish { expected_epoch: now.epoch, ..PromotionWish::default() })
-            .await
-        {
+        let options = PromoteOptions { expected_epoch: now.epoch, ..PromoteOptions::default() };
+        let error = match to.promote_site(options).await {
             Ok(promoted) => return Ok(promoted),
             Err(error) => error,
         };

@@ -117,7 +117,9 @@ impl Rules {
             Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges | Verb::ProveBlocks => {
                 let bytes_max = bytes_max.min(PEER_BYTES_MAX);
                 let most = [(BLOCKS_MAX, "blocks"), (BLOCKS_MAX, "blocks"), NO_LIMIT];
-                let cost = Cost { per_byte: 4, entries: (BLOCKS_MAX, 160), flat: 1 << 20 };
+                // What a follower says is stored is many messages, and not each has an answer.
+                let flat = if verb == Verb::FollowChanges { 1 << 10 } else { 1 << 20 };
+                let cost = Cost { per_byte: 4, entries: (BLOCKS_MAX, 160), flat };
                 Self { bytes_max, ..rules(&BLOCKS, most, cost) }
             }
             // Pages of what is stored.

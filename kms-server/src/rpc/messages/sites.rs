@@ -250,3 +250,58 @@ pub(crate) fn wire_role_record(signed: &SignedRoleRecord) -> v1::SignedRoleRecor
         signature: Bytes::copy_from_slice(&signed.signature),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use kms_core::SystemTitle;
+
+    fn block() -> BlockUpdate {
+        let record = |n: u8| StoredRecord {
+            key: RecordKey::meter(&SystemTitle::new([n; 8])),
+            position: at(2, n.into()),
+            secret_version: 1,
+            body: vec![n; 40],
+            mac: [n; 16],
+        };
+        let head = Head {
+            block: BlockNo(3),
+            secret_version: 1,
+            position: at(2, 9),
+            count: 2,
+            digest: [7; 32],
+            mac: [8; 16],
+        };
+        BlockUpdate { head, records: vec![record(5), record(9)], more: true }
+    }
+
+    #[test]
+    fn a_block_comes_back_from_its_message() {
+        let wire = wire_said(PeerSaid::Update(block())).encode_to_vec();
+        let back = v1::FollowChangesResponse::decode(&wire[..]).unwrap();
+        assert_eq!(said(back), Ok(vec![PeerSaid::Update(block())]));
+    }
+
+    /// What is another block than the one that was sent is for the MACs to refuse.
+    #[test]
+    fn invariant_5_each_flipped_bit_of_a_message_is_unreadable_or_another_block() {
+        let sent = vec![PeerSaid::Update(block())];
+        let wire = wire_said(PeerSaid::Update(block())).encode_to_vec();
+        for at in 0..wire.len() {
+            for bit in 0..8 {
+                let mut flipped = wire.clone();
+                flipped[at] ^= 1 << bit;
+                let read = v1::FollowChangesResponse::decode(&flipped[..]);
+                let is_sent = read.is_ok_and(|read| said(read).is_ok_and(|said| said == sent));
+                assert!(!is_sent, "byte {at}, bit {bit}");
+            }
+        }
+        for end in 0..wire.len() {
+            let read = v1::FollowChangesResponse::decode(&wire[..end]);
+            let is_sent = read.is_ok_and(|read| said(read).is_ok_and(|said| said == sent));
+            assert!(!is_sent, "cut at {end}");
+        }
+    }
+}

@@ -149,7 +149,7 @@ pub(crate) enum Refused {
     )]
     EpochNotProved,
     #[error(
-        "others follow this server's changes already; a follower that is gone leaves its place soon"
+        "the peer has as many streams open here as it may; one that is gone leaves its place soon"
     )]
     TooManyFollowers,
     #[error("the follower stores nothing of what it was sent; come again with where it stands")]

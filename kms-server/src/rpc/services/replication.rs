@@ -140,7 +140,7 @@ impl replication_server::Replication for ReplicationService {
         let ProveBlocksRequest { card, challenges } = request.into_inner();
         let (theirs, ours) = self.greet(&permit, card).await?;
         let challenges = sites::challenges(challenges).map_err(Refused::from)?;
-        let proofs = self.parts()?.answering.prove(theirs, challenges);
+        let proofs = self.parts()?.answering.prove(theirs, challenges).map_err(Refused::from)?;
         let first = ProveBlocksResponse { card: Some(sites::wire_card(ours)), proofs: Vec::new() };
         let proofs = ReceiverStream::new(proofs).map(|proofs| {
             let proofs = proofs.into_iter().map(sites::wire_proof).collect();
