@@ -231,7 +231,7 @@ on_a_token! {
     }
 
     fn a_token_that_lets_nobody_trust_a_key_is_said_never_to_hand_its_keks_on(home) {
-        home.faults().set("C_CreateObject rv=0x10\n").unwrap();
+        home.faults().set("C_CreateObject return=0x10\n").unwrap();
         let refused = can_trust(&home.faulty(), &Home::so_pin());
         assert!(matches!(refused, Err(TrustError::Nobody(_))), "{refused:?}");
         assert!(refused.unwrap_err().to_string().contains("can never be handed on"));

@@ -48,7 +48,7 @@ async fn hold(cluster: &Cluster, statement: &'static str) -> PgConnection {
 async fn invariant_4_a_change_of_role_waits_for_the_commits_that_began_before_it() {
     let cluster = Cluster::new(&[]);
     let (store, other, mut scene) = two_servers(&cluster).await;
-    let demotion = learnt(&store, RoleChange::Demotion, FOUNDED).await.unwrap();
+    let fence = learnt(&store, RoleChange::Promotion, 3).await.unwrap();
     let holder = hold(&cluster, "SELECT FROM ami_kms.blocks WHERE block = 1 FOR UPDATE").await;
     let change = scene.steps(1, FOUNDED, &[meter(1, "a", &[])]);
     let head = change.head.clone();
@@ -56,14 +56,14 @@ async fn invariant_4_a_change_of_role_waits_for_the_commits_that_began_before_it
     tokio::time::sleep(BLOCKED).await;
     let changing = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.change_role(&demotion, Said::new().link()).await }
+        async move { store.change_role(&fence, Said::new().link()).await }
     });
     tokio::time::sleep(BLOCKED).await;
     assert!(!committing.is_finished() && !changing.is_finished(), "neither can have ended");
     holder.close().await.unwrap();
     committing.await.unwrap().expect("it began while the site wrote");
     changing.await.unwrap().unwrap();
-    assert_eq!(store.role().await.unwrap(), row(FOUNDED, false));
+    assert_eq!(store.role().await.unwrap(), row(3, false));
     assert!(store.heads().await.unwrap().contains(&head), "acknowledged, so it is there");
 }
 

@@ -38,6 +38,14 @@ impl Lineage {
         self.marks.iter().find(below).filter(|_| ours < self.epoch).copied()
     }
 
+    /// Whether the site of this parity had what was written at this position and is a part of the block: it wrote it, or
+    /// went on from it.
+    pub fn was_at(&self, even: bool, position: Position) -> bool {
+        let epochs = self.marks.iter().map(|mark| mark.position.epoch).chain([self.epoch]);
+        let mut theirs = epochs.filter(|epoch| epoch.is_even() == even);
+        self.has(position) && theirs.any(|epoch| epoch >= position.epoch)
+    }
+
     /// Whether what was written at this position became a part of the block.
     pub fn has(&self, position: Position) -> bool {
         let mark = self.marks.iter().find(|mark| mark.position.epoch == position.epoch);
@@ -85,6 +93,16 @@ mod tests {
         assert_eq!(lineage().fork(Epoch(3)), Some(mark(3, 15)));
         assert_eq!(lineage().fork(Epoch(2)), Some(mark(2, 10)));
         assert_eq!((lineage().fork(Epoch(1)), lineage().fork(Epoch(5))), (None, None));
+    }
+
+    #[test]
+    fn a_site_had_what_it_wrote_and_what_it_went_on_from() {
+        let odd = [at(2, 10), at(3, 15), at(5, 2)];
+        assert!(odd.into_iter().all(|position| lineage().was_at(false, position)));
+        assert!(lineage().was_at(true, at(2, 10)));
+        // The even site has not written since, and what parted is nobody's.
+        assert!(!lineage().was_at(true, at(3, 15)) && !lineage().was_at(true, at(5, 2)));
+        assert!(!lineage().was_at(true, at(4, 1)) && !lineage().was_at(false, at(2, 11)));
     }
 
     #[test]

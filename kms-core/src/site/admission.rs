@@ -18,6 +18,8 @@ pub struct Writers {
     pub even: Option<PublicKey>,
     /// Of the site of odd epochs.
     pub odd: Option<PublicKey>,
+    /// Whether this site is the one of even epochs; `None`: it is a replica, and no record is its own.
+    pub own: Option<bool>,
 }
 
 impl Writers {
@@ -37,9 +39,10 @@ impl Writers {
     /// With our own key, which counts for our parity whatever a peer's record says. For a site that may write.
     #[must_use]
     pub fn with_own(self, domain: &DomainRecord, own: PublicKey) -> Self {
+        let writers = Self { own: Some(domain.even), ..self };
         match domain.even {
-            true => Self { even: Some(own), ..self },
-            false => Self { odd: Some(own), ..self },
+            true => Self { even: Some(own), ..writers },
+            false => Self { odd: Some(own), ..writers },
         }
     }
 
@@ -57,6 +60,10 @@ pub enum Admitted {
     Past,
     /// Who writes: the standing that follows.
     News(Standing),
+    /// We signed it, and our own database does not know it: it was rolled back. It is kept, since all that comes after
+    /// follows from it, and this site writes nothing before it was promoted above every epoch that its peer, a
+    /// coordinator or two people name.
+    Forgotten(Standing),
 }
 
 /// The reason why a role record does not count.
@@ -96,10 +103,6 @@ pub enum NotAdmitted {
         /// The highest one that is known.
         known: Epoch,
     },
-    /// We signed it, and our own database does not know it: it was rolled back. Nothing more is to be written before an
-    /// epoch above it was taken.
-    #[error("we were promoted to epoch {}, and our database has forgotten it: take a higher epoch", .0.0)]
-    RolledBack(Epoch),
 }
 
 /// A site's view of who writes, against which role records are held.
@@ -141,13 +144,16 @@ pub fn admit<R: Borrow<RoleRecord>>(
         return Ok(Admitted::Past);
     }
     // What our own token signed stands in our own database, in the transaction in which it counted.
-    if record.epoch.is_even() == view.domain.even {
-        return Err(NotAdmitted::RolledBack(record.epoch));
+    if view.writers.own == Some(record.epoch.is_even()) {
+        let standing = Standing::of(view.domain, &[record]);
+        return Ok(Admitted::Forgotten(Standing { open: false, ..standing }));
     }
     if record.epoch > standing.epoch.next_of(record.epoch.is_even()) && !two_people {
         return Err(NotAdmitted::TooFar { epoch: record.epoch, known: standing.epoch });
     }
-    Ok(Admitted::News(Standing::of(view.domain, &[record])))
+    let standing = Standing::of(view.domain, &[record]);
+    let is_replica = view.writers.own.is_none();
+    Ok(Admitted::News(if is_replica { standing.of_replica() } else { standing }))
 }
 
 /// Verifies role records as our own database has them, in their places: each is signed by the site that its epoch belongs

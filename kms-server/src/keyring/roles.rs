@@ -265,7 +265,10 @@ impl Roles {
             let now = match admission::admit(&view, &signed, false)? {
                 Admitted::Known => continue,
                 Admitted::Past => row,
-                Admitted::News(standing) => RoleRow { epoch: standing.epoch, writes: false },
+                // One of our own that was forgotten takes the right to write, too: the database was rolled back.
+                Admitted::News(standing) | Admitted::Forgotten(standing) => {
+                    RoleRow { epoch: standing.epoch, writes: false }
+                }
             };
             let epoch = signed.record.epoch;
             let step = RoleStep::without_blocks(row, now, signed);

@@ -5,19 +5,21 @@
 use std::sync::Arc;
 
 use kms_core::{
-    BlockNo, DomainRecord, Epoch,
+    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, RecordKey, SystemTitle,
     enrolment::{
         Fingerprint, Oaep,
         bundle::{EnrolledBlock, SignedEnrolment},
         request::{JoinRequest, SignedRequest},
     },
-    site::peer::PeerKind,
+    site::{
+        peer::{PeerKind, SignedPeer},
+        role::{RoleChange, RoleRecord, SignedRoleRecord},
+    },
 };
 use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 
 use super::{
     home::{Home, at_home},
@@ -28,7 +30,10 @@ use crate::{
     enrolment::{EnrolError, Enroller, Enrolling},
     hsm::{CeremonyKey, Enrols as _, Hsm, OaepHash, RsaKey, memory::MemoryToken},
     keyring::{KeyringError, founding::take_over_blocks},
-    store::ReadStore as _,
+    store::{
+        Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
+        sites::{BlockChanges, Divergent, FollowerLock, RoleRow},
+    },
 };
 
 struct Joining {
@@ -93,11 +98,77 @@ async fn enrol(enroller: &Enroller, asked: &Enrolling) -> Result<SignedEnrolment
     enroller.enrol(&call("Site/EnrolPeer"), asked).await
 }
 
-async fn sql(site: &Site, statement: &str) {
-    let url = format!("sqlite://{}", site.database.display());
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query(AssertSqlSafe(statement.to_owned())).execute(&mut database).await.unwrap();
-    database.close().await.unwrap();
+/// The database as somebody left it who can write to it.
+struct Tampered {
+    inner: Arc<dyn ReadStore>,
+    role_records: Vec<SignedRoleRecord>,
+    peers: Vec<SignedPeer>,
+    writes: bool,
+}
+
+#[async_trait::async_trait]
+impl ReadStore for Tampered {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+        self.inner.domain().await
+    }
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.inner.heads().await
+    }
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        self.inner.block(block).await
+    }
+    async fn find_meter(&self, id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
+        self.inner.find_meter(id).await
+    }
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
+        self.inner.find_title(title).await
+    }
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
+        self.inner.list_meters(after, limit).await
+    }
+    async fn count_meters(&self) -> Result<u64, StoreError> {
+        self.inner.count_meters().await
+    }
+    async fn holders_of(
+        &self,
+        fingerprints: &[kms_core::Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<Holder>, StoreError> {
+        self.inner.holders_of(fingerprints, limit).await
+    }
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        Ok(RoleRow { writes: self.writes, ..self.inner.role().await? })
+    }
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        Ok(self.role_records.clone())
+    }
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        Ok(self.peers.clone())
+    }
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        self.inner.changes_after(block, after).await
+    }
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(after, limit).await
+    }
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.inner.follower_lock().await
+    }
 }
 
 #[test]
@@ -180,35 +251,49 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
         let (enroller, joining) = (enroller(&site).await, Joining::new());
         let asked = joining.asked();
         trust(home, &asked);
-        // A promotion of the joining site, by whoever writes to the database.
-        let forged = kms_core::site::role::RoleRecord {
+        enrol(&enroller, &asked).await.unwrap();
+        let peers = site.store.peers().await.unwrap();
+        let over = |store: Tampered| Enroller {
+            domain: enroller.domain.clone(),
+            hsm: enroller.hsm.clone(),
+            store: Arc::new(store),
+            audited: Arc::clone(&enroller.audited),
+            clock: Arc::clone(&enroller.clock),
+        };
+        let as_it_is = || Tampered {
+            inner: site.measured.clone(),
+            role_records: Vec::new(),
+            peers: peers.clone(),
+            writes: true,
+        };
+        enrol(&over(as_it_is()), &asked).await.unwrap();
+        // A promotion of the joining site that it never signed.
+        let record = RoleRecord {
             domain: enroller.domain.domain,
             site: "south".to_owned(),
-            change: kms_core::site::role::RoleChange::Promotion,
+            change: RoleChange::Promotion,
             epoch: Epoch(3),
             after: Epoch(2),
             at_ms: 1,
             heads: Vec::new(),
         };
-        let body = hex::encode(forged.message());
-        let signature = "00".repeat(64);
-        sql(&site, &format!("INSERT INTO role_records VALUES (3, 1, x'{body}', x'{signature}')"))
-            .await;
-        let refused = enrol(&enroller, &asked).await;
-        assert!(
-            matches!(&refused, Err(EnrolError::Damaged(what)) if what.contains("epoch 3")),
-            "{refused:?}"
-        );
-        sql(&site, "DELETE FROM role_records").await;
-        enrol(&enroller, &asked).await.unwrap();
-        sql(&site, &format!("UPDATE peers SET signature = x'{signature}'")).await;
-        let refused = enrol(&enroller, &asked).await;
-        assert!(
-            matches!(&refused, Err(EnrolError::Damaged(what)) if what.contains("south")),
-            "{refused:?}"
-        );
-        sql(&site, "UPDATE role SET writes = 0").await;
-        let refused = enrol(&enroller, &asked).await;
+        let signature = joining.signing.sign(&SystemRandom::new(), &record.message()).unwrap();
+        let signature: [u8; 64] = signature.as_ref().try_into().unwrap();
+        let genuine = SignedRoleRecord { record, signature };
+        let mut forged = genuine.clone();
+        forged.record.at_ms = 2;
+        let with = |record| Tampered { role_records: vec![record], ..as_it_is() };
+        enrol(&over(with(genuine)), &asked).await.unwrap();
+        let refused = enrol(&over(with(forged)), &asked).await;
+        let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
+        assert!(what.contains("the role record of epoch 3"), "{what}");
+        // A peer whom this site's token never saw.
+        let mut strangers = peers.clone();
+        strangers[0].peer.signing = [4; 65];
+        let refused = enrol(&over(Tampered { peers: strangers, ..as_it_is() }), &asked).await;
+        let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
+        assert!(what.contains("south"), "{what}");
+        let refused = enrol(&over(Tampered { writes: false, ..as_it_is() }), &asked).await;
         assert!(matches!(refused, Err(EnrolError::NotPrimary)), "{refused:?}");
     });
 }

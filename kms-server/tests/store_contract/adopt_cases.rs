@@ -98,13 +98,16 @@ pub(super) async fn an_adoption_for_another_state_is_a_conflict(store: Store) ->
     same(head(&store, 1).await?, ours)
 }
 
+/// What makes an adoption break a rule.
+type Break<'a> = &'a dyn Fn(&mut BlockAdoption);
+
 pub(super) async fn each_broken_rule_of_an_adoption_is_named(store: Store) -> Outcome {
     let mut peers = found(&store, false).await?;
     let ours = head(&store, 1).await?;
     let theirs = peers.steps(1, FOUNDED, &[meter(1, "a", &[]), meter(2, "b", &[])]);
     let good = adoption(&ours, &theirs);
     let record = theirs.records[0].record.clone();
-    let broken: [(&str, &dyn Fn(&mut BlockAdoption)); 11] = [
+    let broken: [(&str, Break<'_>); 11] = [
         (rules::BLOCK_SAME, &|one| one.head.block = BlockNo(2)),
         (rules::NUMBER_FITS, &|one| one.head.position.sequence = Sequence(u64::MAX)),
         (rules::HEAD_BACK, &|one| one.expected.position.sequence = Sequence(9)),

@@ -98,6 +98,8 @@ where
         a_site_that_does_not_write_refuses_changes_and_records_events
         a_promotion_takes_all_blocks_into_its_epoch_at_once
         a_refused_change_of_role_leaves_everything_as_it_was
+        a_demotion_tells_where_the_blocks_stand_or_is_a_conflict
+        a_promotion_leaves_the_blocks_of_which_nothing_is_known
         of_two_changes_of_role_exactly_one_wins
         a_role_is_learnt_from_a_peers_record_once
         a_peer_is_enrolled_and_enrolled_anew

@@ -63,7 +63,8 @@ pub(super) async fn a_promotion_takes_all_blocks_into_its_epoch_at_once(store: S
     let mut scene = found(&store, true).await?;
     commit(&store, &mut scene, (2, FOUNDED), &[meter(1, "a", &[7])]).await?;
     let before = store.heads().await?;
-    change_role(&store, &learnt(&store, RoleChange::Demotion, FOUNDED).await?).await?;
+    let demotion = learnt(&store, RoleChange::Demotion, FOUNDED).await?;
+    change_role(&store, &demotion).await?;
     same(store.role().await?, row(FOUNDED, false))?;
     same(store.heads().await?, before.clone())?;
     let step = promotion(&store, 4).await?;
@@ -75,9 +76,8 @@ pub(super) async fn a_promotion_takes_all_blocks_into_its_epoch_at_once(store: S
     };
     same(store.heads().await?, before.iter().map(promoted).collect())?;
     same(store.head_table().await?, Some(table(2)))?;
-    let records =
-        [role_record(RoleChange::Demotion, FOUNDED), role_record(RoleChange::Promotion, 4)];
-    same(store.role_records().await?, records.to_vec())?;
+    let records = vec![demotion.record, role_record(RoleChange::Promotion, 4)];
+    same(store.role_records().await?, records)?;
     same(store.find_meter(&super::arrival::id("a")?).await?.is_some(), true)?;
     // A promotion stands before the demotion from it.
     change_role(&store, &learnt(&store, RoleChange::Demotion, 4).await?).await?;
@@ -87,6 +87,9 @@ pub(super) async fn a_promotion_takes_all_blocks_into_its_epoch_at_once(store: S
         vec![(2, RoleChange::Demotion), (4, RoleChange::Promotion), (4, RoleChange::Demotion)];
     same(changes, wanted)
 }
+
+/// What makes a change of role break a rule.
+type Break<'a> = &'a dyn Fn(&mut RoleStep);
 
 /// All that a change of role may touch.
 async fn all(store: &Store) -> Result<impl PartialEq + std::fmt::Debug + use<>, Seen> {
@@ -113,7 +116,7 @@ pub(super) async fn a_refused_change_of_role_leaves_everything_as_it_was(store: 
     })?;
     refused_as_conflict(ask(with(&|step| step.table = Some((Some(7), table(8))))).await)?;
     refused_as_conflict(ask(with(&|step| step.table = Some((None, table(8))))).await)?;
-    let broken: [(&str, &dyn Fn(&mut RoleStep)); 12] = [
+    let broken: [(&str, Break<'_>); 12] = [
         (rules::ROLE_BLOCKS, &|step| drop(step.blocks.pop())),
         (rules::ROLE_BLOCKS, &|step| step.blocks.clear()),
         (rules::ROLE_BLOCKS, &|step| step.now.writes = false),
@@ -145,6 +148,29 @@ pub(super) async fn a_refused_change_of_role_leaves_everything_as_it_was(store: 
     })?;
     same(all(&store).await? == before, true)?;
     change_role(&store, &good).await
+}
+
+pub(super) async fn a_demotion_tells_where_the_blocks_stand_or_is_a_conflict(
+    store: Store,
+) -> Outcome {
+    let mut scene = found(&store, true).await?;
+    let stale = learnt(&store, RoleChange::Demotion, FOUNDED).await?;
+    commit(&store, &mut scene, (2, FOUNDED), &[meter(1, "a", &[7])]).await?;
+    refused_as_conflict(store.change_role(&stale, Said::new().link()).await)?;
+    same((store.role().await?, store.role_records().await?.len()), (row(FOUNDED, true), 0))?;
+    change_role(&store, &learnt(&store, RoleChange::Demotion, FOUNDED).await?).await
+}
+
+pub(super) async fn a_promotion_leaves_the_blocks_of_which_nothing_is_known(
+    store: Store,
+) -> Outcome {
+    found(&store, true).await?;
+    let mut step = promotion(&store, 4).await?;
+    let left = step.blocks.remove(1).head.block;
+    step.left = vec![left];
+    change_role(&store, &step).await?;
+    let epochs = store.heads().await?.into_iter().map(|head| head.position.epoch.0).collect();
+    same(epochs, vec![4, FOUNDED, 4, 4])
 }
 
 pub(super) async fn of_two_changes_of_role_exactly_one_wins(store: Store) -> Outcome {

@@ -95,19 +95,18 @@ pub async fn promotion(store: &Store, epoch: u64) -> Result<RoleStep, Seen> {
         now: row(epoch, true),
         record: role_record(RoleChange::Promotion, epoch),
         blocks: blocks.collect(),
+        left: Vec::new(),
         table: Some((there, table(there.unwrap_or(0) + 1))),
     })
 }
 
-/// The step by which this site learns that nobody writes in `epoch`, or that its peer does.
+/// The step by which this site ends to write in `epoch`, or learns of what its peer did. Tells where the
+/// blocks stand.
 pub async fn learnt(store: &Store, change: RoleChange, epoch: u64) -> Result<RoleStep, Seen> {
-    Ok(RoleStep {
-        expected: store.role().await?,
-        now: row(epoch, false),
-        record: role_record(change, epoch),
-        blocks: Vec::new(),
-        table: None,
-    })
+    let heads = store.heads().await?;
+    let mut record = role_record(change, epoch);
+    record.record.heads = heads.into_iter().map(|head| (head.position, head.digest)).collect();
+    Ok(RoleStep::without_blocks(store.role().await?, row(epoch, false), record))
 }
 
 pub async fn change_role(store: &Store, step: &RoleStep) -> Result<(), Seen> {

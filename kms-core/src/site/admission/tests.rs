@@ -40,7 +40,11 @@ fn token(epoch: u64) -> &'static Token {
 }
 
 fn writers() -> Writers {
-    Writers { even: Some(TOKENS[0].public()), odd: Some(TOKENS[1].public()) }
+    writers_of(true)
+}
+
+fn writers_of(even: bool) -> Writers {
+    Writers { even: Some(TOKENS[0].public()), odd: Some(TOKENS[1].public()), own: Some(even) }
 }
 
 /// The domain as the site of this parity has it.
@@ -96,7 +100,7 @@ fn shown_to_two(
     two_people: bool,
 ) -> Result<Admitted, NotAdmitted> {
     let known: Vec<&RoleRecord> = known.iter().map(|known| &known.record).collect();
-    let view = View { domain: &domain(even), known: &known, writers: &writers() };
+    let view = View { domain: &domain(even), known: &known, writers: &writers_of(even) };
     admit(&view, new, two_people)
 }
 
@@ -142,6 +146,16 @@ fn a_replicas_signature_is_nobodys() {
     let usurped = [peer(PeerKind::Even, &TOKENS[2]), peer(PeerKind::Odd, &TOKENS[1])];
     let own = Writers::of_peers(&usurped).with_own(&domain(true), TOKENS[0].public());
     assert_eq!(own.even, Some(TOKENS[0].public()), "our own parity is ours");
+}
+
+#[test]
+fn a_replica_follows_whoever_is_promoted_and_no_record_is_its_own() {
+    let writers = Writers { own: None, ..writers() };
+    for (epoch, even) in [(3, false), (4, false), (3, true), (4, true)] {
+        let view = View { domain: &domain(even), known: &[] as &[RoleRecord], writers: &writers };
+        let admitted = admit(&view, &promotion(epoch, 2), false);
+        assert_eq!(admitted, news(Role::Replica, epoch, true));
+    }
 }
 
 #[test]
@@ -216,9 +230,15 @@ fn invariant_7_a_site_that_signs_twice_for_one_epoch_is_named() {
 
 #[test]
 fn invariant_3_our_own_promotion_that_our_database_does_not_know_says_that_it_was_rolled_back() {
-    let rolled_back = |epoch| Err(NotAdmitted::RolledBack(Epoch(epoch)));
-    assert_eq!(shown(true, &[], &promotion(4, 2)), rolled_back(4));
-    assert_eq!(shown(true, &[], &demotion(2)), rolled_back(2));
+    let forgotten = |epoch| {
+        let (role, open) = (Role::Primary, false);
+        Ok(Admitted::Forgotten(Standing { role, epoch: Epoch(epoch), open }))
+    };
+    let four = promotion(4, 2);
+    assert_eq!(shown(true, &[], &four), forgotten(4));
+    assert_eq!(shown(true, &[], &demotion(2)), forgotten(2));
+    // What the peer did since follows from it.
+    assert_eq!(shown(true, &[&four], &promotion(5, 4)), news(Role::Secondary, 5, true));
     let two = promotion(6, 4);
     // Behind a higher one that was taken since, it is the past.
     assert_eq!(shown(true, &[&promotion(4, 2), &promotion(8, 2)], &two), Ok(Admitted::Past));
