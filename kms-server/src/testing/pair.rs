@@ -256,13 +256,14 @@ impl Running {
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
         let proving = Arc::new(proving);
-        let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
+        let syncing =
+            Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
         let gate = Confirming::new(&grounds);
         let answering = Arc::new(Answering::new(prover, grounds.cards));
         let replicating = Replicating {
             parts: ReplicationParts { serving: Arc::new(serving), answering },
             status: Arc::clone(&status),
-            syncing: Arc::new(syncing),
+            syncing: Arc::clone(&syncing),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
