@@ -5,6 +5,7 @@ mod check;
 mod database;
 mod fault;
 mod founding;
+mod ground;
 mod init;
 mod join;
 mod migrate;

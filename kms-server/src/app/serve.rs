@@ -13,6 +13,7 @@ use super::{
     alone::Alone,
     database::{NO_DOMAIN, alone_over, canaries_of, open_store},
     fault::Fault,
+    ground::Ground,
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
-    config::{Config, Site},
+    config::Config,
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
@@ -146,18 +147,6 @@ async fn serve_on(
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
     reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
-}
-
-/// Ground that all parts of the service stand on: opened, connected, and found to belong together.
-pub(super) struct Ground {
-    site: Site,
-    pub(super) domain: DomainRecord,
-    pub(super) hsm: Hsm,
-    store: Arc<dyn WriteStore>,
-    /// The same store, as all but the end of the process use it.
-    pub(super) measured: Arc<Measured<dyn WriteStore>>,
-    pub(super) clock: Arc<dyn Clock>,
-    freshness: Arc<Freshness>,
 }
 
 impl Ground {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{outside::OperatingSystem, serve::Ground};
+use super::{ground::Ground, outside::OperatingSystem};
 use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,

@@ -1,8 +1,6 @@
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
 use tempfile::TempDir;
-
-use std::collections::BTreeSet;
 
 use super::*;
 use crate::rpc::{CallerName, Role, Verb};
