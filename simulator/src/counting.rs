@@ -32,11 +32,10 @@ impl World<'_> {
     }
 
     /// A line is made, or raised because a meter's counter is above it.
-    pub(crate) fn raise_line(&mut self, place: Place) -> Result<(), Broken> {
+    pub(crate) fn raise_line(&mut self, place: Place, name: LineName) -> Result<(), Broken> {
         if !self.node(place).standing.writes() {
             return Ok(());
         }
-        let name = line_of(self.chance.below(METERS.into()) as u8);
         let epoch = self.node(place).standing.epoch;
         let line = match self.line(place.site, &name) {
             None => Line::of_new_key(name, epoch).ok(),
@@ -92,7 +91,9 @@ impl World<'_> {
         let times = if self.chance.percent(10) { RANGE as usize } else { 40 };
         let times = 1 + self.chance.below(times);
         let name = line_of(meter);
-        let Some((line, position)) = self.line(place.site, &name) else { return Ok(()) };
+        let Some((line, position)) = self.line(place.site, &name) else {
+            return self.raise_line(place, name);
+        };
         let line_block = block_of_line(&name);
         let block = if self.is(Mutation::BlockLocalMark) { block_of(meter) } else { line_block };
         let proved = self.is(Mutation::UnprovedLine) || self.is_peers(place, line_block, position);

@@ -5,6 +5,7 @@ use kms_core::replication::following::Input;
 use crate::{
     fault::Fault,
     mutation::Mutation,
+    realm::{METERS, line_of},
     site::{Database, NODES, Place, REPLICA, SITES},
     truth::Broken,
     world::World,
@@ -16,14 +17,27 @@ const ROUNDS: usize = 400;
 impl World<'_> {
     /// One event by chance.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
-        let place = self.any_place();
         let drawn = self.chance.below(1_000);
+        // Work is done where there is some; what befalls a node, befalls any.
+        let chosen = match drawn {
+            280..520 => self.any_that(|node| node.runs() && !node.tasks.is_empty()),
+            520..720 => self.any_that(|node| node.runs() && node.standing.writes()),
+            972..990 => self.any_that(|node| node.frozen || node.paused || !node.up),
+            _ => None,
+        };
+        let place = match chosen {
+            Some(place) => place,
+            None => self.any_place(),
+        };
         match drawn {
             0..280 => self.deliver_any()?,
             280..520 => self.work(place)?,
             520..620 => self.client(place)?,
             620..700 => self.if_runs(place, Self::transmit)?,
-            700..720 => self.if_runs(place, Self::raise_line)?,
+            700..720 => self.if_runs(place, |world, place| {
+                let meter = world.chance.below(METERS.into()) as u8;
+                world.raise_line(place, line_of(meter))
+            })?,
             720..790 => self.if_runs(place, Self::serve)?,
             790..820 => self.tick(place),
             820..850 => self.pass_time(),
@@ -32,6 +46,8 @@ impl World<'_> {
                 Ok(())
             })?,
             865..880 => self.people(place),
+            972..990 => self.bring_back(place),
+            _ if self.chance.percent(self.calm) => {}
             _ => self.fault(place, drawn),
         }
         self.check()
@@ -152,14 +168,12 @@ impl World<'_> {
                 self.hit(Fault::Crash, site);
                 self.stop(place);
             }
-            922..942 if !self.node(place).up => self.start(place),
             942..946 => self.lose_power(site),
             946..952 => self.take_backup(site),
             952..956 => self.roll_back(site, Fault::Rollback),
             956..960 => self.roll_back(site, Fault::Failover),
             960..966 => self.freeze(place, Fault::Freeze),
             966..972 => self.freeze(place, Fault::Pause),
-            972..990 => self.thaw(place),
             990..995 => {
                 self.hit(Fault::ClockJump, site);
                 self.jumped_ms = self.chance.bits() % (1 << 40);
@@ -243,6 +257,14 @@ impl World<'_> {
         }
     }
 
+    /// Somebody looks after a node.
+    fn bring_back(&mut self, place: Place) {
+        self.thaw(place);
+        if !self.node(place).up {
+            self.start(place);
+        }
+    }
+
     fn thaw(&mut self, place: Place) {
         let node = self.node(place);
         (node.frozen, node.paused) = (false, false);
@@ -251,12 +273,7 @@ impl World<'_> {
     /// All faults end: one site writes in the end, all blocks are equal, and nothing that was told is lost.
     pub(crate) fn settle(&mut self) -> Result<(), Broken> {
         self.cut = [[false; SITES]; SITES];
-        for place in self.all_places() {
-            self.thaw(place);
-            if !self.node(place).up {
-                self.start(place);
-            }
-        }
+        self.all_places().for_each(|place| self.bring_back(place));
         for round in 0..ROUNDS {
             self.settle_once(round)?;
             self.check()?;

@@ -86,7 +86,9 @@ impl Hits {
     fn is_possible(fault: Fault, hit: Hit) -> bool {
         match fault {
             Fault::Promotion => !matches!(hit, Hit::Primary | Hit::Replica | Hit::Replaced),
-            Fault::Demotion | Fault::SharedValue => matches!(hit, Hit::Primary | Hit::Replaced),
+            Fault::Demotion | Fault::SharedValue | Fault::UnknownOutcome => {
+                matches!(hit, Hit::Primary | Hit::Replaced)
+            }
             Fault::Switchover => hit == Hit::Secondary,
             _ => true,
         }

@@ -28,6 +28,8 @@ pub(crate) struct World<'a> {
     pub(crate) realm: &'a Realm,
     pub(crate) mutation: Option<Mutation>,
     pub(crate) chance: Chance,
+    /// Of 100 faults that were drawn so many do not happen: histories are of all weathers.
+    pub(crate) calm: usize,
     /// Milliseconds since it began.
     pub(crate) ms: u64,
     /// Milliseconds by which the wall clock jumped.
@@ -60,10 +62,13 @@ impl<'a> World<'a> {
         let mut truth = Truth::default();
         truth.epoch = crate::realm::FOUNDING;
         sites.iter().flat_map(|site| &site.blocks).for_each(|state| truth.found(state));
+        let mut chance = Chance::new(seed);
+        let calm = [0, 60, 85, 95][chance.below(4)];
         let mut world = Self {
             realm,
             mutation,
-            chance: Chance::new(seed),
+            chance,
+            calm,
             ms: 1_000,
             jumped_ms: 0,
             domains,
@@ -104,6 +109,14 @@ impl<'a> World<'a> {
 
     pub(crate) fn any_place(&mut self) -> Place {
         Place { site: self.chance.below(SITES), node: self.chance.below(NODES) }
+    }
+
+    /// A node of those that this holds for, if there is one.
+    pub(crate) fn any_that(&mut self, holds: impl Fn(&Node) -> bool) -> Option<Place> {
+        let all = self.all_places();
+        let found: Vec<Place> =
+            all.filter(|place| holds(&self.nodes[place.site][place.node])).collect();
+        found.get(self.chance.below(found.len())).copied()
     }
 
     pub(crate) fn number(&mut self) -> u64 {
@@ -162,7 +175,12 @@ impl<'a> World<'a> {
             node.timeline = timeline;
             node.freshness = Freshness::default();
             node.acknowledged.iter_mut().for_each(|known| *known = None);
+            // The lock under which it follows was lost with its connection to the database: it begins anew.
+            if let Some((number, _)) = node.connection {
+                self.break_connection(number);
+            }
         }
+        let node = self.node(place);
         node.allocators.iter_mut().for_each(|allocator| allocator.stand(transmits));
         self.feed(place, Input::Role(standing));
     }
