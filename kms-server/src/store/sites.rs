@@ -3,30 +3,14 @@
 
 use async_trait::async_trait;
 
-use super::{BlockChange, RecordChange, SealedSecret, StoreError};
+pub use super::nouns::RoleRow;
+use super::nouns::{BlockChange, RecordChange, SealedSecret, StoreError};
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, Numbered as _, RecordKey, StoredRecord,
+    BlockNo, Head, Numbered as _, RecordKey, StoredRecord,
     block::BlockMark,
     freshness::SignedHeadTable,
     site::role::{RoleChange, SignedRoleRecord},
 };
-
-/// The role as the database has it. Not authentic: signed role records are the truth, and this is their copy,
-/// at which each commit looks in its own transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RoleRow {
-    /// The highest epoch that this site knows of.
-    pub epoch: Epoch,
-    /// Whether this site changes blocks: then in this epoch, and in no other.
-    pub writes: bool,
-}
-
-impl RoleRow {
-    /// The role that a site begins with: the site that founds its domain writes, one that joins does not.
-    pub fn founding(domain: &DomainRecord) -> Self {
-        Self { epoch: domain.epoch, writes: domain.epoch.is_even() == domain.even }
-    }
-}
 
 /// A change of role: all of it in one transaction, in which no commit is under way.
 #[derive(Clone, Debug)]
