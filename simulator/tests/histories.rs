@@ -1,5 +1,7 @@
 //! A few thousand histories without a broken rule, and each rule broken on purpose: the simulator finds it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use simulator::{Failure, Mutation, Plan, Realm};
 
 const EVENTS: usize = 300;
