@@ -130,7 +130,7 @@ impl World<'_> {
             return counter;
         }
         let base = *self.bases[site].entry(*name).or_insert(epoch.0);
-        (epoch.0.saturating_sub(base) as u32) << 24 | counter % SEQUENCES
+        ((epoch.0.saturating_sub(base) as u32) << 24) | (counter % SEQUENCES)
     }
 
     fn holds(&self, place: Place, block: usize) -> bool {
