@@ -220,7 +220,7 @@ async fn a_site_joins_with_keys_of_its_own_and_opens_what_the_first_one_wraps() 
 /// What is not the bundle that this site waits for is refused by name, and nothing of it is used.
 fn refused_bundles(second: &Home, bundle: &str, confirmed: &str) {
     let text = fs::read_to_string(bundle).unwrap();
-    let other = confirmed.replace(|c: char| c == 'a' || c == '1', "0");
+    let other = confirmed.replace(['a', '1'], "0");
     let join = |path: &str, fingerprint: &str, sentence: &str| {
         let arguments = ["--join", "--bundle", path, "--fingerprint", fingerprint];
         refused(second, "init", &arguments, sentence);

@@ -195,8 +195,8 @@ impl Syncing {
             let told = BTreeMap::new();
             let mut run = Run { of: &this, out: &out, asked, wanted, now, told };
             let outcome = match ours.writes {
-                true => run.from_here().await,
-                false => run.to_here().await,
+                true => run.as_writer().await,
+                false => run.as_follower().await,
             };
             if let Err(error) = outcome {
                 // Nobody listens: nobody to tell.
@@ -225,7 +225,7 @@ impl Syncing {
 
 impl Run<'_> {
     /// At the primary: the other site follows; it is waited for, and proves its blocks.
-    async fn from_here(&mut self) -> Result<(), NotSynced> {
+    async fn as_writer(&mut self) -> Result<(), NotSynced> {
         let goal = self.of.ours().await?;
         let mut behind = self.compare(&goal, &self.of.theirs(false).await?).await?;
         if self.asked.dry_run {
@@ -287,7 +287,7 @@ impl Run<'_> {
     }
 
     /// At the other site: fetches what differs, and opens every block as it is stored.
-    async fn to_here(&mut self) -> Result<(), NotSynced> {
+    async fn as_follower(&mut self) -> Result<(), NotSynced> {
         let goal = self.of.theirs(true).await?;
         let mut behind = self.compare(&goal, &self.of.ours().await?).await?;
         if self.asked.dry_run {

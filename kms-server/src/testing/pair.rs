@@ -209,7 +209,6 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
-    pub(crate) syncing: Arc<Syncing>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -263,7 +262,7 @@ impl Running {
         let replicating = Replicating {
             parts: ReplicationParts { serving: Arc::new(serving), answering },
             status: Arc::clone(&status),
-            syncing: Arc::clone(&syncing),
+            syncing,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -283,7 +282,7 @@ impl Running {
             tokio::spawn(async move { proving.run().await }).abort_handle(),
         ];
         let gate = Arc::new(gate);
-        Self { site, status, syncing, gate, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.
