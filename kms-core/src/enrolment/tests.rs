@@ -73,6 +73,7 @@ fn bundle() -> SignedEnrolment {
             signing: signer.public(),
             transport_block: vec![3; 422],
             enrolled_ms: 1,
+            former: vec![[8; 65]],
         },
         recipient: "south".to_owned(),
         kind: PeerKind::Odd,

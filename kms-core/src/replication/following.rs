@@ -208,6 +208,8 @@ pub struct Follower {
     failures: u32,
     /// Role records are being fetched: nothing is taken over before they are admitted.
     asking: bool,
+    /// The peer writes no more in our epoch, and was asked for the record of that.
+    asked_for_end: bool,
     /// The pieces of a block that is not complete yet.
     pieces: Option<Update>,
     queue: VecDeque<Update>,
@@ -226,6 +228,7 @@ impl Default for Follower {
             link: Link::Idle,
             failures: 0,
             asking: false,
+            asked_for_end: false,
             pieces: None,
             queue: VecDeque::new(),
             busy: BTreeMap::new(),
@@ -402,7 +405,13 @@ impl Follower {
     fn see(&mut self, now: Moment, card: PeerCard, outputs: &mut Vec<Output>) {
         self.hear(now);
         let Some(standing) = self.standing else { return };
+        let has_ended = card.epoch == standing.epoch && standing.open && !card.writes;
         if card.epoch > standing.epoch {
+            self.ask_role_records(outputs);
+        } else if has_ended && !self.asked_for_end {
+            // Once a connection: who can show no demotion is followed all the same.
+            self.failures = 0;
+            self.asked_for_end = true;
             self.ask_role_records(outputs);
         } else if card.epoch < standing.epoch {
             let reason =
@@ -491,6 +500,7 @@ impl Follower {
 
     fn forget_connection(&mut self) {
         self.asking = false;
+        self.asked_for_end = false;
         self.pieces = None;
         self.queue.clear();
         self.wanted.clear();

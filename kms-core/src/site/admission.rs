@@ -157,15 +157,18 @@ pub fn admit<R: Borrow<RoleRecord>>(
 }
 
 /// Verifies role records as our own database has them, in their places: each is signed by the site that its epoch belongs
-/// to, and follows one before it.
+/// to, be it with a key that it had before its token was lost, and follows one before it.
 pub fn verify(
     domain: &DomainRecord,
-    writers: &Writers,
+    (writers, peers): (&Writers, &[Peer]),
     stored: &[SignedRoleRecord],
 ) -> Result<(), NotAdmitted> {
     for (at, signed) in stored.iter().enumerate() {
         let before = stored.get(..at).unwrap_or_default();
-        check_itself(domain, writers, signed)?;
+        check_content(domain, &signed.record)?;
+        if !is_of_former(peers, signed) {
+            check_signature(writers, signed)?;
+        }
         check_descent(domain, before, &signed.record)?;
         if before.last().is_some_and(|last| last.record.place() >= signed.record.place()) {
             return Err(NotAdmitted::Contradicts(signed.record.epoch));
@@ -174,22 +177,38 @@ pub fn verify(
     Ok(())
 }
 
+/// Whether the site that the record's epoch belongs to signed it with a key that it has no more.
+pub fn is_of_former(peers: &[Peer], signed: &SignedRoleRecord) -> bool {
+    let kind = if signed.record.epoch.is_even() { PeerKind::Even } else { PeerKind::Odd };
+    let mut former = peers.iter().filter(|peer| peer.kind == kind).flat_map(|peer| &peer.former);
+    former.any(|key| signed.is_signed_by(key))
+}
+
 fn check_itself(
     domain: &DomainRecord,
     writers: &Writers,
     new: &SignedRoleRecord,
 ) -> Result<(), NotAdmitted> {
-    let record = &new.record;
+    check_content(domain, &new.record)?;
+    check_signature(writers, new)
+}
+
+fn check_content(domain: &DomainRecord, record: &RoleRecord) -> Result<(), NotAdmitted> {
     if record.domain != domain.domain {
         return Err(NotAdmitted::OtherDomain);
     }
     if !record.covers(domain.blocks) {
         return Err(NotAdmitted::Blocks);
     }
-    if !writers.of(record.epoch).is_some_and(|key| new.is_signed_by(key)) {
-        return Err(NotAdmitted::NotSigned(record.epoch));
-    }
     Ok(())
+}
+
+fn check_signature(writers: &Writers, new: &SignedRoleRecord) -> Result<(), NotAdmitted> {
+    let epoch = new.record.epoch;
+    match writers.of(epoch).is_some_and(|key| new.is_signed_by(key)) {
+        true => Ok(()),
+        false => Err(NotAdmitted::NotSigned(epoch)),
+    }
 }
 
 /// A promotion follows an epoch that is known, and a demotion ends one.

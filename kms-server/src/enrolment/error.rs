@@ -26,7 +26,7 @@ pub enum EnrolError {
     },
     /// Not a request, or not one that its own key signed.
     #[error("the join request: {0}")]
-    Paper(#[from] BadPaper),
+    Paper(BadPaper),
     /// A key that can't be wrapped to.
     #[error("the join request: a public key of it is {0}")]
     PublicKey(NotAnRsaKey),
@@ -65,4 +65,10 @@ pub enum EnrolError {
     /// The bundle that was made can't be read.
     #[error("the bundle that was made: {0}")]
     Unreadable(BadPaper),
+}
+
+impl From<BadPaper> for EnrolError {
+    fn from(paper: BadPaper) -> Self {
+        Self::Paper(paper)
+    }
 }

@@ -27,6 +27,7 @@ use kms_core::{
     },
     ports::Clock,
     site::{
+        admission::is_of_former,
         peer::{Peer, PeerKind, SignedPeer},
         role::SignedRoleRecord,
     },
@@ -93,7 +94,7 @@ impl Enroller {
         let signed = SignedEnrolment { enrolment, signature };
         // As the other site will read it.
         SignedEnrolment::decode(&signed.encode()).map_err(EnrolError::Unreadable)?;
-        self.put_peer(call, &good.request).await?;
+        self.put_peer(call, &good.request, &peers).await?;
         Ok(signed)
     }
 
@@ -172,7 +173,10 @@ impl Enroller {
             let is_authentic = signed.record.domain == self.domain.domain
                 && match ours {
                     true => signed.is_signed_by(own),
-                    false => of_peer.any(|peer| signed.is_signed_by(&peer.signing)),
+                    false => {
+                        of_peer.any(|peer| signed.is_signed_by(&peer.signing))
+                            || is_of_former(peers, signed)
+                    }
                 };
             if !is_authentic {
                 return Err(EnrolError::Damaged(format!("the role record of epoch {}", epoch.0)));
@@ -201,6 +205,7 @@ impl Enroller {
                 signing,
                 transport_block,
                 enrolled_ms: at_ms,
+                former: Vec::new(),
             },
             recipient: good.request.site.clone(),
             kind: good.request.kind,
@@ -253,8 +258,14 @@ impl Enroller {
     }
 
     /// The other site, as this one knows it from now on.
-    async fn put_peer(&self, call: &AuditedCall, request: &JoinRequest) -> Result<(), EnrolError> {
+    async fn put_peer(
+        &self,
+        call: &AuditedCall,
+        request: &JoinRequest,
+        known: &[Peer],
+    ) -> Result<(), EnrolError> {
         let at_ms = self.clock.unix_ms();
+        let before = known.iter().find(|peer| peer.site == request.site);
         let peer = Peer {
             domain: self.domain.domain,
             site: request.site.clone(),
@@ -262,6 +273,7 @@ impl Enroller {
             signing: request.signing,
             transport_block: request.transport_block.clone(),
             enrolled_ms: at_ms,
+            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing)),
         };
         let signature = self.hsm.sign(peer.message()).await?;
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);

@@ -84,7 +84,7 @@ pub enum NotChanged {
     #[error(transparent)]
     NotAdmitted(#[from] NotAdmitted),
     /// The token did not sign.
-    #[error("the token: {0}")]
+    #[error(transparent)]
     Token(#[from] TokenError),
     /// The database.
     #[error(transparent)]
@@ -286,7 +286,8 @@ impl Roles {
     /// The signed records of all changes of role, each verified, in their places.
     pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotChanged> {
         let stored = self.opener.store.role_records().await?;
-        admission::verify(&self.opener.domain, &self.writers().await?, &stored)?;
+        let (writers, peers) = (self.writers().await?, self.peers().await?);
+        admission::verify(&self.opener.domain, (&writers, &peers), &stored)?;
         Ok(stored)
     }
 

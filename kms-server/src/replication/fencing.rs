@@ -81,7 +81,7 @@ impl Fencing {
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
     pub async fn meet(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
         let row = self.store.role().await?;
-        if theirs.epoch <= row.epoch {
+        if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
             return Ok(row);
         }
         let _one = self.one.lock().await;
@@ -92,7 +92,7 @@ impl Fencing {
 
     async fn learn(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
         let row = self.store.role().await?;
-        if theirs.epoch <= row.epoch {
+        if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
             return Ok(row);
         }
         let ours = self.cards.now().await?;
@@ -108,6 +108,13 @@ impl Fencing {
             Ok(_) => Err(NotFenced::NoRecord { site, epoch }),
             Err(why) => Err(NotFenced::NotLearnt { site, epoch, why: Box::new(why) }),
         }
+    }
+
+    /// Whether the peer says that it writes no more in an epoch in which we think that it does: it was demoted.
+    fn has_ended(&self, theirs: &SiteCard, row: RoleRow) -> bool {
+        let standing = self.roles.standing();
+        let expected = standing.open && !standing.writes() && !row.writes;
+        expected && theirs.epoch == row.epoch && !theirs.writes
     }
 
     /// The role records that are kept here, verified.

@@ -116,6 +116,7 @@ async fn enrol(site: &Site, other: &Site) {
         signing: other.hsm.public_key().await.unwrap(),
         transport_block: vec![9; 16],
         enrolled_ms: 1,
+        former: Vec::new(),
     };
     let signature = site.hsm.sign(peer.message()).await.unwrap();
     let signed = SignedPeer { peer, signature };

@@ -53,6 +53,7 @@ pub fn peer(site: &str, transport: u8) -> SignedPeer {
         signing: [4; 65],
         transport_block: vec![transport; 9],
         enrolled_ms: 12,
+        former: Vec::new(),
     };
     SignedPeer { peer, signature: [0xE7; 64] }
 }

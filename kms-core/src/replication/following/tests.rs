@@ -182,6 +182,22 @@ fn invariant_7_a_higher_epoch_is_looked_into_before_anything_else() {
 }
 
 #[test]
+fn a_peer_that_writes_no_more_is_asked_for_its_demotion_once_and_followed_on() {
+    let mut follower = following();
+    let ended = Input::Card(PeerCard { epoch: OURS, writes: false });
+    assert_eq!(follower.step(ms(1), ended.clone()), [Output::AskRoleRecords(OURS)]);
+    let closed = Standing { open: false, ..standing(Role::Secondary, OURS.0) };
+    assert_eq!(follower.step(ms(2), Input::RoleRecords(closed)), []);
+    assert_eq!(follower.step(ms(3), ended.clone()), []);
+    assert_eq!(follower.step(ms(4), piece(1, 5)), [Output::Adopt(update(1, 5))]);
+    // One that can show none is followed, too.
+    let mut follower = following();
+    follower.step(ms(1), ended.clone());
+    follower.step(ms(2), Input::RoleRecords(standing(Role::Secondary, OURS.0)));
+    assert_eq!(follower.step(ms(3), ended), []);
+}
+
+#[test]
 fn a_peer_of_a_lower_epoch_has_nothing_for_us() {
     let mut follower = following();
     let outputs = follower.step(ms(1), Input::Card(PeerCard { epoch: Epoch(1), writes: true }));

@@ -137,6 +137,7 @@ fn a_replicas_signature_is_nobodys() {
         signing: token.public(),
         transport_block: Vec::new(),
         enrolled_ms: 0,
+        former: Vec::new(),
     };
     let peers = [peer(PeerKind::Odd, &TOKENS[1]), peer(PeerKind::Replica, &TOKENS[2])];
     let writers = Writers::of_peers(&peers);
@@ -258,4 +259,28 @@ fn a_block_descends_through_the_promotions_that_found_it() {
     assert_eq!(fork(4, 5), found(3, 51));
     assert_eq!((fork(5, 5), fork(2, 7)), (None, None));
     assert_eq!(fork_of(&known, BlockNo(9), FOUNDING, Epoch(5)), None);
+}
+
+#[test]
+fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_counts_with_it() {
+    let peer = |signing: &Token, former: Vec<PublicKey>| Peer {
+        domain: DomainId([7; 16]),
+        site: "x".to_owned(),
+        kind: PeerKind::Odd,
+        signing: signing.public(),
+        transport_block: Vec::new(),
+        enrolled_ms: 0,
+        former,
+    };
+    let (known, later) = (promotion(3, 2), promotion(5, 3));
+    let lost = peer(&TOKENS[1], Vec::new());
+    let rebuilt = [peer(&TOKENS[2], lost.former_with(&TOKENS[2].public()))];
+    let writers = Writers::of_peers(&rebuilt).with_own(&domain(true), TOKENS[0].public());
+    let stored = [known.clone()];
+    assert_eq!(verify(&domain(true), (&writers, &rebuilt), &stored), Ok(()));
+    let nobody = [peer(&TOKENS[2], Vec::new())];
+    let refused = verify(&domain(true), (&writers, &nobody), &stored);
+    assert_eq!(refused, Err(NotAdmitted::NotSigned(Epoch(3))));
+    let view = View { domain: &domain(true), known: &stored, writers: &writers };
+    assert_eq!(admit(&view, &later, false), Err(NotAdmitted::NotSigned(Epoch(5))));
 }
