@@ -4,10 +4,12 @@ CARGO ?= cargo
 DIR ?= target/dev-site
 FUZZ_SECONDS ?= 60
 MOVES ?= 2000
+HISTORIES ?= 2000
+EVENTS ?= 300
 SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: adversary proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary simulate proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +81,9 @@ interop: build ## The Python client against a server; python3, and PyPI once
 adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
 	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \
 	  --nocapture --test-threads=1
+
+simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
+	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)
 
 measure: ## Length of functions and files, parameters: what they are, and whether the bounds are kept
 	@scripts/measure.py

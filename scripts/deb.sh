@@ -25,7 +25,7 @@ if [ -z "$bin_dir" ]; then
     "${CARGO:-cargo}" build --release --locked -p kms-server -p kms-client --bins
   fi
 fi
-for program in kms-server ami-tool; do
+for program in kms-server ami-tool sync-keys; do
   [ -x "$bin_dir/$program" ] || { echo "$bin_dir/$program is missing: build it first" >&2; exit 1; }
 done
 
@@ -42,11 +42,12 @@ umask 022
 doc=$stage/usr/share/doc/ami-kms
 
 # Not stripped: a release has line tables and names only, and a backtrace without them says nothing.
-install -D -m 755 -t "$stage/opt/ami/bin" "$bin_dir/kms-server" "$bin_dir/ami-tool"
+install -D -m 755 -t "$stage/opt/ami/bin" "$bin_dir/kms-server" "$bin_dir/ami-tool" "$bin_dir/sync-keys"
 # Where everybody looks for programs.
 install -d -m 755 "$stage/usr/bin"
-ln -s /opt/ami/bin/kms-server /opt/ami/bin/ami-tool "$stage/usr/bin"
-install -D -m 644 -t "$stage/usr/lib/systemd/system" deploy/systemd/ami-kms.service
+ln -s /opt/ami/bin/kms-server /opt/ami/bin/ami-tool /opt/ami/bin/sync-keys "$stage/usr/bin"
+install -D -m 644 -t "$stage/usr/lib/systemd/system" deploy/systemd/ami-kms.service \
+  deploy/systemd/ami-sync-keys.service deploy/systemd/ami-sync-keys.timer
 install -D -m 644 -t "$stage/usr/lib/sysusers.d" deploy/sysusers.d/ami-kms.conf
 install -D -m 644 -t "$stage/usr/lib/tmpfiles.d" deploy/tmpfiles.d/ami-kms.conf
 install -d -m 750 "$stage/etc/ami"
@@ -88,7 +89,7 @@ if grep -q "memory of a process" "$bin_dir/kms-server"; then
   exit 1
 fi
 # The C library that the programs were linked against, or a later one.
-glibc=$(objdump -T "$bin_dir/kms-server" "$bin_dir/ami-tool" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -1)
+glibc=$(objdump -T "$bin_dir/kms-server" "$bin_dir/ami-tool" "$bin_dir/sync-keys" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -1)
 size=$(du -sk "$stage" | cut -f1)
 mkdir "$stage/DEBIAN"
 cat >"$stage/DEBIAN/control" <<EOF
@@ -106,7 +107,8 @@ Description: key management for smart meters (DLMS/COSEM)
  head-end system: opens and authenticates what meters send. The head-end
  system never sees a key.
  .
- kms-server is the service, ami-tool its command line. Start with
+ kms-server is the service, ami-tool its command line, sync-keys brings a
+ second site in step. Start with
  /usr/share/doc/ami-kms/docs/HANDBOOK.md.
 EOF
 echo /etc/ami/kms.toml >"$stage/DEBIAN/conffiles"

@@ -97,18 +97,21 @@ done <<'EOF'
 /var/lib/ami/tokens 700 ami_admin ami_admin
 /var/log/ami 750 ami_admin ami_admin
 /opt/ami/bin/kms-server 755 root root
+/opt/ami/bin/sync-keys 755 root root
 /usr/lib/systemd/system/ami-kms.service 644 root root
+/usr/lib/systemd/system/ami-sync-keys.service 644 root root
+/usr/lib/systemd/system/ami-sync-keys.timer 644 root root
 EOF
 [ "$(in_root dpkg-query -f '${Conffiles}' -W ami-kms | awk '{ print $1 }')" = /etc/ami/kms.toml ] || fail "kms.toml is no conffile"
 ok "account, directories, modes, conffile"
-for program in kms-server ami-tool; do
+for program in kms-server ami-tool sync-keys; do
   in_root sh -c "command -v $program && $program --version" >"$work/path.log" || fail "$program is not on the path"
 done
 [ -n "$(in_root dpkg-query -f '${Maintainer}' -W ami-kms | grep -vF localhost)" ] || fail "the package has no maintainer"
 [ "$(in_root sh -c 'zcat /usr/share/doc/ami-kms/changelog.gz | grep -c "^  \* "')" -ge 1 ] || fail "the changelog is empty"
 in_root sh -c 'cd /usr/share/doc/ami-kms && grep -ohE "\]\([^)#]+" ./*.md | sed "s/^..//" | grep -v "^http" | sort -u' |
   while read -r link; do [ -e "$root/usr/share/doc/ami-kms/$link" ] || fail "a link of the documents leads nowhere: $link"; done
-ok "both programs on the path; maintainer, changelog and links"
+ok "all programs on the path; maintainer, changelog and links"
 
 # A block of the handbook. Its text runs as it stands there, but for what this machine lacks.
 tried() { # NAME

@@ -32,13 +32,13 @@ install_missing() {
 install_missing
 
 # The unit alone, then with each drop-in: systemd-analyze looks for UNIT.d beside the file.
-check_exposure() { # NAME [DROP-IN]
-  local dir="$work/$1" exposure
-  mkdir -p "$dir/ami-kms.service.d"
-  cp deploy/systemd/ami-kms.service "$dir"
-  [ -z "${2:-}" ] || cp "$2" "$dir/ami-kms.service.d"
-  exposure=$(systemd-analyze security --offline=true --no-pager "$dir/ami-kms.service" |
-    sed -nE 's/.*Overall exposure level for ami-kms.service: ([0-9.]+).*/\1/p')
+check_exposure() { # NAME [DROP-IN [UNIT]]
+  local dir="$work/$1" unit=${3:-ami-kms} exposure
+  mkdir -p "$dir/$unit.service.d"
+  cp "deploy/systemd/$unit.service" "$dir"
+  [ -z "${2:-}" ] || cp "$2" "$dir/$unit.service.d"
+  exposure=$(systemd-analyze security --offline=true --no-pager "$dir/$unit.service" |
+    sed -nE "s/.*Overall exposure level for $unit.service: ([0-9.]+).*/\1/p")
   [ -n "$exposure" ] || fail "systemd-analyze said nothing of the exposure ($1)"
   awk -v is="$exposure" -v most="$exposure_max" 'BEGIN { exit !(is <= most) }' ||
     fail "exposure of the unit, $1: $exposure, more than $exposure_max"
@@ -47,18 +47,23 @@ check_exposure() { # NAME [DROP-IN]
 check_exposure "alone"
 check_exposure "with softhsm.conf" deploy/systemd/drop-ins/softhsm.conf
 check_exposure "with hsm-device.conf" deploy/systemd/drop-ins/hsm-device.conf
+check_exposure "of sync-keys" "" ami-sync-keys
 
 # Unknown settings, paths that do not exist: a root with what the package puts there.
 root="$work/root"
 mkdir -p "$root"/{opt/ami/bin,etc/systemd/system,bin,usr/lib/systemd/system}
-cp deploy/systemd/ami-kms.service "$root/etc/systemd/system"
-printf '#!/bin/sh\n' | tee "$root/bin/kill" >"$root/opt/ami/bin/kms-server"
-chmod 755 "$root/opt/ami/bin/kms-server" "$root/bin/kill"
+cp deploy/systemd/ami-kms.service deploy/systemd/ami-sync-keys.* "$root/etc/systemd/system"
+printf '#!/bin/sh\n' | tee "$root/bin/kill" "$root/opt/ami/bin/sync-keys" >"$root/opt/ami/bin/kms-server"
+chmod 755 "$root"/opt/ami/bin/{kms-server,sync-keys} "$root/bin/kill"
 cp -r /usr/lib/systemd/system/*.target /usr/lib/systemd/system/*.slice "$root/usr/lib/systemd/system" 2>/dev/null || true
 said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no ami-kms.service 2>&1 || true)
 said=$(grep -i 'ami-kms' <<<"$said" || true)
 [ -z "$said" ] || fail "systemd-analyze verify: $said"
 ok "the unit has no setting that systemd does not know"
+said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no ami-sync-keys.service ami-sync-keys.timer 2>&1 || true)
+said=$(grep -i 'ami-sync' <<<"$said" || true)
+[ -z "$said" ] || fail "systemd-analyze verify: $said"
+ok "nor have the unit and the timer of sync-keys"
 
 mkdir -p "$root"/{etc,usr/lib/{sysusers.d,tmpfiles.d}}
 cp deploy/sysusers.d/ami-kms.conf "$root/usr/lib/sysusers.d"

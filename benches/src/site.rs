@@ -132,6 +132,7 @@ impl Parts {
             store: self.store.clone(),
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
+            role: Arc::new(keyring::SiteRole::founding(&self.domain)),
         };
         let keyring = Keyring::new(self.keyring, self.domain.clone(), below, self.audit.clone());
         Ok(Arc::new(keyring?))
@@ -164,7 +165,7 @@ impl Parts {
         for some in order.chunks(COMMIT_METERS) {
             let meters = some.iter().map(|n| fleet::new_meter(*n)).collect::<Result<_, _>>()?;
             let results = lifecycle.import(&call, meters, ImportRules::default()).await?;
-            if let Some(refused) = results.iter().find(|result| result.outcome.is_err()) {
+            if let Some(refused) = results.results.iter().find(|result| result.outcome.is_err()) {
                 return Err(format!("a meter was refused: {refused:?}").into());
             }
         }

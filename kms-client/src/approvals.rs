@@ -5,7 +5,7 @@ use kms_proto::v1::approvals_client::ApprovalsClient;
 use serde::Serialize;
 
 use crate::call::{CallError, ProtocolError};
-use crate::retry::Safety;
+use crate::sites::Errand;
 use crate::transport::Transport;
 
 /// A call that waits for its second person, or has one.
@@ -31,7 +31,7 @@ pub(crate) async fn list(transport: &Transport) -> Result<Vec<Approval>, CallErr
     let send =
         |link, request| async move { ApprovalsClient::new(link).list_approvals(request).await };
     let request = v1::ListApprovalsRequest {};
-    let reply = transport.call(Safety::Repeatable, request, send).await?;
+    let reply = transport.call(Errand::AtPrimary, request, send).await?;
     Ok(reply.approvals.into_iter().map(from_wire).collect())
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn approve(
     let send =
         |link, request| async move { ApprovalsClient::new(link).approve_call(request).await };
     let request = v1::ApproveCallRequest { approval_id: approval_id.to_owned() };
-    let reply = transport.call(Safety::Repeatable, request, send).await?;
+    let reply = transport.call(Errand::AtPrimary, request, send).await?;
     Ok(reply.approval.map(from_wire).ok_or(ProtocolError::Missing("approval"))?)
 }
 

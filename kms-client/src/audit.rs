@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
-use crate::retry::Safety;
+use crate::sites::Errand;
 use crate::stubs;
 use crate::transport::{Transport, Tries, connected, within};
 
@@ -124,7 +124,7 @@ impl Audit {
     ) -> Result<ChainReport, CallError> {
         let request = v1::VerifyChainRequest { node_id: wire_node(node) };
         let send = |link, request| async move { stubs::audit(link).verify_chain(request).await };
-        let server = self.transport.call(Safety::Repeatable, request, send).await?;
+        let server = self.transport.call(Errand::AtPrimary, request, send).await?;
         let node: [u8; 16] =
             server.node_id[..].try_into().map_err(|_| ProtocolError::Missing("node_id"))?;
         let key: [u8; 65] =
@@ -178,7 +178,7 @@ impl Audit {
     ) -> Result<v1::ListEventsResponse, CallError> {
         let request = v1::ListEventsRequest { node_id: wire_node(node), after, page_size: 0 };
         let send = |link, request| async move { stubs::audit(link).list_events(request).await };
-        self.transport.call(Safety::Repeatable, request, send).await
+        self.transport.call(Errand::AtPrimary, request, send).await
     }
 }
 
@@ -203,7 +203,7 @@ struct Follow {
 impl Follow {
     async fn next(&mut self) -> Result<AuditEvent, CallError> {
         let transport = Arc::clone(&self.audit.transport);
-        let mut tries = transport.tries(Safety::Repeatable, None);
+        let mut tries = transport.tries(Errand::AtPrimary, None);
         loop {
             if let Some(event) = self.events.pop() {
                 self.after = event.sequence;

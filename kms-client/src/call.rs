@@ -131,6 +131,9 @@ pub enum ConnectError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
+    /// A bundle that can't be read.
+    #[error("the enrolment bundle: {0}")]
+    Bundle(kms_core::enrolment::BadPaper),
     /// A column with another number of entries than the batch has items.
     #[error("column `{column}` has {found} entries for {items} items")]
     ColumnLength {

@@ -16,7 +16,7 @@ use crate::columns::{agreed, opened, pack, unpack_checked, unpack_opened, versio
 use crate::flow::{Bounds, Flow, Results, start};
 use crate::link::Link;
 use crate::meter::optional_title;
-use crate::retry::Safety;
+use crate::sites::Errand;
 use crate::stubs;
 use crate::transport::Transport;
 
@@ -140,7 +140,7 @@ pub(crate) async fn decrypt(transport: &Transport, apdu: &Apdu) -> Result<Opened
         security_setup: apdu.security_setup.map(u32::from),
     };
     let send = |link, request| async move { stubs::ciphering(link).decrypt(request).await };
-    let reply: v1::DecryptResponse = transport.call(Safety::Repeatable, request, send).await?;
+    let reply: v1::DecryptResponse = transport.call(Errand::Read, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     let checked = Checked {
         verdict,
@@ -164,7 +164,7 @@ pub(crate) async fn verify_mic(transport: &Transport, apdu: &Apdu) -> Result<Che
         security_setup: apdu.security_setup.map(u32::from),
     };
     let send = |link, request| async move { stubs::ciphering(link).verify_mic(request).await };
-    let reply: v1::VerifyMicResponse = transport.call(Safety::Repeatable, request, send).await?;
+    let reply: v1::VerifyMicResponse = transport.call(Errand::Read, request, send).await?;
     let verdict = Verdict::from_number(reply.verdict);
     Ok(Checked {
         verdict,
@@ -199,7 +199,7 @@ async fn one_batch<Q: Question>(
     transport: &Transport,
     apdus: Vec<Apdu>,
 ) -> Result<Vec<Q::Answer>, CallError> {
-    let reply = transport.call(Safety::Repeatable, pack(&apdus, 0), Q::ask).await?;
+    let reply = transport.call(Errand::Read, pack(&apdus, 0), Q::ask).await?;
     Ok(Q::unpack(&apdus, reply)?)
 }
 
@@ -231,6 +231,8 @@ struct Asked {
 }
 
 impl<Q: Question> Flow for Asking<Q> {
+    const ERRAND: Errand = Errand::OneRead;
+
     type Item = Apdu;
     type Pending = Asked;
     type Message = v1::ApduBatch;

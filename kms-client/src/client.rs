@@ -1,5 +1,6 @@
 //! The way in.
 
+use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
@@ -13,10 +14,13 @@ use crate::columns::{PackedBatch, PackedReply};
 use crate::config::{ClientConfig, ConfigError};
 use crate::flow::Results;
 use crate::meters::Meters;
+use crate::report::CallReport;
 use crate::request_id::RequestId;
-use crate::retry::Safety;
+use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::site::{self, SiteStatus};
+use crate::sites::Errand;
 use crate::stubs;
+use crate::syncing::{self, SyncOptions, SyncProgress};
 use crate::transport::Transport;
 
 /// A connection to the service. Cheap to clone; clones share their connections.
@@ -51,6 +55,27 @@ impl KmsClient {
     #[must_use]
     pub fn with_request_id(&self, id: RequestId) -> Self {
         Self { transport: Arc::new(self.transport.with_request_id(id)), options: self.options }
+    }
+
+    /// The same connections, with who answers said in `report`.
+    #[must_use]
+    pub fn reporting_to(&self, report: &CallReport) -> Self {
+        let transport = self.transport.reporting_to(report.clone());
+        Self { transport: Arc::new(transport), options: self.options }
+    }
+
+    /// The same connections, with all calls at one site, whatever its role and its health; `None`: the
+    /// configuration names no such site.
+    #[must_use]
+    pub fn at_site(&self, name: &str) -> Option<Self> {
+        let transport = Arc::new(self.transport.at(name)?);
+        Some(Self { transport, options: self.options })
+    }
+
+    /// The sites that calls may go to, in order of preference, as the configuration names them. The one of the
+    /// form for one site is called as its first endpoint.
+    pub fn site_names(&self) -> Vec<String> {
+        self.transport.site_names().map(ToString::to_string).collect()
     }
 
     /// Opens one APDU.
@@ -124,11 +149,44 @@ impl KmsClient {
         site::status(&self.transport).await
     }
 
+    /// Makes the site the one that writes. Not tried again once it may have arrived. Of several sites choose one
+    /// by [`KmsClient::at_site`].
+    pub async fn promote_site(&self, options: PromoteOptions) -> Result<Promoted, CallError> {
+        role::promote(&self.transport, options).await
+    }
+
+    /// Ends the epoch of the site, so that another one can be promoted without a loss. As
+    /// [`KmsClient::promote_site`].
+    pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
+        role::demote(&self.transport, expected_epoch).await
+    }
+
+    /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream
+    /// breaks before, it can be asked for again.
+    pub async fn sync_site(
+        &self,
+        options: SyncOptions,
+    ) -> Result<impl Stream<Item = Result<SyncProgress, CallError>> + Send + Unpin, CallError> {
+        syncing::sync(&self.transport, options).await
+    }
+
+    /// Has the site enrol the one that made this request, whose fingerprint two people have compared. With
+    /// `replace` a site that is known gets new keys. Gives the bundle for it: to be asked for once more, it is made
+    /// anew.
+    pub async fn enrol_peer(
+        &self,
+        request: &SignedRequest,
+        fingerprint: Fingerprint,
+        replace: bool,
+    ) -> Result<SignedEnrolment, CallError> {
+        site::enrol(&self.transport, request, fingerprint, replace).await
+    }
+
     /// For benches: one batch that was packed before, its answer not taken apart.
     pub async fn decrypt_packed(&self, batch: &PackedBatch) -> Result<PackedReply, CallError> {
         let send =
             |link, request| async move { stubs::ciphering(link).decrypt_batch(request).await };
-        let call = self.transport.call(Safety::Repeatable, batch.0.clone(), send);
+        let call = self.transport.call(Errand::Read, batch.0.clone(), send);
         call.await.map(PackedReply)
     }
 
@@ -138,7 +196,7 @@ impl KmsClient {
         &self,
         batches: impl Stream<Item = PackedBatch> + Send + 'static,
     ) -> Result<impl Stream<Item = Result<PackedReply, CallError>> + Send + Unpin, CallError> {
-        let once = self.transport.tries(Safety::Once, None);
+        let once = self.transport.tries(Errand::Write, None);
         let request = once.request(batches.map(|batch| batch.0));
         let replies = stubs::ciphering(once.link()).decrypt_stream(request).await;
         let replies = replies.map_err(|status| CallError::from_status(&status))?.into_inner();

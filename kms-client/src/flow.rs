@@ -17,11 +17,14 @@ use tonic::{Request, Status, Streaming};
 
 use crate::call::{CallError, ProtocolError};
 use crate::link::Link;
-use crate::retry::Safety;
+use crate::sites::Errand;
 use crate::transport::{Transport, Tries, connected, within};
+use crate::vigil::{News, Vigil};
 
 /// A kind of stream: its items, and how they are packed. Everything sent must be safe to send twice.
 pub(crate) trait Flow: Send + 'static {
+    /// Which sites may carry it out.
+    const ERRAND: Errand;
     /// The item that the caller hands in.
     type Item: Send + 'static;
     /// One message that is not fully answered yet.
@@ -173,6 +176,8 @@ enum End {
     Done,
     /// The connection broke: all that is pending may be sent again.
     Broken(Status),
+    /// Another site is meant: all that is pending may be sent again, there.
+    Moved,
     /// Sending again would not help.
     Wrong(ProtocolError),
 }
@@ -183,7 +188,7 @@ impl<F: Flow> Run<F> {
         transport: Arc<Transport>,
         mut groups: impl Stream<Item = Vec<F::Item>> + Unpin + Send,
     ) {
-        let mut tries = transport.tries(Safety::Repeatable, None);
+        let mut tries = transport.tries(F::ERRAND, None);
         loop {
             // No connection before there is something to say.
             if self.pending.is_empty() && !self.take_group(&mut groups).await {
@@ -191,6 +196,10 @@ impl<F: Flow> Run<F> {
             }
             let error = match self.one_connection(&mut tries, &mut groups).await {
                 End::Done => return,
+                End::Moved => {
+                    tries.move_on();
+                    None
+                }
                 End::Broken(status) => tries.after_break(&status, self.until()).await.err(),
                 End::Wrong(error) => Some(error.into()),
             };
@@ -234,25 +243,28 @@ impl<F: Flow> Run<F> {
         tries: &mut Tries<'_>,
         groups: &mut (impl Stream<Item = Vec<F::Item>> + Unpin + Send),
     ) -> End {
-        let link = tries.link();
-        if let Err(status) = connected(self.until(), &link).await {
-            return End::Broken(status);
-        }
         // Unbounded by type only: no more than `in_flight_max` messages are ever unanswered.
         let (outbound, messages) = mpsc::unbounded_channel();
         for pending in &self.pending {
             let _ = outbound.send(self.flow.message(pending));
         }
-        let request = tries.request(UnboundedReceiverStream::new(messages));
-        let mut replies = match within(self.until(), F::open(link, request)).await {
+        let mut vigil = tries.vigil();
+        let mut replies = match self.opened(tries, &mut vigil, messages).await {
             Ok(replies) => replies,
-            Err(status) => return End::Broken(status),
+            Err(end) => return end,
         };
+        // Nothing new is sent any more; what is under way is waited for.
+        let mut leaves = false;
         loop {
             if self.pending.is_empty() && self.input_ended {
                 return End::Done;
             }
-            let has_room = !self.input_ended && self.pending.len() < self.bounds.in_flight_max;
+            if self.pending.is_empty() && leaves {
+                return End::Moved;
+            }
+            let has_room =
+                !leaves && !self.input_ended && self.pending.len() < self.bounds.in_flight_max;
+            let waiting = (!self.pending.is_empty()).then_some(self.waiting_since);
             tokio::select! {
                 reply = within(self.until(), replies.message()),
                     if !self.pending.is_empty() =>
@@ -266,7 +278,7 @@ impl<F: Flow> Run<F> {
                         Ok(outputs) => outputs,
                         Err(error) => return End::Wrong(error),
                     };
-                    tries.succeeded();
+                    tries.answered();
                     if self.answered.send(Ok(outputs)).await.is_err() {
                         return End::Done;
                     }
@@ -284,7 +296,37 @@ impl<F: Flow> Run<F> {
                     }
                     None => self.input_ended = true,
                 },
+                news = vigil.news(waiting) => match news {
+                    News::Down => return End::Moved,
+                    News::Preferred => leaves = true,
+                },
                 () = self.answered.closed() => return End::Done,
+            }
+        }
+    }
+
+    /// Connects and opens the stream, unless its site is found to be down meanwhile.
+    async fn opened(
+        &mut self,
+        tries: &Tries<'_>,
+        vigil: &mut Vigil,
+        messages: mpsc::UnboundedReceiver<F::Message>,
+    ) -> Result<Streaming<F::Reply>, End> {
+        let (until, link) = (self.until(), tries.link());
+        let opening = async {
+            connected(until, &link).await?;
+            let request = tries.request(UnboundedReceiverStream::new(messages));
+            within(until, F::open(link.clone(), request)).await
+        };
+        let mut opening = std::pin::pin!(opening);
+        loop {
+            tokio::select! {
+                opened = &mut opening => return opened.map_err(End::Broken),
+                news = vigil.news(Some(self.waiting_since)) => {
+                    if news == News::Down {
+                        return Err(End::Moved);
+                    }
+                }
             }
         }
     }

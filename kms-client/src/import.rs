@@ -16,6 +16,8 @@ use crate::call::{CallError, ProtocolError};
 use crate::flow::{Bounds, Flow, Results, start};
 use crate::link::Link;
 use crate::records::MeterRecord;
+use crate::replicated::Replicated;
+use crate::sites::Errand;
 use crate::stubs;
 use crate::transport::Transport;
 
@@ -81,6 +83,9 @@ pub struct ImportResult {
     /// Findings that are worth a look and stopped nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Whether the other site has what was changed, by this line or by another of its message.
+    #[serde(skip_serializing_if = "Replicated::is_nothing")]
+    pub replicated: Replicated,
 }
 
 /// The counts of an import.
@@ -96,6 +101,8 @@ pub struct ImportCounts {
     pub refused: u64,
     /// Warnings, over all lines.
     pub warnings: u64,
+    /// Lines with changes that the other site did not confirm in time.
+    pub unreplicated: u64,
 }
 
 impl ImportCounts {
@@ -108,6 +115,9 @@ impl ImportCounts {
             Outcome::Refused => &mut self.refused,
         } += 1;
         self.warnings += result.warnings.len() as u64;
+        let changed = matches!(result.outcome, Outcome::Created | Outcome::Updated);
+        let is_lost_with_us = changed && result.replicated == Replicated::Unreplicated;
+        self.unreplicated += u64::from(is_lost_with_us);
     }
 
     /// Lines with a result.
@@ -189,6 +199,8 @@ struct Importing {
 }
 
 impl Flow for Importing {
+    const ERRAND: Errand = Errand::AtPrimary;
+
     type Item = MeterRecord;
     /// The lines without a result, oldest first.
     type Pending = VecDeque<v1::ImportLine>;
@@ -226,7 +238,9 @@ impl Flow for Importing {
         pending: &mut VecDeque<Self::Pending>,
         reply: v1::ImportMetersResponse,
     ) -> Result<Vec<ImportResult>, ProtocolError> {
-        reply.results.into_iter().map(|result| accept_one(pending, result)).collect()
+        let replicated = Replicated::from_wire(reply.replicated)?;
+        let accept = |result| accept_one(pending, result, replicated);
+        reply.results.into_iter().map(accept).collect()
     }
 }
 
@@ -234,6 +248,7 @@ impl Flow for Importing {
 fn accept_one(
     pending: &mut VecDeque<VecDeque<v1::ImportLine>>,
     result: v1::ImportResult,
+    replicated: Replicated,
 ) -> Result<ImportResult, ProtocolError> {
     let message = pending.front_mut().ok_or(ProtocolError::Unasked)?;
     let due = message.pop_front().ok_or(ProtocolError::Unasked)?;
@@ -243,13 +258,17 @@ fn accept_one(
     if result.line != due.line {
         return Err(ProtocolError::OutOfOrder { expected: due.line, found: result.line });
     }
-    result_of(result)
+    result_of(result, replicated)
 }
 
 /// A result as it came.
-pub(crate) fn result_of(result: v1::ImportResult) -> Result<ImportResult, ProtocolError> {
+pub(crate) fn result_of(
+    result: v1::ImportResult,
+    replicated: Replicated,
+) -> Result<ImportResult, ProtocolError> {
     let v1::ImportResult { line, outcome, meter_id, code, reason, warnings } = result;
-    Ok(ImportResult { line, outcome: outcome_of(outcome)?, meter_id, code, reason, warnings })
+    let outcome = outcome_of(outcome)?;
+    Ok(ImportResult { line, outcome, meter_id, code, reason, warnings, replicated })
 }
 
 fn outcome_of(number: i32) -> Result<Outcome, ProtocolError> {
@@ -277,7 +296,7 @@ mod tests {
     fn reply(lines: &[u64]) -> v1::ImportMetersResponse {
         let result =
             |line: &u64| v1::ImportResult { line: *line, outcome: 3, ..Default::default() };
-        v1::ImportMetersResponse { results: lines.iter().map(result).collect() }
+        v1::ImportMetersResponse { results: lines.iter().map(result).collect(), replicated: 0 }
     }
 
     fn accept(

@@ -21,23 +21,33 @@
 
 // From the way in down; a module names only those below it:
 //
-// 9  client       the way in
-// 8  meters       create, get, list, delete
-// 7  sealed       sealed import files
-// 6  audit        the audit log
+// 10 client       the way in
+// 9  meters       create, get, list, delete
+// 8  sealed       sealed import files
+// 7  audit        the audit log
 //    ciphering    decrypt, verify
 //    import       one result a record
-// 5  approvals    calls that need two people
+// 6  approvals    calls that need two people
+//    site         status
 //    flow         long streams: batches in flight, order, resending
 //    records      import files: JSON Lines, CSV
-//    site         status
+//    syncing      a site brought in step with the primary
+//    replication  what a site says of the other one
+//    role         who writes, promotion and demotion
 //    stubs        the generated clients
-// 4  columns      the wire's batches
+// 5  columns      the wire's batches
 //    meter        meters, keys, policies
-//    transport    endpoints, TLS, deadlines
-// 3  call         what can go wrong with a call
-// 2  retry        what is tried again, and when
+//    transport    tries, deadlines
+// 4  hedge        one call, asked of a second site where it is late
+//    vigil        a stream, and what becomes of its site
+//    replicated   whether the other site has a change
+//    call         what can go wrong with a call
+// 3  board        what is known of the sites, pings, probes
+//    retry        what is tried again, and when
+// 2  places       the sites' servers, TLS
 // 1  link         one endpoint, its connection
+//    report       which sites answered
+//    sites        which site a call goes to
 //    names        meter ids, system titles
 //    secret       key bytes in the client
 // 0  apdu         what goes in, what comes out
@@ -49,6 +59,7 @@
 mod apdu;
 mod approvals;
 mod audit;
+mod board;
 mod call;
 mod ciphering;
 mod client;
@@ -56,20 +67,29 @@ mod columns;
 mod config;
 mod digits;
 mod flow;
+mod hedge;
 mod import;
 mod link;
 mod meter;
 mod meters;
 mod names;
+mod places;
 mod records;
+mod replicated;
+mod replication;
+mod report;
 mod request_id;
 mod retry;
+mod role;
 pub mod sealed;
 mod secret;
 mod setup;
 mod site;
+mod sites;
 mod stubs;
+mod syncing;
 mod transport;
+mod vigil;
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
 pub use approvals::Approval;
@@ -94,9 +114,14 @@ pub use records::{
     BadRecord, CSV_COLUMNS, ImportFormat, ImportRecords, LINE_LEN_MAX, Line, MeterRecord, Place,
     TextReader, WipedLines,
 };
+pub use replicated::Replicated;
+pub use replication::{FollowingStatus, ReadinessStatus, ReplicationStatus};
+pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
+pub use role::{BlockLeft, PromoteOptions, Promoted, SiteRole, SiteStanding};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};
+pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};

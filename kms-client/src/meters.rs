@@ -14,8 +14,9 @@ use crate::import::{self, ImportResults, ImportRules};
 use crate::meter::{Meter, MeterPolicy, NewMeter};
 use crate::names::{MeterId, MeterName};
 use crate::records::MeterRecord;
-use crate::retry::Safety;
+use crate::replicated::Replicated;
 use crate::sealed::{self, ImportKey, SealedPart};
+use crate::sites::Errand;
 use crate::stubs;
 use crate::transport::Transport;
 
@@ -35,6 +36,8 @@ pub struct Created {
     pub meter: Meter,
     /// Findings that are worth a look: a key value that another meter has, for one.
     pub warnings: Vec<String>,
+    /// Whether the other site has it.
+    pub replicated: Replicated,
 }
 
 /// A deleted meter that may be created again.
@@ -58,9 +61,10 @@ impl Meters {
         let request =
             v1::CreateMeterRequest { meter: Some(meter.into_wire()), rules: Some(rules.to_wire()) };
         let send = |link, request| async move { stubs::meters(link).create_meter(request).await };
-        let reply = self.transport.call(Safety::Once, request, send).await?;
-        let v1::CreateMeterResponse { meter, warnings } = reply;
-        Ok(Created { meter: present(meter)?, warnings })
+        let reply = self.transport.call(Errand::Write, request, send).await?;
+        let v1::CreateMeterResponse { meter, warnings, replicated } = reply;
+        let replicated = Replicated::from_wire(replicated)?;
+        Ok(Created { meter: present(meter)?, warnings, replicated })
     }
 
     /// The meter of that name.
@@ -71,7 +75,7 @@ impl Meters {
             MeterName::Title(title) => request.system_title = title.as_bytes().to_vec().into(),
         }
         let send = |link, request| async move { stubs::meters(link).get_meter(request).await };
-        let reply = self.transport.call(Safety::Repeatable, request, send).await?;
+        let reply = self.transport.call(Errand::Read, request, send).await?;
         Ok(present(reply.meter)?)
     }
 
@@ -92,11 +96,13 @@ impl Meters {
         Box::pin(stream::try_unfold(start, Page::advance))
     }
 
-    /// Deletes a meter. Its key fingerprints stay known. Not tried again once it may have arrived.
-    pub async fn delete(&self, meter_id: &MeterId) -> Result<(), CallError> {
+    /// Deletes a meter; whether the other site has that. Its key fingerprints stay known. Not tried again once
+    /// it may have arrived.
+    pub async fn delete(&self, meter_id: &MeterId) -> Result<Replicated, CallError> {
         let request = v1::DeleteMeterRequest { meter_id: meter_id.to_string() };
         let send = |link, request| async move { stubs::meters(link).delete_meter(request).await };
-        self.transport.call(Safety::Once, request, send).await.map(drop)
+        let reply = self.transport.call(Errand::Write, request, send).await?;
+        Ok(Replicated::from_wire(reply.replicated)?)
     }
 
     /// Puts a tombstone in the place of a meter's damaged record; `block` where that is not in its
@@ -106,7 +112,7 @@ impl Meters {
         let request = v1::BuryDamagedMeterRequest { system_title, block };
         let send =
             |link, request| async move { stubs::meters(link).bury_damaged_meter(request).await };
-        Ok(self.transport.call(Safety::Once, request, send).await?.block)
+        Ok(self.transport.call(Errand::Write, request, send).await?.block)
     }
 
     /// Asks whether the caller may import, and the site takes keys in clear at all, before any is sent. What
@@ -119,7 +125,7 @@ impl Meters {
             while answers.message().await?.is_some() {}
             Ok(Response::new(()))
         };
-        match self.transport.call(Safety::Repeatable, question, send).await {
+        match self.transport.call(Errand::AtPrimary, question, send).await {
             // That is asked of the lines, not of the question.
             Err(CallError::SecondPersonNeeded { .. }) => Ok(()),
             other => other,
@@ -138,7 +144,7 @@ impl Meters {
             system_title: system_title.as_bytes().to_vec().into(),
         };
         let send = |link, request| async move { stubs::meters(link).readmit_meter(request).await };
-        let reply = self.transport.call(Safety::Once, request, send).await?;
+        let reply = self.transport.call(Errand::Write, request, send).await?;
         let v1::ReadmitMeterResponse { deleted_ms, keys_known, keys_that_may_come_back } = reply;
         Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back })
     }
@@ -152,7 +158,7 @@ impl Meters {
         let request =
             v1::SetPolicyRequest { meter_id: meter_id.to_string(), policy: Some(policy.to_wire()) };
         let send = |link, request| async move { stubs::meters(link).set_policy(request).await };
-        let reply = self.transport.call(Safety::Once, request, send).await?;
+        let reply = self.transport.call(Errand::Write, request, send).await?;
         Ok(present(reply.meter)?)
     }
 
@@ -175,7 +181,7 @@ impl Meters {
     pub async fn import_key(&self) -> Result<ImportKey, CallError> {
         let send = |link, request| async move { stubs::meters(link).get_import_key(request).await };
         let request = v1::GetImportKeyRequest {};
-        let reply = self.transport.call(Safety::Repeatable, request, send).await?;
+        let reply = self.transport.call(Errand::AtPrimary, request, send).await?;
         Ok(ImportKey::from_wire(reply)?)
     }
 
@@ -253,7 +259,7 @@ impl Page {
             let request = v1::ListMetersRequest { after: after.clone(), page_size };
             let send =
                 |link, request| async move { stubs::meters(link).list_meters(request).await };
-            let reply = self.transport.call(Safety::Repeatable, request, send).await?;
+            let reply = self.transport.call(Errand::Read, request, send).await?;
             let v1::ListMetersResponse { meters, next, damaged } = reply;
             if !next.is_empty() && next == after {
                 return Err(ProtocolError::EndlessList(after).into());

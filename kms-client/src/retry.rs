@@ -77,6 +77,31 @@ fn says(status: &Status, word: &str) -> bool {
     status.get_details_error_info().is_some_and(|info| info.reason == word)
 }
 
+/// Whether the service refuses a change since another site is the primary.
+pub(crate) fn is_not_primary(status: &Status) -> bool {
+    LinkError::below(status).is_none() && says(status, "NOT_PRIMARY")
+}
+
+/// Whether the request has certainly not gone out.
+pub(crate) fn is_unsent(status: &Status) -> bool {
+    matches!(
+        LinkError::below(status),
+        Some(LinkError::Setup(_) | LinkError::Unsent(_) | LinkError::NoTime)
+    )
+}
+
+/// Whether a server can't be reached or is going, as opposed to one that can't do this call now.
+pub(crate) fn is_gone(status: &Status) -> bool {
+    match LinkError::below(status) {
+        Some(LinkError::Late) => false,
+        Some(_) => true,
+        None => {
+            let nameless = status.get_details_error_info().is_none();
+            status.code() == Code::Unavailable && (nameless || says(status, "SHUTTING_DOWN"))
+        }
+    }
+}
+
 /// Whether there may be room later. Our service says when; of another we can't know.
 fn may_pass(status: &Status) -> bool {
     status.get_details_error_info().is_none() || status.get_details_retry_info().is_some()
@@ -190,6 +215,34 @@ mod tests {
             let step = step(Safety::Repeatable, &Status::new(code, ""));
             assert_eq!(step != Step::GiveUp, retried, "{code:?}");
         }
+    }
+
+    #[test]
+    fn a_site_is_given_up_for_what_keeps_it_from_every_call_alone() {
+        let said = |word: &str| {
+            let details = ErrorDetails::with_error_info(word, "ami.kms.v1", []);
+            Status::with_error_details(Code::Unavailable, "", details)
+        };
+        for gone in [refused_connection(), LinkError::Cut(200).into_status(), said("SHUTTING_DOWN")]
+        {
+            assert!(is_gone(&gone), "{gone:?}");
+        }
+        let balancer = Status::unavailable("no healthy upstream");
+        assert!(is_gone(&balancer));
+        for there in [said("AUDIT_NOT_WRITABLE"), said("BLOCK_BUSY"), Status::not_found("")] {
+            assert!(!is_gone(&there), "{there:?}");
+        }
+        assert!(!is_gone(&LinkError::Late.into_status()));
+    }
+
+    #[test]
+    fn what_was_refused_as_not_primary_and_what_was_not_sent_is_told_from_all_else() {
+        let details = ErrorDetails::with_error_info("NOT_PRIMARY", "ami.kms.v1", []);
+        let status = Status::with_error_details(Code::FailedPrecondition, "", details);
+        assert!(is_not_primary(&status) && !is_unsent(&status));
+        assert!(!is_not_primary(&Status::failed_precondition("NOT_PRIMARY")));
+        assert!(is_unsent(&refused_connection()));
+        assert!(!is_unsent(&LinkError::Cut(200).into_status()));
     }
 
     proptest! {

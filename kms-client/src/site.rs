@@ -1,11 +1,14 @@
 //! The status of a site.
 
+use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use kms_proto::v1;
 use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
 
-use crate::call::CallError;
-use crate::retry::Safety;
+use crate::call::{CallError, ProtocolError};
+use crate::replication::{self, ReplicationStatus};
+use crate::role::SiteStanding;
+use crate::sites::Errand;
 use crate::transport::Transport;
 
 /// The status of a site, as the site says it.
@@ -33,6 +36,10 @@ pub struct SiteStatus {
     pub keyring: KeyringStatus,
     /// The present faults, in sentences.
     pub faults: Vec<String>,
+    /// Its role; `None`: the server is of a release that knows of no other site.
+    pub standing: Option<SiteStanding>,
+    /// The other site; `None`: there is none.
+    pub replication: Option<ReplicationStatus>,
 }
 
 /// Opening blocks in the background after start.
@@ -114,15 +121,15 @@ pub struct KeyringStatus {
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
     let send = |link, request| async move { SiteClient::new(link).get_status(request).await };
     let request = v1::GetStatusRequest {};
-    transport.call(Safety::Repeatable, request, send).await.map(from_wire)
+    Ok(from_wire(transport.call(Errand::Read, request, send).await?)?)
 }
 
-fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
+fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
     let warm_up = wire.warm_up.unwrap_or_default();
     let token = wire.token.unwrap_or_default();
     let store = wire.store.unwrap_or_default();
     let keyring = wire.keyring.unwrap_or_default();
-    SiteStatus {
+    Ok(SiteStatus {
         site: wire.site,
         domain_id: hex::encode(&wire.domain_id),
         version: wire.version,
@@ -164,5 +171,28 @@ fn from_wire(wire: v1::GetStatusResponse) -> SiteStatus {
             damaged_records: keyring.damaged_records,
         },
         faults: wire.faults,
-    }
+        replication: wire.replication.map(replication::from_wire),
+        standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
+    })
+}
+
+/// Asks for the enrolment of another site.
+pub(crate) async fn enrol(
+    transport: &Transport,
+    request: &SignedRequest,
+    fingerprint: Fingerprint,
+    replace: bool,
+) -> Result<SignedEnrolment, CallError> {
+    let send = |link, request| async move {
+        let mut client =
+            SiteClient::new(link).max_decoding_message_size(SignedEnrolment::LEN_MAX + 1024);
+        client.enrol_peer(request).await
+    };
+    let request = v1::EnrolPeerRequest {
+        request: request.encode().into(),
+        fingerprint: fingerprint.0.to_vec().into(),
+        replace,
+    };
+    let reply = transport.call(Errand::Write, request, send).await?;
+    Ok(SignedEnrolment::decode(&reply.bundle).map_err(ProtocolError::Bundle)?)
 }

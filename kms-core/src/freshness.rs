@@ -83,6 +83,12 @@ impl Freshness {
         })
     }
 
+    /// Whether this is the newest authentic state of the block that is known.
+    pub fn is_at(&self, mark: &BlockMark) -> bool {
+        let authentic = self.state().newest.get(&mark.block).and_then(|newest| newest.authentic);
+        authentic == Some((mark.position, mark.digest))
+    }
+
     /// Whether the block is known to have been in another state at that very place: both can't be true.
     pub fn contradicts(&self, mark: &BlockMark) -> bool {
         let authentic = self.state().newest.get(&mark.block).and_then(|newest| newest.authentic);

@@ -6,6 +6,9 @@
 
 pub mod audit;
 pub mod block;
+pub mod codec;
+pub mod counters;
+pub mod enrolment;
 pub mod following;
 pub mod freshness;
 pub mod key;
@@ -15,6 +18,7 @@ pub mod numbered;
 pub mod ports;
 pub mod record;
 pub mod refusal;
+pub mod replication;
 pub mod secret;
 pub mod site;
 pub mod test_keys;

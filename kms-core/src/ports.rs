@@ -5,6 +5,7 @@ use async_trait::async_trait;
 
 use super::{
     audit::{ChainTip, Checkpoint},
+    block::BlockMark,
     moment::Moment,
 };
 
@@ -69,3 +70,32 @@ pub trait Randomness: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the operating system's random generator failed")]
 pub struct RandomnessFailed;
+
+/// Whether the other site has a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicated {
+    /// There is no other site, or nothing was changed.
+    NotApplicable,
+    /// It has it on disk, and saw this site as the primary after it was committed.
+    Yes,
+    /// It did not say so in time.
+    No,
+}
+
+/// Tells whether the other site has what was committed here. No lock is held while it is asked.
+#[async_trait]
+pub trait ReplicationGate: Send + Sync + 'static {
+    /// Asks once, with a bound of its own, after the commit that led to these states.
+    async fn replicated(&self, marks: &[BlockMark]) -> Replicated;
+}
+
+/// A site without another one.
+#[derive(Clone, Copy, Debug)]
+pub struct NoOtherSite;
+
+#[async_trait]
+impl ReplicationGate for NoOtherSite {
+    async fn replicated(&self, _: &[BlockMark]) -> Replicated {
+        Replicated::NotApplicable
+    }
+}

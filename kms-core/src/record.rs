@@ -9,35 +9,104 @@ use dlms::SystemTitle;
 use super::{
     BlockNo, ChangeMark, DomainId, FilePlace, Fingerprint, FormerKey, FormerUse, KeyId, KeyRecord,
     MeterId, MeterPolicy, MeterRecord, Numbered, Position, RecordMac, SecuritySetup,
+    counters::{Line, LineName, Offset},
 };
 
-/// A record's name within its domain: what it is about, then its title. Orders the digest.
+/// A record's name within its domain: a byte for what it is about, and its name among those. Orders the
+/// digest, as a database orders the bytes.
+///
+/// No key of ours begins another one, so that key and body stand side by side in a MAC's input: a meter's has
+/// nine bytes, any other one's length is its second byte.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordKey(pub [u8; RecordKey::LEN]);
+pub struct RecordKey {
+    /// Filled up with zeros: of two of which one begins the other, the shorter comes first.
+    bytes: [u8; RecordKey::LEN_MAX],
+    len: u8,
+}
 
 impl RecordKey {
-    /// In bytes: a kind byte and a title.
-    pub const LEN: usize = 9;
+    /// The most bytes of a key.
+    pub const LEN_MAX: usize = 32;
     /// The kind byte of meters.
     const METER: u8 = 1;
+    /// The length of a meter's key: the kind byte and a title.
+    const METER_LEN: usize = 9;
+    /// The kind byte of counter lines.
+    const LINE: u8 = 2;
+    /// The length of a line's key: the kind byte, itself, a fingerprint and a title.
+    const LINE_LEN: usize = 2 + 16 + 8;
 
     /// The record of the meter with this title, alive or buried.
     pub fn meter(title: &SystemTitle) -> Self {
-        let mut key = [Self::METER; Self::LEN];
+        let mut key = [Self::METER; Self::METER_LEN];
         key[1..].copy_from_slice(title.as_bytes());
-        Self(key)
+        Self::filled(&key)
     }
 
-    /// The title within.
-    pub fn system_title(&self) -> SystemTitle {
-        let [_, title @ ..] = self.0;
-        SystemTitle::new(title)
+    /// The record of a counter line.
+    pub fn line(name: &LineName) -> Self {
+        let LineName { fingerprint, originator } = name;
+        let mut key = [Self::LINE; Self::LINE_LEN];
+        key[1] = Self::LINE_LEN as u8;
+        key[2..18].copy_from_slice(&fingerprint.0);
+        key[18..].copy_from_slice(originator.as_bytes());
+        Self::filled(&key)
+    }
+
+    /// A key as it is stored, well-formed or not; `None`: no key has so many bytes, or so few.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        (1..=Self::LEN_MAX).contains(&bytes.len()).then(|| Self::filled(bytes))
+    }
+
+    fn filled(bytes: &[u8]) -> Self {
+        let mut filled = [0; Self::LEN_MAX];
+        for (to, from) in filled.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        Self { bytes: filled, len: bytes.len().min(Self::LEN_MAX) as u8 }
+    }
+
+    /// The bytes that are stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// Whether it is a key that this release, or a later one, writes: its kind says how long it is.
+    pub fn is_well_formed(&self) -> bool {
+        match self.as_bytes() {
+            [Self::METER, ..] => usize::from(self.len) == Self::METER_LEN,
+            [_, len, ..] => *len == self.len,
+            _ => false,
+        }
+    }
+
+    /// Whether it is a meter's.
+    pub fn is_meter(&self) -> bool {
+        self.bytes.first() == Some(&Self::METER) && usize::from(self.len) == Self::METER_LEN
+    }
+
+    /// The title in a meter's key, or in one that may have been a meter's before its kind was changed.
+    pub fn system_title(&self) -> Option<SystemTitle> {
+        match self.as_bytes() {
+            [_, title @ ..] => title.try_into().ok().map(SystemTitle::new),
+            [] => None,
+        }
     }
 }
 
 impl std::fmt::Debug for RecordKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RecordKey({})", hex::encode(self.0))
+        write!(f, "RecordKey({})", hex::encode(self.as_bytes()))
+    }
+}
+
+/// For the sentences of errors: whose record it is.
+impl std::fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.system_title().filter(|_| self.is_meter()) {
+            Some(title) => write!(f, "meter {title}"),
+            None => f.write_str(&hex::encode(self.as_bytes())),
+        }
     }
 }
 
@@ -63,6 +132,8 @@ pub enum Record {
     Meter(MeterRecord),
     /// A deleted meter.
     Tombstone(Tombstone),
+    /// A counter line.
+    Line(Line),
 }
 
 /// The remains of a deleted meter: enough to know its keys again, and nothing to open with.
@@ -101,11 +172,12 @@ pub struct RecordTooLong {
 }
 
 /// Raised when the layout below changes. Records of [`FIRST_SCHEMA`] stand until their next change.
-const SCHEMA: u8 = 2;
+pub const SCHEMA: u8 = 2;
 /// Without former keys, marks of changes and readmissions; a tombstone's fingerprints without their use.
 const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
+const LABEL_LINE: u8 = 3;
 
 /// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {
@@ -116,7 +188,7 @@ pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: 
     out.extend_from_slice(&record.secret_version.to_be_bytes());
     out.extend_from_slice(&record.position.epoch.0.to_be_bytes());
     out.extend_from_slice(&record.position.sequence.0.to_be_bytes());
-    out.extend_from_slice(&record.key.0);
+    out.extend_from_slice(record.key.as_bytes());
     out.extend_from_slice(&record.body);
 }
 
@@ -142,6 +214,7 @@ impl Record {
         match self {
             Self::Meter(meter) => RecordKey::meter(&meter.system_title),
             Self::Tombstone(tombstone) => RecordKey::meter(&tombstone.system_title),
+            Self::Line(line) => RecordKey::line(&line.name),
         }
     }
 
@@ -163,6 +236,10 @@ impl Record {
                 out.push(LABEL_TOMBSTONE);
                 put_tombstone(&mut out, tombstone)?;
             }
+            Self::Line(line) => {
+                out.push(LABEL_LINE);
+                put_line(&mut out, line);
+            }
         }
         Ok(out)
     }
@@ -178,6 +255,7 @@ impl Record {
         let record = match input.u8()? {
             LABEL_METER => Self::Meter(take_meter(&mut input, schema)?),
             LABEL_TOMBSTONE => Self::Tombstone(take_tombstone(&mut input, schema)?),
+            LABEL_LINE if schema != FIRST_SCHEMA => Self::Line(take_line(&mut input)?),
             _ => return Err(BadRecord),
         };
         if input.0.is_empty() { Ok(record) } else { Err(BadRecord) }
@@ -324,6 +402,19 @@ fn put_tombstone(out: &mut Vec<u8>, tombstone: &Tombstone) -> Result<(), RecordT
         }
     }
     Ok(())
+}
+
+fn put_line(out: &mut Vec<u8>, line: &Line) {
+    let Line { name: LineName { fingerprint, originator }, offset } = line;
+    out.extend_from_slice(&fingerprint.0);
+    out.extend_from_slice(originator.as_bytes());
+    match offset {
+        None => out.push(0),
+        Some(offset) => {
+            out.push(1);
+            out.extend_from_slice(&offset.get().to_be_bytes());
+        }
+    }
 }
 
 fn numbered<T: Numbered>(number: u8) -> Result<T, BadRecord> {
@@ -494,6 +585,13 @@ fn take_tombstone(input: &mut Reader<'_>, schema: u8) -> Result<Tombstone, BadRe
         changed_by: take_mark(input)?,
         readmitted_ms: input.flag()?.then(|| input.u64()).transpose()?,
     })
+}
+
+fn take_line(input: &mut Reader<'_>) -> Result<Line, BadRecord> {
+    let name = LineName { fingerprint: Fingerprint(input.array()?), originator: input.title()? };
+    let offset =
+        |input: &mut Reader<'_>| Offset::new(i64::from_be_bytes(input.array()?)).ok_or(BadRecord);
+    Ok(Line { name, offset: input.flag()?.then(|| offset(input)).transpose()? })
 }
 
 #[cfg(test)]

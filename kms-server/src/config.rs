@@ -4,6 +4,7 @@
 mod error;
 mod findings;
 mod limits_section;
+mod peer_section;
 mod pin;
 mod sections;
 mod settings;
@@ -15,7 +16,7 @@ use std::{io::ErrorKind, path::Path};
 pub use error::ConfigError;
 pub use findings::{Finding, check};
 pub(crate) use pin::from_file as pin_from_file;
-pub use settings::{Config, Site, Store};
+pub use settings::{Config, Peer, Site, Store};
 
 impl Config {
     /// Reads and checks the file, and the PIN and password that it names.

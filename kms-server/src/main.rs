@@ -10,8 +10,9 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use kms_core::enrolment::Fingerprint;
 use kms_server::{
-    app::{self, Fault, InitOptions},
+    app::{self, Fault, InitOptions, JoinOptions, TrustOptions},
     config::{Config, Finding},
     hsm::pkcs11::ProbeReport,
     telemetry::{self, Log},
@@ -44,8 +45,10 @@ fn run(Arguments { config: path, verb }: Arguments, log: &Log) -> Result<ExitCod
     let config = Config::load(&path)?;
     telemetry::start(&config.log, log).map_err(|error| Fault::Runtime(error.into()))?;
     match verb {
-        Verb::Init { so_pin_file, output, .. } => {
-            output.say(&app::init(config, &InitOptions { create_token: so_pin_file })?);
+        Verb::Init(init) => init.run(config)?,
+        Verb::TrustPeer { request, fingerprint, so_pin_file, withdraw, output, .. } => {
+            let options = TrustOptions { request, fingerprint, so_pin_file, withdraw };
+            output.say(&app::trust_peer(config, &options)?);
         }
         Verb::Migrate(output) => output.say(&app::migrate(config)?),
         Verb::Serve => app::serve(config, log.clone())?,
@@ -129,13 +132,29 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Make the key domain: KEKs in the token, an empty database.
-    Init {
-        /// Make the token first.
-        #[arg(long, requires = "so_pin_file")]
-        create_token: bool,
+    Init(Init),
+    /// As security officer, let the sealed KEKs of this site go to the token of one that asks to join.
+    TrustPeer {
+        /// The join request of that site.
+        #[arg(
+            long,
+            value_name = "FILE",
+            required_unless_present = "try_only",
+            requires = "fingerprint"
+        )]
+        request: Option<PathBuf>,
+        /// Its fingerprint, as somebody at that site read it out.
+        #[arg(long, value_name = "HEX", requires = "request")]
+        fingerprint: Option<Fingerprint>,
         /// The security officer's PIN, in a file of mode 600.
-        #[arg(long, value_name = "FILE", requires = "create_token")]
-        so_pin_file: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        so_pin_file: PathBuf,
+        /// Trust the key no longer: the ceremony is over.
+        #[arg(long, requires = "request")]
+        withdraw: bool,
+        /// Only try whether this token can trust a key, and so can ever hand its sealed KEKs on.
+        #[arg(long = "try", conflicts_with = "request")]
+        try_only: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -153,6 +172,46 @@ enum Verb {
         #[command(flatten)]
         output: Output,
     },
+}
+
+/// Options of `init`.
+#[derive(Args)]
+struct Init {
+    /// Make the token first.
+    #[arg(long, requires = "so_pin_file")]
+    create_token: bool,
+    /// The security officer's PIN, in a file of mode 600.
+    #[arg(long, value_name = "FILE", requires = "create_token")]
+    so_pin_file: Option<PathBuf>,
+    /// Join a key domain that another site has, with --request and then with --bundle.
+    #[arg(long, requires = "step")]
+    join: bool,
+    /// Make this site's own keys, and write what it asks the other site for.
+    #[arg(long, value_name = "FILE", requires = "join", group = "step")]
+    request: Option<PathBuf>,
+    /// Take the other site's answer, and make the database.
+    #[arg(long, value_name = "FILE", requires_all = ["join", "fingerprint"], group = "step", conflicts_with = "create_token")]
+    bundle: Option<PathBuf>,
+    /// The bundle's fingerprint, as somebody at the other site read it out.
+    #[arg(long, value_name = "HEX", requires = "bundle")]
+    fingerprint: Option<Fingerprint>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Init {
+    fn run(self, config: Config) -> Result<(), Fault> {
+        let create_token = self.so_pin_file;
+        let report = match (self.request, self.bundle.zip(self.fingerprint)) {
+            (Some(request), _) => {
+                app::request_to_join(config, &JoinOptions { create_token }, &request)?
+            }
+            (None, Some((bundle, fingerprint))) => app::join(config, &bundle, fingerprint)?,
+            (None, None) => app::init(config, &InitOptions { create_token })?,
+        };
+        self.output.say(&report);
+        Ok(())
+    }
 }
 
 /// How a verb says what it has to say.

@@ -12,6 +12,8 @@ mod chain;
 mod crash;
 #[path = "audit/late.rs"]
 mod late;
+#[path = "audit/sites.rs"]
+mod sites;
 #[path = "audit/tampering.rs"]
 mod tampering;
 #[path = "audit/writing.rs"]

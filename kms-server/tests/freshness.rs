@@ -52,7 +52,7 @@ async fn refused_by_name(site: &Site, n: u64, says: &str, what: &str) {
     assert!(!delete(site, n).await, "{what}: deleted from");
     let call = call("Meters/ImportMeters");
     let results = site.lifecycle.import(&call, vec![meter(n)], Default::default()).await;
-    let built = results.is_ok_and(|results| results.iter().all(|r| r.outcome.is_ok()));
+    let built = results.is_ok_and(|results| results.results.iter().all(|r| r.outcome.is_ok()));
     assert!(!built, "{what}: built upon");
     let status = site.keyring.overview.status();
     assert!(status.faults.iter().any(|fault| fault.contains(says)), "{what}: {:?}", status.faults);

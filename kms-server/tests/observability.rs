@@ -25,8 +25,9 @@ use kms_proto::v1::{
 };
 use kms_server::{
     hsm::{
-        BlockSeals, Device, GcmOpen, ImportKey, ImportsKeys, NotAuthentic, SealedKeys, Signs,
-        TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+        BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys,
+        NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys, Taken, Token, TokenError,
+        TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
     },
     rpc::{Limits, Parts, Role},
     telemetry::{self, Format, Level, catalogue::CATALOGUE},
@@ -47,11 +48,14 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         ciphering: Arc::new(ciphering),
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
+        roles: Arc::clone(&keyring.roles),
+        hsm: token.clone(),
         token_status: Arc::new(move || token.status()),
         store: measured.clone(),
         audit,
         domain,
         single_site: true,
+        replication: None,
         clock,
         sources: vec![Arc::new(source), measured, Arc::new(telemetry::Log::to_stderr().unwrap())],
     };
@@ -187,6 +191,9 @@ on_a_token! {
                 .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
                 .collect();
             let listed: BTreeSet<&str> = CATALOGUE.iter().map(|metric| metric.name).collect();
+            // This site has no peer.
+            let of_peer = |name: &&str| name.starts_with("kms_peer_");
+            let listed: BTreeSet<&str> = listed.into_iter().filter(|name| !of_peer(name)).collect();
             assert_eq!(told, listed, "what is told is what is listed");
             names_nobody(&page);
         });
@@ -532,6 +539,23 @@ impl ImportsKeys for Slow {
 
     fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError> {
         self.0.take_keys(job)
+    }
+}
+
+impl Enrols for Slow {
+    fn transport_block_key(&self) -> Result<RsaKey, TokenError> {
+        self.0.transport_block_key()
+    }
+
+    fn hand_over_keks(
+        &self,
+        to: &CeremonyKey,
+    ) -> Result<Result<HandedKeks, NotTrusted>, TokenError> {
+        self.0.hand_over_keks(to)
+    }
+
+    fn receive_secret(&self, wrapped: &[u8]) -> Result<BlockSecret, TokenError> {
+        self.0.receive_secret(wrapped)
     }
 }
 

@@ -283,7 +283,7 @@ async fn commit(site: &Site, record: Record) -> Result<(), KeyringError> {
     let mut changes = site.keyring.writer.change(&[BlockNo(0)]).await.unwrap();
     changes[0].put(record);
     let entry = call("Meters/ImportMeters").entry(0, Subject::NONE, AuditOutcome::Done);
-    site.keyring.writer.commit(changes, vec![entry]).await
+    site.keyring.writer.commit(changes, vec![entry]).await.map(|_| ())
 }
 
 on_a_token! {

@@ -127,7 +127,8 @@ impl World {
         let meters = file.lines.iter().map(sealed_meter).collect();
         let call = call("Meters/ImportMeters");
         let chunk = kms_server::lifecycle::ChunkOf { file: &open, number: 0 };
-        self.site.lifecycle.import_sealed(&call, chunk, meters, rules).await
+        let imports = self.site.lifecycle.import_sealed(&call, chunk, meters, rules).await?;
+        Ok(imports.results)
     }
 
     /// What becomes of each line, in words.

@@ -72,7 +72,7 @@ async fn change(node: &Site, meter: impl Fn() -> NewMeter, rules: ImportRules) {
     loop {
         match node.lifecycle.import(&call("Meters/ImportMeters"), vec![meter()], rules).await {
             Err(LifecycleError::Busy) => {}
-            done => return assert!(done.unwrap()[0].outcome.is_ok()),
+            done => return assert!(done.unwrap().results[0].outcome.is_ok()),
         }
     }
 }
@@ -119,7 +119,7 @@ impl Load {
                 match node.lifecycle.import(&call, some, ImportRules::default()).await {
                     Err(LifecycleError::Busy) => {}
                     done => {
-                        assert!(done.unwrap().iter().all(|one| one.outcome.is_ok()));
+                        assert!(done.unwrap().results.iter().all(|one| one.outcome.is_ok()));
                         count.fetch_add(20, Ordering::Relaxed);
                     }
                 }

@@ -17,9 +17,10 @@ use std::{
 };
 
 use kill_common::run_and_kill;
-use kms_core::BlockNo;
+use kms_core::{BlockNo, Epoch};
 use kms_server::store::{
     ReadStore as _, StoreError, WriteStore,
+    sites::RoleRow,
     sqlite::{Config, SqliteStore},
 };
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -109,9 +110,90 @@ async fn a_newer_schema_is_refused() {
     let path = directory.path().join("kms.db");
     drop(open(&path).await);
     let mut beside = beside(&path).await;
-    sqlx::query("PRAGMA user_version = 4").execute(&mut beside).await.unwrap();
+    sqlx::query("PRAGMA user_version = 5").execute(&mut beside).await.unwrap();
     let sentence = refusal(config(&path, false)).await;
-    assert!(sentence.contains("schema 4") && sentence.contains("up to 3"), "{sentence}");
+    assert!(sentence.contains("schema 5") && sentence.contains("up to 4"), "{sentence}");
+}
+
+/// The schema as version 3 left it.
+const SCHEMA_3: [&str; 3] = [
+    include_str!("../migrations/sqlite/0001_blocks.sql"),
+    include_str!("../migrations/sqlite/0002_audit.sql"),
+    include_str!("../migrations/sqlite/0003_heads.sql"),
+];
+
+/// A site with two meters and a tombstone, as version 3 wrote them.
+const ROWS_3: &str = "\
+    INSERT INTO domain VALUES (1, zeroblob(16), 4096, 'north', 3, 0, x'01', 7, zeroblob(64)); \
+    INSERT INTO blocks VALUES (5, 1, 3, 9, 3, zeroblob(32), zeroblob(16)), \
+        (6, 1, 3, 0, 0, zeroblob(32), zeroblob(16)); \
+    INSERT INTO block_seals VALUES (5, 1, zeroblob(16), x'AA'); \
+    INSERT INTO records VALUES (5, x'010000000000000001', 3, 7, 1, zeroblob(16), x'00FF2700'), \
+        (5, x'010000000000000002', 3, 8, 1, zeroblob(16), x''), \
+        (5, x'010000000000000003', 3, 9, 1, zeroblob(16), x'02'); \
+    INSERT INTO meters VALUES (x'0000000000000001', 'a', 5, zeroblob(16)), \
+        (x'0000000000000002', 'B ''quoted''', 5, x''); \
+    INSERT INTO key_fingerprints VALUES (zeroblob(16), x'0000000000000001')";
+
+#[tokio::test]
+async fn a_database_of_schema_3_is_migrated_and_its_rows_stay_byte_for_byte() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let mut old = beside(&path).await;
+    for schema in SCHEMA_3 {
+        sqlx::raw_sql(schema).execute(&mut old).await.unwrap();
+    }
+    sqlx::raw_sql(ROWS_3).execute(&mut old).await.unwrap();
+    let kept = "CREATE TABLE kept_records AS SELECT * FROM records; \
+                CREATE TABLE kept_meters AS SELECT * FROM meters;";
+    sqlx::raw_sql(kept).execute(&mut old).await.unwrap();
+    old.close().await.unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+
+    let store = SqliteStore::open(config(&path, false)).await.unwrap();
+    // Odd, in the epoch of an odd founder: it writes, as it did.
+    assert_eq!(store.role().await.unwrap(), RoleRow { epoch: Epoch(3), writes: true });
+    assert_eq!(store.count_meters().await.unwrap(), 2);
+    assert_eq!(store.block(BlockNo(5)).await.unwrap().unwrap().records.len(), 3);
+    let mut beside = beside(&path).await;
+    for differs in [
+        "SELECT count(*) FROM (SELECT * FROM records EXCEPT SELECT * FROM kept_records)",
+        "SELECT count(*) FROM (SELECT * FROM kept_records EXCEPT SELECT * FROM records)",
+        "SELECT count(*) FROM (SELECT * FROM kept_meters EXCEPT \
+            SELECT system_title, meter_id, block, fingerprints FROM meters WHERE adopted = 0)",
+        "SELECT count(*) FROM pragma_foreign_key_check",
+    ] {
+        let rows: i64 = sqlx::query_scalar(differs).fetch_one(&mut beside).await.unwrap();
+        assert_eq!(rows, 0, "{differs}");
+    }
+    // Foreign keys still bind, as does the length of a key.
+    for refused in [
+        "INSERT INTO records VALUES (7, x'01', 3, 1, 1, zeroblob(16), x'')",
+        "INSERT INTO records VALUES (5, zeroblob(33), 3, 1, 1, zeroblob(16), x'')",
+        "INSERT INTO records VALUES (5, x'', 3, 1, 1, zeroblob(16), x'')",
+        "INSERT INTO meters VALUES (x'0000000000000009', 'a', 5, x'', 0)",
+    ] {
+        assert!(sqlx::raw_sql(refused).execute(&mut beside).await.is_err(), "{refused}");
+    }
+    // Opened once more there is nothing to do.
+    beside.close().await.unwrap();
+    store.close().await;
+    SqliteStore::open(config(&path, false)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_site_whose_role_was_taken_away_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let store = open(&path).await;
+    let statement = "INSERT INTO domain \
+                     VALUES (1, zeroblob(16), 4096, 'north', 2, 1, x'01', 7, zeroblob(64))";
+    sqlx::raw_sql(statement).execute(&mut beside(&path).await).await.unwrap();
+    let refused = store.commit(&[Scene::default().change(0, 1).unwrap()], Said::new().link()).await;
+    assert!(matches!(refused, Err(StoreError::Damaged(_))), "{refused:?}");
+    store.commit(&[], Said::new().link()).await.unwrap();
 }
 
 #[tokio::test]

@@ -95,6 +95,15 @@ impl Authority {
         self.leaf("kms-server", &["localhost", "127.0.0.1"], Usage::Server, VALID)
     }
 
+    /// The leaf of a server of a site with a peer: its servers know it by the site's name, and callers as
+    /// `localhost`.
+    pub fn site(&self, name: &str) -> Result<Identity, CertificateError> {
+        let mut params =
+            leaf_params(name, &[name, "localhost", "127.0.0.1"], Usage::Server, VALID)?;
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        self.sign(&params)
+    }
+
     /// A caller's leaf: its name stands in the subject and as a DNS name.
     pub fn client(&self, caller: &str) -> Result<Identity, CertificateError> {
         self.leaf(caller, &[caller], Usage::Client, VALID)

@@ -1,15 +1,15 @@
-//! `make demo`: a whole site from nothing, every published telegram through it, and what it refuses.
+//! `make demo`: two sites from nothing, every published telegram through the first one, what it refuses; then
+//! the first one is killed, and the second one goes on.
 
 use std::{
     error::Error,
     fs,
-    path::Path,
     time::{Duration, Instant},
 };
 
 use crate::{
-    DecryptResult, Programs, Role, Running, Site, SiteOptions,
-    fleet::{self, Telegram},
+    DecryptRequest, DecryptResult, Pair, Programs, Role, Running, Site, SiteOptions, failover,
+    fleet::{self, MeterLine, Telegram},
     table::{self, Cell, Column, Tone},
     tool::json_lines,
     vectors,
@@ -35,28 +35,125 @@ impl Outcome {
 pub fn run(programs: Programs) -> Result<bool, Box<dyn Error>> {
     let began = Instant::now();
     let dir = tempfile::Builder::new().prefix("kms-demo-").tempdir()?;
-    let (site, running) = start_site(dir.path(), programs)?;
-    let outcomes = send_telegrams(&site)?;
+    println!("\n  Two sites in {}\n", dir.path().display());
+    let pair = step("CA, server and client certificates, PINs, kms.toml, of both", || {
+        Pair::make(dir.path(), &programs, &SiteOptions::default())
+    })?;
+    let running = start_first(&pair)?;
+    let outcomes = send_telegrams(&pair.a)?;
     show(&outcomes);
-    step("stopping the server", || check_stopped(running))?;
-    Ok(conclude(&outcomes, began.elapsed()))
+    let second = join_second(&pair)?;
+    let mut all = outcomes;
+    all.extend(disaster(&pair, running, second)?);
+    Ok(conclude(&all, began.elapsed()))
 }
 
-fn start_site(dir: &Path, programs: Programs) -> Result<(Site, Running), Box<dyn Error>> {
-    println!("\n  A site in {}\n", dir.display());
-    let site = step("CA, server and client certificates, PINs, kms.toml", || {
-        Site::make(dir, programs, SiteOptions::default())
+fn start_first(pair: &Pair) -> Result<Running, Box<dyn Error>> {
+    let site = &pair.a;
+    step("A: kms-server init: SoftHSM token, its keys, SQLite database", || site.init())?;
+    let listening = format!("A: kms-server serve: mutual TLS on 127.0.0.1:{}", site.port());
+    step(&listening, || site.start())
+}
+
+/// The second site, from nothing to every block proved there.
+fn join_second(pair: &Pair) -> Result<Running, Box<dyn Error>> {
+    println!(
+        "  A second site joins: a token and a database of its own, KEKs from token to token:\n"
+    );
+    let (request, fingerprint) =
+        step("B: kms-server init --join: its own keys, a request", || pair.ask())?;
+    let (bundle, fingerprint) = step(
+        "A: kms-server trust-peer, ami-tool site enrol: a bundle for B's token alone",
+        || pair.enrol(&request, &fingerprint),
+    )?;
+    step("B: kms-server init --join: KEKs received, block secrets sealed anew", || {
+        pair.join(&bundle, &fingerprint)
     })?;
-    step("kms-server init: SoftHSM token, its keys, SQLite database", || site.init())?;
-    let listening = format!("kms-server serve: mutual TLS on 127.0.0.1:{}", site.port());
-    let running = step(&listening, || site.start())?;
-    Ok((site, running))
+    let running = step("B: kms-server serve: follows A", || pair.b.start())?;
+    step("every block of A is at B, and B's token has proved that it opens it", || {
+        pair.until_proved(&pair.a)
+    })?;
+    Ok(running)
+}
+
+/// The first site is lost in mid-load; the second one answers, is promoted, and takes it back.
+fn disaster(pair: &Pair, first: Running, second: Running) -> Result<Vec<Outcome>, Box<dyn Error>> {
+    println!("\n  The first site is lost:\n");
+    let Published { mut telegrams, late_meter, late_telegrams, .. } = Published::read()?;
+    let load = failover::Load::start(&pair.client_toml(Role::Hes)?, &telegrams)?;
+    let killed =
+        step("A is killed -9 under a load of reads from a client that knows both", || {
+            load.kill_under_it(first)
+        })?;
+    println!("  {:<76}  {:>7.2} s", "the first answer of B", killed.first_answer.as_secs_f64());
+    println!(
+        "    {} reads in {:.1} s, {} failed; the longest took {} ms",
+        killed.reads,
+        killed.took.as_secs_f64(),
+        killed.failed,
+        killed.longest.as_millis()
+    );
+    let mut outcomes = decrypt_all(&pair.b, &telegrams, "at B alone")?;
+    step("ami-tool site promote B --primary-is-lost", || promote(&pair.b))?;
+    step("ami-tool meter import: a meter that A has never heard of", || {
+        let file = pair.b.places().dir.join("late.jsonl");
+        fs::write(&file, json_lines(&[late_meter]))?;
+        pair.b.ami_tool(Role::AmiAdmin).import(&file, true).map_err(Box::<dyn Error>::from)
+    })?;
+    telegrams.extend(late_telegrams);
+    let again = step("A: kms-server serve: it comes back", || pair.a.start())?;
+    step("A has heard of the promotion: it is fenced, and follows", || {
+        pair.until_it_is(&pair.a, "SECONDARY", 3)
+    })?;
+    step("A has caught up, and proved every block to B", || pair.until_proved(&pair.b))?;
+    outcomes.extend(decrypt_all(&pair.a, &telegrams, "at A, which follows B")?);
+    step("stopping both servers", || check_stopped(again).and_then(|()| check_stopped(second)))?;
+    if killed.failed > 0 {
+        return Err(format!("{} reads failed: {}", killed.failed, killed.last_failure).into());
+    }
+    Ok(outcomes)
+}
+
+fn promote(site: &Site) -> Result<String, Box<dyn Error>> {
+    let arguments = ["site", "promote", "--primary-is-lost", "--yes"];
+    Ok(site.ami_tool(Role::AmiAdmin).succeed(&arguments)?)
+}
+
+/// All published telegrams and their meters, but for one meter, which comes to be after the first site was lost.
+struct Published {
+    meters: Vec<MeterLine>,
+    telegrams: Vec<Telegram>,
+    late_meter: MeterLine,
+    late_telegrams: Vec<Telegram>,
+}
+
+impl Published {
+    fn read() -> Result<Self, Box<dyn Error>> {
+        let vectors = vectors::published()?;
+        let mut meters = fleet::meters(&vectors);
+        let late_meter = meters.pop().ok_or("there are no meters")?;
+        let is_late = |telegram: &Telegram| telegram.meter_id == late_meter.meter_id;
+        let (late_telegrams, telegrams) = fleet::telegrams(&vectors).into_iter().partition(is_late);
+        Ok(Self { meters, telegrams, late_meter, late_telegrams })
+    }
+}
+
+fn decrypt_all(
+    site: &Site,
+    telegrams: &[Telegram],
+    whereabouts: &str,
+) -> Result<Vec<Outcome>, Box<dyn Error>> {
+    let requests: Vec<DecryptRequest> =
+        telegrams.iter().map(|telegram| telegram.request.clone()).collect();
+    let what = format!("ami-tool decrypt: {} telegrams {whereabouts}", requests.len());
+    let results = step(&what, || site.ami_tool(Role::Hes).decrypt(&requests))?;
+    let outcome =
+        |(telegram, result): (&Telegram, _)| Outcome { telegram: telegram.clone(), result };
+    Ok(telegrams.iter().zip(results).map(outcome).collect())
 }
 
 fn send_telegrams(site: &Site) -> Result<Vec<Outcome>, Box<dyn Error>> {
-    let vectors = vectors::published()?;
-    let meters = fleet::meters(&vectors);
-    let mut telegrams = fleet::telegrams(&vectors);
+    let Published { meters, mut telegrams, .. } = Published::read()?;
     telegrams.extend(fleet::forgeries(&telegrams));
 
     let file = site.places().dir.join("meters.jsonl");

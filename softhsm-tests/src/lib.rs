@@ -8,11 +8,13 @@
 //! | [`settings`] | `kms.toml`, `client.toml` and `softhsm2.conf` as text |
 //! | [`site`] | the directory: [`Site::make`], [`Site::open`] |
 //! | [`server`] | [`Site::init`], [`Site::start`], and the [`Running`] server |
+//! | [`pair`] | two sites of one key domain, and the ceremony between them |
 //! | [`sealing`] | sealed imports as operators do them |
 //! | [`proxy`] | a TCP proxy that delays, cuts, resets, goes silent and swallows |
 //! | [`tool`] | `ami-tool` as a child process |
 //! | [`vectors`] | published telegrams; [`fleet`] makes meters and expectations of them |
 //! | [`hostile`] | hostile load beside an honest caller: `make hostile` |
+//! | [`failover`] | a load of reads while a site is killed |
 //! | [`demo`], [`dev`] | what the two commands do; [`table`] prints |
 //!
 //! ```no_run
@@ -29,9 +31,11 @@
 pub mod certificates;
 pub mod demo;
 pub mod dev;
+pub mod failover;
 mod files;
 pub mod fleet;
 pub mod hostile;
+pub mod pair;
 mod places;
 pub mod programs;
 pub mod proxy;
@@ -44,9 +48,10 @@ pub mod tool;
 pub mod vectors;
 
 pub use certificates::{Authority, Identity};
+pub use pair::{Pair, PairError};
 pub use places::Places;
 pub use programs::Programs;
 pub use server::{Running, ServerError};
-pub use settings::{Role, Setting, SiteOptions, Tokens};
+pub use settings::{PeerOptions, Role, Setting, SiteOptions, Tokens};
 pub use site::Site;
 pub use tool::{AmiTool, DecryptRequest, DecryptResult};

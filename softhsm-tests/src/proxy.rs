@@ -97,12 +97,19 @@ struct Passed {
     down: AtomicU64,
 }
 
+/// What is done to all connections that are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Reset,
+    Swallow,
+}
+
 /// Listens until it is dropped; then all of its connections are closed.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
     passed: Arc<Mutex<Vec<Arc<Passed>>>>,
-    cut: watch::Sender<u64>,
+    cut: watch::Sender<Cut>,
     task: JoinHandle<()>,
 }
 
@@ -118,7 +125,7 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let passed = Arc::<Mutex<Vec<Arc<Passed>>>>::default();
-        let (cut, cuts) = watch::channel(0);
+        let (cut, cuts) = watch::channel(Cut::Reset);
         let list = Arc::clone(&passed);
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -168,7 +175,12 @@ impl Proxy {
 
     /// Resets all connections that are open now.
     pub fn reset_all(&self) {
-        self.cut.send_modify(|count| *count += 1);
+        self.cut.send_replace(Cut::Reset);
+    }
+
+    /// Has both directions of all connections that are open now swallowed, as when the host vanishes.
+    pub fn swallow_all(&self) {
+        self.cut.send_replace(Cut::Swallow);
     }
 }
 
@@ -182,6 +194,23 @@ impl Drop for Proxy {
 enum End {
     Reset,
     Close,
+    /// From outside.
+    Cut,
+}
+
+/// Reads and throws away what comes from both, until all connections are reset.
+async fn swallow(client: &mut TcpStream, server: &mut TcpStream, cuts: &mut watch::Receiver<Cut>) {
+    let throw_away = async |socket: &mut TcpStream| {
+        let mut buffer = [0; 4 << 10];
+        while socket.read(&mut buffer).await.is_ok_and(|len| len > 0) {}
+        // Its end is swallowed, too.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = throw_away(client) => {}
+        () = throw_away(server) => {}
+        _ = cuts.wait_for(|cut| *cut == Cut::Reset) => {}
+    }
 }
 
 async fn carry(
@@ -189,7 +218,7 @@ async fn carry(
     mut server: TcpStream,
     plan: Plan,
     passed: &Passed,
-    mut cuts: watch::Receiver<u64>,
+    mut cuts: watch::Receiver<Cut>,
 ) {
     cuts.mark_unchanged();
     _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -200,11 +229,19 @@ async fn carry(
         tokio::select! {
             end = one_way(from_client, to_server, fault_of(Way::Up), plan.delay, &passed.up) => end,
             end = one_way(from_server, to_client, fault_of(Way::Down), plan.delay, &passed.down) => end,
-            _ = cuts.changed() => End::Reset,
+            _ = cuts.changed() => End::Cut,
         }
     };
+    let end = match end {
+        End::Cut if *cuts.borrow_and_update() == Cut::Swallow => {
+            swallow(&mut client, &mut server, &mut cuts).await;
+            End::Reset
+        }
+        End::Cut => End::Reset,
+        end => end,
+    };
     match end {
-        End::Reset => _ = (client.set_zero_linger(), server.set_zero_linger()),
+        End::Reset | End::Cut => _ = (client.set_zero_linger(), server.set_zero_linger()),
         End::Close => {
             _ = (client.shutdown().await, server.shutdown().await);
             // Dropped with something unread, a socket would send a reset after all.
@@ -332,6 +369,18 @@ mod tests {
         let error = client.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(proxy.connections(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_vanished_says_nothing_until_it_is_reset() {
+        let (proxy, mut client) = echo(Plan::PASS).await;
+        assert_eq!(ten(&mut client).await.0, b"0123456789");
+        proxy.swallow_all();
+        let (back, end) = ten(&mut client).await;
+        assert!(back.is_empty() && end.is_none(), "{back:?} {end:?}");
+        proxy.reset_all();
+        let error = client.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]

@@ -111,8 +111,21 @@ pub struct SiteOptions {
     pub block_count: u32,
     /// Accept clear keys in imports.
     pub allow_clear: bool,
+    /// The other site of the key domain.
+    pub peer: Option<PeerOptions>,
     /// Differences from the defaults.
     pub settings: Vec<Setting>,
+}
+
+/// The other site, as a site's configuration names it.
+#[derive(Clone, Debug)]
+pub struct PeerOptions {
+    /// Its name.
+    pub site: String,
+    /// The port of its server.
+    pub port: u16,
+    /// Whether *this* site is the one of even epochs.
+    pub even: bool,
 }
 
 impl Default for SiteOptions {
@@ -124,6 +137,7 @@ impl Default for SiteOptions {
             // Few: a handful of meters does not need 4,096 HSM calls to be opened.
             block_count: 64,
             allow_clear: true,
+            peer: None,
             settings: Vec::new(),
         }
     }
@@ -171,6 +185,24 @@ retries = 2
     )
 }
 
+/// The same of a client that knows several sites, in this order.
+pub(crate) fn client_of_both(role: Role, sites: [(&str, u16); 2]) -> String {
+    let caller = role.caller();
+    let common = format!(
+        r#"ca = "certificates/ca.pem"
+certificate = "certificates/{caller}.pem"
+private_key = "certificates/{caller}.key"
+server_name = "localhost"
+deadline_ms = 10000
+retries = 2
+"#
+    );
+    let site = |(name, port): (&str, u16)| {
+        format!("\n[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
+    };
+    common + &sites.map(site).concat()
+}
+
 /// `kms.toml`, with the options' settings in the place of the defaults.
 pub(crate) fn kms_toml(
     places: &Places,
@@ -207,13 +239,31 @@ pub(crate) fn kms_toml(
         ("log", "format", quoted("text")),
         ("log", "level", quoted("info")),
     ];
+    if let Some(PeerOptions { site, port, even }) = &options.peer {
+        lines.retain(|(section, key, _)| {
+            *section != "site" || !["single_site", "even"].contains(key)
+        });
+        lines.extend([
+            ("site", "single_site", "false".to_owned()),
+            ("site", "even", even.to_string()),
+            ("peer", "site", quoted(site)),
+            ("peer", "endpoints", format!("[\"https://localhost:{port}\"]")),
+            ("peer", "ca", path(&places.certificate("ca"))),
+            ("peer", "server_name", quoted("localhost")),
+            ("peer", "prove_interval_s", "1".to_owned()),
+            ("peer", "proof_age_max_s", "30".to_owned()),
+        ]);
+    }
     for Setting { section, key, value } in &options.settings {
         lines.retain(|(s, k, _)| (s, k) != (section, key));
         if !value.is_empty() {
             lines.push((section, key, value.clone()));
         }
     }
-    sections(&lines) + &callers()
+    let peer = options.peer.as_ref().map_or(String::new(), |peer| {
+        format!("[[rpc.callers]]\nname = {}\nroles = [\"peer\"]\n\n", quoted(&peer.site))
+    });
+    sections(&lines) + &callers() + &peer
 }
 
 /// The lines under their sections, in the order in which these first appear.

@@ -52,11 +52,21 @@ pub struct Site {
 }
 
 /// The subject of every development CA.
-const AUTHORITY: &str = "development CA";
+pub(crate) const AUTHORITY: &str = "development CA";
 
 impl Site {
     /// Lays a new site out in `dir`, which is made if need be.
     pub fn make(dir: &Path, programs: Programs, options: SiteOptions) -> Result<Self, SiteError> {
+        Self::make_under(&Authority::make(AUTHORITY)?, dir, programs, options)
+    }
+
+    /// The same with certificates of an authority that others have, too.
+    pub fn make_under(
+        authority: &Authority,
+        dir: &Path,
+        programs: Programs,
+        options: SiteOptions,
+    ) -> Result<Self, SiteError> {
         make_dir(dir)?;
         let dir = dir.canonicalize().map_err(file_error("entering", dir))?;
         let mut places = Places::of(&dir);
@@ -75,7 +85,7 @@ impl Site {
             None => free_port().map_err(SiteError::Port)?,
         };
         write_secrets(&places)?;
-        write_certificates(&places)?;
+        write_certificates(&places, authority, &options)?;
         write(&places.softhsm_conf, &settings::softhsm_conf(&places.tokens))?;
         write(&places.kms_toml, &settings::kms_toml(&places, &programs, port, &options))?;
         for role in Role::ALL {
@@ -151,10 +161,17 @@ fn write_secrets(places: &Places) -> Result<(), SiteError> {
     Ok(())
 }
 
-fn write_certificates(places: &Places) -> Result<(), SiteError> {
-    let authority = Authority::make(AUTHORITY)?;
+fn write_certificates(
+    places: &Places,
+    authority: &Authority,
+    options: &SiteOptions,
+) -> Result<(), SiteError> {
+    let server = match options.peer {
+        Some(_) => authority.site(&options.name)?,
+        None => authority.server()?,
+    };
     write_identity(places, "ca", &authority.identity())?;
-    write_identity(places, "server", &authority.server()?)?;
+    write_identity(places, "server", &server)?;
     for role in Role::ALL {
         write_identity(places, role.caller(), &authority.client(role.caller())?)?;
     }
@@ -175,7 +192,7 @@ fn tokens_in_shared_memory() -> Result<TempDir, SiteError> {
 }
 
 /// A port that nobody listened on a moment ago.
-fn free_port() -> io::Result<u16> {
+pub(crate) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

@@ -30,7 +30,9 @@ fn row(method: Method) -> Row {
     use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
+    const EPOCH_MOVED: (Code, &str) = (Code::Aborted, "EPOCH_MOVED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
         Method::CipheringDecryptBatch => (&[Hes], DONE),
@@ -53,7 +55,17 @@ fn row(method: Method) -> Row {
         Method::AuditVerifyChain => (&[Auditor], DONE),
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
+        // A single site: there is nobody to whom anything would be shown.
+        Method::ReplicationListBlockHeads
+        | Method::ReplicationFetchBlocks
+        | Method::ReplicationFollowChanges
+        | Method::ReplicationProveBlocks
+        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+        // No site is in epoch 0.
+        Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
+        Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
+        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
 }
@@ -67,7 +79,13 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMic
         | Method::CipheringVerifyMicBatch
         | Method::CipheringVerifyMicStream
+        | Method::ReplicationListBlockHeads
+        | Method::ReplicationFetchBlocks
+        | Method::ReplicationFollowChanges
+        | Method::ReplicationProveBlocks
+        | Method::ReplicationListRoleRecords
         | Method::AuditFollowEvents
+        | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall => false,
         Method::MetersCreateMeter
@@ -81,7 +99,10 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersGetImportKey
         | Method::AuditListEvents
         | Method::AuditVerifyChain
-        | Method::SiteGetStatus => true,
+        | Method::SiteGetStatus
+        | Method::SiteEnrolPeer
+        | Method::SitePromote
+        | Method::SiteDemote => true,
     }
 }
 

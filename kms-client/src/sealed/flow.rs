@@ -14,6 +14,8 @@ use crate::{
     flow::{Flow, Results, start},
     import::{self, ImportResult, ImportRules},
     link::Link,
+    replicated::Replicated,
+    sites::Errand,
     stubs,
     transport::Transport,
 };
@@ -41,6 +43,8 @@ struct Pending {
 }
 
 impl Flow for Importing {
+    const ERRAND: Errand = Errand::AtPrimary;
+
     type Item = SealedPart;
     type Pending = Pending;
     type Message = v1::ImportMetersRequest;
@@ -77,13 +81,16 @@ impl Flow for Importing {
         pending: &mut VecDeque<Pending>,
         reply: v1::ImportMetersResponse,
     ) -> Result<Vec<ImportResult>, ProtocolError> {
-        reply.results.into_iter().map(|result| accept_one(pending, result)).collect()
+        let replicated = Replicated::from_wire(reply.replicated)?;
+        let accept = |result| accept_one(pending, result, replicated);
+        reply.results.into_iter().map(accept).collect()
     }
 }
 
 fn accept_one(
     pending: &mut VecDeque<Pending>,
     result: v1::ImportResult,
+    replicated: Replicated,
 ) -> Result<ImportResult, ProtocolError> {
     let oldest = pending.front_mut().ok_or(ProtocolError::Unasked)?;
     if result.line != oldest.due {
@@ -94,5 +101,5 @@ fn accept_one(
     if oldest.left == 0 {
         pending.pop_front();
     }
-    import::result_of(result)
+    import::result_of(result, replicated)
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +28,17 @@ pub(crate) struct Script {
     pub(crate) code: Mutex<Option<Code>>,
     /// Every call takes this long.
     pub(crate) delay: Mutex<Duration>,
+    /// Changes are refused, since another site is the primary.
+    pub(crate) not_primary: AtomicBool,
+    /// The site's role, epoch, and whether it writes.
+    pub(crate) standing: Mutex<v1::SiteStanding>,
+    /// So many promotions are refused, since the site is not in step.
+    pub(crate) out_of_step: AtomicU32,
+    /// What is said when sites are to be brought in step, and what was asked.
+    pub(crate) progress: Mutex<Vec<v1::SyncProgress>>,
+    pub(crate) syncs: Mutex<Vec<v1::SyncNowRequest>>,
+    /// What is said of changes: whether the other site has them.
+    pub(crate) replicated: AtomicI32,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
@@ -51,6 +62,16 @@ impl Script {
     fn fails(&self) -> bool {
         let less = |left: u32| left.checked_sub(1);
         self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+
+    /// As [`Script::begin`], of a change.
+    async fn begin_change<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        self.begin(request).await?;
+        if !self.not_primary.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let details = ErrorDetails::with_error_info("NOT_PRIMARY", "ami.kms.v1", []);
+        Err(Status::with_error_details(Code::FailedPrecondition, "not here", details))
     }
 
     async fn begin<T>(&self, request: &Request<T>) -> Result<(), Status> {
@@ -189,7 +210,7 @@ impl Meters for Fake {
         &self,
         request: Request<v1::CreateMeterRequest>,
     ) -> Result<Response<v1::CreateMeterResponse>, Status> {
-        self.0.begin(&request).await?;
+        self.0.begin_change(&request).await?;
         let meter = request.into_inner().meter.unwrap();
         Ok(Response::new(v1::CreateMeterResponse {
             meter: Some(v1::Meter {
@@ -198,6 +219,7 @@ impl Meters for Fake {
                 ..Default::default()
             }),
             warnings: vec![],
+            replicated: self.0.replicated.load(Ordering::SeqCst),
         }))
     }
 
@@ -206,6 +228,15 @@ impl Meters for Fake {
         request: Request<v1::GetMeterRequest>,
     ) -> Result<Response<v1::GetMeterResponse>, Status> {
         self.0.begin(&request).await?;
+        if request.get_ref().meter_id == "m-7" {
+            let meter = v1::Meter {
+                meter_id: "m-7".into(),
+                system_title: vec![7; 8].into(),
+                block: 7,
+                ..Default::default()
+            };
+            return Ok(Response::new(v1::GetMeterResponse { meter: Some(meter) }));
+        }
         Err(Status::not_found("no such meter"))
     }
 
@@ -240,8 +271,9 @@ impl Meters for Fake {
         &self,
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
-        self.0.begin(&request).await?;
-        Ok(Response::new(v1::DeleteMeterResponse {}))
+        self.0.begin_change(&request).await?;
+        let replicated = self.0.replicated.load(Ordering::SeqCst);
+        Ok(Response::new(v1::DeleteMeterResponse { replicated }))
     }
 
     async fn readmit_meter(
@@ -276,10 +308,11 @@ impl Meters for Fake {
         &self,
         request: Request<Streaming<v1::ImportMetersRequest>>,
     ) -> Result<Response<Self::ImportMetersStream>, Status> {
-        self.0.begin(&request).await?;
+        self.0.begin_change(&request).await?;
         let script = Arc::clone(&self.0);
         let break_after = script.break_after.load(Ordering::SeqCst);
         let breaks = break_after > 0 && script.fails();
+        let replicated = script.replicated.load(Ordering::SeqCst);
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
             let results =
@@ -295,7 +328,7 @@ impl Meters for Fake {
                         meter_id,
                         ..Default::default()
                     };
-                    Ok(v1::ImportMetersResponse { results: vec![result] })
+                    Ok(v1::ImportMetersResponse { results: vec![result], replicated })
                 });
             futures_util::stream::iter(results.collect::<Vec<_>>())
         });
@@ -305,12 +338,74 @@ impl Meters for Fake {
 
 #[tonic::async_trait]
 impl Site for Fake {
+    async fn enrol_peer(
+        &self,
+        _: Request<v1::EnrolPeerRequest>,
+    ) -> Result<Response<v1::EnrolPeerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("a fake site enrols nobody"))
+    }
+
     async fn get_status(
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::GetStatusResponse { site: "north".into(), ..Default::default() }))
+        let standing = *self.0.standing.lock().unwrap();
+        let standing = Some(standing).filter(|standing| standing.role != 0);
+        let site = "north".into();
+        Ok(Response::new(v1::GetStatusResponse { site, standing, ..Default::default() }))
+    }
+
+    async fn promote(
+        &self,
+        request: Request<v1::PromoteRequest>,
+    ) -> Result<Response<v1::PromoteResponse>, Status> {
+        self.0.begin(&request).await?;
+        let refused = |code, word: &str| {
+            let details = ErrorDetails::with_error_info(word, "ami.kms.v1", []);
+            Err(Status::with_error_details(code, "not now", details))
+        };
+        let mut standing = self.0.standing.lock().unwrap();
+        if request.get_ref().expected_epoch != standing.epoch {
+            return refused(Code::Aborted, "EPOCH_MOVED");
+        }
+        let less = |left: u32| left.checked_sub(1);
+        let steps = &self.0.out_of_step;
+        let waits = steps.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
+        if waits && !request.get_ref().primary_is_lost {
+            return refused(Code::FailedPrecondition, "NOT_IN_STEP");
+        }
+        *standing = v1::SiteStanding { role: 1, epoch: standing.epoch + 1, writes: true };
+        let left = vec![];
+        Ok(Response::new(v1::PromoteResponse { standing: Some(*standing), left }))
+    }
+
+    type SyncNowStream = Replies<v1::SyncProgress>;
+
+    async fn sync_now(
+        &self,
+        request: Request<v1::SyncNowRequest>,
+    ) -> Result<Response<Self::SyncNowStream>, Status> {
+        self.0.begin(&request).await?;
+        let asked = request.into_inner();
+        if asked.target == "west" {
+            let details = ErrorDetails::with_error_info("UNKNOWN_SITE", "ami.kms.v1", []);
+            let said = "no site west is known here, only north and south";
+            return Err(Status::with_error_details(Code::NotFound, said, details));
+        }
+        self.0.syncs.lock().unwrap().push(asked);
+        let progress = self.0.progress.lock().unwrap().clone();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(progress.into_iter().map(Ok)))))
+    }
+
+    async fn demote(
+        &self,
+        request: Request<v1::DemoteRequest>,
+    ) -> Result<Response<v1::DemoteResponse>, Status> {
+        self.0.begin(&request).await?;
+        let mut standing = self.0.standing.lock().unwrap();
+        *standing = v1::SiteStanding { role: 2, writes: false, ..*standing };
+        Ok(Response::new(v1::DemoteResponse { standing: Some(*standing) }))
     }
 }
 
@@ -367,6 +462,22 @@ impl World {
         let text = format!(
             "endpoints = [{}]\nca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n",
             endpoints.join(", ")
+        );
+        let path = self.dir.path().join("client.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Writes a `client.toml` with two sites, `north` preferred, and says where.
+    pub(crate) fn two_sites(&self, north: SocketAddr, south: SocketAddr, more: &str) -> PathBuf {
+        let site = |name: &str, at: SocketAddr| {
+            let port = at.port();
+            format!("[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
+        };
+        let text = format!(
+            "ca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n{}{}",
+            site("north", north),
+            site("south", south)
         );
         let path = self.dir.path().join("client.toml");
         std::fs::write(&path, text).unwrap();

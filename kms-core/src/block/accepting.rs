@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Epoch, Head, Position, RecordKey, StoredRecord, SystemTitle, block::BlockMark};
+use crate::{Epoch, Head, Position, RecordKey, StoredRecord, block::BlockMark};
 
 use super::{keys::BlockKeys, verified::Verified};
 
@@ -86,21 +86,21 @@ pub enum NotAccepted {
         theirs: Epoch,
     },
     /// A record's MAC is wrong, or it says that it came after its head.
-    #[error("the record of meter {0} is not what the peer's writer wrote")]
-    Record(SystemTitle),
+    #[error("the record of {0} is not what the peer's writer wrote")]
+    Record(RecordKey),
     /// A record that we have in a newer state.
-    #[error("the record of meter {system_title} is of {theirs}, ours of {ours}")]
+    #[error("the record of {key} is of {theirs}, ours of {ours}")]
     OlderRecord {
-        /// The meter whose record it is.
-        system_title: SystemTitle,
+        /// The record's.
+        key: RecordKey,
         /// Of ours.
         ours: Position,
         /// Of the peer's.
         theirs: Position,
     },
-    /// Two records of one meter.
-    #[error("two records of meter {0}")]
-    Twice(SystemTitle),
+    /// Two records under one key.
+    #[error("two records of {0}")]
+    Twice(RecordKey),
     /// With these records the block is not the one that the head was made over: some are missing, or the two
     /// have parted.
     #[error("with these records the block is not the one at the peer's {0}: ask for all of it")]
@@ -145,22 +145,22 @@ fn news(
     let (mut news, mut seen) = (Vec::with_capacity(records.len()), BTreeSet::new());
     let mut scratch = Vec::with_capacity(512);
     for record in records {
-        let system_title = record.key.system_title();
+        let key = record.key;
         if record.position > head.position
             || record.secret_version != head.secret_version
             || !keys.record_is_authentic(head.block, &record, &mut scratch)
         {
-            return Err(NotAccepted::Record(system_title));
+            return Err(NotAccepted::Record(key));
         }
         if !seen.insert(record.key) {
-            return Err(NotAccepted::Twice(system_title));
+            return Err(NotAccepted::Twice(key));
         }
         // A record that is damaged here says nothing, not even where it stands.
         let old = ours.stored(&record.key).filter(|old| !ours.is_damaged(&old.key));
         match old {
             Some(old) if record.position < old.position => {
                 let (ours, theirs) = (old.position, record.position);
-                return Err(NotAccepted::OlderRecord { system_title, ours, theirs });
+                return Err(NotAccepted::OlderRecord { key, ours, theirs });
             }
             Some(old) if *old == record => {}
             _ => news.push(record),

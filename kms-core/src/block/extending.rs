@@ -30,10 +30,10 @@ pub struct Extension {
 
 /// A record that has no encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("meter {system_title}: {why}")]
+#[error("{key}: {why}")]
 pub struct TooLong {
-    /// The title of the meter.
-    pub system_title: SystemTitle,
+    /// The record's.
+    pub key: RecordKey,
     /// The part that is too long, and its length.
     pub why: RecordTooLong,
 }
@@ -85,8 +85,7 @@ impl Staged {
         let mut records = Vec::with_capacity(self.records.len());
         for (key, record) in &self.records {
             position.sequence = Sequence(position.sequence.0 + 1);
-            let system_title = key.system_title();
-            let body = record.encode().map_err(|why| TooLong { system_title, why })?;
+            let body = record.encode().map_err(|why| TooLong { key: *key, why })?;
             let mut stored =
                 StoredRecord { key: *key, position, secret_version, body, mac: [0; 16] };
             stored.mac = keys.record_mac(block, &stored, &mut scratch);

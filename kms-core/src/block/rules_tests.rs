@@ -18,8 +18,8 @@ use crate::{
 };
 
 const DOMAIN: DomainId = DomainId([1; 16]);
-const BLOCK: BlockNo = BlockNo(7);
-const EPOCH: Epoch = Epoch(4);
+pub(super) const BLOCK: BlockNo = BlockNo(7);
+pub(super) const EPOCH: Epoch = Epoch(4);
 
 fn place(secret_version: u32) -> SecretBinding<'static> {
     SecretBinding { domain: &DOMAIN, block: BLOCK, secret_version }
@@ -33,7 +33,7 @@ fn secret() -> BlockSecret {
     .unwrap()
 }
 
-fn keys() -> BlockKeys {
+pub(super) fn keys() -> BlockKeys {
     keys_of(1)
 }
 
@@ -43,11 +43,11 @@ fn keys_of(secret_version: u32) -> BlockKeys {
     BlockKeys::new(DOMAIN, &subkeys).unwrap()
 }
 
-fn title(n: u8) -> SystemTitle {
+pub(super) fn title(n: u8) -> SystemTitle {
     SystemTitle::new([b'K', b'F', b'M', 0, 0, 0, 0, n])
 }
 
-fn meter(n: u8, created_ms: u64) -> Record {
+pub(super) fn meter(n: u8, created_ms: u64) -> Record {
     Record::Meter(MeterRecord {
         meter_id: MeterId::new(&format!("m{n}")).unwrap(),
         system_title: title(n),
@@ -60,7 +60,7 @@ fn meter(n: u8, created_ms: u64) -> Record {
     })
 }
 
-fn gone(n: u8) -> Record {
+pub(super) fn gone(n: u8) -> Record {
     Record::Tombstone(Tombstone {
         meter_id: Some(MeterId::new(&format!("m{n}")).unwrap()),
         system_title: title(n),
@@ -72,24 +72,33 @@ fn gone(n: u8) -> Record {
 }
 
 /// A block that was made and never written to.
-fn empty() -> Verified {
+pub(super) fn empty() -> Verified {
     verify(keys().first_head(BLOCK, 1, EPOCH), Vec::new()).unwrap()
 }
 
-fn verify(head: Head, records: Vec<StoredRecord>) -> Result<Verified, Refused> {
+pub(super) fn verify(head: Head, records: Vec<StoredRecord>) -> Result<Verified, Refused> {
     Verified::of(head, records, &keys(), &Freshness::default())
 }
 
 /// A change of a block, and the block after it.
 fn write(base: &Verified, records: impl IntoIterator<Item = Record>) -> (Extension, Verified) {
+    write_in(EPOCH, base, records)
+}
+
+/// A change of a block in an epoch.
+pub(super) fn write_in(
+    epoch: Epoch,
+    base: &Verified,
+    records: impl IntoIterator<Item = Record>,
+) -> (Extension, Verified) {
     let mut staged = Staged::on(base.clone());
     records.into_iter().for_each(|record| staged.put(record));
-    let extension = staged.seal(&keys(), EPOCH).unwrap();
+    let extension = staged.seal(&keys(), epoch).unwrap();
     let after = staged.extended(extension.clone());
     (extension, after)
 }
 
-fn three() -> Verified {
+pub(super) fn three() -> Verified {
     write(&empty(), [meter(1, 0), meter(2, 0), meter(3, 0)]).1
 }
 
@@ -215,7 +224,7 @@ mod extending {
         let mut staged = Staged::on(three());
         staged.put(meter(4, 0));
         staged.put(Record::Meter(long));
-        assert_eq!(staged.seal(&keys(), EPOCH).unwrap_err().system_title, title(1));
+        assert_eq!(staged.seal(&keys(), EPOCH).unwrap_err().key, RecordKey::meter(&title(1)));
     }
 }
 
@@ -355,7 +364,7 @@ mod accepting {
         let mut records = news.records.clone();
         records.extend(later.records);
         let refused = take(&ours, &said(&news.head, records)).unwrap_err();
-        assert_eq!(refused, NotAccepted::Record(title(9)));
+        assert_eq!(refused, NotAccepted::Record(RecordKey::meter(&title(9))));
         let other = accept(&ours, &keys_of(2), news);
         assert_eq!(other, Err(NotAccepted::Head));
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     BlockNo, Head, Position, Record, RecordKey, StoredRecord, SystemTitle,
     block::BlockMark,
+    counters::{Line, LineName},
     freshness::{Freshness, NotFresh},
 };
 
@@ -126,7 +127,7 @@ impl Verified {
 
     /// The titles that [`Verified::damaged`] ones stand under, each of which may be what was changed.
     pub fn damaged_titles(&self) -> Vec<SystemTitle> {
-        self.damaged.iter().map(RecordKey::system_title).collect()
+        self.damaged.iter().filter_map(RecordKey::system_title).collect()
     }
 
     /// All records that are what was written, in key order.
@@ -150,16 +151,37 @@ impl Verified {
         if self.is_damaged(&stored.key) {
             return Err(Unreadable::Damaged);
         }
-        Record::decode(&stored.body).map(Some).map_err(|_| Unreadable::Damaged)
+        match Record::decode(&stored.body) {
+            Ok(Record::Line(_)) | Err(_) => Err(Unreadable::Damaged),
+            Ok(record) => Ok(Some(record)),
+        }
+    }
+
+    /// A counter line. One that can't be read is not to be made anew: what it said of the counters counts.
+    pub fn line(&self, name: &LineName) -> Result<Option<Line>, Unreadable> {
+        let Some(stored) = self.stored(&RecordKey::line(name)) else {
+            return match self.damaged.len() {
+                0 => Ok(None),
+                damaged => Err(Unreadable::OneOfDamaged(damaged)),
+            };
+        };
+        match Record::decode(&stored.body) {
+            Ok(Record::Line(line)) if line.name == *name && !self.is_damaged(&stored.key) => {
+                Ok(Some(line))
+            }
+            _ => Err(Unreadable::Damaged),
+        }
     }
 
     /// The keys under which there are records of this title that can't be read: those of a wrong MAC, and an
     /// authentic one of no schema that we know.
     pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {
-        let wrong = self.damaged.iter().filter(|key| key.system_title() == *title).copied();
+        let wrong = self.damaged.iter().filter(|key| key.system_title() == Some(*title)).copied();
         let mut keys: Vec<RecordKey> = wrong.collect();
         let key = RecordKey::meter(title);
-        let strange = |record: &StoredRecord| Record::decode(&record.body).is_err();
+        let strange = |record: &StoredRecord| {
+            matches!(Record::decode(&record.body), Ok(Record::Line(_)) | Err(_))
+        };
         if !keys.contains(&key) && self.stored(&key).is_some_and(strange) {
             keys.push(key);
         }

@@ -105,12 +105,19 @@ fn tombstone() -> impl Strategy<Value = Record> {
         })
 }
 
-fn any_record() -> impl Strategy<Value = Record> {
-    prop_oneof![meter(), tombstone()]
+fn line() -> impl Strategy<Value = Record> {
+    (any::<[u8; 16]>(), title(), any::<Option<i64>>()).prop_map(|(value, originator, offset)| {
+        let name = LineName { fingerprint: Fingerprint(value), originator };
+        Record::Line(Line { name, offset: offset.map(|n| Offset::new(n & !1).unwrap()) })
+    })
 }
 
-fn has_name(record: &Record) -> bool {
-    !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }))
+fn any_record() -> impl Strategy<Value = Record> {
+    prop_oneof![4 => meter(), 4 => tombstone(), 1 => line()]
+}
+
+fn is_of_first(record: &Record) -> bool {
+    !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }) | Record::Line(_))
 }
 
 #[test]
@@ -180,6 +187,7 @@ fn encode_first(record: &Record) -> Vec<u8> {
                 out.extend_from_slice(&key.fingerprint.0);
             }
         }
+        Record::Line(_) => unreachable!("it had none"),
     }
     out
 }
@@ -196,6 +204,7 @@ fn as_first(mut record: Record) -> Record {
                 key.was = None;
             }
         }
+        Record::Line(_) => {}
     }
     record
 }
@@ -208,7 +217,7 @@ proptest! {
 
     #[test]
     fn a_record_of_the_first_schema_is_read_and_nothing_else_under_its_number(
-        record in any_record().prop_filter("it had no tombstones without a name", has_name),
+        record in any_record().prop_filter("it had neither lines nor nameless tombstones", is_of_first),
         at in any::<prop::sample::Index>(),
         bit in 0u32..8,
     ) {
@@ -245,4 +254,36 @@ proptest! {
     fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Record::decode(&bytes);
     }
+}
+
+#[test]
+fn keys_stand_in_the_order_of_their_bytes_and_none_begins_another() {
+    let key = |bytes: &[u8]| RecordKey::from_bytes(bytes).unwrap();
+    let ordered = [&[1u8][..], &[1, 0], &[1, 0, 0], &[1, 0, 1], &[2, 2], &[2, 3, 0]];
+    for pair in ordered.windows(2) {
+        assert!(key(pair[0]) < key(pair[1]), "{pair:?}");
+        assert_eq!(key(pair[0]).as_bytes(), pair[0]);
+    }
+    let meter = RecordKey::meter(&SystemTitle::new(*b"LGZ\x00\x01\x02\x03\x04"));
+    assert!(meter.is_well_formed() && meter.is_meter());
+    assert_eq!(key(meter.as_bytes()), meter);
+    assert!(!key(&[meter.as_bytes(), &[0]].concat()).is_well_formed());
+    assert!(!key(&meter.as_bytes()[..8]).is_well_formed());
+    assert!(key(&[9, 4, 0, 7]).is_well_formed() && !key(&[9, 4, 0]).is_well_formed());
+    assert_eq!((RecordKey::from_bytes(&[]), RecordKey::from_bytes(&[3; 33])), (None, None));
+}
+
+#[test]
+fn a_lines_key_is_its_name_and_its_body_is_strict() {
+    let name = LineName { fingerprint: Fingerprint([7; 16]), originator: SystemTitle::new([9; 8]) };
+    let line = Record::Line(Line { name, offset: Offset::new(-2) });
+    let key = RecordKey::line(&name);
+    assert_eq!((line.key(), key.as_bytes().len()), (key, 26));
+    assert!(key.is_well_formed() && !key.is_meter() && key.system_title().is_none());
+    let mut body = line.encode().unwrap();
+    assert_eq!(Record::decode(&body), Ok(line));
+    *body.last_mut().unwrap() ^= 1;
+    assert_eq!(Record::decode(&body), Err(BadRecord), "an odd offset");
+    body[0] = FIRST_SCHEMA;
+    assert_eq!(Record::decode(&body), Err(BadRecord));
 }

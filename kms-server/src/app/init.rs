@@ -49,6 +49,10 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
     }
     let made = pkcs11::init(&config.hsm, so_pin.as_ref())
         .map_err(|error: InitError| Fault::Token(error.into()))?;
+    let handing_on = so_pin.as_ref().map(|so_pin| {
+        let tried = pkcs11::can_trust(&config.hsm, so_pin);
+        tried.map_or_else(|error| error.to_string(), |()| CAN_HAND_ON.to_owned())
+    });
     let token = config.hsm.again();
     let founded = found(&runtime, store.as_ref(), config, &made);
     let domain = founded.map_err(|failed| match failed {
@@ -76,8 +80,12 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
         (key.label, format!("id {}{public}", key.id))
     }));
+    lines.extend(handing_on.map(|told| ("a second site".to_owned(), told)));
     Ok(Report { lines })
 }
+
+/// Said where the officer's PIN is known by chance.
+pub(super) const CAN_HAND_ON: &str = "can join: the token's security officer can trust a key, under which the sealed KEKs may go there";
 
 /// Why there is no key domain.
 struct NotFounded {
@@ -101,7 +109,7 @@ fn found(
     made: &InitReport,
 ) -> Result<DomainRecord, NotFounded> {
     let mut domain = DomainRecord {
-        domain: DomainId(random_16()?),
+        domain: DomainId(random()?),
         blocks: config.site.blocks,
         site: config.site.name.clone(),
         // The first epoch of this site's parity: 0 would be no epoch at all.
@@ -119,7 +127,7 @@ fn found(
     let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
     let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
     let table = runtime.block_on(sign(&hsm, &mut domain, Vec::new(), heads))?;
-    let founding = Founding { domain, blocks, table };
+    let founding = Founding::new(domain, blocks, table);
     runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
         may_be_there: matches!(error, StoreError::Unreachable { .. }),
         fault: error.into(),
@@ -127,13 +135,13 @@ fn found(
     Ok(founding.domain)
 }
 
-fn random_16() -> Result<[u8; 16], Fault> {
-    let mut bytes = [0; 16];
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Fault> {
+    let mut bytes = [0; N];
     OperatingSystem.fill(&mut bytes).map_err(|error| Fault::Runtime(error.into()))?;
     Ok(bytes)
 }
 
 /// A PIN file, for the security officer's.
-fn pin_from(path: &Path) -> Result<Pin, Fault> {
+pub(super) fn pin_from(path: &Path) -> Result<Pin, Fault> {
     Ok(config::pin_from_file(path)?)
 }

@@ -16,14 +16,18 @@ use super::{
 use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
-    keyring::{Below, Keyring, founding::make_blocks},
-    store::{AuditedStore, BlockChange, Founding, StoreError},
+    keyring::{Below, Keyring, SiteRole, founding::make_blocks},
+    store::{
+        AuditedStore, BlockChange, Founding, StoreError,
+        sites::{BlockAdoption, Divergent, RoleStep},
+    },
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
     audit::{AuditEntry, PublicKey},
     block::Digest,
     freshness::Freshness,
+    site::peer::SignedPeer,
 };
 
 /// Said where an older version has been.
@@ -96,6 +100,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
         store: store.clone(),
         clock: Arc::new(SystemClock::new()),
         freshness: Arc::new(Freshness::default()),
+        role: Arc::new(SiteRole::unknown(&domain)),
     };
     let keyring = Keyring::new(config.keyring, domain.clone(), below, Arc::new(NoCommits));
     let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;
@@ -106,7 +111,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     }
     let tips = store.audit_chains().await.map_err(store_fault)?;
     let table = sign(&hsm, &mut domain, tips, heads).await?;
-    let founding = Founding { domain, blocks, table };
+    let founding = Founding::new(domain, blocks, table);
     store.complete_domain(&founding).await.map_err(store_fault)?;
     let meters = store.count_meters().await.map_err(store_fault)?;
     store.close().await;
@@ -140,6 +145,26 @@ struct NoCommits;
 #[async_trait::async_trait]
 impl AuditedStore for NoCommits {
     async fn commit(&self, _: Vec<BlockChange>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn adopt(&self, _: Vec<BlockAdoption>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn change_role(&self, _: RoleStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_divergence(
+        &self,
+        _: Vec<Divergent>,
+        _: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 }

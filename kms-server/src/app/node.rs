@@ -258,7 +258,7 @@ fn decode(bytes: &[u8]) -> Option<Checkpoint> {
 }
 
 /// The old file or the new one, never half of either; on disk when this returns.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

@@ -13,24 +13,27 @@ use super::{
     alone::Alone,
     database::{NO_DOMAIN, alone_over, canaries_of, open_store},
     fault::Fault,
+    ground::Ground,
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
     runtime::runtime,
     token::Asked,
+    two_sites::TwoSites,
 };
 use crate::{
     audit::{self, Audit, AuditError},
     ciphering::Ciphering,
-    config::{Config, Site},
+    config::Config,
     hsm::{
         Hsm,
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
     },
-    keyring::{self, Below, Keyring, Overview, Refresher},
+    keyring::{self, Below, Keyring, NotChanged, Overview, Refresher, Roles, SiteRole},
     lifecycle::{self, Lifecycle},
+    replication::{Ledger, Noted},
     rpc,
-    store::{WriteStore, measured::Measured},
+    store::{AuditedStore, WriteStore, measured::Measured},
     telemetry::Log,
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
@@ -80,7 +83,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, import_signers, audit, rpc, log: _ } =
+    let Config { site, hsm, store: _, keyring, import, import_signers, peer, audit, rpc, log: _ } =
         config;
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     check_domain(&hsm, &domain).await?;
@@ -89,10 +92,19 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let freshness = Arc::new(Freshness::default());
     let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
     let audit = ground.open_audit(audit).await?;
-    let keyring = ground.keyring(keyring, &audit)?;
-    let lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    let ledger = Arc::new(Ledger::new(ground.domain.blocks));
+    let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
+    let keyring = ground.keyring(keyring, &commits)?;
+    go_by_role(&keyring.roles).await?;
+    let two_sites =
+        peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger)));
+    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    if let Some(two_sites) = &two_sites {
+        lifecycle = lifecycle.with_gate(two_sites.gate());
+    }
     attend_to(&keyring);
-    let parts = ground.parts(audit, &keyring, lifecycle, log);
+    let replication = two_sites.map(|two_sites| two_sites.start(&keyring));
+    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, lifecycle, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
 
@@ -137,18 +149,6 @@ async fn serve_on(
     reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
 }
 
-/// Ground that all parts of the service stand on: opened, connected, and found to belong together.
-struct Ground {
-    site: Site,
-    domain: DomainRecord,
-    hsm: Hsm,
-    store: Arc<dyn WriteStore>,
-    /// The same store, as all but the end of the process use it.
-    measured: Arc<Measured<dyn WriteStore>>,
-    clock: Arc<dyn Clock>,
-    freshness: Arc<Freshness>,
-}
-
 impl Ground {
     /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
     /// go on.
@@ -176,14 +176,19 @@ impl Ground {
         })
     }
 
-    fn keyring(&self, config: keyring::Config, audit: &Arc<Audit>) -> Result<Keyring, Fault> {
+    fn keyring(
+        &self,
+        config: keyring::Config,
+        commits: &Arc<dyn AuditedStore>,
+    ) -> Result<Keyring, Fault> {
         let below = Below {
             hsm: self.hsm.clone(),
             store: self.measured.clone(),
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
+            role: Arc::new(SiteRole::unknown(&self.domain)),
         };
-        let keyring = Keyring::new(config, self.domain.clone(), below, audit.clone());
+        let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
         keyring.map_err(|error| Fault::Setting(error.into()))
     }
 
@@ -205,11 +210,14 @@ impl Ground {
             ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
+            roles: Arc::clone(&keyring.roles),
+            hsm: self.hsm.clone(),
             token_status: Arc::new(move || token.status()),
             store: self.measured.clone(),
             audit,
             domain: self.domain.clone(),
             single_site: self.site.single_site,
+            replication: None,
             clock: Arc::clone(&self.clock),
             // Parts that count and are not among the services.
             sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],
@@ -248,11 +256,30 @@ fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fau
     }
 }
 
+/// Takes this site's role from what is stored. Where that does not hold together, reading goes on, and nothing
+/// is changed.
+async fn go_by_role(roles: &Roles) -> Result<(), Fault> {
+    match roles.look().await {
+        Ok(standing) => {
+            tracing::info!(role = %standing.role, epoch = standing.epoch.0, writes = standing.writes(), "this site's role");
+            Ok(())
+        }
+        Err(NotChanged::Store(error)) => Err(error.into()),
+        Err(NotChanged::Token(error)) => Err(Fault::Token(error.into())),
+        Err(error) => {
+            tracing::error!(%error, "this site's role can't be told: it changes nothing");
+            Ok(())
+        }
+    }
+}
+
 /// The keyring's work beside serving: warm-up; following and mending, until the process ends.
 fn attend_to(keyring: &Keyring) {
     let refresher = || Arc::clone(&keyring.refresher);
     tokio::spawn(warm_up(refresher(), Arc::clone(&keyring.overview)));
     let (follower, mender) = (refresher(), refresher());
+    let roles = Arc::clone(&keyring.roles);
+    tokio::spawn(async move { roles.keep_looking().await });
     tokio::spawn(async move { follower.follow().await });
     tokio::spawn(async move { mender.mend().await });
 }

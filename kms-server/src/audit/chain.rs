@@ -9,8 +9,8 @@ use std::{
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use super::lock::lock;
-use crate::store::{BlockChange, ChainLink, StoreError, WriteStore, rules};
+use super::{lock::lock, written::Written};
+use crate::store::{ChainLink, StoreError, WriteStore, rules};
 use kms_core::{
     BlockNo,
     audit::{
@@ -148,11 +148,11 @@ impl Chain {
         lock(&self.fault).clone()
     }
 
-    /// Commits `changes` and what is said of them, or neither. A caller that goes away does not end it:
+    /// Writes `what` and what is said of it, or neither. A caller that goes away does not end it:
     /// what becomes of a transaction that is dropped in the middle is not known for a while.
     pub(super) async fn commit(
         self: &Arc<Self>,
-        changes: Vec<BlockChange>,
+        what: Written,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         if entries.is_empty() {
@@ -160,7 +160,7 @@ impl Chain {
             return Err(StoreError::AuditNotWritten { reason });
         }
         let this = Arc::clone(self);
-        let task = tokio::spawn(async move { this.commit_in_turn(&changes, &entries).await });
+        let task = tokio::spawn(async move { this.commit_in_turn(&what, &entries).await });
         task.await.unwrap_or_else(|lost| Err(StoreError::Unreachable { reason: lost.to_string() }))
     }
 
@@ -168,7 +168,7 @@ impl Chain {
     /// turn's number and hash depend on how this one ends.
     async fn commit_in_turn(
         &self,
-        changes: &[BlockChange],
+        what: &Written,
         entries: &[AuditEntry],
     ) -> Result<(), StoreError> {
         let mut writer = self.writer.lock().await;
@@ -186,7 +186,7 @@ impl Chain {
                         self.ends_at(behind, None);
                     }
                     let link = ChainLink { behind, events: &events };
-                    answer = self.store.commit(changes, link).await;
+                    answer = what.write(&*self.store, link).await;
                     told(&answer)
                 }
                 Step::Done(tip) => {

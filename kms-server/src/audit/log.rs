@@ -21,15 +21,19 @@ use super::{
     error::AuditError,
     heads::Heads,
     lock::lock,
-    marks::say_where_blocks_stand,
+    marks::{mark_of, say_where_blocks_stand},
     queue::Queue,
     refusals::{Refusal, Refusals},
     scope::{Parts, Scope},
     tables::Tables,
     traffic::Traffic,
+    written::Written,
 };
 use crate::{
-    store::{AuditedStore, BlockChange, StoreError, WriteStore},
+    store::{
+        AuditedStore, BlockChange, StoreError, WriteStore,
+        sites::{BlockAdoption, Divergent, RoleStep},
+    },
     telemetry::{
         catalogue,
         metrics::{Page as MetricsPage, Source},
@@ -41,8 +45,10 @@ use kms_core::{
         AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
         Subject,
     },
+    block::BlockMark,
     freshness::Freshness,
     ports::Clock,
+    site::peer::SignedPeer,
 };
 
 /// The caller's name in events that the service writes of itself.
@@ -264,6 +270,11 @@ impl Audit {
         }
     }
 
+    async fn write(&self, what: Written, mut entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        say_where_blocks_stand(&what.heads(), &mut entries, self.blocks);
+        self.chain.commit(what, entries).await
+    }
+
     /// Signs the end of the chain, unless it is signed or broken.
     pub(super) async fn sign(&self) {
         if self.chain.fault().is_none() {
@@ -288,7 +299,7 @@ impl Audit {
         if entries.is_empty() {
             return;
         }
-        if let Err(error) = self.chain.commit(Vec::new(), entries).await {
+        if let Err(error) = self.chain.commit(Written::NOTHING, entries).await {
             self.traffic.put_back(drained);
             self.refusals.put_back(refusals);
             if !matches!(error, StoreError::ReadOnly) {
@@ -303,10 +314,56 @@ impl AuditedStore for Audit {
     async fn commit(
         &self,
         changes: Vec<BlockChange>,
-        mut entries: Vec<AuditEntry>,
+        entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
-        say_where_blocks_stand(&changes, &mut entries, self.blocks);
-        self.chain.commit(changes, entries).await
+        self.write(Written::Changes(changes), entries).await
+    }
+
+    async fn adopt(
+        &self,
+        adoptions: Vec<BlockAdoption>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let marks: Vec<BlockMark> =
+            adoptions.iter().map(|adoption| mark_of(&adoption.head)).collect();
+        self.write(Written::Adoptions(adoptions), entries).await?;
+        // Who adopts has verified them; unless they are known, the head table waits for somebody who has.
+        marks.iter().for_each(|mark| self.freshness.know(mark));
+        Ok(())
+    }
+
+    async fn change_role(
+        &self,
+        mut step: RoleStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        if step.now.writes && step.table.is_none() {
+            let heads = step.blocks.iter().map(|change| &change.head);
+            let signed = self
+                .tables
+                .with(heads)
+                .await
+                .map_err(|error| StoreError::AuditNotWritten { reason: error.to_string() })?;
+            step.table = Some(signed);
+        }
+        let table = step.table.as_ref().map(|(_, table)| table.clone());
+        self.write(Written::Role(Box::new(step)), entries).await?;
+        if let Some(table) = table {
+            self.tables.take(&table).await;
+        }
+        Ok(())
+    }
+
+    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        self.write(Written::Peer(Box::new(peer)), entries).await
+    }
+
+    async fn put_divergence(
+        &self,
+        divergent: Vec<Divergent>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.write(Written::Divergence(divergent), entries).await
     }
 }
 

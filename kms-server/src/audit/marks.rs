@@ -2,12 +2,16 @@
 
 use std::collections::HashMap;
 
-use crate::store::BlockChange;
-use kms_core::{BlockCount, audit::AuditEntry, block::BlockMark};
+use kms_core::{BlockCount, Head, audit::AuditEntry, block::BlockMark};
+
+/// The state that a head says its block is in.
+pub(super) fn mark_of(head: &Head) -> BlockMark {
+    BlockMark { block: head.block, position: head.position, digest: head.digest }
+}
 
 /// Each changed block's mark goes to an entry about a meter in it, else to the first.
 pub(super) fn say_where_blocks_stand(
-    changes: &[BlockChange],
+    heads: &[&Head],
     entries: &mut [AuditEntry],
     blocks: BlockCount,
 ) {
@@ -22,11 +26,10 @@ pub(super) fn say_where_blocks_stand(
             places.entry(block).or_insert(at);
         }
     }
-    for BlockChange { head, .. } in changes {
+    for head in heads {
         let at = places.get(&head.block).copied().unwrap_or(0);
         if let Some(entry) = entries.get_mut(at) {
-            let (block, position, digest) = (head.block, head.position, head.digest);
-            entry.heads.push(BlockMark { block, position, digest });
+            entry.heads.push(mark_of(head));
         }
     }
 }

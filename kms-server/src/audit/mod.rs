@@ -21,6 +21,7 @@ mod refusals;
 mod scope;
 mod tables;
 mod traffic;
+mod written;
 
 pub use config::Config;
 pub use error::AuditError;

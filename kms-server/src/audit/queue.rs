@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{chain::Chain, error::AuditError};
+use super::{chain::Chain, error::AuditError, written::Written};
 use kms_core::audit::AuditEntry;
 
 /// Calls that wait to be recorded; more are refused.
@@ -45,7 +45,7 @@ async fn write_queued(chain: Arc<Chain>, mut queue: mpsc::Receiver<Asked>) {
     while queue.recv_many(&mut asked, BATCH_MAX).await > 0 {
         let (entries, waiting): (Vec<_>, Vec<_>) =
             asked.drain(..).map(|Asked { entry, done }| (entry, done)).unzip();
-        let outcome = chain.commit(Vec::new(), entries).await;
+        let outcome = chain.commit(Written::NOTHING, entries).await;
         let outcome = outcome.map_err(|error| AuditError::of_write(&error));
         for done in waiting {
             // A caller who gave up waiting does not need to know.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{hsm::Hsm, store::StoreError};
 use kms_core::{
-    BlockNo, DomainId,
+    BlockNo, DomainId, Head,
     audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
     block::BlockMark,
     freshness::{HeadTable, SignedHeadTable},
@@ -341,18 +341,7 @@ impl Tables {
         let stored = self.parts.store.head_table().await?;
         let there = stored.as_ref().map(|stored| stored.number);
         if let Some(stored) = stored.as_ref().filter(|stored| stored.number > table.number) {
-            let newer = self.opened(stored)?;
-            for tip in &newer.tips {
-                if table.tip_of(tip.node).sequence < tip.sequence {
-                    table.set_tip(*tip);
-                }
-            }
-            for mark in newer.marks() {
-                self.scope.freshness.know(&mark);
-                table.raise(&mark);
-            }
-            table.number = newer.number;
-            self.keep_known(table).await?;
+            self.take_in(table, stored).await?;
         }
         if there.is_none_or(|there| there < table.number) {
             let what = format!(
@@ -384,6 +373,62 @@ impl Tables {
             self.keep_known(table).await?;
         }
         Ok(done)
+    }
+
+    /// The number of the table that is there, and a signed one that has these heads besides: to be written with
+    /// them. Its ends of chains are those of the one before, so what came since is read once more.
+    pub(super) async fn with(
+        &self,
+        heads: impl Iterator<Item = &Head>,
+    ) -> Result<(Option<u64>, SignedHeadTable), AuditError> {
+        let state = self.state.lock().await;
+        let table = state.table.as_ref().ok_or_else(|| {
+            AuditError::NotSigned("the head table that is there can't be relied upon".to_owned())
+        })?;
+        let stored = self.parts.store.head_table().await.map_err(AuditError::of_read)?;
+        let there = stored.as_ref().map(|stored| stored.number);
+        let newer = stored.and_then(|stored| stored.open(&self.scope.domain, &self.key));
+        let mut table =
+            newer.filter(|newer| newer.number > table.number).unwrap_or_else(|| table.clone());
+        for Head { block, position, digest, .. } in heads {
+            table.raise(&BlockMark { block: *block, position: *position, digest: *digest });
+        }
+        table.number += 1;
+        table.at_ms = self.parts.clock.unix_ms();
+        let domain = &self.scope.domain;
+        Ok((there, sign_head_table(&self.parts.hsm, &self.key, domain, &table).await?))
+    }
+
+    /// A table was written beside this: with the change of a role. What it says counts at once, and is
+    /// remembered outside the database: it alone says where the blocks stand.
+    pub(super) async fn take(&self, signed: &SignedHeadTable) {
+        let mut state = self.state.lock().await;
+        let Some(mut table) = state.table.clone() else { return };
+        if signed.number <= table.number {
+            return;
+        }
+        match self.take_in(&mut table, signed).await {
+            Ok(()) => state.table = Some(table),
+            // As it stands in the database it is taken in the next time.
+            Err(Failed::WentBack(what)) => self.failed(what),
+            Err(Failed::Error(error)) => self.failed(format!("the head table: {error}")),
+        }
+    }
+
+    /// Brings `table` to what a newer one says.
+    async fn take_in(&self, table: &mut HeadTable, stored: &SignedHeadTable) -> Result<(), Failed> {
+        let newer = self.opened(stored)?;
+        for tip in &newer.tips {
+            if table.tip_of(tip.node).sequence < tip.sequence {
+                table.set_tip(*tip);
+            }
+        }
+        for mark in newer.marks() {
+            self.scope.freshness.know(&mark);
+            table.raise(&mark);
+        }
+        table.number = newer.number;
+        Ok(self.keep_known(table).await?)
     }
 
     /// Remembers outside the database what a signed table says.

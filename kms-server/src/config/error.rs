@@ -105,9 +105,33 @@ pub enum ConfigError {
     /// There is no peer, and nobody said that there shall be none.
     #[error(
         "`site.single_site` is false, and no peer is configured: set it to true if these keys are \
-         to exist at one site only"
+         to exist at one site only, or name the other site in [peer]"
     )]
     NoPeer,
+    /// There is a peer, and somebody said that there is none.
+    #[error(
+        "`site.single_site` is true, and there is a [peer]: set it to false, or remove the section"
+    )]
+    PeerOfSingleSite,
+    /// The peer is this site.
+    #[error("`peer.site` is {0:?}, which is `site.name`: write the name of the other site there")]
+    PeerIsOurselves(String),
+    /// Not an address of a server.
+    #[error(
+        "`peer.endpoints` has {0:?}: write each as in \"https://kms.south.example.org:7443\", and at \
+         least one"
+    )]
+    Endpoint(String),
+    /// A proof would be too old before the next one is asked for.
+    #[error(
+        "`peer.proof_age_max_s` is {age}, less than twice `peer.prove_interval_s` ({interval}): raise it"
+    )]
+    ProofAge {
+        /// The age, in seconds.
+        age: u64,
+        /// The interval, in seconds.
+        interval: u64,
+    },
     /// Two places for the PIN, or none.
     #[error("`hsm.pin_file` and `hsm.pin_env` are both set or both missing: set exactly one")]
     PinPlace,

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::{
     error::ConfigError,
     limits_section::LimitsSection,
+    peer_section::PeerSection,
     pin,
     settings::{Config, Site},
     store_section::StoreSection,
@@ -37,6 +38,7 @@ pub(super) struct Sections {
     keyring: KeyringSection,
     #[serde(default)]
     import: ImportSection,
+    peer: Option<PeerSection>,
     #[serde(default)]
     audit: AuditSection,
     rpc: RpcSection,
@@ -235,9 +237,11 @@ impl TryFrom<Sections> for Config {
     type Error = ConfigError;
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
-        let Sections { site, hsm, store, keyring, import, audit, rpc, metrics, log } = sections;
+        let Sections { site, hsm, store, keyring, import, peer, audit, rpc, metrics, log } =
+            sections;
         let ImportSection { allow_clear, signers } = import;
         let site: Site = site.try_into()?;
+        let peer = PeerSection::of(peer, &site)?;
         let mut rpc: rpc::Config = (rpc, metrics).try_into()?;
         rpc.tls.client_crl_memory = Some(site.data_dir.join("newest-client-crls"));
         Ok(Self {
@@ -246,6 +250,7 @@ impl TryFrom<Sections> for Config {
             keyring: keyring.try_into()?,
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
+            peer,
             audit: audit.try_into()?,
             rpc,
             log,
@@ -260,9 +265,6 @@ impl TryFrom<SiteSection> for Site {
 
     fn try_from(section: SiteSection) -> Result<Self, ConfigError> {
         let SiteSection { name, data_dir, single_site, block_count, even } = section;
-        if !single_site {
-            return Err(ConfigError::NoPeer);
-        }
         Ok(Self {
             name: text("site.name", name, 64)?,
             data_dir: absolute("site.data_dir", data_dir)?,

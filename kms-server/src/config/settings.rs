@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{audit, hsm, keyring, lifecycle, rpc, store, telemetry};
+use crate::{audit, hsm, keyring, lifecycle, replication, rpc, store, telemetry};
 use kms_core::BlockCount;
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
@@ -21,6 +21,8 @@ pub struct Config {
     pub import: lifecycle::Config,
     /// The signers whose sealed import files are taken.
     pub import_signers: lifecycle::Signers,
+    /// The other site; `None`: these keys exist at this site only.
+    pub peer: Option<Peer>,
     /// The record of what is done.
     pub audit: audit::Config,
     /// The wire.
@@ -42,6 +44,15 @@ pub struct Site {
     pub blocks: BlockCount,
     /// For `init` only: whether this is the site of even epochs.
     pub even: bool,
+}
+
+/// The other site.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The way to it.
+    pub connection: rpc::PeerConfig,
+    /// What goes on between the two.
+    pub replication: replication::Config,
 }
 
 /// The database, SQLite or PostgreSQL.

@@ -15,7 +15,8 @@ use tracing::Span;
 use zeroize::Zeroizing;
 
 use super::{
-    GcmOpen, ImportKey, NotAuthentic, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
+    CeremonyKey, GcmOpen, HandedKeks, ImportKey, NotAuthentic, NotTrusted, RsaKey, TakeKeys, Taken,
+    Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
 use crate::telemetry::{
@@ -120,6 +121,24 @@ impl Hsm {
     /// [`ImportsKeys::take_keys`](super::ImportsKeys::take_keys).
     pub async fn take_keys(&self, job: TakeKeys) -> Result<Taken, TokenError> {
         self.pass(Operation::TakeKeys, move |token| token.take_keys(&job)).await
+    }
+
+    /// [`Enrols::transport_block_key`](super::Enrols::transport_block_key).
+    pub async fn transport_block_key(&self) -> Result<RsaKey, TokenError> {
+        self.pass(Operation::TransportKey, |token| token.transport_block_key()).await
+    }
+
+    /// [`Enrols::hand_over_keks`](super::Enrols::hand_over_keks).
+    pub async fn hand_over_keks(
+        &self,
+        to: CeremonyKey,
+    ) -> Result<Result<HandedKeks, NotTrusted>, TokenError> {
+        self.pass(Operation::HandOver, move |token| token.hand_over_keks(&to)).await
+    }
+
+    /// [`Enrols::receive_secret`](super::Enrols::receive_secret).
+    pub async fn receive_secret(&self, wrapped: Vec<u8>) -> Result<BlockSecret, TokenError> {
+        self.pass(Operation::Receive, move |token| token.receive_secret(&wrapped)).await
     }
 
     /// `len` bytes (at most 4096) from the token's generator.
@@ -249,7 +268,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, Device, ImportsKeys, SealedKeys, Signs},
+        super::{BlockSeals, Device, Enrols, ImportsKeys, SealedKeys, Signs},
         *,
     };
 
@@ -295,6 +314,21 @@ mod tests {
             Err(TokenError::Busy)
         }
         fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+            Err(TokenError::Busy)
+        }
+    }
+
+    impl Enrols for Stuck {
+        fn transport_block_key(&self) -> Result<RsaKey, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn hand_over_keks(
+            &self,
+            _: &CeremonyKey,
+        ) -> Result<Result<HandedKeks, NotTrusted>, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn receive_secret(&self, _: &[u8]) -> Result<BlockSecret, TokenError> {
             Err(TokenError::Busy)
         }
     }

@@ -26,6 +26,9 @@ kms_core::numbered! {
         Sign = 8 "sign",
         PublicKey = 9 "public_key",
         Check = 10 "check",
+        TransportKey = 11 "transport_key",
+        HandOver = 12 "hand_over",
+        Receive = 13 "receive",
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod door;
+mod enrolling;
 mod error;
 mod figures;
 mod import_key;
@@ -10,16 +11,19 @@ mod lengths;
 #[cfg(any(test, feature = "memory-token"))]
 pub mod memory;
 pub mod pkcs11;
+mod rsa_key;
 mod taking;
 mod terms;
 mod traits;
 
 pub use config::{BadConfig, Config, OaepHash, Pin};
 pub use door::{ApduOpening, Hsm};
+pub use enrolling::{CeremonyKey, HandedKek, HandedKeks, NotTrusted};
 pub use error::{BoxError, TokenError};
 pub use import_key::ImportKey;
+pub use rsa_key::{NotAnRsaKey, NotWrapped, RsaKey};
 pub use taking::{
     KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
 };
 pub use terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey};
-pub use traits::{BlockSeals, Device, ImportsKeys, SealedKeys, Signs, Token};
+pub use traits::{BlockSeals, Device, Enrols, ImportsKeys, SealedKeys, Signs, Token};

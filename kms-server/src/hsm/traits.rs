@@ -6,8 +6,10 @@ use kms_core::{
 };
 
 use super::{
+    enrolling::{CeremonyKey, HandedKeks, NotTrusted},
     error::TokenError,
     import_key::ImportKey,
+    rsa_key::RsaKey,
     taking::{TakeKeys, Taken},
     terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
 };
@@ -77,6 +79,23 @@ pub trait ImportsKeys: Send + Sync + 'static {
     fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError>;
 }
 
+/// Hands keys on to the token of another site, and takes what that site hands on.
+pub trait Enrols: Send + Sync + 'static {
+    /// The public half of `transport-block`.
+    fn transport_block_key(&self) -> Result<RsaKey, TokenError>;
+
+    /// Wraps both sealed KEKs to the ceremony key of another site, inside the token. The inner error says that
+    /// the security officer has not made this very key a trusted one.
+    fn hand_over_keks(
+        &self,
+        to: &CeremonyKey,
+    ) -> Result<Result<HandedKeks, NotTrusted>, TokenError>;
+
+    /// Opens a block secret that was wrapped to `transport-block`. `Refused` if it was changed, or is for
+    /// another key.
+    fn receive_secret(&self, wrapped: &[u8]) -> Result<BlockSecret, TokenError>;
+}
+
 /// All that a token is to this service.
-pub trait Token: BlockSeals + SealedKeys + ImportsKeys + Device + Signs {}
-impl<T: BlockSeals + SealedKeys + ImportsKeys + Device + Signs> Token for T {}
+pub trait Token: BlockSeals + SealedKeys + ImportsKeys + Device + Signs + Enrols {}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + Device + Signs + Enrols> Token for T {}

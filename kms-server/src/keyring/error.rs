@@ -142,6 +142,7 @@ impl KeyringError {
                 | StoreError::Conflict(_)
                 | StoreError::ReadOnly
                 | StoreError::ReadOnlyPrimary
+                | StoreError::NotWriter(_)
                 | StoreError::AuditNotWritten { .. } => true,
                 StoreError::Taken { .. }
                 | StoreError::Rule { .. }

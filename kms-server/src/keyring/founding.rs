@@ -12,6 +12,7 @@ use crate::{
 use kms_core::{
     BlockNo, BlockSecret, DomainRecord,
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+    enrolment::bundle::{EnrolledBlock, WrappedSecret},
 };
 
 use super::error::KeyringError;
@@ -36,6 +37,56 @@ pub async fn make_blocks(
         made(done.len());
     }
     Ok(done)
+}
+
+/// Seals the secrets of `blocks` of a domain that a site joins for its own token. Each block is found to be the
+/// sender's by the MAC of the head that it began with; `made` hears how many there are so far.
+pub async fn take_over_blocks(
+    hsm: &Hsm,
+    domain: &DomainRecord,
+    blocks: &[(BlockNo, &EnrolledBlock)],
+    mut made: impl FnMut(usize),
+) -> Result<Vec<BlockChange>, KeyringError> {
+    let mut done = Vec::with_capacity(blocks.len());
+    let taking = blocks.iter().map(|(block, of_peer)| take_over(hsm, domain, *block, of_peer));
+    let mut taking = stream::iter(taking).buffered(AT_ONCE);
+    while let Some(change) = taking.try_next().await? {
+        done.push(change);
+        made(done.len());
+    }
+    Ok(done)
+}
+
+async fn take_over(
+    hsm: &Hsm,
+    domain: &DomainRecord,
+    block: BlockNo,
+    of_peer: &EnrolledBlock,
+) -> Result<BlockChange, KeyringError> {
+    let token = |said| KeyringError::Token { block, said };
+    let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
+    let kek_id = hsm.status().site_kek_id;
+    let (mut seals, mut first) = (Vec::new(), None);
+    for WrappedSecret { secret_version, wrapped } in &of_peer.secrets {
+        let secret_version = *secret_version;
+        let secret = hsm.receive_secret(wrapped.clone()).await.map_err(token)?;
+        let binding = SecretBinding { domain: &domain.domain, block, secret_version };
+        if first.is_none() {
+            let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
+            binding.derive_subkeys(&secret, &mut subkeys[..]);
+            let keys = BlockKeys::new(domain.domain, &subkeys[..]);
+            let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
+            let head = keys.first_head(block, secret_version, domain.epoch);
+            if head.mac != of_peer.first_head {
+                return Err(damaged("its secret is not the one that the sender has"));
+            }
+            first = Some(head);
+        }
+        let (_secret, sealed) = hsm.seal(binding.seal_aad(&kek_id), secret).await.map_err(token)?;
+        seals.push(SealedSecret { secret_version, kek_id, sealed });
+    }
+    let head = first.ok_or_else(|| damaged("the bundle has no secret of it"))?;
+    Ok(BlockChange { expected: None, head, seals, records: Vec::new() })
 }
 
 async fn make(

@@ -3,9 +3,11 @@
 //! A hit takes no lock and allocates nothing: a [`Snapshot`] of the directory, one cache line of the
 //! block's table. A miss opens the block once, however many ask. There is no one object that can do
 //! everything: [`Reader`] is what decryption gets, [`Records`] reads what is stored, [`Writer`] changes
-//! it on top of what was verified, [`Refresher`] keeps memory at what is stored. They share an opener,
+//! it on top of what was verified, [`Adopter`] takes a peer's blocks over as they are, [`Prover`] shows a peer that
+//! blocks open here, [`Refresher`] keeps memory at what is stored. They share an opener,
 //! which reads, verifies and publishes, and can write nothing to the database.
 
+mod adopting;
 mod config;
 mod damage;
 mod error;
@@ -18,15 +20,20 @@ mod opening;
 mod overview;
 mod owners;
 mod patrol;
+mod proving;
+mod publishing;
 mod reader;
 mod records;
 mod renewing;
 mod resident;
+mod role;
+mod roles;
 mod taking;
 mod turns;
 mod warm_up;
 mod writing;
 
+pub use adopting::{Adopter, Arrived, Outcome, Taken};
 pub use config::Config;
 pub use damage::{DamageStatus, DamagedRecord, IndexLie};
 pub use error::{KeyringError, SharedError};
@@ -35,11 +42,14 @@ pub use kms_core::following::NotFollowing;
 pub use opening::Below;
 pub use overview::{KeyringStatus, Overview};
 pub use owners::{Keyring, Refresher};
+pub use proving::{Confirmed, Prover};
 pub use reader::Reader;
 pub use records::{Doubt, Found, Records};
 pub use resident::{
     BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, Snapshot, arena,
     scrub_stack,
 };
+pub use role::SiteRole;
+pub use roles::{NotChanged, Promotion, Roles, Wish};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

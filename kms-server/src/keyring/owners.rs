@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{
+    adopting::Adopter,
     config::Config,
     following::Following,
     identities::Identities,
@@ -10,10 +11,12 @@ use super::{
     opening::{Below, Opener},
     overview::Overview,
     patrol::Patrol,
+    proving::Prover,
     reader::Reader,
     records::Records,
     renewing::Renewer,
     resident::{Resident, arena::ArenaError},
+    roles::Roles,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -29,10 +32,16 @@ pub struct Keyring {
     pub records: Arc<Records>,
     /// Changes.
     pub writer: Arc<Writer>,
+    /// A peer's blocks, taken over.
+    pub adopter: Arc<Adopter>,
+    /// Proofs that blocks open here.
+    pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
     /// For the status.
     pub overview: Arc<Overview>,
     /// Keeps what is resident at what is stored.
@@ -67,13 +76,19 @@ impl Keyring {
         };
         let reader =
             Reader::new(Arc::clone(&opener), Arc::clone(&records), Arc::clone(&renewer), shared);
+        let adopter = Adopter::new(Arc::clone(&opener), Arc::clone(&commits));
+        let prover = Prover::new(Arc::clone(&opener));
+        let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
         Ok(Self {
             reader,
             records,
             writer: Arc::new(writer),
+            adopter: Arc::new(adopter),
+            prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
             identities,
+            roles,
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),
         })

@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::store::{AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError};
+use crate::store::{
+    AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError, sites::RoleRow,
+};
 use kms_core::{
     BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
     StoredRecord, SystemTitle,
     audit::AuditEntry,
     block::{
+        BlockMark,
         extending::{Extension, Staged, TooLong},
         keys::{BlockKeys, WRAP_KEY_LEN},
     },
@@ -18,7 +21,8 @@ use kms_core::{
 use super::{
     error::KeyringError,
     identities::Identities,
-    opening::{Opener, Room, Unsealed},
+    opening::{Opener, Unsealed},
+    publishing::{Changed, publish},
     turns::Turn,
 };
 
@@ -99,7 +103,7 @@ impl Change {
         let both = self.staged.records().zip(&extension.records);
         let change = |(record, stored): (&Record, &StoredRecord)| RecordChange {
             record: stored.clone(),
-            index: index_of(record),
+            index: IndexEntry::of(record),
         };
         BlockChange {
             expected: Some(self.staged.base().head().position),
@@ -107,21 +111,6 @@ impl Change {
             seals: Vec::new(),
             records: both.map(change).collect(),
         }
-    }
-}
-
-fn index_of(record: &Record) -> IndexEntry {
-    match record {
-        Record::Meter(meter) => IndexEntry::Meter {
-            meter_id: meter.meter_id.clone(),
-            fingerprints: meter
-                .keys
-                .iter()
-                .filter(|key| key.kind.is_cipher_key())
-                .map(|key| key.fingerprint)
-                .collect(),
-        },
-        Record::Tombstone(_) => IndexEntry::Tombstone,
     }
 }
 
@@ -173,20 +162,25 @@ impl Writer {
     /// Commits what is staged: all blocks or none, on disk when this returns. On
     /// [`StoreError::Conflict`] another process was first: take the blocks again and decide anew.
     ///
-    /// `entries` go into the audit log in the same transaction, and alone if nothing is staged.
+    /// `entries` go into the audit log in the same transaction, and alone if nothing is staged. What comes back are
+    /// the states that the blocks have now.
     pub async fn commit(
         &self,
         changes: Vec<Change>,
         entries: Vec<AuditEntry>,
-    ) -> Result<(), KeyringError> {
+    ) -> Result<Vec<BlockMark>, KeyringError> {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
-        let epoch = self.opener.domain.epoch;
+        let role = self.opener.role.now();
+        let epoch = role.epoch;
+        if !role.writes() && !changes.is_empty() {
+            return Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into());
+        }
         let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
         let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
         let commits: Vec<BlockChange> =
             changes.iter().zip(&sealed).map(|(change, new)| change.commit_of(new)).collect();
         if commits.is_empty() && entries.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         if let Err(error) = self.commits.commit(commits, entries).await {
             if matches!(error, StoreError::Unreachable { .. }) {
@@ -195,35 +189,18 @@ impl Writer {
             }
             return Err(error.into());
         }
-        self.publish_committed(changes, sealed);
-        Ok(())
+        Ok(self.publish_committed(changes, sealed))
     }
 
-    /// Builds the tables of what was just committed. If one can't be built (the arena is full), its
-    /// block is closed: the next who asks opens it, or hears why not.
-    fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<Extension>) {
-        let opener = &self.opener;
-        let mut tables = Vec::with_capacity(changes.len());
-        let mut turns = Vec::with_capacity(changes.len());
-        for (Change { unsealed, staged, turn }, extension) in changes.into_iter().zip(sealed) {
-            // A damaged record that was buried is one no more.
-            let verified = staged.extended(extension);
-            let block = verified.block();
-            opener.freshness.know(&verified.mark());
-            opener.faults.damage.set_changed(block, &verified.damaged_titles());
-            let table = match opener.build(&verified, unsealed, Room::AsItIs) {
-                Ok(table) => Some(Arc::new(table)),
-                Err(error) => {
-                    tracing::warn!(block = block.0, %error, "a changed block is closed");
-                    None
-                }
-            };
-            tables.push((block, table));
-            turns.push(turn);
-        }
-        opener.resident.publish(tables);
-        // Only now may the next writer, or an opening, look at these blocks.
-        drop(turns);
+    /// Publishes what was just committed.
+    fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<Extension>) -> Vec<BlockMark> {
+        let both = changes.into_iter().zip(sealed);
+        let changed = both.map(|(Change { unsealed, staged, turn }, extension)| Changed {
+            verified: staged.extended(extension),
+            unsealed,
+            turn,
+        });
+        publish(&self.opener, changed.collect())
     }
 
     async fn begin(&self, block: BlockNo, turn: Turn) -> Result<Change, KeyringError> {

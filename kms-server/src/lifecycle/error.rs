@@ -60,6 +60,12 @@ pub enum LifecycleError {
         /// The reason, with the meter.
         reason: String,
     },
+    /// Another site of the domain writes, or none does. Nothing was written.
+    #[error("{reason}: changes go to the primary site")]
+    NotPrimary {
+        /// The reason, with the epoch.
+        reason: String,
+    },
     /// Token or database can't be reached.
     #[error("{reason}")]
     Unavailable {
@@ -94,7 +100,13 @@ pub enum LifecycleError {
 
 impl From<KeyringError> for LifecycleError {
     fn from(error: KeyringError) -> Self {
-        let reason = error.to_string();
+        Self::of_keyring(&error, error.to_string())
+    }
+}
+
+impl LifecycleError {
+    /// The error of a block, told as `reason`.
+    pub(crate) fn of_keyring(error: &KeyringError, reason: String) -> Self {
         match error {
             KeyringError::Store(error) => Self::of_store(error, reason),
             KeyringError::Token { said: TokenError::Refused { .. }, .. }
@@ -110,14 +122,14 @@ impl From<KeyringError> for LifecycleError {
             KeyringError::TooLong(_) | KeyringError::NotWrapped { .. } => Self::OurFault { reason },
         }
     }
-}
 
-impl LifecycleError {
-    fn of_store(error: StoreError, reason: String) -> Self {
+    /// The error of the database, told as `reason`.
+    pub(crate) fn of_store(error: &StoreError, reason: String) -> Self {
         match error {
             StoreError::Conflict(_) | StoreError::Taken { .. } => Self::Busy,
             StoreError::ReadOnly => Self::ReadOnly,
             StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
+            StoreError::NotWriter(_) => Self::NotPrimary { reason },
             StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_) => {
                 Self::AuditNotWritable { reason }
             }

@@ -2,7 +2,10 @@
 
 use super::{
     error::LifecycleError,
-    import::meter::{ImportResult, ImportRules, NewMeter},
+    import::{
+        meter::{ImportResult, ImportRules, NewMeter},
+        run::Imports,
+    },
     refusal::Refusal,
     verbs::{Lifecycle, TRIES},
     view::MeterView,
@@ -11,8 +14,20 @@ use crate::keyring::Found;
 use kms_core::{
     FormerKey, MeterId, Record, RefusalCode,
     audit::{AuditOutcome, AuditedCall, Subject},
+    block::BlockMark,
     record::Tombstone,
 };
+
+/// A meter that was made.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// The meter.
+    pub view: MeterView,
+    /// Things worth a look.
+    pub warnings: Vec<String>,
+    /// The state that its block has now.
+    pub states: Vec<BlockMark>,
+}
 
 impl Lifecycle {
     /// Creates one meter; the warnings are worth a look. Refused if it exists. What is done or
@@ -23,7 +38,7 @@ impl Lifecycle {
         call: &AuditedCall,
         meter: NewMeter,
         rules: ImportRules,
-    ) -> Result<(MeterView, Vec<String>), LifecycleError> {
+    ) -> Result<Created, LifecycleError> {
         let (id, title) = (meter.meter_id.clone(), meter.system_title);
         match self.records.find(&id).await? {
             Found::At(_) => return Err(LifecycleError::AlreadyExists(id.to_string())),
@@ -34,7 +49,7 @@ impl Lifecycle {
         if let Some(Record::Meter(known)) = self.records.read(&title).await? {
             return Err(LifecycleError::AlreadyExists(known.meter_id.to_string()));
         }
-        let results = self.import(call, vec![meter], rules).await?;
+        let Imports { results, states } = self.import(call, vec![meter], rules).await?;
         let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
             let reason = "an import of one line has no result".to_owned();
             return Err(LifecycleError::OurFault { reason });
@@ -46,7 +61,7 @@ impl Lifecycle {
                 reason: "the meter could be created; nothing was changed".to_owned(),
             }));
         }
-        Ok((self.get_by_title(&title).await?, warnings))
+        Ok(Created { view: self.get_by_title(&title).await?, warnings, states })
     }
 
     /// The meter with this id.
@@ -62,8 +77,13 @@ impl Lifecycle {
     }
 
     /// Deletes a meter; a tombstone with its keys' fingerprints stays. A deletion is in the audit log as
-    /// `call` when this returns; a failure is for the caller to record.
-    pub async fn delete(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
+    /// `call` when this returns; a failure is for the caller to record. What comes back is the state that its block
+    /// has now.
+    pub async fn delete(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+    ) -> Result<Vec<BlockMark>, LifecycleError> {
         for attempt in 0..TRIES {
             match self.delete_once(call, id).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
@@ -73,7 +93,11 @@ impl Lifecycle {
         Err(LifecycleError::Busy)
     }
 
-    async fn delete_once(&self, call: &AuditedCall, id: &MeterId) -> Result<(), LifecycleError> {
+    async fn delete_once(
+        &self,
+        call: &AuditedCall,
+        id: &MeterId,
+    ) -> Result<Vec<BlockMark>, LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
         let title = self.title_of(id).await?;
         let mut changes = self.writer.change(&[self.records.block_of(&title)]).await?;

@@ -18,12 +18,13 @@ pub use error::LifecycleError;
 pub use import::{
     checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX},
     meter::{ImportResult, ImportRules, Imported, NewKey, NewMeter},
-    run::ChunkOf,
+    run::{ChunkOf, Imports},
     sealed_file::{SealedChunk, SealedFile, SealedHeader},
     signers::{BadSigner, Signers},
     value::{KeyValue, TakenValue},
 };
 pub use listing::{DamagedMeter, Page};
+pub use meters::Created;
 pub use refusal::Refusal;
 pub use standing::Readmitted;
 pub use verbs::Lifecycle;

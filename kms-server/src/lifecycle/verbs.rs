@@ -17,7 +17,8 @@ use crate::{
 };
 use kms_core::{
     MeterId, Record, SystemTitle,
-    ports::{Clock, Randomness},
+    block::BlockMark,
+    ports::{Clock, NoOtherSite, Randomness, Replicated, ReplicationGate},
 };
 
 /// The most tries of a change: it is decided anew after another writer was first.
@@ -38,6 +39,7 @@ pub struct Lifecycle {
     pub(super) signers: Signers,
     pub(super) import_key: OnceCell<ImportKey>,
     pub(super) known_kinds: KnownKinds,
+    gate: Arc<dyn ReplicationGate>,
 }
 
 impl Lifecycle {
@@ -62,7 +64,21 @@ impl Lifecycle {
             signers: Signers::default(),
             import_key: OnceCell::new(),
             known_kinds: KnownKinds::default(),
+            gate: Arc::new(NoOtherSite),
         }
+    }
+
+    /// Asks this gate whether the other site has what was changed. Without, there is no other site.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Arc<dyn ReplicationGate>) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// Whether the other site has these states, which a verb of ours led to. For when it is done: nothing is held
+    /// while the other site is asked.
+    pub async fn replicated(&self, states: &[BlockMark]) -> Replicated {
+        self.gate.replicated(states).await
     }
 
     /// Takes sealed files of these signers. Without, none is taken.
@@ -116,7 +132,7 @@ impl Lifecycle {
             Some(Record::Meter(record)) => {
                 Ok(MeterView { record, block: self.records.block_of(title) })
             }
-            Some(Record::Tombstone(_)) | None => {
+            Some(Record::Tombstone(_) | Record::Line(_)) | None => {
                 Err(LifecycleError::NotFound(format!("with system title {title}")))
             }
         }

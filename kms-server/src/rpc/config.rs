@@ -67,6 +67,19 @@ impl TlsConfig {
     }
 }
 
+/// The way to the other site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// `host:port` of each of its servers.
+    pub endpoints: Vec<String>,
+    /// The authorities of its servers' certificates. PEM; read for each connection.
+    pub ca: PathBuf,
+    /// The name in these certificates; `None`: the endpoint's host.
+    pub server_name: Option<String>,
+    /// The longest time until there is a connection, TLS included, over all endpoints.
+    pub connect_timeout: Duration,
+}
+
 /// The bounds of the wire, each with a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

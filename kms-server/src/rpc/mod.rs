@@ -3,7 +3,7 @@
 //! A call comes in at [`listen`] (TLS 1.3, a certificate on both sides), passes the [`gate`] (who is it,
 //! may he, is there room), comes to its service in [`services`], which reads it with [`messages`], goes
 //! down to [`crate::ciphering`] or [`crate::lifecycle`], and leaves the same way. What went wrong becomes
-//! a gRPC status in `messages/status.rs` and nowhere else. Start reading at `server/serve.rs`.
+//! a gRPC status in `messages/status.rs` and nowhere else. [`peer`] is the one way out: calls to the other site. Start reading at `server/serve.rs`.
 //!
 //! A room names only rooms on lower floors; `tests/architecture.rs` has the table of them.
 
@@ -16,6 +16,7 @@ mod gate;
 mod http;
 mod listen;
 mod messages;
+mod peer;
 mod server;
 mod services;
 mod shares;
@@ -25,9 +26,11 @@ pub use access::{
     policy::{BadCallerName, CallerName, Forbidden, Permit, Policy, PolicyError, Role, Second},
     verb::Verb,
 };
-pub use config::{BadSetting, Config, Limits, MetricsConfig, TlsConfig};
+pub use config::{BadSetting, Config, Limits, MetricsConfig, PeerConfig, TlsConfig};
 pub use messages::status::ERROR_DOMAIN;
-pub use server::{Bound, Control, GateParts, Parts, RpcError, serve, serve_services};
+pub use peer::PeerClient;
+pub use server::{Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services};
+pub use services::replication::ReplicationParts;
 pub use tls::{
     checking::check_certificates, error::TlsError, in_use::Reloaded, presented::check_presented,
 };

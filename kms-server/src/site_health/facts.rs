@@ -43,6 +43,8 @@ pub struct Facts {
     pub audit_fault: Option<String>,
     /// The faults, now or soon, of this server's certificate and of its clients' revocation lists.
     pub certificate_faults: Vec<String>,
+    /// What is wrong between this site and the other one.
+    pub replication_faults: Vec<String>,
 }
 
 /// Of the database.
@@ -100,6 +102,7 @@ impl Looks {
             keyring: self.keyring.status(),
             audit_fault: self.audit.status().fault,
             certificate_faults: Vec::new(),
+            replication_faults: Vec::new(),
         }
     }
 }
@@ -146,9 +149,15 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Holder, IndexedMeter, StoredBlock};
+    use crate::store::{
+        Holder, IndexedMeter, StoredBlock,
+        sites::{AloneLock, BlockChanges, Divergent, FollowerLock, RoleRow},
+    };
     use async_trait::async_trait;
-    use kms_core::{BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle};
+    use kms_core::{
+        BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+        site::{peer::SignedPeer, role::SignedRoleRecord},
+    };
 
     /// A database that only counts, in its way.
     enum Store {
@@ -201,6 +210,38 @@ mod tests {
 
         async fn holders_of(&self, _: &[Fingerprint], _: u32) -> Result<Vec<Holder>, StoreError> {
             Ok(Vec::new())
+        }
+
+        async fn role(&self) -> Result<RoleRow, StoreError> {
+            Ok(RoleRow { epoch: Epoch(2), writes: true })
+        }
+
+        async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn changes_after(
+            &self,
+            _: BlockNo,
+            _: Position,
+        ) -> Result<Option<BlockChanges>, StoreError> {
+            Ok(None)
+        }
+
+        async fn divergence(
+            &self,
+            _: Option<(BlockNo, RecordKey, Position)>,
+            _: u32,
+        ) -> Result<Vec<Divergent>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+            Ok(Some(Box::new(AloneLock)))
         }
     }
 

@@ -36,6 +36,8 @@ kms_core::numbered! {
         Audit = 11 "audit",
         /// A certificate or a revocation list is due.
         Certificate = 12 "certificate",
+        /// The other site is not in step, not ready, or not believed.
+        Replication = 13 "replication",
     }
 }
 
@@ -55,7 +57,8 @@ impl Cause {
             | Self::Damage
             | Self::Index
             | Self::Audit
-            | Self::Certificate => None,
+            | Self::Certificate
+            | Self::Replication => None,
         }
     }
 }
@@ -103,6 +106,9 @@ impl SiteHealth {
         }
         for fault in &facts.certificate_faults {
             add(Cause::Certificate, fault.clone());
+        }
+        for fault in &facts.replication_faults {
+            add(Cause::Replication, fault.clone());
         }
         Self { faults, blocks_open: facts.keyring.blocks_open > 0 }
     }
@@ -210,6 +216,7 @@ mod tests {
             keyring: KeyringStatus { blocks_total: 9, ..KeyringStatus::default() },
             audit_fault: None,
             certificate_faults: Vec::new(),
+            replication_faults: Vec::new(),
         }
     }
 

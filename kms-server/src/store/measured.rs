@@ -7,15 +7,17 @@ use async_trait::async_trait;
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
 };
 use crate::telemetry::{
     catalogue::STORE,
     metrics::{Histogram, Page, Source},
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
 /// A store that counts how long its calls take, by operation and outcome. A call whose caller goes
@@ -42,9 +44,19 @@ enum Operation {
     Commit,
     AuditRead,
     AuditHead,
+    Role,
+    RoleRecords,
+    Peers,
+    ChangesAfter,
+    Divergence,
+    FollowerLock,
+    Adopt,
+    ChangeRole,
+    PutPeer,
+    PutDivergence,
 }
 
-const OPERATIONS: [&str; 14] = [
+const OPERATIONS: [&str; 24] = [
     "domain",
     "heads",
     "block",
@@ -59,9 +71,19 @@ const OPERATIONS: [&str; 14] = [
     "commit",
     "audit_read",
     "audit_head",
+    "role",
+    "role_records",
+    "peers",
+    "changes_after",
+    "divergence",
+    "follower_lock",
+    "adopt",
+    "change_role",
+    "put_peer",
+    "put_divergence",
 ];
 
-const OUTCOMES: [&str; 9] = [
+const OUTCOMES: [&str; 10] = [
     "ok",
     "conflict",
     "taken",
@@ -71,6 +93,7 @@ const OUTCOMES: [&str; 9] = [
     "read_only",
     "audit_moved",
     "audit_not_written",
+    "not_writer",
 ];
 
 /// The outcome's place in [`OUTCOMES`].
@@ -85,6 +108,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::ReadOnly | StoreError::ReadOnlyPrimary) => 6,
         Err(StoreError::AuditMoved(_)) => 7,
         Err(StoreError::AuditNotWritten { .. }) => 8,
+        Err(StoreError::NotWriter(_)) => 9,
     }
 }
 
@@ -182,6 +206,38 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::StandbyLag, self.inner.standby_lag()).await
     }
 
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        self.measure(Operation::Role, self.inner.role()).await
+    }
+
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        self.measure(Operation::RoleRecords, self.inner.role_records()).await
+    }
+
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        self.measure(Operation::Peers, self.inner.peers()).await
+    }
+
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        self.measure(Operation::ChangesAfter, self.inner.changes_after(block, after)).await
+    }
+
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        self.measure(Operation::Divergence, self.inner.divergence(after, limit)).await
+    }
+
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.measure(Operation::FollowerLock, self.inner.follower_lock()).await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }
@@ -248,6 +304,30 @@ impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
         audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         self.measure(Operation::Commit, self.inner.commit(changes, audit)).await
+    }
+
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.measure(Operation::Adopt, self.inner.adopt(adoptions, audit)).await
+    }
+
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.measure(Operation::ChangeRole, self.inner.change_role(step, audit)).await
+    }
+
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.measure(Operation::PutPeer, self.inner.put_peer(peer, audit)).await
+    }
+
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.measure(Operation::PutDivergence, self.inner.put_divergence(divergent, audit)).await
     }
 
     async fn until_failed(&self) -> String {

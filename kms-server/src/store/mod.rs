@@ -6,207 +6,27 @@
 
 mod indexing;
 pub mod measured;
+mod nouns;
 pub mod postgres;
 pub mod rules;
+pub mod sites;
 pub mod sqlite;
+mod work;
 
 use async_trait::async_trait;
 
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
-/// The errors of a store, cut by what the caller can do about them.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// Somebody else extended this block first: read it again and decide anew.
-    #[error("block {0} was changed by another writer")]
-    Conflict(BlockNo),
-    /// Another meter has this id or this title.
-    #[error("{what} {value} belongs to another meter")]
-    Taken {
-        /// "meter id" or "system title".
-        what: &'static str,
-        /// The value that clashed.
-        value: String,
-    },
-    /// The change contradicts the rules of this trait: a fault in our code. Nothing was written.
-    #[error("a change of block {block} breaks a rule: {rule}")]
-    Rule {
-        /// The block.
-        block: BlockNo,
-        /// The rule.
-        rule: &'static str,
-    },
-    /// The audit chain does not end where its next events were to be put. Nothing was written.
-    #[error("the audit chain of node {0} does not end where this process left it")]
-    AuditMoved(NodeId),
-    /// The audit log can't be written, so nothing else was either.
-    #[error("the audit log can't be written: {reason}")]
-    AuditNotWritten {
-        /// One sentence for people.
-        reason: String,
-    },
-    /// The database holds what no version of this program wrote.
-    #[error("the database is damaged: {0}")]
-    Damaged(String),
-    /// The database is a standby: it follows another one and takes no changes. Nothing was written.
-    #[error(
-        "the database is a standby and takes no changes: write through a server at its primary"
-    )]
-    ReadOnly,
-    /// The database is a primary and takes no changes all the same. Nothing was written.
-    #[error(
-        "the database is a primary that takes no changes: set `default_transaction_read_only = off` \
-         for the server, the database and the role"
-    )]
-    ReadOnlyPrimary,
-    /// The database can't be reached or has failed; the change may or may not be there.
-    #[error("the database is not reachable: {reason}")]
-    Unreachable {
-        /// One sentence for people.
-        reason: String,
-    },
-}
-
-/// A block secret, sealed for one token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SealedSecret {
-    /// The version of the block's secret.
-    pub secret_version: u32,
-    /// The site KEK that it is sealed under.
-    pub kek_id: [u8; 16],
-    /// Opaque.
-    pub sealed: Vec<u8>,
-}
-
-/// All of a block. Records are in key order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredBlock {
-    /// Its head.
-    pub head: Head,
-    /// One seal a token that may open it.
-    pub seals: Vec<SealedSecret>,
-    /// Its records.
-    pub records: Vec<StoredRecord>,
-}
-
-/// The entry of the indexes for a record. Not MACed: a hint where to look, verified against the
-/// record by the reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IndexEntry {
-    /// A meter that is alive: its id and title find it, its keys' fingerprints find duplicates.
-    Meter {
-        /// Unique among the living.
-        meter_id: MeterId,
-        /// Of all key versions that have one.
-        fingerprints: Vec<Fingerprint>,
-    },
-    /// A tombstone: its id finds it no more. Its fingerprints stay.
-    Tombstone,
-}
-
-/// One record's change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordChange {
-    /// Replaces the record of the same key, or is new.
-    pub record: StoredRecord,
-    /// Replaces its index entry.
-    pub index: IndexEntry,
-}
-
-/// The change of one block: extends `expected` to `head` by exactly the records that changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockChange {
-    /// The position it builds on; `None`: the block does not exist yet.
-    pub expected: Option<Position>,
-    /// The new head. Its sequence is the old one plus the number of records; epochs never fall.
-    pub head: Head,
-    /// New seals, for a new block or a new secret version.
-    pub seals: Vec<SealedSecret>,
-    /// In sequence order: numbers run from the old sequence + 1 to the head's.
-    pub records: Vec<RecordChange>,
-}
-
-/// The beginning of a key domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Founding {
-    /// Its record.
-    pub domain: DomainRecord,
-    /// All of its blocks, each without a record: none comes to be later.
-    pub blocks: Vec<BlockChange>,
-    /// The signed table of their heads.
-    pub table: SignedHeadTable,
-}
-
-/// Where a meter is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IndexedMeter {
-    /// The operator's name.
-    pub meter_id: MeterId,
-    /// Its title, hence its block.
-    pub system_title: SystemTitle,
-}
-
-/// A holder of a key: the key's fingerprint, his title, and his id while he lives.
-pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
-
-/// The lag of a standby behind its primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StandbyLag {
-    /// WAL that the primary is known to have and that is not replayed here. While the standby
-    /// receives nothing, the primary's end is not known: then this counts what was received.
-    pub bytes: u64,
-    /// 0 while everything received is replayed and more is being received; else the age of the last
-    /// replayed commit. `None`: nothing was replayed since the standby started.
-    pub ms: Option<u64>,
-    /// Whether it receives from its primary now.
-    pub receiving: bool,
-}
-
-/// Where blocks stand, as the database says: nothing of it is authentic. A row that can't be read takes
-/// no other one with it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Positions {
-    /// Not in order.
-    pub at: Vec<(BlockNo, Position)>,
-    /// Rows that no version of this program wrote.
-    pub damaged: Vec<DamagedRow>,
-    /// Whether these are all the rows there are; else some that just changed.
-    pub complete: bool,
-}
-
-/// A row of a block that can't be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DamagedRow {
-    /// The block; `None`: its number can't be read.
-    pub block: Option<BlockNo>,
-    /// The fault of the row.
-    pub what: String,
-}
-
-impl Positions {
-    /// All rows, each read or found damaged.
-    fn of_rows(
-        rows: impl Iterator<Item = (Result<BlockNo, StoreError>, Result<Position, StoreError>)>,
-    ) -> Self {
-        let mut all = Self { complete: true, ..Self::default() };
-        for row in rows {
-            match row {
-                (Ok(block), Ok(position)) => all.at.push((block, position)),
-                (block, position) => {
-                    let what = block.as_ref().err().or(position.as_ref().err());
-                    let what = what.map(ToString::to_string).unwrap_or_default();
-                    all.damaged.push(DamagedRow { block: block.ok(), what });
-                }
-            }
-        }
-        all
-    }
-}
+pub use nouns::{
+    BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
+    SealedSecret, StandbyLag, StoreError, StoredBlock,
+};
+use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
 
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
 #[async_trait]
@@ -291,6 +111,34 @@ pub trait ReadStore: Send + Sync + 'static {
         Ok(())
     }
 
+    /// This site's role, as the database says. Cheap: asked at each poll.
+    async fn role(&self) -> Result<RoleRow, StoreError>;
+
+    /// All role records of the domain, in the order of their epochs, a promotion before the demotion from it.
+    /// Not verified.
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError>;
+
+    /// The other sites that were enrolled, in order of their names. Not verified.
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError>;
+
+    /// The block's head, and its records that changed after this position; `None` if there is no such block.
+    /// Both of one moment.
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError>;
+
+    /// Records that were set aside, by block, key and position, after this one; at most `limit`.
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError>;
+
+    /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;
+
     /// Ends all connections. Everything acknowledged is on disk already.
     async fn close(&self) {}
 }
@@ -357,6 +205,29 @@ pub trait WriteStore: ReadStore + AuditStore {
     async fn commit(&self, changes: &[BlockChange], audit: ChainLink<'_>)
     -> Result<(), StoreError>;
 
+    /// Blocks become what a peer has: all of them or none, on disk when this returns, and with them what was
+    /// set aside and the audit log's events. Refused as [`StoreError::NotWriter`] while this site writes.
+    /// Indexes follow as far as they can: two records that claim one meter id are no error here.
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError>;
+
+    /// The site's role changes: no commit is under way meanwhile, and none that began before is accepted
+    /// after it in another role or epoch.
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError>;
+
+    /// A peer is enrolled, or enrolled anew: its keys replace the former ones.
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError>;
+
+    /// Divergent records become known, or are decided about. The same twice changes nothing.
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError>;
+
     /// Ends when the disk below this process has failed, and says how: the process is to stop then,
     /// since what it acknowledged may be lost. Never ends where the disk is another process's, which
     /// stops itself.
@@ -373,6 +244,27 @@ pub trait AuditedStore: Send + Sync + 'static {
     async fn commit(
         &self,
         changes: Vec<BlockChange>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError>;
+
+    /// As [`WriteStore::adopt`]. Runs to its end even if the future is dropped.
+    async fn adopt(
+        &self,
+        adoptions: Vec<BlockAdoption>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError>;
+
+    /// As [`WriteStore::change_role`]. Runs to its end even if the future is dropped.
+    async fn change_role(&self, step: RoleStep, entries: Vec<AuditEntry>)
+    -> Result<(), StoreError>;
+
+    /// As [`WriteStore::put_peer`]. Runs to its end even if the future is dropped.
+    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError>;
+
+    /// As [`WriteStore::put_divergence`]. Runs to its end even if the future is dropped.
+    async fn put_divergence(
+        &self,
+        divergent: Vec<Divergent>,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError>;
 }

@@ -13,11 +13,15 @@ mod columns;
 mod config;
 mod failure;
 mod follow;
+mod follower;
 mod index;
 mod open;
 mod patience;
 mod pooling;
 mod read;
+mod role;
+mod rows;
+mod sites;
 mod write;
 
 use std::time::Duration;
@@ -38,11 +42,14 @@ use self::{
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
+    sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
 /// The longest time for a query. None of them is long; what takes this long hangs.
@@ -54,10 +61,6 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest time for the last connections to end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Begins a commit. Rows are locked as they are met, each at its newest version; what a head was when
-/// it was locked is what it stays.
-const BEGIN_COMMIT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 /// The store in one PostgreSQL database.
 pub struct PostgresStore {
@@ -75,21 +78,45 @@ impl PostgresStore {
 impl PostgresStore {
     /// A domain's record and all that it has; or what an old one has not.
     async fn found(&self, founding: &Founding, is_new: bool) -> Result<(), StoreError> {
-        let Founding { domain, blocks, table: _ } = founding;
+        let Founding { domain, blocks, .. } = founding;
+        let first = blocks.iter().map(|change| change.head.block).min();
         rules::check(blocks)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = async {
-            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
+            let mut whole = connection.begin_with(role::BEGIN).await?;
             if is_new {
-                write::create_domain(&mut whole, domain).await?;
+                write::create_domain(&mut whole, founding).await?;
             } else {
                 write::sign_domain(&mut whole, domain).await?;
             }
             write::found(&mut whole, founding).await?;
             Ok(whole.commit().await?)
         };
-        let work = async { work.await.map_err(|error: WriteError| error.of_commit(blocks)) };
+        let work = async { work.await.map_err(|error: WriteError| error.of_commit(first)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
+        written(&mut connection, outcome).await
+    }
+
+    /// Does `work` with its events, or nothing.
+    async fn write(&self, work: Work<'_>, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        work.check(&audit)?;
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let mut has_begun = false;
+        let attempt = async {
+            let mut whole = connection.begin_with(role::begin(work)).await?;
+            has_begun = true;
+            write::work(&mut whole, work, &audit).await?;
+            audit::append(&mut whole, &audit.behind, audit.events).await?;
+            // Lost from here on, the outcome is unknown: `Unreachable` says so.
+            Ok(whole.commit().await?)
+        };
+        let first = work.first_block();
+        let attempt = async { attempt.await.map_err(|error: WriteError| error.of_commit(first)) };
+        let outcome = within(COMMIT_PATIENCE, attempt).await;
+        if !has_begun {
+            // It did not get the role's lock: its transaction is aborted, and nobody else knows that.
+            connection.close_on_drop();
+        }
         written(&mut connection, outcome).await
     }
 }
@@ -194,6 +221,38 @@ impl ReadStore for PostgresStore {
         reading!(self, takes_changes)
     }
 
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        reading!(self, role::role)
+    }
+
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        reading!(self, role::records)
+    }
+
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        reading!(self, sites::peers)
+    }
+
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        reading!(self, sites::changes_after, block, after)
+    }
+
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        reading!(self, sites::divergence, after, limit)
+    }
+
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        follower::lock(&self.pool).await
+    }
+
     async fn close(&self) {
         // A connection that hangs longer is ended by the process.
         let _ = timeout(CLOSE_PATIENCE, self.pool.close()).await;
@@ -267,18 +326,30 @@ impl WriteStore for PostgresStore {
         changes: &[BlockChange],
         audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
-        rules::check(changes)?;
-        rules::check_audit(&audit)?;
-        let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let work = async {
-            let mut whole = connection.begin_with(BEGIN_COMMIT).await?;
-            write::commit(&mut whole, changes).await?;
-            audit::append(&mut whole, &audit.behind, audit.events).await?;
-            // Lost from here on, the outcome is unknown: `Unreachable` says so.
-            Ok(whole.commit().await?)
-        };
-        let work = async { work.await.map_err(|error: WriteError| error.of_commit(changes)) };
-        let outcome = within(COMMIT_PATIENCE, work).await;
-        written(&mut connection, outcome).await
+        self.write(Work::Commit(changes), audit).await
+    }
+
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.write(Work::Adopt(adoptions), audit).await
+    }
+
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.write(Work::ChangeRole(step), audit).await
+    }
+
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.write(Work::PutPeer(peer), audit).await
+    }
+
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.write(Work::PutDivergence(divergent), audit).await
     }
 }

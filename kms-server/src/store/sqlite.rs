@@ -12,6 +12,9 @@ mod index;
 mod open;
 mod pieces;
 mod read;
+mod role;
+mod rows;
+mod sites;
 mod write;
 
 use async_trait::async_trait;
@@ -31,11 +34,14 @@ use self::{
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
     StoreError, StoredBlock, WriteStore, rules,
+    sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
@@ -128,6 +134,18 @@ impl SqliteStore {
         let begun = sqlx::query("BEGIN IMMEDIATE").execute(&mut writer.connection).await;
         begun.inspect_err(|error| self.notice(error)).map_err(classify)?;
         Ok(Begun { slot, writer })
+    }
+
+    /// Does `work` with its events, or nothing.
+    async fn write(&self, work: Work<'_>, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        work.check(&audit)?;
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let mut outcome = write::work(connection, work, &audit).await;
+        if outcome.is_ok() {
+            outcome = audit::append(connection, &audit.behind, audit.events).await;
+        }
+        self.end(begun, outcome).await
     }
 
     async fn new_writer(&self) -> Result<Writer, StoreError> {
@@ -266,6 +284,38 @@ impl ReadStore for SqliteStore {
         reading!(self, positions)
     }
 
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        reading!(self, role::role)
+    }
+
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        reading!(self, role::records)
+    }
+
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        reading!(self, sites::peers)
+    }
+
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        reading!(self, sites::changes_after, block, after)
+    }
+
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        reading!(self, sites::divergence, after, limit)
+    }
+
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        Ok(Some(Box::new(AloneLock)))
+    }
+
     /// The last connection copies the log into the file.
     async fn close(&self) {
         self.readers.close().await;
@@ -337,7 +387,7 @@ impl WriteStore for SqliteStore {
         rules::check(&founding.blocks)?;
         let mut begun = self.begin().await?;
         let connection = &mut begun.writer.connection;
-        let mut outcome = write::create_domain(connection, &founding.domain).await;
+        let mut outcome = write::create_domain(connection, founding).await;
         if outcome.is_ok() {
             outcome = write::found(connection, founding).await;
         }
@@ -360,15 +410,31 @@ impl WriteStore for SqliteStore {
         changes: &[BlockChange],
         audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
-        rules::check(changes)?;
-        rules::check_audit(&audit)?;
-        let mut begun = self.begin().await?;
-        let connection = &mut begun.writer.connection;
-        let mut outcome = write::commit(connection, changes).await;
-        if outcome.is_ok() {
-            outcome = audit::append(connection, &audit.behind, audit.events).await;
-        }
-        self.end(begun, outcome).await
+        self.write(Work::Commit(changes), audit).await
+    }
+
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.write(Work::Adopt(adoptions), audit).await
+    }
+
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.write(Work::ChangeRole(step), audit).await
+    }
+
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.write(Work::PutPeer(peer), audit).await
+    }
+
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.write(Work::PutDivergence(divergent), audit).await
     }
 
     async fn until_failed(&self) -> String {

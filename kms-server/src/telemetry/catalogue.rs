@@ -171,6 +171,30 @@ catalogue! {
     READY = "kms_ready", Gauge, [],
         "1 if the last `/readyz` was 200; absent before the first.",
         "Says what the load balancer was told.", "";
+    PEER_CONNECTED = "kms_peer_connected", Gauge, [],
+        "1: this server follows the other site, and is connected.",
+        "Only where this site does not write. Of several servers of a site one follows; the others say 0.",
+        "sum over the site's servers 0 for 1 minute";
+    PEER_BLOCKS_ADOPTED = "kms_peer_blocks_adopted_total", Counter, [],
+        "Blocks that were taken over from the other site.",
+        "One that changed twice counts twice, unless both changes came at once.", "";
+    PEER_RECORDS_ADOPTED = "kms_peer_records_adopted_total", Counter, [],
+        "Records that were taken over from the other site.",
+        "Follows the changes at the site that writes.", "";
+    PEER_BLOCKS_REFUSED = "kms_peer_blocks_refused", Gauge, [],
+        "Blocks of the other site that are not taken over.",
+        "Their MACs are wrong, they have parted from ours, or ours can't be read; `site status` names them.",
+        "above 0 for 1 minute";
+    PEER_PROVED = "kms_peer_blocks_proved", Gauge, [],
+        "Blocks that the other site's token has proved within `peer.proof_age_max_s`.",
+        "Only where this site writes. All blocks, while the other site could take over at once.", "";
+    PEER_UNPROVED = "kms_peer_blocks_unproved", Gauge, [],
+        "Blocks that the other site did not prove in time, or failed to.",
+        "The other site's token, database or connection is at fault; `site status` has the reason.",
+        "above 0 for 5 minutes";
+    PEER_PROOF_AGE = "kms_peer_oldest_proof_seconds", Gauge, [],
+        "Age of the oldest proof, while all blocks are proved.",
+        "Goes up and down with `peer.prove_interval_s`.", "";
 }
 
 /// The unit that a name ends in.

@@ -45,6 +45,17 @@ pub(crate) fn at_home(test: impl AsyncFnOnce(&Home)) {
     run(test(&home));
 }
 
+/// The same, with a second one: of another site.
+pub(crate) fn at_two_homes(test: impl AsyncFnOnce(&Home, &Home)) {
+    let home = || {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tokens")).unwrap();
+        Home { dir, token: Arc::new(MemoryToken::new().unwrap()) }
+    };
+    let (one, other) = (home(), home());
+    run(test(&one, &other));
+}
+
 /// A site with an arena of its own size.
 pub(crate) async fn site_of(home: &Home, blocks: u32, arena_bytes: usize) -> Site {
     Site::with(home, Options { blocks, arena_bytes, ..Options::default() }).await

@@ -2,10 +2,15 @@
 //! that is there, away or garbling, in milliseconds. That a real token does the same is kept by its
 //! contract (`tests/hsm_contract`); the same parts on SoftHSM are in `tests/`.
 
+mod adopting;
 mod ciphering;
+mod enrolment;
 mod home;
 mod keyring;
 mod lifecycle;
+mod pair;
+mod roles;
+mod two_sites;
 
 /// The home that the shared helpers build a site in.
 mod hsm_common {

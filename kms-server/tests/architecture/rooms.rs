@@ -12,6 +12,7 @@ const ROOMS: &[(&str, u8)] = &[
     ("messages", 30),
     ("tls", 30),
     ("approvals", 40),
+    ("peer", 40),
     ("shares", 40),
     ("gate", 50),
     ("http", 60),

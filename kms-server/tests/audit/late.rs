@@ -4,15 +4,18 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
+    site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 use kms_server::{
     audit::AuditError,
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
-        StoredBlock, WriteStore, sqlite::SqliteStore,
+        StoredBlock, WriteStore,
+        sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+        sqlite::SqliteStore,
     },
 };
 
@@ -72,6 +75,32 @@ impl ReadStore for Lossy {
         limit: u32,
     ) -> Result<Vec<Holder>, StoreError> {
         self.inner.holders_of(fingerprints, limit).await
+    }
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        self.inner.role().await
+    }
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        self.inner.role_records().await
+    }
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        self.inner.peers().await
+    }
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        self.inner.changes_after(block, after).await
+    }
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(after, limit).await
+    }
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.inner.follower_lock().await
     }
 }
 
@@ -139,6 +168,26 @@ impl WriteStore for Lossy {
             return Err(StoreError::Unreachable { reason: "the answer was lost".into() });
         }
         self.inner.commit(changes, audit).await
+    }
+    async fn adopt(
+        &self,
+        adoptions: &[BlockAdoption],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.adopt(adoptions, audit).await
+    }
+    async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.inner.change_role(step, audit).await
+    }
+    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.inner.put_peer(peer, audit).await
+    }
+    async fn put_divergence(
+        &self,
+        divergent: &[Divergent],
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.put_divergence(divergent, audit).await
     }
 }
 

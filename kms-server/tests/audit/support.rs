@@ -22,8 +22,9 @@ use kms_server::{
     app::SystemClock,
     audit::{self, Audit, Config, Parts},
     hsm::{
-        BlockSeals, Device, GcmOpen, Hsm, ImportKey, ImportsKeys, NotAuthentic, SealedKeys, Signs,
-        TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
+        BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
+        NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys, Taken, TokenError,
+        TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,
@@ -59,6 +60,12 @@ impl Signer {
     pub(crate) fn head(&self, tip: ChainTip) -> Checkpoint {
         let signature = self.sign(&Checkpoint::message(&tip, 7)).unwrap();
         Checkpoint { tip, at_ms: 7, signature }
+    }
+
+    pub(crate) fn table(&self, table: &HeadTable) -> SignedHeadTable {
+        let body = table.encode();
+        let signature = self.sign(&HeadTable::message(&place().domain, &body)).unwrap();
+        SignedHeadTable { number: table.number, body, signature }
     }
 }
 
@@ -102,6 +109,21 @@ impl ImportsKeys for Signer {
         Err(TokenError::Busy)
     }
     fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+        Err(TokenError::Busy)
+    }
+}
+
+impl Enrols for Signer {
+    fn transport_block_key(&self) -> Result<RsaKey, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn hand_over_keks(
+        &self,
+        _: &CeremonyKey,
+    ) -> Result<Result<HandedKeks, NotTrusted>, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn receive_secret(&self, _: &[u8]) -> Result<BlockSecret, TokenError> {
         Err(TokenError::Busy)
     }
 }
@@ -190,11 +212,7 @@ pub(crate) async fn begin_table(store: &dyn WriteStore, signer: &Signer) {
     let there = there.map(|table| table.number);
     let heads = vec![Default::default(); place.blocks.get() as usize];
     let number = there.unwrap_or(0) + 1;
-    let body = HeadTable { number, at_ms: 7, tips: Vec::new(), heads }.encode();
-    let message = HeadTable::message(&place.domain, &body);
-    let signature = signer.key.sign(&SystemRandom::new(), &message).unwrap();
-    let signature = signature.as_ref().try_into().unwrap();
-    let table = SignedHeadTable { number, body, signature };
+    let table = signer.table(&HeadTable { number, at_ms: 7, tips: Vec::new(), heads });
     assert!(store.put_head_table(there, &table).await.unwrap());
 }
 

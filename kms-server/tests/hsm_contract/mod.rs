@@ -18,8 +18,8 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rsa::{BoxedUint, Oaep, RsaPublicKey};
 
 use crate::hsm::{
-    GcmOpen, ImportKey, KEYS_PER_CALL_MAX, LockedKey, NotAKey, NotAuthentic, OaepHash, SealedValue,
-    StoreUnder, TakeKeys, Token, TokenError, WrappedKey,
+    CeremonyKey, GcmOpen, ImportKey, KEYS_PER_CALL_MAX, LockedKey, NotAKey, NotAuthentic,
+    NotTrusted, OaepHash, RsaKey, SealedValue, StoreUnder, TakeKeys, Token, TokenError, WrappedKey,
 };
 
 /// Calls a macro with the names of all cases.
@@ -39,6 +39,8 @@ macro_rules! contract {
             a_signature_verifies_over_its_message_and_no_other
             keys_of_a_sealed_file_come_out_identified_and_wrapped
             a_sealed_file_that_is_not_whole_or_of_another_key_is_refused
+            a_block_secret_of_another_site_opens_and_with_any_byte_changed_does_not
+            sealed_keks_are_not_handed_to_a_key_that_nobody_trusted
         }
     };
 }
@@ -304,4 +306,39 @@ pub(crate) fn a_sealed_file_that_is_not_whole_or_of_another_key_is_refused(token
     assert!(refused(token.take_keys(&job(sealed.clone(), many))));
     let other = TakeKeys { wrap_keys: vec![Arc::new([1; 16])], ..job(sealed, vec![good]) };
     assert!(refused(token.take_keys(&other)));
+}
+
+pub(crate) fn a_block_secret_of_another_site_opens_and_with_any_byte_changed_does_not(
+    token: &dyn Token,
+) {
+    let hash = token.import_key().unwrap().oaep_hash;
+    let key = token.transport_block_key().unwrap();
+    assert_eq!(RsaKey::from_der(&key.to_der()), Ok(key.clone()));
+    let wrapped = key.wrap_secret(hash, &secret(0x5B)).unwrap();
+    assert_ne!(wrapped, key.wrap_secret(hash, &secret(0x5B)).unwrap());
+    let opened = token.receive_secret(&wrapped).unwrap();
+    assert_eq!(opened.expose_block_secret_bytes(), &[0x5B; 32]);
+    for at in (0..wrapped.len()).step_by(7) {
+        let mut forged = wrapped.clone();
+        forged[at] ^= 1;
+        assert!(refused(token.receive_secret(&forged)), "byte {at}");
+    }
+    for len in [0, 1, 383, 385] {
+        let mut other = wrapped.clone();
+        other.resize(len, 0);
+        assert!(refused(token.receive_secret(&other)), "{len} bytes");
+    }
+    // Genuine, and no block secret: one of 16 bytes.
+    let import_key = ImportKey { modulus: key.modulus, exponent: key.exponent, oaep_hash: hash };
+    assert!(refused(token.receive_secret(&sealed_to(&import_key, &[7; 16]))));
+    let status = token.status();
+    assert_eq!((status.connection_epoch, status.fault), (1, None));
+}
+
+pub(crate) fn sealed_keks_are_not_handed_to_a_key_that_nobody_trusted(token: &dyn Token) {
+    let hash = token.import_key().unwrap().oaep_hash;
+    let key = token.transport_block_key().unwrap();
+    let to = CeremonyKey { id: [0xCE; 16], key, oaep: hash };
+    assert_eq!(token.hand_over_keks(&to).unwrap(), Err(NotTrusted::Missing));
+    assert_eq!(token.status().fault, None);
 }

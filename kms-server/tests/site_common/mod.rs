@@ -36,8 +36,9 @@ use kms_server::{
     hsm::{Hsm, Token},
     keyring::{self, Keyring, founding::make_blocks},
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
+    replication::{Ledger, Noted},
     store::{
-        Founding, WriteStore,
+        AuditedStore, BlockChange, Founding, WriteStore,
         measured::Measured,
         sqlite::{self, SqliteStore},
     },
@@ -54,6 +55,11 @@ pub struct Site {
     pub lifecycle: Lifecycle,
     pub audit: Arc<Audit>,
     pub database: PathBuf,
+    pub domain: DomainRecord,
+    pub clock: Arc<dyn Clock>,
+    /// Where its blocks stand, and the way to commit that it hears of.
+    pub ledger: Arc<Ledger>,
+    pub commits: Arc<dyn AuditedStore>,
 }
 
 /// A call by the operators of these tests.
@@ -100,6 +106,12 @@ pub struct Options {
     pub node: Option<(NodeId, Arc<Witness>)>,
     /// `None`: the system's.
     pub clock: Option<Arc<dyn Clock>>,
+    /// The operator's name for it.
+    pub name: &'static str,
+    /// Of even epochs.
+    pub even: bool,
+    /// The blocks that a site which joins another one begins with, as they were made there; `None`: it makes them.
+    pub blocks_made: Option<Vec<BlockChange>>,
 }
 
 impl Default for Options {
@@ -112,6 +124,9 @@ impl Default for Options {
             signers,
             node: None,
             clock: None,
+            name: "test",
+            even: true,
+            blocks_made: None,
         }
     }
 }
@@ -148,23 +163,28 @@ impl Site {
         let mut domain = DomainRecord {
             domain: DomainId([7; 16]),
             blocks: BlockCount::new(options.blocks).unwrap(),
-            site: "test".into(),
+            site: options.name.into(),
             epoch: Epoch(2),
-            even: true,
+            even: options.even,
             canaries,
             created_ms: 0,
             signature: None,
         };
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
         if store.domain().await.unwrap().is_none() {
-            let blocks = (0..options.blocks).map(BlockNo).collect();
-            let blocks = make_blocks(&hsm, &domain, blocks, |_| {}).await.unwrap();
+            let blocks = match options.blocks_made {
+                Some(blocks) => blocks,
+                None => {
+                    let blocks = (0..options.blocks).map(BlockNo).collect();
+                    make_blocks(&hsm, &domain, blocks, |_| {}).await.unwrap()
+                }
+            };
             let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
             let key = hsm.public_key().await.unwrap();
             domain.signature = Some(hsm.sign(domain.message()).await.unwrap());
             let table = HeadTable { number: 1, at_ms: 0, tips: Vec::new(), heads };
             let table = sign_head_table(&hsm, &key, &domain.domain, &table).await.unwrap();
-            let founding = Founding { domain: domain.clone(), blocks, table };
+            let founding = Founding::new(domain.clone(), blocks, table);
             store.create_domain(&founding).await.unwrap();
         }
         let clock = options.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
@@ -193,30 +213,37 @@ impl Site {
         )
         .await
         .unwrap();
+        let ledger = Arc::new(Ledger::new(domain.blocks));
+        let commits: Arc<dyn AuditedStore> =
+            Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
+        let role = Arc::new(keyring::SiteRole::founding(&domain));
         let keyring = Keyring::new(
             keyring::Config {
                 arena_bytes: options.arena_bytes,
                 allow_unlocked: true,
                 warm_up_parallelism: 2,
             },
-            domain,
+            domain.clone(),
             keyring::Below {
                 hsm: hsm.clone(),
                 store: measured.clone(),
                 clock: Arc::clone(&clock),
                 freshness,
+                role,
             },
-            audit.clone(),
+            Arc::clone(&commits),
         )
         .unwrap();
         let keyring = Arc::new(keyring);
+        // Where the token is away, or the database is not to be believed, the founding role stays.
+        let _ = keyring.roles.look().await;
         Self {
             ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus()),
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
                 &keyring,
                 measured.clone(),
-                clock,
+                Arc::clone(&clock),
                 Arc::new(OperatingSystem),
             )
             .with_signers(options.signers),
@@ -226,6 +253,10 @@ impl Site {
             store,
             measured,
             database: PathBuf::new(),
+            domain,
+            clock,
+            ledger,
+            commits,
         }
     }
 
@@ -243,7 +274,7 @@ impl Site {
     }
 
     pub async fn import(&self, meters: Vec<NewMeter>, rules: ImportRules) -> Vec<ImportResult> {
-        self.lifecycle.import(&call("Meters/ImportMeters"), meters, rules).await.unwrap()
+        self.lifecycle.import(&call("Meters/ImportMeters"), meters, rules).await.unwrap().results
     }
 
     pub async fn open(&self, apdu: &[u8], named: Named<'_>) -> (Outcome, Vec<u8>) {

@@ -8,7 +8,7 @@ use super::{
     refused, same,
 };
 use kms_core::audit::{
-    AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, StoredEvent, Subject,
+    AuditEntry, AuditOutcome, AuditedCall, ChainTip, Checkpoint, NodeId, StoredEvent, Subject,
 };
 use kms_server::store::{ChainLink, StoreError, WriteStore};
 
@@ -16,6 +16,14 @@ type Store = Arc<dyn WriteStore>;
 type Outcome = Result<(), Seen>;
 
 const NODE: NodeId = NodeId([0xFF; 16]);
+
+/// The time of [`super::Said`]'s event.
+pub(super) const SAID_AT: u64 = 1_234;
+
+/// Something to say.
+pub(super) fn entry() -> AuditEntry {
+    AuditedCall::new("x", "y").entry(SAID_AT, Subject::NONE, AuditOutcome::Done)
+}
 
 /// The next `count` events of a chain, and where they lead.
 fn next(behind: ChainTip, count: u64) -> (ChainTip, Vec<StoredEvent>) {

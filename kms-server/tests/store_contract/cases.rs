@@ -69,14 +69,14 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let blocks: Vec<BlockChange> = (0..70).map(|block| scene.steps(block, 2, &[])).collect();
     let twice = [blocks.clone(), blocks[..1].to_vec()].concat();
-    let founding = Founding { domain: first.clone(), blocks: twice, table: table(1) };
+    let founding = Founding::new(first.clone(), twice, table(1));
     refused_by(store.create_domain(&founding).await, rules::BLOCK_ONCE)?;
     let mut gap = blocks.clone();
     gap[69].head.count = 1;
-    let founding = Founding { domain: first.clone(), blocks: gap, table: table(1) };
+    let founding = Founding::new(first.clone(), gap, table(1));
     refused_by(store.create_domain(&founding).await, rules::COUNT)?;
     same((store.domain().await?, store.heads().await?), (None, Vec::new()))?;
-    let founding = Founding { domain: first.clone(), blocks, table: table(1) };
+    let founding = Founding::new(first.clone(), blocks, table(1));
     store.create_domain(&founding).await?;
     same(store.heads().await?.len(), 70)?;
     let mut positions = store.positions().await?;
@@ -84,7 +84,7 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
     let at = founding.blocks.iter().map(|change| (change.head.block, change.head.position));
     same(positions, Positions { at: at.collect(), damaged: Vec::new(), complete: true })?;
     let second = DomainRecord { site: "other".into(), ..first.clone() };
-    let second = Founding { domain: second, blocks: Vec::new(), table: table(1) };
+    let second = Founding::new(second, Vec::new(), table(1));
     refused_as_taken(store.create_domain(&second).await, "the place of key domain")?;
     same(store.domain().await?, Some(first))?;
     same(store.head_table().await?, Some(table(1)))
@@ -106,7 +106,7 @@ pub(super) async fn an_old_domain_is_completed_once(store: Store) -> Outcome {
         created_ms: 7,
         signature: None,
     };
-    let mut founding = Founding { domain: old.clone(), blocks: Vec::new(), table: table(1) };
+    let mut founding = Founding::new(old.clone(), Vec::new(), table(1));
     founding.blocks = vec![scene.steps(1, 2, &[])];
     refused_as_taken(store.complete_domain(&founding).await, "the signature of key domain")?;
     store.create_domain(&founding).await?;

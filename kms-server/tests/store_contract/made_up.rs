@@ -10,21 +10,23 @@ use kms_server::store::{BlockChange, IndexEntry, RecordChange, SealedSecret};
 
 /// One made-up change of one meter.
 #[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub(super) title: u64,
+pub struct Step {
+    pub title: u64,
     /// `None`: a tombstone.
-    pub(super) id: Option<&'static str>,
-    pub(super) fingerprints: Vec<u8>,
+    pub id: Option<&'static str>,
+    pub fingerprints: Vec<u8>,
+    /// Those that it had before.
+    pub former: Vec<u8>,
 }
 
 /// The meter `title` lives under `id`, with keys of these `fingerprints`.
-pub(super) fn meter(title: u64, id: &'static str, fingerprints: &[u8]) -> Step {
-    Step { title, id: Some(id), fingerprints: fingerprints.to_vec() }
+pub fn meter(title: u64, id: &'static str, fingerprints: &[u8]) -> Step {
+    Step { title, id: Some(id), fingerprints: fingerprints.to_vec(), former: Vec::new() }
 }
 
 /// The meter `title` is buried.
-pub(super) fn tombstone(title: u64) -> Step {
-    Step { title, id: None, fingerprints: Vec::new() }
+pub fn tombstone(title: u64) -> Step {
+    Step { title, id: None, fingerprints: Vec::new(), former: Vec::new() }
 }
 
 /// Follows what blocks should be, and makes the next change of each: for tests of whatever needs a
@@ -36,6 +38,11 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// The next changes are of a site in this role: `block` is where its head says.
+    pub fn stands(&mut self, head: &Head) {
+        self.heads.insert(head.block, head.position);
+    }
+
     /// A change of `block` by one meter without keys: `serial` is its title and, as text, its id.
     pub fn change(
         &mut self,
@@ -45,14 +52,17 @@ impl Scene {
         let mut change = self.steps(block, 1, &[meter(serial, "placeholder", &[])]);
         let meter_id = MeterId::new(&format!("meter-{serial:07}"))?;
         for record in &mut change.records {
-            record.index =
-                IndexEntry::Meter { meter_id: meter_id.clone(), fingerprints: Vec::new() };
+            record.index = IndexEntry::Meter {
+                meter_id: meter_id.clone(),
+                fingerprints: Vec::new(),
+                former: Vec::new(),
+            };
         }
         Ok(change)
     }
 
     /// The next change of `block`, by `steps`, in `epoch`. The scene moves on as if it succeeded.
-    pub(super) fn steps(&mut self, block: u32, epoch: u64, steps: &[Step]) -> BlockChange {
+    pub fn steps(&mut self, block: u32, epoch: u64, steps: &[Step]) -> BlockChange {
         let no = BlockNo(block);
         let expected = self.heads.get(&no).copied();
         let mut position = expected.unwrap_or_default();
@@ -80,7 +90,7 @@ impl Scene {
 }
 
 /// A seal of `version` under the KEK `kek`.
-pub(super) fn seal(version: u32, kek: u8) -> SealedSecret {
+pub fn seal(version: u32, kek: u8) -> SealedSecret {
     // Zeros first and last, for a database that takes bytes for text.
     SealedSecret { secret_version: version, kek_id: [kek; 16], sealed: vec![0, kek, 0xFF, 0] }
 }
@@ -95,20 +105,21 @@ fn record_change(step: &Step, position: Position) -> RecordChange {
         body: body.concat(),
         mac: [step.title as u8; 16],
     };
+    let values = |bytes: &[u8]| bytes.iter().map(|byte| fingerprint(*byte)).collect();
+    let former = values(&step.former);
     let index = match step.id.and_then(|id| MeterId::new(id).ok()) {
-        None => IndexEntry::Tombstone,
-        Some(meter_id) => IndexEntry::Meter {
-            meter_id,
-            fingerprints: step.fingerprints.iter().map(|byte| fingerprint(*byte)).collect(),
-        },
+        None => IndexEntry::Tombstone { former },
+        Some(meter_id) => {
+            IndexEntry::Meter { meter_id, fingerprints: values(&step.fingerprints), former }
+        }
     };
     RecordChange { record, index }
 }
 
-pub(super) fn title(serial: u64) -> SystemTitle {
+pub fn title(serial: u64) -> SystemTitle {
     SystemTitle::new(serial.to_be_bytes())
 }
 
-pub(super) fn fingerprint(byte: u8) -> Fingerprint {
+pub fn fingerprint(byte: u8) -> Fingerprint {
     Fingerprint([byte; 16])
 }

@@ -3,9 +3,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+mod adopt_cases;
+mod arrival;
 mod audit_cases;
 mod cases;
-mod made_up;
+pub mod made_up;
+mod role_cases;
+pub mod site_scene;
 
 use std::{
     future::Future,
@@ -13,8 +17,8 @@ use std::{
     sync::Arc,
 };
 
-use kms_core::audit::{AuditOutcome, AuditedCall, ChainTip, NodeId, StoredEvent, Subject};
-use kms_server::store::{ChainLink, StoreError, WriteStore};
+use kms_core::audit::{ChainTip, NodeId, StoredEvent};
+use kms_server::store::{ChainLink, StoreError, WriteStore, sites::RoleRow};
 
 pub use made_up::Scene;
 
@@ -31,8 +35,7 @@ impl Said {
         let [high, low] = [RandomState::new(), RandomState::new()].map(|one| one.hash_one(0));
         let node = NodeId((u128::from(high) << 64 | u128::from(low)).to_be_bytes());
         let behind = ChainTip::empty(node);
-        let entry = AuditedCall::new("x", "y").entry(0, Subject::NONE, AuditOutcome::Done);
-        Self { behind, events: [behind.append(entry).1] }
+        Self { behind, events: [behind.append(audit_cases::entry()).1] }
     }
 
     pub fn link(&self) -> ChainLink<'_> {
@@ -90,6 +93,38 @@ where
         holders_follow_the_fingerprints
         an_index_that_changes_twice_in_a_commit_says_the_last
     }
+    each! { role_cases:
+        a_site_begins_in_the_role_of_its_founding
+        a_site_that_does_not_write_refuses_changes_and_records_events
+        a_promotion_takes_all_blocks_into_its_epoch_at_once
+        a_refused_change_of_role_leaves_everything_as_it_was
+        a_demotion_tells_where_the_blocks_stand_or_is_a_conflict
+        a_promotion_leaves_the_blocks_of_which_nothing_is_known
+        of_two_changes_of_role_exactly_one_wins
+        a_role_is_learnt_from_a_peers_record_once
+        a_peer_is_enrolled_and_enrolled_anew
+        the_lock_of_the_follower_is_had
+    }
+    each! { adopt_cases:
+        an_adopted_block_is_the_peers_byte_for_byte
+        a_site_that_writes_adopts_nothing_and_nobody_adopts_an_unknown_epoch
+        an_adoption_for_another_state_is_a_conflict
+        each_broken_rule_of_an_adoption_is_named
+        an_adoption_that_fails_leaves_nothing
+        what_a_fenced_site_wrote_is_set_aside_with_the_adoption
+        a_row_that_is_not_the_peers_goes_and_a_damaged_one_is_replaced
+        divergence_is_kept_once_decided_once_and_listed_page_by_page
+        changes_after_a_position_are_those_and_in_order
+        records_that_are_no_meters_come_back_and_find_nobody
+        two_meters_may_claim_an_id_until_all_has_arrived
+    }
+    let (writer, follower) = (fresh().await, fresh().await);
+    arrival::in_whatever_order_blocks_arrive_the_index_is_the_writers(writer, follower)
+        .await
+        .map_err(|what| Broken {
+            case: "in_whatever_order_blocks_arrive_the_index_is_the_writers",
+            what: what.0,
+        })?;
     each! { audit_cases:
         audit_events_come_back_byte_for_byte_page_by_page
         an_audit_event_stands_only_behind_the_end_of_its_chain
@@ -102,7 +137,7 @@ where
 
 /// What a case saw that it should not have.
 #[derive(Debug)]
-struct Seen(String);
+pub struct Seen(pub String);
 
 impl From<StoreError> for Seen {
     fn from(error: StoreError) -> Self {
@@ -138,6 +173,11 @@ fn refused_by(outcome: Result<(), StoreError>, wanted: &str) -> Result<(), Seen>
 /// As [`refused`], because another meter has the id or title.
 fn refused_as_taken(outcome: Result<(), StoreError>, wanted: &str) -> Result<(), Seen> {
     refused(outcome, |error| matches!(error, StoreError::Taken { what, .. } if *what == wanted))
+}
+
+/// As [`refused`], because this site is in this role.
+fn refused_as_not_writer(outcome: Result<(), StoreError>, wanted: RoleRow) -> Result<(), Seen> {
+    refused(outcome, |error| matches!(error, StoreError::NotWriter(row) if *row == wanted))
 }
 
 /// As [`refused`], because somebody else was first.

@@ -1861,6 +1861,8 @@ pub struct CreateMeterResponse {
     /// Things worth a look that did not stop the call: a key value that another meter has, for one.
     #[prost(string, repeated, tag = "2")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "Replicated", tag = "3")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetMeterRequest {
@@ -1915,7 +1917,10 @@ pub struct DeleteMeterRequest {
     pub meter_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteMeterResponse {}
+pub struct DeleteMeterResponse {
+    #[prost(enumeration = "Replicated", tag = "1")]
+    pub replicated: i32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BuryDamagedMeterRequest {
     /// 8 bytes: as `GetStatus` names it among the faults.
@@ -2124,6 +2129,9 @@ pub struct ImportLine {
 pub struct ImportMetersResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<ImportResult>,
+    /// Of all of these results together.
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImportResult {
@@ -2220,6 +2228,39 @@ impl OaepHash {
             "OAEP_HASH_UNSPECIFIED" => Some(Self::Unspecified),
             "OAEP_SHA1" => Some(Self::OaepSha1),
             "OAEP_SHA256" => Some(Self::OaepSha256),
+            _ => None,
+        }
+    }
+}
+/// Whether the other site has a change that is on disk here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Replicated {
+    /// There is no other site, or nothing was changed.
+    Unspecified = 0,
+    /// The other site has it on disk, and saw this one as the primary after it was committed.
+    Replicated = 1,
+    /// The other site did not confirm it in time: were this site lost now, the change would be lost, too.
+    Unreplicated = 2,
+}
+impl Replicated {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REPLICATED_UNSPECIFIED",
+            Self::Replicated => "REPLICATED",
+            Self::Unreplicated => "UNREPLICATED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REPLICATED_UNSPECIFIED" => Some(Self::Unspecified),
+            "REPLICATED" => Some(Self::Replicated),
+            "UNREPLICATED" => Some(Self::Unreplicated),
             _ => None,
         }
     }
@@ -3147,8 +3188,893 @@ pub mod meters_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A site, as it says of itself. Stands in each request and each answer: whoever sees a higher epoch than its
+/// own asks for the role records before it goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteCard {
+    /// The operator's name for the site.
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// The key domain; 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub domain_id: ::prost::bytes::Bytes,
+    /// The number of the domain's blocks.
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    /// The service's version.
+    #[prost(string, tag = "4")]
+    pub release: ::prost::alloc::string::String,
+    /// The newest schema of records that it reads.
+    #[prost(uint32, tag = "5")]
+    pub record_schema: u32,
+    /// The highest epoch that it knows of.
+    #[prost(uint64, tag = "6")]
+    pub epoch: u64,
+    /// It writes, in this epoch.
+    #[prost(bool, tag = "7")]
+    pub writes: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockPosition {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+}
+/// A state of a block: its position, and the digest over its records' MACs (32 bytes).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockState {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub digest: ::prost::bytes::Bytes,
+}
+/// The head of a block as it is stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockHead {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(uint32, tag = "2")]
+    pub secret_version: u32,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// Its records, tombstones included.
+    #[prost(uint32, tag = "5")]
+    pub count: u32,
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub digest: ::prost::bytes::Bytes,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub mac: ::prost::bytes::Bytes,
+}
+/// A record as it is stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockRecord {
+    /// 1 to 64 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    #[prost(uint32, tag = "4")]
+    pub secret_version: u32,
+    /// Opaque here: keys in it are wrapped.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub body: ::prost::bytes::Bytes,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub mac: ::prost::bytes::Bytes,
+}
+/// A block, or a piece of one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BlockUpdate {
+    #[prost(message, optional, tag = "1")]
+    pub head: ::core::option::Option<BlockHead>,
+    /// In FollowChanges, what changed after the follower's state of the block; in FetchBlocks, all of it.
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<BlockRecord>,
+    /// Further records of this block and this head follow in the next message.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBlockHeadsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 65,536; none: all blocks.
+    #[prost(uint32, repeated, tag = "2")]
+    pub blocks: ::prost::alloc::vec::Vec<u32>,
+    /// The answer waits until all of these are reached.
+    #[prost(message, repeated, tag = "3")]
+    pub at_least: ::prost::alloc::vec::Vec<BlockPosition>,
+    /// At most 60,000; how long it waits for that.
+    #[prost(uint32, tag = "4")]
+    pub wait_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBlockHeadsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    #[prost(message, repeated, tag = "2")]
+    pub heads: ::prost::alloc::vec::Vec<BlockHead>,
+    /// All positions of `at_least` are reached.
+    #[prost(bool, tag = "3")]
+    pub reached: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchBlocksRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At least one, at most 65,536.
+    #[prost(uint32, repeated, tag = "2")]
+    pub blocks: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchBlocksResponse {
+    /// In the first message.
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    #[prost(message, optional, tag = "2")]
+    pub update: ::core::option::Option<BlockUpdate>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FollowChangesRequest {
+    /// In the first message, and whenever it changes.
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// In the first message: where each of the follower's blocks stands.
+    #[prost(message, repeated, tag = "2")]
+    pub cursors: ::prost::alloc::vec::Vec<BlockState>,
+    /// In later messages: blocks as they are stored at the follower now, for updates that it has taken over or
+    /// refused.
+    #[prost(message, repeated, tag = "3")]
+    pub stored: ::prost::alloc::vec::Vec<BlockState>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FollowChangesResponse {
+    /// In the first message, in each without an update, and whenever it changes. One that says nothing else shows
+    /// that the site is there.
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    #[prost(message, optional, tag = "2")]
+    pub update: ::core::option::Option<BlockUpdate>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockChallenge {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    /// 32 random bytes, used once.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub nonce: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProveBlocksRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 65,536.
+    #[prost(message, repeated, tag = "2")]
+    pub challenges: ::prost::alloc::vec::Vec<BlockChallenge>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProveBlocksResponse {
+    /// In the first message.
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// One for each challenge, in order.
+    #[prost(message, repeated, tag = "2")]
+    pub proofs: ::prost::alloc::vec::Vec<BlockProof>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockProof {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    /// The block as it stands there.
+    #[prost(message, optional, tag = "2")]
+    pub head: ::core::option::Option<BlockHead>,
+    /// 16 bytes: a MAC of both names, the nonce, the asker's epoch and the head, under a key that only the block's
+    /// secret gives. Empty: it can't be proved.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub proof: ::prost::bytes::Bytes,
+    /// Why not.
+    #[prost(string, tag = "4")]
+    pub failure: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRoleRecordsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// Those of higher epochs, and those of this one.
+    #[prost(uint64, tag = "2")]
+    pub from_epoch: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRoleRecordsResponse {
+    /// In the first message.
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// In the order of their epochs.
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<SignedRoleRecord>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedRoleRecord {
+    /// As it was signed.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub message: ::prost::bytes::Bytes,
+    /// ECDSA, P-256, SHA-256, r and s, 64 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
+/// Generated client implementations.
+pub mod replication_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct ReplicationClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ReplicationClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ReplicationClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ReplicationClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Where blocks stand. Waits until named positions are reached, or the time is out: the round by which a
+        /// primary learns that a write is replicated.
+        pub async fn list_block_heads(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListBlockHeadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBlockHeadsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ListBlockHeads",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ListBlockHeads"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Whole blocks, for repair.
+        pub async fn fetch_blocks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchBlocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FetchBlocksResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/FetchBlocks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "FetchBlocks"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What changes, block by block, from where the follower stands. The first message names the follower's
+        /// blocks, later ones say what it has stored.
+        pub async fn follow_changes(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::FollowChangesRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FollowChangesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/FollowChanges",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "FollowChanges"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Has the site open stored blocks in its token and prove it.
+        pub async fn prove_blocks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ProveBlocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ProveBlocksResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ProveBlocks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ProveBlocks"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// The signed promotions and demotions of the domain.
+        pub async fn list_role_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRoleRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListRoleRecordsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ListRoleRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ListRoleRecords"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod replication_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ReplicationServer.
+    #[async_trait]
+    pub trait Replication: std::marker::Send + std::marker::Sync + 'static {
+        /// Where blocks stand. Waits until named positions are reached, or the time is out: the round by which a
+        /// primary learns that a write is replicated.
+        async fn list_block_heads(
+            &self,
+            request: tonic::Request<super::ListBlockHeadsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBlockHeadsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FetchBlocks method.
+        type FetchBlocksStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FetchBlocksResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Whole blocks, for repair.
+        async fn fetch_blocks(
+            &self,
+            request: tonic::Request<super::FetchBlocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchBlocksStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FollowChanges method.
+        type FollowChangesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FollowChangesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What changes, block by block, from where the follower stands. The first message names the follower's
+        /// blocks, later ones say what it has stored.
+        async fn follow_changes(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::FollowChangesRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FollowChangesStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ProveBlocks method.
+        type ProveBlocksStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ProveBlocksResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Has the site open stored blocks in its token and prove it.
+        async fn prove_blocks(
+            &self,
+            request: tonic::Request<super::ProveBlocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ProveBlocksStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ListRoleRecords method.
+        type ListRoleRecordsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListRoleRecordsResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The signed promotions and demotions of the domain.
+        async fn list_role_records(
+            &self,
+            request: tonic::Request<super::ListRoleRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ListRoleRecordsStream>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct ReplicationServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ReplicationServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ReplicationServer<T>
+    where
+        T: Replication,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/ami.kms.v1.Replication/ListBlockHeads" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListBlockHeadsSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::ListBlockHeadsRequest>
+                    for ListBlockHeadsSvc<T> {
+                        type Response = super::ListBlockHeadsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListBlockHeadsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::list_block_heads(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListBlockHeadsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/FetchBlocks" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchBlocksSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::ServerStreamingService<super::FetchBlocksRequest>
+                    for FetchBlocksSvc<T> {
+                        type Response = super::FetchBlocksResponse;
+                        type ResponseStream = T::FetchBlocksStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchBlocksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::fetch_blocks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchBlocksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/FollowChanges" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowChangesSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::StreamingService<super::FollowChangesRequest>
+                    for FollowChangesSvc<T> {
+                        type Response = super::FollowChangesResponse;
+                        type ResponseStream = T::FollowChangesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::FollowChangesRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::follow_changes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowChangesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/ProveBlocks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ProveBlocksSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::ServerStreamingService<super::ProveBlocksRequest>
+                    for ProveBlocksSvc<T> {
+                        type Response = super::ProveBlocksResponse;
+                        type ResponseStream = T::ProveBlocksStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ProveBlocksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::prove_blocks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ProveBlocksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/ListRoleRecords" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRoleRecordsSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::ServerStreamingService<
+                        super::ListRoleRecordsRequest,
+                    > for ListRoleRecordsSvc<T> {
+                        type Response = super::ListRoleRecordsResponse;
+                        type ResponseStream = T::ListRoleRecordsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRoleRecordsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::list_role_records(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRoleRecordsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ReplicationServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "ami.kms.v1.Replication";
+    impl<T> tonic::server::NamedService for ReplicationServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrolPeerRequest {
+    /// What the other site asked for (`kms-server init --join --request`): the bytes below its file's header.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub request: ::prost::bytes::Bytes,
+    /// SHA-256 of these bytes, as somebody at the other site read it out; 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub fingerprint: ::prost::bytes::Bytes,
+    /// The site is enrolled already and lost its token: its keys are replaced.
+    #[prost(bool, tag = "3")]
+    pub replace: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrolPeerResponse {
+    /// For `kms-server init --join --bundle`: the bytes below the file's header. For 4,096 blocks 1.7 MB, 27 MB at
+    /// most.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub bundle: ::prost::bytes::Bytes,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetStatusResponse {
     #[prost(string, tag = "1")]
@@ -3176,6 +4102,204 @@ pub struct GetStatusResponse {
     /// What is wrong now, in sentences; empty: nothing known.
     #[prost(string, repeated, tag = "11")]
     pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "12")]
+    pub standing: ::core::option::Option<SiteStanding>,
+    /// Absent at a single site.
+    #[prost(message, optional, tag = "13")]
+    pub replication: ::core::option::Option<ReplicationStatus>,
+}
+/// The other site, and how far it is in step.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplicationStatus {
+    /// The peer's name, as this site's configuration says.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// The highest epoch that the peer named; 0: it was not heard of.
+    #[prost(uint64, tag = "2")]
+    pub peer_epoch: u64,
+    /// The release of the peer; empty: it was not heard of.
+    #[prost(string, tag = "3")]
+    pub peer_release: ::prost::alloc::string::String,
+    /// Milliseconds since the peer was last heard of; absent: never since this server started.
+    #[prost(uint64, optional, tag = "4")]
+    pub heard_ms: ::core::option::Option<u64>,
+    /// What this server does as one that follows; absent: it follows nobody.
+    #[prost(message, optional, tag = "5")]
+    pub following: ::core::option::Option<FollowingStatus>,
+    /// Absent at a site that does not write.
+    #[prost(message, optional, tag = "6")]
+    pub readiness: ::core::option::Option<ReadinessStatus>,
+}
+/// Taking over of the peer's changes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FollowingStatus {
+    /// This server is the one of its site that follows, and is connected.
+    #[prost(bool, tag = "1")]
+    pub connected: bool,
+    /// Blocks and records taken over since this server started.
+    #[prost(uint64, tag = "2")]
+    pub blocks_adopted: u64,
+    #[prost(uint64, tag = "3")]
+    pub records_adopted: u64,
+    /// Blocks of the peer that are refused, with the reason; at most 16, the rest is counted.
+    #[prost(message, repeated, tag = "4")]
+    pub refused: ::prost::alloc::vec::Vec<RefusedBlock>,
+    #[prost(uint32, tag = "5")]
+    pub refused_count: u32,
+    /// Why this server does not follow, as a sentence; empty: it does, or another server of the site does.
+    #[prost(string, tag = "6")]
+    pub fault: ::prost::alloc::string::String,
+    /// Milliseconds since all blocks were last compared with the peer's, and how many differed then; absent: not
+    /// since this server started.
+    #[prost(uint64, optional, tag = "7")]
+    pub compared_ms: ::core::option::Option<u64>,
+    #[prost(uint32, tag = "8")]
+    pub differed: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedBlock {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Whether the peer could take over now: what its token proved of its stored blocks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadinessStatus {
+    #[prost(uint32, tag = "1")]
+    pub proved: u32,
+    #[prost(uint32, tag = "2")]
+    pub unproved: u32,
+    #[prost(uint32, tag = "3")]
+    pub failed: u32,
+    /// Milliseconds since 1970-01-01T00:00:00Z of the oldest proof; 0: not all blocks are proved.
+    #[prost(uint64, tag = "4")]
+    pub oldest_proof_ms: u64,
+    /// What failed, in sentences; at most 16.
+    #[prost(string, repeated, tag = "5")]
+    pub failures: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A site's role, and the epoch that goes with it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteStanding {
+    #[prost(enumeration = "SiteRole", tag = "1")]
+    pub role: i32,
+    /// The highest epoch that the site knows of: the one that the primary writes in.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Whether this site takes changes now.
+    #[prost(bool, tag = "3")]
+    pub writes: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromoteRequest {
+    /// The epoch that GetStatus of this site says: if it is another one by now, nothing is done.
+    #[prost(uint64, tag = "1")]
+    pub expected_epoch: u64,
+    /// The primary is lost, or cut off: it has not been demoted. What it wrote and this site has not comes back
+    /// as divergence when it does.
+    #[prost(bool, tag = "2")]
+    pub primary_is_lost: bool,
+    /// This site was restored from a backup, or rebuilt: the highest epoch that its peer, a coordinator or two
+    /// people name. It takes one above that, even where it writes.
+    #[prost(uint64, optional, tag = "3")]
+    pub above_epoch: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromoteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub standing: ::core::option::Option<SiteStanding>,
+    /// Blocks of which nothing is known: they stay as they are, and take no change.
+    #[prost(message, repeated, tag = "2")]
+    pub left: ::prost::alloc::vec::Vec<BlockLeft>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BlockLeft {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DemoteRequest {
+    /// As in PromoteRequest.
+    #[prost(uint64, tag = "1")]
+    pub expected_epoch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DemoteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub standing: ::core::option::Option<SiteStanding>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncNowRequest {
+    /// The site that is to be in step, by its name; empty: the one of the two that does not write.
+    #[prost(string, tag = "1")]
+    pub target: ::prost::alloc::string::String,
+    /// Compare every block with what the primary has stored, also where both say that they stand at one state. At
+    /// the target's own servers only.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+    /// Compare, and change nothing.
+    #[prost(bool, tag = "3")]
+    pub dry_run: bool,
+    /// At most 65,536; none: all.
+    #[prost(uint32, repeated, tag = "4")]
+    pub blocks: ::prost::alloc::vec::Vec<u32>,
+}
+/// How far it is. The last message says `done`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SyncProgress {
+    /// The primary, and the site that is to be in step with it.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+    /// Blocks that are looked at; of them those that stand where the primary's do, and those that the target's
+    /// token has opened as they are stored there.
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    #[prost(uint32, tag = "4")]
+    pub in_step: u32,
+    #[prost(uint32, tag = "5")]
+    pub proved: u32,
+    /// Written at the target since the call began.
+    #[prost(uint32, tag = "6")]
+    pub blocks_written: u32,
+    #[prost(uint64, tag = "7")]
+    pub records_written: u64,
+    #[prost(uint64, tag = "8")]
+    pub bytes_written: u64,
+    /// Blocks that were found to differ since the message before.
+    #[prost(message, repeated, tag = "9")]
+    pub differences: ::prost::alloc::vec::Vec<SyncDifference>,
+    /// In the last message: blocks that are not in step or not proved, and why. At most 100.
+    #[prost(message, repeated, tag = "10")]
+    pub failures: ::prost::alloc::vec::Vec<SyncFailure>,
+    #[prost(bool, tag = "11")]
+    pub done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncDifference {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// What the target has not, as far as this site can tell.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// The meters of these records, by system title; at most 100.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub system_titles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SyncFailure {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// Opening blocks in the background after start.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3254,6 +4378,46 @@ pub struct KeyringStatus {
     /// Records that are not what was written, in blocks that were read so far.
     #[prost(uint64, tag = "5")]
     pub damaged_records: u64,
+}
+/// What a site is in its key domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SiteRole {
+    Unspecified = 0,
+    /// It writes.
+    Primary = 1,
+    /// It follows the site that writes, and can be promoted.
+    Secondary = 2,
+    /// It was the primary, and another site was promoted since.
+    Fenced = 3,
+    /// It follows, and is never promoted.
+    Replica = 4,
+}
+impl SiteRole {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SITE_ROLE_UNSPECIFIED",
+            Self::Primary => "PRIMARY",
+            Self::Secondary => "SECONDARY",
+            Self::Fenced => "FENCED",
+            Self::Replica => "REPLICA",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SITE_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PRIMARY" => Some(Self::Primary),
+            "SECONDARY" => Some(Self::Secondary),
+            "FENCED" => Some(Self::Fenced),
+            "REPLICA" => Some(Self::Replica),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod site_client {
@@ -3358,6 +4522,95 @@ pub mod site_client {
             req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// This site begins to write, in the next epoch of its parity.
+        pub async fn promote(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PromoteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PromoteResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/Promote");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "Promote"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// This site ends its epoch, so that the other one can be promoted without a loss.
+        pub async fn demote(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DemoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DemoteResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/Demote");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "Demote"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Enrols another site of this key domain. Its token gets the sealed KEKs and the blocks' secrets, wrapped for
+        /// it alone; this site knows its keys from then on.
+        pub async fn enrol_peer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EnrolPeerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EnrolPeerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/EnrolPeer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "EnrolPeer"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Compares the blocks of both sites, has those that differ brought in step with the primary, and proved. Ends
+        /// when all are, or can't be. To ask again changes nothing.
+        pub async fn sync_now(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SyncNowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::SyncProgress>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Site/SyncNow");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "SyncNow"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3380,6 +4633,37 @@ pub mod site_server {
             tonic::Response<super::GetStatusResponse>,
             tonic::Status,
         >;
+        /// This site begins to write, in the next epoch of its parity.
+        async fn promote(
+            &self,
+            request: tonic::Request<super::PromoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::PromoteResponse>, tonic::Status>;
+        /// This site ends its epoch, so that the other one can be promoted without a loss.
+        async fn demote(
+            &self,
+            request: tonic::Request<super::DemoteRequest>,
+        ) -> std::result::Result<tonic::Response<super::DemoteResponse>, tonic::Status>;
+        /// Enrols another site of this key domain. Its token gets the sealed KEKs and the blocks' secrets, wrapped for
+        /// it alone; this site knows its keys from then on.
+        async fn enrol_peer(
+            &self,
+            request: tonic::Request<super::EnrolPeerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EnrolPeerResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the SyncNow method.
+        type SyncNowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::SyncProgress, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Compares the blocks of both sites, has those that differ brought in step with the primary, and proved. Ends
+        /// when all are, or can't be. To ask again changes nothing.
+        async fn sync_now(
+            &self,
+            request: tonic::Request<super::SyncNowRequest>,
+        ) -> std::result::Result<tonic::Response<Self::SyncNowStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct SiteServer<T> {
@@ -3496,6 +4780,181 @@ pub mod site_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/Promote" => {
+                    #[allow(non_camel_case_types)]
+                    struct PromoteSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::PromoteRequest>
+                    for PromoteSvc<T> {
+                        type Response = super::PromoteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PromoteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::promote(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PromoteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/Demote" => {
+                    #[allow(non_camel_case_types)]
+                    struct DemoteSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::DemoteRequest>
+                    for DemoteSvc<T> {
+                        type Response = super::DemoteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DemoteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::demote(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DemoteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/EnrolPeer" => {
+                    #[allow(non_camel_case_types)]
+                    struct EnrolPeerSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::EnrolPeerRequest>
+                    for EnrolPeerSvc<T> {
+                        type Response = super::EnrolPeerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EnrolPeerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::enrol_peer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EnrolPeerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/SyncNow" => {
+                    #[allow(non_camel_case_types)]
+                    struct SyncNowSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::ServerStreamingService<super::SyncNowRequest>
+                    for SyncNowSvc<T> {
+                        type Response = super::SyncProgress;
+                        type ResponseStream = T::SyncNowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SyncNowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::sync_now(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SyncNowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -224,7 +224,7 @@ impl World {
                 let Some(client) = &self.nodes[node].client else { return };
                 let meter_id: MeterId = id(n).parse().unwrap();
                 match client.meters().delete(&meter_id).await {
-                    Ok(()) => self.truth.meters.get_mut(&n).unwrap().alive = false,
+                    Ok(_) => self.truth.meters.get_mut(&n).unwrap().alive = false,
                     Err(kms_client::CallError::DeadlineExceeded) => self.doubt(n),
                     Err(_) => {}
                 }

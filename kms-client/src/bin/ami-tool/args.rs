@@ -22,7 +22,7 @@ Exit codes:
 
 /// Meters and their messages from the command line
 #[derive(Parser)]
-#[command(name = "ami-tool", version, after_help = EXIT_CODES)]
+#[command(name = "ami-tool", version, after_help = EXIT_CODES, arg_required_else_help = true)]
 pub(crate) struct Arguments {
     /// The client's configuration
     #[arg(long, global = true, env = "AMI_CLIENT_CONFIG", default_value = "/etc/ami/client.toml")]
@@ -36,8 +36,39 @@ pub(crate) struct Arguments {
     /// Call it this instead of something random: 1 to 64 letters, digits, `-`, `_`, `.` and `:`
     #[arg(long, global = true, value_name = "ID")]
     pub(crate) request_id: Option<RequestId>,
+    /// Ask this site alone, as the client's configuration calls it
+    #[arg(long, global = true, value_name = "SITE")]
+    pub(crate) site: Option<String>,
+    /// Send one meter's block to the other site again, and have it proved there; to do it again changes nothing
+    #[arg(long, value_name = "METER_ID")]
+    pub(crate) sync_meter: Option<MeterId>,
+    /// With --sync-meter: say what differs, and change nothing
+    #[arg(long, requires = "sync_meter")]
+    pub(crate) dry_run: bool,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
+}
+
+impl Arguments {
+    /// The command, or the flag in the place of one; what clap can't check is.
+    pub(crate) fn errand(self) -> Result<Command, Failure> {
+        match (self.command, self.sync_meter) {
+            (Some(command), None) => command.checked(),
+            (None, Some(meter_id)) => {
+                Ok(Command::SyncMeter(SyncMeter { meter_id, dry_run: self.dry_run }))
+            }
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("--sync-meter stands alone, without a command"))
+            }
+            (None, None) => Err(Failure::usage("say what is to be done")),
+        }
+    }
+}
+
+/// The runbook's flag: one meter.
+pub(crate) struct SyncMeter {
+    pub(crate) meter_id: MeterId,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Subcommand)]
@@ -72,11 +103,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+    #[command(skip)]
+    SyncMeter(SyncMeter),
 }
 
 impl Command {
     /// What clap can't check: done before any connection is made.
-    pub(crate) fn checked(self) -> Result<Self, Failure> {
+    fn checked(self) -> Result<Self, Failure> {
         match &self {
             Self::Decrypt(items) | Self::Verify(items) => items.check()?,
             Self::Meter { command: MeterCommand::Import(import) } if import.template.is_none() => {
@@ -111,11 +144,82 @@ pub(crate) struct Approve {
 
 #[derive(Subcommand)]
 pub(crate) enum SiteCommand {
-    /// Show warm-up, token, store, keyring and faults
+    /// Show role, warm-up, token, store, keyring and faults of each site
     Status,
+    /// Make a site the one that writes
+    Promote(Promote),
+    /// End the epoch of the site that writes; nobody writes then until a site is promoted
+    Demote(Demote),
+    /// Demote the primary and promote the other site, in order: nothing is lost. To do it again goes on where
+    /// it stopped
+    Switchover(Switchover),
     /// Fetch the key that import files are sealed to. Compare its fingerprint with the one that
     /// `kms-server init` printed before using it
     ImportKey(ImportKey),
+    /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
+    /// site that writes. Writes the bundle for it
+    Enrol(Enrol),
+}
+
+#[derive(Args)]
+pub(crate) struct Enrol {
+    /// The join request, as `kms-server init --join --request` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request: PathBuf,
+    /// Its fingerprint, as somebody at the joining site read it out
+    #[arg(long, value_name = "HEX")]
+    pub(crate) fingerprint: String,
+    /// Write the bundle for the joining site to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The site is known already, lost its token, and comes back with new keys
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Promote {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// The primary is lost or cut off, and was not demoted: what it wrote alone comes back as divergence
+    #[arg(long)]
+    pub(crate) primary_is_lost: bool,
+    /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
+    #[arg(long, value_name = "N")]
+    pub(crate) above_epoch: Option<u64>,
+    /// Refuse if the highest epoch that the site knows of is another one
+    #[arg(long, value_name = "N")]
+    pub(crate) expected_epoch: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Demote {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// Refuse if the epoch that the site writes in is another one
+    #[arg(long, value_name = "N")]
+    pub(crate) expected_epoch: Option<u64>,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Switchover {
+    /// The site that is to write, as the client's configuration calls it
+    #[arg(value_name = "SITE")]
+    pub(crate) to: String,
+    /// Wait so long for it to have all that the primary left
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) wait: u64,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Args)]
@@ -460,14 +564,13 @@ mod tests {
     fn a_meter_is_not_named_twice_or_not_at_all() {
         for line in ["ami-tool meter get", "ami-tool meter get m --system-title 4D4D4D0000BC614E"] {
             let arguments = Arguments::try_parse_from(line.split(' ')).unwrap();
-            assert!(arguments.command.checked().is_err());
+            assert!(arguments.errand().is_err());
         }
     }
 
     #[test]
     fn a_file_without_a_known_extension_needs_a_format() {
-        let parse =
-            |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().command.checked();
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap().errand();
         assert!(parse("ami-tool meter import meters.txt").is_err());
         assert!(parse("ami-tool meter import -").is_err());
         assert!(parse("ami-tool meter import - --format csv").is_ok());

@@ -75,7 +75,12 @@ impl Failure {
             // The service may have said it already.
             let request = request.filter(|id| !reason.contains(id));
             let request = request.map(|id| format!("\nrequest: {id}"));
-            format!("ami-tool: {reason}{}{}", next.unwrap_or_default(), request.unwrap_or_default())
+            format!(
+                "{}: {reason}{}{}",
+                env!("CARGO_BIN_NAME"),
+                next.unwrap_or_default(),
+                request.unwrap_or_default()
+            )
         };
         // Nowhere left to complain to.
         let _ = writeln!(io::stderr(), "{text}");

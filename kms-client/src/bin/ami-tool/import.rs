@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kms_client::{
     BadRecord, ImportCounts, ImportFormat, ImportRecords, ImportResult, ImportRules, KmsClient,
-    MeterRecord, Outcome, SealedPart, SealedParts, sealed::is_sealed_file,
+    MeterRecord, Outcome, Replicated, SealedPart, SealedParts, sealed::is_sealed_file,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ use crate::args::Import;
 use crate::duplicates::SeenValues;
 use crate::failure::{Exit, Failure};
 use crate::refusals::Refusals;
-use crate::text::{say, say_json};
+use crate::text::{UNREPLICATED, say, say_json};
 
 /// Lines read ahead of their results.
 const READ_AHEAD: usize = 2_048;
@@ -187,6 +187,7 @@ fn refused_here(bad: BadRecord) -> ImportResult {
         code: code.to_owned(),
         reason,
         warnings: Vec::new(),
+        replicated: Replicated::default(),
     }
 }
 
@@ -292,7 +293,7 @@ impl Report {
         self.sum_up();
         let seconds = self.started.elapsed().as_secs_f64();
         let rate = self.counts.lines() as f64 / seconds.max(0.001);
-        let ImportCounts { created, updated, unchanged, refused, .. } = self.counts;
+        let ImportCounts { created, updated, unchanged, refused, unreplicated, .. } = self.counts;
         let nothing_changed = created == 0 && updated == 0;
         if self.json {
             say_json(&json!({
@@ -300,6 +301,7 @@ impl Report {
                 "created": created,
                 "updated": updated,
                 "unchanged": unchanged,
+                "unreplicated": unreplicated,
                 "refused": refused,
                 "duplicates": self.with_warnings,
                 "nothing_changed": nothing_changed || self.dry_run,
@@ -313,6 +315,9 @@ impl Report {
                 "{created} created, {updated} updated, {unchanged} unchanged, {refused} refused, {} with warnings; {seconds:.1} s, {rate:.0} meters/s",
                 self.with_warnings
             ))?;
+            if unreplicated > 0 {
+                say(&format!("{unreplicated} meters are here and {UNREPLICATED}"))?;
+            }
             if self.is_sealed && unchanged > 0 {
                 say(&format!("{unchanged} of {} meters were already there", self.counts.lines()))?;
             }

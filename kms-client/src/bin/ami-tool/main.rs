@@ -5,6 +5,7 @@
 
 mod approvals;
 mod args;
+mod asking;
 mod audit;
 mod duplicates;
 mod exit;
@@ -16,8 +17,11 @@ mod lines;
 mod meter;
 mod open;
 mod refusals;
+mod roles;
 mod seal;
 mod site;
+mod switchover;
+mod syncing;
 mod template;
 mod text;
 
@@ -25,9 +29,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use kms_client::{ClientConfig, KmsClient, RequestId};
+use kms_client::{ClientConfig, KmsClient, MeterName, RequestId, SyncOptions};
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, SiteCommand, SyncMeter};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -55,8 +59,9 @@ fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
 }
 
 async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
-    let Arguments { config, json, command, verbose: _, request_id: _ } = arguments;
-    let command = command.checked()?;
+    let Arguments { config, json, site, .. } = &arguments;
+    let (config, json, site) = (config.clone(), *json, site.clone());
+    let command = arguments.errand()?;
     // Sealing takes place where the keys are, which need not be where the service is.
     if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
         return seal::run(what, json);
@@ -68,27 +73,42 @@ async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
     }
     let config = ClientConfig::load(&config)?;
     // A failure before this has made no request.
-    let asked = ask(config, command, json, &id).await;
-    asked.map_err(|failure| failure.of_request(id))
+    let asked = async {
+        let client = KmsClient::connect(config).await?.with_request_id(id.clone());
+        let client = match &site {
+            Some(site) => roles::at(&client, site)?,
+            None => client,
+        };
+        ask(client, command, json).await
+    };
+    asked.await.map_err(|failure| failure.of_request(id))
 }
 
 /// Carries out what takes a connection.
-async fn ask(
-    config: ClientConfig,
-    command: Command,
-    json: bool,
-    id: &RequestId,
-) -> Result<Exit, Failure> {
-    let client = KmsClient::connect(config).await?.with_request_id(id.clone());
+async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Failure> {
     match command {
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => open::decrypt(&client, what, json).await,
         Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
-        Command::Site { command: args::SiteCommand::Status } => site::status(&client, json).await,
-        Command::Site { command: args::SiteCommand::ImportKey(what) } => {
-            site::import_key(&client, what, json).await
-        }
+        Command::Site { command } => match command {
+            SiteCommand::Status => site::status(&client, json).await,
+            SiteCommand::ImportKey(what) => site::import_key(&client, what, json).await,
+            SiteCommand::Enrol(what) => site::enrol(&client, what, json).await,
+            SiteCommand::Promote(what) => roles::promote(&client, what, json).await,
+            SiteCommand::Demote(what) => roles::demote(&client, what, json).await,
+            SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,
+        },
+        Command::SyncMeter(what) => sync_meter(&client, what, json).await,
     }
+}
+
+/// Has the block of one meter sent to the other site again, and proved there.
+async fn sync_meter(client: &KmsClient, what: SyncMeter, json: bool) -> Result<Exit, Failure> {
+    let SyncMeter { meter_id, dry_run } = what;
+    let meter = client.meters().get(&MeterName::Id(meter_id)).await?;
+    let blocks = vec![meter.block];
+    let options = SyncOptions { target: String::new(), force: false, dry_run, blocks };
+    syncing::run(client, options, json).await
 }

@@ -1,21 +1,22 @@
 //! `meter create | get | list | delete | readmit | set-policy | bury`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::io::{self, Read};
 use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{
     CallError, DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName,
-    MeterPolicy, NewMeter, TextReader, title_text,
+    MeterPolicy, NewMeter, Replicated, TextReader, title_text,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::args::{Bury, Create, Delete, Get, List, MeterCommand, Readmit, SetPolicy};
+use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::import;
-use crate::text::{block, date, say, say_json};
+use crate::text::{UNREPLICATED, block, date, say, say_json};
 
 pub(crate) async fn run(
     client: &KmsClient,
@@ -42,9 +43,12 @@ async fn create(client: &KmsClient, what: Create, json: bool) -> Result<Exit, Fa
     let rules = ImportRules { allow_test_keys, ..ImportRules::default() };
     let created = client.meters().create(meter, rules).await?;
     if json {
-        say_json(&json!({ "meter": created.meter, "warnings": created.warnings }))?;
+        say_json(&json!({
+            "meter": created.meter, "warnings": created.warnings, "replicated": created.replicated
+        }))?;
     } else {
         say(&described(&created.meter))?;
+        say_unreplicated(created.replicated)?;
         for warning in &created.warnings {
             say(&format!("warning: {warning}"))?;
         }
@@ -136,11 +140,12 @@ async fn delete(client: &KmsClient, what: Delete, json: bool) -> Result<Exit, Fa
     if !yes && !confirmed(meter_id.as_str(), &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was deleted"));
     }
-    client.meters().delete(&meter_id).await?;
+    let replicated = client.meters().delete(&meter_id).await?;
     if json {
-        say_json(&json!({ "deleted": meter_id }))?;
+        say_json(&json!({ "deleted": meter_id, "replicated": replicated }))?;
     } else {
         say(&format!("{meter_id} is deleted"))?;
+        say_unreplicated(replicated)?;
     }
     Ok(Exit::Good)
 }
@@ -198,17 +203,11 @@ async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<E
     Ok(Exit::Good)
 }
 
-/// Asks whoever sits at the terminal to type the name once more.
-fn confirmed(name: &str, question: &str) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("nobody can be asked here; say --yes to go on without asking"));
+fn say_unreplicated(replicated: Replicated) -> Result<(), Failure> {
+    match replicated {
+        Replicated::Unreplicated => say(&format!("changes are here and {UNREPLICATED}")),
+        Replicated::Replicated | Replicated::NotApplicable => Ok(()),
     }
-    let failed = |error: io::Error| Failure::files(format!("the terminal: {error}"));
-    let mut terminal = io::stderr();
-    write!(terminal, "{question}").and_then(|()| terminal.flush()).map_err(failed)?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(failed)?;
-    Ok(answer.trim() == name)
 }
 
 /// A meter for people.

@@ -1,23 +1,51 @@
-//! `site status | import-key`.
+//! `site status | import-key | enrol`.
 
-use kms_client::{KeyringStatus, KmsClient, SiteStatus, StoreStatus, TokenStatus, WarmUp};
+use futures_util::future::join_all;
+use kms_client::{
+    KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding, SiteStatus,
+    StoreStatus, TokenStatus, WarmUp,
+};
+use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-use crate::args::ImportKey;
+use crate::args::{Enrol, ImportKey};
 use crate::failure::{Exit, Failure};
 use crate::text::{block, say, say_json};
 
+/// Shows each site. One that can't be asked is said to be so, and the others are shown.
 pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failure> {
-    let status = client.site_status().await?;
-    if json {
-        say_json(&status)?;
-        return Ok(Exit::Good);
+    let names = client.site_names();
+    let ask = |name: &String| {
+        let at = client.at_site(name);
+        async move { Some(at?.site_status().await) }
+    };
+    let answers = join_all(names.iter().map(ask)).await;
+    let mut exit = Exit::Good;
+    for (n, (name, answer)) in names.iter().zip(answers).enumerate() {
+        if n > 0 && !json {
+            say("")?;
+        }
+        match answer {
+            Some(Ok(status)) if json => say_json(&status)?,
+            Some(Ok(status)) => say(&block(&rows(&status)))?,
+            Some(Err(error)) if names.len() == 1 => return Err(error.into()),
+            Some(Err(error)) => {
+                exit = Exit::Unreachable;
+                let reason = error.to_string();
+                if json {
+                    say_json(&json!({ "site": name, "error": reason }))?;
+                } else {
+                    say(&block(&[("site", name.clone()), ("answer", format!("NONE: {reason}"))]))?;
+                }
+            }
+            None => {}
+        }
     }
-    say(&block(&rows(&status)))?;
-    Ok(Exit::Good)
+    Ok(exit)
 }
 
-fn rows(status: &SiteStatus) -> [(&'static str, String); 10] {
+fn rows(status: &SiteStatus) -> [(&'static str, String); 12] {
     let single = if status.single_site { " (single site)" } else { "" };
     let faults = match status.faults.as_slice() {
         [] => "none known".to_owned(),
@@ -25,6 +53,8 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 10] {
     };
     [
         ("site", format!("{}{single}", status.site)),
+        ("role", status.standing.as_ref().map_or_else(|| "-".to_owned(), standing)),
+        ("peer", status.replication.as_ref().map_or_else(|| "-".to_owned(), peer)),
         ("domain", status.domain_id.clone()),
         ("version", status.version.clone()),
         ("epoch", status.epoch.to_string()),
@@ -35,6 +65,34 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 10] {
         ("keyring", keyring(&status.keyring)),
         ("faults", faults),
     ]
+}
+
+/// A standing for people.
+pub(crate) fn standing(standing: &SiteStanding) -> String {
+    let writes = if standing.writes { "takes changes" } else { "takes NO changes" };
+    format!("{} in epoch {}, {writes}", standing.role.word(), standing.epoch)
+}
+
+/// The other site, how far it is, and whether it could take over.
+fn peer(replication: &ReplicationStatus) -> String {
+    let heard = match replication.heard_ms {
+        Some(ms) => format!("heard {:.1} s ago", ms as f64 / 1_000.0),
+        None => "NOT heard of".to_owned(),
+    };
+    let mut text = format!("{}, {heard}", replication.peer);
+    if let Some(readiness) = &replication.readiness {
+        let ReadinessStatus { proved, unproved, failed, .. } = readiness;
+        let all = proved + unproved + failed;
+        let ready = if proved == &all { "READY" } else { "NOT ready" };
+        text.push_str(&format!(", {ready}: {proved} of {all} blocks proved, {failed} failed"));
+    }
+    if let Some(following) = &replication.following {
+        let connected =
+            if following.connected { "followed" } else { "not followed by this server" };
+        let (blocks, refused) = (following.blocks_adopted, following.refused_count);
+        text.push_str(&format!(", {connected}, {blocks} blocks taken over, {refused} refused"));
+    }
+    text
 }
 
 fn state(reachable: bool, fault: &str) -> String {
@@ -120,6 +178,51 @@ pub(crate) async fn import_key(
             ("fingerprint", fingerprint.to_string()),
         ]))?;
         say("compare the fingerprint with the one that `kms-server init` printed, not with this")?;
+    }
+    Ok(Exit::Good)
+}
+
+/// Enrols the site that made a join request, and keeps the bundle for it.
+pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result<Exit, Failure> {
+    let Enrol { request: path, fingerprint, out, replace } = what;
+    let fingerprint: Fingerprint =
+        fingerprint.parse().map_err(|error| Failure::usage(format!("--fingerprint: {error}")))?;
+    let unread = |why: String| Failure::files(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|error| unread(error.to_string()))?;
+    let request = SignedRequest::from_file(&text).map_err(|error| unread(error.to_string()))?;
+    // Looked at here, too: a request that is not the one is sent to nobody.
+    if request.fingerprint() != fingerprint {
+        let found = request.fingerprint();
+        return Err(Failure::refused(
+            "WRONG_FINGERPRINT",
+            format!(
+                "{} has the fingerprint {found}, not the one that was confirmed",
+                path.display()
+            ),
+        ));
+    }
+    let bundle = client.enrol_peer(&request, fingerprint, replace).await?;
+    let written = std::fs::write(&out, bundle.to_file());
+    written.map_err(|error| Failure::files(format!("writing {}: {error}", out.display())))?;
+    let sender = &bundle.enrolment.sender;
+    let signing = hex::encode(Sha256::digest(sender.signing));
+    let bundle_fingerprint = bundle.fingerprint().to_string();
+    if json {
+        say_json(&json!({
+            "site": request.request.site,
+            "bundle": out,
+            "fingerprint": bundle_fingerprint,
+            "signing_key": signing,
+        }))?;
+    } else {
+        say(&block(&[
+            ("enrolled", format!("{}, {}", request.request.site, request.request.kind)),
+            ("by", sender.site.clone()),
+            ("bundle", out.display().to_string()),
+            ("fingerprint", bundle_fingerprint),
+            ("signing key", signing),
+        ]))?;
+        say("take the file to the joining site, and read its fingerprint out to somebody there")?;
     }
     Ok(Exit::Good)
 }

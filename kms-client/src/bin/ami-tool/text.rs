@@ -18,6 +18,10 @@ pub(crate) fn say_json(value: &impl Serialize) -> Result<(), Failure> {
     say(&line.map_err(|error| Failure::files(format!("the answer is not JSON: {error}")))?)
 }
 
+/// What is said of changes that the primary alone has.
+pub(crate) const UNREPLICATED: &str = "NOT confirmed by the other site in time: were this site lost now, they \
+    would be lost, too";
+
 /// Names and values below each other, values aligned.
 pub(crate) fn block(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();

@@ -4,6 +4,7 @@
 mod aead;
 mod block_seals;
 mod debug_only;
+mod enrolling;
 mod keys;
 mod sealed_file;
 mod signing;

@@ -42,7 +42,7 @@ impl ImportsKeys for MemoryToken {
     }
 }
 
-fn open_file_key(
+pub(super) fn open_file_key(
     key: &RsaPrivateKey,
     hash: OaepHash,
     wrapped: &[u8],

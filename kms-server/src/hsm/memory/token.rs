@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::keys::{Keys, fill};
-use crate::hsm::{Device, OaepHash, TokenError, TokenStatus};
+use crate::hsm::{CeremonyKey, Device, OaepHash, TokenError, TokenStatus};
 
 /// A token whose keys lie in the memory of this process: for tests only.
 pub struct MemoryToken {
@@ -14,6 +14,8 @@ pub struct MemoryToken {
     pub(super) oaep_hash: OaepHash,
     site_kek_id: [u8; 16],
     calls: AtomicU64,
+    /// Ceremony keys that its security officer trusts.
+    trusted: Mutex<Vec<CeremonyKey>>,
     /// The reason why it does not answer.
     away: Mutex<Option<String>>,
 }
@@ -28,8 +30,18 @@ impl MemoryToken {
             oaep_hash: OaepHash::Sha256,
             site_kek_id,
             calls: AtomicU64::new(0),
+            trusted: Mutex::default(),
             away: Mutex::new(None),
         })
+    }
+
+    /// As the security officer does: from now on the sealed KEKs are wrapped to this key.
+    pub fn trust(&self, key: CeremonyKey) {
+        self.trusted().push(key);
+    }
+
+    pub(super) fn trusted(&self) -> MutexGuard<'_, Vec<CeremonyKey>> {
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on every call fails: the token is not reachable, for this reason.

@@ -158,7 +158,7 @@ fn make_permanent(
 }
 
 /// Destroys what was made, and says why; and which keys are left, if any.
-fn undo(
+pub(super) fn undo(
     library: &Library,
     session: &Session,
     names: &[(OurKey, KeyName)],
@@ -173,7 +173,7 @@ fn undo(
 }
 
 /// Both halves of a key of this name.
-fn destroy(
+pub(super) fn destroy(
     library: &Library,
     session: &Session,
     key: OurKey,
@@ -208,7 +208,7 @@ pub fn take_back(config: &Config, made: &InitReport) -> Result<(), InitError> {
     sync(config)
 }
 
-/// Makes the RSA pair of one ceremony: the peer's sealed KEKs are wrapped to it, and it is destroyed
+/// Makes the RSA pair of a ceremony by itself: the peer's sealed KEKs are wrapped to it, and it is destroyed
 /// once they are here and proved.
 pub fn make_ceremony_key(config: &Config) -> Result<MadeKey, InitError> {
     config.check()?;
@@ -230,7 +230,11 @@ pub fn make_ceremony_key(config: &Config) -> Result<MadeKey, InitError> {
 }
 
 /// C_InitToken and C_InitPIN on the first slot that has a blank token.
-fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<Slot, InitError> {
+pub(super) fn initialise_blank(
+    library: &Library,
+    config: &Config,
+    so_pin: &Pin,
+) -> Result<Slot, InitError> {
     let pkcs11: &Pkcs11 = library.pkcs11();
     let blank = library.slots(|info| !info.token_initialized())?.chosen;
     let blank =
@@ -257,7 +261,7 @@ fn refuse_existing(library: &Library, session: &Session) -> Result<(), InitError
 }
 
 /// Brings every file of the token to disk, then every directory.
-fn sync(config: &Config) -> Result<(), InitError> {
+pub(super) fn sync(config: &Config) -> Result<(), InitError> {
     let due = Quirk::NeverSyncs.is_reckoned_with(config);
     let Some(directory) = config.sync_dir.as_ref().filter(|_| due) else {
         return Ok(());

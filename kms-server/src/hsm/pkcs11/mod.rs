@@ -8,9 +8,11 @@
 //! | `keys/` | what each key of ours may do, and proofs that it is ours |
 //! | `calls/` | the traits: seals, wrapped keys, sealed files, signatures |
 //! | `init.rs` | makes the keys |
+//! | `ceremony/` | a second site: its keys, whom our officer trusts, KEKs that are handed over |
 //! | `probe/` | what this token can do, and that it does not do what our keys forbid |
 
 mod calls;
+mod ceremony;
 mod connection;
 mod failure;
 mod init;
@@ -18,6 +20,11 @@ mod keys;
 mod probe;
 mod quirks;
 
+pub use ceremony::{
+    joining::{JoinKeys, make_join_keys, sign_as_joining},
+    receiving::{Received, receive_keks},
+    trusting::{TrustError, can_trust, distrust_peer, trust_peer},
+};
 pub use connection::{library::steps, token::Pkcs11Token};
 pub use init::{InitError, InitReport, init, make_ceremony_key, take_back};
 pub use keys::{

@@ -56,6 +56,9 @@ kms_core::numbered! {
         /// Refusals have other codes: CKR_USER_NOT_LOGGED_IN for what only the officer may, and
         /// CKR_ARGUMENTS_BAD for a class or an attribute.
         OtherRefusals = 23 "other-refusals",
+        /// Nobody can set CKA_TRUSTED, not even the security officer: sealed KEKs can come to such a token, and
+        /// never leave it.
+        NobodyTrusts = 24 "nobody-trusts",
     }
 }
 
@@ -117,7 +120,7 @@ pub const TABLE: &[Known] = &[
         quirk: Quirk::CreateMeetsFind,
         seen_on: "SoftHSM 2.6.1; mended in 2.7.0",
         reckoned: Reckoned::Everywhere,
-        handled_in: &[LIBRARY, MAKING, FINDING],
+        handled_in: &[LIBRARY, MAKING, FINDING, "pkcs11/ceremony/receiving.rs"],
         held_by: &[token("a_key_is_made_while_others_look_for_keys")],
     },
     Known {
@@ -296,6 +299,16 @@ pub const TABLE: &[Known] = &[
         reckoned: Reckoned::Everywhere,
         handled_in: &["pkcs11/probe/attacks.rs", "pkcs11/probe/table.rs"],
         held_by: &[refuses("a_refusal_in_other_words_is_a_refusal")],
+    },
+    Known {
+        quirk: Quirk::NobodyTrusts,
+        seen_on: "Kryoptic 1.5.4",
+        reckoned: Reckoned::Everywhere,
+        handled_in: &["pkcs11/ceremony/trusting.rs", "pkcs11/probe/attacks.rs"],
+        held_by: &[HeldBy {
+            file: "kms-server/tests/hsm_ceremony.rs",
+            test: "a_token_that_lets_nobody_trust_a_key_is_said_never_to_hand_its_keks_on",
+        }],
     },
 ];
 

@@ -1,13 +1,15 @@
 //! Keys in memory: the tables of open blocks in their locked arena, and the ids of their meters.
 
 pub mod arena;
+mod candidate;
 mod ids;
 mod scrub;
 mod table;
 mod tables;
 
+pub use candidate::{Candidate, KeyMaterial};
 pub use scrub::scrub_stack;
-pub use table::{BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter};
+pub use table::{BlockTable, Directory, PolicyBits, ResidentMeter};
 pub(super) use table::{Row, piece_len};
 pub(super) use tables::Resident;
 pub use tables::Snapshot;

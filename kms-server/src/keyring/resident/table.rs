@@ -6,10 +6,12 @@
 //! and holds all that most meters have: title, one GUEK, one GAK, policy. Nothing here changes after
 //! it was built; a change of the block builds a new table.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::hsm::WrappedKey;
 use kms_core::{
-    BlockNo, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position, Protection,
-    SecuritySetup, SystemTitle,
+    BlockNo, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
+    Protection, SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
@@ -18,6 +20,7 @@ use kms_core::{
 
 use super::{
     arena::{Segment, prefetch},
+    candidate::{Candidate, KeyMaterial},
     ids::IdTag,
 };
 
@@ -123,31 +126,15 @@ enum Held {
 /// One open block. On a cache line of its own: a look-up begins with it.
 #[repr(align(64))]
 pub struct BlockTable {
-    position: Position,
+    /// Raised when the block enters another epoch with the same records.
+    epoch: AtomicU64,
+    sequence: Sequence,
     secret_version: u32,
     meters: u32,
     damaged: u32,
     places: u32,
     piece: Option<Segment>,
     extras: Box<[Extra]>,
-}
-
-/// A key to try.
-pub enum KeyMaterial<'a> {
-    /// Its bytes, in the arena.
-    Bytes(&'a [u8]),
-    /// It never leaves the token.
-    Token(&'a WrappedKey),
-}
-
-/// A key version to try.
-pub struct Candidate<'a> {
-    /// The security setup.
-    pub setup: SecuritySetup,
-    /// Display order.
-    pub version: u16,
-    /// Where it is.
-    pub key: KeyMaterial<'a>,
 }
 
 /// One meter of an open block.
@@ -231,7 +218,8 @@ impl BlockTable {
     ) -> (Self, Vec<SystemTitle>) {
         let places = places_for(rows.len());
         let mut table = Self {
-            position,
+            epoch: AtomicU64::new(position.epoch.0),
+            sequence: position.sequence,
             secret_version,
             meters: rows.len() as u32,
             damaged: rows.iter().filter(|row| matches!(row, Row::Damaged(_))).count() as u32,
@@ -255,7 +243,13 @@ impl BlockTable {
 
     /// The block's last change that this table knows.
     pub fn position(&self) -> Position {
-        self.position
+        let epoch = Epoch(self.epoch.load(Ordering::Acquire));
+        Position { epoch, sequence: self.sequence }
+    }
+
+    /// The block stands in a higher epoch now, with the records that this table has.
+    pub(in crate::keyring) fn enter(&self, epoch: Epoch) {
+        self.epoch.fetch_max(epoch.0, Ordering::AcqRel);
     }
 
     /// The secret that its subkeys derive from.

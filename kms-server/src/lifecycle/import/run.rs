@@ -22,6 +22,7 @@ use crate::{
 use kms_core::{
     BlockNo, MeterId, RefusalCode, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
+    block::BlockMark,
 };
 
 /// A chunk of a sealed file.
@@ -31,6 +32,15 @@ pub struct ChunkOf<'a> {
     pub file: &'a SealedFile,
     /// The chunk's number in it.
     pub number: u32,
+}
+
+/// The outcome of a call that imports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imports {
+    /// One result a line, in order.
+    pub results: Vec<ImportResult>,
+    /// The states that the changed blocks have now.
+    pub states: Vec<BlockMark>,
 }
 
 /// One call that imports.
@@ -64,7 +74,7 @@ impl Lifecycle {
         call: &AuditedCall,
         meters: Vec<NewMeter>,
         rules: ImportRules,
-    ) -> Result<Vec<ImportResult>, LifecycleError> {
+    ) -> Result<Imports, LifecycleError> {
         self.import_by(Import { call, chunk: None, rules }, meters).await
     }
 
@@ -76,7 +86,7 @@ impl Lifecycle {
         chunk: ChunkOf<'_>,
         meters: Vec<NewMeter>,
         rules: ImportRules,
-    ) -> Result<Vec<ImportResult>, LifecycleError> {
+    ) -> Result<Imports, LifecycleError> {
         self.import_by(Import { call, chunk: Some(chunk), rules }, meters).await
     }
 
@@ -84,7 +94,7 @@ impl Lifecycle {
         &self,
         import: Import<'_>,
         meters: Vec<NewMeter>,
-    ) -> Result<Vec<ImportResult>, LifecycleError> {
+    ) -> Result<Imports, LifecycleError> {
         for attempt in 0..TRIES {
             // If another writer was first, everything is decided anew. No clear key is copied for that.
             match self.import_once(import, meters.clone(), attempt).await {
@@ -100,7 +110,7 @@ impl Lifecycle {
         import: Import<'_>,
         meters: Vec<NewMeter>,
         attempt: u32,
-    ) -> Result<Vec<ImportResult>, LifecycleError> {
+    ) -> Result<Imports, LifecycleError> {
         let Import { call, chunk, rules } = import;
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
@@ -124,11 +134,11 @@ impl Lifecycle {
             file.tell(number, &mut entries);
         }
         let staged = if rules.dry_run { Vec::new() } else { changes.into_values().collect() };
-        match self.writer.commit(staged, entries).await {
+        let states = match self.writer.commit(staged, entries).await {
             Err(KeyringError::Store(StoreError::Taken { .. })) => return Err(LifecycleError::Busy),
             done => done?,
-        }
-        Ok(lines.into_iter().filter_map(|line| line.result).collect())
+        };
+        Ok(Imports { results: lines.into_iter().filter_map(|line| line.result).collect(), states })
     }
 
     /// Stages a line, if it has no result yet.

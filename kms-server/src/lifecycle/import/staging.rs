@@ -145,7 +145,8 @@ impl Lifecycle {
             Some(Record::Tombstone(tombstone)) => {
                 Ok((merging::readmit(&tombstone, self.new_record(meter), arrival)?, true))
             }
-            None => Ok((self.new_record(meter), true)),
+            // No line stands under a meter's key: it could not be read.
+            Some(Record::Line(_)) | None => Ok((self.new_record(meter), true)),
         }
     }
 

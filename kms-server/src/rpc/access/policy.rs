@@ -72,8 +72,17 @@ impl Verb {
             | Self::ReadmitMeter
             | Self::SetPolicy
             | Self::ImportMeters
-            | Self::GetImportKey => &[AmiAdmin],
+            | Self::GetImportKey
+            | Self::Promote
+            | Self::Demote
+            | Self::EnrolPeer
+            | Self::SyncNow => &[AmiAdmin],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::ListBlockHeads
+            | Self::FetchBlocks
+            | Self::FollowChanges
+            | Self::ProveBlocks
+            | Self::ListRoleRecords => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
@@ -355,7 +364,8 @@ mod tests {
             Role::Hes => service == "Ciphering",
             Role::AmiAdmin => {
                 service == "Meters"
-                    || matches!(verb, Verb::GetStatus | Verb::ListEvents | Verb::ListApprovals)
+                    || service == "Site"
+                    || matches!(verb, Verb::ListEvents | Verb::ListApprovals)
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
@@ -363,7 +373,7 @@ mod tests {
             Role::Auditor => {
                 service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
             }
-            Role::Peer => verb == Verb::GetStatus,
+            Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
         }
     }
@@ -465,7 +475,7 @@ mod tests {
         for verb in Verb::GRANTABLE {
             let refused = dual(&all, verb.name()).err();
             let due = match verb.name().split('/').next().unwrap() {
-                "Ciphering" => Some(PolicyError::DualMachine(*verb)),
+                "Ciphering" | "Replication" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
                 _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),

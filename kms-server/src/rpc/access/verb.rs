@@ -83,8 +83,26 @@ verbs! {
     ImportMeters = MetersImportMeters;
     /// Fetch the key that import files are sealed to.
     GetImportKey = MetersGetImportKey;
+    /// Ask where blocks stand.
+    ListBlockHeads = ReplicationListBlockHeads;
+    /// Fetch whole blocks.
+    FetchBlocks = ReplicationFetchBlocks;
+    /// Follow the changes of blocks.
+    FollowChanges = ReplicationFollowChanges;
+    /// Have blocks proved.
+    ProveBlocks = ReplicationProveBlocks;
+    /// Fetch signed promotions and demotions.
+    ListRoleRecords = ReplicationListRoleRecords;
     /// Look at the site.
     GetStatus = SiteGetStatus;
+    /// Make the site the one that writes.
+    Promote = SitePromote;
+    /// End the site's epoch.
+    Demote = SiteDemote;
+    /// Bring the other site in step and have it proved.
+    SyncNow = SiteSyncNow;
+    /// Let another site join.
+    EnrolPeer = SiteEnrolPeer;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.
@@ -122,9 +140,15 @@ impl Verb {
     }
 
     /// Whether a line of the log is due for each call: those that change or show more than what meters
-    /// have sent. There are too many of the others.
+    /// have sent. There are too many of the others, and the peer's are about what is wrapped: what it takes
+    /// over is in its own log.
     pub fn is_privileged(self) -> bool {
-        !self.is_open() && !self.name().starts_with("Ciphering/")
+        !self.is_open() && !self.is_of_peers() && !self.name().starts_with("Ciphering/")
+    }
+
+    /// Whether only another site makes this call.
+    pub fn is_of_peers(self) -> bool {
+        self.name().starts_with("Replication/")
     }
 
     /// Whether a policy may ask for two people: single calls that people make, and imports. Any other
@@ -164,7 +188,9 @@ mod tests {
             assert_eq!(Verb::of_name(verb.name()), Some(*verb));
             assert_eq!(Verb::of_path(&format!("/ami.kms.v1.{verb}")), Some(*verb));
             assert!(!verb.is_open());
-            assert_eq!(verb.is_privileged(), !verb.name().starts_with("Ciphering/"));
+            let of_machines = ["Ciphering/", "Replication/"];
+            let is_of_machines = of_machines.iter().any(|service| verb.name().starts_with(service));
+            assert_eq!(verb.is_privileged(), !is_of_machines);
         }
     }
 

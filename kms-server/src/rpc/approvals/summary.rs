@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, GetMeterRequest, ImportLine,
-    ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection,
-    NewKey, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
-    VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
+    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
+    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
+    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
 use crate::rpc::access::verb::Verb;
-use kms_core::{MeterId, SystemTitle, audit::Subject};
+use kms_core::{MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
@@ -28,15 +28,7 @@ pub(crate) struct About {
 /// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     let mut about = match verb {
-        Verb::CreateMeter => read(message, |CreateMeterRequest { meter, rules }| {
-            let meter = meter.unwrap_or_default();
-            let title = hex::encode(&meter.system_title);
-            let (keys, policy) = (keys(&meter.keys), policy(meter.policy.as_ref()));
-            let rules = said(&rules.unwrap_or_default());
-            let id = &meter.meter_id;
-            let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
-            About { line, subject: subject(id, &meter.system_title) }
-        }),
+        Verb::CreateMeter => read(message, created),
         Verb::SetPolicy => read(message, |SetPolicyRequest { meter_id, policy: new }| {
             let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
             About { line, subject: subject(&meter_id, &[]) }
@@ -57,22 +49,18 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             line: format!("meter {meter_id:?}"),
             subject: subject(&meter_id, &[]),
         }),
-        Verb::BuryDamagedMeter => {
-            read(message, |BuryDamagedMeterRequest { system_title, block }| {
-                let (title, own) = (hex::encode(&system_title), "its own block".to_owned());
-                let place = block.map_or(own, |block| format!("block {block}"));
-                About {
-                    line: format!("bury the damaged record of title {title} in {place}"),
-                    subject: subject("", &system_title),
-                }
-            })
-        }
+        Verb::BuryDamagedMeter => read(message, buried),
         Verb::ListEvents => {
             read(message, |ListEventsRequest { after, .. }| line(format!("events after {after}")))
         }
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
             line(format!("node {}", hex::encode(&node_id)))
         }),
+        Verb::Promote => read(message, promoted),
+        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
+            line(format!("demote this site in epoch {expected_epoch}"))
+        }),
+        Verb::EnrolPeer => read(message, enrolled),
         Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
@@ -83,7 +71,13 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
         | Verb::ImportMeters
+        | Verb::ListBlockHeads
+        | Verb::FetchBlocks
+        | Verb::FollowChanges
+        | Verb::ProveBlocks
+        | Verb::ListRoleRecords
         | Verb::FollowEvents
+        | Verb::SyncNow
         | Verb::ListApprovals
         | Verb::ApproveCall
         | Verb::Health
@@ -92,6 +86,40 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     // `{:?}` has escaped what could break a line; titles are hexadecimal.
     about.line = about.line.chars().take(LEN_MAX).collect();
     about
+}
+
+fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {
+    let meter = meter.unwrap_or_default();
+    let title = hex::encode(&meter.system_title);
+    let (keys, policy) = (keys(&meter.keys), policy(meter.policy.as_ref()));
+    let rules = said(&rules.unwrap_or_default());
+    let id = &meter.meter_id;
+    let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
+    About { line, subject: subject(id, &meter.system_title) }
+}
+
+fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterRequest) -> About {
+    let (title, own) = (hex::encode(&system_title), "its own block".to_owned());
+    let place = block.map_or(own, |block| format!("block {block}"));
+    let line = format!("bury the damaged record of title {title} in {place}");
+    About { line, subject: subject("", &system_title) }
+}
+
+fn promoted(request: PromoteRequest) -> About {
+    let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request;
+    let lost = if primary_is_lost { ", its primary being lost" } else { "" };
+    let above = above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
+    line(format!("promote this site in epoch {expected_epoch}{lost}{above}"))
+}
+
+fn enrolled(EnrolPeerRequest { request, fingerprint, replace }: EnrolPeerRequest) -> About {
+    let site = SignedRequest::decode(&request).map(|signed| signed.request);
+    let site = site.map_or("that can't be read".to_owned(), |request| {
+        format!("of site {:?}, {}", request.site, request.kind)
+    });
+    let anew = if replace { ", in the place of its former keys" } else { "" };
+    let fingerprint = hex::encode(&fingerprint);
+    line(format!("enrol: join request {site}{anew}, fingerprint {fingerprint}"))
 }
 
 /// The matter of a sealed file as it says itself, and the rules it is to come in by.

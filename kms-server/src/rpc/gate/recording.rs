@@ -78,6 +78,18 @@ impl Recorder {
         })
     }
 
+    /// Records by its word why a call was refused, or that it failed by a fault of ours.
+    pub(crate) async fn not_done(
+        &self,
+        call: &AuditedCall,
+        word: &str,
+        is_ours: bool,
+    ) -> Result<(), Status> {
+        let outcome =
+            if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) };
+        self.record(call.entry(self.0.now_ms(), Subject::NONE, outcome)).await
+    }
+
     /// Records why a call failed, and gives the status for it.
     pub(crate) async fn failure(
         &self,

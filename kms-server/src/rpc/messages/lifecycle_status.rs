@@ -12,6 +12,7 @@ pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
         | LifecycleError::AlreadyExists(_)
         | LifecycleError::NotDamaged { .. }
         | LifecycleError::Refused(_)
+        | LifecycleError::NotPrimary { .. }
         | LifecycleError::ReadOnly => false,
         LifecycleError::Busy
         | LifecycleError::ReadOnlyPrimary
@@ -42,6 +43,7 @@ fn row_of(error: &LifecycleError) -> Row {
         LifecycleError::Busy => (Code::Unavailable, "BLOCK_BUSY", Later),
         LifecycleError::ReadOnly => (Code::FailedPrecondition, "READ_ONLY", Never),
         LifecycleError::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY", Never),
+        LifecycleError::NotPrimary { .. } => (Code::FailedPrecondition, "NOT_PRIMARY", Never),
         LifecycleError::NotNewest { .. } => (Code::Unavailable, "NOT_NEWEST", Later),
         LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, "ARENA_FULL", Never),
         LifecycleError::NotAllOpen { .. } => (Code::Unavailable, "NOT_ALL_OPEN", Later),
@@ -65,6 +67,7 @@ fn sentence_of(error: &LifecycleError) -> String {
         | LifecycleError::Refused(_)
         | LifecycleError::Busy
         | LifecycleError::NotAllOpen { .. }
+        | LifecycleError::NotPrimary { .. }
         | LifecycleError::ReadOnly
         | LifecycleError::ReadOnlyPrimary => return error.to_string(),
         LifecycleError::Unavailable { reason: cause } => {
@@ -141,6 +144,12 @@ mod tests {
                 true,
             ),
             (LifecycleError::Damaged { reason: "x".into() }, Code::DataLoss, "DAMAGED", false),
+            (
+                LifecycleError::NotPrimary { reason: "x".into() },
+                Code::FailedPrecondition,
+                "NOT_PRIMARY",
+                false,
+            ),
             (LifecycleError::ReadOnlyPrimary, Code::FailedPrecondition, "READ_ONLY_PRIMARY", false),
             (
                 LifecycleError::NotSealedForUs { reason: "x".into() },

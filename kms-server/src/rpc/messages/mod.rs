@@ -2,11 +2,15 @@
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
 pub(crate) mod columns;
+pub(crate) mod enrolment_status;
 pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
 mod numbers;
 pub(crate) mod request_id;
+pub(crate) mod role_status;
 pub(crate) mod shape;
+pub(crate) mod sites;
 pub(crate) mod status;
+pub(crate) mod sync_status;
 pub(crate) mod trailers;
 pub(crate) mod words;

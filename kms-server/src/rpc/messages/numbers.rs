@@ -1,7 +1,9 @@
 //! Our enumerations and the wire's: the same items at the same numbers, or this does not compile. An item that
 //! is new on one side is asked for on the other.
 
-use kms_core::{KeyKind, KeyState, MinimumProtection, Protection, Verdict, audit::Detail};
+use kms_core::{
+    KeyKind, KeyState, MinimumProtection, Protection, Verdict, audit::Detail, site::role::Role,
+};
 use kms_proto::v1;
 
 /// Both directions are a `match` without a `_` arm; then the numbers are compared.
@@ -31,6 +33,7 @@ same_as!(Verdict, Verdict:
 same_as!(KeyKind, KeyKind: Guek Gbek Gak Kek Dedicated HlsSecret LlsPassword);
 same_as!(KeyState, KeyState: PreActive Active Deactivated Compromised Destroyed);
 same_as!(Protection, ProtectionLevel: Hsm Memory);
+same_as!(Role, SiteRole: Primary Secondary Fenced Replica);
 same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authenticated);
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
@@ -54,6 +57,7 @@ mod tests {
         check::<KeyKind>(|number| v1::KeyKind::try_from(number).unwrap().as_str_name());
         check::<KeyState>(|number| v1::KeyState::try_from(number).unwrap().as_str_name());
         check::<Protection>(|number| v1::ProtectionLevel::try_from(number).unwrap().as_str_name());
+        check::<Role>(|number| v1::SiteRole::try_from(number).unwrap().as_str_name());
         check::<MinimumProtection>(|number| {
             v1::MinimumProtection::try_from(number).unwrap().as_str_name()
         });

@@ -12,12 +12,19 @@ const KEYS_MAX: usize = 16_384;
 /// The longest message of an import: five hundred lines of eight kibibytes.
 const IMPORT_BYTES_MAX: usize = 4 << 20;
 
+/// Blocks in one list, at most: those of the largest key domain.
+const BLOCKS_MAX: usize = 65_536;
+/// The longest message of the other site: the states of as many blocks.
+const PEER_BYTES_MAX: usize = 6 << 20;
+
 /// Counters of fields.
 const LENGTHS: usize = 0;
 const IDS: usize = 1;
 const SETUPS: usize = 2;
 const LINES: usize = 0;
 const KEYS: usize = 1;
+const NAMES: usize = 0;
+const STATES: usize = 1;
 
 /// The fields of a message that matter here.
 #[derive(Debug)]
@@ -45,6 +52,8 @@ static LINE: Shape = Shape(&[(2, Kind::Within(None, &METER))]);
 static BODY: Shape = Shape(&[(1, Kind::Within(Some(LINES), &LINE))]);
 static CHUNK: Shape = Shape(&[(4, Kind::Signed(&BODY))]);
 static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
+static NAMED: Shape = Shape(&[]);
+static BLOCKS: Shape = Shape(&[(2, Kind::Each(NAMES)), (3, Kind::Within(Some(STATES), &NAMED))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
 
@@ -104,6 +113,15 @@ impl Rules {
                 Self { bytes_max, ..rules(&IMPORT, bringing, keys) }
             }
             Verb::CreateMeter => rules(&CREATE, bringing, keys),
+            // Lists of blocks, which unfold: a domain has 65,536 at most.
+            Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges | Verb::ProveBlocks => {
+                let bytes_max = bytes_max.min(PEER_BYTES_MAX);
+                let most = [(BLOCKS_MAX, "blocks"), (BLOCKS_MAX, "blocks"), NO_LIMIT];
+                // What a follower says is stored is many messages, and not each has an answer.
+                let flat = if verb == Verb::FollowChanges { 1 << 10 } else { 1 << 20 };
+                let cost = Cost { per_byte: 4, entries: (BLOCKS_MAX, 160), flat };
+                Self { bytes_max, ..rules(&BLOCKS, most, cost) }
+            }
             // Pages of what is stored.
             Verb::ListMeters | Verb::ListEvents | Verb::FollowEvents => {
                 let cost = Cost { per_byte: 4, entries: (0, 0), flat: 1 << 20 };

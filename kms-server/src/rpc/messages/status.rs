@@ -8,9 +8,12 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::columns::ColumnFault;
-use crate::rpc::access::{
-    policy::{CallerName, Forbidden},
-    verb::Verb,
+use crate::{
+    replication::NotServed,
+    rpc::access::{
+        policy::{CallerName, Forbidden},
+        verb::Verb,
+    },
 };
 
 /// The domain of every `google.rpc.ErrorInfo`.
@@ -135,6 +138,24 @@ pub(crate) enum Refused {
          `default_transaction_read_only = off` for the server, the database and the role"
     )]
     ReadOnlyPrimary,
+    #[error("this site has no peer: its configuration says single_site")]
+    SingleSite,
+    #[error(
+        "the card is of no other site of this site's key domain; compare [peer] and [site] of both"
+    )]
+    AnotherDomain,
+    #[error(
+        "the card names an epoch that no signed promotion leads to here; both sites' `site status` says more"
+    )]
+    EpochNotProved,
+    #[error(
+        "the peer has as many streams open here as it may; one that is gone leaves its place soon"
+    )]
+    TooManyFollowers,
+    #[error("the follower stores nothing of what it was sent; come again with where it stands")]
+    FollowerStalled,
+    #[error("the site's database does not answer; its log says why")]
+    PeerStore,
     #[error("the audit log can't be read; the server's log says why")]
     AuditNotReadable,
     #[error("there is no audit chain of this node here")]
@@ -144,6 +165,33 @@ pub(crate) enum Refused {
     /// A fault of ours; what it is stands in the log.
     #[error("the server has made a mistake; its log says more")]
     Fault(&'static str),
+}
+
+impl From<NotServed> for Refused {
+    fn from(error: NotServed) -> Self {
+        match error {
+            NotServed::AnotherDomain { site } => {
+                tracing::warn!(site, "a caller with the role peer is no other site of this domain");
+                Self::AnotherDomain
+            }
+            NotServed::EpochNotProved(error) => {
+                tracing::error!(%error, "a peer is not answered");
+                Self::EpochNotProved
+            }
+            NotServed::NoBlock(_) => {
+                Self::Field { field: "blocks", problem: "there is no such block" }
+            }
+            NotServed::Cursors => {
+                Self::Field { field: "cursors", problem: "they name each block once, in order" }
+            }
+            NotServed::TooManyFollowers => Self::TooManyFollowers,
+            NotServed::Stalled => Self::FollowerStalled,
+            NotServed::Store(error) => {
+                tracing::warn!(%error, "a peer is not answered");
+                Self::PeerStore
+            }
+        }
+    }
 }
 
 impl Refused {
@@ -176,6 +224,9 @@ impl Refused {
             | Self::Column(_)
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
+            | Self::SingleSite
+            | Self::AnotherDomain
+            | Self::EpochNotProved
             | Self::NoAuditChain
             | Self::Field { .. }
             | Self::Fault(_) => Again::Never,
@@ -186,6 +237,9 @@ impl Refused {
             | Self::BytesBusy(_) => Again::Soon,
             Self::ListExpired
             | Self::ShuttingDown
+            | Self::TooManyFollowers
+            | Self::FollowerStalled
+            | Self::PeerStore
             | Self::AuditNotWritable
             | Self::AuditNotReadable => Again::Later,
             Self::TooManyWaiting(_) => Again::Minute,
@@ -225,6 +279,12 @@ impl Refused {
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
+            Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
+            Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
+            Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
+            Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
+            Self::FollowerStalled => (Code::DeadlineExceeded, "FOLLOWER_STALLED"),
+            Self::PeerStore => (Code::Unavailable, "NOT_REACHABLE"),
             Self::AuditNotReadable => (Code::Unavailable, "AUDIT_NOT_READABLE"),
             Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
@@ -282,6 +342,12 @@ impl Refused {
             | Self::AuditNotWritable
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
+            | Self::SingleSite
+            | Self::AnotherDomain
+            | Self::EpochNotProved
+            | Self::TooManyFollowers
+            | Self::FollowerStalled
+            | Self::PeerStore
             | Self::AuditNotReadable
             | Self::NoAuditChain
             | Self::Fault(_) => Vec::new(),
@@ -401,6 +467,12 @@ mod tests {
             (Refused::Field { field: "f", problem: "p" }, "INVALID_ARGUMENT BAD_FIELD", None),
             (Refused::Fault("f"), "INTERNAL FAULT", None),
             (Refused::ImportTooLong(1), "INVALID_ARGUMENT IMPORT_TOO_LONG", None),
+            (Refused::SingleSite, "FAILED_PRECONDITION SINGLE_SITE", None),
+            (Refused::AnotherDomain, "FAILED_PRECONDITION ANOTHER_DOMAIN", None),
+            (Refused::EpochNotProved, "FAILED_PRECONDITION EPOCH_NOT_PROVED", None),
+            (Refused::TooManyFollowers, "RESOURCE_EXHAUSTED TOO_MANY_FOLLOWERS", Some(1_000)),
+            (Refused::FollowerStalled, "DEADLINE_EXCEEDED FOLLOWER_STALLED", Some(1_000)),
+            (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -456,6 +528,12 @@ mod tests {
             Refused::Field { .. } => 30,
             Refused::Fault(_) => 31,
             Refused::ImportTooLong(_) => 32,
+            Refused::SingleSite => 33,
+            Refused::AnotherDomain => 34,
+            Refused::EpochNotProved => 35,
+            Refused::TooManyFollowers => 36,
+            Refused::FollowerStalled => 37,
+            Refused::PeerStore => 38,
         }
     }
 

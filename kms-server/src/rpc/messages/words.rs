@@ -10,7 +10,7 @@ use crate::lifecycle::{
 };
 use kms_core::{
     ClearKey, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Numbered, SecuritySetup,
-    SystemTitle,
+    SystemTitle, ports::Replicated,
 };
 
 /// Keys that are read of a meter: so many more than it may come with that `lifecycle` names the limit to who
@@ -221,6 +221,15 @@ pub(crate) fn import_result(line: u64, meter_id: String, result: ImportResult) -
         code: code.to_owned(),
         reason,
         warnings,
+    }
+}
+
+/// Whether the other site has a change.
+pub(crate) fn replicated(replicated: Replicated) -> v1::Replicated {
+    match replicated {
+        Replicated::NotApplicable => v1::Replicated::Unspecified,
+        Replicated::Yes => v1::Replicated::Replicated,
+        Replicated::No => v1::Replicated::Unreplicated,
     }
 }
 

@@ -12,5 +12,5 @@ mod transport;
 
 pub use control::{Bound, Control};
 pub use error::RpcError;
-pub use parts::{GateParts, Parts};
+pub use parts::{GateParts, Parts, Replicating};
 pub use serve::{serve, serve_services};

@@ -7,8 +7,12 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
-    keyring::Overview,
+    enrolment::Enroller,
+    hsm::Hsm,
+    keyring::{Overview, Roles},
     lifecycle::Lifecycle,
+    replication::{Status as ReplicationStatus, Syncing},
+    rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
     telemetry::metrics::Source,
@@ -23,6 +27,10 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
+    /// Who writes.
+    pub roles: Arc<Roles>,
+    /// The token, for the enrolment of another site.
+    pub hsm: Hsm,
     /// The token's status.
     pub token_status: TokenStatusSource,
     /// The database, for its status.
@@ -33,13 +41,36 @@ pub struct Parts {
     pub domain: DomainRecord,
     /// This site is the only one of its domain, by configuration.
     pub single_site: bool,
+    /// The other site; `None`: there is none.
+    pub replication: Option<Replicating>,
     /// The time, for certificates, approvals and uptime.
     pub clock: Arc<dyn Clock>,
     /// Figures of the parts that are not named above: the token, the store, and whoever else counts.
     pub sources: Vec<Arc<dyn Source>>,
 }
 
+/// The parts of a site that has a peer.
+pub struct Replicating {
+    /// Answers to the peer.
+    pub parts: ReplicationParts,
+    /// How replication stands.
+    pub status: Arc<ReplicationStatus>,
+    /// Brings the sites in step when somebody asks.
+    pub syncing: Arc<Syncing>,
+}
+
 impl Parts {
+    /// The part that enrols other sites.
+    pub(super) fn enroller(&self) -> Enroller {
+        Enroller {
+            domain: self.domain.clone(),
+            hsm: self.hsm.clone(),
+            store: Arc::clone(&self.store),
+            audited: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+
     /// Where the judgement of the site's health looks.
     pub(super) fn looks(&self) -> Looks {
         Looks {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use kms_proto::v1::{
     approvals_server::ApprovalsServer, audit_server::AuditServer,
-    ciphering_server::CipheringServer, meters_server::MetersServer, site_server::SiteServer,
+    ciphering_server::CipheringServer, meters_server::MetersServer,
+    replication_server::ReplicationServer, site_server::SiteServer,
 };
 use tonic::service::Routes;
 
@@ -15,7 +16,7 @@ use crate::rpc::{
     gate::recording::Recorder,
     services::{
         approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
-        meters::MetersService, site::SiteService,
+        meters::MetersService, replication::ReplicationService, site::SiteService,
     },
     shares::budget::Budget,
     tls::in_use::Tls,
@@ -43,8 +44,19 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
     };
+    let replication = ReplicationService {
+        parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
+        budget: budget.clone(),
+        message_bytes_max,
+    };
     let site = SiteService {
         looks: parts.looks(),
+        replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
+        syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
+        roles: Arc::clone(&parts.roles),
+        recorder: Recorder(Arc::clone(&parts.audit)),
+        enroller: Arc::new(parts.enroller()),
+        budget: budget.clone(),
         domain: parts.domain.clone(),
         single_site: parts.single_site,
         clock: Arc::clone(&parts.clock),
@@ -56,6 +68,9 @@ pub(super) fn of_parts(
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
+        .add_service(
+            ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
+        )
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
 }

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     lifecycle::{
-        ChunkOf, ImportResult, ImportRules, Lifecycle, NewMeter, Refusal, SealedFile, SealedHeader,
+        ChunkOf, ImportResult, ImportRules, Imports, Lifecycle, NewMeter, Refusal, SealedFile,
+        SealedHeader,
     },
     rpc::{
         access::policy::Permit,
@@ -118,25 +119,27 @@ impl Importing {
         }
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         let call = self.call.clone();
-        let results = to_its_end(async move {
+        let imports = to_its_end(async move {
             let _charge = charge;
             if readable.is_empty() {
-                return Ok(Vec::new());
+                return Ok(Imports { results: Vec::new(), states: Vec::new() });
             }
-            let results = match source {
+            let imports = match source {
                 Some((file, chunk)) => {
                     let chunk = ChunkOf { file: &file, number: chunk };
                     lifecycle.import_sealed(&call, chunk, readable, rules).await
                 }
                 None => lifecycle.import(&call, readable, rules).await,
             };
-            match results {
-                Ok(results) => Ok(results),
+            match imports {
+                Ok(imports) => Ok(imports),
                 Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
             }
         })
         .await?;
-        Ok(ImportMetersResponse { results: in_line(lines, results)? })
+        let Imports { results, states } = imports;
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(ImportMetersResponse { results: in_line(lines, results)?, replicated })
     }
 }
 

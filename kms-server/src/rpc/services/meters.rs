@@ -18,7 +18,7 @@ use super::{
     sealed,
 };
 use crate::{
-    lifecycle::{Lifecycle, LifecycleError, Readmitted},
+    lifecycle::{Created, Lifecycle, LifecycleError, Readmitted},
     rpc::{
         access::{policy::Permit, verb::Verb},
         gate::recording::Recorder,
@@ -63,7 +63,7 @@ impl meters_server::Meters for MetersService {
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
         let subject =
             Subject { system_title: Some(meter.system_title), ..Subject::meter(&meter.meter_id) };
-        let (view, warnings) = to_its_end(async move {
+        let Created { view, warnings, states } = to_its_end(async move {
             let _charge = charge;
             match lifecycle.create(&call, meter, rules).await {
                 Ok(created) => Ok(created),
@@ -73,7 +73,9 @@ impl meters_server::Meters for MetersService {
             }
         })
         .await?;
-        Ok(Response::new(CreateMeterResponse { meter: Some(words::meter(view)), warnings }))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        let meter = Some(words::meter(view));
+        Ok(Response::new(CreateMeterResponse { meter, warnings, replicated }))
     }
 
     async fn get_meter(
@@ -135,15 +137,16 @@ impl meters_server::Meters for MetersService {
         let id = words::meter_id("meter_id", &request.into_inner().meter_id)?;
         let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
-        to_its_end(async move {
+        let states = to_its_end(async move {
             let _charge = charge;
             match lifecycle.delete(&call, &id).await {
-                Ok(()) => Ok(()),
+                Ok(states) => Ok(states),
                 Err(error) => Err(audit.failure(&call, Subject::meter(&id), &error).await),
             }
         })
         .await?;
-        Ok(Response::new(DeleteMeterResponse {}))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(Response::new(DeleteMeterResponse { replicated }))
     }
 
     async fn bury_damaged_meter(

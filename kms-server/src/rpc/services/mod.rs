@@ -10,5 +10,6 @@ mod importing;
 mod in_order;
 mod looks;
 pub(crate) mod meters;
+pub(crate) mod replication;
 mod sealed;
 pub(crate) mod site;

@@ -1,33 +1,69 @@
-//! `Site.GetStatus`: how the site is, answered even when its parts are not.
+//! `Site.GetStatus`: how the site is, answered even when its parts are not. `Site.EnrolPeer`: another site joins.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring, StandbyStatus, StoreStatus,
-    TokenStatus as WireToken, WarmUp, site_server,
+    BlockLeft, DemoteRequest, DemoteResponse, EnrolPeerRequest, EnrolPeerResponse,
+    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest,
+    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
+use super::in_order::{Answers, to_its_end};
 use crate::{
+    enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
-    keyring::KeyringStatus,
+    keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
+    replication::{
+        self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus, SyncAsked, Syncing,
+    },
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
+        gate::recording::Recorder,
+        messages::{
+            enrolment_status::{of_enrolment, word_of_enrolment},
+            role_status::{of_role, word_of_role},
+            status::Refused,
+            sync_status::{of_sync, wire_progress},
+        },
+        shares::budget::Budget,
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
 };
-use kms_core::{DomainRecord, moment::Moment, ports::Clock};
+use kms_core::{
+    BlockNo, DomainRecord, Epoch,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    enrolment::Fingerprint,
+    moment::Moment,
+    ports::Clock,
+    site::role::Standing,
+};
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
+/// Blocks that one call names, at most; none means all.
+const SYNC_BLOCKS_MAX: usize = 65_536;
+
 /// The operators' view of the site.
 pub(crate) struct SiteService {
     pub(crate) looks: Looks,
+    /// `None`: there is no other site.
+    pub(crate) replication: Option<Arc<replication::Status>>,
+    /// `None` likewise.
+    pub(crate) syncing: Option<Arc<Syncing>>,
+    pub(crate) roles: Arc<Roles>,
+    pub(crate) recorder: Recorder,
+    pub(crate) enroller: Arc<Enroller>,
+    pub(crate) budget: Budget,
     pub(crate) domain: DomainRecord,
     pub(crate) single_site: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -45,14 +81,18 @@ impl site_server::Site for SiteService {
     ) -> Result<Response<GetStatusResponse>, Status> {
         Permit::of(&request, Verb::GetStatus)?;
         let _executing = self.figures.execute(Verb::GetStatus);
+        let standing = self.roles.standing();
         let mut facts = self.looks.all().await;
         facts.certificate_faults = self.certificate_faults();
+        let replication = self.replication.as_ref().map(|status| status.all());
+        let told = replication.iter().flat_map(|status| status.faults.clone());
+        facts.replication_faults = told.collect();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
             domain_id: Bytes::copy_from_slice(&self.domain.domain.0),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            epoch: self.domain.epoch.0,
+            epoch: standing.epoch.0,
             single_site: self.single_site,
             uptime_ms: self.clock.now().ms_since(self.started),
             faults: faults.collect(),
@@ -60,11 +100,165 @@ impl site_server::Site for SiteService {
             store: Some(wire_store(facts.store, &facts.keyring)),
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
+            standing: Some(wire_standing(&standing)),
+            replication: replication.map(wire_replication),
         }))
+    }
+
+    async fn promote(
+        &self,
+        request: Request<PromoteRequest>,
+    ) -> Result<Response<PromoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Promote)?;
+        let _executing = self.figures.execute(Verb::Promote);
+        let call = self.recorder.call(&permit, &request);
+        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request.into_inner();
+        let wish = Wish {
+            expected: Epoch(expected_epoch),
+            is_lost: primary_is_lost,
+            above: above_epoch.map(Epoch),
+        };
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        let now_ms = self.clock.unix_ms();
+        let promoted = self.roles.promote(wish, entry, now_ms).await;
+        let Promotion { standing, left } = match promoted {
+            Ok(promotion) => promotion,
+            Err(error) => return Err(self.not_changed(&call, &error).await),
+        };
+        let left = left.into_iter().map(|(block, reason)| BlockLeft { block: block.0, reason });
+        let standing = Some(wire_standing(&standing));
+        Ok(Response::new(PromoteResponse { standing, left: left.collect() }))
+    }
+
+    async fn demote(
+        &self,
+        request: Request<DemoteRequest>,
+    ) -> Result<Response<DemoteResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Demote)?;
+        let _executing = self.figures.execute(Verb::Demote);
+        let call = self.recorder.call(&permit, &request);
+        let expected = Epoch(request.into_inner().expected_epoch);
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        match self.roles.demote(expected, entry, self.clock.unix_ms()).await {
+            Ok(standing) => {
+                Ok(Response::new(DemoteResponse { standing: Some(wire_standing(&standing)) }))
+            }
+            Err(error) => Err(self.not_changed(&call, &error).await),
+        }
+    }
+
+    type SyncNowStream = Answers<WireProgress>;
+
+    async fn sync_now(
+        &self,
+        request: Request<SyncNowRequest>,
+    ) -> Result<Response<Self::SyncNowStream>, Status> {
+        let permit = Permit::of(&request, Verb::SyncNow)?;
+        let call = self.recorder.call(&permit, &request);
+        let executing = self.figures.execute(Verb::SyncNow);
+        let syncing = self.syncing.as_ref().ok_or(Refused::SingleSite)?;
+        let SyncNowRequest { target, force, dry_run, blocks } = request.into_inner();
+        let blocks = blocks.into_iter().take(SYNC_BLOCKS_MAX).map(BlockNo).collect();
+        let asked = SyncAsked { target, force, dry_run, blocks };
+        let said = syncing.begin(asked).await.map_err(|error| of_sync(&error))?;
+        if !dry_run {
+            // What is written is recorded where it is: here, who had it done.
+            self.recorder.record(self.recorder.entry(&call, Subject::NONE)).await?;
+        }
+        let said = ReceiverStream::new(said).map(move |said| {
+            let _executing = &executing;
+            said.map(wire_progress).map_err(|error| of_sync(&error))
+        });
+        Ok(Response::new(Box::pin(said)))
+    }
+
+    async fn enrol_peer(
+        &self,
+        request: Request<EnrolPeerRequest>,
+    ) -> Result<Response<EnrolPeerResponse>, Status> {
+        let permit = Permit::of(&request, Verb::EnrolPeer)?;
+        let call = self.recorder.call(&permit, &request);
+        let EnrolPeerRequest { request, fingerprint, replace } = request.into_inner();
+        let fingerprint = <[u8; 32]>::try_from(fingerprint.as_ref())
+            .map_err(|_| Refused::Field { field: "fingerprint", problem: "it has 32 bytes" })?;
+        let asked =
+            Enrolling { request: request.into(), fingerprint: Fingerprint(fingerprint), replace };
+        let charge = self.budget.charge(&permit, 1)?;
+        let (enroller, audit) = (Arc::clone(&self.enroller), self.recorder.clone());
+        let bundle = to_its_end(async move {
+            let _charge = charge;
+            match enroller.enrol(&call, &asked).await {
+                Ok(bundle) => Ok(bundle),
+                Err(error) => {
+                    let (word, is_ours) = word_of_enrolment(&error);
+                    audit.not_done(&call, word, is_ours).await?;
+                    Err(of_enrolment(&error))
+                }
+            }
+        })
+        .await?;
+        Ok(Response::new(EnrolPeerResponse { bundle: bundle.encode().into() }))
     }
 }
 
+fn wire_replication(status: ReplicationStatus) -> WireReplication {
+    let ReplicationStatus { peer, heard, following, readiness, faults: _ } = status;
+    let (card, heard_ms) = match heard {
+        Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
+        None => (None, None),
+    };
+    WireReplication {
+        peer,
+        peer_epoch: card.as_ref().map_or(0, |card| card.epoch.0),
+        peer_release: card.map_or_else(String::new, |card| card.release),
+        heard_ms,
+        following: following.map(wire_following),
+        readiness: readiness.map(wire_readiness),
+    }
+}
+
+fn wire_following(following: FollowingStatus) -> WireFollowing {
+    let FollowingStatus {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused,
+        refused_count,
+        fault,
+        compared_ms,
+        differed,
+    } = following;
+    let refused = refused.into_iter();
+    WireFollowing {
+        connected,
+        blocks_adopted,
+        records_adopted,
+        refused: refused.map(|it| RefusedBlock { block: it.block.0, reason: it.reason }).collect(),
+        refused_count,
+        fault: fault.unwrap_or_default(),
+        compared_ms,
+        differed,
+    }
+}
+
+fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
+    let Readiness { proved, unproved, failed, oldest_ms, failures } = readiness;
+    let oldest_proof_ms = oldest_ms.unwrap_or(0);
+    ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
+}
+
 impl SiteService {
+    /// Records why the role was not changed, and gives the status for it.
+    async fn not_changed(&self, call: &AuditedCall, error: &NotChanged) -> Status {
+        let mut entry = self.recorder.entry(call, Subject::NONE);
+        let (word, is_ours) = word_of_role(error);
+        entry.outcome = match is_ours {
+            true => AuditOutcome::failed(word),
+            false => AuditOutcome::refused(word),
+        };
+        self.recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
+    }
+
     fn certificate_faults(&self) -> Vec<String> {
         let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
         let expiry = match left_ms {
@@ -78,6 +272,11 @@ impl SiteService {
         let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
         expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
+}
+
+fn wire_standing(standing: &Standing) -> SiteStanding {
+    let Standing { role, epoch, .. } = *standing;
+    SiteStanding { role: role as i32, epoch: epoch.0, writes: standing.writes() }
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use sqlx::{Row as _, postgres::PgRow};
 
 use crate::store::StoreError;
-use kms_core::{BlockNo, Epoch, Head, Position, Sequence};
+use kms_core::{BlockNo, Epoch, Head, Position, RecordKey, Sequence};
 
 /// Integrity is checked by our own statements first: what the database still finds is no state that
 /// this program leaves behind. What it says of its own files (XX) is no such state: a read that failed
@@ -79,6 +79,13 @@ pub(super) fn array<const N: usize>(row: &PgRow, at: usize) -> Result<[u8; N], S
         .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
 }
 
+/// Column `at` as a record's key.
+pub(super) fn record_key(row: &PgRow, at: usize) -> Result<RecordKey, StoreError> {
+    let found = bytes(row, at)?;
+    RecordKey::from_bytes(found)
+        .ok_or_else(|| StoreError::Damaged(format!("a record's key of {} bytes", found.len())))
+}
+
 /// Column `at` as exactly `N` bytes, or nothing.
 pub(super) fn optional_array<const N: usize>(
     row: &PgRow,
@@ -113,4 +120,9 @@ pub(super) fn head(row: &PgRow) -> Result<Head, StoreError> {
 /// A number as the database keeps it; `store::rules` has checked that it fits.
 pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} does not fit")))
+}
+
+/// A number to compare with: no row is beyond the highest that the database keeps.
+pub(super) fn bounded(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

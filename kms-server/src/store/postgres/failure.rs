@@ -1,7 +1,8 @@
 //! Failures of a write: what was decided, and what the library says.
 
 use super::columns::{classify, is_conflict};
-use crate::store::{BlockChange, StoreError};
+use crate::store::StoreError;
+use kms_core::BlockNo;
 
 /// Why a write was given up: a decision of ours, or a fault of the library.
 #[derive(Debug)]
@@ -27,9 +28,8 @@ impl From<sqlx::Error> for WriteError {
 }
 
 impl WriteError {
-    /// As the error of a commit of `changes`.
-    pub(super) fn of_commit(self, changes: &[BlockChange]) -> StoreError {
-        let first = changes.iter().map(|change| change.head.block).min();
+    /// As the error of a transaction that changes blocks, `first` among them.
+    pub(super) fn of_commit(self, first: Option<BlockNo>) -> StoreError {
         match (self, first) {
             (Self::Decided(error), _) => error,
             (Self::Failed(error), Some(block)) if is_conflict(&error) => {

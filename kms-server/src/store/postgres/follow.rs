@@ -11,7 +11,7 @@ use super::{
     columns::classify,
     patience::{let_go, within},
     read,
-    write::{self, CHANNEL},
+    rows::{self, CHANNEL},
 };
 use crate::store::{FollowBlocks, Positions, StoreError};
 
@@ -84,9 +84,9 @@ impl FollowBlocks for Follower {
         tokio::select! {
             heard = listener.try_recv() => match heard {
                 Ok(Some(told)) => {
-                    let mut at = write::told(told.payload());
+                    let mut at = rows::told(told.payload());
                     while let Some(told) = listener.next_buffered() {
-                        at.extend(write::told(told.payload()));
+                        at.extend(rows::told(told.payload()));
                     }
                     return Ok(Positions { at, ..Positions::default() });
                 }

@@ -11,8 +11,10 @@ use super::{
 use crate::store::{
     BlockChange, StoreError,
     indexing::{
-        Entry, Outcome, Plan, Title, id_taken, living, take_dead, title_taken, titles, unpack,
+        Adopted, Entry, Outcome, Plan, Title, id_taken, living, take_dead, title_taken, titles,
+        unpack,
     },
+    sites::BlockAdoption,
 };
 use kms_core::BlockNo;
 
@@ -22,26 +24,65 @@ pub(super) async fn update(
     changes: &[&BlockChange],
     outcome: &Outcome<'_>,
 ) -> Result<(), WriteError> {
-    let mut old = entries(connection, outcome).await?;
+    let titles = titles(outcome.keys().map(|(_, key)| key));
+    let mut old = entries(connection, &titles).await?;
     let dead = take_dead(&mut old, changes.iter().copied());
     let living = living(outcome)?;
     let plan = Plan::of(&old, &living)?;
 
     remove_fingerprints(connection, &plan.lost).await?;
+    let dead: Vec<Title> = dead.into_keys().collect();
     remove_meters(connection, &dead).await?;
     add_meters(connection, &plan.new).await?;
     change_meters(connection, &plan.changed).await?;
     add_fingerprints(connection, &plan.gained).await
 }
 
-/// The entries that there are for the titles of `outcome`.
+/// Brings the indexes to what adopted blocks say. An id that two of their meters claim is no error.
+pub(super) async fn adopt(
+    connection: &mut PgConnection,
+    adoptions: &[&BlockAdoption],
+) -> Result<(), WriteError> {
+    let keys = adoptions.iter().flat_map(|adoption| {
+        let records = adoption.records.iter().map(|change| &change.record.key);
+        records.chain(&adoption.gone)
+    });
+    let old = entries(connection, &titles(keys)).await?;
+    let plan = Adopted::of(&old, adoptions.iter().copied());
+    remove_fingerprints(connection, &plan.lost).await?;
+    remove_meters(connection, &plan.dead).await?;
+    adopt_meters(connection, &plan.put).await?;
+    add_fingerprints(connection, &plan.gained).await
+}
+
+async fn adopt_meters(
+    connection: &mut PgConnection,
+    meters: &[(Title, Entry)],
+) -> Result<(), WriteError> {
+    if meters.is_empty() {
+        return Ok(());
+    }
+    let statement = "INSERT INTO meters (system_title, meter_id, block, fingerprints, adopted) \
+                     SELECT *, true FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::bytea[]) \
+                     ON CONFLICT (system_title) DO UPDATE SET meter_id = excluded.meter_id, \
+                     block = excluded.block, fingerprints = excluded.fingerprints, adopted = true";
+    sqlx::query(statement)
+        .bind(meters.iter().map(|(title, _)| &title[..]).collect::<Vec<_>>())
+        .bind(meters.iter().map(|(_, entry)| entry.meter_id.as_str()).collect::<Vec<_>>())
+        .bind(meters.iter().map(|(_, entry)| i64::from(entry.block.0)).collect::<Vec<_>>())
+        .bind(meters.iter().map(|(_, entry)| entry.packed()).collect::<Vec<_>>())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// The entries that there are for `titles`.
 async fn entries(
     connection: &mut PgConnection,
-    outcome: &Outcome<'_>,
+    titles: &[Title],
 ) -> Result<BTreeMap<Title, Entry>, WriteError> {
     let query = "SELECT system_title, meter_id, block, fingerprints FROM meters \
                  WHERE system_title = ANY($1::bytea[])";
-    let titles = titles(outcome);
     let mut found = BTreeMap::new();
     if titles.is_empty() {
         return Ok(found);
@@ -58,21 +99,18 @@ async fn entries(
     Ok(found)
 }
 
-async fn remove_meters(
-    connection: &mut PgConnection,
-    dead: &BTreeMap<Title, Entry>,
-) -> Result<(), WriteError> {
+async fn remove_meters(connection: &mut PgConnection, dead: &[Title]) -> Result<(), WriteError> {
     if dead.is_empty() {
         return Ok(());
     }
     let statement = "DELETE FROM meters WHERE system_title = ANY($1::bytea[])";
-    let titles: Vec<&[u8]> = dead.keys().map(|title| &title[..]).collect();
+    let titles: Vec<&[u8]> = dead.iter().map(|title| &title[..]).collect();
     sqlx::query(statement).bind(titles).execute(connection).await?;
     Ok(())
 }
 
 /// An id or a title that somebody else has, or takes at the same time, is left to them; then this
-/// commit fails. In order of id, so that two commits rarely wait for each other in a circle.
+/// commit fails. An id that came from a peer is as taken as one of ours; none comes at the same time. In order of id, so that two commits rarely wait for each other in a circle.
 async fn add_meters(
     connection: &mut PgConnection,
     new: &[(Title, &Entry)],
@@ -82,6 +120,8 @@ async fn add_meters(
     }
     let statement = "INSERT INTO meters (system_title, meter_id, block, fingerprints) \
                      SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::bytea[]) \
+                         AS new (title, id, block, fingerprints) \
+                     WHERE NOT EXISTS (SELECT FROM meters WHERE adopted AND meter_id = new.id) \
                      ON CONFLICT DO NOTHING RETURNING system_title";
     let mut sorted: Vec<&(Title, &Entry)> = new.iter().collect();
     sorted.sort_unstable_by_key(|(_, entry)| &entry.meter_id);

@@ -2,13 +2,15 @@
 
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
-use super::columns::{array, bytes, classify, head, number, optional_array, position, text};
+use super::columns::{
+    array, bytes, classify, head, number, optional_array, position, record_key, text,
+};
 use crate::store::{
     Holder, IndexedMeter, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-    RecordKey, StoredRecord, SystemTitle,
+    StoredRecord, SystemTitle,
 };
 
 pub(super) async fn domain(
@@ -58,10 +60,10 @@ pub(super) async fn position_of(
 }
 
 /// The part of a block that is in a row of [`BLOCK`].
-mod part {
-    pub(super) const HEAD: i64 = 0;
+pub(super) mod part {
+    pub(in super::super) const HEAD: i64 = 0;
     pub(super) const SEAL: i64 = 1;
-    pub(super) const RECORD: i64 = 2;
+    pub(in super::super) const RECORD: i64 = 2;
 }
 
 /// All of a block in one statement, so that its parts are of one moment without a transaction around
@@ -97,7 +99,7 @@ pub(super) async fn block(
     Ok(Some(StoredBlock { head, seals, records }))
 }
 
-fn head_of(block: BlockNo, row: &PgRow) -> Result<Head, StoreError> {
+pub(super) fn head_of(block: BlockNo, row: &PgRow) -> Result<Head, StoreError> {
     Ok(Head {
         block,
         position: position(row, 2)?,
@@ -116,9 +118,9 @@ fn seal(row: &PgRow) -> Result<SealedSecret, StoreError> {
     })
 }
 
-fn record(row: &PgRow) -> Result<StoredRecord, StoreError> {
+pub(super) fn record(row: &PgRow) -> Result<StoredRecord, StoreError> {
     Ok(StoredRecord {
-        key: RecordKey(array(row, 1)?),
+        key: record_key(row, 1)?,
         position: position(row, 2)?,
         secret_version: number(row, 4)?,
         mac: array(row, 5)?,
@@ -144,7 +146,10 @@ pub(super) async fn find_meter(
     connection: &mut PgConnection,
     meter_id: &MeterId,
 ) -> Result<Option<IndexedMeter>, StoreError> {
-    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id = $1";
+    // Two meters that came from a peer may claim it for a while: one of them is shown.
+    let query = "SELECT meter_id, system_title FROM meters WHERE NOT adopted AND meter_id = $1 \
+                 UNION ALL \
+                 SELECT meter_id, system_title FROM meters WHERE adopted AND meter_id = $1 LIMIT 1";
     let row = sqlx::query(query).bind(meter_id.as_str()).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
 }
@@ -165,8 +170,12 @@ pub(super) async fn list_meters(
 ) -> Result<Vec<IndexedMeter>, StoreError> {
     // No meter id is empty, so all of them come after the empty text. What can be no id was written by
     // somebody else, and must not end the list.
-    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > $1 \
-                 AND meter_id ~ '^[!-~]{1,64}$' ORDER BY meter_id LIMIT $2";
+    let query = "(SELECT meter_id, system_title FROM meters WHERE NOT adopted AND meter_id > $1 \
+                 AND meter_id ~ '^[!-~]{1,64}$' ORDER BY meter_id LIMIT $2) \
+                 UNION ALL \
+                 (SELECT meter_id, system_title FROM meters WHERE adopted AND meter_id > $1 \
+                 AND meter_id ~ '^[!-~]{1,64}$' ORDER BY meter_id LIMIT $2) \
+                 ORDER BY meter_id, system_title LIMIT $2";
     let rows = sqlx::query(query)
         .bind(after.map_or("", MeterId::as_str))
         .bind(i64::from(limit))

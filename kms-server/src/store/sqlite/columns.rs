@@ -77,6 +77,13 @@ pub(super) fn array<const N: usize>(row: &SqliteRow, at: usize) -> Result<[u8; N
         .map_err(|_| StoreError::Damaged(format!("{} bytes where {N} should be", found.len())))
 }
 
+/// Column `at` as a record's key.
+pub(super) fn record_key(row: &SqliteRow, at: usize) -> Result<RecordKey, StoreError> {
+    let found = bytes(row, at)?;
+    RecordKey::from_bytes(found)
+        .ok_or_else(|| StoreError::Damaged(format!("a record's key of {} bytes", found.len())))
+}
+
 /// Column `at` as exactly `N` bytes, or nothing.
 pub(super) fn optional_array<const N: usize>(
     row: &SqliteRow,
@@ -119,7 +126,7 @@ pub(super) fn head(row: &SqliteRow) -> Result<Head, StoreError> {
 /// A record from `key, epoch, sequence, secret_version, mac, body`.
 pub(super) fn record(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
     Ok(StoredRecord {
-        key: RecordKey(array(row, 0)?),
+        key: record_key(row, 0)?,
         position: position(row, 1)?,
         secret_version: number(row, 3)?,
         mac: array(row, 4)?,
@@ -130,4 +137,9 @@ pub(super) fn record(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
 /// A number as the database keeps it; `store::rules` has checked that it fits.
 pub(super) fn signed(number: u64) -> Result<i64, StoreError> {
     i64::try_from(number).map_err(|_| StoreError::Damaged(format!("{number} does not fit")))
+}
+
+/// A number to compare with: no row is beyond the highest that the database keeps.
+pub(super) fn bounded(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -11,7 +11,8 @@ use super::{
 };
 use crate::store::{
     BlockChange,
-    indexing::{Entry, Outcome, Plan, Title, id_taken, living, take_dead, titles, unpack},
+    indexing::{Adopted, Entry, Outcome, Plan, Title, id_taken, living, take_dead, titles, unpack},
+    sites::BlockAdoption,
 };
 use kms_core::BlockNo;
 
@@ -21,12 +22,14 @@ pub(super) async fn update(
     changes: &[BlockChange],
     outcome: &Outcome<'_>,
 ) -> Result<(), WriteError> {
-    let mut old = entries(connection, outcome).await?;
+    let titles = titles(outcome.keys().map(|(_, key)| key));
+    let mut old = entries(connection, &titles).await?;
     let dead = take_dead(&mut old, changes);
     let living = living(outcome)?;
     let plan = Plan::of(&old, &living)?;
 
     remove_fingerprints(connection, &plan.lost).await?;
+    let dead: Vec<Title> = dead.into_keys().collect();
     remove_meters(connection, &dead).await?;
     refuse_taken_ids(connection, &plan.new).await?;
     put_meters(connection, &plan.new).await?;
@@ -34,14 +37,54 @@ pub(super) async fn update(
     add_fingerprints(connection, &plan.gained).await
 }
 
-/// The entries that there are for the titles of `outcome`.
+/// Brings the indexes to what adopted blocks say. An id that two of their meters claim is no error.
+pub(super) async fn adopt(
+    connection: &mut SqliteConnection,
+    adoptions: &[BlockAdoption],
+) -> Result<(), WriteError> {
+    let keys = adoptions.iter().flat_map(|adoption| {
+        let records = adoption.records.iter().map(|change| &change.record.key);
+        records.chain(&adoption.gone)
+    });
+    let old = entries(connection, &titles(keys)).await?;
+    let plan = Adopted::of(&old, adoptions);
+    remove_fingerprints(connection, &plan.lost).await?;
+    remove_meters(connection, &plan.dead).await?;
+    adopt_meters(connection, &plan.put).await?;
+    add_fingerprints(connection, &plan.gained).await
+}
+
+async fn adopt_meters(
+    connection: &mut SqliteConnection,
+    meters: &[(Title, Entry)],
+) -> Result<(), WriteError> {
+    for piece in pieces(meters) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO meters (system_title, meter_id, block, fingerprints, adopted) ",
+        );
+        statement.push_values(piece, |mut row, (title, entry)| {
+            row.push_bind(&title[..])
+                .push_bind(&entry.meter_id)
+                .push_bind(entry.block.0)
+                .push_bind(entry.packed())
+                .push_bind(true);
+        });
+        statement.push(
+            " ON CONFLICT (system_title) DO UPDATE SET meter_id = excluded.meter_id, \
+             block = excluded.block, fingerprints = excluded.fingerprints, adopted = 1",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// The entries that there are for `titles`.
 async fn entries(
     connection: &mut SqliteConnection,
-    outcome: &Outcome<'_>,
+    titles: &[Title],
 ) -> Result<BTreeMap<Title, Entry>, WriteError> {
-    let titles = titles(outcome);
     let mut found = BTreeMap::new();
-    for piece in pieces(&titles) {
+    for piece in pieces(titles) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "SELECT system_title, meter_id, block, fingerprints FROM meters WHERE system_title IN (",
         );
@@ -67,13 +110,18 @@ async fn refuse_taken_ids(
     new: &[(Title, &Entry)],
 ) -> Result<(), WriteError> {
     for piece in pieces(new) {
-        let mut query =
-            QueryBuilder::<Sqlite>::new("SELECT meter_id FROM meters WHERE meter_id IN (");
-        let mut list = query.separated(", ");
-        for (_, entry) in piece {
-            list.push_bind(&entry.meter_id);
+        let mut query = QueryBuilder::<Sqlite>::new(
+            "SELECT meter_id FROM meters WHERE adopted = 0 AND meter_id IN (",
+        );
+        // An id that came from a peer is as taken as one of ours.
+        let second = ") UNION ALL SELECT meter_id FROM meters WHERE adopted = 1 AND meter_id IN (";
+        for end in [second, ") LIMIT 1"] {
+            let mut list = query.separated(", ");
+            for (_, entry) in piece {
+                list.push_bind(&entry.meter_id);
+            }
+            query.push(end);
         }
-        query.push(") LIMIT 1");
         if let Some(row) = query.build().fetch_optional(&mut *connection).await? {
             return Err(id_taken(text(&row, 0)?).into());
         }
@@ -83,10 +131,9 @@ async fn refuse_taken_ids(
 
 async fn remove_meters(
     connection: &mut SqliteConnection,
-    dead: &BTreeMap<Title, Entry>,
+    dead: &[Title],
 ) -> Result<(), WriteError> {
-    let titles: Vec<&Title> = dead.keys().collect();
-    for piece in pieces(&titles) {
+    for piece in pieces(dead) {
         let mut statement =
             QueryBuilder::<Sqlite>::new("DELETE FROM meters WHERE system_title IN (");
         let mut list = statement.separated(", ");

@@ -124,7 +124,10 @@ pub(super) async fn find_meter(
     connection: &mut SqliteConnection,
     meter_id: &MeterId,
 ) -> Result<Option<IndexedMeter>, StoreError> {
-    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id = ?";
+    // Two meters that came from a peer may claim it for a while: one of them is shown.
+    let query = "SELECT meter_id, system_title FROM meters WHERE adopted = 0 AND meter_id = ?1 \
+                 UNION ALL \
+                 SELECT meter_id, system_title FROM meters WHERE adopted = 1 AND meter_id = ?1 LIMIT 1";
     let row = sqlx::query(query).bind(meter_id.as_str()).fetch_optional(connection).await;
     row.map_err(classify)?.as_ref().map(place).transpose()
 }
@@ -145,9 +148,12 @@ pub(super) async fn list_meters(
 ) -> Result<Vec<IndexedMeter>, StoreError> {
     // No meter id is empty, so all of them come after the empty text. What can be no id was written by
     // somebody else, and must not end the list.
-    let query = "SELECT meter_id, system_title FROM meters WHERE meter_id > ? \
+    let query = "SELECT meter_id, system_title FROM meters WHERE adopted = 0 AND meter_id > ?1 \
                  AND length(meter_id) <= 64 AND meter_id NOT GLOB '*[^!-~]*' \
-                 ORDER BY meter_id LIMIT ?";
+                 UNION ALL \
+                 SELECT meter_id, system_title FROM meters WHERE adopted = 1 AND meter_id > ?1 \
+                 AND length(meter_id) <= 64 AND meter_id NOT GLOB '*[^!-~]*' \
+                 ORDER BY meter_id, system_title LIMIT ?2";
     let rows = sqlx::query(query)
         .bind(after.map_or("", MeterId::as_str))
         .bind(limit)

@@ -1,28 +1,27 @@
-//! The steps of a commit, within the transaction that `SqliteStore` has begun. Rows go in batches:
-//! a statement costs a trip to the connection's thread, and an import commits thousands of rows.
+//! The steps of a write, within the transaction that `SqliteStore` has begun.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
 use super::{
     audit,
-    columns::{array, number, signed},
+    columns::{number, signed},
     failure::WriteError,
     index,
     pieces::pieces,
+    role,
+    rows::{add_seals, check_counts, put_heads, put_records},
+    sites,
 };
-use crate::store::{
-    BlockChange, Founding, StoreError,
-    indexing::{self, Outcome},
-    rules,
-};
-use kms_core::{BlockNo, DomainRecord, Position, RecordKey};
+use crate::store::{BlockChange, ChainLink, Founding, StoreError, indexing, rules, work::Work};
+use kms_core::{BlockNo, DomainRecord, Head, Position};
 
 pub(super) async fn create_domain(
     connection: &mut SqliteConnection,
-    domain: &DomainRecord,
+    founding: &Founding,
 ) -> Result<(), WriteError> {
+    let domain = &founding.domain;
     let statement = "INSERT INTO domain \
                      (one, domain, blocks, site, epoch, even, canaries, created_ms, signature) \
                      VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
@@ -35,10 +34,10 @@ pub(super) async fn create_domain(
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
         .bind(domain.signature.as_ref().map(|signature| &signature[..]))
-        .execute(connection)
+        .execute(&mut *connection)
         .await?;
     if done.rows_affected() == 1 {
-        return Ok(());
+        return role::put(connection, founding.role()).await;
     }
     let value = hex::encode(domain.domain.0);
     Err(StoreError::Taken { what: "the place of key domain", value }.into())
@@ -68,11 +67,36 @@ pub(super) async fn found(
     founding: &Founding,
 ) -> Result<(), WriteError> {
     commit(connection, &founding.blocks).await?;
+    for record in &founding.role_records {
+        role::add_record(connection, record).await?;
+    }
+    for peer in &founding.peers {
+        sites::put_peer(connection, peer).await?;
+    }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
     }
     let value = hex::encode(founding.domain.domain.0);
     Err(StoreError::Taken { what: "the head table of key domain", value }.into())
+}
+
+/// Does `work`, which [`Work::check`] has passed.
+pub(super) async fn work(
+    connection: &mut SqliteConnection,
+    work: Work<'_>,
+    audit: &ChainLink<'_>,
+) -> Result<(), WriteError> {
+    match work {
+        Work::Commit([]) => Ok(()),
+        Work::Commit(changes) => {
+            role::check_writer(connection, changes.iter().map(|change| &change.head)).await?;
+            commit(connection, changes).await
+        }
+        Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
+        Work::ChangeRole(step) => role::change(connection, step).await,
+        Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
+        Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+    }
 }
 
 /// Applies `changes`, which [`rules::check`] has passed.
@@ -82,9 +106,11 @@ pub(super) async fn commit(
 ) -> Result<(), WriteError> {
     let outcome = indexing::outcome(changes);
     let counts = old_counts(connection, changes).await?;
-    check_counts(connection, changes, counts, &outcome).await?;
-    put_heads(connection, changes).await?;
-    add_seals(connection, changes).await?;
+    let heads: Vec<&Head> = changes.iter().map(|change| &change.head).collect();
+    check_counts(connection, &heads, counts, &outcome, &[]).await?;
+    put_heads(connection, &heads).await?;
+    let seals = changes.iter().map(|change| (change.head.block, &change.seals[..]));
+    add_seals(connection, seals).await?;
     put_records(connection, &outcome).await?;
     index::update(connection, changes, &outcome).await
 }
@@ -122,120 +148,6 @@ async fn old_counts(
             }
         })
         .collect()
-}
-
-/// Checks that each new head counts its records: those that were there, and those that are new.
-///
-/// The old head's count is right because this was checked when it was written: counting a block's
-/// rows each time would read all of it.
-async fn check_counts(
-    connection: &mut SqliteConnection,
-    changes: &[BlockChange],
-    mut counts: BTreeMap<BlockNo, u64>,
-    outcome: &Outcome<'_>,
-) -> Result<(), WriteError> {
-    let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
-    let all: Vec<_> = new.iter().copied().collect();
-    for piece in pieces(&all) {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT block, key FROM records WHERE ");
-        query.push("(block, key) IN (");
-        query.push_values(piece, |mut row, (block, key)| {
-            row.push_bind(block.0).push_bind(&key.0[..]);
-        });
-        for row in query.push(")").build().fetch_all(&mut *connection).await? {
-            new.remove(&(BlockNo(number(&row, 0)?), RecordKey(array(&row, 1)?)));
-        }
-    }
-    for (block, _) in new {
-        *counts.entry(block).or_default() += 1;
-    }
-    for change in changes {
-        let block = change.head.block;
-        if counts.get(&block).copied() != Some(u64::from(change.head.count)) {
-            return Err(StoreError::Rule { block, rule: rules::COUNT }.into());
-        }
-    }
-    Ok(())
-}
-
-async fn put_heads(
-    connection: &mut SqliteConnection,
-    changes: &[BlockChange],
-) -> Result<(), WriteError> {
-    for piece in pieces(changes) {
-        let mut statement = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) ",
-        );
-        statement.push_values(piece, |mut row, BlockChange { head, .. }| {
-            row.push_bind(head.block.0)
-                .push_bind(head.position.epoch.0 as i64) // `rules::NUMBER_FITS`
-                .push_bind(head.position.sequence.0 as i64)
-                .push_bind(head.secret_version)
-                .push_bind(head.count)
-                .push_bind(&head.digest[..])
-                .push_bind(&head.mac[..]);
-        });
-        statement.push(
-            " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, \
-             sequence = excluded.sequence, secret_version = excluded.secret_version, \
-             count = excluded.count, digest = excluded.digest, mac = excluded.mac",
-        );
-        statement.build().execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-/// Seals are few: they come with a new block or a new secret version.
-async fn add_seals(
-    connection: &mut SqliteConnection,
-    changes: &[BlockChange],
-) -> Result<(), WriteError> {
-    let statement = "INSERT INTO block_seals (block, secret_version, kek_id, sealed) \
-                     VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
-    for change in changes {
-        let block = change.head.block;
-        for seal in &change.seals {
-            let done = sqlx::query(statement)
-                .bind(block.0)
-                .bind(seal.secret_version)
-                .bind(&seal.kek_id[..])
-                .bind(&seal.sealed)
-                .execute(&mut *connection)
-                .await?;
-            if done.rows_affected() != 1 {
-                return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn put_records(
-    connection: &mut SqliteConnection,
-    outcome: &Outcome<'_>,
-) -> Result<(), WriteError> {
-    let rows: Vec<_> = outcome.iter().map(|((block, _), change)| (block, &change.record)).collect();
-    for piece in pieces(&rows) {
-        let mut statement = QueryBuilder::<Sqlite>::new(
-            "INSERT INTO records (block, key, epoch, sequence, secret_version, mac, body) ",
-        );
-        statement.push_values(piece, |mut row, (block, record)| {
-            row.push_bind(block.0)
-                .push_bind(&record.key.0[..])
-                .push_bind(record.position.epoch.0 as i64) // `rules::NUMBER_FITS`
-                .push_bind(record.position.sequence.0 as i64)
-                .push_bind(record.secret_version)
-                .push_bind(&record.mac[..])
-                .push_bind(&record.body);
-        });
-        statement.push(
-            " ON CONFLICT (block, key) DO UPDATE SET epoch = excluded.epoch, \
-             sequence = excluded.sequence, secret_version = excluded.secret_version, \
-             mac = excluded.mac, body = excluded.body",
-        );
-        statement.build().execute(&mut *connection).await?;
-    }
-    Ok(())
 }
 
 /// Copies the log into the file and cuts it. `false`: somebody reads what is in it, so it stays; it is

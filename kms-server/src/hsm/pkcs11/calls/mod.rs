@@ -2,8 +2,9 @@
 //! sealed file, signatures.
 
 mod block_seals;
+pub(super) mod enrolling;
 pub(super) mod gcm;
 pub(super) mod oaep;
 mod sealed_file;
-mod signing;
+pub(super) mod signing;
 mod wrapped_keys;

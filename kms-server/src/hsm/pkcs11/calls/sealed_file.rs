@@ -10,16 +10,19 @@
 
 use cryptoki::{
     mechanism::Mechanism,
-    object::{Attribute, AttributeType, ObjectHandle},
+    object::{Attribute, ObjectHandle},
     session::Session,
 };
 use zeroize::Zeroizing;
 
 use crate::hsm::{
-    ImportKey, ImportsKeys, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
+    ImportKey, ImportsKeys, NotAKey, RsaKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
     TokenError, lengths,
     pkcs11::{
-        calls::oaep,
+        calls::{
+            enrolling::{numbers_of, one_pair},
+            oaep,
+        },
         connection::{
             epoch::{Connection, Proof},
             token::Pkcs11Token,
@@ -27,8 +30,7 @@ use crate::hsm::{
         failure::Failure,
         keys::{
             canary::unwrap,
-            finding::find,
-            template::{self, Kept, OurKey},
+            template::{self, OurKey},
         },
     },
 };
@@ -41,22 +43,9 @@ impl ImportsKeys for Pkcs11Token {
     fn import_key(&self) -> Result<ImportKey, TokenError> {
         let hash = self.config.oaep_hash;
         self.call("read its import key", Proof::Site, |connection, session| {
-            // Read from the private half: whoever has the PIN can put another public key beside it.
             let private = one_import_key(self, connection, session)?;
-            let wanted = [AttributeType::Modulus, AttributeType::PublicExponent];
-            let read = session.get_attributes(private, &wanted)?;
-            let [Attribute::Modulus(modulus), Attribute::PublicExponent(exponent)] =
-                read.as_slice()
-            else {
-                return Err(Failure::Broken(
-                    "the numbers of transport-import can't be read".to_owned(),
-                ));
-            };
-            Ok(ImportKey {
-                modulus: without_zeros(modulus),
-                exponent: without_zeros(exponent),
-                oaep_hash: hash,
-            })
+            let RsaKey { modulus, exponent } = numbers_of(session, private)?;
+            Ok(ImportKey { modulus, exponent, oaep_hash: hash })
         })
     }
 
@@ -274,16 +263,6 @@ fn one_import_key(
     if let Some(known) = connection.import_key.get() {
         return Ok(*known);
     }
-    let key = OurKey::TransportImport;
-    let found = find(&token.module, session, key, None)?;
-    let [handle] = found.as_slice() else {
-        let count = found.len();
-        return Err(Failure::Broken(format!("the token has {count} keys {}", key.label())));
-    };
-    template::verify(session, *handle, key, Kept::OnToken)?;
-    Ok(*connection.import_key.get_or_init(|| *handle))
-}
-
-fn without_zeros(number: &[u8]) -> Vec<u8> {
-    number.iter().copied().skip_while(|byte| *byte == 0).collect()
+    let handle = one_pair(&token.module, session, OurKey::TransportImport)?;
+    Ok(*connection.import_key.get_or_init(|| handle))
 }

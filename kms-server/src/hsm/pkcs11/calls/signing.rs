@@ -47,7 +47,7 @@ impl Signs for Pkcs11Token {
 
 /// The one signing key. Two are an attempt at something, none is what a token that vanished looks
 /// like (`Quirk::GoneLooksEmpty`): it is never "not found".
-fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Failure> {
+pub(crate) fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Failure> {
     let found = find(library, session, OurKey::Signing, None)?;
     let [handle] = found.as_slice() else {
         let label = OurKey::Signing.label();
@@ -60,7 +60,7 @@ fn private_half(library: &Library, session: &Session) -> Result<ObjectHandle, Fa
     Ok(*handle)
 }
 
-fn public_half(
+pub(crate) fn public_half(
     library: &Library,
     session: &Session,
     name: Vec<Attribute>,

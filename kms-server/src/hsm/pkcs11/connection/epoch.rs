@@ -39,6 +39,8 @@ pub(crate) struct Connection {
     pub(crate) holder: Mutex<Holder>,
     /// The private half of `transport-import`, once somebody imports.
     pub(crate) import_key: OnceLock<ObjectHandle>,
+    /// The private half of `transport-block`, once a secret of another site comes.
+    pub(crate) transport_block: OnceLock<ObjectHandle>,
     /// The use KEK's canary key, unwrapped.
     use_canary: ObjectHandle,
     /// Logged in, and kept open: when the last session closes, the user is logged out and all private
@@ -96,6 +98,7 @@ impl Connection {
             pool: Pool::new(pkcs11.clone(), slot, config.sessions_max),
             holder: Mutex::new(Holder::new(holder, config.unwrapped_keys_max)),
             import_key: OnceLock::new(),
+            transport_block: OnceLock::new(),
             use_canary,
             anchor: Mutex::new(anchor),
             broken: AtomicBool::new(false),
@@ -208,6 +211,6 @@ fn find_kek(
         )));
     };
     // Its attributes may have been lost: `Quirk::DamagedKeysServe`.
-    template::verify(session, *handle, key, Kept::OnToken)?;
+    template::verify_born(session, *handle, key, (Kept::OnToken, canaries.birth_of(key)))?;
     Ok(*handle)
 }

@@ -13,7 +13,7 @@ use cryptoki::{
 };
 use subtle::ConstantTimeEq as _;
 
-use super::template::{self, OurKey};
+use super::template::{self, Birth, OurKey};
 use crate::hsm::pkcs11::{
     calls::gcm::{Gcm, NONCE_LEN, Tag},
     connection::library::Library,
@@ -24,7 +24,11 @@ use kms_core::SealedKek;
 /// CKA_ID of a key of ours.
 pub(crate) type KeyName = [u8; 16];
 
-const MAGIC: [u8; 5] = *b"AMIC\x01";
+const MAGIC: [u8; 4] = *b"AMIC";
+/// The sealed KEKs were made here.
+const MADE: u8 = 1;
+/// Another site's token handed the sealed KEKs over.
+const RECEIVED: u8 = 2;
 const ANSWER_LEN: usize = 32;
 const SEALED_LEN: usize = ANSWER_LEN + Tag::Full as usize;
 /// A wrapped AES-128 key (RFC 3394).
@@ -42,6 +46,8 @@ const USE_PROOF_LEN: usize = TEXT.len() + Tag::Dlms as usize;
 /// Proofs of a site's three KEKs, and their names. Nothing in it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Canaries {
+    /// How the sealed KEKs came to the token.
+    sealed_born: Birth,
     pub(crate) site: KeyName,
     site_nonce: [u8; NONCE_LEN],
     site_sealed: [u8; SEALED_LEN],
@@ -62,6 +68,7 @@ pub struct BadCanaries;
 impl Canaries {
     /// Length of version 1, in bytes.
     pub const LEN: usize = MAGIC.len()
+        + 1
         + 3 * 16
         + NONCE_LEN
         + SEALED_LEN
@@ -72,6 +79,7 @@ impl Canaries {
     /// The bytes for the domain record: magic, version, then every field at its fixed length.
     pub fn encode(&self) -> Vec<u8> {
         let Self {
+            sealed_born,
             site,
             site_nonce,
             site_sealed,
@@ -83,8 +91,13 @@ impl Canaries {
             use_wrapped,
             use_proof,
         } = self;
+        let version = match sealed_born {
+            Birth::Here => MADE,
+            Birth::Received => RECEIVED,
+        };
         [
             &MAGIC[..],
+            &[version],
             site,
             site_nonce,
             site_sealed,
@@ -105,7 +118,13 @@ impl Canaries {
         if take(&mut rest)? != MAGIC {
             return Err(BadCanaries);
         }
+        let sealed_born = match take(&mut rest)? {
+            [MADE] => Birth::Here,
+            [RECEIVED] => Birth::Received,
+            [_] => return Err(BadCanaries),
+        };
         let canaries = Self {
+            sealed_born,
             site: take(&mut rest)?,
             site_nonce: take(&mut rest)?,
             site_sealed: take(&mut rest)?,
@@ -118,6 +137,50 @@ impl Canaries {
             use_proof: take(&mut rest)?,
         };
         if rest.is_empty() { Ok(canaries) } else { Err(BadCanaries) }
+    }
+
+    /// How a key of this database came to the token.
+    pub(crate) fn birth_of(&self, key: OurKey) -> Birth {
+        if key.migrates() { self.sealed_born } else { Birth::Here }
+    }
+
+    /// The proofs of the sealed KEKs alone, for the site that they are handed to.
+    pub(crate) fn encode_sealed(&self) -> Vec<u8> {
+        let Self { meter_wrapped, meter_proof, use_wrapped, use_proof, .. } = self;
+        [&meter_wrapped[..], meter_proof, use_wrapped, use_proof].concat()
+    }
+
+    /// The canaries of a site whose sealed KEKs were handed over: they have to pass the proofs that came with
+    /// them, in `sealed`. That of its own site KEK is made.
+    pub(crate) fn receive(
+        library: &Library,
+        session: &Session,
+        keks: &Keks,
+        names: [KeyName; 3],
+        sealed: &[u8],
+    ) -> Result<Self, Failure> {
+        let bad = |_| Failure::Unfit("the proofs of the sealed KEKs have another length".into());
+        let mut rest = sealed;
+        let mut canaries = Self {
+            sealed_born: Birth::Received,
+            site: names[0],
+            site_nonce: [0; NONCE_LEN],
+            site_sealed: [0; SEALED_LEN],
+            site_answer: [0; ANSWER_LEN],
+            meter_kek: names[1],
+            meter_wrapped: take(&mut rest).map_err(bad)?,
+            meter_proof: take(&mut rest).map_err(bad)?,
+            use_kek: names[2],
+            use_wrapped: take(&mut rest).map_err(bad)?,
+            use_proof: take(&mut rest).map_err(bad)?,
+        };
+        if !rest.is_empty() {
+            return Err(bad(BadCanaries));
+        }
+        let of_site = site_canary(library, session, keks)?;
+        (canaries.site_nonce, canaries.site_sealed, canaries.site_answer) = of_site;
+        canaries.prove(session, keks)?;
+        Ok(canaries)
     }
 
     /// The name of one of the KEKs; `None` for other keys.
@@ -138,21 +201,17 @@ impl Canaries {
         names: [KeyName; 3],
     ) -> Result<Self, Failure> {
         let [site, meter_kek, use_kek] = names;
-        let mut site_nonce = [0; NONCE_LEN];
-        let mut site_answer = [0; ANSWER_LEN];
-        library.random(session, &mut site_nonce)?;
-        library.random(session, &mut site_answer)?;
-        let sealed = site_gcm(&site_nonce).encrypt(session, keks.site, &site_answer)?;
-
+        let (site_nonce, site_sealed, site_answer) = site_canary(library, session, keks)?;
         let meter_wrapped = wrapped_key(session, keks.meter_kek)?;
         let use_wrapped = wrapped_key(session, keks.use_kek)?;
         let meter_key = unwrap(session, keks.meter_kek, SealedKek::MeterKek, &meter_wrapped)?;
         let use_key = unwrap(session, keks.use_kek, SealedKek::Use, &use_wrapped)?;
         let use_proof = USE_GCM.encrypt(session, use_key, &TEXT)?;
         let canaries = Self {
+            sealed_born: Birth::Here,
             site,
             site_nonce,
-            site_sealed: exactly(&sealed)?,
+            site_sealed,
             site_answer,
             meter_kek,
             meter_wrapped,
@@ -214,6 +273,16 @@ impl Canaries {
         let opened = opened.map_err(|failure| of_key(OurKey::UseKek, failure))?;
         same(OurKey::UseKek, &opened, &TEXT)
     }
+}
+
+type SiteCanary = ([u8; NONCE_LEN], [u8; SEALED_LEN], [u8; ANSWER_LEN]);
+
+fn site_canary(library: &Library, session: &Session, keks: &Keks) -> Result<SiteCanary, Failure> {
+    let (mut nonce, mut answer) = ([0; NONCE_LEN], [0; ANSWER_LEN]);
+    library.random(session, &mut nonce)?;
+    library.random(session, &mut answer)?;
+    let sealed = site_gcm(&nonce).encrypt(session, keks.site, &answer)?;
+    Ok((nonce, exactly(&sealed)?, answer))
 }
 
 /// The parameters of the site KEK's seal on its canary's answer.
@@ -320,6 +389,7 @@ mod tests {
 
     fn canaries() -> Canaries {
         Canaries {
+            sealed_born: Birth::Received,
             site: [1; 16],
             site_nonce: [2; 12],
             site_sealed: [3; 48],
@@ -347,9 +417,9 @@ mod tests {
             assert_eq!(Canaries::decode(&bytes[..len]), Err(BadCanaries), "{len}");
         }
         assert_eq!(Canaries::decode(&[&bytes[..], &[0]].concat()), Err(BadCanaries));
-        for at in 0..MAGIC.len() {
+        for at in 0..=MAGIC.len() {
             let mut other = bytes.clone();
-            other[at] ^= 1;
+            other[at] ^= 4;
             assert_eq!(Canaries::decode(&other), Err(BadCanaries), "{at}");
         }
     }

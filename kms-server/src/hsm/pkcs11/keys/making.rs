@@ -2,7 +2,7 @@
 
 use cryptoki::{
     mechanism::Mechanism,
-    object::{Attribute, AttributeType, ObjectClass, ObjectHandle},
+    object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
 use sha2::{Digest as _, Sha256};
@@ -69,6 +69,31 @@ pub(crate) fn make(
     template::verify(session, handle, key, kept)?;
     let report = MadeKey { label: key.label().to_owned(), id: hex::encode(name), fingerprint };
     Ok((handle, report))
+}
+
+/// What `make` says of a key that is there already.
+pub(crate) fn report(
+    session: &Session,
+    handle: ObjectHandle,
+    key: OurKey,
+) -> Result<MadeKey, Failure> {
+    let id = match session.get_attributes(handle, &[AttributeType::Id])?.as_slice() {
+        [Attribute::Id(id)] => id.clone(),
+        other => return Err(Failure::Broken(format!("{}: its id is {other:?}", key.label()))),
+    };
+    let fingerprint = match key.key_type() {
+        KeyType::AES => None,
+        _ => {
+            let halves = session.find_objects(&[
+                Attribute::Class(ObjectClass::PUBLIC_KEY),
+                Attribute::Label(key.label().into()),
+                Attribute::Id(id.clone()),
+            ])?;
+            let missing = || Failure::Broken(format!("{}: it has no public half", key.label()));
+            Some(fingerprint(session, *halves.first().ok_or_else(missing)?, key)?)
+        }
+    };
+    Ok(MadeKey { label: key.label().to_owned(), id: hex::encode(id), fingerprint })
 }
 
 fn fingerprint(session: &Session, public: ObjectHandle, key: OurKey) -> Result<String, Failure> {

@@ -427,15 +427,59 @@ pub(crate) fn expected(key: OurKey) -> Vec<Attribute> {
     template
 }
 
-/// Compares what the token says of a key with what must be; names the first difference.
+/// How a key came to the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Birth {
+    /// It was generated there, and was never anywhere else.
+    Here,
+    /// A sealed KEK that another site's token handed over.
+    Received,
+}
+
+/// C_UnwrapKey for a sealed KEK that another site's token handed over: as ours are generated.
+pub(crate) fn receive_kek(key: OurKey, id: &[u8], nested: Option<&Nested<'_>>) -> Vec<Attribute> {
+    secret_half(key, id, &Usage::ALL, nested)
+}
+
+/// [`expected`] of a key that was handed over: a token says that it did not make it, and may not know its
+/// length.
+fn expected_received(key: OurKey) -> Vec<Attribute> {
+    let mut expected = expected(key);
+    expected.retain(|attribute| {
+        !matches!(attribute, Attribute::AlwaysSensitive(_) | Attribute::ValueLen(_))
+    });
+    for attribute in &mut expected {
+        match attribute {
+            Attribute::NeverExtractable(never) => *never = false,
+            Attribute::Local(local) => *local = false,
+            _ => {}
+        }
+    }
+    expected
+}
+
+/// [`verify_born`] of a key that was made here.
 pub(crate) fn verify(
     session: &cryptoki::session::Session,
     handle: cryptoki::object::ObjectHandle,
     key: OurKey,
     kept: Kept,
 ) -> Result<(), Failure> {
+    verify_born(session, handle, key, (kept, Birth::Here))
+}
+
+/// Compares what the token says of a key with what must be; names the first difference.
+pub(crate) fn verify_born(
+    session: &cryptoki::session::Session,
+    handle: cryptoki::object::ObjectHandle,
+    key: OurKey,
+    (kept, birth): (Kept, Birth),
+) -> Result<(), Failure> {
     let name = key.label();
-    let expected = kept.applied(expected(key));
+    let expected = kept.applied(match birth {
+        Birth::Here => expected(key),
+        Birth::Received => expected_received(key),
+    });
     let types: Vec<AttributeType> = expected.iter().map(Attribute::attribute_type).collect();
     let read = session.get_attributes(handle, &types)?;
     for wanted in &expected {

@@ -26,7 +26,7 @@ use crate::hsm::pkcs11::{
     keys::{
         finding::find,
         making,
-        template::{self, Kept, OurKey, Usage},
+        template::{self, Birth, Kept, OurKey, Usage},
     },
 };
 use kms_core::SealedKek;
@@ -73,6 +73,7 @@ impl<'a> Attacks<'a> {
         let of = |key| targets.iter().copied().find(|target| target.key == key);
         self.own_key_can_do_it_all();
         self.own_key_is_not_trusted();
+        self.handing_on();
         if let Some(site) = of(OurKey::SiteKek) {
             self.site_kek(site);
         }
@@ -114,7 +115,9 @@ impl<'a> Attacks<'a> {
                 }
                 Ok([handle]) => {
                     let target = Target { key, handle: *handle, kept: Kept::OnToken };
-                    let sound = template::verify(session, *handle, key, target.kept);
+                    let birth = self.subject.canaries.map(|canaries| canaries.birth_of(key));
+                    let born = (target.kept, birth.unwrap_or(Birth::Here));
+                    let sound = template::verify_born(session, *handle, key, born);
                     (sound.map(|()| target), "as it was made")
                 }
                 Ok(other) => {
@@ -211,6 +214,17 @@ impl<'a> Attacks<'a> {
             let own = own_key(session, &[7; 32])?;
             Ok(session.update_attributes(own, &[Attribute::Trusted(true)]))
         });
+    }
+
+    /// Whether the officer can, `Quirk::NobodyTrusts`, is not to be found out with the user's PIN.
+    fn handing_on(&mut self) {
+        self.table.limit(
+            "the sealed KEKs can be handed on to another site",
+            "the security officer has to make that site's key a trusted one (CKA_TRUSTED)",
+            "where nobody can, a site on this token can join another one, and none can ever join it",
+            "not to be tried with the user's PIN: `kms-server trust-peer --try --so-pin-file FILE` tries it"
+                .to_owned(),
+        );
     }
 
     fn site_kek(&mut self, site: Target) {

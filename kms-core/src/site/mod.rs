@@ -1,4 +1,10 @@
-//! The key domain and this site's place in it.
+//! The key domain and this site's place in it: below, who writes ([`role`]), whose word counts for that
+//! ([`admission`]), how a site begins and ends to write ([`changing`]), and the other sites ([`peer`]).
+
+pub mod admission;
+pub mod changing;
+pub mod peer;
+pub mod role;
 
 use std::fmt;
 

@@ -1,0 +1,128 @@
+//! `ami-tool` and two sites, each a service in the same process: status of both, promotion, demotion, switchover.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod fake;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fake::{Script, World};
+use kms_proto::v1;
+use serde_json::Value;
+
+const PRIMARY: v1::SiteStanding = v1::SiteStanding { role: 1, epoch: 6, writes: true };
+const SECONDARY: v1::SiteStanding = v1::SiteStanding { role: 2, epoch: 6, writes: false };
+
+struct Pair {
+    _world: World,
+    north: Arc<Script>,
+    south: Arc<Script>,
+    config: PathBuf,
+}
+
+async fn pair() -> Pair {
+    let world = World::new();
+    let script = |standing| {
+        let script = Script::default();
+        *script.standing.lock().unwrap() = standing;
+        Arc::new(script)
+    };
+    let (north, south) = (script(PRIMARY), script(SECONDARY));
+    let at = [world.serve(Arc::clone(&north)).await, world.serve(Arc::clone(&south)).await];
+    let config = world.two_sites(at[0], at[1], "deadline_ms = 3000\nretries = 0");
+    Pair { _world: world, north, south, config }
+}
+
+async fn tool(config: &Path, arguments: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
+    command.arg("--config").arg(config).args(arguments.split_whitespace()).stdin(Stdio::null());
+    tokio::task::spawn(async move { command.output().unwrap() }).await.unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn object(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_each_site_says_who_writes_and_one_that_is_away_is_said_to_be() {
+    let pair = pair().await;
+    let output = tool(&pair.config, "site status").await;
+    let text = said(&output);
+    assert_eq!(code(&output), 0, "{text}");
+    assert!(text.contains("PRIMARY in epoch 6, takes changes"), "{text}");
+    assert!(text.contains("SECONDARY in epoch 6, takes NO changes"), "{text}");
+    let output = tool(&pair.config, "site status --json --site south").await;
+    assert_eq!(object(&output)["standing"]["role"], "SECONDARY");
+    let text = std::fs::read_to_string(&pair.config).unwrap();
+    let south = text.rsplit("localhost:").next().unwrap().split('"').next().unwrap();
+    std::fs::write(&pair.config, text.replace(south, "1")).unwrap();
+    let output = tool(&pair.config, "site status").await;
+    let text = said(&output);
+    assert!(code(&output) == 4 && text.contains("NONE: ") && text.contains("PRIMARY"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_nobody_knows_or_that_is_not_named_is_a_fault_of_the_command_line() {
+    let pair = pair().await;
+    for arguments in ["site promote --yes", "site promote west --yes", "site status --site west"] {
+        let output = tool(&pair.config, arguments).await;
+        let text = said(&output);
+        assert!(code(&output) == 2 && text.contains("north, south"), "{arguments}: {text}");
+    }
+    // Nobody sits at the terminal.
+    let output = tool(&pair.config, "site promote south").await;
+    assert!(code(&output) == 2 && said(&output).contains("--yes"), "{}", said(&output));
+    assert_eq!(*pair.south.standing.lock().unwrap(), SECONDARY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_is_of_the_epoch_that_was_looked_at_and_says_what_to_do_when_refused() {
+    let pair = pair().await;
+    pair.south.out_of_step.store(1, Ordering::SeqCst);
+    let output = tool(&pair.config, "site promote south --yes").await;
+    let text = said(&output);
+    assert!(code(&output) == 1 && text.contains("let this site catch up"), "{text}");
+    let output = tool(&pair.config, "site promote south --yes --expected-epoch 5").await;
+    assert!(code(&output) == 1 && said(&output).contains("decide anew"), "{}", said(&output));
+    pair.south.out_of_step.store(1, Ordering::SeqCst);
+    let output = tool(&pair.config, "site promote south --yes --primary-is-lost --json").await;
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    assert_eq!(object(&output)["standing"]["epoch"], 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_waits_until_nothing_would_be_lost_and_goes_on_where_it_stopped() {
+    let pair = pair().await;
+    pair.south.out_of_step.store(1_000, Ordering::SeqCst);
+    let output = tool(&pair.config, "site switchover south --yes --wait 0").await;
+    let text = said(&output);
+    assert!(code(&output) == 1 && text.contains("nobody writes now"), "{text}");
+    assert!(!pair.north.standing.lock().unwrap().writes);
+    pair.south.out_of_step.store(3, Ordering::SeqCst);
+    let output = tool(&pair.config, "site switchover south --yes --json").await;
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    let report = object(&output);
+    println!("{report}");
+    assert!(report["changed"] == true && report["standing"]["writes"] == true, "{report}");
+    assert!(pair.south.standing.lock().unwrap().writes);
+    let output = tool(&pair.config, "site switchover south --yes").await;
+    assert!(code(&output) == 0 && said(&output).contains("nothing to do"), "{}", said(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demotion_says_that_nobody_writes() {
+    let pair = pair().await;
+    let output = tool(&pair.config, "site demote north --yes").await;
+    assert!(code(&output) == 0 && said(&output).contains("takes NO changes"), "{}", said(&output));
+    assert!(!pair.north.standing.lock().unwrap().writes);
+}

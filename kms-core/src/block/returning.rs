@@ -1,0 +1,176 @@
+//! A block of a site that was fenced, brought back to its peer: the peer's whole block takes its place, and what the
+//! site alone wrote is set aside. It is the answer to [`Forked`](super::accepting::NotAccepted::Forked), never within
+//! one epoch, and never without the signed promotion.
+//!
+//! Nothing is merged and nothing is dropped here: people decide about what was set aside. Two states don't wait for
+//! them: [`withdrawn`] keys are to be withdrawn at contact. Nor does a counter line that was [`raised`].
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Epoch, Head, KeyId, KeyState, MeterRecord, Position, Record, RecordKey, StoredRecord,
+    counters::Line,
+};
+
+use super::{lineage::Lineage, verified::Verified};
+
+/// The step from our parted block to the peer's. To be stored in one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// The peer's head.
+    pub head: Head,
+    /// The peer's records that are not here as they are, in the order of their numbers.
+    pub records: Vec<StoredRecord>,
+    /// The records that are here and not there at the peer at all.
+    pub gone: Vec<RecordKey>,
+    /// Our records, as they stand, that never became a part of the peer's block; and those that are damaged and
+    /// differ from the peer's, since nobody can say of which state they are.
+    pub set_aside: Vec<StoredRecord>,
+}
+
+impl Return {
+    /// The block once this is stored. `ours` is the one that it was made for.
+    #[must_use]
+    pub fn returned(self, ours: Verified) -> Verified {
+        ours.replaced(self.head, self.records, &self.gone)
+    }
+}
+
+/// The reason why a block is not brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReturned {
+    /// It is another block's.
+    #[error("the peer's block is another one")]
+    OtherBlock,
+    /// It is under another secret.
+    #[error("the peer's block is under version {theirs} of its secret, ours under {ours}")]
+    SecretVersion {
+        /// Ours.
+        ours: u32,
+        /// The peer's.
+        theirs: u32,
+    },
+    /// Its records are not all what its writer wrote: the peer has to mend it first.
+    #[error("{0} of the peer's records are not what its writer wrote")]
+    Damaged(usize),
+    /// Both are of one epoch: within that one site writes, and none comes back.
+    #[error("both blocks are of epoch {}: there is nobody to return from", .0.0)]
+    OneEpoch(Epoch),
+    /// The peer writes in a lower epoch: it is the one that returns.
+    #[error("the peer's block is of epoch {}, below our {}", theirs.0, ours.0)]
+    LowerEpoch {
+        /// Ours.
+        ours: Epoch,
+        /// The peer's.
+        theirs: Epoch,
+    },
+    /// No promotion that leads from our epoch to the peer's is known.
+    #[error("the peer writes in epoch {}, and no promotion to it is known", .0.0)]
+    NotPromoted(Epoch),
+    /// Ours is not beyond where the promotion found it: what the peer has can be accepted.
+    #[error("our block is an ancestor of the peer's: nothing of it has parted")]
+    NotForked,
+}
+
+/// Brings our block back to the peer's. `theirs` is the peer's whole block, verified under the keys of both; the
+/// `lineage` is that of the peer's block, out of its signed promotions.
+pub fn bring_back(
+    ours: &Verified,
+    theirs: Verified,
+    lineage: &Lineage,
+) -> Result<Return, NotReturned> {
+    check(ours, &theirs, lineage)?;
+    let here = ours.mark();
+    // Two states at one place: then nothing of ours is known to be of the peer's past.
+    let same_place = lineage.fork(here.position.epoch);
+    let no_ancestor = same_place.is_some_and(|found| found.position == here.position);
+    let is_the_peers = |record: &StoredRecord| theirs.stored(&record.key) == Some(record);
+    let was_the_peers = |position: Position| !no_ancestor && lineage.has(position);
+    let alone = |record: &&StoredRecord| {
+        !is_the_peers(record) && (ours.is_damaged(&record.key) || !was_the_peers(record.position))
+    };
+    let set_aside = ours.records.iter().filter(alone).cloned().collect();
+    let there: BTreeSet<RecordKey> = theirs.records.iter().map(|record| record.key).collect();
+    let gone = ours.records.iter().map(|record| record.key).filter(|key| !there.contains(key));
+    let gone = gone.collect();
+    let Verified { head, records, damaged: _ } = theirs;
+    let news = |record: &StoredRecord| ours.stored(&record.key) != Some(record);
+    let mut records: Vec<StoredRecord> = records.into_iter().filter(news).collect();
+    records.sort_unstable_by_key(|record| record.position);
+    Ok(Return { head, records, gone, set_aside })
+}
+
+fn check(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Result<(), NotReturned> {
+    let (our_head, their_head) = (ours.head(), theirs.head());
+    if our_head.block != their_head.block {
+        return Err(NotReturned::OtherBlock);
+    }
+    if our_head.secret_version != their_head.secret_version {
+        let (ours, theirs) = (our_head.secret_version, their_head.secret_version);
+        return Err(NotReturned::SecretVersion { ours, theirs });
+    }
+    if !theirs.damaged().is_empty() {
+        return Err(NotReturned::Damaged(theirs.damaged().len()));
+    }
+    let (from, to) = (our_head.position.epoch, their_head.position.epoch);
+    if from == to {
+        return Err(NotReturned::OneEpoch(from));
+    }
+    if to < from {
+        return Err(NotReturned::LowerEpoch { ours: from, theirs: to });
+    }
+    let found = lineage.fork(from).filter(|_| lineage.epoch() == to);
+    let found = found.filter(|found| found.block == our_head.block);
+    let found = found.ok_or(NotReturned::NotPromoted(to))?;
+    let parted = our_head.position > found.position
+        || our_head.position == found.position && our_head.digest != found.digest;
+    if parted { Ok(()) } else { Err(NotReturned::NotForked) }
+}
+
+/// A key that must not be used on as the peer uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// The key, of the peer's record.
+    pub key: KeyId,
+    /// The state to bring it into: `COMPROMISED` or `DESTROYED`.
+    pub state: KeyState,
+}
+
+/// The keys of the peer's record that a record which was set aside says are compromised or destroyed, and
+/// that have not come as far there. Those apply at contact, whatever is decided of the rest.
+pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
+    let Record::Meter(theirs) = theirs else { return Vec::new() };
+    let state = |key: &crate::KeyRecord| match set_aside {
+        Record::Meter(ours) => state_in(ours, key),
+        Record::Tombstone(ours) => former_state(&ours.keys, key),
+        Record::Line(_) => None,
+    };
+    let withdrawn = |key: &crate::KeyRecord| {
+        let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
+        (key.state < state).then_some(Withdrawn { key: key.id, state })
+    };
+    theirs.keys.iter().filter_map(withdrawn).collect()
+}
+
+/// The counter line that the peer has to write before it transmits on it, if the one that was set aside is higher: offsets
+/// merge by maximum, whatever is decided of the rest. A peer that was restored would repeat counters else.
+pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
+    let Record::Line(ours) = set_aside else { return None };
+    let merged = match theirs {
+        Some(Record::Line(theirs)) if theirs.name == ours.name => theirs.merged(ours),
+        _ => *ours,
+    };
+    (theirs != Some(&Record::Line(merged))).then_some(merged)
+}
+
+fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {
+    let by_id = ours.keys.iter().find(|ours| ours.id == key.id).map(|ours| ours.state);
+    by_id.into_iter().chain(former_state(&ours.former, key)).max()
+}
+
+/// The state of a key in a meter that was deleted: former keys have no ids, only their values' identities.
+fn former_state(former: &[crate::FormerKey], key: &crate::KeyRecord) -> Option<KeyState> {
+    let same = |was: &crate::FormerUse| (was.setup, was.kind) == (key.setup, key.kind);
+    let of_value = former.iter().filter(|former| former.fingerprint == key.fingerprint);
+    of_value.filter_map(|former| former.was).filter(same).map(|was| was.state).max()
+}

@@ -1,0 +1,292 @@
+//! The answer to a join request: all that a site needs to found its part of the domain. The sealed KEKs are
+//! wrapped to the request's ceremony key by the sender's token, each block secret to its transport-block key;
+//! the sender's signing key signs all of it.
+
+use super::{
+    BadPaper, Fingerprint, NAME_LEN_MAX, Oaep, RELEASE_LEN_MAX, SPKI_LEN_MAX, file, is_site_name,
+};
+use crate::{
+    BlockCount, BlockNo, Epoch, RecordMac,
+    audit::{Signature, is_signed},
+    codec::{BadEncoding, Reader, put_bytes},
+    numbered::Numbered as _,
+    site::{
+        peer::{Peer, PeerKind},
+        role::{RoleRecord, SignedRoleRecord},
+    },
+};
+
+/// A sealed KEK on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKek {
+    /// CKA_ID, at both sites.
+    pub id: [u8; 16],
+    /// By the sender's token, to the ceremony key.
+    pub wrapped: Vec<u8>,
+}
+
+/// The sealed KEKs and their proofs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedKeks {
+    /// The KEK of meters' KEKs.
+    pub meter_kek: WrappedKek,
+    /// The KEK of GUEKs and GBEKs of protection `HSM`.
+    pub use_kek: WrappedKek,
+    /// What only these two open, as the sender's domain record has it. Opaque here.
+    pub canaries: Vec<u8>,
+}
+
+/// A version of a block's secret, wrapped to the recipient's transport-block key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedSecret {
+    /// Of the secret.
+    pub secret_version: u32,
+    /// RSA-OAEP.
+    pub wrapped: Vec<u8>,
+}
+
+/// All of a block that crosses with the bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnrolledBlock {
+    /// In order of their versions, at least one.
+    pub secrets: Vec<WrappedSecret>,
+    /// Of the head that the block began with, under its first secret: proves what came out.
+    pub first_head: RecordMac,
+}
+
+/// What the sender says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enrolment {
+    /// The sender, as the recipient is to know it; its key domain is the recipient's, too.
+    pub sender: Peer,
+    /// The name of the recipient.
+    pub recipient: String,
+    /// What the recipient is from now on.
+    pub kind: PeerKind,
+    /// The epoch in which the domain was founded.
+    pub founded: Epoch,
+    /// The nonce of the request.
+    pub nonce: [u8; 32],
+    /// The fingerprint of the request.
+    pub request: Fingerprint,
+    /// What all is wrapped with.
+    pub oaep: Oaep,
+    /// The sealed KEKs.
+    pub keks: WrappedKeks,
+    /// All blocks of the domain, in order.
+    pub blocks: Vec<EnrolledBlock>,
+    /// All role records that the sender knows, in order.
+    pub role_records: Vec<SignedRoleRecord>,
+    /// The sender's release.
+    pub release: String,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+/// A bundle and its signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedEnrolment {
+    /// The bundle.
+    pub enrolment: Enrolment,
+    /// Of the sender's signing key, over [`Enrolment::message`].
+    pub signature: Signature,
+}
+
+impl Enrolment {
+    /// The number of blocks of the domain.
+    pub fn block_count(&self) -> Option<BlockCount> {
+        BlockCount::new(u32::try_from(self.blocks.len()).ok()?).ok()
+    }
+
+    /// The blocks with their numbers.
+    pub fn numbered_blocks(&self) -> impl Iterator<Item = (BlockNo, &EnrolledBlock)> {
+        (0..).map(BlockNo).zip(&self.blocks)
+    }
+
+    /// The message that is signed, which is its encoding.
+    pub fn message(&self) -> Vec<u8> {
+        let Self { sender, recipient, kind, founded, nonce, request, oaep, keks, .. } = self;
+        let mut out = LABEL.to_vec();
+        put_bytes(&mut out, &sender.message());
+        put_bytes(&mut out, recipient.as_bytes());
+        out.push(*kind as u8);
+        out.extend_from_slice(&founded.0.to_be_bytes());
+        out.extend_from_slice(nonce);
+        out.extend_from_slice(&request.0);
+        out.push(*oaep as u8);
+        for kek in [&keks.meter_kek, &keks.use_kek] {
+            out.extend_from_slice(&kek.id);
+            put_bytes(&mut out, &kek.wrapped);
+        }
+        put_bytes(&mut out, &keks.canaries);
+        self.put_lists(&mut out);
+        put_bytes(&mut out, self.release.as_bytes());
+        out.extend_from_slice(&self.at_ms.to_be_bytes());
+        out
+    }
+
+    fn put_lists(&self, out: &mut Vec<u8>) {
+        // A domain has at most 65,536 blocks; of more, and of more versions or records, no bundle is made.
+        out.extend_from_slice(&(self.blocks.len() as u32).to_be_bytes());
+        for block in &self.blocks {
+            out.extend_from_slice(&(block.secrets.len() as u32).to_be_bytes());
+            for secret in &block.secrets {
+                out.extend_from_slice(&secret.secret_version.to_be_bytes());
+                put_bytes(out, &secret.wrapped);
+            }
+            out.extend_from_slice(&block.first_head);
+        }
+        out.extend_from_slice(&(self.role_records.len() as u32).to_be_bytes());
+        for record in &self.role_records {
+            put_bytes(out, &record.record.message());
+            out.extend_from_slice(&record.signature);
+        }
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
+        if input.array::<{ LABEL.len() }>()? != *LABEL {
+            return Err(BadEncoding);
+        }
+        let sender = Peer::decode(input.bytes()?)?;
+        let recipient = text(input, NAME_LEN_MAX)?;
+        let kind = PeerKind::from_number(input.u8()?).ok_or(BadEncoding)?;
+        let founded = Epoch(input.u64()?);
+        let (nonce, request) = (input.array()?, Fingerprint(input.array()?));
+        let oaep = Oaep::from_number(input.u8()?).ok_or(BadEncoding)?;
+        let kek = |input: &mut Reader<'_>| {
+            Ok(WrappedKek { id: input.array()?, wrapped: bytes(input, WRAPPED_LEN_MAX)? })
+        };
+        let (meter_kek, use_kek) = (kek(input)?, kek(input)?);
+        let canaries = bytes(input, CANARIES_LEN_MAX)?;
+        let (blocks, role_records) = (blocks(input)?, role_records(input)?);
+        Ok(Self {
+            sender,
+            recipient,
+            kind,
+            founded,
+            nonce,
+            request,
+            oaep,
+            keks: WrappedKeks { meter_kek, use_kek, canaries },
+            blocks,
+            role_records,
+            release: text(input, RELEASE_LEN_MAX)?,
+            at_ms: input.u64()?,
+        })
+    }
+}
+
+impl SignedEnrolment {
+    /// The longest encoding, in bytes: of 65,536 blocks, each with a secret of RSA-3072, it is 27 MB.
+    pub const LEN_MAX: usize = 64 << 20;
+
+    /// The message, then the signature.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.enrolment.message();
+        out.extend_from_slice(&self.signature);
+        out
+    }
+
+    /// The bundle in these bytes, if all of them are one that the sender it names signed. That it is the sender
+    /// whom people mean is told by the fingerprint alone.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadPaper> {
+        let encoding = |_| BadPaper::Encoding(WHAT);
+        if bytes.len() > Self::LEN_MAX {
+            return Err(BadPaper::Encoding(WHAT));
+        }
+        let mut input = Reader::new(bytes);
+        let enrolment = Enrolment::read(&mut input).map_err(encoding)?;
+        let signature = input.array().map_err(encoding)?;
+        input.end().map_err(encoding)?;
+        let sender = &enrolment.sender;
+        if !is_site_name(&sender.site) || !is_site_name(&enrolment.recipient) {
+            return Err(BadPaper::Name);
+        }
+        if sender.transport_block.len() > SPKI_LEN_MAX {
+            return Err(BadPaper::Encoding(WHAT));
+        }
+        if !is_signed(&sender.signing, &enrolment.message(), &signature) {
+            return Err(BadPaper::Signature);
+        }
+        Ok(Self { enrolment, signature })
+    }
+
+    /// What two people compare.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.encode())
+    }
+
+    /// The file: what it is, in clear, and then the bundle.
+    pub fn to_file(&self) -> String {
+        let Enrolment { sender, recipient, kind, request, blocks, release, at_ms, .. } =
+            &self.enrolment;
+        let header = [
+            ("from site", sender.site.clone()),
+            ("to site", recipient.clone()),
+            ("which is", kind.to_string()),
+            ("key domain", hex::encode(sender.domain.0)),
+            ("key blocks", blocks.len().to_string()),
+            ("answers the request", request.to_string()),
+            ("release", release.clone()),
+            ("made (ms since 1970)", at_ms.to_string()),
+            ("fingerprint", self.fingerprint().to_string()),
+        ];
+        file::write(TITLE, &header, &self.encode())
+    }
+
+    /// The bundle of a file that [`SignedEnrolment::to_file`] wrote; every character of it counts.
+    pub fn from_file(text: &str) -> Result<Self, BadPaper> {
+        let bytes = file::read(TITLE, text, Self::LEN_MAX).ok_or(BadPaper::File(WHAT_FILE))?;
+        let signed = Self::decode(&bytes)?;
+        if signed.to_file() == text { Ok(signed) } else { Err(BadPaper::Header) }
+    }
+}
+
+fn text(input: &mut Reader<'_>, len_max: usize) -> Result<String, BadEncoding> {
+    let text = input.text()?;
+    if text.len() > len_max { Err(BadEncoding) } else { Ok(text.to_owned()) }
+}
+
+fn bytes(input: &mut Reader<'_>, len_max: usize) -> Result<Vec<u8>, BadEncoding> {
+    let bytes = input.bytes()?;
+    if bytes.len() > len_max { Err(BadEncoding) } else { Ok(bytes.to_vec()) }
+}
+
+/// Each takes what it was read from: a count that lies ends at the end of the bytes.
+fn blocks(input: &mut Reader<'_>) -> Result<Vec<EnrolledBlock>, BadEncoding> {
+    let count = BlockCount::new(input.u32()?).map_err(|_| BadEncoding)?;
+    (0..count.get()).map(|_| block(input)).collect()
+}
+
+fn block(input: &mut Reader<'_>) -> Result<EnrolledBlock, BadEncoding> {
+    let versions = input.u32()?;
+    let mut secrets: Vec<WrappedSecret> = Vec::new();
+    for _ in 0..versions {
+        let secret_version = input.u32()?;
+        if secrets.last().is_some_and(|last| last.secret_version >= secret_version) {
+            return Err(BadEncoding);
+        }
+        secrets.push(WrappedSecret { secret_version, wrapped: bytes(input, WRAPPED_LEN_MAX)? });
+    }
+    if secrets.is_empty() {
+        return Err(BadEncoding);
+    }
+    Ok(EnrolledBlock { secrets, first_head: input.array()? })
+}
+
+fn role_records(input: &mut Reader<'_>) -> Result<Vec<SignedRoleRecord>, BadEncoding> {
+    let count = input.u32()?;
+    let record = |input: &mut Reader<'_>| {
+        let record = RoleRecord::decode(input.bytes()?)?;
+        Ok(SignedRoleRecord { record, signature: input.array()? })
+    };
+    (0..count).map(|_| record(input)).collect()
+}
+
+const LABEL: &[u8; 19] = b"ami.kms/enrolment/1";
+const TITLE: &str = "ENROLMENT OF A SITE IN A KEY DOMAIN";
+const WHAT: &str = "enrolment bundle";
+const WHAT_FILE: &str = "the file of an enrolment bundle";
+/// RSA-4096.
+const WRAPPED_LEN_MAX: usize = 512;
+const CANARIES_LEN_MAX: usize = 1024;

@@ -1,0 +1,156 @@
+//! The other sites of a key domain, as the enrolment ceremony made them known.
+
+use super::DomainId;
+use crate::{
+    audit::{PublicKey, Signature, is_signed},
+    codec::{BadEncoding, Reader, put_bytes},
+};
+
+crate::numbered! {
+    /// What another site may become.
+    pub enum PeerKind "kind of peer" {
+        /// The site of even epochs: it may be promoted.
+        Even = 1 "EVEN",
+        /// The site of odd epochs: it may be promoted.
+        Odd = 2 "ODD",
+        /// It follows for ever.
+        Replica = 3 "REPLICA",
+    }
+}
+
+/// Another site, whose keys two people compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The key domain.
+    pub domain: DomainId,
+    /// The operator's name for it.
+    pub site: String,
+    /// What it may become.
+    pub kind: PeerKind,
+    /// What it signs with.
+    pub signing: PublicKey,
+    /// What block secrets are wrapped to for it: SubjectPublicKeyInfo, DER.
+    pub transport_block: Vec<u8>,
+    /// Milliseconds since 1970.
+    pub enrolled_ms: u64,
+    /// Keys that it signed with before it was enrolled anew, the newest last. What is known with their signatures
+    /// stays known; nothing new counts with them.
+    pub former: Vec<PublicKey>,
+}
+
+/// A peer, signed by our own token when it was enrolled: a writer of the database can bring in none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedPeer {
+    /// The peer.
+    pub peer: Peer,
+    /// Of our signing key, over [`Peer::message`].
+    pub signature: Signature,
+}
+
+impl Peer {
+    /// The most former keys that are kept: a site does not lose its token every year.
+    pub const FORMER_MAX: usize = 32;
+
+    /// The former keys of this peer once it is enrolled anew with `signing`.
+    pub fn former_with(&self, signing: &PublicKey) -> Vec<PublicKey> {
+        let mut former = self.former.clone();
+        if self.signing != *signing && !former.contains(&self.signing) {
+            former.push(self.signing);
+        }
+        former.retain(|key| key != signing);
+        let too_many = former.len().saturating_sub(Self::FORMER_MAX);
+        former.drain(..too_many);
+        former
+    }
+
+    /// The message that is signed, which is its encoding.
+    pub fn message(&self) -> Vec<u8> {
+        let Self { domain, site, kind, signing, transport_block, enrolled_ms, former } = self;
+        let mut out = [LABEL, &domain.0[..]].concat();
+        put_bytes(&mut out, site.as_bytes());
+        out.push(*kind as u8);
+        out.extend_from_slice(signing);
+        put_bytes(&mut out, transport_block);
+        out.extend_from_slice(&enrolled_ms.to_be_bytes());
+        out.push(former.len() as u8); // at most FORMER_MAX
+        former.iter().for_each(|key| out.extend_from_slice(key));
+        out
+    }
+
+    /// The peer in the bytes of a message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadEncoding> {
+        let mut input = Reader::new(bytes.strip_prefix(LABEL).ok_or(BadEncoding)?);
+        let peer = Self {
+            domain: DomainId(input.array()?),
+            site: input.text()?.to_owned(),
+            kind: crate::Numbered::from_number(input.u8()?).ok_or(BadEncoding)?,
+            signing: input.array()?,
+            transport_block: input.bytes()?.to_vec(),
+            enrolled_ms: input.u64()?,
+            former: former(&mut input)?,
+        };
+        input.end()?;
+        Ok(peer)
+    }
+}
+
+impl SignedPeer {
+    /// Whether the holder of `key` signed it.
+    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+        is_signed(key, &self.peer.message(), &self.signature)
+    }
+}
+
+fn former(input: &mut Reader<'_>) -> Result<Vec<PublicKey>, BadEncoding> {
+    let count = usize::from(input.u8()?);
+    if count > Peer::FORMER_MAX {
+        return Err(BadEncoding);
+    }
+    (0..count).map(|_| input.array()).collect()
+}
+
+const LABEL: &[u8] = b"ami.kms/peer/1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_comes_back_from_its_message_and_from_no_other() {
+        let peer = Peer {
+            domain: DomainId([7; 16]),
+            site: "south".to_owned(),
+            kind: PeerKind::Odd,
+            signing: [4; 65],
+            transport_block: vec![9; 422],
+            enrolled_ms: 12,
+            former: vec![[5; 65], [6; 65]],
+        };
+        let message = peer.message();
+        assert_eq!(Peer::decode(&message), Ok(peer));
+        for end in 0..message.len() {
+            assert_eq!(Peer::decode(&message[..end]), Err(BadEncoding), "cut at {end}");
+        }
+        assert_eq!(Peer::decode(&[message, vec![0]].concat()), Err(BadEncoding));
+    }
+
+    #[test]
+    fn a_peer_that_is_enrolled_anew_keeps_its_former_keys_once_each() {
+        let key = |n: u8| [n; 65];
+        let mut peer = Peer {
+            domain: DomainId([7; 16]),
+            site: "south".to_owned(),
+            kind: PeerKind::Odd,
+            signing: key(1),
+            transport_block: Vec::new(),
+            enrolled_ms: 0,
+            former: Vec::new(),
+        };
+        assert_eq!(peer.former_with(&key(1)), [] as [PublicKey; 0]);
+        peer.former = peer.former_with(&key(2));
+        peer.signing = key(2);
+        assert_eq!(peer.former, [key(1)]);
+        assert_eq!(peer.former_with(&key(3)), [key(1), key(2)]);
+        assert_eq!(peer.former_with(&key(1)), [key(2)]);
+    }
+}

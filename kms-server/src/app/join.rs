@@ -1,0 +1,331 @@
+//! `kms-server init --join`, in two steps: `--request` makes this site's own keys and asks to join a key domain,
+//! `--bundle` takes the answer and founds this site's part of it.
+//!
+//! Each step can be done again after it was interrupted. Between the two, the request lies in `data_dir`: the
+//! bundle has to answer this very one. It is removed when the site is founded, and a bundle that comes later
+//! answers nothing.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    database::{known_canaries, open_store},
+    fault::Fault,
+    founding::{PATIENCE, sign, tell_of},
+    init::{pin_from, random},
+    node::replace,
+    outside::SystemClock,
+    report::Report,
+    runtime::runtime,
+};
+use crate::{
+    config::{Config, Site},
+    hsm::{
+        HandedKek, HandedKeks, Hsm, OaepHash, RsaKey,
+        pkcs11::{self, InitError, JoinKeys, Pkcs11Token, ProbeDepth, Received},
+    },
+    keyring::founding::take_over_blocks,
+    store::Founding,
+};
+use kms_core::{
+    BlockNo, DomainRecord, Epoch,
+    enrolment::{
+        BadPaper, Fingerprint, Oaep,
+        bundle::{EnrolledBlock, Enrolment, SignedEnrolment, WrappedKek},
+        request::{JoinRequest, SignedRequest},
+    },
+    ports::Clock as _,
+    site::{
+        peer::{PeerKind, SignedPeer},
+        role::SignedRoleRecord,
+    },
+};
+
+/// The options of `init --join`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinOptions {
+    /// Make the token first; the security officer's PIN is in this file.
+    pub create_token: Option<PathBuf>,
+}
+
+/// In `data_dir`, from the request to the end of the ceremony.
+const REQUEST: &str = "join-request";
+
+/// The longest file of a bundle, in bytes.
+const FILE_LEN_MAX: u64 = 3 * SignedEnrolment::LEN_MAX as u64;
+
+const HAS_DOMAIN: &str = "the database has a key domain already: a site joins once. To begin again, move the \
+                          database away, and use a fresh token";
+
+/// Makes the keys that this site makes itself, and writes the request to join into `out`.
+pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Result<Report, Fault> {
+    let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
+    if known_canaries(&config)?.is_some() {
+        return Err(Fault::Store(HAS_DOMAIN.into()));
+    }
+    let keys = pkcs11::make_join_keys(&config.hsm, so_pin.as_ref()).map_err(of_token)?;
+    let kept = config.site.data_dir.join(REQUEST);
+    let before = if kept.exists() { Some(read_request(&kept)?) } else { None };
+    let signed = match before.filter(|before| is_of(&before.request, &keys, &config)) {
+        Some(before) => before,
+        None => {
+            let request = request_of(&config, &keys)?;
+            let signature = pkcs11::sign_as_joining(&config.hsm, &request.message());
+            let signed = SignedRequest { signature: signature.map_err(of_token)?, request };
+            SignedRequest::decode(&signed.encode()).map_err(|error| not_ours(&error))?;
+            keep(&config.site, &kept, &signed)?;
+            signed
+        }
+    };
+    let written =
+        std::path::absolute(out).and_then(|out| replace(&out, signed.to_file().as_bytes()));
+    written.map_err(|error| not_written(out, &error))?;
+    let mut lines = vec![
+        ("site".to_owned(), signed.request.site.clone()),
+        ("token".to_owned(), keys.token_label),
+    ];
+    lines.extend(keys.keys.into_iter().map(|key| {
+        let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
+        (key.label, format!("id {}{public}", key.id))
+    }));
+    lines.push(("request".to_owned(), out.display().to_string()));
+    lines.push(("fingerprint".to_owned(), signed.fingerprint().to_string()));
+    lines.push((
+        "next".to_owned(),
+        "take the file to the site that writes, and read the fingerprint out to its security officer".into(),
+    ));
+    Ok(Report { lines })
+}
+
+fn request_of(config: &Config, keys: &JoinKeys) -> Result<JoinRequest, Fault> {
+    Ok(JoinRequest {
+        site: config.site.name.clone(),
+        kind: kind_of(&config.site),
+        signing: keys.signing,
+        transport_block: keys.transport_block.to_der(),
+        ceremony: keys.ceremony.to_der(),
+        nonce: random()?,
+        oaep: oaep_of(config),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        at_ms: SystemClock::new().unix_ms(),
+    })
+}
+
+/// Whether a request that was kept is what this site would ask for now.
+fn is_of(request: &JoinRequest, keys: &JoinKeys, config: &Config) -> bool {
+    request.site == config.site.name
+        && request.kind == kind_of(&config.site)
+        && request.oaep == oaep_of(config)
+        && request.signing == keys.signing
+        && request.transport_block == keys.transport_block.to_der()
+        && request.ceremony == keys.ceremony.to_der()
+}
+
+fn keep(site: &Site, kept: &Path, signed: &SignedRequest) -> Result<(), Fault> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o750).create(&site.data_dir);
+    let kept_now = made.and_then(|()| replace(kept, signed.to_file().as_bytes()));
+    kept_now.map_err(|error| not_written(kept, &error))
+}
+
+/// A join request out of its file.
+pub(super) fn read_request(path: &Path) -> Result<SignedRequest, Fault> {
+    let text = read(path, 1 << 20)?;
+    SignedRequest::from_file(&text).map_err(|error| of_file(path, &error))
+}
+
+/// Takes the bundle in `path`, whose fingerprint somebody at the sending site read out, and founds this site.
+pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Report, Fault> {
+    let runtime = runtime(1)?;
+    let store = runtime.block_on(open_store(&config, true))?;
+    if runtime.block_on(store.domain())?.is_some() {
+        return Err(Fault::Store(HAS_DOMAIN.into()));
+    }
+    let kept = config.site.data_dir.join(REQUEST);
+    if !kept.exists() {
+        let sentence = format!(
+            "there is no {}: this site asks for nothing, or has joined already; begin with \
+             `kms-server init --join --request`",
+            kept.display()
+        );
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let asked = read_request(&kept)?;
+    let text = read(path, FILE_LEN_MAX)?;
+    let bundle = SignedEnrolment::from_file(&text).map_err(|error| of_file(path, &error))?;
+    if bundle.fingerprint() != confirmed {
+        let sentence = format!(
+            "the bundle in {} has the fingerprint {}, and {confirmed} was confirmed: nothing of it was used; find out \
+             which bundle is the one for this site",
+            path.display(),
+            bundle.fingerprint()
+        );
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let enrolment = bundle.enrolment;
+    answers(&enrolment, &asked, &config)
+        .map_err(|why| Fault::Setting(format!("{}: {why}", path.display()).into()))?;
+    let received = receive(&config, &enrolment, &asked.request)?;
+    let site = config.site.clone();
+    let founding = runtime.block_on(found(config, &enrolment, &received))?;
+    runtime.block_on(store.create_domain(&founding))?;
+    runtime.block_on(store.close());
+    // What it answered is over: a bundle that comes later answers nothing.
+    fs::remove_file(&kept).map_err(|error| not_written(&kept, &error))?;
+    Ok(report(&site, &founding, received, &enrolment))
+}
+
+/// Whether the bundle is the answer to what this site asked, and fits it.
+fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result<(), String> {
+    let request = &asked.request;
+    if bundle.request != asked.fingerprint() || bundle.nonce != request.nonce {
+        return Err(format!(
+            "the bundle answers another request ({}); this site's is {}",
+            bundle.request,
+            asked.fingerprint()
+        ));
+    }
+    if bundle.recipient != request.site || request.site != config.site.name {
+        return Err(format!(
+            "the bundle is for the site {:?}, this one is {:?}: correct [site] name, or take the right bundle",
+            bundle.recipient, config.site.name
+        ));
+    }
+    if bundle.kind != request.kind || request.kind != kind_of(&config.site) {
+        return Err(format!(
+            "the bundle makes a site {} of this one: see [site] even",
+            bundle.kind
+        ));
+    }
+    if bundle.sender.kind == bundle.kind || bundle.sender.site == bundle.recipient {
+        return Err("the sender says that it is this very site".to_owned());
+    }
+    if bundle.oaep != oaep_of(config) {
+        return Err(format!("the bundle is wrapped with {}: see hsm.oaep_hash", bundle.oaep));
+    }
+    let founder_even = bundle.founded.is_even();
+    let founder_is_sender = founder_even == (bundle.sender.kind == PeerKind::Even);
+    if bundle.founded == Epoch::default() || (!founder_is_sender && bundle.role_records.is_empty())
+    {
+        return Err("the bundle is of a site that did not write when it made it".to_owned());
+    }
+    let sender_is_even = bundle.sender.kind == PeerKind::Even;
+    for SignedRoleRecord { record, signature } in &bundle.role_records {
+        let of_sender = record.epoch.is_even() == sender_is_even;
+        let signed =
+            kms_core::audit::is_signed(&bundle.sender.signing, &record.message(), signature);
+        if record.domain != bundle.sender.domain || (of_sender && !signed) {
+            return Err(format!("the role record of epoch {} is not authentic", record.epoch.0));
+        }
+    }
+    Ok(())
+}
+
+fn receive(config: &Config, enrolment: &Enrolment, asked: &JoinRequest) -> Result<Received, Fault> {
+    let handed = |kek: &WrappedKek| HandedKek { id: kek.id, wrapped: kek.wrapped.clone() };
+    let keks = HandedKeks {
+        meter_kek: handed(&enrolment.keks.meter_kek),
+        use_kek: handed(&enrolment.keks.use_kek),
+        canaries: enrolment.keks.canaries.clone(),
+    };
+    let ceremony = RsaKey::from_der(&asked.ceremony);
+    let ceremony = ceremony.map_err(|error| Fault::Setting(error.into()))?;
+    pkcs11::receive_keks(&config.hsm, &keks, &ceremony).map_err(of_token)
+}
+
+/// Everything after the KEKs: the blocks' secrets, sealed for this token, and what this site knows of the other.
+async fn found(
+    config: Config,
+    enrolment: &Enrolment,
+    received: &Received,
+) -> Result<Founding, Fault> {
+    let blocks = enrolment.block_count();
+    let blocks = blocks.ok_or_else(|| Fault::Setting("the bundle has no blocks".into()))?;
+    let mut domain = DomainRecord {
+        domain: enrolment.sender.domain,
+        blocks,
+        site: config.site.name.clone(),
+        epoch: enrolment.founded,
+        even: config.site.even,
+        canaries: received.canaries.encode(),
+        created_ms: SystemClock::new().unix_ms(),
+        signature: None,
+    };
+    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
+    let token = Pkcs11Token::connect(config.hsm, received.canaries.clone())?;
+    if let Some(why) = token.probe(ProbeDepth::Start)?.refusal() {
+        return Err(Fault::Token(why.into()));
+    }
+    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
+    let of_peer: Vec<(BlockNo, &EnrolledBlock)> = enrolment.numbered_blocks().collect();
+    let taking = take_over_blocks(&hsm, &domain, &of_peer, tell_of(blocks.get()));
+    let blocks = taking.await.map_err(|error| Fault::Token(error.into()))?;
+    let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
+    let table = sign(&hsm, &mut domain, Vec::new(), heads).await?;
+    let token = |error| Fault::Token(Box::new(error));
+    let peer = enrolment.sender.clone();
+    let signature = hsm.sign(peer.message()).await.map_err(token)?;
+    let mut role_records = enrolment.role_records.clone();
+    for known in &mut role_records {
+        // This site's own, from before it lost its token: its new key says what the sender has vouched for.
+        if known.record.epoch.is_even() == domain.even {
+            known.signature = hsm.sign(known.record.message()).await.map_err(token)?;
+        }
+    }
+    let peers = vec![SignedPeer { peer, signature }];
+    Ok(Founding { role_records, peers, ..Founding::new(domain, blocks, table) })
+}
+
+fn report(site: &Site, founding: &Founding, received: Received, enrolment: &Enrolment) -> Report {
+    let mut lines = vec![
+        ("site".to_owned(), site.name.clone()),
+        ("key domain".to_owned(), hex::encode(founding.domain.domain.0)),
+        ("key blocks".to_owned(), founding.domain.blocks.get().to_string()),
+        ("other site".to_owned(), format!("{} ({})", enrolment.sender.site, enrolment.sender.kind)),
+        ("token".to_owned(), received.token_label),
+    ];
+    lines.extend(received.keys.into_iter().map(|key| {
+        let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
+        (key.label, format!("id {}{public}", key.id))
+    }));
+    Report { lines }
+}
+
+const fn kind_of(site: &Site) -> PeerKind {
+    if site.even { PeerKind::Even } else { PeerKind::Odd }
+}
+
+const fn oaep_of(config: &Config) -> Oaep {
+    match config.hsm.oaep_hash {
+        OaepHash::Sha1 => Oaep::Sha1,
+        OaepHash::Sha256 => Oaep::Sha256,
+    }
+}
+
+fn of_token(error: InitError) -> Fault {
+    Fault::Token(error.into())
+}
+
+fn not_ours(error: &BadPaper) -> Fault {
+    Fault::Setting(format!("the request that was made: {error}; see [site] name").into())
+}
+
+fn of_file(path: &Path, error: &BadPaper) -> Fault {
+    Fault::Setting(format!("{}: {error}", path.display()).into())
+}
+
+fn not_written(path: &Path, error: &io::Error) -> Fault {
+    Fault::Setting(format!("cannot write {}: {error}", path.display()).into())
+}
+
+fn read(path: &Path, len_max: u64) -> Result<String, Fault> {
+    let refused = |why: String| Fault::Setting(format!("{}: {why}", path.display()).into());
+    let len = fs::metadata(path).map_err(|error| refused(error.to_string()))?.len();
+    if len > len_max {
+        return Err(refused(format!("it has {len} bytes, such a file has {len_max} at most")));
+    }
+    fs::read_to_string(path).map_err(|error| refused(error.to_string()))
+}

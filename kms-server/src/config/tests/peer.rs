@@ -1,0 +1,66 @@
+//! The section of the other site.
+
+use super::{Config, ConfigError, EXAMPLE, Folder, says};
+
+/// Whether it is one of the settings of the other site, which the example has not.
+pub(super) fn of_peer(setting: &str) -> bool {
+    peer_section().contains(setting)
+}
+
+/// The section of the other site, as the example has it.
+fn peer_section() -> &'static str {
+    let (_, rest) = EXAMPLE.split_once("#[peer]").unwrap();
+    rest.split_once("\n\n").unwrap().0
+}
+
+/// The example with the other site in it.
+fn with_peer(section: &str) -> Result<Config, ConfigError> {
+    let folder = Folder::new();
+    let text = folder.text.replace("single_site = true", "single_site = false");
+    let text = text.replace("\n[audit]", &format!("\n{section}\n[audit]"));
+    Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
+}
+
+#[test]
+fn the_other_site_is_named_in_full_or_there_is_none() {
+    let folder = Folder::new();
+    says(&folder.refusal("single_site = true", "single_site = false"), &["[peer]", "single_site"]);
+    let least = "[peer]\nsite = \"south\"\nendpoints = [\"https://a:1\"]\nca = \"/ca.pem\"\n";
+    let both = folder.refusal("\n[audit]", &format!("\n{least}\n[audit]"));
+    says(&both, &["single_site` is true", "[peer]"]);
+
+    // The defaults are those of the comments.
+    let commented: String =
+        peer_section().lines().map(|line| line.trim_start_matches('#').to_owned() + "\n").collect();
+    let spelt_out = with_peer(&format!("[peer]{commented}")).unwrap().peer.unwrap();
+    let bare = least
+        .replace("https://a:1", "https://kms.south.example.org:7443")
+        .replace("/ca.pem", "/etc/ami/tls/south-ca.pem");
+    let mut bare = with_peer(&bare).unwrap().peer.unwrap();
+    assert_eq!(bare.connection.server_name.take(), None);
+    bare.connection.server_name = Some("kms.south.example.org".to_owned());
+    assert_eq!(format!("{spelt_out:?}"), format!("{bare:?}"));
+    assert_eq!(bare.connection.endpoints, ["kms.south.example.org:7443"]);
+}
+
+#[test]
+fn a_peer_that_can_t_be_is_refused_by_the_setting() {
+    let least = "[peer]\nsite = \"south\"\nendpoints = [\"https://a:1\"]\nca = \"/ca.pem\"\n";
+    for (from, to, parts) in [
+        ("\"south\"", "\"north\"", ["`peer.site`", "`site.name`"]),
+        ("[\"https://a:1\"]", "[]", ["`peer.endpoints`", "https://"]),
+        ("https://a:1", "http://a:1", ["`peer.endpoints`", "https://"]),
+        ("https://a:1", "https://a", ["`peer.endpoints`", "https://"]),
+        ("https://a:1", "https://a:1/x", ["`peer.endpoints`", "https://"]),
+        ("\"/ca.pem\"", "\"ca.pem\"", ["`peer.ca`", "from /"]),
+        (
+            "ca =",
+            "proof_age_max_s = 100\nca =",
+            ["`peer.proof_age_max_s`", "`peer.prove_interval_s`"],
+        ),
+        ("ca =", "heartbeat_ms = 1\nca =", ["`peer.heartbeat_ms`", "100"]),
+    ] {
+        let refused = with_peer(&least.replace(from, to)).map(|_| ()).unwrap_err();
+        says(&refused.to_string(), &parts);
+    }
+}

@@ -1,0 +1,287 @@
+//! Another site is enrolled: what it needs of this key domain is wrapped for its token, signed, and given out;
+//! its keys are known here from then on. Only the site that writes enrols.
+//!
+//! What is secret never lies here in clear but for one thing: a block's secret, between the token that opens it
+//! and the public key that it is wrapped to, in memory that is wiped.
+
+mod error;
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use crate::{
+    hsm::{CeremonyKey, Hsm, OaepHash, RsaKey},
+    store::{AuditedStore, ReadStore, StoredBlock},
+};
+use kms_core::{
+    BlockNo, DomainRecord,
+    audit::{AuditEntry, AuditOutcome, AuditedCall, PublicKey, Subject},
+    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+    enrolment::{
+        Fingerprint, Oaep,
+        bundle::{
+            EnrolledBlock, Enrolment, SignedEnrolment, WrappedKek, WrappedKeks, WrappedSecret,
+        },
+        request::{JoinRequest, SignedRequest},
+    },
+    ports::Clock,
+    site::{
+        admission::is_of_former,
+        peer::{Peer, PeerKind, SignedPeer},
+        role::SignedRoleRecord,
+    },
+};
+use zeroize::Zeroizing;
+
+pub use error::EnrolError;
+
+/// Blocks whose secrets are wrapped at the same time.
+const AT_ONCE: usize = 4;
+
+/// What somebody asks for who enrols a site.
+#[derive(Clone, Debug)]
+pub struct Enrolling {
+    /// The join request, encoded.
+    pub request: Vec<u8>,
+    /// Its fingerprint, as people compared it.
+    pub fingerprint: Fingerprint,
+    /// A site of that name is known, and its keys are replaced.
+    pub replace: bool,
+}
+
+/// The part of the service that enrols sites.
+pub struct Enroller {
+    /// This site.
+    pub domain: DomainRecord,
+    /// Its token.
+    pub hsm: Hsm,
+    /// Where its blocks and peers are read.
+    pub store: Arc<dyn ReadStore>,
+    /// Where a peer is written, with what is to be said of it.
+    pub audited: Arc<dyn AuditedStore>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A request that was found good.
+struct Good {
+    request: JoinRequest,
+    fingerprint: Fingerprint,
+    ceremony: RsaKey,
+    transport_block: RsaKey,
+    oaep: OaepHash,
+}
+
+impl Enroller {
+    /// Enrols the site that asks: refuses, or writes the peer and gives the bundle for it. The same once more gives
+    /// another bundle for the same request: an answer that was lost is no loss.
+    pub async fn enrol(
+        &self,
+        call: &AuditedCall,
+        asked: &Enrolling,
+    ) -> Result<SignedEnrolment, EnrolError> {
+        let good = self.check(asked)?;
+        let role = self.store.role().await?;
+        if !role.writes {
+            return Err(EnrolError::NotPrimary);
+        }
+        let signing = self.hsm.public_key().await?;
+        let peers = self.check_peers(&good.request, &signing, asked.replace).await?;
+        let role_records = self.role_records(&signing, &peers).await?;
+        let enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
+        let signature = self.hsm.sign(enrolment.message()).await?;
+        let signed = SignedEnrolment { enrolment, signature };
+        // As the other site will read it.
+        SignedEnrolment::decode(&signed.encode()).map_err(EnrolError::Unreadable)?;
+        self.put_peer(call, &good.request, &peers).await?;
+        Ok(signed)
+    }
+
+    /// What the request says, held against what people compared, and against this site.
+    fn check(&self, asked: &Enrolling) -> Result<Good, EnrolError> {
+        let found = Fingerprint::of(&asked.request);
+        if found != asked.fingerprint {
+            return Err(EnrolError::Fingerprint { confirmed: asked.fingerprint, found });
+        }
+        let request = SignedRequest::decode(&asked.request)?.request;
+        let bad = |why: &str| Err(EnrolError::Request(why.to_owned()));
+        let number = |spki: &[u8]| RsaKey::from_der(spki).map_err(EnrolError::PublicKey);
+        if request.site == self.domain.site {
+            return bad("it names this very site: give the joining one a name of its own");
+        }
+        match request.kind {
+            PeerKind::Replica => {
+                return bad("it asks for a read-only replica, which this release does not know");
+            }
+            PeerKind::Even | PeerKind::Odd if request.kind == kind_of(&self.domain) => {
+                return bad(
+                    "it wants the epochs of this site's parity: set [site] even at the joining site to the \
+                     other one",
+                );
+            }
+            PeerKind::Even | PeerKind::Odd => {}
+        }
+        let (ceremony, transport_block) =
+            (number(&request.ceremony)?, number(&request.transport_block)?);
+        if ceremony == transport_block {
+            return bad("its ceremony key is its transport key");
+        }
+        let oaep = match request.oaep {
+            Oaep::Sha1 => OaepHash::Sha1,
+            Oaep::Sha256 => OaepHash::Sha256,
+        };
+        Ok(Good { request, fingerprint: found, ceremony, transport_block, oaep })
+    }
+
+    /// A domain has one site of each parity; a site that is known keeps its keys unless people say otherwise.
+    async fn check_peers(
+        &self,
+        request: &JoinRequest,
+        own: &PublicKey,
+        replace: bool,
+    ) -> Result<Vec<Peer>, EnrolError> {
+        let mut peers = Vec::new();
+        for known in self.store.peers().await? {
+            if !known.is_signed_by(own) {
+                let site = known.peer.site;
+                return Err(EnrolError::Damaged(format!("the row of the peer {site:?}")));
+            }
+            let peer = known.peer;
+            let is_same = peer.signing == request.signing && peer.site == request.site;
+            let is_rebuilt = replace && peer.site == request.site && peer.kind == request.kind;
+            if !is_same && !is_rebuilt && (peer.site == request.site || peer.kind == request.kind) {
+                return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
+            }
+            peers.push(peer);
+        }
+        Ok(peers)
+    }
+
+    /// The role records of the domain, each with the signature of its epoch's site: the other site takes its own on
+    /// our word, and who writes to the database has none.
+    async fn role_records(
+        &self,
+        own: &PublicKey,
+        peers: &[Peer],
+    ) -> Result<Vec<SignedRoleRecord>, EnrolError> {
+        let records = self.store.role_records().await?;
+        for signed in &records {
+            let epoch = signed.record.epoch;
+            let ours = epoch.is_even() == self.domain.even;
+            let mut of_peer = peers.iter().filter(|peer| peer.kind != kind_of(&self.domain));
+            let is_authentic = signed.record.domain == self.domain.domain
+                && match ours {
+                    true => signed.is_signed_by(own),
+                    false => {
+                        of_peer.any(|peer| signed.is_signed_by(&peer.signing))
+                            || is_of_former(peers, signed)
+                    }
+                };
+            if !is_authentic {
+                return Err(EnrolError::Damaged(format!("the role record of epoch {}", epoch.0)));
+            }
+        }
+        Ok(records)
+    }
+
+    async fn enrolment(&self, good: &Good, signing: PublicKey) -> Result<Enrolment, EnrolError> {
+        let to = CeremonyKey::of(&good.fingerprint, good.ceremony.clone(), good.oaep);
+        let handed = self.hsm.hand_over_keks(to).await??;
+        let transport_block = self.hsm.transport_block_key().await?.to_der();
+        let blocks = (0..self.domain.blocks.get()).map(BlockNo);
+        let blocks: Vec<EnrolledBlock> = stream::iter(blocks)
+            .map(|block| self.wrap_block(block, good))
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let kek = |kek: crate::hsm::HandedKek| WrappedKek { id: kek.id, wrapped: kek.wrapped };
+        let at_ms = self.clock.unix_ms();
+        Ok(Enrolment {
+            sender: Peer {
+                domain: self.domain.domain,
+                site: self.domain.site.clone(),
+                kind: kind_of(&self.domain),
+                signing,
+                transport_block,
+                enrolled_ms: at_ms,
+                former: Vec::new(),
+            },
+            recipient: good.request.site.clone(),
+            kind: good.request.kind,
+            founded: self.domain.epoch,
+            nonce: good.request.nonce,
+            request: good.fingerprint,
+            oaep: good.request.oaep,
+            keks: WrappedKeks {
+                meter_kek: kek(handed.meter_kek),
+                use_kek: kek(handed.use_kek),
+                canaries: handed.canaries,
+            },
+            blocks,
+            role_records: Vec::new(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms,
+        })
+    }
+
+    /// Every version of a block's secret, wrapped for the other site.
+    async fn wrap_block(&self, block: BlockNo, good: &Good) -> Result<EnrolledBlock, EnrolError> {
+        let damaged = |what: &str| EnrolError::Damaged(format!("block {block}: {what}"));
+        let stored: Option<StoredBlock> = self.store.block(block).await?;
+        let stored = stored.ok_or_else(|| damaged("it is missing"))?;
+        let kek_id = self.hsm.status().site_kek_id;
+        let mut seals = stored.seals;
+        seals.retain(|seal| seal.kek_id == kek_id);
+        seals.sort_by_key(|seal| seal.secret_version);
+        let (mut secrets, mut first_head) = (Vec::new(), None);
+        for seal in seals {
+            let secret_version = seal.secret_version;
+            let domain = &self.domain.domain;
+            let place = SecretBinding { domain, block, secret_version };
+            let secret = self.hsm.open(place.seal_aad(&kek_id), seal.sealed).await?;
+            if first_head.is_none() {
+                let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
+                place.derive_subkeys(&secret, &mut subkeys[..]);
+                let keys = BlockKeys::new(self.domain.domain, &subkeys[..]);
+                let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
+                first_head = Some(keys.first_head(block, secret_version, self.domain.epoch).mac);
+            }
+            let wrapped = good.transport_block.wrap_secret(good.oaep, &secret);
+            secrets.push(WrappedSecret {
+                secret_version,
+                wrapped: wrapped.map_err(EnrolError::NotWrapped)?,
+            });
+        }
+        let first_head = first_head.ok_or_else(|| damaged("it has no seal for this token"))?;
+        Ok(EnrolledBlock { secrets, first_head })
+    }
+
+    /// The other site, as this one knows it from now on.
+    async fn put_peer(
+        &self,
+        call: &AuditedCall,
+        request: &JoinRequest,
+        known: &[Peer],
+    ) -> Result<(), EnrolError> {
+        let at_ms = self.clock.unix_ms();
+        let before = known.iter().find(|peer| peer.site == request.site);
+        let peer = Peer {
+            domain: self.domain.domain,
+            site: request.site.clone(),
+            kind: request.kind,
+            signing: request.signing,
+            transport_block: request.transport_block.clone(),
+            enrolled_ms: at_ms,
+            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing)),
+        };
+        let signature = self.hsm.sign(peer.message()).await?;
+        let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+        Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
+    }
+}
+
+/// The kind of this site, for others.
+const fn kind_of(domain: &DomainRecord) -> PeerKind {
+    if domain.even { PeerKind::Even } else { PeerKind::Odd }
+}

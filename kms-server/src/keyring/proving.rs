@@ -1,0 +1,81 @@
+//! Proofs that blocks open here: each is read anew from the database and opened anew in the token.
+
+use std::sync::Arc;
+
+use super::{error::KeyringError, opening::Opener};
+use crate::hsm::TokenError;
+use kms_core::{
+    BlockNo, Head,
+    block::{
+        proof::{Challenge, Proof, ProofKey},
+        verified::Verified,
+    },
+};
+
+/// The most times that a block is read again because it was changed while it was read.
+const OVERTAKEN_MAX: usize = 4;
+
+/// What a proof of the peer's says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirmed {
+    /// It has the block as it is here, and its token opens it.
+    Yes,
+    /// It has another state of the block: nothing is shown yet.
+    OtherState,
+    /// It has the same state, and the proof is wrong.
+    Wrong,
+}
+
+/// Proves blocks, and checks proofs. It can write nothing.
+pub struct Prover {
+    opener: Arc<Opener>,
+}
+
+impl Prover {
+    /// Over the same blocks as `opener`.
+    pub(super) fn new(opener: Arc<Opener>) -> Self {
+        Self { opener }
+    }
+
+    /// Whether the token passes now: each of its KEKs by its canary, those of protection `HSM` among them.
+    pub async fn check_token(&self) -> Result<(), TokenError> {
+        self.opener.hsm.check().await
+    }
+
+    /// Proves a block as it is stored; `Err(sentence)`: some of its records are damaged.
+    pub async fn prove(
+        &self,
+        block: BlockNo,
+        challenge: &Challenge<'_>,
+    ) -> Result<Result<(Head, Proof), String>, KeyringError> {
+        let (key, verified) = self.reopened(block).await?;
+        let proof = key.prove(challenge, &verified);
+        Ok(proof.map(|proof| (verified.head().clone(), proof)).map_err(|why| why.to_string()))
+    }
+
+    /// Holds a peer's proof against the block as it is stored here.
+    pub async fn confirms(
+        &self,
+        challenge: &Challenge<'_>,
+        theirs: &Head,
+        proof: &Proof,
+    ) -> Result<Confirmed, KeyringError> {
+        let (key, verified) = self.reopened(theirs.block).await?;
+        if verified.head() != theirs {
+            return Ok(Confirmed::OtherState);
+        }
+        let is_right = key.confirms(challenge, verified.head(), proof);
+        Ok(if is_right { Confirmed::Yes } else { Confirmed::Wrong })
+    }
+
+    async fn reopened(&self, block: BlockNo) -> Result<(ProofKey, Verified), KeyringError> {
+        let mut outcome = self.opener.reopened(block).await;
+        for _ in 0..OVERTAKEN_MAX {
+            match outcome {
+                Err(KeyringError::Stale { .. }) => outcome = self.opener.reopened(block).await,
+                _ => break,
+            }
+        }
+        outcome
+    }
+}

@@ -1,0 +1,22 @@
+//! Keys that an APDU is tried under.
+
+use crate::hsm::WrappedKey;
+use kms_core::SecuritySetup;
+
+/// A key to try.
+pub enum KeyMaterial<'a> {
+    /// Its bytes, in the arena.
+    Bytes(&'a [u8]),
+    /// It never leaves the token.
+    Token(&'a WrappedKey),
+}
+
+/// A key version to try.
+pub struct Candidate<'a> {
+    /// The security setup.
+    pub setup: SecuritySetup,
+    /// Display order.
+    pub version: u16,
+    /// Where it is.
+    pub key: KeyMaterial<'a>,
+}

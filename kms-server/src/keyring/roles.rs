@@ -1,0 +1,423 @@
+//! Changes of who writes: promotion and demotion of this site, and learning that the other one was promoted.
+//!
+//! The role that is stored and the one that this process goes by change together: first the database, in a
+//! transaction that excludes commits, then the process. A process that was stopped in between finds the new
+//! role in its next commit, which is refused.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    error::KeyringError,
+    opening::{Opener, Room},
+    turns::Turn,
+};
+use crate::{
+    hsm::TokenError,
+    store::{
+        AuditedStore, BlockChange, StoreError,
+        sites::{RoleRow, RoleStep},
+    },
+};
+use kms_core::{
+    BlockNo, Epoch, Head,
+    audit::{AuditEntry, PublicKey, is_signed},
+    block::{BlockMark, entering::enter, keys::BlockKeys},
+    site::{
+        admission::{self, Admitted, NotAdmitted, View, Writers},
+        changing,
+        peer::Peer,
+        role::{Role, RoleRecord, SignedRoleRecord, Standing},
+    },
+};
+
+/// The interval at which a server looks whether another one of its site changed the role.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The most times that a change of role is tried anew because a block was changed meanwhile.
+const TRIES_MAX: usize = 8;
+
+/// The outcome of a promotion.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The role afterwards.
+    pub standing: Standing,
+    /// Blocks that stayed in their old epoch, since nothing is known of them; each with its reason. They
+    /// take no change until they are mended.
+    pub left: Vec<(BlockNo, String)>,
+}
+
+/// The reason why a role was not changed. Nothing was written, unless the database was lost meanwhile.
+#[derive(Debug, thiserror::Error)]
+pub enum NotChanged {
+    /// Somebody else knows better.
+    #[error("the epoch is {} by now, not {}: look at the site's status, and decide anew", .found.0, .expected.0)]
+    Epoch {
+        /// The epoch that was thought to be the highest.
+        expected: Epoch,
+        /// The one that is.
+        found: Epoch,
+    },
+    /// The role that the site has makes no sense of it.
+    #[error(transparent)]
+    Standing(#[from] changing::NotChanged),
+    /// The site that writes was not demoted, and nobody says that it is lost.
+    #[error("the primary writes in epoch {}: demote it first, or say that it is lost", .0.0)]
+    PrimaryWrites(Epoch),
+    /// The copy of the role that the database keeps is another one than the signed records say.
+    #[error("the database says epoch {} ({}), and the signed records another: put its newest copy back", .0.epoch.0, if .0.writes { "it writes" } else { "it does not write" })]
+    Row(RoleRow),
+    /// The other site ended its epoch with states that are not all here.
+    #[error("{differing} blocks are not as the other site left them: let this site catch up first")]
+    NotInStep {
+        /// So many blocks.
+        differing: usize,
+    },
+    /// Blocks of which nothing is known.
+    #[error("block {block}: {why}")]
+    Block {
+        /// The first of them.
+        block: BlockNo,
+        /// The reason.
+        why: String,
+    },
+    /// The record is not one that this site accepts.
+    #[error(transparent)]
+    NotAdmitted(#[from] NotAdmitted),
+    /// The token did not sign.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A block.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+}
+
+/// Changes this site's role. It changes no record.
+pub struct Roles {
+    opener: Arc<Opener>,
+    commits: Arc<dyn AuditedStore>,
+}
+
+/// The promotion that a caller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The highest epoch that he knows of.
+    pub expected: Epoch,
+    /// The primary is lost: what is not here is given up, or comes back as divergence.
+    pub is_lost: bool,
+    /// This site was restored: the highest epoch that its peer, a coordinator or two people name.
+    pub above: Option<Epoch>,
+}
+
+/// Blocks in a new epoch.
+#[derive(Default)]
+struct Entered {
+    changes: Vec<BlockChange>,
+    left: Vec<(BlockNo, String)>,
+}
+
+/// Blocks as they are stored, in order.
+struct Stored {
+    heads: Vec<Head>,
+    marks: Vec<BlockMark>,
+}
+
+impl Roles {
+    /// Over the same blocks as `opener`.
+    pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
+        Self { opener, commits }
+    }
+
+    /// The role now, as this process knows it.
+    pub fn standing(&self) -> Standing {
+        self.opener.role.now()
+    }
+
+    /// This site begins to write, in the next epoch of its parity. In order: the other site has ended its epoch,
+    /// and all that it wrote is here; otherwise only if the caller says that it is lost, and takes the loss on
+    /// himself.
+    pub async fn promote(
+        &self,
+        wish: Wish,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Promotion, NotChanged> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.promote_once(wish, entry.clone(), now_ms).await {
+                // Another server took a block over, or signed the head table, between the look and the step.
+                Err(NotChanged::Store(StoreError::Conflict(_))) if tried < TRIES_MAX => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn promote_once(
+        &self,
+        wish: Wish,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Promotion, NotChanged> {
+        let all = self.take_all().await;
+        let row = self.opener.store.role().await?;
+        let records = self.records().await?;
+        let standing = self.standing_of(&records, row)?;
+        let Wish { expected, is_lost, above } = wish;
+        if standing.epoch != expected {
+            return Err(NotChanged::Epoch { expected, found: standing.epoch });
+        }
+        if standing.role == Role::Secondary && standing.open && !is_lost {
+            return Err(NotChanged::PrimaryWrites(standing.epoch));
+        }
+        let found = self.marks().await?;
+        let domain = &self.opener.domain;
+        let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
+        let record = site.promotion(above)?;
+        if !standing.open && !is_lost {
+            match changing::behind(&records, &found.marks).len() {
+                0 => {}
+                differing => return Err(NotChanged::NotInStep { differing }),
+            }
+        }
+        let epoch = record.epoch;
+        let entered = self.enter_all(found.heads, epoch, is_lost).await?;
+        let record = self.sign(record).await?;
+        let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
+        let step = RoleStep {
+            expected: row,
+            now: RoleRow { epoch, writes: true },
+            record,
+            blocks: entered.changes,
+            left: entered.left.iter().map(|(block, _)| *block).collect(),
+            // The audit log has it signed, over these heads.
+            table: None,
+        };
+        self.commits.change_role(step, vec![entry]).await?;
+        heads.iter().for_each(|head| self.opener.entered(head));
+        let standing = Standing { role: Role::Primary, epoch, open: true };
+        self.opener.role.becomes(standing);
+        tracing::warn!(epoch = epoch.0, "this site was promoted: it writes");
+        drop(all);
+        Ok(Promotion { standing, left: entered.left })
+    }
+
+    /// This site ends its epoch: whatever it wrote is committed to, and nothing more is written.
+    pub async fn demote(
+        &self,
+        expected: Epoch,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Standing, NotChanged> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            match self.demote_once(expected, entry.clone(), now_ms).await {
+                // Another server of this site committed between the look and the step.
+                Err(NotChanged::Store(StoreError::Conflict(_))) if tried < TRIES_MAX => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn demote_once(
+        &self,
+        expected: Epoch,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Standing, NotChanged> {
+        let all = self.take_all().await;
+        let row = self.opener.store.role().await?;
+        let standing = self.standing_of(&self.records().await?, row)?;
+        if standing.epoch != expected {
+            return Err(NotChanged::Epoch { expected, found: standing.epoch });
+        }
+        let Stored { marks, .. } = self.marks().await?;
+        let domain = &self.opener.domain;
+        let record =
+            changing::Site { domain, standing, heads: &marks, at_ms: now_ms }.demotion()?;
+        let record = self.sign(record).await?;
+        let now = RoleRow { epoch: standing.epoch, writes: false };
+        let step = RoleStep::without_blocks(row, now, record);
+        self.commits.change_role(step, vec![entry]).await?;
+        let standing = Standing { open: false, ..standing };
+        self.opener.role.becomes(standing);
+        tracing::warn!(epoch = standing.epoch.0, "this site was demoted: it writes no more");
+        drop(all);
+        Ok(standing)
+    }
+
+    /// Takes in what another site says of roles: of each record that is new and holds, this site is told
+    /// before anything else goes on. The role afterwards.
+    pub async fn learn(
+        &self,
+        told: Vec<SignedRoleRecord>,
+        entry: AuditEntry,
+    ) -> Result<Standing, NotChanged> {
+        let writers = self.writers().await?;
+        for signed in told {
+            let row = self.opener.store.role().await?;
+            let known = self.records().await?;
+            let domain = &self.opener.domain;
+            let view = View { domain, known: &known, writers: &writers };
+            let now = match admission::admit(&view, &signed, false)? {
+                Admitted::Known => continue,
+                Admitted::Past => row,
+                // One of our own that was forgotten takes the right to write, too: the database was rolled back.
+                Admitted::News(standing) | Admitted::Forgotten(standing) => {
+                    RoleRow { epoch: standing.epoch, writes: false }
+                }
+            };
+            let epoch = signed.record.epoch;
+            let step = RoleStep::without_blocks(row, now, signed);
+            self.commits.change_role(step, vec![entry.clone()]).await?;
+            let standing = self.look().await?;
+            tracing::warn!(
+                epoch = epoch.0,
+                role = %standing.role,
+                "a change of role at another site was taken in"
+            );
+        }
+        Ok(self.standing())
+    }
+
+    /// The signed records of all changes of role, each verified, in their places.
+    pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotChanged> {
+        let stored = self.opener.store.role_records().await?;
+        let (writers, peers) = (self.writers().await?, self.peers().await?);
+        admission::verify(&self.opener.domain, (&writers, &peers), &stored)?;
+        Ok(stored)
+    }
+
+    /// The other sites, as our token has signed for them.
+    pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
+        let ours = self.opener.hsm.public_key().await?;
+        let peers = self.opener.store.peers().await?;
+        // What our token did not sign is nobody.
+        let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
+        Ok(peers.map(|signed| signed.peer).collect())
+    }
+
+    /// Reads the role as it is stored, and goes by it. Until that was possible once, this process changes
+    /// nothing.
+    pub async fn look(&self) -> Result<Standing, NotChanged> {
+        let row = self.opener.store.role().await?;
+        let standing = self.standing_of(&self.records().await?, row)?;
+        self.opener.role.becomes(standing);
+        Ok(standing)
+    }
+
+    /// Runs until the process ends: hears of it when another server of this site changes the role.
+    pub async fn keep_looking(&self) {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let Ok(row) = self.opener.store.role().await else { continue };
+            let now = self.standing();
+            if (row.epoch, row.writes) == (now.epoch, now.writes()) {
+                continue;
+            }
+            if let Err(error) = self.look().await {
+                tracing::error!(%error, "this site's role can't be told: it changes nothing");
+            }
+        }
+    }
+
+    /// The role that follows from verified records. What the database says besides can take the right to write
+    /// away, and never give it.
+    fn standing_of(
+        &self,
+        records: &[SignedRoleRecord],
+        row: RoleRow,
+    ) -> Result<Standing, NotChanged> {
+        let standing = Standing::of(&self.opener.domain, records);
+        if row.epoch != standing.epoch || row.writes && !standing.writes() {
+            return Err(NotChanged::Row(row));
+        }
+        let open = standing.open && (row.writes || standing.role != Role::Primary);
+        Ok(Standing { open, ..standing })
+    }
+
+    async fn writers(&self) -> Result<Writers, NotChanged> {
+        let ours = self.opener.hsm.public_key().await?;
+        let peers = self.peers().await?;
+        Ok(Writers::of_peers(&peers).with_own(&self.opener.domain, ours))
+    }
+
+    /// No other task of this process changes or opens a block until the turns are dropped.
+    async fn take_all(&self) -> Vec<Turn> {
+        let blocks = self.opener.domain.blocks.get();
+        let mut turns = Vec::with_capacity(blocks as usize);
+        for block in (0..blocks).map(BlockNo) {
+            turns.push(self.opener.turns.take(block).await);
+        }
+        turns
+    }
+
+    /// All blocks as they are stored. Each head is verified before it is built on.
+    async fn marks(&self) -> Result<Stored, NotChanged> {
+        let heads = self.opener.store.heads().await?;
+        let mark = |head: &Head| {
+            let (block, position, digest) = (head.block, head.position, head.digest);
+            BlockMark { block, position, digest }
+        };
+        Ok(Stored { marks: heads.iter().map(mark).collect(), heads })
+    }
+
+    /// All blocks in `epoch`. One of which nothing is known stays, if `may_leave`.
+    async fn enter_all(
+        &self,
+        heads: Vec<Head>,
+        epoch: Epoch,
+        may_leave: bool,
+    ) -> Result<Entered, NotChanged> {
+        let mut entered = Entered::default();
+        for head in &heads {
+            let block = head.block;
+            match self.enter_one(head, epoch).await {
+                Ok(change) => entered.changes.push(change),
+                Err(why) if may_leave => entered.left.push((block, why)),
+                Err(why) => return Err(NotChanged::Block { block, why }),
+            }
+        }
+        Ok(entered)
+    }
+
+    async fn enter_one(&self, head: &Head, epoch: Epoch) -> Result<BlockChange, String> {
+        let said = |error: &dyn std::fmt::Display| error.to_string();
+        let opener = &self.opener;
+        let table = match opener.resident.table(head.block) {
+            Some(table) => table,
+            None => {
+                let opened = opener.open_now(head.block, Room::MayCloseOthers).await;
+                Arc::new(opened.map_err(|error| said(&error))?)
+            }
+        };
+        let keys = table.subkeys().and_then(|bytes| BlockKeys::new(opener.domain.domain, bytes));
+        let keys = keys.ok_or_else(|| "its subkeys are incomplete".to_owned())?;
+        let (block, position, digest) = (head.block, head.position, head.digest);
+        let new = enter(&keys, head, epoch).map_err(|error| said(&error))?;
+        opener
+            .freshness
+            .admit(&BlockMark { block, position, digest })
+            .map_err(|_| "it is older than a state that is known".to_owned())?;
+        Ok(BlockChange {
+            expected: Some(position),
+            head: new,
+            seals: Vec::new(),
+            records: Vec::new(),
+        })
+    }
+
+    async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
+        let message = record.message();
+        let key: PublicKey = self.opener.hsm.public_key().await?;
+        let signature = self.opener.hsm.sign(message.clone()).await?;
+        if !is_signed(&key, &message, &signature) {
+            let source = "the token signs with another key than the one it shows".into();
+            return Err(TokenError::Refused { operation: "sign a role record", source }.into());
+        }
+        Ok(SignedRoleRecord { record, signature })
+    }
+}

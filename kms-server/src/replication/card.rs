@@ -1,0 +1,62 @@
+//! What a site says of itself in each message.
+
+use std::sync::Arc;
+
+use crate::store::{ReadStore, StoreError};
+use kms_core::{BlockCount, DomainId, DomainRecord, Epoch, record::SCHEMA};
+
+/// A site, as it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteCard {
+    /// The operator's name for it.
+    pub site: String,
+    /// Its key domain.
+    pub domain: DomainId,
+    /// The number of the domain's blocks.
+    pub blocks: u32,
+    /// The service's version.
+    pub release: String,
+    /// The newest schema of records that it reads.
+    pub record_schema: u32,
+    /// The highest epoch that it knows of.
+    pub epoch: Epoch,
+    /// It writes, in this epoch.
+    pub writes: bool,
+}
+
+/// Makes this site's cards: its role is read from the database each time, since another server may have changed it.
+#[derive(Clone)]
+pub struct Cards {
+    store: Arc<dyn ReadStore>,
+    site: String,
+    domain: DomainId,
+    blocks: BlockCount,
+}
+
+impl Cards {
+    /// Of the site of `domain`.
+    pub fn new(store: Arc<dyn ReadStore>, domain: &DomainRecord) -> Self {
+        Self { store, site: domain.site.clone(), domain: domain.domain, blocks: domain.blocks }
+    }
+
+    /// The card as of now.
+    pub async fn now(&self) -> Result<SiteCard, StoreError> {
+        let role = self.store.role().await?;
+        Ok(SiteCard {
+            site: self.site.clone(),
+            domain: self.domain,
+            blocks: self.blocks.get(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            record_schema: u32::from(SCHEMA),
+            epoch: role.epoch,
+            writes: role.writes,
+        })
+    }
+
+    /// Whether this is a card of another site of our domain.
+    pub fn is_of_domain(&self, theirs: &SiteCard) -> bool {
+        theirs.domain == self.domain
+            && theirs.blocks == self.blocks.get()
+            && theirs.site != self.site
+    }
+}

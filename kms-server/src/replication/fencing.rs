@@ -1,0 +1,124 @@
+//! Meeting a peer that names a higher epoch than ours: its signed role records are asked for and verified, and this
+//! site writes no more, before anything else goes on.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::{
+    card::{Cards, SiteCard},
+    failure::PeerError,
+    grounds::Grounds,
+    peer::Peer,
+    status::Status,
+};
+use crate::{
+    keyring::{NotChanged, Roles},
+    store::{ReadStore, StoreError, sites::RoleRow},
+};
+use kms_core::{
+    Epoch,
+    audit::{AuditOutcome, AuditedCall, Subject},
+    ports::Clock,
+    site::role::SignedRoleRecord,
+};
+
+/// The caller's name in events of replication.
+pub(super) const OURSELVES: &str = "kms-server";
+
+/// The reason why a peer's higher epoch does not count. Until it does, nothing is taken from that peer, and nothing
+/// given to it.
+#[derive(Debug, thiserror::Error)]
+pub enum NotFenced {
+    /// It shows no record that leads there.
+    #[error("site {site} names epoch {}, and shows no signed promotion to it", epoch.0)]
+    NoRecord {
+        /// The peer.
+        site: String,
+        /// The epoch that it names.
+        epoch: Epoch,
+    },
+    /// Its records do not count, or can't be kept.
+    #[error("what site {site} says of its epoch {} is not taken in: {why}", epoch.0)]
+    NotLearnt {
+        /// The peer.
+        site: String,
+        /// The epoch that it names.
+        epoch: Epoch,
+        /// The reason.
+        why: Box<NotChanged>,
+    },
+    /// The records that are kept here don't verify.
+    #[error("the role records of this site: {0}")]
+    Records(Box<NotChanged>),
+    /// Its records can't be had.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The database can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Meets peers.
+pub struct Fencing {
+    roles: Arc<Roles>,
+    store: Arc<dyn ReadStore>,
+    peer: Arc<dyn Peer>,
+    cards: Cards,
+    clock: Arc<dyn Clock>,
+    status: Arc<Status>,
+    /// One at a time: two who learn of one promotion are one.
+    one: Mutex<()>,
+}
+
+impl Fencing {
+    /// Learns by `roles` what the peer shows.
+    pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
+        let Grounds { peer, store, cards, clock, status, .. } = grounds.clone();
+        Self { roles, store, peer, cards, clock, status, one: Mutex::default() }
+    }
+
+    /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
+    pub async fn meet(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
+        let row = self.store.role().await?;
+        if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
+            return Ok(row);
+        }
+        let _one = self.one.lock().await;
+        let outcome = self.learn(theirs).await;
+        self.status.unproved_epoch(outcome.as_ref().err().map(ToString::to_string));
+        outcome
+    }
+
+    async fn learn(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
+        let row = self.store.role().await?;
+        if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
+            return Ok(row);
+        }
+        let ours = self.cards.now().await?;
+        let shown = self.peer.role_records(ours, row.epoch).await?;
+        let call = AuditedCall::new(OURSELVES, "Replication/Fence");
+        let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        let learnt = self.roles.learn(shown, entry).await;
+        let row = self.store.role().await?;
+        let (site, epoch) = (theirs.site.clone(), theirs.epoch);
+        match learnt {
+            // Another server of this site may have learnt it beside us.
+            _ if row.epoch >= epoch => Ok(row),
+            Ok(_) => Err(NotFenced::NoRecord { site, epoch }),
+            Err(why) => Err(NotFenced::NotLearnt { site, epoch, why: Box::new(why) }),
+        }
+    }
+
+    /// Whether the peer says that it writes no more in an epoch in which we think that it does: it was demoted.
+    fn has_ended(&self, theirs: &SiteCard, row: RoleRow) -> bool {
+        let standing = self.roles.standing();
+        let expected = standing.open && !standing.writes() && !row.writes;
+        expected && theirs.epoch == row.epoch && !theirs.writes
+    }
+
+    /// The role records that are kept here, verified.
+    pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotFenced> {
+        self.roles.records().await.map_err(|why| NotFenced::Records(Box::new(why)))
+    }
+}

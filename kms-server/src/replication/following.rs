@@ -1,0 +1,559 @@
+//! Following the peer: what changes there is taken over here. One server of a site follows, by a lock of the database;
+//! two that both believe to have it harm nothing, since each adoption names the state that it builds on.
+//!
+//! What is done next is [`Follower`]'s to say; here are the connection, the database and the waiting.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout},
+};
+
+use super::{
+    card::{Cards, SiteCard},
+    config::Config,
+    failure::PeerError,
+    fencing::{Fencing, NotFenced, OURSELVES},
+    grounds::Grounds,
+    messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
+    peer::Peer,
+    status::Status,
+};
+use crate::{
+    keyring::{Adopter, Arrived, KeyringError, Outcome, Roles, Taken},
+    store::{ReadStore, StoreError},
+};
+use kms_core::{
+    BlockNo, Head, StoredRecord,
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
+    block::BlockMark,
+    ports::Clock,
+    replication::following::{BLOCK_BYTES_MAX, Follower, Input, Output, PeerCard, Remedy, Update},
+};
+
+/// The interval at which time goes by for the follower.
+const TICK: Duration = Duration::from_millis(100);
+/// The wait before another look at lock and role.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The time in which a change that is on its way arrives: a block that differs for longer is fetched.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+/// The longest time in which a peer is asked for its card.
+const CARD: Duration = Duration::from_secs(2);
+
+/// The reason why nothing is known of the peer.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    #[error(transparent)]
+    NotFenced(#[from] NotFenced),
+    #[error("site {site:?} answers, which is not the peer {peer:?} of this key domain")]
+    Another { site: String, peer: String },
+}
+
+/// Blocks that were taken over whole, the records written for them, and the bytes of these blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Blocks.
+    pub blocks: u32,
+    /// Records.
+    pub records: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Follows the peer.
+pub struct Following(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    peer: Arc<dyn Peer>,
+    store: Arc<dyn ReadStore>,
+    adopter: Arc<Adopter>,
+    roles: Arc<Roles>,
+    fencing: Arc<Fencing>,
+    cards: Cards,
+    clock: Arc<dyn Clock>,
+    status: Arc<Status>,
+}
+
+/// What is under way; each answers with what the follower is to hear.
+type UnderWay = FuturesUnordered<BoxFuture<'static, Heard>>;
+
+/// What the follower is to hear, and what the peer is to be told of blocks that were refused: where they stand here.
+#[derive(Default)]
+struct Heard {
+    inputs: Vec<Input>,
+    refused: Vec<BlockMark>,
+}
+
+impl From<Input> for Heard {
+    fn from(input: Input) -> Self {
+        Self { inputs: vec![input], refused: Vec::new() }
+    }
+}
+
+/// An attempt to connect.
+type Connecting = BoxFuture<'static, Result<Followed, Ended>>;
+
+/// One server's turn to follow: while it has the lock.
+struct Turn {
+    of: Arc<Inner>,
+    follower: Follower,
+    connecting: Option<Connecting>,
+    connection: Option<Followed>,
+    under_way: UnderWay,
+    /// To be taken over in one transaction.
+    adopting: Vec<Update>,
+    /// What the peer is to be told of what is stored here, in one message.
+    telling: Vec<BlockMark>,
+}
+
+impl Following {
+    /// Takes over by `adopter`, and is fenced by `fencing`.
+    pub fn new(
+        grounds: Grounds,
+        adopter: Arc<Adopter>,
+        roles: Arc<Roles>,
+        fencing: Arc<Fencing>,
+    ) -> Self {
+        let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
+        let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
+        Self(Arc::new(inner))
+    }
+
+    /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
+    /// written; else the sentence that says why not.
+    pub(super) async fn repair(&self, blocks: &[BlockNo]) -> Result<Repaired, String> {
+        let mut repaired = Repaired::default();
+        for block in blocks {
+            self.0.repair_one(*block, &mut repaired).await.map_err(|error| error.to_string())?;
+        }
+        Ok(repaired)
+    }
+
+    /// Runs until the process ends. A site that writes follows nobody, until it writes no more.
+    pub async fn run(&self) {
+        let of = &self.0;
+        loop {
+            let fault = match of.try_to_follow().await {
+                Ok(()) => None,
+                Err(ended) => Some(format!("not following site {}: {ended}", of.config.peer)),
+            };
+            if fault.is_some() {
+                of.lost(fault);
+            }
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+impl Inner {
+    /// Ends well where there is nobody to follow, another server of this site follows, or the lock is lost to one.
+    async fn try_to_follow(self: &Arc<Self>) -> Result<(), Ended> {
+        if self.store.role().await?.writes {
+            self.status.not_following();
+            return self.look_at_peer().await;
+        }
+        let Some(mut lock) = self.store.follower_lock().await? else {
+            self.lost(None);
+            return Ok(());
+        };
+        let turn = Turn::of(Arc::clone(self));
+        tokio::select! {
+            lost = lock.until_lost() => {
+                tracing::info!(%lost, "another server of this site may follow the peer now");
+            }
+            () = turn.follow() => {}
+        }
+        self.lost(None);
+        Ok(())
+    }
+
+    /// A site that comes back, and believes that it writes, asks its peer before it goes on.
+    async fn look_at_peer(&self) -> Result<(), Ended> {
+        let card = self.cards.now().await?;
+        let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
+        // One that does not answer is no fault of its own here: nothing is proved then, and that is told.
+        if let Ok(Ok(said)) = timeout(CARD, self.peer.list_heads(card, asked)).await {
+            self.check_name(&said.card)?;
+            self.status.heard(&said.card);
+            self.fencing.meet(&said.card).await?;
+        }
+        Ok(())
+    }
+
+    fn heard(&self, card: &SiteCard) {
+        self.status.heard(card);
+        self.status.following(|following| {
+            if !following.connected {
+                tracing::info!(site = card.site, epoch = card.epoch.0, "following the peer");
+            }
+            following.connected = true;
+            following.fault = None;
+        });
+    }
+
+    fn lost(&self, fault: Option<String>) {
+        self.status.following(|following| {
+            if let Some(fault) = fault.as_ref().filter(|_| following.fault != fault) {
+                tracing::warn!("{fault}");
+            }
+            following.connected = false;
+            following.fault = fault;
+        });
+    }
+
+    fn check_name(&self, card: &SiteCard) -> Result<(), Ended> {
+        if self.cards.is_of_domain(card) && card.site == self.config.peer {
+            return Ok(());
+        }
+        Err(Ended::Another { site: card.site.clone(), peer: self.config.peer.clone() })
+    }
+
+    async fn connect(&self) -> Result<Followed, Ended> {
+        let cursors = self.store.heads().await?.iter().map(mark).collect();
+        Ok(self.peer.follow(self.cards.now().await?, cursors).await?)
+    }
+
+    /// Asks for the peer's card anew and meets it: its role records are stored when this returns.
+    async fn ask_role_records(&self) -> Input {
+        let asked = async {
+            let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
+            let said = self.peer.list_heads(self.cards.now().await?, asked).await?;
+            self.check_name(&said.card)?;
+            self.fencing.meet(&said.card).await?;
+            Ok::<_, Ended>(())
+        };
+        match asked.await {
+            Ok(()) => Input::RoleRecords(self.roles.standing()),
+            Err(error) => Input::NoRoleRecords(error.to_string()),
+        }
+    }
+
+    /// Takes over what came, in one transaction.
+    async fn adopt(&self, updates: Vec<Update>) -> Heard {
+        let blocks: Vec<BlockNo> = updates.iter().map(|update| update.head.block).collect();
+        let arrived = |Update { head, records, whole }| Arrived { head, records, is_whole: whole };
+        let arrived = updates.into_iter().map(arrived).collect();
+        let roles = match self.fencing.records().await {
+            Ok(roles) => roles,
+            Err(error) => return all_refused(&blocks, &error.to_string()),
+        };
+        let mut heard = Heard::default();
+        match self.adopter.adopt(arrived, &roles, self.entry()).await {
+            Ok(outcomes) => outcomes.into_iter().for_each(|it| self.told(it, &mut heard)),
+            Err(KeyringError::Store(StoreError::Conflict(_))) => {
+                heard.inputs.extend(blocks.into_iter().map(Input::Conflict));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "blocks of the peer are not taken over yet");
+                return all_refused(&blocks, &error.to_string());
+            }
+        }
+        heard
+    }
+
+    fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {
+        let (remedy, reason) = match (taken, stored) {
+            (Taken::NotAccepted(why), _) => (Remedy::of(&why), why.to_string()),
+            (Taken::Refused(reason), _) => (Remedy::Whole, reason),
+            (taken, Some(mark)) => {
+                self.status.taken(block);
+                if let Taken::Adopted { records, set_aside } = taken {
+                    self.adopted(block, records, set_aside);
+                }
+                return heard.inputs.push(Input::Stored(mark));
+            }
+            (_, None) => return heard.inputs.push(Input::Conflict(block)),
+        };
+        self.status.refused(block, reason.clone());
+        heard.refused.extend(stored);
+        heard.inputs.push(Input::Refused { block, remedy, reason });
+    }
+
+    fn adopted(&self, block: BlockNo, records: usize, set_aside: usize) {
+        self.status.following(|following| {
+            following.blocks_adopted += 1;
+            following.records_adopted += records as u64;
+        });
+        if set_aside > 0 {
+            let block = block.0;
+            tracing::warn!(block, set_aside, "records that the peer never had are set aside");
+        }
+    }
+
+    async fn whole(&self, block: BlockNo) -> Input {
+        match self.fetch(block).await {
+            Ok((head, records)) => Input::Whole(head, records),
+            Err(error) => Input::NoWhole(block, error.to_string()),
+        }
+    }
+
+    async fn fetch(&self, block: BlockNo) -> Result<(Head, Vec<StoredRecord>), Ended> {
+        let card = self.cards.now().await?;
+        let mut pieces = self.peer.fetch_blocks(card, vec![block]).await?;
+        let mut whole: Option<(Head, Vec<StoredRecord>)> = None;
+        let mut bytes = 0;
+        while let Some(piece) = pieces.next().await {
+            let BlockUpdate { head, records, more } = piece?;
+            bytes += records.iter().map(|record| record.body.len()).sum::<usize>();
+            if bytes > BLOCK_BYTES_MAX || head.block != block {
+                return Err(
+                    PeerError::Unreadable("a block that is another one, or does not end").into()
+                );
+            }
+            match &mut whole {
+                Some((first, all)) if *first == head => all.extend(records),
+                Some(_) => {
+                    let what = "the pieces of a block are of two states of it";
+                    return Err(PeerError::Unreadable(what).into());
+                }
+                None => whole = Some((head, records)),
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(whole.ok_or(PeerError::Unreadable("a block that was asked for did not come"))?)
+    }
+
+    async fn repair_one(&self, block: BlockNo, repaired: &mut Repaired) -> Result<(), Ended> {
+        let (head, records) = self.fetch(block).await?;
+        let bytes: u64 = records.iter().map(|record| record.body.len() as u64).sum();
+        let roles = self.fencing.records().await?;
+        let arrived = vec![Arrived { head, records, is_whole: true }];
+        match self.adopter.adopt(arrived, &roles, self.entry()).await {
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    if let Taken::Adopted { records, .. } = outcome.taken {
+                        repaired.blocks += 1;
+                        repaired.records += records as u64;
+                        repaired.bytes += bytes;
+                    }
+                    self.told(outcome, &mut Heard::default());
+                }
+                Ok(())
+            }
+            // Whoever follows was first.
+            Err(KeyringError::Store(StoreError::Conflict(_))) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The blocks that differ from the peer's and are not on their way.
+    async fn differing(&self) -> Result<Vec<BlockNo>, Ended> {
+        let HeadsSaid { card, heads, .. } =
+            self.peer.list_heads(self.cards.now().await?, HeadsAsked::default()).await?;
+        self.check_name(&card)?;
+        sleep(ON_ITS_WAY).await;
+        let ours = self.store.heads().await?;
+        let ours: BTreeMap<_, _> = ours.iter().map(|head| (head.block, head)).collect();
+        let differs = |theirs: &&Head| {
+            ours.get(&theirs.block).is_none_or(|ours| {
+                ours.position < theirs.position
+                    || ours.position == theirs.position && ours.digest != theirs.digest
+                    // Of another epoch it parted, and positions say nothing.
+                    || ours.position.epoch != theirs.position.epoch
+            })
+        };
+        let differing: Vec<BlockNo> = heads.iter().filter(differs).map(|head| head.block).collect();
+        self.status.compared(differing.len());
+        Ok(differing)
+    }
+
+    /// Fetches and takes over what differs, one block after the other.
+    async fn repair(self: Arc<Self>) {
+        let differing = match self.differing().await {
+            Ok(differing) => differing,
+            Err(error) => return tracing::warn!(%error, "the blocks were not compared"),
+        };
+        for block in differing {
+            match self.fetch(block).await {
+                Ok((head, records)) => {
+                    self.adopt(vec![Update { head, records, whole: true }]).await;
+                }
+                Err(error) => return tracing::warn!(%error, "the comparison did not go on"),
+            }
+        }
+    }
+
+    fn entry(&self) -> AuditEntry {
+        let call = AuditedCall::new(OURSELVES, "Replication/Adopt");
+        call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done)
+    }
+}
+
+impl Turn {
+    fn of(of: Arc<Inner>) -> Self {
+        Self {
+            of,
+            follower: Follower::default(),
+            connecting: None,
+            connection: None,
+            under_way: UnderWay::new(),
+            adopting: Vec::new(),
+            telling: Vec::new(),
+        }
+    }
+
+    /// Ends when this site writes.
+    async fn follow(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let every = self.of.config.compare_interval;
+        let mut comparisons = interval_at(Instant::now() + every, every);
+        comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One at a time, and none beyond this turn.
+        let mut comparing = JoinSet::new();
+        loop {
+            let standing = self.of.roles.standing();
+            self.step(Input::Role(standing));
+            if standing.writes() {
+                return;
+            }
+            let may_read = self.follower.may_read();
+            tokio::select! {
+                said = next_of(&mut self.connection), if may_read => self.hear(said),
+                connected = next_try(&mut self.connecting) => self.connected(connected),
+                Some(Heard { inputs, refused }) = self.under_way.next() => {
+                    self.telling.extend(refused);
+                    inputs.into_iter().for_each(|input| self.step(input));
+                }
+                _ = ticks.tick() => self.step(Input::Tick),
+                _ = comparisons.tick(), if self.connection.is_some() && comparing.is_empty() => {
+                    comparing.spawn(Arc::clone(&self.of).repair());
+                }
+                Some(_) = comparing.join_next() => {}
+            }
+            // What is there already comes into the same transaction.
+            while self.follower.may_read()
+                && let Some(said) = next_of(&mut self.connection).now_or_never()
+            {
+                self.hear(said);
+            }
+            self.adopt_all();
+            self.tell();
+        }
+    }
+
+    /// Tells the follower, and carries out what it says.
+    fn step(&mut self, input: Input) {
+        for output in self.follower.step(self.of.clock.now(), input) {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        let of = Arc::clone(&self.of);
+        match output {
+            Output::Connect => self.connecting = Some(async move { of.connect().await }.boxed()),
+            // Card and heads went out with the call itself.
+            Output::Hello => {}
+            Output::AskRoleRecords(_) => {
+                self.under_way.push(async move { of.ask_role_records().await.into() }.boxed());
+            }
+            Output::Adopt(update) => self.adopting.push(update),
+            Output::AskWhole(block) => {
+                self.under_way.push(async move { of.whole(block).await.into() }.boxed());
+            }
+            Output::Acknowledge(mark) => self.telling.push(mark),
+            Output::Disconnect => (self.connecting, self.connection) = (None, None),
+            Output::Wait(_, reason) => {
+                of.lost(Some(format!("not following site {}: {reason}", of.config.peer)));
+            }
+            Output::Report(block, reason) => of.status.refused(block, reason),
+        }
+    }
+
+    /// Takes over what waits for it, in one transaction.
+    fn adopt_all(&mut self) {
+        let adopting = std::mem::take(&mut self.adopting);
+        if adopting.is_empty() {
+            return;
+        }
+        let of = Arc::clone(&self.of);
+        self.under_way.push(async move { of.adopt(adopting).await }.boxed());
+    }
+
+    /// Tells the peer what is stored here. A peer that does not read hears it later, all at once.
+    fn tell(&mut self) {
+        let Some(connection) = self.connection.as_ref().filter(|_| !self.telling.is_empty()) else {
+            return self.telling.clear();
+        };
+        if let Ok(place) = connection.tell.try_reserve() {
+            place.send(std::mem::take(&mut self.telling));
+        }
+    }
+
+    fn connected(&mut self, connected: Result<Followed, Ended>) {
+        self.connecting = None;
+        match connected {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.step(Input::Connected);
+            }
+            Err(ended) => self.step(Input::Disconnected(ended.to_string())),
+        }
+    }
+
+    /// What was read off the connection.
+    fn hear(&mut self, said: Result<PeerSaid, PeerError>) {
+        let card = match said {
+            Ok(PeerSaid::Update(BlockUpdate { head, records, more })) => {
+                return self.step(Input::Piece { head, records, more });
+            }
+            Ok(PeerSaid::Card(card)) => self.of.check_name(&card).map(|()| card),
+            Err(error) => Err(error.into()),
+        };
+        match card {
+            Ok(card) => {
+                self.of.heard(&card);
+                self.step(Input::Card(PeerCard { epoch: card.epoch, writes: card.writes }));
+            }
+            Err(ended) => {
+                self.connection = None;
+                self.step(Input::Disconnected(ended.to_string()));
+            }
+        }
+    }
+}
+
+/// The next message of a peer; never ends where there is no connection.
+async fn next_of(connection: &mut Option<Followed>) -> Result<PeerSaid, PeerError> {
+    match connection {
+        Some(connection) => match connection.said.next().await {
+            Some(said) => said,
+            None => Err(PeerError::Broken("the peer has ended it".to_owned())),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of an attempt to connect; never ends where there is none.
+async fn next_try(connecting: &mut Option<Connecting>) -> Result<Followed, Ended> {
+    match connecting {
+        Some(connecting) => connecting.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn mark(head: &Head) -> BlockMark {
+    BlockMark { block: head.block, position: head.position, digest: head.digest }
+}
+
+/// Nothing of these was taken over, for a reason that is nobody's of them.
+fn all_refused(blocks: &[BlockNo], reason: &str) -> Heard {
+    let refused = |block: &BlockNo| Input::Refused {
+        block: *block,
+        remedy: Remedy::Whole,
+        reason: reason.to_owned(),
+    };
+    Heard { inputs: blocks.iter().map(refused).collect(), refused: Vec::new() }
+}

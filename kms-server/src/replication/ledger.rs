@@ -1,0 +1,197 @@
+//! Where the blocks of this site stand: learnt from the commits of this process, and from a look at the database for
+//! those of others.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use crate::store::{
+    AuditedStore, BlockChange, Positions, ReadStore, StoreError,
+    sites::{BlockAdoption, Divergent, RoleStep},
+};
+use kms_core::{BlockCount, BlockNo, Position, audit::AuditEntry, site::peer::SignedPeer};
+
+/// The interval at which a database without other writers is looked at: for a commit whose caller went away.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pause after a failure to hear of others.
+const AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// The newest position of each block that is known to be committed here.
+pub struct Ledger {
+    at: Mutex<Vec<Position>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Ledger {
+    /// Nothing is known yet.
+    pub fn new(blocks: BlockCount) -> Self {
+        let none = vec![Position::default(); blocks.get() as usize];
+        Self { at: Mutex::new(none), changed: watch::Sender::new(0) }
+    }
+
+    /// Blocks are known to stand there, or beyond.
+    pub fn note(&self, at: impl IntoIterator<Item = (BlockNo, Position)>) {
+        let mut news = false;
+        {
+            let mut known = self.known();
+            for (block, position) in at {
+                if let Some(known) = known.get_mut(block.0 as usize).filter(|it| **it < position) {
+                    *known = position;
+                    news = true;
+                }
+            }
+        }
+        if news {
+            self.changed.send_modify(|number| *number = number.wrapping_add(1));
+        }
+    }
+
+    /// Wakes whoever waits, each time that a block moves.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether all of these are reached.
+    pub fn has_reached(&self, wanted: &[(BlockNo, Position)]) -> bool {
+        let known = self.known();
+        let reached = |(block, position): &(BlockNo, Position)| {
+            known.get(block.0 as usize).is_some_and(|known| known >= position)
+        };
+        wanted.iter().all(reached)
+    }
+
+    /// The blocks that stand beyond `seen`, which has a position for each.
+    pub fn beyond(&self, seen: &[Position]) -> Vec<BlockNo> {
+        let known = self.known();
+        let both = (0u32..).zip(known.iter().zip(seen));
+        both.filter(|(_, (known, seen))| known > seen).map(|(block, _)| BlockNo(block)).collect()
+    }
+
+    /// Runs until the process ends: hears of what other servers of this site commit.
+    pub async fn hear(self: Arc<Self>, store: Arc<dyn ReadStore>) {
+        match store.follow() {
+            Some(mut others) => loop {
+                match others.next().await {
+                    Ok(positions) => self.note(positions.at),
+                    Err(error) => {
+                        tracing::debug!(%error, "the positions of blocks are not heard");
+                        sleep(AFTER_FAILURE).await;
+                    }
+                }
+            },
+            None => {
+                let mut ticks = interval(LOOK);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                loop {
+                    ticks.tick().await;
+                    if let Ok(Positions { at, .. }) = store.positions().await {
+                        self.note(at);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Held for a few comparisons, never across an `.await`.
+    fn known(&self) -> MutexGuard<'_, Vec<Position>> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to commit, with the ledger told of it.
+pub struct Noted {
+    commits: Arc<dyn AuditedStore>,
+    ledger: Arc<Ledger>,
+}
+
+impl Noted {
+    /// Commits through `commits`.
+    pub fn new(commits: Arc<dyn AuditedStore>, ledger: Arc<Ledger>) -> Self {
+        Self { commits, ledger }
+    }
+}
+
+fn ends(changes: &[BlockChange]) -> Vec<(BlockNo, Position)> {
+    changes.iter().map(|change| (change.head.block, change.head.position)).collect()
+}
+
+#[async_trait]
+impl AuditedStore for Noted {
+    async fn commit(
+        &self,
+        changes: Vec<BlockChange>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let ends = ends(&changes);
+        self.commits.commit(changes, entries).await?;
+        self.ledger.note(ends);
+        Ok(())
+    }
+
+    async fn adopt(
+        &self,
+        adoptions: Vec<BlockAdoption>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let end = |it: &BlockAdoption| (it.head.block, it.head.position);
+        let ends: Vec<_> = adoptions.iter().map(end).collect();
+        self.commits.adopt(adoptions, entries).await?;
+        self.ledger.note(ends);
+        Ok(())
+    }
+
+    async fn change_role(
+        &self,
+        step: RoleStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let ends = ends(&step.blocks);
+        self.commits.change_role(step, entries).await?;
+        self.ledger.note(ends);
+        Ok(())
+    }
+
+    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        self.commits.put_peer(peer, entries).await
+    }
+
+    async fn put_divergence(
+        &self,
+        divergent: Vec<Divergent>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.commits.put_divergence(divergent, entries).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kms_core::{Epoch, Sequence};
+
+    fn at(epoch: u64, sequence: u64) -> Position {
+        Position { epoch: Epoch(epoch), sequence: Sequence(sequence) }
+    }
+
+    #[test]
+    fn a_block_never_goes_back_and_who_waits_is_woken_by_news_alone() {
+        let ledger = Ledger::new(BlockCount::new(3).unwrap());
+        let mut watch = ledger.watch();
+        ledger.note([(BlockNo(1), at(2, 7)), (BlockNo(9), at(2, 7))]);
+        assert!(watch.has_changed().unwrap());
+        watch.borrow_and_update();
+        ledger.note([(BlockNo(1), at(2, 6)), (BlockNo(1), at(2, 7))]);
+        assert!(!watch.has_changed().unwrap());
+        assert!(ledger.has_reached(&[(BlockNo(1), at(2, 7)), (BlockNo(0), Position::default())]));
+        assert!(!ledger.has_reached(&[(BlockNo(1), at(3, 7))]));
+        assert!(!ledger.has_reached(&[(BlockNo(9), Position::default())]), "there is none");
+        assert_eq!(ledger.beyond(&[at(2, 6); 3]), [BlockNo(1)]);
+    }
+}

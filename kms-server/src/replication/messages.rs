@@ -1,0 +1,69 @@
+//! The messages between two sites, as nouns.
+
+use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use super::{card::SiteCard, failure::PeerError};
+use kms_core::{
+    BlockNo, Head, Position, StoredRecord,
+    block::{BlockMark, proof::Proof},
+};
+
+/// A block of a peer, or a piece of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockUpdate {
+    /// Its head.
+    pub head: Head,
+    /// Records that changed after the state that the follower named, or all of them.
+    pub records: Vec<StoredRecord>,
+    /// Further records of this head follow.
+    pub more: bool,
+}
+
+/// A question where blocks stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeadsAsked {
+    /// None: all of them.
+    pub blocks: Vec<BlockNo>,
+    /// The answer waits until all of these are reached.
+    pub at_least: Vec<(BlockNo, Position)>,
+    /// For at most so long.
+    pub wait_ms: u32,
+}
+
+/// Its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadsSaid {
+    /// The site that answers.
+    pub card: SiteCard,
+    /// Not verified.
+    pub heads: Vec<Head>,
+    /// All positions that were waited for are reached.
+    pub reached: bool,
+}
+
+/// What a peer that is followed says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerSaid {
+    /// It is there, and this is its role.
+    Card(SiteCard),
+    /// A block has changed.
+    Update(BlockUpdate),
+}
+
+/// A peer that is followed.
+pub struct Followed {
+    /// What it says. The first one is its card.
+    pub said: BoxStream<'static, Result<PeerSaid, PeerError>>,
+    /// Tells it what is stored here.
+    pub tell: mpsc::Sender<Vec<BlockMark>>,
+}
+
+/// The answer to a challenge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockProof {
+    /// The block.
+    pub block: BlockNo,
+    /// Its head there, and the proof; or the reason why it can't be proved.
+    pub outcome: Result<(Head, Proof), String>,
+}

@@ -1,0 +1,40 @@
+//! Two sites: the one that writes serves its blocks' changes, the other one follows and takes them over, proves
+//! that its token opens what it stored, and refuses to write once it has seen that the other one was promoted.
+//!
+//! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
+//! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
+//! write is replicated. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! Every block is taken over by the keyring's `Adopter`, which verifies it.
+
+mod card;
+mod config;
+mod confirming;
+mod failure;
+mod fencing;
+mod following;
+mod grounds;
+mod ledger;
+mod messages;
+mod not_served;
+mod peer;
+mod proving;
+mod serving;
+mod session;
+mod status;
+mod syncing;
+
+pub use card::{Cards, SiteCard};
+pub use config::Config;
+pub use confirming::Confirming;
+pub use failure::PeerError;
+pub use fencing::{Fencing, NotFenced};
+pub use following::{Following, Repaired};
+pub use grounds::Grounds;
+pub use ledger::{Ledger, Noted};
+pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};
+pub use not_served::NotServed;
+pub use peer::Peer;
+pub use proving::{Answering, Proving};
+pub use serving::Serving;
+pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
+pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};

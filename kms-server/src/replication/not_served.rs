@@ -1,0 +1,43 @@
+//! Why a peer is not answered, and the places for its streams.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::fencing::NotFenced;
+use crate::store::StoreError;
+use kms_core::BlockNo;
+
+/// The reason why a peer is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum NotServed {
+    /// It is no site of our key domain, or says that it is us.
+    #[error("site {site:?} is no other site of this key domain")]
+    AnotherDomain {
+        /// The name that it gives.
+        site: String,
+    },
+    /// It names an epoch that it does not prove.
+    #[error(transparent)]
+    EpochNotProved(NotFenced),
+    /// A block that the domain has not.
+    #[error("there is no block {0}")]
+    NoBlock(BlockNo),
+    /// A follower does not name each block once.
+    #[error("a follower names each block of the domain once")]
+    Cursors,
+    /// So many of its streams are open already.
+    #[error("the peer has as many streams open here as it may")]
+    TooManyFollowers,
+    /// A follower did not say for a minute that it has stored anything.
+    #[error("the follower stores nothing: it was sent all that it may be behind by")]
+    Stalled,
+    /// The database can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A place among those who are served at one time.
+pub(super) fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, NotServed> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| NotServed::TooManyFollowers)
+}

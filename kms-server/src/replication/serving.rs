@@ -1,0 +1,196 @@
+//! Answers to the peer. Nothing here can change a block; the one thing that a peer brings about is that this site
+//! learns of its promotion.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::stream::BoxStream;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    card::SiteCard,
+    fencing::{Fencing, NotFenced},
+    grounds::Grounds,
+    ledger::Ledger,
+    messages::{BlockUpdate, HeadsAsked, PeerSaid},
+    not_served::{NotServed, place},
+    session::{Session, Source, pieces},
+    status::Status,
+};
+use crate::store::sites::BlockChanges;
+use kms_core::{
+    BlockCount, BlockNo, Epoch, Head, Position, Sequence, block::BlockMark,
+    site::role::SignedRoleRecord,
+};
+
+/// Followers at one time, of this server. A site has one; it may come anew before the old connection has ended.
+const FOLLOWERS_MAX: usize = 4;
+/// Calls for whole blocks at one time, of this server: each holds a block, and pieces of it.
+const FETCHES_MAX: usize = 16;
+/// Messages that wait for a follower, each at most as long as a piece.
+const MESSAGES_AHEAD: usize = 4;
+/// Heads that are asked for one by one; of more, all are read.
+const HEADS_ONE_BY_ONE: usize = 64;
+/// The longest wait for positions.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Beyond any position.
+const END: Position =
+    Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
+
+/// Answers the peer.
+pub struct Serving {
+    source: Source,
+    blocks: BlockCount,
+    fencing: Arc<Fencing>,
+    status: Arc<Status>,
+    followers: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
+}
+
+impl Serving {
+    /// Over what is stored here, which moves as `ledger` says.
+    pub fn new(grounds: &Grounds, ledger: Arc<Ledger>, fencing: Arc<Fencing>) -> Self {
+        let Grounds { config, store, cards, blocks, status, .. } = grounds.clone();
+        let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+        let fetches = Arc::new(Semaphore::new(FETCHES_MAX));
+        let source = Source { store, ledger, cards, heartbeat: config.heartbeat };
+        Self { source, blocks, fencing, status, followers, fetches }
+    }
+
+    /// Takes a peer's card and gives ours. This site is fenced first, if the peer was promoted.
+    pub async fn greet(&self, theirs: &SiteCard) -> Result<SiteCard, NotServed> {
+        self.know(theirs).await?;
+        self.fencing.meet(theirs).await.map_err(|error| match error {
+            NotFenced::Store(error) => NotServed::Store(error),
+            error => NotServed::EpochNotProved(error),
+        })?;
+        Ok(self.source.cards.now().await?)
+    }
+
+    /// Takes a peer's card and gives ours, whatever epoch it names.
+    pub async fn know(&self, theirs: &SiteCard) -> Result<SiteCard, NotServed> {
+        if !self.source.cards.is_of_domain(theirs) {
+            return Err(NotServed::AnotherDomain { site: theirs.site.clone() });
+        }
+        self.status.heard(theirs);
+        self.card().await
+    }
+
+    /// Our card.
+    pub async fn card(&self) -> Result<SiteCard, NotServed> {
+        Ok(self.source.cards.now().await?)
+    }
+
+    /// Where blocks stand, once they have got as far as was asked, or the time is out.
+    pub async fn heads(&self, asked: HeadsAsked) -> Result<(Vec<Head>, bool), NotServed> {
+        let HeadsAsked { blocks, at_least, wait_ms } = asked;
+        let named = blocks.iter().chain(at_least.iter().map(|(block, _)| block));
+        self.check(named)?;
+        let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
+        let reached = self.reached(&at_least, wait).await;
+        Ok((self.heads_of(&blocks).await?, reached))
+    }
+
+    async fn reached(&self, at_least: &[(BlockNo, Position)], wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        let mut moves = self.source.ledger.watch();
+        loop {
+            moves.borrow_and_update();
+            if self.source.ledger.has_reached(at_least) {
+                return true;
+            }
+            if !matches!(timeout_at(until, moves.changed()).await, Ok(Ok(()))) {
+                return self.source.ledger.has_reached(at_least);
+            }
+        }
+    }
+
+    async fn heads_of(&self, blocks: &[BlockNo]) -> Result<Vec<Head>, NotServed> {
+        if blocks.is_empty() {
+            return Ok(self.source.store.heads().await?);
+        }
+        if blocks.len() > HEADS_ONE_BY_ONE {
+            let wanted: std::collections::BTreeSet<_> = blocks.iter().collect();
+            let mut heads = self.source.store.heads().await?;
+            heads.retain(|head| wanted.contains(&head.block));
+            return Ok(heads);
+        }
+        let mut heads = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let changes = self.source.store.changes_after(*block, END).await?;
+            heads.push(changes.ok_or(NotServed::NoBlock(*block))?.head);
+        }
+        Ok(heads)
+    }
+
+    /// Whole blocks, piece by piece. What is sent is read as it is taken: one block at a time is in memory.
+    pub fn fetch(
+        self: &Arc<Self>,
+        blocks: Vec<BlockNo>,
+    ) -> Result<mpsc::Receiver<Result<BlockUpdate, NotServed>>, NotServed> {
+        self.check(blocks.iter())?;
+        let place = place(&self.fetches)?;
+        let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let _place = place;
+            for block in blocks {
+                let whole = match this.source.store.block(block).await {
+                    Ok(Some(whole)) => whole,
+                    Ok(None) => return drop(out.send(Err(NotServed::NoBlock(block))).await),
+                    Err(error) => return drop(out.send(Err(error.into())).await),
+                };
+                let changes = BlockChanges { head: whole.head, records: whole.records };
+                for piece in pieces(changes) {
+                    if out.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(sent)
+    }
+
+    /// What changes after the follower's states. It is told no more than it may be behind by, and what it says is
+    /// stored there is taken from `said`.
+    pub async fn follow(
+        self: &Arc<Self>,
+        cursors: Vec<BlockMark>,
+        said: BoxStream<'static, Vec<BlockMark>>,
+    ) -> Result<mpsc::Receiver<Result<PeerSaid, NotServed>>, NotServed> {
+        self.check(cursors.iter().map(|cursor| &cursor.block))?;
+        let each_once = cursors.len() == self.blocks.get() as usize
+            && cursors.is_sorted_by(|a, b| a.block < b.block);
+        if !each_once {
+            return Err(NotServed::Cursors);
+        }
+        let place = place(&self.followers)?;
+        let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
+        let session = Session::new(self.source.clone(), cursors);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = session.run(said, &out).await {
+                tracing::warn!(%error, "a peer that followed is told to come again");
+                // Nobody waits for a follower that takes nothing.
+                let _ = out.try_send(Err(error));
+            }
+        });
+        Ok(sent)
+    }
+
+    /// The role records from this epoch on. Whoever gets them verifies them.
+    pub async fn role_records(&self, from: Epoch) -> Result<Vec<SignedRoleRecord>, NotServed> {
+        let mut records = self.source.store.role_records().await?;
+        records.retain(|signed| signed.record.epoch >= from);
+        Ok(records)
+    }
+
+    fn check<'a>(&self, mut blocks: impl Iterator<Item = &'a BlockNo>) -> Result<(), NotServed> {
+        match blocks.find(|block| block.0 >= self.blocks.get()) {
+            Some(block) => Err(NotServed::NoBlock(*block)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! How replication stands: kept by those who do it, shown in status, metrics and health.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::card::SiteCard;
+use crate::telemetry::{
+    catalogue::{
+        PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED, PEER_PROOF_AGE, PEER_PROVED,
+        PEER_RECORDS_ADOPTED, PEER_UNPROVED,
+    },
+    metrics::{Page, Source},
+};
+use kms_core::{BlockNo, moment::Moment, ports::Clock};
+
+/// Blocks that a status names; the rest is counted.
+pub(super) const NAMED_MAX: usize = 16;
+
+/// When and how the peer was last heard of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerHeard {
+    /// Its card.
+    pub card: SiteCard,
+    /// How long ago, in milliseconds.
+    pub ms: u64,
+}
+
+/// A block of the peer's that is not taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedBlock {
+    /// The block.
+    pub block: BlockNo,
+    /// Why not, as a sentence.
+    pub reason: String,
+}
+
+/// The taking over of the peer's changes, by this server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FollowingStatus {
+    /// It is connected and follows.
+    pub connected: bool,
+    /// Blocks taken over since the start; one that changed twice counts twice.
+    pub blocks_adopted: u64,
+    /// Records taken over.
+    pub records_adopted: u64,
+    /// The first of those that are refused.
+    pub refused: Vec<RefusedBlock>,
+    /// The number of all of them.
+    pub refused_count: u32,
+    /// Why this server does not follow, although it should.
+    pub fault: Option<String>,
+    /// How long ago all blocks were compared with the peer's, in milliseconds.
+    pub compared_ms: Option<u64>,
+    /// The number of blocks that differed then and were fetched anew.
+    pub differed: u32,
+}
+
+/// What the peer proved of its stored blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// Blocks that were proved within the time.
+    pub proved: u32,
+    /// Blocks that were not, and did not fail either.
+    pub unproved: u32,
+    /// Blocks whose proof failed.
+    pub failed: u32,
+    /// The time of the oldest proof, milliseconds since 1970; `None`: not all blocks are proved.
+    pub oldest_ms: Option<u64>,
+    /// What failed, in sentences.
+    pub failures: Vec<String>,
+}
+
+/// How replication stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicationStatus {
+    /// The peer's name.
+    pub peer: String,
+    /// When it was last heard of; `None`: not since the start.
+    pub heard: Option<PeerHeard>,
+    /// `None`: this site writes, and follows nobody.
+    pub following: Option<FollowingStatus>,
+    /// `None`: this site does not write, and asks for no proofs.
+    pub readiness: Option<Readiness>,
+    /// What is wrong, in sentences.
+    pub faults: Vec<String>,
+}
+
+/// The state, for those who change it.
+pub struct Status {
+    peer: String,
+    clock: Arc<dyn Clock>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    heard: Option<(SiteCard, Moment)>,
+    following: Option<FollowingStatus>,
+    refused: BTreeMap<BlockNo, String>,
+    compared: Option<Moment>,
+    readiness: Option<Readiness>,
+    fenced: Option<String>,
+}
+
+impl Status {
+    /// Of a site whose peer has this name.
+    pub fn new(peer: String, clock: Arc<dyn Clock>) -> Self {
+        Self { peer, clock, known: Mutex::default() }
+    }
+
+    /// The peer was heard of.
+    pub(super) fn heard(&self, card: &SiteCard) {
+        self.known().heard = Some((card.clone(), self.clock.now()));
+    }
+
+    /// Changes what is known of following; begins it if need be.
+    pub(super) fn following(&self, change: impl FnOnce(&mut FollowingStatus)) {
+        change(self.known().following.get_or_insert_default());
+    }
+
+    /// This site writes: it follows nobody.
+    pub(super) fn not_following(&self) {
+        let mut known = self.known();
+        known.following = None;
+        known.refused.clear();
+    }
+
+    /// All blocks were compared.
+    pub(super) fn compared(&self, differed: usize) {
+        let mut known = self.known();
+        known.compared = Some(self.clock.now());
+        known.following.get_or_insert_default().differed = differed as u32;
+    }
+
+    /// A block is refused; said in the log once.
+    pub(super) fn refused(&self, block: BlockNo, reason: String) {
+        let mut known = self.known();
+        if known.refused.get(&block) != Some(&reason) {
+            tracing::error!(block = block.0, reason, "a block of the peer is not taken over");
+            known.refused.insert(block, reason);
+        }
+    }
+
+    /// A block is as the peer's, or was taken over.
+    pub(super) fn taken(&self, block: BlockNo) {
+        self.known().refused.remove(&block);
+    }
+
+    /// The proofs so far; `None`: none are asked for.
+    pub(super) fn readiness(&self, readiness: Option<Readiness>) {
+        self.known().readiness = readiness;
+    }
+
+    /// Why a peer that names a higher epoch is not believed; `None`: it is, or there is none.
+    pub(super) fn unproved_epoch(&self, reason: Option<String>) {
+        self.known().fenced = reason;
+    }
+
+    /// All of it.
+    pub fn all(&self) -> ReplicationStatus {
+        let now = self.clock.now();
+        let known = self.known();
+        let heard = known
+            .heard
+            .as_ref()
+            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) });
+        let following = known.following.clone().map(|following| {
+            let named = known.refused.iter().take(NAMED_MAX);
+            let named =
+                named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
+            FollowingStatus {
+                refused: named.collect(),
+                refused_count: known.refused.len() as u32,
+                compared_ms: known.compared.map(|at| now.ms_since(at)),
+                ..following
+            }
+        });
+        let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
+        let mut faults: Vec<String> = known.fenced.iter().cloned().collect();
+        drop(known);
+        if let Some(following) = &following {
+            faults.extend(following.fault.clone());
+            faults.extend(following.refused.iter().map(|refused| {
+                format!(
+                    "block {} of site {peer} is not taken over: {}",
+                    refused.block, refused.reason
+                )
+            }));
+        }
+        faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));
+        ReplicationStatus { peer, heard, following, readiness, faults }
+    }
+
+    /// Held for a few assignments, never across an `.await`.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the peer could not take over with all blocks now.
+fn not_ready(peer: &str, readiness: &Readiness) -> Option<String> {
+    let Readiness { proved, unproved, failed, failures, .. } = readiness;
+    if *failed == 0 && *unproved == 0 {
+        return None;
+    }
+    let all = proved + unproved + failed;
+    let why = failures.first().map_or_else(String::new, |why| format!(": {why}"));
+    Some(format!(
+        "site {peer} is not ready to take over: {proved} of {all} blocks are proved, {failed} failed{why}"
+    ))
+}
+
+impl Source for Status {
+    fn tell(&self, page: &mut Page) {
+        let ReplicationStatus { following, readiness, .. } = self.all();
+        if let Some(following) = following {
+            page.sample(&PEER_CONNECTED, &[], following.connected);
+            page.sample(&PEER_BLOCKS_ADOPTED, &[], following.blocks_adopted);
+            page.sample(&PEER_RECORDS_ADOPTED, &[], following.records_adopted);
+            page.sample(&PEER_BLOCKS_REFUSED, &[], u64::from(following.refused_count));
+        }
+        if let Some(readiness) = readiness {
+            page.sample(&PEER_PROVED, &[], u64::from(readiness.proved));
+            page.sample(&PEER_UNPROVED, &[], u64::from(readiness.unproved + readiness.failed));
+            if let Some(oldest_ms) = readiness.oldest_ms {
+                let age_ms = self.clock.unix_ms().saturating_sub(oldest_ms);
+                page.sample(&PEER_PROOF_AGE, &[], age_ms as f64 / 1e3);
+            }
+        }
+    }
+}

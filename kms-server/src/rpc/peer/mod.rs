@@ -1,0 +1,8 @@
+//! The client side of site to site: [`crate::replication::Peer`] over gRPC. TLS 1.3 with a certificate on both
+//! sides; the server's own certificate is its identity here, too.
+
+mod client;
+mod connector;
+mod failure;
+
+pub use client::PeerClient;

@@ -1,0 +1,175 @@
+//! `Replication`: answers to the other site.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use kms_proto::v1::{
+    FetchBlocksRequest, FetchBlocksResponse, FollowChangesRequest, FollowChangesResponse,
+    ListBlockHeadsRequest, ListBlockHeadsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
+    ProveBlocksRequest, ProveBlocksResponse, replication_server,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::in_order::Answers;
+use crate::{
+    replication::{Answering, Serving, SiteCard},
+    rpc::{
+        access::{policy::Permit, verb::Verb},
+        messages::{
+            sites::{self, BadMessage},
+            status::{Refused, of_incoming},
+        },
+        shares::budget::Budget,
+    },
+};
+use kms_core::{BlockNo, Epoch};
+
+/// The other site's side of the wire.
+#[derive(Clone)]
+pub(crate) struct ReplicationService {
+    /// `None`: this site is the only one.
+    pub(crate) parts: Option<ReplicationParts>,
+    pub(crate) budget: Budget,
+    pub(crate) message_bytes_max: usize,
+}
+
+/// The parts that answer.
+#[derive(Clone)]
+pub struct ReplicationParts {
+    /// Blocks, heads and role records.
+    pub serving: Arc<Serving>,
+    /// Proofs.
+    pub answering: Arc<Answering>,
+}
+
+impl ReplicationService {
+    fn parts(&self) -> Result<&ReplicationParts, Refused> {
+        self.parts.as_ref().ok_or(Refused::SingleSite)
+    }
+
+    /// Takes the peer's card and gives ours, and counts what is asked for.
+    async fn greet(
+        &self,
+        permit: &Permit,
+        theirs: Option<kms_proto::v1::SiteCard>,
+    ) -> Result<(SiteCard, SiteCard), Status> {
+        let parts = self.parts()?;
+        let _charge = self.budget.charge(permit, 1)?;
+        let theirs = sites::card(theirs).map_err(Refused::from)?;
+        let ours = parts.serving.greet(&theirs).await.map_err(Refused::from)?;
+        Ok((theirs, ours))
+    }
+}
+
+#[async_trait]
+impl replication_server::Replication for ReplicationService {
+    async fn list_block_heads(
+        &self,
+        request: Request<ListBlockHeadsRequest>,
+    ) -> Result<Response<ListBlockHeadsResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ListBlockHeads)?;
+        let mut request = request.into_inner();
+        self.greet(&permit, request.card.take()).await?;
+        let serving = &self.parts()?.serving;
+        let (heads, reached) = serving.heads(sites::asked(request)).await.map_err(Refused::from)?;
+        // Behind the wait: the site may have been promoted meanwhile.
+        let card = serving.card().await.map_err(Refused::from)?;
+        Ok(Response::new(ListBlockHeadsResponse {
+            card: Some(sites::wire_card(card)),
+            heads: heads.iter().map(sites::wire_head).collect(),
+            reached,
+        }))
+    }
+
+    type FetchBlocksStream = Answers<FetchBlocksResponse>;
+
+    async fn fetch_blocks(
+        &self,
+        request: Request<FetchBlocksRequest>,
+    ) -> Result<Response<Self::FetchBlocksStream>, Status> {
+        let permit = Permit::of(&request, Verb::FetchBlocks)?;
+        let FetchBlocksRequest { card, blocks } = request.into_inner();
+        let (_, ours) = self.greet(&permit, card).await?;
+        let blocks = blocks.into_iter().map(BlockNo).collect();
+        let updates = self.parts()?.serving.fetch(blocks).map_err(Refused::from)?;
+        let first = FetchBlocksResponse { card: Some(sites::wire_card(ours)), update: None };
+        let updates = ReceiverStream::new(updates).map(|update| {
+            let update = Some(sites::wire_update(update.map_err(Refused::from)?));
+            Ok(FetchBlocksResponse { card: None, update })
+        });
+        Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(updates))))
+    }
+
+    type FollowChangesStream = Answers<FollowChangesResponse>;
+
+    async fn follow_changes(
+        &self,
+        request: Request<Streaming<FollowChangesRequest>>,
+    ) -> Result<Response<Self::FollowChangesStream>, Status> {
+        let permit = Permit::of(&request, Verb::FollowChanges)?;
+        self.parts()?;
+        let limit = self.message_bytes_max;
+        let mut messages = request.into_inner();
+        let first = messages.try_next().await.map_err(|status| of_incoming(status, limit))?;
+        let first = first.unwrap_or_default();
+        let (_, ours) = self.greet(&permit, first.card).await?;
+        let cursors = sites::states(first.cursors).map_err(Refused::from)?;
+        // What can't be read ends what is said, and with it the session.
+        let said = messages.map(|message| {
+            let stored = message.map_err(drop)?.stored;
+            sites::states(stored).map_err(|BadMessage(_)| ())
+        });
+        let said = said.take_while(|stored| std::future::ready(stored.is_ok()));
+        let said = said.filter_map(|stored| std::future::ready(stored.ok())).boxed();
+        let serving = &self.parts()?.serving;
+        let sent = serving.follow(cursors, said).await.map_err(Refused::from)?;
+        let hello = FollowChangesResponse { card: Some(sites::wire_card(ours)), update: None };
+        let sent = ReceiverStream::new(sent)
+            .map(|said| Ok(sites::wire_said(said.map_err(Refused::from)?)));
+        Ok(Response::new(Box::pin(stream::iter([Ok(hello)]).chain(sent))))
+    }
+
+    type ProveBlocksStream = Answers<ProveBlocksResponse>;
+
+    async fn prove_blocks(
+        &self,
+        request: Request<ProveBlocksRequest>,
+    ) -> Result<Response<Self::ProveBlocksStream>, Status> {
+        let permit = Permit::of(&request, Verb::ProveBlocks)?;
+        let ProveBlocksRequest { card, challenges } = request.into_inner();
+        let (theirs, ours) = self.greet(&permit, card).await?;
+        let challenges = sites::challenges(challenges).map_err(Refused::from)?;
+        let proofs = self.parts()?.answering.prove(theirs, challenges).map_err(Refused::from)?;
+        let first = ProveBlocksResponse { card: Some(sites::wire_card(ours)), proofs: Vec::new() };
+        let proofs = ReceiverStream::new(proofs).map(|proofs| {
+            let proofs = proofs.into_iter().map(sites::wire_proof).collect();
+            Ok(ProveBlocksResponse { card: None, proofs })
+        });
+        Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(proofs))))
+    }
+
+    type ListRoleRecordsStream = Answers<ListRoleRecordsResponse>;
+
+    async fn list_role_records(
+        &self,
+        request: Request<ListRoleRecordsRequest>,
+    ) -> Result<Response<Self::ListRoleRecordsStream>, Status> {
+        let permit = Permit::of(&request, Verb::ListRoleRecords)?;
+        let _charge = self.budget.charge(&permit, 1)?;
+        let ListRoleRecordsRequest { card, from_epoch } = request.into_inner();
+        let serving = &self.parts()?.serving;
+        // Not met as in other calls: both may ask this of each other at one time, and neither waits.
+        let theirs = sites::card(card).map_err(Refused::from)?;
+        let ours = serving.know(&theirs).await.map_err(Refused::from)?;
+        let records = serving.role_records(Epoch(from_epoch)).await.map_err(Refused::from)?;
+        let first =
+            ListRoleRecordsResponse { card: Some(sites::wire_card(ours)), records: Vec::new() };
+        // One a message: it has the state of each block.
+        let records = stream::iter(records).map(|record| {
+            let records = vec![sites::wire_role_record(&record)];
+            Ok(ListRoleRecordsResponse { card: None, records })
+        });
+        Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(records))))
+    }
+}

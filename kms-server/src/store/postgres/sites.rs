@@ -1,0 +1,224 @@
+//! The other sites: who they are, what is taken over from them, and what was set aside then.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
+
+use super::{
+    columns::{array, bounded, bytes, classify, head, number, position, record_key, signed, text},
+    failure::WriteError,
+    index,
+    read::{self, part},
+    role,
+    rows::{self, UPDATE_HEADS},
+};
+use crate::store::{
+    StoreError, indexing, rules,
+    sites::{BlockAdoption, BlockChanges, Divergent, Resolution},
+};
+use kms_core::{
+    BlockNo, Head, Position, RecordKey, StoredRecord,
+    site::peer::{Peer, SignedPeer},
+};
+
+pub(super) async fn peers(connection: &mut PgConnection) -> Result<Vec<SignedPeer>, StoreError> {
+    let query = "SELECT body, signature FROM peers ORDER BY site";
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    let damaged = |_| StoreError::Damaged("a peer's record can't be read".to_owned());
+    rows.iter()
+        .map(|row| {
+            let peer = Peer::decode(bytes(row, 0)?).map_err(damaged)?;
+            Ok(SignedPeer { peer, signature: array(row, 1)? })
+        })
+        .collect()
+}
+
+pub(super) async fn put_peer(
+    connection: &mut PgConnection,
+    SignedPeer { peer, signature }: &SignedPeer,
+) -> Result<(), WriteError> {
+    let statement = "INSERT INTO peers (site, body, signature) VALUES ($1, $2, $3) \
+                     ON CONFLICT (site) DO UPDATE SET body = excluded.body, \
+                     signature = excluded.signature";
+    let peer = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
+    peer.execute(connection).await?;
+    Ok(())
+}
+
+/// A block's head and its records after a position, in one statement: of one moment. Columns as in a block's.
+const CHANGES: &str = "\
+SELECT 0::bigint, ''::bytea, epoch, sequence, secret_version, mac, digest, count \
+  FROM blocks WHERE block = $1 \
+UNION ALL \
+SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records \
+  WHERE block = $1 AND (epoch, sequence) > ($2, $3)";
+
+pub(super) async fn changes_after(
+    connection: &mut PgConnection,
+    block: BlockNo,
+    after: Position,
+) -> Result<Option<BlockChanges>, StoreError> {
+    let rows = sqlx::query(CHANGES)
+        .bind(i64::from(block.0))
+        .bind(bounded(after.epoch.0))
+        .bind(bounded(after.sequence.0))
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    let (mut head, mut records) = (None, Vec::with_capacity(rows.len()));
+    for row in &rows {
+        match number(row, 0)? {
+            part::HEAD => head = Some(read::head_of(block, row)?),
+            part::RECORD => records.push(read::record(row)?),
+            part => return Err(StoreError::Damaged(format!("changes have no part {part}"))),
+        }
+    }
+    records.sort_unstable_by_key(|record| record.position);
+    Ok(head.map(|head| BlockChanges { head, records }))
+}
+
+/// Applies `adoptions`, which [`rules::check_adoptions`] has passed. `at_ms`: now.
+pub(super) async fn adopt(
+    connection: &mut PgConnection,
+    adoptions: &[BlockAdoption],
+    at_ms: u64,
+) -> Result<(), WriteError> {
+    // In ascending order throughout, so that two never wait for each other in a circle.
+    let mut sorted: Vec<&BlockAdoption> = adoptions.iter().collect();
+    sorted.sort_unstable_by_key(|adoption| adoption.head.block);
+    let heads: Vec<&Head> = sorted.iter().map(|adoption| &adoption.head).collect();
+    let row = role::role(connection).await?;
+    rules::may_adopt(row, heads.iter().copied())?;
+    let there = lock_heads(connection, &heads).await?;
+    let counts = rules::counts_of_expected(adoptions, &there)?;
+    let outcome = indexing::adopted(sorted.iter().copied());
+    let gone = indexing::gone(adoptions);
+    rows::check_counts(connection, &heads, counts, &outcome, &gone).await?;
+    rows::put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
+    let seals = sorted.iter().map(|adoption| (adoption.head.block, &adoption.seals[..]));
+    rows::add_seals(connection, seals).await?;
+    remove_records(connection, &gone).await?;
+    rows::put_records(connection, &outcome).await?;
+    index::adopt(connection, &sorted).await?;
+    set_aside(connection, adoptions, at_ms).await?;
+    rows::notify(connection, &heads).await
+}
+
+async fn lock_heads(
+    connection: &mut PgConnection,
+    heads: &[&Head],
+) -> Result<BTreeMap<BlockNo, Head>, WriteError> {
+    let query = "SELECT block, epoch, sequence, secret_version, count, digest, mac FROM blocks \
+                 WHERE block = ANY($1::bigint[]) ORDER BY block FOR UPDATE";
+    let blocks: Vec<i64> = heads.iter().map(|head| i64::from(head.block.0)).collect();
+    let rows = sqlx::query(query).bind(blocks).fetch_all(connection).await?;
+    let there = rows.iter().map(head);
+    Ok(there.map(|head| head.map(|head| (head.block, head))).collect::<Result<_, _>>()?)
+}
+
+async fn remove_records(
+    connection: &mut PgConnection,
+    gone: &[(BlockNo, RecordKey)],
+) -> Result<(), WriteError> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let statement = "DELETE FROM records USING unnest($1::bigint[], $2::bytea[]) AS gone (block, key) \
+                     WHERE records.block = gone.block AND records.key = gone.key";
+    let (blocks, keys): (Vec<i64>, Vec<&[u8]>) =
+        gone.iter().map(|(block, key)| (i64::from(block.0), key.as_bytes())).unzip();
+    sqlx::query(statement).bind(blocks).bind(keys).execute(connection).await?;
+    Ok(())
+}
+
+/// Keeps what this site wrote and the peer never had.
+async fn set_aside(
+    connection: &mut PgConnection,
+    adoptions: &[BlockAdoption],
+    at_ms: u64,
+) -> Result<(), WriteError> {
+    if adoptions.iter().all(|adoption| adoption.set_aside.is_empty()) {
+        return Ok(());
+    }
+    let site: String =
+        sqlx::query_scalar("SELECT site FROM domain").fetch_one(&mut *connection).await?;
+    put_divergence(connection, &indexing::divergent(adoptions, &site, at_ms)).await
+}
+
+/// What is known already stays as it is, except that a decision comes to it.
+pub(super) async fn put_divergence(
+    connection: &mut PgConnection,
+    divergent: &[Divergent],
+) -> Result<(), WriteError> {
+    let statement = "\
+        INSERT INTO divergence (block, key, epoch, sequence, secret_version, mac, body, site, at_ms, \
+            resolution) \
+        SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], \
+            $6::bytea[], $7::bytea[], $8::text[], $9::bigint[], $10::bigint[]) \
+        ON CONFLICT (block, key, epoch, sequence) DO UPDATE \
+            SET resolution = coalesce(divergence.resolution, excluded.resolution)";
+    if divergent.is_empty() {
+        return Ok(());
+    }
+    let numbers = |value: fn(&Divergent) -> u64| -> Result<Vec<i64>, StoreError> {
+        divergent.iter().map(|one| signed(value(one))).collect()
+    };
+    let records = || divergent.iter().map(|one| &one.record);
+    let decided = divergent.iter().map(|one| one.resolution.map(|decided| decided as i64));
+    sqlx::query(statement)
+        .bind(numbers(|one| one.block.0.into())?)
+        .bind(records().map(|record| record.key.as_bytes()).collect::<Vec<_>>())
+        .bind(numbers(|one| one.record.position.epoch.0)?)
+        .bind(numbers(|one| one.record.position.sequence.0)?)
+        .bind(numbers(|one| one.record.secret_version.into())?)
+        .bind(records().map(|record| &record.mac[..]).collect::<Vec<_>>())
+        .bind(records().map(|record| &record.body[..]).collect::<Vec<_>>())
+        .bind(divergent.iter().map(|one| one.site.as_str()).collect::<Vec<_>>())
+        .bind(numbers(|one| one.at_ms)?)
+        .bind(decided.collect::<Vec<_>>())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn divergence(
+    connection: &mut PgConnection,
+    after: Option<(BlockNo, RecordKey, Position)>,
+    limit: u32,
+) -> Result<Vec<Divergent>, StoreError> {
+    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, resolution \
+                 FROM divergence WHERE (block, key, epoch, sequence) > ($1, $2, $3, $4) \
+                 ORDER BY block, key, epoch, sequence LIMIT $5";
+    let (block, key, at) = match &after {
+        Some((block, key, at)) => (i64::from(block.0), key.as_bytes(), *at),
+        None => (-1, &[][..], Position::default()),
+    };
+    let rows = sqlx::query(query)
+        .bind(block)
+        .bind(key)
+        .bind(bounded(at.epoch.0))
+        .bind(bounded(at.sequence.0))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    rows.iter().map(divergent).collect()
+}
+
+fn divergent(row: &PgRow) -> Result<Divergent, StoreError> {
+    let record = StoredRecord {
+        key: record_key(row, 0)?,
+        position: position(row, 1)?,
+        secret_version: number(row, 3)?,
+        mac: array(row, 4)?,
+        body: bytes(row, 5)?.to_vec(),
+    };
+    let decided: Option<i64> = row.try_get(9).map_err(classify)?;
+    Ok(Divergent {
+        block: BlockNo(number(row, 6)?),
+        record,
+        site: text(row, 7)?.to_owned(),
+        at_ms: number(row, 8)?,
+        resolution: decided.map(Resolution::kept).transpose()?,
+    })
+}

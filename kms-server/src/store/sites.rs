@@ -1,0 +1,119 @@
+//! Nouns of two sites, as the store keeps them: who writes, whom we know, what a peer changed, and what was
+//! set aside.
+
+use async_trait::async_trait;
+
+pub use super::nouns::RoleRow;
+use super::nouns::{BlockChange, RecordChange, SealedSecret, StoreError};
+use kms_core::{
+    BlockNo, Head, Numbered as _, RecordKey, StoredRecord,
+    block::BlockMark,
+    freshness::SignedHeadTable,
+    site::role::{RoleChange, SignedRoleRecord},
+};
+
+/// A change of role: all of it in one transaction, in which no commit is under way.
+#[derive(Clone, Debug)]
+pub struct RoleStep {
+    /// The row that it starts from; another one is [`StoreError::NotWriter`].
+    pub expected: RoleRow,
+    /// The row afterwards.
+    pub now: RoleRow,
+    /// The signed record that it follows from; kept for ever.
+    pub record: SignedRoleRecord,
+    /// For a promotion of our own: the heads of all blocks in the new epoch, without records.
+    pub blocks: Vec<BlockChange>,
+    /// For such a promotion: blocks of which nothing is known, and which stay as they are.
+    pub left: Vec<BlockNo>,
+    /// With them, the number of the head table that is there, and the table over the new heads.
+    pub table: Option<(Option<u64>, SignedHeadTable)>,
+}
+
+impl RoleStep {
+    /// A change of role by which this site does not begin to write.
+    pub const fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
+        Self { expected, now, record, blocks: Vec::new(), left: Vec::new(), table: None }
+    }
+
+    /// Whether a site that wrote ends to by its own demotion.
+    pub fn ends_our_epoch(&self) -> bool {
+        self.expected.writes && self.record.record.change == RoleChange::Demotion
+    }
+}
+
+/// A block as a peer has it, taken over as it is: numbers and MACs are the peer's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockAdoption {
+    /// The state that it was made for; another one is [`StoreError::Conflict`].
+    pub expected: BlockMark,
+    /// The peer's head.
+    pub head: Head,
+    /// New seals, for a new secret version.
+    pub seals: Vec<SealedSecret>,
+    /// Records that are new here. Each replaces the one with its key.
+    pub records: Vec<RecordChange>,
+    /// Records that are here and not at the peer; their index entries go, too.
+    pub gone: Vec<RecordKey>,
+    /// Records as they stood here, which the peer never had: kept for people to decide about.
+    pub set_aside: Vec<StoredRecord>,
+}
+
+/// A changed block: its head, and the records that changed after some position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockChanges {
+    /// The head as it stands.
+    pub head: Head,
+    /// In the order of their positions.
+    pub records: Vec<StoredRecord>,
+}
+
+/// A record that one site wrote and the other never had, when the other was promoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergent {
+    /// Its block.
+    pub block: BlockNo,
+    /// The record, as it was written.
+    pub record: StoredRecord,
+    /// The site that wrote it.
+    pub site: String,
+    /// The time at which it was set aside, milliseconds since 1970.
+    pub at_ms: u64,
+    /// What was decided; `None`: nothing yet.
+    pub resolution: Option<Resolution>,
+}
+
+kms_core::numbered! {
+    /// A decision about a divergent record.
+    pub enum Resolution "resolution" {
+        /// Its keys were brought into the record that stands.
+        Merged = 1 "MERGED",
+        /// Nothing of it is used.
+        Discarded = 2 "DISCARDED",
+    }
+}
+
+impl Resolution {
+    /// The decision as a database keeps it.
+    pub(super) fn kept(number: i64) -> Result<Self, StoreError> {
+        let known = u8::try_from(number).ok().and_then(Self::from_number);
+        known.ok_or_else(|| StoreError::Damaged(format!("there is no resolution {number}")))
+    }
+}
+
+/// The right to follow the peer for all servers of this site. Lost with its connection to the database.
+#[async_trait]
+pub trait FollowerLock: Send + 'static {
+    /// Ends when the lock is known to be lost.
+    async fn until_lost(&mut self) -> StoreError;
+}
+
+/// A lock over a database that no other process has: never lost.
+#[derive(Clone, Copy, Debug)]
+pub struct AloneLock;
+
+#[async_trait]
+impl FollowerLock for AloneLock {
+    async fn until_lost(&mut self) -> StoreError {
+        std::future::pending().await
+    }
+}

@@ -1,0 +1,137 @@
+//! Rows of blocks: heads, seals, records. They go in batches: a statement costs a trip to the connection's
+//! thread, and an import commits thousands of rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+
+use super::{
+    columns::{number, record_key},
+    failure::WriteError,
+    pieces::pieces,
+};
+use crate::store::{SealedSecret, StoreError, indexing::Outcome, rules};
+use kms_core::{BlockNo, Head, RecordKey};
+
+/// Checks that each new head counts its records: those that were there, less those that are `gone`, and
+/// those that are new.
+///
+/// The old head's count is right because this was checked when it was written: counting a block's
+/// rows each time would read all of it.
+pub(super) async fn check_counts(
+    connection: &mut SqliteConnection,
+    heads: &[&Head],
+    mut counts: BTreeMap<BlockNo, u64>,
+    outcome: &Outcome<'_>,
+    gone: &[(BlockNo, RecordKey)],
+) -> Result<(), WriteError> {
+    let mut new: BTreeSet<(BlockNo, RecordKey)> = outcome.keys().copied().collect();
+    // A block without a record has none of them: a full copy asks for nothing.
+    let may_be =
+        |(block, _): &&(BlockNo, RecordKey)| counts.get(block).is_none_or(|count| *count > 0);
+    let asked: Vec<_> = new.iter().chain(gone).filter(may_be).copied().collect();
+    let mut there = BTreeSet::new();
+    for piece in pieces(&asked) {
+        let mut query = QueryBuilder::<Sqlite>::new("SELECT block, key FROM records WHERE ");
+        query.push("(block, key) IN (");
+        query.push_values(piece, |mut row, (block, key)| {
+            row.push_bind(block.0).push_bind(key.as_bytes());
+        });
+        for row in query.push(")").build().fetch_all(&mut *connection).await? {
+            there.insert((BlockNo(number(&row, 0)?), record_key(&row, 1)?));
+        }
+    }
+    new.retain(|key| !there.contains(key));
+    for (block, _) in new {
+        *counts.entry(block).or_default() += 1;
+    }
+    for (block, _) in gone.iter().filter(|key| there.contains(key)) {
+        let count = counts.entry(*block).or_default();
+        *count = count.saturating_sub(1);
+    }
+    for head in heads {
+        if counts.get(&head.block).copied() != Some(u64::from(head.count)) {
+            return Err(StoreError::Rule { block: head.block, rule: rules::COUNT }.into());
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn put_heads(
+    connection: &mut SqliteConnection,
+    heads: &[&Head],
+) -> Result<(), WriteError> {
+    for piece in pieces(heads) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO blocks (block, epoch, sequence, secret_version, count, digest, mac) ",
+        );
+        statement.push_values(piece, |mut row, head| {
+            row.push_bind(head.block.0)
+                .push_bind(head.position.epoch.0 as i64) // `rules::NUMBER_FITS`
+                .push_bind(head.position.sequence.0 as i64)
+                .push_bind(head.secret_version)
+                .push_bind(head.count)
+                .push_bind(&head.digest[..])
+                .push_bind(&head.mac[..]);
+        });
+        statement.push(
+            " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, \
+             sequence = excluded.sequence, secret_version = excluded.secret_version, \
+             count = excluded.count, digest = excluded.digest, mac = excluded.mac",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Seals are few: they come with a new block or a new secret version.
+pub(super) async fn add_seals(
+    connection: &mut SqliteConnection,
+    seals: impl Iterator<Item = (BlockNo, &[SealedSecret])>,
+) -> Result<(), WriteError> {
+    let statement = "INSERT INTO block_seals (block, secret_version, kek_id, sealed) \
+                     VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING";
+    for (block, seals) in seals {
+        for seal in seals {
+            let done = sqlx::query(statement)
+                .bind(block.0)
+                .bind(seal.secret_version)
+                .bind(&seal.kek_id[..])
+                .bind(&seal.sealed)
+                .execute(&mut *connection)
+                .await?;
+            if done.rows_affected() != 1 {
+                return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn put_records(
+    connection: &mut SqliteConnection,
+    outcome: &Outcome<'_>,
+) -> Result<(), WriteError> {
+    let rows: Vec<_> = outcome.iter().map(|((block, _), change)| (block, &change.record)).collect();
+    for piece in pieces(&rows) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO records (block, key, epoch, sequence, secret_version, mac, body) ",
+        );
+        statement.push_values(piece, |mut row, (block, record)| {
+            row.push_bind(block.0)
+                .push_bind(record.key.as_bytes())
+                .push_bind(record.position.epoch.0 as i64) // `rules::NUMBER_FITS`
+                .push_bind(record.position.sequence.0 as i64)
+                .push_bind(record.secret_version)
+                .push_bind(&record.mac[..])
+                .push_bind(&record.body);
+        });
+        statement.push(
+            " ON CONFLICT (block, key) DO UPDATE SET epoch = excluded.epoch, \
+             sequence = excluded.sequence, secret_version = excluded.secret_version, \
+             mac = excluded.mac, body = excluded.body",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}

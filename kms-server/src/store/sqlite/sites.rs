@@ -1,0 +1,220 @@
+//! The other sites: who they are, what is taken over from them, and what was set aside then.
+
+use std::collections::BTreeMap;
+
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
+
+use super::{
+    columns::{array, bounded, bytes, classify, head, head_columns, number, record, signed, text},
+    failure::WriteError,
+    index,
+    pieces::pieces,
+    role, rows,
+};
+use crate::store::{
+    StoreError, indexing, rules,
+    sites::{BlockAdoption, BlockChanges, Divergent, Resolution},
+};
+use kms_core::{
+    BlockNo, Head, Position, RecordKey, StoredRecord,
+    site::peer::{Peer, SignedPeer},
+};
+
+pub(super) async fn peers(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<SignedPeer>, StoreError> {
+    let query = "SELECT body, signature FROM peers ORDER BY site";
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    let damaged = |_| StoreError::Damaged("a peer's record can't be read".to_owned());
+    rows.iter()
+        .map(|row| {
+            let peer = Peer::decode(bytes(row, 0)?).map_err(damaged)?;
+            Ok(SignedPeer { peer, signature: array(row, 1)? })
+        })
+        .collect()
+}
+
+pub(super) async fn put_peer(
+    connection: &mut SqliteConnection,
+    SignedPeer { peer, signature }: &SignedPeer,
+) -> Result<(), WriteError> {
+    let statement = "INSERT INTO peers (site, body, signature) VALUES (?, ?, ?) \
+                     ON CONFLICT (site) DO UPDATE SET body = excluded.body, \
+                     signature = excluded.signature";
+    let peer = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
+    peer.execute(connection).await?;
+    Ok(())
+}
+
+/// A block's head and its records after a position, of one moment.
+pub(super) async fn changes_after(
+    connection: &mut SqliteConnection,
+    block: BlockNo,
+    after: Position,
+) -> Result<Option<BlockChanges>, StoreError> {
+    // Dropped at the end: it only reads, and rolling back is ending.
+    let mut moment = connection.begin().await.map_err(classify)?;
+    let query = concat!("SELECT ", head_columns!(), " FROM blocks WHERE block = ?");
+    let row = sqlx::query(query).bind(block.0).fetch_optional(&mut *moment).await;
+    let Some(head) = row.map_err(classify)?.as_ref().map(head).transpose()? else {
+        return Ok(None);
+    };
+    let query = "SELECT key, epoch, sequence, secret_version, mac, body FROM records \
+                 WHERE block = ? AND (epoch, sequence) > (?, ?) ORDER BY epoch, sequence";
+    let rows = sqlx::query(query)
+        .bind(block.0)
+        .bind(bounded(after.epoch.0))
+        .bind(bounded(after.sequence.0))
+        .fetch_all(&mut *moment)
+        .await
+        .map_err(classify)?;
+    let records = rows.iter().map(record).collect::<Result<_, _>>()?;
+    Ok(Some(BlockChanges { head, records }))
+}
+
+/// Applies `adoptions`, which [`crate::store::rules::check_adoptions`] has passed. `at_ms`: now.
+pub(super) async fn adopt(
+    connection: &mut SqliteConnection,
+    adoptions: &[BlockAdoption],
+    at_ms: u64,
+) -> Result<(), WriteError> {
+    let heads: Vec<&Head> = adoptions.iter().map(|adoption| &adoption.head).collect();
+    role::check_adopter(connection, heads.iter().copied()).await?;
+    let counts = counts_of_expected(connection, adoptions).await?;
+    let outcome = indexing::adopted(adoptions);
+    let gone = indexing::gone(adoptions);
+    rows::check_counts(connection, &heads, counts, &outcome, &gone).await?;
+    rows::put_heads(connection, &heads).await?;
+    let seals = adoptions.iter().map(|adoption| (adoption.head.block, &adoption.seals[..]));
+    rows::add_seals(connection, seals).await?;
+    remove_records(connection, &gone).await?;
+    rows::put_records(connection, &outcome).await?;
+    index::adopt(connection, adoptions).await?;
+    set_aside(connection, adoptions, at_ms).await
+}
+
+/// The record counts of the blocks as they stand; `Conflict` if one is not in the state that its adoption
+/// was made for.
+async fn counts_of_expected(
+    connection: &mut SqliteConnection,
+    adoptions: &[BlockAdoption],
+) -> Result<BTreeMap<BlockNo, u64>, WriteError> {
+    let mut found = BTreeMap::new();
+    for piece in pieces(adoptions) {
+        let mut query = QueryBuilder::<Sqlite>::new(concat!(
+            "SELECT ",
+            head_columns!(),
+            " FROM blocks WHERE block IN ("
+        ));
+        let mut list = query.separated(", ");
+        for adoption in piece {
+            list.push_bind(adoption.head.block.0);
+        }
+        query.push(")");
+        for row in query.build().fetch_all(&mut *connection).await? {
+            let head = head(&row)?;
+            found.insert(head.block, head);
+        }
+    }
+    Ok(rules::counts_of_expected(adoptions, &found)?)
+}
+
+async fn remove_records(
+    connection: &mut SqliteConnection,
+    gone: &[(BlockNo, RecordKey)],
+) -> Result<(), WriteError> {
+    for piece in pieces(gone) {
+        let mut statement =
+            QueryBuilder::<Sqlite>::new("DELETE FROM records WHERE (block, key) IN (");
+        statement.push_values(piece, |mut row, (block, key)| {
+            row.push_bind(block.0).push_bind(key.as_bytes());
+        });
+        statement.push(")").build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+/// Keeps what this site wrote and the peer never had.
+async fn set_aside(
+    connection: &mut SqliteConnection,
+    adoptions: &[BlockAdoption],
+    at_ms: u64,
+) -> Result<(), WriteError> {
+    if adoptions.iter().all(|adoption| adoption.set_aside.is_empty()) {
+        return Ok(());
+    }
+    let row = sqlx::query("SELECT site FROM domain").fetch_one(&mut *connection).await?;
+    let site = text(&row, 0)?.to_owned();
+    put_divergence(connection, &indexing::divergent(adoptions, &site, at_ms)).await
+}
+
+/// What is known already stays as it is, except that a decision comes to it.
+pub(super) async fn put_divergence(
+    connection: &mut SqliteConnection,
+    divergent: &[Divergent],
+) -> Result<(), WriteError> {
+    for one in divergent {
+        signed(one.record.position.epoch.0.max(one.record.position.sequence.0).max(one.at_ms))?;
+    }
+    for piece in pieces(divergent) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO divergence (block, key, epoch, sequence, secret_version, mac, body, site, \
+             at_ms, resolution) ",
+        );
+        statement.push_values(piece, |mut row, one| {
+            let Divergent { block, record, site, at_ms, resolution } = one;
+            row.push_bind(block.0)
+                .push_bind(record.key.as_bytes())
+                .push_bind(record.position.epoch.0 as i64) // `signed`, above.
+                .push_bind(record.position.sequence.0 as i64)
+                .push_bind(record.secret_version)
+                .push_bind(&record.mac[..])
+                .push_bind(&record.body)
+                .push_bind(site)
+                .push_bind(*at_ms as i64)
+                .push_bind(resolution.map(|resolution| resolution as u8));
+        });
+        statement.push(
+            " ON CONFLICT (block, key, epoch, sequence) DO UPDATE \
+             SET resolution = coalesce(divergence.resolution, excluded.resolution)",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn divergence(
+    connection: &mut SqliteConnection,
+    after: Option<(BlockNo, RecordKey, Position)>,
+    limit: u32,
+) -> Result<Vec<Divergent>, StoreError> {
+    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, resolution \
+                 FROM divergence WHERE (block, key, epoch, sequence) > (?, ?, ?, ?) \
+                 ORDER BY block, key, epoch, sequence LIMIT ?";
+    let (block, key, at) = match &after {
+        Some((block, key, at)) => (i64::from(block.0), key.as_bytes(), *at),
+        None => (-1, &[][..], Position::default()),
+    };
+    let rows = sqlx::query(query)
+        .bind(block)
+        .bind(key)
+        .bind(bounded(at.epoch.0))
+        .bind(bounded(at.sequence.0))
+        .bind(limit)
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    rows.iter().map(divergent).collect()
+}
+
+fn divergent(row: &SqliteRow) -> Result<Divergent, StoreError> {
+    let record: StoredRecord = record(row)?;
+    let decided: Option<i64> = row.try_get(9).map_err(classify)?;
+    Ok(Divergent {
+        block: BlockNo(number(row, 6)?),
+        record,
+        site: text(row, 7)?.to_owned(),
+        at_ms: number(row, 8)?,
+        resolution: decided.map(Resolution::kept).transpose()?,
+    })
+}

@@ -1,0 +1,299 @@
+//! A site is enrolled, or is not, and why.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
+
+use std::sync::Arc;
+
+use kms_core::{
+    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, RecordKey, SystemTitle,
+    enrolment::{
+        Fingerprint, Oaep,
+        bundle::{EnrolledBlock, SignedEnrolment},
+        request::{JoinRequest, SignedRequest},
+    },
+    site::{
+        peer::{PeerKind, SignedPeer},
+        role::{RoleChange, RoleRecord, SignedRoleRecord},
+    },
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+
+use super::{
+    home::{Home, at_home},
+    site_common::{Site, call},
+};
+use crate::{
+    app::SystemClock,
+    enrolment::{EnrolError, Enroller, Enrolling},
+    hsm::{CeremonyKey, Enrols as _, Hsm, OaepHash, RsaKey, memory::MemoryToken},
+    keyring::{KeyringError, founding::take_over_blocks},
+    store::{
+        Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
+        sites::{BlockChanges, Divergent, FollowerLock, RoleRow},
+    },
+};
+
+struct Joining {
+    signing: EcdsaKeyPair,
+    request: JoinRequest,
+}
+
+impl Joining {
+    /// A site of the other parity, whose token is one in memory.
+    fn new() -> Self {
+        let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let signing = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
+        let ceremony = RsaKey { modulus: vec![0xC3; 384], exponent: vec![1, 0, 1] };
+        let transport_block = MemoryToken::new().unwrap().transport_block_key().unwrap();
+        let request = JoinRequest {
+            site: "south".to_owned(),
+            kind: PeerKind::Odd,
+            signing: signing.public_key().as_ref().try_into().unwrap(),
+            transport_block: transport_block.to_der(),
+            ceremony: ceremony.to_der(),
+            nonce: [7; 32],
+            oaep: Oaep::Sha256,
+            release: "0.1.0".to_owned(),
+            at_ms: 1,
+        };
+        Self { signing, request }
+    }
+
+    fn asks(&self, request: JoinRequest) -> Enrolling {
+        let signature = self.signing.sign(&SystemRandom::new(), &request.message()).unwrap();
+        let signature = signature.as_ref().try_into().unwrap();
+        let request = SignedRequest { request, signature }.encode();
+        Enrolling { fingerprint: Fingerprint::of(&request), request, replace: false }
+    }
+
+    fn asked(&self) -> Enrolling {
+        self.asks(self.request.clone())
+    }
+}
+
+/// The officer was there.
+fn trust(home: &Home, asked: &Enrolling) {
+    let request = SignedRequest::decode(&asked.request).unwrap().request;
+    let key = RsaKey::from_der(&request.ceremony).unwrap();
+    home.token.trust(CeremonyKey::of(&asked.fingerprint, key, OaepHash::Sha256));
+}
+
+async fn enroller(site: &Site) -> Enroller {
+    let domain: DomainRecord = site.store.domain().await.unwrap().unwrap();
+    assert!(domain.even, "the joining site of these tests is the odd one");
+    Enroller {
+        domain,
+        hsm: site.hsm.clone(),
+        store: site.measured.clone(),
+        audited: site.audit.clone(),
+        clock: Arc::new(SystemClock::new()),
+    }
+}
+
+async fn enrol(enroller: &Enroller, asked: &Enrolling) -> Result<SignedEnrolment, EnrolError> {
+    enroller.enrol(&call("Site/EnrolPeer"), asked).await
+}
+
+/// The database as somebody left it who can write to it.
+struct Tampered {
+    inner: Arc<dyn ReadStore>,
+    role_records: Vec<SignedRoleRecord>,
+    peers: Vec<SignedPeer>,
+    writes: bool,
+}
+
+#[async_trait::async_trait]
+impl ReadStore for Tampered {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+    async fn domain(&self) -> Result<Option<DomainRecord>, StoreError> {
+        self.inner.domain().await
+    }
+    async fn heads(&self) -> Result<Vec<Head>, StoreError> {
+        self.inner.heads().await
+    }
+    async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
+        self.inner.block(block).await
+    }
+    async fn find_meter(&self, id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
+        self.inner.find_meter(id).await
+    }
+    async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
+        self.inner.find_title(title).await
+    }
+    async fn list_meters(
+        &self,
+        after: Option<&MeterId>,
+        limit: u32,
+    ) -> Result<Vec<IndexedMeter>, StoreError> {
+        self.inner.list_meters(after, limit).await
+    }
+    async fn count_meters(&self) -> Result<u64, StoreError> {
+        self.inner.count_meters().await
+    }
+    async fn holders_of(
+        &self,
+        fingerprints: &[kms_core::Fingerprint],
+        limit: u32,
+    ) -> Result<Vec<Holder>, StoreError> {
+        self.inner.holders_of(fingerprints, limit).await
+    }
+    async fn role(&self) -> Result<RoleRow, StoreError> {
+        Ok(RoleRow { writes: self.writes, ..self.inner.role().await? })
+    }
+    async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
+        Ok(self.role_records.clone())
+    }
+    async fn peers(&self) -> Result<Vec<SignedPeer>, StoreError> {
+        Ok(self.peers.clone())
+    }
+    async fn changes_after(
+        &self,
+        block: BlockNo,
+        after: Position,
+    ) -> Result<Option<BlockChanges>, StoreError> {
+        self.inner.changes_after(block, after).await
+    }
+    async fn divergence(
+        &self,
+        after: Option<(BlockNo, RecordKey, Position)>,
+        limit: u32,
+    ) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(after, limit).await
+    }
+    async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.inner.follower_lock().await
+    }
+}
+
+#[test]
+fn a_request_that_asks_for_what_cannot_be_is_refused_by_name() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let good = joining.asked();
+        let untrusted = enrol(&enroller, &good).await;
+        assert!(matches!(untrusted, Err(EnrolError::NotTrusted(_))), "{untrusted:?}");
+        trust(home, &good);
+        let wrong = Enrolling { fingerprint: Fingerprint([1; 32]), ..good.clone() };
+        let refused = enrol(&enroller, &wrong).await;
+        assert!(matches!(refused, Err(EnrolError::Fingerprint { .. })), "{refused:?}");
+        let mut altered = good.clone();
+        altered.request[60] ^= 1;
+        altered.fingerprint = Fingerprint::of(&altered.request);
+        let refused = enrol(&enroller, &altered).await;
+        assert!(matches!(refused, Err(EnrolError::Paper(_))), "{refused:?}");
+        let request = || joining.request.clone();
+        for (bad, why) in [
+            (JoinRequest { site: enroller.domain.site.clone(), ..request() }, "this very site"),
+            (JoinRequest { kind: PeerKind::Even, ..request() }, "this site's parity"),
+            (JoinRequest { kind: PeerKind::Replica, ..request() }, "read-only replica"),
+            (JoinRequest { ceremony: request().transport_block, ..request() }, "transport key"),
+            (JoinRequest { ceremony: vec![1; 422], ..request() }, "SubjectPublicKeyInfo"),
+        ] {
+            let asked = joining.asks(bad);
+            trust_any(home, &asked);
+            let refused = enrol(&enroller, &asked).await.unwrap_err().to_string();
+            assert!(refused.contains(why), "{why}: {refused}");
+        }
+        assert!(site.store.peers().await.unwrap().is_empty(), "nobody was enrolled");
+        enrol(&enroller, &good).await.unwrap();
+        assert_eq!(site.store.peers().await.unwrap().len(), 1);
+    });
+}
+
+/// As [`trust`], where the key is one.
+fn trust_any(home: &Home, asked: &Enrolling) {
+    let request = SignedRequest::decode(&asked.request).unwrap().request;
+    if RsaKey::from_der(&request.ceremony).is_ok() {
+        trust(home, asked);
+    }
+}
+
+#[test]
+fn block_secrets_come_over_and_one_of_another_block_is_found_out() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let asked = joining.asked();
+        trust(home, &asked);
+        let mut bundle = enrol(&enroller, &asked).await.unwrap().enrolment;
+        let there = Hsm::new(
+            Arc::new(MemoryToken::new().unwrap()),
+            4,
+            std::time::Duration::from_secs(9),
+            std::time::Duration::from_secs(9),
+        );
+        let domain =
+            DomainRecord { even: false, site: "south".to_owned(), ..enroller.domain.clone() };
+        let blocks: Vec<(BlockNo, &EnrolledBlock)> = bundle.numbered_blocks().collect();
+        let taken = take_over_blocks(&there, &domain, &blocks, |_| {}).await.unwrap();
+        let heads: Vec<_> = taken.into_iter().map(|change| change.head).collect();
+        assert_eq!(heads, site.store.heads().await.unwrap(), "byte for byte what the founder has");
+        bundle.blocks.swap(3, 4);
+        let blocks: Vec<(BlockNo, &EnrolledBlock)> = bundle.numbered_blocks().collect();
+        let refused = take_over_blocks(&there, &domain, &blocks, |_| {}).await;
+        let Err(KeyringError::Damaged { block, what }) = refused else { panic!("{refused:?}") };
+        assert_eq!(block, BlockNo(3));
+        assert!(what.contains("not the one that the sender has"), "{what}");
+    });
+}
+
+#[test]
+fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_nobody() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let asked = joining.asked();
+        trust(home, &asked);
+        enrol(&enroller, &asked).await.unwrap();
+        let peers = site.store.peers().await.unwrap();
+        let over = |store: Tampered| Enroller {
+            domain: enroller.domain.clone(),
+            hsm: enroller.hsm.clone(),
+            store: Arc::new(store),
+            audited: Arc::clone(&enroller.audited),
+            clock: Arc::clone(&enroller.clock),
+        };
+        let as_it_is = || Tampered {
+            inner: site.measured.clone(),
+            role_records: Vec::new(),
+            peers: peers.clone(),
+            writes: true,
+        };
+        enrol(&over(as_it_is()), &asked).await.unwrap();
+        // A promotion of the joining site that it never signed.
+        let record = RoleRecord {
+            domain: enroller.domain.domain,
+            site: "south".to_owned(),
+            change: RoleChange::Promotion,
+            epoch: Epoch(3),
+            after: Epoch(2),
+            at_ms: 1,
+            heads: Vec::new(),
+        };
+        let signature = joining.signing.sign(&SystemRandom::new(), &record.message()).unwrap();
+        let signature: [u8; 64] = signature.as_ref().try_into().unwrap();
+        let genuine = SignedRoleRecord { record, signature };
+        let mut forged = genuine.clone();
+        forged.record.at_ms = 2;
+        let with = |record| Tampered { role_records: vec![record], ..as_it_is() };
+        enrol(&over(with(genuine)), &asked).await.unwrap();
+        let refused = enrol(&over(with(forged)), &asked).await;
+        let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
+        assert!(what.contains("the role record of epoch 3"), "{what}");
+        // A peer whom this site's token never saw.
+        let mut strangers = peers.clone();
+        strangers[0].peer.signing = [4; 65];
+        let refused = enrol(&over(Tampered { peers: strangers, ..as_it_is() }), &asked).await;
+        let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
+        assert!(what.contains("south"), "{what}");
+        let refused = enrol(&over(Tampered { writes: false, ..as_it_is() }), &asked).await;
+        assert!(matches!(refused, Err(EnrolError::NotPrimary)), "{refused:?}");
+    });
+}

@@ -1,0 +1,365 @@
+//! Two sites of one key domain, each with a database and a token of its own, and servers that reach each other by TLS
+//! on loopback. The second one begins with the first one's block secrets, as enrolment leaves them.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use kms_core::{
+    BlockNo, Position, Sequence,
+    audit::{AuditEntry, AuditOutcome, Subject},
+    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+    site::{
+        peer::{Peer as Enrolled, PeerKind, SignedPeer},
+        role::SignedRoleRecord,
+    },
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
+use tokio::{
+    sync::oneshot,
+    task::{AbortHandle, JoinHandle},
+};
+
+use super::{
+    home::Home,
+    site_common::{Options, Site, call},
+};
+use crate::{
+    app::OperatingSystem,
+    ciphering::Ciphering,
+    keyring::{Arrived, Wish},
+    lifecycle::{self, Lifecycle},
+    replication::{
+        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Serving,
+        Status, Syncing,
+    },
+    rpc::{
+        self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
+        Role, TlsConfig,
+    },
+    store::{BlockChange, SealedSecret, StoredBlock},
+};
+
+pub(crate) const BLOCKS: u32 = 16;
+
+/// Longer than anything here takes on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The first site, of even epochs, which writes; and the second one, which begins with its block secrets.
+pub(crate) async fn sites(north: &Home, south: &Home) -> (Arc<Site>, Arc<Site>) {
+    let name = "north";
+    let options = Options { blocks: BLOCKS, name, ..Options::default() };
+    let north = Site::with(north, options).await;
+    let made = blocks_for(&north, south).await;
+    let south = again(south, "south", Some(made)).await;
+    let north = Arc::new(north);
+    enrol(&north, &south).await;
+    enrol(&south, &north).await;
+    (north, south)
+}
+
+/// A site over the database that `home` has.
+pub(crate) async fn again(
+    home: &Home,
+    name: &'static str,
+    blocks_made: Option<Vec<BlockChange>>,
+) -> Arc<Site> {
+    let even = name == "north";
+    let options = Options { blocks: BLOCKS, name, even, blocks_made, ..Options::default() };
+    let site = Site::with(home, options).await;
+    site.keyring.roles.look().await.unwrap();
+    Arc::new(site)
+}
+
+/// The blocks of `site` as they were founded, sealed for the other one's token.
+async fn blocks_for(site: &Site, other: &Home) -> Vec<BlockChange> {
+    let token = other.any_token();
+    let hsm = crate::hsm::Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
+    let mut made = Vec::new();
+    for head in site.store.heads().await.unwrap() {
+        let (keys, secret) = opened(site, head.block).await;
+        let domain = &site.domain.domain;
+        let binding = SecretBinding { domain, block: head.block, secret_version: 1 };
+        let kek_id = hsm.status().site_kek_id;
+        let (_, sealed) = hsm.seal(binding.seal_aad(&kek_id), secret).await.unwrap();
+        let seals = vec![SealedSecret { secret_version: 1, kek_id, sealed }];
+        let head = keys.first_head(head.block, 1, site.domain.epoch);
+        made.push(BlockChange { expected: None, head, seals, records: Vec::new() });
+    }
+    made
+}
+
+/// The keys of a block, and its secret.
+pub(crate) async fn opened(site: &Site, block: BlockNo) -> (BlockKeys, kms_core::BlockSecret) {
+    let stored = site.store.block(block).await.unwrap().unwrap();
+    let domain = &site.domain.domain;
+    let binding = SecretBinding { domain, block, secret_version: 1 };
+    let aad = binding.seal_aad(&site.hsm.status().site_kek_id);
+    let secret = site.hsm.open(aad, stored.seals[0].sealed.clone()).await.unwrap();
+    let mut subkeys = vec![0; SUBKEYS_LEN];
+    binding.derive_subkeys(&secret, &mut subkeys);
+    (BlockKeys::new(*domain, &subkeys).unwrap(), secret)
+}
+
+pub(crate) fn entry(verb: &str) -> AuditEntry {
+    call(verb).entry(1, Subject::NONE, AuditOutcome::Done)
+}
+
+/// Makes `other` known at `site`.
+async fn enrol(site: &Site, other: &Site) {
+    let peer = Enrolled {
+        domain: site.domain.domain,
+        site: other.domain.site.clone(),
+        kind: if other.domain.even { PeerKind::Even } else { PeerKind::Odd },
+        signing: other.hsm.public_key().await.unwrap(),
+        transport_block: vec![9; 16],
+        enrolled_ms: 1,
+        former: Vec::new(),
+    };
+    let signature = site.hsm.sign(peer.message()).await.unwrap();
+    let signed = SignedPeer { peer, signature };
+    site.commits.put_peer(signed, vec![entry("Site/EnrolPeer")]).await.unwrap();
+}
+
+/// Promotes a site whose peer is lost; the record of it.
+pub(crate) async fn promote(site: &Site) -> SignedRoleRecord {
+    let expected = site.store.role().await.unwrap().epoch;
+    let wish = Wish { expected, is_lost: true, above: None };
+    let promoted = site.keyring.roles.promote(wish, entry("Site/Promote"), 5).await.unwrap();
+    assert!(promoted.left.is_empty(), "{promoted:?}");
+    site.store.role_records().await.unwrap().pop().unwrap()
+}
+
+/// A certificate that is good for a server and for a client.
+fn identity(ca: &CertifiedIssuer<'static, KeyPair>, name: &str) -> (String, String) {
+    let mut params = CertificateParams::new([name.to_owned(), "localhost".to_owned()]).unwrap();
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, ca).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+/// Certificates and addresses of both sites.
+pub(crate) struct Network {
+    dir: Arc<tempfile::TempDir>,
+    pub(crate) north: SocketAddr,
+    pub(crate) south: SocketAddr,
+}
+
+impl Network {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+        write("ca.pem", ca.pem());
+        for name in ["north", "south"] {
+            let (certificate, key) = identity(&ca, name);
+            write(&format!("{name}.pem"), certificate);
+            write(&format!("{name}.key"), key);
+        }
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (north, south) = (free(), free());
+        let (north, south) = (north.local_addr().unwrap(), south.local_addr().unwrap());
+        Self { dir: Arc::new(dir), north, south }
+    }
+
+    /// The same, with a server of the second site at this address.
+    pub(crate) fn listening_at(&self, south: SocketAddr) -> Self {
+        Self { dir: Arc::clone(&self.dir), north: self.north, south }
+    }
+
+    fn tls(&self, name: &str) -> TlsConfig {
+        let file = |name: String| self.dir.path().join(name);
+        TlsConfig::new(
+            file(format!("{name}.pem")),
+            file(format!("{name}.key")),
+            file("ca.pem".to_owned()),
+        )
+    }
+
+    fn address(&self, name: &str) -> SocketAddr {
+        if name == "north" { self.north } else { self.south }
+    }
+
+    /// The way of the site of this name to the other one, at this address.
+    pub(crate) fn client(&self, own: &str, to: SocketAddr) -> PeerClient {
+        let config = PeerConfig {
+            endpoints: vec![to.to_string()],
+            ca: self.dir.path().join("ca.pem"),
+            server_name: Some("localhost".to_owned()),
+            connect_timeout: Duration::from_secs(3),
+        };
+        PeerClient::new(config, self.tls(own))
+    }
+
+    fn config(&self, name: &str) -> rpc::Config {
+        let peer = |name: &str| (CallerName::new(name).unwrap(), vec![Role::Peer]);
+        let policy = Policy::new([peer("north"), peer("south")]);
+        let limits = Limits { drain_timeout: Duration::from_millis(200), ..Limits::default() };
+        rpc::Config::new(self.address(name), self.tls(name), limits, policy).unwrap()
+    }
+}
+
+/// A site with its server, and all that goes on beside.
+pub(crate) struct Running {
+    pub(crate) site: Arc<Site>,
+    pub(crate) status: Arc<Status>,
+    pub(crate) gate: Arc<Confirming>,
+    tasks: Vec<AbortHandle>,
+    server: JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// As the settings say, with shorter intervals.
+fn settings(peer: &str) -> Config {
+    Config {
+        peer: peer.to_owned(),
+        heartbeat: Duration::from_millis(300),
+        write_wait: Duration::from_secs(5),
+        compare_interval: Duration::from_secs(3),
+        prove_interval: Duration::from_secs(1),
+        proof_age_max: Duration::from_secs(60),
+    }
+}
+
+impl Running {
+    /// Starts the server of `site`.
+    pub(crate) async fn start(site: Arc<Site>, network: &Network) -> Self {
+        let to = if site.domain.even { network.south } else { network.north };
+        Self::start_towards(site, network, to).await
+    }
+
+    /// Starts it, with the other one at this address.
+    pub(crate) async fn start_towards(site: Arc<Site>, network: &Network, to: SocketAddr) -> Self {
+        let name = site.domain.site.clone();
+        let config = settings(if site.domain.even { "south" } else { "north" });
+        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&site.clock)));
+        let grounds = Grounds {
+            config,
+            peer: Arc::new(network.client(&name, to)),
+            store: site.measured.clone(),
+            cards: Cards::new(site.measured.clone(), &site.domain),
+            blocks: site.domain.blocks,
+            clock: Arc::clone(&site.clock),
+            status: Arc::clone(&status),
+        };
+        let keyring = &site.keyring;
+        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
+        let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
+        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
+        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let prover = Arc::clone(&keyring.prover);
+        let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
+        let proving = Arc::new(proving);
+        let syncing =
+            Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
+        let gate = Confirming::new(&grounds);
+        let answering = Arc::new(Answering::new(prover, grounds.cards));
+        let replicating = Replicating {
+            parts: ReplicationParts { serving: Arc::new(serving), answering },
+            status: Arc::clone(&status),
+            syncing,
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, bound) = oneshot::channel();
+        let served = rpc::serve(
+            network.config(&name),
+            parts(&site, replicating),
+            async { drop(stopped.await) },
+            ready,
+        );
+        let server = tokio::spawn(async move { served.await.unwrap() });
+        bound.await.unwrap();
+        let roles = Arc::clone(&site.keyring.roles);
+        let tasks = vec![
+            tokio::spawn(Arc::clone(&site.ledger).hear(site.measured.clone())).abort_handle(),
+            tokio::spawn(async move { roles.keep_looking().await }).abort_handle(),
+            tokio::spawn(async move { following.run().await }).abort_handle(),
+            tokio::spawn(async move { proving.run().await }).abort_handle(),
+        ];
+        let gate = Arc::new(gate);
+        Self { site, status, gate, tasks, server, stop: Some(stop) }
+    }
+
+    /// Ends all of it in the middle of whatever it does.
+    pub(crate) async fn cut(mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        self.stop.take();
+        self.server.abort();
+        let _ = self.server.await;
+    }
+}
+
+fn parts(site: &Arc<Site>, replicating: Replicating) -> rpc::Parts {
+    let (token, allow_clear) = (site.hsm.clone(), true);
+    let config = lifecycle::Config { allow_clear };
+    let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
+    let lifecycle = Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness);
+    rpc::Parts {
+        ciphering: Arc::new(Ciphering::new(site.keyring.reader.clone(), site.hsm.apdus())),
+        lifecycle: Arc::new(lifecycle),
+        keyring: Arc::clone(&site.keyring.overview),
+        token_status: Arc::new(move || token.status()),
+        store: site.measured.clone(),
+        audit: Arc::clone(&site.audit),
+        domain: site.domain.clone(),
+        single_site: false,
+        roles: Arc::clone(&site.keyring.roles),
+        replication: Some(replicating),
+        hsm: site.hsm.clone(),
+        clock: Arc::clone(&site.clock),
+        sources: Vec::new(),
+    }
+}
+
+/// Waits until something is so.
+pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so().await {
+        assert!(began.elapsed() < SOON, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// All blocks as they are stored, without their seals.
+pub(crate) async fn contents(site: &Site) -> Vec<StoredBlock> {
+    let mut all = Vec::new();
+    for block in 0..BLOCKS {
+        let block = site.store.block(BlockNo(block)).await.unwrap().unwrap();
+        all.push(StoredBlock { seals: Vec::new(), ..block });
+    }
+    all
+}
+
+/// Waits until both have the same bytes.
+pub(crate) async fn in_step(one: &Site, other: &Site) {
+    eventually("the sites are in step", async || contents(one).await == contents(other).await)
+        .await;
+}
+
+/// All of a block, as `site` would send it.
+pub(crate) async fn whole(site: &Site, block: BlockNo) -> Arrived {
+    let StoredBlock { head, records, .. } = site.store.block(block).await.unwrap().unwrap();
+    Arrived { head, records, is_whole: true }
+}
+
+/// What changed in a block, as `site` would send it.
+pub(crate) async fn news(site: &Site, block: BlockNo, after: Position) -> Arrived {
+    let changes = site.store.changes_after(block, after).await.unwrap().unwrap();
+    Arrived { head: changes.head, records: changes.records, is_whole: false }
+}
+
+/// Where a block stands.
+pub(crate) async fn position(site: &Site, block: BlockNo) -> Position {
+    site.store.position(block).await.unwrap().unwrap()
+}
+
+/// Before all.
+pub(crate) const fn nowhere() -> Position {
+    Position { epoch: kms_core::Epoch(0), sequence: Sequence(0) }
+}

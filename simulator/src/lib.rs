@@ -1,0 +1,99 @@
+//! A seeded world that drives the state machines of `kms-core` through disasters: two sites that write and a replica, two
+//! nodes each over one database a site, and a network that loses, delays, reorders, repeats and changes what it carries.
+//! The machines are those of the service, unchanged; what is simulated is all around them.
+//!
+//! A seed says everything: the same history comes out of it in every build. `docs/design/simulator.md` tells what is
+//! modelled, and what is not.
+
+mod acting;
+mod chance;
+mod counting;
+mod events;
+mod fault;
+mod mutation;
+mod net;
+mod realm;
+mod replicating;
+mod roles;
+mod site;
+mod truth;
+mod world;
+
+pub use fault::{Fault, Hit, Hits};
+pub use mutation::Mutation;
+pub use realm::{NoRealm, Realm};
+pub use truth::Broken;
+
+use world::World;
+
+/// What to simulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Of the first history; the next ones count up from it.
+    pub seed: u64,
+    /// The number of histories.
+    pub histories: u64,
+    /// Events of each.
+    pub events: usize,
+    /// A rule that the world breaks.
+    pub mutation: Option<Mutation>,
+}
+
+/// What came out of histories without a fault of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// How often each fault hit what.
+    pub hits: Hits,
+    /// Histories that were run.
+    pub histories: u64,
+    /// Counters that were given out.
+    pub counters: u64,
+}
+
+/// A history in which an invariant was broken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{broken}\nafter {events} events: SEED={seed} HISTORIES=1 EVENTS={events} make simulate")]
+pub struct Failure {
+    /// The seed that brings it back.
+    pub seed: u64,
+    /// The fewest events after which it shows.
+    pub events: usize,
+    /// What was broken.
+    pub broken: Broken,
+    /// What happened until then, a line each.
+    pub story: Vec<String>,
+}
+
+impl Plan {
+    /// Runs all histories, or up to the first that fails.
+    pub fn run(&self, realm: &Realm) -> Result<Report, Failure> {
+        let mut report = Report::default();
+        for seed in self.seed..self.seed + self.histories {
+            let mut world = World::new(realm, seed, self.mutation);
+            if let Err(broken) = live(&mut world, self.events) {
+                return Err(self.shortest(realm, seed, broken));
+            }
+            report.hits.add(&world.hits);
+            report.histories += 1;
+            report.counters += world.truth.counters;
+        }
+        Ok(report)
+    }
+
+    /// The shortest beginning of a history that fails as well.
+    fn shortest(&self, realm: &Realm, seed: u64, broken: Broken) -> Failure {
+        let fails =
+            |events: &usize| live(&mut World::new(realm, seed, self.mutation), *events).err();
+        let first = (0..self.events).find_map(|events| fails(&events).map(|it| (events, it)));
+        let (events, broken) = first.unwrap_or((self.events, broken));
+        let mut world = World::new(realm, seed, self.mutation);
+        world.story = Some(Vec::new());
+        let _ = live(&mut world, events);
+        Failure { seed, events, broken, story: world.story.unwrap_or_default() }
+    }
+}
+
+fn live(world: &mut World<'_>, events: usize) -> Result<(), Broken> {
+    (0..events).try_for_each(|_| world.step())?;
+    world.settle()
+}

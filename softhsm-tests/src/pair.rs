@@ -1,0 +1,226 @@
+//! Two sites of one key domain: each with a token, a database and a server of its own, joined by the enrolment
+//! ceremony as people do it.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Authority, PeerOptions, Programs, Role, Running, ServerError, Site, SiteOptions,
+    files::write_private,
+    settings,
+    site::{AUTHORITY, SiteError, free_port},
+    tool::ToolError,
+};
+
+/// Something of the pair did not work out.
+#[derive(Debug, thiserror::Error)]
+pub enum PairError {
+    /// A site could not be laid out.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// A server or a command of it.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// `ami-tool`.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A command said something else than it should.
+    #[error("{what}: {said}")]
+    Said {
+        /// The command.
+        what: &'static str,
+        /// All that it said.
+        said: String,
+    },
+    /// What was waited for did not come.
+    #[error("{what} took longer than {} s; last: {last}", after.as_secs())]
+    TooLong {
+        /// What was waited for.
+        what: &'static str,
+        /// The patience.
+        after: Duration,
+        /// What was seen last.
+        last: String,
+    },
+}
+
+/// The two sites. `a` founds the key domain, `b` joins it.
+#[derive(Debug)]
+pub struct Pair {
+    /// The site of even epochs.
+    pub a: Site,
+    /// The site of odd epochs.
+    pub b: Site,
+}
+
+/// The longest wait for something of the other site.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+impl Pair {
+    /// Lays both out below `dir`. What `options` say of name and peer is not used.
+    pub fn make(dir: &Path, programs: &Programs, options: &SiteOptions) -> Result<Self, PairError> {
+        let authority = Authority::make(AUTHORITY).map_err(SiteError::from)?;
+        let port = || free_port().map_err(SiteError::Port);
+        let (a, b) = (port()?, port()?);
+        let site = |name: &str, port, peer: &str, peer_port, even| {
+            let peer = PeerOptions { site: peer.to_owned(), port: peer_port, even };
+            let options = SiteOptions {
+                name: name.to_owned(),
+                port: Some(port),
+                peer: Some(peer),
+                ..options.clone()
+            };
+            Site::make_under(&authority, &dir.join(name), programs.clone(), options)
+        };
+        Ok(Self {
+            a: site("site-a", a, "site-b", b, true)?,
+            b: site("site-b", b, "site-a", a, false)?,
+        })
+    }
+
+    /// `b` makes its own keys and asks to join: the file, and its fingerprint.
+    pub fn ask(&self) -> Result<(String, String), PairError> {
+        let file = self.b.places().dir.join("join.request");
+        let so_pin = self.b.places().so_pin.as_os_str();
+        let said = self.b.run(
+            "init",
+            &[
+                "--join".as_ref(),
+                "--request".as_ref(),
+                file.as_os_str(),
+                "--create-token".as_ref(),
+                "--so-pin-file".as_ref(),
+                so_pin,
+            ],
+        )?;
+        Ok((file.display().to_string(), told("init --join --request", &said, "fingerprint")?))
+    }
+
+    /// `a`'s security officer trusts the request, its administrator enrols the site: the bundle, and its
+    /// fingerprint. `a` serves meanwhile.
+    pub fn enrol(&self, request: &str, fingerprint: &str) -> Result<(String, String), PairError> {
+        let so_pin = self.a.places().so_pin.as_os_str();
+        let [of, is] = [request, fingerprint].map(OsStr::new);
+        let words = ["--request", "--fingerprint", "--so-pin-file"].map(OsStr::new);
+        self.a.run("trust-peer", &[words[0], of, words[1], is, words[2], so_pin])?;
+        let bundle = self.a.places().dir.join("bundle").display().to_string();
+        let said = self.tool(
+            "site enrol",
+            &[
+                "site",
+                "enrol",
+                "--request",
+                request,
+                "--fingerprint",
+                fingerprint,
+                "--out",
+                &bundle,
+            ],
+        )?;
+        Ok((bundle, told("site enrol", &said, "fingerprint")?))
+    }
+
+    /// `b` receives the bundle and founds its database.
+    pub fn join(&self, bundle: &str, fingerprint: &str) -> Result<(), PairError> {
+        let words = ["--join", "--bundle", bundle, "--fingerprint", fingerprint].map(OsStr::new);
+        self.b.run("init", &words)?;
+        Ok(())
+    }
+
+    /// From nothing to two sites that serve.
+    pub fn start(&self) -> Result<(Running, Running), PairError> {
+        self.a.init()?;
+        let a = self.a.start()?;
+        let (request, fingerprint) = self.ask()?;
+        let (bundle, fingerprint) = self.enrol(&request, &fingerprint)?;
+        self.join(&bundle, &fingerprint)?;
+        Ok((a, self.b.start()?))
+    }
+
+    /// Waits until `writer` has the other one's proof of every block; how long it took.
+    pub fn until_proved(&self, writer: &Site) -> Result<Duration, PairError> {
+        let began = Instant::now();
+        loop {
+            let status = status(writer)?;
+            let readiness = &status["replication"]["readiness"];
+            let left = ["unproved", "failed"].map(|what| readiness[what].as_u64());
+            if left == [Some(0), Some(0)] {
+                return Ok(began.elapsed());
+            }
+            too_long("a proof of every block", began, || readiness.to_string())?;
+        }
+    }
+
+    /// Waits until `site` is in this role and epoch, and says whether it writes; how long it took.
+    pub fn until_it_is(&self, site: &Site, role: &str, epoch: u64) -> Result<Duration, PairError> {
+        let began = Instant::now();
+        loop {
+            let status = status(site)?;
+            let standing = &status["standing"];
+            if standing["role"] == role && standing["epoch"] == epoch {
+                return Ok(began.elapsed());
+            }
+            too_long("another role", began, || standing.to_string())?;
+        }
+    }
+
+    /// A client's configuration that names both, `a` first; in `a`'s directory.
+    pub fn client_toml(&self, role: Role) -> Result<PathBuf, PairError> {
+        let path = self.a.places().dir.join(format!("both-{}.toml", role.caller()));
+        let text =
+            settings::client_of_both(role, [("site-a", self.a.port()), ("site-b", self.b.port())]);
+        write_private(&path, &text).map_err(|source| SiteError::File {
+            doing: "writing",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(path)
+    }
+
+    fn tool(&self, what: &'static str, arguments: &[&str]) -> Result<String, PairError> {
+        said_by(&self.a, what, arguments)
+    }
+}
+
+/// What `ami-tool` of a site's administrator says, if it ends well.
+pub fn said_by(site: &Site, what: &'static str, arguments: &[&str]) -> Result<String, PairError> {
+    let output = site.ami_tool(Role::AmiAdmin).run(arguments, "")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(said);
+    }
+    let said = said + &String::from_utf8_lossy(&output.stderr);
+    Err(PairError::Said { what, said })
+}
+
+/// The line of a report that begins with `what`.
+fn told(by: &'static str, report: &str, what: &str) -> Result<String, PairError> {
+    let line = report.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(' '));
+    let not_there = || PairError::Said { what: by, said: report.to_owned() };
+    line.map(|rest| rest.trim().to_owned()).ok_or_else(not_there)
+}
+
+/// `site status --json` of a site.
+fn status(site: &Site) -> Result<serde_json::Value, PairError> {
+    let said = said_by(site, "site status", &["site", "status", "--json"])?;
+    serde_json::from_str(&said).map_err(|_| PairError::Said { what: "site status", said })
+}
+
+/// Waits for a moment, unless it has been long enough.
+fn too_long(
+    what: &'static str,
+    began: Instant,
+    last: impl FnOnce() -> String,
+) -> Result<(), PairError> {
+    if began.elapsed() > PATIENCE {
+        return Err(PairError::TooLong { what, after: PATIENCE, last: last() });
+    }
+    thread::sleep(LOOK);
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! Two sites by the real programs: each with a token and a database of its own, enrolled by the ceremony, following
+//! each other over TLS, and killed with -9.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Numbers, client, eventually,
+    fleet::{PLAIN, add, apdu, line, line_in_hsm, parsed, push},
+    programs,
+};
+use kms_client::{ImportRules, Verdict};
+use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions};
+use sqlx::{Connection as _, Row as _, SqliteConnection};
+use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
+
+/// Kills of the site that follows, and of the one that writes.
+const KILLS: u64 = 6;
+
+/// Two sites of one domain, enrolled and serving, in memory.
+fn pair() -> (TempDir, Pair, (Running, Running)) {
+    let dir = tempfile::Builder::new().prefix("kms-pair-").tempdir_in("/dev/shm").unwrap();
+    let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
+    let settings = vec![
+        set("heartbeat_ms", "300"),
+        set("write_wait_ms", "5000"),
+        set("compare_interval_s", "5"),
+    ];
+    let options = SiteOptions { settings, ..SiteOptions::default() };
+    let pair = Pair::make(dir.path(), &programs(), &options).unwrap();
+    let running = pair.start().unwrap();
+    (dir, pair, running)
+}
+
+/// Heads and records as they are stored, byte for byte.
+async fn contents(site: &Site) -> Vec<Vec<u8>> {
+    let url = format!("sqlite://{}", site.places().data.join("kms.db").display());
+    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    let mut all = Vec::new();
+    for query in [
+        "SELECT CAST(block || '/' || secret_version || '/' || epoch || '/' || sequence || '/' || count || '/' || \
+         hex(digest) || '/' || hex(mac) AS BLOB) FROM blocks ORDER BY block",
+        "SELECT CAST(block || '/' || epoch || '/' || sequence || '/' || secret_version || '/' || hex(mac) || '/' || \
+         hex(body) AS BLOB) FROM records ORDER BY block, sequence, mac",
+    ] {
+        let rows = sqlx::query(query).fetch_all(&mut database).await.unwrap();
+        all.extend(rows.iter().map(|row| row.get::<Vec<u8>, _>(0)));
+    }
+    database.close().await.unwrap();
+    all
+}
+
+async fn in_step(first: &Site, second: &Site) {
+    eventually("the sites are in step", || async {
+        contents(first).await == contents(second).await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
+    let (_dir, pair, (a, b)) = pair();
+    let (first, second) = (&pair.a, &pair.b);
+    let (at_a, at_b) = (client(first, Role::Dev).await, client(second, Role::Dev).await);
+    let lines: Vec<String> =
+        (1..=60).map(|n| if n % 5 == 0 { line_in_hsm(n) } else { line(n) }).collect();
+    add(&at_a, &lines).await;
+    in_step(first, second).await;
+    let pushes: Vec<_> = (1..=60).map(|n| apdu(push(n))).collect();
+    for opened in at_b.decrypt_batch(pushes).await.unwrap() {
+        assert_eq!(opened.verdict(), Verdict::Ok, "{opened:?}");
+        assert_eq!(opened.plaintext.as_deref(), Some(PLAIN));
+    }
+    // The site that follows takes no change.
+    let late = tokio_stream::iter(parsed(&line(99)));
+    let mut results = at_b.meters().import(late, ImportRules::default());
+    let refused = results.next().await.unwrap().unwrap_err().to_string();
+    assert!(refused.contains("changes go to the primary site"), "{refused}");
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_4_a_kill_of_either_site_in_mid_copy_loses_nothing_and_both_end_alike() {
+    let (_dir, pair, (mut a, mut b)) = pair();
+    let (first, second) = (&pair.a, &pair.b);
+    let mut numbers = Numbers::fresh();
+    let mut imported = 0;
+    for round in 0..KILLS {
+        let at_a = client(first, Role::Dev).await;
+        let lines: Vec<String> = (imported + 1..=imported + 300).map(line).collect();
+        imported += 300;
+        let loading = async { add(&at_a, &lines).await };
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(numbers.below(1_000))).await;
+            b.kill_9().unwrap();
+        };
+        tokio::join!(loading, killing);
+        if round % 2 == 1 {
+            a.kill_9().unwrap();
+            a = first.start().unwrap();
+        }
+        b = second.start().unwrap();
+    }
+    in_step(first, second).await;
+    let at_b = client(second, Role::Dev).await;
+    let pushes: Vec<_> = (1..=imported).map(|n| apdu(push(n))).collect();
+    for (opened, n) in at_b.decrypt_batch(pushes).await.unwrap().iter().zip(1..) {
+        assert_eq!(opened.verdict(), Verdict::Ok, "meter {n}: {opened:?}");
+    }
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
