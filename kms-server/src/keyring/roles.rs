@@ -194,6 +194,7 @@ impl Roles {
             left: entered.left.iter().map(|(block, _)| *block).collect(),
             // The audit log has it signed, over these heads.
             table: None,
+            ends: false,
         };
         self.commits.change_role(step, vec![entry]).await?;
         heads.iter().for_each(|head| self.opener.entered(head));
@@ -240,7 +241,7 @@ impl Roles {
             changing::Site { domain, standing, heads: &marks, at_ms: now_ms }.demotion()?;
         let record = self.sign(record).await?;
         let now = RoleRow { epoch: standing.epoch, writes: false };
-        let step = RoleStep::without_blocks(row, now, record);
+        let step = RoleStep::ending(row, now, record);
         self.commits.change_role(step, vec![entry]).await?;
         let standing = Standing { open: false, ..standing };
         self.opener.role.becomes(standing);
@@ -280,7 +281,8 @@ impl Roles {
                 "a change of role at another site was taken in"
             );
         }
-        Ok(self.standing())
+        // Another server of this site may have stored what is known already.
+        self.look().await
     }
 
     /// The signed records of all changes of role, each verified, in their places.

@@ -12,7 +12,9 @@ use super::{
     peer::Peer,
     status::Status,
 };
+use crate::store::ReadStore;
 use kms_core::{
+    Head,
     block::BlockMark,
     ports::{Replicated, ReplicationGate},
 };
@@ -24,6 +26,7 @@ const ROUND: Duration = Duration::from_millis(250);
 pub struct Confirming {
     peer: Arc<dyn Peer>,
     cards: Cards,
+    store: Arc<dyn ReadStore>,
     status: Arc<Status>,
     wait: Duration,
 }
@@ -31,8 +34,8 @@ pub struct Confirming {
 impl Confirming {
     /// Waits for as long as the settings say.
     pub fn new(grounds: &Grounds) -> Self {
-        let Grounds { config, peer, cards, status, .. } = grounds.clone();
-        Self { peer, cards, status, wait: config.write_wait }
+        let Grounds { config, peer, cards, store, status, .. } = grounds.clone();
+        Self { peer, cards, store, status, wait: config.write_wait }
     }
 
     async fn ask(&self, marks: &[BlockMark]) -> Option<HeadsSaid> {
@@ -43,6 +46,30 @@ impl Confirming {
         let asked = HeadsAsked { blocks, at_least, wait_ms };
         let answer = timeout(self.wait + ROUND, self.peer.list_heads(card, asked)).await.ok()?;
         answer.inspect_err(|error| tracing::debug!(%error, "a write is not confirmed")).ok()
+    }
+}
+
+impl Confirming {
+    /// Whether the peer has what was committed, or a later state of ours. It can have none that is beyond what we
+    /// have: then our database was rolled back, and what it has at that place is something else.
+    async fn has(&self, mark: &BlockMark, heads: &[Head]) -> bool {
+        let Some(head) = heads.iter().find(|head| head.block == mark.block) else { return false };
+        if head.position == mark.position {
+            return head.digest == mark.digest;
+        }
+        if head.position.epoch != mark.position.epoch || head.position < mark.position {
+            return false;
+        }
+        let ours = self.store.position(mark.block).await.ok().flatten();
+        let is_ours = ours.is_some_and(|ours| head.position <= ours);
+        if ours.is_some() && !is_ours {
+            tracing::error!(
+                block = mark.block.0,
+                "the peer has states of our epoch that this database has not: it was rolled back; stop this site, \
+                 and promote it above every epoch once it is in step"
+            );
+        }
+        is_ours
     }
 }
 
@@ -59,15 +86,16 @@ impl ReplicationGate for Confirming {
             return Replicated::No;
         };
         self.status.heard(&card);
-        let has = |mark: &BlockMark| {
-            heads.iter().any(|head| {
-                let at = (head.block, head.position.epoch) == (mark.block, mark.position.epoch);
-                let same = head.position == mark.position && head.digest == mark.digest;
-                at && (same || head.position > mark.position)
-            })
-        };
         // A peer that was promoted meanwhile, or knows of somebody who was, has no more say that this is kept.
         let sees_us = marks.iter().all(|mark| card.epoch == mark.position.epoch) && !card.writes;
-        if reached && sees_us && marks.iter().all(has) { Replicated::Yes } else { Replicated::No }
+        if !reached || !sees_us {
+            return Replicated::No;
+        }
+        for mark in marks {
+            if !self.has(mark, &heads).await {
+                return Replicated::No;
+            }
+        }
+        Replicated::Yes
     }
 }

@@ -27,17 +27,25 @@ pub struct RoleStep {
     pub left: Vec<BlockNo>,
     /// With them, the number of the head table that is there, and the table over the new heads.
     pub table: Option<(Option<u64>, SignedHeadTable)>,
+    /// It is the end of our own epoch, and not one that we hear of after our database was rolled back.
+    pub ends: bool,
 }
 
 impl RoleStep {
+    /// The end of our own epoch: refused where a block stands elsewhere than its record says.
+    pub fn ending(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
+        Self { ends: true, ..Self::without_blocks(expected, now, record) }
+    }
+
     /// A change of role by which this site does not begin to write.
-    pub const fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
-        Self { expected, now, record, blocks: Vec::new(), left: Vec::new(), table: None }
+    pub fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
+        let (blocks, left) = (Vec::new(), Vec::new());
+        Self { expected, now, record, blocks, left, table: None, ends: false }
     }
 
     /// Whether a site that wrote ends to by its own demotion.
     pub fn ends_our_epoch(&self) -> bool {
-        self.expected.writes && self.record.record.change == RoleChange::Demotion
+        self.ends && self.expected.writes && self.record.record.change == RoleChange::Demotion
     }
 }
 

@@ -98,6 +98,7 @@ pub async fn promotion(store: &Store, epoch: u64) -> Result<RoleStep, Seen> {
         blocks: blocks.collect(),
         left: Vec::new(),
         table: Some((there, table(there.unwrap_or(0) + 1))),
+        ends: false,
     })
 }
 
@@ -107,7 +108,8 @@ pub async fn learnt(store: &Store, change: RoleChange, epoch: u64) -> Result<Rol
     let heads = store.heads().await?;
     let mut record = role_record(change, epoch);
     record.record.heads = heads.into_iter().map(|head| (head.position, head.digest)).collect();
-    Ok(RoleStep::without_blocks(store.role().await?, row(epoch, false), record))
+    let step = RoleStep::without_blocks(store.role().await?, row(epoch, false), record);
+    Ok(RoleStep { ends: change == RoleChange::Demotion, ..step })
 }
 
 pub async fn change_role(store: &Store, step: &RoleStep) -> Result<(), Seen> {
