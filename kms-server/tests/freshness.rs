@@ -10,7 +10,12 @@ use kms_core::{
     block::BlockMark,
     freshness::HeadTable,
 };
-use kms_server::{ciphering::Named, lifecycle::LifecycleError, store::ChainLink};
+use kms_server::{
+    ciphering::Named,
+    keyring::{NotChanged, Wish},
+    lifecycle::LifecycleError,
+    store::ChainLink,
+};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -402,6 +407,30 @@ on_a_token! {
             assert_eq!(next.verdict(&push(7, PLAIN)).await, Verdict::Ok);
             let table = next.store.head_table().await.unwrap().unwrap();
             assert_eq!(HeadTable::decode(&table.body).unwrap().tip_of(node).sequence, signed);
+        });
+    }
+
+    fn invariant_7_a_role_that_goes_back_in_the_database_gives_a_running_server_no_right(home) {
+        run(async {
+            let entry = |verb: &str| call(verb).entry(1, Subject::NONE, AuditOutcome::Done);
+            let site = Site::new(home).await;
+            let roles = &site.keyring.roles;
+            roles.demote(Epoch(2), entry("Site/Demote"), 5).await.unwrap();
+            let wish = Wish { expected: Epoch(2), is_lost: false, above: None };
+            roles.promote(wish, entry("Site/Promote"), 6).await.unwrap();
+            let row = |epoch, writes| format!("UPDATE role SET epoch = {epoch}, writes = {writes};");
+            let records = "DELETE FROM role_records;";
+            // The row alone; both, as they were before.
+            for statement in [row(6, 1), records.to_owned() + &row(2, 1)] {
+                tamper(&site, &statement).await;
+                let refused = roles.look().await.unwrap_err();
+                assert!(matches!(refused, NotChanged::Row(_)), "{statement}: {refused}");
+                assert!(!roles.standing().writes(), "{statement}");
+                let by = call("Meters/ImportMeters");
+                let changed = site.lifecycle.import(&by, vec![meter(1)], Default::default()).await;
+                let refused = changed.unwrap_err();
+                assert!(matches!(refused, LifecycleError::NotPrimary { .. }), "{refused}");
+            }
         });
     }
 }

@@ -301,6 +301,21 @@ on_a_token! {
         assert!(why.contains("the ceremony is over"), "{why}");
     }
 
+    fn a_ceremony_key_that_somebody_planted_with_another_template_is_found_out(home) {
+        let keys = make_join_keys(&joining(home), Some(&Home::so_pin())).unwrap();
+        drop(keys);
+        {
+            let session = intruder(JOINING);
+            for class in [ObjectClass::PRIVATE_KEY, ObjectClass::PUBLIC_KEY] {
+                session.destroy_object(one(&session, class, "ami-ceremony")).unwrap();
+            }
+            plant_ceremony_key(&session);
+        }
+        let refused = make_join_keys(&joining(home), None).unwrap_err();
+        assert!(matches!(refused, InitError::Untrusted(_)), "{refused}");
+        assert!(refused.to_string().contains("ami-ceremony"), "{refused}");
+    }
+
     fn a_joining_site_signs_before_it_is_founded(home) {
         let keys = make_join_keys(&joining(home), Some(&Home::so_pin())).unwrap();
         let signature = sign_as_joining(&joining(home), b"a request").unwrap();
@@ -407,4 +422,70 @@ fn rotate(home: &Home) {
     assert_eq!(session.decrypt(&Mechanism::AesGcm(parameters), key, &sealed).unwrap(), TEXT);
     session.destroy_object(migrating).unwrap();
     fs::metadata(home.tokens()).unwrap();
+}
+
+/// A ceremony key whose attributes read as ours do, and whose unwrap template, of the same length, has every KEK come
+/// out readable.
+fn plant_ceremony_key(session: &Session) {
+    let (yes, no) = (&[1u8][..], &[0u8][..]);
+    let word = |value: u64| value.to_ne_bytes().to_vec();
+    let (class, aes, key_wrap) = (word(4), word(0x1F), word(0x2109));
+    // Class, key type, token, private, sensitive, extractable, the seven uses, allowed mechanisms, copyable, wrap with
+    // trusted, modifiable (PKCS #11, Attribute types).
+    let pinned: [(u64, &[u8]); 17] = [
+        (0x000, &class),
+        (0x100, &aes),
+        (0x001, no),
+        (0x002, yes),
+        (0x103, no),
+        (0x162, yes),
+        (0x104, no),
+        (0x105, no),
+        (0x108, no),
+        (0x10A, no),
+        (0x106, yes),
+        (0x107, yes),
+        (0x10C, no),
+        (0x4000_0600, &key_wrap),
+        (0x171, no),
+        (0x210, no),
+        (0x170, no),
+    ];
+    let entry = |(of, value): &(u64, &[u8])| {
+        [word(*of), word(value.as_ptr() as u64), word(value.len() as u64)].concat()
+    };
+    let nested: Vec<u8> = pinned.iter().flat_map(entry).collect();
+    let public = [
+        Attribute::Token(true),
+        Attribute::Private(false),
+        Attribute::Label(b"ami-ceremony".to_vec()),
+        Attribute::Id(vec![7; 16]),
+        Attribute::ModulusBits(3072.into()),
+        Attribute::PublicExponent(vec![1, 0, 1]),
+        Attribute::Encrypt(false),
+        Attribute::Verify(false),
+        Attribute::VerifyRecover(false),
+        Attribute::Wrap(false),
+        Attribute::Derive(false),
+        Attribute::Copyable(false),
+        Attribute::Modifiable(false),
+    ];
+    let private = [
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Label(b"ami-ceremony".to_vec()),
+        Attribute::Id(vec![7; 16]),
+        Attribute::Decrypt(false),
+        Attribute::Sign(false),
+        Attribute::SignRecover(false),
+        Attribute::Unwrap(true),
+        Attribute::Derive(false),
+        Attribute::AllowedMechanisms(vec![MechanismType::RSA_PKCS_OAEP]),
+        Attribute::VendorDefined((AttributeType::VendorDefined(0x4000_0212), nested)),
+        Attribute::Copyable(false),
+        Attribute::Modifiable(false),
+    ];
+    session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, &private).unwrap();
 }

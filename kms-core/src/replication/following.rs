@@ -78,7 +78,7 @@ impl Update {
 }
 
 /// A record without its body, roughly.
-const RECORD_BYTES: usize = 112;
+pub const RECORD_BYTES: usize = 112;
 
 /// What is to be done about an update that was not taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

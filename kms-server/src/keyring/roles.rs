@@ -257,7 +257,7 @@ impl Roles {
         told: Vec<SignedRoleRecord>,
         entry: AuditEntry,
     ) -> Result<Standing, NotChanged> {
-        let writers = self.writers().await?;
+        let (writers, _) = self.signers().await?;
         for signed in told {
             let row = self.opener.store.role().await?;
             let known = self.records().await?;
@@ -288,27 +288,40 @@ impl Roles {
     /// The signed records of all changes of role, each verified, in their places.
     pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotChanged> {
         let stored = self.opener.store.role_records().await?;
-        let (writers, peers) = (self.writers().await?, self.peers().await?);
+        let (writers, peers) = self.signers().await?;
         admission::verify(&self.opener.domain, (&writers, &peers), &stored)?;
         Ok(stored)
     }
 
-    /// The other sites, as our token has signed for them.
-    pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
+    /// Whose signatures count, and the other sites, as our token has signed for them.
+    async fn signers(&self) -> Result<(Writers, Vec<Peer>), NotChanged> {
         let ours = self.opener.hsm.public_key().await?;
         let peers = self.opener.store.peers().await?;
         // What our token did not sign is nobody.
         let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
-        Ok(peers.map(|signed| signed.peer).collect())
+        let peers: Vec<Peer> = peers.map(|signed| signed.peer).collect();
+        Ok((Writers::of_peers(&peers).with_own(&self.opener.domain, ours), peers))
     }
 
-    /// Reads the role as it is stored, and goes by it. Until that was possible once, this process changes
-    /// nothing.
+    /// Reads the role as it is stored, and goes by it. Until that was possible once, and when what is stored does
+    /// not hold, this process changes nothing. It goes back to no lower epoch: role and records that were taken
+    /// back together, with their database, don't open what a promotion closed.
     pub async fn look(&self) -> Result<Standing, NotChanged> {
+        let before = self.standing();
+        let found = self.stored_standing(before.epoch).await;
+        match &found {
+            Ok(standing) => self.opener.role.becomes(*standing),
+            // Nothing was heard: what is known stays, and each commit asks the database itself.
+            Err(NotChanged::Store(_) | NotChanged::Token(_)) => {}
+            Err(_) => self.opener.role.becomes(Standing { open: false, ..before }),
+        }
+        found
+    }
+
+    async fn stored_standing(&self, least: Epoch) -> Result<Standing, NotChanged> {
         let row = self.opener.store.role().await?;
         let standing = self.standing_of(&self.records().await?, row)?;
-        self.opener.role.becomes(standing);
-        Ok(standing)
+        if standing.epoch < least { Err(NotChanged::Row(row)) } else { Ok(standing) }
     }
 
     /// Runs until the process ends: hears of it when another server of this site changes the role.
@@ -341,12 +354,6 @@ impl Roles {
         Ok(Standing { open, ..standing })
     }
 
-    async fn writers(&self) -> Result<Writers, NotChanged> {
-        let ours = self.opener.hsm.public_key().await?;
-        let peers = self.peers().await?;
-        Ok(Writers::of_peers(&peers).with_own(&self.opener.domain, ours))
-    }
-
     /// No other task of this process changes or opens a block until the turns are dropped.
     async fn take_all(&self) -> Vec<Turn> {
         let blocks = self.opener.domain.blocks.get();
@@ -357,7 +364,7 @@ impl Roles {
         turns
     }
 
-    /// All blocks as they are stored. Each head is verified before it is built on.
+    /// All blocks as they are stored. Not verified: who builds on a head verifies it.
     async fn marks(&self) -> Result<Stored, NotChanged> {
         let heads = self.opener.store.heads().await?;
         let mark = |head: &Head| {

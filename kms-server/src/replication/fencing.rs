@@ -1,7 +1,7 @@
 //! Meeting a peer that names a higher epoch than ours: its signed role records are asked for and verified, and this
 //! site writes no more, before anything else goes on.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use tokio::sync::Mutex;
 
@@ -20,7 +20,7 @@ use kms_core::{
     Epoch,
     audit::{AuditOutcome, AuditedCall, Subject},
     ports::Clock,
-    site::role::SignedRoleRecord,
+    site::role::{SignedRoleRecord, Standing},
 };
 
 /// The caller's name in events of replication.
@@ -69,13 +69,16 @@ pub struct Fencing {
     status: Arc<Status>,
     /// One at a time: two who learn of one promotion are one.
     one: Mutex<()>,
+    /// Role records as they were verified in this standing: they are large, each block that is taken over asks.
+    verified: StdMutex<Option<(Standing, Arc<[SignedRoleRecord]>)>>,
 }
 
 impl Fencing {
     /// Learns by `roles` what the peer shows.
     pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
         let Grounds { peer, store, cards, clock, status, .. } = grounds.clone();
-        Self { roles, store, peer, cards, clock, status, one: Mutex::default() }
+        let (one, verified) = (Mutex::default(), StdMutex::default());
+        Self { roles, store, peer, cards, clock, status, one, verified }
     }
 
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
@@ -100,6 +103,7 @@ impl Fencing {
         let call = AuditedCall::new(OURSELVES, "Replication/Fence");
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
         let learnt = self.roles.learn(shown, entry).await;
+        *self.verified() = None;
         let row = self.store.role().await?;
         let (site, epoch) = (theirs.site.clone(), theirs.epoch);
         match learnt {
@@ -118,7 +122,19 @@ impl Fencing {
     }
 
     /// The role records that are kept here, verified.
-    pub async fn records(&self) -> Result<Vec<SignedRoleRecord>, NotFenced> {
-        self.roles.records().await.map_err(|why| NotFenced::Records(Box::new(why)))
+    pub async fn records(&self) -> Result<Arc<[SignedRoleRecord]>, NotFenced> {
+        let standing = self.roles.standing();
+        let known = self.verified().clone().filter(|(of, _)| *of == standing);
+        if let Some((_, records)) = known {
+            return Ok(records);
+        }
+        let records = self.roles.records().await;
+        let records: Arc<[_]> = records.map_err(|why| NotFenced::Records(Box::new(why)))?.into();
+        *self.verified() = Some((standing, Arc::clone(&records)));
+        Ok(records)
+    }
+
+    fn verified(&self) -> MutexGuard<'_, Option<(Standing, Arc<[SignedRoleRecord]>)>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,7 +30,9 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    replication::following::{BLOCK_BYTES_MAX, Follower, Input, Output, PeerCard, Remedy, Update},
+    replication::following::{
+        BLOCK_BYTES_MAX, Follower, Input, Output, PeerCard, RECORD_BYTES, Remedy, Update,
+    },
 };
 
 /// The interval at which time goes by for the follower.
@@ -303,8 +305,9 @@ impl Inner {
         let mut bytes = 0;
         while let Some(piece) = pieces.next().await {
             let BlockUpdate { head, records, more } = piece?;
-            bytes += records.iter().map(|record| record.body.len()).sum::<usize>();
-            if bytes > BLOCK_BYTES_MAX || head.block != block {
+            bytes += records.iter().map(|it| it.body.len() + RECORD_BYTES).sum::<usize>();
+            let leads_nowhere = more && records.is_empty();
+            if bytes > BLOCK_BYTES_MAX || leads_nowhere || head.block != block {
                 return Err(
                     PeerError::Unreadable("a block that is another one, or does not end").into()
                 );

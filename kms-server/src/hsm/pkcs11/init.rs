@@ -111,14 +111,7 @@ pub fn init(config: &Config, so_pin: Option<&Pin>) -> Result<InitReport, InitErr
     let library = Library::load(&config.module)?;
     library.start()?;
     let _gate = library.enter();
-    let slot = match (library.slot(&config.token_label), so_pin) {
-        (Ok(slot), _) => slot,
-        (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
-        (Err(failure), None) => return Err(failure.into()),
-    };
-    // Closed on drop, within the gate. The user stays logged in only as long as it lives.
-    let session = library.pkcs11().open_rw_session(slot)?;
-    library.login(&session, config)?;
+    let (slot, session) = logged_in(&library, config, so_pin)?;
     refuse_existing(&library, &session)?;
     let subject = Subject { library: &library, slot, config, canaries: None };
     let tried = run::within(subject, &session, ProbeDepth::Start)?;
@@ -229,12 +222,25 @@ pub fn make_ceremony_key(config: &Config) -> Result<MadeKey, InitError> {
     made.map_err(|error| undo(&library, &session, &[(key, name)], error))
 }
 
-/// C_InitToken and C_InitPIN on the first slot that has a blank token.
-pub(super) fn initialise_blank(
+/// The token's slot, and a session in which its user is logged in, as long as it lives; closed on drop, within
+/// the gate. With `so_pin`, a blank token is initialised where none has the label.
+pub(super) fn logged_in(
     library: &Library,
     config: &Config,
-    so_pin: &Pin,
-) -> Result<Slot, InitError> {
+    so_pin: Option<&Pin>,
+) -> Result<(Slot, Session), InitError> {
+    let slot = match (library.slot(&config.token_label), so_pin) {
+        (Ok(slot), _) => slot,
+        (Err(_), Some(so_pin)) => initialise_blank(library, config, so_pin)?,
+        (Err(failure), None) => return Err(failure.into()),
+    };
+    let session = library.pkcs11().open_rw_session(slot)?;
+    library.login(&session, config)?;
+    Ok((slot, session))
+}
+
+/// C_InitToken and C_InitPIN on the first slot that has a blank token.
+fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<Slot, InitError> {
     let pkcs11: &Pkcs11 = library.pkcs11();
     let blank = library.slots(|info| !info.token_initialized())?.chosen;
     let blank =

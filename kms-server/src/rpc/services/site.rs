@@ -120,11 +120,14 @@ impl site_server::Site for SiteService {
         };
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
-        let promoted = self.roles.promote(wish, entry, now_ms).await;
-        let Promotion { standing, left } = match promoted {
-            Ok(promotion) => promotion,
-            Err(error) => return Err(self.not_changed(&call, &error).await),
-        };
+        let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
+        let Promotion { standing, left } = to_its_end(async move {
+            match roles.promote(wish, entry, now_ms).await {
+                Ok(promotion) => Ok(promotion),
+                Err(error) => Err(not_changed(&recorder, &call, &error).await),
+            }
+        })
+        .await?;
         let left = left.into_iter().map(|(block, reason)| BlockLeft { block: block.0, reason });
         let standing = Some(wire_standing(&standing));
         Ok(Response::new(PromoteResponse { standing, left: left.collect() }))
@@ -139,12 +142,16 @@ impl site_server::Site for SiteService {
         let call = self.recorder.call(&permit, &request);
         let expected = Epoch(request.into_inner().expected_epoch);
         let entry = self.recorder.entry(&call, Subject::NONE);
-        match self.roles.demote(expected, entry, self.clock.unix_ms()).await {
-            Ok(standing) => {
-                Ok(Response::new(DemoteResponse { standing: Some(wire_standing(&standing)) }))
+        let now_ms = self.clock.unix_ms();
+        let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
+        let standing = to_its_end(async move {
+            match roles.demote(expected, entry, now_ms).await {
+                Ok(standing) => Ok(standing),
+                Err(error) => Err(not_changed(&recorder, &call, &error).await),
             }
-            Err(error) => Err(self.not_changed(&call, &error).await),
-        }
+        })
+        .await?;
+        Ok(Response::new(DemoteResponse { standing: Some(wire_standing(&standing)) }))
     }
 
     type SyncNowStream = Answers<WireProgress>;
@@ -248,17 +255,6 @@ fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
 }
 
 impl SiteService {
-    /// Records why the role was not changed, and gives the status for it.
-    async fn not_changed(&self, call: &AuditedCall, error: &NotChanged) -> Status {
-        let mut entry = self.recorder.entry(call, Subject::NONE);
-        let (word, is_ours) = word_of_role(error);
-        entry.outcome = match is_ours {
-            true => AuditOutcome::failed(word),
-            false => AuditOutcome::refused(word),
-        };
-        self.recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
-    }
-
     fn certificate_faults(&self) -> Vec<String> {
         let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
         let expiry = match left_ms {
@@ -272,6 +268,17 @@ impl SiteService {
         let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
         expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
+}
+
+/// Records why the role was not changed, and gives the status for it.
+async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged) -> Status {
+    let mut entry = recorder.entry(call, Subject::NONE);
+    let (word, is_ours) = word_of_role(error);
+    entry.outcome = match is_ours {
+        true => AuditOutcome::failed(word),
+        false => AuditOutcome::refused(word),
+    };
+    recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
 }
 
 fn wire_standing(standing: &Standing) -> SiteStanding {

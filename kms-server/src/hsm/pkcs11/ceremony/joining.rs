@@ -12,7 +12,7 @@ use crate::hsm::{
         },
         connection::library::Library,
         failure::Failure,
-        init::{InitError, initialise_blank, sync, undo},
+        init::{InitError, logged_in, sync, undo},
         keys::{
             canary::KeyName,
             finding::find,
@@ -65,13 +65,7 @@ pub fn make_join_keys(config: &Config, so_pin: Option<&Pin>) -> Result<JoinKeys,
     let library = Library::load(&config.module)?;
     library.start()?;
     let _gate = library.enter();
-    let slot = match (library.slot(&config.token_label), so_pin) {
-        (Ok(slot), _) => slot,
-        (Err(_), Some(so_pin)) => initialise_blank(&library, config, so_pin)?,
-        (Err(failure), None) => return Err(failure.into()),
-    };
-    let session = library.pkcs11().open_rw_session(slot)?;
-    library.login(&session, config)?;
+    let (slot, session) = logged_in(&library, config, so_pin)?;
     for key in [OurKey::MeterKek, OurKey::UseKek] {
         if !find(&library, &session, key, None)?.is_empty() {
             return Err(InitError::KeysExist(vec![key.label().to_owned()]));

@@ -92,6 +92,8 @@ impl<'a> Attacks<'a> {
         if depth == ProbeDepth::Full {
             let done = self.ceremony(session);
             self.done(OurKey::Ceremony, "made for a trial", done);
+            let done = self.ceremony_there(session);
+            self.done(OurKey::Ceremony, "on the token", done);
         }
     }
 

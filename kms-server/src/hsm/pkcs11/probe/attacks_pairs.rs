@@ -19,7 +19,10 @@ use super::{
 use crate::hsm::pkcs11::{
     calls::oaep,
     failure::Failure,
-    keys::template::{OurKey, Usage},
+    keys::{
+        finding::find,
+        template::{self, Kept, OurKey, Usage},
+    },
 };
 
 const READABLE: &str = "whoever recorded what was sent could read it";
@@ -55,6 +58,17 @@ impl Attacks<'_> {
     pub(crate) fn ceremony(&mut self, session: &Session) -> Result<(), Failure> {
         let target = self.trial(session, OurKey::Ceremony)?;
         self.pair(session, target)
+    }
+
+    /// The ceremony key that is on the token, if there is one: an attempt before may have made it, and so may
+    /// somebody who had the PIN. The values of its unwrap template can't be read, so it is attacked, too.
+    pub(crate) fn ceremony_there(&mut self, session: &Session) -> Result<(), Failure> {
+        let key = OurKey::Ceremony;
+        for handle in find(self.subject.library, session, key, None)? {
+            template::verify(session, handle, key, Kept::OnToken)?;
+            self.pair(session, Target { key, handle, kept: Kept::OnToken })?;
+        }
+        Ok(())
     }
 
     /// Foreign uses of an RSA private key.
