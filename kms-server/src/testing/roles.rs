@@ -10,7 +10,7 @@ use kms_core::{
 
 use super::{
     home::at_home,
-    site_common::{Site, call, meter, push},
+    site_common::{Options, Site, call, meter, push},
 };
 use crate::{
     keyring::{NotChanged, Wish},
@@ -171,5 +171,31 @@ fn invariant_7_a_role_record_that_nobody_of_ours_signed_changes_nothing() {
             .unwrap();
         let refused = site.keyring.roles.look().await.unwrap_err();
         assert!(matches!(refused, NotChanged::NotAdmitted(_)), "{refused}");
+    });
+}
+
+#[test]
+fn invariant_7_a_site_that_was_rolled_back_behind_its_own_demotion_takes_it_in_and_writes_no_more()
+{
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        site.add(meter(1)).await;
+        let (database, old) = (site.database.clone(), site.database.with_extension("old"));
+        site.store.close().await;
+        std::fs::copy(&database, &old).unwrap();
+        drop(site);
+        let site = Site::new(home).await;
+        site.try_add(2).await.unwrap();
+        site.demote(2).await.unwrap();
+        let ended = site.keyring.roles.records().await.unwrap();
+        let (token, canaries) = (home.any_token(), home.canaries().encode());
+        let rolled_back = Site::on(token, canaries, &old, Options::default()).await;
+        assert!(rolled_back.keyring.roles.standing().writes());
+        // Its blocks stand where no record says: that must not keep it from hearing of the end.
+        rolled_back.try_add(3).await.unwrap();
+        rolled_back.keyring.roles.learn(ended, entry("Replication/Fence")).await.unwrap();
+        assert!(!rolled_back.keyring.roles.standing().writes());
+        let refused = rolled_back.try_add(4).await.unwrap_err();
+        assert!(matches!(refused, LifecycleError::NotPrimary { .. }), "{refused}");
     });
 }

@@ -1,6 +1,6 @@
 //! Two sites that run: what is written at one is at the other one, proved, and who was promoted is believed.
 
-#![allow(clippy::unwrap_used, reason = "tests may")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -206,5 +206,42 @@ fn invariant_11_a_standby_is_ready_while_its_token_proves_what_it_stored_and_no_
         eventually("it is well again", async || readiness().proved == 16).await;
         south_runs.cut().await;
         north_runs.cut().await;
+    });
+}
+
+#[test]
+fn invariant_4_a_peer_that_is_beyond_a_rolled_back_primary_confirms_none_of_its_writes() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        let block = a.keyring.records.block_of(&title(1));
+        let in_block = (2..).filter(|n| a.keyring.records.block_of(&title(*n)) == block);
+        let [second, third, late] = in_block.take(3).collect::<Vec<u64>>()[..] else { panic!() };
+        let database = a.database.clone();
+        a.store.close().await;
+        let before = std::fs::read(&database).unwrap();
+        drop(a);
+        let first = Running::start(again(north, "north", None).await, &network).await;
+        let other = Running::start(b, &network).await;
+        for n in [second, third] {
+            first.site.add(meter(n)).await;
+        }
+        in_step(&first.site, &other.site).await;
+        let site = Arc::clone(&first.site);
+        first.cut().await;
+        site.store.close().await;
+        drop(site);
+        std::fs::write(&database, before).unwrap();
+        // It knows of nothing, and writes at a place that the other site has long had.
+        let rolled_back = Running::start(again(north, "north", None).await, &network).await;
+        let import = call("Meters/ImportMeters");
+        let lines = vec![meter(late)];
+        let imports = rolled_back.site.lifecycle.import(&import, lines, ImportRules::default());
+        let states = imports.await.unwrap().states;
+        assert_eq!(states[0].block, block);
+        assert_eq!(rolled_back.gate.replicated(&states).await, Replicated::No);
+        rolled_back.cut().await;
+        other.cut().await;
     });
 }
