@@ -110,7 +110,7 @@ async fn a_server_does_not_start_with_an_empty_database_nor_with_a_newer_schema(
     drop(PostgresStore::open(serve()).await.unwrap());
     cluster.tamper("ami", "UPDATE ami_kms.schema_version SET version = 9").await;
     let sentence = cluster.refusal(serve()).await;
-    assert!(sentence.contains("schema 9") && sentence.contains("up to 4"), "{sentence}");
+    assert!(sentence.contains("schema 9") && sentence.contains("up to 5"), "{sentence}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

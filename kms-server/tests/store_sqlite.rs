@@ -110,9 +110,9 @@ async fn a_newer_schema_is_refused() {
     let path = directory.path().join("kms.db");
     drop(open(&path).await);
     let mut beside = beside(&path).await;
-    sqlx::query("PRAGMA user_version = 5").execute(&mut beside).await.unwrap();
+    sqlx::query("PRAGMA user_version = 9").execute(&mut beside).await.unwrap();
     let sentence = refusal(config(&path, false)).await;
-    assert!(sentence.contains("schema 5") && sentence.contains("up to 4"), "{sentence}");
+    assert!(sentence.contains("schema 9") && sentence.contains("up to 5"), "{sentence}");
 }
 
 /// The schema as version 3 left it.

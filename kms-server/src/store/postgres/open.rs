@@ -165,11 +165,12 @@ const REQUIRED: [(&str, &[&str], &str); 3] = [
 ];
 
 /// The schema, step by step; entry `n` leads from version `n` to `n + 1`.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/postgres/0001_blocks.sql"),
     include_str!("../../../migrations/postgres/0002_audit.sql"),
     include_str!("../../../migrations/postgres/0003_heads.sql"),
     include_str!("../../../migrations/postgres/0004_sites.sql"),
+    include_str!("../../../migrations/postgres/0005_transmitting.sql"),
 ];
 
 /// "AMIK": of servers that start at once, one migrates and the others then see it done.

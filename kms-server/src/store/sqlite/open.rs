@@ -141,11 +141,12 @@ const ROWS_AHEAD: usize = 256;
 const STATEMENTS_KEPT: usize = 128;
 
 /// The schema, step by step; entry `n` leads from version `n` to `n + 1` and sets `user_version`.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0001_blocks.sql"),
     include_str!("../../../migrations/sqlite/0002_audit.sql"),
     include_str!("../../../migrations/sqlite/0003_heads.sql"),
     include_str!("../../../migrations/sqlite/0004_sites.sql"),
+    include_str!("../../../migrations/sqlite/0005_transmitting.sql"),
 ];
 
 /// "AMIK"; set by the first migration.
