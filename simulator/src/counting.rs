@@ -85,10 +85,26 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A message to a meter, or several.
+    /// A message to a meter, or several; or all meters have reconnected at once.
     pub(crate) fn transmit(&mut self, place: Place) -> Result<(), Broken> {
+        if self.busy && self.chance.percent(30) {
+            return self.transmit_to_all(place);
+        }
         let meter = self.chance.below(METERS.into()) as u8;
-        let times = if self.chance.percent(10) { RANGE as usize } else { 40 };
+        if self.busy && self.chance.percent(10) {
+            return self.raise_line(place, line_of(meter));
+        }
+        self.transmit_to(place, meter)
+    }
+
+    /// Messages to each meter.
+    pub(crate) fn transmit_to_all(&mut self, place: Place) -> Result<(), Broken> {
+        (0..METERS).try_for_each(|meter| self.transmit_to(place, meter))
+    }
+
+    fn transmit_to(&mut self, place: Place, meter: u8) -> Result<(), Broken> {
+        let many = if self.busy { 40 } else { 10 };
+        let times = if self.chance.percent(many) { RANGE as usize } else { 40 };
         let times = 1 + self.chance.below(times);
         let name = line_of(meter);
         let Some((line, position)) = self.line(place.site, &name) else {
@@ -110,6 +126,7 @@ impl World<'_> {
                     let counter = self.as_base(place.site, epoch, &name, counter);
                     let late = !self.holds(place, block);
                     self.truth.transmit(place, epoch, name, counter, late)?;
+                    self.truth.shared += u64::from(shared);
                 }
                 Err(NotAllocated::Reserve) => {
                     self.node(place).tasks.push(Task::Reserve(block));

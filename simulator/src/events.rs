@@ -14,7 +14,31 @@ use crate::{
 /// Rounds in which sites that reach each other come to equal blocks.
 const ROUNDS: usize = 400;
 
+/// Rounds in which two sites have lines that are proved, and ranges.
+const ROUNDS_BEFORE: usize = 12;
+
 impl World<'_> {
+    /// What was before the first event: nothing, or two sites in step that have sent to all meters, one after the other.
+    pub(crate) fn begin(&mut self) -> Result<(), Broken> {
+        if !self.busy {
+            return Ok(());
+        }
+        let turns = if self.chance.percent(50) { 1 } else { 3 };
+        for site in (0..turns).map(|turn| turn % 2) {
+            let place = Place { site, node: 0 };
+            if !self.sites[site].writes {
+                self.promote(place, false);
+            }
+            for round in 0..ROUNDS_BEFORE {
+                self.settle_once(round)?;
+                self.transmit_to_all(place)?;
+                self.check()?;
+            }
+        }
+        (0..SITES).for_each(|site| self.take_backup(site));
+        Ok(())
+    }
+
     /// One event by chance.
     pub(crate) fn step(&mut self) -> Result<(), Broken> {
         let drawn = self.chance.below(1_000);

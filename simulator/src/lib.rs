@@ -24,6 +24,8 @@ pub use mutation::Mutation;
 pub use realm::{NoRealm, Realm};
 pub use truth::Broken;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use world::World;
 
 /// What to simulate.
@@ -48,6 +50,18 @@ pub struct Report {
     pub histories: u64,
     /// Counters that were given out.
     pub counters: u64,
+    /// Those of them on a key value that meters of different blocks share.
+    pub shared: u64,
+}
+
+impl Report {
+    fn with(mut self, other: &Self) -> Self {
+        self.hits.add(&other.hits);
+        self.histories += other.histories;
+        self.counters += other.counters;
+        self.shared += other.shared;
+        self
+    }
 }
 
 /// A history in which an invariant was broken.
@@ -65,19 +79,47 @@ pub struct Failure {
 }
 
 impl Plan {
-    /// Runs all histories, or up to the first that fails.
+    /// Runs all histories, or up to the first that fails, on all processors.
     pub fn run(&self, realm: &Realm) -> Result<Report, Failure> {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (next, failed) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        let parts: Vec<(Report, Option<(u64, Broken)>)> = std::thread::scope(|scope| {
+            let part = || self.run_part(realm, &next, &failed);
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(part)).collect();
+            running.into_iter().filter_map(|running| running.join().ok()).collect()
+        });
+        // The first by its seed, whichever was found first.
+        let broken = parts.iter().filter_map(|(_, broken)| broken.clone()).min_by_key(|it| it.0);
+        match broken {
+            Some((seed, broken)) => Err(self.shortest(realm, seed, broken)),
+            None => Ok(parts.iter().fold(Report::default(), |sum, (part, _)| sum.with(part))),
+        }
+    }
+
+    /// Takes one history after the other, up to the first that somebody saw fail.
+    fn run_part(
+        &self,
+        realm: &Realm,
+        next: &AtomicU64,
+        failed: &AtomicU64,
+    ) -> (Report, Option<(u64, Broken)>) {
         let mut report = Report::default();
-        for seed in self.seed..self.seed + self.histories {
+        loop {
+            let taken = next.fetch_add(1, Ordering::Relaxed);
+            if taken >= self.histories || taken > failed.load(Ordering::Relaxed) {
+                return (report, None);
+            }
+            let seed = self.seed.wrapping_add(taken);
             let mut world = World::new(realm, seed, self.mutation);
             if let Err(broken) = live(&mut world, self.events) {
-                return Err(self.shortest(realm, seed, broken));
+                failed.fetch_min(taken, Ordering::Relaxed);
+                return (report, Some((seed, broken)));
             }
             report.hits.add(&world.hits);
             report.histories += 1;
             report.counters += world.truth.counters;
+            report.shared += world.truth.shared;
         }
-        Ok(report)
     }
 
     /// The shortest beginning of a history that fails as well.
@@ -94,6 +136,7 @@ impl Plan {
 }
 
 fn live(world: &mut World<'_>, events: usize) -> Result<(), Broken> {
+    world.begin()?;
     (0..events).try_for_each(|_| world.step())?;
     world.settle()
 }

@@ -28,8 +28,8 @@ fn main() -> ExitCode {
             println!("{}", report.hits);
             let seconds = begun.elapsed().as_secs_f64();
             println!(
-                "{} histories of {events} events from seed {seed}, {} counters, {seconds:.1} s: no invariant was broken",
-                report.histories, report.counters
+                "{} histories of {events} events from seed {seed}, {} counters, {} of them on shared key values, {seconds:.1} s: no invariant was broken",
+                report.histories, report.counters, report.shared
             );
             let missing = report.hits.missing();
             for (fault, hit) in &missing {

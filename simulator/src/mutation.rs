@@ -37,11 +37,13 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// Those that a few thousand histories find. The others, which want a failover between two uses of one line, are
-    /// rarer than that.
+    /// All of them.
     pub const ALL: &'static [Self] = &[
+        Self::BaseAtEpoch,
         Self::BlockLocalMark,
         Self::UseBeforeReserve,
+        Self::UnprovedLine,
+        Self::NoMergeAfterRestore,
         Self::RestoreKeepsEpoch,
         Self::RestoreForgottenOnFollowing,
         Self::NoFencingAtContact,

@@ -2,7 +2,7 @@
 //! is of.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
 };
 
@@ -49,6 +49,26 @@ struct Seen {
     epoch: Epoch,
 }
 
+/// The counters of a line that went out, as runs: the first of each, and the one behind its last.
+#[derive(Debug, Default)]
+struct Used(BTreeMap<u32, u64>);
+
+impl Used {
+    /// Whether it is a new one.
+    fn insert(&mut self, counter: u32) -> bool {
+        let next = u64::from(counter) + 1;
+        let before = self.0.range(..=counter).next_back().map(|(start, end)| (*start, *end));
+        let start = match before {
+            Some((_, end)) if end >= next => return false,
+            Some((start, end)) if end == u64::from(counter) => start,
+            _ => counter,
+        };
+        let behind = u32::try_from(next).ok().and_then(|next| self.0.remove(&next));
+        self.0.insert(start, behind.unwrap_or(next));
+        true
+    }
+}
+
 type StateKey = (BlockNo, Position, [u8; 32]);
 
 /// All that really happened.
@@ -70,12 +90,14 @@ pub(crate) struct Truth {
     pub(crate) signed: Vec<RoleRecord>,
     /// The highest epoch that a site was told of by its signed record.
     pub(crate) told_of: [Epoch; SITES],
-    used: HashSet<(LineName, u32)>,
+    used: BTreeMap<LineName, Used>,
     seen: BTreeMap<LineName, Seen>,
     /// The highest offset that each line was ever written with.
     offsets: BTreeMap<LineName, Offset>,
     /// Counters that were given out.
     pub(crate) counters: u64,
+    /// Those of them on a key value that meters of different blocks share.
+    pub(crate) shared: u64,
 }
 
 impl Truth {
@@ -171,7 +193,8 @@ impl Truth {
         let rollbacks = self.rollbacks;
         let holders = sites.iter().filter(|site| holds(site, &write)).count();
         let needed = if replicated { 2 } else { 1 };
-        let rolled_back = self.written.get(&write).is_some_and(|then| *then != rollbacks);
+        let then = self.written.get(&write).copied().unwrap_or(rollbacks);
+        let rolled_back = then != rollbacks;
         if holders < needed && !rolled_back {
             let what = format!(
                 "the write at {} was told, replicated: {replicated}, and {holders} sites have it",
@@ -179,10 +202,9 @@ impl Truth {
             );
             return Err(Broken::of(4, what));
         }
-        // Whoever was rolled back before it told it has lost what was not replicated.
-        let excused = holders == 0 && !replicated;
-        let rollbacks = self.written.get(&write).copied().unwrap_or(rollbacks);
-        self.told.insert(write, Told { replicated, excused, rollbacks });
+        // Whoever was rolled back before it told it has lost what was not replicated; both together have lost all.
+        let excused = holders == 0 && (!replicated || rolled_back_since(&then, &rollbacks) > 1);
+        self.told.insert(write, Told { replicated, excused, rollbacks: then });
         Ok(())
     }
 
@@ -197,9 +219,8 @@ impl Truth {
             if told.excused || sites.iter().any(|site| holds(site, write)) {
                 continue;
             }
-            let others = |site: usize| rollbacks[site] > told.rollbacks[site];
-            let once_more = (0..SITES).filter(|site| others(*site)).count();
-            if rolled_back.is_none() || told.replicated && once_more < 2 {
+            let sites = rolled_back_since(&told.rollbacks, &rollbacks);
+            if rolled_back.is_none() || told.replicated && sites < 2 {
                 let what = format!(
                     "the write at {} of block {} was told and is nowhere",
                     write.position, write.block
@@ -221,7 +242,7 @@ impl Truth {
         late: bool,
     ) -> Result<(), Broken> {
         self.counters += 1;
-        if !self.used.insert((name, counter)) {
+        if !self.used.entry(name).or_default().insert(counter) {
             return Err(Broken::of(
                 3,
                 format!("counter {counter:08X} went out twice, now by {at:?} in epoch {}", epoch.0),
@@ -244,6 +265,11 @@ impl Truth {
     }
 }
 
+/// The number of sites whose databases were rolled back in between.
+fn rolled_back_since(then: &[u32; SITES], now: &[u32; SITES]) -> usize {
+    then.iter().zip(now).filter(|(then, now)| then < now).count()
+}
+
 fn key_of(mark: &BlockMark) -> StateKey {
     (mark.block, mark.position, mark.digest)
 }
@@ -251,4 +277,20 @@ fn key_of(mark: &BlockMark) -> StateKey {
 fn holds(site: &Database, write: &Write) -> bool {
     let state = &site.blocks[write.block.0 as usize];
     state.history.contains(&write.position) || site.aside.contains(&(write.block, write.position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_counter_is_new_once_in_whatever_order_they_come() {
+        let (mut used, mut known) = (Used::default(), BTreeSet::new());
+        let drawn = (0..4_000_u32).map(|n| n.wrapping_mul(2_654_435_761) % 1_500);
+        for counter in drawn.chain([0, u32::MAX, u32::MAX - 1, u32::MAX, 0]) {
+            assert_eq!(used.insert(counter), known.insert(counter), "{counter}");
+        }
+        let runs: u64 = used.0.iter().map(|(start, end)| end - u64::from(*start)).sum();
+        assert_eq!(runs, known.len() as u64);
+    }
 }

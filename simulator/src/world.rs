@@ -30,6 +30,8 @@ pub(crate) struct World<'a> {
     pub(crate) chance: Chance,
     /// Of 100 faults that were drawn so many do not happen: histories are of all weathers.
     pub(crate) calm: usize,
+    /// It begins with sites that are in step and have sent to all meters, and much is sent.
+    pub(crate) busy: bool,
     /// Milliseconds since it began.
     pub(crate) ms: u64,
     /// Milliseconds by which the wall clock jumped.
@@ -64,11 +66,13 @@ impl<'a> World<'a> {
         sites.iter().flat_map(|site| &site.blocks).for_each(|state| truth.found(state));
         let mut chance = Chance::new(seed);
         let calm = [0, 60, 85, 95][chance.below(4)];
+        let busy = chance.percent(50);
         let mut world = Self {
             realm,
             mutation,
             chance,
             calm,
+            busy,
             ms: 1_000,
             jumped_ms: 0,
             domains,
@@ -175,10 +179,12 @@ impl<'a> World<'a> {
             node.timeline = timeline;
             node.freshness = Freshness::default();
             node.acknowledged.iter_mut().for_each(|known| *known = None);
-            // The lock under which it follows was lost with its connection to the database: it begins anew.
-            if let Some((number, _)) = node.connection {
-                self.break_connection(number);
-            }
+            // The lock under which it follows was lost with its connection to the database, and what followers were sent
+            // may never have been: both begin anew.
+            let followers = node.followers.iter().map(|(number, _, _)| *number);
+            let lost: Vec<u64> =
+                node.connection.iter().map(|(number, _)| *number).chain(followers).collect();
+            lost.into_iter().for_each(|number| self.break_connection(number));
         }
         let node = self.node(place);
         node.allocators.iter_mut().for_each(|allocator| allocator.stand(transmits));

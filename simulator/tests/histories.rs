@@ -32,7 +32,7 @@ fn a_seed_says_everything() {
 
 /// The invariant that is seen to be broken by a mistake.
 fn found(mutation: Mutation, invariants: &[u8]) {
-    let failure = run(1, 20_000, Some(mutation)).expect_err("nobody has noticed");
+    let failure = run(1, 100_000, Some(mutation)).expect_err("nobody has noticed");
     println!("{mutation:?}: {failure}");
     assert!(invariants.contains(&failure.broken.invariant), "{failure}");
     // It is the mistake, and not the seed.
@@ -56,8 +56,11 @@ macro_rules! mistakes {
 }
 
 mistakes! {
+    a_base_at_the_epoch_of_the_first_use_is_found BaseAtEpoch [3];
     marks_of_the_meters_own_block_are_found BlockLocalMark [3];
     a_range_that_is_used_before_it_is_stored_is_found UseBeforeReserve [3];
+    a_line_that_is_used_before_it_is_proved_is_found UnprovedLine [3];
+    a_restored_site_that_does_not_wait_for_what_its_peer_knows_of_lines_is_found NoMergeAfterRestore [3];
     a_restored_site_that_goes_on_in_its_epoch_is_found RestoreKeepsEpoch [3, 4, 5, 7];
     a_restored_site_that_forgets_it_when_it_follows_is_found RestoreForgottenOnFollowing [3, 7];
     a_site_that_is_told_of_a_promotion_and_writes_on_is_found NoFencingAtContact [4, 7];

@@ -275,6 +275,8 @@ impl Follower {
         match input {
             Input::Role(standing) => self.change_role(now, standing, outputs),
             Input::Connected if self.link == Link::Connecting => {
+                // What became of the former connection's work meanwhile says nothing of this one.
+                self.forget_connection();
                 self.link = Link::Open(now);
                 outputs.push(Output::Hello);
             }
@@ -423,7 +425,8 @@ impl Follower {
     }
 
     fn ask_role_records(&mut self, outputs: &mut Vec<Output>) {
-        let Some(standing) = self.standing.filter(|_| !self.asking) else { return };
+        let may_ask = matches!(self.link, Link::Open(_)) && !self.asking;
+        let Some(standing) = self.standing.filter(|_| may_ask) else { return };
         self.asking = true;
         outputs.push(Output::AskRoleRecords(standing.epoch));
     }

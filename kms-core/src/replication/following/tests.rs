@@ -292,6 +292,18 @@ fn an_update_without_its_promotion_waits_for_the_role_records() {
 }
 
 #[test]
+fn an_update_that_is_refused_after_its_connection_was_lost_leaves_the_next_one_free() {
+    let mut follower = following();
+    assert_eq!(adopts(&follower.step(ms(1), piece(1, 5))), [1]);
+    follower.step(ms(2), Input::Disconnected("lost".to_owned()));
+    // There is nobody to ask.
+    assert_eq!(follower.step(ms(3), refused(1, Remedy::RoleRecords)), []);
+    assert_eq!(follower.step(ms(2_000), Input::Tick), [Output::Connect]);
+    assert_eq!(follower.step(ms(2_001), Input::Connected), [Output::Hello]);
+    assert_eq!(adopts(&follower.step(ms(2_002), piece(1, 5))), [1]);
+}
+
+#[test]
 fn an_update_of_the_past_is_left_alone() {
     let mut follower = following();
     follower.step(ms(1), piece(1, 5));
