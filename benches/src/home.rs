@@ -84,9 +84,7 @@ fn run(
         inner(Site::open(&site_dir()?, Programs::find()?)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if env::var_os("KMS_SERVER_BIN").is_none() {
-        build_programs()?;
-    }
+    build_programs()?;
     let passing;
     let dir = match keep {
         Some(dir) => dir,
@@ -110,9 +108,12 @@ fn run(
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The server is measured as it is released. `benches` is named too, so that its dependencies are
-/// built with the features that they have already.
-fn build_programs() -> Result<(), Error> {
+/// The server is measured as it is released, unless the environment names one. `benches` is named too, so that its
+/// dependencies are built with the features that they have already.
+pub(crate) fn build_programs() -> Result<(), Error> {
+    if env::var_os("KMS_SERVER_BIN").is_some() {
+        return Ok(());
+    }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let status = Command::new(cargo)
         .args(["build", "--quiet", "--release", "--package", "kms-server"])
@@ -123,12 +124,12 @@ fn build_programs() -> Result<(), Error> {
 }
 
 /// Where a token object takes 1 ms and a commit no disk.
-fn memory() -> PathBuf {
+pub(crate) fn memory() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { env::temp_dir() }
 }
 
-fn options(meters: u32) -> SiteOptions {
+pub(crate) fn options(meters: u32) -> SiteOptions {
     let arena_mib = ARENA_MIB_LEAST + ((u64::from(meters) * ARENA_BYTES_A_METER) >> 20);
     let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
     let set = |section, key, value: String| Setting { section, key, value };

@@ -12,6 +12,7 @@
 //! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
 //! | [`report`] | all figures in one table |
 //! | [`beside`] | two builds of the service under the same load |
+//! | [`two_sites`], [`copying`] | replication between two sites, beside the database's own copy of the same rows |
 //!
 //! Figures of one row are taken in turns, within one run: on a machine that others use, ratios hold
 //! where absolute figures don't.
@@ -19,6 +20,7 @@
 mod again;
 pub mod bare;
 pub mod beside;
+pub mod copying;
 pub mod echo;
 pub mod fleet;
 pub mod home;
@@ -32,6 +34,7 @@ pub mod sealed;
 pub mod site;
 pub mod table;
 pub mod token;
+pub mod two_sites;
 
 /// Any error; whoever benches wants its words and nothing else.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -32,7 +32,7 @@ fn a_seed_says_everything() {
 
 /// The invariant that is seen to be broken by a mistake.
 fn found(mutation: Mutation, invariants: &[u8]) {
-    let failure = run(1, 100_000, Some(mutation)).expect_err("nobody has noticed");
+    let failure = run(1, 400_000, Some(mutation)).expect_err("nobody has noticed");
     println!("{mutation:?}: {failure}");
     assert!(invariants.contains(&failure.broken.invariant), "{failure}");
     // It is the mistake, and not the seed.
