@@ -166,10 +166,17 @@ impl Bench<'_> {
         if rows != u64::from(meters) {
             return Err(format!("{rows} records were copied, and {meters} are there").into());
         }
-        println!("full copy                    {:8.2} s, {:.0} meters/s, {} bytes a meter",
-            copied.as_secs_f64(), f64::from(meters) / copied.as_secs_f64(), bytes / u64::from(meters));
-        println!("  the database's own copy    {:8.2} s; ratio {:.2}",
-            own.as_secs_f64(), copied.as_secs_f64() / own.as_secs_f64());
+        println!(
+            "full copy                    {:8.2} s, {:.0} meters/s, {} bytes a meter",
+            copied.as_secs_f64(),
+            f64::from(meters) / copied.as_secs_f64(),
+            bytes / u64::from(meters)
+        );
+        println!(
+            "  the database's own copy    {:8.2} s; ratio {:.2}",
+            own.as_secs_f64(),
+            copied.as_secs_f64() / own.as_secs_f64()
+        );
         Ok(())
     }
 
@@ -183,8 +190,10 @@ impl Bench<'_> {
             oldest = oldest.max(readiness.map_or(0, |readiness| readiness.oldest_proof_ms));
             tokio::time::sleep(LOOK).await;
         }
-        println!("oldest proof of all blocks   {:8.2} s (a second between two rounds included)",
-            Duration::from_millis(oldest).as_secs_f64());
+        println!(
+            "oldest proof of all blocks   {:8.2} s (a second between two rounds included)",
+            Duration::from_millis(oldest).as_secs_f64()
+        );
         Ok(())
     }
 
@@ -201,8 +210,13 @@ impl Bench<'_> {
         let took = began.elapsed();
         let of_idle = idle as f64 * took.as_secs_f64() / quiet.as_secs_f64();
         let bytes = (self.bytes() - before) as f64 - of_idle;
-        println!("0.1 % changed ({changed:>6})       {:8.0} bytes, {:.0} a meter; {:.2} s; idle: {:.0} bytes/s",
-            bytes, bytes / f64::from(changed), took.as_secs_f64(), idle as f64 / quiet.as_secs_f64());
+        println!(
+            "0.1 % changed ({changed:>6})       {:8.0} bytes, {:.0} a meter; {:.2} s; idle: {:.0} bytes/s",
+            bytes,
+            bytes / f64::from(changed),
+            took.as_secs_f64(),
+            idle as f64 / quiet.as_secs_f64()
+        );
         Ok(())
     }
 
@@ -210,8 +224,13 @@ impl Bench<'_> {
     async fn lag(&mut self, options: &Options) -> Result<(), Error> {
         let (took, unreplicated) = self.changes(options).await?;
         let ms = |q| quantile(&took, q).as_secs_f64() * 1_000.0;
-        println!("change to `replicated`       {:8.1} ms p50, {:.1} ms p99, at {} key changes/s; {unreplicated} of {} meters not replicated in time",
-            ms(0.50), ms(0.99), options.rate, u64::from(options.rate / KEYS_A_METER) * options.seconds);
+        println!(
+            "change to `replicated`       {:8.1} ms p50, {:.1} ms p99, at {} key changes/s; {unreplicated} of {} meters not replicated in time",
+            ms(0.50),
+            ms(0.99),
+            options.rate,
+            u64::from(options.rate / KEYS_A_METER) * options.seconds
+        );
         Ok(())
     }
 
@@ -225,8 +244,12 @@ impl Bench<'_> {
             b.stop()?;
         }
         let alone = self.decrypts(options, &clients, &batches, pid).await?;
-        println!("decryption while it changes  {:8.0} items a core second with a follower, {:.0} alone; ratio {:.3}",
-            with, alone, with / alone);
+        println!(
+            "decryption while it changes  {:8.0} items a core second with a follower, {:.0} alone; ratio {:.3}",
+            with,
+            alone,
+            with / alone
+        );
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use kms_core::replication::following::Input;
 use crate::{
     fault::Fault,
     mutation::Mutation,
-    realm::{METERS, line_of},
+    realm::{METERS, VALUES, line_of},
     site::{Database, NODES, Place, REPLICA, SITES},
     truth::Broken,
     world::World,
@@ -29,13 +29,24 @@ impl World<'_> {
             if !self.sites[site].writes {
                 self.promote(place, false);
             }
-            for round in 0..ROUNDS_BEFORE {
-                self.settle_once(round)?;
-                self.transmit_to_all(place)?;
-                self.check()?;
-            }
+            self.send_in_step(place)?;
         }
         (0..SITES).for_each(|site| self.take_backup(site));
+        // Lines that were raised and used since the last backup.
+        if self.chance.percent(50) {
+            let place = Place { site: 0, node: 0 };
+            (0..VALUES).try_for_each(|meter| self.raise_line(place, line_of(meter)))?;
+            self.send_in_step(place)?;
+        }
+        Ok(())
+    }
+
+    fn send_in_step(&mut self, place: Place) -> Result<(), Broken> {
+        for round in 0..ROUNDS_BEFORE {
+            self.settle_once(round)?;
+            self.transmit_to_all(place)?;
+            self.check()?;
+        }
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl Report {
 pub struct Failure {
     /// The seed that brings it back.
     pub seed: u64,
-    /// The fewest events after which it shows.
+    /// Events after which it shows, and not after one less.
     pub events: usize,
     /// What was broken.
     pub broken: Broken,
@@ -122,12 +122,20 @@ impl Plan {
         }
     }
 
-    /// The shortest beginning of a history that fails as well.
+    /// A short beginning of a history that fails as well, while the one that is an event shorter does not.
     fn shortest(&self, realm: &Realm, seed: u64, broken: Broken) -> Failure {
-        let fails =
-            |events: &usize| live(&mut World::new(realm, seed, self.mutation), *events).err();
-        let first = (0..self.events).find_map(|events| fails(&events).map(|it| (events, it)));
-        let (events, broken) = first.unwrap_or((self.events, broken));
+        let fails = |events: usize| live(&mut World::new(realm, seed, self.mutation), events).err();
+        let (mut well, mut failing) = (None, (self.events, broken));
+        while let events = well.map_or(0, |well| well + 1)
+            && events < failing.0
+        {
+            let middle = events + (failing.0 - events) / 2;
+            match fails(middle) {
+                Some(broken) => failing = (middle, broken),
+                None => well = Some(middle),
+            }
+        }
+        let (events, broken) = failing;
         let mut world = World::new(realm, seed, self.mutation);
         world.story = Some(Vec::new());
         let _ = live(&mut world, events);

