@@ -7,9 +7,12 @@ MOVES ?= 2000
 HISTORIES ?= 2000
 EVENTS ?= 300
 SEED ?= 1
+KILLS ?= 300
+PARTITIONS ?= 100
+FREEZES ?= 50
 
 .DEFAULT_GOAL := help
-.PHONY: adversary simulate proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary disasters simulate proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +84,10 @@ interop: build ## The Python client against a server; python3, and PyPI once
 adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
 	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \
 	  --nocapture --test-threads=1
+
+disasters: build ## Two sites by the real programs through KILLS (300), PARTITIONS (100), FREEZES (50) by SEED (1); some 15 minutes
+	@KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) SEED=$(SEED) $(CARGO) test --package softhsm-tests \
+	  --test disasters -- --nocapture
 
 simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)

@@ -11,8 +11,11 @@ failed=0
 # Documentation examples first: nextest does not run them, and their closing lines say little.
 "$cargo" test --workspace --doc 2>&1 | tee -a "$log" || failed=1
 # One process a test suits SoftHSM best: it reads its configuration once a process.
+# Much of a test's time is waiting for a server that starts or a host that stays silent: half again as many at
+# once as there are processors. Those that are measured against a clock run alone (.config/nextest.toml).
+threads=$(( ($(nproc) * 3 + 1) / 2 ))
 if "$cargo" nextest --version >/dev/null 2>&1; then
-  "$cargo" nextest run --workspace --no-fail-fast 2>&1 | tee -a "$log" || failed=1
+  "$cargo" nextest run --workspace --no-fail-fast --test-threads "$threads" 2>&1 | tee -a "$log" || failed=1
 else
   "$cargo" test --workspace --no-fail-fast --lib --bins --tests 2>&1 | tee -a "$log" || failed=1
 fi
