@@ -7,9 +7,10 @@ MOVES ?= 2000
 HISTORIES ?= 2000
 EVENTS ?= 300
 SEED ?= 1
+ALLOCATIONS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary simulate proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +85,9 @@ adversary: build ## A game against a writer of the database: MOVES (2000) at ran
 
 simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)
+
+transmit: ## ALLOCATIONS (1000000) counters through kills and promotions of two real sites, none twice
+	TRANSMIT_ALLOCATIONS=$(ALLOCATIONS) $(CARGO) nextest run --package softhsm-tests --test transmitting --no-capture
 
 measure: ## Length of functions and files, parameters: what they are, and whether the bounds are kept
 	@scripts/measure.py

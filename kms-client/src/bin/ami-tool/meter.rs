@@ -31,6 +31,9 @@ pub(crate) async fn run(
         MeterCommand::Bury(what) => bury(client, what, json).await,
         MeterCommand::Readmit(what) => readmit(client, what, json).await,
         MeterCommand::SetPolicy(what) => set_policy(client, what, json).await,
+        MeterCommand::DeclareCounter(what) => {
+            crate::encrypt::declare_counter(client, what, json).await
+        }
         MeterCommand::Import(what) => import::run(client, what, json).await,
         MeterCommand::Seal(what) => crate::seal::run(what, json),
     }

@@ -59,6 +59,10 @@ const HAS_GAK: u8 = 8;
 /// The meter's record failed its MAC, can't be read, or has a key that does not open: nothing of it is
 /// used.
 const DAMAGED: u8 = 16;
+/// The GUEK of a plain entry is active.
+const GUEK_PROTECTS: u8 = 32;
+/// Its GAK is.
+const GAK_PROTECTS: u8 = 64;
 
 const NO_EXTRA: u32 = u32::MAX;
 
@@ -112,6 +116,7 @@ struct SlotInfo {
     kind: KeyKind,
     setup: SecuritySetup,
     version: u16,
+    protects: bool,
     held: Held,
 }
 
@@ -380,13 +385,13 @@ impl Filling<'_> {
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
         entry[FLAGS] |= PLAIN;
         for key in live_keys(meter) {
-            let (bytes, version, flag) = match key.kind {
-                KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK),
-                _ => (GUEK, GUEK_VERSION, HAS_GUEK),
+            let (bytes, version, flag, protects) = match key.kind {
+                KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK, GAK_PROTECTS),
+                _ => (GUEK, GUEK_VERSION, HAS_GUEK, GUEK_PROTECTS),
             };
             self.keys.unwrap_into(&key.wrapped, &mut entry[bytes..bytes + INLINE_LEN])?;
             entry[version..version + 2].copy_from_slice(&key.version.to_le_bytes());
-            entry[FLAGS] |= flag;
+            entry[FLAGS] |= if key.state.may_protect() { flag | protects } else { flag };
         }
         Ok(())
     }
@@ -419,7 +424,8 @@ impl Filling<'_> {
                 Held::Arena { at: at as u32, len: key.value_len }
             }
         };
-        Ok(SlotInfo { kind: key.kind, setup: key.setup, version: key.version, held })
+        let KeyRecord { kind, setup, version, state, .. } = *key;
+        Ok(SlotInfo { kind, setup, version, protects: state.may_protect(), held })
     }
 }
 
@@ -479,15 +485,18 @@ impl<'a> ResidentMeter<'a> {
             KeyKind::Gak => self.plain_gak(),
             _ => None,
         };
+        let active = if kind == KeyKind::Gak { GAK_PROTECTS } else { GUEK_PROTECTS };
         let plain = plain.map(|(key, version)| Candidate {
             setup: SecuritySetup(0),
             version,
+            protects: self.entry[FLAGS] & active != 0,
             key: KeyMaterial::Bytes(key),
         });
         let slots = self.extra().map_or(&[][..], |extra| &extra.keys);
         let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
             setup: slot.setup,
             version: slot.version,
+            protects: slot.protects,
             key: table.material(&slot.held),
         });
         plain

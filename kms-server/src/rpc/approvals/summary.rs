@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
-    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
-    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
-    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    BuryDamagedMeterRequest, CreateMeterRequest, DeclareCounterRequest, DeleteMeterRequest,
+    DemoteRequest, EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
+    ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest,
+    ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
+    VerifyChainRequest,
 };
 use prost::Message;
 
@@ -33,6 +34,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
             About { line, subject: subject(&meter_id, &[]) }
         }),
+        Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, |ReadmitMeterRequest { meter_id, system_title }| {
             let title = hex::encode(&system_title);
             let line = format!("deleted meter {meter_id:?}, title {title}");
@@ -70,12 +72,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMic
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
+        | Verb::Encrypt
+        | Verb::EncryptBatch
         | Verb::ImportMeters
         | Verb::ListBlockHeads
         | Verb::FetchBlocks
         | Verb::FollowChanges
         | Verb::ProveBlocks
         | Verb::ListRoleRecords
+        | Verb::ExchangeMarks
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
@@ -103,6 +108,20 @@ fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterReque
     let place = block.map_or(own, |block| format!("block {block}"));
     let line = format!("bury the damaged record of title {title} in {place}");
     About { line, subject: subject("", &system_title) }
+}
+
+fn counter_declared(request: DeclareCounterRequest) -> About {
+    let DeclareCounterRequest { meter_id, system_title, security_setup, client, broadcast, .. } =
+        &request;
+    let title = hex::encode(system_title);
+    let key = if *broadcast { "GBEK" } else { "GUEK" };
+    let last = request.last_invocation_counter;
+    let last =
+        last.map_or("was never used".to_owned(), |last| format!("was used up to {last:08X}"));
+    let line = format!(
+        "meter {meter_id:?}, title {title}: its {key} of setup {security_setup} {last} by client {client}"
+    );
+    About { line, subject: subject(meter_id, system_title) }
 }
 
 fn promoted(request: PromoteRequest) -> About {
