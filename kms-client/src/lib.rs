@@ -106,7 +106,8 @@ pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use meter::{
-    KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
+    ClientTitle, KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey,
+    NewMeter, ProfileName, Protection,
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};

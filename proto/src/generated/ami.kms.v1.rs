@@ -744,7 +744,7 @@ pub mod audit_server {
     }
 }
 /// What the service accepts from a meter, and how it names the two sides.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MeterPolicy {
     /// Unspecified means AUTHENTICATED.
     #[prost(enumeration = "MinimumProtection", tag = "1")]
@@ -764,6 +764,26 @@ pub struct MeterPolicy {
     /// Leave the header of general-ciphering out of the additional data (the reading of one common stack).
     #[prost(bool, tag = "6")]
     pub general_ciphering_omit_header: bool,
+    /// The device profile of the meter's make, as the site's configuration has it: 1 to 32 small letters, digits,
+    /// dashes and dots. Empty: none.
+    #[prost(string, tag = "7")]
+    pub profile: ::prost::alloc::string::String,
+    /// The titles of single clients, where they differ from `client_title`: at most 16, one a client.
+    #[prost(message, repeated, tag = "8")]
+    pub client_titles: ::prost::alloc::vec::Vec<ClientTitle>,
+}
+/// The utility's system title for the messages of one client.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientTitle {
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client's address (SAP), 0 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_title: ::prost::bytes::Bytes,
 }
 /// The outcome of one item of a crypto call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1956,7 +1976,7 @@ pub struct ReadmitMeterResponse {
     #[prost(uint32, tag = "3")]
     pub keys_that_may_come_back: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetPolicyRequest {
     #[prost(string, tag = "1")]
     pub meter_id: ::prost::alloc::string::String,
