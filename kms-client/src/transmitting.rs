@@ -24,8 +24,8 @@ pub use kms_proto::v1::{ApduProtection, CipheringForm, CounterPurpose};
 pub struct Protecting {
     /// e in `0.0.43.0.e.255`.
     pub security_setup: u8,
-    /// The client (its address, 1 to 127; 0: the meter's default) whose title begins the nonce.
-    pub client: u8,
+    /// The client (its address; 0: the meter's default, unless it has a title of its own) whose title begins the nonce.
+    pub client: u16,
     /// Under the key that the meter shares with others.
     pub broadcast: bool,
     /// The envelope.
@@ -124,7 +124,7 @@ pub struct CounterDeclaration {
     /// e in `0.0.43.0.e.255`.
     pub security_setup: u8,
     /// The client whose counters these are; 0: the meter's default.
-    pub client: u8,
+    pub client: u16,
     /// Of the key that the meter shares with others.
     pub broadcast: bool,
     /// `None`: the key was never used.

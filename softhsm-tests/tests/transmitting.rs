@@ -35,6 +35,7 @@ const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
 const GET: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
 
 /// APDUs in all.
+#[expect(clippy::disallowed_methods, reason = "a developer's wish, not a setting")]
 fn allocations() -> usize {
     std::env::var("TRANSMIT_ALLOCATIONS").map_or(100_000, |number| number.parse().unwrap())
 }

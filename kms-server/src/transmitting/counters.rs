@@ -177,14 +177,7 @@ impl Counters {
         }
         match (counters.lines.get(name), counters.read) {
             (Some((line, position)), Some(mark)) => Ok((*line, *position, mark)),
-            _ if counters.damaged > 0 => {
-                let what = format!(
-                    "block {block} has no counter line of this key, and {} of its records were changed outside this \
-                     service: it may be one of them",
-                    counters.damaged
-                );
-                Err(NotSent::Damaged(what.into()))
-            }
+            _ if counters.damaged > 0 => Err(NotSent::may_be_damaged(block, counters.damaged)),
             _ => Err(NotAllocated::Undeclared.into()),
         }
     }

@@ -34,7 +34,7 @@ pub struct Declaration<'a> {
     /// The security setup of its key.
     pub setup: SecuritySetup,
     /// The client whose title the counters are of.
-    pub client: u8,
+    pub client: u16,
     /// Its own key, or the one that it shares.
     pub key_set: KeySet,
     /// The last invocation counter that the key was used with by this client; `None`: it was never used.

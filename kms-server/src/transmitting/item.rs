@@ -38,7 +38,7 @@ pub struct Plain<'a> {
     /// Under which security setup.
     pub setup: SecuritySetup,
     /// As which client.
-    pub client: u8,
+    pub client: u16,
     /// Under the meter's own key or the one that it shares.
     pub key_set: KeySet,
     /// How it travels.

@@ -87,10 +87,10 @@ fn active<'t>(
 /// The client title towards the meter: which utility's name the nonce begins with.
 pub(super) fn originator(
     meter: &ResidentMeter<'_>,
-    _setup: SecuritySetup,
-    _client: u8,
+    setup: SecuritySetup,
+    client: u16,
 ) -> Result<SystemTitle, Outcome> {
-    meter.client_title().ok_or_else(|| Outcome {
+    meter.client_title_of(setup, client).ok_or_else(|| Outcome {
         refusal: Some(Refusal::NoClientTitle),
         ..Outcome::of(Verdict::NoUsableKey)
             .because(
@@ -104,7 +104,7 @@ pub(super) fn originator(
 pub(super) fn line_of(
     meter: &ResidentMeter<'_>,
     identities: &Identities,
-    (key_set, setup, client): (KeySet, SecuritySetup, u8),
+    (key_set, setup, client): (KeySet, SecuritySetup, u16),
 ) -> Result<LineName, Outcome> {
     let (key, _) = active(meter, kind_of(key_set), setup)?;
     let originator = originator(meter, setup, client)?;

@@ -7,7 +7,7 @@ use crate::{
     store::StoreError,
 };
 use kms_core::{
-    Verdict,
+    BlockNo, Verdict,
     counters::{
         allocator::{NotAllocated, NotReserved},
         line::NoCounterEpoch,
@@ -47,26 +47,20 @@ pub enum NotSent {
 }
 
 impl NotSent {
+    /// The line is not found, and may be one of so many records that can't be read.
+    pub(super) fn may_be_damaged(block: BlockNo, damaged: usize) -> Self {
+        let what = format!(
+            "block {block} has no counter line of this key, and {damaged} of its records were changed outside this \
+             service: it may be one of them"
+        );
+        Self::Damaged(what.into())
+    }
+
     /// The word for it.
     pub fn refusal(&self) -> Option<Refusal> {
         Some(match self {
-            Self::NotAllocated(why) => match why {
-                NotAllocated::DoesNotWrite => Refusal::NotPrimary,
-                NotAllocated::Undeclared => Refusal::CounterUndeclared,
-                NotAllocated::Unproved => Refusal::LineNotReplicated,
-                NotAllocated::CounterEpoch(NoCounterEpoch::UsedUp { .. }) => Refusal::RekeyFirst,
-                NotAllocated::CounterEpoch(NoCounterEpoch::Before { .. })
-                | NotAllocated::ForTransfer
-                | NotAllocated::NoneLeft => Refusal::CountersUsedUp,
-                NotAllocated::Reserve => return None,
-            },
-            Self::NotReserved(why) => match why {
-                NotReserved::DoesNotWrite | NotReserved::HigherEpoch(_) => Refusal::NotPrimary,
-                NotReserved::NotWitnessed => Refusal::CountersNotWitnessed,
-                NotReserved::RolledBack { .. } => Refusal::CountersRolledBack,
-                NotReserved::Held { .. } => Refusal::HeldByAnotherNode,
-                NotReserved::NoneLeft => Refusal::CountersUsedUp,
-            },
+            Self::NotAllocated(why) => return of_allocation(why),
+            Self::NotReserved(why) => of_reservation(why),
             Self::NotReplicated | Self::NoPeer => Refusal::LineNotReplicated,
             Self::Damaged(_) => Refusal::CountersDamaged,
             Self::Busy | Self::Unavailable(_) => return None,
@@ -92,6 +86,29 @@ impl NotSent {
                 | Refusal::NoClientTitle,
             ) => Verdict::NoUsableKey,
         }
+    }
+}
+
+const fn of_allocation(why: &NotAllocated) -> Option<Refusal> {
+    Some(match why {
+        NotAllocated::DoesNotWrite => Refusal::NotPrimary,
+        NotAllocated::Undeclared => Refusal::CounterUndeclared,
+        NotAllocated::Unproved => Refusal::LineNotReplicated,
+        NotAllocated::CounterEpoch(NoCounterEpoch::UsedUp { .. }) => Refusal::RekeyFirst,
+        NotAllocated::CounterEpoch(NoCounterEpoch::Before { .. })
+        | NotAllocated::ForTransfer
+        | NotAllocated::NoneLeft => Refusal::CountersUsedUp,
+        NotAllocated::Reserve => return None,
+    })
+}
+
+const fn of_reservation(why: &NotReserved) -> Refusal {
+    match why {
+        NotReserved::DoesNotWrite | NotReserved::HigherEpoch(_) => Refusal::NotPrimary,
+        NotReserved::NotWitnessed => Refusal::CountersNotWitnessed,
+        NotReserved::RolledBack { .. } => Refusal::CountersRolledBack,
+        NotReserved::Held { .. } => Refusal::HeldByAnotherNode,
+        NotReserved::NoneLeft => Refusal::CountersUsedUp,
     }
 }
 

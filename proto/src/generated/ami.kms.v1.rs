@@ -748,7 +748,7 @@ pub mod audit_server {
     }
 }
 /// What the service accepts from a meter, and how it names the two sides.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MeterPolicy {
     /// Unspecified means AUTHENTICATED.
     #[prost(enumeration = "MinimumProtection", tag = "1")]
@@ -768,6 +768,26 @@ pub struct MeterPolicy {
     /// Leave the header of general-ciphering out of the additional data (the reading of one common stack).
     #[prost(bool, tag = "6")]
     pub general_ciphering_omit_header: bool,
+    /// The device profile of the meter's make, as the site's configuration has it: 1 to 32 small letters, digits,
+    /// dashes and dots. Empty: none.
+    #[prost(string, tag = "7")]
+    pub profile: ::prost::alloc::string::String,
+    /// The titles of single clients, where they differ from `client_title`: at most 16, one a client.
+    #[prost(message, repeated, tag = "8")]
+    pub client_titles: ::prost::alloc::vec::Vec<ClientTitle>,
+}
+/// The utility's system title for the messages of one client.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientTitle {
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client's address (SAP), 0 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_title: ::prost::bytes::Bytes,
 }
 /// The outcome of one item of a crypto call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -987,7 +1007,8 @@ pub struct Protecting {
     /// e in 0.0.43.0.e.255.
     #[prost(uint32, tag = "1")]
     pub security_setup: u32,
-    /// The client (its address, 1 to 127; 0: the meter's default) whose title begins the nonce.
+    /// The client (its address) whose title begins the nonce: of the meter's client titles, or else the meter's
+    /// client title.
     #[prost(uint32, tag = "2")]
     pub client: u32,
     /// Under the key that the meter shares with others, GBEK.
@@ -2390,7 +2411,7 @@ pub struct ReadmitMeterResponse {
     #[prost(uint32, tag = "3")]
     pub keys_that_may_come_back: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetPolicyRequest {
     #[prost(string, tag = "1")]
     pub meter_id: ::prost::alloc::string::String,
@@ -2414,7 +2435,7 @@ pub struct DeclareCounterRequest {
     /// e in 0.0.43.0.e.255.
     #[prost(uint32, tag = "3")]
     pub security_setup: u32,
-    /// The client (its address, 1 to 127; 0: the meter's default) whose counters these are.
+    /// The client (its address) whose counters these are.
     #[prost(uint32, tag = "4")]
     pub client: u32,
     /// Of the key that the meter shares with others, GBEK.

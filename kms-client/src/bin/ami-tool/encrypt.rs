@@ -25,7 +25,7 @@ pub(crate) struct Meter {
     security_setup: u8,
     /// The client (its address) whose title begins the nonce; 0: the meter's default
     #[arg(long, value_name = "N", default_value_t = 0)]
-    client: u8,
+    client: u16,
     /// The key that the meter shares with others (GBEK), and not its own
     #[arg(long)]
     broadcast: bool,

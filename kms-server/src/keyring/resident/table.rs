@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hsm::WrappedKey;
 use kms_core::{
-    BlockNo, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
+    ClientTitles, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
     Protection, SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
@@ -19,7 +19,7 @@ use kms_core::{
 };
 
 use super::{
-    arena::{Segment, prefetch},
+    arena::Segment,
     candidate::{Candidate, KeyMaterial},
     ids::IdTag,
 };
@@ -108,6 +108,7 @@ impl PolicyBits {
 struct Extra {
     default_title: Option<SystemTitle>,
     client_title: Option<SystemTitle>,
+    client_titles: ClientTitles,
     /// Ordered: by setup, then as they are to be tried.
     keys: Box<[SlotInfo]>,
 }
@@ -203,6 +204,7 @@ fn is_plain(meter: &MeterRecord) -> bool {
         && one_at_most(KeyKind::Gak)
         && meter.policy.default_system_title.is_none()
         && meter.policy.client_title.is_none()
+        && meter.policy.client_titles.is_empty()
         && live_keys(meter).all(|key| {
             matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
                 && key.protection == Protection::Memory
@@ -408,6 +410,7 @@ impl Filling<'_> {
         self.extras.push(Extra {
             default_title: meter.policy.default_system_title,
             client_title: meter.policy.client_title,
+            client_titles: meter.policy.client_titles.clone(),
             keys,
         });
         Ok(())
@@ -453,6 +456,12 @@ impl<'a> ResidentMeter<'a> {
     /// The utility's title towards it.
     pub fn client_title(&self) -> Option<SystemTitle> {
         self.extra().and_then(|extra| extra.client_title)
+    }
+
+    /// The utility's title towards it, as this client of a setup.
+    pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
+        let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
+        said.or_else(|| self.client_title())
     }
 
     /// The one GUEK of a meter that has nothing else: the fast path.
@@ -565,33 +574,4 @@ fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&entry[at..at + N]);
     out
-}
-
-/// The block that a title belongs to, and the table that may have it.
-pub struct Directory {
-    pub(in crate::keyring) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
-    /// The number of open ones.
-    pub(in crate::keyring) open: usize,
-}
-
-impl Directory {
-    /// Whether every block is open.
-    pub(in crate::keyring) fn is_complete(&self) -> bool {
-        self.open == self.blocks.len()
-    }
-
-    /// The table of an open block.
-    #[inline]
-    pub fn table(&self, block: BlockNo) -> Option<&BlockTable> {
-        self.blocks.get(block.0 as usize)?.as_deref()
-    }
-
-    /// The same, and asks the processor to fetch what [`BlockTable::prefetch`] and
-    /// [`BlockTable::find`] begin with. At thousands of blocks that is not in the nearest cache.
-    #[inline]
-    pub fn table_soon(&self, block: BlockNo) -> Option<&BlockTable> {
-        let table = self.table(block)?;
-        prefetch(table);
-        Some(table)
-    }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeclareCounterRequest, DeleteMeterRequest,
-    DemoteRequest, EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
-    ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest,
-    ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest,
-    VerifyChainRequest,
+    BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, DeclareCounterRequest,
+    DeleteMeterRequest, DemoteRequest, EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules,
+    KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey,
+    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody,
+    SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -215,6 +215,8 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         default_system_title,
         client_title,
         general_ciphering_omit_header,
+        profile,
+        client_titles,
     } = policy;
     let minimum = match MinimumProtection::try_from(*minimum_protection) {
         Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
@@ -235,6 +237,13 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
             words.push(format!("{name} {}", hex::encode(title)));
         }
     }
+    if !profile.is_empty() {
+        words.push(format!("profile {profile:?}"));
+    }
+    words.extend(client_titles.iter().map(|entry| {
+        let ClientTitle { security_setup, client, system_title } = entry;
+        format!("client {client} of setup {security_setup} {}", hex::encode(system_title))
+    }));
     words.join(" + ")
 }
 
@@ -313,6 +322,18 @@ mod tests {
         assert_eq!(
             about(Verb::SetPolicy, &set.encode_to_vec()).line,
             "meter \"m\", policy AUTHENTICATED + allow_encryption_only"
+        );
+        let entry =
+            ClientTitle { security_setup: 1, client: 16, system_title: vec![0xAB; 8].into() };
+        let named = MeterPolicy {
+            profile: "gbcs".into(),
+            client_titles: vec![entry],
+            ..MeterPolicy::default()
+        };
+        let set = SetPolicyRequest { meter_id: "m".into(), policy: Some(named) };
+        assert_eq!(
+            about(Verb::SetPolicy, &set.encode_to_vec()).line,
+            "meter \"m\", policy AUTHENTICATED + profile \"gbcs\" + client 16 of setup 1 abababababababab"
         );
         let key = |kind: KeyKind, protection: ProtectionLevel| NewKey {
             kind: kind as i32,

@@ -21,14 +21,11 @@ use crate::{
 };
 use kms_core::{SecuritySetup, SystemTitle, Verdict, counters::allocator::Purpose};
 
-/// The highest address of a client.
-const CLIENT_MAX: u32 = 127;
-
 /// How all items of a call are protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct How {
     setup: SecuritySetup,
-    client: u8,
+    client: u16,
     key_set: KeySet,
     envelope: Envelope,
     protection: (bool, bool),
@@ -45,11 +42,10 @@ pub(crate) fn key(
     security_setup: u32,
     client: u32,
     broadcast: bool,
-) -> Result<(SecuritySetup, u8, KeySet), Refused> {
+) -> Result<(SecuritySetup, u16, KeySet), Refused> {
     let setup = u8::try_from(security_setup).map(SecuritySetup);
     let setup = setup.map_err(|_| field("security_setup", "it is 0 to 255"))?;
-    let client = u8::try_from(client).ok().filter(|client| u32::from(*client) <= CLIENT_MAX);
-    let client = client.ok_or(field("client", "it is 0 to 127"))?;
+    let client = u16::try_from(client).map_err(|_| field("client", "it is 0 to 65,535"))?;
     Ok((setup, client, if broadcast { KeySet::Broadcast } else { KeySet::Unicast }))
 }
 
@@ -247,7 +243,7 @@ mod tests {
         let default = Protecting::default;
         for wrong in [
             Protecting { security_setup: 256, ..default() },
-            Protecting { client: 128, ..default() },
+            Protecting { client: 65_536, ..default() },
             Protecting { form: 4, ..default() },
             Protecting { protection: 9, ..default() },
             Protecting { security_suite: Some(3), ..default() },

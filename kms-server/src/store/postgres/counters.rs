@@ -45,6 +45,11 @@ fn stored(row: &PgRow) -> Result<StoredMark, StoreError> {
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
 }
 
+const NEW_MARK: &str = "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING";
+const NEXT_MARK: &str = "UPDATE counter_marks SET epoch = $1, reserved = $2, holder = $3, term = $4, secret_version = $5, mac = $6 \
+     WHERE block = $7 AND mac = $8";
+
 /// Replaces `expected`, within a transaction that holds the role's lock since it began. False: another one is there.
 pub(super) async fn put_mark(
     connection: &mut PgConnection,
@@ -53,16 +58,7 @@ pub(super) async fn put_mark(
 ) -> Result<bool, WriteError> {
     let StoredMark { mark, secret_version, mac } = stored;
     rules::may_reserve(role::role(connection).await?, mark.epoch)?;
-    let statement = match expected {
-        None => {
-            "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING"
-        }
-        Some(_) => {
-            "UPDATE counter_marks SET epoch = $1, reserved = $2, holder = $3, term = $4, \
-             secret_version = $5, mac = $6 WHERE block = $7 AND mac = $8"
-        }
-    };
+    let statement = if expected.is_none() { NEW_MARK } else { NEXT_MARK };
     let mut query = sqlx::query(statement)
         .bind(signed(mark.epoch.0)?)
         .bind(i64::from(mark.end))
@@ -91,22 +87,21 @@ pub(super) async fn witnessed(
 }
 
 /// In order of the blocks, so that two that tell at once don't wait for each other in a circle.
+const WITNESS: &str = "\
+INSERT INTO witnessed_marks (site, block, epoch, reserved) \
+SELECT $1, block, epoch, reserved \
+FROM unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS told (block, epoch, reserved) ORDER BY block \
+ON CONFLICT (site, block) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved \
+WHERE (excluded.epoch, excluded.reserved) > (witnessed_marks.epoch, witnessed_marks.reserved)";
+
 pub(super) async fn witness(
     connection: &mut PgConnection,
     site: &str,
     marks: &[(BlockNo, Witnessed)],
 ) -> Result<(), StoreError> {
-    let statement = "INSERT INTO witnessed_marks (site, block, epoch, reserved) \
-                     SELECT $1, block, epoch, reserved FROM \
-                     unnest($2::bigint[], $3::bigint[], $4::bigint[]) AS told (block, epoch, reserved) \
-                     ORDER BY block \
-                     ON CONFLICT (site, block) DO UPDATE \
-                     SET epoch = excluded.epoch, reserved = excluded.reserved \
-                     WHERE (excluded.epoch, excluded.reserved) > \
-                     (witnessed_marks.epoch, witnessed_marks.reserved)";
     let epochs: Vec<i64> =
         marks.iter().map(|(_, mark)| signed(mark.epoch.0)).collect::<Result<_, _>>()?;
-    sqlx::query(statement)
+    sqlx::query(WITNESS)
         .bind(site)
         .bind(marks.iter().map(|(block, _)| i64::from(block.0)).collect::<Vec<_>>())
         .bind(epochs)

@@ -47,6 +47,11 @@ fn stored(row: &SqliteRow) -> Result<StoredMark, StoreError> {
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
 }
 
+const NEW_MARK: &str = "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \
+     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING";
+const NEXT_MARK: &str = "UPDATE counter_marks SET epoch = ?, reserved = ?, holder = ?, term = ?, secret_version = ?, mac = ? \
+     WHERE block = ? AND mac = ?";
+
 /// Replaces `expected`, within a transaction that excludes every other one. False: another one is there.
 pub(super) async fn put_mark(
     connection: &mut SqliteConnection,
@@ -55,16 +60,7 @@ pub(super) async fn put_mark(
 ) -> Result<bool, WriteError> {
     let StoredMark { mark, secret_version, mac } = stored;
     rules::may_reserve(role::role(connection).await?, mark.epoch)?;
-    let statement = match expected {
-        None => {
-            "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \
-             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        }
-        Some(_) => {
-            "UPDATE counter_marks SET epoch = ?, reserved = ?, holder = ?, term = ?, \
-             secret_version = ?, mac = ? WHERE block = ? AND mac = ?"
-        }
-    };
+    let statement = if expected.is_none() { NEW_MARK } else { NEXT_MARK };
     let mut query = sqlx::query(statement)
         .bind(signed(mark.epoch.0)?)
         .bind(mark.end)
