@@ -114,7 +114,7 @@ fn counter_declared(request: DeclareCounterRequest) -> About {
     let DeclareCounterRequest { meter_id, system_title, security_setup, client, broadcast, .. } =
         &request;
     let title = hex::encode(system_title);
-    let key = if *broadcast { "GBEK" } else { "GUEK" };
+    let key = if *broadcast { "broadcast key" } else { "own key" };
     let last = request.last_invocation_counter;
     let last =
         last.map_or("was never used".to_owned(), |last| format!("was used up to {last:08X}"));
