@@ -450,8 +450,8 @@ mod tests {
             Err(PolicyError::CallerName("a b".into()))
         );
         assert_eq!(
-            Policy::from_words(none, [("hes", vec!["Ciphering/Encrypt"])]),
-            Err(PolicyError::Verb("Ciphering/Encrypt".into()))
+            Policy::from_words(none, [("hes", vec!["Ciphering/Triage"])]),
+            Err(PolicyError::Verb("Ciphering/Triage".into()))
         );
     }
 
