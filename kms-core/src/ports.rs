@@ -105,7 +105,7 @@ impl ReplicationGate for NoOtherSite {
 /// The other site's memory of our counters' marks, and of lines that it set aside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WitnessSaid {
-    /// Our marks, as it was told of them: the highest of each block.
+    /// Our marks, as it was told of them: the highest of each block that was told now, or of all if none was.
     pub marks: Vec<(BlockNo, Witnessed)>,
     /// Records of counter lines of the block that was asked for, which it set aside when it took our block over. Not
     /// verified.

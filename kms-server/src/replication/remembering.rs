@@ -1,7 +1,7 @@
 //! What one site remembers of the other one's counters: marks, so that a database that was rolled back shows, and lines that
 //! were set aside when a block was taken over.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::timeout;
@@ -41,7 +41,7 @@ impl Remembering {
         Self { store: Arc::clone(&grounds.store), marks, blocks: grounds.blocks }
     }
 
-    /// Keeps the marks of `site`, and says which are known.
+    /// Keeps the marks of `site`, and says which are known of these blocks; of all, if it tells none and asks nothing else.
     pub async fn exchange(
         &self,
         site: &str,
@@ -53,12 +53,13 @@ impl Remembering {
             return Err(NotServed::NoBlock(*block));
         }
         self.marks.witness_marks(site, &marks).await?;
-        let known = self.marks.witnessed_marks(site).await?;
-        let set_aside = match lines_of {
-            Some(block) => self.set_aside(block).await?,
-            None => Vec::new(),
-        };
-        Ok((known, set_aside))
+        if let Some(block) = lines_of {
+            return Ok((Vec::new(), self.set_aside(block).await?));
+        }
+        let mut known = self.marks.witnessed_marks(site).await?;
+        let told: BTreeSet<BlockNo> = marks.iter().map(|(block, _)| *block).collect();
+        known.retain(|(block, _)| told.is_empty() || told.contains(block));
+        Ok((known, Vec::new()))
     }
 
     /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.

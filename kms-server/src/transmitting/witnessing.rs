@@ -58,6 +58,10 @@ impl Witnessing {
         *to_tell = (*to_tell).max(mark);
     }
 
+    fn note_all(&self, marks: Vec<(BlockNo, Witnessed)>) {
+        marks.into_iter().for_each(|(block, mark)| self.note(block, mark));
+    }
+
     fn to_tell(&self) -> Vec<(BlockNo, Witnessed)> {
         let mut known = self.known();
         let rest = match known.to_tell.keys().nth(MARKS_MAX).copied() {
@@ -93,17 +97,13 @@ impl Counters {
             return;
         }
         for round in 0u32.. {
-            let to_tell = self.witnessing.to_tell();
-            let is_due =
-                !to_tell.is_empty() || !self.witnessing.was_asked() || round.is_multiple_of(ASK);
-            if is_due {
+            // Told nothing, it says all that it knows.
+            let all = !self.witnessing.was_asked() || round.is_multiple_of(ASK);
+            let to_tell = if all { Vec::new() } else { self.witnessing.to_tell() };
+            if all || !to_tell.is_empty() {
                 match self.parts.witness.ask(to_tell.clone(), None).await {
                     Some(said) => self.witnessing.take(said),
-                    None => {
-                        to_tell
-                            .into_iter()
-                            .for_each(|(block, mark)| self.witnessing.note(block, mark));
-                    }
+                    None => self.witnessing.note_all(to_tell),
                 }
             }
             tokio::time::sleep(TELL).await;

@@ -3987,7 +3987,8 @@ pub struct ExchangeMarksRequest {
 pub struct ExchangeMarksResponse {
     #[prost(message, optional, tag = "1")]
     pub card: ::core::option::Option<SiteCard>,
-    /// The caller's, as it told them: the highest of each block.
+    /// The caller's, as it told them: the highest of each block that it named now; of all blocks, where it named none
+    /// and asked for no lines.
     #[prost(message, repeated, tag = "2")]
     pub marks: ::prost::alloc::vec::Vec<CounterMark>,
     /// Records of counter lines, as they were written; not verified.
