@@ -10,9 +10,10 @@ SEED ?= 1
 KILLS ?= 300
 PARTITIONS ?= 100
 FREEZES ?= 50
+ALLOCATIONS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary disasters simulate proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary disasters simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +92,9 @@ disasters: build ## Two sites by the real programs through KILLS (300), PARTITIO
 
 simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)
+
+transmit: ## ALLOCATIONS (1000000) counters through kills and promotions of two real sites, none twice
+	TRANSMIT_ALLOCATIONS=$(ALLOCATIONS) $(CARGO) nextest run --package softhsm-tests --test transmitting --no-capture
 
 measure: ## Length of functions and files, parameters: what they are, and whether the bounds are kept
 	@scripts/measure.py

@@ -12,8 +12,9 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use kms_proto::v1::{
-    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, VerifyMicBatchResponse,
-    VerifyMicRequest, VerifyMicResponse,
+    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
+    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
+    VerifyMicResponse,
     ciphering_server::{Ciphering, CipheringServer},
 };
 use softhsm_tests::{Programs, Site};
@@ -166,6 +167,20 @@ impl Ciphering for SameBytes {
         &self,
         _: Request<ApduBatch>,
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn encrypt(
+        &self,
+        _: Request<EncryptRequest>,
+    ) -> Result<Response<EncryptResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn encrypt_batch(
+        &self,
+        _: Request<PlainBatch>,
+    ) -> Result<Response<EncryptBatchResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
 

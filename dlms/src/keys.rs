@@ -52,7 +52,7 @@ impl fmt::Debug for Keys<'_> {
 
 impl Keys<'_> {
     /// The first key that has not the suite's length, and the length it has.
-    pub(crate) fn unfit_for(&self, suite: crate::Suite) -> Option<(KeyRole, usize)> {
+    pub fn unfit_for(&self, suite: crate::Suite) -> Option<(KeyRole, usize)> {
         let Self { encryption, authentication } = self;
         [(KeyRole::Encryption, encryption.len()), (KeyRole::Authentication, authentication.len())]
             .into_iter()

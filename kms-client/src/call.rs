@@ -192,6 +192,12 @@ pub enum ProtocolError {
         /// The number that it held.
         number: i32,
     },
+    /// A value that its field can't have.
+    #[error("{what} has a value that it can't have")]
+    OutOfRange {
+        /// The field.
+        what: &'static str,
+    },
     /// A message without a part that it must have.
     #[error("`{0}` is missing")]
     Missing(&'static str),

@@ -21,6 +21,7 @@ use crate::site::{self, SiteStatus};
 use crate::sites::Errand;
 use crate::stubs;
 use crate::syncing::{self, SyncOptions, SyncProgress};
+use crate::transmitting::{self, PlainApdu, Protected, Protecting};
 use crate::transport::Transport;
 
 /// A connection to the service. Cheap to clone; clones share their connections.
@@ -104,6 +105,22 @@ impl KmsClient {
     ) -> Result<Vec<Checked>, CallError> {
         let apdus = apdus.into_iter().collect();
         ciphering::batch::<VerifyMic>(&self.transport, self.options, apdus).await
+    }
+
+    /// Protects one plain APDU for its meter. Never tried again once it may have arrived: whoever gets
+    /// [`CallError::OutcomeUnknown`] decides whether the meter may get it twice.
+    pub async fn encrypt(&self, apdu: &PlainApdu, how: Protecting) -> Result<Protected, CallError> {
+        transmitting::encrypt(&self.transport, apdu, how).await
+    }
+
+    /// Protects many in one message, as [`KmsClient::encrypt`] does one: results in the order of the APDUs, and those
+    /// of one meter get their counters in that order. A bad one does not fail the rest.
+    pub async fn encrypt_batch(
+        &self,
+        apdus: &[PlainApdu],
+        how: Protecting,
+    ) -> Result<Vec<Protected>, CallError> {
+        transmitting::encrypt_batch(&self.transport, apdus, how).await
     }
 
     /// Opens whatever `apdus` yields, for as long as it does, in order. The cheapest way to open

@@ -26,6 +26,7 @@
 // 8  sealed       sealed import files
 // 7  audit        the audit log
 //    ciphering    decrypt, verify
+//    transmitting encrypt, and what a key was used with
 //    import       one result a record
 // 6  approvals    calls that need two people
 //    site         status
@@ -88,6 +89,7 @@ mod site;
 mod sites;
 mod stubs;
 mod syncing;
+mod transmitting;
 mod transport;
 mod vigil;
 
@@ -105,8 +107,10 @@ pub use config::{ClientConfig, ConfigError};
 pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
+pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{
-    KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey, NewMeter, Protection,
+    ClientTitle, KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey,
+    NewMeter, ProfileName, Protection,
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
@@ -125,3 +129,7 @@ pub use sealed::{
 pub use secret::KeyBytes;
 pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};
 pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};
+pub use transmitting::{
+    ApduProtection, CipheringForm, CounterDeclaration, CounterDeclared, CounterPurpose, PlainApdu,
+    Protected, Protecting,
+};

@@ -10,7 +10,7 @@ use crate::call::ProtocolError;
 use crate::names::{MeterId, optional_title_hex, title_hex};
 use crate::secret::KeyBytes;
 
-pub use kms_core::{KeyKind, KeyState, MinimumProtection, Protection};
+pub use kms_core::{KeyKind, KeyState, MinimumProtection, ProfileName, Protection};
 
 /// The item that a number of the wire stands for.
 pub(crate) fn numbered<T: Numbered>(number: i32) -> Result<T, ProtocolError> {
@@ -37,6 +37,26 @@ pub struct MeterPolicy {
     pub client_title: Option<SystemTitle>,
     /// Leave general-ciphering's header out of the additional data.
     pub general_ciphering_omit_header: bool,
+    /// The device profile of the meter's make. Absent: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileName>,
+    /// The titles of single clients, where they differ from `client_title`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub client_titles: Vec<ClientTitle>,
+}
+
+/// The utility's title for the messages of one client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientTitle {
+    /// e in `0.0.43.0.e.255`.
+    #[serde(default)]
+    pub security_setup: u8,
+    /// The client's address (SAP).
+    pub client: u16,
+    /// The title that its messages carry.
+    #[serde(with = "title_hex")]
+    pub system_title: SystemTitle,
 }
 
 /// A meter to be made known, as one import line says it.
@@ -174,6 +194,8 @@ impl MeterPolicy {
             default_system_title: title(&self.default_system_title),
             client_title: title(&self.client_title),
             general_ciphering_omit_header: self.general_ciphering_omit_header,
+            profile: self.profile.as_ref().map_or_else(String::new, ProfileName::to_string),
+            client_titles: self.client_titles.iter().map(ClientTitle::to_wire).collect(),
         }
     }
 
@@ -186,8 +208,42 @@ impl MeterPolicy {
             default_system_title: optional_title(&wire.default_system_title)?,
             client_title: optional_title(&wire.client_title)?,
             general_ciphering_omit_header: wire.general_ciphering_omit_header,
+            profile: profile(&wire.profile)?,
+            client_titles: wire
+                .client_titles
+                .iter()
+                .map(ClientTitle::from_wire)
+                .collect::<Result<_, _>>()?,
         })
     }
+}
+
+impl ClientTitle {
+    fn to_wire(&self) -> v1::ClientTitle {
+        let Self { security_setup, client, system_title } = self;
+        v1::ClientTitle {
+            security_setup: (*security_setup).into(),
+            client: (*client).into(),
+            system_title: system_title.as_bytes().to_vec().into(),
+        }
+    }
+
+    fn from_wire(wire: &v1::ClientTitle) -> Result<Self, ProtocolError> {
+        let v1::ClientTitle { security_setup, client, system_title } = wire;
+        let out_of_range = |what| move |_| ProtocolError::OutOfRange { what };
+        Ok(Self {
+            security_setup: u8::try_from(*security_setup)
+                .map_err(out_of_range("security_setup"))?,
+            client: u16::try_from(*client).map_err(out_of_range("client"))?,
+            system_title: title(system_title)?,
+        })
+    }
+}
+
+/// A profile's name, or none.
+fn profile(name: &str) -> Result<Option<ProfileName>, ProtocolError> {
+    let bad = |_| ProtocolError::OutOfRange { what: "profile" };
+    if name.is_empty() { Ok(None) } else { ProfileName::new(name).map(Some).map_err(bad) }
 }
 
 impl Meter {
@@ -260,6 +316,12 @@ mod tests {
             default_system_title: Some(SystemTitle::new([1; 8])),
             client_title: Some(SystemTitle::new([2; 8])),
             general_ciphering_omit_header: true,
+            profile: Some(ProfileName::new("gbcs").unwrap()),
+            client_titles: vec![ClientTitle {
+                security_setup: 255,
+                client: 65_535,
+                system_title: SystemTitle::new([3; 8]),
+            }],
         };
         assert_eq!(MeterPolicy::from_wire(policy.to_wire()), Ok(policy));
         assert_eq!(MeterPolicy::from_wire(v1::MeterPolicy::default()), Ok(MeterPolicy::default()));

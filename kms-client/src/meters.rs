@@ -18,6 +18,7 @@ use crate::replicated::Replicated;
 use crate::sealed::{self, ImportKey, SealedPart};
 use crate::sites::Errand;
 use crate::stubs;
+use crate::transmitting::{self, CounterDeclaration, CounterDeclared};
 use crate::transport::Transport;
 
 /// Meters in one page of a list.
@@ -147,6 +148,15 @@ impl Meters {
         let reply = self.transport.call(Errand::Write, request, send).await?;
         let v1::ReadmitMeterResponse { deleted_ms, keys_known, keys_that_may_come_back } = reply;
         Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back })
+    }
+
+    /// Says which counter a meter's key was used with last, elsewhere or before. Nothing is ever lowered. Not tried again
+    /// once it may have arrived.
+    pub async fn declare_counter(
+        &self,
+        declaration: &CounterDeclaration,
+    ) -> Result<CounterDeclared, CallError> {
+        transmitting::declare(&self.transport, declaration).await
     }
 
     /// Replaces all of a meter's policy. Not tried again once it may have arrived.

@@ -13,7 +13,8 @@ use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
     Apdu, CallError, ClientConfig, ImportFormat, ImportRecords, ImportRules, KmsClient, Listed,
-    MeterId, NewMeter, Outcome, RequestId, StreamOptions, Verdict,
+    MeterId, MeterName, NewMeter, Outcome, PlainApdu, Protecting, RequestId, StreamOptions,
+    Verdict,
 };
 use tonic::Code;
 
@@ -78,6 +79,25 @@ async fn a_write_that_arrived_is_not_sent_again() {
     let meter = NewMeter::from_json(line("m").as_bytes()).unwrap();
     client.meters().create(meter, ImportRules::default()).await.unwrap();
     assert_eq!(script.calls.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_goes_out_to_a_meter_is_asked_for_once() {
+    let script = Script::failing(Code::Unavailable, 1);
+    let client = alone(Arc::clone(&script), "").await;
+    let meter = MeterName::Id(MeterId::new("m").unwrap());
+    let plain = PlainApdu { bytes: vec![0xC0, 1].into(), meter };
+    let error = client.encrypt(&plain, Protecting::default()).await.unwrap_err();
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
+    assert_eq!(script.calls.load(Ordering::SeqCst), 1);
+    for counter in 0..2 {
+        let sent = client.encrypt(&plain, Protecting::default()).await.unwrap();
+        assert_eq!((sent.verdict, sent.invocation_counter), (Verdict::Ok, Some(counter)));
+        assert_eq!(sent.apdu.as_deref(), Some(&[0xC0, 1][..]));
+    }
+    // An answer without its columns is none.
+    let broken = client.encrypt_batch(&[plain], Protecting::default()).await.unwrap_err();
+    assert!(matches!(broken, CallError::Protocol(_)), "{broken:?}");
 }
 
 #[tokio::test]

@@ -52,6 +52,28 @@ async fn world(script: Arc<Script>) -> (World, std::path::PathBuf) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_apdu_is_protected_and_a_counter_declared() {
+    let (_world, config) = world(Arc::default()).await;
+    let output = tool(&config, "encrypt --meter m-1 --apdu C001:C1 --form glo --json", "").await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_text(&output));
+    let result = &objects(&output)[0];
+    assert_eq!((&result["apdu"], &result["invocation_counter"]), (&json!("C001C1"), &json!(0)));
+    let said = all_text(&tool(&config, "encrypt --meter m-1 --apdu C001", "").await);
+    assert!(said.contains("invocation counter") && said.contains("C001"), "{said}");
+    let declare = "meter declare-counter --meter m-1 --last 0xFF --json";
+    let output = tool(&config, declare, "").await;
+    assert_eq!(objects(&output)[0]["at_least"], 256, "{}", all_text(&output));
+    for wrong in [
+        "encrypt --apdu C0",
+        "encrypt --meter m-1 --apdu XY",
+        "meter declare-counter --meter m-1",
+        "meter declare-counter --meter m-1 --last 1 --never-used",
+    ] {
+        assert_eq!(tool(&config, wrong, "").await.status.code(), Some(2), "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_apdu_is_opened_as_json_and_for_people() {
     let (_world, config) = world(Arc::default()).await;
     let output = tool(&config, "decrypt --meter m-1 --apdu 0001FFab --json", "").await;

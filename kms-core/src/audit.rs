@@ -204,6 +204,8 @@ crate::numbered! {
         SealedSigner = 15 "sealed_signer",
         /// The chunk of the sealed file, from 0.
         SealedChunk = 16 "sealed_chunk",
+        /// The invocation counter below which a line gives out none, as declared.
+        CounterAtLeast = 17 "counter_at_least",
     }
 }
 

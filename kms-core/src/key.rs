@@ -129,6 +129,11 @@ impl KeyState {
         })
     }
 
+    /// Whether a key in this state may protect what is sent to a meter.
+    pub const fn may_protect(self) -> bool {
+        matches!(self, Self::Active)
+    }
+
     /// Whether a key in this state may open what a meter sent. A pre-active one may: a meter whose
     /// confirmation was lost already uses it.
     pub const fn may_open(self) -> bool {

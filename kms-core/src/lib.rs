@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod block;
+pub mod client_title;
 pub mod codec;
 pub mod counters;
 pub mod enrolment;
@@ -16,6 +17,7 @@ pub mod meter;
 pub mod moment;
 pub mod numbered;
 pub mod ports;
+pub mod profile;
 pub mod record;
 pub mod refusal;
 pub mod replication;
@@ -26,6 +28,7 @@ pub mod verdict;
 pub mod wire;
 
 pub use block::{BlockCount, BlockNo, Epoch, Head, Position, RecordMac, Sequence};
+pub use client_title::{ClientTitle, ClientTitles};
 pub use dlms::SystemTitle;
 pub use key::{
     Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, Protection, SecuritySetup,
@@ -35,6 +38,7 @@ pub use meter::{
     MinimumProtection,
 };
 pub use numbered::Numbered;
+pub use profile::ProfileName;
 pub use record::{Record, RecordKey, StoredRecord};
 pub use refusal::RefusalCode;
 pub use secret::{BlockSecret, ClearKey};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use dlms::SystemTitle;
 
-use super::{Fingerprint, KeyKind, KeyRecord, KeyState, SecuritySetup};
+use super::{ClientTitles, Fingerprint, KeyKind, KeyRecord, KeyState, ProfileName, SecuritySetup};
 
 /// The operator's name for a meter: 1 to 64 visible ASCII characters. Unique in its domain.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,10 +93,14 @@ pub struct MeterPolicy {
     pub allow_withheld_authentication_key: bool,
     /// For the meter's own APDUs that carry no title. `None`: its system title.
     pub default_system_title: Option<SystemTitle>,
-    /// For APDUs that the utility's side originated.
+    /// For APDUs that the utility's side originated, where `client_titles` has no other one.
     pub client_title: Option<SystemTitle>,
     /// Leave general-ciphering's header out of the additional data.
     pub general_ciphering_omit_header: bool,
+    /// The device profile that says how meters of its make behave. `None`: what holds for all.
+    pub profile: Option<ProfileName>,
+    /// The titles of single clients of a security setup.
+    pub client_titles: ClientTitles,
 }
 
 /// Everything the database knows of a meter. One record, so that mapping, policy and keys can only

@@ -4,8 +4,10 @@
 use async_trait::async_trait;
 
 use super::{
+    BlockNo, StoredRecord,
     audit::{ChainTip, Checkpoint},
     block::BlockMark,
+    counters::allocator::Witnessed,
     moment::Moment,
 };
 
@@ -97,5 +99,38 @@ pub struct NoOtherSite;
 impl ReplicationGate for NoOtherSite {
     async fn replicated(&self, _: &[BlockMark]) -> Replicated {
         Replicated::NotApplicable
+    }
+}
+
+/// The other site's memory of our counters' marks, and of lines that it set aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WitnessSaid {
+    /// Our marks, as it was told of them: the highest of each block that was told now, or of all if none was.
+    pub marks: Vec<(BlockNo, Witnessed)>,
+    /// Records of counter lines of the block that was asked for, which it set aside when it took our block over. Not
+    /// verified.
+    pub set_aside: Vec<StoredRecord>,
+}
+
+/// A witness of our counters outside this site's database.
+#[async_trait]
+pub trait CounterWitness: Send + Sync + 'static {
+    /// Tells it our marks, and asks what it knows of ours; of this block also which lines it set aside. `None`: it did not
+    /// answer.
+    async fn ask(
+        &self,
+        ours: Vec<(BlockNo, Witnessed)>,
+        lines_of: Option<BlockNo>,
+    ) -> Option<WitnessSaid>;
+}
+
+/// No witness: a single site has none, and a site without a peer is told so.
+#[derive(Clone, Copy, Debug)]
+pub struct NoWitness;
+
+#[async_trait]
+impl CounterWitness for NoWitness {
+    async fn ask(&self, _: Vec<(BlockNo, Witnessed)>, _: Option<BlockNo>) -> Option<WitnessSaid> {
+        None
     }
 }

@@ -2,113 +2,21 @@
 //!
 //! The encoding is injective: every field has a fixed length or its length before it, lists have
 //! their count, a type label and a schema number come first, and the decoder accepts nothing that the
-//! encoder would not write. A record's MAC is over these stored bytes.
+//! encoder would not write. A record is written in the oldest schema that can hold it, so that a server of the
+//! release before reads all that it could have written itself. A record's MAC is over these stored bytes.
 
 use dlms::SystemTitle;
 
 use super::{
-    BlockNo, ChangeMark, DomainId, FilePlace, Fingerprint, FormerKey, FormerUse, KeyId, KeyRecord,
-    MeterId, MeterPolicy, MeterRecord, Numbered, Position, RecordMac, SecuritySetup,
+    BlockNo, ChangeMark, ClientTitle, ClientTitles, DomainId, FilePlace, Fingerprint, FormerKey,
+    FormerUse, KeyId, KeyRecord, MeterId, MeterPolicy, MeterRecord, Numbered, Position,
+    ProfileName, RecordMac, SecuritySetup,
     counters::{Line, LineName, Offset},
 };
 
-/// A record's name within its domain: a byte for what it is about, and its name among those. Orders the
-/// digest, as a database orders the bytes.
-///
-/// No key of ours begins another one, so that key and body stand side by side in a MAC's input: a meter's has
-/// nine bytes, any other one's length is its second byte.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RecordKey {
-    /// Filled up with zeros: of two of which one begins the other, the shorter comes first.
-    bytes: [u8; RecordKey::LEN_MAX],
-    len: u8,
-}
+mod key;
 
-impl RecordKey {
-    /// The most bytes of a key.
-    pub const LEN_MAX: usize = 32;
-    /// The kind byte of meters.
-    const METER: u8 = 1;
-    /// The length of a meter's key: the kind byte and a title.
-    const METER_LEN: usize = 9;
-    /// The kind byte of counter lines.
-    const LINE: u8 = 2;
-    /// The length of a line's key: the kind byte, itself, a fingerprint and a title.
-    const LINE_LEN: usize = 2 + 16 + 8;
-
-    /// The record of the meter with this title, alive or buried.
-    pub fn meter(title: &SystemTitle) -> Self {
-        let mut key = [Self::METER; Self::METER_LEN];
-        key[1..].copy_from_slice(title.as_bytes());
-        Self::filled(&key)
-    }
-
-    /// The record of a counter line.
-    pub fn line(name: &LineName) -> Self {
-        let LineName { fingerprint, originator } = name;
-        let mut key = [Self::LINE; Self::LINE_LEN];
-        key[1] = Self::LINE_LEN as u8;
-        key[2..18].copy_from_slice(&fingerprint.0);
-        key[18..].copy_from_slice(originator.as_bytes());
-        Self::filled(&key)
-    }
-
-    /// A key as it is stored, well-formed or not; `None`: no key has so many bytes, or so few.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        (1..=Self::LEN_MAX).contains(&bytes.len()).then(|| Self::filled(bytes))
-    }
-
-    fn filled(bytes: &[u8]) -> Self {
-        let mut filled = [0; Self::LEN_MAX];
-        for (to, from) in filled.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-        Self { bytes: filled, len: bytes.len().min(Self::LEN_MAX) as u8 }
-    }
-
-    /// The bytes that are stored.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-
-    /// Whether it is a key that this release, or a later one, writes: its kind says how long it is.
-    pub fn is_well_formed(&self) -> bool {
-        match self.as_bytes() {
-            [Self::METER, ..] => usize::from(self.len) == Self::METER_LEN,
-            [_, len, ..] => *len == self.len,
-            _ => false,
-        }
-    }
-
-    /// Whether it is a meter's.
-    pub fn is_meter(&self) -> bool {
-        self.bytes.first() == Some(&Self::METER) && usize::from(self.len) == Self::METER_LEN
-    }
-
-    /// The title in a meter's key, or in one that may have been a meter's before its kind was changed.
-    pub fn system_title(&self) -> Option<SystemTitle> {
-        match self.as_bytes() {
-            [_, title @ ..] => title.try_into().ok().map(SystemTitle::new),
-            [] => None,
-        }
-    }
-}
-
-impl std::fmt::Debug for RecordKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RecordKey({})", hex::encode(self.as_bytes()))
-    }
-}
-
-/// For the sentences of errors: whose record it is.
-impl std::fmt::Display for RecordKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.system_title().filter(|_| self.is_meter()) {
-            Some(title) => write!(f, "meter {title}"),
-            None => f.write_str(&hex::encode(self.as_bytes())),
-        }
-    }
-}
+pub use key::RecordKey;
 
 /// A record as the store keeps it: `body` is opaque there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,8 +79,11 @@ pub struct RecordTooLong {
     pub most: usize,
 }
 
-/// Raised when the layout below changes. Records of [`FIRST_SCHEMA`] stand until their next change.
-pub const SCHEMA: u8 = 2;
+/// Raised when the layout below changes: a meter's profile and its client titles came with it. Records of the
+/// schemas before stand as they are.
+pub const SCHEMA: u8 = 3;
+/// Of whatever has neither profile nor client titles.
+const SECOND_SCHEMA: u8 = 2;
 /// Without former keys, marks of changes and readmissions; a tombstone's fingerprints without their use.
 const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
@@ -226,7 +137,7 @@ impl Record {
     /// The canonical bytes. What comes out is a record that [`Record::decode`] takes, or nothing does.
     pub fn encode(&self) -> Result<Vec<u8>, RecordTooLong> {
         let mut out = Vec::with_capacity(256);
-        out.push(SCHEMA);
+        out.push(self.schema());
         match self {
             Self::Meter(meter) => {
                 out.push(LABEL_METER);
@@ -244,18 +155,28 @@ impl Record {
         Ok(out)
     }
 
+    /// The oldest schema that can hold it, the first one apart: that is written no more.
+    fn schema(&self) -> u8 {
+        match self {
+            Self::Meter(meter) if has_details(&meter.policy) => SCHEMA,
+            Self::Meter(_) | Self::Tombstone(_) | Self::Line(_) => SECOND_SCHEMA,
+        }
+    }
+
     /// The record in `body`; refuses anything that [`Record::encode`], or that of the first schema,
     /// would not write.
     pub fn decode(body: &[u8]) -> Result<Self, BadRecord> {
         let mut input = Reader(body);
         let schema = input.u8()?;
-        if !matches!(schema, FIRST_SCHEMA | SCHEMA) {
+        if !matches!(schema, FIRST_SCHEMA | SECOND_SCHEMA | SCHEMA) {
             return Err(BadRecord);
         }
         let record = match input.u8()? {
             LABEL_METER => Self::Meter(take_meter(&mut input, schema)?),
-            LABEL_TOMBSTONE => Self::Tombstone(take_tombstone(&mut input, schema)?),
-            LABEL_LINE if schema != FIRST_SCHEMA => Self::Line(take_line(&mut input)?),
+            LABEL_TOMBSTONE if schema != SCHEMA => {
+                Self::Tombstone(take_tombstone(&mut input, schema)?)
+            }
+            LABEL_LINE if schema == SECOND_SCHEMA => Self::Line(take_line(&mut input)?),
             _ => return Err(BadRecord),
         };
         if input.0.is_empty() { Ok(record) } else { Err(BadRecord) }
@@ -306,6 +227,28 @@ fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) -> Result<(), RecordTooLong
     keys.iter().try_for_each(|key| put_key(out, key))?;
     put_former(out, former)?;
     put_mark(out, changed_by);
+    if has_details(policy) {
+        put_details(out, policy)?;
+    }
+    Ok(())
+}
+
+/// Whether a policy says what came with the third schema.
+fn has_details(policy: &MeterPolicy) -> bool {
+    policy.profile.is_some() || !policy.client_titles.is_empty()
+}
+
+fn put_details(out: &mut Vec<u8>, policy: &MeterPolicy) -> Result<(), RecordTooLong> {
+    // No name is empty.
+    let profile = policy.profile.as_ref().map_or("", ProfileName::as_str);
+    put_bytes(out, "profile's bytes", profile.as_bytes())?;
+    let titles = policy.client_titles.as_slice();
+    put_len(out, "client titles", titles.len())?;
+    for ClientTitle { setup, client, title } in titles {
+        out.push(setup.0);
+        out.extend_from_slice(&client.to_be_bytes());
+        out.extend_from_slice(title.as_bytes());
+    }
     Ok(())
 }
 
@@ -344,6 +287,9 @@ fn put_policy(out: &mut Vec<u8>, policy: &MeterPolicy) {
         default_system_title,
         client_title,
         general_ciphering_omit_header,
+        // Behind all the rest.
+        profile: _,
+        client_titles: _,
     } = policy;
     out.push(*minimum_protection as u8);
     out.push(u8::from(*allow_encryption_only));
@@ -478,7 +424,7 @@ fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadReco
     let meter_id = input.meter_id()?;
     let system_title = input.title()?;
     let logical_device_name = input.text()?.to_owned();
-    let policy = take_policy(input)?;
+    let mut policy = take_policy(input)?;
     let created_ms = input.u64()?;
     let count = input.u16()?;
     let keys = (0..count).map(|_| take_key(input)).collect::<Result<_, _>>()?;
@@ -486,6 +432,9 @@ fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadReco
         FIRST_SCHEMA => (Vec::new(), ChangeMark::default()),
         _ => (take_former(input)?, take_mark(input)?),
     };
+    if schema == SCHEMA {
+        take_details(input, &mut policy)?;
+    }
     Ok(MeterRecord {
         meter_id,
         system_title,
@@ -529,7 +478,26 @@ fn take_policy(input: &mut Reader<'_>) -> Result<MeterPolicy, BadRecord> {
         general_ciphering_omit_header: input.flag()?,
         default_system_title: input.optional_title()?,
         client_title: input.optional_title()?,
+        profile: None,
+        client_titles: ClientTitles::NONE,
     })
+}
+
+fn take_details(input: &mut Reader<'_>, policy: &mut MeterPolicy) -> Result<(), BadRecord> {
+    policy.profile = match input.text()? {
+        "" => None,
+        name => Some(ProfileName::new(name).map_err(|_| BadRecord)?),
+    };
+    let count = input.u16()?;
+    let titles = (0..count).map(|_| {
+        let setup = SecuritySetup(input.u8()?);
+        Ok(ClientTitle { setup, client: input.u16()?, title: input.title()? })
+    });
+    let titles: Vec<ClientTitle> = titles.collect::<Result<_, BadRecord>>()?;
+    policy.client_titles = ClientTitles::new(titles.clone()).map_err(|_| BadRecord)?;
+    // In another order, or with nothing to say, it would not be written.
+    let as_written = policy.client_titles.as_slice() == titles && has_details(policy);
+    if as_written { Ok(()) } else { Err(BadRecord) }
 }
 
 fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {

@@ -29,6 +29,7 @@ pub mod lifecycle;
 pub mod replication;
 pub mod rpc;
 pub mod site_health;
+pub mod transmitting;
 
 pub mod app;
 pub mod config;

@@ -51,14 +51,16 @@ struct Site {
 impl Site {
     async fn new(home: &Home, allow_clear: bool) -> Self {
         let options = Options { allow_clear, ..Options::default() };
-        let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } =
-            site_common::Site::with(home, options).await;
+        let site = site_common::Site::with(home, options).await;
+        let transmitting = site.transmitting(true, None);
+        let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } = site;
         let domain = store.domain().await.unwrap().unwrap();
         let signer = KeyPair::generate().unwrap();
         let signers = Signers::new([(SIGNER.to_owned(), signer.public_key_pem())]).unwrap();
         let (door, ring) = (hsm.clone(), Arc::clone(&keyring));
         let server = rpc_support::Site::start_parts(Limits::default(), move |clock| Parts {
             ciphering: Arc::new(ciphering),
+            transmitting: Arc::new(transmitting),
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),

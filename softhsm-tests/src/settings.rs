@@ -66,7 +66,7 @@ impl Role {
     /// The roles that the server grants it.
     const fn grants(self) -> &'static [&'static str] {
         match self {
-            Self::Dev => &["ami_admin", "hes"],
+            Self::Dev => &["ami_admin", "hes", "transmitter"],
             Self::Hes => &["hes"],
             Self::AmiAdmin => &["ami_admin"],
             Self::Rotator => &["rotator"],

@@ -27,7 +27,7 @@ struct Row {
 }
 
 fn row(method: Method) -> Row {
-    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
+    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Transmitter};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
@@ -40,6 +40,8 @@ fn row(method: Method) -> Row {
         Method::CipheringVerifyMic => (&[Hes], DONE),
         Method::CipheringVerifyMicBatch => (&[Hes], DONE),
         Method::CipheringVerifyMicStream => (&[Hes], DONE),
+        Method::CipheringEncrypt => (&[Transmitter], BAD_FIELD),
+        Method::CipheringEncryptBatch => (&[Transmitter], DONE),
         Method::MetersCreateMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
@@ -48,6 +50,7 @@ fn row(method: Method) -> Row {
         // Never by one person alone.
         Method::MetersReadmitMeter => (&[AmiAdmin], SECOND_PERSON),
         Method::MetersSetPolicy => (&[AmiAdmin], BAD_FIELD),
+        Method::MetersDeclareCounter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersImportMeters => (&[AmiAdmin], DONE),
         Method::MetersGetImportKey => (&[AmiAdmin], DONE),
         Method::AuditListEvents => (&[AmiAdmin, Auditor], DONE),
@@ -60,6 +63,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
+        | Method::ReplicationExchangeMarks
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
@@ -79,6 +83,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMic
         | Method::CipheringVerifyMicBatch
         | Method::CipheringVerifyMicStream
+        | Method::CipheringEncrypt
+        | Method::CipheringEncryptBatch
+        | Method::ReplicationExchangeMarks
         | Method::ReplicationListBlockHeads
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
@@ -95,6 +102,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersBuryDamagedMeter
         | Method::MetersReadmitMeter
         | Method::MetersSetPolicy
+        | Method::MetersDeclareCounter
         | Method::MetersImportMeters
         | Method::MetersGetImportKey
         | Method::AuditListEvents
@@ -109,7 +117,7 @@ fn can_need_two(method: Method) -> bool {
 /// What the policy file gives to the callers of a site: one role each, and several to `dev`.
 fn roles_of(caller: Role) -> &'static [Granted] {
     match caller {
-        Role::Dev => &[Granted::AmiAdmin, Granted::Hes],
+        Role::Dev => &[Granted::AmiAdmin, Granted::Hes, Granted::Transmitter],
         Role::Hes => &[Granted::Hes],
         Role::AmiAdmin => &[Granted::AmiAdmin],
         Role::Rotator => &[Granted::Rotator],

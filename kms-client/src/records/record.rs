@@ -17,9 +17,15 @@ impl MeterRecord {
     /// The approximate number of bytes that it takes on the wire.
     pub(crate) fn weight(&self) -> usize {
         const MEMBERS: usize = 160;
-        let NewMeter { meter_id, logical_device_name, keys, .. } = &self.meter;
+        const A_TITLE: usize = 24;
+        let NewMeter { meter_id, logical_device_name, keys, policy, .. } = &self.meter;
         let a_key = KeyBytes::LEN_MAX + 16;
-        MEMBERS + meter_id.as_str().len() + logical_device_name.len() + keys.len() * a_key
+        let titles = policy.as_ref().map_or(0, |policy| policy.client_titles.len());
+        MEMBERS
+            + titles * A_TITLE
+            + meter_id.as_str().len()
+            + logical_device_name.len()
+            + keys.len() * a_key
     }
 }
 

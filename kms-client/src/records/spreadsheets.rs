@@ -230,10 +230,16 @@ fn the_page_about_import_files_has_every_column_and_every_field() {
         minimum_protection: Some(MinimumProtection::Authenticated),
         default_system_title: Some(dlms::SystemTitle::new([1; 8])),
         client_title: Some(dlms::SystemTitle::new([2; 8])),
+        profile: Some(crate::meter::ProfileName::new("dlms").unwrap()),
+        client_titles: vec![crate::meter::ClientTitle {
+            security_setup: 0,
+            client: 16,
+            system_title: dlms::SystemTitle::new([3; 8]),
+        }],
         ..Default::default()
     });
     let policy = policy.unwrap();
-    assert_eq!(policy.as_object().unwrap().len(), 6);
+    assert_eq!(policy.as_object().unwrap().len(), 8);
     for field in policy.as_object().unwrap().keys() {
         assert!(page.contains(&format!("`policy.{field}`")), "{field}");
     }

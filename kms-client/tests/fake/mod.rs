@@ -43,6 +43,8 @@ pub(crate) struct Script {
     pub(crate) break_after: AtomicU32,
     /// Calls, broken ones included.
     pub(crate) calls: AtomicU32,
+    /// Counters that were given out.
+    pub(crate) counter: AtomicU32,
     /// Items of each batch.
     pub(crate) batches: Mutex<Vec<usize>>,
     /// Of each page of a list.
@@ -194,6 +196,27 @@ impl Ciphering for Fake {
         Ok(Response::new(v1::VerifyMicBatchResponse::default()))
     }
 
+    async fn encrypt(
+        &self,
+        request: Request<v1::EncryptRequest>,
+    ) -> Result<Response<v1::EncryptResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let v1::EncryptRequest { apdu, .. } = request.into_inner();
+        // As a server that gives out counters: each call gets one.
+        let invocation_counter = self.0.counter.fetch_add(1, Ordering::SeqCst);
+        let verdict = kms_core::Verdict::Ok as i32;
+        let reply = v1::EncryptResponse { verdict, apdu, invocation_counter, ..Default::default() };
+        Ok(Response::new(reply))
+    }
+
+    async fn encrypt_batch(
+        &self,
+        _: Request<v1::PlainBatch>,
+    ) -> Result<Response<v1::EncryptBatchResponse>, Status> {
+        // No verdict, whatever was asked: a broken server.
+        Ok(Response::new(v1::EncryptBatchResponse::default()))
+    }
+
     type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(
@@ -282,6 +305,16 @@ impl Meters for Fake {
     ) -> Result<Response<v1::ReadmitMeterResponse>, Status> {
         self.0.begin(&request).await?;
         Ok(Response::new(v1::ReadmitMeterResponse::default()))
+    }
+
+    async fn declare_counter(
+        &self,
+        request: Request<v1::DeclareCounterRequest>,
+    ) -> Result<Response<v1::DeclareCounterResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let at_least = request.into_inner().last_invocation_counter.map_or(0, |last| last + 1);
+        let reply = v1::DeclareCounterResponse { at_least, changed: true, ..Default::default() };
+        Ok(Response::new(reply))
     }
 
     async fn set_policy(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Epoch, Head, Position, Record, RecordKey, Sequence, StoredRecord, SystemTitle,
+    counters::{Line, LineName},
     record::{RecordTooLong, Tombstone},
 };
 
@@ -59,6 +60,14 @@ impl Staged {
         match self.records.get(&RecordKey::meter(title)) {
             Some(staged) => Ok(Some(staged.clone())),
             None => self.base.record(title),
+        }
+    }
+
+    /// A counter line, staged changes included.
+    pub fn line(&self, name: &LineName) -> Result<Option<Line>, Unreadable> {
+        match self.records.get(&RecordKey::line(name)) {
+            Some(Record::Line(staged)) => Ok(Some(*staged)),
+            _ => self.base.line(name),
         }
     }
 

@@ -3,13 +3,15 @@
 //! Here the nouns; below, the rules: [`keys`] derives what a block is MACed and wrapped under,
 //! [`verified`] believes what is stored or names what is wrong, [`extending`] adds our own changes,
 //! [`accepting`] takes a peer's over as they are, [`returning`] brings a block that has parted back to the peer's
-//! [`lineage`], [`entering`] brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here.
+//! [`lineage`], [`entering`] brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here,
+//! [`local`] keys the rows that are one site's own.
 
 pub mod accepting;
 pub mod entering;
 pub mod extending;
 pub mod keys;
 pub mod lineage;
+pub mod local;
 pub mod proof;
 pub mod returning;
 pub mod verified;

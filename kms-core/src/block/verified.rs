@@ -173,6 +173,17 @@ impl Verified {
         }
     }
 
+    /// All counter lines that are what was written, and where each was written last.
+    pub fn lines(&self) -> impl Iterator<Item = (Line, Position)> {
+        let others = self.authentic().filter(|record| !record.key.is_meter());
+        others.filter_map(|record| match Record::decode(&record.body) {
+            Ok(Record::Line(line)) if RecordKey::line(&line.name) == record.key => {
+                Some((line, record.position))
+            }
+            _ => None,
+        })
+    }
+
     /// The keys under which there are records of this title that can't be read: those of a wrong MAC, and an
     /// authentic one of no schema that we know.
     pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {

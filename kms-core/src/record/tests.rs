@@ -43,30 +43,51 @@ fn meter() -> impl Strategy<Value = Record> {
         any::<(bool, bool, bool, bool, u64)>(),
         prop::collection::vec(key(), 0..5),
         (prop::collection::vec(former(), 0..4), mark()),
+        details(),
     )
-        .prop_map(|(id, title, ldn, own, client, flags, keys, (former, changed_by))| {
-            Record::Meter(MeterRecord {
-                meter_id: MeterId::new(&id).unwrap(),
-                system_title: title,
-                logical_device_name: ldn,
-                policy: MeterPolicy {
-                    minimum_protection: if flags.0 {
-                        MinimumProtection::Authenticated
-                    } else {
-                        MinimumProtection::AuthenticatedEncrypted
+        .prop_map(
+            |(id, title, ldn, own, client, flags, keys, (former, changed_by), details)| {
+                Record::Meter(MeterRecord {
+                    meter_id: MeterId::new(&id).unwrap(),
+                    system_title: title,
+                    logical_device_name: ldn,
+                    policy: MeterPolicy {
+                        minimum_protection: if flags.0 {
+                            MinimumProtection::Authenticated
+                        } else {
+                            MinimumProtection::AuthenticatedEncrypted
+                        },
+                        allow_encryption_only: flags.1,
+                        allow_withheld_authentication_key: flags.2,
+                        general_ciphering_omit_header: flags.3,
+                        default_system_title: own,
+                        client_title: client,
+                        profile: details.0,
+                        client_titles: details.1,
                     },
-                    allow_encryption_only: flags.1,
-                    allow_withheld_authentication_key: flags.2,
-                    general_ciphering_omit_header: flags.3,
-                    default_system_title: own,
-                    client_title: client,
-                },
-                keys,
-                created_ms: flags.4,
-                former,
-                changed_by,
-            })
-        })
+                    keys,
+                    created_ms: flags.4,
+                    former,
+                    changed_by,
+                })
+            },
+        )
+}
+
+/// Half of all meters have none.
+fn details() -> impl Strategy<Value = (Option<ProfileName>, ClientTitles)> {
+    let name = "[a-z0-9][a-z0-9.-]{0,31}".prop_map(|name| ProfileName::new(&name).unwrap());
+    let titles =
+        prop::collection::btree_map(any::<(u8, u16)>(), title(), 0..5).prop_map(|titles| {
+            let titles = titles.into_iter().map(|((setup, client), title)| ClientTitle {
+                setup: SecuritySetup(setup),
+                client,
+                title,
+            });
+            ClientTitles::new(titles.collect()).unwrap()
+        });
+    let some = (prop::option::of(name), titles);
+    prop_oneof![Just((None, ClientTitles::NONE)), some]
 }
 
 fn former() -> impl Strategy<Value = FormerKey> {
@@ -117,6 +138,10 @@ fn any_record() -> impl Strategy<Value = Record> {
 }
 
 fn is_of_first(record: &Record) -> bool {
+    let has_none = |meter: &MeterRecord| !has_details(&meter.policy);
+    if let Record::Meter(meter) = record {
+        return has_none(meter);
+    }
     !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }) | Record::Line(_))
 }
 
@@ -217,7 +242,7 @@ proptest! {
 
     #[test]
     fn a_record_of_the_first_schema_is_read_and_nothing_else_under_its_number(
-        record in any_record().prop_filter("it had neither lines nor nameless tombstones", is_of_first),
+        record in any_record().prop_filter("it had neither lines nor nameless tombstones nor profiles", is_of_first),
         at in any::<prop::sample::Index>(),
         bit in 0u32..8,
     ) {
@@ -245,7 +270,7 @@ proptest! {
         let at = at.index(body.len());
         body[at] ^= 1 << bit;
         // Under the first schema's number it is that one's.
-        if let Ok(other) = Record::decode(&body).and_then(|other| if body[0] == SCHEMA { Ok(other) } else { Err(BadRecord) }) {
+        if let Ok(other) = Record::decode(&body).and_then(|other| if body[0] != FIRST_SCHEMA { Ok(other) } else { Err(BadRecord) }) {
             prop_assert_eq!(other.encode().unwrap(), body);
         }
     }
@@ -285,5 +310,66 @@ fn a_lines_key_is_its_name_and_its_body_is_strict() {
     *body.last_mut().unwrap() ^= 1;
     assert_eq!(Record::decode(&body), Err(BadRecord), "an odd offset");
     body[0] = FIRST_SCHEMA;
+    assert_eq!(Record::decode(&body), Err(BadRecord));
+}
+
+fn plain_meter(policy: MeterPolicy) -> Record {
+    Record::Meter(MeterRecord {
+        meter_id: MeterId::new("m1").unwrap(),
+        system_title: SystemTitle::new(*b"KFM\0\0\0\0\x01"),
+        logical_device_name: "n".into(),
+        policy,
+        keys: Vec::new(),
+        created_ms: 7,
+        former: Vec::new(),
+        changed_by: ChangeMark { at_ms: 9, file: None },
+    })
+}
+
+#[test]
+fn a_meters_bytes_are_these_and_its_schema_is_the_oldest_that_holds_it() {
+    let title = "4b464d0000000001";
+    let begins = |schema: &str| format!("{schema}01 0002 6d31 {title} 0001 6e");
+    let policy = "02 00 00 00 00 00";
+    let ends = "0000000000000007 0000 0000 0000000000000009 00";
+    let bytes = |text: &str| hex::decode(text.replace(' ', "")).unwrap();
+    let plain = plain_meter(MeterPolicy::default());
+    let second = bytes(&format!("{} {policy} {ends}", begins("02")));
+    assert_eq!(plain.encode().unwrap(), second);
+    let client = |client| ClientTitle {
+        setup: SecuritySetup(1),
+        client,
+        title: SystemTitle::new(*b"KFM\0\0\0\0\x01"),
+    };
+    let detailed = plain_meter(MeterPolicy {
+        profile: Some(ProfileName::new("gbcs").unwrap()),
+        client_titles: ClientTitles::new(vec![client(0x0102), client(3)]).unwrap(),
+        ..MeterPolicy::default()
+    });
+    let details = format!("0004 67626373 0002 01 0003 {title} 01 0102 {title}");
+    let third = bytes(&format!("{} {policy} {ends} {details}", begins("03")));
+    assert_eq!(detailed.encode().unwrap(), third);
+    assert_eq!(Record::decode(&third), Ok(detailed));
+
+    // What would have been written in another way is no record: nothing to say, and titles out of order, or twice.
+    for details in [
+        "0000 0000".to_owned(),
+        format!("0000 0002 01 0102 {title} 01 0003 {title}"),
+        format!("0000 0002 01 0003 {title} 01 0003 {title}"),
+        "0001 41 0000".to_owned(),
+    ] {
+        let body = bytes(&format!("{} {policy} {ends} {details}", begins("03")));
+        assert_eq!(Record::decode(&body), Err(BadRecord), "{details}");
+    }
+    let mut under_another_number = third;
+    under_another_number[0] = SECOND_SCHEMA;
+    assert_eq!(Record::decode(&under_another_number), Err(BadRecord));
+    let line = Record::Line(Line {
+        name: LineName { fingerprint: Fingerprint([7; 16]), originator: SystemTitle::new([9; 8]) },
+        offset: None,
+    });
+    let mut body = line.encode().unwrap();
+    assert_eq!(body[0], SECOND_SCHEMA);
+    body[0] = SCHEMA;
     assert_eq!(Record::decode(&body), Err(BadRecord));
 }

@@ -35,6 +35,7 @@ use crate::{
     rpc,
     store::{AuditedStore, WriteStore, measured::Measured},
     telemetry::Log,
+    transmitting::{self, Transmitting},
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
 
@@ -102,9 +103,13 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
+    let peer = two_sites.as_ref().map(TwoSites::for_counters);
+    let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
     attend_to(&keyring);
+    tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let replication = two_sites.map(|two_sites| two_sites.start(&keyring));
-    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, lifecycle, log) };
+    let parts =
+        rpc::Parts { replication, ..ground.parts(audit, &keyring, (lifecycle, transmitting), log) };
     serve_on(&ground, rpc, parts, signals).await
 }
 
@@ -134,6 +139,7 @@ async fn serve_on(
 ) -> Result<(), Fault> {
     let Signals { terminate, interrupt, hangup } = signals;
     let audit = Arc::clone(&parts.audit);
+    let transmitting = Arc::clone(&parts.transmitting);
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
@@ -143,6 +149,8 @@ async fn serve_on(
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(config, parts, until_told(stopped.clone()), ready).await;
     care.abort();
+    // Another node need not wait for what this one has reserved.
+    let _ = timeout(LAST_TASKS, transmitting.close()).await;
     close(&audit, ground.store.as_ref()).await;
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
@@ -197,17 +205,34 @@ impl Ground {
         Lifecycle::new(config, keyring, store, clock, Arc::new(OperatingSystem))
     }
 
+    /// `peer`: how the other site is asked, if there is one.
+    fn transmitting(
+        &self,
+        keyring: &Keyring,
+        peer: Option<transmitting::OtherSite>,
+    ) -> Result<Transmitting, Fault> {
+        let grounds = transmitting::Grounds {
+            store: self.measured.clone(),
+            clock: Arc::clone(&self.clock),
+            node: node_id(&self.site.data_dir, &OperatingSystem)?,
+            single_site: self.site.single_site,
+            peer,
+        };
+        Ok(Transmitting::new(keyring, grounds))
+    }
+
     /// Parts that the wire speaks for.
     fn parts(
         &self,
         audit: Arc<Audit>,
         keyring: &Keyring,
-        lifecycle: Lifecycle,
+        (lifecycle, transmitting): (Lifecycle, Arc<Transmitting>),
         log: Log,
     ) -> rpc::Parts {
         let token = self.hsm.clone();
         rpc::Parts {
             ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
+            transmitting,
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
@@ -282,6 +307,10 @@ fn attend_to(keyring: &Keyring) {
     tokio::spawn(async move { roles.keep_looking().await });
     tokio::spawn(async move { follower.follow().await });
     tokio::spawn(async move { mender.mend().await });
+}
+
+async fn keep_witness(transmitting: Arc<Transmitting>) {
+    transmitting.keep_witness().await;
 }
 
 async fn warm_up(refresher: Arc<Refresher>, overview: Arc<Overview>) {

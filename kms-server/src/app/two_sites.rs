@@ -7,16 +7,18 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, PeersMemory, Proving,
+        Remembering, Serving, Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
+    transmitting::OtherSite,
 };
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
     grounds: Grounds,
     ledger: Arc<Ledger>,
+    remembering: Arc<Remembering>,
 }
 
 impl TwoSites {
@@ -39,7 +41,8 @@ impl TwoSites {
             clock,
             status,
         };
-        Self { grounds, ledger }
+        let remembering = Arc::new(Remembering::new(&grounds, ground.measured.clone()));
+        Self { grounds, ledger, remembering }
     }
 
     /// Tells whether a write is replicated.
@@ -47,9 +50,14 @@ impl TwoSites {
         Arc::new(Confirming::new(&self.grounds))
     }
 
+    /// How counters ask the other site.
+    pub(super) fn for_counters(&self) -> OtherSite {
+        (self.gate(), Arc::new(PeersMemory::new(&self.grounds)))
+    }
+
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) fn start(self, keyring: &Keyring) -> Replicating {
-        let Self { grounds, ledger } = self;
+        let Self { grounds, ledger, remembering } = self;
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
@@ -63,7 +71,7 @@ impl TwoSites {
         tokio::spawn(async move { proving.run().await });
         let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
-        let parts = ReplicationParts { serving: Arc::new(serving), answering };
+        let parts = ReplicationParts { serving: Arc::new(serving), answering, remembering };
         Replicating { parts, status, syncing: Arc::new(syncing) }
     }
 }

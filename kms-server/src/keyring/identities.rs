@@ -22,6 +22,11 @@ impl Identities {
         keys::identify(&self.domain, key)
     }
 
+    /// Identity of an AES key where it lies.
+    pub fn identify_bytes(&self, key: &[u8]) -> Option<Fingerprint> {
+        keys::identify_bytes(&self.domain, key).map(|(fingerprint, _)| fingerprint)
+    }
+
     /// Whether a value is a published test key, told by its fingerprint in this domain.
     pub fn is_test_key(&self, fingerprint: &Fingerprint) -> bool {
         let known = self.test_keys.get_or_init(|| {

@@ -4,11 +4,12 @@
 //! block's table. A miss opens the block once, however many ask. There is no one object that can do
 //! everything: [`Reader`] is what decryption gets, [`Records`] reads what is stored, [`Writer`] changes
 //! it on top of what was verified, [`Adopter`] takes a peer's blocks over as they are, [`Prover`] shows a peer that
-//! blocks open here, [`Refresher`] keeps memory at what is stored. They share an opener,
+//! blocks open here, [`Counting`] reads counter lines and MACs marks, [`Refresher`] keeps memory at what is stored. They share an opener,
 //! which reads, verifies and publishes, and can write nothing to the database.
 
 mod adopting;
 mod config;
+mod counting;
 mod damage;
 mod error;
 mod faults;
@@ -35,6 +36,7 @@ mod writing;
 
 pub use adopting::{Adopter, Arrived, Outcome, Taken};
 pub use config::Config;
+pub use counting::{Counting, Lines, MarkChanged, MarkError};
 pub use damage::{DamageStatus, DamagedRecord, IndexLie};
 pub use error::{KeyringError, SharedError};
 pub use identities::Identities;

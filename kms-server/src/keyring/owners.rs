@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     adopting::Adopter,
     config::Config,
+    counting::Counting,
     following::Following,
     identities::Identities,
     mending::Mending,
@@ -42,6 +43,8 @@ pub struct Keyring {
     pub identities: Arc<Identities>,
     /// Who writes.
     pub roles: Arc<Roles>,
+    /// Counter lines, and marks.
+    pub counting: Arc<Counting>,
     /// For the status.
     pub overview: Arc<Overview>,
     /// Keeps what is resident at what is stored.
@@ -89,6 +92,7 @@ impl Keyring {
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
             identities,
             roles,
+            counting: Arc::new(Counting::new(Arc::clone(&opener))),
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),
         })

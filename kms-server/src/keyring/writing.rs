@@ -15,6 +15,7 @@ use kms_core::{
         extending::{Extension, Staged, TooLong},
         keys::{BlockKeys, WRAP_KEY_LEN},
     },
+    counters::{Line, LineName},
     record::Tombstone,
 };
 
@@ -76,6 +77,14 @@ impl Change {
     /// Whether the block has a record under this key, of whatever kind.
     pub fn has(&self, key: &RecordKey) -> bool {
         self.staged.base().has(key)
+    }
+
+    /// The counter line as it stands, staged changes included.
+    pub fn line(&self, name: &LineName) -> Result<Option<Line>, KeyringError> {
+        let block = self.block();
+        let what = |why| format!("counter line of {}: {why}", name.originator);
+        let line = self.staged.line(name);
+        line.map_err(|why| KeyringError::Damaged { block, what: what(why) })
     }
 
     /// Stages a tombstone in the place of a record that can't be read.

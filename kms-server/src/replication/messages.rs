@@ -7,6 +7,7 @@ use super::{card::SiteCard, failure::PeerError};
 use kms_core::{
     BlockNo, Head, Position, StoredRecord,
     block::{BlockMark, proof::Proof},
+    counters::allocator::Witnessed,
 };
 
 /// A block of a peer, or a piece of one.
@@ -40,6 +41,26 @@ pub struct HeadsSaid {
     pub heads: Vec<Head>,
     /// All positions that were waited for are reached.
     pub reached: bool,
+}
+
+/// Our marks for the peer to remember, and a question.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MarksAsked {
+    /// Those that rose.
+    pub marks: Vec<(BlockNo, Witnessed)>,
+    /// Of which block the lines that were set aside are asked for.
+    pub lines_of: Option<BlockNo>,
+}
+
+/// Its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarksSaid {
+    /// The site that answers.
+    pub card: SiteCard,
+    /// The asker's, as it told them.
+    pub marks: Vec<(BlockNo, Witnessed)>,
+    /// Not verified.
+    pub set_aside: Vec<StoredRecord>,
 }
 
 /// What a peer that is followed says.

@@ -3,7 +3,7 @@
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! write is replicated; [`remembering`] keeps the peer's marks of counters. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -18,6 +18,7 @@ mod messages;
 mod not_served;
 mod peer;
 mod proving;
+mod remembering;
 mod serving;
 mod session;
 mod status;
@@ -31,10 +32,13 @@ pub use fencing::{Fencing, NotFenced};
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};
-pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};
+pub use messages::{
+    BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid, PeerSaid,
+};
 pub use not_served::NotServed;
 pub use peer::Peer;
 pub use proving::{Answering, Proving};
+pub use remembering::{PeersMemory, Remembering};
 pub use serving::Serving;
 pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};

@@ -6,7 +6,7 @@ use futures_util::stream::BoxStream;
 use super::{
     card::SiteCard,
     failure::PeerError,
-    messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid},
+    messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid},
 };
 use kms_core::{BlockNo, Epoch, block::BlockMark, site::role::SignedRoleRecord};
 
@@ -32,6 +32,13 @@ pub trait Peer: Send + Sync + 'static {
         card: SiteCard,
         challenges: Vec<(BlockNo, [u8; 32])>,
     ) -> Result<(SiteCard, Vec<BlockProof>), PeerError>;
+
+    /// Has it remember our marks, and asks what it remembers.
+    async fn exchange_marks(
+        &self,
+        card: SiteCard,
+        asked: MarksAsked,
+    ) -> Result<MarksSaid, PeerError>;
 
     /// The role records that it knows from this epoch on. Not verified.
     async fn role_records(

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    counters::CounterStore,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
 };
 use crate::telemetry::{
@@ -16,6 +17,7 @@ use crate::telemetry::{
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    counters::{allocator::Witnessed, mark::StoredMark},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -54,9 +56,12 @@ enum Operation {
     ChangeRole,
     PutPeer,
     PutDivergence,
+    CounterMarks,
+    PutCounterMark,
+    WitnessMarks,
 }
 
-const OPERATIONS: [&str; 24] = [
+const OPERATIONS: [&str; 27] = [
     "domain",
     "heads",
     "block",
@@ -81,6 +86,9 @@ const OPERATIONS: [&str; 24] = [
     "change_role",
     "put_peer",
     "put_divergence",
+    "counter_marks",
+    "put_counter_mark",
+    "witness_marks",
 ];
 
 const OUTCOMES: [&str; 10] = [
@@ -285,6 +293,37 @@ impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.measure(Operation::AuditHead, self.inner.put_head_table(expected, table)).await
+    }
+}
+
+#[async_trait]
+impl<S: CounterStore + ?Sized> CounterStore for Measured<S> {
+    async fn counter_mark(&self, block: BlockNo) -> Result<Option<StoredMark>, StoreError> {
+        self.measure(Operation::CounterMarks, self.inner.counter_mark(block)).await
+    }
+
+    async fn counter_marks(&self) -> Result<Vec<StoredMark>, StoreError> {
+        self.measure(Operation::CounterMarks, self.inner.counter_marks()).await
+    }
+
+    async fn put_counter_mark(
+        &self,
+        expected: Option<&StoredMark>,
+        mark: &StoredMark,
+    ) -> Result<bool, StoreError> {
+        self.measure(Operation::PutCounterMark, self.inner.put_counter_mark(expected, mark)).await
+    }
+
+    async fn witnessed_marks(&self, site: &str) -> Result<Vec<(BlockNo, Witnessed)>, StoreError> {
+        self.measure(Operation::CounterMarks, self.inner.witnessed_marks(site)).await
+    }
+
+    async fn witness_marks(
+        &self,
+        site: &str,
+        marks: &[(BlockNo, Witnessed)],
+    ) -> Result<(), StoreError> {
+        self.measure(Operation::WitnessMarks, self.inner.witness_marks(site, marks)).await
     }
 }
 

@@ -11,6 +11,7 @@
 mod audit;
 mod columns;
 mod config;
+mod counters;
 mod failure;
 mod follow;
 mod follower;
@@ -41,13 +42,16 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
+    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    counters::CounterStore,
+    rules,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
 };
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    counters::{allocator::Witnessed, mark::StoredMark},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -308,6 +312,57 @@ impl AuditStore for PostgresStore {
         let outcome = within(COMMIT_PATIENCE, work).await;
         let_go(&mut connection, &outcome);
         outcome
+    }
+}
+
+#[async_trait]
+impl CounterStore for PostgresStore {
+    async fn counter_mark(&self, block: BlockNo) -> Result<Option<StoredMark>, StoreError> {
+        reading!(self, counters::mark, block)
+    }
+
+    async fn counter_marks(&self) -> Result<Vec<StoredMark>, StoreError> {
+        reading!(self, counters::marks)
+    }
+
+    async fn put_counter_mark(
+        &self,
+        expected: Option<&StoredMark>,
+        mark: &StoredMark,
+    ) -> Result<bool, StoreError> {
+        rules::check_mark(expected, mark)?;
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let (mut has_begun, mut done) = (false, false);
+        let attempt = async {
+            let mut whole = connection.begin_with(role::BEGIN_IN_ROLE).await?;
+            has_begun = true;
+            done = counters::put_mark(&mut whole, expected, mark).await?;
+            Ok(whole.commit().await?)
+        };
+        let first = Some(mark.mark.block);
+        let attempt = async { attempt.await.map_err(|error: WriteError| error.of_commit(first)) };
+        let outcome = within(COMMIT_PATIENCE, attempt).await;
+        if !has_begun {
+            // It did not get the role's lock: its transaction is aborted, and nobody else knows that.
+            connection.close_on_drop();
+        }
+        written(&mut connection, outcome).await?;
+        Ok(done)
+    }
+
+    async fn witnessed_marks(&self, site: &str) -> Result<Vec<(BlockNo, Witnessed)>, StoreError> {
+        reading!(self, counters::witnessed, site)
+    }
+
+    async fn witness_marks(
+        &self,
+        site: &str,
+        marks: &[(BlockNo, Witnessed)],
+    ) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = counters::witness(&mut connection, site, marks);
+        let outcome = within(COMMIT_PATIENCE, work).await;
+        written(&mut connection, outcome).await
     }
 }
 

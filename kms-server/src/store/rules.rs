@@ -7,7 +7,10 @@ use super::{
     sites::{BlockAdoption, RoleRow, RoleStep},
 };
 use kms_core::{
-    BlockNo, Head, Position, RecordKey, Sequence, audit::AuditEvent, site::role::RoleRecord,
+    BlockNo, Epoch, Head, Position, RecordKey, Sequence,
+    audit::AuditEvent,
+    counters::{allocator::Mark, mark::StoredMark},
+    site::role::RoleRecord,
 };
 
 /// A block stands in a commit once.
@@ -45,6 +48,9 @@ pub const ROLE_BLOCKS: &str = "a site that begins to write takes all of its bloc
 pub const ROLE_TABLE: &str = "heads that change with a role are signed for with it";
 /// A role follows from a record.
 pub const ROLE_RECORD: &str = "a change of role follows from a record of its epoch";
+
+/// What was reserved stays so.
+pub const MARK_FALLS: &str = "a mark of counters rises, and its term with it";
 
 /// Every commit has an event.
 pub const NOTHING_SAID: &str = "nothing is said of a change";
@@ -187,6 +193,24 @@ pub fn may_write<'a>(
 ) -> Result<(), StoreError> {
     let same = heads.into_iter().all(|head| head.position.epoch == row.epoch);
     if row.writes && same { Ok(()) } else { Err(StoreError::NotWriter(row)) }
+}
+
+/// Whether a site in this role may reserve counters of this epoch.
+pub fn may_reserve(row: RoleRow, epoch: Epoch) -> Result<(), StoreError> {
+    if row.writes && row.epoch == epoch { Ok(()) } else { Err(StoreError::NotWriter(row)) }
+}
+
+/// Checks what can be known of a mark without the database.
+pub fn check_mark(expected: Option<&StoredMark>, mark: &StoredMark) -> Result<(), StoreError> {
+    let block = mark.mark.block;
+    if !mark.follows(expected) {
+        return Err(StoreError::Rule { block, rule: MARK_FALLS });
+    }
+    let Mark { epoch, term, .. } = mark.mark;
+    if !fits(Position { epoch, sequence: Sequence(term) }) {
+        return Err(StoreError::Rule { block, rule: NUMBER_FITS });
+    }
+    Ok(())
 }
 
 /// Whether a site in this role may take these heads over.

@@ -7,6 +7,7 @@
 
 mod audit;
 mod columns;
+mod counters;
 mod failure;
 mod index;
 mod open;
@@ -33,13 +34,16 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
-    StoreError, StoredBlock, WriteStore, rules,
+    StoreError, StoredBlock, WriteStore,
+    counters::CounterStore,
+    rules,
     sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
 };
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    counters::{allocator::Witnessed, mark::StoredMark},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -378,6 +382,47 @@ impl AuditStore for SqliteStore {
         }
         self.end(begun, outcome).await?;
         Ok(done)
+    }
+}
+
+#[async_trait]
+impl CounterStore for SqliteStore {
+    async fn counter_mark(&self, block: BlockNo) -> Result<Option<StoredMark>, StoreError> {
+        reading!(self, counters::mark, block)
+    }
+
+    async fn counter_marks(&self) -> Result<Vec<StoredMark>, StoreError> {
+        reading!(self, counters::marks)
+    }
+
+    async fn put_counter_mark(
+        &self,
+        expected: Option<&StoredMark>,
+        mark: &StoredMark,
+    ) -> Result<bool, StoreError> {
+        rules::check_mark(expected, mark)?;
+        let mut begun = self.begin().await?;
+        let put = counters::put_mark(&mut begun.writer.connection, expected, mark).await;
+        let (done, outcome) = match put {
+            Ok(done) => (done, Ok(())),
+            Err(error) => (false, Err(error)),
+        };
+        self.end(begun, outcome).await?;
+        Ok(done)
+    }
+
+    async fn witnessed_marks(&self, site: &str) -> Result<Vec<(BlockNo, Witnessed)>, StoreError> {
+        reading!(self, counters::witnessed, site)
+    }
+
+    async fn witness_marks(
+        &self,
+        site: &str,
+        marks: &[(BlockNo, Witnessed)],
+    ) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = counters::witness(&mut begun.writer.connection, site, marks).await;
+        self.end(begun, outcome).await
     }
 }
 

@@ -73,6 +73,14 @@ catalogue! {
         "APDUs that were answered, by verdict.",
         "`MIC_FAILURE`: forgeries, a meter whose keys were changed elsewhere, or damage on the way. `UNKNOWN_METER`: not provisioned yet. `UNAVAILABLE`: keys could not be reached; see the token and the store.",
         "`UNAVAILABLE` at all for 5 minutes; `MIC_FAILURE` above ten times its usual rate";
+    PROTECTED = "kms_transmitting_verdicts_total", Counter, ["verdict"],
+        "APDUs that were to be protected, by verdict.",
+        "`NO_USABLE_KEY`: a meter's last counter was never declared, it has no client title, or its counters are used up; the answer says which. `UNAVAILABLE`: this site does not write, the other one has not confirmed a counter line, another node transmits for the block, or database or keys could not be reached.",
+        "`UNAVAILABLE` at all for 5 minutes at the primary";
+    COUNTERS_LEFT = "kms_transmitting_counters_left", Gauge, [],
+        "Counters that are left in this epoch to the line that has the fewest, of those in blocks that this node transmits for.",
+        "Of 16,777,216. The last 256 serve key transfer only. Falls by up to 1,024 with each restart and each take-over, of all lines of a block; a promotion begins anew. Raise the line (`ami-tool meter declare-counter`), or replace the key.",
+        "below 1,000,000";
     MISSES = "kms_ciphering_misses_total", Counter, [],
         "APDUs whose meter's block was not open, or whose meter id was not known in memory.",
         "Falls to nothing after the warm-up. A lasting rate means that the arena is too small, or that many unknown ids are asked for.", "";

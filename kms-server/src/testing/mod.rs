@@ -10,6 +10,7 @@ mod keyring;
 mod lifecycle;
 mod pair;
 mod roles;
+mod transmitting;
 mod two_sites;
 
 /// The home that the shared helpers build a site in.

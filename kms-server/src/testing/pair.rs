@@ -32,14 +32,15 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, PeersMemory, Proving,
+        Remembering, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
         Role, TlsConfig,
     },
     store::{BlockChange, SealedSecret, StoredBlock},
+    transmitting::{OtherSite, Transmitting},
 };
 
 pub(crate) const BLOCKS: u32 = 16;
@@ -210,6 +211,7 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
+    pub(crate) transmitting: Arc<Transmitting>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -258,10 +260,16 @@ impl Running {
         let proving = Arc::new(proving);
         let syncing =
             Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
-        let gate = Confirming::new(&grounds);
-        let answering = Arc::new(Answering::new(prover, grounds.cards));
+        let gate = Arc::new(Confirming::new(&grounds));
+        let peer: OtherSite = (gate.clone(), Arc::new(PeersMemory::new(&grounds)));
+        let transmitting = Arc::new(site.transmitting(false, Some(peer)));
+        let answering = Arc::new(Answering::new(prover, grounds.cards.clone()));
         let replicating = Replicating {
-            parts: ReplicationParts { serving: Arc::new(serving), answering },
+            parts: ReplicationParts {
+                serving: Arc::new(serving),
+                answering,
+                remembering: Arc::new(Remembering::new(&grounds, site.measured.clone())),
+            },
             status: Arc::clone(&status),
             syncing,
         };
@@ -269,7 +277,7 @@ impl Running {
         let (ready, bound) = oneshot::channel();
         let served = rpc::serve(
             network.config(&name),
-            parts(&site, replicating),
+            parts(&site, replicating, Arc::clone(&transmitting)),
             async { drop(stopped.await) },
             ready,
         );
@@ -281,9 +289,13 @@ impl Running {
             tokio::spawn(async move { roles.keep_looking().await }).abort_handle(),
             tokio::spawn(async move { following.run().await }).abort_handle(),
             tokio::spawn(async move { proving.run().await }).abort_handle(),
+            tokio::spawn({
+                let transmitting = Arc::clone(&transmitting);
+                async move { transmitting.keep_witness().await }
+            })
+            .abort_handle(),
         ];
-        let gate = Arc::new(gate);
-        Self { site, status, gate, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, transmitting, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.
@@ -295,13 +307,18 @@ impl Running {
     }
 }
 
-fn parts(site: &Arc<Site>, replicating: Replicating) -> rpc::Parts {
+fn parts(
+    site: &Arc<Site>,
+    replicating: Replicating,
+    transmitting: Arc<Transmitting>,
+) -> rpc::Parts {
     let (token, allow_clear) = (site.hsm.clone(), true);
     let config = lifecycle::Config { allow_clear };
     let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
     let lifecycle = Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness);
     rpc::Parts {
         ciphering: Arc::new(Ciphering::new(site.keyring.reader.clone(), site.hsm.apdus())),
+        transmitting,
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),

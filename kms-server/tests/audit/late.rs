@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    counters::{allocator::Witnessed, mark::StoredMark},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -14,6 +15,7 @@ use kms_server::{
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore,
+        counters::CounterStore,
         sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
         sqlite::SqliteStore,
     },
@@ -140,6 +142,33 @@ impl AuditStore for Lossy {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.inner.put_head_table(expected, table).await
+    }
+}
+
+#[async_trait]
+impl CounterStore for Lossy {
+    async fn counter_mark(&self, block: BlockNo) -> Result<Option<StoredMark>, StoreError> {
+        self.inner.counter_mark(block).await
+    }
+    async fn counter_marks(&self) -> Result<Vec<StoredMark>, StoreError> {
+        self.inner.counter_marks().await
+    }
+    async fn put_counter_mark(
+        &self,
+        expected: Option<&StoredMark>,
+        mark: &StoredMark,
+    ) -> Result<bool, StoreError> {
+        self.inner.put_counter_mark(expected, mark).await
+    }
+    async fn witnessed_marks(&self, site: &str) -> Result<Vec<(BlockNo, Witnessed)>, StoreError> {
+        self.inner.witnessed_marks(site).await
+    }
+    async fn witness_marks(
+        &self,
+        site: &str,
+        marks: &[(BlockNo, Witnessed)],
+    ) -> Result<(), StoreError> {
+        self.inner.witness_marks(site, marks).await
     }
 }
 

@@ -42,6 +42,7 @@ use kms_server::{
         measured::Measured,
         sqlite::{self, SqliteStore},
     },
+    transmitting::{self, Transmitting},
 };
 
 use super::hsm_common::Home;
@@ -60,6 +61,7 @@ pub struct Site {
     /// Where its blocks stand, and the way to commit that it hears of.
     pub ledger: Arc<Ledger>,
     pub commits: Arc<dyn AuditedStore>,
+    pub node: NodeId,
 }
 
 /// A call by the operators of these tests.
@@ -257,7 +259,19 @@ impl Site {
             clock,
             ledger,
             commits,
+            node,
         }
+    }
+
+    /// What is sent to meters, at this site's node: as a single site, or asking the other one.
+    pub fn transmitting(
+        &self,
+        single_site: bool,
+        peer: Option<transmitting::OtherSite>,
+    ) -> Transmitting {
+        let (store, clock, node) = (self.measured.clone(), Arc::clone(&self.clock), self.node);
+        let grounds = transmitting::Grounds { store, clock, node, single_site, peer };
+        Transmitting::new(&self.keyring, grounds)
     }
 
     /// Imports one meter and expects it to be accepted.

@@ -7,6 +7,7 @@ mod adopt_cases;
 mod arrival;
 mod audit_cases;
 mod cases;
+mod counter_cases;
 pub mod made_up;
 mod role_cases;
 pub mod site_scene;
@@ -104,6 +105,13 @@ where
         a_role_is_learnt_from_a_peers_record_once
         a_peer_is_enrolled_and_enrolled_anew
         the_lock_of_the_follower_is_had
+    }
+    each! { counter_cases:
+        a_mark_is_replaced_only_by_who_knows_it
+        a_site_that_does_not_write_in_a_marks_epoch_reserves_nothing
+        a_mark_that_falls_is_refused
+        of_two_reservations_exactly_one_wins
+        marks_of_another_site_are_merged_by_maximum
     }
     each! { adopt_cases:
         an_adopted_block_is_the_peers_byte_for_byte

@@ -241,6 +241,8 @@ pub enum AuditDetailName {
     SealedSigner = 15,
     /// SealedChunk.number.
     SealedChunk = 16,
+    /// The invocation counter below which a meter's line gives out none, as declared.
+    CounterAtLeast = 17,
 }
 impl AuditDetailName {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -266,6 +268,7 @@ impl AuditDetailName {
             Self::SealedFile => "SEALED_FILE",
             Self::SealedSigner => "SEALED_SIGNER",
             Self::SealedChunk => "SEALED_CHUNK",
+            Self::CounterAtLeast => "COUNTER_AT_LEAST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -288,6 +291,7 @@ impl AuditDetailName {
             "SEALED_FILE" => Some(Self::SealedFile),
             "SEALED_SIGNER" => Some(Self::SealedSigner),
             "SEALED_CHUNK" => Some(Self::SealedChunk),
+            "COUNTER_AT_LEAST" => Some(Self::CounterAtLeast),
             _ => None,
         }
     }
@@ -744,7 +748,7 @@ pub mod audit_server {
     }
 }
 /// What the service accepts from a meter, and how it names the two sides.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MeterPolicy {
     /// Unspecified means AUTHENTICATED.
     #[prost(enumeration = "MinimumProtection", tag = "1")]
@@ -764,6 +768,26 @@ pub struct MeterPolicy {
     /// Leave the header of general-ciphering out of the additional data (the reading of one common stack).
     #[prost(bool, tag = "6")]
     pub general_ciphering_omit_header: bool,
+    /// The device profile of the meter's make, as the site's configuration has it: 1 to 32 small letters, digits,
+    /// dashes and dots. Empty: none.
+    #[prost(string, tag = "7")]
+    pub profile: ::prost::alloc::string::String,
+    /// The titles of single clients, where they differ from `client_title`: at most 16, one a client.
+    #[prost(message, repeated, tag = "8")]
+    pub client_titles: ::prost::alloc::vec::Vec<ClientTitle>,
+}
+/// The utility's system title for the messages of one client.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientTitle {
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client's address (SAP), 0 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_title: ::prost::bytes::Bytes,
 }
 /// The outcome of one item of a crypto call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -977,6 +1001,114 @@ impl MinimumProtection {
         }
     }
 }
+/// How one APDU, or all of a batch, is protected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Protecting {
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client (its address) whose title begins the nonce: of the meter's client titles, or else the meter's
+    /// client title.
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// Under the key that the meter shares with others, GBEK.
+    #[prost(bool, tag = "3")]
+    pub broadcast: bool,
+    #[prost(enumeration = "CipheringForm", tag = "4")]
+    pub form: i32,
+    #[prost(enumeration = "ApduProtection", tag = "5")]
+    pub protection: i32,
+    /// Security suite, 0 to 2. Absent: by the key's length, 0 or 2.
+    #[prost(uint32, optional, tag = "6")]
+    pub security_suite: ::core::option::Option<u32>,
+    #[prost(enumeration = "CounterPurpose", tag = "7")]
+    pub purpose: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EncryptRequest {
+    /// One whole plain APDU, from its tag byte on.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub apdu: ::prost::bytes::Bytes,
+    /// The meter: one of the two.
+    #[prost(string, tag = "2")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "4")]
+    pub protecting: ::core::option::Option<Protecting>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EncryptResponse {
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    /// The ciphered APDU; empty unless the verdict is OK.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub apdu: ::prost::bytes::Bytes,
+    #[prost(enumeration = "TransmitRefusal", tag = "3")]
+    pub refusal: i32,
+    /// 8 bytes: the meter's.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// The counter that it bears.
+    #[prost(uint32, tag = "5")]
+    pub invocation_counter: u32,
+    #[prost(uint32, tag = "6")]
+    pub encryption_key_version: u32,
+    /// 0: it has no tag.
+    #[prost(uint32, tag = "7")]
+    pub authentication_key_version: u32,
+    /// One sentence for people; empty when the verdict says it all.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Many plain APDUs in columns. Every column but the first two is either empty or has one entry an item.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlainBatch {
+    /// All APDUs, one after the other.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub apdus: ::prost::bytes::Bytes,
+    /// The length of each, in bytes; their sum is the length of `apdus`.
+    #[prost(uint32, repeated, tag = "2")]
+    pub lengths: ::prost::alloc::vec::Vec<u32>,
+    /// 8 bytes an item: the meter's system title. Eight zero bytes: not given.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_titles: ::prost::bytes::Bytes,
+    /// The meter's id; an empty string: not given.
+    #[prost(string, repeated, tag = "4")]
+    pub meter_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How all of them are protected.
+    #[prost(message, optional, tag = "5")]
+    pub protecting: ::core::option::Option<Protecting>,
+    /// Comes back in the response; for the caller's own use.
+    #[prost(uint64, tag = "6")]
+    pub tag: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EncryptBatchResponse {
+    /// The ciphered APDUs one after the other; items that were not protected have length 0.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub apdus: ::prost::bytes::Bytes,
+    #[prost(uint32, repeated, tag = "2")]
+    pub lengths: ::prost::alloc::vec::Vec<u32>,
+    /// One byte an item: a Verdict.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub verdicts: ::prost::bytes::Bytes,
+    /// One byte an item: a TransmitRefusal.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub refusals: ::prost::bytes::Bytes,
+    /// The counter that each bears; 0 for those that were not protected.
+    #[prost(uint32, repeated, tag = "5")]
+    pub invocation_counters: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "6")]
+    pub encryption_key_versions: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "7")]
+    pub authentication_key_versions: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, repeated, tag = "8")]
+    pub reasons: ::prost::alloc::vec::Vec<ItemReason>,
+    #[prost(uint64, tag = "9")]
+    pub tag: u64,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DecryptRequest {
     /// One whole ciphered APDU, from its tag byte on.
@@ -1114,6 +1246,174 @@ pub struct ItemReason {
     pub index: u32,
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+}
+/// The envelope of a ciphered APDU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CipheringForm {
+    /// general-glo-ciphering, with the client's title.
+    Unspecified = 0,
+    GeneralGlo = 1,
+    /// The service's own form (glo-get-request, …): only for APDUs that a client sends and that have one.
+    Glo = 2,
+    /// general-ciphering with an identified key.
+    GeneralCiphering = 3,
+}
+impl CipheringForm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CIPHERING_FORM_UNSPECIFIED",
+            Self::GeneralGlo => "CIPHERING_FORM_GENERAL_GLO",
+            Self::Glo => "CIPHERING_FORM_GLO",
+            Self::GeneralCiphering => "CIPHERING_FORM_GENERAL_CIPHERING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CIPHERING_FORM_UNSPECIFIED" => Some(Self::Unspecified),
+            "CIPHERING_FORM_GENERAL_GLO" => Some(Self::GeneralGlo),
+            "CIPHERING_FORM_GLO" => Some(Self::Glo),
+            "CIPHERING_FORM_GENERAL_CIPHERING" => Some(Self::GeneralCiphering),
+            _ => None,
+        }
+    }
+}
+/// How an APDU is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ApduProtection {
+    /// Authenticated and encrypted.
+    Unspecified = 0,
+    AuthenticatedEncrypted = 1,
+    Authenticated = 2,
+    /// Only where the meter's policy allows encryption alone.
+    Encrypted = 3,
+}
+impl ApduProtection {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "APDU_PROTECTION_UNSPECIFIED",
+            Self::AuthenticatedEncrypted => "APDU_PROTECTION_AUTHENTICATED_ENCRYPTED",
+            Self::Authenticated => "APDU_PROTECTION_AUTHENTICATED",
+            Self::Encrypted => "APDU_PROTECTION_ENCRYPTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "APDU_PROTECTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "APDU_PROTECTION_AUTHENTICATED_ENCRYPTED" => {
+                Some(Self::AuthenticatedEncrypted)
+            }
+            "APDU_PROTECTION_AUTHENTICATED" => Some(Self::Authenticated),
+            "APDU_PROTECTION_ENCRYPTED" => Some(Self::Encrypted),
+            _ => None,
+        }
+    }
+}
+/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CounterPurpose {
+    /// Traffic.
+    Unspecified = 0,
+    Traffic = 1,
+    KeyTransfer = 2,
+}
+impl CounterPurpose {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COUNTER_PURPOSE_UNSPECIFIED",
+            Self::Traffic => "COUNTER_PURPOSE_TRAFFIC",
+            Self::KeyTransfer => "COUNTER_PURPOSE_KEY_TRANSFER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COUNTER_PURPOSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "COUNTER_PURPOSE_TRAFFIC" => Some(Self::Traffic),
+            "COUNTER_PURPOSE_KEY_TRANSFER" => Some(Self::KeyTransfer),
+            _ => None,
+        }
+    }
+}
+/// Why an APDU was not protected, where its verdict does not say enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransmitRefusal {
+    Unspecified = 0,
+    /// This site does not write, so it does not transmit either.
+    NotPrimary = 1,
+    /// The key came from elsewhere: declare the last counter that it was used with there (Meters.DeclareCounter).
+    CounterUndeclared = 2,
+    /// The other site does not have the key's counter line as it is.
+    LineNotReplicated = 3,
+    /// Another node of this site transmits for the block: the reason names it.
+    HeldByAnotherNode = 4,
+    /// More counters were reserved than the database knows of: it was rolled back.
+    CountersRolledBack = 5,
+    /// No witness outside the database was asked since the start where the counters stand.
+    CountersNotWitnessed = 6,
+    /// No counter is left in this epoch.
+    CountersUsedUp = 7,
+    /// No counter epoch is left above what the key was used with: the meter needs another key first.
+    RekeyFirst = 8,
+    /// The meter has no client title for this security setup and client.
+    NoClientTitle = 9,
+    /// What is stored of the counters was changed outside the service.
+    CountersDamaged = 10,
+}
+impl TransmitRefusal {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSMIT_REFUSAL_UNSPECIFIED",
+            Self::NotPrimary => "TRANSMIT_REFUSAL_NOT_PRIMARY",
+            Self::CounterUndeclared => "TRANSMIT_REFUSAL_COUNTER_UNDECLARED",
+            Self::LineNotReplicated => "TRANSMIT_REFUSAL_LINE_NOT_REPLICATED",
+            Self::HeldByAnotherNode => "TRANSMIT_REFUSAL_HELD_BY_ANOTHER_NODE",
+            Self::CountersRolledBack => "TRANSMIT_REFUSAL_COUNTERS_ROLLED_BACK",
+            Self::CountersNotWitnessed => "TRANSMIT_REFUSAL_COUNTERS_NOT_WITNESSED",
+            Self::CountersUsedUp => "TRANSMIT_REFUSAL_COUNTERS_USED_UP",
+            Self::RekeyFirst => "TRANSMIT_REFUSAL_REKEY_FIRST",
+            Self::NoClientTitle => "TRANSMIT_REFUSAL_NO_CLIENT_TITLE",
+            Self::CountersDamaged => "TRANSMIT_REFUSAL_COUNTERS_DAMAGED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSMIT_REFUSAL_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSMIT_REFUSAL_NOT_PRIMARY" => Some(Self::NotPrimary),
+            "TRANSMIT_REFUSAL_COUNTER_UNDECLARED" => Some(Self::CounterUndeclared),
+            "TRANSMIT_REFUSAL_LINE_NOT_REPLICATED" => Some(Self::LineNotReplicated),
+            "TRANSMIT_REFUSAL_HELD_BY_ANOTHER_NODE" => Some(Self::HeldByAnotherNode),
+            "TRANSMIT_REFUSAL_COUNTERS_ROLLED_BACK" => Some(Self::CountersRolledBack),
+            "TRANSMIT_REFUSAL_COUNTERS_NOT_WITNESSED" => Some(Self::CountersNotWitnessed),
+            "TRANSMIT_REFUSAL_COUNTERS_USED_UP" => Some(Self::CountersUsedUp),
+            "TRANSMIT_REFUSAL_REKEY_FIRST" => Some(Self::RekeyFirst),
+            "TRANSMIT_REFUSAL_NO_CLIENT_TITLE" => Some(Self::NoClientTitle),
+            "TRANSMIT_REFUSAL_COUNTERS_DAMAGED" => Some(Self::CountersDamaged),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod ciphering_client {
@@ -1345,6 +1645,59 @@ pub mod ciphering_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "VerifyMicStream"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Protects one APDU for a meter. The service owns the invocation counters: no two APDUs ever get one under
+        /// the same key and client title. Not to be sent again once it may have arrived: the counter is spent, and a meter
+        /// would take both.
+        pub async fn encrypt(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EncryptRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/Encrypt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "Encrypt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Protects many at once: one bad item never fails its batch. Items of one meter get their counters in
+        /// their order.
+        pub async fn encrypt_batch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlainBatch>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBatchResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/EncryptBatch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "EncryptBatch"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1415,6 +1768,22 @@ pub mod ciphering_server {
             request: tonic::Request<tonic::Streaming<super::ApduBatch>>,
         ) -> std::result::Result<
             tonic::Response<Self::VerifyMicStreamStream>,
+            tonic::Status,
+        >;
+        /// Protects one APDU for a meter. The service owns the invocation counters: no two APDUs ever get one under
+        /// the same key and client title. Not to be sent again once it may have arrived: the counter is spent, and a meter
+        /// would take both.
+        async fn encrypt(
+            &self,
+            request: tonic::Request<super::EncryptRequest>,
+        ) -> std::result::Result<tonic::Response<super::EncryptResponse>, tonic::Status>;
+        /// Protects many at once: one bad item never fails its batch. Items of one meter get their counters in
+        /// their order.
+        async fn encrypt_batch(
+            &self,
+            request: tonic::Request<super::PlainBatch>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBatchResponse>,
             tonic::Status,
         >;
     }
@@ -1756,6 +2125,92 @@ pub mod ciphering_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Ciphering/Encrypt" => {
+                    #[allow(non_camel_case_types)]
+                    struct EncryptSvc<T: Ciphering>(pub Arc<T>);
+                    impl<T: Ciphering> tonic::server::UnaryService<super::EncryptRequest>
+                    for EncryptSvc<T> {
+                        type Response = super::EncryptResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EncryptRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::encrypt(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EncryptSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Ciphering/EncryptBatch" => {
+                    #[allow(non_camel_case_types)]
+                    struct EncryptBatchSvc<T: Ciphering>(pub Arc<T>);
+                    impl<T: Ciphering> tonic::server::UnaryService<super::PlainBatch>
+                    for EncryptBatchSvc<T> {
+                        type Response = super::EncryptBatchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlainBatch>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::encrypt_batch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EncryptBatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1956,7 +2411,7 @@ pub struct ReadmitMeterResponse {
     #[prost(uint32, tag = "3")]
     pub keys_that_may_come_back: u32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetPolicyRequest {
     #[prost(string, tag = "1")]
     pub meter_id: ::prost::alloc::string::String,
@@ -1968,6 +2423,44 @@ pub struct SetPolicyRequest {
 pub struct SetPolicyResponse {
     #[prost(message, optional, tag = "1")]
     pub meter: ::core::option::Option<Meter>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclareCounterRequest {
+    /// The meter: one of the two.
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "3")]
+    pub security_setup: u32,
+    /// The client (its address) whose counters these are.
+    #[prost(uint32, tag = "4")]
+    pub client: u32,
+    /// Of the key that the meter shares with others, GBEK.
+    #[prost(bool, tag = "5")]
+    pub broadcast: bool,
+    /// The last one that was used. Absent: the key was never used.
+    #[prost(uint32, optional, tag = "6")]
+    pub last_invocation_counter: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeclareCounterResponse {
+    /// 8 bytes: the meter's.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// 8 bytes: the client title that the counters are of. Meters that share the key share them, too.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub client_title: ::prost::bytes::Bytes,
+    /// No counter below this one is given out in this epoch.
+    #[prost(uint32, tag = "3")]
+    pub at_least: u32,
+    /// False: it was so already.
+    #[prost(bool, tag = "4")]
+    pub changed: bool,
+    #[prost(enumeration = "Replicated", tag = "5")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Meter {
@@ -2520,6 +3013,32 @@ pub mod meters_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Meters", "SetPolicy"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says which invocation counter a meter's key was used with last, elsewhere or before: nothing is sent under an
+        /// imported key until that is declared, and then only with higher ones. Never lowers anything.
+        pub async fn declare_counter(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeclareCounterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareCounterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Meters/DeclareCounter",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Meters", "DeclareCounter"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Lines in, one result a line out, in order. To import the same lines again changes nothing. Ends with
         /// CONNECTION_AGE as DecryptStream does.
         pub async fn import_meters(
@@ -2643,6 +3162,15 @@ pub mod meters_server {
             request: tonic::Request<super::SetPolicyRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetPolicyResponse>,
+            tonic::Status,
+        >;
+        /// Says which invocation counter a meter's key was used with last, elsewhere or before: nothing is sent under an
+        /// imported key until that is declared, and then only with higher ones. Never lowers anything.
+        async fn declare_counter(
+            &self,
+            request: tonic::Request<super::DeclareCounterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeclareCounterResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ImportMeters method.
@@ -3055,6 +3583,51 @@ pub mod meters_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Meters/DeclareCounter" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeclareCounterSvc<T: Meters>(pub Arc<T>);
+                    impl<
+                        T: Meters,
+                    > tonic::server::UnaryService<super::DeclareCounterRequest>
+                    for DeclareCounterSvc<T> {
+                        type Response = super::DeclareCounterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeclareCounterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Meters>::declare_counter(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeclareCounterSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/ami.kms.v1.Meters/ImportMeters" => {
                     #[allow(non_camel_case_types)]
                     struct ImportMetersSvc<T: Meters>(pub Arc<T>);
@@ -3389,6 +3962,39 @@ pub struct BlockProof {
     #[prost(string, tag = "4")]
     pub failure: ::prost::alloc::string::String,
 }
+/// All sequences of a block's counters below `reserved` may have been used in this epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CounterMark {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    #[prost(uint32, tag = "3")]
+    pub reserved: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExchangeMarksRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// The caller's, those that rose: at most 65,536.
+    #[prost(message, repeated, tag = "2")]
+    pub marks: ::prost::alloc::vec::Vec<CounterMark>,
+    /// Of which block the lines that were set aside are asked for.
+    #[prost(uint32, optional, tag = "3")]
+    pub lines_of: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExchangeMarksResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// The caller's, as it told them: the highest of each block that it named now; of all blocks, where it named none
+    /// and asked for no lines.
+    #[prost(message, repeated, tag = "2")]
+    pub marks: ::prost::alloc::vec::Vec<CounterMark>,
+    /// Records of counter lines, as they were written; not verified.
+    #[prost(message, repeated, tag = "3")]
+    pub set_aside: ::prost::alloc::vec::Vec<BlockRecord>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoleRecordsRequest {
     #[prost(message, optional, tag = "1")]
@@ -3599,6 +4205,32 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ProveBlocks"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Marks of transmit counters: each site remembers the other one's, so that a database that was rolled back shows. And
+        /// the counter lines of a block that were set aside when it was taken over.
+        pub async fn exchange_marks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExchangeMarksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExchangeMarksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ExchangeMarks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ExchangeMarks"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The signed promotions and demotions of the domain.
         pub async fn list_role_records(
             &mut self,
@@ -3689,6 +4321,15 @@ pub mod replication_server {
             request: tonic::Request<super::ProveBlocksRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::ProveBlocksStream>,
+            tonic::Status,
+        >;
+        /// Marks of transmit counters: each site remembers the other one's, so that a database that was rolled back shows. And
+        /// the counter lines of a block that were set aside when it was taken over.
+        async fn exchange_marks(
+            &self,
+            request: tonic::Request<super::ExchangeMarksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExchangeMarksResponse>,
             tonic::Status,
         >;
         /// Server streaming response type for the ListRoleRecords method.
@@ -3963,6 +4604,51 @@ pub mod replication_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/ExchangeMarks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExchangeMarksSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::ExchangeMarksRequest>
+                    for ExchangeMarksSvc<T> {
+                        type Response = super::ExchangeMarksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExchangeMarksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::exchange_marks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExchangeMarksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

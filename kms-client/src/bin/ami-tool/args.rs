@@ -8,6 +8,7 @@ use kms_client::{
     ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
 };
 
+use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 
 const EXIT_CODES: &str = "\
@@ -85,6 +86,9 @@ pub(crate) enum Command {
     /// Check the MIC of what meters sent; no plaintext comes back
     #[command(after_help = EXIT_CODES)]
     Verify(Items),
+    /// Protect one APDU for a meter
+    #[command(after_help = EXIT_CODES)]
+    Encrypt(Encrypt),
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]
     Approvals {
@@ -299,6 +303,8 @@ pub(crate) enum MeterCommand {
     Readmit(Readmit),
     /// Replace what is accepted from a meter
     SetPolicy(SetPolicy),
+    /// Say which counter a meter's key was used with last: nothing is sent under an imported key before
+    DeclareCounter(DeclareCounter),
     /// Import many meters from JSON Lines, CSV or a sealed file; to do it again changes nothing
     Import(Import),
     /// Seal an import file for a site's HSM; needs no connection

@@ -172,7 +172,7 @@ pub(crate) fn one(what: &Items) -> Result<Telegram, Failure> {
 }
 
 /// Reads hex digits; `0x` before them, and white space, colons and dashes between them, do not matter.
-fn parse_hex(digits: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn parse_hex(digits: &str) -> Result<Vec<u8>, String> {
     let digits = digits.trim();
     let digits = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")).unwrap_or(digits);
     let between = |digit: &char| !digit.is_whitespace() && !matches!(digit, ':' | '-');

@@ -8,6 +8,7 @@ mod args;
 mod asking;
 mod audit;
 mod duplicates;
+mod encrypt;
 mod exit;
 mod failure;
 mod hints;
@@ -90,6 +91,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => open::decrypt(&client, what, json).await,
         Command::Verify(what) => open::verify(&client, what, json).await,
+        Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {

@@ -31,6 +31,9 @@ pub(crate) async fn run(
         MeterCommand::Bury(what) => bury(client, what, json).await,
         MeterCommand::Readmit(what) => readmit(client, what, json).await,
         MeterCommand::SetPolicy(what) => set_policy(client, what, json).await,
+        MeterCommand::DeclareCounter(what) => {
+            crate::encrypt::declare_counter(client, what, json).await
+        }
         MeterCommand::Import(what) => import::run(client, what, json).await,
         MeterCommand::Seal(what) => crate::seal::run(what, json),
     }
@@ -228,7 +231,16 @@ fn described(meter: &Meter) -> String {
         ("default system title", title(&policy.default_system_title)),
         ("client title", title(&policy.client_title)),
         ("general-ciphering header omitted", yes(policy.general_ciphering_omit_header)),
+        ("profile", policy.profile.as_ref().map_or("-".into(), ToString::to_string)),
     ]);
+    for entry in &policy.client_titles {
+        text.push_str(&format!(
+            "\nclient title  setup {}  client {:<5}  {}",
+            entry.security_setup,
+            entry.client,
+            title_text(&entry.system_title)
+        ));
+    }
     for key in &meter.keys {
         let kcv = if key.kcv.is_empty() { "-" } else { &key.kcv };
         text.push_str(&format!(

@@ -37,6 +37,9 @@ pub(crate) fn print(format: Template) -> Result<Exit, Failure> {
                     "default_system_title": TITLES[0],
                     "client_title": CLIENT,
                     "general_ciphering_omit_header": false,
+                    "client_titles": [
+                        { "security_setup": 0, "client": 16, "system_title": CLIENT },
+                    ],
                 },
             }))?;
             say_json(&json!({

@@ -32,6 +32,7 @@ columns! {
     DefaultSystemTitle "default_system_title",
     ClientTitle "client_title",
     GeneralCipheringOmitHeader "general_ciphering_omit_header",
+    Profile "profile",
 }
 
 /// The names of all columns that a CSV file may have.
@@ -54,6 +55,7 @@ pub const CSV_COLUMNS: &[&str] = &[
     "default_system_title",
     "client_title",
     "general_ciphering_omit_header",
+    "profile",
 ];
 
 impl Column {

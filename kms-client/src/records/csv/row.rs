@@ -6,7 +6,7 @@ use kms_core::numbered::Expected;
 
 use super::column::Column;
 use crate::digits::{self, BadDigits};
-use crate::meter::{KeyKind, MeterPolicy, NewKey, NewMeter, Protection};
+use crate::meter::{KeyKind, MeterPolicy, NewKey, NewMeter, ProfileName, Protection};
 use crate::names::MeterId;
 use crate::secret::KeyBytes;
 
@@ -54,6 +54,10 @@ impl Row {
             Column::ClientTitle => self.policy().client_title = Some(title(text)?),
             Column::GeneralCipheringOmitHeader => {
                 self.policy().general_ciphering_omit_header = yes(text)?;
+            }
+            Column::Profile => {
+                let name = ProfileName::new(text).map_err(|error| error.to_string())?;
+                self.policy().profile = Some(name);
             }
         }
         Ok(())

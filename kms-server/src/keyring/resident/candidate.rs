@@ -17,6 +17,8 @@ pub struct Candidate<'a> {
     pub setup: SecuritySetup,
     /// Display order.
     pub version: u16,
+    /// Whether it protects what is sent, and does not only open.
+    pub protects: bool,
     /// Where it is.
     pub key: KeyMaterial<'a>,
 }

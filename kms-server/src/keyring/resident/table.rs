@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hsm::WrappedKey;
 use kms_core::{
-    BlockNo, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
+    ClientTitles, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
     Protection, SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
@@ -19,7 +19,7 @@ use kms_core::{
 };
 
 use super::{
-    arena::{Segment, prefetch},
+    arena::Segment,
     candidate::{Candidate, KeyMaterial},
     ids::IdTag,
 };
@@ -59,6 +59,10 @@ const HAS_GAK: u8 = 8;
 /// The meter's record failed its MAC, can't be read, or has a key that does not open: nothing of it is
 /// used.
 const DAMAGED: u8 = 16;
+/// The GUEK of a plain entry is active.
+const GUEK_PROTECTS: u8 = 32;
+/// Its GAK is.
+const GAK_PROTECTS: u8 = 64;
 
 const NO_EXTRA: u32 = u32::MAX;
 
@@ -104,6 +108,7 @@ impl PolicyBits {
 struct Extra {
     default_title: Option<SystemTitle>,
     client_title: Option<SystemTitle>,
+    client_titles: ClientTitles,
     /// Ordered: by setup, then as they are to be tried.
     keys: Box<[SlotInfo]>,
 }
@@ -112,6 +117,7 @@ struct SlotInfo {
     kind: KeyKind,
     setup: SecuritySetup,
     version: u16,
+    protects: bool,
     held: Held,
 }
 
@@ -198,6 +204,7 @@ fn is_plain(meter: &MeterRecord) -> bool {
         && one_at_most(KeyKind::Gak)
         && meter.policy.default_system_title.is_none()
         && meter.policy.client_title.is_none()
+        && meter.policy.client_titles.is_empty()
         && live_keys(meter).all(|key| {
             matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
                 && key.protection == Protection::Memory
@@ -380,13 +387,13 @@ impl Filling<'_> {
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
         entry[FLAGS] |= PLAIN;
         for key in live_keys(meter) {
-            let (bytes, version, flag) = match key.kind {
-                KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK),
-                _ => (GUEK, GUEK_VERSION, HAS_GUEK),
+            let (bytes, version, flag, protects) = match key.kind {
+                KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK, GAK_PROTECTS),
+                _ => (GUEK, GUEK_VERSION, HAS_GUEK, GUEK_PROTECTS),
             };
             self.keys.unwrap_into(&key.wrapped, &mut entry[bytes..bytes + INLINE_LEN])?;
             entry[version..version + 2].copy_from_slice(&key.version.to_le_bytes());
-            entry[FLAGS] |= flag;
+            entry[FLAGS] |= if key.state.may_protect() { flag | protects } else { flag };
         }
         Ok(())
     }
@@ -403,6 +410,7 @@ impl Filling<'_> {
         self.extras.push(Extra {
             default_title: meter.policy.default_system_title,
             client_title: meter.policy.client_title,
+            client_titles: meter.policy.client_titles.clone(),
             keys,
         });
         Ok(())
@@ -419,7 +427,8 @@ impl Filling<'_> {
                 Held::Arena { at: at as u32, len: key.value_len }
             }
         };
-        Ok(SlotInfo { kind: key.kind, setup: key.setup, version: key.version, held })
+        let KeyRecord { kind, setup, version, state, .. } = *key;
+        Ok(SlotInfo { kind, setup, version, protects: state.may_protect(), held })
     }
 }
 
@@ -447,6 +456,12 @@ impl<'a> ResidentMeter<'a> {
     /// The utility's title towards it.
     pub fn client_title(&self) -> Option<SystemTitle> {
         self.extra().and_then(|extra| extra.client_title)
+    }
+
+    /// The utility's title towards it, as this client of a setup.
+    pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
+        let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
+        said.or_else(|| self.client_title())
     }
 
     /// The one GUEK of a meter that has nothing else: the fast path.
@@ -479,15 +494,18 @@ impl<'a> ResidentMeter<'a> {
             KeyKind::Gak => self.plain_gak(),
             _ => None,
         };
+        let active = if kind == KeyKind::Gak { GAK_PROTECTS } else { GUEK_PROTECTS };
         let plain = plain.map(|(key, version)| Candidate {
             setup: SecuritySetup(0),
             version,
+            protects: self.entry[FLAGS] & active != 0,
             key: KeyMaterial::Bytes(key),
         });
         let slots = self.extra().map_or(&[][..], |extra| &extra.keys);
         let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
             setup: slot.setup,
             version: slot.version,
+            protects: slot.protects,
             key: table.material(&slot.held),
         });
         plain
@@ -556,33 +574,4 @@ fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&entry[at..at + N]);
     out
-}
-
-/// The block that a title belongs to, and the table that may have it.
-pub struct Directory {
-    pub(in crate::keyring) blocks: Box<[Option<std::sync::Arc<BlockTable>>]>,
-    /// The number of open ones.
-    pub(in crate::keyring) open: usize,
-}
-
-impl Directory {
-    /// Whether every block is open.
-    pub(in crate::keyring) fn is_complete(&self) -> bool {
-        self.open == self.blocks.len()
-    }
-
-    /// The table of an open block.
-    #[inline]
-    pub fn table(&self, block: BlockNo) -> Option<&BlockTable> {
-        self.blocks.get(block.0 as usize)?.as_deref()
-    }
-
-    /// The same, and asks the processor to fetch what [`BlockTable::prefetch`] and
-    /// [`BlockTable::find`] begin with. At thousands of blocks that is not in the nearest cache.
-    #[inline]
-    pub fn table_soon(&self, block: BlockNo) -> Option<&BlockTable> {
-        let table = self.table(block)?;
-        prefetch(table);
-        Some(table)
-    }
 }

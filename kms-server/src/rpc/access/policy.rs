@@ -14,6 +14,8 @@ use super::verb::Verb;
 pub enum Role {
     /// A head-end system: opens what meters send.
     Hes,
+    /// A head-end system that sends to meters: has APDUs protected.
+    Transmitter,
     /// Operators: meters and their keys.
     AmiAdmin,
     /// The service that rotates keys.
@@ -28,13 +30,21 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 6] =
-        [Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor, Self::Approver];
+    pub const ALL: [Self; 7] = [
+        Self::Hes,
+        Self::Transmitter,
+        Self::AmiAdmin,
+        Self::Rotator,
+        Self::Peer,
+        Self::Auditor,
+        Self::Approver,
+    ];
 
     /// As configuration and log write it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hes => "hes",
+            Self::Transmitter => "transmitter",
             Self::AmiAdmin => "ami_admin",
             Self::Rotator => "rotator",
             Self::Peer => "peer",
@@ -58,7 +68,7 @@ impl Verb {
     /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
-        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
+        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Transmitter};
         match self {
             Self::Decrypt
             | Self::DecryptBatch
@@ -66,11 +76,13 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream => &[Hes],
+            Self::Encrypt | Self::EncryptBatch => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter
             | Self::ReadmitMeter
             | Self::SetPolicy
+            | Self::DeclareCounter
             | Self::ImportMeters
             | Self::GetImportKey
             | Self::Promote
@@ -82,7 +94,8 @@ impl Verb {
             | Self::FetchBlocks
             | Self::FollowChanges
             | Self::ProveBlocks
-            | Self::ListRoleRecords => &[Peer],
+            | Self::ListRoleRecords
+            | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
@@ -149,7 +162,7 @@ pub enum PolicyError {
     CallerName(String),
     /// A role that there is not.
     #[error(
-        "there is no role {0:?}; the roles are hes, ami_admin, rotator, peer, auditor and approver"
+        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, auditor and approver"
     )]
     Role(String),
     /// A verb that there is not.
@@ -361,7 +374,8 @@ mod tests {
     fn expected(role: Role, verb: Verb) -> bool {
         let service = verb.name().split('/').next().unwrap();
         match role {
-            Role::Hes => service == "Ciphering",
+            Role::Hes => service == "Ciphering" && !expected(Role::Transmitter, verb),
+            Role::Transmitter => matches!(verb, Verb::Encrypt | Verb::EncryptBatch),
             Role::AmiAdmin => {
                 service == "Meters"
                     || service == "Site"
@@ -436,8 +450,8 @@ mod tests {
             Err(PolicyError::CallerName("a b".into()))
         );
         assert_eq!(
-            Policy::from_words(none, [("hes", vec!["Ciphering/Encrypt"])]),
-            Err(PolicyError::Verb("Ciphering/Encrypt".into()))
+            Policy::from_words(none, [("hes", vec!["Ciphering/Triage"])]),
+            Err(PolicyError::Verb("Ciphering/Triage".into()))
         );
     }
 

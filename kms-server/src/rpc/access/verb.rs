@@ -65,6 +65,10 @@ verbs! {
     VerifyMicBatch = CipheringVerifyMicBatch;
     /// Check MICs batch after batch.
     VerifyMicStream = CipheringVerifyMicStream;
+    /// Protect one APDU.
+    Encrypt = CipheringEncrypt;
+    /// Protect many.
+    EncryptBatch = CipheringEncryptBatch;
     /// Make a meter known.
     CreateMeter = MetersCreateMeter;
     /// Look at a meter.
@@ -79,6 +83,8 @@ verbs! {
     ReadmitMeter = MetersReadmitMeter;
     /// Replace what is accepted from a meter.
     SetPolicy = MetersSetPolicy;
+    /// Say which counter a key was used with last.
+    DeclareCounter = MetersDeclareCounter;
     /// Bring in meters and keys.
     ImportMeters = MetersImportMeters;
     /// Fetch the key that import files are sealed to.
@@ -91,6 +97,8 @@ verbs! {
     FollowChanges = ReplicationFollowChanges;
     /// Have blocks proved.
     ProveBlocks = ReplicationProveBlocks;
+    /// Remember marks of counters.
+    ExchangeMarks = ReplicationExchangeMarks;
     /// Fetch signed promotions and demotions.
     ListRoleRecords = ReplicationListRoleRecords;
     /// Look at the site.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, CreateMeterRequest, DeleteMeterRequest, DemoteRequest,
-    EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind, ListEventsRequest,
-    ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, PromoteRequest, ProtectionLevel,
-    ReadmitMeterRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, DeclareCounterRequest,
+    DeleteMeterRequest, DemoteRequest, EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules,
+    KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey,
+    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody,
+    SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -33,6 +34,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
             About { line, subject: subject(&meter_id, &[]) }
         }),
+        Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, |ReadmitMeterRequest { meter_id, system_title }| {
             let title = hex::encode(&system_title);
             let line = format!("deleted meter {meter_id:?}, title {title}");
@@ -70,12 +72,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMic
         | Verb::VerifyMicBatch
         | Verb::VerifyMicStream
+        | Verb::Encrypt
+        | Verb::EncryptBatch
         | Verb::ImportMeters
         | Verb::ListBlockHeads
         | Verb::FetchBlocks
         | Verb::FollowChanges
         | Verb::ProveBlocks
         | Verb::ListRoleRecords
+        | Verb::ExchangeMarks
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
@@ -103,6 +108,20 @@ fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterReque
     let place = block.map_or(own, |block| format!("block {block}"));
     let line = format!("bury the damaged record of title {title} in {place}");
     About { line, subject: subject("", &system_title) }
+}
+
+fn counter_declared(request: DeclareCounterRequest) -> About {
+    let DeclareCounterRequest { meter_id, system_title, security_setup, client, broadcast, .. } =
+        &request;
+    let title = hex::encode(system_title);
+    let key = if *broadcast { "broadcast key" } else { "own key" };
+    let last = request.last_invocation_counter;
+    let last =
+        last.map_or("was never used".to_owned(), |last| format!("was used up to {last:08X}"));
+    let line = format!(
+        "meter {meter_id:?}, title {title}: its {key} of setup {security_setup} {last} by client {client}"
+    );
+    About { line, subject: subject(meter_id, system_title) }
 }
 
 fn promoted(request: PromoteRequest) -> About {
@@ -196,6 +215,8 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         default_system_title,
         client_title,
         general_ciphering_omit_header,
+        profile,
+        client_titles,
     } = policy;
     let minimum = match MinimumProtection::try_from(*minimum_protection) {
         Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
@@ -216,6 +237,13 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
             words.push(format!("{name} {}", hex::encode(title)));
         }
     }
+    if !profile.is_empty() {
+        words.push(format!("profile {profile:?}"));
+    }
+    words.extend(client_titles.iter().map(|entry| {
+        let ClientTitle { security_setup, client, system_title } = entry;
+        format!("client {client} of setup {security_setup} {}", hex::encode(system_title))
+    }));
     words.join(" + ")
 }
 
@@ -294,6 +322,18 @@ mod tests {
         assert_eq!(
             about(Verb::SetPolicy, &set.encode_to_vec()).line,
             "meter \"m\", policy AUTHENTICATED + allow_encryption_only"
+        );
+        let entry =
+            ClientTitle { security_setup: 1, client: 16, system_title: vec![0xAB; 8].into() };
+        let named = MeterPolicy {
+            profile: "gbcs".into(),
+            client_titles: vec![entry],
+            ..MeterPolicy::default()
+        };
+        let set = SetPolicyRequest { meter_id: "m".into(), policy: Some(named) };
+        assert_eq!(
+            about(Verb::SetPolicy, &set.encode_to_vec()).line,
+            "meter \"m\", policy AUTHENTICATED + profile \"gbcs\" + client 16 of setup 1 abababababababab"
         );
         let key = |kind: KeyKind, protection: ProtectionLevel| NewKey {
             kind: kind as i32,

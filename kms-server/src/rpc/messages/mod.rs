@@ -13,4 +13,5 @@ pub(crate) mod sites;
 pub(crate) mod status;
 pub(crate) mod sync_status;
 pub(crate) mod trailers;
+pub(crate) mod transmitting;
 pub(crate) mod words;

@@ -37,7 +37,8 @@ same_as!(Role, SiteRole: Primary Secondary Fenced Replica);
 same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authenticated);
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
-    ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk);
+    ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
+    CounterAtLeast);
 
 #[cfg(test)]
 mod tests {

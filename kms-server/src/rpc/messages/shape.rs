@@ -46,6 +46,7 @@ enum Kind {
 static NOTHING: Shape = Shape(&[]);
 static BATCH: Shape =
     Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS)), (5, Kind::Numbers(SETUPS))]);
+static PLAIN: Shape = Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS))]);
 static METER: Shape = Shape(&[(4, Kind::Each(KEYS))]);
 static CREATE: Shape = Shape(&[(1, Kind::Within(None, &METER))]);
 static LINE: Shape = Shape(&[(2, Kind::Within(None, &METER))]);
@@ -108,13 +109,23 @@ impl Rules {
                 [(items, "items"), (items, "meter ids"), (items, "security setups")],
                 Cost { per_byte: 3, entries: (items, 320), flat: 1 << 10 },
             ),
+            // An answer is longer than its question by the header and the tag.
+            Verb::EncryptBatch => rules(
+                &PLAIN,
+                [(items, "items"), (items, "meter ids"), NO_LIMIT],
+                Cost { per_byte: 3, entries: (items, 480), flat: 1 << 10 },
+            ),
             Verb::ImportMeters => {
                 let bytes_max = bytes_max.min(IMPORT_BYTES_MAX);
                 Self { bytes_max, ..rules(&IMPORT, bringing, keys) }
             }
             Verb::CreateMeter => rules(&CREATE, bringing, keys),
             // Lists of blocks, which unfold: a domain has 65,536 at most.
-            Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges | Verb::ProveBlocks => {
+            Verb::ListBlockHeads
+            | Verb::FetchBlocks
+            | Verb::FollowChanges
+            | Verb::ProveBlocks
+            | Verb::ExchangeMarks => {
                 let bytes_max = bytes_max.min(PEER_BYTES_MAX);
                 let most = [(BLOCKS_MAX, "blocks"), (BLOCKS_MAX, "blocks"), NO_LIMIT];
                 // What a follower says is stored is many messages, and not each has an answer.

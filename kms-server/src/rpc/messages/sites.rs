@@ -5,10 +5,13 @@ use bytes::Bytes;
 use kms_proto::v1;
 
 use super::status::Refused;
-use crate::replication::{BlockProof, BlockUpdate, HeadsAsked, PeerSaid, SiteCard};
+use crate::replication::{
+    BlockProof, BlockUpdate, HeadsAsked, MarksAsked, MarksSaid, PeerSaid, SiteCard,
+};
 use kms_core::{
     BlockNo, DomainId, Epoch, Head, Position, RecordKey, Sequence, StoredRecord,
     block::BlockMark,
+    counters::allocator::Witnessed,
     site::role::{RoleRecord, SignedRoleRecord},
 };
 
@@ -102,6 +105,55 @@ fn wire_record(record: StoredRecord) -> v1::BlockRecord {
         body: body.into(),
         mac: Bytes::copy_from_slice(&mac),
     }
+}
+
+pub(crate) fn marks_asked(
+    asked: v1::ExchangeMarksRequest,
+) -> Result<(SiteCard, MarksAsked), BadMessage> {
+    let v1::ExchangeMarksRequest { card: theirs, marks: wire, lines_of } = asked;
+    let asked = MarksAsked { marks: marks(&wire), lines_of: lines_of.map(BlockNo) };
+    Ok((card(theirs)?, asked))
+}
+
+pub(crate) fn wire_marks_asked(card: SiteCard, asked: MarksAsked) -> v1::ExchangeMarksRequest {
+    let MarksAsked { marks, lines_of } = asked;
+    v1::ExchangeMarksRequest {
+        card: Some(wire_card(card)),
+        marks: wire_marks(&marks),
+        lines_of: lines_of.map(|block| block.0),
+    }
+}
+
+pub(crate) fn marks_said(said: v1::ExchangeMarksResponse) -> Result<MarksSaid, BadMessage> {
+    let v1::ExchangeMarksResponse { card: theirs, marks: wire, set_aside } = said;
+    let set_aside = set_aside.into_iter().map(record).collect::<Result<_, _>>()?;
+    Ok(MarksSaid { card: card(theirs)?, marks: marks(&wire), set_aside })
+}
+
+pub(crate) fn wire_marks_said(said: MarksSaid) -> v1::ExchangeMarksResponse {
+    let MarksSaid { card, marks, set_aside } = said;
+    v1::ExchangeMarksResponse {
+        card: Some(wire_card(card)),
+        marks: wire_marks(&marks),
+        set_aside: set_aside.into_iter().map(wire_record).collect(),
+    }
+}
+
+fn marks(marks: &[v1::CounterMark]) -> Vec<(BlockNo, Witnessed)> {
+    let mark = |mark: &v1::CounterMark| {
+        let known = Witnessed { epoch: Epoch(mark.epoch), end: mark.reserved };
+        (BlockNo(mark.block), known)
+    };
+    marks.iter().map(mark).collect()
+}
+
+fn wire_marks(marks: &[(BlockNo, Witnessed)]) -> Vec<v1::CounterMark> {
+    let mark = |(block, mark): &(BlockNo, Witnessed)| v1::CounterMark {
+        block: block.0,
+        epoch: mark.epoch.0,
+        reserved: mark.end,
+    };
+    marks.iter().map(mark).collect()
 }
 
 pub(crate) fn update(update: v1::BlockUpdate) -> Result<BlockUpdate, BadMessage> {

@@ -9,8 +9,8 @@ use crate::lifecycle::{
     MeterView, NewKey, NewMeter, Page, Refusal,
 };
 use kms_core::{
-    ClearKey, KeyRecord, MeterId, MeterPolicy, MinimumProtection, Numbered, SecuritySetup,
-    SystemTitle, ports::Replicated,
+    ClearKey, ClientTitle, ClientTitles, KeyRecord, MeterId, MeterPolicy, MinimumProtection,
+    Numbered, ProfileName, SecuritySetup, SystemTitle, ports::Replicated,
 };
 
 /// Keys that are read of a meter: so many more than it may come with that `lifecycle` names the limit to who
@@ -18,6 +18,10 @@ use kms_core::{
 const KEYS_READ_MAX: usize = 2 * KEYS_MAX;
 const TOO_MANY_KEYS: &str = "a meter comes with 64 keys at most";
 const NAME_TOO_LONG: &str = "it has 64 bytes at most";
+const TOO_MANY_TITLES: &str = "a meter has 16 client titles at most";
+const BAD_PROFILE: &str = "a profile's name is 1 to 32 small letters, digits, dashes and dots, the first one a letter or a digit";
+const _: () =
+    assert!(ClientTitles::MAX == 16 && ProfileName::LEN_MAX == 32, "as the sentences say");
 const _: () = assert!(KEYS_MAX == 64 && LOGICAL_DEVICE_NAME_MAX == 64, "as the sentences say");
 
 const fn field(field: &'static str, problem: &'static str) -> Refused {
@@ -114,6 +118,8 @@ pub(crate) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
         default_system_title,
         client_title,
         general_ciphering_omit_header,
+        profile,
+        client_titles,
     } = policy;
     let problem = "it is none of MinimumProtection's";
     let minimum_protection = optional::<MinimumProtection>(minimum_protection)
@@ -129,7 +135,33 @@ pub(crate) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
         )?,
         client_title: optional_title("meter.policy.client_title", &client_title)?,
         general_ciphering_omit_header,
+        profile: (!profile.is_empty()).then(|| profile_name(&profile)).transpose()?,
+        client_titles: new_client_titles(&client_titles)?,
     })
+}
+
+fn profile_name(name: &str) -> Result<ProfileName, Refused> {
+    ProfileName::new(name).map_err(|_| field("meter.policy.profile", BAD_PROFILE))
+}
+
+fn new_client_titles(titles: &[v1::ClientTitle]) -> Result<ClientTitles, Refused> {
+    const NAME: &str = "meter.policy.client_titles";
+    // More than that are counted, and not read.
+    if titles.len() > ClientTitles::MAX {
+        return Err(field(NAME, TOO_MANY_TITLES));
+    }
+    let titles = titles.iter().map(|wire| {
+        let v1::ClientTitle { security_setup, client, system_title } = wire;
+        let setup = u8::try_from(*security_setup)
+            .map(SecuritySetup)
+            .map_err(|_| field("meter.policy.client_titles.security_setup", "it is 0 to 255"))?;
+        let client = u16::try_from(*client)
+            .map_err(|_| field("meter.policy.client_titles.client", "it is 0 to 65535"))?;
+        let title = title("meter.policy.client_titles.system_title", system_title)?;
+        Ok(ClientTitle { setup, client, title })
+    });
+    let twice = "a client of a security setup has two titles: leave one of them";
+    ClientTitles::new(titles.collect::<Result<_, Refused>>()?).map_err(|_| field(NAME, twice))
 }
 
 /// The rules of an import.
@@ -197,6 +229,17 @@ fn policy(policy: &MeterPolicy) -> v1::MeterPolicy {
         default_system_title: optional(&policy.default_system_title),
         client_title: optional(&policy.client_title),
         general_ciphering_omit_header: policy.general_ciphering_omit_header,
+        profile: policy.profile.as_ref().map_or_else(String::new, ProfileName::to_string),
+        client_titles: policy.client_titles.as_slice().iter().map(client_title).collect(),
+    }
+}
+
+fn client_title(entry: &ClientTitle) -> v1::ClientTitle {
+    let ClientTitle { setup, client, title } = entry;
+    v1::ClientTitle {
+        security_setup: setup.0.into(),
+        client: (*client).into(),
+        system_title: title_bytes(title),
     }
 }
 
@@ -298,6 +341,41 @@ mod tests {
         meter.policy = policy(0, b"x");
         assert!(new_meter(Some(meter)).is_err());
         assert!(matches!(new_meter(None), Err(Refused::Field { field: "meter", .. })));
+    }
+
+    #[test]
+    fn a_profile_and_client_titles_come_in_and_go_out_and_what_makes_no_sense_is_named() {
+        let entry = |setup: u32, client: u32, title: &'static [u8]| v1::ClientTitle {
+            security_setup: setup,
+            client,
+            system_title: Bytes::from_static(title),
+        };
+        let wire = v1::MeterPolicy {
+            minimum_protection: v1::MinimumProtection::Authenticated as i32,
+            profile: "gbcs".into(),
+            client_titles: vec![entry(0, 16, b"KFM\0\0\0\0\x09"), entry(1, 1, b"KFM\0\0\0\0\x08")],
+            ..v1::MeterPolicy::default()
+        };
+        let ours = new_policy(wire.clone()).unwrap();
+        assert_eq!(ours.profile.as_ref().map(ProfileName::as_str), Some("gbcs"));
+        assert_eq!(policy(&ours), wire);
+        let fault = |change: fn(&mut v1::MeterPolicy)| {
+            let mut policy = wire.clone();
+            change(&mut policy);
+            match new_policy(policy) {
+                Err(Refused::Field { field, .. }) => field.rsplit('.').next().unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(fault(|p| p.profile = "GBCS".into()), "profile");
+        assert_eq!(fault(|p| p.client_titles[0].security_setup = 256), "security_setup");
+        assert_eq!(fault(|p| p.client_titles[0].client = 65_536), "client");
+        assert_eq!(fault(|p| p.client_titles[0].system_title = Bytes::new()), "system_title");
+        assert_eq!(fault(|p| p.client_titles[1] = p.client_titles[0].clone()), "client_titles");
+        assert_eq!(
+            fault(|p| p.client_titles = vec![p.client_titles[0].clone(); 17]),
+            "client_titles"
+        );
     }
 
     #[test]

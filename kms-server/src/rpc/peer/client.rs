@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     replication::{
-        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Peer, PeerError, SiteCard,
+        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid, Peer,
+        PeerError, SiteCard,
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
@@ -163,6 +164,16 @@ impl Peer for PeerClient {
             return Err(PeerError::Unreadable("there are fewer proofs than challenges"));
         }
         Ok((card, proofs))
+    }
+
+    async fn exchange_marks(
+        &self,
+        card: SiteCard,
+        asked: MarksAsked,
+    ) -> Result<MarksSaid, PeerError> {
+        let request = sites::wire_marks_asked(card, asked);
+        let said = begun(PATIENCE, self.calls.clone().exchange_marks(request)).await?;
+        sites::marks_said(said).map_err(of_message)
     }
 
     async fn role_records(

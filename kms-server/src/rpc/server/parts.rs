@@ -16,6 +16,7 @@ use crate::{
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
     telemetry::metrics::Source,
+    transmitting::Transmitting,
 };
 use kms_core::{DomainRecord, ports::Clock};
 
@@ -23,6 +24,8 @@ use kms_core::{DomainRecord, ports::Clock};
 pub struct Parts {
     /// The calls of `Ciphering`.
     pub ciphering: Arc<Ciphering>,
+    /// What is sent to meters: calls of both.
+    pub transmitting: Arc<Transmitting>,
     /// The calls of `Meters`.
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.

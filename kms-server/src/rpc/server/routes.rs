@@ -33,6 +33,7 @@ pub(super) fn of_parts(
     let message_bytes_max = limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
+        transmitting: Arc::clone(&parts.transmitting),
         audit: Arc::clone(&parts.audit),
         budget: budget.clone(),
         message_bytes_max,
@@ -40,6 +41,7 @@ pub(super) fn of_parts(
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),
+        transmitting: Arc::clone(&parts.transmitting),
         audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         message_bytes_max,

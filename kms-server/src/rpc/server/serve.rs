@@ -42,9 +42,10 @@ pub async fn serve(
     check_files(&config, parts.clock.unix_ms())?;
     let services = routes::of_parts(&config.limits, &parts, &own.tls, &own.figures, &own.budget);
     let looks = Some(parts.looks());
-    let Parts { ciphering, keyring, clock, audit, replication, mut sources, .. } = parts;
+    let Parts { ciphering, transmitting, keyring, clock, audit, replication, mut sources, .. } =
+        parts;
     sources.extend(replication.map(|it| it.status as Arc<dyn Source>));
-    sources.extend([ciphering as Arc<dyn Source>, keyring, audit.clone()]);
+    sources.extend([ciphering as Arc<dyn Source>, transmitting, keyring, audit.clone()]);
     let server = own.server(config, GateParts { services, audit, clock })?;
     let sources = sources.into_iter().chain(server.sources).collect();
     Server { sources, looks, ..server }.run(shutdown, ready).await

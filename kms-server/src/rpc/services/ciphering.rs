@@ -1,12 +1,13 @@
-//! `Ciphering`: split the columns, open, put the columns together again.
+//! `Ciphering`: split the columns, open or protect, put the columns together again.
 
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, VerifyMicBatchResponse,
-    VerifyMicRequest, VerifyMicResponse, ciphering_server,
+    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
+    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
+    VerifyMicResponse, ciphering_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -17,15 +18,19 @@ use super::{
 use crate::{
     audit::Audit,
     ciphering::{Ciphering, Item, OpenedBatch, Outcome, Want},
+    lifecycle::LifecycleError,
     rpc::{
         access::{policy::Permit, verb::Verb},
         messages::{
             columns::{self, Misfit},
+            lifecycle_status::of_lifecycle,
             status::{Refused, of_incoming},
+            transmitting,
             words::optional_title,
         },
         shares::budget::Budget,
     },
+    transmitting::{Plain, ProtectedBatch, Transmitting},
 };
 use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
@@ -33,6 +38,7 @@ use kms_core::{SecuritySetup, SystemTitle, Verdict};
 #[derive(Clone)]
 pub(crate) struct CipheringService {
     pub(crate) ciphering: Arc<Ciphering>,
+    pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
@@ -106,6 +112,34 @@ impl ciphering_server::Ciphering for CipheringService {
         Ok(Response::new(self.verify_columns(&permit, &batch).await?))
     }
 
+    async fn encrypt(
+        &self,
+        request: Request<EncryptRequest>,
+    ) -> Result<Response<EncryptResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Encrypt)?;
+        let EncryptRequest { apdu, meter_id, system_title, protecting } = request.into_inner();
+        let how = transmitting::how(protecting)?;
+        let whose = transmitting::whose(&meter_id, &system_title)?;
+        let _charge = self.budget.charge(&permit, 1)?;
+        let item = transmitting::item(&apdu, whose, how);
+        let batch = self.protect(&permit, &[item]).await?;
+        Ok(Response::new(transmitting::protected(batch).map_err(misfit)?))
+    }
+
+    async fn encrypt_batch(
+        &self,
+        request: Request<PlainBatch>,
+    ) -> Result<Response<EncryptBatchResponse>, Status> {
+        let permit = Permit::of(&request, Verb::EncryptBatch)?;
+        let batch = request.into_inner();
+        let how = transmitting::how(batch.protecting)?;
+        let _charge = self.budget.charge(&permit, batch.lengths.len())?;
+        let items = transmitting::items(&batch, how)?;
+        let protected = self.protect(&permit, &items).await?;
+        let answer = transmitting::protected_batch(batch.tag, items.len(), protected);
+        Ok(Response::new(answer.map_err(misfit)?))
+    }
+
     type VerifyMicStreamStream = Answers<VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(
@@ -161,6 +195,23 @@ impl CipheringService {
         let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
         opened
+    }
+
+    /// Protects, and counts for the audit log what became of it.
+    async fn protect(
+        &self,
+        permit: &Permit,
+        items: &[Plain<'_>],
+    ) -> Result<ProtectedBatch, Status> {
+        // Said of the whole call, so that it is made at the site that writes.
+        if let Err(why) = self.transmitting.writes() {
+            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason: why.to_string() }));
+        }
+        let protected = self.transmitting.protect_batch(items).await;
+        let outcomes = protected.outcomes.iter();
+        let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
+        self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
+        Ok(protected)
     }
 
     /// Says of a MIC that failed when two keys were exchanged. Single calls only: what many frames do, one

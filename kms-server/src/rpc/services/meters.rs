@@ -5,10 +5,10 @@ use std::sync::Arc;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     BuryDamagedMeterRequest, BuryDamagedMeterResponse, CreateMeterRequest, CreateMeterResponse,
-    DeleteMeterRequest, DeleteMeterResponse, GetImportKeyRequest, GetImportKeyResponse,
-    GetMeterRequest, GetMeterResponse, ImportMetersRequest, ImportMetersResponse,
-    ListMetersRequest, ListMetersResponse, ReadmitMeterRequest, ReadmitMeterResponse,
-    SetPolicyRequest, SetPolicyResponse, meters_server,
+    DeclareCounterRequest, DeclareCounterResponse, DeleteMeterRequest, DeleteMeterResponse,
+    GetImportKeyRequest, GetImportKeyResponse, GetMeterRequest, GetMeterResponse,
+    ImportMetersRequest, ImportMetersResponse, ListMetersRequest, ListMetersResponse,
+    ReadmitMeterRequest, ReadmitMeterResponse, SetPolicyRequest, SetPolicyResponse, meters_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -25,10 +25,11 @@ use crate::{
         messages::{
             lifecycle_status::of_lifecycle,
             status::{Refused, of_incoming},
-            words,
+            transmitting, words,
         },
         shares::budget::Budget,
     },
+    transmitting::{Declaration, Transmitting},
 };
 use kms_core::{
     BlockNo,
@@ -44,6 +45,7 @@ const PAGE_MAX: u32 = kms_core::wire::PAGE_MAX;
 #[derive(Clone)]
 pub(crate) struct MetersService {
     pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) audit: Recorder,
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
@@ -223,6 +225,44 @@ impl meters_server::Meters for MetersService {
         })
         .await?;
         Ok(Response::new(SetPolicyResponse { meter: Some(words::meter(view)) }))
+    }
+
+    async fn declare_counter(
+        &self,
+        request: Request<DeclareCounterRequest>,
+    ) -> Result<Response<DeclareCounterResponse>, Status> {
+        let permit = Permit::of(&request, Verb::DeclareCounter)?;
+        let call = self.audit.call(&permit, &request);
+        let request = request.into_inner();
+        let DeclareCounterRequest { security_setup, client, broadcast, .. } = request;
+        transmitting::whose(&request.meter_id, &request.system_title)?;
+        let (setup, client, key_set) = transmitting::key(security_setup, client, broadcast)?;
+        let two_people = permit.second().is_some();
+        let charge = self.budget.charge(&permit, 1)?;
+        let (parts, audit) = (Arc::clone(&self.transmitting), self.audit.clone());
+        let declared = to_its_end(async move {
+            let _charge = charge;
+            let whose = transmitting::whose(&request.meter_id, &request.system_title)?;
+            let last = request.last_invocation_counter;
+            let declaration = Declaration { whose, setup, client, key_set, last, two_people };
+            match parts.declare(&call, declaration).await {
+                Ok(declared) => Ok(declared),
+                Err(error) => {
+                    let (word, is_ours) = transmitting::word_of_declaration(&error);
+                    audit.not_done(&call, word, is_ours).await?;
+                    Err(transmitting::of_declaration(&error))
+                }
+            }
+        })
+        .await?;
+        let replicated = self.transmitting.replicated(&declared.states).await;
+        Ok(Response::new(DeclareCounterResponse {
+            system_title: declared.system_title.as_bytes().to_vec().into(),
+            client_title: declared.client_title.as_bytes().to_vec().into(),
+            at_least: declared.at_least,
+            changed: declared.changed,
+            replicated: words::replicated(replicated) as i32,
+        }))
     }
 
     type ImportMetersStream = Answers<ImportMetersResponse>;

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
-    FetchBlocksRequest, FetchBlocksResponse, FollowChangesRequest, FollowChangesResponse,
-    ListBlockHeadsRequest, ListBlockHeadsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
-    ProveBlocksRequest, ProveBlocksResponse, replication_server,
+    ExchangeMarksRequest, ExchangeMarksResponse, FetchBlocksRequest, FetchBlocksResponse,
+    FollowChangesRequest, FollowChangesResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
+    ListRoleRecordsRequest, ListRoleRecordsResponse, ProveBlocksRequest, ProveBlocksResponse,
+    replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::in_order::Answers;
 use crate::{
-    replication::{Answering, Serving, SiteCard},
+    replication::{Answering, MarksSaid, Remembering, Serving, SiteCard},
     rpc::{
         access::{policy::Permit, verb::Verb},
         messages::{
@@ -41,6 +42,8 @@ pub struct ReplicationParts {
     pub serving: Arc<Serving>,
     /// Proofs.
     pub answering: Arc<Answering>,
+    /// Marks of counters.
+    pub remembering: Arc<Remembering>,
 }
 
 impl ReplicationService {
@@ -147,6 +150,20 @@ impl replication_server::Replication for ReplicationService {
             Ok(ProveBlocksResponse { card: None, proofs })
         });
         Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(proofs))))
+    }
+
+    async fn exchange_marks(
+        &self,
+        request: Request<ExchangeMarksRequest>,
+    ) -> Result<Response<ExchangeMarksResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ExchangeMarks)?;
+        self.parts()?;
+        let (theirs, asked) = sites::marks_asked(request.into_inner()).map_err(Refused::from)?;
+        let site = theirs.site.clone();
+        let (_, card) = self.greet(&permit, Some(sites::wire_card(theirs))).await?;
+        let exchanged = self.parts()?.remembering.exchange(&site, asked).await;
+        let (marks, set_aside) = exchanged.map_err(Refused::from)?;
+        Ok(Response::new(sites::wire_marks_said(MarksSaid { card, marks, set_aside })))
     }
 
     type ListRoleRecordsStream = Answers<ListRoleRecordsResponse>;

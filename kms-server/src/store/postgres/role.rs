@@ -29,17 +29,19 @@ use kms_core::{
 /// was locked is what it stays.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
-/// The statements that a transaction begins with: one trip for both, the lock first, so that whatever is read
-/// afterwards is read behind it. The number is "AMIR".
+/// The beginning of a transaction in which the role is what it is read as: one trip for both, the lock first, so that
+/// whatever is read afterwards is read behind it. The number is "AMIR".
+pub(super) const BEGIN_IN_ROLE: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(1095584082)";
+
+/// The statements that a transaction begins with.
 pub(super) const fn begin(work: Work<'_>) -> &'static str {
     match work {
         Work::ChangeRole(_) => {
             "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(1095584082)"
         }
         Work::Commit([]) | Work::PutPeer(_) | Work::PutDivergence(_) => BEGIN,
-        Work::Commit(_) | Work::Adopt(_) => {
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(1095584082)"
-        }
+        Work::Commit(_) | Work::Adopt(_) => BEGIN_IN_ROLE,
     }
 }
 

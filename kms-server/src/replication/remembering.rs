@@ -1,0 +1,118 @@
+//! What one site remembers of the other one's counters: marks, so that a database that was rolled back shows, and lines that
+//! were set aside when a block was taken over.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use super::{
+    card::Cards,
+    grounds::Grounds,
+    messages::{MarksAsked, MarksSaid},
+    not_served::NotServed,
+    peer::Peer,
+    status::Status,
+};
+use crate::store::{ReadStore, counters::CounterStore};
+use kms_core::{
+    BlockCount, BlockNo, Epoch, Position, RecordKey, Sequence, StoredRecord,
+    counters::allocator::Witnessed,
+    ports::{CounterWitness, WitnessSaid},
+};
+
+/// The longest wait for the other site's answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Rows that are looked at at once.
+const PAGE: u32 = 500;
+/// Records of lines in one answer: one for each key of a block, and more than once.
+const SET_ASIDE_MAX: usize = 10_000;
+
+/// Remembers the other site's marks, and tells it what was set aside of its lines.
+pub struct Remembering {
+    store: Arc<dyn ReadStore>,
+    marks: Arc<dyn CounterStore>,
+    blocks: BlockCount,
+}
+
+impl Remembering {
+    /// In `marks`, with what `grounds` reads.
+    pub fn new(grounds: &Grounds, marks: Arc<dyn CounterStore>) -> Self {
+        Self { store: Arc::clone(&grounds.store), marks, blocks: grounds.blocks }
+    }
+
+    /// Keeps the marks of `site`, and says which are known of these blocks; of all, if it tells none and asks nothing else.
+    pub async fn exchange(
+        &self,
+        site: &str,
+        asked: MarksAsked,
+    ) -> Result<(Vec<(BlockNo, Witnessed)>, Vec<StoredRecord>), NotServed> {
+        let MarksAsked { marks, lines_of } = asked;
+        let mut named = marks.iter().map(|(block, _)| block).chain(&lines_of);
+        if let Some(block) = named.find(|block| block.0 >= self.blocks.get()) {
+            return Err(NotServed::NoBlock(*block));
+        }
+        self.marks.witness_marks(site, &marks).await?;
+        if let Some(block) = lines_of {
+            return Ok((Vec::new(), self.set_aside(block).await?));
+        }
+        let mut known = self.marks.witnessed_marks(site).await?;
+        let told: BTreeSet<BlockNo> = marks.iter().map(|(block, _)| *block).collect();
+        known.retain(|(block, _)| told.is_empty() || told.contains(block));
+        Ok((known, Vec::new()))
+    }
+
+    /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.
+    async fn set_aside(&self, block: BlockNo) -> Result<Vec<StoredRecord>, NotServed> {
+        let first = Position { epoch: Epoch(0), sequence: Sequence(0) };
+        let mut after = RecordKey::from_bytes(&[0]).map(|key| (block, key, first));
+        let mut found = Vec::new();
+        while found.len() < SET_ASIDE_MAX {
+            let page = self.store.divergence(after, PAGE).await?;
+            let is_last = page.len() < PAGE as usize;
+            let of_block = page.iter().filter(|one| one.block == block);
+            found.extend(of_block.map(|one| one.record.clone()).filter(|it| !it.key.is_meter()));
+            let Some(last) = page.last().filter(|last| last.block == block && !is_last) else {
+                break;
+            };
+            after = Some((last.block, last.record.key, last.record.position));
+        }
+        Ok(found)
+    }
+}
+
+/// The other site's memory of our marks.
+pub struct PeersMemory {
+    peer: Arc<dyn Peer>,
+    cards: Cards,
+    status: Arc<Status>,
+}
+
+impl PeersMemory {
+    /// Asked over the way that `grounds` have.
+    pub fn new(grounds: &Grounds) -> Self {
+        let Grounds { peer, cards, status, .. } = grounds.clone();
+        Self { peer, cards, status }
+    }
+}
+
+#[async_trait]
+impl CounterWitness for PeersMemory {
+    async fn ask(
+        &self,
+        ours: Vec<(BlockNo, Witnessed)>,
+        lines_of: Option<BlockNo>,
+    ) -> Option<WitnessSaid> {
+        let card = self.cards.now().await.ok()?;
+        let asked = MarksAsked { marks: ours, lines_of };
+        let said = timeout(PATIENCE, self.peer.exchange_marks(card, asked)).await.ok()?;
+        let said =
+            said.inspect_err(|error| tracing::debug!(%error, "marks are not witnessed")).ok()?;
+        let MarksSaid { card, marks, set_aside } = said;
+        if !self.cards.is_of_domain(&card) {
+            return None;
+        }
+        self.status.heard(&card);
+        Some(WitnessSaid { marks, set_aside })
+    }
+}

@@ -1,0 +1,258 @@
+//! A batch of APDUs on its way out: find the keys, get a counter for each, protect.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use dlms::FreshCounter;
+use futures_util::{StreamExt as _, stream};
+
+use super::{
+    counters::{Counters, Parts},
+    figures::Figures,
+    item::{Outcome, Plain, ProtectedBatch, Whose},
+    keys::{self, Prepared},
+    refused::NotSent,
+};
+use crate::{
+    keyring::{Found, Identities, Keyring, Reader, Records, Writer, scrub_stack},
+    store::counters::CounterStore,
+    telemetry::metrics::{Page, Source},
+};
+use kms_core::{
+    BlockNo, Epoch, MeterId, SystemTitle, Verdict,
+    audit::NodeId,
+    counters::allocator::NotAllocated,
+    ports::{Clock, CounterWitness, NoOtherSite, NoWitness, ReplicationGate},
+};
+
+/// Blocks whose counters one batch asks for at the same time: a first one takes a commit each.
+const AT_ONCE: usize = 16;
+
+/// Ways to the other site: whether it has what is here, and what it remembers of our marks.
+pub type OtherSite = (Arc<dyn ReplicationGate>, Arc<dyn CounterWitness>);
+
+/// The ground that this part stands on, beside the keyring.
+pub struct Grounds {
+    /// Marks.
+    pub store: Arc<dyn CounterStore>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// This node.
+    pub node: NodeId,
+    /// This site is the only one, by configuration.
+    pub single_site: bool,
+    /// The other site; `None`: there is none.
+    pub peer: Option<OtherSite>,
+}
+
+/// Protects APDUs with the keyring's keys.
+pub struct Transmitting {
+    pub(super) reader: Reader,
+    pub(super) records: Arc<Records>,
+    pub(super) writer: Arc<Writer>,
+    pub(super) identities: Arc<Identities>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) gate: Arc<dyn ReplicationGate>,
+    pub(super) counters: Counters,
+    figures: Figures,
+}
+
+/// A counter that an item was given, in this epoch; or why none.
+type Given = Result<(FreshCounter, Epoch), NotSent>;
+
+impl Transmitting {
+    /// Puts the verbs on top of their parts.
+    pub fn new(keyring: &Keyring, grounds: Grounds) -> Self {
+        let Grounds { store, clock, node, single_site, peer } = grounds;
+        let has_peer = peer.is_some();
+        let (gate, witness): (Arc<dyn ReplicationGate>, Arc<dyn CounterWitness>) =
+            peer.unwrap_or_else(|| (Arc::new(NoOtherSite), Arc::new(NoWitness)));
+        let parts = Parts {
+            counting: Arc::clone(&keyring.counting),
+            reader: keyring.reader.clone(),
+            writer: Arc::clone(&keyring.writer),
+            roles: Arc::clone(&keyring.roles),
+            store,
+            gate: Arc::clone(&gate),
+            witness,
+            clock: Arc::clone(&clock),
+            node,
+            single_site,
+            has_peer,
+        };
+        Self {
+            reader: keyring.reader.clone(),
+            records: Arc::clone(&keyring.records),
+            writer: Arc::clone(&keyring.writer),
+            identities: Arc::clone(&keyring.identities),
+            clock,
+            gate,
+            counters: Counters::new(parts),
+            figures: Figures::default(),
+        }
+    }
+
+    /// Whether this site transmits at all: the one that writes does.
+    pub fn writes(&self) -> Result<(), NotSent> {
+        self.counters.epoch().map(drop)
+    }
+
+    /// Runs until the process ends: what the other site remembers of our counters.
+    pub async fn keep_witness(&self) {
+        self.counters.keep_witness().await;
+    }
+
+    /// Gives back what this node has reserved: for one that stops in order.
+    pub async fn close(&self) {
+        self.counters.give_back().await;
+    }
+
+    /// Protects a batch. One bad item never fails its batch (invariant 9).
+    pub async fn protect_batch(&self, items: &[Plain<'_>]) -> ProtectedBatch {
+        let mut prepared = Vec::with_capacity(items.len());
+        for item in items {
+            prepared.push(match self.prepare(item).await {
+                Ok(prepared) => Ok(prepared),
+                Err(outcome) => Err(outcome),
+            });
+        }
+        scrub_stack();
+        let given = self.counters_for(items, &prepared).await;
+        let mut batch = ProtectedBatch::default();
+        for ((item, prepared), given) in items.iter().zip(prepared).zip(given) {
+            let before = batch.apdus.len();
+            let outcome = match (prepared, given) {
+                (Err(outcome), _) => outcome,
+                (Ok(prepared), Some(Ok(given))) => {
+                    self.seal(&prepared, item, given, &mut batch.apdus)
+                }
+                (Ok(prepared), Some(Err(why))) => Outcome::refused(&why).about(prepared.title),
+                (Ok(prepared), None) => Outcome::refused(&NotSent::Busy).about(prepared.title),
+            };
+            batch.lengths.push((batch.apdus.len() - before) as u32);
+            self.figures.count(outcome.verdict);
+            batch.outcomes.push(outcome);
+        }
+        scrub_stack();
+        batch
+    }
+
+    async fn prepare(&self, item: &Plain<'_>) -> Result<Prepared, Outcome> {
+        let title = self.title_of(item.whose).await?;
+        let table = self.reader.open(self.reader.block_of(&title)).await;
+        let unavailable = |why: String| Outcome::of(Verdict::Unavailable).because(why).about(title);
+        let table = table.map_err(|error| unavailable(error.to_string()))?;
+        if let Whose::Id(id) = item.whose
+            && !table.find(&title).is_some_and(|meter| self.reader.has_id(&meter, id))
+        {
+            return Err(
+                Outcome::of(Verdict::UnknownMeter).because(format!("there is no meter {id}"))
+            );
+        }
+        keys::prepare(table, title, &self.identities, item)
+    }
+
+    /// Memory first, then the index, which is held against the record.
+    pub(super) async fn title_of(&self, whose: Whose<'_>) -> Result<SystemTitle, Outcome> {
+        let id = match whose {
+            Whose::Title(title) => return Ok(title),
+            Whose::Id(id) => id,
+        };
+        if let Some(title) = self.records.resident_title(id) {
+            return Ok(title);
+        }
+        let unknown = |why: String| Outcome::of(Verdict::UnknownMeter).because(why);
+        let unavailable = |why: String| Outcome::of(Verdict::Unavailable).because(why);
+        let meter_id = MeterId::new(id).map_err(|_| unknown("that is no meter id".to_owned()))?;
+        match self.records.find(&meter_id).await {
+            Ok(Found::At(title)) => Ok(title),
+            Ok(Found::Nowhere { but: None }) => Err(unknown(format!("there is no meter {id}"))),
+            Ok(Found::Nowhere { but: Some(doubt) }) => {
+                Err(unavailable(format!("no meter {id} is known, {doubt}")))
+            }
+            Ok(Found::Unsure(why)) => Err(unavailable(why)),
+            Err(error) => Err(unavailable(error.to_string())),
+        }
+    }
+
+    /// A counter for each item that was prepared: block by block, a few at a time.
+    async fn counters_for(
+        &self,
+        items: &[Plain<'_>],
+        prepared: &[Result<Prepared, Outcome>],
+    ) -> Vec<Option<Given>> {
+        let mut by_block: BTreeMap<BlockNo, Vec<usize>> = BTreeMap::new();
+        for (index, prepared) in prepared.iter().enumerate() {
+            if let Ok(prepared) = prepared {
+                let block = self.counters.parts.counting.block_of(&prepared.line);
+                by_block.entry(block).or_default().push(index);
+            }
+        }
+        let ask = |indexes: Vec<usize>| async move {
+            let mut given = Vec::with_capacity(indexes.len());
+            for index in indexes {
+                if let (Some(Ok(prepared)), Some(item)) = (prepared.get(index), items.get(index)) {
+                    given.push((index, self.counter_for(item, prepared).await));
+                }
+            }
+            given
+        };
+        let mut all: Vec<Option<Given>> = Vec::new();
+        all.resize_with(items.len(), || None);
+        let mut asked = stream::iter(by_block.into_values()).map(ask).buffer_unordered(AT_ONCE);
+        while let Some(some) = asked.next().await {
+            for (index, given) in some {
+                if let Some(place) = all.get_mut(index) {
+                    *place = Some(given);
+                }
+            }
+        }
+        all
+    }
+
+    async fn counter_for(&self, item: &Plain<'_>, prepared: &Prepared) -> Given {
+        let (counter, epoch) = self.counters.allocate(&prepared.line, item.purpose).await?;
+        // It is of a range that was reserved durably, on a line that the other site knows: see `counters`.
+        Ok((FreshCounter::promise_never_used_under_this_key_and_title(counter), epoch))
+    }
+
+    /// Protects one, if what it was prepared with still holds.
+    fn seal(
+        &self,
+        prepared: &Prepared,
+        item: &Plain<'_>,
+        (counter, epoch): (FreshCounter, Epoch),
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        if !matches!(self.counters.epoch(), Ok(now) if now == epoch) {
+            let why = NotSent::NotAllocated(NotAllocated::DoesNotWrite);
+            return Outcome::refused(&why).about(prepared.title);
+        }
+        let block = self.reader.block_of(&prepared.title);
+        let snapshot = self.reader.snapshot();
+        let same = snapshot.table(block).is_none_or(|now| std::ptr::eq(now, &*prepared.table));
+        if !same && !self.is_still_so(snapshot.table(block), item, prepared) {
+            let why = "the meter or its keys were changed meanwhile: try again";
+            return Outcome::of(Verdict::Unavailable).because(why).about(prepared.title);
+        }
+        keys::seal(prepared, item, counter, out)
+    }
+
+    /// Whether a meter's newer record names the same key.
+    fn is_still_so(
+        &self,
+        table: Option<&crate::keyring::BlockTable>,
+        item: &Plain<'_>,
+        prepared: &Prepared,
+    ) -> bool {
+        let meter = table.and_then(|table| keys::find(table, prepared.title).ok());
+        let wanted = (item.key_set, item.setup, item.client);
+        let line = meter.and_then(|meter| keys::line_of(&meter, &self.identities, wanted).ok());
+        line == Some(prepared.line)
+    }
+}
+
+impl Source for Transmitting {
+    fn tell(&self, page: &mut Page) {
+        self.figures.tell(page, self.counters.left());
+    }
+}

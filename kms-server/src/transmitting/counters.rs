@@ -1,0 +1,346 @@
+//! Counters, given out: under the lock of a block's counters the line is looked up, a range reserved, the counter taken. The
+//! peer is asked without it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    blocks::{BlockCounters, Blocks},
+    refused::NotSent,
+    witnessing::Witnessing,
+};
+use crate::{
+    keyring::{Counting, Reader, Roles, Writer},
+    store::counters::CounterStore,
+};
+use kms_core::{
+    BlockNo, Epoch, Position, Record,
+    audit::{AuditOutcome, AuditedCall, NodeId, Subject},
+    block::BlockMark,
+    counters::{
+        Line, LineName,
+        allocator::{NotAllocated, Purpose, Wish, Witnessed},
+        standing::{may_have_forgotten, peer_had},
+    },
+    moment::Moment,
+    ports::{Clock, CounterWitness, Replicated, ReplicationGate},
+    site::role::RoleRecord,
+};
+
+/// The most turns that a counter takes: reserved by another node, changed by another writer, asked of the peer.
+const TURNS_MAX: usize = 8;
+/// After a peer did not confirm a block, so long nobody asks it again of that one; of any, if it took as long.
+const PEER_PAUSE: Duration = Duration::from_secs(1);
+
+/// The parts that counters stand on.
+pub(super) struct Parts {
+    pub(super) counting: Arc<Counting>,
+    pub(super) reader: Reader,
+    pub(super) writer: Arc<Writer>,
+    pub(super) roles: Arc<Roles>,
+    pub(super) store: Arc<dyn CounterStore>,
+    pub(super) gate: Arc<dyn ReplicationGate>,
+    pub(super) witness: Arc<dyn CounterWitness>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) node: NodeId,
+    /// By configuration.
+    pub(super) single_site: bool,
+    pub(super) has_peer: bool,
+}
+
+/// Gives counters out.
+pub(super) struct Counters {
+    pub(super) parts: Parts,
+    pub(super) witnessing: Witnessing,
+    blocks: Blocks,
+    /// Role records, verified, as of an epoch.
+    roles: Mutex<Option<(Epoch, Arc<Vec<RoleRecord>>)>>,
+    /// The peer is not asked of any block before.
+    not_before: Mutex<Moment>,
+}
+
+/// The next step towards a counter.
+enum Step {
+    /// It is there.
+    Given(u32),
+    /// Something changed: look again.
+    Again,
+    /// The peer is to say that it has this state of the block, and what it set aside, if this site may have forgotten
+    /// lines.
+    AskPeer { mark: BlockMark, forgotten: bool },
+}
+
+impl Counters {
+    pub(super) fn new(parts: Parts) -> Self {
+        let witnessing = Witnessing::new(parts.single_site, parts.counting.standing().epoch);
+        let blocks = Blocks::new(parts.node);
+        let (roles, not_before) = (Mutex::default(), Mutex::default());
+        Self { parts, witnessing, blocks, roles, not_before }
+    }
+
+    /// The epoch in which this site writes.
+    pub(super) fn epoch(&self) -> Result<Epoch, NotSent> {
+        let standing = self.parts.counting.standing();
+        let writes = standing.writes().then_some(standing.epoch);
+        writes.ok_or(NotSent::NotAllocated(NotAllocated::DoesNotWrite))
+    }
+
+    /// A counter of this line, which nobody was given before and nobody will be, and the epoch that it is of.
+    pub(super) async fn allocate(
+        &self,
+        name: &LineName,
+        purpose: Purpose,
+    ) -> Result<(u32, Epoch), NotSent> {
+        let block = self.parts.counting.block_of(name);
+        let shared = self.blocks.of(block);
+        for _ in 0..TURNS_MAX {
+            let epoch = self.epoch()?;
+            let step = {
+                let mut counters = shared.lock().await;
+                self.step(&mut counters, (name, purpose), epoch).await?
+            };
+            match step {
+                Step::Given(counter) => return Ok((counter, epoch)),
+                Step::Again => {}
+                Step::AskPeer { mark, forgotten } => {
+                    let began = self.parts.clock.now();
+                    let asked = self.ask_peer(mark, forgotten).await;
+                    let mut counters = shared.lock().await;
+                    match asked {
+                        Ok(merged) => {
+                            counters.peers = counters.peers.max(Some(mark.position));
+                            counters.merged = merged.then_some(epoch).or(counters.merged);
+                        }
+                        Err(why) => {
+                            let now = self.parts.clock.now();
+                            counters.not_before = now + PEER_PAUSE;
+                            if now >= began + PEER_PAUSE {
+                                *self.not_before() = now + PEER_PAUSE;
+                            }
+                            return Err(why);
+                        }
+                    }
+                }
+            }
+        }
+        Err(NotSent::Busy)
+    }
+
+    /// Held for a comparison, never across an `.await`.
+    fn not_before(&self) -> MutexGuard<'_, Moment> {
+        self.not_before.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn step(
+        &self,
+        counters: &mut BlockCounters,
+        (name, purpose): (&LineName, Purpose),
+        epoch: Epoch,
+    ) -> Result<Step, NotSent> {
+        counters.allocator.stand(Some(epoch));
+        let block = self.parts.counting.block_of(name);
+        let (line, position, mark) = self.line(counters, block, name).await?;
+        if !self.is_known(counters, (position, mark), epoch).await? {
+            let now = self.parts.clock.now();
+            if now < counters.not_before || now < *self.not_before() {
+                return Err(NotSent::NotReplicated);
+            }
+            let forgotten = self.may_have_forgotten(counters, block, epoch).await?;
+            return Ok(Step::AskPeer { mark, forgotten });
+        }
+        let wish = Wish { line: &line, proved: true, purpose };
+        let now = self.parts.clock.now();
+        match counters.allocator.allocate(now, &wish) {
+            Ok(counter) => Ok(Step::Given(counter)),
+            Err(NotAllocated::Reserve) => {
+                self.reserve(counters, block, now).await?;
+                Ok(Step::Again)
+            }
+            Err(why) => Err(why.into()),
+        }
+    }
+
+    /// The line as it is stored, where it was written, and the state of its block.
+    async fn line(
+        &self,
+        counters: &mut BlockCounters,
+        block: BlockNo,
+        name: &LineName,
+    ) -> Result<(Line, Position, BlockMark), NotSent> {
+        let table = self.parts.reader.open(block).await;
+        let table = table.map_err(|error| NotSent::Unavailable(error.to_string().into()))?;
+        let is_new = counters.read.is_none_or(|read| read.position != table.position());
+        if is_new {
+            counters.take(self.parts.counting.lines(block).await?);
+        }
+        match (counters.lines.get(name), counters.read) {
+            (Some((line, position)), Some(mark)) => Ok((*line, *position, mark)),
+            _ if counters.damaged > 0 => Err(NotSent::may_be_damaged(block, counters.damaged)),
+            _ => Err(NotAllocated::Undeclared.into()),
+        }
+    }
+
+    /// Whether the peer knows the line as it is, so that it would go on above what is used of it.
+    async fn is_known(
+        &self,
+        counters: &BlockCounters,
+        (position, mark): (Position, BlockMark),
+        epoch: Epoch,
+    ) -> Result<bool, NotSent> {
+        if self.parts.single_site {
+            return Ok(true);
+        }
+        if !self.parts.has_peer {
+            return Err(NotSent::NoPeer);
+        }
+        let merged = !self.may_have_forgotten(counters, mark.block, epoch).await?;
+        if !merged {
+            return Ok(false);
+        }
+        if counters.is_peers(position, epoch) {
+            return Ok(true);
+        }
+        let records = self.records(epoch).await?;
+        Ok(peer_had(self.parts.counting.domain(), &records, &mark, position))
+    }
+
+    async fn may_have_forgotten(
+        &self,
+        counters: &BlockCounters,
+        block: BlockNo,
+        epoch: Epoch,
+    ) -> Result<bool, NotSent> {
+        if counters.merged == Some(epoch) {
+            return Ok(false);
+        }
+        Ok(may_have_forgotten(&self.records(epoch).await?, block, epoch))
+    }
+
+    /// The role records up to this epoch, each verified: read once an epoch.
+    async fn records(&self, epoch: Epoch) -> Result<Arc<Vec<RoleRecord>>, NotSent> {
+        let known = |kept: &Option<(Epoch, Arc<Vec<RoleRecord>>)>| {
+            let kept = kept.as_ref().filter(|(of, _)| *of == epoch);
+            kept.map(|(_, records)| Arc::clone(records))
+        };
+        if let Some(records) = known(&self.roles.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(records);
+        }
+        let read = self.parts.roles.records().await;
+        let read = read.map_err(|error| NotSent::Unavailable(error.to_string().into()))?;
+        let records = Arc::new(read.into_iter().map(|signed| signed.record).collect());
+        let kept = (epoch, Arc::clone(&records));
+        *self.roles.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        Ok(records)
+    }
+
+    /// A range behind what is stored, or an expired one anew.
+    async fn reserve(
+        &self,
+        counters: &mut BlockCounters,
+        block: BlockNo,
+        now: Moment,
+    ) -> Result<(), NotSent> {
+        self.witnessing.tell(counters, block, self.epoch()?);
+        let Parts { store, counting, .. } = &self.parts;
+        let stored = store.counter_mark(block).await?;
+        if let Some(stored) = &stored {
+            counting.check(stored).await?;
+        }
+        let mark = counters.allocator.reserve(now, stored.as_ref().map(|stored| &stored.mark))?;
+        let sealed = counting.seal(mark).await?;
+        match store.put_counter_mark(stored.as_ref(), &sealed).await {
+            Ok(true) => {
+                counters.allocator.reserved(&mark);
+                self.witnessing.note(block, Witnessed::from(&mark));
+                Ok(())
+            }
+            Ok(false) => {
+                counters.allocator.let_go();
+                Ok(())
+            }
+            // It may be there all the same: what was asked for is burnt.
+            Err(error) => {
+                counters.allocator.let_go();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines.
+    async fn ask_peer(&self, mark: BlockMark, forgotten: bool) -> Result<bool, NotSent> {
+        match self.parts.gate.replicated(&[mark]).await {
+            Replicated::Yes => {}
+            Replicated::No => return Err(NotSent::NotReplicated),
+            Replicated::NotApplicable => return Err(NotSent::NoPeer),
+        }
+        if !forgotten {
+            return Ok(false);
+        }
+        let said = self.parts.witness.ask(Vec::new(), Some(mark.block)).await;
+        let said = said.ok_or(NotSent::NotReplicated)?;
+        let lines = self.parts.counting.authentic(mark.block, &said.set_aside).await?;
+        self.merge(mark.block, &lines).await?;
+        Ok(true)
+    }
+
+    /// Brings lines that the peer set aside into ours, by maximum.
+    async fn merge(&self, block: BlockNo, set_aside: &[Line]) -> Result<(), NotSent> {
+        let mut changes = self.parts.writer.change(&[block]).await?;
+        let Some(change) = changes.first_mut() else { return Ok(()) };
+        for line in set_aside {
+            let ours = change.line(&line.name)?;
+            let merged = ours.map_or(*line, |ours| ours.merged(line));
+            if ours != Some(merged) {
+                change.put(Record::Line(merged));
+            }
+        }
+        if change.is_empty() {
+            return Ok(());
+        }
+        let call = AuditedCall::new("kms-server", "Counters/Merge");
+        let subject = Subject { block: Some(block), ..Subject::NONE };
+        let entry = call.entry(self.parts.clock.unix_ms(), subject, AuditOutcome::Done);
+        self.parts.writer.commit(changes, vec![entry]).await?;
+        Ok(())
+    }
+
+    /// Gives back what this node holds, for one that stops in order: another one need not wait.
+    pub(super) async fn give_back(&self) {
+        for (block, shared) in self.blocks.all() {
+            let mut counters = shared.lock().await;
+            if !counters.allocator.holds(self.parts.clock.now()) {
+                continue;
+            }
+            if let Err(error) = self.give_one_back(&mut counters, block).await {
+                tracing::debug!(%error, block = block.0, "a range of counters was not given back");
+                return;
+            }
+        }
+    }
+
+    async fn give_one_back(
+        &self,
+        counters: &mut BlockCounters,
+        block: BlockNo,
+    ) -> Result<(), NotSent> {
+        let Parts { store, counting, .. } = &self.parts;
+        let Some(stored) = store.counter_mark(block).await? else { return Ok(()) };
+        let Some(mark) = counters.allocator.give_back(&stored.mark) else { return Ok(()) };
+        let sealed = counting.seal(mark).await?;
+        let _ = store.put_counter_mark(Some(&stored), &sealed).await?;
+        Ok(())
+    }
+
+    /// The fewest counters that are left to a line of the blocks that this node transmits for; `None`: there is none.
+    pub(super) fn left(&self) -> Option<u32> {
+        let all = self.blocks.all();
+        let left = all.iter().filter_map(|(_, shared)| {
+            // One that is busy is looked at the next time.
+            let counters = shared.try_lock().ok()?;
+            counters.lines.keys().map(|name| counters.allocator.left(name)).min()
+        });
+        left.min()
+    }
+}

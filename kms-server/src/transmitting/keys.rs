@@ -1,0 +1,254 @@
+//! The keys that a meter's APDUs go out under, and the line that a counter for them is of.
+
+use std::sync::Arc;
+
+use dlms::{
+    EncryptionKey, Envelope as Form, FreshCounter, GeneralCipheringAad, GeneralCipheringHeader,
+    KeySet, Keys, ProtectError, Protection, SecurityControl, ServiceTag, Side, Suite, SystemTitle,
+};
+
+use super::item::{Envelope, Outcome, Plain};
+use crate::keyring::{BlockTable, Candidate, Identities, KeyMaterial, ResidentMeter};
+use kms_core::{
+    KeyKind, SecuritySetup, Verdict,
+    counters::{LineName, refusal::Refusal},
+};
+
+/// An APDU of which is known under which keys it goes out.
+pub(super) struct Prepared {
+    pub(super) table: Arc<BlockTable>,
+    pub(super) title: SystemTitle,
+    pub(super) line: LineName,
+    pub(super) encryption_key_version: u16,
+    pub(super) authentication_key_version: u16,
+}
+
+/// What an item is sealed with.
+struct Chosen<'t> {
+    encryption: (&'t [u8], u16),
+    /// None: it gets no tag.
+    authentication: Option<(&'t [u8], u16)>,
+    originator: SystemTitle,
+    control: SecurityControl,
+    gc_aad: GeneralCipheringAad,
+}
+
+/// The kind of key that an APDU goes out under.
+pub(super) const fn kind_of(key_set: KeySet) -> KeyKind {
+    match key_set {
+        KeySet::Unicast => KeyKind::Guek,
+        KeySet::Broadcast => KeyKind::Gbek,
+    }
+}
+
+/// The meter in its table, if it can be served.
+pub(super) fn find(table: &BlockTable, title: SystemTitle) -> Result<ResidentMeter<'_>, Outcome> {
+    let damaged = |what: String| Outcome::of(Verdict::Unavailable).because(what).about(title);
+    match table.find(&title) {
+        Some(meter) if meter.is_damaged() => Err(damaged(format!(
+            "the record of the meter with system title {title} was changed outside this service"
+        ))),
+        Some(meter) => Ok(meter),
+        None if table.damaged() > 0 => Err(damaged(format!(
+            "no meter with system title {title} is found, and {} records of its block were changed outside this \
+             service: it may be one of them",
+            table.damaged()
+        ))),
+        None => Err(Outcome::of(Verdict::UnknownMeter)
+            .because(format!("no meter has system title {title}"))
+            .about(title)),
+    }
+}
+
+/// The newest active key of this kind and setup.
+fn active<'t>(
+    meter: &ResidentMeter<'t>,
+    kind: KeyKind,
+    setup: SecuritySetup,
+) -> Result<(&'t [u8], u16), Outcome> {
+    let unusable = |verdict, what: String| Outcome::of(verdict).because(what).about(meter.title());
+    let candidates = meter.candidates(kind, Some(setup)).filter(|candidate| candidate.protects);
+    let newest = candidates.max_by_key(|candidate| candidate.version);
+    match newest {
+        Some(Candidate { key: KeyMaterial::Bytes(bytes), version, .. }) => Ok((bytes, version)),
+        Some(Candidate { key: KeyMaterial::Token(_), .. }) => Err(unusable(
+            Verdict::Unsupported,
+            format!(
+                "the meter's {kind} is of protection HSM: this release protects under keys of protection MEMORY alone"
+            ),
+        )),
+        None => Err(unusable(
+            Verdict::NoUsableKey,
+            format!("the meter has no active {kind} in security setup {}", setup.0),
+        )),
+    }
+}
+
+/// The client title towards the meter: which utility's name the nonce begins with.
+pub(super) fn originator(
+    meter: &ResidentMeter<'_>,
+    setup: SecuritySetup,
+    client: u16,
+) -> Result<SystemTitle, Outcome> {
+    meter.client_title_of(setup, client).ok_or_else(|| Outcome {
+        refusal: Some(Refusal::NoClientTitle),
+        ..Outcome::of(Verdict::NoUsableKey)
+            .because(
+                "the meter's policy names no client title: set one (`ami-tool meter set-policy`)",
+            )
+            .about(meter.title())
+    })
+}
+
+/// The line of the meter's key of this set and setup.
+pub(super) fn line_of(
+    meter: &ResidentMeter<'_>,
+    identities: &Identities,
+    (key_set, setup, client): (KeySet, SecuritySetup, u16),
+) -> Result<LineName, Outcome> {
+    let (key, _) = active(meter, kind_of(key_set), setup)?;
+    let originator = originator(meter, setup, client)?;
+    let fingerprint = identities.identify_bytes(key).ok_or_else(|| {
+        Outcome::of(Verdict::NoUsableKey)
+            .because("the key has no AES key's length")
+            .about(meter.title())
+    })?;
+    Ok(LineName { fingerprint, originator })
+}
+
+fn choose<'t>(meter: &ResidentMeter<'t>, item: &Plain<'_>) -> Result<Chosen<'t>, Outcome> {
+    let refused =
+        |what: &str| Outcome::of(Verdict::PolicyRefused).because(what).about(meter.title());
+    let policy = meter.policy();
+    let (authenticated, encrypted) = item.protection;
+    if !authenticated && !policy.allows_encryption_only() {
+        return Err(refused("the meter's policy does not allow encryption alone"));
+    }
+    if !encrypted && policy.demands_encryption() {
+        return Err(refused("the meter's policy demands encryption"));
+    }
+    let encryption = active(meter, kind_of(item.key_set), item.setup)?;
+    let authentication =
+        authenticated.then(|| active(meter, KeyKind::Gak, item.setup)).transpose()?;
+    let originator = originator(meter, item.setup, item.client)?;
+    let by_length = if encryption.0.len() == 32 { Suite::Suite2 } else { Suite::Suite0 };
+    let suite = item.suite.unwrap_or(by_length);
+    // In general-ciphering key-info names the key, and the bit is 0.
+    let key_set = match item.envelope {
+        Envelope::GeneralCiphering => KeySet::Unicast,
+        Envelope::GeneralGlo | Envelope::Service => item.key_set,
+    };
+    let control = SecurityControl { suite, key_set, authenticated, encrypted, compressed: false };
+    let gc_aad = if policy.omits_general_ciphering_header() {
+        GeneralCipheringAad::OmitHeader
+    } else {
+        GeneralCipheringAad::Spec
+    };
+    Ok(Chosen { encryption, authentication, originator, control, gc_aad })
+}
+
+/// The tag of the service's own form, for what a client sends.
+fn service_tag(item: &Plain<'_>) -> Result<ServiceTag, Outcome> {
+    let first = item.apdu.first().copied().unwrap_or_default();
+    let tag = ServiceTag::for_plain(first, EncryptionKey::Global);
+    tag.filter(|tag| tag.side() == Side::Client).ok_or_else(|| {
+        Outcome::of(Verdict::Unsupported).because(format!(
+            "an APDU that begins with {first:02X} has no glo- form that a client sends: use general-glo-ciphering"
+        ))
+    })
+}
+
+/// Looks up what `item` goes out under. Nothing is allocated for it yet.
+pub(super) fn prepare(
+    table: Arc<BlockTable>,
+    title: SystemTitle,
+    identities: &Identities,
+    item: &Plain<'_>,
+) -> Result<Prepared, Outcome> {
+    if item.apdu.is_empty() {
+        return Err(Outcome::of(Verdict::Malformed).because("the APDU is empty").about(title));
+    }
+    if item.envelope == Envelope::Service {
+        service_tag(item)?;
+    }
+    let prepared = {
+        let meter = find(&table, title)?;
+        let chosen = choose(&meter, item)?;
+        // What would not be protected costs no counter.
+        let keys = chosen.keys();
+        if let Some((role, len)) = keys.unfit_for(chosen.control.suite) {
+            let what = format!(
+                "security suite {} wants {role} of {} bytes, and the meter's has {len}",
+                chosen.control.suite.number(),
+                chosen.control.suite.key_len()
+            );
+            return Err(Outcome::of(Verdict::NoUsableKey).because(what).about(title));
+        }
+        let line = line_of(&meter, identities, (item.key_set, item.setup, item.client))?;
+        (line, chosen.encryption.1, chosen.authentication.map_or(0, |(_, version)| version))
+    };
+    let (line, encryption_key_version, authentication_key_version) = prepared;
+    Ok(Prepared { table, title, line, encryption_key_version, authentication_key_version })
+}
+
+impl<'t> Chosen<'t> {
+    fn keys(&self) -> Keys<'t> {
+        // What gets no tag has no additional data either.
+        let authentication = self.authentication.map_or(self.encryption.0, |(key, _)| key);
+        Keys { encryption: self.encryption.0, authentication }
+    }
+}
+
+/// Protects `item` under the keys that it was prepared with, and appends it to `out`. The counter is spent.
+pub(super) fn seal(
+    prepared: &Prepared,
+    item: &Plain<'_>,
+    counter: FreshCounter,
+    out: &mut Vec<u8>,
+) -> Outcome {
+    let invocation_counter = counter.value();
+    let title = prepared.title;
+    let fault = |error: ProtectError| {
+        Outcome::of(Verdict::Unsupported).because(error.to_string()).about(title)
+    };
+    let meter = match find(&prepared.table, title) {
+        Ok(meter) => meter,
+        Err(outcome) => return outcome,
+    };
+    let chosen = match choose(&meter, item) {
+        Ok(chosen) => chosen,
+        Err(outcome) => return outcome,
+    };
+    let transaction_id = invocation_counter.to_be_bytes();
+    let envelope = match item.envelope {
+        Envelope::GeneralGlo => Form::GeneralGlo(Some(chosen.originator)),
+        Envelope::Service => match service_tag(item) {
+            Ok(tag) => Form::Service(tag),
+            Err(outcome) => return outcome,
+        },
+        Envelope::GeneralCiphering => Form::GeneralCiphering(GeneralCipheringHeader {
+            transaction_id: &transaction_id,
+            originator: Some(chosen.originator),
+            recipient: Some(title),
+            date_time: &[],
+            other_information: &[],
+            identified_key: item.key_set,
+        }),
+    };
+    let protection = Protection {
+        envelope,
+        security_control: chosen.control,
+        originator: chosen.originator,
+        keys: chosen.keys(),
+        gc_aad: chosen.gc_aad,
+    };
+    match dlms::protect(&protection, counter, item.apdu, out) {
+        Ok(()) => Outcome {
+            invocation_counter,
+            encryption_key_version: prepared.encryption_key_version,
+            authentication_key_version: prepared.authentication_key_version,
+            ..Outcome::of(Verdict::Ok).about(title)
+        },
+        Err(error) => fault(error),
+    }
+}

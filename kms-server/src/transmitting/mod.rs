@@ -1,0 +1,21 @@
+//! Protecting what is sent to meters. No (key, nonce) is used twice, whatever happens to this site or the other one: a
+//! caller never names a counter, it gets one.
+//!
+//! [`batch`] takes APDUs and finds the keys, [`counters`] gives each a counter, of a line in a block whose range this node has
+//! reserved, [`witnessing`] asks the other site what it knows of our marks, [`declaring`] takes in what a key was used with
+//! before it came here. The rules are `kms_core::counters`; here is the database, the peer and the clock.
+
+mod batch;
+mod blocks;
+mod counters;
+mod declaring;
+mod figures;
+mod item;
+mod keys;
+mod refused;
+mod witnessing;
+
+pub use batch::{Grounds, OtherSite, Transmitting};
+pub use declaring::{Declaration, Declared, NotDeclared};
+pub use item::{Envelope, Outcome, Plain, ProtectedBatch, Whose};
+pub use refused::NotSent;

@@ -1,0 +1,112 @@
+//! The witness of our marks: asked at the start and whenever there is something to tell it. While a process runs, its own
+//! memory suffices, so that a partition does not stop transmitting.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{blocks::BlockCounters, counters::Counters};
+use kms_core::{BlockNo, Epoch, counters::allocator::Witnessed, ports::WitnessSaid};
+
+/// The interval at which marks that rose are told.
+const TELL: Duration = Duration::from_millis(500);
+/// The interval at which it is asked although there is nothing to tell.
+const ASK: u32 = 60;
+/// The most marks in one message.
+const MARKS_MAX: usize = 8_192;
+
+/// What the witness knows, and what it is to be told.
+pub(super) struct Witnessing {
+    known: Mutex<Known>,
+    /// The epoch that was there when this process started: one that began since was seen to begin.
+    started_in: Epoch,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Answers there were so far; 0: nobody was asked.
+    answers: u64,
+    marks: BTreeMap<BlockNo, Witnessed>,
+    to_tell: BTreeMap<BlockNo, Witnessed>,
+}
+
+impl Witnessing {
+    /// A single site has no witness, and says so.
+    pub(super) fn new(single_site: bool, started_in: Epoch) -> Self {
+        let known = Known { answers: u64::from(single_site), ..Known::default() };
+        Self { known: Mutex::new(known), started_in }
+    }
+
+    /// Tells a block's counters what the witness knows, if there is news.
+    pub(super) fn tell(&self, counters: &mut BlockCounters, block: BlockNo, epoch: Epoch) {
+        let known = self.known();
+        if known.answers > counters.witnessed {
+            counters.witnessed = known.answers;
+            counters.allocator.witness(known.marks.get(&block).copied());
+        } else if counters.witnessed == 0 && epoch != self.started_in {
+            // All that was ever reserved in it was reserved since.
+            counters.allocator.witness(None);
+        }
+    }
+
+    /// A mark has risen.
+    pub(super) fn note(&self, block: BlockNo, mark: Witnessed) {
+        let mut known = self.known();
+        let to_tell = known.to_tell.entry(block).or_insert(mark);
+        *to_tell = (*to_tell).max(mark);
+    }
+
+    fn note_all(&self, marks: Vec<(BlockNo, Witnessed)>) {
+        marks.into_iter().for_each(|(block, mark)| self.note(block, mark));
+    }
+
+    fn to_tell(&self) -> Vec<(BlockNo, Witnessed)> {
+        let mut known = self.known();
+        let rest = match known.to_tell.keys().nth(MARKS_MAX).copied() {
+            Some(next) => known.to_tell.split_off(&next),
+            None => BTreeMap::new(),
+        };
+        std::mem::replace(&mut known.to_tell, rest).into_iter().collect()
+    }
+
+    fn take(&self, said: WitnessSaid) {
+        let mut known = self.known();
+        known.answers += 1;
+        for (block, mark) in said.marks {
+            let kept = known.marks.entry(block).or_insert(mark);
+            *kept = (*kept).max(mark);
+        }
+    }
+
+    fn was_asked(&self) -> bool {
+        self.known().answers > 0
+    }
+
+    /// Held for a few comparisons, never across an `.await`.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counters {
+    /// Runs until the process ends: asks the witness at the start, whatever the role, and tells it what rose.
+    pub(super) async fn keep_witness(&self) {
+        if self.parts.single_site || !self.parts.has_peer {
+            return;
+        }
+        for round in 0u32.. {
+            // Told nothing, it says all that it knows.
+            let all = !self.witnessing.was_asked() || round.is_multiple_of(ASK);
+            let to_tell = if all { Vec::new() } else { self.witnessing.to_tell() };
+            if all || !to_tell.is_empty() {
+                match self.parts.witness.ask(to_tell.clone(), None).await {
+                    Some(said) => self.witnessing.take(said),
+                    None => self.witnessing.note_all(to_tell),
+                }
+            }
+            tokio::time::sleep(TELL).await;
+        }
+    }
+}
