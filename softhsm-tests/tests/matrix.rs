@@ -60,7 +60,8 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
-        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
+        | Method::ReplicationListRoleRecords
+        | Method::ReplicationListFloors => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
@@ -83,6 +84,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
+        | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
         | Method::AuditFollowEvents
         | Method::SiteSyncNow

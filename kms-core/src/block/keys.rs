@@ -59,7 +59,7 @@ pub const SUBKEYS_LEN: usize = 3 * 32;
 
 impl SecretBinding<'_> {
     /// Derives the subkeys into `out`, which lies in the arena: `wrap`, `mac`, `seal`, 32 bytes each.
-    /// (`proof` and `local` are derived by whoever proves or counts.)
+    /// (`proof` and [`local`](super::local) are derived by whoever proves or counts.)
     pub fn derive_subkeys(&self, secret: &BlockSecret, out: &mut [u8]) {
         let purposes = [Purpose::Wrap, Purpose::Mac, Purpose::Seal];
         self.derive(secret, purposes.into_iter().zip(out.chunks_exact_mut(32)));
@@ -223,7 +223,12 @@ impl BlockKeys {
         Fingerprint(self.cmac(&secret))
     }
 
-    fn cmac(&self, message: &[u8]) -> RecordMac {
+    /// The key domain.
+    pub(super) fn domain(&self) -> &DomainId {
+        &self.domain
+    }
+
+    pub(super) fn cmac(&self, message: &[u8]) -> RecordMac {
         let mut mac = self.mac.clone();
         mac.update(message);
         mac.finalize().into_bytes().into()

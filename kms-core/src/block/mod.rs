@@ -10,6 +10,7 @@ pub mod entering;
 pub mod extending;
 pub mod keys;
 pub mod lineage;
+pub mod local;
 pub mod proof;
 pub mod returning;
 pub mod verified;

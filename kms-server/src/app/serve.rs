@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     audit::{self, Audit, AuditError},
-    ciphering::Ciphering,
+    ciphering::{Ciphering, Floors, FloorsConfig},
     config::Config,
     hsm::{
         Hsm,
@@ -36,7 +36,7 @@ use crate::{
     store::{AuditedStore, WriteStore, measured::Measured},
     telemetry::Log,
 };
-use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
+use kms_core::{DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock};
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -83,14 +83,26 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, import_signers, peer, audit, rpc, log: _ } =
-        config;
+    let Config {
+        site,
+        hsm,
+        store: _,
+        keyring,
+        import,
+        import_signers,
+        peer,
+        profiles,
+        floors,
+        audit,
+        rpc,
+        log: _,
+    } = config;
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     check_domain(&hsm, &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
+    let ground = Ground { site, domain, hsm, store, measured, clock, freshness, profiles };
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
@@ -103,8 +115,11 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
     attend_to(&keyring);
-    let replication = two_sites.map(|two_sites| two_sites.start(&keyring));
-    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, lifecycle, log) };
+    let ciphering = ground.ciphering(floors, audit.status().node, &keyring).await;
+    let replication =
+        two_sites.map(|two_sites| two_sites.start(&keyring, Arc::clone(ciphering.floors())));
+    let parts =
+        rpc::Parts { replication, ..ground.parts(audit, ciphering, &keyring, lifecycle, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
 
@@ -133,7 +148,7 @@ async fn serve_on(
     signals: Signals,
 ) -> Result<(), Fault> {
     let Signals { terminate, interrupt, hangup } = signals;
-    let audit = Arc::clone(&parts.audit);
+    let (audit, ciphering) = (Arc::clone(&parts.audit), Arc::clone(&parts.ciphering));
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
@@ -143,6 +158,9 @@ async fn serve_on(
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(config, parts, until_told(stopped.clone()), ready).await;
     care.abort();
+    if timeout(LAST_TASKS, ciphering.floors().close()).await.is_err() {
+        tracing::error!("receive floors are not stored: the database hangs");
+    }
     close(&audit, ground.store.as_ref()).await;
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
@@ -187,6 +205,7 @@ impl Ground {
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
             role: Arc::new(SiteRole::unknown(&self.domain)),
+            profiles: Arc::clone(&self.profiles),
         };
         let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
         keyring.map_err(|error| Fault::Setting(error.into()))
@@ -195,19 +214,38 @@ impl Ground {
     fn lifecycle(&self, config: lifecycle::Config, keyring: &Keyring) -> Lifecycle {
         let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
         Lifecycle::new(config, keyring, store, clock, Arc::new(OperatingSystem))
+            .with_profiles(Arc::clone(&self.profiles))
+    }
+
+    /// The HES's verbs, and their receive floors, which are stored at an interval from now on.
+    async fn ciphering(
+        &self,
+        config: FloorsConfig,
+        node: NodeId,
+        keyring: &Keyring,
+    ) -> Arc<Ciphering> {
+        let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
+        let floors = Floors::new(config, store, Arc::clone(&keyring.local), node, clock);
+        let floors = Arc::new(floors);
+        if self.profiles.iter().any(|profile| !profile.floors.is_off()) {
+            floors.begin().await;
+        }
+        tokio::spawn(Arc::clone(&floors).keep());
+        Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
     }
 
     /// Parts that the wire speaks for.
     fn parts(
         &self,
         audit: Arc<Audit>,
+        ciphering: Arc<Ciphering>,
         keyring: &Keyring,
         lifecycle: Lifecycle,
         log: Log,
     ) -> rpc::Parts {
         let token = self.hsm.clone();
         rpc::Parts {
-            ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
+            ciphering,
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),

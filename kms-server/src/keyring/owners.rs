@@ -7,6 +7,7 @@ use super::{
     config::Config,
     following::Following,
     identities::Identities,
+    local::LocalKeys,
     mending::Mending,
     opening::{Below, Opener},
     overview::Overview,
@@ -38,6 +39,8 @@ pub struct Keyring {
     pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
+    /// Keys of rows that are no records.
+    pub local: Arc<LocalKeys>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
     /// Who writes.
@@ -87,6 +90,7 @@ impl Keyring {
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
+            local: Arc::new(LocalKeys::new(Arc::clone(&opener))),
             identities,
             roles,
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),

@@ -3,7 +3,7 @@
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! write is replicated; [`flooring`] takes in the peer's receive floors. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -11,6 +11,7 @@ mod config;
 mod confirming;
 mod failure;
 mod fencing;
+mod flooring;
 mod following;
 mod grounds;
 mod ledger;
@@ -28,6 +29,7 @@ pub use config::Config;
 pub use confirming::Confirming;
 pub use failure::PeerError;
 pub use fencing::{Fencing, NotFenced};
+pub use flooring::Flooring;
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};

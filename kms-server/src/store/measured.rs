@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    floors::{FloorRun, FloorStore},
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
 };
 use crate::telemetry::{
@@ -16,6 +17,7 @@ use crate::telemetry::{
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -54,9 +56,11 @@ enum Operation {
     ChangeRole,
     PutPeer,
     PutDivergence,
+    ReadFloors,
+    PutFloors,
 }
 
-const OPERATIONS: [&str; 24] = [
+const OPERATIONS: [&str; 26] = [
     "domain",
     "heads",
     "block",
@@ -81,6 +85,8 @@ const OPERATIONS: [&str; 24] = [
     "change_role",
     "put_peer",
     "put_divergence",
+    "read_floors",
+    "put_floors",
 ];
 
 const OUTCOMES: [&str; 10] = [
@@ -285,6 +291,30 @@ impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.measure(Operation::AuditHead, self.inner.put_head_table(expected, table)).await
+    }
+}
+
+#[async_trait]
+impl<S: FloorStore + ?Sized> FloorStore for Measured<S> {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floors(block)).await
+    }
+
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floors_after(place, but, limit)).await
+    }
+
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floor_run(node)).await
+    }
+
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        self.measure(Operation::PutFloors, self.inner.put_floors(rows, run)).await
     }
 }
 

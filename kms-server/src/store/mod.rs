@@ -4,6 +4,7 @@
 //! does guarantee: a commit is all or nothing and on disk when it returns, a block's sequence has no
 //! gap, and no two writers extend the same head.
 
+pub mod floors;
 mod indexing;
 pub mod measured;
 mod nouns;
@@ -22,6 +23,7 @@ use kms_core::{
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
+use floors::FloorStore;
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
     SealedSecret, StandbyLag, StoreError, StoredBlock,
@@ -185,7 +187,7 @@ pub trait AuditStore: Send + Sync + 'static {
 
 /// Writing: one method a fact that can become true.
 #[async_trait]
-pub trait WriteStore: ReadStore + AuditStore {
+pub trait WriteStore: ReadStore + AuditStore + FloorStore {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;

@@ -8,6 +8,7 @@
 mod audit;
 mod columns;
 mod failure;
+mod floors;
 mod index;
 mod open;
 mod pieces;
@@ -33,13 +34,16 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
-    StoreError, StoredBlock, WriteStore, rules,
+    StoreError, StoredBlock, WriteStore,
+    floors::{FloorRun, FloorStore},
+    rules,
     sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
 };
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -378,6 +382,32 @@ impl AuditStore for SqliteStore {
         }
         self.end(begun, outcome).await?;
         Ok(done)
+    }
+}
+
+#[async_trait]
+impl FloorStore for SqliteStore {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::of_block, block)
+    }
+
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::after, place, but, limit)
+    }
+
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        reading!(self, floors::run, node)
+    }
+
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = floors::put(&mut begun.writer.connection, rows, run).await;
+        self.end(begun, outcome).await
     }
 }
 

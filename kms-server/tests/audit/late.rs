@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -14,6 +15,7 @@ use kms_server::{
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore,
+        floors::{FloorRun, FloorStore},
         sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
         sqlite::SqliteStore,
     },
@@ -140,6 +142,27 @@ impl AuditStore for Lossy {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.inner.put_head_table(expected, table).await
+    }
+}
+
+#[async_trait]
+impl FloorStore for Lossy {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        self.inner.floors(block).await
+    }
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        self.inner.floors_after(place, but, limit).await
+    }
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        self.inner.floor_run(node).await
+    }
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        self.inner.put_floors(rows, run).await
     }
 }
 

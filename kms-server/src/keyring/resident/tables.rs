@@ -6,8 +6,9 @@ use arc_swap::ArcSwap;
 
 use super::{
     arena::{Arena, ArenaError, Segment},
+    directory::Directory,
     ids::{IdIndex, IdTag},
-    table::{BlockTable, Directory, ResidentMeter},
+    table::{BlockTable, ResidentMeter},
 };
 use kms_core::{BlockCount, BlockNo, SystemTitle};
 

@@ -82,7 +82,8 @@ impl Verb {
             | Self::FetchBlocks
             | Self::FollowChanges
             | Self::ProveBlocks
-            | Self::ListRoleRecords => &[Peer],
+            | Self::ListRoleRecords
+            | Self::ListFloors => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],

@@ -93,6 +93,8 @@ verbs! {
     ProveBlocks = ReplicationProveBlocks;
     /// Fetch signed promotions and demotions.
     ListRoleRecords = ReplicationListRoleRecords;
+    /// Receive floors that a site has stored.
+    ListFloors = ReplicationListFloors;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.

@@ -76,6 +76,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::FollowChanges
         | Verb::ProveBlocks
         | Verb::ListRoleRecords
+        | Verb::ListFloors
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
