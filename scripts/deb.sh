@@ -52,6 +52,7 @@ install -D -m 644 -t "$stage/usr/lib/sysusers.d" deploy/sysusers.d/ami-kms.conf
 install -D -m 644 -t "$stage/usr/lib/tmpfiles.d" deploy/tmpfiles.d/ami-kms.conf
 install -d -m 750 "$stage/etc/ami"
 install -m 640 deploy/kms.toml "$stage/etc/ami/kms.toml"
+install -D -m 644 -t "$stage/etc/ami/profiles" deploy/profiles/*.toml
 
 # Laid out as in the sources, so that the links between the documents lead somewhere.
 install -D -m 644 -t "$doc" README.md ARCHITECTURE.md NOTICE
@@ -111,9 +112,9 @@ Description: key management for smart meters (DLMS/COSEM)
  second site in step. Start with
  /usr/share/doc/ami-kms/docs/HANDBOOK.md.
 EOF
-echo /etc/ami/kms.toml >"$stage/DEBIAN/conffiles"
+(cd "$stage" && find etc/ami -type f -printf '/%p\n' | LC_ALL=C sort) >"$stage/DEBIAN/conffiles"
 install -m 755 deploy/debian/postinst deploy/debian/prerm deploy/debian/postrm "$stage/DEBIAN"
-(cd "$stage" && find . -path ./DEBIAN -prune -o -type f ! -path ./etc/ami/kms.toml -printf '%P\n' | LC_ALL=C sort |
+(cd "$stage" && find . -path ./DEBIAN -prune -o -type f ! -path './etc/ami/*' -printf '%P\n' | LC_ALL=C sort |
   xargs -d '\n' md5sum >DEBIAN/md5sums)
 
 compression=(-Zxz)

@@ -92,6 +92,8 @@ while read -r path wanted; do
 done <<'EOF'
 /etc/ami 750 root ami_admin
 /etc/ami/kms.toml 640 root ami_admin
+/etc/ami/profiles 755 root root
+/etc/ami/profiles/dlms.toml 644 root root
 /etc/ami/tls 750 root ami_admin
 /var/lib/ami 750 ami_admin ami_admin
 /var/lib/ami/tokens 700 ami_admin ami_admin
@@ -102,7 +104,10 @@ done <<'EOF'
 /usr/lib/systemd/system/ami-sync-keys.service 644 root root
 /usr/lib/systemd/system/ami-sync-keys.timer 644 root root
 EOF
-[ "$(in_root dpkg-query -f '${Conffiles}' -W ami-kms | awk '{ print $1 }')" = /etc/ami/kms.toml ] || fail "kms.toml is no conffile"
+conffiles=$(in_root dpkg-query -f '${Conffiles}' -W ami-kms | awk '{ print $1 }')
+for file in kms.toml profiles/dlms.toml profiles/dlms-udp.toml profiles/gbcs.toml; do
+  grep -qx "/etc/ami/$file" <<<"$conffiles" || fail "$file is no conffile"
+done
 ok "account, directories, modes, conffile"
 for program in kms-server ami-tool sync-keys; do
   in_root sh -c "command -v $program && $program --version" >"$work/path.log" || fail "$program is not on the path"

@@ -15,7 +15,7 @@ use kms_core::{
 use kms_server::{
     app::{OperatingSystem, SystemClock},
     audit::{self, Audit},
-    ciphering::Ciphering,
+    ciphering::{Ciphering, Floors, FloorsConfig},
     config::{Config, Store},
     hsm::{
         Hsm,
@@ -133,6 +133,7 @@ impl Parts {
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
             role: Arc::new(keyring::SiteRole::founding(&self.domain)),
+            profiles: Arc::default(),
         };
         let keyring = Keyring::new(self.keyring, self.domain.clone(), below, self.audit.clone());
         Ok(Arc::new(keyring?))
@@ -140,7 +141,14 @@ impl Parts {
 
     /// The HES's verbs over `keyring`.
     pub fn ciphering(&self, keyring: &Arc<Keyring>) -> Ciphering {
-        Ciphering::new(keyring.reader.clone(), self.hsm.apdus())
+        let floors = Floors::new(
+            FloorsConfig::default(),
+            self.store.clone(),
+            Arc::clone(&keyring.local),
+            self.audit.status().node,
+            Arc::clone(&self.clock),
+        );
+        Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), Arc::new(floors))
     }
 
     /// Makes sure that meters 0 to `count` - 1 are stored: imports them, block by block, if the last

@@ -32,6 +32,7 @@ from grpc_status import rpc_status  # noqa: E402
 
 # Bits of the column `flags`.
 AUTHENTICATED = 1
+DUPLICATE = 2
 # The server's default for rpc.limits.batch_items_max.
 BATCH_ITEMS_MAX = 16_384
 # Batches of a stream that are sent and not answered.
@@ -83,6 +84,8 @@ class Opened(NamedTuple):
     encryption_key_version: int = 0
     authentication_key_version: int = 0
     reason: str = ""
+    # The same message was opened before: a call that was sent again.
+    duplicate: bool = False
 
 
 class KmsError(Exception):
@@ -177,6 +180,7 @@ def unpack(answer):
             encryption,
             authentication,
             reasons,
+            [flag & DUPLICATE != 0 for flag in flags],
         )
     )
 
@@ -359,6 +363,7 @@ class Kms:
             encryption_key_version=answer.encryption_key_version,
             authentication_key_version=answer.authentication_key_version,
             reason=answer.reason,
+            duplicate=answer.duplicate,
         )
 
     def decrypt_batch(self, items):

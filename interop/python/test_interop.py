@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from ami_kms import AUTHENTICATED, Item, Kms, KmsError, Opened, ciphering_pb2, pack, unpack
+from ami_kms import AUTHENTICATED, DUPLICATE, Item, Kms, KmsError, Opened, ciphering_pb2, pack, unpack
 
 HERE = pathlib.Path(__file__).resolve().parent
 DOCUMENT = HERE.parent.parent / "docs" / "INTEROP.md"
@@ -133,10 +133,10 @@ class Columns(unittest.TestCase):
 
     def test_items_come_out_of_their_columns(self):
         answer = ciphering_pb2.DecryptBatchResponse(
-            plaintexts=b"abc", lengths=[1, 0, 2], verdicts=bytes([1, 3, 99]), flags=bytes([AUTHENTICATED, 0, 0])
+            plaintexts=b"abc", lengths=[1, 0, 2], verdicts=bytes([1, 3, 99]), flags=bytes([AUTHENTICATED | DUPLICATE, 0, 0])
         )
         first, second, third = unpack(answer)
-        self.assertEqual(first, Opened("OK", b"a", authenticated=True))
+        self.assertEqual(first, Opened("OK", b"a", authenticated=True, duplicate=True))
         self.assertEqual(second, Opened("MIC_FAILURE"))
         # A verdict of a later version keeps its number.
         self.assertEqual(third, Opened("99", b"bc"))

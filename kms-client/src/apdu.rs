@@ -257,6 +257,8 @@ pub struct Checked {
     pub authentication_key_version: Option<u32>,
     /// The counter half of the nonce, where the APDU has one.
     pub invocation_counter: Option<u32>,
+    /// The same message was opened before: a call that was sent again. Only of meters with receive floors.
+    pub duplicate: bool,
     /// One sentence for people, where the verdict alone does not say enough.
     pub reason: Option<String>,
 }

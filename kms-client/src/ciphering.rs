@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::apdu::{Apdu, Checked, Opened, Verdict};
 use crate::call::{CallError, ProtocolError};
-use crate::columns::{agreed, opened, pack, unpack_checked, unpack_opened, version};
+use crate::columns::{agreed, duplicate, opened, pack, unpack_checked, unpack_opened, version};
 use crate::flow::{Bounds, Flow, Results, start};
 use crate::link::Link;
 use crate::meter::optional_title;
@@ -150,6 +150,7 @@ pub(crate) async fn decrypt(transport: &Transport, apdu: &Apdu) -> Result<Opened
         encryption_key_version: version(Some(&reply.encryption_key_version)),
         authentication_key_version: version(Some(&reply.authentication_key_version)),
         invocation_counter: known_counter(reply.invocation_counter, apdu),
+        duplicate: duplicate(0, verdict, reply.duplicate)?,
         reason: Some(reply.reason).filter(|reason| !reason.is_empty()),
     };
     Ok(opened(0, checked, reply.plaintext)?)
@@ -174,6 +175,7 @@ pub(crate) async fn verify_mic(transport: &Transport, apdu: &Apdu) -> Result<Che
         encryption_key_version: version(Some(&reply.encryption_key_version)),
         authentication_key_version: version(Some(&reply.authentication_key_version)),
         invocation_counter: known_counter(reply.invocation_counter, apdu),
+        duplicate: duplicate(0, verdict, reply.duplicate)?,
         reason: Some(reply.reason).filter(|reason| !reason.is_empty()),
     })
 }

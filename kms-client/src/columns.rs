@@ -11,6 +11,8 @@ use crate::call::ProtocolError;
 const NO_TITLE: [u8; 8] = [0; 8];
 /// `flags`, bit 0.
 const AUTHENTICATED: u8 = 0b01;
+/// `flags`, bit 1.
+const DUPLICATE: u8 = 0b10;
 
 /// APDUs ready to be sent. For benches: packed once, sent many times.
 #[derive(Clone)]
@@ -192,6 +194,11 @@ impl Columns {
                 encryption_key_version: version(encryption.get(index)),
                 authentication_key_version: version(authentication.get(index)),
                 invocation_counter: header.invocation_counter,
+                duplicate: duplicate(
+                    index,
+                    verdict,
+                    flags.is_some_and(|flags| flags & DUPLICATE != 0),
+                )?,
                 reason: None,
             });
         }
@@ -217,6 +224,15 @@ pub(crate) fn agreed(
         }
         _ => Ok(authenticated),
     }
+}
+
+/// Whether the same message was opened before: only what opened can have been.
+pub(crate) fn duplicate(index: usize, verdict: Verdict, flag: bool) -> Result<bool, ProtocolError> {
+    if flag && verdict != Verdict::Ok {
+        let what = "a duplicate flag";
+        return Err(ProtocolError::Contradiction { index, what, verdict: verdict.word() });
+    }
+    Ok(flag)
 }
 
 /// The title that the service must have gone by, where the reply does not repeat it.

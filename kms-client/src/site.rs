@@ -116,6 +116,10 @@ pub struct KeyringStatus {
     pub memory_locked: bool,
     /// Records that are not what was written, in blocks that were read so far.
     pub damaged_records: u64,
+    /// The device profiles that the site has, in order.
+    pub profiles: Vec<String>,
+    /// What two sites compare of them; 64 hex digits, empty where the service does not say.
+    pub profiles_digest: String,
 }
 
 pub(crate) async fn status(transport: &Transport) -> Result<SiteStatus, CallError> {
@@ -169,6 +173,8 @@ fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
             arena_bytes_total: keyring.arena_bytes_total,
             memory_locked: keyring.memory_locked,
             damaged_records: keyring.damaged_records,
+            profiles: keyring.profiles,
+            profiles_digest: hex::encode(&keyring.profiles_digest),
         },
         faults: wire.faults,
         replication: wire.replication.map(replication::from_wire),

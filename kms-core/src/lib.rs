@@ -10,6 +10,7 @@ pub mod client_title;
 pub mod codec;
 pub mod counters;
 pub mod enrolment;
+pub mod floors;
 pub mod following;
 pub mod freshness;
 pub mod key;

@@ -8,6 +8,7 @@ use super::{
     audit::{ChainTip, Checkpoint},
     block::BlockMark,
     counters::allocator::Witnessed,
+    floors::FloorRow,
     moment::Moment,
 };
 
@@ -89,6 +90,14 @@ pub enum Replicated {
 pub trait ReplicationGate: Send + Sync + 'static {
     /// Asks once, with a bound of its own, after the commit that led to these states.
     async fn replicated(&self, marks: &[BlockMark]) -> Replicated;
+}
+
+/// Takes in the receive floors of the other site.
+#[async_trait]
+pub trait FloorSink: Send + Sync + 'static {
+    /// Takes in what the site of this name has stored. What it did not write is not used; a floor here is never
+    /// lowered. An error says why some could not be taken in.
+    async fn take_peers(&self, site: &str, rows: Vec<FloorRow>) -> Result<(), String>;
 }
 
 /// A site without another one.

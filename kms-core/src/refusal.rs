@@ -82,5 +82,7 @@ crate::numbered! {
         ChunkOutOfOrder = 38 "CHUNK_OUT_OF_ORDER",
         /// The end is missing.
         FileCut = 39 "FILE_CUT",
+        /// A device profile that the site does not have.
+        UnknownProfile = 40 "UNKNOWN_PROFILE",
     }
 }

@@ -6,6 +6,7 @@ mod findings;
 mod limits_section;
 mod peer_section;
 mod pin;
+mod profiles;
 mod sections;
 mod settings;
 mod store_section;

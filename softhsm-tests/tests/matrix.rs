@@ -64,6 +64,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
         | Method::ReplicationExchangeMarks
+        | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
@@ -90,6 +91,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
+        | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
         | Method::AuditFollowEvents
         | Method::SiteSyncNow

@@ -1,5 +1,9 @@
 //! Device profiles: how meters of one make differ from those of another, as data.
 
+mod device;
 mod name;
+mod profiles;
 
+pub use device::{CountersOnNewKey, DeviceProfile, FloorRule};
 pub use name::{BadProfileName, ProfileName};
+pub use profiles::{BadProfiles, Profiles};

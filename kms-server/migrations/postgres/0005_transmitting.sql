@@ -19,3 +19,24 @@ CREATE TABLE witnessed_marks (
     reserved bigint NOT NULL,
     PRIMARY KEY (site, block)
 );
+
+-- Receive floors: below which counter a message of a line was seen before, as one node saw it. Soft state of this
+-- site, in no record; `mac` is under the block's `local` key. Of one line, the nodes' floors merge by maximum.
+CREATE TABLE receive_floors (
+    block       bigint NOT NULL,
+    fingerprint bytea  NOT NULL CHECK (length(fingerprint) = 16),
+    originator  bytea  NOT NULL CHECK (length(originator) = 8),
+    node        bytea  NOT NULL CHECK (length(node) = 16),
+    at_ms       bigint NOT NULL,
+    body        bytea  NOT NULL CHECK (length(body) = 16),
+    mac         bytea  NOT NULL CHECK (length(mac) = 16),
+    PRIMARY KEY (block, fingerprint, originator, node)
+);
+CREATE INDEX receive_floors_written ON receive_floors (at_ms, block, fingerprint, originator, node);
+
+-- Whether a node had stored all of its floors when it ended.
+CREATE TABLE floor_runs (
+    node  bytea   PRIMARY KEY CHECK (length(node) = 16),
+    at_ms bigint  NOT NULL,
+    ended boolean NOT NULL
+);

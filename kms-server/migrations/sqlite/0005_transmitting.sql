@@ -22,3 +22,24 @@ CREATE TABLE witnessed_marks (
     reserved INTEGER NOT NULL,
     PRIMARY KEY (site, block)
 ) STRICT, WITHOUT ROWID;
+
+-- Receive floors: below which counter a message of a line was seen before, as one node saw it. Soft state of this
+-- site, in no record; `mac` is under the block's `local` key. Of one line, the nodes' floors merge by maximum.
+CREATE TABLE receive_floors (
+    block       INTEGER NOT NULL,
+    fingerprint BLOB    NOT NULL CHECK (length(fingerprint) = 16),
+    originator  BLOB    NOT NULL CHECK (length(originator) = 8),
+    node        BLOB    NOT NULL CHECK (length(node) = 16),
+    at_ms       INTEGER NOT NULL,
+    body        BLOB    NOT NULL CHECK (length(body) = 16),
+    mac         BLOB    NOT NULL CHECK (length(mac) = 16),
+    PRIMARY KEY (block, fingerprint, originator, node)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX receive_floors_written ON receive_floors (at_ms, block, fingerprint, originator, node);
+
+-- Whether a node had stored all of its floors when it ended.
+CREATE TABLE floor_runs (
+    node  BLOB    NOT NULL PRIMARY KEY CHECK (length(node) = 16),
+    at_ms INTEGER NOT NULL,
+    ended INTEGER NOT NULL CHECK (ended IN (0, 1))
+) STRICT, WITHOUT ROWID;

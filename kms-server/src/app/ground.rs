@@ -7,7 +7,7 @@ use crate::{
     hsm::Hsm,
     store::{WriteStore, measured::Measured},
 };
-use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
+use kms_core::{DomainRecord, freshness::Freshness, ports::Clock, profile::Profiles};
 
 /// Ground that all parts of the service stand on: opened, connected, and found to belong together.
 pub(super) struct Ground {
@@ -19,4 +19,5 @@ pub(super) struct Ground {
     pub(super) measured: Arc<Measured<dyn WriteStore>>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) freshness: Arc<Freshness>,
+    pub(super) profiles: Arc<Profiles>,
 }

@@ -101,6 +101,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
         clock: Arc::new(SystemClock::new()),
         freshness: Arc::new(Freshness::default()),
         role: Arc::new(SiteRole::unknown(&domain)),
+        profiles: Arc::clone(&config.profiles),
     };
     let keyring = Keyring::new(config.keyring, domain.clone(), below, Arc::new(NoCommits));
     let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     audit::{self, Audit, AuditError},
-    ciphering::Ciphering,
+    ciphering::{Ciphering, Floors, FloorsConfig},
     config::Config,
     hsm::{
         Hsm,
@@ -37,7 +37,7 @@ use crate::{
     telemetry::Log,
     transmitting::{self, Transmitting},
 };
-use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
+use kms_core::{DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock};
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -84,14 +84,26 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let store = open_store(&config, false).await?;
     let domain = store.domain().await?;
     let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
-    let Config { site, hsm, store: _, keyring, import, import_signers, peer, audit, rpc, log: _ } =
-        config;
+    let Config {
+        site,
+        hsm,
+        store: _,
+        keyring,
+        import,
+        import_signers,
+        peer,
+        profiles,
+        floors,
+        audit,
+        rpc,
+        log: _,
+    } = config;
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     check_domain(&hsm, &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
+    let ground = Ground { site, domain, hsm, store, measured, clock, freshness, profiles };
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
@@ -107,9 +119,11 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
-    let replication = two_sites.map(|two_sites| two_sites.start(&keyring));
-    let parts =
-        rpc::Parts { replication, ..ground.parts(audit, &keyring, (lifecycle, transmitting), log) };
+    let ciphering = ground.ciphering(floors, audit.status().node, &keyring).await;
+    let replication =
+        two_sites.map(|two_sites| two_sites.start(&keyring, Arc::clone(ciphering.floors())));
+    let verbs = (ciphering, lifecycle, transmitting);
+    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
 
@@ -138,7 +152,7 @@ async fn serve_on(
     signals: Signals,
 ) -> Result<(), Fault> {
     let Signals { terminate, interrupt, hangup } = signals;
-    let audit = Arc::clone(&parts.audit);
+    let (audit, ciphering) = (Arc::clone(&parts.audit), Arc::clone(&parts.ciphering));
     let transmitting = Arc::clone(&parts.transmitting);
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
@@ -151,6 +165,9 @@ async fn serve_on(
     care.abort();
     // Another node need not wait for what this one has reserved.
     let _ = timeout(LAST_TASKS, transmitting.close()).await;
+    if timeout(LAST_TASKS, ciphering.floors().close()).await.is_err() {
+        tracing::error!("receive floors are not stored: the database hangs");
+    }
     close(&audit, ground.store.as_ref()).await;
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
@@ -195,6 +212,7 @@ impl Ground {
             clock: Arc::clone(&self.clock),
             freshness: Arc::clone(&self.freshness),
             role: Arc::new(SiteRole::unknown(&self.domain)),
+            profiles: Arc::clone(&self.profiles),
         };
         let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
         keyring.map_err(|error| Fault::Setting(error.into()))
@@ -203,6 +221,24 @@ impl Ground {
     fn lifecycle(&self, config: lifecycle::Config, keyring: &Keyring) -> Lifecycle {
         let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
         Lifecycle::new(config, keyring, store, clock, Arc::new(OperatingSystem))
+            .with_profiles(Arc::clone(&self.profiles))
+    }
+
+    /// The HES's verbs, and their receive floors, which are stored at an interval from now on.
+    async fn ciphering(
+        &self,
+        config: FloorsConfig,
+        node: NodeId,
+        keyring: &Keyring,
+    ) -> Arc<Ciphering> {
+        let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
+        let floors = Floors::new(config, store, Arc::clone(&keyring.local), node, clock);
+        let floors = Arc::new(floors);
+        if self.profiles.iter().any(|profile| !profile.floors.is_off()) {
+            floors.begin().await;
+        }
+        tokio::spawn(Arc::clone(&floors).keep());
+        Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
     }
 
     /// `peer`: how the other site is asked, if there is one.
@@ -226,12 +262,12 @@ impl Ground {
         &self,
         audit: Arc<Audit>,
         keyring: &Keyring,
-        (lifecycle, transmitting): (Lifecycle, Arc<Transmitting>),
+        (ciphering, lifecycle, transmitting): (Arc<Ciphering>, Lifecycle, Arc<Transmitting>),
         log: Log,
     ) -> rpc::Parts {
         let token = self.hsm.clone();
         rpc::Parts {
-            ciphering: Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus())),
+            ciphering,
             transmitting,
             lifecycle: Arc::new(lifecycle),
             keyring: Arc::clone(&keyring.overview),

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::{ground::Ground, outside::OperatingSystem};
 use crate::{
+    ciphering::Floors,
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, PeersMemory, Proving,
-        Remembering, Serving, Status, Syncing,
+        Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, PeersMemory,
+        Proving, Remembering, Serving, Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     transmitting::OtherSite,
@@ -56,11 +57,12 @@ impl TwoSites {
     }
 
     /// Starts what goes on beside serving, and gives what serves.
-    pub(super) fn start(self, keyring: &Keyring) -> Replicating {
+    pub(super) fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
         let Self { grounds, ledger, remembering } = self;
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
+        let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
@@ -69,6 +71,7 @@ impl TwoSites {
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
+        tokio::spawn(async move { flooring.run().await });
         let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
         let parts = ReplicationParts { serving: Arc::new(serving), answering, remembering };

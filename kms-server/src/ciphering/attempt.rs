@@ -6,7 +6,10 @@ use dlms::{
 };
 use zeroize::Zeroizing;
 
-use super::item::{Item, Outcome};
+use super::{
+    arrival::{Arrival, key_kind},
+    item::{Item, Outcome},
+};
 use crate::{
     hsm::{GcmOpen, WrappedKey},
     keyring::{Candidate, KeyMaterial, PolicyBits, ResidentMeter},
@@ -36,6 +39,8 @@ pub(super) struct TokenTry {
     pub(super) opened: Outcome,
     /// Authentication only: the plaintext is not enciphered and stands in the APDU.
     pub(super) plain_payload: bool,
+    /// What its receive floor is asked then.
+    pub(super) arrival: Option<Arrival>,
 }
 
 /// Parses an APDU, or says what is wrong with it.
@@ -95,6 +100,7 @@ fn open_plain(
         encryption_key_version,
         authentication_key_version,
         setup: SecuritySetup(0),
+        duplicate: false,
         reason: None,
     };
     match apdu.open(&keys, &title, header_rule(meter.policy()), out) {
@@ -183,7 +189,7 @@ impl Attempting<'_, '_> {
         let (own, client) = (self.meter.own_title(), self.meter.client_title());
         match (self.apdu.system_title(), self.apdu.originating_side()) {
             (Some(title), _)
-                if title == self.meter.title() || title == own || Some(title) == client =>
+                if title == self.meter.title() || title == own || self.meter.is_clients(title) =>
             {
                 Ok(title)
             }
@@ -197,11 +203,7 @@ impl Attempting<'_, '_> {
     }
 
     fn key_kind(&self) -> KeyKind {
-        match (self.apdu.key_set(), self.apdu.encryption_key()) {
-            (KeySet::Broadcast, _) => KeyKind::Gbek,
-            (KeySet::Unicast, EncryptionKey::Dedicated) => KeyKind::Dedicated,
-            (KeySet::Unicast, EncryptionKey::Global) => KeyKind::Guek,
-        }
+        key_kind(self.apdu)
     }
 
     /// The versions that fit the suite, in the order to try them. A key in the token has a length
@@ -311,6 +313,7 @@ impl Attempting<'_, '_> {
             encryption_key_version: ek.version,
             authentication_key_version: ak.map_or(0, |ak| ak.version),
             setup: ek.setup,
+            duplicate: false,
             reason: None,
         }
     }
@@ -331,7 +334,9 @@ impl Attempting<'_, '_> {
         let ciphertext = if plain_payload { Vec::new() } else { self.apdu.payload().to_vec() };
         let verdict =
             if authentication.is_some() { Verdict::Ok } else { Verdict::OkUnauthenticated };
+        let opened = self.opened(verdict, ek, authentication.map(|(ak, _)| ak));
         TokenTry {
+            arrival: Arrival::of(self.apdu, self.meter, &opened),
             key: key.clone(),
             request: GcmOpen {
                 nonce: self.apdu.nonce(originator),
@@ -339,7 +344,7 @@ impl Attempting<'_, '_> {
                 ciphertext,
                 tag: authentication.and(self.apdu.authentication_tag().copied()),
             },
-            opened: self.opened(verdict, ek, authentication.map(|(ak, _)| ak)),
+            opened,
             plain_payload,
         }
     }

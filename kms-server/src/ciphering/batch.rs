@@ -3,6 +3,7 @@
 use dlms::{CipheredApdu, SystemTitle};
 
 use super::{
+    arrival::Arrival,
     attempt::{self, Attempt, TokenTry},
     figures::VerdictCounts,
     item::{Item, Named, OpenedBatch, Outcome, Want},
@@ -29,6 +30,10 @@ pub(super) struct Pass<'i> {
     outcomes: Vec<Option<Outcome>>,
     /// Plaintexts that came out of order.
     late: Vec<(usize, Vec<u8>)>,
+    /// What opened, of meters that have receive floors.
+    arrivals: Vec<(usize, Arrival)>,
+    /// Items whose plaintext stands in `plaintexts` and does not come back, with its length.
+    withheld: Vec<(usize, u32)>,
 }
 
 /// An APDU whose meter's block is not open, or whose meter id is not known here.
@@ -75,6 +80,8 @@ impl<'i> Pass<'i> {
             lengths: Vec::with_capacity(items.len()),
             outcomes: Vec::with_capacity(items.len()),
             late: Vec::new(),
+            arrivals: Vec::new(),
+            withheld: Vec::new(),
         }
     }
 
@@ -131,6 +138,10 @@ impl<'i> Pass<'i> {
         };
         match attempt::attempt(apdu, &meter, item, &mut self.plaintexts) {
             Attempt::Done(outcome) => {
+                if meter.policy().has_floors() {
+                    let arrival = Arrival::of(apdu, &meter, &outcome);
+                    self.note_arrival(self.outcomes.len(), arrival);
+                }
                 if self.want == Want::Verdict {
                     self.plaintexts.truncate(start);
                 }
@@ -169,6 +180,46 @@ impl<'i> Pass<'i> {
         }
     }
 
+    /// An item has opened, and its receive floor is to be asked.
+    pub(super) fn note_arrival(&mut self, index: usize, arrival: Option<Arrival>) {
+        self.arrivals.extend(arrival.map(|arrival| (index, arrival)));
+    }
+
+    /// Whether something opened that has a receive floor.
+    pub(super) fn has_arrivals(&self) -> bool {
+        !self.arrivals.is_empty()
+    }
+
+    /// What opened and has a receive floor, in the order of the items: an earlier one is judged first.
+    pub(super) fn take_arrivals(&mut self) -> Vec<(usize, Arrival)> {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        arrivals.sort_by_key(|(index, _)| *index);
+        arrivals
+    }
+
+    /// The item was opened before.
+    pub(super) fn mark_duplicate(&mut self, index: usize) {
+        if let Some(Some(outcome)) = self.outcomes.get_mut(index) {
+            outcome.duplicate = true;
+        }
+    }
+
+    /// What was opened does not come back, for this reason.
+    pub(super) fn withhold(&mut self, index: usize, verdict: Verdict, reason: String) {
+        if let Some(Some(outcome)) = self.outcomes.get_mut(index) {
+            outcome.verdict = verdict;
+            outcome.encryption_key_version = 0;
+            outcome.authentication_key_version = 0;
+            outcome.reason = Some(reason.into());
+        }
+        let was_late = self.late.iter().position(|(at, _)| *at == index);
+        let len = self.lengths.get_mut(index).map_or(0, std::mem::take);
+        match was_late {
+            Some(at) => _ = self.late.remove(at),
+            None => self.withheld.push((index, len)),
+        }
+    }
+
     /// Items that a newer state of their block could settle otherwise.
     pub(super) fn doubtful(&self) -> Vec<(usize, SystemTitle)> {
         let outcomes = self.outcomes.iter().enumerate();
@@ -181,7 +232,7 @@ impl<'i> Pass<'i> {
 
     /// The columns, in the order of the items, and how often each verdict is among them.
     pub(super) fn into_columns(mut self) -> (OpenedBatch, VerdictCounts) {
-        if !self.late.is_empty() {
+        if !self.late.is_empty() || !self.withheld.is_empty() {
             self.plaintexts = self.put_in_order();
         }
         let mut verdicts = VerdictCounts::default();
@@ -198,11 +249,15 @@ impl<'i> Pass<'i> {
     fn put_in_order(&mut self) -> Vec<u8> {
         self.late.sort_unstable_by_key(|(index, _)| *index);
         let mut late = std::mem::take(&mut self.late).into_iter().peekable();
+        self.withheld.sort_unstable();
+        let mut withheld = std::mem::take(&mut self.withheld).into_iter().peekable();
         let mut early = self.plaintexts.as_slice();
         let total = self.lengths.iter().map(|len| *len as usize).sum();
         let mut all = Vec::with_capacity(total);
         for (index, len) in self.lengths.iter().enumerate() {
-            if let Some((_, plaintext)) = late.next_if(|(at, _)| *at == index) {
+            if let Some((_, len)) = withheld.next_if(|(at, _)| *at == index) {
+                early = early.get(len as usize..).unwrap_or_default();
+            } else if let Some((_, plaintext)) = late.next_if(|(at, _)| *at == index) {
                 all.extend_from_slice(&plaintext);
             } else if let Some((this, rest)) = early.split_at_checked(*len as usize) {
                 all.extend_from_slice(this);

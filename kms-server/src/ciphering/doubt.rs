@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    arrival::Arrival,
     attempt::{self, Attempt},
     batch::Pass,
     item::Named,
@@ -58,7 +59,10 @@ fn try_again(
     }
     let mut plaintext = Vec::new();
     match attempt::attempt(&apdu, &meter, item, &mut plaintext) {
-        Attempt::Done(outcome) => pass.settle(index, outcome, plaintext),
+        Attempt::Done(outcome) => {
+            pass.note_arrival(index, Arrival::of(&apdu, &meter, &outcome));
+            pass.settle(index, outcome, plaintext);
+        }
         Attempt::Token(tries) => pass.ask_later(index, tries),
     }
 }

@@ -48,6 +48,8 @@ pub struct Outcome {
     pub authentication_key_version: u16,
     /// The setup whose keys opened it.
     pub setup: SecuritySetup,
+    /// The same message was opened before: a call that was sent again.
+    pub duplicate: bool,
     /// One sentence for people, where the verdict alone does not say enough.
     pub reason: Option<Box<str>>,
 }
@@ -72,6 +74,7 @@ impl Outcome {
             encryption_key_version: 0,
             authentication_key_version: 0,
             setup: SecuritySetup(0),
+            duplicate: false,
             reason: None,
         }
     }

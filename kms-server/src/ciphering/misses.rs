@@ -11,6 +11,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 
 use super::{
+    arrival::Arrival,
     attempt::{self, Attempt},
     batch::{self, Miss, Pass, Whose},
     item::Outcome,
@@ -156,7 +157,10 @@ fn open_miss(pass: &mut Pass<'_>, miss: &Miss<'_>, table: &BlockTable, title: Sy
     };
     let mut plaintext = Vec::new();
     match attempt::attempt(&miss.apdu, &meter, &pass.items[miss.index], &mut plaintext) {
-        Attempt::Done(outcome) => pass.settle(miss.index, outcome, plaintext),
+        Attempt::Done(outcome) => {
+            pass.note_arrival(miss.index, Arrival::of(&miss.apdu, &meter, &outcome));
+            pass.settle(miss.index, outcome, plaintext);
+        }
         Attempt::Token(tries) => pass.ask_later(miss.index, tries),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use futures_util::{StreamExt, stream};
 
 use super::{
+    arrival::Arrival,
     attempt::{self, TokenTry},
     batch::{Asked, Pass},
     item::Outcome,
@@ -30,6 +31,7 @@ struct Group {
 struct IfOpened {
     opened: Outcome,
     plain_payload: bool,
+    arrival: Option<Arrival>,
 }
 
 type Answer = Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError>;
@@ -54,7 +56,8 @@ fn group(asked: Vec<Asked>) -> Vec<Group> {
     let mut full = Vec::new();
     let mut open: HashMap<KeyId, Group> = HashMap::new();
     for mut asked in asked {
-        let Some(TokenTry { key, request, opened, plain_payload }) = asked.tries.pop() else {
+        let Some(TokenTry { key, request, opened, plain_payload, arrival }) = asked.tries.pop()
+        else {
             continue;
         };
         let id = key.id;
@@ -64,7 +67,7 @@ fn group(asked: Vec<Asked>) -> Vec<Group> {
             asked: Vec::new(),
         });
         group.requests.push(request);
-        group.asked.push((asked, IfOpened { opened, plain_payload }));
+        group.asked.push((asked, IfOpened { opened, plain_payload, arrival }));
         if group.requests.len() == CALL_MAX {
             full.extend(open.remove(&id));
         }
@@ -80,6 +83,9 @@ fn settle_group(pass: &mut Pass<'_>, answer: Answer, asked: Vec<(Asked, IfOpened
         Err(error) => return fail_group(pass, asked, &error.to_string()),
     };
     for ((asked, tried), result) in asked.into_iter().zip(results) {
+        if result.is_ok() {
+            pass.note_arrival(asked.index, tried.arrival);
+        }
         match result {
             Ok(_) if tried.plain_payload => {
                 let payload = attempt_payload(pass, asked.index);

@@ -1,10 +1,13 @@
 //! The verbs: a batch through its passes.
 
+use std::sync::Arc;
+
 use super::{
     attempt,
     batch::Pass,
     doubt,
     figures::Figures,
+    floors::Floors,
     item::{Item, OpenedBatch, Want},
     misses, token,
 };
@@ -19,13 +22,19 @@ use kms_core::SystemTitle;
 pub struct Ciphering {
     keyring: Reader,
     token: ApduOpening,
+    floors: Arc<Floors>,
     figures: Figures,
 }
 
 impl Ciphering {
     /// Puts the verbs on top of their parts.
-    pub fn new(keyring: Reader, token: ApduOpening) -> Self {
-        Self { keyring, token, figures: Figures::default() }
+    pub fn new(keyring: Reader, token: ApduOpening, floors: Arc<Floors>) -> Self {
+        Self { keyring, token, floors, figures: Figures::default() }
+    }
+
+    /// The receive floors that it asks.
+    pub fn floors(&self) -> &Arc<Floors> {
+        &self.floors
     }
 
     /// Opens a batch. One bad item never fails its batch (invariant 9); plaintext comes back only
@@ -46,6 +55,9 @@ impl Ciphering {
             let seen = |block| before.table(block).map(BlockTable::position).unwrap_or_default();
             doubt::look_again(&self.keyring, &mut pass, seen).await;
             self.ask_token(&mut pass).await;
+        }
+        if pass.has_arrivals() {
+            self.floors.judge(&mut pass).await;
         }
         let (columns, verdicts) = pass.into_columns();
         self.figures.count(want, &verdicts);
@@ -75,5 +87,6 @@ impl Ciphering {
 impl Source for Ciphering {
     fn tell(&self, page: &mut Page) {
         self.figures.tell(page);
+        self.floors.tell(page);
     }
 }

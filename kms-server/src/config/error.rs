@@ -217,6 +217,23 @@ pub enum ConfigError {
     /// One name, two keys.
     #[error("`import.signers` names {0:?} twice: give each key a name of its own")]
     SignerTwice(String),
+    /// The directory of device profiles, or one of them, can't be read.
+    #[error("`profiles.dir` has {path}, which cannot be read: mend it, or name another directory")]
+    ProfileUnreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A device profile that is none.
+    #[error("`profiles.dir` has {path}: {what}")]
+    Profile {
+        /// The file.
+        path: PathBuf,
+        /// The line, what is wrong, what to do.
+        what: String,
+    },
     /// Nobody could call.
     #[error("there is no [[rpc.callers]]: name at least one caller and its roles")]
     NoCallers,
@@ -242,6 +259,12 @@ impl ConfigError {
     /// The parser's error, as one line that says where. It may repeat what stands there, so not for
     /// the fields of PIN and password, where somebody may have written the secret itself.
     pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let (line, key, message) = Self::at(text, error);
+        Self::Syntax { path: path.to_owned(), line, key, message }
+    }
+
+    /// The line, its key, and what the parser says of it.
+    pub(super) fn at(text: &str, error: &toml::de::Error) -> (usize, String, String) {
         let at = error.span().map_or(0, |span| span.start).min(text.len());
         let before = text.get(..at).unwrap_or_default();
         let line = before.matches('\n').count();
@@ -258,6 +281,6 @@ impl ConfigError {
             _ => error.message().trim(),
         };
         let message = message.replace('\n', ", ");
-        Self::Syntax { path: path.to_owned(), line: line + 1, key, message }
+        (line + 1, key, message)
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,12 +16,13 @@ use super::{
     limits_section::LimitsSection,
     peer_section::PeerSection,
     pin,
+    profiles::{FloorsSection, ProfilesSection},
     settings::{Config, Site},
     store_section::StoreSection,
     values::{absolute, address, millis, seconds, text, within},
 };
 use crate::{
-    audit,
+    audit, ciphering,
     hsm::{self, OaepHash},
     keyring, lifecycle,
     rpc::{self, MetricsConfig, Policy, TlsConfig},
@@ -39,6 +41,10 @@ pub(super) struct Sections {
     #[serde(default)]
     import: ImportSection,
     peer: Option<PeerSection>,
+    #[serde(default)]
+    profiles: ProfilesSection,
+    #[serde(default)]
+    receive_floors: FloorsSection,
     #[serde(default)]
     audit: AuditSection,
     rpc: RpcSection,
@@ -237,8 +243,20 @@ impl TryFrom<Sections> for Config {
     type Error = ConfigError;
 
     fn try_from(sections: Sections) -> Result<Self, ConfigError> {
-        let Sections { site, hsm, store, keyring, import, peer, audit, rpc, metrics, log } =
-            sections;
+        let Sections {
+            site,
+            hsm,
+            store,
+            keyring,
+            import,
+            peer,
+            profiles,
+            receive_floors,
+            audit,
+            rpc,
+            metrics,
+            log,
+        } = sections;
         let ImportSection { allow_clear, signers } = import;
         let site: Site = site.try_into()?;
         let peer = PeerSection::of(peer, &site)?;
@@ -251,6 +269,8 @@ impl TryFrom<Sections> for Config {
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
             peer,
+            profiles: Arc::new(profiles.read()?),
+            floors: ciphering::FloorsConfig { flush_interval: receive_floors.flush_interval()? },
             audit: audit.try_into()?,
             rpc,
             log,

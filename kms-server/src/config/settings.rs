@@ -1,9 +1,9 @@
 //! Settings as they are meant: types that can't hold nonsense.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use crate::{audit, hsm, keyring, lifecycle, replication, rpc, store, telemetry};
-use kms_core::BlockCount;
+use crate::{audit, ciphering, hsm, keyring, lifecycle, replication, rpc, store, telemetry};
+use kms_core::{BlockCount, profile::Profiles};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`super::check`] and for the parts themselves.
@@ -23,6 +23,10 @@ pub struct Config {
     pub import_signers: lifecycle::Signers,
     /// The other site; `None`: these keys exist at this site only.
     pub peer: Option<Peer>,
+    /// How the makes of meters differ.
+    pub profiles: Arc<Profiles>,
+    /// Receive floors.
+    pub floors: ciphering::FloorsConfig,
     /// The record of what is done.
     pub audit: audit::Config,
     /// The wire.

@@ -106,6 +106,7 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
             || setting.contains("listen =")
             || setting.contains("\"provisioning\"")
             || setting.contains("public_key =")
+            || setting.contains("profiles")
             || of_postgresql(setting)
             || peer::of_peer(setting)
         {

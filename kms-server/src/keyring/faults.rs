@@ -11,7 +11,7 @@ use super::{
     damage::Damage,
     error::{KeyringError, SharedError},
 };
-use kms_core::{BlockNo, moment::Moment};
+use kms_core::{BlockNo, ProfileName, moment::Moment};
 
 /// Faults of rows, by block; `None`: of some that are no block's.
 pub(super) type Rows = BTreeMap<Option<BlockNo>, String>;
@@ -19,6 +19,9 @@ pub(super) type Rows = BTreeMap<Option<BlockNo>, String>;
 /// The time for which a failed opening is not tried again, so that a flood of APDUs for a block that can't be
 /// opened does not become a flood of HSM calls and queries.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Profiles that are remembered as unknown.
+const PROFILES_MAX: usize = 16;
 
 /// Faults that a status names one by one; the rest is counted.
 const NAMED_MAX: usize = 8;
@@ -43,6 +46,8 @@ struct Known {
     suspect: HashSet<BlockNo>,
     /// There was no room for the whole fleet.
     too_small: Option<SharedError>,
+    /// Profiles that meters name and this site does not have.
+    unknown_profiles: BTreeSet<ProfileName>,
 }
 
 impl Faults {
@@ -104,6 +109,21 @@ impl Faults {
             }
         }
         outcome
+    }
+
+    /// A meter names a profile that this site does not have. Said once, and a fault for as long as the process runs:
+    /// profiles are read at the start.
+    pub(super) fn note_unknown_profile(&self, name: &ProfileName) {
+        let mut known = self.known();
+        if known.unknown_profiles.len() < PROFILES_MAX && !known.unknown_profiles.contains(name) {
+            tracing::error!(profile = %name, "a meter names a device profile that this site does not have");
+            known.unknown_profiles.insert(name.clone());
+        }
+    }
+
+    /// The profiles that meters name and this site does not have.
+    pub(super) fn unknown_profiles(&self) -> Vec<ProfileName> {
+        self.known().unknown_profiles.iter().cloned().collect()
     }
 
     /// The arena had no room: told as a fault until every block is open.

@@ -14,7 +14,7 @@ use crate::{
     store::{ReadStore, SealedSecret, StoreError, StoredBlock},
 };
 use kms_core::{
-    BlockNo, BlockSecret, DomainRecord, Head, Record,
+    BlockNo, BlockSecret, DomainRecord, Head, MeterRecord, Record,
     block::{
         BlockMark,
         entering::is_entry,
@@ -25,6 +25,7 @@ use kms_core::{
     freshness::Freshness,
     moment::Moment,
     ports::Clock,
+    profile::{FloorRule, Profiles},
 };
 
 use super::{
@@ -78,6 +79,8 @@ pub struct Below {
     pub freshness: Arc<Freshness>,
     /// Whether this site writes, and in which epoch.
     pub role: Arc<SiteRole>,
+    /// How the makes of meters differ.
+    pub profiles: Arc<Profiles>,
 }
 
 /// Opens blocks, and knows what is wrong with them.
@@ -92,6 +95,7 @@ pub(super) struct Opener {
     pub(super) store: Arc<dyn ReadStore>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) role: Arc<SiteRole>,
+    pub(super) profiles: Arc<Profiles>,
     /// Openings under way: many ask, one opens.
     opening: Mutex<HashMap<BlockNo, Opening>>,
     /// The seal that each block's resident subkeys came from: its SHA-256.
@@ -101,7 +105,7 @@ pub(super) struct Opener {
 impl Opener {
     /// Nothing is open yet.
     pub(super) fn new(domain: DomainRecord, resident: Resident, below: Below) -> Self {
-        let Below { hsm, store, clock, freshness, role } = below;
+        let Below { hsm, store, clock, freshness, role, profiles } = below;
         Self {
             domain,
             resident,
@@ -112,6 +116,7 @@ impl Opener {
             store,
             clock,
             role,
+            profiles,
             opening: Mutex::default(),
             seals: Mutex::default(),
         }
@@ -351,7 +356,10 @@ impl Opener {
         let damaged = verified.damaged_titles().into_iter().map(Row::Damaged);
         let rows: Vec<Row<'_>> = meters
             .iter()
-            .map(|meter| Row::Meter(meter, self.resident.tag(meter.meter_id.as_str())))
+            .map(|meter| {
+                let tag = self.resident.tag(meter.meter_id.as_str());
+                Row::Meter(meter, tag, self.floors_of(meter))
+            })
             .chain(unreadable.iter().copied().map(Row::Unreadable))
             .chain(damaged)
             .collect();
@@ -371,6 +379,15 @@ impl Opener {
         unreadable.extend(unopened);
         self.faults.damage.set_unreadable(block, &unreadable);
         Ok(table)
+    }
+
+    /// The receive floors that a meter's profile wants. A profile that this site does not have is told by name.
+    fn floors_of(&self, meter: &MeterRecord) -> FloorRule {
+        let profile = meter.policy.profile.as_ref();
+        if let Some(unknown) = profile.filter(|name| self.profiles.get(name).is_none()) {
+            self.faults.note_unknown_profile(unknown);
+        }
+        self.profiles.floors_of(profile)
     }
 
     /// A block stands under this head now, which is authentic, and which brought what is resident of it into

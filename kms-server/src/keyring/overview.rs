@@ -10,7 +10,7 @@ use crate::telemetry::{
     },
     metrics::{Page, Source},
 };
-use kms_core::following::NotFollowing;
+use kms_core::{ProfileName, following::NotFollowing};
 
 /// For `GetStatus`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,12 @@ pub struct KeyringStatus {
     pub faults: Vec<String>,
     /// Damaged records, and ids that the index has wrong.
     pub damage: DamageStatus,
+    /// Device profiles that meters name and this site does not have.
+    pub unknown_profiles: Vec<ProfileName>,
+    /// Device profiles that this site has.
+    pub profiles: Vec<ProfileName>,
+    /// What two sites compare of them.
+    pub profiles_digest: [u8; 32],
 }
 
 /// Looks at the others and says how it stands. It can read and change nothing.
@@ -56,7 +62,7 @@ impl Overview {
 
     /// Figures for people.
     pub fn status(&self) -> KeyringStatus {
-        let Opener { resident, faults, freshness, .. } = &*self.opener;
+        let Opener { resident, faults, freshness, profiles, .. } = &*self.opener;
         let snapshot = resident.snapshot();
         let open = snapshot.blocks.iter().flatten();
         let (blocks_open, resident_meters) = open.fold((0, 0), |(blocks, meters), table| {
@@ -80,6 +86,9 @@ impl Overview {
             not_following: self.renewer.not_following(),
             faults: sentences,
             damage: faults.damage.status(),
+            unknown_profiles: faults.unknown_profiles(),
+            profiles: profiles.iter().map(|profile| profile.name.clone()).collect(),
+            profiles_digest: profiles.digest(),
         }
     }
 }
@@ -99,6 +108,9 @@ impl Source for Overview {
             not_following: _,
             faults: _,
             damage,
+            unknown_profiles: _,
+            profiles: _,
+            profiles_digest: _,
         } = self.status();
         page.sample(&RESIDENT_METERS, &[], resident_meters);
         page.sample(&BLOCKS, &[], u64::from(blocks_total));

@@ -8,6 +8,7 @@ use super::{
     counting::Counting,
     following::Following,
     identities::Identities,
+    local::LocalKeys,
     mending::Mending,
     opening::{Below, Opener},
     overview::Overview,
@@ -39,6 +40,8 @@ pub struct Keyring {
     pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
+    /// Keys of rows that are no records.
+    pub local: Arc<LocalKeys>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
     /// Who writes.
@@ -90,6 +93,7 @@ impl Keyring {
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
+            local: Arc::new(LocalKeys::new(Arc::clone(&opener))),
             identities,
             roles,
             counting: Arc::new(Counting::new(Arc::clone(&opener))),

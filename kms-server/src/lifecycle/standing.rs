@@ -2,6 +2,7 @@
 
 use super::{
     error::LifecycleError,
+    import::checks::known_profile,
     refusal::{Refusal, refusal},
     verbs::{Lifecycle, TRIES},
     view::MeterView,
@@ -62,6 +63,11 @@ impl Lifecycle {
         };
         if meter.meter_id != *id {
             return Err(not_found());
+        }
+        if let Some(name) =
+            policy.profile.as_ref().filter(|_| meter.policy.profile != policy.profile)
+        {
+            known_profile(&self.profiles, name)?;
         }
         let now_ms = self.clock.unix_ms();
         let block = Some(change.block());

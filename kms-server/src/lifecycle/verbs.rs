@@ -19,6 +19,7 @@ use kms_core::{
     MeterId, Record, SystemTitle,
     block::BlockMark,
     ports::{Clock, NoOtherSite, Randomness, Replicated, ReplicationGate},
+    profile::Profiles,
 };
 
 /// The most tries of a change: it is decided anew after another writer was first.
@@ -39,6 +40,7 @@ pub struct Lifecycle {
     pub(super) signers: Signers,
     pub(super) import_key: OnceCell<ImportKey>,
     pub(super) known_kinds: KnownKinds,
+    pub(super) profiles: Arc<Profiles>,
     gate: Arc<dyn ReplicationGate>,
 }
 
@@ -64,8 +66,16 @@ impl Lifecycle {
             signers: Signers::default(),
             import_key: OnceCell::new(),
             known_kinds: KnownKinds::default(),
+            profiles: Arc::default(),
             gate: Arc::new(NoOtherSite),
         }
+    }
+
+    /// Meters may name these device profiles. Without, none.
+    #[must_use]
+    pub fn with_profiles(mut self, profiles: Arc<Profiles>) -> Self {
+        self.profiles = profiles;
+        self
     }
 
     /// Asks this gate whether the other site has what was changed. Without, there is no other site.

@@ -3,7 +3,8 @@
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated; [`remembering`] keeps the peer's marks of counters. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! write is replicated; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its receive floors. They
+//! reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -11,6 +12,7 @@ mod config;
 mod confirming;
 mod failure;
 mod fencing;
+mod flooring;
 mod following;
 mod grounds;
 mod ledger;
@@ -29,6 +31,7 @@ pub use config::Config;
 pub use confirming::Confirming;
 pub use failure::PeerError;
 pub use fencing::{Fencing, NotFenced};
+pub use flooring::Flooring;
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};

@@ -8,7 +8,12 @@ use super::{
     failure::PeerError,
     messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid},
 };
-use kms_core::{BlockNo, Epoch, block::BlockMark, site::role::SignedRoleRecord};
+use kms_core::{
+    BlockNo, Epoch,
+    block::BlockMark,
+    floors::{FloorPlace, FloorRow},
+    site::role::SignedRoleRecord,
+};
 
 /// The other site. Calls are made one by one; each bears our card.
 #[async_trait]
@@ -46,4 +51,11 @@ pub trait Peer: Send + Sync + 'static {
         card: SiteCard,
         from: Epoch,
     ) -> Result<Vec<SignedRoleRecord>, PeerError>;
+
+    /// A page of the receive floors that it has stored after this place, in order; none: that was all. Not verified.
+    async fn floors(
+        &self,
+        card: SiteCard,
+        after: FloorPlace,
+    ) -> Result<(SiteCard, Vec<FloorRow>), PeerError>;
 }

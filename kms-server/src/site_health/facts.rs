@@ -45,6 +45,8 @@ pub struct Facts {
     pub certificate_faults: Vec<String>,
     /// What is wrong between this site and the other one.
     pub replication_faults: Vec<String>,
+    /// What is wrong with receive floors.
+    pub floor_faults: Vec<String>,
 }
 
 /// Of the database.
@@ -103,6 +105,7 @@ impl Looks {
             audit_fault: self.audit.status().fault,
             certificate_faults: Vec::new(),
             replication_faults: Vec::new(),
+            floor_faults: Vec::new(),
         }
     }
 }

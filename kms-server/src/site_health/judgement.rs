@@ -38,6 +38,10 @@ kms_core::numbered! {
         Certificate = 12 "certificate",
         /// The other site is not in step, not ready, or not believed.
         Replication = 13 "replication",
+        /// Meters name device profiles that this site does not have.
+        Profiles = 14 "profiles",
+        /// Receive floors can't be stored, or are not what was written.
+        Floors = 15 "floors",
     }
 }
 
@@ -58,7 +62,9 @@ impl Cause {
             | Self::Index
             | Self::Audit
             | Self::Certificate
-            | Self::Replication => None,
+            | Self::Replication
+            | Self::Profiles
+            | Self::Floors => None,
         }
     }
 }
@@ -101,6 +107,18 @@ impl SiteHealth {
         }
         keyring_faults(&facts.keyring, &mut add);
         damage_faults(&facts.keyring.damage, &mut add);
+        for name in &facts.keyring.unknown_profiles {
+            add(
+                Cause::Profiles,
+                format!(
+                    "meters name the device profile {name}, which this site does not have: the strictest rules hold for \
+                     them; put its file {name}.toml into profiles.dir and start again, or give them another profile"
+                ),
+            );
+        }
+        for fault in &facts.floor_faults {
+            add(Cause::Floors, fault.clone());
+        }
         if let Some(fault) = &facts.audit_fault {
             add(Cause::Audit, format!("audit: {fault}"));
         }
@@ -217,6 +235,7 @@ mod tests {
             audit_fault: None,
             certificate_faults: Vec::new(),
             replication_faults: Vec::new(),
+            floor_faults: Vec::new(),
         }
     }
 

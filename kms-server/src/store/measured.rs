@@ -8,6 +8,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
+    floors::{FloorRun, FloorStore},
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
 };
 use crate::telemetry::{
@@ -18,6 +19,7 @@ use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -59,9 +61,11 @@ enum Operation {
     CounterMarks,
     PutCounterMark,
     WitnessMarks,
+    ReadFloors,
+    PutFloors,
 }
 
-const OPERATIONS: [&str; 27] = [
+const OPERATIONS: [&str; 29] = [
     "domain",
     "heads",
     "block",
@@ -89,6 +93,8 @@ const OPERATIONS: [&str; 27] = [
     "counter_marks",
     "put_counter_mark",
     "witness_marks",
+    "read_floors",
+    "put_floors",
 ];
 
 const OUTCOMES: [&str; 10] = [
@@ -324,6 +330,30 @@ impl<S: CounterStore + ?Sized> CounterStore for Measured<S> {
         marks: &[(BlockNo, Witnessed)],
     ) -> Result<(), StoreError> {
         self.measure(Operation::WitnessMarks, self.inner.witness_marks(site, marks)).await
+    }
+}
+
+#[async_trait]
+impl<S: FloorStore + ?Sized> FloorStore for Measured<S> {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floors(block)).await
+    }
+
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floors_after(place, but, limit)).await
+    }
+
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        self.measure(Operation::ReadFloors, self.inner.floor_run(node)).await
+    }
+
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        self.measure(Operation::PutFloors, self.inner.put_floors(rows, run)).await
     }
 }
 

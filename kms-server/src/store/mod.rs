@@ -5,6 +5,7 @@
 //! gap, and no two writers extend the same head.
 
 pub mod counters;
+pub mod floors;
 mod indexing;
 pub mod measured;
 mod nouns;
@@ -24,6 +25,7 @@ use kms_core::{
 };
 
 use counters::CounterStore;
+use floors::FloorStore;
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
     SealedSecret, StandbyLag, StoreError, StoredBlock,
@@ -187,7 +189,7 @@ pub trait AuditStore: Send + Sync + 'static {
 
 /// Writing: one method a fact that can become true.
 #[async_trait]
-pub trait WriteStore: ReadStore + AuditStore + CounterStore {
+pub trait WriteStore: ReadStore + AuditStore + CounterStore + FloorStore {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;

@@ -13,6 +13,7 @@ mod columns;
 mod config;
 mod counters;
 mod failure;
+mod floors;
 mod follow;
 mod follower;
 mod index;
@@ -44,6 +45,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
+    floors::{FloorRun, FloorStore},
     rules,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
@@ -52,6 +54,7 @@ use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -361,6 +364,38 @@ impl CounterStore for PostgresStore {
     ) -> Result<(), StoreError> {
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = counters::witness(&mut connection, site, marks);
+        let outcome = within(COMMIT_PATIENCE, work).await;
+        written(&mut connection, outcome).await
+    }
+}
+
+#[async_trait]
+impl FloorStore for PostgresStore {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::of_block, block)
+    }
+
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::after, place, but, limit)
+    }
+
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        reading!(self, floors::run, node)
+    }
+
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = async {
+            let mut whole = connection.begin().await?;
+            floors::put(&mut whole, rows, run).await?;
+            Ok(whole.commit().await?)
+        };
+        let work = async { work.await.map_err(|error: WriteError| error.of_commit(None)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         written(&mut connection, outcome).await
     }

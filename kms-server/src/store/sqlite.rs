@@ -9,6 +9,7 @@ mod audit;
 mod columns;
 mod counters;
 mod failure;
+mod floors;
 mod index;
 mod open;
 mod pieces;
@@ -36,6 +37,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
     StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
+    floors::{FloorRun, FloorStore},
     rules,
     sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
@@ -44,6 +46,7 @@ use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -422,6 +425,32 @@ impl CounterStore for SqliteStore {
     ) -> Result<(), StoreError> {
         let mut begun = self.begin().await?;
         let outcome = counters::witness(&mut begun.writer.connection, site, marks).await;
+        self.end(begun, outcome).await
+    }
+}
+
+#[async_trait]
+impl FloorStore for SqliteStore {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::of_block, block)
+    }
+
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        reading!(self, floors::after, place, but, limit)
+    }
+
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        reading!(self, floors::run, node)
+    }
+
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = floors::put(&mut begun.writer.connection, rows, run).await;
         self.end(begun, outcome).await
     }
 }

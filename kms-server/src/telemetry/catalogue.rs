@@ -84,6 +84,19 @@ catalogue! {
     MISSES = "kms_ciphering_misses_total", Counter, [],
         "APDUs whose meter's block was not open, or whose meter id was not known in memory.",
         "Falls to nothing after the warm-up. A lasting rate means that the arena is too small, or that many unknown ids are asked for.", "";
+    FLOORS_JUDGED = "kms_receive_floors_judged_total", Counter, ["outcome"],
+        "Messages of meters with receive floors that opened, by what their floor said.",
+        "`duplicate`: a call that was sent again, or a read that was hedged. `replayed`: somebody sends old messages, or messages overtake one another and the meter's profile has no window. `unavailable`: the stored floors can't be read.",
+        "`replayed` above ten times its usual rate; `unavailable` at all for 5 minutes";
+    FLOOR_LINES = "kms_receive_floor_lines", Gauge, [],
+        "Counter lines whose floor is in memory: a key of a meter each.",
+        "Grows as meters send, to the number of keys under which they do.", "";
+    FLOOR_JUMPS = "kms_receive_floor_jumps_total", Counter, [],
+        "Messages whose counter left out a million or more.",
+        "A meter's line has 2^32 counters, and one message can use up all of them. The log names the meter.", "at all";
+    FLOOR_BROKEN = "kms_receive_floors_broken_total", Counter, [],
+        "Stored floors that this site did not write, each counted once.",
+        "Somebody changes the database. They are not used, and replaced when their meter sends.", "at all";
     TOKEN_APDUS = "kms_ciphering_token_apdus_total", Counter, [],
         "APDUs of meters whose keys only the token uses.",
         "Each costs about a millisecond of the token.", "";

@@ -8,6 +8,10 @@ use tempfile::TempDir;
 
 use super::site_common::{Options, Site, run};
 use crate::hsm::{Token, memory::MemoryToken};
+use kms_core::{
+    ProfileName,
+    profile::{CountersOnNewKey, DeviceProfile, FloorRule, Profiles},
+};
 
 pub(crate) struct Home {
     dir: TempDir,
@@ -59,4 +63,25 @@ pub(crate) fn at_two_homes(test: impl AsyncFnOnce(&Home, &Home)) {
 /// A site with an arena of its own size.
 pub(crate) async fn site_of(home: &Home, blocks: u32, arena_bytes: usize) -> Site {
     Site::with(home, Options { blocks, arena_bytes, ..Options::default() }).await
+}
+
+fn profile(name: &str, floors: FloorRule) -> DeviceProfile {
+    DeviceProfile {
+        name: ProfileName::new(name).unwrap(),
+        description: "d".to_owned(),
+        counters_on_new_key: CountersOnNewKey::Reset,
+        largest_gap: None,
+        floors,
+    }
+}
+
+/// One with floors, one with a window, one without.
+pub(crate) fn profiles() -> Arc<Profiles> {
+    let windowed = FloorRule { window: 8, ..FloorRule::STRICT };
+    let all = [
+        profile("strict", FloorRule::STRICT),
+        profile("windowed", windowed),
+        profile("without", FloorRule::OFF),
+    ];
+    Arc::new(Profiles::new(all).unwrap())
 }

@@ -5,6 +5,7 @@
 mod adopting;
 mod ciphering;
 mod enrolment;
+mod floors;
 mod home;
 mod keyring;
 mod lifecycle;

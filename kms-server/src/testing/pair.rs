@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    home::Home,
+    home::{Home, profiles},
     site_common::{Options, Site, call},
 };
 use crate::{
@@ -32,8 +32,8 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, PeersMemory, Proving,
-        Remembering, Serving, Status, Syncing,
+        Answering, Cards, Config, Confirming, Fencing, Flooring, Following, Grounds, PeersMemory,
+        Proving, Remembering, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -51,7 +51,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// The first site, of even epochs, which writes; and the second one, which begins with its block secrets.
 pub(crate) async fn sites(north: &Home, south: &Home) -> (Arc<Site>, Arc<Site>) {
     let name = "north";
-    let options = Options { blocks: BLOCKS, name, ..Options::default() };
+    let options = Options { blocks: BLOCKS, name, profiles: profiles(), ..Options::default() };
     let north = Site::with(north, options).await;
     let made = blocks_for(&north, south).await;
     let south = again(south, "south", Some(made)).await;
@@ -68,7 +68,9 @@ pub(crate) async fn again(
     blocks_made: Option<Vec<BlockChange>>,
 ) -> Arc<Site> {
     let even = name == "north";
-    let options = Options { blocks: BLOCKS, name, even, blocks_made, ..Options::default() };
+    let profiles = profiles();
+    let options =
+        Options { blocks: BLOCKS, name, even, blocks_made, profiles, ..Options::default() };
     let site = Site::with(home, options).await;
     site.keyring.roles.look().await.unwrap();
     Arc::new(site)
@@ -212,6 +214,7 @@ pub(crate) struct Running {
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
     pub(crate) transmitting: Arc<Transmitting>,
+    pub(crate) flooring: Flooring,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -254,6 +257,8 @@ impl Running {
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
+        let floors = Arc::clone(site.ciphering.floors());
+        let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
@@ -295,7 +300,7 @@ impl Running {
             })
             .abort_handle(),
         ];
-        Self { site, status, gate, transmitting, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, flooring, transmitting, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.
@@ -317,7 +322,11 @@ fn parts(
     let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
     let lifecycle = Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness);
     rpc::Parts {
-        ciphering: Arc::new(Ciphering::new(site.keyring.reader.clone(), site.hsm.apdus())),
+        ciphering: Arc::new(Ciphering::new(
+            site.keyring.reader.clone(),
+            site.hsm.apdus(),
+            Arc::clone(site.ciphering.floors()),
+        )),
         transmitting,
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&site.keyring.overview),

@@ -7,6 +7,7 @@ use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
+    floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
@@ -16,6 +17,7 @@ use kms_server::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore,
         counters::CounterStore,
+        floors::{FloorRun, FloorStore},
         sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
         sqlite::SqliteStore,
     },
@@ -169,6 +171,27 @@ impl CounterStore for Lossy {
         marks: &[(BlockNo, Witnessed)],
     ) -> Result<(), StoreError> {
         self.inner.witness_marks(site, marks).await
+    }
+}
+
+#[async_trait]
+impl FloorStore for Lossy {
+    async fn floors(&self, block: BlockNo) -> Result<Vec<FloorRow>, StoreError> {
+        self.inner.floors(block).await
+    }
+    async fn floors_after(
+        &self,
+        place: &FloorPlace,
+        but: &NodeId,
+        limit: u32,
+    ) -> Result<Vec<FloorRow>, StoreError> {
+        self.inner.floors_after(place, but, limit).await
+    }
+    async fn floor_run(&self, node: &NodeId) -> Result<Option<FloorRun>, StoreError> {
+        self.inner.floor_run(node).await
+    }
+    async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
+        self.inner.put_floors(rows, run).await
     }
 }
 

@@ -28,11 +28,12 @@ use kms_core::{
     audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
     freshness::{Freshness, HeadTable},
     ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
+    profile::Profiles,
 };
 use kms_server::{
     app::{OperatingSystem, SystemClock},
     audit::{self, Audit, sign_head_table},
-    ciphering::{Ciphering, Item, Named, OpenedBatch, Outcome, Want},
+    ciphering::{Ciphering, Floors, FloorsConfig, Item, Named, OpenedBatch, Outcome, Want},
     hsm::{Hsm, Token},
     keyring::{self, Keyring, founding::make_blocks},
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
@@ -102,6 +103,7 @@ pub struct Options {
     pub blocks: u32,
     pub arena_bytes: usize,
     pub allow_clear: bool,
+    pub profiles: Arc<Profiles>,
     /// Whose files are taken.
     pub signers: lifecycle::Signers,
     /// `None`: a new one, which remembers nothing.
@@ -123,6 +125,7 @@ impl Default for Options {
             blocks: 16,
             arena_bytes: 1 << 20,
             allow_clear: true,
+            profiles: Arc::default(),
             signers,
             node: None,
             clock: None,
@@ -232,15 +235,23 @@ impl Site {
                 clock: Arc::clone(&clock),
                 freshness,
                 role,
+                profiles: Arc::clone(&options.profiles),
             },
             Arc::clone(&commits),
         )
         .unwrap();
         let keyring = Arc::new(keyring);
+        let floors = Arc::new(Floors::new(
+            FloorsConfig::default(),
+            measured.clone(),
+            Arc::clone(&keyring.local),
+            audit.status().node,
+            Arc::clone(&clock),
+        ));
         // Where the token is away, or the database is not to be believed, the founding role stays.
         let _ = keyring.roles.look().await;
         Self {
-            ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus()),
+            ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus(), floors),
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
                 &keyring,
@@ -248,7 +259,8 @@ impl Site {
                 Arc::clone(&clock),
                 Arc::new(OperatingSystem),
             )
-            .with_signers(options.signers),
+            .with_signers(options.signers)
+            .with_profiles(options.profiles),
             audit,
             keyring,
             hsm,

@@ -8,6 +8,7 @@ mod arrival;
 mod audit_cases;
 mod cases;
 mod counter_cases;
+mod floor_cases;
 pub mod made_up;
 mod role_cases;
 pub mod site_scene;
@@ -133,6 +134,9 @@ where
             case: "in_whatever_order_blocks_arrive_the_index_is_the_writers",
             what: what.0,
         })?;
+    each! { floor_cases:
+        floors_come_back_byte_for_byte_and_each_node_has_its_own
+    }
     each! { audit_cases:
         audit_events_come_back_byte_for_byte_page_by_page
         an_audit_event_stands_only_behind_the_end_of_its_chain

@@ -800,7 +800,8 @@ pub enum Verdict {
     OkUnauthenticated = 2,
     /// The tag did not verify under any live key version of the meter.
     MicFailure = 3,
-    /// The invocation counter was seen before or lies below the receive floor.
+    /// The tag verified, and the invocation counter was seen before with another message, or lies below the meter's
+    /// receive floor. Only of meters whose device profile has floors.
     Replayed = 4,
     /// No such meter, or the system title is not this meter's.
     UnknownMeter = 5,
@@ -1149,6 +1150,9 @@ pub struct DecryptResponse {
     /// Which security setup's keys opened it.
     #[prost(uint32, tag = "9")]
     pub security_setup: u32,
+    /// The same message was opened before: a call that was sent again. Only of meters with receive floors.
+    #[prost(bool, tag = "10")]
+    pub duplicate: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyMicRequest {
@@ -1177,6 +1181,8 @@ pub struct VerifyMicResponse {
     pub reason: ::prost::alloc::string::String,
     #[prost(uint32, tag = "7")]
     pub security_setup: u32,
+    #[prost(bool, tag = "8")]
+    pub duplicate: bool,
 }
 /// Many APDUs in columns. Every column but the first two is either empty or has one entry an item.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1215,7 +1221,7 @@ pub struct DecryptBatchResponse {
     pub encryption_key_versions: ::prost::alloc::vec::Vec<u32>,
     #[prost(uint32, repeated, tag = "5")]
     pub authentication_key_versions: ::prost::alloc::vec::Vec<u32>,
-    /// One byte an item: bit 0, authenticated.
+    /// One byte an item: bit 0, authenticated; bit 1, duplicate: the same message was opened before. More bits may come.
     #[prost(bytes = "bytes", tag = "6")]
     pub flags: ::prost::bytes::Bytes,
     /// Sentences for people, for items where the verdict alone does not say enough.
@@ -4021,6 +4027,47 @@ pub struct SignedRoleRecord {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListFloorsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// Floors that were stored after this one, in the order of their times; `body` and `mac` are not looked at.
+    /// Absent: from the first.
+    #[prost(message, optional, tag = "2")]
+    pub after: ::core::option::Option<ReceiveFloor>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListFloorsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 4,096. None: that was all.
+    #[prost(message, repeated, tag = "2")]
+    pub floors: ::prost::alloc::vec::Vec<ReceiveFloor>,
+}
+/// Below which counter a message of a line was seen before, as one node stored it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceiveFloor {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    /// Of the key; 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub fingerprint: ::prost::bytes::Bytes,
+    /// The meter's title; 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub originator: ::prost::bytes::Bytes,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub node: ::prost::bytes::Bytes,
+    /// By the node's clock, milliseconds since 1970.
+    #[prost(uint64, tag = "5")]
+    pub at_ms: u64,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub body: ::prost::bytes::Bytes,
+    /// 16 bytes, under a key of the block that names the site.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub mac: ::prost::bytes::Bytes,
+}
 /// Generated client implementations.
 pub mod replication_client {
     #![allow(
@@ -4256,6 +4303,31 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ListRoleRecords"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Receive floors that the site has stored: soft state, in no block. Each site asks the other one, whoever writes.
+        pub async fn list_floors(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListFloorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFloorsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ListFloors",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ListFloors"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4344,6 +4416,14 @@ pub mod replication_server {
             request: tonic::Request<super::ListRoleRecordsRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::ListRoleRecordsStream>,
+            tonic::Status,
+        >;
+        /// Receive floors that the site has stored: soft state, in no block. Each site asks the other one, whoever writes.
+        async fn list_floors(
+            &self,
+            request: tonic::Request<super::ListFloorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListFloorsResponse>,
             tonic::Status,
         >;
     }
@@ -4700,6 +4780,51 @@ pub mod replication_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Replication/ListFloors" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListFloorsSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::ListFloorsRequest>
+                    for ListFloorsSvc<T> {
+                        type Response = super::ListFloorsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListFloorsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::list_floors(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListFloorsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -5050,7 +5175,7 @@ pub struct StandbyStatus {
     #[prost(bool, tag = "3")]
     pub receiving: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyringStatus {
     #[prost(uint64, tag = "1")]
     pub resident_meters: u64,
@@ -5064,6 +5189,11 @@ pub struct KeyringStatus {
     /// Records that are not what was written, in blocks that were read so far.
     #[prost(uint64, tag = "5")]
     pub damaged_records: u64,
+    /// The device profiles that this site has, in order, and what two sites compare of them: 32 bytes.
+    #[prost(string, repeated, tag = "6")]
+    pub profiles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub profiles_digest: ::prost::bytes::Bytes,
 }
 /// What a site is in its key domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dlms::frame::FrameKind;
 use kms_client::{
-    ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
+    ImportFormat, ImportKeyFingerprint, MeterId, ProfileName, RequestId, SystemTitle,
+    parse_system_title,
 };
 
 use crate::encrypt::{DeclareCounter, Encrypt};
@@ -359,6 +360,9 @@ pub(crate) struct Create {
     /// The file; `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) from: PathBuf,
+    /// The device profile of its make; what the file says of its policy stays
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<ProfileName>,
     /// Accept all-zero and published test keys
     #[arg(long)]
     pub(crate) allow_test_keys: bool,

@@ -84,6 +84,7 @@ fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::TooManyVersions
         | RefusalCode::TooManyFormerKeys
         | RefusalCode::PolicyDiffers
+        | RefusalCode::UnknownProfile
         | RefusalCode::MeterDeleted
         | RefusalCode::DryRun
         | RefusalCode::BadField => "",

@@ -72,6 +72,7 @@ pub(crate) trait Answer: Send + 'static {
             "system_title": checked.system_title.as_ref().map(title_text),
             "verdict": checked.verdict.word(),
             "authenticated": checked.authenticated,
+            "duplicate": checked.duplicate,
             "encryption_key_version": checked.encryption_key_version,
             "authentication_key_version": checked.authentication_key_version,
             "security_setup": checked.security_setup,
@@ -102,6 +103,7 @@ pub(crate) trait Answer: Send + 'static {
         row("meter", apdu.meter_id().map(ToString::to_string));
         row("system title", checked.system_title.as_ref().map(title_text));
         row("authenticated", Some(if checked.authenticated { "yes" } else { "no" }.into()));
+        row("opened before", checked.duplicate.then(|| "yes".into()));
         row("security setup", Some(number(checked.security_setup)));
         row("encryption key version", Some(number(checked.encryption_key_version)));
         row("authentication key version", Some(number(checked.authentication_key_version)));

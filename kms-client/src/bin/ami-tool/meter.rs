@@ -40,9 +40,20 @@ pub(crate) async fn run(
 }
 
 async fn create(client: &KmsClient, what: Create, json: bool) -> Result<Exit, Failure> {
-    let Create { from, allow_test_keys } = what;
-    let meter = NewMeter::from_json(&read_wiped(&from)?)
+    let Create { from, profile, allow_test_keys } = what;
+    let mut meter = NewMeter::from_json(&read_wiped(&from)?)
         .map_err(|bad| Failure::refused(bad.code, format!("{}: {bad}", from.display())))?;
+    if let Some(name) = profile {
+        let policy = meter.policy.get_or_insert_default();
+        if let Some(other) =
+            policy.profile.replace(name).filter(|old| Some(old) != policy.profile.as_ref())
+        {
+            return Err(Failure::usage(format!(
+                "{} names the profile {other}: leave --profile out, or change the file",
+                from.display()
+            )));
+        }
+    }
     let rules = ImportRules { allow_test_keys, ..ImportRules::default() };
     let created = client.meters().create(meter, rules).await?;
     if json {

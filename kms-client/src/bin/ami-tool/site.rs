@@ -45,7 +45,7 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
     Ok(exit)
 }
 
-fn rows(status: &SiteStatus) -> [(&'static str, String); 12] {
+fn rows(status: &SiteStatus) -> [(&'static str, String); 13] {
     let single = if status.single_site { " (single site)" } else { "" };
     let faults = match status.faults.as_slice() {
         [] => "none known".to_owned(),
@@ -63,6 +63,7 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 12] {
         ("token", token(&status.token)),
         ("store", store(&status.store)),
         ("keyring", keyring(&status.keyring)),
+        ("device profiles", profiles(&status.keyring)),
         ("faults", faults),
     ]
 }
@@ -125,6 +126,15 @@ fn token(token: &TokenStatus) -> String {
 fn store(store: &StoreStatus) -> String {
     let state = state(store.reachable, &store.fault);
     format!("{}, {state}, {} meters{}", store.kind, store.meters, following(store))
+}
+
+/// Their names, and the beginning of what two sites compare.
+fn profiles(keyring: &KeyringStatus) -> String {
+    if keyring.profiles.is_empty() {
+        return "none".to_owned();
+    }
+    let digest = keyring.profiles_digest.get(..16).unwrap_or_default();
+    format!("{} (digest {digest}…)", keyring.profiles.join(", "))
 }
 
 fn keyring(keyring: &KeyringStatus) -> String {

@@ -1,4 +1,4 @@
-//! The tables of a domain's blocks, as they are open at one moment.
+//! The tables of all blocks of one moment.
 
 use std::sync::Arc;
 

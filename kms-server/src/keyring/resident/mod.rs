@@ -3,15 +3,18 @@
 pub mod arena;
 mod candidate;
 mod directory;
+mod floored;
 mod ids;
+mod policy;
 mod scrub;
 mod table;
 mod tables;
 
 pub use candidate::{Candidate, KeyMaterial};
 pub use directory::Directory;
+pub use policy::PolicyBits;
 pub use scrub::scrub_stack;
-pub use table::{BlockTable, PolicyBits, ResidentMeter};
+pub use table::{BlockTable, ResidentMeter};
 pub(super) use table::{Row, piece_len};
 pub(super) use tables::Resident;
 pub use tables::Snapshot;

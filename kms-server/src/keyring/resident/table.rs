@@ -10,18 +10,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hsm::WrappedKey;
 use kms_core::{
-    ClientTitles, Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, MinimumProtection, Position,
+    ClientTitles, Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position,
     Protection, SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
     },
+    profile::FloorRule,
 };
 
 use super::{
     arena::Segment,
     candidate::{Candidate, KeyMaterial},
+    floored::Floored,
     ids::IdTag,
+    policy::PolicyBits,
 };
 
 /// Bytes of an entry.
@@ -66,49 +69,13 @@ const GAK_PROTECTS: u8 = 64;
 
 const NO_EXTRA: u32 = u32::MAX;
 
-/// A meter's policy as bits of one byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PolicyBits(u8);
-
-impl PolicyBits {
-    fn of(meter: &MeterRecord) -> Self {
-        let policy = &meter.policy;
-        let both = policy.minimum_protection == MinimumProtection::AuthenticatedEncrypted;
-        Self(
-            u8::from(both)
-                | u8::from(policy.allow_encryption_only) << 1
-                | u8::from(policy.allow_withheld_authentication_key) << 2
-                | u8::from(policy.general_ciphering_omit_header) << 3,
-        )
-    }
-
-    /// Authentication alone is not enough.
-    pub const fn demands_encryption(self) -> bool {
-        self.0 & 1 != 0
-    }
-
-    /// Encryption-only APDUs are let through, marked.
-    pub const fn allows_encryption_only(self) -> bool {
-        self.0 & 2 != 0
-    }
-
-    /// Tagged APDUs are let through, marked, although the GAK is withheld.
-    pub const fn allows_withheld_authentication_key(self) -> bool {
-        self.0 & 4 != 0
-    }
-
-    /// General-ciphering's header is left out of the additional data.
-    pub const fn omits_general_ciphering_header(self) -> bool {
-        self.0 & 8 != 0
-    }
-}
-
 /// The attributes that most meters don't have.
 #[derive(Default)]
 struct Extra {
     default_title: Option<SystemTitle>,
     client_title: Option<SystemTitle>,
     client_titles: ClientTitles,
+    floors: Option<Box<Floored>>,
     /// Ordered: by setup, then as they are to be tried.
     keys: Box<[SlotInfo]>,
 }
@@ -152,8 +119,8 @@ pub struct ResidentMeter<'a> {
 
 /// The row that one record brings into the table.
 pub(in crate::keyring) enum Row<'a> {
-    /// A meter whose record is authentic.
-    Meter(&'a MeterRecord, IdTag),
+    /// A meter whose record is authentic, and what its profile says of receive floors.
+    Meter(&'a MeterRecord, IdTag, FloorRule),
     /// The title of a record that is not: it may stand for another meter.
     Damaged(SystemTitle),
     /// The title of a record that is authentic and can't be read.
@@ -163,7 +130,7 @@ pub(in crate::keyring) enum Row<'a> {
 impl Row<'_> {
     fn title(&self) -> SystemTitle {
         match self {
-            Self::Meter(meter, _) => meter.system_title,
+            Self::Meter(meter, ..) => meter.system_title,
             Self::Damaged(title) | Self::Unreadable(title) => *title,
         }
     }
@@ -182,7 +149,7 @@ fn places_for(meters: usize) -> u32 {
 
 fn slots_of(row: &Row<'_>) -> usize {
     match row {
-        Row::Meter(meter, _) if !is_plain(meter) => {
+        Row::Meter(meter, ..) if !is_plain(meter) => {
             live_keys(meter).filter(|key| key.protection == Protection::Memory).count()
         }
         _ => 0,
@@ -346,15 +313,19 @@ impl Filling<'_> {
                 self.put_damaged(at, &row.title());
                 Ok(())
             }
-            Row::Meter(meter, id) => {
+            Row::Meter(meter, id, floors) => {
                 let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
                 entry[TITLE..TITLE + 8].copy_from_slice(meter.system_title.as_bytes());
                 entry[FLAGS] = OCCUPIED;
-                entry[POLICY] = PolicyBits::of(meter).0;
+                entry[POLICY] = PolicyBits::of(&meter.policy, *floors).byte();
                 entry[EXTRA..EXTRA + 4].copy_from_slice(&NO_EXTRA.to_le_bytes());
                 entry[ID_HASH..ID_HASH + 8].copy_from_slice(&id.hash.to_le_bytes());
                 entry[ID_CHECK..ID_CHECK + 4].copy_from_slice(&id.check.to_le_bytes());
-                if is_plain(meter) { self.put_plain(at, meter) } else { self.put_extra(at, meter) }
+                if is_plain(meter) {
+                    self.put_plain(at, meter, *floors)
+                } else {
+                    self.put_extra(at, meter, *floors)
+                }
             }
         };
         if filled.is_err() {
@@ -383,7 +354,15 @@ impl Filling<'_> {
         entry_at(self.places, place)
     }
 
-    fn put_plain(&mut self, at: usize, meter: &MeterRecord) -> Result<(), DoesNotOpen> {
+    fn put_plain(
+        &mut self,
+        at: usize,
+        meter: &MeterRecord,
+        floors: FloorRule,
+    ) -> Result<(), DoesNotOpen> {
+        if let Some(floors) = Floored::of(live_keys(meter), floors) {
+            self.add_extra(at, Extra { floors: Some(floors), ..Extra::default() });
+        }
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
         entry[FLAGS] |= PLAIN;
         for key in live_keys(meter) {
@@ -398,21 +377,32 @@ impl Filling<'_> {
         Ok(())
     }
 
-    fn put_extra(&mut self, at: usize, meter: &MeterRecord) -> Result<(), DoesNotOpen> {
+    fn add_extra(&mut self, at: usize, extra: Extra) {
+        let number = (self.extras.len() as u32).to_le_bytes();
+        self.piece.bytes_mut()[at + EXTRA..][..4].copy_from_slice(&number);
+        self.extras.push(extra);
+    }
+
+    fn put_extra(
+        &mut self,
+        at: usize,
+        meter: &MeterRecord,
+        floors: FloorRule,
+    ) -> Result<(), DoesNotOpen> {
         let mut live: Vec<&KeyRecord> = live_keys(meter).collect();
         // Active ones first, then the newest: the order in which they most likely open.
         live.sort_by_key(|key| {
             (key.setup, key.state != KeyState::Active, std::cmp::Reverse(key.version))
         });
         let keys = live.into_iter().map(|key| self.put_slot(key)).collect::<Result<_, _>>()?;
-        let number = (self.extras.len() as u32).to_le_bytes();
-        self.piece.bytes_mut()[at + EXTRA..][..4].copy_from_slice(&number);
-        self.extras.push(Extra {
+        let extra = Extra {
             default_title: meter.policy.default_system_title,
             client_title: meter.policy.client_title,
             client_titles: meter.policy.client_titles.clone(),
+            floors: Floored::of(live_keys(meter), floors),
             keys,
-        });
+        };
+        self.add_extra(at, extra);
         Ok(())
     }
 
@@ -440,7 +430,7 @@ impl<'a> ResidentMeter<'a> {
 
     /// Its policy: what is accepted from it.
     pub fn policy(&self) -> PolicyBits {
-        PolicyBits(self.entry[POLICY])
+        PolicyBits::from_byte(self.entry[POLICY])
     }
 
     /// Its record failed its MAC or is of no use; nothing of it may be used.
@@ -462,6 +452,25 @@ impl<'a> ResidentMeter<'a> {
     pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
         let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
         said.or_else(|| self.client_title())
+    }
+
+    /// Whether it is the title of one of the utility's clients towards it.
+    pub fn is_clients(&self, title: SystemTitle) -> bool {
+        self.client_title() == Some(title)
+            || self.extra().is_some_and(|extra| {
+                extra.client_titles.as_slice().iter().any(|entry| entry.title == title)
+            })
+    }
+
+    /// The rule of its receive floors, and the identity of one of its keys, if there is a floor for what comes
+    /// under that key.
+    pub fn floored_key(
+        &self,
+        kind: KeyKind,
+        setup: SecuritySetup,
+        version: u16,
+    ) -> Option<(FloorRule, Fingerprint)> {
+        self.extra()?.floors.as_deref()?.key(kind, setup, version)
     }
 
     /// The one GUEK of a meter that has nothing else: the fast path.

@@ -8,7 +8,10 @@ use crate::lifecycle::{
     config::Config,
     refusal::{Refusal, refusal},
 };
-use kms_core::{KeyKind, KeyState, MeterRecord, RefusalCode, SecuritySetup, test_keys};
+use kms_core::{
+    KeyKind, KeyState, MeterPolicy, MeterRecord, ProfileName, RefusalCode, SecuritySetup,
+    profile::Profiles, test_keys,
+};
 
 /// Longest secret of free length, in bytes: HLS secrets go up to 64 (Green Book, mechanism 2).
 const SECRET_LEN_MAX: usize = 64;
@@ -76,6 +79,40 @@ fn check_suites(keys: &[NewKey]) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Whether the profile that a line brings is one that this site has. One that a meter has already stays. `known`: the
+/// meter, if it is not new.
+pub(super) fn profile(
+    profiles: &Profiles,
+    policy: Option<&MeterPolicy>,
+    known: Option<&MeterRecord>,
+) -> Result<(), Refusal> {
+    let before = known.and_then(|known| known.policy.profile.as_ref());
+    let profile = policy.and_then(|policy| policy.profile.as_ref());
+    match profile {
+        Some(name) if before != Some(name) => known_profile(profiles, name),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this site has the profile.
+pub(in crate::lifecycle) fn known_profile(
+    profiles: &Profiles,
+    name: &ProfileName,
+) -> Result<(), Refusal> {
+    if profiles.get(name).is_some() {
+        return Ok(());
+    }
+    let names: Vec<&str> = profiles.iter().map(|profile| profile.name.as_str()).collect();
+    let has = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Err(refusal(
+        RefusalCode::UnknownProfile,
+        format!(
+            "this site has no device profile {name} (it has {has}): name one of those, or have its operator put \
+             {name}.toml into profiles.dir and start the service again"
+        ),
+    ))
 }
 
 /// The warnings about the keys that a meter has now.

@@ -117,6 +117,8 @@ impl Lifecycle {
             return Ok(Staged::nothing(ImportResult::accepted(Imported::Unchanged, news.warnings)));
         }
         merging::check_order(&record, how.arrival)?;
+        let known = (!is_new).then_some(&record);
+        checks::profile(&self.profiles, meter.policy.as_ref(), known)?;
         seen.values.add(&of_line);
         let added = news.values_of_one_meter();
         let wrapped = self.wrap_all(change, &title, news.keys).await?;

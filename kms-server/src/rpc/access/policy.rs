@@ -95,6 +95,7 @@ impl Verb {
             | Self::FollowChanges
             | Self::ProveBlocks
             | Self::ListRoleRecords
+            | Self::ListFloors
             | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],

@@ -101,6 +101,8 @@ verbs! {
     ExchangeMarks = ReplicationExchangeMarks;
     /// Fetch signed promotions and demotions.
     ListRoleRecords = ReplicationListRoleRecords;
+    /// Receive floors that a site has stored.
+    ListFloors = ReplicationListFloors;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.

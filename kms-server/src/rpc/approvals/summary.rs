@@ -81,6 +81,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ProveBlocks
         | Verb::ListRoleRecords
         | Verb::ExchangeMarks
+        | Verb::ListFloors
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals

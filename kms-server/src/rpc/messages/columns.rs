@@ -11,6 +11,8 @@ use kms_core::{SecuritySetup, SystemTitle, Verdict};
 const TITLE_LEN: usize = 8;
 /// Bit 0 of `flags`: the tag verified.
 const AUTHENTICATED: u8 = 1;
+/// Likewise: the same message was opened before.
+const DUPLICATE: u8 = 2;
 
 /// A column that does not fit the others; the whole batch is refused, for its items can't be told
 /// apart.
@@ -157,7 +159,10 @@ fn verdicts(outcomes: &[Outcome]) -> Bytes {
 fn flags(outcomes: &[Outcome]) -> Bytes {
     outcomes
         .iter()
-        .map(|outcome| if outcome.verdict == Verdict::Ok { AUTHENTICATED } else { 0 })
+        .map(|outcome| {
+            let authenticated = if outcome.verdict == Verdict::Ok { AUTHENTICATED } else { 0 };
+            if outcome.duplicate { authenticated | DUPLICATE } else { authenticated }
+        })
         .collect()
 }
 
@@ -231,6 +236,7 @@ mod tests {
             encryption_key_version: 2,
             authentication_key_version: 3,
             setup: SecuritySetup(0),
+            duplicate: false,
             reason: reason.map(Into::into),
         }
     }
@@ -318,13 +324,13 @@ mod tests {
             lengths: vec![0, 3],
             outcomes: vec![
                 outcome(Verdict::MicFailure, Some("all versions tried")),
-                outcome(Verdict::Ok, None),
+                Outcome { duplicate: true, ..outcome(Verdict::Ok, None) },
             ],
         };
         let verified = verified(9, 2, opened.clone()).unwrap();
         let answer = decrypted(9, 2, opened).unwrap();
         assert_eq!(&answer.verdicts[..], [3, 1]);
-        assert_eq!(&answer.flags[..], [0, 1]);
+        assert_eq!(&answer.flags[..], [0, 3]);
         assert_eq!(answer.encryption_key_versions, [2, 2]);
         assert_eq!(answer.authentication_key_versions, [3, 3]);
         assert_eq!(answer.reasons.len(), 1);

@@ -3,6 +3,7 @@
 
 pub(crate) mod columns;
 pub(crate) mod enrolment_status;
+pub(crate) mod floors;
 pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
 mod numbers;

@@ -9,6 +9,8 @@ use crate::rpc::{access::verb::Verb, config::Limits};
 pub(crate) const LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
 /// Keys in one message that brings meters, at most.
 const KEYS_MAX: usize = 16_384;
+/// Client titles in such a message, at most: as many as its lines may have.
+const TITLES_MAX: usize = LINES_MAX * kms_core::ClientTitles::MAX;
 /// The longest message of an import: five hundred lines of eight kibibytes.
 const IMPORT_BYTES_MAX: usize = 4 << 20;
 
@@ -23,6 +25,7 @@ const IDS: usize = 1;
 const SETUPS: usize = 2;
 const LINES: usize = 0;
 const KEYS: usize = 1;
+const TITLES: usize = 2;
 const NAMES: usize = 0;
 const STATES: usize = 1;
 
@@ -47,7 +50,9 @@ static NOTHING: Shape = Shape(&[]);
 static BATCH: Shape =
     Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS)), (5, Kind::Numbers(SETUPS))]);
 static PLAIN: Shape = Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS))]);
-static METER: Shape = Shape(&[(4, Kind::Each(KEYS))]);
+static POLICY: Shape = Shape(&[(8, Kind::Each(TITLES))]);
+static METER: Shape = Shape(&[(4, Kind::Each(KEYS)), (5, Kind::Within(None, &POLICY))]);
+static SET_POLICY: Shape = Shape(&[(2, Kind::Within(None, &POLICY))]);
 static CREATE: Shape = Shape(&[(1, Kind::Within(None, &METER))]);
 static LINE: Shape = Shape(&[(2, Kind::Within(None, &METER))]);
 static BODY: Shape = Shape(&[(1, Kind::Within(Some(LINES), &LINE))]);
@@ -98,7 +103,8 @@ impl Rules {
         let items = limits.batch_items_max;
         let bytes_max = limits.message_bytes_max;
         let rules = |shape, most, cost| Self { shape, most, bytes_max, cost };
-        let bringing = [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), NO_LIMIT];
+        let titles = (TITLES_MAX, "client titles");
+        let bringing = [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), titles];
         let keys = Cost { per_byte: 4, entries: (KEYS_MAX, 400), flat: 4 << 10 };
         match verb {
             Verb::DecryptBatch
@@ -120,6 +126,7 @@ impl Rules {
                 Self { bytes_max, ..rules(&IMPORT, bringing, keys) }
             }
             Verb::CreateMeter => rules(&CREATE, bringing, keys),
+            Verb::SetPolicy => rules(&SET_POLICY, bringing, keys),
             // Lists of blocks, which unfold: a domain has 65,536 at most.
             Verb::ListBlockHeads
             | Verb::FetchBlocks
@@ -134,7 +141,7 @@ impl Rules {
                 Self { bytes_max, ..rules(&BLOCKS, most, cost) }
             }
             // Pages of what is stored.
-            Verb::ListMeters | Verb::ListEvents | Verb::FollowEvents => {
+            Verb::ListMeters | Verb::ListEvents | Verb::FollowEvents | Verb::ListFloors => {
                 let cost = Cost { per_byte: 4, entries: (0, 0), flat: 1 << 20 };
                 rules(&NOTHING, [NO_LIMIT; COUNTERS], cost)
             }
@@ -158,7 +165,7 @@ impl Rules {
 pub(crate) fn check_signed(body: &[u8]) -> Result<(), Refused> {
     let rules = Rules {
         shape: &BODY,
-        most: [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), NO_LIMIT],
+        most: [(LINES_MAX, "lines"), (KEYS_MAX, "keys"), (TITLES_MAX, "client titles")],
         bytes_max: IMPORT_BYTES_MAX,
         cost: Cost { per_byte: 0, entries: (0, 0), flat: 0 },
     };
@@ -528,6 +535,17 @@ mod tests {
         let request = v1::CreateMeterRequest { meter: Some(meter(16_385)), rules: None };
         let said = refused(Verb::CreateMeter, &request.encode_to_vec());
         assert!(said.contains("more than 16384 keys"), "{said}");
+        let policy = v1::MeterPolicy {
+            client_titles: vec![v1::ClientTitle::default(); 8_001],
+            ..v1::MeterPolicy::default()
+        };
+        let titled = v1::NewMeter { policy: Some(policy.clone()), ..meter(0) };
+        let request = v1::CreateMeterRequest { meter: Some(titled), rules: None };
+        let said = refused(Verb::CreateMeter, &request.encode_to_vec());
+        assert!(said.contains("more than 8000 client titles"), "{said}");
+        let request = v1::SetPolicyRequest { meter_id: "m".into(), policy: Some(policy) };
+        let said = refused(Verb::SetPolicy, &request.encode_to_vec());
+        assert!(said.contains("more than 8000 client titles"), "{said}");
     }
 
     #[test]

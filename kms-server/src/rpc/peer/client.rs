@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use kms_proto::v1::{
-    FetchBlocksRequest, FollowChangesRequest, ListRoleRecordsRequest,
+    FetchBlocksRequest, FollowChangesRequest, ListFloorsRequest, ListRoleRecordsRequest,
     replication_client::ReplicationClient,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -27,10 +27,15 @@ use crate::{
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
-        messages::sites,
+        messages::{floors, sites},
     },
 };
-use kms_core::{BlockNo, Epoch, block::BlockMark, site::role::SignedRoleRecord};
+use kms_core::{
+    BlockNo, Epoch,
+    block::BlockMark,
+    floors::{FloorPlace, FloorRow},
+    site::role::SignedRoleRecord,
+};
 
 /// A peer that says nothing is asked after so long whether it is there, and may take so long to answer.
 const PINGS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
@@ -194,6 +199,18 @@ impl Peer for PeerClient {
             }
         }
         Ok(records)
+    }
+
+    async fn floors(
+        &self,
+        card: SiteCard,
+        after: FloorPlace,
+    ) -> Result<(SiteCard, Vec<FloorRow>), PeerError> {
+        let after = Some(floors::wire_after(&after));
+        let request = ListFloorsRequest { card: Some(sites::wire_card(card)), after };
+        let said = begun(PATIENCE, self.calls.clone().list_floors(request)).await?;
+        let card = sites::card(said.card).map_err(of_message)?;
+        Ok((card, floors::rows(said.floors).map_err(of_message)?))
     }
 }
 

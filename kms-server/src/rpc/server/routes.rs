@@ -48,6 +48,7 @@ pub(super) fn of_parts(
     };
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
+        floors: Arc::clone(parts.ciphering.floors()),
         budget: budget.clone(),
         message_bytes_max,
     };
@@ -56,6 +57,7 @@ pub(super) fn of_parts(
         replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
         syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
         roles: Arc::clone(&parts.roles),
+        floors: Arc::clone(parts.ciphering.floors()),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),
         budget: budget.clone(),

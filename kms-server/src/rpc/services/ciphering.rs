@@ -287,6 +287,7 @@ fn decrypt_response(outcome: Outcome, plaintext: Bytes) -> DecryptResponse {
         invocation_counter: outcome.invocation_counter,
         reason: outcome.reason.map_or_else(String::new, Into::into),
         security_setup: outcome.setup.0.into(),
+        duplicate: outcome.duplicate,
     }
 }
 
@@ -299,6 +300,7 @@ fn verify_response(outcome: Outcome) -> VerifyMicResponse {
         invocation_counter: outcome.invocation_counter,
         reason: outcome.reason.map_or_else(String::new, Into::into),
         security_setup: outcome.setup.0.into(),
+        duplicate: outcome.duplicate,
     }
 }
 

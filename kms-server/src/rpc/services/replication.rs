@@ -6,18 +6,20 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     ExchangeMarksRequest, ExchangeMarksResponse, FetchBlocksRequest, FetchBlocksResponse,
     FollowChangesRequest, FollowChangesResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
-    ListRoleRecordsRequest, ListRoleRecordsResponse, ProveBlocksRequest, ProveBlocksResponse,
-    replication_server,
+    ListFloorsRequest, ListFloorsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
+    ProveBlocksRequest, ProveBlocksResponse, replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::in_order::Answers;
 use crate::{
-    replication::{Answering, MarksSaid, Remembering, Serving, SiteCard},
+    ciphering::Floors,
+    replication::{Answering, MarksSaid, NotServed, Remembering, Serving, SiteCard},
     rpc::{
         access::{policy::Permit, verb::Verb},
         messages::{
+            floors,
             sites::{self, BadMessage},
             status::{Refused, of_incoming},
         },
@@ -31,6 +33,7 @@ use kms_core::{BlockNo, Epoch};
 pub(crate) struct ReplicationService {
     /// `None`: this site is the only one.
     pub(crate) parts: Option<ReplicationParts>,
+    pub(crate) floors: Arc<Floors>,
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
 }
@@ -188,5 +191,21 @@ impl replication_server::Replication for ReplicationService {
             Ok(ListRoleRecordsResponse { card: None, records })
         });
         Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(records))))
+    }
+
+    async fn list_floors(
+        &self,
+        request: Request<ListFloorsRequest>,
+    ) -> Result<Response<ListFloorsResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ListFloors)?;
+        let ListFloorsRequest { card, after } = request.into_inner();
+        let (_, ours) = self.greet(&permit, card).await?;
+        let place = floors::after(after).map_err(Refused::from)?;
+        let rows = self.floors.stored_after(&place).await;
+        let rows = rows.map_err(|error| Refused::from(NotServed::from(error)))?;
+        Ok(Response::new(ListFloorsResponse {
+            card: Some(sites::wire_card(ours)),
+            floors: rows.iter().map(floors::wire).collect(),
+        }))
     }
 }

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::in_order::{Answers, to_its_end};
 use crate::{
+    ciphering::Floors,
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
@@ -61,6 +62,7 @@ pub(crate) struct SiteService {
     /// `None` likewise.
     pub(crate) syncing: Option<Arc<Syncing>>,
     pub(crate) roles: Arc<Roles>,
+    pub(crate) floors: Arc<Floors>,
     pub(crate) recorder: Recorder,
     pub(crate) enroller: Arc<Enroller>,
     pub(crate) budget: Budget,
@@ -87,6 +89,7 @@ impl site_server::Site for SiteService {
         let replication = self.replication.as_ref().map(|status| status.all());
         let told = replication.iter().flat_map(|status| status.faults.clone());
         facts.replication_faults = told.collect();
+        facts.floor_faults = self.floors.faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),
@@ -334,5 +337,7 @@ fn wire_keyring(keyring: &KeyringStatus) -> WireKeyring {
         arena_bytes_total: keyring.arena_bytes_total,
         memory_locked: keyring.memory_locked,
         damaged_records: keyring.damage.records,
+        profiles: keyring.profiles.iter().map(ToString::to_string).collect(),
+        profiles_digest: Bytes::copy_from_slice(&keyring.profiles_digest),
     }
 }
