@@ -33,6 +33,7 @@
 //    records      import files: JSON Lines, CSV
 //    syncing      a site brought in step with the primary
 //    replication  what a site says of the other one
+//    divergence   what one site wrote alone
 //    role         who writes, promotion and demotion
 //    stubs        the generated clients
 // 5  columns      the wire's batches
@@ -66,6 +67,7 @@ mod client;
 mod columns;
 mod config;
 mod digits;
+mod divergence;
 mod flow;
 mod hedge;
 mod import;
@@ -102,6 +104,10 @@ pub use ciphering::StreamOptions;
 pub use client::KmsClient;
 pub use columns::{PackedBatch, PackedReply};
 pub use config::{ClientConfig, ConfigError};
+pub use divergence::{
+    Decision, DivergenceDecision, DivergenceLeft, DivergencePage, DivergenceResolved,
+    DivergenceRow, DivergenceRule, DivergentKey, Parting,
+};
 pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};

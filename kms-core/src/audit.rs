@@ -204,6 +204,16 @@ crate::numbered! {
         SealedSigner = 15 "sealed_signer",
         /// The chunk of the sealed file, from 0.
         SealedChunk = 16 "sealed_chunk",
+        /// Records that were set aside: what one site wrote and the other never had.
+        SetAside = 17 "set_aside",
+        /// What was decided about a record that was set aside: 1 merged, 2 discarded.
+        Resolution = 18 "resolution",
+        /// Of records that were set aside in one block: the beginning of SHA-256 over their MACs.
+        AsideDigest = 19 "aside_digest",
+        /// The epoch to which the site was promoted, in which it was demoted, or of which it learned.
+        Epoch = 20 "epoch",
+        /// The site that was enrolled: the beginning of SHA-256 over its signing key.
+        PeerKey = 21 "peer_key",
     }
 }
 

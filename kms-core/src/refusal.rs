@@ -82,5 +82,9 @@ crate::numbered! {
         ChunkOutOfOrder = 38 "CHUNK_OUT_OF_ORDER",
         /// The end is missing.
         FileCut = 39 "FILE_CUT",
+        /// No record of this id was set aside.
+        NotSetAside = 40 "NOT_SET_ASIDE",
+        /// The record that was set aside can't be read.
+        NotReadable = 41 "NOT_READABLE",
     }
 }

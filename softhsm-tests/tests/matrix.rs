@@ -60,12 +60,16 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
-        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
+        | Method::ReplicationListRoleRecords
+        | Method::ReplicationReportDivergence => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
-        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
+        Method::SiteEnrolPeer | Method::SiteResolveDivergence => (&[AmiAdmin], BAD_FIELD),
+        Method::SiteListDivergence => (&[AmiAdmin, Auditor], DONE),
+        // Never by one person alone.
+        Method::SiteAdmitEpoch => (&[AmiAdmin], SECOND_PERSON),
     };
     Row { roles, answer }
 }
@@ -84,6 +88,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
         | Method::ReplicationListRoleRecords
+        | Method::ReplicationReportDivergence
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
@@ -102,6 +107,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::SiteGetStatus
         | Method::SiteEnrolPeer
         | Method::SitePromote
+        | Method::SiteListDivergence
+        | Method::SiteResolveDivergence
+        | Method::SiteAdmitEpoch
         | Method::SiteDemote => true,
     }
 }

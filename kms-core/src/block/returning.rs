@@ -8,11 +8,10 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Epoch, Head, KeyId, KeyState, MeterRecord, Position, Record, RecordKey, StoredRecord,
-    counters::Line,
+    Epoch, Head, KeyId, KeyState, MeterRecord, Record, RecordKey, StoredRecord, counters::Line,
 };
 
-use super::{lineage::Lineage, verified::Verified};
+use super::{lineage::Lineage, reconciling::says_more, verified::Verified};
 
 /// The step from our parted block to the peer's. To be stored in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +22,8 @@ pub struct Return {
     pub records: Vec<StoredRecord>,
     /// The records that are here and not there at the peer at all.
     pub gone: Vec<RecordKey>,
-    /// Our records, as they stand, that never became a part of the peer's block; and those that are damaged and
-    /// differ from the peer's, since nobody can say of which state they are.
+    /// Our records, as they stand, that never became a part of the peer's block; those that are damaged and differ from
+    /// the peer's, since nobody can say of which state they are; and all that differ, where we were rolled back.
     pub set_aside: Vec<StoredRecord>,
 }
 
@@ -80,16 +79,7 @@ pub fn bring_back(
     lineage: &Lineage,
 ) -> Result<Return, NotReturned> {
     check(ours, &theirs, lineage)?;
-    let here = ours.mark();
-    // Two states at one place: then nothing of ours is known to be of the peer's past.
-    let same_place = lineage.fork(here.position.epoch);
-    let no_ancestor = same_place.is_some_and(|found| found.position == here.position);
-    let is_the_peers = |record: &StoredRecord| theirs.stored(&record.key) == Some(record);
-    let was_the_peers = |position: Position| !no_ancestor && lineage.has(position);
-    let alone = |record: &&StoredRecord| {
-        !is_the_peers(record) && (ours.is_damaged(&record.key) || !was_the_peers(record.position))
-    };
-    let set_aside = ours.records.iter().filter(alone).cloned().collect();
+    let set_aside = set_aside(ours, &theirs, lineage);
     let there: BTreeSet<RecordKey> = theirs.records.iter().map(|record| record.key).collect();
     let gone = ours.records.iter().map(|record| record.key).filter(|key| !there.contains(key));
     let gone = gone.collect();
@@ -123,8 +113,53 @@ fn check(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Result<(), No
     let found = found.filter(|found| found.block == our_head.block);
     let found = found.ok_or(NotReturned::NotPromoted(to))?;
     let parted = our_head.position > found.position
-        || our_head.position == found.position && our_head.digest != found.digest;
+        || our_head.position == found.position && our_head.digest != found.digest
+        || ours.authentic().any(|record| is_beside(ours, theirs, record));
     if parted { Ok(()) } else { Err(NotReturned::NotForked) }
+}
+
+/// What of ours is to be set aside. Of a block that was rolled back before we wrote on, positions say nothing: then
+/// all that the peer does not have as it is.
+fn set_aside(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Vec<StoredRecord> {
+    let here = ours.mark();
+    // Two states at one place: then nothing of ours is known to be of the peer's past.
+    let same_place = lineage.fork(here.position.epoch);
+    let no_ancestor = same_place.is_some_and(|found| found.position == here.position);
+    let is_of_the_past = |record: &StoredRecord| lineage.has(record.position);
+    let past = || ours.authentic().filter(|record| is_of_the_past(record));
+    let no_past = no_ancestor || past().any(|record| is_beside(ours, theirs, record));
+    let alone = |record: &&StoredRecord| {
+        !is_the_peers(theirs, record)
+            && (no_past || ours.is_damaged(&record.key) || !is_of_the_past(record))
+    };
+    ours.records.iter().filter(alone).cloned().collect()
+}
+
+fn is_the_peers(theirs: &Verified, record: &StoredRecord) -> bool {
+    theirs.stored(&record.key) == Some(record)
+}
+
+/// Whether the peer's block can't have come from one with this record, which its place alone would not show: no record
+/// goes away, each change of one has a higher place, at one place stands one record, and no key of a meter is
+/// forgotten.
+fn is_beside(ours: &Verified, theirs: &Verified, record: &StoredRecord) -> bool {
+    if is_the_peers(theirs, record) {
+        return false;
+    }
+    let Some(later) = theirs.stored(&record.key) else { return true };
+    // Of our own epoch we would have it, if the peer's came from ours.
+    let here = ours.head().position;
+    let is_missing = later.position.epoch == here.epoch && later.position <= here;
+    if later.position <= record.position || is_missing {
+        return true;
+    }
+    if theirs.records.iter().any(|it| it.position == record.position) {
+        return true;
+    }
+    let (Ok(was), Ok(is)) = (Record::decode(&record.body), Record::decode(&later.body)) else {
+        return false;
+    };
+    says_more(&was, &is)
 }
 
 /// A key that must not be used on as the peer uses it.

@@ -103,7 +103,10 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
     attend_to(&keyring);
-    let replication = two_sites.map(|two_sites| two_sites.start(&keyring));
+    let replication = match two_sites {
+        Some(two_sites) => Some(two_sites.start(&keyring).await),
+        None => None,
+    };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, lifecycle, log) };
     serve_on(&ground, rpc, parts, signals).await
 }

@@ -7,8 +7,8 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, Proving, Reporting,
+        Serving, Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
 };
@@ -48,12 +48,16 @@ impl TwoSites {
     }
 
     /// Starts what goes on beside serving, and gives what serves.
-    pub(super) fn start(self, keyring: &Keyring) -> Replicating {
+    pub(super) async fn start(self, keyring: &Keyring) -> Replicating {
         let Self { grounds, ledger } = self;
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let following =
+            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
+        // Before the first change: this site may have been promoted over, or put back.
+        following.meet_first().await;
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
         let proving = Arc::new(proving);
@@ -61,9 +65,10 @@ impl TwoSites {
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
+        tokio::spawn(async move { reporting.run().await });
         let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
         let parts = ReplicationParts { serving: Arc::new(serving), answering };
-        Replicating { parts, status, syncing: Arc::new(syncing) }
+        Replicating { parts, status, syncing: Arc::new(syncing), fencing }
     }
 }

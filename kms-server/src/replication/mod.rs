@@ -2,8 +2,8 @@
 //! that its token opens what it stored, and refuses to write once it has seen that the other one was promoted.
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
-//! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`meeting`] finds out whether this site was promoted over or put back; [`confirming`] learns whether a
+//! write is replicated; [`reporting`] tells the site that writes what this one wrote alone. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -14,10 +14,12 @@ mod fencing;
 mod following;
 mod grounds;
 mod ledger;
+mod meeting;
 mod messages;
 mod not_served;
 mod peer;
 mod proving;
+mod reporting;
 mod serving;
 mod session;
 mod status;
@@ -31,10 +33,12 @@ pub use fencing::{Fencing, NotFenced};
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};
-pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};
+pub use meeting::NotMet;
+pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, PeerSaid};
 pub use not_served::NotServed;
 pub use peer::Peer;
 pub use proving::{Answering, Proving};
+pub use reporting::{REPORTED_AT_ONCE, Reporting};
 pub use serving::Serving;
 pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};

@@ -6,8 +6,9 @@ use futures_util::stream::BoxStream;
 use super::{
     card::SiteCard,
     failure::PeerError,
-    messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid},
+    messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known},
 };
+use crate::store::sites::Divergent;
 use kms_core::{BlockNo, Epoch, block::BlockMark, site::role::SignedRoleRecord};
 
 /// The other site. Calls are made one by one; each bears our card.
@@ -33,10 +34,18 @@ pub trait Peer: Send + Sync + 'static {
         challenges: Vec<(BlockNo, [u8; 32])>,
     ) -> Result<(SiteCard, Vec<BlockProof>), PeerError>;
 
-    /// The role records that it knows from this epoch on. Not verified.
+    /// The role records that it knows from this epoch on, one by one, since each has the state of every block. Not
+    /// verified.
     async fn role_records(
         &self,
         card: SiteCard,
         from: Epoch,
-    ) -> Result<Vec<SignedRoleRecord>, PeerError>;
+    ) -> Result<BoxStream<'static, Result<SignedRoleRecord, PeerError>>, PeerError>;
+
+    /// Tells it what this site wrote alone; what it knows of each.
+    async fn report_divergence(
+        &self,
+        card: SiteCard,
+        rows: Vec<Divergent>,
+    ) -> Result<(SiteCard, Vec<Known>), PeerError>;
 }

@@ -42,11 +42,13 @@ use self::{
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
-    sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    sites::{
+        BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
+    },
     work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
@@ -241,12 +243,12 @@ impl ReadStore for PostgresStore {
         reading!(self, sites::changes_after, block, after)
     }
 
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        reading!(self, sites::divergence, after, limit)
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        reading!(self, sites::divergence, asked)
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        reading!(self, sites::count_undecided)
     }
 
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

@@ -5,6 +5,7 @@
 mod adopting;
 mod ciphering;
 mod enrolment;
+mod forks;
 mod home;
 mod keyring;
 mod lifecycle;

@@ -32,8 +32,8 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Reporting,
+        Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -210,6 +210,7 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
+    pub(crate) fencing: Arc<Fencing>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -252,7 +253,10 @@ impl Running {
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let following =
+            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
+        following.meet_first().await;
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
         let proving = Arc::new(proving);
@@ -264,6 +268,7 @@ impl Running {
             parts: ReplicationParts { serving: Arc::new(serving), answering },
             status: Arc::clone(&status),
             syncing,
+            fencing: Arc::clone(&fencing),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -281,9 +286,10 @@ impl Running {
             tokio::spawn(async move { roles.keep_looking().await }).abort_handle(),
             tokio::spawn(async move { following.run().await }).abort_handle(),
             tokio::spawn(async move { proving.run().await }).abort_handle(),
+            tokio::spawn(async move { reporting.run().await }).abort_handle(),
         ];
         let gate = Arc::new(gate);
-        Self { site, status, gate, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, fencing, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.

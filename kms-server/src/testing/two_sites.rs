@@ -18,6 +18,7 @@ use super::{
 use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
+    store::sites::DivergenceAsked,
 };
 
 const PLAIN: &[u8] = b"\x0f\x00";
@@ -178,7 +179,11 @@ fn invariant_7_a_site_whose_peer_was_promoted_is_fenced_at_first_contact_and_fol
         let refused = a.lifecycle.import(&call("Meters/ImportMeters"), vec![meter(3)], rules).await;
         assert!(refused.is_err());
         in_step(&a, &b).await;
-        assert_eq!(a.store.divergence(None, 10).await.unwrap().len(), 1, "kept for people");
+        assert_eq!(
+            a.store.divergence(DivergenceAsked::first(10)).await.unwrap().len(),
+            1,
+            "kept for people"
+        );
         assert_eq!(a.verdict(&push(1, PLAIN)).await, Verdict::Ok);
         north_runs.cut().await;
         runs.1.cut().await;

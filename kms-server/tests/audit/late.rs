@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
@@ -14,7 +14,10 @@ use kms_server::{
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore,
-        sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+        sites::{
+            BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
+            RoleStep,
+        },
         sqlite::SqliteStore,
     },
 };
@@ -92,12 +95,12 @@ impl ReadStore for Lossy {
     ) -> Result<Option<BlockChanges>, StoreError> {
         self.inner.changes_after(block, after).await
     }
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        self.inner.divergence(after, limit).await
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(asked).await
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        self.inner.count_undecided().await
     }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await

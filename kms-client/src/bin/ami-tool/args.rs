@@ -8,6 +8,7 @@ use kms_client::{
     ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
 };
 
+use crate::divergence::{AdmitEpoch, DivergenceCommand};
 use crate::failure::Failure;
 
 const EXIT_CODES: &str = "\
@@ -159,6 +160,13 @@ pub(crate) enum SiteCommand {
     /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
     /// site that writes. Writes the bundle for it
     Enrol(Enrol),
+    /// Look at what one site wrote alone when the other was promoted, and decide about it
+    Divergence {
+        #[command(subcommand)]
+        command: DivergenceCommand,
+    },
+    /// Take in a promotion of the other site that is more than one step ahead; takes a second person
+    AdmitEpoch(AdmitEpoch),
 }
 
 #[derive(Args)]

@@ -76,13 +76,17 @@ impl Verb {
             | Self::Promote
             | Self::Demote
             | Self::EnrolPeer
-            | Self::SyncNow => &[AmiAdmin],
+            | Self::SyncNow
+            | Self::ResolveDivergence
+            | Self::AdmitEpoch => &[AmiAdmin],
+            Self::ListDivergence => &[AmiAdmin, Auditor],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
             | Self::FollowChanges
             | Self::ProveBlocks
-            | Self::ListRoleRecords => &[Peer],
+            | Self::ListRoleRecords
+            | Self::ReportDivergence => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
