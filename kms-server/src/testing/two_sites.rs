@@ -228,23 +228,25 @@ fn invariant_4_a_peer_that_is_beyond_a_rolled_back_primary_confirms_none_of_its_
         let before = std::fs::read(&database).unwrap();
         drop(a);
         let first = Running::start(again(north, "north", None).await, &network).await;
-        let other = Running::start(b, &network).await;
+        let other = Running::start(Arc::clone(&b), &network).await;
         for n in [second, third] {
             first.site.add(meter(n)).await;
         }
         in_step(&first.site, &other.site).await;
         let site = Arc::clone(&first.site);
         first.cut().await;
+        other.cut().await;
         site.store.close().await;
         drop(site);
         std::fs::write(&database, before).unwrap();
-        // It knows of nothing, and writes at a place that the other site has long had.
+        // It knows of nothing, has nobody to ask, and writes at a place that the other site has long had.
         let rolled_back = Running::start(again(north, "north", None).await, &network).await;
         let import = call("Meters/ImportMeters");
         let lines = vec![meter(late)];
         let imports = rolled_back.site.lifecycle.import(&import, lines, ImportRules::default());
         let states = imports.await.unwrap().states;
         assert_eq!(states[0].block, block);
+        let other = Running::start(b, &network).await;
         assert_eq!(rolled_back.gate.replicated(&states).await, Replicated::No);
         rolled_back.cut().await;
         other.cut().await;
