@@ -3,7 +3,7 @@
 //! Here the nouns; below, the rules: [`keys`] derives what a block is MACed and wrapped under,
 //! [`verified`] believes what is stored or names what is wrong, [`extending`] adds our own changes,
 //! [`accepting`] takes a peer's over as they are, [`returning`] brings a block that has parted back to the peer's
-//! [`lineage`], [`reconciling`] merges what was set aside then, [`entering`] brings a block into the epoch of a promotion,
+//! [`lineage`], [`reconciling`] merges what was set aside then ([`withdrawing`]: what waits for nobody), [`entering`] brings a block into the epoch of a promotion,
 //! [`proof`] shows a peer that a block opens here.
 
 pub mod accepting;
@@ -15,6 +15,7 @@ pub mod proof;
 pub mod reconciling;
 pub mod returning;
 pub mod verified;
+pub mod withdrawing;
 
 use std::fmt;
 

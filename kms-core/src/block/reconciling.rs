@@ -11,7 +11,7 @@ use crate::{
     record::Tombstone,
 };
 
-use super::returning::{raised, withdrawn};
+use super::withdrawing::{raised, withdrawn};
 
 /// Versions that one key may have in a record, and all keys of a meter: as in an import.
 const VERSIONS_MAX: (usize, usize) = (MeterRecord::VERSIONS_A_KEY, MeterRecord::VERSIONS_A_METER);

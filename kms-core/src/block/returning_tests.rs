@@ -9,9 +9,10 @@ use super::{
     BlockMark,
     accepting::{Accepted, NotAccepted, PeersBlock, accept},
     lineage::Lineage,
-    returning::{NotReturned, Return, Withdrawn, bring_back, raised, withdrawn},
+    returning::{NotReturned, Return, bring_back},
     rules_tests::{BLOCK, EPOCH, empty, gone, keys, meter, three, title, verify, write_in},
     verified::Verified,
+    withdrawing::{Withdrawn, raised, withdrawn},
 };
 use crate::{
     BlockNo, Epoch, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind, KeyRecord, KeyState,

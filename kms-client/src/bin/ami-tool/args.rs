@@ -8,7 +8,7 @@ use kms_client::{
     ImportFormat, ImportKeyFingerprint, MeterId, RequestId, SystemTitle, parse_system_title,
 };
 
-use crate::divergence::{AdmitEpoch, DivergenceCommand};
+use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
 use crate::failure::Failure;
 
 const EXIT_CODES: &str = "\

@@ -8,6 +8,7 @@ mod args;
 mod asking;
 mod audit;
 mod divergence;
+mod divergence_args;
 mod duplicates;
 mod exit;
 mod failure;

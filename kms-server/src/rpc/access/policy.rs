@@ -375,7 +375,9 @@ mod tests {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Auditor => {
-                service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
+                service == "Audit"
+                    || expected(Role::Rotator, verb)
+                    || matches!(verb, Verb::ListApprovals | Verb::ListDivergence)
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
