@@ -278,12 +278,16 @@ impl Enroller {
             former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing, epoch)),
         };
         let signature = self.hsm.sign(peer.message()).await?;
-        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(request.signing).into();
-        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
-        let entry = entry.with(Detail::PeerKey, key);
+        let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
         Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
     }
+}
+
+/// The beginning of SHA-256 over a key, for the audit log.
+fn beginning(key: &PublicKey) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// The kind of this site, for others.

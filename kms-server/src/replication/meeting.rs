@@ -98,12 +98,16 @@ impl Meeting {
         };
         self.check_name(&card)?;
         status.heard(&card);
-        let row = self.fencing.meet(&card).await?;
+        self.meet(&card, &heads).await
+    }
+
+    async fn meet(&self, card: &SiteCard, heads: &[Head]) -> Result<(), NotMet> {
+        let row = self.fencing.meet(card).await?;
         if row.writes {
-            self.hold_against(row.epoch, &heads).await?;
+            self.hold_against(row.epoch, heads).await?;
         }
         let held = self.roles.rolled_back().map(|reason| reason.to_string());
-        status.rolled_back(held);
+        self.grounds.status.rolled_back(held);
         Ok(())
     }
 

@@ -27,18 +27,13 @@ pub(crate) async fn run(
 }
 
 async fn list(client: &KmsClient, decided: bool, json: bool) -> Result<Exit, Failure> {
-    let (mut after, mut undecided, mut shown) = (None, 0, 0u64);
+    let (mut after, mut undecided, mut shown) = (None, 0, 0);
     loop {
         let page = client.divergence(after, decided).await?;
         undecided = page.undecided.max(undecided);
-        for row in &page.rows {
-            shown += 1;
-            if json {
-                say_json(row)?;
-            } else {
-                say(&line(row))?;
-            }
-        }
+        shown += page.rows.len();
+        let mut rows = page.rows.iter();
+        rows.try_for_each(|row| if json { say_json(row) } else { say(&line(row)) })?;
         match page.next {
             Some(next) => after = Some(next),
             None => break,

@@ -120,11 +120,8 @@ pub(crate) fn resolving(
     let known = u8::try_from(*decision).ok().and_then(Decision::from_number);
     let decision =
         known.ok_or(Refused::Field { field: "decision", problem: "it is neither of the two" })?;
-    let rule = match u8::try_from(*rule) {
-        Ok(0) => None,
-        Ok(number) => Some(Parting::from_number(number)),
-        Err(_) => Some(None),
-    };
+    let number = u8::try_from(*rule).ok();
+    let rule = (*rule != 0).then(|| number.and_then(Parting::from_number));
     let none = Refused::Field { field: "rule", problem: "there is none of this number" };
     let which = match (id.is_empty(), rule, all) {
         (false, None, false) => Which::One(id_of(id)?),
