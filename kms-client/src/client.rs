@@ -12,6 +12,9 @@ use crate::call::{CallError, ConnectError};
 use crate::ciphering::{self, Decrypt, StreamOptions, VerifyMic};
 use crate::columns::{PackedBatch, PackedReply};
 use crate::config::{ClientConfig, ConfigError};
+use crate::divergence::{
+    self, Decision, DivergencePage, DivergenceResolved, DivergenceRow, DivergenceRule,
+};
 use crate::flow::Results;
 use crate::meters::Meters;
 use crate::report::CallReport;
@@ -176,6 +179,35 @@ impl KmsClient {
     /// [`KmsClient::promote_site`].
     pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
         role::demote(&self.transport, expected_epoch).await
+    }
+
+    /// Records that one site wrote alone and that were set aside, page by page: those that wait for a decision, and with
+    /// `decided` the others, too.
+    pub async fn divergence(
+        &self,
+        after: Option<Vec<u8>>,
+        decided: bool,
+    ) -> Result<DivergencePage, CallError> {
+        divergence::list(&self.transport, after, decided).await
+    }
+
+    /// The record of this id that was set aside; none if there is no such one.
+    pub async fn divergence_of(&self, id: Vec<u8>) -> Result<Vec<DivergenceRow>, CallError> {
+        divergence::show(&self.transport, id).await
+    }
+
+    /// Decides about records that were set aside. Asked of the site that writes. To ask again changes nothing.
+    pub async fn resolve_divergence(
+        &self,
+        rule: DivergenceRule,
+        decision: Decision,
+    ) -> Result<DivergenceResolved, CallError> {
+        divergence::resolve(&self.transport, rule, decision).await
+    }
+
+    /// Has the site take in a promotion of the other one that is more than one step ahead. Takes two people.
+    pub async fn admit_epoch(&self, epoch: u64) -> Result<SiteStanding, CallError> {
+        divergence::admit(&self.transport, epoch).await
     }
 
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream

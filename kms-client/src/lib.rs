@@ -34,6 +34,7 @@
 //    records      import files: JSON Lines, CSV
 //    syncing      a site brought in step with the primary
 //    replication  what a site says of the other one
+//    divergence   what one site wrote alone
 //    role         who writes, promotion and demotion
 //    stubs        the generated clients
 // 5  columns      the wire's batches
@@ -67,6 +68,7 @@ mod client;
 mod columns;
 mod config;
 mod digits;
+mod divergence;
 mod flow;
 mod hedge;
 mod import;
@@ -104,6 +106,10 @@ pub use ciphering::StreamOptions;
 pub use client::KmsClient;
 pub use columns::{PackedBatch, PackedReply};
 pub use config::{ClientConfig, ConfigError};
+pub use divergence::{
+    Decision, DivergenceDecision, DivergenceLeft, DivergencePage, DivergenceResolved,
+    DivergenceRow, DivergenceRule, DivergentKey, Parting,
+};
 pub use dlms::SystemTitle;
 pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};

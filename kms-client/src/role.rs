@@ -116,6 +116,6 @@ pub(crate) async fn demote(
     Ok(present(reply.standing)?)
 }
 
-fn present(standing: Option<v1::SiteStanding>) -> Result<SiteStanding, ProtocolError> {
+pub(crate) fn present(standing: Option<v1::SiteStanding>) -> Result<SiteStanding, ProtocolError> {
     SiteStanding::from_wire(standing.ok_or(ProtocolError::Missing("standing"))?)
 }

@@ -40,6 +40,8 @@ pub struct SiteStatus {
     pub standing: Option<SiteStanding>,
     /// The other site; `None`: there is none.
     pub replication: Option<ReplicationStatus>,
+    /// Records that one site wrote alone and that wait for a decision.
+    pub undecided_divergence: u64,
 }
 
 /// Opening blocks in the background after start.
@@ -178,6 +180,7 @@ fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
         },
         faults: wire.faults,
         replication: wire.replication.map(replication::from_wire),
+        undecided_divergence: wire.undecided_divergence,
         standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
     })
 }

@@ -206,6 +206,16 @@ crate::numbered! {
         SealedChunk = 16 "sealed_chunk",
         /// The invocation counter below which a line gives out none, as declared.
         CounterAtLeast = 17 "counter_at_least",
+        /// Records that were set aside: what one site wrote and the other never had.
+        SetAside = 18 "set_aside",
+        /// What was decided about a record that was set aside: 1 merged, 2 discarded.
+        Resolution = 19 "resolution",
+        /// Of records that were set aside in one block: the beginning of SHA-256 over their MACs.
+        AsideDigest = 20 "aside_digest",
+        /// The epoch to which the site was promoted, in which it was demoted, or of which it learned.
+        Epoch = 21 "epoch",
+        /// The site that was enrolled: the beginning of SHA-256 over its signing key.
+        PeerKey = 22 "peer_key",
     }
 }
 

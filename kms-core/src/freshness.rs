@@ -96,6 +96,12 @@ impl Freshness {
             .is_some_and(|(position, digest)| position == mark.position && digest != mark.digest)
     }
 
+    /// The newest authentic state of a block that is known: signed for, or verified by this process.
+    pub fn newest_authentic(&self, block: BlockNo) -> Option<BlockMark> {
+        let authentic = self.state().newest.get(&block).and_then(|newest| newest.authentic);
+        authentic.map(|(position, digest)| BlockMark { block, position, digest })
+    }
+
     /// Holds an authentic state of a block against the newest known, and remembers it.
     pub fn admit(&self, mark: &BlockMark) -> Result<(), NotFresh> {
         let newest = self.state().newest.get(&mark.block).and_then(Newest::newest);

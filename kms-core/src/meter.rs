@@ -125,6 +125,16 @@ pub struct MeterRecord {
     pub changed_by: ChangeMark,
 }
 
+impl MeterRecord {
+    /// Versions that one key (a kind in a security setup) may have: four live ones, as many as are tried on
+    /// an APDU, and twelve that were before them. Each is a part of its meter's record, which every change
+    /// of its block reads.
+    pub const VERSIONS_A_KEY: usize = 16;
+    /// Key versions that a meter may have: four setups with four keys of four versions. So a record has
+    /// less than 8 KiB, and a line's comparison with it less than 4,096 steps.
+    pub const VERSIONS_A_METER: usize = 64;
+}
+
 /// A key value that a meter had before it was deleted: enough to know it again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormerKey {

@@ -84,5 +84,9 @@ crate::numbered! {
         FileCut = 39 "FILE_CUT",
         /// A device profile that the site does not have.
         UnknownProfile = 40 "UNKNOWN_PROFILE",
+        /// No record of this id was set aside.
+        NotSetAside = 41 "NOT_SET_ASIDE",
+        /// The record that was set aside can't be read.
+        NotReadable = 42 "NOT_READABLE",
     }
 }

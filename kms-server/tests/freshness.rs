@@ -433,4 +433,37 @@ on_a_token! {
             }
         });
     }
+
+    fn invariant_5_of_a_block_whose_head_was_changed_nothing_is_signed_and_it_stops_no_promotion(home) {
+        run(async {
+            let entry = |verb: &str| call(verb).entry(1, Subject::NONE, AuditOutcome::Done);
+            let site = Site::new(home).await;
+            site.add(meter(1)).await;
+            let good = site.store.heads().await.unwrap();
+            let roles = &site.keyring.roles;
+            roles.demote(Epoch(2), entry("Site/Demote"), 5).await.unwrap();
+            // One that is not authentic, one that can't be read, and one of an epoch beyond.
+            for statement in [
+                "UPDATE blocks SET sequence = 77 WHERE block = 3;",
+                "UPDATE blocks SET epoch = -1 WHERE block = 4;",
+                "UPDATE blocks SET epoch = 99 WHERE block = 5;",
+            ] {
+                tamper(&site, statement).await;
+            }
+            let wish = |is_lost| Wish { expected: Epoch(2), is_lost, above: None };
+            let refused = roles.promote(wish(false), entry("Site/Promote"), 6).await;
+            assert!(refused.is_err(), "in order, nothing is left");
+            let promoted = roles.promote(wish(true), entry("Site/Promote"), 6).await.unwrap();
+            let left: Vec<u32> = promoted.left.iter().map(|(block, _)| block.0).collect();
+            assert_eq!(left, [3, 4, 5]);
+            let signed = site.store.role_records().await.unwrap().pop().unwrap();
+            for head in &good {
+                let found = signed.record.found(head.block).unwrap();
+                assert_eq!((found.position, found.digest), (head.position, head.digest));
+            }
+            let block_of = |n: &u64| site.keyring.records.block_of(&title(*n)).0;
+            let elsewhere = (1_000..).find(|n| !left.contains(&block_of(n))).unwrap();
+            site.add(meter(elsewhere)).await;
+        });
+    }
 }

@@ -8,8 +8,9 @@ use kms_core::{
         BlockMark,
         accepting::{Accepted, NotAccepted, PeersBlock, accept},
         extending::Staged,
-        returning::{bring_back, raised},
+        returning::bring_back,
         verified::Verified,
+        withdrawing::raised,
     },
     replication::{
         following::{Input, Link, Remedy, Update},

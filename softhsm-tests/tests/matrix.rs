@@ -65,12 +65,16 @@ fn row(method: Method) -> Row {
         | Method::ReplicationProveBlocks
         | Method::ReplicationExchangeMarks
         | Method::ReplicationListFloors
+        | Method::ReplicationReportDivergence
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
-        Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
+        Method::SiteEnrolPeer | Method::SiteResolveDivergence => (&[AmiAdmin], BAD_FIELD),
+        Method::SiteListDivergence => (&[AmiAdmin, Auditor], DONE),
+        // Never by one person alone.
+        Method::SiteAdmitEpoch => (&[AmiAdmin], SECOND_PERSON),
     };
     Row { roles, answer }
 }
@@ -93,6 +97,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationProveBlocks
         | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
+        | Method::ReplicationReportDivergence
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
@@ -112,6 +117,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::SiteGetStatus
         | Method::SiteEnrolPeer
         | Method::SitePromote
+        | Method::SiteListDivergence
+        | Method::SiteResolveDivergence
+        | Method::SiteAdmitEpoch
         | Method::SiteDemote => true,
     }
 }

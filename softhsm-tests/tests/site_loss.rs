@@ -173,6 +173,27 @@ async fn invariant_4_what_the_lost_site_alone_wrote_is_set_aside_when_it_comes_b
     }
     let key = |n| format!("01{}", hex::encode_upper(common::fleet::title(n).as_bytes()));
     assert_eq!(set_aside(&world.pair.a).await, [key(2), key(3)]);
+    // Told to the site that writes, where people decide: the meter is taken, the deletion is not.
+    let divergence = |site: &Site, more: &[&str]| {
+        said_by(site, "divergence", &[&["site", "divergence"], more].concat()).unwrap()
+    };
+    eventually("B has heard of both", async || set_aside(&world.pair.b).await == [key(2), key(3)])
+        .await;
+    let told = divergence(&world.pair.b, &["list"]);
+    let all = ["NEW_METER", "DELETED", "2 wait for a decision", "by site-a"];
+    assert!(all.iter().all(|part| told.contains(part)), "{told}");
+    let said = divergence(&world.pair.b, &["accept", "--rule", "new_meter", "--yes"]);
+    assert!(said.contains("1 decided, 1 records changed"), "{said}");
+    let said = divergence(&world.pair.b, &["discard", "--rule", "all", "--yes"]);
+    assert!(said.contains("1 decided, 0 records changed"), "{said}");
+    let decided =
+        "SELECT count(*) || '' FROM divergence WHERE resolution IS NOT NULL AND decided_by <> ''";
+    eventually("A knows what was decided", async || rows(&world.pair.a, decided).await == ["2"])
+        .await;
+    world.until_the_same().await;
+    for site in [&world.pair.a, &world.pair.b] {
+        assert_eq!((opens(site, 2).await, opens(site, 3).await), (Verdict::Ok, Verdict::Ok));
+    }
 }
 
 #[tokio::test]

@@ -37,6 +37,9 @@ pub(crate) struct Script {
     /// What is said when sites are to be brought in step, and what was asked.
     pub(crate) progress: Mutex<Vec<v1::SyncProgress>>,
     pub(crate) syncs: Mutex<Vec<v1::SyncNowRequest>>,
+    /// Records that were set aside, a page each; what was asked to be decided takes the first away.
+    pub(crate) aside: Mutex<Vec<v1::DivergenceRow>>,
+    pub(crate) decided: Mutex<Vec<v1::ResolveDivergenceRequest>>,
     /// What is said of changes: whether the other site has them.
     pub(crate) replicated: AtomicI32,
     /// Streams break after so many messages, `failures` times.
@@ -411,6 +414,54 @@ impl Site for Fake {
         *standing = v1::SiteStanding { role: 1, epoch: standing.epoch + 1, writes: true };
         let left = vec![];
         Ok(Response::new(v1::PromoteResponse { standing: Some(*standing), left }))
+    }
+
+    async fn list_divergence(
+        &self,
+        request: Request<v1::ListDivergenceRequest>,
+    ) -> Result<Response<v1::ListDivergenceResponse>, Status> {
+        self.0.begin(&request).await?;
+        let v1::ListDivergenceRequest { after, id, .. } = request.into_inner();
+        let all = self.0.aside.lock().unwrap();
+        let undecided = all.len() as u64;
+        let at = after.first().map_or(0, |at| usize::from(*at));
+        let (rows, next) = match id.is_empty() {
+            true => (all.get(at).cloned(), all.get(at + 1).map(|_| vec![at as u8 + 1])),
+            false => (all.iter().find(|row| row.id == id).cloned(), None),
+        };
+        let (rows, next) = (rows.into_iter().collect(), next.unwrap_or_default().into());
+        Ok(Response::new(v1::ListDivergenceResponse { rows, next, undecided }))
+    }
+
+    async fn resolve_divergence(
+        &self,
+        request: Request<v1::ResolveDivergenceRequest>,
+    ) -> Result<Response<v1::ResolveDivergenceResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        self.0.decided.lock().unwrap().push(request.into_inner());
+        let mut all = self.0.aside.lock().unwrap();
+        let decided = u32::from(!all.is_empty());
+        all.drain(..decided as usize);
+        let more = !all.is_empty();
+        let replicated = self.0.replicated.load(Ordering::SeqCst);
+        Ok(Response::new(v1::ResolveDivergenceResponse {
+            decided,
+            changed: decided,
+            more,
+            replicated,
+            ..Default::default()
+        }))
+    }
+
+    async fn admit_epoch(
+        &self,
+        request: Request<v1::AdmitEpochRequest>,
+    ) -> Result<Response<v1::AdmitEpochResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let epoch = request.into_inner().epoch;
+        let mut standing = self.0.standing.lock().unwrap();
+        *standing = v1::SiteStanding { role: 2, writes: false, epoch };
+        Ok(Response::new(v1::AdmitEpochResponse { standing: Some(*standing) }))
     }
 
     type SyncNowStream = Replies<v1::SyncProgress>;

@@ -71,6 +71,14 @@ impl Staged {
         }
     }
 
+    /// The record under this key, of whatever kind this release knows, staged changes included.
+    pub fn stands(&self, key: &RecordKey) -> Result<Option<Record>, Unreadable> {
+        match self.records.get(key) {
+            Some(staged) => Ok(Some(staged.clone())),
+            None => self.base.stands(key),
+        }
+    }
+
     /// Stages a record.
     pub fn put(&mut self, record: Record) {
         self.records.insert(record.key(), record);

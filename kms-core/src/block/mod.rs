@@ -3,8 +3,9 @@
 //! Here the nouns; below, the rules: [`keys`] derives what a block is MACed and wrapped under,
 //! [`verified`] believes what is stored or names what is wrong, [`extending`] adds our own changes,
 //! [`accepting`] takes a peer's over as they are, [`returning`] brings a block that has parted back to the peer's
-//! [`lineage`], [`entering`] brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here,
-//! [`local`] keys the rows that are one site's own.
+//! [`lineage`], [`reconciling`] merges what was set aside then ([`withdrawing`]: what waits for nobody), [`entering`]
+//! brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here, [`local`] keys the rows
+//! that are one site's own.
 
 pub mod accepting;
 pub mod entering;
@@ -13,8 +14,10 @@ pub mod keys;
 pub mod lineage;
 pub mod local;
 pub mod proof;
+pub mod reconciling;
 pub mod returning;
 pub mod verified;
+pub mod withdrawing;
 
 use std::fmt;
 

@@ -3,16 +3,14 @@
 //! one epoch, and never without the signed promotion.
 //!
 //! Nothing is merged and nothing is dropped here: people decide about what was set aside. Two states don't wait for
-//! them: [`withdrawn`] keys are to be withdrawn at contact. Nor does a counter line that was [`raised`].
+//! them: keys are [`withdrawn`](super::withdrawing::withdrawn) at contact, and counter lines
+//! [`raised`](super::withdrawing::raised).
 
 use std::collections::BTreeSet;
 
-use crate::{
-    Epoch, Head, KeyId, KeyState, MeterRecord, Position, Record, RecordKey, StoredRecord,
-    counters::Line,
-};
+use crate::{Epoch, Head, Record, RecordKey, StoredRecord};
 
-use super::{lineage::Lineage, verified::Verified};
+use super::{lineage::Lineage, reconciling::says_more, verified::Verified};
 
 /// The step from our parted block to the peer's. To be stored in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +21,8 @@ pub struct Return {
     pub records: Vec<StoredRecord>,
     /// The records that are here and not there at the peer at all.
     pub gone: Vec<RecordKey>,
-    /// Our records, as they stand, that never became a part of the peer's block; and those that are damaged and
-    /// differ from the peer's, since nobody can say of which state they are.
+    /// Our records, as they stand, that never became a part of the peer's block; those that are damaged and differ from
+    /// the peer's, since nobody can say of which state they are; and all that differ, where we were rolled back.
     pub set_aside: Vec<StoredRecord>,
 }
 
@@ -80,16 +78,7 @@ pub fn bring_back(
     lineage: &Lineage,
 ) -> Result<Return, NotReturned> {
     check(ours, &theirs, lineage)?;
-    let here = ours.mark();
-    // Two states at one place: then nothing of ours is known to be of the peer's past.
-    let same_place = lineage.fork(here.position.epoch);
-    let no_ancestor = same_place.is_some_and(|found| found.position == here.position);
-    let is_the_peers = |record: &StoredRecord| theirs.stored(&record.key) == Some(record);
-    let was_the_peers = |position: Position| !no_ancestor && lineage.has(position);
-    let alone = |record: &&StoredRecord| {
-        !is_the_peers(record) && (ours.is_damaged(&record.key) || !was_the_peers(record.position))
-    };
-    let set_aside = ours.records.iter().filter(alone).cloned().collect();
+    let set_aside = set_aside(ours, &theirs, lineage);
     let there: BTreeSet<RecordKey> = theirs.records.iter().map(|record| record.key).collect();
     let gone = ours.records.iter().map(|record| record.key).filter(|key| !there.contains(key));
     let gone = gone.collect();
@@ -123,54 +112,51 @@ fn check(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Result<(), No
     let found = found.filter(|found| found.block == our_head.block);
     let found = found.ok_or(NotReturned::NotPromoted(to))?;
     let parted = our_head.position > found.position
-        || our_head.position == found.position && our_head.digest != found.digest;
+        || our_head.position == found.position && our_head.digest != found.digest
+        || ours.authentic().any(|record| is_beside(ours, theirs, record));
     if parted { Ok(()) } else { Err(NotReturned::NotForked) }
 }
 
-/// A key that must not be used on as the peer uses it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Withdrawn {
-    /// The key, of the peer's record.
-    pub key: KeyId,
-    /// The state to bring it into: `COMPROMISED` or `DESTROYED`.
-    pub state: KeyState,
-}
-
-/// The keys of the peer's record that a record which was set aside says are compromised or destroyed, and
-/// that have not come as far there. Those apply at contact, whatever is decided of the rest.
-pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
-    let Record::Meter(theirs) = theirs else { return Vec::new() };
-    let state = |key: &crate::KeyRecord| match set_aside {
-        Record::Meter(ours) => state_in(ours, key),
-        Record::Tombstone(ours) => former_state(&ours.keys, key),
-        Record::Line(_) => None,
+/// What of ours is to be set aside. Of a block that was rolled back before we wrote on, positions say nothing: then
+/// all that the peer does not have as it is.
+fn set_aside(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Vec<StoredRecord> {
+    let here = ours.mark();
+    // Two states at one place: then nothing of ours is known to be of the peer's past.
+    let same_place = lineage.fork(here.position.epoch);
+    let no_ancestor = same_place.is_some_and(|found| found.position == here.position);
+    let is_of_the_past = |record: &StoredRecord| lineage.has(record.position);
+    let past = || ours.authentic().filter(|record| is_of_the_past(record));
+    let no_past = no_ancestor || past().any(|record| is_beside(ours, theirs, record));
+    let alone = |record: &&StoredRecord| {
+        !is_the_peers(theirs, record)
+            && (no_past || ours.is_damaged(&record.key) || !is_of_the_past(record))
     };
-    let withdrawn = |key: &crate::KeyRecord| {
-        let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
-        (key.state < state).then_some(Withdrawn { key: key.id, state })
+    ours.records.iter().filter(alone).cloned().collect()
+}
+
+fn is_the_peers(theirs: &Verified, record: &StoredRecord) -> bool {
+    theirs.stored(&record.key) == Some(record)
+}
+
+/// Whether the peer's block can't have come from one with this record, which its place alone would not show: no record
+/// goes away, each change of one has a higher place, at one place stands one record, and no key of a meter is
+/// forgotten.
+fn is_beside(ours: &Verified, theirs: &Verified, record: &StoredRecord) -> bool {
+    if is_the_peers(theirs, record) {
+        return false;
+    }
+    let Some(later) = theirs.stored(&record.key) else { return true };
+    // Of our own epoch we would have it, if the peer's came from ours.
+    let here = ours.head().position;
+    let is_missing = later.position.epoch == here.epoch && later.position <= here;
+    if later.position <= record.position || is_missing {
+        return true;
+    }
+    if theirs.records.iter().any(|it| it.position == record.position) {
+        return true;
+    }
+    let (Ok(was), Ok(is)) = (Record::decode(&record.body), Record::decode(&later.body)) else {
+        return false;
     };
-    theirs.keys.iter().filter_map(withdrawn).collect()
-}
-
-/// The counter line that the peer has to write before it transmits on it, if the one that was set aside is higher: offsets
-/// merge by maximum, whatever is decided of the rest. A peer that was restored would repeat counters else.
-pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
-    let Record::Line(ours) = set_aside else { return None };
-    let merged = match theirs {
-        Some(Record::Line(theirs)) if theirs.name == ours.name => theirs.merged(ours),
-        _ => *ours,
-    };
-    (theirs != Some(&Record::Line(merged))).then_some(merged)
-}
-
-fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {
-    let by_id = ours.keys.iter().find(|ours| ours.id == key.id).map(|ours| ours.state);
-    by_id.into_iter().chain(former_state(&ours.former, key)).max()
-}
-
-/// The state of a key in a meter that was deleted: former keys have no ids, only their values' identities.
-fn former_state(former: &[crate::FormerKey], key: &crate::KeyRecord) -> Option<KeyState> {
-    let same = |was: &crate::FormerUse| (was.setup, was.kind) == (key.setup, key.kind);
-    let of_value = former.iter().filter(|former| former.fingerprint == key.fingerprint);
-    of_value.filter_map(|former| former.was).filter(same).map(|was| was.state).max()
+    says_more(&was, &is)
 }

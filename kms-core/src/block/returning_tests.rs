@@ -9,9 +9,10 @@ use super::{
     BlockMark,
     accepting::{Accepted, NotAccepted, PeersBlock, accept},
     lineage::Lineage,
-    returning::{NotReturned, Return, Withdrawn, bring_back, raised, withdrawn},
+    returning::{NotReturned, Return, bring_back},
     rules_tests::{BLOCK, EPOCH, empty, gone, keys, meter, three, title, verify, write_in},
     verified::Verified,
+    withdrawing::{Withdrawn, raised, withdrawn},
 };
 use crate::{
     BlockNo, Epoch, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind, KeyRecord, KeyState,
@@ -238,6 +239,31 @@ fn invariant_3_a_line_that_was_set_aside_raises_the_one_that_stands() {
     assert_eq!(raised(&of(4), Some(&Record::Line(Line::undeclared(name)))), Some(line(4)));
     assert_eq!((raised(&of(2), Some(&of(4))), raised(&of(4), Some(&of(4)))), (None, None));
     assert_eq!(raised(&meter(1, 0), None), None);
+}
+
+/// We were rolled back behind what the peer has of our own epoch, and wrote on at places that it had long seen.
+#[test]
+fn invariant_4_a_site_that_was_rolled_back_sets_all_aside_that_the_peer_does_not_have() {
+    let start = three();
+    let seen = write_in(EPOCH, &start, [meter(4, 1), meter(1, 5), meter(2, 5)]).1;
+    let theirs = write_in(THEIRS, &promoted(&seen, THEIRS), [meter(4, 9)]).1;
+    let known = since(&seen);
+    // Below where the promotion found it, at the same place, and beyond.
+    let short = write_in(EPOCH, &start, [meter(6, 0)]).1;
+    let equal = write_in(EPOCH, &start, [meter(6, 0), meter(3, 8), meter(7, 0)]).1;
+    let long = write_in(EPOCH, &equal, [meter(8, 0)]).1;
+    let expected = [
+        (&short, vec![key(1), key(2), key(6)]),
+        (&equal, vec![key(1), key(2), key(3), key(6), key(7)]),
+        (&long, vec![key(1), key(2), key(3), key(6), key(7), key(8)]),
+    ];
+    for (ours, aside) in expected {
+        let taken = accept(ours, &keys(), whole(&theirs, known.fork(EPOCH)));
+        assert!(taken.is_err(), "{taken:?}");
+        let back = bring_back(ours, theirs.clone(), &known).unwrap();
+        assert_eq!(keys_of(&back.set_aside), aside);
+        assert_eq!(back.returned(ours.clone()), theirs);
+    }
 }
 
 /// A change of one of eight meters.

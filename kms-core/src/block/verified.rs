@@ -184,6 +184,25 @@ impl Verified {
         })
     }
 
+    /// The record under this key, of whatever kind this release knows.
+    pub fn stands(&self, key: &RecordKey) -> Result<Option<Record>, Unreadable> {
+        let Some(stored) = self.stored(key) else {
+            return match self.damaged.len() {
+                0 => Ok(None),
+                damaged => Err(Unreadable::OneOfDamaged(damaged)),
+            };
+        };
+        match Record::decode(&stored.body) {
+            Ok(record) if record.key() == *key && !self.is_damaged(key) => Ok(Some(record)),
+            _ => Err(Unreadable::Damaged),
+        }
+    }
+
+    /// Whether this very record stands.
+    pub fn is_stored(&self, record: &StoredRecord) -> bool {
+        self.stored(&record.key) == Some(record)
+    }
+
     /// The keys under which there are records of this title that can't be read: those of a wrong MAC, and an
     /// authentic one of no schema that we know.
     pub fn unreadable(&self, title: &SystemTitle) -> Vec<RecordKey> {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     DomainId, Epoch, Position, Sequence,
     site::{
-        peer::{Peer, PeerKind},
+        peer::{FormerSigner, Peer, PeerKind},
         role::{RoleChange, RoleRecord, SignedRoleRecord},
     },
 };
@@ -73,7 +73,7 @@ fn bundle() -> SignedEnrolment {
             signing: signer.public(),
             transport_block: vec![3; 422],
             enrolled_ms: 1,
-            former: vec![[8; 65]],
+            former: vec![FormerSigner { key: [8; 65], until: Epoch(2) }],
         },
         recipient: "south".to_owned(),
         kind: PeerKind::Odd,

@@ -177,11 +177,12 @@ pub fn verify(
     Ok(())
 }
 
-/// Whether the site that the record's epoch belongs to signed it with a key that it has no more.
+/// Whether the site that the record's epoch belongs to signed it with a key that it has no more, up to the epoch at which
+/// that was replaced.
 pub fn is_of_former(peers: &[Peer], signed: &SignedRoleRecord) -> bool {
     let kind = if signed.record.epoch.is_even() { PeerKind::Even } else { PeerKind::Odd };
     let mut former = peers.iter().filter(|peer| peer.kind == kind).flat_map(|peer| &peer.former);
-    former.any(|key| signed.is_signed_by(key))
+    former.any(|it| signed.record.epoch <= it.until && signed.is_signed_by(&it.key))
 }
 
 fn check_itself(

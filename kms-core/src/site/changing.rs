@@ -7,7 +7,10 @@ use super::{
     DomainRecord,
     role::{Role, RoleChange, RoleRecord, Standing},
 };
-use crate::{BlockNo, Epoch, block::BlockMark};
+use crate::{
+    BlockNo, Epoch, Position, Sequence,
+    block::{BlockMark, keys::digest},
+};
 
 /// A site that is about to change its role.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +113,24 @@ impl Site<'_> {
             heads: self.heads.iter().map(|mark| (mark.position, mark.digest)).collect(),
         })
     }
+}
+
+/// The state to be told of a block whose own head can't be believed, by a site that takes over from one that is lost:
+/// the newest one that somebody signed for or this process verified; else the one of the newest role record; else the
+/// one of the beginning. Never one that only the database says.
+pub fn last_known<R: Borrow<RoleRecord>>(
+    domain: &DomainRecord,
+    known: &[R],
+    block: BlockNo,
+    authentic: Option<BlockMark>,
+) -> BlockMark {
+    let told = known.iter().rev().find_map(|record| record.borrow().found(block));
+    let newest = authentic.into_iter().chain(told).max_by_key(|mark| mark.position);
+    newest.unwrap_or_else(|| BlockMark {
+        block,
+        position: Position { epoch: domain.epoch, sequence: Sequence(0) },
+        digest: digest(std::iter::empty()),
+    })
 }
 
 /// The blocks that would lose something if the site with these states were promoted now, after the peer was demoted:

@@ -2,6 +2,7 @@
 
 use super::DomainId;
 use crate::{
+    Epoch,
     audit::{PublicKey, Signature, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
@@ -35,7 +36,16 @@ pub struct Peer {
     pub enrolled_ms: u64,
     /// Keys that it signed with before it was enrolled anew, the newest last. What is known with their signatures
     /// stays known; nothing new counts with them.
-    pub former: Vec<PublicKey>,
+    pub former: Vec<FormerSigner>,
+}
+
+/// A key that a site signed with before its token was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormerSigner {
+    /// The key.
+    pub key: PublicKey,
+    /// The highest epoch that was known when it was replaced: of what is above, it says nothing.
+    pub until: Epoch,
 }
 
 /// A peer, signed by our own token when it was enrolled: a writer of the database can bring in none.
@@ -51,13 +61,15 @@ impl Peer {
     /// The most former keys that are kept: a site does not lose its token every year.
     pub const FORMER_MAX: usize = 32;
 
-    /// The former keys of this peer once it is enrolled anew with `signing`.
-    pub fn former_with(&self, signing: &PublicKey) -> Vec<PublicKey> {
+    /// The former keys of this peer once it is enrolled anew with `signing`, at a time at which this is the highest epoch
+    /// that is known.
+    pub fn former_with(&self, signing: &PublicKey, until: Epoch) -> Vec<FormerSigner> {
         let mut former = self.former.clone();
-        if self.signing != *signing && !former.contains(&self.signing) {
-            former.push(self.signing);
+        if self.signing != *signing {
+            former.retain(|former| former.key != self.signing);
+            former.push(FormerSigner { key: self.signing, until });
         }
-        former.retain(|key| key != signing);
+        former.retain(|former| former.key != *signing);
         let too_many = former.len().saturating_sub(Self::FORMER_MAX);
         former.drain(..too_many);
         former
@@ -66,20 +78,26 @@ impl Peer {
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
         let Self { domain, site, kind, signing, transport_block, enrolled_ms, former } = self;
-        let mut out = [LABEL, &domain.0[..]].concat();
+        let label = if former.is_empty() { LABEL } else { LABEL_WITH_FORMER };
+        let mut out = [label, &domain.0[..]].concat();
         put_bytes(&mut out, site.as_bytes());
         out.push(*kind as u8);
         out.extend_from_slice(signing);
         put_bytes(&mut out, transport_block);
         out.extend_from_slice(&enrolled_ms.to_be_bytes());
         out.push(former.len() as u8); // at most FORMER_MAX
-        former.iter().for_each(|key| out.extend_from_slice(key));
+        for FormerSigner { key, until } in former {
+            out.extend_from_slice(key);
+            out.extend_from_slice(&until.0.to_be_bytes());
+        }
         out
     }
 
     /// The peer in the bytes of a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadEncoding> {
-        let mut input = Reader::new(bytes.strip_prefix(LABEL).ok_or(BadEncoding)?);
+        let with_former = bytes.strip_prefix(LABEL_WITH_FORMER);
+        let rest = with_former.or_else(|| bytes.strip_prefix(LABEL)).ok_or(BadEncoding)?;
+        let mut input = Reader::new(rest);
         let peer = Self {
             domain: DomainId(input.array()?),
             site: input.text()?.to_owned(),
@@ -90,7 +108,9 @@ impl Peer {
             former: former(&mut input)?,
         };
         input.end()?;
-        Ok(peer)
+        // One encoding for each peer.
+        let is_said = with_former.is_some() != peer.former.is_empty();
+        if is_said { Ok(peer) } else { Err(BadEncoding) }
     }
 }
 
@@ -101,19 +121,25 @@ impl SignedPeer {
     }
 }
 
-fn former(input: &mut Reader<'_>) -> Result<Vec<PublicKey>, BadEncoding> {
+fn former(input: &mut Reader<'_>) -> Result<Vec<FormerSigner>, BadEncoding> {
     let count = usize::from(input.u8()?);
     if count > Peer::FORMER_MAX {
         return Err(BadEncoding);
     }
-    (0..count).map(|_| input.array()).collect()
+    let one = |_| Ok(FormerSigner { key: input.array()?, until: Epoch(input.u64()?) });
+    (0..count).map(one).collect()
 }
 
 const LABEL: &[u8] = b"ami.kms/peer/1";
+const LABEL_WITH_FORMER: &[u8] = b"ami.kms/peer/2";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn former(n: u8, until: u64) -> FormerSigner {
+        FormerSigner { key: [n; 65], until: Epoch(until) }
+    }
 
     #[test]
     fn a_peer_comes_back_from_its_message_and_from_no_other() {
@@ -124,10 +150,12 @@ mod tests {
             signing: [4; 65],
             transport_block: vec![9; 422],
             enrolled_ms: 12,
-            former: vec![[5; 65], [6; 65]],
+            former: vec![former(5, 2), former(6, 7)],
         };
         let message = peer.message();
-        assert_eq!(Peer::decode(&message), Ok(peer));
+        assert_eq!(Peer::decode(&message), Ok(peer.clone()));
+        let without = Peer { former: Vec::new(), ..peer };
+        assert_eq!(Peer::decode(&without.message()), Ok(without));
         for end in 0..message.len() {
             assert_eq!(Peer::decode(&message[..end]), Err(BadEncoding), "cut at {end}");
         }
@@ -146,11 +174,11 @@ mod tests {
             enrolled_ms: 0,
             former: Vec::new(),
         };
-        assert_eq!(peer.former_with(&key(1)), [] as [PublicKey; 0]);
-        peer.former = peer.former_with(&key(2));
+        assert_eq!(peer.former_with(&key(1), Epoch(2)), []);
+        peer.former = peer.former_with(&key(2), Epoch(2));
         peer.signing = key(2);
-        assert_eq!(peer.former, [key(1)]);
-        assert_eq!(peer.former_with(&key(3)), [key(1), key(2)]);
-        assert_eq!(peer.former_with(&key(1)), [key(2)]);
+        assert_eq!(peer.former, [former(1, 2)]);
+        assert_eq!(peer.former_with(&key(3), Epoch(5)), [former(1, 2), former(2, 5)]);
+        assert_eq!(peer.former_with(&key(1), Epoch(5)), [former(2, 5)]);
     }
 }

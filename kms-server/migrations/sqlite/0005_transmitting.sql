@@ -43,3 +43,27 @@ CREATE TABLE floor_runs (
     at_ms INTEGER NOT NULL,
     ended INTEGER NOT NULL CHECK (ended IN (0, 1))
 ) STRICT, WITHOUT ROWID;
+
+-- What was set aside, named by its MAC too: a site that was rolled back may write two records at one place. Who decided,
+-- and when. SQLite can't change a primary key: the rows go over as they are.
+CREATE TABLE divergence_by_mac (
+    block          INTEGER NOT NULL,
+    key            BLOB    NOT NULL CHECK (length(key) BETWEEN 1 AND 32),
+    epoch          INTEGER NOT NULL,
+    sequence       INTEGER NOT NULL,
+    secret_version INTEGER NOT NULL,
+    mac            BLOB    NOT NULL CHECK (length(mac) = 16),
+    body           BLOB    NOT NULL,
+    site           TEXT    NOT NULL,
+    at_ms          INTEGER NOT NULL,
+    resolution     INTEGER,
+    decided_ms     INTEGER,
+    decided_by     TEXT,
+    PRIMARY KEY (block, key, epoch, sequence, mac)
+) STRICT, WITHOUT ROWID;
+INSERT INTO divergence_by_mac
+    (block, key, epoch, sequence, secret_version, mac, body, site, at_ms, resolution)
+    SELECT block, key, epoch, sequence, secret_version, mac, body, site, at_ms, resolution FROM divergence;
+DROP TABLE divergence;
+ALTER TABLE divergence_by_mac RENAME TO divergence;
+CREATE INDEX divergence_undecided ON divergence (block) WHERE resolution IS NULL;

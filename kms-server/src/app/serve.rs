@@ -120,8 +120,10 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let ciphering = ground.ciphering(floors, audit.status().node, &keyring).await;
-    let replication =
-        two_sites.map(|two_sites| two_sites.start(&keyring, Arc::clone(ciphering.floors())));
+    let replication = match two_sites {
+        Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
+        None => None,
+    };
     let verbs = (ciphering, lifecycle, transmitting);
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await

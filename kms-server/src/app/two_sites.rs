@@ -9,7 +9,7 @@ use crate::{
     keyring::Keyring,
     replication::{
         Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, PeersMemory,
-        Proving, Remembering, Serving, Status, Syncing,
+        Proving, Remembering, Reporting, Serving, Status, Syncing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     transmitting::OtherSite,
@@ -57,13 +57,17 @@ impl TwoSites {
     }
 
     /// Starts what goes on beside serving, and gives what serves.
-    pub(super) fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
+    pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
         let Self { grounds, ledger, remembering } = self;
         let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let following =
+            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
+        // Before the first change: this site may have been promoted over, or put back.
+        following.meet_first().await;
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
         let proving = Arc::new(proving);
@@ -72,9 +76,10 @@ impl TwoSites {
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
         tokio::spawn(async move { flooring.run().await });
+        tokio::spawn(async move { reporting.run().await });
         let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
         let parts = ReplicationParts { serving: Arc::new(serving), answering, remembering };
-        Replicating { parts, status, syncing: Arc::new(syncing) }
+        Replicating { parts, status, syncing: Arc::new(syncing), fencing }
     }
 }

@@ -337,7 +337,7 @@ impl AuditedStore for Audit {
         mut step: RoleStep,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
-        if step.now.writes && step.table.is_none() {
+        if step.now.writes && step.table.is_none() && !step.is_past() {
             let heads = step.blocks.iter().map(|change| &change.head);
             let signed = self
                 .tables

@@ -16,7 +16,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, PublicKey, Subject},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, PublicKey, Subject},
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     enrolment::{
         Fingerprint, Oaep,
@@ -32,6 +32,7 @@ use kms_core::{
         role::SignedRoleRecord,
     },
 };
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 pub use error::EnrolError;
@@ -265,6 +266,7 @@ impl Enroller {
         known: &[Peer],
     ) -> Result<(), EnrolError> {
         let at_ms = self.clock.unix_ms();
+        let epoch = self.store.role().await?.epoch;
         let before = known.iter().find(|peer| peer.site == request.site);
         let peer = Peer {
             domain: self.domain.domain,
@@ -273,12 +275,19 @@ impl Enroller {
             signing: request.signing,
             transport_block: request.transport_block.clone(),
             enrolled_ms: at_ms,
-            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing)),
+            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing, epoch)),
         };
         let signature = self.hsm.sign(peer.message()).await?;
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+        let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
         Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
     }
+}
+
+/// The beginning of SHA-256 over a key, for the audit log.
+fn beginning(key: &PublicKey) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// The kind of this site, for others.

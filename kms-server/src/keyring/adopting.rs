@@ -9,10 +9,13 @@ use super::{
     publishing::{Changed, publish},
     turns::Turn,
 };
-use crate::store::{AuditedStore, IndexEntry, RecordChange, StoreError, sites::BlockAdoption};
+use crate::store::{
+    AuditedStore, IndexEntry, RecordChange, StoreError,
+    sites::{BlockAdoption, Divergent},
+};
 use kms_core::{
     BlockNo, Head, Record, RecordKey, StoredRecord,
-    audit::{AuditEntry, Detail},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     block::{
         BlockMark,
         accepting::{Accepted, Adoption, NotAccepted, PeersBlock, accept},
@@ -103,6 +106,15 @@ impl Adopter {
         task.await.map_err(lost)?
     }
 
+    /// Keeps what was decided of records that were set aside.
+    pub async fn keep_decided(
+        &self,
+        decided: Vec<Divergent>,
+        entry: AuditEntry,
+    ) -> Result<(), KeyringError> {
+        Ok(self.commits.put_divergence(decided, vec![entry]).await?)
+    }
+
     async fn adopt_to_the_end(
         &self,
         mut arrived: Vec<Arrived>,
@@ -173,8 +185,11 @@ impl Adopter {
             all.push(changed);
             adoptions.push(adoption);
         }
+        let aside = adoptions.iter().filter_map(|adoption| aside_entry(adoption, &entry));
+        let aside: Vec<AuditEntry> = aside.collect();
         let entry = entry.with(Detail::Items, records as u64);
-        if let Err(error) = self.commits.adopt(adoptions, vec![entry]).await {
+        let entries = [vec![entry], aside].concat();
+        if let Err(error) = self.commits.adopt(adoptions, entries).await {
             if matches!(error, StoreError::Unreachable { .. }) {
                 // They may be there: what is resident may be older than what is stored.
                 self.opener.faults.suspect(outcomes.iter().map(|outcome| outcome.block));
@@ -184,6 +199,20 @@ impl Adopter {
         publish(&self.opener, all);
         Ok(outcomes)
     }
+}
+
+/// What is said of the records of a block that are set aside, if any are.
+fn aside_entry(adoption: &BlockAdoption, entry: &AuditEntry) -> Option<AuditEntry> {
+    let BlockAdoption { head, set_aside, .. } = adoption;
+    let digest = kms_core::block::keys::digest(set_aside.iter().map(|record| &record.mac));
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    let call = AuditedCall::new(entry.call.caller.as_str(), "Replication/SetAside");
+    let subject = Subject { block: Some(head.block), ..Subject::NONE };
+    let entry = call
+        .entry(entry.at_ms, subject, AuditOutcome::Done)
+        .with(Detail::SetAside, set_aside.len() as u64)
+        .with(Detail::AsideDigest, u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+    (!set_aside.is_empty()).then_some(entry)
 }
 
 fn changed(verified: Verified, unsealed: Unsealed, turn: Turn) -> Changed {
@@ -210,7 +239,9 @@ fn step(
             let count = step.records.len();
             Ok(Some((step.adoption(expected), adoption.adopted(ours), count)))
         }
-        Err(NotAccepted::Forked(_)) if is_whole => {
+        Err(
+            NotAccepted::Forked(_) | NotAccepted::Incomplete(_) | NotAccepted::OlderRecord { .. },
+        ) if is_whole && head.position.epoch > expected.position.epoch => {
             let theirs = Verified::of_any_age(head.clone(), in_key_order(records), &unsealed.keys)
                 .map_err(|refused| Taken::Refused(format!("the peer's block: {refused}")))?;
             let lineage = lineage(roles, block, head.position.epoch);

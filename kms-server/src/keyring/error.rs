@@ -51,6 +51,9 @@ pub enum KeyringError {
     /// It is not known which states of blocks are the newest.
     #[error("{0}")]
     RolledBack(Arc<str>),
+    /// The peer has states of our epoch that our database has not: it was put back.
+    #[error("{0}")]
+    BehindPeer(Arc<str>),
     /// One record is not what was written. The rest of its block is.
     #[error(
         "the record of meter {system_title} in block {block} was changed outside this service: restore \
@@ -157,6 +160,7 @@ impl KeyringError {
             | Self::RecordMissing { .. }
             | Self::NotWrapped { .. }
             | Self::TooLong(_)
+            | Self::BehindPeer(_)
             | Self::Stale { .. } => false,
         }
     }

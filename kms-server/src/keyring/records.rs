@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{error::KeyringError, opening::Opener};
-use kms_core::{BlockNo, Head, MeterId, Record, SystemTitle};
+use kms_core::{BlockNo, Head, MeterId, Record, StoredRecord, SystemTitle};
 
 /// The outcome of a look-up by meter id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,27 @@ impl Records {
             record.map_err(|why| KeyringError::unreadable(block, *title, why))
         };
         Ok(titles.iter().map(read).collect())
+    }
+
+    /// The records that stand where these of one block were set aside, read and verified once: each beside the one that
+    /// was set aside, as far as that is authentic and can be read.
+    pub async fn beside(
+        &self,
+        block: BlockNo,
+        aside: &[StoredRecord],
+    ) -> Result<Vec<(Option<Record>, Option<Record>)>, KeyringError> {
+        let (unsealed, verified) = self.opener.verified(block).await?;
+        let mut scratch = Vec::new();
+        let mut both = Vec::with_capacity(aside.len());
+        for record in aside {
+            let is_authentic = unsealed.keys.record_is_authentic(block, record, &mut scratch);
+            let read = Record::decode(&record.body).ok().filter(|read| read.key() == record.key);
+            both.push((
+                read.filter(|_| is_authentic),
+                verified.stands(&record.key).unwrap_or(None),
+            ));
+        }
+        Ok(both)
     }
 
     /// The title of the meter with this id, if its block is open now.

@@ -1,21 +1,27 @@
 //! This site's role, as this process knows it: what its changes are numbered in. The database checks it once
 //! more in each commit.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tokio::sync::watch;
 
 use kms_core::{
-    DomainRecord,
+    DomainRecord, Epoch,
     site::role::{Role, RoleRecord, Standing},
 };
 
 /// The role, shared by who changes blocks and who learns of promotions.
 #[derive(Debug)]
-pub struct SiteRole(watch::Sender<Standing>);
+pub struct SiteRole {
+    standing: watch::Sender<Standing>,
+    /// The epoch in which this site was rolled back, and the sentence that says so.
+    rolled_back: Mutex<Option<(Epoch, Arc<str>)>>,
+}
 
 impl SiteRole {
     /// A role that was verified.
     pub fn new(standing: Standing) -> Self {
-        Self(watch::Sender::new(standing))
+        Self { standing: watch::Sender::new(standing), rolled_back: Mutex::default() }
     }
 
     /// The role that a site begins with, before any promotion.
@@ -30,16 +36,32 @@ impl SiteRole {
 
     /// The role now.
     pub fn now(&self) -> Standing {
-        *self.0.borrow()
+        *self.standing.borrow()
+    }
+
+    /// Why this site changes nothing although its role says that it writes: its database went back behind what it had
+    /// written in this epoch. A new epoch, or another site's promotion, is the way out.
+    pub fn rolled_back(&self) -> Option<Arc<str>> {
+        let now = self.now();
+        let known = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let reason = known.as_ref().filter(|(epoch, _)| *epoch == now.epoch && now.writes());
+        reason.map(|(_, reason)| Arc::clone(reason))
+    }
+
+    /// This site was rolled back: it changes nothing more in its present epoch.
+    pub(super) fn is_rolled_back(&self, reason: &str) {
+        let epoch = self.now().epoch;
+        let known = self.rolled_back.lock();
+        *known.unwrap_or_else(PoisonError::into_inner) = Some((epoch, reason.into()));
     }
 
     /// Hears of every change.
     pub fn follow(&self) -> watch::Receiver<Standing> {
-        self.0.subscribe()
+        self.standing.subscribe()
     }
 
     /// The role changed, and the change is stored.
     pub(super) fn becomes(&self, standing: Standing) {
-        self.0.send_if_modified(|now| std::mem::replace(now, standing) != standing);
+        self.standing.send_if_modified(|now| std::mem::replace(now, standing) != standing);
     }
 }

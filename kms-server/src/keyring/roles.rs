@@ -4,7 +4,7 @@
 //! transaction that excludes commits, then the process. A process that was stopped in between finds the new
 //! role in its next commit, which is refused.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     error::KeyringError,
@@ -19,8 +19,8 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Epoch, Head,
-    audit::{AuditEntry, PublicKey, is_signed},
+    BlockNo, Epoch, Head, Position, Sequence,
+    audit::{AuditEntry, Detail, PublicKey, is_signed},
     block::{BlockMark, entering::enter, keys::BlockKeys},
     site::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
@@ -32,6 +32,10 @@ use kms_core::{
 
 /// The interval at which a server looks whether another one of its site changed the role.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Beyond any position.
+const END: Position =
+    Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
 
 /// The most times that a change of role is tried anew because a block was changed meanwhile.
 const TRIES_MAX: usize = 8;
@@ -80,6 +84,9 @@ pub enum NotChanged {
         /// The reason.
         why: String,
     },
+    /// This site's database was put back: what its states say is not what it wrote.
+    #[error("{0}")]
+    RolledBack(Arc<str>),
     /// The record is not one that this site accepts.
     #[error(transparent)]
     NotAdmitted(#[from] NotAdmitted),
@@ -122,6 +129,8 @@ struct Entered {
 struct Stored {
     heads: Vec<Head>,
     marks: Vec<BlockMark>,
+    /// Those whose head can't be believed, each with its reason: the mark is another one then.
+    left: Vec<(BlockNo, String)>,
 }
 
 impl Roles {
@@ -130,9 +139,49 @@ impl Roles {
         Self { opener, commits }
     }
 
-    /// The role now, as this process knows it.
+    /// The role now, as this process knows it. One that was rolled back writes nothing.
     pub fn standing(&self) -> Standing {
-        self.opener.role.now()
+        let now = self.opener.role.now();
+        match self.opener.role.rolled_back() {
+            Some(_) => Standing { open: false, ..now },
+            None => now,
+        }
+    }
+
+    /// Why this site changes nothing although its role says that it writes.
+    pub fn rolled_back(&self) -> Option<Arc<str>> {
+        self.opener.role.rolled_back()
+    }
+
+    /// The epoch in which the domain was founded.
+    pub fn founded(&self) -> Epoch {
+        self.opener.domain.epoch
+    }
+
+    /// Holds a head that the peer says it has against ours. If it is authentic, of the epoch that we write in, and not a
+    /// state that we came through or are at, our database was rolled back: nothing more is changed in this epoch, and
+    /// the sentence says so.
+    pub async fn hold_against(&self, theirs: &Head) -> Result<Option<Arc<str>>, KeyringError> {
+        let (unsealed, ours) = self.opener.verified(theirs.block).await?;
+        let head = ours.head();
+        let now = self.opener.role.now();
+        let is_of_epoch = theirs.position.epoch == now.epoch && now.writes();
+        let is_beyond = theirs.position > head.position
+            || theirs.position == head.position && theirs.digest != head.digest;
+        if !is_of_epoch || !is_beyond || !unsealed.keys.head_is_authentic(theirs) {
+            return Ok(None);
+        }
+        let reason = format!(
+            "the peer has block {} at {}, and this database has it at {}: it was put back, and this site writes nothing \
+             more in epoch {}. Promote the peer (`ami-tool site promote`), which has what is missing here; or, to give \
+             that up, this site with `--above-epoch {}`",
+            theirs.block, theirs.position, head.position, now.epoch.0, now.epoch.0
+        );
+        if self.opener.role.rolled_back().is_none() {
+            tracing::error!("{reason}");
+        }
+        self.opener.role.is_rolled_back(&reason);
+        Ok(self.opener.role.rolled_back())
     }
 
     /// This site begins to write, in the next epoch of its parity. In order: the other site has ended its epoch,
@@ -172,7 +221,10 @@ impl Roles {
         if standing.role == Role::Secondary && standing.open && !is_lost {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
-        let found = self.marks().await?;
+        let found = match is_lost {
+            true => self.believed(&records).await?,
+            false => self.marks().await?,
+        };
         let domain = &self.opener.domain;
         let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
         let record = site.promotion(above)?;
@@ -183,7 +235,8 @@ impl Roles {
             }
         }
         let epoch = record.epoch;
-        let entered = self.enter_all(found.heads, epoch, is_lost).await?;
+        let mut entered = self.enter_all(found.heads, epoch, is_lost).await?;
+        entered.left.extend(found.left);
         let record = self.sign(record).await?;
         let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
         let step = RoleStep {
@@ -196,6 +249,7 @@ impl Roles {
             table: None,
             ends: false,
         };
+        let entry = entry.with(Detail::Epoch, epoch.0);
         self.commits.change_role(step, vec![entry]).await?;
         heads.iter().for_each(|head| self.opener.entered(head));
         let standing = Standing { role: Role::Primary, epoch, open: true };
@@ -235,6 +289,9 @@ impl Roles {
         if standing.epoch != expected {
             return Err(NotChanged::Epoch { expected, found: standing.epoch });
         }
+        if let Some(reason) = self.opener.role.rolled_back() {
+            return Err(NotChanged::RolledBack(reason));
+        }
         let Stored { marks, .. } = self.marks().await?;
         let domain = &self.opener.domain;
         let record =
@@ -242,6 +299,7 @@ impl Roles {
         let record = self.sign(record).await?;
         let now = RoleRow { epoch: standing.epoch, writes: false };
         let step = RoleStep::ending(row, now, record);
+        let entry = entry.with(Detail::Epoch, standing.epoch.0);
         self.commits.change_role(step, vec![entry]).await?;
         let standing = Standing { open: false, ..standing };
         self.opener.role.becomes(standing);
@@ -257,32 +315,44 @@ impl Roles {
         told: Vec<SignedRoleRecord>,
         entry: AuditEntry,
     ) -> Result<Standing, NotChanged> {
-        let (writers, _) = self.signers().await?;
         for signed in told {
-            let row = self.opener.store.role().await?;
-            let known = self.records().await?;
-            let domain = &self.opener.domain;
-            let view = View { domain, known: &known, writers: &writers };
-            let now = match admission::admit(&view, &signed, false)? {
-                Admitted::Known => continue,
-                Admitted::Past => row,
-                // One of our own that was forgotten takes the right to write, too: the database was rolled back.
-                Admitted::News(standing) | Admitted::Forgotten(standing) => {
-                    RoleRow { epoch: standing.epoch, writes: false }
-                }
-            };
-            let epoch = signed.record.epoch;
-            let step = RoleStep::without_blocks(row, now, signed);
-            self.commits.change_role(step, vec![entry.clone()]).await?;
-            let standing = self.look().await?;
-            tracing::warn!(
-                epoch = epoch.0,
-                role = %standing.role,
-                "a change of role at another site was taken in"
-            );
+            self.learn_one(signed, entry.clone(), false).await?;
         }
         // Another server of this site may have stored what is known already.
         self.look().await
+    }
+
+    /// Takes in one role record. `two_people`: two people have said that more than one step is right.
+    pub async fn learn_one(
+        &self,
+        signed: SignedRoleRecord,
+        entry: AuditEntry,
+        two_people: bool,
+    ) -> Result<(), NotChanged> {
+        let (writers, _) = self.signers().await?;
+        let row = self.opener.store.role().await?;
+        let known = self.records().await?;
+        let domain = &self.opener.domain;
+        let view = View { domain, known: &known, writers: &writers };
+        let now = match admission::admit(&view, &signed, two_people)? {
+            Admitted::Known => return Ok(()),
+            Admitted::Past => row,
+            // One of our own that was forgotten takes the right to write, too: the database was rolled back.
+            Admitted::News(standing) | Admitted::Forgotten(standing) => {
+                RoleRow { epoch: standing.epoch, writes: false }
+            }
+        };
+        let epoch = signed.record.epoch;
+        let step = RoleStep::without_blocks(row, now, signed);
+        let entry = entry.with(Detail::Epoch, epoch.0);
+        self.commits.change_role(step, vec![entry]).await?;
+        let standing = self.look().await?;
+        tracing::warn!(
+            epoch = epoch.0,
+            role = %standing.role,
+            "a change of role at another site was taken in"
+        );
+        Ok(())
     }
 
     /// The signed records of all changes of role, each verified, in their places.
@@ -307,7 +377,7 @@ impl Roles {
     /// not hold, this process changes nothing. It goes back to no lower epoch: role and records that were taken
     /// back together, with their database, don't open what a promotion closed.
     pub async fn look(&self) -> Result<Standing, NotChanged> {
-        let before = self.standing();
+        let before = self.opener.role.now();
         let found = self.stored_standing(before.epoch).await;
         match &found {
             Ok(standing) => self.opener.role.becomes(*standing),
@@ -329,7 +399,7 @@ impl Roles {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             let Ok(row) = self.opener.store.role().await else { continue };
-            let now = self.standing();
+            let now = self.opener.role.now();
             if (row.epoch, row.writes) == (now.epoch, now.writes()) {
                 continue;
             }
@@ -371,7 +441,53 @@ impl Roles {
             let (block, position, digest) = (head.block, head.position, head.digest);
             BlockMark { block, position, digest }
         };
-        Ok(Stored { marks: heads.iter().map(mark).collect(), heads })
+        Ok(Stored { marks: heads.iter().map(mark).collect(), heads, left: Vec::new() })
+    }
+
+    /// All blocks, for a site that takes over from one that is lost: a head that can't be read, or is not authentic, stops
+    /// nothing but its own block, and nothing of it is signed.
+    async fn believed(&self, records: &[SignedRoleRecord]) -> Result<Stored, NotChanged> {
+        let opener = &self.opener;
+        let mut there: BTreeMap<BlockNo, Head> = match opener.store.heads().await {
+            Ok(heads) => heads.into_iter().map(|head| (head.block, head)).collect(),
+            Err(StoreError::Damaged(_)) => self.readable().await?,
+            Err(error) => return Err(error.into()),
+        };
+        let mut found = Stored { heads: Vec::new(), marks: Vec::new(), left: Vec::new() };
+        for block in (0..opener.domain.blocks.get()).map(BlockNo) {
+            let head = there.remove(&block).ok_or_else(|| "its head can't be read".to_owned());
+            let head = match head {
+                Ok(head) => self.check(&head).await.map(|_| head),
+                Err(why) => Err(why),
+            };
+            match head {
+                Ok(head) => {
+                    let (position, digest) = (head.position, head.digest);
+                    found.marks.push(BlockMark { block, position, digest });
+                    found.heads.push(head);
+                }
+                Err(why) => {
+                    let known = opener.freshness.newest_authentic(block);
+                    let domain = &opener.domain;
+                    found.marks.push(changing::last_known(domain, records, block, known));
+                    found.left.push((block, why));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The heads that can be read, one by one.
+    async fn readable(&self) -> Result<BTreeMap<BlockNo, Head>, NotChanged> {
+        let mut heads = BTreeMap::new();
+        for block in (0..self.opener.domain.blocks.get()).map(BlockNo) {
+            match self.opener.store.changes_after(block, END).await {
+                Ok(Some(changes)) => drop(heads.insert(block, changes.head)),
+                Ok(None) | Err(StoreError::Damaged(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(heads)
     }
 
     /// All blocks in `epoch`. One of which nothing is known stays, if `may_leave`.
@@ -393,7 +509,8 @@ impl Roles {
         Ok(entered)
     }
 
-    async fn enter_one(&self, head: &Head, epoch: Epoch) -> Result<BlockChange, String> {
+    /// The keys of a block, if its head is authentic and not older than a state that is known.
+    async fn check(&self, head: &Head) -> Result<BlockKeys, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let opener = &self.opener;
         let table = match opener.resident.table(head.block) {
@@ -405,18 +522,20 @@ impl Roles {
         };
         let keys = table.subkeys().and_then(|bytes| BlockKeys::new(opener.domain.domain, bytes));
         let keys = keys.ok_or_else(|| "its subkeys are incomplete".to_owned())?;
+        if !keys.head_is_authentic(head) {
+            return Err("its head is not what this block's writer wrote".to_owned());
+        }
         let (block, position, digest) = (head.block, head.position, head.digest);
-        let new = enter(&keys, head, epoch).map_err(|error| said(&error))?;
-        opener
-            .freshness
-            .admit(&BlockMark { block, position, digest })
-            .map_err(|_| "it is older than a state that is known".to_owned())?;
-        Ok(BlockChange {
-            expected: Some(position),
-            head: new,
-            seals: Vec::new(),
-            records: Vec::new(),
-        })
+        let admitted = opener.freshness.admit(&BlockMark { block, position, digest });
+        admitted.map_err(|_| "it is older than a state that is known".to_owned())?;
+        Ok(keys)
+    }
+
+    async fn enter_one(&self, head: &Head, epoch: Epoch) -> Result<BlockChange, String> {
+        let keys = self.check(head).await?;
+        let new = enter(&keys, head, epoch).map_err(|error| error.to_string())?;
+        let (seals, records) = (Vec::new(), Vec::new());
+        Ok(BlockChange { expected: Some(head.position), head: new, seals, records })
     }
 
     async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use crate::store::{
-    AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError, sites::RoleRow,
+    AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError,
+    sites::{Divergent, RoleRow},
 };
 use kms_core::{
     BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
@@ -66,6 +67,26 @@ impl Change {
     pub fn record(&self, title: &SystemTitle) -> Result<Option<Record>, KeyringError> {
         let record = self.staged.record(title);
         record.map_err(|why| KeyringError::unreadable(self.block(), *title, why))
+    }
+
+    /// The record under this key as it stands, staged changes included.
+    pub fn stands(&self, key: &RecordKey) -> Result<Option<Record>, KeyringError> {
+        let record = self.staged.stands(key);
+        let title = key.system_title().unwrap_or(SystemTitle::new([0; 8]));
+        record.map_err(|why| KeyringError::unreadable(self.block(), title, why))
+    }
+
+    /// Whether this very record stands here.
+    pub fn is_stored(&self, record: &StoredRecord) -> bool {
+        self.staged.base().is_stored(record)
+    }
+
+    /// Whether a site of this domain wrote this record, of this block and under the secret that it has now.
+    pub fn is_authentic(&self, record: &StoredRecord) -> bool {
+        let Self { unsealed, staged, .. } = self;
+        record.secret_version == staged.base().head().secret_version
+            && record.key.is_well_formed()
+            && unsealed.keys.record_is_authentic(self.block(), record, &mut Vec::new())
     }
 
     /// Under which keys the block has damaged records with this title: those of a wrong MAC, and an
@@ -181,6 +202,9 @@ impl Writer {
         let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_empty()).collect();
         let role = self.opener.role.now();
         let epoch = role.epoch;
+        if !changes.is_empty() {
+            self.check_not_rolled_back()?;
+        }
         if !role.writes() && !changes.is_empty() {
             return Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into());
         }
@@ -199,6 +223,33 @@ impl Writer {
             return Err(error.into());
         }
         Ok(self.publish_committed(changes, sealed))
+    }
+
+    /// Whether this site changes blocks now.
+    pub fn check_writes(&self) -> Result<(), KeyringError> {
+        self.check_not_rolled_back()?;
+        let role = self.opener.role.now();
+        let epoch = role.epoch;
+        match role.writes() {
+            true => Ok(()),
+            false => Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into()),
+        }
+    }
+
+    fn check_not_rolled_back(&self) -> Result<(), KeyringError> {
+        match self.opener.role.rolled_back() {
+            Some(reason) => Err(KeyringError::BehindPeer(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what was set aside, or what was decided of it, with what the audit log says of that.
+    pub async fn keep_divergence(
+        &self,
+        divergent: Vec<Divergent>,
+        entry: AuditEntry,
+    ) -> Result<(), KeyringError> {
+        Ok(self.commits.put_divergence(divergent, vec![entry]).await?)
     }
 
     /// Publishes what was just committed.

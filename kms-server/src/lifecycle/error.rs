@@ -90,6 +90,12 @@ pub enum LifecycleError {
         /// The reason, with the block.
         reason: String,
     },
+    /// The database went back behind what this site had written: it changes nothing more in its epoch.
+    #[error("{reason}")]
+    RolledBack {
+        /// The reason, and the way out.
+        reason: String,
+    },
     /// Our own code broke a rule. Nothing was written.
     #[error("a fault in the server: {reason}")]
     OurFault {
@@ -116,6 +122,7 @@ impl LifecycleError {
             | KeyringError::Stale { .. } => Self::Damaged { reason },
             KeyringError::Token { .. } => Self::Unavailable { reason },
             KeyringError::RolledBack(_) => Self::NotNewest { reason },
+            KeyringError::BehindPeer(_) => Self::RolledBack { reason },
             KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
             KeyringError::NotSealedForUs(_) => Self::NotSealedForUs { reason },
             // The bounds of an import keep every record short enough and every key of a length that is wrapped.

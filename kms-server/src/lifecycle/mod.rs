@@ -1,9 +1,11 @@
 //! Keys' lives: meters come, bring keys, and go.
 //!
-//! [`import`] takes many meters at once; what people decide about one meter is in [`standing`].
+//! [`import`] takes many meters at once; what people decide about one meter is in [`standing`], and about what a fork
+//! between two sites left in [`divergence`].
 
 mod burying;
 mod config;
+mod divergence;
 mod error;
 mod import;
 mod listing;
@@ -14,6 +16,7 @@ mod verbs;
 mod view;
 
 pub use config::Config;
+pub use divergence::{Aside, AsideId, AsidePage, DECIDED_MAX, Reconciled, Which};
 pub use error::LifecycleError;
 pub use import::{
     checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX},

@@ -63,11 +63,7 @@ impl Confirming {
         let ours = self.store.position(mark.block).await.ok().flatten();
         let is_ours = ours.is_some_and(|ours| head.position <= ours);
         if ours.is_some() && !is_ours {
-            tracing::error!(
-                block = mark.block.0,
-                "the peer has states of our epoch that this database has not: it was rolled back; stop this site, \
-                 and promote it above every epoch once it is in step"
-            );
+            self.status.suspect();
         }
         is_ours
     }

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
+use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
 use super::{
@@ -18,10 +19,14 @@ use crate::{
 };
 use kms_core::{
     Epoch,
-    audit::{AuditOutcome, AuditedCall, Subject},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     ports::Clock,
+    site::admission::NotAdmitted,
     site::role::{SignedRoleRecord, Standing},
 };
+
+/// Role records that are taken from one answer: a promotion and a demotion each week of a life.
+const ROLE_RECORDS_MAX: usize = 4_096;
 
 /// The caller's name in events of replication.
 pub(super) const OURSELVES: &str = "kms-server";
@@ -67,6 +72,7 @@ pub struct Fencing {
     cards: Cards,
     clock: Arc<dyn Clock>,
     status: Arc<Status>,
+    peer_name: String,
     /// One at a time: two who learn of one promotion are one.
     one: Mutex<()>,
     /// Role records as they were verified in this standing: they are large, each block that is taken over asks.
@@ -76,9 +82,9 @@ pub struct Fencing {
 impl Fencing {
     /// Learns by `roles` what the peer shows.
     pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
-        let Grounds { peer, store, cards, clock, status, .. } = grounds.clone();
+        let Grounds { config, peer, store, cards, clock, status, .. } = grounds.clone();
         let (one, verified) = (Mutex::default(), StdMutex::default());
-        Self { roles, store, peer, cards, clock, status, one, verified }
+        Self { roles, store, peer, cards, clock, status, peer_name: config.peer, one, verified }
     }
 
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
@@ -98,20 +104,64 @@ impl Fencing {
         if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
             return Ok(row);
         }
-        let ours = self.cards.now().await?;
-        let shown = self.peer.role_records(ours, row.epoch).await?;
         let call = AuditedCall::new(OURSELVES, "Replication/Fence");
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
-        let learnt = self.roles.learn(shown, entry).await;
+        let mut learnt = self.take_in(row.epoch, None, &entry).await?;
+        // It follows one that we know nothing of: then all of them, from the first one on.
+        if matches!(learnt, Err(NotChanged::NotAdmitted(NotAdmitted::Gap { .. }))) {
+            learnt = self.take_in(self.roles.founded(), None, &entry).await?;
+        }
         *self.verified() = None;
         let row = self.store.role().await?;
         let (site, epoch) = (theirs.site.clone(), theirs.epoch);
         match learnt {
             // Another server of this site may have learnt it beside us.
             _ if row.epoch >= epoch => Ok(row),
-            Ok(_) => Err(NotFenced::NoRecord { site, epoch }),
+            Ok(()) => Err(NotFenced::NoRecord { site, epoch }),
             Err(why) => Err(NotFenced::NotLearnt { site, epoch, why: Box::new(why) }),
         }
+    }
+
+    /// Takes in the promotions of the other site up to this epoch, although they are more than one step ahead: two people
+    /// have said so.
+    pub async fn admit(&self, epoch: Epoch, entry: AuditEntry) -> Result<Standing, NotFenced> {
+        let _one = self.one.lock().await;
+        let learnt = self.take_in(self.roles.founded(), Some(epoch), &entry).await?;
+        *self.verified() = None;
+        let row = self.store.role().await?;
+        let site = self.peer_name.clone();
+        match learnt {
+            _ if row.epoch >= epoch => {
+                self.status.unproved_epoch(None);
+                Ok(self.roles.standing())
+            }
+            Ok(()) => Err(NotFenced::NoRecord { site, epoch }),
+            Err(why) => Err(NotFenced::NotLearnt { site, epoch, why: Box::new(why) }),
+        }
+    }
+
+    /// Takes in the records that the peer shows from this epoch on, one by one: each is verified before the next one is
+    /// taken, and the first that does not hold ends it. `admitted`: up to this epoch any step is right.
+    async fn take_in(
+        &self,
+        from: Epoch,
+        admitted: Option<Epoch>,
+        entry: &AuditEntry,
+    ) -> Result<Result<(), NotChanged>, NotFenced> {
+        let mut shown = self.peer.role_records(self.cards.now().await?, from).await?;
+        let mut count = 0;
+        while let Some(signed) = shown.next().await {
+            let signed = signed?;
+            count += 1;
+            if count > ROLE_RECORDS_MAX {
+                return Err(PeerError::Unreadable("role records do not end").into());
+            }
+            let two_people = admitted.is_some_and(|epoch| signed.record.epoch <= epoch);
+            if let Err(why) = self.roles.learn_one(signed, entry.clone(), two_people).await {
+                return Ok(Err(why));
+            }
+        }
+        Ok(self.roles.look().await.map(drop))
     }
 
     /// Whether the peer says that it writes no more in an epoch in which we think that it does: it was demoted.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep},
 };
 
 use super::{
@@ -17,6 +17,7 @@ use super::{
     failure::PeerError,
     fencing::{Fencing, NotFenced, OURSELVES},
     grounds::Grounds,
+    meeting::{Meeting, NotMet},
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
     status::Status,
@@ -41,8 +42,6 @@ const TICK: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 /// The time in which a change that is on its way arrives: a block that differs for longer is fetched.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
-/// The longest time in which a peer is asked for its card.
-const CARD: Duration = Duration::from_secs(2);
 
 /// The reason why nothing is known of the peer.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +54,8 @@ enum Ended {
     Keyring(#[from] KeyringError),
     #[error(transparent)]
     NotFenced(#[from] NotFenced),
-    #[error("site {site:?} answers, which is not the peer {peer:?} of this key domain")]
-    Another { site: String, peer: String },
+    #[error(transparent)]
+    NotMet(#[from] NotMet),
 }
 
 /// Blocks that were taken over whole, the records written for them, and the bytes of these blocks.
@@ -80,6 +79,7 @@ struct Inner {
     adopter: Arc<Adopter>,
     roles: Arc<Roles>,
     fencing: Arc<Fencing>,
+    meeting: Meeting,
     cards: Cards,
     clock: Arc<dyn Clock>,
     status: Arc<Status>,
@@ -125,9 +125,23 @@ impl Following {
         roles: Arc<Roles>,
         fencing: Arc<Fencing>,
     ) -> Self {
+        let meeting = Meeting::new(grounds.clone(), Arc::clone(&roles), Arc::clone(&fencing));
         let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
-        let inner = Inner { config, peer, store, adopter, roles, fencing, cards, clock, status };
+        let inner =
+            Inner { config, peer, store, adopter, roles, fencing, meeting, cards, clock, status };
         Self(Arc::new(inner))
+    }
+
+    /// Meets the peer before anything is written here, if it answers in time.
+    pub async fn meet_first(&self) {
+        let met = match self.0.store.role().await {
+            Ok(role) if role.writes => self.0.meeting.look().await.map_err(Ended::from),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = met {
+            tracing::warn!(%error, "the peer was not met");
+        }
     }
 
     /// Fetches these blocks whole and takes over what is not here already, beside whoever follows. What was
@@ -161,8 +175,9 @@ impl Inner {
     async fn try_to_follow(self: &Arc<Self>) -> Result<(), Ended> {
         if self.store.role().await?.writes {
             self.status.not_following();
-            return self.look_at_peer().await;
+            return Ok(self.meeting.look().await?);
         }
+        self.status.rolled_back(None);
         let Some(mut lock) = self.store.follower_lock().await? else {
             self.lost(None);
             return Ok(());
@@ -175,19 +190,6 @@ impl Inner {
             () = turn.follow() => {}
         }
         self.lost(None);
-        Ok(())
-    }
-
-    /// A site that comes back, and believes that it writes, asks its peer before it goes on.
-    async fn look_at_peer(&self) -> Result<(), Ended> {
-        let card = self.cards.now().await?;
-        let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
-        // One that does not answer is no fault of its own here: nothing is proved then, and that is told.
-        if let Ok(Ok(said)) = timeout(CARD, self.peer.list_heads(card, asked)).await {
-            self.check_name(&said.card)?;
-            self.status.heard(&said.card);
-            self.fencing.meet(&said.card).await?;
-        }
         Ok(())
     }
 
@@ -212,13 +214,6 @@ impl Inner {
         });
     }
 
-    fn check_name(&self, card: &SiteCard) -> Result<(), Ended> {
-        if self.cards.is_of_domain(card) && card.site == self.config.peer {
-            return Ok(());
-        }
-        Err(Ended::Another { site: card.site.clone(), peer: self.config.peer.clone() })
-    }
-
     async fn connect(&self) -> Result<Followed, Ended> {
         let cursors = self.store.heads().await?.iter().map(mark).collect();
         Ok(self.peer.follow(self.cards.now().await?, cursors).await?)
@@ -229,7 +224,7 @@ impl Inner {
         let asked = async {
             let asked = HeadsAsked { blocks: vec![BlockNo(0)], ..HeadsAsked::default() };
             let said = self.peer.list_heads(self.cards.now().await?, asked).await?;
-            self.check_name(&said.card)?;
+            self.meeting.check_name(&said.card)?;
             self.fencing.meet(&said.card).await?;
             Ok::<_, Ended>(())
         };
@@ -354,7 +349,7 @@ impl Inner {
     async fn differing(&self) -> Result<Vec<BlockNo>, Ended> {
         let HeadsSaid { card, heads, .. } =
             self.peer.list_heads(self.cards.now().await?, HeadsAsked::default()).await?;
-        self.check_name(&card)?;
+        self.meeting.check_name(&card)?;
         sleep(ON_ITS_WAY).await;
         let ours = self.store.heads().await?;
         let ours: BTreeMap<_, _> = ours.iter().map(|head| (head.block, head)).collect();
@@ -512,7 +507,10 @@ impl Turn {
             Ok(PeerSaid::Update(BlockUpdate { head, records, more })) => {
                 return self.step(Input::Piece { head, records, more });
             }
-            Ok(PeerSaid::Card(card)) => self.of.check_name(&card).map(|()| card),
+            Ok(PeerSaid::Card(card)) => match self.of.meeting.check_name(&card) {
+                Ok(()) => Ok(card),
+                Err(another) => Err(Ended::from(another)),
+            },
             Err(error) => Err(error.into()),
         };
         match card {

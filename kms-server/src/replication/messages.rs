@@ -4,6 +4,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use super::{card::SiteCard, failure::PeerError};
+use crate::store::sites::Decided;
 use kms_core::{
     BlockNo, Head, Position, StoredRecord,
     block::{BlockMark, proof::Proof},
@@ -79,6 +80,10 @@ pub struct Followed {
     /// Tells it what is stored here.
     pub tell: mpsc::Sender<Vec<BlockMark>>,
 }
+
+/// What the site that writes knows of a record that was reported to it: what was decided, nothing yet, or the reason why
+/// it does not take it.
+pub type Known = Result<Option<Decided>, String>;
 
 /// The answer to a challenge.
 #[derive(Clone, Debug, PartialEq, Eq)]

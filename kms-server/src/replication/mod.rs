@@ -2,9 +2,10 @@
 //! that its token opens what it stored, and refuses to write once it has seen that the other one was promoted.
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
-//! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its receive floors. They
-//! reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! names a higher epoch; [`meeting`] finds out whether this site was promoted over or put back; [`proving`] asks the peer
+//! for proofs and sums them up; [`confirming`] learns whether a write is replicated; [`remembering`] keeps the peer's marks
+//! of counters, [`flooring`] takes in its receive floors; [`reporting`] tells the site that writes what this one wrote
+//! alone. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -16,11 +17,13 @@ mod flooring;
 mod following;
 mod grounds;
 mod ledger;
+mod meeting;
 mod messages;
 mod not_served;
 mod peer;
 mod proving;
 mod remembering;
+mod reporting;
 mod serving;
 mod session;
 mod status;
@@ -35,13 +38,16 @@ pub use flooring::Flooring;
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};
+pub use meeting::NotMet;
 pub use messages::{
-    BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid, PeerSaid,
+    BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
+    PeerSaid,
 };
 pub use not_served::NotServed;
 pub use peer::Peer;
 pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
+pub use reporting::{REPORTED_AT_ONCE, Reporting};
 pub use serving::Serving;
 pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};

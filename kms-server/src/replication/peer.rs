@@ -6,8 +6,11 @@ use futures_util::stream::BoxStream;
 use super::{
     card::SiteCard,
     failure::PeerError,
-    messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid},
+    messages::{
+        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
+    },
 };
+use crate::store::sites::Divergent;
 use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
@@ -45,12 +48,20 @@ pub trait Peer: Send + Sync + 'static {
         asked: MarksAsked,
     ) -> Result<MarksSaid, PeerError>;
 
-    /// The role records that it knows from this epoch on. Not verified.
+    /// The role records that it knows from this epoch on, one by one, since each has the state of every block. Not
+    /// verified.
     async fn role_records(
         &self,
         card: SiteCard,
         from: Epoch,
-    ) -> Result<Vec<SignedRoleRecord>, PeerError>;
+    ) -> Result<BoxStream<'static, Result<SignedRoleRecord, PeerError>>, PeerError>;
+
+    /// Tells it what this site wrote alone; what it knows of each.
+    async fn report_divergence(
+        &self,
+        card: SiteCard,
+        rows: Vec<Divergent>,
+    ) -> Result<(SiteCard, Vec<Known>), PeerError>;
 
     /// A page of the receive floors that it has stored after this place, in order; none: that was all. Not verified.
     async fn floors(

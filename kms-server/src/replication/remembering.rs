@@ -14,9 +14,13 @@ use super::{
     peer::Peer,
     status::Status,
 };
-use crate::store::{ReadStore, counters::CounterStore};
+use crate::store::{
+    ReadStore,
+    counters::CounterStore,
+    sites::{DivergenceAsked, Divergent},
+};
 use kms_core::{
-    BlockCount, BlockNo, Epoch, Position, RecordKey, Sequence, StoredRecord,
+    BlockCount, BlockNo, StoredRecord,
     counters::allocator::Witnessed,
     ports::{CounterWitness, WitnessSaid},
 };
@@ -64,18 +68,17 @@ impl Remembering {
 
     /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.
     async fn set_aside(&self, block: BlockNo) -> Result<Vec<StoredRecord>, NotServed> {
-        let first = Position { epoch: Epoch(0), sequence: Sequence(0) };
-        let mut after = RecordKey::from_bytes(&[0]).map(|key| (block, key, first));
-        let mut found = Vec::new();
+        let (mut after, mut found) = (None, Vec::new());
         while found.len() < SET_ASIDE_MAX {
-            let page = self.store.divergence(after, PAGE).await?;
+            let asked =
+                DivergenceAsked { after, block: Some(block), undecided: false, limit: PAGE };
+            let page = self.store.divergence(asked).await?;
+            after = page.last().map(Divergent::name);
             let is_last = page.len() < PAGE as usize;
-            let of_block = page.iter().filter(|one| one.block == block);
-            found.extend(of_block.map(|one| one.record.clone()).filter(|it| !it.key.is_meter()));
-            let Some(last) = page.last().filter(|last| last.block == block && !is_last) else {
+            found.extend(page.into_iter().map(|one| one.record).filter(|it| !it.key.is_meter()));
+            if is_last {
                 break;
-            };
-            after = Some((last.block, last.record.key, last.record.position));
+            }
         }
         Ok(found)
     }

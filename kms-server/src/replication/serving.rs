@@ -14,6 +14,7 @@ use super::{
     fencing::{Fencing, NotFenced},
     grounds::Grounds,
     ledger::Ledger,
+    meeting::is_beyond,
     messages::{BlockUpdate, HeadsAsked, PeerSaid},
     not_served::{NotServed, place},
     session::{Session, Source, pieces},
@@ -166,6 +167,7 @@ impl Serving {
         if !each_once {
             return Err(NotServed::Cursors);
         }
+        self.suspect(&cursors).await?;
         let place = place(&self.followers)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let session = Session::new(self.source.clone(), cursors);
@@ -178,6 +180,21 @@ impl Serving {
             }
         });
         Ok(sent)
+    }
+
+    /// A follower that says to have states of our epoch which we don't have makes us ask it for its heads, which are
+    /// MACed.
+    async fn suspect(&self, cursors: &[BlockMark]) -> Result<(), NotServed> {
+        let heads = self.source.store.heads().await?;
+        let mut both = heads.iter().filter_map(|head| {
+            let ours =
+                BlockMark { block: head.block, position: head.position, digest: head.digest };
+            Some((ours, cursors.get(head.block.0 as usize)?))
+        });
+        if both.any(|(ours, cursor)| is_beyond(&ours, cursor)) {
+            self.status.suspect();
+        }
+        Ok(())
     }
 
     /// The role records from this epoch on. Whoever gets them verifies them.

@@ -8,8 +8,8 @@ use std::{
 use super::card::SiteCard;
 use crate::telemetry::{
     catalogue::{
-        PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED, PEER_PROOF_AGE, PEER_PROVED,
-        PEER_RECORDS_ADOPTED, PEER_UNPROVED,
+        DIVERGENCE_UNDECIDED, PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED,
+        PEER_PROOF_AGE, PEER_PROVED, PEER_RECORDS_ADOPTED, PEER_UNPROVED,
     },
     metrics::{Page, Source},
 };
@@ -83,6 +83,8 @@ pub struct ReplicationStatus {
     pub following: Option<FollowingStatus>,
     /// `None`: this site does not write, and asks for no proofs.
     pub readiness: Option<Readiness>,
+    /// Records that were set aside and wait for a decision.
+    pub undecided: u64,
     /// What is wrong, in sentences.
     pub faults: Vec<String>,
 }
@@ -102,6 +104,9 @@ struct Known {
     compared: Option<Moment>,
     readiness: Option<Readiness>,
     fenced: Option<String>,
+    undecided: u64,
+    suspected: bool,
+    rolled_back: Option<String>,
 }
 
 impl Status {
@@ -158,6 +163,26 @@ impl Status {
         self.known().fenced = reason;
     }
 
+    /// So many records were set aside and wait for a decision.
+    pub(super) fn undecided(&self, waits: u64) {
+        self.known().undecided = waits;
+    }
+
+    /// Something seen of the peer says that this site may have been put back: it is to be asked for all of its heads.
+    pub(super) fn suspect(&self) {
+        self.known().suspected = true;
+    }
+
+    /// Whether somebody suspects that; asked once.
+    pub(super) fn is_suspected(&self) -> bool {
+        std::mem::take(&mut self.known().suspected)
+    }
+
+    /// Why this site, which believes that it writes, was rolled back; `None`: it was not, or writes no more.
+    pub(super) fn rolled_back(&self, reason: Option<String>) {
+        self.known().rolled_back = reason;
+    }
+
     /// All of it.
     pub fn all(&self) -> ReplicationStatus {
         let now = self.clock.now();
@@ -178,7 +203,9 @@ impl Status {
             }
         });
         let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
-        let mut faults: Vec<String> = known.fenced.iter().cloned().collect();
+        let undecided = known.undecided;
+        let told = [known.rolled_back.clone(), known.fenced.clone(), waits(undecided)];
+        let mut faults: Vec<String> = told.into_iter().flatten().collect();
         drop(known);
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
@@ -190,13 +217,23 @@ impl Status {
             }));
         }
         faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));
-        ReplicationStatus { peer, heard, following, readiness, faults }
+        ReplicationStatus { peer, heard, following, readiness, undecided, faults }
     }
 
     /// Held for a few assignments, never across an `.await`.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What people have to decide about.
+fn waits(undecided: u64) -> Option<String> {
+    (undecided > 0).then(|| {
+        format!(
+            "{undecided} records that one site wrote alone are set aside and wait for a decision: `ami-tool site \
+             divergence list`"
+        )
+    })
 }
 
 /// Why the peer could not take over with all blocks now.
@@ -214,7 +251,8 @@ fn not_ready(peer: &str, readiness: &Readiness) -> Option<String> {
 
 impl Source for Status {
     fn tell(&self, page: &mut Page) {
-        let ReplicationStatus { following, readiness, .. } = self.all();
+        let ReplicationStatus { following, readiness, undecided, .. } = self.all();
+        page.sample(&DIVERGENCE_UNDECIDED, &[], undecided);
         if let Some(following) = following {
             page.sample(&PEER_CONNECTED, &[], following.connected);
             page.sample(&PEER_BLOCKS_ADOPTED, &[], following.blocks_adopted);

@@ -154,11 +154,11 @@ mod tests {
     use super::*;
     use crate::store::{
         Holder, IndexedMeter, StoredBlock,
-        sites::{AloneLock, BlockChanges, Divergent, FollowerLock, RoleRow},
+        sites::{AloneLock, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
     };
     use async_trait::async_trait;
     use kms_core::{
-        BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+        BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, SystemTitle,
         site::{peer::SignedPeer, role::SignedRoleRecord},
     };
 
@@ -235,12 +235,12 @@ mod tests {
             Ok(None)
         }
 
-        async fn divergence(
-            &self,
-            _: Option<(BlockNo, RecordKey, Position)>,
-            _: u32,
-        ) -> Result<Vec<Divergent>, StoreError> {
+        async fn divergence(&self, _: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
             Ok(Vec::new())
+        }
+
+        async fn count_undecided(&self) -> Result<u64, StoreError> {
+            Ok(0)
         }
 
         async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

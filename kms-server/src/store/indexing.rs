@@ -83,7 +83,7 @@ pub(super) fn divergent(adoptions: &[BlockAdoption], site: &str, at_ms: u64) -> 
             record: record.clone(),
             site: site.to_owned(),
             at_ms,
-            resolution: None,
+            decided: None,
         });
         divergent.collect::<Vec<_>>()
     };

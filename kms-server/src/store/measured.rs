@@ -9,14 +9,16 @@ use super::{
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
-    sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    sites::{
+        BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
+    },
 };
 use crate::telemetry::{
     catalogue::STORE,
     metrics::{Histogram, Page, Source},
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
@@ -240,12 +242,12 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::ChangesAfter, self.inner.changes_after(block, after)).await
     }
 
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        self.measure(Operation::Divergence, self.inner.divergence(after, limit)).await
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        self.measure(Operation::Divergence, self.inner.divergence(asked)).await
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        self.measure(Operation::Divergence, self.inner.count_undecided()).await
     }
 
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

@@ -18,7 +18,7 @@ mod work;
 use async_trait::async_trait;
 
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
@@ -30,7 +30,9 @@ pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
     SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
-use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
+use sites::{
+    BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
+};
 
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
 #[async_trait]
@@ -133,12 +135,11 @@ pub trait ReadStore: Send + Sync + 'static {
         after: Position,
     ) -> Result<Option<BlockChanges>, StoreError>;
 
-    /// Records that were set aside, by block, key and position, after this one; at most `limit`.
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError>;
+    /// Records that were set aside, in order of their names.
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError>;
+
+    /// The number of records that were set aside and about which nothing was decided.
+    async fn count_undecided(&self) -> Result<u64, StoreError>;
 
     /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 pub use super::nouns::RoleRow;
 use super::nouns::{BlockChange, RecordChange, SealedSecret, StoreError};
 use kms_core::{
-    BlockNo, Head, Numbered as _, RecordKey, StoredRecord,
+    BlockNo, Head, Numbered as _, Position, RecordKey, RecordMac, StoredRecord,
     block::BlockMark,
     freshness::SignedHeadTable,
     site::role::{RoleChange, SignedRoleRecord},
@@ -41,6 +41,13 @@ impl RoleStep {
     pub fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
         let (blocks, left) = (Vec::new(), Vec::new());
         Self { expected, now, record, blocks, left, table: None, ends: false }
+    }
+
+    /// Whether it only keeps a record of a time that is over: nothing changes of who writes.
+    pub fn is_past(&self) -> bool {
+        let Self { expected, now, record, blocks, left, table, .. } = self;
+        let adds_nothing = blocks.is_empty() && left.is_empty() && table.is_none();
+        now == expected && adds_nothing && record.record.epoch < now.epoch
     }
 
     /// Whether a site that wrote ends to by its own demotion.
@@ -87,7 +94,64 @@ pub struct Divergent {
     /// The time at which it was set aside, milliseconds since 1970.
     pub at_ms: u64,
     /// What was decided; `None`: nothing yet.
-    pub resolution: Option<Resolution>,
+    pub decided: Option<Decided>,
+}
+
+/// A decision about a divergent record. The first one stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The decision.
+    pub resolution: Resolution,
+    /// Milliseconds since 1970; 0: a release that did not keep it.
+    pub at_ms: u64,
+    /// The name in the certificate of who decided; empty likewise.
+    pub by: String,
+}
+
+/// The name of a divergent record; they are in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DivergentName {
+    /// Its block.
+    pub block: BlockNo,
+    /// Its key.
+    pub key: RecordKey,
+    /// Its place.
+    pub position: Position,
+    /// Its MAC: a site that was rolled back may write two records at one place.
+    pub mac: RecordMac,
+}
+
+impl Divergent {
+    /// Its name.
+    pub fn name(&self) -> DivergentName {
+        let StoredRecord { key, position, mac, .. } = &self.record;
+        DivergentName { block: self.block, key: *key, position: *position, mac: *mac }
+    }
+}
+
+/// A page of what was set aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DivergenceAsked {
+    /// After this one.
+    pub after: Option<DivergentName>,
+    /// Of this block; `None`: of all.
+    pub block: Option<BlockNo>,
+    /// Nothing that was decided.
+    pub undecided: bool,
+    /// At most so many.
+    pub limit: u32,
+}
+
+impl DivergenceAsked {
+    /// Of all there are, in order.
+    pub const fn first(limit: u32) -> Self {
+        Self { after: None, block: None, undecided: false, limit }
+    }
+
+    /// Of all that nobody has decided about.
+    pub const fn open(after: Option<DivergentName>, limit: u32) -> Self {
+        Self { after, block: None, undecided: true, limit }
+    }
 }
 
 kms_core::numbered! {
@@ -101,10 +165,21 @@ kms_core::numbered! {
 }
 
 impl Resolution {
-    /// The decision as a database keeps it.
-    pub(super) fn kept(number: i64) -> Result<Self, StoreError> {
+    fn kept(number: i64) -> Result<Self, StoreError> {
         let known = u8::try_from(number).ok().and_then(Self::from_number);
         known.ok_or_else(|| StoreError::Damaged(format!("there is no resolution {number}")))
+    }
+}
+
+impl Decided {
+    /// A decision as a database keeps it.
+    pub(super) fn kept(
+        (number, at_ms, by): (Option<i64>, Option<i64>, Option<String>),
+    ) -> Result<Option<Self>, StoreError> {
+        let Some(number) = number else { return Ok(None) };
+        let resolution = Resolution::kept(number)?;
+        let at_ms = at_ms.and_then(|at_ms| u64::try_from(at_ms).ok()).unwrap_or(0);
+        Ok(Some(Self { resolution, at_ms, by: by.unwrap_or_default() }))
     }
 }
 

@@ -39,11 +39,14 @@ use super::{
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
     rules,
-    sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    sites::{
+        AloneLock, BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
+        RoleStep,
+    },
     work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
@@ -311,12 +314,12 @@ impl ReadStore for SqliteStore {
         reading!(self, sites::changes_after, block, after)
     }
 
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        reading!(self, sites::divergence, after, limit)
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        reading!(self, sites::divergence, asked)
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        reading!(self, sites::count_undecided)
     }
 
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

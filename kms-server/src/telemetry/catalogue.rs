@@ -216,6 +216,10 @@ catalogue! {
     PEER_PROOF_AGE = "kms_peer_oldest_proof_seconds", Gauge, [],
         "Age of the oldest proof, while all blocks are proved.",
         "Goes up and down with `peer.prove_interval_s`.", "";
+    DIVERGENCE_UNDECIDED = "kms_divergence_undecided", Gauge, [],
+        "Records that one site wrote alone and that wait for a decision.",
+        "After a failover with the former primary alive. `ami-tool site divergence list` shows them.",
+        "above 0";
 }
 
 /// The unit that a name ends in.

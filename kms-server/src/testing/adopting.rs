@@ -14,6 +14,7 @@ use super::{
 use crate::{
     keyring::{Arrived, Outcome, Taken},
     lifecycle::{ImportRules, NewMeter},
+    store::sites::DivergenceAsked,
 };
 
 const PLAIN: &[u8] = b"\x0f\x00";
@@ -227,7 +228,7 @@ fn invariant_7_what_a_fenced_site_wrote_alone_is_set_aside_and_its_block_becomes
         assert_eq!(one(&a, sent).await, Taken::Adopted { records: 0, set_aside: 1 });
         assert_eq!(contents(&a).await[3], contents(&b).await[3]);
         assert_eq!(a.verdict(&push(meters[1], PLAIN)).await, Verdict::UnknownMeter);
-        let kept = a.store.divergence(None, 10).await.unwrap();
+        let kept = a.store.divergence(DivergenceAsked::first(10)).await.unwrap();
         assert_eq!(kept.len(), 1);
         assert_eq!(kept[0].record.key, RecordKey::meter(&title(meters[1])));
         let rules = ImportRules::default();

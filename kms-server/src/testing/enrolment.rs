@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, SystemTitle,
     enrolment::{
         Fingerprint, Oaep,
         bundle::{EnrolledBlock, SignedEnrolment},
@@ -32,7 +32,7 @@ use crate::{
     keyring::{KeyringError, founding::take_over_blocks},
     store::{
         Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
-        sites::{BlockChanges, Divergent, FollowerLock, RoleRow},
+        sites::{BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
     },
 };
 
@@ -159,12 +159,12 @@ impl ReadStore for Tampered {
     ) -> Result<Option<BlockChanges>, StoreError> {
         self.inner.changes_after(block, after).await
     }
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        self.inner.divergence(after, limit).await
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(asked).await
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        self.inner.count_undecided().await
     }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await

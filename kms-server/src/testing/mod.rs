@@ -6,6 +6,7 @@ mod adopting;
 mod ciphering;
 mod enrolment;
 mod floors;
+mod forks;
 mod home;
 mod keyring;
 mod lifecycle;

@@ -33,7 +33,7 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{
         Answering, Cards, Config, Confirming, Fencing, Flooring, Following, Grounds, PeersMemory,
-        Proving, Remembering, Serving, Status, Syncing,
+        Proving, Remembering, Reporting, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -215,6 +215,7 @@ pub(crate) struct Running {
     pub(crate) gate: Arc<Confirming>,
     pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) flooring: Flooring,
+    pub(crate) fencing: Arc<Fencing>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -259,7 +260,10 @@ impl Running {
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let floors = Arc::clone(site.ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
+        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let following =
+            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
+        following.meet_first().await;
         let prover = Arc::clone(&keyring.prover);
         let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
         let proving = Arc::new(proving);
@@ -277,6 +281,7 @@ impl Running {
             },
             status: Arc::clone(&status),
             syncing,
+            fencing: Arc::clone(&fencing),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -299,8 +304,19 @@ impl Running {
                 async move { transmitting.keep_witness().await }
             })
             .abort_handle(),
+            tokio::spawn(async move { reporting.run().await }).abort_handle(),
         ];
-        Self { site, status, gate, flooring, transmitting, tasks, server, stop: Some(stop) }
+        Self {
+            site,
+            status,
+            gate,
+            flooring,
+            transmitting,
+            fencing,
+            tasks,
+            server,
+            stop: Some(stop),
+        }
     }
 
     /// Ends all of it in the middle of whatever it does.

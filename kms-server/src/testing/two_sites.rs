@@ -18,6 +18,7 @@ use super::{
 use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
+    store::sites::DivergenceAsked,
 };
 
 const PLAIN: &[u8] = b"\x0f\x00";
@@ -178,7 +179,11 @@ fn invariant_7_a_site_whose_peer_was_promoted_is_fenced_at_first_contact_and_fol
         let refused = a.lifecycle.import(&call("Meters/ImportMeters"), vec![meter(3)], rules).await;
         assert!(refused.is_err());
         in_step(&a, &b).await;
-        assert_eq!(a.store.divergence(None, 10).await.unwrap().len(), 1, "kept for people");
+        assert_eq!(
+            a.store.divergence(DivergenceAsked::first(10)).await.unwrap().len(),
+            1,
+            "kept for people"
+        );
         assert_eq!(a.verdict(&push(1, PLAIN)).await, Verdict::Ok);
         north_runs.cut().await;
         runs.1.cut().await;
@@ -223,23 +228,25 @@ fn invariant_4_a_peer_that_is_beyond_a_rolled_back_primary_confirms_none_of_its_
         let before = std::fs::read(&database).unwrap();
         drop(a);
         let first = Running::start(again(north, "north", None).await, &network).await;
-        let other = Running::start(b, &network).await;
+        let other = Running::start(Arc::clone(&b), &network).await;
         for n in [second, third] {
             first.site.add(meter(n)).await;
         }
         in_step(&first.site, &other.site).await;
         let site = Arc::clone(&first.site);
         first.cut().await;
+        other.cut().await;
         site.store.close().await;
         drop(site);
         std::fs::write(&database, before).unwrap();
-        // It knows of nothing, and writes at a place that the other site has long had.
+        // It knows of nothing, has nobody to ask, and writes at a place that the other site has long had.
         let rolled_back = Running::start(again(north, "north", None).await, &network).await;
         let import = call("Meters/ImportMeters");
         let lines = vec![meter(late)];
         let imports = rolled_back.site.lifecycle.import(&import, lines, ImportRules::default());
         let states = imports.await.unwrap().states;
         assert_eq!(states[0].block, block);
+        let other = Running::start(b, &network).await;
         assert_eq!(rolled_back.gate.replicated(&states).await, Replicated::No);
         rolled_back.cut().await;
         other.cut().await;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
@@ -18,7 +18,10 @@ use kms_server::{
         StoredBlock, WriteStore,
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
-        sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+        sites::{
+            BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
+            RoleStep,
+        },
         sqlite::SqliteStore,
     },
 };
@@ -96,12 +99,12 @@ impl ReadStore for Lossy {
     ) -> Result<Option<BlockChanges>, StoreError> {
         self.inner.changes_after(block, after).await
     }
-    async fn divergence(
-        &self,
-        after: Option<(BlockNo, RecordKey, Position)>,
-        limit: u32,
-    ) -> Result<Vec<Divergent>, StoreError> {
-        self.inner.divergence(after, limit).await
+    async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {
+        self.inner.divergence(asked).await
+    }
+
+    async fn count_undecided(&self) -> Result<u64, StoreError> {
+        self.inner.count_undecided().await
     }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await

@@ -16,7 +16,7 @@ use kms_server::{
     hsm::Hsm,
     store::{
         AuditStore as _, AuditedStore as _, ReadStore as _, StoreError,
-        sites::{Resolution, RoleStep},
+        sites::{Decided, DivergenceAsked, Resolution, RoleStep},
         sqlite::SqliteStore,
     },
 };
@@ -237,14 +237,15 @@ async fn roles_peers_and_decisions_are_written_with_their_events_or_not_at_all()
         record: scene.steps(1, FOUNDED, &[meter(1, "a", &[])]).records.remove(0).record,
         site: "north".to_owned(),
         at_ms: 7,
-        resolution: None,
+        decided: None,
     };
     audit.put_divergence(vec![divergent.clone()], vec![entry(4)]).await.unwrap();
-    divergent.resolution = Some(Resolution::Discarded);
+    divergent.decided =
+        Some(Decided { resolution: Resolution::Discarded, at_ms: 9, by: "somebody".to_owned() });
     audit.put_divergence(vec![divergent.clone()], vec![entry(5)]).await.unwrap();
     assert_eq!(audit.status().sequence, began + 4);
     assert_eq!(store.peers().await.unwrap(), [peer("south", 1)]);
-    assert_eq!(store.divergence(None, 9).await.unwrap(), [divergent.clone()]);
+    assert_eq!(store.divergence(DivergenceAsked::first(9)).await.unwrap(), [divergent.clone()]);
     // Nothing is done of which nothing is said.
     for refused in [
         audit.put_peer(peer("west", 1), Vec::new()).await,

@@ -16,7 +16,7 @@ use kms_core::{
 };
 use kms_server::store::{
     RecordChange, StoreError, StoredBlock, rules,
-    sites::{BlockAdoption, BlockChanges, Divergent, Resolution},
+    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent, Resolution},
 };
 
 type Outcome = Result<(), Seen>;
@@ -159,7 +159,7 @@ pub(super) async fn an_adoption_that_fails_leaves_nothing(store: Store) -> Outco
         matches!(error, StoreError::AuditMoved(_))
     })?;
     same((block(&store, 1).await?, block(&store, 2).await?), before)?;
-    same(store.divergence(None, 9).await?, Vec::new())?;
+    same(store.divergence(DivergenceAsked::first(9)).await?, Vec::new())?;
     same((found_by(&store, "b").await?, titles_of(&store, 8).await?), (Some(2), vec![2]))?;
     same(titles_of(&store, 9).await?, Vec::new())?;
     adopt(&store, &[whole]).await.map_err(Seen::from)
@@ -186,10 +186,10 @@ pub(super) async fn what_a_fenced_site_wrote_is_set_aside_with_the_adoption(
     let there = block(&store, 1).await?;
     let record = theirs.records[0].record.clone();
     same((there.head, there.records), (theirs.head, vec![record]))?;
-    let aside = store.divergence(None, 9).await?;
+    let aside = store.divergence(DivergenceAsked::first(9)).await?;
     same(aside.iter().map(|one| one.record.clone()).collect(), mine.records)?;
     let known = |one: &Divergent| {
-        (one.block, one.site.as_str(), one.at_ms, one.resolution)
+        (one.block, one.site.as_str(), one.at_ms, one.decided.clone())
             == (BlockNo(1), "north", super::audit_cases::SAID_AT, None)
     };
     same(aside.iter().all(known), true)?;
@@ -225,7 +225,9 @@ fn divergent(serial: u64, sequence: u64, resolution: Option<Resolution>) -> Dive
     let key = RecordKey::meter(&title(serial));
     let body = vec![0, sequence as u8, 0xFF];
     let record = StoredRecord { key, position, secret_version: 3, body, mac: [8; 16] };
-    Divergent { block: BlockNo(1), record, site: "süd".into(), at_ms: 99, resolution }
+    let by = |resolution| Decided { resolution, at_ms: 100, by: "somebody".into() };
+    let decided = resolution.map(by);
+    Divergent { block: BlockNo(1), record, site: "süd".into(), at_ms: 99, decided }
 }
 
 pub(super) async fn divergence_is_kept_once_decided_once_and_listed_page_by_page(
@@ -243,8 +245,8 @@ pub(super) async fn divergence_is_kept_once_decided_once_and_listed_page_by_page
     for limit in 1..7 {
         let mut found: Vec<Divergent> = Vec::new();
         loop {
-            let last = found.last().map(|one| (one.block, one.record.key, one.record.position));
-            let page = store.divergence(last, limit).await?;
+            let after = found.last().map(Divergent::name);
+            let page = store.divergence(DivergenceAsked::open(after, limit)).await?;
             same(page.len() <= limit as usize, true)?;
             if page.is_empty() {
                 break;
@@ -256,11 +258,22 @@ pub(super) async fn divergence_is_kept_once_decided_once_and_listed_page_by_page
     // Decided; neither a second decision nor its coming once more takes that back.
     for resolution in [Some(Resolution::Merged), None, Some(Resolution::Discarded)] {
         store.put_divergence(&[divergent(1, 7, resolution)], Said::new().link()).await?;
-        let there = store.divergence(None, 9).await?;
+        let there = store.divergence(DivergenceAsked::first(9)).await?;
         same(there[1].clone(), divergent(1, 7, Some(Resolution::Merged)))?;
         same(there.len(), 5)?;
     }
-    Ok(())
+    // What was decided is known, and no more among what waits.
+    let waits = store.divergence(DivergenceAsked::open(None, 9)).await?;
+    same((waits.len() as u64, store.count_undecided().await?), (4, 4))?;
+    let of_block =
+        |block| DivergenceAsked { block: Some(BlockNo(block)), ..DivergenceAsked::first(9) };
+    same(store.divergence(of_block(1)).await?.len(), 5)?;
+    same(store.divergence(of_block(2)).await?, Vec::new())?;
+    // Two records at one place: a site that was rolled back wrote there twice.
+    let mut other = divergent(1, 5, None);
+    other.record.mac = [9; 16];
+    store.put_divergence(std::slice::from_ref(&other), Said::new().link()).await?;
+    same(store.divergence(of_block(1)).await?[1].clone(), other)
 }
 
 pub(super) async fn changes_after_a_position_are_those_and_in_order(store: Store) -> Outcome {

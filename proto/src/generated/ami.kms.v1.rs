@@ -243,6 +243,16 @@ pub enum AuditDetailName {
     SealedChunk = 16,
     /// The invocation counter below which a meter's line gives out none, as declared.
     CounterAtLeast = 17,
+    /// Records that were set aside.
+    SetAside = 18,
+    /// 1 merged, 2 discarded.
+    Resolution = 19,
+    /// Of the records that were set aside in one block: the beginning of SHA-256 over their MACs.
+    AsideDigest = 20,
+    /// Of a change of role.
+    Epoch = 21,
+    /// The site that was enrolled: the beginning of SHA-256 over its signing key.
+    PeerKey = 22,
 }
 impl AuditDetailName {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -269,6 +279,11 @@ impl AuditDetailName {
             Self::SealedSigner => "SEALED_SIGNER",
             Self::SealedChunk => "SEALED_CHUNK",
             Self::CounterAtLeast => "COUNTER_AT_LEAST",
+            Self::SetAside => "SET_ASIDE",
+            Self::Resolution => "RESOLUTION",
+            Self::AsideDigest => "ASIDE_DIGEST",
+            Self::Epoch => "EPOCH",
+            Self::PeerKey => "PEER_KEY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -292,6 +307,11 @@ impl AuditDetailName {
             "SEALED_SIGNER" => Some(Self::SealedSigner),
             "SEALED_CHUNK" => Some(Self::SealedChunk),
             "COUNTER_AT_LEAST" => Some(Self::CounterAtLeast),
+            "SET_ASIDE" => Some(Self::SetAside),
+            "RESOLUTION" => Some(Self::Resolution),
+            "ASIDE_DIGEST" => Some(Self::AsideDigest),
+            "EPOCH" => Some(Self::Epoch),
+            "PEER_KEY" => Some(Self::PeerKey),
             _ => None,
         }
     }
@@ -4068,6 +4088,45 @@ pub struct ReceiveFloor {
     #[prost(bytes = "bytes", tag = "7")]
     pub mac: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivergentRecord {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(message, optional, tag = "2")]
+    pub record: ::core::option::Option<BlockRecord>,
+    /// When it was set aside, milliseconds since 1970.
+    #[prost(uint64, tag = "3")]
+    pub at_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportDivergenceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<DivergentRecord>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportDivergenceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// One for each record, in order.
+    #[prost(message, repeated, tag = "2")]
+    pub answers: ::prost::alloc::vec::Vec<DivergenceAnswer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivergenceAnswer {
+    /// 1: merged, 2: discarded; 0: nothing is decided.
+    #[prost(uint32, tag = "1")]
+    pub resolution: u32,
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
+    /// Why it is not taken; empty: it is.
+    #[prost(string, tag = "4")]
+    pub refused: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod replication_client {
     #![allow(
@@ -4328,6 +4387,31 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ListFloors"));
             self.inner.unary(req, path, codec).await
         }
+        /// Tells the site that writes what this one wrote alone, and hears what was decided of it there.
+        pub async fn report_divergence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportDivergenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ReportDivergence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ReportDivergence"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4424,6 +4508,14 @@ pub mod replication_server {
             request: tonic::Request<super::ListFloorsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListFloorsResponse>,
+            tonic::Status,
+        >;
+        /// Tells the site that writes what this one wrote alone, and hears what was decided of it there.
+        async fn report_divergence(
+            &self,
+            request: tonic::Request<super::ReportDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportDivergenceResponse>,
             tonic::Status,
         >;
     }
@@ -4825,6 +4917,51 @@ pub mod replication_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Replication/ReportDivergence" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportDivergenceSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::ReportDivergenceRequest>
+                    for ReportDivergenceSvc<T> {
+                        type Response = super::ReportDivergenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportDivergenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::report_divergence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -4864,6 +5001,146 @@ pub mod replication_server {
     impl<T> tonic::server::NamedService for ReplicationServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDivergenceRequest {
+    /// Where the page starts: `next` of the one before.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub after: ::prost::bytes::Bytes,
+    /// At most 256; 0: 100.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// Those, too, about which something was decided.
+    #[prost(bool, tag = "3")]
+    pub decided: bool,
+    /// One record: its block and its MAC, 4 and 16 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub id: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDivergenceResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub rows: ::prost::alloc::vec::Vec<DivergenceRow>,
+    /// Where the next page starts; empty: this was the last.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub next: ::prost::bytes::Bytes,
+    /// How many wait for a decision, on all pages.
+    #[prost(uint64, tag = "3")]
+    pub undecided: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DivergenceRow {
+    /// Its block and its MAC, 4 and 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub block: u32,
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// The site that wrote it.
+    #[prost(string, tag = "5")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "6")]
+    pub set_aside_ms: u64,
+    /// Of a meter.
+    #[prost(string, tag = "7")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "8")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// The record's key, as it is stored.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub key: ::prost::bytes::Bytes,
+    #[prost(enumeration = "Parting", tag = "10")]
+    pub parting: i32,
+    /// Keys that only it has, or that are in another state. Never a key's bytes.
+    #[prost(message, repeated, tag = "11")]
+    pub keys: ::prost::alloc::vec::Vec<DivergentKey>,
+    #[prost(bool, tag = "12")]
+    pub other_policy: bool,
+    #[prost(bool, tag = "13")]
+    pub other_names: bool,
+    /// Absent: nothing was decided.
+    #[prost(message, optional, tag = "14")]
+    pub decided: ::core::option::Option<DivergenceDecision>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivergentKey {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key_id: ::prost::bytes::Bytes,
+    #[prost(enumeration = "KeyKind", tag = "2")]
+    pub kind: i32,
+    #[prost(uint32, tag = "3")]
+    pub security_setup: u32,
+    #[prost(enumeration = "KeyState", tag = "4")]
+    pub aside: i32,
+    /// Unspecified: the standing record does not have it.
+    #[prost(enumeration = "KeyState", tag = "5")]
+    pub stands: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivergenceDecision {
+    #[prost(enumeration = "Decision", tag = "1")]
+    pub decision: i32,
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+    /// Who decided.
+    #[prost(string, tag = "3")]
+    pub by: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResolveDivergenceRequest {
+    #[prost(enumeration = "Decision", tag = "1")]
+    pub decision: i32,
+    /// One record: its block and its MAC, 4 and 16 bytes. Empty: by the rule.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub id: ::prost::bytes::Bytes,
+    /// All that are this beside the record that stands now; unspecified: all, with `all`.
+    #[prost(enumeration = "Parting", tag = "3")]
+    pub rule: i32,
+    /// Whatever they are. Without a rule and an id it has to be said.
+    #[prost(bool, tag = "4")]
+    pub all: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResolveDivergenceResponse {
+    /// Decided by this call.
+    #[prost(uint32, tag = "1")]
+    pub decided: u32,
+    /// Records of meters or lines that it changed.
+    #[prost(uint32, tag = "2")]
+    pub changed: u32,
+    /// Not decided, each with its reason.
+    #[prost(message, repeated, tag = "3")]
+    pub left: ::prost::alloc::vec::Vec<DivergenceLeft>,
+    /// More may fall under the rule: ask again.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+    #[prost(enumeration = "Replicated", tag = "5")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DivergenceLeft {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    /// A reason word, and a sentence.
+    #[prost(string, tag = "2")]
+    pub word: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdmitEpochRequest {
+    /// The epoch of the other site that is to be taken in.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdmitEpochResponse {
+    #[prost(message, optional, tag = "1")]
+    pub standing: ::core::option::Option<SiteStanding>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
@@ -4918,6 +5195,9 @@ pub struct GetStatusResponse {
     /// Absent at a single site.
     #[prost(message, optional, tag = "13")]
     pub replication: ::core::option::Option<ReplicationStatus>,
+    /// Records that were set aside and wait for a decision.
+    #[prost(uint64, tag = "14")]
+    pub undecided_divergence: u64,
 }
 /// The other site, and how far it is in step.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5195,6 +5475,94 @@ pub struct KeyringStatus {
     #[prost(bytes = "bytes", tag = "7")]
     pub profiles_digest: ::prost::bytes::Bytes,
 }
+/// What a record that was set aside is, beside the one that stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Parting {
+    Unspecified = 0,
+    /// All that it says stands already, or is behind what stands.
+    NothingNew = 1,
+    /// A meter that does not stand.
+    NewMeter = 2,
+    /// Keys that the standing record does not have, or states of keys that are further on.
+    Keys = 3,
+    /// Its keys are known; its policy or its names are other ones.
+    Details = 4,
+    /// It is a deletion.
+    Deleted = 5,
+    /// The meter was deleted at the other site.
+    DeletedThere = 6,
+    /// A counter line that is higher.
+    Line = 7,
+    /// It can't be read.
+    Unreadable = 8,
+}
+impl Parting {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PARTING_UNSPECIFIED",
+            Self::NothingNew => "PARTING_NOTHING_NEW",
+            Self::NewMeter => "PARTING_NEW_METER",
+            Self::Keys => "PARTING_KEYS",
+            Self::Details => "PARTING_DETAILS",
+            Self::Deleted => "PARTING_DELETED",
+            Self::DeletedThere => "PARTING_DELETED_THERE",
+            Self::Line => "PARTING_LINE",
+            Self::Unreadable => "PARTING_UNREADABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PARTING_UNSPECIFIED" => Some(Self::Unspecified),
+            "PARTING_NOTHING_NEW" => Some(Self::NothingNew),
+            "PARTING_NEW_METER" => Some(Self::NewMeter),
+            "PARTING_KEYS" => Some(Self::Keys),
+            "PARTING_DETAILS" => Some(Self::Details),
+            "PARTING_DELETED" => Some(Self::Deleted),
+            "PARTING_DELETED_THERE" => Some(Self::DeletedThere),
+            "PARTING_LINE" => Some(Self::Line),
+            "PARTING_UNREADABLE" => Some(Self::Unreadable),
+            _ => None,
+        }
+    }
+}
+/// A decision about a record that was set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Decision {
+    Unspecified = 0,
+    /// Its keys are brought into the record that stands.
+    Accept = 1,
+    /// Nothing of it is used. Keys that may be in a meter stay as DEACTIVATED versions, counter lines rise.
+    Discard = 2,
+}
+impl Decision {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DECISION_UNSPECIFIED",
+            Self::Accept => "DECISION_ACCEPT",
+            Self::Discard => "DECISION_DISCARD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DECISION_UNSPECIFIED" => Some(Self::Unspecified),
+            "DECISION_ACCEPT" => Some(Self::Accept),
+            "DECISION_DISCARD" => Some(Self::Discard),
+            _ => None,
+        }
+    }
+}
 /// What a site is in its key domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -5427,6 +5795,84 @@ pub mod site_client {
             req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Site", "SyncNow"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What one site wrote alone and the other never had, when the other was promoted: records that were set aside, each
+        /// beside the one that stands.
+        pub async fn list_divergence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDivergenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/ListDivergence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "ListDivergence"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Decides about records that were set aside: one, or by a rule. Asked of the site that writes. To ask again changes
+        /// nothing: what was decided stays.
+        pub async fn resolve_divergence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResolveDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResolveDivergenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/ResolveDivergence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "ResolveDivergence"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes in a promotion of the other site that is more than one step ahead of all that this site knows. Always takes
+        /// two people.
+        pub async fn admit_epoch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdmitEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdmitEpochResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/AdmitEpoch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "AdmitEpoch"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5480,6 +5926,33 @@ pub mod site_server {
             &self,
             request: tonic::Request<super::SyncNowRequest>,
         ) -> std::result::Result<tonic::Response<Self::SyncNowStream>, tonic::Status>;
+        /// What one site wrote alone and the other never had, when the other was promoted: records that were set aside, each
+        /// beside the one that stands.
+        async fn list_divergence(
+            &self,
+            request: tonic::Request<super::ListDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// Decides about records that were set aside: one, or by a rule. Asked of the site that writes. To ask again changes
+        /// nothing: what was decided stays.
+        async fn resolve_divergence(
+            &self,
+            request: tonic::Request<super::ResolveDivergenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResolveDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// Takes in a promotion of the other site that is more than one step ahead of all that this site knows. Always takes
+        /// two people.
+        async fn admit_epoch(
+            &self,
+            request: tonic::Request<super::AdmitEpochRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AdmitEpochResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct SiteServer<T> {
@@ -5771,6 +6244,139 @@ pub mod site_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/ListDivergence" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDivergenceSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::ListDivergenceRequest>
+                    for ListDivergenceSvc<T> {
+                        type Response = super::ListDivergenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDivergenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::list_divergence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/ResolveDivergence" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResolveDivergenceSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::ResolveDivergenceRequest>
+                    for ResolveDivergenceSvc<T> {
+                        type Response = super::ResolveDivergenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResolveDivergenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::resolve_divergence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResolveDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/AdmitEpoch" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdmitEpochSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::AdmitEpochRequest>
+                    for AdmitEpochSvc<T> {
+                        type Response = super::AdmitEpochResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdmitEpochRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::admit_epoch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdmitEpochSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -9,6 +9,7 @@ use kms_client::{
     parse_system_title,
 };
 
+use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 
@@ -164,6 +165,13 @@ pub(crate) enum SiteCommand {
     /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
     /// site that writes. Writes the bundle for it
     Enrol(Enrol),
+    /// Look at what one site wrote alone when the other was promoted, and decide about it
+    Divergence {
+        #[command(subcommand)]
+        command: DivergenceCommand,
+    },
+    /// Take in a promotion of the other site that is more than one step ahead; takes a second person
+    AdmitEpoch(AdmitEpoch),
 }
 
 #[derive(Args)]

@@ -95,6 +95,8 @@ fn next_after(code: RefusalCode) -> &'static str {
             "compare with `meter get`; `--add-versions` takes the value as a new version"
         }
         RefusalCode::MeterNotDeleted => "`meter get` shows it",
+        RefusalCode::NotSetAside => "`site divergence list` shows what was set aside",
+        RefusalCode::NotReadable => "`site divergence show` says what is known of it",
         RefusalCode::MeterDamaged => "`site status` names what is damaged",
         RefusalCode::FileOlder
         | RefusalCode::BadSignature
@@ -292,8 +294,10 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "EPOCH_NOT_PROVED",
         No,
-        "`site status` of both sites says which promotion is missing",
+        "`site status` of both sites says which promotion is missing; where it is more than one step ahead, two people take \
+         it in: `site admit-epoch N`",
     ),
+    row(Refused, "ROLLED_BACK", No, ""),
     row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
     row(Refused, "PRIMARY_WRITES", No, "demote the primary first, or say that it is lost"),
     row(Service, "ROLE_DAMAGED", NotNow, "put the newest copy of the database back"),

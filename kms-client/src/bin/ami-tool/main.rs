@@ -7,6 +7,8 @@ mod approvals;
 mod args;
 mod asking;
 mod audit;
+mod divergence;
+mod divergence_args;
 mod duplicates;
 mod encrypt;
 mod exit;
@@ -101,6 +103,8 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::Promote(what) => roles::promote(&client, what, json).await,
             SiteCommand::Demote(what) => roles::demote(&client, what, json).await,
             SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,
+            SiteCommand::Divergence { command } => divergence::run(&client, command, json).await,
+            SiteCommand::AdmitEpoch(what) => divergence::admit(&client, what, json).await,
         },
         Command::SyncMeter(what) => sync_meter(&client, what, json).await,
     }

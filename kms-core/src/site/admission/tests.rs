@@ -8,7 +8,9 @@ use ring::{
 };
 
 use super::*;
-use crate::{BlockCount, Position, Sequence, site::DomainId, site::role::Role};
+use crate::{
+    BlockCount, Position, Sequence, site::DomainId, site::peer::FormerSigner, site::role::Role,
+};
 
 const FOUNDING: Epoch = Epoch(2);
 
@@ -263,7 +265,7 @@ fn a_block_descends_through_the_promotions_that_found_it() {
 
 #[test]
 fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_counts_with_it() {
-    let peer = |signing: &Token, former: Vec<PublicKey>| Peer {
+    let peer = |signing: &Token, former: Vec<FormerSigner>| Peer {
         domain: DomainId([7; 16]),
         site: "x".to_owned(),
         kind: PeerKind::Odd,
@@ -274,10 +276,14 @@ fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_co
     };
     let (known, later) = (promotion(3, 2), promotion(5, 3));
     let lost = peer(&TOKENS[1], Vec::new());
-    let rebuilt = [peer(&TOKENS[2], lost.former_with(&TOKENS[2].public()))];
+    let rebuilt = [peer(&TOKENS[2], lost.former_with(&TOKENS[2].public(), Epoch(3)))];
     let writers = Writers::of_peers(&rebuilt).with_own(&domain(true), TOKENS[0].public());
     let stored = [known.clone()];
     assert_eq!(verify(&domain(true), (&writers, &rebuilt), &stored), Ok(()));
+    // What somebody signs with the lost token for a later epoch is not what was known.
+    let forged = [known.clone(), later.clone()];
+    let refused = verify(&domain(true), (&writers, &rebuilt), &forged);
+    assert_eq!(refused, Err(NotAdmitted::NotSigned(Epoch(5))));
     let nobody = [peer(&TOKENS[2], Vec::new())];
     let refused = verify(&domain(true), (&writers, &nobody), &stored);
     assert_eq!(refused, Err(NotAdmitted::NotSigned(Epoch(3))));

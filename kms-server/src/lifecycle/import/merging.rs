@@ -14,14 +14,11 @@ use kms_core::{
     Protection, RefusalCode, SecuritySetup, record::Tombstone,
 };
 
-/// Versions that one key (a kind in a security setup) may have: four live ones, as many as are tried on
-/// an APDU, and twelve that were before them. Each is a part of its meter's record, which every change
-/// of its block reads.
-pub(super) const VERSIONS_A_KEY: usize = 16;
+/// Versions that one key (a kind in a security setup) may have.
+pub(super) const VERSIONS_A_KEY: usize = MeterRecord::VERSIONS_A_KEY;
 
-/// Key versions that a meter may have: four setups with four keys of four versions. So a record has
-/// less than 8 KiB, and a line's comparison with it less than 4,096 steps.
-pub(super) const VERSIONS_A_METER: usize = 64;
+/// Key versions that a meter may have.
+pub(super) const VERSIONS_A_METER: usize = MeterRecord::VERSIONS_A_METER;
 
 /// A key value that is news: still to be wrapped.
 pub(super) struct NewsKey {

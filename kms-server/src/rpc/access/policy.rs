@@ -88,7 +88,10 @@ impl Verb {
             | Self::Promote
             | Self::Demote
             | Self::EnrolPeer
-            | Self::SyncNow => &[AmiAdmin],
+            | Self::SyncNow
+            | Self::ResolveDivergence
+            | Self::AdmitEpoch => &[AmiAdmin],
+            Self::ListDivergence => &[AmiAdmin, Auditor],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
@@ -96,6 +99,7 @@ impl Verb {
             | Self::ProveBlocks
             | Self::ListRoleRecords
             | Self::ListFloors
+            | Self::ReportDivergence
             | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
@@ -386,7 +390,9 @@ mod tests {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Auditor => {
-                service == "Audit" || expected(Role::Rotator, verb) || verb == Verb::ListApprovals
+                service == "Audit"
+                    || expected(Role::Rotator, verb)
+                    || matches!(verb, Verb::ListApprovals | Verb::ListDivergence)
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",

@@ -103,6 +103,8 @@ verbs! {
     ListRoleRecords = ReplicationListRoleRecords;
     /// Receive floors that a site has stored.
     ListFloors = ReplicationListFloors;
+    /// Tell what one site wrote alone.
+    ReportDivergence = ReplicationReportDivergence;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.
@@ -113,6 +115,12 @@ verbs! {
     SyncNow = SiteSyncNow;
     /// Let another site join.
     EnrolPeer = SiteEnrolPeer;
+    /// Look at what one site wrote alone.
+    ListDivergence = SiteListDivergence;
+    /// Decide about what one site wrote alone.
+    ResolveDivergence = SiteResolveDivergence;
+    /// Take in an epoch that is more than one step ahead.
+    AdmitEpoch = SiteAdmitEpoch;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.
@@ -170,9 +178,10 @@ impl Verb {
         self.is_privileged() && !is_stream && !is_approval
     }
 
-    /// Whether it takes two people whatever the policy says: what takes back that something was given up.
+    /// Whether it takes two people whatever the policy says: what takes back that something was given up, and what
+    /// believes the other site further than one step.
     pub const fn always_needs_two_people(self) -> bool {
-        matches!(self, Self::ReadmitMeter)
+        matches!(self, Self::ReadmitMeter | Self::AdmitEpoch)
     }
 
     /// Whether every known caller may use it, whatever its roles.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use kms_proto::v1::{
-    BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, DeclareCounterRequest,
-    DeleteMeterRequest, DemoteRequest, EnrolPeerRequest, GetMeterRequest, ImportLine, ImportRules,
-    KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey,
-    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, SealedHeader, SealedHeaderBody,
-    SetPolicyRequest, VerifyChainRequest,
+    AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
+    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest, GetMeterRequest,
+    ImportLine, ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy,
+    MinimumProtection, NewKey, Parting, PromoteRequest, ProtectionLevel, ReadmitMeterRequest,
+    ResolveDivergenceRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -63,6 +63,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::EnrolPeer => read(message, enrolled),
+        Verb::ListDivergence => line("records that were set aside".to_owned()),
+        Verb::ResolveDivergence => read(message, resolved),
+        Verb::AdmitEpoch => read(message, |AdmitEpochRequest { epoch }| {
+            line(format!("take in epoch {epoch} of the other site, more than one step ahead"))
+        }),
         Verb::GetImportKey | Verb::GetStatus => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
@@ -82,6 +87,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ListRoleRecords
         | Verb::ExchangeMarks
         | Verb::ListFloors
+        | Verb::ReportDivergence
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
@@ -140,6 +146,18 @@ fn enrolled(EnrolPeerRequest { request, fingerprint, replace }: EnrolPeerRequest
     let anew = if replace { ", in the place of its former keys" } else { "" };
     let fingerprint = hex::encode(&fingerprint);
     line(format!("enrol: join request {site}{anew}, fingerprint {fingerprint}"))
+}
+
+fn resolved(request: ResolveDivergenceRequest) -> About {
+    let ResolveDivergenceRequest { decision, id, rule, all: _ } = request;
+    let decision = Decision::try_from(decision).map_or("unknown", |it| it.as_str_name());
+    let which = match (id.as_ref(), Parting::try_from(rule)) {
+        ([], Ok(Parting::Unspecified)) => "all records that were set aside".to_owned(),
+        ([], Ok(rule)) => format!("records that were set aside and are {}", rule.as_str_name()),
+        ([], Err(_)) => "records that were set aside, by a rule that there is not".to_owned(),
+        (id, _) => format!("the record {} that was set aside", hex::encode(id)),
+    };
+    line(format!("{decision}: {which}"))
 }
 
 /// The matter of a sealed file as it says itself, and the rules it is to come in by.

@@ -13,6 +13,7 @@ pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
         | LifecycleError::NotDamaged { .. }
         | LifecycleError::Refused(_)
         | LifecycleError::NotPrimary { .. }
+        | LifecycleError::RolledBack { .. }
         | LifecycleError::ReadOnly => false,
         LifecycleError::Busy
         | LifecycleError::ReadOnlyPrimary
@@ -44,6 +45,7 @@ fn row_of(error: &LifecycleError) -> Row {
         LifecycleError::ReadOnly => (Code::FailedPrecondition, "READ_ONLY", Never),
         LifecycleError::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY", Never),
         LifecycleError::NotPrimary { .. } => (Code::FailedPrecondition, "NOT_PRIMARY", Never),
+        LifecycleError::RolledBack { .. } => (Code::FailedPrecondition, "ROLLED_BACK", Never),
         LifecycleError::NotNewest { .. } => (Code::Unavailable, "NOT_NEWEST", Later),
         LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, "ARENA_FULL", Never),
         LifecycleError::NotAllOpen { .. } => (Code::Unavailable, "NOT_ALL_OPEN", Later),
@@ -68,6 +70,7 @@ fn sentence_of(error: &LifecycleError) -> String {
         | LifecycleError::Busy
         | LifecycleError::NotAllOpen { .. }
         | LifecycleError::NotPrimary { .. }
+        | LifecycleError::RolledBack { .. }
         | LifecycleError::ReadOnly
         | LifecycleError::ReadOnlyPrimary => return error.to_string(),
         LifecycleError::Unavailable { reason: cause } => {
@@ -151,6 +154,12 @@ mod tests {
                 false,
             ),
             (LifecycleError::ReadOnlyPrimary, Code::FailedPrecondition, "READ_ONLY_PRIMARY", false),
+            (
+                LifecycleError::RolledBack { reason: "x".into() },
+                Code::FailedPrecondition,
+                "ROLLED_BACK",
+                false,
+            ),
             (
                 LifecycleError::NotSealedForUs { reason: "x".into() },
                 Code::DataLoss,

@@ -2,6 +2,7 @@
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
 pub(crate) mod columns;
+pub(crate) mod divergence;
 pub(crate) mod enrolment_status;
 pub(crate) mod floors;
 pub(crate) mod framing;

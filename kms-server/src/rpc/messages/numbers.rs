@@ -2,7 +2,10 @@
 //! is new on one side is asked for on the other.
 
 use kms_core::{
-    KeyKind, KeyState, MinimumProtection, Protection, Verdict, audit::Detail, site::role::Role,
+    KeyKind, KeyState, MinimumProtection, Protection, Verdict,
+    audit::Detail,
+    block::reconciling::{Decision, Parting},
+    site::role::Role,
 };
 use kms_proto::v1;
 
@@ -38,7 +41,10 @@ same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authentica
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
-    CounterAtLeast);
+    CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey);
+same_as!(Parting, Parting:
+    NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable);
+same_as!(Decision, Decision: Accept Discard);
 
 #[cfg(test)]
 mod tests {

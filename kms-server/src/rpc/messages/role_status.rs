@@ -6,7 +6,7 @@ use super::{
     lifecycle_status::{of_lifecycle, word_of_lifecycle},
     status::{Again, Row, status},
 };
-use crate::{keyring::NotChanged, lifecycle::LifecycleError};
+use crate::{keyring::NotChanged, lifecycle::LifecycleError, replication::NotFenced};
 
 /// The reason word of a role that was not changed, and whether the fault is ours.
 pub(crate) fn word_of_role(error: &NotChanged) -> (&'static str, bool) {
@@ -27,6 +27,31 @@ pub(crate) fn of_role(error: &NotChanged) -> Status {
     of_lifecycle(&lifecycle_of(error).unwrap_or_else(unavailable))
 }
 
+/// The reason word of an epoch that was not taken in.
+pub(crate) fn word_of_fencing(error: &NotFenced) -> &'static str {
+    match error {
+        NotFenced::NoRecord { .. } | NotFenced::NotLearnt { .. } => "EPOCH_NOT_PROVED",
+        NotFenced::Records(why) => word_of_role(why).0,
+        NotFenced::Peer(_) | NotFenced::Store(_) => "NOT_REACHABLE",
+    }
+}
+
+/// The status of an epoch that was not taken in.
+pub(crate) fn of_fencing(error: &NotFenced) -> Status {
+    let word = word_of_fencing(error);
+    match error {
+        NotFenced::NoRecord { .. } | NotFenced::NotLearnt { .. } => {
+            let row = Row { code: Code::FailedPrecondition, word, again: Again::Never };
+            status(row, error.to_string(), Vec::new())
+        }
+        NotFenced::Records(why) => of_role(why),
+        NotFenced::Peer(_) | NotFenced::Store(_) => {
+            let row = Row { code: Code::Unavailable, word, again: Again::Later };
+            status(row, error.to_string(), Vec::new())
+        }
+    }
+}
+
 /// The row of a refusal of its own; `None`: the token, the database or a block failed.
 fn row_of(error: &NotChanged) -> Option<Row> {
     let (code, word) = match error {
@@ -36,6 +61,7 @@ fn row_of(error: &NotChanged) -> Option<Row> {
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
         NotChanged::Block { .. } => (Code::FailedPrecondition, "BLOCK_UNKNOWN"),
+        NotChanged::RolledBack(_) => (Code::FailedPrecondition, "ROLLED_BACK"),
         NotChanged::NotAdmitted(_) => (Code::FailedPrecondition, "ROLE_RECORD_REFUSED"),
         NotChanged::Token(_) | NotChanged::Store(_) | NotChanged::Keyring(_) => return None,
     };
@@ -52,6 +78,7 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         | NotChanged::Standing(_)
         | NotChanged::PrimaryWrites(_)
         | NotChanged::Row(_)
+        | NotChanged::RolledBack(_)
         | NotChanged::NotInStep { .. }
         | NotChanged::Block { .. }
         | NotChanged::NotAdmitted(_) => None,

@@ -30,7 +30,7 @@ fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], B
     bytes.try_into().map_err(|_| BadMessage(field))
 }
 
-fn at(epoch: u64, sequence: u64) -> Position {
+pub(super) fn at(epoch: u64, sequence: u64) -> Position {
     Position { epoch: Epoch(epoch), sequence: Sequence(sequence) }
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn wire_head(head: &Head) -> v1::BlockHead {
     }
 }
 
-fn record(record: v1::BlockRecord) -> Result<StoredRecord, BadMessage> {
+pub(super) fn record(record: v1::BlockRecord) -> Result<StoredRecord, BadMessage> {
     let v1::BlockRecord { key, epoch, sequence, secret_version, body, mac } = record;
     Ok(StoredRecord {
         key: RecordKey::from_bytes(&key).ok_or(BadMessage("records.key"))?,
@@ -95,7 +95,7 @@ fn record(record: v1::BlockRecord) -> Result<StoredRecord, BadMessage> {
     })
 }
 
-fn wire_record(record: StoredRecord) -> v1::BlockRecord {
+pub(super) fn wire_record(record: StoredRecord) -> v1::BlockRecord {
     let StoredRecord { key, position, secret_version, body, mac } = record;
     v1::BlockRecord {
         key: Bytes::copy_from_slice(key.as_bytes()),

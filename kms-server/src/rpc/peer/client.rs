@@ -22,13 +22,14 @@ use super::{
 };
 use crate::{
     replication::{
-        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, MarksAsked, MarksSaid, Peer,
-        PeerError, SiteCard,
+        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
+        Peer, PeerError, SiteCard,
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
-        messages::{floors, sites},
+        messages::{divergence, floors, sites},
     },
+    store::sites::Divergent,
 };
 use kms_core::{
     BlockNo, Epoch,
@@ -185,20 +186,34 @@ impl Peer for PeerClient {
         &self,
         card: SiteCard,
         from: Epoch,
-    ) -> Result<Vec<SignedRoleRecord>, PeerError> {
+    ) -> Result<BoxStream<'static, Result<SignedRoleRecord, PeerError>>, PeerError> {
         let request =
             ListRoleRecordsRequest { card: Some(sites::wire_card(card)), from_epoch: from.0 };
-        let mut messages = begun(PATIENCE, self.calls.clone().list_role_records(request)).await?;
-        let mut records = Vec::new();
-        while let Some(message) = next(&mut messages).await? {
-            for record in &message.records {
-                records.push(sites::role_record(record).map_err(of_message)?);
-            }
-            if records.len() > ROLE_RECORDS_MAX {
-                return Err(PeerError::Unreadable("role records do not end"));
-            }
+        let messages = begun(PATIENCE, self.calls.clone().list_role_records(request)).await?;
+        // One message is in memory at a time; whoever reads them ends it where one does not hold.
+        let records = stream::try_unfold(messages, |mut messages| async move {
+            let Some(message) = next(&mut messages).await? else { return Ok(None) };
+            let records = message.records.iter().map(sites::role_record);
+            let records = records.collect::<Result<Vec<_>, _>>().map_err(of_message)?;
+            Ok(Some((stream::iter(records.into_iter().map(Ok)), messages)))
+        });
+        Ok(records.try_flatten().boxed())
+    }
+
+    async fn report_divergence(
+        &self,
+        card: SiteCard,
+        rows: Vec<Divergent>,
+    ) -> Result<(SiteCard, Vec<Known>), PeerError> {
+        let most = rows.len();
+        let request = divergence::wire_reported(card, rows);
+        let said = begun(PATIENCE, self.calls.clone().report_divergence(request)).await?;
+        if said.answers.len() != most {
+            return Err(PeerError::Unreadable("there are not as many answers as records"));
         }
-        Ok(records)
+        let known = said.answers.into_iter().map(divergence::known);
+        let known = known.collect::<Result<_, _>>().map_err(of_message)?;
+        Ok((sites::card(said.card).map_err(of_message)?, known))
     }
 
     async fn floors(
@@ -213,6 +228,3 @@ impl Peer for PeerClient {
         Ok((card, floors::rows(said.floors).map_err(of_message)?))
     }
 }
-
-/// Role records that are taken from one answer: a promotion and a demotion each week of a life.
-const ROLE_RECORDS_MAX: usize = 4_096;

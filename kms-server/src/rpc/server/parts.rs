@@ -11,7 +11,7 @@ use crate::{
     hsm::Hsm,
     keyring::{Overview, Roles},
     lifecycle::Lifecycle,
-    replication::{Status as ReplicationStatus, Syncing},
+    replication::{Fencing, Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
@@ -60,6 +60,8 @@ pub struct Replicating {
     pub status: Arc<ReplicationStatus>,
     /// Brings the sites in step when somebody asks.
     pub syncing: Arc<Syncing>,
+    /// Learns of promotions of the other site.
+    pub fencing: Arc<Fencing>,
 }
 
 impl Parts {

@@ -49,6 +49,7 @@ pub(super) fn of_parts(
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
         floors: Arc::clone(parts.ciphering.floors()),
+        lifecycle: Arc::clone(&parts.lifecycle),
         budget: budget.clone(),
         message_bytes_max,
     };
@@ -56,6 +57,8 @@ pub(super) fn of_parts(
         looks: parts.looks(),
         replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
         syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
+        lifecycle: Arc::clone(&parts.lifecycle),
+        fencing: parts.replication.as_ref().map(|it| Arc::clone(&it.fencing)),
         roles: Arc::clone(&parts.roles),
         floors: Arc::clone(parts.ciphering.floors()),
         recorder: Recorder(Arc::clone(&parts.audit)),

@@ -7,19 +7,23 @@ use kms_proto::v1::{
     ExchangeMarksRequest, ExchangeMarksResponse, FetchBlocksRequest, FetchBlocksResponse,
     FollowChangesRequest, FollowChangesResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
     ListFloorsRequest, ListFloorsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
-    ProveBlocksRequest, ProveBlocksResponse, replication_server,
+    ProveBlocksRequest, ProveBlocksResponse, ReportDivergenceRequest, ReportDivergenceResponse,
+    replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
-use super::in_order::Answers;
+use super::in_order::{Answers, to_its_end};
 use crate::{
     ciphering::Floors,
+    lifecycle::Lifecycle,
     replication::{Answering, MarksSaid, NotServed, Remembering, Serving, SiteCard},
     rpc::{
         access::{policy::Permit, verb::Verb},
+        gate::recording::call_of,
         messages::{
-            floors,
+            divergence, floors,
+            lifecycle_status::of_lifecycle,
             sites::{self, BadMessage},
             status::{Refused, of_incoming},
         },
@@ -34,6 +38,8 @@ pub(crate) struct ReplicationService {
     /// `None`: this site is the only one.
     pub(crate) parts: Option<ReplicationParts>,
     pub(crate) floors: Arc<Floors>,
+    /// Takes in what the other site wrote alone.
+    pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
 }
@@ -206,6 +212,28 @@ impl replication_server::Replication for ReplicationService {
         Ok(Response::new(ListFloorsResponse {
             card: Some(sites::wire_card(ours)),
             floors: rows.iter().map(floors::wire).collect(),
+        }))
+    }
+
+    async fn report_divergence(
+        &self,
+        request: Request<ReportDivergenceRequest>,
+    ) -> Result<Response<ReportDivergenceResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ReportDivergence)?;
+        let call = call_of(permit.caller(), permit.verb(), request.extensions().get());
+        let ReportDivergenceRequest { card, records } = request.into_inner();
+        let (theirs, ours) = self.greet(&permit, card).await?;
+        let charge = self.budget.charge(&permit, records.len())?;
+        let rows = divergence::reported(records, &theirs.site)?;
+        let lifecycle = Arc::clone(&self.lifecycle);
+        let known = to_its_end(async move {
+            let _charge = charge;
+            lifecycle.take_report(&call, rows).await.map_err(|error| of_lifecycle(&error))
+        })
+        .await?;
+        Ok(Response::new(ReportDivergenceResponse {
+            card: Some(sites::wire_card(ours)),
+            answers: known.into_iter().map(divergence::wire_known).collect(),
         }))
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    BlockLeft, DemoteRequest, DemoteResponse, EnrolPeerRequest, EnrolPeerResponse,
-    FollowingStatus as WireFollowing, GetStatusRequest, GetStatusResponse,
-    KeyringStatus as WireKeyring, PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
-    ReplicationStatus as WireReplication, SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest,
-    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
+    AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
+    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing, GetStatusRequest,
+    GetStatusResponse, KeyringStatus as WireKeyring, ListDivergenceRequest, ListDivergenceResponse,
+    PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, ResolveDivergenceRequest, ResolveDivergenceResponse,
+    SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
+    TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
@@ -20,18 +22,21 @@ use crate::{
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
+    lifecycle::{AsidePage, Lifecycle},
     replication::{
-        self, FollowingStatus, PeerHeard, Readiness, ReplicationStatus, SyncAsked, Syncing,
+        self, Fencing, FollowingStatus, PeerHeard, Readiness, ReplicationStatus, SyncAsked, Syncing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
         figures::Figures,
         gate::recording::Recorder,
         messages::{
+            divergence,
             enrolment_status::{of_enrolment, word_of_enrolment},
-            role_status::{of_role, word_of_role},
+            role_status::{of_fencing, of_role, word_of_fencing, word_of_role},
             status::Refused,
             sync_status::{of_sync, wire_progress},
+            words,
         },
         shares::budget::Budget,
         tls::in_use::Tls,
@@ -41,7 +46,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
-    audit::{AuditOutcome, AuditedCall, Subject},
+    audit::{AuditOutcome, AuditedCall, Detail, Subject},
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
@@ -61,6 +66,9 @@ pub(crate) struct SiteService {
     pub(crate) replication: Option<Arc<replication::Status>>,
     /// `None` likewise.
     pub(crate) syncing: Option<Arc<Syncing>>,
+    /// `None` likewise.
+    pub(crate) fencing: Option<Arc<Fencing>>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) roles: Arc<Roles>,
     pub(crate) floors: Arc<Floors>,
     pub(crate) recorder: Recorder,
@@ -104,6 +112,7 @@ impl site_server::Site for SiteService {
             keyring: Some(wire_keyring(&facts.keyring)),
             token: Some(wire_token(facts.token)),
             standing: Some(wire_standing(&standing)),
+            undecided_divergence: replication.as_ref().map_or(0, |status| status.undecided),
             replication: replication.map(wire_replication),
         }))
     }
@@ -209,10 +218,84 @@ impl site_server::Site for SiteService {
         .await?;
         Ok(Response::new(EnrolPeerResponse { bundle: bundle.encode().into() }))
     }
+
+    async fn list_divergence(
+        &self,
+        request: Request<ListDivergenceRequest>,
+    ) -> Result<Response<ListDivergenceResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ListDivergence)?;
+        let call = self.recorder.call(&permit, &request);
+        let request = request.into_inner();
+        let asked = divergence::asked(&request)?;
+        let _charge = self.budget.charge(&permit, asked.limit as usize)?;
+        let page = match request.id.is_empty() {
+            true => self.lifecycle.divergence(asked).await,
+            false => {
+                let rows = self.lifecycle.set_aside(divergence::id_of(&request.id)?).await;
+                rows.map(|rows| AsidePage { rows, ..AsidePage::default() })
+            }
+        };
+        let AsidePage { rows, next, undecided } = match page {
+            Ok(page) => page,
+            Err(error) => return Err(self.recorder.failure(&call, Subject::NONE, &error).await),
+        };
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        self.recorder.record(entry.with(Detail::Items, rows.len() as u64)).await?;
+        Ok(Response::new(ListDivergenceResponse {
+            rows: rows.into_iter().map(divergence::wire_row).collect(),
+            next: next.as_ref().map(divergence::wire_name).unwrap_or_default(),
+            undecided,
+        }))
+    }
+
+    async fn resolve_divergence(
+        &self,
+        request: Request<ResolveDivergenceRequest>,
+    ) -> Result<Response<ResolveDivergenceResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ResolveDivergence)?;
+        let call = self.recorder.call(&permit, &request);
+        let (which, decision) = divergence::resolving(&request.into_inner())?;
+        let charge = self.budget.charge(&permit, 1)?;
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.recorder.clone());
+        let done = to_its_end(async move {
+            let _charge = charge;
+            match lifecycle.reconcile(&call, which, decision).await {
+                Ok(done) => Ok(done),
+                Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
+            }
+        })
+        .await?;
+        let replicated = words::replicated(self.lifecycle.replicated(&done.states).await);
+        Ok(Response::new(divergence::wire_reconciled(done, replicated)))
+    }
+
+    async fn admit_epoch(
+        &self,
+        request: Request<AdmitEpochRequest>,
+    ) -> Result<Response<AdmitEpochResponse>, Status> {
+        let permit = Permit::of(&request, Verb::AdmitEpoch)?;
+        let call = self.recorder.call(&permit, &request);
+        let fencing = Arc::clone(self.fencing.as_ref().ok_or(Refused::SingleSite)?);
+        let epoch = Epoch(request.into_inner().epoch);
+        let entry = self.recorder.entry(&call, Subject::NONE);
+        let recorder = self.recorder.clone();
+        let standing = to_its_end(async move {
+            match fencing.admit(epoch, entry).await {
+                Ok(standing) => Ok(standing),
+                Err(error) => {
+                    let status = of_fencing(&error);
+                    recorder.not_done(&call, word_of_fencing(&error), false).await?;
+                    Err(status)
+                }
+            }
+        })
+        .await?;
+        Ok(Response::new(AdmitEpochResponse { standing: Some(wire_standing(&standing)) }))
+    }
 }
 
 fn wire_replication(status: ReplicationStatus) -> WireReplication {
-    let ReplicationStatus { peer, heard, following, readiness, faults: _ } = status;
+    let ReplicationStatus { peer, heard, following, readiness, undecided: _, faults: _ } = status;
     let (card, heard_ms) = match heard {
         Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
         None => (None, None),

@@ -5,8 +5,6 @@
 //! of role holds it alone. So what a commit reads of the role is what it is until that commit is true, and
 //! a commit that was given up and still waits somewhere is waited for.
 
-use std::collections::BTreeMap;
-
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 
 use super::{
@@ -136,10 +134,14 @@ pub(super) async fn change(
         return Err(StoreError::NotWriter(there).into());
     }
     if step.ends_our_epoch() {
-        rules::check_ended(&step.record.record, &lock_all_heads(connection).await?)?;
+        let there = lock_all_heads(connection).await?.into_iter();
+        let there = there.map(|head| head.map(|head| (head.block, head)));
+        rules::check_ended(&step.record.record, &there.collect::<Result<_, _>>()?)?;
     }
     if !step.blocks.is_empty() {
-        let there = lock_all_heads(connection).await?;
+        // One that can't be read stops no other.
+        let there = lock_all_heads(connection).await?.into_iter();
+        let there = there.flatten().map(|head| (head.block, head)).collect();
         rules::check_promoted(&step.blocks, &step.left, &there)?;
         let heads: Vec<&Head> = step.blocks.iter().map(|change| &change.head).collect();
         put_heads(connection, UPDATE_HEADS, heads.iter().copied()).await?;
@@ -158,10 +160,9 @@ pub(super) async fn change(
 /// All heads. Locked, too: a server of a release that knows of no role does not take its lock.
 async fn lock_all_heads(
     connection: &mut PgConnection,
-) -> Result<BTreeMap<BlockNo, Head>, WriteError> {
+) -> Result<Vec<Result<Head, StoreError>>, WriteError> {
     let query = "SELECT block, epoch, sequence, secret_version, count, digest, mac \
                  FROM blocks ORDER BY block FOR UPDATE";
     let rows = sqlx::query(query).fetch_all(connection).await?;
-    let heads = rows.iter().map(head);
-    Ok(heads.map(|head| head.map(|head| (head.block, head))).collect::<Result<_, _>>()?)
+    Ok(rows.iter().map(head).collect())
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::store::{
     StoreError, indexing, rules,
-    sites::{BlockAdoption, BlockChanges, Divergent, Resolution},
+    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent},
 };
 use kms_core::{
     BlockNo, Head, Position, RecordKey, StoredRecord,
@@ -152,11 +152,15 @@ pub(super) async fn put_divergence(
 ) -> Result<(), WriteError> {
     let statement = "\
         INSERT INTO divergence (block, key, epoch, sequence, secret_version, mac, body, site, at_ms, \
-            resolution) \
+            resolution, decided_ms, decided_by) \
         SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], \
-            $6::bytea[], $7::bytea[], $8::text[], $9::bigint[], $10::bigint[]) \
-        ON CONFLICT (block, key, epoch, sequence) DO UPDATE \
-            SET resolution = coalesce(divergence.resolution, excluded.resolution)";
+            $6::bytea[], $7::bytea[], $8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::text[]) \
+        ON CONFLICT (block, key, epoch, sequence, mac) DO UPDATE \
+            SET resolution = coalesce(divergence.resolution, excluded.resolution), \
+            decided_ms = CASE WHEN divergence.resolution IS NULL THEN excluded.decided_ms \
+                ELSE divergence.decided_ms END, \
+            decided_by = CASE WHEN divergence.resolution IS NULL THEN excluded.decided_by \
+                ELSE divergence.decided_by END";
     if divergent.is_empty() {
         return Ok(());
     }
@@ -164,7 +168,10 @@ pub(super) async fn put_divergence(
         divergent.iter().map(|one| signed(value(one))).collect()
     };
     let records = || divergent.iter().map(|one| &one.record);
-    let decided = divergent.iter().map(|one| one.resolution.map(|decided| decided as i64));
+    let decisions = || divergent.iter().map(|one| one.decided.as_ref());
+    let decided = decisions().map(|it| it.map(|it| it.resolution as i64));
+    let times = decisions().map(|it| it.map(|it| signed(it.at_ms)).transpose());
+    let times: Vec<Option<i64>> = times.collect::<Result<_, _>>()?;
     sqlx::query(statement)
         .bind(numbers(|one| one.block.0.into())?)
         .bind(records().map(|record| record.key.as_bytes()).collect::<Vec<_>>())
@@ -176,6 +183,8 @@ pub(super) async fn put_divergence(
         .bind(divergent.iter().map(|one| one.site.as_str()).collect::<Vec<_>>())
         .bind(numbers(|one| one.at_ms)?)
         .bind(decided.collect::<Vec<_>>())
+        .bind(times)
+        .bind(decisions().map(|it| it.map(|it| it.by.as_str())).collect::<Vec<_>>())
         .execute(connection)
         .await?;
     Ok(())
@@ -183,26 +192,38 @@ pub(super) async fn put_divergence(
 
 pub(super) async fn divergence(
     connection: &mut PgConnection,
-    after: Option<(BlockNo, RecordKey, Position)>,
-    limit: u32,
+    asked: DivergenceAsked,
 ) -> Result<Vec<Divergent>, StoreError> {
-    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, resolution \
-                 FROM divergence WHERE (block, key, epoch, sequence) > ($1, $2, $3, $4) \
-                 ORDER BY block, key, epoch, sequence LIMIT $5";
-    let (block, key, at) = match &after {
-        Some((block, key, at)) => (i64::from(block.0), key.as_bytes(), *at),
-        None => (-1, &[][..], Position::default()),
+    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, \
+                 resolution, decided_ms, decided_by FROM divergence \
+                 WHERE (block, key, epoch, sequence, mac) > ($1, $2, $3, $4, $5) \
+                 AND ($6::bigint IS NULL OR block = $6) AND (NOT $7 OR resolution IS NULL) \
+                 ORDER BY block, key, epoch, sequence, mac LIMIT $8";
+    let DivergenceAsked { after, block, undecided, limit } = asked;
+    let before = block.map_or(-1, |block| i64::from(block.0) - 1);
+    let (from, key, at, mac) = match &after {
+        Some(it) => (i64::from(it.block.0), it.key.as_bytes(), it.position, &it.mac[..]),
+        None => (before, &[][..], Position::default(), &[][..]),
     };
     let rows = sqlx::query(query)
-        .bind(block)
+        .bind(from)
         .bind(key)
         .bind(bounded(at.epoch.0))
         .bind(bounded(at.sequence.0))
+        .bind(mac)
+        .bind(block.map(|block| i64::from(block.0)))
+        .bind(undecided)
         .bind(i64::from(limit))
         .fetch_all(connection)
         .await
         .map_err(classify)?;
     rows.iter().map(divergent).collect()
+}
+
+pub(super) async fn count_undecided(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let query = "SELECT count(*) FROM divergence WHERE resolution IS NULL";
+    let row = sqlx::query(query).fetch_one(connection).await.map_err(classify)?;
+    number(&row, 0)
 }
 
 fn divergent(row: &PgRow) -> Result<Divergent, StoreError> {
@@ -213,12 +234,16 @@ fn divergent(row: &PgRow) -> Result<Divergent, StoreError> {
         mac: array(row, 4)?,
         body: bytes(row, 5)?.to_vec(),
     };
-    let decided: Option<i64> = row.try_get(9).map_err(classify)?;
+    let decided = (
+        row.try_get(9).map_err(classify)?,
+        row.try_get(10).map_err(classify)?,
+        row.try_get(11).map_err(classify)?,
+    );
     Ok(Divergent {
         block: BlockNo(number(row, 6)?),
         record,
         site: text(row, 7)?.to_owned(),
         at_ms: number(row, 8)?,
-        resolution: decided.map(Resolution::kept).transpose()?,
+        decided: Decided::kept(decided)?,
     })
 }

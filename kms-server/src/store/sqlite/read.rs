@@ -39,6 +39,15 @@ pub(super) async fn heads(connection: &mut SqliteConnection) -> Result<Vec<Head>
     rows.iter().map(head).collect()
 }
 
+/// Those of the heads that can be read: one that can't stops no other.
+pub(super) async fn readable_heads(
+    connection: &mut SqliteConnection,
+) -> Result<Vec<Head>, StoreError> {
+    let query = concat!("SELECT ", head_columns!(), " FROM blocks ORDER BY block");
+    let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
+    Ok(rows.iter().filter_map(|row| head(row).ok()).collect())
+}
+
 pub(super) async fn positions(connection: &mut SqliteConnection) -> Result<Positions, StoreError> {
     let query = "SELECT block, epoch, sequence FROM blocks";
     let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;

@@ -115,7 +115,7 @@ pub(super) async fn change(
         rules::check_ended(&step.record.record, &there)?;
     }
     if !step.blocks.is_empty() {
-        let there = read::heads(connection).await?;
+        let there = read::readable_heads(connection).await?;
         let there: BTreeMap<BlockNo, Head> =
             there.into_iter().map(|head| (head.block, head)).collect();
         rules::check_promoted(&step.blocks, &step.left, &there)?;

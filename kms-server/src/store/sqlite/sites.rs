@@ -13,7 +13,7 @@ use super::{
 };
 use crate::store::{
     StoreError, indexing, rules,
-    sites::{BlockAdoption, BlockChanges, Divergent, Resolution},
+    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent},
 };
 use kms_core::{
     BlockNo, Head, Position, RecordKey, StoredRecord,
@@ -154,15 +154,17 @@ pub(super) async fn put_divergence(
     divergent: &[Divergent],
 ) -> Result<(), WriteError> {
     for one in divergent {
-        signed(one.record.position.epoch.0.max(one.record.position.sequence.0).max(one.at_ms))?;
+        let decided_ms = one.decided.as_ref().map_or(0, |decided| decided.at_ms);
+        let Position { epoch, sequence } = one.record.position;
+        signed(epoch.0.max(sequence.0).max(one.at_ms).max(decided_ms))?;
     }
     for piece in pieces(divergent) {
         let mut statement = QueryBuilder::<Sqlite>::new(
             "INSERT INTO divergence (block, key, epoch, sequence, secret_version, mac, body, site, \
-             at_ms, resolution) ",
+             at_ms, resolution, decided_ms, decided_by) ",
         );
         statement.push_values(piece, |mut row, one| {
-            let Divergent { block, record, site, at_ms, resolution } = one;
+            let Divergent { block, record, site, at_ms, decided } = one;
             row.push_bind(block.0)
                 .push_bind(record.key.as_bytes())
                 .push_bind(record.position.epoch.0 as i64) // `signed`, above.
@@ -172,11 +174,18 @@ pub(super) async fn put_divergence(
                 .push_bind(&record.body)
                 .push_bind(site)
                 .push_bind(*at_ms as i64)
-                .push_bind(resolution.map(|resolution| resolution as u8));
+                .push_bind(decided.as_ref().map(|decided| decided.resolution as u8))
+                .push_bind(decided.as_ref().map(|decided| decided.at_ms as i64))
+                .push_bind(decided.as_ref().map(|decided| decided.by.as_str()));
         });
+        // What comes first counts. The right sides see the row as it was.
         statement.push(
-            " ON CONFLICT (block, key, epoch, sequence) DO UPDATE \
-             SET resolution = coalesce(divergence.resolution, excluded.resolution)",
+            " ON CONFLICT (block, key, epoch, sequence, mac) DO UPDATE \
+             SET resolution = coalesce(divergence.resolution, excluded.resolution), \
+             decided_ms = CASE WHEN divergence.resolution IS NULL THEN excluded.decided_ms \
+             ELSE divergence.decided_ms END, \
+             decided_by = CASE WHEN divergence.resolution IS NULL THEN excluded.decided_by \
+             ELSE divergence.decided_by END",
         );
         statement.build().execute(&mut *connection).await?;
     }
@@ -185,21 +194,29 @@ pub(super) async fn put_divergence(
 
 pub(super) async fn divergence(
     connection: &mut SqliteConnection,
-    after: Option<(BlockNo, RecordKey, Position)>,
-    limit: u32,
+    asked: DivergenceAsked,
 ) -> Result<Vec<Divergent>, StoreError> {
-    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, resolution \
-                 FROM divergence WHERE (block, key, epoch, sequence) > (?, ?, ?, ?) \
-                 ORDER BY block, key, epoch, sequence LIMIT ?";
-    let (block, key, at) = match &after {
-        Some((block, key, at)) => (i64::from(block.0), key.as_bytes(), *at),
-        None => (-1, &[][..], Position::default()),
+    let query = "SELECT key, epoch, sequence, secret_version, mac, body, block, site, at_ms, \
+                 resolution, decided_ms, decided_by FROM divergence \
+                 WHERE (block, key, epoch, sequence, mac) > (?, ?, ?, ?, ?) \
+                 AND (? IS NULL OR block = ?) AND (NOT ? OR resolution IS NULL) \
+                 ORDER BY block, key, epoch, sequence, mac LIMIT ?";
+    let DivergenceAsked { after, block, undecided, limit } = asked;
+    let before = block.map_or(-1, |block| i64::from(block.0) - 1);
+    let (from, key, at, mac) = match &after {
+        Some(it) => (i64::from(it.block.0), it.key.as_bytes(), it.position, &it.mac[..]),
+        None => (before, &[][..], Position::default(), &[][..]),
     };
+    let block = block.map(|block| block.0);
     let rows = sqlx::query(query)
-        .bind(block)
+        .bind(from)
         .bind(key)
         .bind(bounded(at.epoch.0))
         .bind(bounded(at.sequence.0))
+        .bind(mac)
+        .bind(block)
+        .bind(block)
+        .bind(undecided)
         .bind(limit)
         .fetch_all(connection)
         .await
@@ -207,14 +224,24 @@ pub(super) async fn divergence(
     rows.iter().map(divergent).collect()
 }
 
+pub(super) async fn count_undecided(connection: &mut SqliteConnection) -> Result<u64, StoreError> {
+    let query = "SELECT count(*) FROM divergence WHERE resolution IS NULL";
+    let row = sqlx::query(query).fetch_one(connection).await.map_err(classify)?;
+    number(&row, 0)
+}
+
 fn divergent(row: &SqliteRow) -> Result<Divergent, StoreError> {
     let record: StoredRecord = record(row)?;
-    let decided: Option<i64> = row.try_get(9).map_err(classify)?;
+    let decided = (
+        row.try_get(9).map_err(classify)?,
+        row.try_get(10).map_err(classify)?,
+        row.try_get(11).map_err(classify)?,
+    );
     Ok(Divergent {
         block: BlockNo(number(row, 6)?),
         record,
         site: text(row, 7)?.to_owned(),
         at_ms: number(row, 8)?,
-        resolution: decided.map(Resolution::kept).transpose()?,
+        decided: Decided::kept(decided)?,
     })
 }

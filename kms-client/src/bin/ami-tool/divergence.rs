@@ -1,0 +1,171 @@
+//! `site divergence list | show | accept | discard`, and `site admit-epoch`.
+
+use kms_client::{
+    Decision, DivergenceResolved, DivergenceRow, DivergenceRule, DivergentKey, KmsClient,
+    Replicated,
+};
+use serde_json::json;
+
+use crate::asking::confirmed;
+use crate::divergence_args::{AdmitEpoch, Decide, DivergenceCommand, List};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::site::standing;
+use crate::text::{UNREPLICATED, block, date, say, say_json};
+
+pub(crate) async fn run(
+    client: &KmsClient,
+    command: DivergenceCommand,
+    json: bool,
+) -> Result<Exit, Failure> {
+    match command {
+        DivergenceCommand::List(List { decided }) => list(client, decided, json).await,
+        DivergenceCommand::Show { id } => show(client, &id, json).await,
+        DivergenceCommand::Accept(what) => decide(client, what, Decision::Accept, json).await,
+        DivergenceCommand::Discard(what) => decide(client, what, Decision::Discard, json).await,
+    }
+}
+
+async fn list(client: &KmsClient, decided: bool, json: bool) -> Result<Exit, Failure> {
+    let (mut after, mut undecided, mut shown) = (None, 0, 0);
+    loop {
+        let page = client.divergence(after, decided).await?;
+        undecided = page.undecided.max(undecided);
+        shown += page.rows.len();
+        let mut rows = page.rows.iter();
+        rows.try_for_each(|row| if json { say_json(row) } else { say(&line(row)) })?;
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    if !json && shown == 0 {
+        say("nothing is set aside that waits for a decision")?;
+    } else if !json {
+        say(&format!("{undecided} wait for a decision"))?;
+    }
+    Ok(Exit::Good)
+}
+
+fn line(row: &DivergenceRow) -> String {
+    let DivergenceRow { id, meter_id, system_title, parting, site, block, keys, .. } = row;
+    let name = match (meter_id.as_str(), system_title.as_str()) {
+        ("", "") => "-",
+        ("", title) => title,
+        (id, _) => id,
+    };
+    let decided = row.decided.as_ref().map_or("", |decided| decided.decision);
+    format!("{id}  {parting:13}  block {block}  {name}  by {site}  {} keys  {decided}", keys.len())
+        .trim_end()
+        .to_owned()
+}
+
+async fn show(client: &KmsClient, id: &str, json: bool) -> Result<Exit, Failure> {
+    let rows = client.divergence_of(bytes(id)?).await?;
+    if rows.is_empty() {
+        let what = "no record of this id was set aside: see `site divergence list`";
+        return Err(Failure::refused("NOT_SET_ASIDE", what.to_owned()));
+    }
+    for row in &rows {
+        if json {
+            say_json(row)?;
+            continue;
+        }
+        let decided = match &row.decided {
+            None => "nothing yet".to_owned(),
+            Some(it) => format!("{} by {} at {}", it.decision, it.by, date(it.at_ms)),
+        };
+        let mut lines = vec![
+            ("id", row.id.clone()),
+            ("meter", format!("{} {}", row.meter_id, row.system_title)),
+            ("is", row.parting.to_owned()),
+            ("block", format!("{} at epoch {}, change {}", row.block, row.epoch, row.sequence)),
+            ("written by", row.site.clone()),
+            ("set aside", date(row.set_aside_ms)),
+            ("decided", decided),
+        ];
+        if row.other_policy {
+            lines.push(("policy", "another one: stays what it is (`meter set-policy`)".to_owned()));
+        }
+        if row.other_names {
+            lines.push(("names", "other ones: they stay what they are".to_owned()));
+        }
+        lines.extend(row.keys.iter().map(|key| ("key", key_text(key))));
+        say(&block(&lines))?;
+    }
+    Ok(Exit::Good)
+}
+
+fn key_text(key: &DivergentKey) -> String {
+    let DivergentKey { key_id, kind, security_setup, aside, stands } = key;
+    let stands = stands.map_or("not there".to_owned(), |state| format!("stands {state}"));
+    format!("{key_id}  {kind} of setup {security_setup}: {aside} here, {stands}")
+}
+
+async fn decide(
+    client: &KmsClient,
+    what: Decide,
+    decision: Decision,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let Decide { id, rule, yes } = what;
+    let rule = match (id, rule) {
+        (Some(id), _) => DivergenceRule::One(bytes(&id)?),
+        (None, Some(rule)) => rule,
+        (None, None) => return Err(Failure::usage("name a record, or a rule")),
+    };
+    if !yes && !matches!(rule, DivergenceRule::One(_)) {
+        let word = decision.word().to_lowercase();
+        let question = format!("this is to {word} many records at once. Type {word} to go on: ");
+        if !confirmed(&word, &question)? {
+            return Err(Failure::usage("nothing was decided"));
+        }
+    }
+    let mut all = DivergenceResolved::default();
+    loop {
+        let done = client.resolve_divergence(rule.clone(), decision).await?;
+        all.decided += done.decided;
+        all.changed += done.changed;
+        if done.replicated != Replicated::NotApplicable {
+            all.replicated = done.replicated;
+        }
+        // What was left comes again in each answer.
+        all.left = done.left;
+        if !done.more || done.decided == 0 {
+            all.more = done.more;
+            break;
+        }
+    }
+    if json {
+        say_json(&json!({ "decision": decision.word(), "outcome": all }))?;
+    } else {
+        say(&format!("{} decided, {} records changed by it", all.decided, all.changed))?;
+        for left in &all.left {
+            say(&format!("{} NOT decided: {} ({})", left.id, left.reason, left.word))?;
+        }
+        if all.replicated == Replicated::Unreplicated {
+            say(UNREPLICATED)?;
+        }
+    }
+    Ok(Exit::good_if(all.left.is_empty() && !all.more))
+}
+
+/// Has the site that `--site` names take in an epoch of the other one that is more than one step ahead.
+pub(crate) async fn admit(
+    client: &KmsClient,
+    what: AdmitEpoch,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let AdmitEpoch { epoch } = what;
+    let now = client.admit_epoch(epoch).await?;
+    if json {
+        say_json(&json!({ "admitted": epoch, "standing": now }))?;
+    } else {
+        say(&format!("the site is {}", standing(&now)))?;
+    }
+    Ok(Exit::Good)
+}
+
+fn bytes(id: &str) -> Result<Vec<u8>, Failure> {
+    hex::decode(id).map_err(|_| Failure::usage("an id is hexadecimal digits, as `list` shows it"))
+}

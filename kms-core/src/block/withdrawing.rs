@@ -1,0 +1,52 @@
+//! The two things of a record that was set aside that wait for nobody: keys that are compromised or destroyed, and counter
+//! lines that are higher.
+
+use crate::{KeyId, KeyState, MeterRecord, Record, counters::Line};
+
+/// A key that must not be used on as the peer uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// The key, of the peer's record.
+    pub key: KeyId,
+    /// The state to bring it into: `COMPROMISED` or `DESTROYED`.
+    pub state: KeyState,
+}
+
+/// The keys of the peer's record that a record which was set aside says are compromised or destroyed, and
+/// that have not come as far there. Those apply at contact, whatever is decided of the rest.
+pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
+    let Record::Meter(theirs) = theirs else { return Vec::new() };
+    let state = |key: &crate::KeyRecord| match set_aside {
+        Record::Meter(ours) => state_in(ours, key),
+        Record::Tombstone(ours) => former_state(&ours.keys, key),
+        Record::Line(_) => None,
+    };
+    let withdrawn = |key: &crate::KeyRecord| {
+        let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
+        (key.state < state).then_some(Withdrawn { key: key.id, state })
+    };
+    theirs.keys.iter().filter_map(withdrawn).collect()
+}
+
+/// The counter line that the peer has to write before it transmits on it, if the one that was set aside is higher: offsets
+/// merge by maximum, whatever is decided of the rest. A peer that was restored would repeat counters else.
+pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
+    let Record::Line(ours) = set_aside else { return None };
+    let merged = match theirs {
+        Some(Record::Line(theirs)) if theirs.name == ours.name => theirs.merged(ours),
+        _ => *ours,
+    };
+    (theirs != Some(&Record::Line(merged))).then_some(merged)
+}
+
+fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {
+    let by_id = ours.keys.iter().find(|ours| ours.id == key.id).map(|ours| ours.state);
+    by_id.into_iter().chain(former_state(&ours.former, key)).max()
+}
+
+/// The state of a key in a meter that was deleted: former keys have no ids, only their values' identities.
+fn former_state(former: &[crate::FormerKey], key: &crate::KeyRecord) -> Option<KeyState> {
+    let same = |was: &crate::FormerUse| (was.setup, was.kind) == (key.setup, key.kind);
+    let of_value = former.iter().filter(|former| former.fingerprint == key.fingerprint);
+    of_value.filter_map(|former| former.was).filter(same).map(|was| was.state).max()
+}
