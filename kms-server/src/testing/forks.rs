@@ -1,7 +1,12 @@
 //! What a fork leaves: told to the site that writes, decided there, and known at both; a site that was put back; and many
 //! promotions in a row, with the old primary alive.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "tests may, and are told how long to go on"
+)]
 
 use std::{collections::BTreeSet, sync::Arc};
 
