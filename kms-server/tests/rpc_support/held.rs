@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use kms_proto::v1::{
-    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, VerifyMicBatchResponse,
-    VerifyMicRequest, VerifyMicResponse, ciphering_client::CipheringClient, ciphering_server,
+    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
+    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
+    VerifyMicResponse, ciphering_client::CipheringClient, ciphering_server,
 };
 use kms_server::rpc::Limits;
 use tokio::{sync::Semaphore, time::timeout};
@@ -83,6 +84,20 @@ impl ciphering_server::Ciphering for Held {
         &self,
         _: Request<ApduBatch>,
     ) -> Result<Response<VerifyMicBatchResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn encrypt(
+        &self,
+        _: Request<EncryptRequest>,
+    ) -> Result<Response<EncryptResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn encrypt_batch(
+        &self,
+        _: Request<PlainBatch>,
+    ) -> Result<Response<EncryptBatchResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
