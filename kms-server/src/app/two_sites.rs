@@ -9,7 +9,7 @@ use crate::{
     keyring::Keyring,
     replication::{
         Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, PeersMemory,
-        Proving, Remembering, Reporting, Serving, Status, Syncing,
+        Proving, Remembering, Serving, Status, Syncing, Telling,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     transmitting::OtherSite,
@@ -63,7 +63,7 @@ impl TwoSites {
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let telling = Telling::new(grounds.clone(), Arc::clone(&adopter));
         let following =
             Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
         // Before the first change: this site may have been promoted over, or put back.
@@ -76,7 +76,7 @@ impl TwoSites {
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
         tokio::spawn(async move { flooring.run().await });
-        tokio::spawn(async move { reporting.run().await });
+        tokio::spawn(async move { telling.run().await });
         let Grounds { cards, status, .. } = grounds;
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
         let parts = ReplicationParts { serving: Arc::new(serving), answering, remembering };

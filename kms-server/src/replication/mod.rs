@@ -4,7 +4,7 @@
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`meeting`] finds out whether this site was promoted over or put back; [`proving`] asks the peer
 //! for proofs and sums them up; [`confirming`] learns whether a write is replicated; [`remembering`] keeps the peer's marks
-//! of counters, [`flooring`] takes in its receive floors; [`reporting`] tells the site that writes what this one wrote
+//! of counters, [`flooring`] takes in its receive floors; [`telling`] tells the site that writes what this one wrote
 //! alone. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
@@ -23,11 +23,11 @@ mod not_served;
 mod peer;
 mod proving;
 mod remembering;
-mod reporting;
 mod serving;
 mod session;
 mod status;
 mod syncing;
+mod telling;
 
 pub use card::{Cards, SiteCard};
 pub use config::Config;
@@ -47,7 +47,7 @@ pub use not_served::NotServed;
 pub use peer::Peer;
 pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
-pub use reporting::{REPORTED_AT_ONCE, Reporting};
 pub use serving::Serving;
 pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
+pub use telling::{REPORTED_AT_ONCE, Telling};

@@ -33,7 +33,7 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{
         Answering, Cards, Config, Confirming, Fencing, Flooring, Following, Grounds, PeersMemory,
-        Proving, Remembering, Reporting, Serving, Status, Syncing,
+        Proving, Remembering, Serving, Status, Syncing, Telling,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -260,7 +260,7 @@ impl Running {
         let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let floors = Arc::clone(site.ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let reporting = Reporting::new(grounds.clone(), Arc::clone(&adopter));
+        let telling = Telling::new(grounds.clone(), Arc::clone(&adopter));
         let following =
             Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
         following.meet_first().await;
@@ -304,7 +304,7 @@ impl Running {
                 async move { transmitting.keep_witness().await }
             })
             .abort_handle(),
-            tokio::spawn(async move { reporting.run().await }).abort_handle(),
+            tokio::spawn(async move { telling.run().await }).abort_handle(),
         ];
         Self {
             site,

@@ -22,12 +22,12 @@ pub const REPORTED_AT_ONCE: u32 = 64;
 const BYTES_AT_ONCE: usize = 512 << 10;
 
 /// Tells the site that writes.
-pub struct Reporting {
+pub struct Telling {
     grounds: Grounds,
     adopter: Arc<Adopter>,
 }
 
-impl Reporting {
+impl Telling {
     /// Keeps by `adopter` what was decided.
     pub fn new(grounds: Grounds, adopter: Arc<Adopter>) -> Self {
         Self { grounds, adopter }
