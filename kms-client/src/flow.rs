@@ -248,6 +248,8 @@ impl<F: Flow> Run<F> {
         for pending in &self.pending {
             let _ = outbound.send(self.flow.message(pending));
         }
+        // What may have arrived over an earlier connection, and has no answer yet.
+        let mut sent_again = self.pending.len();
         let mut vigil = tries.vigil();
         let mut replies = match self.opened(tries, &mut vigil, messages).await {
             Ok(replies) => replies,
@@ -274,11 +276,16 @@ impl<F: Flow> Run<F> {
                         Ok(None) => return End::Broken(Status::unavailable("the stream was ended early")),
                         Err(status) => return End::Broken(status),
                     };
+                    let before = self.pending.len();
                     let outputs = match self.flow.accept(&mut self.pending, reply) {
                         Ok(outputs) => outputs,
                         Err(error) => return End::Wrong(error),
                     };
                     tries.answered();
+                    sent_again = sent_again.saturating_sub(before - self.pending.len().min(before));
+                    if sent_again == 0 {
+                        tries.settled();
+                    }
                     if self.answered.send(Ok(outputs)).await.is_err() {
                         return End::Done;
                     }

@@ -179,6 +179,13 @@ const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
 const LABEL_LINE: u8 = 3;
 
+/// The first two bytes of every body that this release reads: schema and label.
+pub fn known_beginnings() -> Vec<[u8; 2]> {
+    let labels = [LABEL_METER, LABEL_TOMBSTONE, LABEL_LINE];
+    let all = (FIRST_SCHEMA..=SCHEMA).flat_map(|schema| labels.map(|label| [schema, label]));
+    all.filter(|beginning| *beginning != [FIRST_SCHEMA, LABEL_LINE]).collect()
+}
+
 /// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {
     out.clear();

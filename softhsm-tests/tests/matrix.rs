@@ -60,11 +60,13 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
-        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
+        | Method::ReplicationListRoleRecords
+        | Method::ReplicationShowHeadTables => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
+        Method::SiteGetReadiness | Method::SitePlanPromotion => (&[AmiAdmin, Auditor], SINGLE_SITE),
         Method::SiteEnrolPeer => (&[AmiAdmin], BAD_FIELD),
     };
     Row { roles, answer }
@@ -84,6 +86,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationFollowChanges
         | Method::ReplicationProveBlocks
         | Method::ReplicationListRoleRecords
+        | Method::ReplicationShowHeadTables
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
@@ -100,6 +103,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus
+        | Method::SiteGetReadiness
+        | Method::SitePlanPromotion
         | Method::SiteEnrolPeer
         | Method::SitePromote
         | Method::SiteDemote => true,

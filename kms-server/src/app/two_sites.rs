@@ -7,39 +7,48 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Confirming, Fencing, Following, Grounds, Ledger, OwnMakeup, Planning,
+        Proving, Reporting, Serving, Status, Syncing, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
+    store::{WriteStore, measured::Measured},
+};
+use kms_core::{
+    ports::Randomness,
+    site::makeup::{Makeup, digest_of},
 };
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
     grounds: Grounds,
     ledger: Arc<Ledger>,
+    tables: Arc<Measured<dyn WriteStore>>,
 }
 
 impl TwoSites {
-    /// To the peer of `settings`, with the identity of `tls`. `ledger` hears of what is committed here.
+    /// To the peer of `settings`, with the identity of `tls`. `ledger` hears of what is committed here; `unmet` is what
+    /// the token does not do.
     pub(super) fn new(
         ground: &Ground,
         settings: PeerSettings,
         tls: rpc::TlsConfig,
         ledger: Arc<Ledger>,
+        unmet: Vec<String>,
     ) -> Self {
         let PeerSettings { connection, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
-        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&clock)));
+        let makeup = Arc::new(OwnMakeup::new(made_of(unmet)));
+        let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
         let grounds = Grounds {
             config,
             peer: Arc::new(PeerClient::new(connection, tls)),
             store: ground.measured.clone(),
-            cards: Cards::new(ground.measured.clone(), &ground.domain),
+            cards: Cards::new(ground.measured.clone(), &ground.domain, makeup),
             blocks: ground.domain.blocks,
             clock,
             status,
         };
-        Self { grounds, ledger }
+        Self { grounds, ledger, tables: ground.measured.clone() }
     }
 
     /// Tells whether a write is replicated.
@@ -49,21 +58,83 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) fn start(self, keyring: &Keyring) -> Replicating {
-        let Self { grounds, ledger } = self;
-        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
-        let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
-        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
-        let prover = Arc::clone(&keyring.prover);
-        let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
-        let proving = Arc::new(proving);
+        let Self { grounds, ledger, tables } = self;
+        let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
+        let Beside { fencing, following, reporting, proving, witnessing, planning } = beside;
+        let serving = Serving::new(&grounds, Arc::clone(&ledger), fencing);
         let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
+        let witness = Arc::clone(&witnessing);
+        tokio::spawn(async move { witness.run().await });
         let Grounds { cards, status, .. } = grounds;
-        let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
-        let parts = ReplicationParts { serving: Arc::new(serving), answering };
-        Replicating { parts, status, syncing: Arc::new(syncing) }
+        let makeup = Arc::clone(cards.makeup());
+        let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards, reporting));
+        let parts = ReplicationParts { serving: Arc::new(serving), answering, witnessing };
+        Replicating { parts, status, syncing: Arc::new(syncing), planning, makeup }
     }
 }
+
+/// What goes on beside serving.
+pub(crate) struct Beside {
+    pub(crate) fencing: Arc<Fencing>,
+    pub(crate) following: Arc<Following>,
+    pub(crate) reporting: Arc<Reporting>,
+    pub(crate) proving: Arc<Proving>,
+    pub(crate) witnessing: Arc<Witnessing>,
+    pub(crate) planning: Arc<Planning>,
+}
+
+impl Beside {
+    /// Over `grounds` and what the keyring does; papers are kept in `tables`.
+    pub(crate) fn new<S: WriteStore + ?Sized>(
+        grounds: Grounds,
+        keyring: &Keyring,
+        tables: Arc<Measured<S>>,
+        randomness: Arc<dyn Randomness>,
+    ) -> Self {
+        let (prover, roles) = (&keyring.prover, &keyring.roles);
+        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(roles)));
+        let following = Following::new(
+            grounds.clone(),
+            Arc::clone(&keyring.adopter),
+            Arc::clone(roles),
+            Arc::clone(&fencing),
+        );
+        let reporting =
+            Reporting::new(grounds.clone(), Arc::clone(prover), Arc::clone(roles), tables.clone());
+        let reporting = Arc::new(reporting);
+        let proving =
+            Proving::new(grounds.clone(), Arc::clone(prover), randomness, Arc::clone(&reporting));
+        let proving = Arc::new(proving);
+        let witnessing =
+            Witnessing::new(grounds.clone(), Arc::clone(prover), Arc::clone(&reporting), tables);
+        let witnessing = Arc::new(witnessing);
+        let planning = Planning::new(
+            grounds,
+            Arc::clone(prover),
+            Arc::clone(roles),
+            Arc::clone(&proving),
+            Arc::clone(&witnessing),
+        );
+        let (following, planning) = (Arc::new(following), Arc::new(planning));
+        Self { fencing, following, reporting, proving, witnessing, planning }
+    }
+}
+
+/// What is known of this site from its start on.
+fn made_of(unmet: Vec<String>) -> Makeup {
+    Makeup {
+        store_schema: SCHEMA,
+        suites: SUITES.map(str::to_owned).to_vec(),
+        profiles: digest_of("ami.kms/profiles/1", [] as [&str; 0]),
+        unmet,
+        ..Makeup::default()
+    }
+}
+
+/// The schema of the database: the number of its last migration.
+const SCHEMA: u32 = 5;
+/// The security suites whose messages are opened.
+const SUITES: [&str; 1] = ["0"];

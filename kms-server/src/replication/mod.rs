@@ -3,7 +3,8 @@
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`proving`] asks the peer for proofs and sums them up; [`confirming`] learns whether a
-//! write is replicated. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! write is replicated; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has shown of
+//! itself; [`planning`] says what a promotion would cost. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -14,14 +15,18 @@ mod fencing;
 mod following;
 mod grounds;
 mod ledger;
+mod makeup;
 mod messages;
 mod not_served;
 mod peer;
+mod planning;
 mod proving;
+mod reporting;
 mod serving;
 mod session;
 mod status;
 mod syncing;
+mod witnessing;
 
 pub use card::{Cards, SiteCard};
 pub use config::Config;
@@ -31,10 +36,18 @@ pub use fencing::{Fencing, NotFenced};
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};
-pub use messages::{BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid};
+pub use makeup::{OwnMakeup, Trust, TrustSource};
+pub use messages::{
+    BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, PeerSaid, ShownTable,
+};
 pub use not_served::NotServed;
 pub use peer::Peer;
+pub use planning::{CostlyBlock, KnownFrom, Plan, Planning};
 pub use proving::{Answering, Proving};
+pub use reporting::Reporting;
 pub use serving::Serving;
-pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
+pub use status::{
+    FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Reports, Status,
+};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
+pub use witnessing::{Tables, Witnessing};

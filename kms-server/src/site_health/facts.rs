@@ -151,6 +151,7 @@ mod tests {
     use super::*;
     use crate::store::{
         Holder, IndexedMeter, StoredBlock,
+        papers::Strange,
         sites::{AloneLock, BlockChanges, Divergent, FollowerLock, RoleRow},
     };
     use async_trait::async_trait;
@@ -238,6 +239,10 @@ mod tests {
             _: u32,
         ) -> Result<Vec<Divergent>, StoreError> {
             Ok(Vec::new())
+        }
+
+        async fn strange_records(&self, _: &[[u8; 2]], _: u32) -> Result<Strange, StoreError> {
+            Ok(Strange::default())
         }
 
         async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

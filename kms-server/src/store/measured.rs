@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    papers::{Paper, PaperStore, Strange},
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
 };
 use crate::telemetry::{
@@ -54,9 +55,12 @@ enum Operation {
     ChangeRole,
     PutPeer,
     PutDivergence,
+    StrangeRecords,
+    Papers,
+    PutPaper,
 }
 
-const OPERATIONS: [&str; 24] = [
+const OPERATIONS: [&str; 27] = [
     "domain",
     "heads",
     "block",
@@ -81,6 +85,9 @@ const OPERATIONS: [&str; 24] = [
     "change_role",
     "put_peer",
     "put_divergence",
+    "strange_records",
+    "papers",
+    "put_paper",
 ];
 
 const OUTCOMES: [&str; 10] = [
@@ -234,6 +241,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Divergence, self.inner.divergence(after, limit)).await
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        self.measure(Operation::StrangeRecords, self.inner.strange_records(known, limit)).await
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.measure(Operation::FollowerLock, self.inner.follower_lock()).await
     }
@@ -285,6 +296,17 @@ impl<S: AuditStore + ?Sized> AuditStore for Measured<S> {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.measure(Operation::AuditHead, self.inner.put_head_table(expected, table)).await
+    }
+}
+
+#[async_trait]
+impl<S: PaperStore + ?Sized> PaperStore for Measured<S> {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        self.measure(Operation::Papers, self.inner.papers()).await
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        self.measure(Operation::PutPaper, self.inner.put_paper(paper)).await
     }
 }
 

@@ -16,6 +16,7 @@ mod follow;
 mod follower;
 mod index;
 mod open;
+mod papers;
 mod patience;
 mod pooling;
 mod read;
@@ -41,7 +42,9 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
+    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    papers::{Paper, PaperStore, Strange},
+    rules,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
 };
@@ -249,6 +252,10 @@ impl ReadStore for PostgresStore {
         reading!(self, sites::divergence, after, limit)
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        reading!(self, papers::strange_records, known, limit)
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         follower::lock(&self.pool).await
     }
@@ -306,6 +313,20 @@ impl AuditStore for PostgresStore {
         let mut connection = self.pool.acquire().await.map_err(classify)?;
         let work = audit::put_head_table(&mut connection, expected, table);
         let outcome = within(COMMIT_PATIENCE, work).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
+}
+
+#[async_trait]
+impl PaperStore for PostgresStore {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        reading!(self, papers::papers)
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let outcome = within(COMMIT_PATIENCE, papers::put_paper(&mut connection, paper)).await;
         let_go(&mut connection, &outcome);
         outcome
     }

@@ -10,6 +10,7 @@ mod columns;
 mod failure;
 mod index;
 mod open;
+mod papers;
 mod pieces;
 mod read;
 mod role;
@@ -33,7 +34,9 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
-    StoreError, StoredBlock, WriteStore, rules,
+    StoreError, StoredBlock, WriteStore,
+    papers::{Paper, PaperStore, Strange},
+    rules,
     sites::{AloneLock, BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     work::Work,
 };
@@ -312,6 +315,10 @@ impl ReadStore for SqliteStore {
         reading!(self, sites::divergence, after, limit)
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        reading!(self, papers::strange_records, known, limit)
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         Ok(Some(Box::new(AloneLock)))
     }
@@ -373,6 +380,24 @@ impl AuditStore for SqliteStore {
         let connection = &mut begun.writer.connection;
         let (mut done, mut outcome) = (false, Ok(()));
         match audit::put_head_table(connection, expected, table).await {
+            Ok(put) => done = put,
+            Err(error) => outcome = Err(error),
+        }
+        self.end(begun, outcome).await?;
+        Ok(done)
+    }
+}
+
+#[async_trait]
+impl PaperStore for SqliteStore {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        reading!(self, papers::papers)
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        let mut begun = self.begin().await?;
+        let (mut done, mut outcome) = (false, Ok(()));
+        match papers::put_paper(&mut begun.writer.connection, paper).await {
             Ok(put) => done = put,
             Err(error) => outcome = Err(error),
         }

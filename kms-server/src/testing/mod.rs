@@ -9,6 +9,7 @@ mod home;
 mod keyring;
 mod lifecycle;
 mod pair;
+mod readiness;
 mod roles;
 mod two_sites;
 

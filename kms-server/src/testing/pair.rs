@@ -27,13 +27,13 @@ use super::{
     site_common::{Options, Site, call},
 };
 use crate::{
-    app::OperatingSystem,
+    app::{Beside, OperatingSystem},
     ciphering::Ciphering,
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Following, Grounds, Proving, Serving,
-        Status, Syncing,
+        Answering, Cards, Config, Confirming, Grounds, OwnMakeup, Planning, Serving, Status,
+        Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -210,6 +210,8 @@ pub(crate) struct Running {
     pub(crate) site: Arc<Site>,
     pub(crate) status: Arc<Status>,
     pub(crate) gate: Arc<Confirming>,
+    pub(crate) planning: Arc<Planning>,
+    pub(crate) makeup: Arc<OwnMakeup>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -227,6 +229,26 @@ fn settings(peer: &str) -> Config {
     }
 }
 
+/// What goes on at a site beside serving, none of it started; the other one is at this address.
+pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds, Beside) {
+    let config = settings(if site.domain.even { "south" } else { "north" });
+    let makeup = Arc::new(OwnMakeup::default());
+    let clock = Arc::clone(&site.clock);
+    let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
+    let grounds = Grounds {
+        config,
+        peer: Arc::new(network.client(&site.domain.site, to)),
+        store: site.measured.clone(),
+        cards: Cards::new(site.measured.clone(), &site.domain, makeup),
+        blocks: site.domain.blocks,
+        clock,
+        status,
+    };
+    let random = Arc::new(OperatingSystem);
+    let beside = Beside::new(grounds.clone(), &site.keyring, site.measured.clone(), random);
+    (grounds, beside)
+}
+
 impl Running {
     /// Starts the server of `site`.
     pub(crate) async fn start(site: Arc<Site>, network: &Network) -> Self {
@@ -237,33 +259,23 @@ impl Running {
     /// Starts it, with the other one at this address.
     pub(crate) async fn start_towards(site: Arc<Site>, network: &Network, to: SocketAddr) -> Self {
         let name = site.domain.site.clone();
-        let config = settings(if site.domain.even { "south" } else { "north" });
-        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&site.clock)));
-        let grounds = Grounds {
-            config,
-            peer: Arc::new(network.client(&name, to)),
-            store: site.measured.clone(),
-            cards: Cards::new(site.measured.clone(), &site.domain),
-            blocks: site.domain.blocks,
-            clock: Arc::clone(&site.clock),
-            status: Arc::clone(&status),
-        };
+        let (grounds, beside) = beside(&site, network, to);
+        let (status, makeup) = (Arc::clone(&grounds.status), Arc::clone(grounds.cards.makeup()));
         let keyring = &site.keyring;
-        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
-        let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
-        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
-        let following = Arc::new(Following::new(grounds.clone(), adopter, roles, fencing));
-        let prover = Arc::clone(&keyring.prover);
-        let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
-        let proving = Arc::new(proving);
+        let Beside { fencing, following, reporting, proving, witnessing, planning } = beside;
+        let serving = Serving::new(&grounds, Arc::clone(&site.ledger), fencing);
         let syncing =
             Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
         let gate = Confirming::new(&grounds);
-        let answering = Arc::new(Answering::new(prover, grounds.cards));
+        let prover = Arc::clone(&keyring.prover);
+        let answering = Arc::new(Answering::new(prover, grounds.cards, reporting));
+        let witness = Arc::clone(&witnessing);
         let replicating = Replicating {
-            parts: ReplicationParts { serving: Arc::new(serving), answering },
+            parts: ReplicationParts { serving: Arc::new(serving), answering, witnessing },
             status: Arc::clone(&status),
             syncing,
+            planning: Arc::clone(&planning),
+            makeup: Arc::clone(&makeup),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -281,9 +293,10 @@ impl Running {
             tokio::spawn(async move { roles.keep_looking().await }).abort_handle(),
             tokio::spawn(async move { following.run().await }).abort_handle(),
             tokio::spawn(async move { proving.run().await }).abort_handle(),
+            tokio::spawn(async move { witness.run().await }).abort_handle(),
         ];
         let gate = Arc::new(gate);
-        Self { site, status, gate, tasks, server, stop: Some(stop) }
+        Self { site, status, gate, planning, makeup, tasks, server, stop: Some(stop) }
     }
 
     /// Ends all of it in the middle of whatever it does.

@@ -14,6 +14,7 @@ use kms_server::{
     store::{
         AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
         StoredBlock, WriteStore,
+        papers::{Paper, PaperStore, Strange},
         sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
         sqlite::SqliteStore,
     },
@@ -99,6 +100,9 @@ impl ReadStore for Lossy {
     ) -> Result<Vec<Divergent>, StoreError> {
         self.inner.divergence(after, limit).await
     }
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        self.inner.strange_records(known, limit).await
+    }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await
     }
@@ -140,6 +144,16 @@ impl AuditStore for Lossy {
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
         self.inner.put_head_table(expected, table).await
+    }
+}
+
+#[async_trait]
+impl PaperStore for Lossy {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        self.inner.papers().await
+    }
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        self.inner.put_paper(paper).await
     }
 }
 

@@ -145,7 +145,9 @@ pub(crate) struct Approve {
 #[derive(Subcommand)]
 pub(crate) enum SiteCommand {
     /// Show role, warm-up, token, store, keyring and faults of each site
-    Status,
+    Status(SiteStatusArgs),
+    /// Say what a promotion of a site would cost now, and whether it would be refused. Changes nothing
+    Plan(Plan),
     /// Make a site the one that writes
     Promote(Promote),
     /// End the epoch of the site that writes; nobody writes then until a site is promoted
@@ -159,6 +161,29 @@ pub(crate) enum SiteCommand {
     /// Let another site join the key domain: after its security officer's `kms-server trust-peer`, at the
     /// site that writes. Writes the bundle for it
     Enrol(Enrol),
+}
+
+#[derive(Args)]
+pub(crate) struct SiteStatusArgs {
+    /// Show the signed reports of what the site that follows has proved, instead
+    #[arg(long)]
+    pub(crate) readiness: bool,
+    /// Verify their signatures here; exit code 1 if one is not good
+    #[arg(long, requires = "readiness")]
+    pub(crate) verify: bool,
+    /// With the key of this fingerprint, which `site enrol` showed, and no other
+    #[arg(long, value_name = "HEX", requires = "verify")]
+    pub(crate) signing_key: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Plan {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// Have the site's token open every block for it
+    #[arg(long)]
+    pub(crate) open_blocks: bool,
 }
 
 #[derive(Args)]
@@ -188,6 +213,9 @@ pub(crate) struct Promote {
     /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
     #[arg(long, value_name = "N")]
     pub(crate) above_epoch: Option<u64>,
+    /// Promote it although it is not proved that it can open what it stores
+    #[arg(long)]
+    pub(crate) although_unproved: bool,
     /// Refuse if the highest epoch that the site knows of is another one
     #[arg(long, value_name = "N")]
     pub(crate) expected_epoch: Option<u64>,

@@ -85,8 +85,19 @@ async fn demote_the_other(client: &KmsClient, what: &Switchover, to: &str) -> Re
     if !what.yes && !confirmed(to, &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was changed"));
     }
+    may_be_promoted(client, &what.to).await?;
     site.demote_site(now.epoch).await?;
     Ok(())
+}
+
+/// Refuses before anybody is demoted where the other one would not be promoted. What its peer's demotion mends is none
+/// of that.
+async fn may_be_promoted(client: &KmsClient, to: &str) -> Result<(), Failure> {
+    let plan = at(client, to)?.plan_promotion(false).await?;
+    match plan.refusal.as_str() {
+        "" => Ok(()),
+        _ => Err(Failure::refused(&plan.refusal, plan.refusal_reason)),
+    }
 }
 
 /// Promotes the site as soon as it has everything.

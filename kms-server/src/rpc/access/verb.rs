@@ -93,6 +93,8 @@ verbs! {
     ProveBlocks = ReplicationProveBlocks;
     /// Fetch signed promotions and demotions.
     ListRoleRecords = ReplicationListRoleRecords;
+    /// Show signed head tables.
+    ShowHeadTables = ReplicationShowHeadTables;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.
@@ -103,6 +105,10 @@ verbs! {
     SyncNow = SiteSyncNow;
     /// Let another site join.
     EnrolPeer = SiteEnrolPeer;
+    /// Look at what the site that follows has proved.
+    GetReadiness = SiteGetReadiness;
+    /// Look at what a promotion would cost.
+    PlanPromotion = SitePlanPromotion;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

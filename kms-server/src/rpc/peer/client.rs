@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use kms_proto::v1::{
-    FetchBlocksRequest, FollowChangesRequest, ListRoleRecordsRequest,
+    FetchBlocksRequest, FollowChangesRequest, ListRoleRecordsRequest, ShowHeadTablesRequest,
     replication_client::ReplicationClient,
 };
 use tokio::{sync::mpsc, time::timeout};
@@ -22,14 +22,19 @@ use super::{
 };
 use crate::{
     replication::{
-        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Peer, PeerError, SiteCard,
+        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Peer, PeerError,
+        SiteCard,
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
         messages::sites,
     },
 };
-use kms_core::{BlockNo, Epoch, block::BlockMark, site::role::SignedRoleRecord};
+use kms_core::{
+    BlockNo, Epoch,
+    block::BlockMark,
+    site::{readiness::SignedReadiness, role::SignedRoleRecord},
+};
 
 /// A peer that says nothing is asked after so long whether it is there, and may take so long to answer.
 const PINGS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
@@ -144,9 +149,10 @@ impl Peer for PeerClient {
         &self,
         card: SiteCard,
         challenges: Vec<(BlockNo, [u8; 32])>,
+        report: Option<SignedReadiness>,
     ) -> Result<(SiteCard, Vec<BlockProof>), PeerError> {
         let most = challenges.len();
-        let request = sites::wire_challenges(card, challenges);
+        let request = sites::wire_challenges(card, challenges, report.as_ref());
         let mut messages = begun(PATIENCE, self.calls.clone().prove_blocks(request)).await?;
         let first = next(&mut messages).await?.unwrap_or_default();
         let card = sites::card(first.card).map_err(of_message)?;
@@ -183,6 +189,12 @@ impl Peer for PeerClient {
             }
         }
         Ok(records)
+    }
+
+    async fn head_tables(&self, card: SiteCard) -> Result<HeadTablesSaid, PeerError> {
+        let request = ShowHeadTablesRequest { card: Some(sites::wire_card(card)) };
+        let said = begun(PATIENCE, self.calls.clone().show_head_tables(request)).await?;
+        sites::head_tables(said).map_err(of_message)
     }
 }
 

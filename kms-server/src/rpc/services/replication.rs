@@ -6,17 +6,19 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     FetchBlocksRequest, FetchBlocksResponse, FollowChangesRequest, FollowChangesResponse,
     ListBlockHeadsRequest, ListBlockHeadsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
-    ProveBlocksRequest, ProveBlocksResponse, replication_server,
+    ProveBlocksRequest, ProveBlocksResponse, ShowHeadTablesRequest, ShowHeadTablesResponse,
+    replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::in_order::Answers;
 use crate::{
-    replication::{Answering, Serving, SiteCard},
+    replication::{Answering, HeadTablesSaid, Serving, SiteCard, Witnessing},
     rpc::{
         access::{policy::Permit, verb::Verb},
         messages::{
+            papers,
             sites::{self, BadMessage},
             status::{Refused, of_incoming},
         },
@@ -41,6 +43,8 @@ pub struct ReplicationParts {
     pub serving: Arc<Serving>,
     /// Proofs.
     pub answering: Arc<Answering>,
+    /// Head tables.
+    pub witnessing: Arc<Witnessing>,
 }
 
 impl ReplicationService {
@@ -137,9 +141,11 @@ impl replication_server::Replication for ReplicationService {
         request: Request<ProveBlocksRequest>,
     ) -> Result<Response<Self::ProveBlocksStream>, Status> {
         let permit = Permit::of(&request, Verb::ProveBlocks)?;
-        let ProveBlocksRequest { card, challenges } = request.into_inner();
+        let ProveBlocksRequest { card, challenges, report } = request.into_inner();
         let (theirs, ours) = self.greet(&permit, card).await?;
         let challenges = sites::challenges(challenges).map_err(Refused::from)?;
+        let report = report.map(papers::report).transpose().map_err(Refused::from)?;
+        self.parts()?.answering.take(report).await;
         let proofs = self.parts()?.answering.prove(theirs, challenges).map_err(Refused::from)?;
         let first = ProveBlocksResponse { card: Some(sites::wire_card(ours)), proofs: Vec::new() };
         let proofs = ReceiverStream::new(proofs).map(|proofs| {
@@ -171,5 +177,20 @@ impl replication_server::Replication for ReplicationService {
             Ok(ListRoleRecordsResponse { card: None, records })
         });
         Ok(Response::new(Box::pin(stream::iter([Ok(first)]).chain(records))))
+    }
+
+    async fn show_head_tables(
+        &self,
+        request: Request<ShowHeadTablesRequest>,
+    ) -> Result<Response<ShowHeadTablesResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ShowHeadTables)?;
+        let (_, card) = self.greet(&permit, request.into_inner().card).await?;
+        let shown = self.parts()?.witnessing.shown().await;
+        let (own, witnessed) = shown.map_err(|error| {
+            tracing::warn!(error, "head tables can't be read");
+            Refused::PeerStore
+        })?;
+        let said = HeadTablesSaid { card, own, witnessed };
+        Ok(Response::new(sites::wire_head_tables(said)))
     }
 }
