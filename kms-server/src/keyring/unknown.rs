@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::opening::Opener;
 use crate::store::StoreError;
-use kms_core::{BlockNo, Record, RecordKey, record::known_beginnings};
+use kms_core::{BlockNo, Record, RecordKey, record::BEGINNINGS};
 
 /// Records that are named, and blocks that are opened to find them.
 const NAMED_MAX: u32 = 64;
@@ -15,7 +15,7 @@ const NAMED_MAX: u32 = 64;
 pub(super) async fn unknown_records(
     opener: &Opener,
 ) -> Result<Vec<(BlockNo, RecordKey)>, StoreError> {
-    let strange = opener.store.strange_records(&known_beginnings(), NAMED_MAX).await?;
+    let strange = opener.store.strange_records(&BEGINNINGS, NAMED_MAX).await?;
     let blocks: BTreeSet<BlockNo> = strange.some.iter().map(|(block, _)| *block).collect();
     let mut unknown = Vec::new();
     for block in blocks {

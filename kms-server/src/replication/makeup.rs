@@ -37,6 +37,11 @@ impl OwnMakeup {
         let _ = self.trust.set(source);
     }
 
+    /// The device profiles have this digest from now on.
+    pub fn profiles(&self, digest: [u8; 32]) {
+        self.known().profiles = digest;
+    }
+
     /// So many records can't be read by this release.
     pub(super) fn unknown_records(&self, count: u32) {
         self.known().unknown_records = count;

@@ -136,7 +136,8 @@ impl Planning {
         if let Err(error) = self.prover.check_token().await {
             return Err(NotChanged::NotReady(format!("its token did not pass its check: {error}")));
         }
-        self.grounds.status.not_proved().map_or(Ok(()), |why| Err(NotChanged::NotReady(why)))
+        let site = self.grounds.cards.now().await?.site;
+        self.grounds.status.not_proved(&site).map_or(Ok(()), |why| Err(NotChanged::NotReady(why)))
     }
 
     /// The plan; with `open_blocks`, this site's token opens each block for it.

@@ -188,9 +188,6 @@ impl Proving {
         let mut known = BTreeMap::new();
         let mut ticks = interval(self.config.prove_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if let Err(error) = self.reporting.load().await {
-            tracing::warn!(error, "reports of readiness were not read");
-        }
         let mut first = true;
         loop {
             ticks.tick().await;
@@ -200,10 +197,7 @@ impl Proving {
                 Ok(_) => {
                     known.clear();
                     self.status.readiness(None);
-                    // At the start the peer has an interval to ask.
-                    if !first {
-                        self.prove_for_itself().await;
-                    }
+                    self.follow_on(first).await;
                 }
                 Err(error) => tracing::warn!(%error, "no proofs are asked for"),
             }
@@ -213,6 +207,7 @@ impl Proving {
 
     /// At the site that writes: a round, its report, and the report to the site that it is about.
     async fn have_all_proved(&self, known: &mut BTreeMap<BlockNo, Known>) {
+        self.status.follows(&self.config.peer);
         let began_ms = self.clock.unix_ms();
         let outcome = self.round(known).await;
         let readiness = self.sum_up(known, outcome.err());
@@ -235,16 +230,21 @@ impl Proving {
 
     /// At a site that follows, of which its peer has not reported lately: it opens all blocks for itself. Less than a
     /// proof, since nobody holds it against what the other site has; more than nothing when that one is gone.
-    async fn prove_for_itself(&self) {
+    async fn follow_on(&self, first: bool) {
+        let Ok(card) = self.cards.now().await else { return };
+        self.status.follows(&card.site);
         if let Err(error) = self.reporting.load().await {
             tracing::warn!(error, "reports of readiness were not read");
         }
-        let interval_ms = u64::try_from(self.config.prove_interval.as_millis()).unwrap_or(u64::MAX);
-        let since = self.clock.unix_ms().saturating_sub(interval_ms.saturating_mul(2));
-        if self.status.report().is_some_and(|report| report.at_ms >= since) {
+        // At the start the peer has an interval to ask.
+        if first {
             return;
         }
-        let Ok(card) = self.cards.now().await else { return };
+        let interval_ms = u64::try_from(self.config.prove_interval.as_millis()).unwrap_or(u64::MAX);
+        let since = self.clock.unix_ms().saturating_sub(interval_ms.saturating_mul(2));
+        if self.status.report(&card.site).is_some_and(|report| report.at_ms >= since) {
+            return;
+        }
         let began_ms = self.clock.unix_ms();
         let (known, fault) = self.open_all(&card.site).await;
         let readiness = self.sum_up(&known, fault);

@@ -135,7 +135,10 @@ struct Known {
     compared: Option<Moment>,
     readiness: Option<Readiness>,
     fenced: Option<String>,
-    reports: Reports,
+    /// By the sites that they are about.
+    reports: BTreeMap<String, Reports>,
+    /// The site that follows, as of now; `None`: the role was not looked at yet.
+    follower: Option<String>,
     /// What the witnesses say.
     went_back: Vec<String>,
     witnessed_ms: Option<u64>,
@@ -155,17 +158,25 @@ impl Status {
             let place = |it: &SignedReadiness| (it.report.epoch, it.report.at_ms);
             before.as_ref().is_none_or(|before| place(before) < place(signed))
         };
-        if is_newer(&known.reports.newest) {
-            known.reports.newest = Some(signed.clone());
+        // Both sites, and no others: who verified it has seen to that.
+        let reports = known.reports.entry(signed.report.site.clone()).or_default();
+        if is_newer(&reports.newest) {
+            reports.newest = Some(signed.clone());
         }
-        if signed.report.is_complete() && is_newer(&known.reports.complete) {
-            known.reports.complete = Some(signed.clone());
+        if signed.report.is_complete() && is_newer(&reports.complete) {
+            reports.complete = Some(signed.clone());
         }
     }
 
-    /// The newest report of readiness.
-    pub(super) fn report(&self) -> Option<ReadinessReport> {
-        self.known().reports.newest.as_ref().map(|signed| signed.report.clone())
+    /// This site follows now: the one that it is about when readiness is told.
+    pub(super) fn follows(&self, site: &str) {
+        self.known().follower = Some(site.to_owned());
+    }
+
+    /// The newest report of a site's readiness.
+    pub(super) fn report(&self, site: &str) -> Option<ReadinessReport> {
+        let known = self.known();
+        Some(known.reports.get(site)?.newest.as_ref()?.report.clone())
     }
 
     /// The peer's last card.
@@ -187,9 +198,9 @@ impl Status {
         self.known().witnessed_ms = Some(at_ms);
     }
 
-    /// Why the site that follows is not proved to be ready, as far as this one knows; `None`: it is.
-    pub fn not_proved(&self) -> Option<String> {
-        let Some(report) = self.report() else {
+    /// Why a site is not proved to be ready, as far as this one knows; `None`: it is.
+    pub(super) fn not_proved(&self, site: &str) -> Option<String> {
+        let Some(report) = self.report(site) else {
             return Some("nothing was proved yet".to_owned());
         };
         let ReadinessReport { blocks, proved, failed, oldest_ms, by, .. } = &report;
@@ -203,9 +214,9 @@ impl Status {
     }
 
     /// Readiness of the site that follows, at a glance, as of now.
-    fn colour(&self, differences: &[Difference]) -> Option<Colour> {
-        self.report()?;
-        Some(match (self.not_proved(), differences) {
+    fn colour(&self, follower: &str, differences: &[Difference]) -> Option<Colour> {
+        self.report(follower)?;
+        Some(match (self.not_proved(follower), differences) {
             (Some(_), _) => Colour::Red,
             (None, []) => Colour::Green,
             (None, _) => Colour::Yellow,
@@ -285,14 +296,15 @@ impl Status {
             }
         });
         let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
-        let (reports, witnessed_ms) = (known.reports.clone(), known.witnessed_ms);
+        let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
+        let reports = follower.as_ref().and_then(|site| known.reports.get(site)).cloned();
         let mut faults: Vec<String> =
             known.fenced.iter().chain(&known.went_back).cloned().collect();
         drop(known);
         let ours = self.makeup.now();
         let differences =
             heard.as_ref().map_or_else(Vec::new, |heard| differences(&ours, &heard.card));
-        let colour = self.colour(&differences);
+        let colour = follower.as_ref().and_then(|site| self.colour(site, &differences));
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
             faults.extend(following.refused.iter().map(|refused| {
@@ -303,8 +315,11 @@ impl Status {
             }));
         }
         faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));
-        if readiness.is_none() && colour == Some(Colour::Red) {
-            let why = self.not_proved().unwrap_or_default();
+        // At the other one what failed is told above.
+        if let Some(site) = follower.filter(|site| *site != peer)
+            && colour == Some(Colour::Red)
+        {
+            let why = self.not_proved(&site).unwrap_or_default();
             faults.push(format!("this site is not proved to be ready to take over: {why}"));
         }
         faults.extend(differences.iter().map(|it| format!("site {peer}: {}", it.sentence())));
@@ -321,7 +336,7 @@ impl Status {
             readiness,
             colour,
             differences,
-            reports,
+            reports: reports.unwrap_or_default(),
             witnessed_ms,
             faults,
         }

@@ -21,6 +21,7 @@ mod refusals;
 mod roles;
 mod seal;
 mod site;
+mod site_args;
 mod switchover;
 mod syncing;
 mod template;

@@ -3,10 +3,10 @@
 use kms_client::{KmsClient, PlanBlock, PromotionPlan, SignedReport, SigningKey, SiteReadiness};
 use serde_json::json;
 
-use crate::args::{Plan, SiteStatusArgs};
 use crate::failure::{Exit, Failure};
 use crate::roles::meant;
 use crate::site::standing;
+use crate::site_args::{Plan, SiteStatusArgs};
 use crate::text::{block, say, say_json};
 
 /// Shows what a promotion would cost. The exit code says whether it would be taken.
