@@ -122,7 +122,7 @@ impl ReadinessReport {
         out.push(failures.len() as u8);
         for failure in failures {
             let end = failure.floor_char_boundary(Self::FAILURE_LEN_MAX);
-            put_bytes(&mut out, failure[..end].as_bytes());
+            put_bytes(&mut out, &failure.as_bytes()[..end]);
         }
         out
     }
