@@ -239,7 +239,7 @@ proptest! {
         // Each other schema, and each other label, is read by nobody here.
         for schema in 0..=u8::MAX {
             for label in [1, 2, 3, 4, 5, 200] {
-                let other = [&[schema, label], &body[2..]].concat();
+                let other = [&[schema, label][..], &body[2..]].concat();
                 prop_assert!(BEGINNINGS.contains(&[schema, label]) || Record::decode(&other).is_err());
             }
         }
