@@ -17,6 +17,7 @@ use crate::divergence::{
 };
 use crate::flow::Results;
 use crate::meters::Meters;
+use crate::readiness::{self, PromotionPlan, SiteReadiness};
 use crate::report::CallReport;
 use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
@@ -167,6 +168,17 @@ impl KmsClient {
     /// The status of the site.
     pub async fn site_status(&self) -> Result<SiteStatus, CallError> {
         site::status(&self.transport).await
+    }
+
+    /// What the site that follows has proved, in signed reports.
+    pub async fn site_readiness(&self) -> Result<SiteReadiness, CallError> {
+        readiness::readiness(&self.transport).await
+    }
+
+    /// What a promotion of the site would cost now. With `open_blocks` its token opens every block for the answer,
+    /// which takes as long as a round of proofs. Of several sites choose one by [`KmsClient::at_site`].
+    pub async fn plan_promotion(&self, open_blocks: bool) -> Result<PromotionPlan, CallError> {
+        readiness::plan(&self.transport, open_blocks).await
     }
 
     /// Makes the site the one that writes. Not tried again once it may have arrived. Of several sites choose one

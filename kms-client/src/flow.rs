@@ -248,6 +248,8 @@ impl<F: Flow> Run<F> {
         for pending in &self.pending {
             let _ = outbound.send(self.flow.message(pending));
         }
+        // What may have arrived over an earlier connection, and has no answer yet.
+        let mut sent_again = self.pending.len();
         let mut vigil = tries.vigil();
         let mut replies = match self.opened(tries, &mut vigil, messages).await {
             Ok(replies) => replies,
@@ -274,11 +276,10 @@ impl<F: Flow> Run<F> {
                         Ok(None) => return End::Broken(Status::unavailable("the stream was ended early")),
                         Err(status) => return End::Broken(status),
                     };
-                    let outputs = match self.flow.accept(&mut self.pending, reply) {
+                    let outputs = match self.accept(tries, &mut sent_again, reply) {
                         Ok(outputs) => outputs,
                         Err(error) => return End::Wrong(error),
                     };
-                    tries.answered();
                     if self.answered.send(Ok(outputs)).await.is_err() {
                         return End::Done;
                     }
@@ -303,6 +304,23 @@ impl<F: Flow> Run<F> {
                 () = self.answered.closed() => return End::Done,
             }
         }
+    }
+
+    /// Takes an answer. Once all that was sent again has its own, nothing of this flow may have arrived unanswered.
+    fn accept(
+        &mut self,
+        tries: &mut Tries<'_>,
+        sent_again: &mut usize,
+        reply: F::Reply,
+    ) -> Result<Vec<F::Output>, ProtocolError> {
+        let before = self.pending.len();
+        let outputs = self.flow.accept(&mut self.pending, reply)?;
+        tries.answered();
+        *sent_again = sent_again.saturating_sub(before.saturating_sub(self.pending.len()));
+        if *sent_again == 0 {
+            tries.settled();
+        }
+        Ok(outputs)
     }
 
     /// Connects and opens the stream, unless its site is found to be down meanwhile.

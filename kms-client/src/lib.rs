@@ -77,6 +77,7 @@ mod meter;
 mod meters;
 mod names;
 mod places;
+mod readiness;
 mod records;
 mod replicated;
 mod replication;
@@ -120,6 +121,7 @@ pub use meter::{
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
+pub use readiness::{PlanBlock, PromotionPlan, SignedReport, SigningKey, SiteReadiness};
 pub use records::{
     BadRecord, CSV_COLUMNS, ImportFormat, ImportRecords, LINE_LEN_MAX, Line, MeterRecord, Place,
     TextReader, WipedLines,

@@ -18,6 +18,20 @@ pub struct ReplicationStatus {
     pub following: Option<FollowingStatus>,
     /// `None`: the site does not write.
     pub readiness: Option<ReadinessStatus>,
+    /// Readiness of the site that follows: `GREEN`, `YELLOW`, `RED`; empty: nothing is known of it yet.
+    pub colour: String,
+    /// In what the peer differs, as words.
+    pub differences: Vec<String>,
+    /// The schema of records that the peer reads.
+    pub peer_record_schema: u32,
+    /// The schema of its database.
+    pub peer_store_schema: u32,
+    /// What its token does not do.
+    pub peer_unmet: Vec<String>,
+    /// Records that it keeps and can't read.
+    pub peer_unknown_records: u32,
+    /// The time of its newest head table that was witnessed at this site; milliseconds since 1970, 0: none was.
+    pub witnessed_ms: u64,
 }
 
 /// Taking over of the peer's changes.
@@ -78,5 +92,12 @@ pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
         heard_ms: wire.heard_ms,
         following: wire.following.map(following),
         readiness: wire.readiness.map(readiness),
+        colour: wire.colour,
+        differences: wire.differences,
+        peer_record_schema: wire.peer_record_schema,
+        peer_store_schema: wire.peer_store_schema,
+        peer_unmet: wire.peer_unmet,
+        peer_unknown_records: wire.peer_unknown_records,
+        witnessed_ms: wire.witnessed_ms,
     }
 }

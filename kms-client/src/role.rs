@@ -71,6 +71,8 @@ pub struct PromoteOptions {
     pub primary_is_lost: bool,
     /// The site was restored or rebuilt: the highest epoch that its peer, a coordinator or two people name.
     pub above_epoch: Option<u64>,
+    /// Promote a site whose readiness is red, although what is not proved may not open there.
+    pub although_unproved: bool,
 }
 
 /// A site that was promoted.
@@ -97,8 +99,10 @@ pub(crate) async fn promote(
     options: PromoteOptions,
 ) -> Result<Promoted, CallError> {
     let send = |link, request| async move { SiteClient::new(link).promote(request).await };
-    let PromoteOptions { expected_epoch, primary_is_lost, above_epoch } = options;
-    let request = v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch };
+    let PromoteOptions { expected_epoch, primary_is_lost, above_epoch, although_unproved } =
+        options;
+    let request =
+        v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved };
     let reply = transport.call(Errand::Write, request, send).await?;
     let v1::PromoteResponse { standing, left } = reply;
     let left = left.into_iter().map(|v1::BlockLeft { block, reason }| BlockLeft { block, reason });

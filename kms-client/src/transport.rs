@@ -323,6 +323,11 @@ impl Tries<'_> {
         self.succeeded();
     }
 
+    /// All that may have arrived at this site has its answer: what comes next may go to another one.
+    pub(crate) fn settled(&mut self) {
+        self.stays = false;
+    }
+
     /// A try has succeeded: later failures are new ones.
     pub(crate) fn succeeded(&mut self) {
         self.round = Round::default();

@@ -89,6 +89,9 @@ const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
 const LABEL_LINE: u8 = 3;
+/// The first two bytes of every body that this release reads: schema and label.
+pub const BEGINNINGS: [[u8; 2]; 8] =
+    [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [3, 3]];
 
 /// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {

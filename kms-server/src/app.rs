@@ -29,3 +29,5 @@ pub use probe::probe_hsm;
 pub use report::Report;
 pub use serve::serve;
 pub use trust::{TrustOptions, trust_peer};
+#[cfg(test)]
+pub(crate) use two_sites::Beside;

@@ -66,11 +66,13 @@ fn row(method: Method) -> Row {
         | Method::ReplicationExchangeMarks
         | Method::ReplicationListFloors
         | Method::ReplicationReportDivergence
+        | Method::ReplicationShowHeadTables
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
         Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
+        Method::SiteGetReadiness | Method::SitePlanPromotion => (&[AmiAdmin, Auditor], SINGLE_SITE),
         Method::SiteEnrolPeer | Method::SiteResolveDivergence => (&[AmiAdmin], BAD_FIELD),
         Method::SiteListDivergence => (&[AmiAdmin, Auditor], DONE),
         // Never by one person alone.
@@ -98,6 +100,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
         | Method::ReplicationReportDivergence
+        | Method::ReplicationShowHeadTables
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
@@ -115,6 +118,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus
+        | Method::SiteGetReadiness
+        | Method::SitePlanPromotion
         | Method::SiteEnrolPeer
         | Method::SitePromote
         | Method::SiteListDivergence

@@ -126,10 +126,37 @@ async fn the_second_site_opens_the_next_push_when_the_first_one_is_gone_and_take
     world.pair.until_proved(&world.pair.a).unwrap();
     world.until_the_same().await;
 
+    // What is proved is on paper, at both.
+    for site in [&world.pair.a, &world.pair.b] {
+        let verified = ["site", "status", "--readiness", "--verify", "--json"];
+        let said = said_by(site, "site status --readiness", &verified).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let newest = &said["readiness"]["newest"];
+        let told = (&said["verified"], &newest["site"], &newest["by"], &newest["colour"]);
+        assert_eq!(
+            format!("{told:?}"),
+            r#"(String("GOOD"), String("site-b"), String("site-a"), String("GREEN"))"#
+        );
+    }
     world.kill_a();
     for n in [0, 17, 30] {
         assert_eq!(opens(&world.pair.b, n).await, Verdict::Ok, "{n}");
     }
+    let plan = ["site", "plan", "--open-blocks", "--json"];
+    let plan = said_by(&world.pair.b, "site plan", &plan).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["refusal"], "", "{plan}");
+    assert_eq!(
+        (&plan["peer_answers"], &plan["needs_primary_is_lost"]),
+        (&false.into(), &true.into()),
+        "{plan}"
+    );
+    assert_eq!(
+        (&plan["known_from"], &plan["behind_count"]),
+        (&"HEAD_TABLE".into(), &0.into()),
+        "{plan}"
+    );
+    assert_eq!((&plan["unopened_count"], &plan["colour"]), (&0.into(), &"GREEN".into()), "{plan}");
     // It follows: changes are for the other one.
     let b = client(&world.pair.b).await;
     let name: MeterId = id(1).parse().unwrap();

@@ -392,6 +392,23 @@ impl Site for Fake {
         Ok(Response::new(v1::GetStatusResponse { site, standing, ..Default::default() }))
     }
 
+    async fn get_readiness(
+        &self,
+        request: Request<v1::GetReadinessRequest>,
+    ) -> Result<Response<v1::GetReadinessResponse>, Status> {
+        self.0.begin(&request).await?;
+        Ok(Response::new(v1::GetReadinessResponse::default()))
+    }
+
+    async fn plan_promotion(
+        &self,
+        request: Request<v1::PlanPromotionRequest>,
+    ) -> Result<Response<v1::PlanPromotionResponse>, Status> {
+        self.0.begin(&request).await?;
+        let standing = Some(*self.0.standing.lock().unwrap());
+        Ok(Response::new(v1::PlanPromotionResponse { standing, ..Default::default() }))
+    }
+
     async fn promote(
         &self,
         request: Request<v1::PromoteRequest>,

@@ -258,6 +258,19 @@ proptest! {
     }
 
     #[test]
+    fn a_record_begins_as_one_of_those_that_are_read(record in any_record()) {
+        let body = record.encode().unwrap();
+        prop_assert!(BEGINNINGS.contains(&[body[0], body[1]]));
+        // Each other schema, and each other label, is read by nobody here.
+        for schema in 0..=u8::MAX {
+            for label in [1, 2, 3, 4, 5, 200] {
+                let other = [&[schema, label][..], &body[2..]].concat();
+                prop_assert!(BEGINNINGS.contains(&[schema, label]) || Record::decode(&other).is_err());
+            }
+        }
+    }
+
+    #[test]
     fn a_cut_or_longer_record_is_refused(record in any_record(), cut in any::<prop::sample::Index>()) {
         let body = record.encode().unwrap();
         prop_assert_eq!(Record::decode(&body[..cut.index(body.len())]), Err(BadRecord));

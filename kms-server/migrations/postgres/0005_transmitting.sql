@@ -49,3 +49,14 @@ ALTER TABLE divergence
     ADD COLUMN decided_ms bigint,
     ADD COLUMN decided_by text;
 CREATE INDEX divergence_undecided ON divergence (block) WHERE resolution IS NULL;
+
+CREATE TABLE papers (
+    kind      bigint NOT NULL CHECK (kind IN (1, 2)),
+    site      text   NOT NULL,
+    epoch     bigint NOT NULL,
+    number    bigint NOT NULL,
+    body      bytea  NOT NULL,
+    signature bytea  NOT NULL CHECK (length(signature) = 64),
+    signer    bytea  NOT NULL CHECK (length(signer) = 32),
+    PRIMARY KEY (kind, site)
+);

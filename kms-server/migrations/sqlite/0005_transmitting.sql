@@ -67,3 +67,16 @@ INSERT INTO divergence_by_mac
 DROP TABLE divergence;
 ALTER TABLE divergence_by_mac RENAME TO divergence;
 CREATE INDEX divergence_undecided ON divergence (block) WHERE resolution IS NULL;
+
+-- Signed papers about the two sites, the newest of each kind: reports of readiness (1), and the head tables
+-- that the other site has shown (2).
+CREATE TABLE papers (
+    kind      INTEGER NOT NULL CHECK (kind IN (1, 2)),
+    site      TEXT    NOT NULL,
+    epoch     INTEGER NOT NULL,
+    number    INTEGER NOT NULL,
+    body      BLOB    NOT NULL,
+    signature BLOB    NOT NULL CHECK (length(signature) = 64),
+    signer    BLOB    NOT NULL CHECK (length(signer) = 32),
+    PRIMARY KEY (kind, site)
+) STRICT;

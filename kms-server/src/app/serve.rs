@@ -98,7 +98,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         rpc,
         log: _,
     } = config;
-    let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
+    let Some((hsm, unmet)) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     check_domain(&hsm, &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
@@ -110,7 +110,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let keyring = ground.keyring(keyring, &commits)?;
     go_by_role(&keyring.roles).await?;
     let two_sites =
-        peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger)));
+        peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
     let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
@@ -134,16 +134,16 @@ async fn connected(
     config: crate::hsm::Config,
     domain: &DomainRecord,
     signals: &mut Signals,
-) -> Result<Option<Hsm>, Fault> {
+) -> Result<Option<(Hsm, Vec<String>)>, Fault> {
     let (asked, known) = (Asked::of(&config), canaries_of(domain)?);
-    let hsm = tokio::select! {
+    let (hsm, unmet) = tokio::select! {
         connected = asked.to(move || connect_token(config, known)) => connected??,
         _ = signals.terminate.recv() => return Ok(None),
         _ = signals.interrupt.recv() => return Ok(None),
     };
     // Its sessions end with the process. To close them would be to wait for a token that may hang.
     std::mem::forget(hsm.clone());
-    Ok(Some(hsm))
+    Ok(Some((hsm, unmet)))
 }
 
 /// Serves until a signal or a fault says to stop, with all that goes on beside.
@@ -308,14 +308,19 @@ fn not_served(error: rpc::RpcError) -> Fault {
 }
 
 /// Connects to the token and refuses one that does not withstand what it must.
-fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<Hsm, Fault> {
+/// With it, the names of what it does not do and that the service can do without.
+fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<(Hsm, Vec<String>), Fault> {
     let (width, patience, call_timeout) =
         (config.sessions_max, config.patience, config.call_timeout);
     let token = Pkcs11Token::connect(config, known)?;
     let report = token.probe(ProbeDepth::Start)?;
     match report.refusal() {
         Some(why) => Err(Fault::Token(why.into())),
-        None => Ok(Hsm::new(Arc::new(token), width, patience, call_timeout)),
+        None => {
+            let unmet = report.rows.iter().filter(|row| !row.ok).map(|row| row.what.clone());
+            let unmet = unmet.collect();
+            Ok((Hsm::new(Arc::new(token), width, patience, call_timeout), unmet))
+        }
     }
 }
 

@@ -8,11 +8,17 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, PeersMemory,
-        Proving, Remembering, Serving, Status, Syncing, Telling,
+        Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, OwnMakeup,
+        PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status, Syncing, Telling,
+        Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
+    store::{WriteStore, measured::Measured},
     transmitting::OtherSite,
+};
+use kms_core::{
+    ports::Randomness,
+    site::makeup::{Makeup, digest_of},
 };
 
 /// What a site with a peer stands on, before there is a keyring.
@@ -20,30 +26,34 @@ pub(super) struct TwoSites {
     grounds: Grounds,
     ledger: Arc<Ledger>,
     remembering: Arc<Remembering>,
+    tables: Arc<Measured<dyn WriteStore>>,
 }
 
 impl TwoSites {
-    /// To the peer of `settings`, with the identity of `tls`. `ledger` hears of what is committed here.
+    /// To the peer of `settings`, with the identity of `tls`. `ledger` hears of what is committed here; `unmet` is what
+    /// the token does not do.
     pub(super) fn new(
         ground: &Ground,
         settings: PeerSettings,
         tls: rpc::TlsConfig,
         ledger: Arc<Ledger>,
+        unmet: Vec<String>,
     ) -> Self {
         let PeerSettings { connection, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
-        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&clock)));
+        let makeup = Arc::new(OwnMakeup::new(made_of(unmet)));
+        let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
         let grounds = Grounds {
             config,
             peer: Arc::new(PeerClient::new(connection, tls)),
             store: ground.measured.clone(),
-            cards: Cards::new(ground.measured.clone(), &ground.domain),
+            cards: Cards::new(ground.measured.clone(), &ground.domain, makeup),
             blocks: ground.domain.blocks,
             clock,
             status,
         };
         let remembering = Arc::new(Remembering::new(&grounds, ground.measured.clone()));
-        Self { grounds, ledger, remembering }
+        Self { grounds, ledger, remembering, tables: ground.measured.clone() }
     }
 
     /// Tells whether a write is replicated.
@@ -58,28 +68,93 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
-        let Self { grounds, ledger, remembering } = self;
-        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
+        let Self { grounds, ledger, remembering, tables } = self;
+        let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
+        let Beside { fencing, following, telling, reporting, proving, witnessing, planning } =
+            beside;
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
-        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let telling = Telling::new(grounds.clone(), Arc::clone(&adopter));
-        let following =
-            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
         // Before the first change: this site may have been promoted over, or put back.
         following.meet_first().await;
-        let prover = Arc::clone(&keyring.prover);
-        let proving = Proving::new(grounds.clone(), prover, Arc::new(OperatingSystem));
-        let proving = Arc::new(proving);
         let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
         tokio::spawn(async move { flooring.run().await });
         tokio::spawn(async move { telling.run().await });
+        let witness = Arc::clone(&witnessing);
+        tokio::spawn(async move { witness.run().await });
         let Grounds { cards, status, .. } = grounds;
-        let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards));
-        let parts = ReplicationParts { serving: Arc::new(serving), answering, remembering };
-        Replicating { parts, status, syncing: Arc::new(syncing), fencing }
+        let makeup = Arc::clone(cards.makeup());
+        let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards, reporting));
+        let serving = Arc::new(serving);
+        let parts = ReplicationParts { serving, answering, remembering, witnessing };
+        let syncing = Arc::new(syncing);
+        Replicating { parts, status, syncing, fencing, planning, makeup }
     }
 }
+
+/// What goes on beside serving.
+pub(crate) struct Beside {
+    pub(crate) fencing: Arc<Fencing>,
+    pub(crate) following: Arc<Following>,
+    pub(crate) telling: Telling,
+    pub(crate) reporting: Arc<Reporting>,
+    pub(crate) proving: Arc<Proving>,
+    pub(crate) witnessing: Arc<Witnessing>,
+    pub(crate) planning: Arc<Planning>,
+}
+
+impl Beside {
+    /// Over `grounds` and what the keyring does; papers are kept in `tables`.
+    pub(crate) fn new<S: WriteStore + ?Sized>(
+        grounds: Grounds,
+        keyring: &Keyring,
+        tables: Arc<Measured<S>>,
+        randomness: Arc<dyn Randomness>,
+    ) -> Self {
+        let (prover, roles) = (&keyring.prover, &keyring.roles);
+        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(roles)));
+        let following = Following::new(
+            grounds.clone(),
+            Arc::clone(&keyring.adopter),
+            Arc::clone(roles),
+            Arc::clone(&fencing),
+        );
+        let telling = Telling::new(grounds.clone(), Arc::clone(&keyring.adopter));
+        let reporting =
+            Reporting::new(grounds.clone(), Arc::clone(prover), Arc::clone(roles), tables.clone());
+        let reporting = Arc::new(reporting);
+        let proving =
+            Proving::new(grounds.clone(), Arc::clone(prover), randomness, Arc::clone(&reporting));
+        let proving = Arc::new(proving);
+        let witnessing =
+            Witnessing::new(grounds.clone(), Arc::clone(prover), Arc::clone(&reporting), tables);
+        let witnessing = Arc::new(witnessing);
+        let planning = Planning::new(
+            grounds,
+            Arc::clone(prover),
+            Arc::clone(roles),
+            Arc::clone(&proving),
+            Arc::clone(&witnessing),
+        );
+        let (following, planning) = (Arc::new(following), Arc::new(planning));
+        Self { fencing, following, telling, reporting, proving, witnessing, planning }
+    }
+}
+
+/// What is known of this site from its start on.
+fn made_of(unmet: Vec<String>) -> Makeup {
+    Makeup {
+        store_schema: SCHEMA,
+        suites: SUITES.map(str::to_owned).to_vec(),
+        profiles: digest_of("ami.kms/profiles/1", [] as [&str; 0]),
+        unmet,
+        ..Makeup::default()
+    }
+}
+
+/// The schema of the database: the number of its last migration.
+const SCHEMA: u32 = 5;
+/// The security suites whose messages are opened.
+const SUITES: [&str; 1] = ["0"];

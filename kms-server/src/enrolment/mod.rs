@@ -9,13 +9,15 @@ mod error;
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::Mutex;
 
 use crate::{
     hsm::{CeremonyKey, Hsm, OaepHash, RsaKey},
+    keyring::Roles,
     store::{AuditedStore, ReadStore, StoredBlock},
 };
 use kms_core::{
-    BlockNo, DomainRecord,
+    BlockNo, DomainRecord, Epoch,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, PublicKey, Subject},
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     enrolment::{
@@ -51,6 +53,21 @@ pub struct Enrolling {
     pub replace: bool,
 }
 
+/// How long a bundle is kept for who asks once more, since the answer did not reach him. Milliseconds.
+const KEPT_MS: u64 = 15 * 60 * 1_000;
+
+/// The bundle that was made last: one, in memory. Nothing in it is secret to who may ask for it.
+#[derive(Default)]
+pub struct Kept(Mutex<Option<KeptBundle>>);
+
+struct KeptBundle {
+    request: Fingerprint,
+    replace: bool,
+    epoch: Epoch,
+    at_ms: u64,
+    bundle: SignedEnrolment,
+}
+
 /// The part of the service that enrols sites.
 pub struct Enroller {
     /// This site.
@@ -63,6 +80,10 @@ pub struct Enroller {
     pub audited: Arc<dyn AuditedStore>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Whether this site writes.
+    pub roles: Arc<Roles>,
+    /// For who asks once more.
+    pub kept: Kept,
 }
 
 /// A request that was found good.
@@ -75,20 +96,31 @@ struct Good {
 }
 
 impl Enroller {
-    /// Enrols the site that asks: refuses, or writes the peer and gives the bundle for it. The same once more gives
-    /// another bundle for the same request: an answer that was lost is no loss.
+    /// Enrols the site that asks: refuses, or writes the peer and gives the bundle for it. It takes a slow token longer
+    /// than a caller waits: who asks for the same once more waits for what is under way, and gets that bundle.
     pub async fn enrol(
         &self,
         call: &AuditedCall,
         asked: &Enrolling,
     ) -> Result<SignedEnrolment, EnrolError> {
         let good = self.check(asked)?;
-        let role = self.store.role().await?;
-        if !role.writes {
+        let mut kept = self.kept.0.lock().await;
+        // By the signed records: what the database says besides can take the right to write away, and not give it.
+        let row = self.store.role().await?;
+        if !row.writes || !self.roles.look().await.is_ok_and(|standing| standing.writes()) {
             return Err(EnrolError::NotPrimary);
         }
         let signing = self.hsm.public_key().await?;
         let peers = self.check_peers(&good.request, &signing, asked.replace).await?;
+        let is_same = |kept: &&KeptBundle| {
+            let young = self.clock.unix_ms().saturating_sub(kept.at_ms) < KEPT_MS;
+            (kept.request, kept.replace, kept.epoch) == (good.fingerprint, asked.replace, row.epoch)
+                && young
+        };
+        if let Some(same) = kept.as_ref().filter(is_same) {
+            self.put_peer(call, &good.request, &peers).await?;
+            return Ok(same.bundle.clone());
+        }
         let role_records = self.role_records(&signing, &peers).await?;
         let enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
         let signature = self.hsm.sign(enrolment.message()).await?;
@@ -96,6 +128,13 @@ impl Enroller {
         // As the other site will read it.
         SignedEnrolment::decode(&signed.encode()).map_err(EnrolError::Unreadable)?;
         self.put_peer(call, &good.request, &peers).await?;
+        *kept = Some(KeptBundle {
+            request: good.fingerprint,
+            replace: asked.replace,
+            epoch: row.epoch,
+            at_ms: self.clock.unix_ms(),
+            bundle: signed.clone(),
+        });
         Ok(signed)
     }
 

@@ -32,6 +32,7 @@ mod role;
 mod roles;
 mod taking;
 mod turns;
+mod unknown;
 mod warm_up;
 mod writing;
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{error::KeyringError, opening::Opener};
-use crate::hsm::TokenError;
+use super::{error::KeyringError, opening::Opener, unknown};
+use crate::{hsm::TokenError, store::StoreError};
 use kms_core::{
-    BlockNo, Head,
+    BlockNo, Head, RecordKey,
+    audit::{PublicKey, Signature, is_signed},
     block::{
         proof::{Challenge, Proof, ProofKey},
         verified::Verified,
@@ -40,6 +41,26 @@ impl Prover {
     /// Whether the token passes now: each of its KEKs by its canary, those of protection `HSM` among them.
     pub async fn check_token(&self) -> Result<(), TokenError> {
         self.opener.hsm.check().await
+    }
+
+    /// What this site signs with.
+    pub async fn signing_key(&self) -> Result<PublicKey, TokenError> {
+        self.opener.hsm.public_key().await
+    }
+
+    /// Signs a report of proofs.
+    pub async fn sign(&self, message: Vec<u8>) -> Result<Signature, TokenError> {
+        let signature = self.opener.hsm.sign(message.clone()).await?;
+        if !is_signed(&self.signing_key().await?, &message, &signature) {
+            let source = "the token signs with another key than the one it shows".into();
+            return Err(TokenError::Refused { operation: "sign a report of readiness", source });
+        }
+        Ok(signature)
+    }
+
+    /// Records that this release can't read: the first ones.
+    pub async fn unknown_records(&self) -> Result<Vec<(BlockNo, RecordKey)>, StoreError> {
+        unknown::unknown_records(&self.opener).await
     }
 
     /// Proves a block as it is stored; `Err(sentence)`: some of its records are damaged.

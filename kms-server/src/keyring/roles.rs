@@ -10,6 +10,7 @@ use super::{
     error::KeyringError,
     opening::{Opener, Room},
     turns::Turn,
+    unknown,
 };
 use crate::{
     hsm::TokenError,
@@ -76,6 +77,21 @@ pub enum NotChanged {
         /// So many blocks.
         differing: usize,
     },
+    /// Records of a newer release, which this one keeps and can't read.
+    #[error(
+        "{} records can't be read by this release, the first of them in block {}: upgrade this site before it is \
+         promoted",
+        count, first.0
+    )]
+    UnknownRecords {
+        /// So many of them were looked at.
+        count: usize,
+        /// The block of the first of them.
+        first: BlockNo,
+    },
+    /// It is not proved that this site can open what it stores.
+    #[error("this site is not proved to be ready: {0}; `site plan` says more")]
+    NotReady(String),
     /// Blocks of which nothing is known.
     #[error("block {block}: {why}")]
     Block {
@@ -193,6 +209,10 @@ impl Roles {
         entry: AuditEntry,
         now_ms: u64,
     ) -> Result<Promotion, NotChanged> {
+        let unknown = unknown::unknown_records(&self.opener).await?;
+        if let Some((first, _)) = unknown.first() {
+            return Err(NotChanged::UnknownRecords { count: unknown.len(), first: *first });
+        }
         let mut tried = 0;
         loop {
             tried += 1;
@@ -361,6 +381,21 @@ impl Roles {
         let (writers, peers) = self.signers().await?;
         admission::verify(&self.opener.domain, (&writers, &peers), &stored)?;
         Ok(stored)
+    }
+
+    /// What this site signs with.
+    pub async fn signing_key(&self) -> Result<PublicKey, NotChanged> {
+        Ok(self.opener.hsm.public_key().await?)
+    }
+
+    /// Whether this is the site of even epochs.
+    pub fn is_even(&self) -> bool {
+        self.opener.domain.even
+    }
+
+    /// The other sites, as our token has signed for them.
+    pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
+        self.signers().await.map(|(_, peers)| peers)
     }
 
     /// Whose signatures count, and the other sites, as our token has signed for them.

@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use super::makeup::OwnMakeup;
 use crate::store::{ReadStore, StoreError};
-use kms_core::{BlockCount, DomainId, DomainRecord, Epoch, record::SCHEMA};
+use kms_core::{
+    BlockCount, DomainId, DomainRecord, Epoch,
+    record::SCHEMA,
+    site::makeup::{Difference, Makeup},
+};
 
 /// A site, as it says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +27,8 @@ pub struct SiteCard {
     pub epoch: Epoch,
     /// It writes, in this epoch.
     pub writes: bool,
+    /// What it is made of; `None`: its release does not say.
+    pub makeup: Option<Makeup>,
 }
 
 /// Makes this site's cards: its role is read from the database each time, since another server may have changed it.
@@ -31,12 +38,19 @@ pub struct Cards {
     site: String,
     domain: DomainId,
     blocks: BlockCount,
+    makeup: Arc<OwnMakeup>,
 }
 
 impl Cards {
-    /// Of the site of `domain`.
-    pub fn new(store: Arc<dyn ReadStore>, domain: &DomainRecord) -> Self {
-        Self { store, site: domain.site.clone(), domain: domain.domain, blocks: domain.blocks }
+    /// Of the site of `domain`, which is made of this.
+    pub fn new(store: Arc<dyn ReadStore>, domain: &DomainRecord, makeup: Arc<OwnMakeup>) -> Self {
+        let (site, blocks) = (domain.site.clone(), domain.blocks);
+        Self { store, site, domain: domain.domain, blocks, makeup }
+    }
+
+    /// What this site is made of.
+    pub fn makeup(&self) -> &Arc<OwnMakeup> {
+        &self.makeup
     }
 
     /// The card as of now.
@@ -50,6 +64,7 @@ impl Cards {
             record_schema: u32::from(SCHEMA),
             epoch: role.epoch,
             writes: role.writes,
+            makeup: Some(self.makeup.now()),
         })
     }
 
@@ -59,4 +74,9 @@ impl Cards {
             && theirs.blocks == self.blocks.get()
             && theirs.site != self.site
     }
+}
+
+/// In what the site of this card differs from one that is made of `ours`.
+pub(super) fn differences(ours: &Makeup, theirs: &SiteCard) -> Vec<Difference> {
+    ours.differences(u32::from(SCHEMA), theirs.makeup.as_ref(), theirs.record_schema)
 }

@@ -27,7 +27,7 @@ use crate::{
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockNo, Head, StoredRecord,
+    BlockNo, Epoch, Head, Position, Sequence, StoredRecord,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
@@ -245,7 +245,15 @@ impl Inner {
         };
         let mut heard = Heard::default();
         match self.adopter.adopt(arrived, &roles, self.entry()).await {
-            Ok(outcomes) => outcomes.into_iter().for_each(|it| self.told(it, &mut heard)),
+            Ok(outcomes) => {
+                for outcome in outcomes {
+                    let (block, is_unread) = (outcome.block, outcome.stored.is_none());
+                    self.told(outcome, &mut heard);
+                    if is_unread {
+                        heard.refused.push(self.as_stored(block).await);
+                    }
+                }
+            }
             Err(KeyringError::Store(StoreError::Conflict(_))) => {
                 heard.inputs.extend(blocks.into_iter().map(Input::Conflict));
             }
@@ -255,6 +263,15 @@ impl Inner {
             }
         }
         heard
+    }
+
+    /// Where a block stands that can't be read: what the peer was told of it when this site connected. To tell it so
+    /// again takes it out of what the peer waits for.
+    async fn as_stored(&self, block: BlockNo) -> BlockMark {
+        let (epoch, sequence) = (Epoch(i64::MAX as u64), Sequence(i64::MAX as u64));
+        let changes = self.store.changes_after(block, Position { epoch, sequence }).await;
+        let head = changes.ok().flatten().map(|changes| mark(&changes.head));
+        head.unwrap_or(BlockMark { block, position: Position::default(), digest: [0; 32] })
     }
 
     fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {

@@ -7,6 +7,7 @@ use super::{card::SiteCard, failure::PeerError};
 use crate::store::sites::Decided;
 use kms_core::{
     BlockNo, Head, Position, StoredRecord,
+    audit::Signature,
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
 };
@@ -92,4 +93,24 @@ pub struct BlockProof {
     pub block: BlockNo,
     /// Its head there, and the proof; or the reason why it can't be proved.
     pub outcome: Result<(Head, Proof), String>,
+}
+
+/// A head table as it was signed, of whose number nothing is known yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShownTable {
+    /// Its body.
+    pub body: Vec<u8>,
+    /// Whose, is for who verifies it.
+    pub signature: Signature,
+}
+
+/// What a site shows of head tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadTablesSaid {
+    /// The site that answers.
+    pub card: SiteCard,
+    /// Its own; `None`: it has none.
+    pub own: Option<ShownTable>,
+    /// The newest of the asker's that it has seen.
+    pub witnessed: Option<ShownTable>,
 }

@@ -3,9 +3,11 @@
 //!
 //! [`serving`] answers the peer's calls; [`following`] takes over what changes there; [`fencing`] meets a peer that
 //! names a higher epoch; [`meeting`] finds out whether this site was promoted over or put back; [`proving`] asks the peer
-//! for proofs and sums them up; [`confirming`] learns whether a write is replicated; [`remembering`] keeps the peer's marks
-//! of counters, [`flooring`] takes in its receive floors; [`telling`] tells the site that writes what this one wrote
-//! alone. They reach the other site through [`Peer`], and know nothing of how: `rpc/peer` does.
+//! for proofs and sums them up; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has
+//! shown of itself; [`planning`] says what a promotion would cost; [`confirming`] learns whether a write is replicated;
+//! [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its receive floors; [`telling`] tells the
+//! site that writes what this one wrote alone. They reach the other site through [`Peer`], and know nothing of how:
+//! `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
@@ -17,17 +19,21 @@ mod flooring;
 mod following;
 mod grounds;
 mod ledger;
+mod makeup;
 mod meeting;
 mod messages;
 mod not_served;
 mod peer;
+mod planning;
 mod proving;
 mod remembering;
+mod reporting;
 mod serving;
 mod session;
 mod status;
 mod syncing;
 mod telling;
+mod witnessing;
 
 pub use card::{Cards, SiteCard};
 pub use config::Config;
@@ -38,16 +44,22 @@ pub use flooring::Flooring;
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
 pub use ledger::{Ledger, Noted};
+pub use makeup::{OwnMakeup, Trust, TrustSource};
 pub use meeting::NotMet;
 pub use messages::{
-    BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
-    PeerSaid,
+    BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known, MarksAsked,
+    MarksSaid, PeerSaid, ShownTable,
 };
 pub use not_served::NotServed;
 pub use peer::Peer;
+pub use planning::{CostlyBlock, KnownFrom, Plan, Planning};
 pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
+pub use reporting::Reporting;
 pub use serving::Serving;
-pub use status::{FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Status};
+pub use status::{
+    FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Reports, Status,
+};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
 pub use telling::{REPORTED_AT_ONCE, Telling};
+pub use witnessing::{Tables, Witnessing};

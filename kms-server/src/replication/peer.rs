@@ -7,7 +7,8 @@ use super::{
     card::SiteCard,
     failure::PeerError,
     messages::{
-        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
+        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known,
+        MarksAsked, MarksSaid,
     },
 };
 use crate::store::sites::Divergent;
@@ -15,7 +16,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
-    site::role::SignedRoleRecord,
+    site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
 /// The other site. Calls are made one by one; each bears our card.
@@ -34,11 +35,12 @@ pub trait Peer: Send + Sync + 'static {
     /// What changes there after these states.
     async fn follow(&self, card: SiteCard, cursors: Vec<BlockMark>) -> Result<Followed, PeerError>;
 
-    /// Has these blocks proved there, each with its nonce.
+    /// Has these blocks proved there, each with its nonce; and hands over the report of the round before.
     async fn prove(
         &self,
         card: SiteCard,
         challenges: Vec<(BlockNo, [u8; 32])>,
+        report: Option<SignedReadiness>,
     ) -> Result<(SiteCard, Vec<BlockProof>), PeerError>;
 
     /// Has it remember our marks, and asks what it remembers.
@@ -69,4 +71,7 @@ pub trait Peer: Send + Sync + 'static {
         card: SiteCard,
         after: FloorPlace,
     ) -> Result<(SiteCard, Vec<FloorRow>), PeerError>;
+
+    /// Its head table, and the newest of ours that it has seen. Not verified.
+    async fn head_tables(&self, card: SiteCard) -> Result<HeadTablesSaid, PeerError>;
 }

@@ -17,6 +17,7 @@ use super::{
     messages::BlockProof,
     not_served::{NotServed, place},
     peer::Peer,
+    reporting::{Proved, Reporting},
     status::{NAMED_MAX, Readiness, Status},
 };
 use crate::{
@@ -24,9 +25,10 @@ use crate::{
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockCount, BlockNo,
-    block::proof::Challenge,
+    BlockCount, BlockNo, Head,
+    block::{BlockMark, proof::Challenge},
     ports::{Clock, Randomness},
+    site::readiness::SignedReadiness,
 };
 
 /// Blocks that are asked for in one call.
@@ -46,6 +48,7 @@ const MESSAGES_AHEAD: usize = 2;
 pub struct Answering {
     prover: Arc<Prover>,
     cards: Cards,
+    reporting: Arc<Reporting>,
     /// One who is answered at a time.
     one: Arc<Semaphore>,
     /// Places for those who wait.
@@ -53,10 +56,19 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// By the proofs of `prover`.
-    pub fn new(prover: Arc<Prover>, cards: Cards) -> Self {
+    /// By the proofs of `prover`. What the peer reports of them goes to `reporting`.
+    pub fn new(prover: Arc<Prover>, cards: Cards, reporting: Arc<Reporting>) -> Self {
         let asking = Arc::new(Semaphore::new(ASKING_MAX));
-        Self { prover, cards, one: Arc::new(Semaphore::new(1)), asking }
+        Self { prover, cards, reporting, one: Arc::new(Semaphore::new(1)), asking }
+    }
+
+    /// Takes the report that comes with a question. One that is not genuine is of no use to anybody, and is told to
+    /// the log.
+    pub async fn take(&self, report: Option<SignedReadiness>) {
+        let Some(report) = report else { return };
+        if let Err(why) = self.reporting.receive(&report).await {
+            tracing::warn!(why, "a report of readiness is not taken");
+        }
     }
 
     /// Proves these blocks to the site that asks, or says why not. A later asker waits for the former one; more than a
@@ -127,8 +139,8 @@ impl Answering {
 /// The state of one block's proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Known {
-    /// At this time, milliseconds since 1970.
-    Proved(u64),
+    /// At this time, milliseconds since 1970, in this state.
+    Proved(u64, BlockMark),
     /// For this reason.
     Failed(String),
 }
@@ -155,13 +167,20 @@ pub struct Proving {
     clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     status: Arc<Status>,
+    reporting: Arc<Reporting>,
 }
 
 impl Proving {
-    /// Proofs of the peer's are checked by `prover`; nonces come from `randomness`.
-    pub fn new(grounds: Grounds, prover: Arc<Prover>, randomness: Arc<dyn Randomness>) -> Self {
+    /// Proofs of the peer's are checked by `prover`; nonces come from `randomness`; what came of them is signed and
+    /// kept by `reporting`.
+    pub fn new(
+        grounds: Grounds,
+        prover: Arc<Prover>,
+        randomness: Arc<dyn Randomness>,
+        reporting: Arc<Reporting>,
+    ) -> Self {
         let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
-        Self { config, peer, prover, store, cards, blocks, clock, randomness, status }
+        Self { config, peer, prover, store, cards, blocks, clock, randomness, status, reporting }
     }
 
     /// Runs until the process ends.
@@ -169,20 +188,98 @@ impl Proving {
         let mut known = BTreeMap::new();
         let mut ticks = interval(self.config.prove_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut first = true;
         loop {
             ticks.tick().await;
+            self.reporting.look_at_records().await;
             match self.store.role().await {
-                Ok(role) if role.writes => {
-                    let outcome = self.round(&mut known).await;
-                    self.status.readiness(Some(self.sum_up(&known, outcome.err())));
-                }
+                Ok(role) if role.writes => self.have_all_proved(&mut known).await,
                 Ok(_) => {
                     known.clear();
                     self.status.readiness(None);
+                    self.follow_on(first).await;
                 }
                 Err(error) => tracing::warn!(%error, "no proofs are asked for"),
             }
+            first = false;
         }
+    }
+
+    /// At the site that writes: a round, its report, and the report to the site that it is about.
+    async fn have_all_proved(&self, known: &mut BTreeMap<BlockNo, Known>) {
+        self.status.follows(&self.config.peer);
+        let began_ms = self.clock.unix_ms();
+        let outcome = self.round(known).await;
+        let readiness = self.sum_up(known, outcome.err());
+        let proved = proved(self.config.peer.clone(), &readiness, known, began_ms);
+        match self.reporting.report(proved).await {
+            Ok(report) => self.hand_over(report).await,
+            Err(error) => tracing::warn!(error, "the report of readiness is not signed"),
+        }
+        self.status.readiness(Some(readiness));
+    }
+
+    /// What could not be handed over is handed over with the next one.
+    async fn hand_over(&self, report: SignedReadiness) {
+        let Ok(card) = self.cards.now().await else { return };
+        let handed = timeout(PATIENCE, self.peer.prove(card, Vec::new(), Some(report))).await;
+        if let Ok(Err(error)) = handed {
+            tracing::debug!(%error, "the report of readiness is not handed over");
+        }
+    }
+
+    /// At a site that follows, of which its peer has not reported lately: it opens all blocks for itself. Less than a
+    /// proof, since nobody holds it against what the other site has; more than nothing when that one is gone.
+    async fn follow_on(&self, first: bool) {
+        let Ok(card) = self.cards.now().await else { return };
+        self.status.follows(&card.site);
+        if let Err(error) = self.reporting.load().await {
+            tracing::warn!(error, "reports of readiness were not read");
+        }
+        // At the start the peer has an interval to ask.
+        if first {
+            return;
+        }
+        let interval_ms = u64::try_from(self.config.prove_interval.as_millis()).unwrap_or(u64::MAX);
+        let since = self.clock.unix_ms().saturating_sub(interval_ms.saturating_mul(2));
+        if self.status.report(&card.site).is_some_and(|report| report.at_ms >= since) {
+            return;
+        }
+        let began_ms = self.clock.unix_ms();
+        let (known, fault) = self.open_all(&card.site).await;
+        let readiness = self.sum_up(&known, fault);
+        let proved = proved(card.site, &readiness, &known, began_ms);
+        if let Err(error) = self.reporting.report(proved).await {
+            tracing::warn!(error, "the report of readiness is not signed");
+        }
+    }
+
+    /// Opens every block as it is stored here.
+    async fn open_all(&self, site: &str) -> (BTreeMap<BlockNo, Known>, Option<String>) {
+        let mut known = BTreeMap::new();
+        if let Err(error) = self.prover.check_token().await {
+            let failed = |block| (block, Known::Failed(error.to_string()));
+            let all = (0..self.blocks.get()).map(BlockNo).map(failed);
+            return (all.collect(), Some(format!("the token did not pass its check: {error}")));
+        }
+        for block in (0..self.blocks.get()).map(BlockNo) {
+            let outcome = match self.opened_here(block, site).await {
+                Ok(head) => Known::Proved(self.clock.unix_ms(), mark(&head)),
+                Err(why) => Known::Failed(format!("block {block}: {why}")),
+            };
+            known.insert(block, outcome);
+        }
+        (known, None)
+    }
+
+    /// The blocks that do not open here now, each with the reason.
+    pub(super) async fn unopened(&self, site: &str) -> Vec<(BlockNo, String)> {
+        let (known, _) = self.open_all(site).await;
+        let failed = known.into_iter().filter_map(|(block, known)| match known {
+            Known::Failed(why) => Some((block, why)),
+            Known::Proved(..) => None,
+        });
+        failed.collect()
     }
 
     /// Has the peer prove these blocks now.
@@ -193,7 +290,7 @@ impl Proving {
         let mut known = BTreeMap::new();
         self.ask(blocks, &mut known).await?;
         let outcome = |block: &BlockNo| match known.remove(block) {
-            Some(Known::Proved(_)) => (*block, Proven::Yes),
+            Some(Known::Proved(..)) => (*block, Proven::Yes),
             Some(Known::Failed(why)) => (*block, Proven::No(why)),
             None => (*block, Proven::Moved),
         };
@@ -202,19 +299,27 @@ impl Proving {
 
     /// Whether a block opens here as it is stored, with all of its records; else the sentence that says why not.
     pub(super) async fn opens_here(&self, block: BlockNo, site: &str) -> Result<(), String> {
+        self.opened_here(block, site).await.map(drop)
+    }
+
+    async fn opened_here(&self, block: BlockNo, site: &str) -> Result<Head, String> {
         let mut nonce = [0; 32];
         self.randomness.fill(&mut nonce).map_err(|error| error.to_string())?;
         let epoch = self.cards.now().await.map_err(|error| error.to_string())?.epoch;
         let challenge = Challenge { prover: site, verifier: site, nonce, epoch };
         let proved = self.prover.prove(block, &challenge).await;
-        proved.map_err(|error| error.to_string())?.map(drop)
+        proved.map_err(|error| error.to_string())?.map(|(head, _)| head)
     }
 
     async fn round(&self, known: &mut BTreeMap<BlockNo, Known>) -> Result<(), String> {
         let blocks: Vec<BlockNo> = (0..self.blocks.get()).map(BlockNo).collect();
-        for some in blocks.chunks(ASKED_AT_ONCE) {
+        let rounds = blocks.len().div_ceil(ASKED_AT_ONCE);
+        for (done, some) in (1..).zip(blocks.chunks(ASKED_AT_ONCE)) {
             self.ask(some, known).await?;
-            self.status.readiness(Some(self.sum_up(known, None)));
+            // The end of a round is told once its report is signed.
+            if done < rounds {
+                self.status.readiness(Some(self.sum_up(known, None)));
+            }
         }
         Ok(())
     }
@@ -231,7 +336,8 @@ impl Proving {
             self.randomness.fill(&mut nonce).map_err(|error| error.to_string())?;
             challenges.push((*block, nonce));
         }
-        let asked = timeout(PATIENCE, self.peer.prove(card.clone(), challenges.clone())).await;
+        let asked =
+            timeout(PATIENCE, self.peer.prove(card.clone(), challenges.clone(), None)).await;
         let asked =
             asked.unwrap_or_else(|_| Err(PeerError::Broken(format!("no proofs in {PATIENCE:?}"))));
         let (theirs, proofs) = asked.map_err(|error| error.to_string())?;
@@ -270,7 +376,7 @@ impl Proving {
             return Ok(Some(Known::Failed(format!("block {block}: another one was proved"))));
         }
         match self.prover.confirms(challenge, &head, &proof).await {
-            Ok(Confirmed::Yes) => Ok(Some(Known::Proved(self.clock.unix_ms()))),
+            Ok(Confirmed::Yes) => Ok(Some(Known::Proved(self.clock.unix_ms(), mark(&head)))),
             Ok(Confirmed::OtherState) => Ok(None),
             Ok(Confirmed::Wrong) => {
                 Ok(Some(Known::Failed(format!("block {block}: the proof is wrong"))))
@@ -294,11 +400,11 @@ impl Proving {
         readiness.failures.extend(fault);
         for state in known.values() {
             match state {
-                Known::Proved(at_ms) if *at_ms >= oldest_of_use => {
+                Known::Proved(at_ms, _) if *at_ms >= oldest_of_use => {
                     readiness.proved += 1;
                     oldest = oldest.min(*at_ms);
                 }
-                Known::Proved(_) => {}
+                Known::Proved(..) => {}
                 Known::Failed(why) => {
                     readiness.failed += 1;
                     if readiness.failures.len() < NAMED_MAX {
@@ -311,4 +417,23 @@ impl Proving {
         readiness.oldest_ms = (readiness.proved == self.blocks.get()).then_some(oldest);
         readiness
     }
+}
+
+/// What a report says of a round that began then.
+fn proved<'a>(
+    site: String,
+    readiness: &'a Readiness,
+    known: &BTreeMap<BlockNo, Known>,
+    began_ms: u64,
+) -> Proved<'a> {
+    let is_of_round = |known: &Known| matches!(known, Known::Proved(at, _) if *at >= began_ms);
+    let marks = known.values().filter_map(|known| match known {
+        Known::Proved(_, mark) => Some(*mark),
+        Known::Failed(_) => None,
+    });
+    Proved { site, readiness, keks: known.values().any(is_of_round), marks: marks.collect() }
+}
+
+fn mark(head: &Head) -> BlockMark {
+    BlockMark { block: head.block, position: head.position, digest: head.digest }
 }

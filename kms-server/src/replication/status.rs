@@ -5,15 +5,28 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::card::SiteCard;
+use super::{
+    card::{SiteCard, differences},
+    config::Config,
+    makeup::OwnMakeup,
+};
 use crate::telemetry::{
     catalogue::{
         DIVERGENCE_UNDECIDED, PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED,
-        PEER_PROOF_AGE, PEER_PROVED, PEER_RECORDS_ADOPTED, PEER_UNPROVED,
+        PEER_DIFFERENCES, PEER_PROOF_AGE, PEER_PROVED, PEER_RECORDS_ADOPTED, PEER_UNPROVED,
+        PEER_WENT_BACK, PEER_WITNESSED, SITE_READINESS, SITE_UNKNOWN_RECORDS,
     },
     metrics::{Page, Source},
 };
-use kms_core::{BlockNo, moment::Moment, ports::Clock};
+use kms_core::{
+    BlockNo,
+    moment::Moment,
+    ports::Clock,
+    site::{
+        makeup::Difference,
+        readiness::{Colour, ReadinessReport, SignedReadiness},
+    },
+};
 
 /// Blocks that a status names; the rest is counted.
 pub(super) const NAMED_MAX: usize = 16;
@@ -85,14 +98,34 @@ pub struct ReplicationStatus {
     pub readiness: Option<Readiness>,
     /// Records that were set aside and wait for a decision.
     pub undecided: u64,
+    /// Readiness of the site that follows, at a glance; `None`: nothing is known of it yet.
+    pub colour: Option<Colour>,
+    /// In what the peer differs, as it says.
+    pub differences: Vec<Difference>,
+    /// The reports of it.
+    pub reports: Reports,
+    /// The time of the peer's newest head table that was witnessed here, milliseconds since 1970; `None`: none was.
+    pub witnessed_ms: Option<u64>,
     /// What is wrong, in sentences.
     pub faults: Vec<String>,
+}
+
+/// Reports of the readiness of the site that follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reports {
+    /// The newest one that this server has.
+    pub newest: Option<SignedReadiness>,
+    /// The last one in which all was proved.
+    pub complete: Option<SignedReadiness>,
 }
 
 /// The state, for those who change it.
 pub struct Status {
     peer: String,
+    /// A proof that is older is none.
+    age_max_ms: u64,
     clock: Arc<dyn Clock>,
+    makeup: Arc<OwnMakeup>,
     known: Mutex<Known>,
 }
 
@@ -107,12 +140,92 @@ struct Known {
     undecided: u64,
     suspected: bool,
     rolled_back: Option<String>,
+    /// By the sites that they are about.
+    reports: BTreeMap<String, Reports>,
+    /// The site that follows, as of now; `None`: the role was not looked at yet.
+    follower: Option<String>,
+    /// What the witnesses say.
+    went_back: Vec<String>,
+    witnessed_ms: Option<u64>,
 }
 
 impl Status {
-    /// Of a site whose peer has this name.
-    pub fn new(peer: String, clock: Arc<dyn Clock>) -> Self {
-        Self { peer, clock, known: Mutex::default() }
+    /// Of a site with these settings, made of this.
+    pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
+        let age_max_ms = u64::try_from(config.proof_age_max.as_millis()).unwrap_or(u64::MAX);
+        Self { peer: config.peer.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
+    }
+
+    /// A report of readiness that was verified. An older one than is known changes nothing.
+    pub(super) fn reported(&self, signed: &SignedReadiness) {
+        let mut known = self.known();
+        let is_newer = |before: &Option<SignedReadiness>| {
+            let place = |it: &SignedReadiness| (it.report.epoch, it.report.at_ms);
+            before.as_ref().is_none_or(|before| place(before) < place(signed))
+        };
+        // Both sites, and no others: who verified it has seen to that.
+        let reports = known.reports.entry(signed.report.site.clone()).or_default();
+        if is_newer(&reports.newest) {
+            reports.newest = Some(signed.clone());
+        }
+        if signed.report.is_complete() && is_newer(&reports.complete) {
+            reports.complete = Some(signed.clone());
+        }
+    }
+
+    /// This site follows now: the one that it is about when readiness is told.
+    pub(super) fn follows(&self, site: &str) {
+        self.known().follower = Some(site.to_owned());
+    }
+
+    /// The newest report of a site's readiness.
+    pub(super) fn report(&self, site: &str) -> Option<ReadinessReport> {
+        let known = self.known();
+        Some(known.reports.get(site)?.newest.as_ref()?.report.clone())
+    }
+
+    /// The peer's last card.
+    pub(super) fn peer_card(&self) -> Option<SiteCard> {
+        self.known().heard.as_ref().map(|(card, _)| card.clone())
+    }
+
+    /// What is found out by head tables that either site has shown the other; nothing: all is well.
+    pub(super) fn went_back(&self, what: Vec<String>) {
+        let mut known = self.known();
+        for new in what.iter().filter(|new| !known.went_back.contains(new)) {
+            tracing::error!("{new}");
+        }
+        known.went_back = what;
+    }
+
+    /// The newest head table of the peer that was witnessed is of this time.
+    pub(super) fn witnessed(&self, at_ms: u64) {
+        self.known().witnessed_ms = Some(at_ms);
+    }
+
+    /// Why a site is not proved to be ready, as far as this one knows; `None`: it is.
+    pub(super) fn not_proved(&self, site: &str) -> Option<String> {
+        let Some(report) = self.report(site) else {
+            return Some("nothing was proved yet".to_owned());
+        };
+        let ReadinessReport { blocks, proved, failed, oldest_ms, by, .. } = &report;
+        if !report.is_complete() {
+            let why = report.failures.first().map_or_else(String::new, |why| format!(": {why}"));
+            return Some(format!("{proved} of {blocks} blocks are proved, {failed} failed{why}"));
+        }
+        let age_ms = self.clock.unix_ms().saturating_sub(*oldest_ms);
+        (age_ms > self.age_max_ms)
+            .then(|| format!("the oldest proof is {} s old, by site {by}'s report", age_ms / 1_000))
+    }
+
+    /// Readiness of the site that follows, at a glance, as of now.
+    fn colour(&self, follower: &str, differences: &[Difference]) -> Option<Colour> {
+        self.report(follower)?;
+        Some(match (self.not_proved(follower), differences) {
+            (Some(_), _) => Colour::Red,
+            (None, []) => Colour::Green,
+            (None, _) => Colour::Yellow,
+        })
     }
 
     /// The peer was heard of.
@@ -151,6 +264,11 @@ impl Status {
     /// A block is as the peer's, or was taken over.
     pub(super) fn taken(&self, block: BlockNo) {
         self.known().refused.remove(&block);
+    }
+
+    /// All blocks of the peer that are not taken over.
+    pub(super) fn refusals(&self) -> Vec<(BlockNo, String)> {
+        self.known().refused.iter().map(|(block, why)| (*block, why.clone())).collect()
     }
 
     /// The proofs so far; `None`: none are asked for.
@@ -204,9 +322,16 @@ impl Status {
         });
         let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
         let undecided = known.undecided;
+        let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
+        let reports = follower.as_ref().and_then(|site| known.reports.get(site)).cloned();
         let told = [known.rolled_back.clone(), known.fenced.clone(), waits(undecided)];
-        let mut faults: Vec<String> = told.into_iter().flatten().collect();
+        let mut faults: Vec<String> =
+            told.into_iter().flatten().chain(known.went_back.iter().cloned()).collect();
         drop(known);
+        let ours = self.makeup.now();
+        let differences =
+            heard.as_ref().map_or_else(Vec::new, |heard| differences(&ours, &heard.card));
+        let colour = follower.as_ref().and_then(|site| self.colour(site, &differences));
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
             faults.extend(following.refused.iter().map(|refused| {
@@ -217,7 +342,32 @@ impl Status {
             }));
         }
         faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));
-        ReplicationStatus { peer, heard, following, readiness, undecided, faults }
+        // At the other one what failed is told above.
+        if let Some(site) = follower.filter(|site| *site != peer)
+            && colour == Some(Colour::Red)
+        {
+            let why = self.not_proved(&site).unwrap_or_default();
+            faults.push(format!("this site is not proved to be ready to take over: {why}"));
+        }
+        faults.extend(differences.iter().map(|it| format!("site {peer}: {}", it.sentence())));
+        if ours.unknown_records > 0 {
+            faults.push(format!(
+                "{} records can't be read by this release: it keeps them, and is not promoted before it is upgraded",
+                ours.unknown_records
+            ));
+        }
+        ReplicationStatus {
+            peer,
+            heard,
+            following,
+            readiness,
+            colour,
+            differences,
+            reports: reports.unwrap_or_default(),
+            witnessed_ms,
+            undecided,
+            faults,
+        }
     }
 
     /// Held for a few assignments, never across an `.await`.
@@ -251,8 +401,23 @@ fn not_ready(peer: &str, readiness: &Readiness) -> Option<String> {
 
 impl Source for Status {
     fn tell(&self, page: &mut Page) {
-        let ReplicationStatus { following, readiness, undecided, .. } = self.all();
-        page.sample(&DIVERGENCE_UNDECIDED, &[], undecided);
+        let all = self.all();
+        page.sample(&DIVERGENCE_UNDECIDED, &[], all.undecided);
+        let went_back = self.known().went_back.len() as u64;
+        page.sample(&PEER_WENT_BACK, &[], went_back);
+        page.sample(&SITE_UNKNOWN_RECORDS, &[], u64::from(self.makeup.now().unknown_records));
+        if let Some(colour) = all.colour {
+            page.sample(&SITE_READINESS, &[], u64::from(colour as u8));
+        }
+        for difference in Difference::ALL {
+            let differs = all.differences.contains(difference);
+            page.sample(&PEER_DIFFERENCES, &[difference.word().into()], differs);
+        }
+        if let Some(at_ms) = all.witnessed_ms {
+            let age_ms = self.clock.unix_ms().saturating_sub(at_ms);
+            page.sample(&PEER_WITNESSED, &[], age_ms as f64 / 1e3);
+        }
+        let ReplicationStatus { following, readiness, .. } = all;
         if let Some(following) = following {
             page.sample(&PEER_CONNECTED, &[], following.connected);
             page.sample(&PEER_BLOCKS_ADOPTED, &[], following.blocks_adopted);

@@ -154,6 +154,7 @@ mod tests {
     use super::*;
     use crate::store::{
         Holder, IndexedMeter, StoredBlock,
+        papers::Strange,
         sites::{AloneLock, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
     };
     use async_trait::async_trait;
@@ -241,6 +242,10 @@ mod tests {
 
         async fn count_undecided(&self) -> Result<u64, StoreError> {
             Ok(0)
+        }
+
+        async fn strange_records(&self, _: &[[u8; 2]], _: u32) -> Result<Strange, StoreError> {
+            Ok(Strange::default())
         }
 
         async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {

@@ -9,6 +9,7 @@ use super::{
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
+    papers::{Paper, PaperStore, Strange},
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
     },
@@ -65,9 +66,12 @@ enum Operation {
     WitnessMarks,
     ReadFloors,
     PutFloors,
+    StrangeRecords,
+    Papers,
+    PutPaper,
 }
 
-const OPERATIONS: [&str; 29] = [
+const OPERATIONS: [&str; 32] = [
     "domain",
     "heads",
     "block",
@@ -97,6 +101,9 @@ const OPERATIONS: [&str; 29] = [
     "witness_marks",
     "read_floors",
     "put_floors",
+    "strange_records",
+    "papers",
+    "put_paper",
 ];
 
 const OUTCOMES: [&str; 10] = [
@@ -250,6 +257,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Divergence, self.inner.count_undecided()).await
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        self.measure(Operation::StrangeRecords, self.inner.strange_records(known, limit)).await
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.measure(Operation::FollowerLock, self.inner.follower_lock()).await
     }
@@ -356,6 +367,17 @@ impl<S: FloorStore + ?Sized> FloorStore for Measured<S> {
 
     async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
         self.measure(Operation::PutFloors, self.inner.put_floors(rows, run)).await
+    }
+}
+
+#[async_trait]
+impl<S: PaperStore + ?Sized> PaperStore for Measured<S> {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        self.measure(Operation::Papers, self.inner.papers()).await
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        self.measure(Operation::PutPaper, self.inner.put_paper(paper)).await
     }
 }
 

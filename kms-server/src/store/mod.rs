@@ -9,6 +9,7 @@ pub mod floors;
 mod indexing;
 pub mod measured;
 mod nouns;
+pub mod papers;
 pub mod postgres;
 pub mod rules;
 pub mod sites;
@@ -30,6 +31,7 @@ pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
     SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
+use papers::{PaperStore, Strange};
 use sites::{
     BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
 };
@@ -141,6 +143,9 @@ pub trait ReadStore: Send + Sync + 'static {
     /// The number of records that were set aside and about which nothing was decided.
     async fn count_undecided(&self) -> Result<u64, StoreError>;
 
+    /// Records that begin with none of these bytes; at most `limit` by name.
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError>;
+
     /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;
 
@@ -190,7 +195,7 @@ pub trait AuditStore: Send + Sync + 'static {
 
 /// Writing: one method a fact that can become true.
 #[async_trait]
-pub trait WriteStore: ReadStore + AuditStore + CounterStore + FloorStore {
+pub trait WriteStore: ReadStore + AuditStore + CounterStore + FloorStore + PaperStore {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;

@@ -18,6 +18,7 @@ mod follow;
 mod follower;
 mod index;
 mod open;
+mod papers;
 mod patience;
 mod pooling;
 mod read;
@@ -46,6 +47,7 @@ use super::{
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
+    papers::{Paper, PaperStore, Strange},
     rules,
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
@@ -258,6 +260,10 @@ impl ReadStore for PostgresStore {
         reading!(self, sites::count_undecided)
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        reading!(self, papers::strange_records, known, limit)
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         follower::lock(&self.pool).await
     }
@@ -400,6 +406,20 @@ impl FloorStore for PostgresStore {
         let work = async { work.await.map_err(|error: WriteError| error.of_commit(None)) };
         let outcome = within(COMMIT_PATIENCE, work).await;
         written(&mut connection, outcome).await
+    }
+}
+
+#[async_trait]
+impl PaperStore for PostgresStore {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        reading!(self, papers::papers)
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let outcome = within(COMMIT_PATIENCE, papers::put_paper(&mut connection, paper)).await;
+        let_go(&mut connection, &outcome);
+        outcome
     }
 }
 

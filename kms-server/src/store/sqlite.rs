@@ -12,6 +12,7 @@ mod failure;
 mod floors;
 mod index;
 mod open;
+mod papers;
 mod pieces;
 mod read;
 mod role;
@@ -38,6 +39,7 @@ use super::{
     StoreError, StoredBlock, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
+    papers::{Paper, PaperStore, Strange},
     rules,
     sites::{
         AloneLock, BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
@@ -322,6 +324,10 @@ impl ReadStore for SqliteStore {
         reading!(self, sites::count_undecided)
     }
 
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        reading!(self, papers::strange_records, known, limit)
+    }
+
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         Ok(Some(Box::new(AloneLock)))
     }
@@ -455,6 +461,24 @@ impl FloorStore for SqliteStore {
         let mut begun = self.begin().await?;
         let outcome = floors::put(&mut begun.writer.connection, rows, run).await;
         self.end(begun, outcome).await
+    }
+}
+
+#[async_trait]
+impl PaperStore for SqliteStore {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        reading!(self, papers::papers)
+    }
+
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        let mut begun = self.begin().await?;
+        let (mut done, mut outcome) = (false, Ok(()));
+        match papers::put_paper(&mut begun.writer.connection, paper).await {
+            Ok(put) => done = put,
+            Err(error) => outcome = Err(error),
+        }
+        self.end(begun, outcome).await?;
+        Ok(done)
     }
 }
 

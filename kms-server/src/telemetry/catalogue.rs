@@ -220,6 +220,23 @@ catalogue! {
         "Records that one site wrote alone and that wait for a decision.",
         "After a failover with the former primary alive. `ami-tool site divergence list` shows them.",
         "above 0";
+    SITE_READINESS = "kms_site_readiness", Gauge, [],
+        "Readiness of the site that follows: 1 green, 2 yellow (the sites differ in something), 3 red (not all is proved).",
+        "At both sites; by the newest signed report. `site status` says what differs and what failed.",
+        "3 for 5 minutes; 2 for 1 hour";
+    PEER_DIFFERENCES = "kms_peer_differs", Gauge, ["what"],
+        "1: the other site differs from this one in this.",
+        "By what it says of itself: access policy, authorities, revocation lists, profiles, suites, records.",
+        "1 for 1 hour";
+    PEER_WITNESSED = "kms_peer_head_table_age_seconds", Gauge, [],
+        "Age of the newest head table of the other site that was witnessed here.",
+        "What a plan for a promotion goes by when the other site is gone.", "";
+    PEER_WENT_BACK = "kms_peer_head_tables_went_back", Gauge, [],
+        "Sites, of both, that show an older state than they have shown before.",
+        "Their database was put back; `site status` names them.", "above 0";
+    SITE_UNKNOWN_RECORDS = "kms_site_unknown_records", Gauge, [],
+        "Records that this release can't read, and keeps.",
+        "While there are some, this site is not promoted: upgrade it.", "above 0 for 1 hour";
 }
 
 /// The unit that a name ends in.

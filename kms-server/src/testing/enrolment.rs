@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, RecordKey, SystemTitle,
+    audit::{AuditOutcome, Subject},
     enrolment::{
         Fingerprint, Oaep,
         bundle::{EnrolledBlock, SignedEnrolment},
@@ -27,11 +28,12 @@ use super::{
 };
 use crate::{
     app::SystemClock,
-    enrolment::{EnrolError, Enroller, Enrolling},
+    enrolment::{EnrolError, Enroller, Enrolling, Kept},
     hsm::{CeremonyKey, Enrols as _, Hsm, OaepHash, RsaKey, memory::MemoryToken},
     keyring::{KeyringError, founding::take_over_blocks},
     store::{
         Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
+        papers::Strange,
         sites::{BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
     },
 };
@@ -91,6 +93,8 @@ async fn enroller(site: &Site) -> Enroller {
         store: site.measured.clone(),
         audited: site.audit.clone(),
         clock: Arc::new(SystemClock::new()),
+        roles: Arc::clone(&site.keyring.roles),
+        kept: Kept::default(),
     }
 }
 
@@ -166,6 +170,9 @@ impl ReadStore for Tampered {
     async fn count_undecided(&self) -> Result<u64, StoreError> {
         self.inner.count_undecided().await
     }
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        self.inner.strange_records(known, limit).await
+    }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await
     }
@@ -216,6 +223,52 @@ fn trust_any(home: &Home, asked: &Enrolling) {
 }
 
 #[test]
+fn who_asks_once_more_waits_for_what_is_under_way_and_gets_that_bundle() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let asked = joining.asked();
+        trust(home, &asked);
+        let (first, second) = tokio::join!(enrol(&enroller, &asked), enrol(&enroller, &asked));
+        let (first, second) = (first.unwrap(), second.unwrap());
+        // Nonces and wrapped secrets are made anew each time: equal bytes are one bundle.
+        assert_eq!(first.encode(), second.encode());
+        assert_eq!(enrol(&enroller, &asked).await.unwrap().encode(), first.encode());
+        // In another epoch it would say something else.
+        site.keyring
+            .roles
+            .demote(Epoch(2), call("x/y").entry(1, Subject::NONE, AuditOutcome::Done), 1)
+            .await
+            .unwrap();
+        let refused = enrol(&enroller, &asked).await.unwrap_err();
+        assert!(matches!(refused, EnrolError::NotPrimary), "{refused}");
+    });
+}
+
+#[test]
+fn a_row_that_says_that_this_site_writes_lets_it_enrol_nobody() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let asked = joining.asked();
+        trust(home, &asked);
+        site.keyring
+            .roles
+            .demote(Epoch(2), call("x/y").entry(1, Subject::NONE, AuditOutcome::Done), 1)
+            .await
+            .unwrap();
+        // Somebody who can write to the database puts the row back; the signed records he can't.
+        let inner = site.measured.clone();
+        let (role_records, peers) = (Vec::new(), Vec::new());
+        let tampered = Tampered { inner, role_records, peers, writes: true };
+        let enroller = Enroller { store: Arc::new(tampered), ..enroller };
+        let refused = enrol(&enroller, &asked).await.unwrap_err();
+        assert!(matches!(refused, EnrolError::NotPrimary), "{refused}");
+        assert!(site.store.peers().await.unwrap().is_empty());
+    });
+}
+
+#[test]
 fn block_secrets_come_over_and_one_of_another_block_is_found_out() {
     at_home(async |home| {
         let site = Site::new(home).await;
@@ -259,6 +312,8 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
             store: Arc::new(store),
             audited: Arc::clone(&enroller.audited),
             clock: Arc::clone(&enroller.clock),
+            roles: Arc::clone(&site.keyring.roles),
+            kept: Kept::default(),
         };
         let as_it_is = || Tampered {
             inner: site.measured.clone(),

@@ -11,6 +11,7 @@ mod home;
 mod keyring;
 mod lifecycle;
 mod pair;
+mod readiness;
 mod roles;
 mod transmitting;
 mod two_sites;

@@ -27,13 +27,13 @@ use super::{
     site_common::{Options, Site, call},
 };
 use crate::{
-    app::OperatingSystem,
+    app::{Beside, OperatingSystem},
     ciphering::Ciphering,
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Flooring, Following, Grounds, PeersMemory,
-        Proving, Remembering, Serving, Status, Syncing, Telling,
+        Answering, Cards, Config, Confirming, Fencing, Flooring, Grounds, OwnMakeup, PeersMemory,
+        Planning, Remembering, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -216,6 +216,8 @@ pub(crate) struct Running {
     pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) flooring: Flooring,
     pub(crate) fencing: Arc<Fencing>,
+    pub(crate) planning: Arc<Planning>,
+    pub(crate) makeup: Arc<OwnMakeup>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -233,6 +235,26 @@ fn settings(peer: &str) -> Config {
     }
 }
 
+/// What goes on at a site beside serving, none of it started; the other one is at this address.
+pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds, Beside) {
+    let config = settings(if site.domain.even { "south" } else { "north" });
+    let makeup = Arc::new(OwnMakeup::default());
+    let clock = Arc::clone(&site.clock);
+    let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
+    let grounds = Grounds {
+        config,
+        peer: Arc::new(network.client(&site.domain.site, to)),
+        store: site.measured.clone(),
+        cards: Cards::new(site.measured.clone(), &site.domain, makeup),
+        blocks: site.domain.blocks,
+        clock,
+        status,
+    };
+    let random = Arc::new(OperatingSystem);
+    let beside = Beside::new(grounds.clone(), &site.keyring, site.measured.clone(), random);
+    (grounds, beside)
+}
+
 impl Running {
     /// Starts the server of `site`.
     pub(crate) async fn start(site: Arc<Site>, network: &Network) -> Self {
@@ -243,45 +265,35 @@ impl Running {
     /// Starts it, with the other one at this address.
     pub(crate) async fn start_towards(site: Arc<Site>, network: &Network, to: SocketAddr) -> Self {
         let name = site.domain.site.clone();
-        let config = settings(if site.domain.even { "south" } else { "north" });
-        let status = Arc::new(Status::new(config.peer.clone(), Arc::clone(&site.clock)));
-        let grounds = Grounds {
-            config,
-            peer: Arc::new(network.client(&name, to)),
-            store: site.measured.clone(),
-            cards: Cards::new(site.measured.clone(), &site.domain),
-            blocks: site.domain.blocks,
-            clock: Arc::clone(&site.clock),
-            status: Arc::clone(&status),
-        };
+        let (grounds, beside) = beside(&site, network, to);
+        let (status, makeup) = (Arc::clone(&grounds.status), Arc::clone(grounds.cards.makeup()));
         let keyring = &site.keyring;
-        let fencing = Arc::new(Fencing::new(&grounds, Arc::clone(&keyring.roles)));
+        let Beside { fencing, following, telling, reporting, proving, witnessing, planning } =
+            beside;
         let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
-        let (adopter, roles) = (Arc::clone(&keyring.adopter), Arc::clone(&keyring.roles));
         let floors = Arc::clone(site.ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
-        let telling = Telling::new(grounds.clone(), Arc::clone(&adopter));
-        let following =
-            Arc::new(Following::new(grounds.clone(), adopter, roles, Arc::clone(&fencing)));
         following.meet_first().await;
-        let prover = Arc::clone(&keyring.prover);
-        let proving = Proving::new(grounds.clone(), Arc::clone(&prover), Arc::new(OperatingSystem));
-        let proving = Arc::new(proving);
         let syncing =
             Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
         let gate = Arc::new(Confirming::new(&grounds));
         let peer: OtherSite = (gate.clone(), Arc::new(PeersMemory::new(&grounds)));
         let transmitting = Arc::new(site.transmitting(false, Some(peer)));
-        let answering = Arc::new(Answering::new(prover, grounds.cards.clone()));
+        let prover = Arc::clone(&keyring.prover);
+        let answering = Arc::new(Answering::new(prover, grounds.cards.clone(), reporting));
+        let witness = Arc::clone(&witnessing);
         let replicating = Replicating {
             parts: ReplicationParts {
                 serving: Arc::new(serving),
                 answering,
                 remembering: Arc::new(Remembering::new(&grounds, site.measured.clone())),
+                witnessing,
             },
             status: Arc::clone(&status),
             syncing,
             fencing: Arc::clone(&fencing),
+            planning: Arc::clone(&planning),
+            makeup: Arc::clone(&makeup),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
@@ -305,6 +317,7 @@ impl Running {
             })
             .abort_handle(),
             tokio::spawn(async move { telling.run().await }).abort_handle(),
+            tokio::spawn(async move { witness.run().await }).abort_handle(),
         ];
         Self {
             site,
@@ -313,6 +326,8 @@ impl Running {
             flooring,
             transmitting,
             fencing,
+            planning,
+            makeup,
             tasks,
             server,
             stop: Some(stop),

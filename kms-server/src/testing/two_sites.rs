@@ -128,7 +128,7 @@ fn a_follower_that_stores_nothing_does_not_stop_the_site_that_it_follows() {
         a.import((0..200).map(meter).collect(), ImportRules::default()).await;
         let north = Running::start(a, &network).await;
         let client = network.client("south", network.north);
-        let card = Cards::new(b.measured.clone(), &b.domain).now().await.unwrap();
+        let card = Cards::new(b.measured.clone(), &b.domain, Arc::default()).now().await.unwrap();
         let heads = b.store.heads().await.unwrap();
         let cursor = |head: &kms_core::Head| kms_core::block::BlockMark {
             block: head.block,

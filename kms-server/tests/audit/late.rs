@@ -18,6 +18,7 @@ use kms_server::{
         StoredBlock, WriteStore,
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
+        papers::{Paper, PaperStore, Strange},
         sites::{
             BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
             RoleStep,
@@ -105,6 +106,9 @@ impl ReadStore for Lossy {
 
     async fn count_undecided(&self) -> Result<u64, StoreError> {
         self.inner.count_undecided().await
+    }
+    async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
+        self.inner.strange_records(known, limit).await
     }
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await
@@ -195,6 +199,16 @@ impl FloorStore for Lossy {
     }
     async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
         self.inner.put_floors(rows, run).await
+    }
+}
+
+#[async_trait]
+impl PaperStore for Lossy {
+    async fn papers(&self) -> Result<Vec<Paper>, StoreError> {
+        self.inner.papers().await
+    }
+    async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
+        self.inner.put_paper(paper).await
     }
 }
 

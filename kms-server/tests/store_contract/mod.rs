@@ -10,6 +10,7 @@ mod cases;
 mod counter_cases;
 mod floor_cases;
 pub mod made_up;
+mod paper_cases;
 mod role_cases;
 pub mod site_scene;
 
@@ -126,6 +127,10 @@ where
         changes_after_a_position_are_those_and_in_order
         records_that_are_no_meters_come_back_and_find_nobody
         two_meters_may_claim_an_id_until_all_has_arrived
+    }
+    each! { paper_cases:
+        of_signed_papers_the_newest_of_each_kind_and_site_stays
+        records_that_begin_as_none_that_is_known_are_counted_and_named
     }
     let (writer, follower) = (fresh().await, fresh().await);
     arrival::in_whatever_order_blocks_arrive_the_index_is_the_writers(writer, follower)

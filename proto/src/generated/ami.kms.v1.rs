@@ -809,6 +809,16 @@ pub struct ClientTitle {
     #[prost(bytes = "bytes", tag = "3")]
     pub system_title: ::prost::bytes::Bytes,
 }
+/// A paper that a site's token signed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignedPaper {
+    /// As it was signed.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub message: ::prost::bytes::Bytes,
+    /// ECDSA, P-256, SHA-256, r and s, 64 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signature: ::prost::bytes::Bytes,
+}
 /// The outcome of one item of a crypto call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3812,6 +3822,37 @@ pub struct SiteCard {
     /// It writes, in this epoch.
     #[prost(bool, tag = "7")]
     pub writes: bool,
+    /// Absent: its release does not say.
+    #[prost(message, optional, tag = "8")]
+    pub makeup: ::core::option::Option<SiteMakeup>,
+}
+/// What a site is made of, for the other one to compare. Digests have 32 bytes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteMakeup {
+    /// The schema of its database.
+    #[prost(uint32, tag = "1")]
+    pub store_schema: u32,
+    /// The DLMS security suites that it opens, by number; at most 16.
+    #[prost(string, repeated, tag = "2")]
+    pub suites: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of callers and their roles (the other site's own callers aside), grants, and calls that need two people.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub policy: ::prost::bytes::Bytes,
+    /// Of the authorities that callers' certificates are accepted from.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub authorities: ::prost::bytes::Bytes,
+    /// Of the numbers and dates of their revocation lists.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub revocation_lists: ::prost::bytes::Bytes,
+    /// Of its device profiles.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub profiles: ::prost::bytes::Bytes,
+    /// What its token does not do of what was probed at its start; at most 32.
+    #[prost(string, repeated, tag = "7")]
+    pub unmet: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Records that it keeps and that its release can't read.
+    #[prost(uint32, tag = "8")]
+    pub unknown_records: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BlockPosition {
@@ -3963,6 +4004,9 @@ pub struct ProveBlocksRequest {
     /// At most 65,536.
     #[prost(message, repeated, tag = "2")]
     pub challenges: ::prost::alloc::vec::Vec<BlockChallenge>,
+    /// The report of the round before, for the site that it is about.
+    #[prost(message, optional, tag = "3")]
+    pub report: ::core::option::Option<SignedPaper>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProveBlocksResponse {
@@ -4126,6 +4170,22 @@ pub struct DivergenceAnswer {
     /// Why it is not taken; empty: it is.
     #[prost(string, tag = "4")]
     pub refused: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShowHeadTablesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShowHeadTablesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// As the answering site has it; absent: it has none yet.
+    #[prost(message, optional, tag = "2")]
+    pub own: ::core::option::Option<SignedPaper>,
+    /// The newest of the asker's that the answering site has seen; absent: it has seen none.
+    #[prost(message, optional, tag = "3")]
+    pub witnessed: ::core::option::Option<SignedPaper>,
 }
 /// Generated client implementations.
 pub mod replication_client {
@@ -4412,6 +4472,31 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ReportDivergence"));
             self.inner.unary(req, path, codec).await
         }
+        /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
+        pub async fn show_head_tables(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ShowHeadTablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShowHeadTablesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/ShowHeadTables",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "ShowHeadTables"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4516,6 +4601,14 @@ pub mod replication_server {
             request: tonic::Request<super::ReportDivergenceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReportDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
+        async fn show_head_tables(
+            &self,
+            request: tonic::Request<super::ShowHeadTablesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShowHeadTablesResponse>,
             tonic::Status,
         >;
     }
@@ -4962,6 +5055,51 @@ pub mod replication_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Replication/ShowHeadTables" => {
+                    #[allow(non_camel_case_types)]
+                    struct ShowHeadTablesSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::ShowHeadTablesRequest>
+                    for ShowHeadTablesSvc<T> {
+                        type Response = super::ShowHeadTablesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ShowHeadTablesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::show_head_tables(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ShowHeadTablesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -5220,6 +5358,27 @@ pub struct ReplicationStatus {
     /// Absent at a site that does not write.
     #[prost(message, optional, tag = "6")]
     pub readiness: ::core::option::Option<ReadinessStatus>,
+    /// "GREEN": all is proved, within the stated age, and both sites are alike. "YELLOW": they differ in what is named
+    /// below. "RED": not all is proved.
+    #[prost(string, tag = "7")]
+    pub colour: ::prost::alloc::string::String,
+    /// Words for that in which the peer differs: ACCESS_POLICY, AUTHORITIES, REVOCATION_LISTS, PROFILES, SUITES,
+    /// RECORD_SCHEMA, UNKNOWN_RECORDS, NOT_SAID.
+    #[prost(string, repeated, tag = "8")]
+    pub differences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of the peer, as it says: the schemas of records and of its database, what its token does not do, and records that
+    /// it can't read.
+    #[prost(uint32, tag = "9")]
+    pub peer_record_schema: u32,
+    #[prost(uint32, tag = "10")]
+    pub peer_store_schema: u32,
+    #[prost(string, repeated, tag = "11")]
+    pub peer_unmet: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "12")]
+    pub peer_unknown_records: u32,
+    /// Milliseconds since 1970 of the peer's newest head table that was witnessed here; 0: none.
+    #[prost(uint64, tag = "13")]
+    pub witnessed_ms: u64,
 }
 /// Taking over of the peer's changes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5295,6 +5454,9 @@ pub struct PromoteRequest {
     /// people name. It takes one above that, even where it writes.
     #[prost(uint64, optional, tag = "3")]
     pub above_epoch: ::core::option::Option<u64>,
+    /// Promote a site whose readiness is red, although what is not proved may not open here.
+    #[prost(bool, tag = "4")]
+    pub although_unproved: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PromoteResponse {
@@ -5310,6 +5472,115 @@ pub struct BlockLeft {
     pub block: u32,
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetReadinessRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetReadinessResponse {
+    /// Absent: none was made since this server started.
+    #[prost(message, optional, tag = "1")]
+    pub newest: ::core::option::Option<SignedPaper>,
+    /// The last one in which every block and every KEK was proved; absent: there never was one.
+    #[prost(message, optional, tag = "2")]
+    pub last_complete: ::core::option::Option<SignedPaper>,
+    /// Of the newest one, as of now.
+    #[prost(string, tag = "3")]
+    pub colour: ::prost::alloc::string::String,
+    /// Keys that reports are verified with, of both sites, as this one knows them.
+    #[prost(message, repeated, tag = "4")]
+    pub keys: ::prost::alloc::vec::Vec<SiteKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteKey {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// What it signs with: a point of P-256, uncompressed, 65 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signing: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanPromotionRequest {
+    /// Have this site's token open every block now.
+    #[prost(bool, tag = "1")]
+    pub open_blocks: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PlanPromotionResponse {
+    /// This site, as it stands.
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub standing: ::core::option::Option<SiteStanding>,
+    /// The epoch that it would write in.
+    #[prost(uint64, tag = "3")]
+    pub next_epoch: u64,
+    /// Why it would be refused, by reason word; empty: it would not.
+    #[prost(string, tag = "4")]
+    pub refusal: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub refusal_reason: ::prost::alloc::string::String,
+    /// The call needs `primary_is_lost`: the other site has not ended its epoch.
+    #[prost(bool, tag = "6")]
+    pub needs_primary_is_lost: bool,
+    /// The access policy asks for two people.
+    #[prost(bool, tag = "7")]
+    pub needs_two_people: bool,
+    /// The other site, and whether it answers now.
+    #[prost(string, tag = "8")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(bool, tag = "9")]
+    pub peer_answers: bool,
+    #[prost(bool, tag = "10")]
+    pub peer_writes: bool,
+    #[prost(uint64, optional, tag = "11")]
+    pub peer_heard_ms: ::core::option::Option<u64>,
+    /// What the following is known from: "PEER" (it answered), "HEAD_TABLE" (the last one of its that was witnessed
+    /// here), "NOTHING".
+    #[prost(string, tag = "12")]
+    pub known_from: ::prost::alloc::string::String,
+    /// The time of that; milliseconds since 1970. What the other site wrote later and did not send is lost as well.
+    #[prost(uint64, tag = "13")]
+    pub known_ms: u64,
+    /// Blocks in which this site is behind, and the changes that it is known to lack; at most 256 are named.
+    #[prost(message, repeated, tag = "14")]
+    pub behind: ::prost::alloc::vec::Vec<PlanBlock>,
+    #[prost(uint32, tag = "15")]
+    pub behind_count: u32,
+    #[prost(uint64, tag = "16")]
+    pub changes_missing: u64,
+    /// Blocks that do not open here, as far as that is known; at most 256 are named.
+    #[prost(message, repeated, tag = "17")]
+    pub unopened: ::prost::alloc::vec::Vec<PlanBlock>,
+    #[prost(uint32, tag = "18")]
+    pub unopened_count: u32,
+    /// All blocks were opened for this answer.
+    #[prost(bool, tag = "19")]
+    pub blocks_were_opened: bool,
+    /// Readiness, as in ReplicationStatus.
+    #[prost(string, tag = "20")]
+    pub colour: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "21")]
+    pub differences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Records that this site's release can't read.
+    #[prost(uint32, tag = "22")]
+    pub unknown_records: u32,
+    /// The fault of this site's token; empty: each of its KEKs passed its check just now.
+    #[prost(string, tag = "23")]
+    pub token_fault: ::prost::alloc::string::String,
+}
+/// A block that a promotion would cost something.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanBlock {
+    #[prost(uint32, tag = "1")]
+    pub block: u32,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Changes that this site lacks.
+    #[prost(uint64, tag = "3")]
+    pub changes: u64,
+    /// Meters that it costs, by id, as far as they are known; at most 100.
+    #[prost(string, repeated, tag = "4")]
+    pub meter_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DemoteRequest {
@@ -5873,6 +6144,56 @@ pub mod site_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Site", "AdmitEpoch"));
             self.inner.unary(req, path, codec).await
         }
+        /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
+        pub async fn get_readiness(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetReadinessRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetReadinessResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/GetReadiness",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "GetReadiness"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What a promotion of this site would cost now. Changes nothing; answered when the other site is gone, too.
+        pub async fn plan_promotion(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanPromotionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanPromotionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/PlanPromotion",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "PlanPromotion"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5951,6 +6272,22 @@ pub mod site_server {
             request: tonic::Request<super::AdmitEpochRequest>,
         ) -> std::result::Result<
             tonic::Response<super::AdmitEpochResponse>,
+            tonic::Status,
+        >;
+        /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
+        async fn get_readiness(
+            &self,
+            request: tonic::Request<super::GetReadinessRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetReadinessResponse>,
+            tonic::Status,
+        >;
+        /// What a promotion of this site would cost now. Changes nothing; answered when the other site is gone, too.
+        async fn plan_promotion(
+            &self,
+            request: tonic::Request<super::PlanPromotionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PlanPromotionResponse>,
             tonic::Status,
         >;
     }
@@ -6366,6 +6703,94 @@ pub mod site_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AdmitEpochSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/GetReadiness" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetReadinessSvc<T: Site>(pub Arc<T>);
+                    impl<T: Site> tonic::server::UnaryService<super::GetReadinessRequest>
+                    for GetReadinessSvc<T> {
+                        type Response = super::GetReadinessResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetReadinessRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::get_readiness(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetReadinessSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/PlanPromotion" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanPromotionSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::PlanPromotionRequest>
+                    for PlanPromotionSvc<T> {
+                        type Response = super::PlanPromotionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlanPromotionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::plan_promotion(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanPromotionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -12,6 +12,7 @@ use kms_client::{
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
+use crate::site_args::{Plan, SiteStatusArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -151,7 +152,9 @@ pub(crate) struct Approve {
 #[derive(Subcommand)]
 pub(crate) enum SiteCommand {
     /// Show role, warm-up, token, store, keyring and faults of each site
-    Status,
+    Status(SiteStatusArgs),
+    /// Say what a promotion of a site would cost now, and whether it would be refused. Changes nothing
+    Plan(Plan),
     /// Make a site the one that writes
     Promote(Promote),
     /// End the epoch of the site that writes; nobody writes then until a site is promoted
@@ -201,6 +204,9 @@ pub(crate) struct Promote {
     /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
     #[arg(long, value_name = "N")]
     pub(crate) above_epoch: Option<u64>,
+    /// Promote it although it is not proved that it can open what it stores
+    #[arg(long)]
+    pub(crate) although_unproved: bool,
     /// Refuse if the highest epoch that the site knows of is another one
     #[arg(long, value_name = "N")]
     pub(crate) expected_epoch: Option<u64>,

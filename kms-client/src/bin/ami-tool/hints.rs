@@ -322,6 +322,18 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
+    row(
+        Refused,
+        "NOT_READY",
+        No,
+        "`site plan` says what a promotion would cost; mend that, or say --although-unproved",
+    ),
+    row(
+        Refused,
+        "UNKNOWN_RECORDS",
+        No,
+        "upgrade this site to the release of the other one, then promote it",
+    ),
     row(Refused, "BLOCK_UNKNOWN", No, ""),
     row(Refused, "ROLE_RECORD_REFUSED", No, ""),
     row(

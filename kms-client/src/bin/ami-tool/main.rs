@@ -19,10 +19,12 @@ mod items;
 mod lines;
 mod meter;
 mod open;
+mod plan;
 mod refusals;
 mod roles;
 mod seal;
 mod site;
+mod site_args;
 mod switchover;
 mod syncing;
 mod template;
@@ -97,7 +99,11 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {
-            SiteCommand::Status => site::status(&client, json).await,
+            SiteCommand::Status(what) if what.readiness => {
+                plan::readiness(&client, what, json).await
+            }
+            SiteCommand::Status(_) => site::status(&client, json).await,
+            SiteCommand::Plan(what) => plan::plan(&client, what, json).await,
             SiteCommand::ImportKey(what) => site::import_key(&client, what, json).await,
             SiteCommand::Enrol(what) => site::enrol(&client, what, json).await,
             SiteCommand::Promote(what) => roles::promote(&client, what, json).await,

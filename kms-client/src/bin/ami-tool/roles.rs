@@ -18,7 +18,10 @@ pub(crate) fn at(client: &KmsClient, name: &str) -> Result<KmsClient, Failure> {
 }
 
 /// The one site that is meant, and its name.
-fn meant(client: &KmsClient, name: Option<&String>) -> Result<(KmsClient, String), Failure> {
+pub(crate) fn meant(
+    client: &KmsClient,
+    name: Option<&String>,
+) -> Result<(KmsClient, String), Failure> {
     let names = client.site_names();
     match (name, &names[..]) {
         (Some(name), _) => Ok((at(client, name)?, name.clone())),
@@ -65,6 +68,7 @@ pub(crate) async fn promote(
         expected_epoch: epoch,
         primary_is_lost: what.primary_is_lost,
         above_epoch: what.above_epoch,
+        although_unproved: what.although_unproved,
     };
     let promoted = client.promote_site(options).await?;
     if json {

@@ -1,4 +1,4 @@
-//! `site status | import-key | enrol`.
+//! `site status | import-key | enrol`. The reports that `status --readiness` shows are another file's.
 
 use futures_util::future::join_all;
 use kms_client::{
@@ -86,6 +86,12 @@ fn peer(replication: &ReplicationStatus) -> String {
         let all = proved + unproved + failed;
         let ready = if proved == &all { "READY" } else { "NOT ready" };
         text.push_str(&format!(", {ready}: {proved} of {all} blocks proved, {failed} failed"));
+    }
+    if !replication.colour.is_empty() {
+        text.push_str(&format!(", readiness {}", replication.colour));
+    }
+    if !replication.differences.is_empty() {
+        text.push_str(&format!(", DIFFERS in {}", replication.differences.join(", ")));
     }
     if let Some(following) = &replication.following {
         let connected =

@@ -49,8 +49,9 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
         return Err(Failure::refused("ROLE_UNFIT", format!("{name} is {}", standing(&before))));
     }
     let begun = Instant::now();
-    demote_the_other(client, &what, &name).await?;
-    let promoted = promote(&to, begun + Duration::from_secs(what.wait)).await?;
+    let until = begun + Duration::from_secs(what.wait);
+    demote_the_other(client, &what, &name, until).await?;
+    let promoted = promote(&to, until).await?;
     let (ms, now) = (begun.elapsed().as_millis(), promoted.standing);
     if json {
         let left = &promoted.left;
@@ -64,7 +65,12 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
 }
 
 /// Demotes the site that writes; nothing where none does, since an earlier switchover came so far.
-async fn demote_the_other(client: &KmsClient, what: &Switchover, to: &str) -> Result<(), Failure> {
+async fn demote_the_other(
+    client: &KmsClient,
+    what: &Switchover,
+    to: &str,
+    until: Instant,
+) -> Result<(), Failure> {
     let mut found = Vec::new();
     for other in client.site_names().iter().filter(|name| **name != what.to) {
         let site = at(client, other)?;
@@ -85,8 +91,21 @@ async fn demote_the_other(client: &KmsClient, what: &Switchover, to: &str) -> Re
     if !what.yes && !confirmed(to, &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was changed"));
     }
+    wait_for_readiness(&at(client, &what.to)?, until).await?;
     site.demote_site(now.epoch).await?;
     Ok(())
+}
+
+/// Refuses before anybody is demoted where the other one would not be promoted; waits for what it has yet to prove.
+async fn wait_for_readiness(to: &KmsClient, until: Instant) -> Result<(), Failure> {
+    loop {
+        let plan = to.plan_promotion(false).await?;
+        match plan.refusal.as_str() {
+            "" => return Ok(()),
+            "NOT_READY" if Instant::now() < until => tokio::time::sleep(ASK_AGAIN).await,
+            word => return Err(Failure::refused(word, plan.refusal_reason)),
+        }
+    }
 }
 
 /// Promotes the site as soon as it has everything.

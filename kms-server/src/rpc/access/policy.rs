@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::verb::Verb;
+use kms_core::site::makeup::digest_of;
 
 /// A caller's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,8 +101,10 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::ShowHeadTables
             | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
@@ -331,6 +334,24 @@ impl Policy {
         who_may(verb).any(|first| who_may(Verb::ApproveCall).any(|second| first != second))
     }
 
+    /// A digest of all that a policy says, for another site to compare. Callers that are nothing but the other site are
+    /// left out: each site names the other one.
+    pub fn digest(&self) -> [u8; 32] {
+        let is_peer = |roles: &BTreeSet<Role>| roles.iter().eq([&Role::Peer]);
+        let mut parts = Vec::new();
+        for (caller, roles) in self.callers.iter().filter(|(_, roles)| !is_peer(roles)) {
+            let roles = roles.iter().map(|role| role.name());
+            parts.extend(["caller", caller.as_str()].into_iter().chain(roles));
+        }
+        for (role, verbs) in &self.overrides {
+            let verbs = verbs.iter().map(|verb| verb.name());
+            parts.extend(["grants", role.name()].into_iter().chain(verbs));
+        }
+        parts.push("dual_control");
+        parts.extend(self.dual_control.iter().map(|verb| verb.name()));
+        digest_of("ami.kms/policy/1", parts)
+    }
+
     /// The calls that need two people.
     pub fn dual_control(&self) -> &BTreeSet<Verb> {
         &self.dual_control
@@ -392,7 +413,13 @@ mod tests {
             Role::Auditor => {
                 service == "Audit"
                     || expected(Role::Rotator, verb)
-                    || matches!(verb, Verb::ListApprovals | Verb::ListDivergence)
+                    || matches!(
+                        verb,
+                        Verb::ListApprovals
+                            | Verb::ListDivergence
+                            | Verb::GetReadiness
+                            | Verb::PlanPromotion
+                    )
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
@@ -410,6 +437,34 @@ mod tests {
                     assert_eq!((permit.caller(), permit.verb()), (&name("x"), *verb));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_digest_of_a_policy_changes_with_all_that_it_says_but_for_the_other_sites_name() {
+        let of = |callers: &[(&str, &[Role])]| {
+            Policy::new(callers.iter().map(|(caller, roles)| (name(caller), roles.to_vec())))
+        };
+        let policy =
+            of(&[("a", &[Role::AmiAdmin]), ("b", &[Role::Approver]), ("south", &[Role::Peer])]);
+        let other =
+            of(&[("b", &[Role::Approver]), ("a", &[Role::AmiAdmin]), ("north", &[Role::Peer])]);
+        assert_eq!(policy.digest(), other.digest());
+        let dual = policy.clone().with_dual_control(["Meters/DeleteMeter"]).unwrap();
+        let more = [
+            of(&[("a", &[Role::AmiAdmin]), ("b", &[Role::Auditor])]),
+            of(&[("a", &[Role::AmiAdmin])]),
+            // One that is the other site and more is somebody here, too.
+            of(&[
+                ("a", &[Role::AmiAdmin]),
+                ("b", &[Role::Approver]),
+                ("x", &[Role::Peer, Role::Hes]),
+            ]),
+            policy.clone().with_grants(Role::Hes, [Verb::Decrypt]),
+            dual,
+        ];
+        for differs in &more {
+            assert_ne!(differs.digest(), policy.digest(), "{differs:?}");
         }
     }
 

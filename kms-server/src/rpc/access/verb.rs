@@ -105,6 +105,8 @@ verbs! {
     ListFloors = ReplicationListFloors;
     /// Tell what one site wrote alone.
     ReportDivergence = ReplicationReportDivergence;
+    /// Show signed head tables.
+    ShowHeadTables = ReplicationShowHeadTables;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.
@@ -121,6 +123,10 @@ verbs! {
     ResolveDivergence = SiteResolveDivergence;
     /// Take in an epoch that is more than one step ahead.
     AdmitEpoch = SiteAdmitEpoch;
+    /// Look at what the site that follows has proved.
+    GetReadiness = SiteGetReadiness;
+    /// Look at what a promotion would cost.
+    PlanPromotion = SitePlanPromotion;
     /// Read the audit log.
     ListEvents = AuditListEvents;
     /// Read the audit log as it grows.

@@ -68,7 +68,9 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::AdmitEpoch => read(message, |AdmitEpochRequest { epoch }| {
             line(format!("take in epoch {epoch} of the other site, more than one step ahead"))
         }),
-        Verb::GetImportKey | Verb::GetStatus => About::default(),
+        Verb::GetImportKey | Verb::GetStatus | Verb::GetReadiness | Verb::PlanPromotion => {
+            About::default()
+        }
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
         Verb::Decrypt
@@ -88,6 +90,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ExchangeMarks
         | Verb::ListFloors
         | Verb::ReportDivergence
+        | Verb::ShowHeadTables
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
@@ -132,10 +135,12 @@ fn counter_declared(request: DeclareCounterRequest) -> About {
 }
 
 fn promoted(request: PromoteRequest) -> About {
-    let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request;
+    let PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved } =
+        request;
+    let unproved = if although_unproved { ", although it is not proved to be ready" } else { "" };
     let lost = if primary_is_lost { ", its primary being lost" } else { "" };
     let above = above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
-    line(format!("promote this site in epoch {expected_epoch}{lost}{above}"))
+    line(format!("promote this site in epoch {expected_epoch}{lost}{above}{unproved}"))
 }
 
 fn enrolled(EnrolPeerRequest { request, fingerprint, replace }: EnrolPeerRequest) -> About {

@@ -8,6 +8,8 @@ pub(crate) mod floors;
 pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
 mod numbers;
+pub(crate) mod papers;
+pub(crate) mod plan;
 pub(crate) mod request_id;
 pub(crate) mod role_status;
 pub(crate) mod shape;

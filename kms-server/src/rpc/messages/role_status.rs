@@ -60,6 +60,8 @@ fn row_of(error: &NotChanged) -> Option<Row> {
         NotChanged::Row(_) => (Code::DataLoss, "ROLE_DAMAGED"),
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
+        NotChanged::NotReady(_) => (Code::FailedPrecondition, "NOT_READY"),
+        NotChanged::UnknownRecords { .. } => (Code::FailedPrecondition, "UNKNOWN_RECORDS"),
         NotChanged::Block { .. } => (Code::FailedPrecondition, "BLOCK_UNKNOWN"),
         NotChanged::RolledBack(_) => (Code::FailedPrecondition, "ROLLED_BACK"),
         NotChanged::NotAdmitted(_) => (Code::FailedPrecondition, "ROLE_RECORD_REFUSED"),
@@ -80,6 +82,8 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         | NotChanged::Row(_)
         | NotChanged::RolledBack(_)
         | NotChanged::NotInStep { .. }
+        | NotChanged::UnknownRecords { .. }
+        | NotChanged::NotReady(_)
         | NotChanged::Block { .. }
         | NotChanged::NotAdmitted(_) => None,
     }

@@ -4,31 +4,20 @@
 use bytes::Bytes;
 use kms_proto::v1;
 
-use super::status::Refused;
+pub(crate) use super::papers::BadMessage;
+use super::papers::{self, array};
 use crate::replication::{
-    BlockProof, BlockUpdate, HeadsAsked, MarksAsked, MarksSaid, PeerSaid, SiteCard,
+    BlockProof, BlockUpdate, HeadTablesSaid, HeadsAsked, MarksAsked, MarksSaid, PeerSaid, SiteCard,
 };
 use kms_core::{
     BlockNo, DomainId, Epoch, Head, Position, RecordKey, Sequence, StoredRecord,
     block::BlockMark,
     counters::allocator::Witnessed,
-    site::role::{RoleRecord, SignedRoleRecord},
+    site::{
+        readiness::SignedReadiness,
+        role::{RoleRecord, SignedRoleRecord},
+    },
 };
-
-/// A message that no site writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is missing, or not of its length")]
-pub(crate) struct BadMessage(pub(crate) &'static str);
-
-impl From<BadMessage> for Refused {
-    fn from(BadMessage(field): BadMessage) -> Self {
-        Self::Field { field, problem: "it is missing, or not of its length" }
-    }
-}
-
-fn array<const N: usize>(field: &'static str, bytes: &[u8]) -> Result<[u8; N], BadMessage> {
-    bytes.try_into().map_err(|_| BadMessage(field))
-}
 
 pub(super) fn at(epoch: u64, sequence: u64) -> Position {
     Position { epoch: Epoch(epoch), sequence: Sequence(sequence) }
@@ -36,17 +25,18 @@ pub(super) fn at(epoch: u64, sequence: u64) -> Position {
 
 /// A card, which each message has that begins something.
 pub(crate) fn card(card: Option<v1::SiteCard>) -> Result<SiteCard, BadMessage> {
-    let v1::SiteCard { site, domain_id, blocks, release, record_schema, epoch, writes } =
+    let v1::SiteCard { site, domain_id, blocks, release, record_schema, epoch, writes, makeup } =
         card.ok_or(BadMessage("card"))?;
     if site.is_empty() || site.len() > 64 || release.len() > 64 {
         return Err(BadMessage("card.site"));
     }
     let domain = DomainId(array("card.domain_id", &domain_id)?);
-    Ok(SiteCard { site, domain, blocks, release, record_schema, epoch: Epoch(epoch), writes })
+    let (epoch, makeup) = (Epoch(epoch), makeup.map(papers::read).transpose()?);
+    Ok(SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup })
 }
 
 pub(crate) fn wire_card(card: SiteCard) -> v1::SiteCard {
-    let SiteCard { site, domain, blocks, release, record_schema, epoch, writes } = card;
+    let SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup } = card;
     v1::SiteCard {
         site,
         domain_id: Bytes::copy_from_slice(&domain.0),
@@ -55,6 +45,7 @@ pub(crate) fn wire_card(card: SiteCard) -> v1::SiteCard {
         record_schema,
         epoch: epoch.0,
         writes,
+        makeup: makeup.map(papers::wire),
     }
 }
 
@@ -250,13 +241,15 @@ pub(crate) fn challenges(
 pub(crate) fn wire_challenges(
     card: SiteCard,
     challenges: Vec<(BlockNo, [u8; 32])>,
+    report: Option<&SignedReadiness>,
 ) -> v1::ProveBlocksRequest {
     let challenge = |(block, nonce): (BlockNo, [u8; 32])| v1::BlockChallenge {
         block: block.0,
         nonce: Bytes::copy_from_slice(&nonce),
     };
     let challenges = challenges.into_iter().map(challenge).collect();
-    v1::ProveBlocksRequest { card: Some(wire_card(card)), challenges }
+    let report = report.map(papers::wire_report);
+    v1::ProveBlocksRequest { card: Some(wire_card(card)), challenges, report }
 }
 
 pub(crate) fn proof(proof: v1::BlockProof) -> Result<BlockProof, BadMessage> {
@@ -300,6 +293,26 @@ pub(crate) fn wire_role_record(signed: &SignedRoleRecord) -> v1::SignedRoleRecor
     v1::SignedRoleRecord {
         message: signed.record.message().into(),
         signature: Bytes::copy_from_slice(&signed.signature),
+    }
+}
+
+pub(crate) fn head_tables(
+    response: v1::ShowHeadTablesResponse,
+) -> Result<HeadTablesSaid, BadMessage> {
+    let v1::ShowHeadTablesResponse { card, own, witnessed } = response;
+    Ok(HeadTablesSaid {
+        card: self::card(card)?,
+        own: own.map(papers::table).transpose()?,
+        witnessed: witnessed.map(papers::table).transpose()?,
+    })
+}
+
+pub(crate) fn wire_head_tables(said: HeadTablesSaid) -> v1::ShowHeadTablesResponse {
+    let HeadTablesSaid { card, own, witnessed } = said;
+    v1::ShowHeadTablesResponse {
+        card: Some(wire_card(card)),
+        own: own.map(papers::wire_table),
+        witnessed: witnessed.map(papers::wire_table),
     }
 }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use kms_proto::v1::{
     FetchBlocksRequest, FollowChangesRequest, ListFloorsRequest, ListRoleRecordsRequest,
-    replication_client::ReplicationClient,
+    ShowHeadTablesRequest, replication_client::ReplicationClient,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     replication::{
-        BlockProof, BlockUpdate, Followed, HeadsAsked, HeadsSaid, Known, MarksAsked, MarksSaid,
-        Peer, PeerError, SiteCard,
+        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known,
+        MarksAsked, MarksSaid, Peer, PeerError, SiteCard,
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
@@ -35,7 +35,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
-    site::role::SignedRoleRecord,
+    site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
 /// A peer that says nothing is asked after so long whether it is there, and may take so long to answer.
@@ -151,9 +151,10 @@ impl Peer for PeerClient {
         &self,
         card: SiteCard,
         challenges: Vec<(BlockNo, [u8; 32])>,
+        report: Option<SignedReadiness>,
     ) -> Result<(SiteCard, Vec<BlockProof>), PeerError> {
         let most = challenges.len();
-        let request = sites::wire_challenges(card, challenges);
+        let request = sites::wire_challenges(card, challenges, report.as_ref());
         let mut messages = begun(PATIENCE, self.calls.clone().prove_blocks(request)).await?;
         let first = next(&mut messages).await?.unwrap_or_default();
         let card = sites::card(first.card).map_err(of_message)?;
@@ -226,5 +227,11 @@ impl Peer for PeerClient {
         let said = begun(PATIENCE, self.calls.clone().list_floors(request)).await?;
         let card = sites::card(said.card).map_err(of_message)?;
         Ok((card, floors::rows(said.floors).map_err(of_message)?))
+    }
+
+    async fn head_tables(&self, card: SiteCard) -> Result<HeadTablesSaid, PeerError> {
+        let request = ShowHeadTablesRequest { card: Some(sites::wire_card(card)) };
+        let said = begun(PATIENCE, self.calls.clone().show_head_tables(request)).await?;
+        sites::head_tables(said).map_err(of_message)
     }
 }

@@ -7,11 +7,11 @@ use tonic::service::Routes;
 use crate::{
     audit::Audit,
     ciphering::Ciphering,
-    enrolment::Enroller,
+    enrolment::{Enroller, Kept},
     hsm::Hsm,
     keyring::{Overview, Roles},
     lifecycle::Lifecycle,
-    replication::{Fencing, Status as ReplicationStatus, Syncing},
+    replication::{Fencing, OwnMakeup, Planning, Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
     store::ReadStore,
@@ -62,6 +62,10 @@ pub struct Replicating {
     pub syncing: Arc<Syncing>,
     /// Learns of promotions of the other site.
     pub fencing: Arc<Fencing>,
+    /// Says what a promotion would cost.
+    pub planning: Arc<Planning>,
+    /// What this site says of itself: who is let in, is told here.
+    pub makeup: Arc<OwnMakeup>,
 }
 
 impl Parts {
@@ -73,6 +77,8 @@ impl Parts {
             store: Arc::clone(&self.store),
             audited: self.audit.clone(),
             clock: Arc::clone(&self.clock),
+            roles: Arc::clone(&self.roles),
+            kept: Kept::default(),
         }
     }
 

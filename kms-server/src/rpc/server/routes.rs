@@ -11,7 +11,8 @@ use tonic::service::Routes;
 
 use super::{error::RpcError, parts::Parts};
 use crate::rpc::{
-    config::Limits,
+    access::verb::Verb,
+    config::{Config, Limits},
     figures::Figures,
     gate::recording::Recorder,
     services::{
@@ -24,13 +25,13 @@ use crate::rpc::{
 
 /// The services that stand on the parts.
 pub(super) fn of_parts(
-    limits: &Limits,
+    config: &Config,
     parts: &Parts,
     tls: &Arc<Tls>,
     figures: &Arc<Figures>,
     budget: &Budget,
 ) -> Routes {
-    let message_bytes_max = limits.message_bytes_max;
+    let message_bytes_max = config.limits.message_bytes_max;
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
         transmitting: Arc::clone(&parts.transmitting),
@@ -59,6 +60,8 @@ pub(super) fn of_parts(
         syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
         lifecycle: Arc::clone(&parts.lifecycle),
         fencing: parts.replication.as_ref().map(|it| Arc::clone(&it.fencing)),
+        planning: parts.replication.as_ref().map(|it| Arc::clone(&it.planning)),
+        promotion_takes_two: config.policy.dual_control().contains(&Verb::Promote),
         roles: Arc::clone(&parts.roles),
         floors: Arc::clone(parts.ciphering.floors()),
         recorder: Recorder(Arc::clone(&parts.audit)),

@@ -40,8 +40,12 @@ pub async fn serve(
 ) -> Result<(), RpcError> {
     let own = Own::new(&config, &parts.clock).await?;
     check_files(&config, parts.clock.unix_ms())?;
-    let services = routes::of_parts(&config.limits, &parts, &own.tls, &own.figures, &own.budget);
+    let services = routes::of_parts(&config, &parts, &own.tls, &own.figures, &own.budget);
     let looks = Some(parts.looks());
+    if let Some(replicating) = &parts.replication {
+        let (policy, tls) = (config.policy.digest(), Arc::clone(&own.tls));
+        replicating.makeup.trust_by(Box::new(move || tls.trust(policy)));
+    }
     let Parts { ciphering, transmitting, keyring, clock, audit, replication, mut sources, .. } =
         parts;
     sources.extend(replication.map(|it| it.status as Arc<dyn Source>));

@@ -8,7 +8,7 @@ use kms_proto::v1::{
     FollowChangesRequest, FollowChangesResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
     ListFloorsRequest, ListFloorsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
     ProveBlocksRequest, ProveBlocksResponse, ReportDivergenceRequest, ReportDivergenceResponse,
-    replication_server,
+    ShowHeadTablesRequest, ShowHeadTablesResponse, replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -17,13 +17,16 @@ use super::in_order::{Answers, to_its_end};
 use crate::{
     ciphering::Floors,
     lifecycle::Lifecycle,
-    replication::{Answering, MarksSaid, NotServed, Remembering, Serving, SiteCard},
+    replication::{
+        Answering, HeadTablesSaid, MarksSaid, NotServed, Remembering, Serving, SiteCard, Witnessing,
+    },
     rpc::{
         access::{policy::Permit, verb::Verb},
         gate::recording::call_of,
         messages::{
             divergence, floors,
             lifecycle_status::of_lifecycle,
+            papers,
             sites::{self, BadMessage},
             status::{Refused, of_incoming},
         },
@@ -53,6 +56,8 @@ pub struct ReplicationParts {
     pub answering: Arc<Answering>,
     /// Marks of counters.
     pub remembering: Arc<Remembering>,
+    /// Head tables.
+    pub witnessing: Arc<Witnessing>,
 }
 
 impl ReplicationService {
@@ -149,9 +154,11 @@ impl replication_server::Replication for ReplicationService {
         request: Request<ProveBlocksRequest>,
     ) -> Result<Response<Self::ProveBlocksStream>, Status> {
         let permit = Permit::of(&request, Verb::ProveBlocks)?;
-        let ProveBlocksRequest { card, challenges } = request.into_inner();
+        let ProveBlocksRequest { card, challenges, report } = request.into_inner();
         let (theirs, ours) = self.greet(&permit, card).await?;
         let challenges = sites::challenges(challenges).map_err(Refused::from)?;
+        let report = report.map(papers::report).transpose().map_err(Refused::from)?;
+        self.parts()?.answering.take(report).await;
         let proofs = self.parts()?.answering.prove(theirs, challenges).map_err(Refused::from)?;
         let first = ProveBlocksResponse { card: Some(sites::wire_card(ours)), proofs: Vec::new() };
         let proofs = ReceiverStream::new(proofs).map(|proofs| {
@@ -235,5 +242,20 @@ impl replication_server::Replication for ReplicationService {
             card: Some(sites::wire_card(ours)),
             answers: known.into_iter().map(divergence::wire_known).collect(),
         }))
+    }
+
+    async fn show_head_tables(
+        &self,
+        request: Request<ShowHeadTablesRequest>,
+    ) -> Result<Response<ShowHeadTablesResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ShowHeadTables)?;
+        let (_, card) = self.greet(&permit, request.into_inner().card).await?;
+        let shown = self.parts()?.witnessing.shown().await;
+        let (own, witnessed) = shown.map_err(|error| {
+            tracing::warn!(error, "head tables can't be read");
+            Refused::PeerStore
+        })?;
+        let said = HeadTablesSaid { card, own, witnessed };
+        Ok(Response::new(sites::wire_head_tables(said)))
     }
 }

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
     AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
-    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing, GetStatusRequest,
-    GetStatusResponse, KeyringStatus as WireKeyring, ListDivergenceRequest, ListDivergenceResponse,
+    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing, GetReadinessRequest,
+    GetReadinessResponse, GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring,
+    ListDivergenceRequest, ListDivergenceResponse, PlanPromotionRequest, PlanPromotionResponse,
     PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
     ReplicationStatus as WireReplication, ResolveDivergenceRequest, ResolveDivergenceResponse,
-    SiteStanding, StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
+    StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
     TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +25,8 @@ use crate::{
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     lifecycle::{AsidePage, Lifecycle},
     replication::{
-        self, Fencing, FollowingStatus, PeerHeard, Readiness, ReplicationStatus, SyncAsked, Syncing,
+        self, Fencing, FollowingStatus, PeerHeard, Planning, Readiness, ReplicationStatus,
+        SyncAsked, Syncing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
@@ -33,6 +35,7 @@ use crate::{
         messages::{
             divergence,
             enrolment_status::{of_enrolment, word_of_enrolment},
+            plan::{wire_plan, wire_reports, wire_standing},
             role_status::{of_fencing, of_role, word_of_fencing, word_of_role},
             status::Refused,
             sync_status::{of_sync, wire_progress},
@@ -50,7 +53,6 @@ use kms_core::{
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
-    site::role::Standing,
 };
 
 /// Our certificate's end is a fault from this long before it on.
@@ -69,6 +71,10 @@ pub(crate) struct SiteService {
     /// `None` likewise.
     pub(crate) fencing: Option<Arc<Fencing>>,
     pub(crate) lifecycle: Arc<Lifecycle>,
+    /// `None` likewise.
+    pub(crate) planning: Option<Arc<Planning>>,
+    /// A promotion takes two people.
+    pub(crate) promotion_takes_two: bool,
     pub(crate) roles: Arc<Roles>,
     pub(crate) floors: Arc<Floors>,
     pub(crate) recorder: Recorder,
@@ -124,7 +130,8 @@ impl site_server::Site for SiteService {
         let permit = Permit::of(&request, Verb::Promote)?;
         let _executing = self.figures.execute(Verb::Promote);
         let call = self.recorder.call(&permit, &request);
-        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch } = request.into_inner();
+        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved } =
+            request.into_inner();
         let wish = Wish {
             expected: Epoch(expected_epoch),
             is_lost: primary_is_lost,
@@ -133,6 +140,11 @@ impl site_server::Site for SiteService {
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
         let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
+        if let Some(planning) = self.planning.as_ref().filter(|_| !although_unproved)
+            && let Err(error) = planning.ready().await
+        {
+            return Err(not_changed(&recorder, &call, &error).await);
+        }
         let Promotion { standing, left } = to_its_end(async move {
             match roles.promote(wish, entry, now_ms).await {
                 Ok(promotion) => Ok(promotion),
@@ -143,6 +155,33 @@ impl site_server::Site for SiteService {
         let left = left.into_iter().map(|(block, reason)| BlockLeft { block: block.0, reason });
         let standing = Some(wire_standing(&standing));
         Ok(Response::new(PromoteResponse { standing, left: left.collect() }))
+    }
+
+    async fn plan_promotion(
+        &self,
+        request: Request<PlanPromotionRequest>,
+    ) -> Result<Response<PlanPromotionResponse>, Status> {
+        Permit::of(&request, Verb::PlanPromotion)?;
+        let _executing = self.figures.execute(Verb::PlanPromotion);
+        let planning = self.planning.as_ref().ok_or(Refused::SingleSite)?;
+        let plan = planning.plan(request.into_inner().open_blocks).await;
+        let plan = plan.map_err(|error| of_role(&error))?;
+        Ok(Response::new(wire_plan(plan, self.promotion_takes_two)))
+    }
+
+    async fn get_readiness(
+        &self,
+        request: Request<GetReadinessRequest>,
+    ) -> Result<Response<GetReadinessResponse>, Status> {
+        Permit::of(&request, Verb::GetReadiness)?;
+        let _executing = self.figures.execute(Verb::GetReadiness);
+        let replication = self.replication.as_ref().ok_or(Refused::SingleSite)?.all();
+        let peers = self.roles.peers().await.map_err(|error| of_role(&error))?;
+        let own = self.roles.signing_key().await.map_err(|error| of_role(&error))?;
+        let peers = peers.into_iter().map(|peer| (peer.site, peer.signing));
+        let keys = [(self.domain.site.clone(), own)].into_iter().chain(peers).collect();
+        let reports = wire_reports(&replication.reports, replication.colour, keys);
+        Ok(Response::new(reports))
     }
 
     async fn demote(
@@ -295,14 +334,22 @@ impl site_server::Site for SiteService {
 }
 
 fn wire_replication(status: ReplicationStatus) -> WireReplication {
-    let ReplicationStatus { peer, heard, following, readiness, undecided: _, faults: _ } = status;
+    let ReplicationStatus { peer, heard, following, readiness, colour, differences, .. } = status;
     let (card, heard_ms) = match heard {
         Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
         None => (None, None),
     };
+    let makeup = card.as_ref().and_then(|card| card.makeup.clone());
     WireReplication {
         peer,
         peer_epoch: card.as_ref().map_or(0, |card| card.epoch.0),
+        peer_record_schema: card.as_ref().map_or(0, |card| card.record_schema),
+        peer_store_schema: makeup.as_ref().map_or(0, |makeup| makeup.store_schema),
+        peer_unknown_records: makeup.as_ref().map_or(0, |makeup| makeup.unknown_records),
+        peer_unmet: makeup.map_or_else(Vec::new, |makeup| makeup.unmet),
+        colour: colour.map_or_else(String::new, |colour| colour.word().to_owned()),
+        differences: differences.iter().map(|it| it.word().to_owned()).collect(),
+        witnessed_ms: status.witnessed_ms.unwrap_or(0),
         peer_release: card.map_or_else(String::new, |card| card.release),
         heard_ms,
         following: following.map(wire_following),
@@ -365,11 +412,6 @@ async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged
         false => AuditOutcome::refused(word),
     };
     recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
-}
-
-fn wire_standing(standing: &Standing) -> SiteStanding {
-    let Standing { role, epoch, .. } = *standing;
-    SiteStanding { role: role as i32, epoch: epoch.0, writes: standing.writes() }
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {

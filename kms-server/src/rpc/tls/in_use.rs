@@ -1,6 +1,7 @@
 //! TLS 1.3 with a certificate on both sides, from files that may change while the server runs.
 
 use std::{
+    collections::BTreeSet,
     error::Error as StdError,
     fmt,
     path::{Path, PathBuf},
@@ -30,13 +31,14 @@ use super::{
     revocation::{self, Demands, Due},
 };
 use crate::{
+    replication::Trust,
     rpc::config::TlsConfig,
     telemetry::{
         catalogue::CERTIFICATE_LEFT,
         metrics::{Page, Source},
     },
 };
-use kms_core::ports::Clock;
+use kms_core::{ports::Clock, site::makeup::digest_of};
 
 const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
 
@@ -69,6 +71,10 @@ pub(crate) struct Loaded {
     pub(crate) lists_due: Option<Due>,
     /// The authorities of these lists, and the lists' places.
     used: Vec<(Authority, Edition)>,
+    /// Of the authorities for callers, in whatever order they stand.
+    authorities: [u8; 32],
+    /// Of the lists' numbers and dates, likewise.
+    lists: [u8; 32],
 }
 
 /// The reason why a chain is no longer accepted.
@@ -124,6 +130,12 @@ impl Tls {
     /// The set that is in use now.
     pub(crate) fn current(&self) -> Arc<Loaded> {
         self.current.load_full()
+    }
+
+    /// Who is let in now, with this policy, for another site to compare.
+    pub(crate) fn trust(&self, policy: [u8; 32]) -> Trust {
+        let loaded = self.current();
+        Trust { policy, authorities: loaded.authorities, revocation_lists: loaded.lists }
     }
 
     /// The reason why the files that lie there are not in use; `None` if they are.
@@ -292,9 +304,25 @@ impl Contents {
             not_after_ms,
             authorities_not_after_ms,
             lists_due: revocation.due,
+            authorities: digest_of(
+                "ami.kms/authorities/1",
+                sorted(chain.iter().map(|der| der.as_ref())),
+            ),
+            lists: digest_of("ami.kms/lists/1", sorted(revocation.used.iter().map(list_of))),
             used: revocation.used,
         })
     }
+}
+
+/// In an order that does not depend on where they stand, each once.
+fn sorted<P: AsRef<[u8]> + Ord>(parts: impl IntoIterator<Item = P>) -> BTreeSet<P> {
+    parts.into_iter().collect()
+}
+
+/// A list's authority, number and date.
+fn list_of((authority, edition): &(Authority, Edition)) -> Vec<u8> {
+    let number = edition.number.as_deref().unwrap_or_default();
+    [&authority[..], &edition.this_update_ms.to_be_bytes(), number].concat()
 }
 
 /// Remembers the lists that are taken into use. Newer ones are used even where that can't be written: the

@@ -1,0 +1,175 @@
+//! Reports of readiness: signed by the site that asked for the proofs, handed to the one that they are about, and kept
+//! by both. So what was proved last is known when the site that asked is gone.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    card::{SiteCard, differences},
+    grounds::Grounds,
+    status::{Readiness, Status},
+};
+use crate::{
+    keyring::{Prover, Roles},
+    store::papers::{Paper, PaperKind, PaperStore},
+};
+use kms_core::{
+    BlockCount, DomainId,
+    audit::PublicKey,
+    block::{BlockMark, Digest},
+    site::readiness::{ReadinessReport, SignedReadiness, heads_digest},
+};
+
+/// A report that lies further ahead of our clock than this is not believed: it would stay the newest.
+const AHEAD_MAX_MS: u64 = 5 * 60 * 1_000;
+
+/// Makes, checks and keeps reports.
+pub struct Reporting {
+    prover: Arc<Prover>,
+    roles: Arc<Roles>,
+    papers: Arc<dyn PaperStore>,
+    grounds: Grounds,
+}
+
+/// Proofs of one round.
+pub(super) struct Proved<'a> {
+    /// The site that proved.
+    pub(super) site: String,
+    /// What came of it.
+    pub(super) readiness: &'a Readiness,
+    /// A block was proved in this very round, which takes a token that passed all of its checks.
+    pub(super) keks: bool,
+    /// The states that were proved, in the order of the blocks.
+    pub(super) marks: Vec<BlockMark>,
+}
+
+impl Reporting {
+    /// Over what the two sites stand on; kept in `papers`.
+    pub fn new(
+        grounds: Grounds,
+        prover: Arc<Prover>,
+        roles: Arc<Roles>,
+        papers: Arc<dyn PaperStore>,
+    ) -> Self {
+        Self { prover, roles, papers, grounds }
+    }
+
+    /// Counts the records that this release can't read, for our cards.
+    pub(super) async fn look_at_records(&self) {
+        match self.prover.unknown_records().await {
+            Ok(unknown) => {
+                let count = u32::try_from(unknown.len()).unwrap_or(u32::MAX);
+                self.grounds.cards.makeup().unknown_records(count);
+            }
+            Err(error) => tracing::warn!(%error, "records were not looked at"),
+        }
+    }
+
+    /// Signs the report of a round that this site asked for, and keeps it.
+    pub(super) async fn report(&self, proved: Proved<'_>) -> Result<SignedReadiness, String> {
+        let said = |error: &dyn std::fmt::Display| error.to_string();
+        let Grounds { cards, blocks, clock, status, .. } = &self.grounds;
+        let card = cards.now().await.map_err(|error| said(&error))?;
+        let report = report_of(&card, *blocks, clock.unix_ms(), proved, status);
+        let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
+        let signed = SignedReadiness { report, signature };
+        let key = self.prover.signing_key().await.map_err(|error| said(&error))?;
+        self.keep(&signed, &key).await;
+        Ok(signed)
+    }
+
+    /// Takes a report that the peer has signed about this site.
+    pub(super) async fn receive(&self, signed: &SignedReadiness) -> Result<(), String> {
+        let Grounds { config, cards, clock, .. } = &self.grounds;
+        let ours = cards.now().await.map_err(|error| error.to_string())?;
+        let key = self.key_of(&config.peer).await?.ok_or("the peer is not enrolled here")?;
+        let report = &signed.report;
+        let is_ours = report.site == ours.site
+            && report.by == config.peer
+            && report.domain == ours.domain
+            && report.at_ms <= clock.unix_ms().saturating_add(AHEAD_MAX_MS);
+        if !is_ours || !signed.is_signed_by(&key) {
+            return Err(format!("the report of readiness is not one of site {}", config.peer));
+        }
+        self.keep(signed, &key).await;
+        Ok(())
+    }
+
+    /// Takes up what is kept, as far as it verifies: at the start, and what other servers of this site have received.
+    pub async fn load(&self) -> Result<(), String> {
+        let Grounds { config, status, cards, .. } = &self.grounds;
+        let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
+        let ours = cards.now().await.map_err(|error| error.to_string())?.site;
+        let peer = self.key_of(&config.peer).await?;
+        for paper in self.papers.papers().await.map_err(|error| error.to_string())? {
+            if paper.kind != PaperKind::Readiness {
+                continue;
+            }
+            let Ok(report) = ReadinessReport::decode(&paper.body) else { continue };
+            let key = if report.by == ours { Some(&own) } else { peer.as_ref() };
+            let signed = SignedReadiness { report, signature: paper.signature };
+            if key.is_some_and(|key| signed.is_signed_by(key)) {
+                status.reported(&signed);
+            }
+        }
+        Ok(())
+    }
+
+    /// The key of a site that our token has signed for.
+    pub(super) async fn key_of(&self, site: &str) -> Result<Option<PublicKey>, String> {
+        let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
+        Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.signing))
+    }
+
+    async fn keep(&self, signed: &SignedReadiness, key: &PublicKey) {
+        self.grounds.status.reported(signed);
+        if !signed.report.is_complete() {
+            return;
+        }
+        let report = &signed.report;
+        let paper = Paper {
+            kind: PaperKind::Readiness,
+            site: report.site.clone(),
+            place: (report.epoch, report.at_ms),
+            body: report.message(),
+            signature: signed.signature,
+            signer: Sha256::digest(key).into(),
+        };
+        if let Err(error) = self.papers.put_paper(&paper).await {
+            tracing::warn!(%error, "a report of readiness is not kept");
+        }
+    }
+}
+
+fn report_of(
+    card: &SiteCard,
+    blocks: BlockCount,
+    at_ms: u64,
+    proved: Proved<'_>,
+    status: &Status,
+) -> ReadinessReport {
+    let Proved { site, readiness, keks, marks } = proved;
+    let heads: Digest = match readiness.oldest_ms {
+        Some(_) => heads_digest(&marks),
+        None => [0; 32],
+    };
+    let theirs = status.peer_card().filter(|card| card.site == site);
+    let ours = card.makeup.clone().unwrap_or_default();
+    let domain: DomainId = card.domain;
+    ReadinessReport {
+        domain,
+        site,
+        by: card.site.clone(),
+        epoch: card.epoch,
+        at_ms,
+        blocks: blocks.get(),
+        proved: readiness.proved,
+        failed: readiness.failed,
+        oldest_ms: readiness.oldest_ms.unwrap_or(0),
+        keks,
+        heads,
+        differences: theirs.map_or_else(Vec::new, |theirs| differences(&ours, &theirs)),
+        failures: readiness.failures.clone(),
+    }
+}

@@ -1,0 +1,178 @@
+//! Each site keeps the newest head table that the other one has shown: its witness. A site that later shows an older
+//! one is named; and a site is told by the other one what it had shown itself, before its database was put back.
+
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{
+    card::SiteCard,
+    grounds::Grounds,
+    messages::{HeadTablesSaid, ShownTable},
+    reporting::Reporting,
+};
+use crate::{
+    keyring::Prover,
+    store::{
+        AuditStore,
+        papers::{Paper, PaperKind, PaperStore},
+    },
+};
+use kms_core::{
+    Epoch,
+    audit::PublicKey,
+    freshness::{HeadTable, SignedHeadTable},
+    site::witness::{TablePlace, hold_against},
+};
+
+/// Where head tables are: our own, and those that were witnessed.
+pub trait Tables: AuditStore + PaperStore {}
+impl<T: AuditStore + PaperStore + ?Sized> Tables for T {}
+
+/// Witnesses the peer's head tables, and shows it ours.
+pub struct Witnessing {
+    grounds: Grounds,
+    prover: Arc<Prover>,
+    reporting: Arc<Reporting>,
+    tables: Arc<dyn Tables>,
+}
+
+impl Witnessing {
+    /// Keeps what it sees in `tables`.
+    pub fn new(
+        grounds: Grounds,
+        prover: Arc<Prover>,
+        reporting: Arc<Reporting>,
+        tables: Arc<dyn Tables>,
+    ) -> Self {
+        Self { grounds, prover, reporting, tables }
+    }
+
+    /// Runs until the process ends.
+    pub async fn run(&self) {
+        let mut ticks = interval(self.grounds.config.prove_interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.look().await {
+                tracing::debug!(error, "the peer's head table was not looked at");
+            }
+        }
+    }
+
+    /// Asks the peer for its head table and for ours as it has seen it, and says what is wrong with either.
+    pub async fn look(&self) -> Result<(), String> {
+        let Grounds { peer, cards, status, config, .. } = &self.grounds;
+        let card = cards.now().await.map_err(|error| error.to_string())?;
+        let said = peer.head_tables(card.clone()).await.map_err(|error| error.to_string())?;
+        if said.card.site != config.peer {
+            return Err(format!("site {} answers", said.card.site));
+        }
+        status.heard(&said.card);
+        let HeadTablesSaid { own, witnessed, .. } = said;
+        let theirs = match own {
+            Some(shown) => self.witness(&card, &shown).await?,
+            None => None,
+        };
+        let ours = match witnessed {
+            Some(shown) => self.held_against_ours(&card, &shown).await?,
+            None => None,
+        };
+        status.went_back(theirs.into_iter().chain(ours).collect());
+        Ok(())
+    }
+
+    /// For the peer: our head table, and the newest of its that was witnessed here.
+    pub async fn shown(&self) -> Result<(Option<ShownTable>, Option<ShownTable>), String> {
+        let own = self.tables.head_table().await.map_err(|error| error.to_string())?;
+        let own = own.map(|SignedHeadTable { body, signature, .. }| ShownTable { body, signature });
+        let witnessed = self.paper().await?;
+        let witnessed =
+            witnessed.map(|Paper { body, signature, .. }| ShownTable { body, signature });
+        Ok((own, witnessed))
+    }
+
+    /// The newest head table of the peer that was witnessed here, verified.
+    pub(super) async fn witnessed(&self) -> Result<Option<HeadTable>, String> {
+        let Some(key) = self.reporting.key_of(&self.grounds.config.peer).await? else {
+            return Ok(None);
+        };
+        let card = self.grounds.cards.now().await.map_err(|error| error.to_string())?;
+        let kept = self.paper().await?;
+        Ok(kept.and_then(|paper| {
+            let shown = ShownTable { body: paper.body, signature: paper.signature };
+            opened(&card, &shown, &key)
+        }))
+    }
+
+    async fn paper(&self) -> Result<Option<Paper>, String> {
+        let papers = self.tables.papers().await.map_err(|error| error.to_string())?;
+        let is_theirs = |paper: &Paper| {
+            paper.kind == PaperKind::HeadTable && paper.site == self.grounds.config.peer
+        };
+        Ok(papers.into_iter().find(is_theirs))
+    }
+
+    /// Keeps the peer's head table if it is a newer one; the sentence that says that it went back.
+    async fn witness(&self, card: &SiteCard, shown: &ShownTable) -> Result<Option<String>, String> {
+        let peer = &self.grounds.config.peer;
+        let key = self.reporting.key_of(peer).await?.ok_or("the peer is not enrolled here")?;
+        let table = opened(card, shown, &key);
+        let table =
+            table.ok_or_else(|| format!("site {peer} shows a head table that it did not sign"))?;
+        if let Some(kept) = self.witnessed().await? {
+            self.grounds.status.witnessed(kept.at_ms);
+            match hold_against(&table, &kept) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(why) => {
+                    return Ok(Some(format!(
+                        "site {peer} is not what it was: {why}; its database was put back: stop it, and see the \
+                         handbook"
+                    )));
+                }
+            }
+        }
+        let place = TablePlace::of(&table);
+        let paper = Paper {
+            kind: PaperKind::HeadTable,
+            site: peer.clone(),
+            place: (place.epoch, place.number),
+            body: shown.body.clone(),
+            signature: shown.signature,
+            signer: Sha256::digest(key).into(),
+        };
+        self.tables.put_paper(&paper).await.map_err(|error| error.to_string())?;
+        self.grounds.status.witnessed(table.at_ms);
+        Ok(None)
+    }
+
+    /// Holds our own head table against the one that the peer has seen of us.
+    async fn held_against_ours(
+        &self,
+        card: &SiteCard,
+        seen: &ShownTable,
+    ) -> Result<Option<String>, String> {
+        let key = self.prover.signing_key().await.map_err(|error| error.to_string())?;
+        // One of a token that we had before, or of nobody: it says nothing of us.
+        let Some(seen) = opened(card, seen, &key) else { return Ok(None) };
+        let ours = self.tables.head_table().await.map_err(|error| error.to_string())?;
+        let ours = ours.and_then(|ours| ours.open(&card.domain, &key));
+        // A site without a head table opens no block, and says why itself.
+        let Some(ours) = ours else { return Ok(None) };
+        Ok(hold_against(&ours, &seen).err().map(|why| {
+            let peer = &self.grounds.config.peer;
+            format!(
+                "this database is not the newest of this site: by what site {peer} has seen of it, {why}; stop this \
+                 site, put its newest copy back, or see the handbook, \"a restored site\""
+            )
+        }))
+    }
+}
+
+fn opened(card: &SiteCard, shown: &ShownTable, key: &PublicKey) -> Option<HeadTable> {
+    let number = HeadTable::decode(&shown.body)?.number;
+    let signed = SignedHeadTable { number, body: shown.body.clone(), signature: shown.signature };
+    signed.open(&card.domain, key).filter(|table| TablePlace::of(table).epoch < Epoch(1 << 62))
+}
