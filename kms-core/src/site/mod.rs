@@ -1,9 +1,11 @@
 //! The key domain and this site's place in it: below, who writes ([`role`]), whose word counts for that
-//! ([`admission`]), how a site begins and ends to write ([`changing`]), and the other sites ([`peer`]).
+//! ([`admission`]), how a site begins and ends to write ([`changing`]), and the other sites ([`peer`]);
+//! and the mark of a database that was rolled back ([`restored`]).
 
 pub mod admission;
 pub mod changing;
 pub mod peer;
+pub mod restored;
 pub mod role;
 
 use std::fmt;

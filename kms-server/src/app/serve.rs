@@ -11,12 +11,14 @@ use tokio::{
 
 use super::{
     alone::Alone,
-    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     ground::Ground,
+    last_backup::LastBackup,
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
+    rolled_back::begin_anew_after,
     runtime::runtime,
     token::Asked,
     two_sites::TwoSites,
@@ -81,13 +83,16 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         alone.for_good();
     }
     let store = open_store(&config, false).await?;
-    let domain = store.domain().await?;
-    let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
+    let domain = domain_of(store.as_ref()).await?;
     let Config { site, hsm, store: _, keyring, import, import_signers, peer, audit, rpc, log: _ } =
         config;
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
-    check_domain(&hsm, &domain).await?;
+    let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
+    if let Some(mark) = &rolled_back {
+        begin_anew_after(&site.data_dir, mark)?;
+    }
+    let store: Arc<dyn WriteStore> = store;
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
     let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
@@ -220,7 +225,12 @@ impl Ground {
             replication: None,
             clock: Arc::clone(&self.clock),
             // Parts that count and are not among the services.
-            sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],
+            sources: vec![
+                Arc::new(self.hsm.clone()),
+                self.measured.clone(),
+                Arc::new(log),
+                Arc::new(LastBackup::of(&self.site.data_dir, Arc::clone(&self.clock))),
+            ],
         }
     }
 }

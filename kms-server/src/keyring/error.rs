@@ -147,6 +147,7 @@ impl KeyringError {
                 StoreError::Taken { .. }
                 | StoreError::Rule { .. }
                 | StoreError::AuditMoved(_)
+                | StoreError::NotLoaded(_)
                 | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,

@@ -20,12 +20,13 @@ use crate::{
 };
 use kms_core::{
     BlockNo, Epoch, Head,
-    audit::{AuditEntry, PublicKey, is_signed},
+    audit::{AuditEntry, PublicKey, Signature, is_signed},
     block::{BlockMark, entering::enter, keys::BlockKeys},
     site::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
         changing,
         peer::Peer,
+        restored::{Condition, RestoreMark},
         role::{Role, RoleRecord, SignedRoleRecord, Standing},
     },
 };
@@ -72,6 +73,22 @@ pub enum NotChanged {
         /// So many blocks.
         differing: usize,
     },
+    /// The database was rolled back, and nobody named the highest epoch that is known.
+    #[error(
+        "this site's database was rolled back ({from}), and knows of epoch {} itself: name the highest epoch that the \
+         other site, a coordinator or two people know of (--above-epoch)", epoch.0
+    )]
+    RolledBack {
+        /// What it was restored from, or what rolled it back.
+        from: String,
+        /// The highest epoch that it knows of.
+        epoch: Epoch,
+    },
+    /// The domain's record is not what the token signed, with the mark that stands beside it or without one.
+    #[error(
+        "the `domain` row of the database is not what this site's token signed: it was changed outside this service"
+    )]
+    Domain,
     /// Blocks of which nothing is known.
     #[error("block {block}: {why}")]
     Block {
@@ -172,11 +189,18 @@ impl Roles {
         if standing.role == Role::Secondary && standing.open && !is_lost {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
+        let rolled_back = self.rolled_back().await?;
+        // After the other site's demotion, and in step with it, its epoch is the highest one.
+        let is_in_order = standing.role == Role::Secondary && !is_lost;
+        if let Some(mark) = rolled_back.as_ref().filter(|_| above.is_none() && !is_in_order) {
+            let RestoreMark { from, epoch, .. } = mark.clone();
+            return Err(NotChanged::RolledBack { from, epoch });
+        }
         let found = self.marks().await?;
         let domain = &self.opener.domain;
         let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
         let record = site.promotion(above)?;
-        if !standing.open && !is_lost {
+        if !standing.open && !is_lost && (rolled_back.is_none() || is_in_order) {
             match changing::behind(&records, &found.marks).len() {
                 0 => {}
                 differing => return Err(NotChanged::NotInStep { differing }),
@@ -185,6 +209,10 @@ impl Roles {
         let epoch = record.epoch;
         let entered = self.enter_all(found.heads, epoch, is_lost).await?;
         let record = self.sign(record).await?;
+        let released = match rolled_back {
+            Some(_) => Some(self.signature(self.opener.domain.message()).await?),
+            None => None,
+        };
         let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
         let step = RoleStep {
             expected: row,
@@ -194,6 +222,7 @@ impl Roles {
             left: entered.left.iter().map(|(block, _)| *block).collect(),
             // The audit log has it signed, over these heads.
             table: None,
+            released,
             ends: false,
         };
         self.commits.change_role(step, vec![entry]).await?;
@@ -321,7 +350,26 @@ impl Roles {
     async fn stored_standing(&self, least: Epoch) -> Result<Standing, NotChanged> {
         let row = self.opener.store.role().await?;
         let standing = self.standing_of(&self.records().await?, row)?;
-        if standing.epoch < least { Err(NotChanged::Row(row)) } else { Ok(standing) }
+        if standing.epoch < least {
+            return Err(NotChanged::Row(row));
+        }
+        match self.rolled_back().await? {
+            Some(_) if standing.role == Role::Primary => Ok(Standing { open: false, ..standing }),
+            _ => Ok(standing),
+        }
+    }
+
+    /// The mark of the database, if it was rolled back and this site was not promoted since. Held against the token:
+    /// a mark that somebody took away leaves a domain's record that the token did not sign.
+    pub async fn rolled_back(&self) -> Result<Option<RestoreMark>, NotChanged> {
+        let store = &self.opener.store;
+        let mark = store.restore_state().await?.mark();
+        let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
+        match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
+            Condition::Whole => Ok(None),
+            Condition::RolledBack => Ok(mark.map(|signed| signed.mark)),
+            Condition::Unknown => Err(NotChanged::Domain),
+        }
     }
 
     /// Runs until the process ends: hears of it when another server of this site changes the role.
@@ -420,13 +468,16 @@ impl Roles {
     }
 
     async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
-        let message = record.message();
+        Ok(SignedRoleRecord { signature: self.signature(record.message()).await?, record })
+    }
+
+    async fn signature(&self, message: Vec<u8>) -> Result<Signature, NotChanged> {
         let key: PublicKey = self.opener.hsm.public_key().await?;
         let signature = self.opener.hsm.sign(message.clone()).await?;
         if !is_signed(&key, &message, &signature) {
             let source = "the token signs with another key than the one it shows".into();
             return Err(TokenError::Refused { operation: "sign a role record", source }.into());
         }
-        Ok(SignedRoleRecord { record, signature })
+        Ok(signature)
     }
 }

@@ -135,7 +135,7 @@ impl LifecycleError {
             }
             StoreError::Unreachable { .. } => Self::Unavailable { reason },
             StoreError::Damaged(_) => Self::Damaged { reason },
-            StoreError::Rule { .. } => Self::OurFault { reason },
+            StoreError::Rule { .. } | StoreError::NotLoaded(_) => Self::OurFault { reason },
         }
     }
 }

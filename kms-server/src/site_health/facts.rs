@@ -152,6 +152,7 @@ mod tests {
     use crate::store::{
         Holder, IndexedMeter, StoredBlock,
         sites::{AloneLock, BlockChanges, Divergent, FollowerLock, RoleRow},
+        whole::RestoreState,
     };
     use async_trait::async_trait;
     use kms_core::{
@@ -214,6 +215,10 @@ mod tests {
 
         async fn role(&self) -> Result<RoleRow, StoreError> {
             Ok(RoleRow { epoch: Epoch(2), writes: true })
+        }
+
+        async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+            Ok(RestoreState::Nothing)
         }
 
         async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {

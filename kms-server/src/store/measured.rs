@@ -8,6 +8,7 @@ use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
     ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
+    whole::RestoreState,
 };
 use crate::telemetry::{
     catalogue::STORE,
@@ -102,7 +103,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Ok(_) => 0,
         Err(StoreError::Conflict(_)) => 1,
         Err(StoreError::Taken { .. }) => 2,
-        Err(StoreError::Rule { .. }) => 3,
+        Err(StoreError::Rule { .. } | StoreError::NotLoaded(_)) => 3,
         Err(StoreError::Damaged(_)) => 4,
         Err(StoreError::Unreachable { .. }) => 5,
         Err(StoreError::ReadOnly | StoreError::ReadOnlyPrimary) => 6,
@@ -208,6 +209,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn role(&self) -> Result<RoleRow, StoreError> {
         self.measure(Operation::Role, self.inner.role()).await
+    }
+
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.measure(Operation::Role, self.inner.restore_state()).await
     }
 
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {

@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod rules;
 pub mod sites;
 pub mod sqlite;
+pub mod whole;
 mod work;
 
 use async_trait::async_trait;
@@ -27,6 +28,7 @@ pub use nouns::{
     SealedSecret, StandbyLag, StoreError, StoredBlock,
 };
 use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
+use whole::RestoreState;
 
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
 #[async_trait]
@@ -113,6 +115,9 @@ pub trait ReadStore: Send + Sync + 'static {
 
     /// This site's role, as the database says. Cheap: asked at each poll.
     async fn role(&self) -> Result<RoleRow, StoreError>;
+
+    /// Whether the database was rolled back, as it says itself. Not verified.
+    async fn restore_state(&self) -> Result<RestoreState, StoreError>;
 
     /// All role records of the domain, in the order of their epochs, a promotion before the demotion from it.
     /// Not verified.

@@ -57,12 +57,24 @@ pub enum StoreError {
          for the server, the database and the role"
     )]
     ReadOnlyPrimary,
+    /// The database does not take a backup. Nothing of the last step was written.
+    #[error("the database does not take the backup: {0}")]
+    NotLoaded(String),
     /// The database can't be reached or has failed; the change may or may not be there.
     #[error("the database is not reachable: {reason}")]
     Unreachable {
         /// One sentence for people.
         reason: String,
     },
+}
+
+impl StoreError {
+    /// A backup goes into a new database.
+    pub(super) fn not_empty(table: &str) -> Self {
+        Self::NotLoaded(format!(
+            "it is not empty (table {table} has rows); a backup is restored into a new database, so move this one away"
+        ))
+    }
 }
 
 /// A block secret, sealed for one token.

@@ -33,6 +33,7 @@ use crate::{
     store::{
         Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
         sites::{BlockChanges, Divergent, FollowerLock, RoleRow},
+        whole::RestoreState,
     },
 };
 
@@ -145,6 +146,9 @@ impl ReadStore for Tampered {
     }
     async fn role(&self) -> Result<RoleRow, StoreError> {
         Ok(RoleRow { writes: self.writes, ..self.inner.role().await? })
+    }
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.inner.restore_state().await
     }
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
         Ok(self.role_records.clone())

@@ -16,6 +16,7 @@ use kms_server::{
         StoredBlock, WriteStore,
         sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
         sqlite::SqliteStore,
+        whole::RestoreState,
     },
 };
 
@@ -78,6 +79,9 @@ impl ReadStore for Lossy {
     }
     async fn role(&self) -> Result<RoleRow, StoreError> {
         self.inner.role().await
+    }
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.inner.restore_state().await
     }
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
         self.inner.role_records().await

@@ -298,6 +298,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Service, "ROLE_DAMAGED", NotNow, "put the newest copy of the database back"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
+    row(
+        Refused,
+        "ROLLED_BACK",
+        No,
+        "`site promote --above-epoch N`: N the highest epoch that the other site, a coordinator or two people name",
+    ),
     row(Refused, "BLOCK_UNKNOWN", No, ""),
     row(Refused, "ROLE_RECORD_REFUSED", No, ""),
     row(

@@ -83,9 +83,10 @@ fn of_store(error: &StoreError) -> Row {
         }
         StoreError::Unreachable { .. } => (Code::Unavailable, "NOT_REACHABLE", Later),
         StoreError::Damaged(_) => (Code::DataLoss, "DAMAGED", Never),
-        StoreError::Conflict(_) | StoreError::Taken { .. } | StoreError::Rule { .. } => {
-            (Code::Internal, "FAULT", Never)
-        }
+        StoreError::Conflict(_)
+        | StoreError::Taken { .. }
+        | StoreError::Rule { .. }
+        | StoreError::NotLoaded(_) => (Code::Internal, "FAULT", Never),
     };
     Row { code, word, again }
 }

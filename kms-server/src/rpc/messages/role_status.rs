@@ -32,7 +32,8 @@ fn row_of(error: &NotChanged) -> Option<Row> {
     let (code, word) = match error {
         NotChanged::Epoch { .. } => (Code::Aborted, "EPOCH_MOVED"),
         NotChanged::PrimaryWrites(_) => (Code::FailedPrecondition, "PRIMARY_WRITES"),
-        NotChanged::Row(_) => (Code::DataLoss, "ROLE_DAMAGED"),
+        NotChanged::RolledBack { .. } => (Code::FailedPrecondition, "ROLLED_BACK"),
+        NotChanged::Row(_) | NotChanged::Domain => (Code::DataLoss, "ROLE_DAMAGED"),
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
         NotChanged::Block { .. } => (Code::FailedPrecondition, "BLOCK_UNKNOWN"),
@@ -52,6 +53,8 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         | NotChanged::Standing(_)
         | NotChanged::PrimaryWrites(_)
         | NotChanged::Row(_)
+        | NotChanged::Domain
+        | NotChanged::RolledBack { .. }
         | NotChanged::NotInStep { .. }
         | NotChanged::Block { .. }
         | NotChanged::NotAdmitted(_) => None,
