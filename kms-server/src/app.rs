@@ -19,6 +19,7 @@ mod report;
 mod rolled_back;
 mod runtime;
 mod serve;
+mod timeline;
 mod token;
 mod trust;
 mod two_sites;

@@ -107,6 +107,8 @@ async fn invariant_3_a_restored_site_reads_at_once_and_writes_only_above_every_e
         assert_eq!(opens(&restored, n).await, verdict, "{n}");
     }
     assert_eq!(refusal_of_a_write(&restored, 40).await, "NOT_PRIMARY");
+    let faults = restored.site_status().await.unwrap().faults.join("; ");
+    assert!(faults.contains("the database was rolled back (backup "), "{faults}");
     let promote = |more: &[&str]| {
         said_by(&site, "promote", &[&["site", "promote", "--yes"][..], more].concat())
     };

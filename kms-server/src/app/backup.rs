@@ -22,7 +22,7 @@ use super::{
     token::Asked,
 };
 use crate::{
-    backup::{self, BackupError, Drill, Drilled, Loaded},
+    backup::{self, BackupError, Drill, Drilled, Ends, Loaded},
     config::Config,
     hsm::{
         self, Hsm,
@@ -99,7 +99,8 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
     let hsm = connected(config.hsm.again(), canaries_of(&domain)?).await?;
     check_domain(&hsm, store.as_ref(), &domain).await?;
     let part = part_of(out);
-    let written = write(&hsm, Arc::clone(&store), (&domain, at_ms), &part).await;
+    let ends = Ends { hsm: hsm.clone(), store: Arc::clone(&store), at_ms };
+    let written = write(&ends, &domain, &part).await;
     let put = |written: backup::Written| {
         fs::rename(&part, out)?;
         sync_directory(out)?;
@@ -159,9 +160,8 @@ fn remove_older(directory: &Path, beginning: &str, keep: usize) -> io::Result<us
 }
 
 async fn write(
-    hsm: &Hsm,
-    store: Arc<dyn WholeStore>,
-    (domain, at_ms): (&DomainRecord, u64),
+    ends: &Ends,
+    domain: &DomainRecord,
     part: &Path,
 ) -> Result<backup::Written, BackupError> {
     let mut options = fs::OpenOptions::new();
@@ -173,7 +173,7 @@ async fn write(
             tracing::info!(rows, bytes, "the backup is being written");
         }
     };
-    let written = backup::write(hsm, store, (domain, at_ms), &mut out, tell).await?;
+    let written = backup::write(ends, domain, &mut out, tell).await?;
     out.flush()?;
     out.get_ref().sync_all()?;
     Ok(written)
@@ -208,7 +208,7 @@ async fn bring_back(config: Config, options: &RestoreOptions) -> Result<Report, 
     backup::verify(&hsm, &header, input).await?;
     let store = open_store(&config, true).await?;
     let _alone = alone_over(&config.store)?;
-    let loaded = load(&hsm, store.as_ref(), from).await?;
+    let loaded = load(&hsm, &store, from).await?;
     let drilled = drill(&hsm, store.clone(), &loaded.domain).await?;
     store.close().await;
     let mut lines = lines_of(&header, &loaded.summary);
@@ -230,13 +230,13 @@ async fn drill_file(config: &Config, hsm: &Hsm, from: &Path) -> Result<(Loaded, 
     let path = home.0.join("drill.db");
     let store = SqliteStore::open(sqlite::Config { path, create: true }).await;
     let store: Arc<dyn WholeStore> = Arc::new(store.map_err(|error| Fault::Store(error.into()))?);
-    let loaded = load(hsm, store.as_ref(), from).await?;
+    let loaded = load(hsm, &store, from).await?;
     let drilled = drill(hsm, store.clone(), &loaded.domain).await;
     store.close().await;
     Ok((loaded, drilled?))
 }
 
-async fn load(hsm: &Hsm, store: &dyn WholeStore, from: &Path) -> Result<Loaded, Fault> {
+async fn load(hsm: &Hsm, store: &Arc<dyn WholeStore>, from: &Path) -> Result<Loaded, Fault> {
     let (header, input) = open(from)?;
     let mut say = every_second();
     let tell = |rows: u64| {
@@ -245,7 +245,8 @@ async fn load(hsm: &Hsm, store: &dyn WholeStore, from: &Path) -> Result<Loaded, 
         }
     };
     let at_ms = SystemClock::new().unix_ms();
-    Ok(backup::load(hsm, store, (&header, at_ms), input, tell).await?)
+    let ends = Ends { hsm: hsm.clone(), store: Arc::clone(store), at_ms };
+    Ok(backup::load(&ends, &header, input, tell).await?)
 }
 
 /// Goes through a database with the token, block by block and event by event.

@@ -35,15 +35,29 @@ pub(super) fn begin_anew_after(data_dir: &Path, mark: &RestoreMark) -> Result<()
     })
 }
 
+/// Whether this server has begun anew for this mark. What can't be read says that it has: nothing is put aside for it.
+pub(super) fn is_seen(data_dir: &Path, mark: &RestoreMark) -> bool {
+    seen(data_dir).map_or(true, |seen| is_among(&seen, mark))
+}
+
+fn seen(data_dir: &Path) -> io::Result<String> {
+    match fs::read_to_string(data_dir.join(SEEN)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
+}
+
+fn is_among(seen: &str, mark: &RestoreMark) -> bool {
+    let id = hex::encode(mark.id);
+    seen.lines().any(|line| line == id)
+}
+
 fn put_aside(data_dir: &Path, mark: &RestoreMark) -> io::Result<()> {
-    let (seen, id) = (data_dir.join(SEEN), hex::encode(mark.id));
-    let before = match fs::read_to_string(&seen) {
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        read => read?,
-    };
-    if before.lines().any(|line| line == id) {
+    let before = seen(data_dir)?;
+    if is_among(&before, mark) {
         return Ok(());
     }
+    let id = hex::encode(mark.id);
     let aside = data_dir.join(format!("before-restore-{id}"));
     for name in OWN_FILES {
         let file = data_dir.join(name);
@@ -53,7 +67,7 @@ fn put_aside(data_dir: &Path, mark: &RestoreMark) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(&aside)?;
         fs::rename(&file, aside.join(name))?;
     }
-    replace(&seen, format!("{before}{id}\n").as_bytes())?;
+    replace(&data_dir.join(SEEN), format!("{before}{id}\n").as_bytes())?;
     tracing::warn!(aside = %aside.display(), "this server begins a new audit chain: its former files are kept");
     Ok(())
 }

@@ -20,6 +20,7 @@ use super::{
     outside::{OperatingSystem, SystemClock},
     rolled_back::begin_anew_after,
     runtime::runtime,
+    timeline::Failovers,
     token::Asked,
     two_sites::TwoSites,
 };
@@ -38,7 +39,7 @@ use crate::{
     store::{AuditedStore, WriteStore, measured::Measured},
     telemetry::Log,
 };
-use kms_core::{DomainRecord, freshness::Freshness, ports::Clock};
+use kms_core::{DomainRecord, freshness::Freshness, ports::Clock, site::restored::RestoreMark};
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -89,13 +90,12 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let Some(hsm) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
     let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
-    if let Some(mark) = &rolled_back {
-        begin_anew_after(&site.data_dir, mark)?;
-    }
-    let store: Arc<dyn WriteStore> = store;
+    let whole = store;
+    let store: Arc<dyn WriteStore> = whole.clone();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, measured, clock, freshness };
+    let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness };
+    ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
@@ -142,7 +142,9 @@ async fn serve_on(
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
-    tokio::spawn(stop_on_failed_store(ground.store.clone(), stop));
+    tokio::spawn(stop_on_failed_store(ground.store.clone(), stop.clone()));
+    let (failovers, roles) = (ground.failovers(), Arc::clone(&parts.roles));
+    tokio::spawn(stop_on_roll_back(failovers, (Arc::clone(&audit), roles), stop));
     let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(ground.hsm.clone()));
     tokio::spawn(greet(bound, hangup));
@@ -155,6 +157,25 @@ async fn serve_on(
 }
 
 impl Ground {
+    fn failovers(&self) -> Failovers {
+        Failovers {
+            data_dir: self.site.data_dir.clone(),
+            hsm: self.hsm.clone(),
+            store: Arc::clone(&self.whole),
+            domain: self.domain.clone(),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+
+    /// Begins anew as a node where the database was rolled back: by a restore, or by a failover that lost its tail.
+    async fn after_a_roll_back(&self, known: Option<RestoreMark>) -> Result<(), Fault> {
+        let mark = match known {
+            Some(mark) => Some(mark),
+            None => self.failovers().at_start().await?,
+        };
+        mark.map_or(Ok(()), |mark| begin_anew_after(&self.site.data_dir, &mark))
+    }
+
     /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
     /// go on.
     async fn open_audit(&self, config: audit::Config) -> Result<Arc<Audit>, Fault> {
@@ -360,6 +381,17 @@ async fn stop_on_signal(stop: Stop, mut terminate: Signal, mut interrupt: Signal
 async fn stop_on_failed_store(store: Arc<dyn WriteStore>, stop: Stop) {
     let reason = store.until_failed().await;
     tracing::error!(reason, "stopping: the database has failed");
+    stop.send_replace(Some(Some(reason)));
+}
+
+/// A server over a database that was rolled back begins anew: what it knows in memory is of a future that is no more.
+async fn stop_on_roll_back(
+    failovers: Failovers,
+    (audit, roles): (Arc<Audit>, Arc<Roles>),
+    stop: Stop,
+) {
+    let reason = failovers.until_rolled_back(&audit, &roles).await;
+    tracing::error!(reason, "stopping, to begin anew");
     stop.send_replace(Some(Some(reason)));
 }
 

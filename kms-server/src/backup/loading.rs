@@ -3,6 +3,7 @@
 use std::io::Read;
 
 use super::{
+    ends::Ends,
     error::BackupError,
     reading::{Next, Reading},
 };
@@ -40,12 +41,12 @@ pub struct Loaded {
 
 /// Loads the backup whose header was read out of `input`; `tell` hears of rows so far.
 pub async fn load(
-    hsm: &Hsm,
-    store: &dyn WholeStore,
-    (header, at_ms): (&Header, u64),
+    ends: &Ends,
+    header: &Header,
     input: impl Read,
     mut tell: impl FnMut(u64),
 ) -> Result<Loaded, BackupError> {
+    let (hsm, store) = (&ends.hsm, ends.store.as_ref());
     if header.schema != store.schema() {
         let (found, release) = (header.schema, header.release.clone());
         return Err(BackupError::Schema { found, release, known: store.schema() });
@@ -90,7 +91,7 @@ pub async fn load(
         site: domain.site.clone(),
         id: random.as_slice().try_into().map_err(|_| BackupError::NoDomain)?,
         by: RolledBackBy::Backup,
-        at_ms,
+        at_ms: ends.at_ms,
         epoch: summary.epoch,
         from,
     };

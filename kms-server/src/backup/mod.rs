@@ -5,12 +5,14 @@
 //! a backup is gone through, block by block and event by event.
 
 mod drill;
+mod ends;
 mod error;
 mod loading;
 mod reading;
 mod writing;
 
 pub use drill::{Drill, Drilled};
+pub use ends::Ends;
 pub use error::BackupError;
 pub use loading::{Loaded, load, roll_back};
 pub use reading::{header_of, verify};

@@ -4,11 +4,8 @@ use std::{io::Write, sync::Arc};
 
 use tokio::sync::mpsc;
 
-use super::error::BackupError;
-use crate::{
-    hsm::{Hsm, TokenError},
-    store::whole::WholeStore,
-};
+use super::{ends::Ends, error::BackupError};
+use crate::hsm::TokenError;
 use kms_core::{
     BlockSecret, DomainRecord,
     audit::is_signed,
@@ -34,15 +31,15 @@ pub struct Written {
     pub bytes: u64,
 }
 
-/// Writes the database behind `store`, which is `domain`'s, to `out`; `tell` hears of rows and bytes so far.
+/// Writes the database, which is `domain`'s, to `out`; `tell` hears of rows and bytes so far.
 pub async fn write(
-    hsm: &Hsm,
-    store: Arc<dyn WholeStore>,
-    (domain, at_ms): (&DomainRecord, u64),
+    ends: &Ends,
+    domain: &DomainRecord,
     out: &mut impl Write,
     mut tell: impl FnMut(u64, u64),
 ) -> Result<Written, BackupError> {
-    let (key, header) = begin(hsm, store.schema(), domain, at_ms).await?;
+    let (key, header) = begin(ends, domain).await?;
+    let Ends { hsm, store, .. } = ends;
     let encoded = header.encode();
     let len = u32::try_from(encoded.len()).map_err(|_| BackupError::Header)?;
     let begin = [&MAGIC[..], &len.to_be_bytes(), &encoded].concat();
@@ -52,6 +49,7 @@ pub async fn write(
     let digest = header.digest();
     let (mut sealer, mut counter) = (Sealer::new(&key, digest), Counter::default());
     let (to, mut parts) = mpsc::channel(PARTS_WAITING);
+    let store = Arc::clone(store);
     let copying = tokio::spawn(async move { store.copy_out(to).await });
     while let Some(part) = parts.recv().await {
         let content = part.encode();
@@ -82,10 +80,8 @@ pub async fn write(
 
 /// The file's key, out of the token's generator, and the header that has it sealed.
 async fn begin(
-    hsm: &Hsm,
-    schema: u32,
+    Ends { hsm, store, at_ms }: &Ends,
     domain: &DomainRecord,
-    at_ms: u64,
 ) -> Result<(BlockSecret, Header), BackupError> {
     const TOO_FEW: &str = "its generator gave too few bytes";
     let short = || TokenError::Refused { operation: "give random bytes", source: TOO_FEW.into() };
@@ -99,9 +95,9 @@ async fn begin(
         domain: domain.domain,
         site: domain.site.clone(),
         id: id.try_into().map_err(|_| short())?,
-        at_ms,
+        at_ms: *at_ms,
         release: env!("CARGO_PKG_VERSION").to_owned(),
-        schema,
+        schema: store.schema(),
         kek_id: hsm.status().site_kek_id,
         canaries: domain.canaries.clone(),
         sealed_key: Vec::new(),

@@ -139,6 +139,7 @@ impl KeyringError {
             Self::Token { said, .. } => !matches!(said, TokenError::Refused { .. }),
             Self::Store(store) => match store {
                 StoreError::Unreachable { .. }
+                | StoreError::Unknown { .. }
                 | StoreError::Conflict(_)
                 | StoreError::ReadOnly
                 | StoreError::ReadOnlyPrimary

@@ -4,7 +4,10 @@
 //! transaction that excludes commits, then the process. A process that was stopped in between finds the new
 //! role in its next commit, which is refused.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{
     error::KeyringError,
@@ -115,6 +118,8 @@ pub enum NotChanged {
 pub struct Roles {
     opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
+    /// The mark of the database, as it was verified last.
+    mark: Mutex<Option<RestoreMark>>,
 }
 
 /// The promotion that a caller wants.
@@ -144,7 +149,7 @@ struct Stored {
 impl Roles {
     /// Over the same blocks as `opener`.
     pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
-        Self { opener, commits }
+        Self { opener, commits, mark: Mutex::default() }
     }
 
     /// The role now, as this process knows it.
@@ -229,6 +234,7 @@ impl Roles {
         heads.iter().for_each(|head| self.opener.entered(head));
         let standing = Standing { role: Role::Primary, epoch, open: true };
         self.opener.role.becomes(standing);
+        self.keep_mark(None);
         tracing::warn!(epoch = epoch.0, "this site was promoted: it writes");
         drop(all);
         Ok(Promotion { standing, left: entered.left })
@@ -366,10 +372,20 @@ impl Roles {
         let mark = store.restore_state().await?.mark();
         let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
         match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
-            Condition::Whole => Ok(None),
-            Condition::RolledBack => Ok(mark.map(|signed| signed.mark)),
+            Condition::Whole => Ok(self.keep_mark(None)),
+            Condition::RolledBack => Ok(self.keep_mark(mark.map(|signed| signed.mark))),
             Condition::Unknown => Err(NotChanged::Domain),
         }
+    }
+
+    fn keep_mark(&self, mark: Option<RestoreMark>) -> Option<RestoreMark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&mark);
+        mark
+    }
+
+    /// The mark of the database, as far as this process knows: nobody is asked.
+    pub fn known_mark(&self) -> Option<RestoreMark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs until the process ends: hears of it when another server of this site changes the role.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     whole::RestoreState,
 };
@@ -84,7 +84,7 @@ const OPERATIONS: [&str; 24] = [
     "put_divergence",
 ];
 
-const OUTCOMES: [&str; 10] = [
+const OUTCOMES: [&str; 11] = [
     "ok",
     "conflict",
     "taken",
@@ -95,6 +95,7 @@ const OUTCOMES: [&str; 10] = [
     "audit_moved",
     "audit_not_written",
     "not_writer",
+    "unknown",
 ];
 
 /// The outcome's place in [`OUTCOMES`].
@@ -110,6 +111,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Err(StoreError::AuditMoved(_)) => 7,
         Err(StoreError::AuditNotWritten { .. }) => 8,
         Err(StoreError::NotWriter(_)) => 9,
+        Err(StoreError::Unknown { .. }) => 10,
     }
 }
 
@@ -197,6 +199,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn positions(&self) -> Result<Positions, StoreError> {
         self.measure(Operation::Positions, self.inner.positions()).await
+    }
+
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
+        self.inner.timeline().await
     }
 
     async fn takes_changes(&self) -> Result<(), StoreError> {

@@ -25,7 +25,7 @@ use kms_core::{
 
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
-    SealedSecret, StandbyLag, StoreError, StoredBlock,
+    SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
 use whole::RestoreState;
@@ -105,6 +105,11 @@ pub trait ReadStore: Send + Sync + 'static {
     /// The lag of this store behind the one that it follows; `None`: it follows none, it takes
     /// changes itself.
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
+        Ok(None)
+    }
+
+    /// The timeline that it writes on; `None`: it has none, or follows another one's.
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
         Ok(None)
     }
 

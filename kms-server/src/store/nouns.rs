@@ -60,6 +60,13 @@ pub enum StoreError {
     /// The database does not take a backup. Nothing of the last step was written.
     #[error("the database does not take the backup: {0}")]
     NotLoaded(String),
+    /// The change was handed over whole, and the database did not say in time whether it is there: a commit that waits
+    /// for a synchronous standby may become true later. The audit chain tells, and the next change waits for that.
+    #[error("whether the change is in the database is not known: {reason}")]
+    Unknown {
+        /// One sentence for people.
+        reason: String,
+    },
     /// The database can't be reached or has failed; the change may or may not be there.
     #[error("the database is not reachable: {reason}")]
     Unreachable {
@@ -190,6 +197,15 @@ pub struct IndexedMeter {
 
 /// A holder of a key: the key's fingerprint, his title, and his id while he lives.
 pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
+
+/// The history that a database is on: another one begins with each promotion of a standby.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// The database system's own name.
+    pub system: String,
+    /// The number of the timeline.
+    pub number: u32,
+}
 
 /// The lag of a standby behind its primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,7 +42,7 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore, rules,
+    ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore, rules,
     sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep},
     whole::{Pieces, RestoreState, RollBack, WholeStore},
     work::Work,
@@ -109,13 +109,14 @@ impl PostgresStore {
     async fn write(&self, work: Work<'_>, audit: ChainLink<'_>) -> Result<(), StoreError> {
         work.check(&audit)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let mut has_begun = false;
+        let (mut has_begun, mut is_handed_over) = (false, false);
         let attempt = async {
             let mut whole = connection.begin_with(role::begin(work)).await?;
             has_begun = true;
             write::work(&mut whole, work, &audit).await?;
             audit::append(&mut whole, &audit.behind, audit.events).await?;
-            // Lost from here on, the outcome is unknown: `Unreachable` says so.
+            // Lost from here on, nobody knows whether it is there.
+            is_handed_over = true;
             Ok(whole.commit().await?)
         };
         let first = work.first_block();
@@ -125,7 +126,12 @@ impl PostgresStore {
             // It did not get the role's lock: its transaction is aborted, and nobody else knows that.
             connection.close_on_drop();
         }
-        written(&mut connection, outcome).await
+        match written(&mut connection, outcome).await {
+            Err(StoreError::Unreachable { reason }) if is_handed_over => {
+                Err(StoreError::Unknown { reason })
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -223,6 +229,10 @@ impl ReadStore for PostgresStore {
 
     async fn standby_lag(&self) -> Result<Option<StandbyLag>, StoreError> {
         reading!(self, standby_lag)
+    }
+
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
+        reading!(self, timeline)
     }
 
     async fn takes_changes(&self) -> Result<(), StoreError> {

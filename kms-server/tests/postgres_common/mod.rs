@@ -146,6 +146,48 @@ impl Cluster {
         run(as_postgres(&binary("pg_ctl")).args(["promote", "-w", "-D"]).arg(&self.data));
     }
 
+    /// Waits until this standby has replayed all that its primary has written.
+    pub async fn until_it_has_all_of(&self, primary: &Self) {
+        let at: String = primary.asked("SELECT pg_current_wal_lsn()::text").await;
+        let reached = format!("SELECT (pg_last_wal_replay_lsn() >= '{at}'::pg_lsn)::text");
+        let begun = Instant::now();
+        while self.asked(&reached).await != "true" {
+            assert!(
+                begun.elapsed() < START_PATIENCE,
+                "the standby does not follow: {}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The one value that a query of an administrator gives, as text.
+    async fn asked(&self, query: &str) -> String {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(&self.sockets().display().to_string())
+            .port(self.port)
+            .username(SUPERUSER)
+            .database("postgres");
+        let mut connection = PgConnection::connect_with(&options).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned()))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// Stops all of its processes where they are, or lets them go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        let postmaster = Pid::from_child(self.server.as_ref().expect("it runs"));
+        let pid = postmaster.as_raw_nonzero();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let children =
+            children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        for process in children.chain([postmaster]) {
+            kill_process(process, signal).unwrap();
+        }
+    }
+
     pub fn reload(&self) {
         let server = self.server.as_ref().expect("it runs");
         kill_process(Pid::from_child(server), Signal::HUP).unwrap();

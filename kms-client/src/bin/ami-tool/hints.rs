@@ -184,6 +184,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Unavailable, "NOT_REACHABLE", NotNow, TOKEN_OR_STORE),
     row(
         Unavailable,
+        "OUTCOME_UNKNOWN",
+        NotNow,
+        "the database waits for its standby: look whether it is there, or run it again, which changes nothing twice",
+    ),
+    row(
+        Unavailable,
         "BLOCK_BUSY",
         NotNow,
         "others change the same meters at the moment; run it again",

@@ -24,12 +24,21 @@ pub enum Role {
     Auditor,
     /// The second person of calls that need two.
     Approver,
+    /// The timer that keeps the other site in step.
+    Synchroniser,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 6] =
-        [Self::Hes, Self::AmiAdmin, Self::Rotator, Self::Peer, Self::Auditor, Self::Approver];
+    pub const ALL: [Self; 7] = [
+        Self::Hes,
+        Self::AmiAdmin,
+        Self::Rotator,
+        Self::Peer,
+        Self::Auditor,
+        Self::Approver,
+        Self::Synchroniser,
+    ];
 
     /// As configuration and log write it.
     pub const fn name(self) -> &'static str {
@@ -40,6 +49,7 @@ impl Role {
             Self::Peer => "peer",
             Self::Auditor => "auditor",
             Self::Approver => "approver",
+            Self::Synchroniser => "synchroniser",
         }
     }
 
@@ -58,7 +68,7 @@ impl Verb {
     /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
-        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator};
+        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Synchroniser};
         match self {
             Self::Decrypt
             | Self::DecryptBatch
@@ -75,15 +85,15 @@ impl Verb {
             | Self::GetImportKey
             | Self::Promote
             | Self::Demote
-            | Self::EnrolPeer
-            | Self::SyncNow => &[AmiAdmin],
+            | Self::EnrolPeer => &[AmiAdmin],
+            Self::SyncNow => &[AmiAdmin, Synchroniser],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
             | Self::FollowChanges
             | Self::ProveBlocks
             | Self::ListRoleRecords => &[Peer],
-            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
