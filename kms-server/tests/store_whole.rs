@@ -25,7 +25,7 @@ use kms_server::store::{
 };
 use postgres_common::Cluster;
 use store_contract::{
-    Said,
+    Said, Scene,
     made_up::meter,
     site_scene::{self, FOUNDED, Store, learnt, peer, promotion},
 };
@@ -38,7 +38,7 @@ async fn sqlite(dir: &Path, name: &str) -> Arc<SqliteStore> {
 /// Something of each kind that a database has.
 async fn filled(store: Arc<dyn WholeStore>) {
     let store: Store = store;
-    let mut scene = site_scene::found(&store, true).await.unwrap();
+    let mut scene: Scene = site_scene::found(&store, true).await.unwrap();
     for (block, meters) in [(1, [("a", 7), ("b", 8)]), (2, [("c", 9), ("d", 9)])] {
         let meters: Vec<_> = meters
             .iter()

@@ -159,7 +159,7 @@ pub enum PolicyError {
     CallerName(String),
     /// A role that there is not.
     #[error(
-        "there is no role {0:?}; the roles are hes, ami_admin, rotator, peer, auditor and approver"
+        "there is no role {0:?}; the roles are hes, ami_admin, rotator, peer, auditor, approver and synchroniser"
     )]
     Role(String),
     /// A verb that there is not.

@@ -219,7 +219,7 @@ pub(super) async fn copy_in(
     }
     // Names of the schema, quoted; values are bound.
     let statement = format!(
-        "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS row ({})",
+        "INSERT INTO {} ({}) SELECT {} FROM unnest({}) AS given ({})",
         quoted(&table.name),
         listed(table.columns.iter().map(String::as_str)),
         read.join(", "),
