@@ -10,6 +10,7 @@ use std::{ffi::OsStr, fs, path::Path};
 use common::fleet::{add, apdu, id, line, line_in_hsm, parsed, push};
 use kms_client::{CallError, ClientConfig, ImportRules, KmsClient, MeterId, Verdict};
 use softhsm_tests::{Programs, Role, ServerError, Site, SiteOptions, pair::said_by};
+use sqlx::{Connection as _, SqliteConnection};
 use tokio_stream::StreamExt as _;
 
 async fn client(site: &Site) -> KmsClient {
@@ -40,6 +41,13 @@ fn refused(site: &Site, verb: &'static str, arguments: &[&OsStr]) -> String {
 
 fn file(path: &Path) -> [&OsStr; 2] {
     ["--from".as_ref(), path.as_os_str()]
+}
+
+async fn tamper(database: &Path, statement: &'static str) {
+    let url = format!("sqlite://{}", database.display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
 }
 
 /// The site loses its database, with the log beside it.
@@ -116,8 +124,22 @@ async fn invariant_3_a_restored_site_reads_at_once_and_writes_only_above_every_e
         let said = promote(without).unwrap_err().to_string();
         assert!(said.contains("ROLLED_BACK") && said.contains("--above-epoch"), "{said}");
     }
-    // A start changes nothing of it.
+    // A start changes nothing of it, nor does who writes to the database: the row that commits look at gives no
+    // right, and without the mark the domain is nobody's.
     server.stop().unwrap();
+    let database = site.places().data.join("kms.db");
+    tamper(&database, "UPDATE role SET writes = 1").await;
+    let server = site.start().unwrap();
+    assert_eq!(refusal_of_a_write(&client(&site).await, 40).await, "NOT_PRIMARY");
+    server.stop().unwrap();
+    let kept = dir.path().join("kept.db");
+    fs::copy(&database, &kept).unwrap();
+    tamper(&database, "DELETE FROM restore").await;
+    let said = refused(&site, "serve", &[]);
+    assert!(said.contains("is not what this site's token signed"), "{said}");
+    lose_the_database(&site);
+    fs::copy(&kept, &database).unwrap();
+    tamper(&database, "UPDATE role SET writes = 0").await;
     let _server = site.start().unwrap();
     let restored = client(&site).await;
     assert_eq!(refusal_of_a_write(&restored, 40).await, "NOT_PRIMARY");
