@@ -87,7 +87,11 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
     third.start();
     third.promote();
     point(&name, &third);
-    eventually("the server begins anew", async || running.ended().unwrap().is_some()).await;
+    eventually("the server begins anew", || {
+        let ended = running.ended().unwrap().is_some();
+        async move { ended }
+    })
+    .await;
     assert!(running.log_tail().contains("lost what was acknowledged"), "{}", running.log_tail());
     let _running = home.start().unwrap();
     let restored = client(&home, Role::Dev).await;

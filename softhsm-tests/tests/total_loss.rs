@@ -47,8 +47,7 @@ fn empty(directory: &Path) {
 #[tokio::test]
 async fn invariant_4_a_site_that_lost_token_and_database_gets_everything_from_the_other_one() {
     let dir = tempfile::Builder::new().prefix("kms-loss-").tempdir_in("/dev/shm").unwrap();
-    let pair =
-        Pair::make(dir.path(), &Programs::find().unwrap(), &SiteOptions::default()).unwrap();
+    let pair = Pair::make(dir.path(), &Programs::find().unwrap(), &SiteOptions::default()).unwrap();
     let (a, _b) = pair.start().unwrap();
     let (lost, other) = (&pair.a, &pair.b);
     add(&client(lost).await, &[line(1), line(2)]).await;

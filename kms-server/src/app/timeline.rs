@@ -49,7 +49,14 @@ pub(super) struct Failovers {
 impl Failovers {
     /// Before anything of the database is used: the mark, if this start finds that it lost its tail.
     pub(super) async fn at_start(&self) -> Result<Option<RestoreMark>, Fault> {
-        let Some(now) = self.store.timeline().await? else { return Ok(None) };
+        let now = match self.store.timeline().await {
+            Ok(Some(now)) => now,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::warn!(%error, "the database does not say which timeline it is on: a failover is not noticed");
+                return Ok(None);
+            }
+        };
         let noted = self.noted().map_err(|error| self.not_kept(&error))?;
         if noted.as_ref().is_some_and(|noted| *noted != now) {
             let lost = self.lost(&[]).await;
