@@ -25,10 +25,9 @@ use kms_core::{
 
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
-    SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
+    RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use sites::{BlockAdoption, BlockChanges, Divergent, FollowerLock, RoleRow, RoleStep};
-use whole::RestoreState;
 
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
 #[async_trait]

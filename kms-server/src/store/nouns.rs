@@ -2,9 +2,13 @@
 
 use kms_core::{
     BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
-    audit::NodeId,
+    audit::{NodeId, Signature},
     freshness::SignedHeadTable,
-    site::{peer::SignedPeer, role::SignedRoleRecord},
+    site::{
+        peer::SignedPeer,
+        restored::{RestoreMark, SignedRestoreMark},
+        role::SignedRoleRecord,
+    },
 };
 
 /// The errors of a store, cut by what the caller can do about them.
@@ -197,6 +201,47 @@ pub struct IndexedMeter {
 
 /// A holder of a key: the key's fingerprint, his title, and his id while he lives.
 pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
+
+/// Whether a database was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestoreState {
+    /// Not that anybody says.
+    Nothing,
+    /// A restore began and did not end: what is there is a part of a backup.
+    Loading {
+        /// What is restored, in words.
+        from: String,
+    },
+    /// It bears this mark; not verified.
+    Marked(SignedRestoreMark),
+}
+
+impl RestoreState {
+    /// As a row of the database says it.
+    pub(super) fn of_row(
+        state: i64,
+        body: &[u8],
+        signature: Option<Signature>,
+    ) -> Result<Self, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged(format!("the mark of a restore {what}"));
+        match (state, signature) {
+            (1, _) => Ok(Self::Loading { from: String::from_utf8_lossy(body).into_owned() }),
+            (2, Some(signature)) => {
+                let mark = RestoreMark::decode(body).map_err(|_| damaged("can't be read"))?;
+                Ok(Self::Marked(SignedRestoreMark { mark, signature }))
+            }
+            _ => Err(damaged("is none")),
+        }
+    }
+
+    /// The mark, if there is one.
+    pub fn mark(self) -> Option<SignedRestoreMark> {
+        match self {
+            Self::Marked(mark) => Some(mark),
+            Self::Nothing | Self::Loading { .. } => None,
+        }
+    }
+}
 
 /// The history that a database is on: another one begins with each promotion of a standby.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,11 +6,12 @@
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{StoreError, WriteStore};
+pub use super::nouns::RestoreState;
+use super::{WriteStore, nouns::StoreError};
 use kms_core::{
     audit::Signature,
     backup::part::{Cell, Part, Rows, Table},
-    site::restored::{RestoreMark, SignedRestoreMark},
+    site::restored::SignedRestoreMark,
 };
 
 /// Rows are sent on once they have as many bytes: what a backup's reader and writer hold of a table.
@@ -18,47 +19,6 @@ pub(super) const PIECE_LEN: usize = 256 << 10;
 
 /// Tables that are no part of what is copied: what they say is about this very database.
 const OF_ITS_OWN: [&str; 2] = ["restore", "schema_version"];
-
-/// Whether a database was rolled back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RestoreState {
-    /// Not that anybody says.
-    Nothing,
-    /// A restore began and did not end: what is there is a part of a backup.
-    Loading {
-        /// What is restored, in words.
-        from: String,
-    },
-    /// It bears this mark; not verified.
-    Marked(SignedRestoreMark),
-}
-
-impl RestoreState {
-    /// As a row of the database says it.
-    pub(super) fn of_row(
-        state: i64,
-        body: &[u8],
-        signature: Option<Signature>,
-    ) -> Result<Self, StoreError> {
-        let damaged = |what: &str| StoreError::Damaged(format!("the mark of a restore {what}"));
-        match (state, signature) {
-            (1, _) => Ok(Self::Loading { from: String::from_utf8_lossy(body).into_owned() }),
-            (2, Some(signature)) => {
-                let mark = RestoreMark::decode(body).map_err(|_| damaged("can't be read"))?;
-                Ok(Self::Marked(SignedRestoreMark { mark, signature }))
-            }
-            _ => Err(damaged("is none")),
-        }
-    }
-
-    /// The mark, if there is one.
-    pub fn mark(self) -> Option<SignedRestoreMark> {
-        match self {
-            Self::Marked(mark) => Some(mark),
-            Self::Nothing | Self::Loading { .. } => None,
-        }
-    }
-}
 
 /// A database that was rolled back, from now on marked: its site does not write.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -177,15 +177,10 @@ impl Cluster {
 
     /// Stops all of its processes where they are, or lets them go on.
     pub fn freeze(&self, frozen: bool) {
-        let signal = if frozen { Signal::STOP } else { Signal::CONT };
-        let postmaster = Pid::from_child(self.server.as_ref().expect("it runs"));
-        let pid = postmaster.as_raw_nonzero();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let children =
-            children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
-        for process in children.chain([postmaster]) {
-            kill_process(process, signal).unwrap();
-        }
+        signal_all(
+            self.server.as_ref().expect("it runs"),
+            if frozen { Signal::STOP } else { Signal::CONT },
+        );
     }
 
     pub fn reload(&self) {
@@ -283,9 +278,23 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
+            // One that is frozen would never end.
+            signal_all(&server, Signal::CONT);
             let _ = kill_process(Pid::from_child(&server), Signal::QUIT);
             let _ = server.wait();
         }
+    }
+}
+
+/// The postmaster and all that work for it.
+fn signal_all(server: &Child, signal: Signal) {
+    let postmaster = Pid::from_child(server);
+    let pid = postmaster.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    for process in children.chain([postmaster]) {
+        let _ = kill_process(process, signal);
     }
 }
 
