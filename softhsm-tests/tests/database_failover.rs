@@ -115,37 +115,3 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
     }
     assert_eq!(opens(&restored, 4).await, Some(Verdict::Ok));
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn invariant_4_a_commit_that_waits_for_a_frozen_standby_is_unknown_and_settled_before_the_next_one()
- {
-    let dir = tempfile::tempdir().unwrap();
-    let name = dir.path().join("database");
-    let cluster = Cluster::new(&[]);
-    cluster.database("ami");
-    point(&name, &cluster);
-    let home = home(&name);
-    home.init().unwrap();
-    let standby = cluster.standby();
-    cluster.set(&["synchronous_standby_names = '*'"]);
-    cluster.reload();
-    let _running = home.start().unwrap();
-    let serving = client(&home, Role::Dev).await;
-    warm(&serving).await;
-    add(&serving, &[line(1)]).await;
-
-    standby.freeze(true);
-    let unknown = outcome_of_import(&serving, 2).await;
-    assert!(unknown.contains("OUTCOME_UNKNOWN"), "{unknown}");
-    // Reads go on. What is not known to be there is not used.
-    assert_eq!(opens(&serving, 1).await, Some(Verdict::Ok));
-    assert_ne!(opens(&serving, 2).await, Some(Verdict::Ok));
-    standby.freeze(false);
-    // The next change finds it there, and goes behind it.
-    eventually("changes are taken", async || outcome_of_import(&serving, 3).await.is_empty()).await;
-    eventually("it became true", async || opens(&serving, 2).await == Some(Verdict::Ok)).await;
-    // Once more changes nothing, and the chain is whole.
-    assert_eq!(outcome_of_import(&serving, 2).await, "");
-    let verified = home.ami_tool(Role::Auditor).succeed(&["audit", "verify"]).unwrap();
-    assert!(!verified.contains("broken"), "{verified}");
-}
