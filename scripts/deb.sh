@@ -47,7 +47,8 @@ install -D -m 755 -t "$stage/opt/ami/bin" "$bin_dir/kms-server" "$bin_dir/ami-to
 install -d -m 755 "$stage/usr/bin"
 ln -s /opt/ami/bin/kms-server /opt/ami/bin/ami-tool /opt/ami/bin/sync-keys "$stage/usr/bin"
 install -D -m 644 -t "$stage/usr/lib/systemd/system" deploy/systemd/ami-kms.service \
-  deploy/systemd/ami-sync-keys.service deploy/systemd/ami-sync-keys.timer
+  deploy/systemd/ami-sync-keys.service deploy/systemd/ami-sync-keys.timer \
+  deploy/systemd/ami-backup.service deploy/systemd/ami-backup.timer
 install -D -m 644 -t "$stage/usr/lib/sysusers.d" deploy/sysusers.d/ami-kms.conf
 install -D -m 644 -t "$stage/usr/lib/tmpfiles.d" deploy/tmpfiles.d/ami-kms.conf
 install -d -m 750 "$stage/etc/ami"

@@ -48,11 +48,12 @@ check_exposure "alone"
 check_exposure "with softhsm.conf" deploy/systemd/drop-ins/softhsm.conf
 check_exposure "with hsm-device.conf" deploy/systemd/drop-ins/hsm-device.conf
 check_exposure "of sync-keys" "" ami-sync-keys
+check_exposure "of backups" "" ami-backup
 
 # Unknown settings, paths that do not exist: a root with what the package puts there.
 root="$work/root"
 mkdir -p "$root"/{opt/ami/bin,etc/systemd/system,bin,usr/lib/systemd/system}
-cp deploy/systemd/ami-kms.service deploy/systemd/ami-sync-keys.* "$root/etc/systemd/system"
+cp deploy/systemd/ami-kms.service deploy/systemd/ami-sync-keys.* deploy/systemd/ami-backup.* "$root/etc/systemd/system"
 printf '#!/bin/sh\n' | tee "$root/bin/kill" "$root/opt/ami/bin/sync-keys" >"$root/opt/ami/bin/kms-server"
 chmod 755 "$root"/opt/ami/bin/{kms-server,sync-keys} "$root/bin/kill"
 cp -r /usr/lib/systemd/system/*.target /usr/lib/systemd/system/*.slice "$root/usr/lib/systemd/system" 2>/dev/null || true
@@ -64,6 +65,10 @@ said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no ami-
 said=$(grep -i 'ami-sync' <<<"$said" || true)
 [ -z "$said" ] || fail "systemd-analyze verify: $said"
 ok "nor have the unit and the timer of sync-keys"
+said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no ami-backup.service ami-backup.timer 2>&1 || true)
+said=$(grep -i 'ami-backup' <<<"$said" || true)
+[ -z "$said" ] || fail "systemd-analyze verify: $said"
+ok "nor have those of backups"
 
 mkdir -p "$root"/{etc,usr/lib/{sysusers.d,tmpfiles.d}}
 cp deploy/sysusers.d/ami-kms.conf "$root/usr/lib/sysusers.d"

@@ -5,6 +5,7 @@
 //! it): time, randomness and what is outside come in through [`ports`].
 
 pub mod audit;
+pub mod backup;
 pub mod block;
 pub mod client_title;
 pub mod codec;

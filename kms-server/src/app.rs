@@ -1,6 +1,7 @@
 //! The parts put together: what each verb of the command line does.
 
 mod alone;
+mod backup;
 mod check;
 mod database;
 mod fault;
@@ -8,17 +9,22 @@ mod founding;
 mod ground;
 mod init;
 mod join;
+mod last_backup;
 mod migrate;
+mod no_commits;
 mod node;
 mod outside;
 mod probe;
 mod report;
+mod rolled_back;
 mod runtime;
 mod serve;
+mod timeline;
 mod token;
 mod trust;
 mod two_sites;
 
+pub use backup::{BackupOptions, RestoreOptions, backup, restore};
 pub use check::check;
 pub use fault::Fault;
 pub use init::{InitOptions, init};

@@ -9,7 +9,7 @@
 //! | 6 | [`app`] | builds every part, bottom up; owns shutdown |
 //! | 5 | [`config`] | file → checked `Config` of each part |
 //! | 4 | [`rpc`] | the wire: tonic, rustls, `ami.kms.v1` |
-//! | 3 | [`ciphering`], [`enrolment`], [`lifecycle`], [`replication`], [`site_health`] | HES verbs; another site joins; keys' lives; two sites; the one judgement of how the site is |
+//! | 3 | [`backup`], [`ciphering`], [`enrolment`], [`lifecycle`], [`replication`], [`site_health`] | backups and drills; HES verbs; another site joins; keys' lives; two sites; the one judgement of how the site is |
 //! | 2 | [`keyring`], [`audit`] | open blocks, resident keys; the record of what was done |
 //! | 1b | [`hsm`], [`store`] | one outside thing each |
 //! | 1 | [`kms_core`] (a crate of its own), [`telemetry`] | nouns and rules, no IO; metrics and log |
@@ -22,6 +22,7 @@ pub mod hsm;
 pub mod store;
 
 pub mod audit;
+pub mod backup;
 pub mod ciphering;
 pub mod enrolment;
 pub mod keyring;

@@ -12,7 +12,7 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use kms_core::enrolment::Fingerprint;
 use kms_server::{
-    app::{self, Fault, InitOptions, JoinOptions, TrustOptions},
+    app::{self, BackupOptions, Fault, InitOptions, JoinOptions, RestoreOptions, TrustOptions},
     config::{Config, Finding},
     hsm::pkcs11::ProbeReport,
     telemetry::{self, Log},
@@ -49,6 +49,12 @@ fn run(Arguments { config: path, verb }: Arguments, log: &Log) -> Result<ExitCod
         Verb::TrustPeer { request, fingerprint, so_pin_file, withdraw, output, .. } => {
             let options = TrustOptions { request, fingerprint, so_pin_file, withdraw };
             output.say(&app::trust_peer(config, &options)?);
+        }
+        Verb::Backup { out, keep, drill, output } => {
+            output.say(&app::backup(config, &BackupOptions { out, keep, drill })?);
+        }
+        Verb::Restore { from, verify_only, output } => {
+            output.say(&app::restore(config, &RestoreOptions { from, verify_only })?);
         }
         Verb::Migrate(output) => output.say(&app::migrate(config)?),
         Verb::Serve => app::serve(config, log.clone())?,
@@ -155,6 +161,32 @@ enum Verb {
         /// Only try whether this token can trust a key, and so can ever hand its sealed KEKs on.
         #[arg(long = "try", conflicts_with = "request")]
         try_only: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write all of the database into a file that only this site's token opens; the server may run meanwhile.
+    Backup {
+        /// The file, of which there must be none; or a directory, in which it gets a name of its own.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// In a directory: keep so many backups of this site, and remove older ones once this one is whole.
+        #[arg(long, value_name = "N")]
+        keep: Option<usize>,
+        /// Restore it at once into a database that goes again, and open every block of it.
+        #[arg(long)]
+        drill: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Restore a backup into an empty database. The site changes nothing then until it is promoted above every epoch
+    /// that is known.
+    Restore {
+        /// The backup.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// A drill: into a database that goes again, of which every block is opened. Nothing else is touched.
+        #[arg(long)]
+        verify_only: bool,
         #[command(flatten)]
         output: Output,
     },

@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("store", 15),
     ("audit", 20),
     ("keyring", 20),
+    ("backup", 30),
     ("ciphering", 30),
     ("enrolment", 30),
     ("lifecycle", 30),

@@ -266,6 +266,12 @@ on_a_token! {
         }
         drop(session);
         received(home, &keys, &handed);
+        // They are there and proved: what another bundle says of them destroys nothing.
+        assert!(receive_keks(&joining(home), &bad, &keys.ceremony).is_err());
+        let session = intruder(JOINING);
+        for label in ["ami-meter-kek", "ami-use-kek"] {
+            assert_eq!(found(&session, ObjectClass::SECRET_KEY, label).len(), 1, "{label}");
+        }
     }
 
     fn a_ceremony_that_was_interrupted_goes_on_and_one_that_is_over_does_not_begin_again(home) {

@@ -23,11 +23,13 @@ pub enum Role {
     Auditor,
     /// The second person of calls that need two.
     Approver,
+    /// The timer that keeps the other site in step.
+    Synchroniser,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Dev,
         Self::Hes,
         Self::AmiAdmin,
@@ -35,6 +37,7 @@ impl Role {
         Self::Peer,
         Self::Auditor,
         Self::Approver,
+        Self::Synchroniser,
     ];
 
     /// The name in its certificate.
@@ -47,6 +50,7 @@ impl Role {
             Self::Peer => "peer-1",
             Self::Auditor => "auditor-1",
             Self::Approver => "approver-1",
+            Self::Synchroniser => "synchroniser-1",
         }
     }
 
@@ -60,6 +64,7 @@ impl Role {
             Self::Peer => "client-peer.toml",
             Self::Auditor => "client-auditor.toml",
             Self::Approver => "client-approver.toml",
+            Self::Synchroniser => "client-synchroniser.toml",
         }
     }
 
@@ -73,6 +78,7 @@ impl Role {
             Self::Peer => &["peer"],
             Self::Auditor => &["auditor"],
             Self::Approver => &["approver"],
+            Self::Synchroniser => &["synchroniser"],
         }
     }
 }

@@ -27,7 +27,7 @@ struct Row {
 }
 
 fn row(method: Method) -> Row {
-    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Transmitter};
+    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Synchroniser, Transmitter};
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
@@ -68,10 +68,10 @@ fn row(method: Method) -> Row {
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
-        Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor], DONE),
+        Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor, Synchroniser], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
-        Method::SiteSyncNow => (&[AmiAdmin], SINGLE_SITE),
+        Method::SiteSyncNow => (&[AmiAdmin, Synchroniser], SINGLE_SITE),
         Method::SiteGetReadiness | Method::SitePlanPromotion => (&[AmiAdmin, Auditor], SINGLE_SITE),
         Method::SiteEnrolPeer | Method::SiteResolveDivergence => (&[AmiAdmin], BAD_FIELD),
         Method::SiteListDivergence => (&[AmiAdmin, Auditor], DONE),
@@ -139,6 +139,7 @@ fn roles_of(caller: Role) -> &'static [Granted] {
         Role::Peer => &[Granted::Peer],
         Role::Auditor => &[Granted::Auditor],
         Role::Approver => &[Granted::Approver],
+        Role::Synchroniser => &[Granted::Synchroniser],
     }
 }
 

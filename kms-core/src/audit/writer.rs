@@ -2,10 +2,10 @@
 //! again, and when nothing more is. A step of the store in, the next step out; no store, no lock, and no
 //! clock, since nothing here is a matter of time: what seems lost is forgotten by its number.
 //!
-//! A store that does not answer may have committed, or may yet. So its end is looked for before anything
-//! else is written: it is there, or it is not (yet) and another one is written behind the same end. Of all
-//! those only one can ever land, since each says which end it stands behind. Any other end was made by
-//! somebody who is not this writer.
+//! A store that does not answer may have committed, or may yet. So its end is looked for, once before its caller
+//! is answered, and again before anything else is written: it is there, or it is not (yet) and another one is
+//! written behind the same end. Of all those only one can ever land, since each says which end it stands behind.
+//! Any other end was made by somebody who is not this writer.
 
 use super::{AuditEntry, ChainTip, StoredEvent};
 
@@ -32,7 +32,7 @@ impl ChainWriter {
 
     /// A turn: `entries` go behind the chain's end, all or none.
     pub fn turn<'a>(&'a mut self, entries: &'a [AuditEntry]) -> Turn<'a> {
-        Turn { writer: self, entries, looked_again: false }
+        Turn { writer: self, entries, looked_again: false, lost: false }
     }
 
     /// The chain ends here: what was awaited is there, or can't come any more.
@@ -94,6 +94,8 @@ pub enum Step {
 pub struct Turn<'a> {
     writer: &'a mut ChainWriter,
     entries: &'a [AuditEntry],
+    /// This turn's own commit was lost: it is looked for once, before anybody is answered.
+    lost: bool,
     /// An end that was in the way was looked for already. Once a turn: two in a row are not ours.
     looked_again: bool,
 }
@@ -110,7 +112,11 @@ impl Turn<'_> {
                 self.writer.ends_at(tip);
                 Step::Done(tip)
             }
-            // It stays awaited: the next turn looks for it.
+            // Looked for at once: what is there is no loss. Else it stays awaited, and the next turn looks.
+            Input::Lost if !self.lost => {
+                self.lost = true;
+                Step::Look
+            }
             Input::Lost => Step::GiveUp,
             Input::Moved => self.moved(),
             Input::Refused => {
@@ -124,6 +130,13 @@ impl Turn<'_> {
     /// other end was made by somebody else.
     fn found(&mut self, end: ChainTip) -> Step {
         let writer = &mut *self.writer;
+        if self.lost {
+            if writer.awaited != Some(end) {
+                return Step::GiveUp;
+            }
+            writer.ends_at(end);
+            return Step::Done(end);
+        }
         if writer.awaited == Some(end) || writer.late.contains(&end) {
             writer.ends_at(end);
             return self.write(true);
@@ -200,7 +213,8 @@ mod tests {
                 step = turn.step(Input::Found(start()));
             }
             assert_eq!(place(step), (start(), false));
-            assert_eq!(turn.step(Input::Lost), Step::GiveUp);
+            assert_eq!(turn.step(Input::Lost), Step::Look);
+            assert_eq!(turn.step(Input::Found(start())), Step::GiveUp);
         }
     }
 
@@ -241,7 +255,19 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_commit_that_is_not_there_is_written_over_and_forgotten_once_another_is_committed() {
+    fn invariant_4_a_lost_commit_that_is_there_is_no_loss_and_is_answered_as_done() {
+        let mut writer = ChainWriter::new(start());
+        let entries = [entry(1)];
+        let mut turn = writer.turn(&entries);
+        turn.step(Input::Begin);
+        assert_eq!(turn.step(Input::Lost), Step::Look);
+        let end = after(start(), &entries);
+        assert_eq!(turn.step(Input::Found(end)), Step::Done(end));
+        assert_eq!(writer, ChainWriter::new(end));
+    }
+
+    #[test]
+    fn a_lost_commit_that_is_not_there_and_forgotten_once_another_is_committed() {
         let mut writer = ChainWriter::new(start());
         losing(&mut writer, 0..1);
         let entries = [entry(1)];

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{
-    database::{NO_DOMAIN, NotOpened, canaries_of, open_store},
+    database::{NO_DOMAIN, NotOpened, canaries_of, open_store, refuse_a_part},
     fault::Fault,
     migrate, node,
     outside::SystemClock,
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::{self, Config, Finding, Store},
     hsm::pkcs11::{Canaries, ProbeDepth},
-    store::WriteStore,
+    store::{WriteStore, whole::RestoreState},
 };
 use kms_core::ports::Clock;
 
@@ -57,6 +57,9 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>
         };
         let mut wrong = Vec::new();
         wrong.extend(store.takes_changes().await.err().map(|error| Finding::of("store", &error)));
+        wrong.extend(
+            refuse_a_part(store.as_ref()).await.err().map(|fault| Finding::of("store", &fault)),
+        );
         wrong.extend(left_in_place(store.as_ref(), &config.site.data_dir).await);
         let domain = store.domain().await;
         store.close().await;
@@ -72,6 +75,10 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>
 /// A database that was restored beside a node's own files: its audit chain is shorter than they say, or
 /// another one, and every call that has to be recorded would be refused.
 async fn left_in_place(store: &dyn WriteStore, data_dir: &Path) -> Option<Finding> {
+    // A restore that is marked: the server puts its own files aside when it starts.
+    if matches!(store.restore_state().await, Ok(RestoreState::Marked(_))) {
+        return None;
+    }
     let head = node::signed_head(data_dir)?;
     let tip = head.tip;
     let chains = store.audit_chains().await.ok()?;

@@ -7,9 +7,10 @@ use crate::{
     config::{Config, Store},
     hsm::{BoxError, pkcs11::Canaries},
     store::{
-        WriteStore,
+        ReadStore,
         postgres::{self, PostgresStore},
         sqlite::{self, SqliteStore},
+        whole::{RestoreState, WholeStore},
     },
 };
 use kms_core::DomainRecord;
@@ -24,6 +25,22 @@ pub(super) fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
 
 /// Said where `init` has not been.
 pub(super) const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration, or restore the database that has it";
+
+/// The key domain of an opened database.
+pub(super) async fn domain_of(store: &dyn ReadStore) -> Result<DomainRecord, Fault> {
+    refuse_a_part(store).await?;
+    store.domain().await?.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))
+}
+
+/// Refuses a database into which a backup was restored, but not all of it.
+pub(super) async fn refuse_a_part(store: &dyn ReadStore) -> Result<(), Fault> {
+    let RestoreState::Loading { from } = store.restore_state().await? else { return Ok(()) };
+    let sentence = format!(
+        "a restore into this database was broken off ({from}), and what is in it is a part: run `kms-server restore` \
+         again, which begins anew"
+    );
+    Err(Fault::Store(sentence.into()))
+}
 
 /// The proofs of the token's KEKs, if `init` has been here.
 pub(super) fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
@@ -71,21 +88,50 @@ impl From<NotOpened> for Fault {
     }
 }
 
+/// Opened to be read beside a server: nothing is made or brought forward.
+pub(super) async fn open_as_it_is(config: &Config) -> Result<Arc<dyn WholeStore>, NotOpened> {
+    open(config, Opening::AsItIs).await
+}
+
 pub(super) async fn open_store(
     config: &Config,
     create: bool,
-) -> Result<Arc<dyn WriteStore>, NotOpened> {
+) -> Result<Arc<dyn WholeStore>, NotOpened> {
+    open(config, if create { Opening::Make } else { Opening::BringForward }).await
+}
+
+/// What opening may do to a database.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opening {
+    /// Make it, if there is none.
+    Make,
+    /// Bring its schema to this program's.
+    BringForward,
+    /// Nothing.
+    AsItIs,
+}
+
+async fn open(config: &Config, how: Opening) -> Result<Arc<dyn WholeStore>, NotOpened> {
+    let create = how == Opening::Make;
     let refused = |is_away: bool, error: BoxError| {
         NotOpened::Refused(if is_away { Fault::Away(error) } else { Fault::Store(error) })
     };
     match &config.store {
         Store::Sqlite { path } => {
-            let opened = SqliteStore::open(sqlite::Config { path: path.clone(), create }).await;
+            let config = sqlite::Config { path: path.clone(), create };
+            let opened = match how {
+                Opening::AsItIs => SqliteStore::open_as_it_is(config).await,
+                Opening::Make | Opening::BringForward => SqliteStore::open(config).await,
+            };
             Ok(Arc::new(opened.map_err(|error| refused(error.is_away(), error.into()))?))
         }
         Store::Postgresql(config) => {
             let config = postgres::Config { create, ..config.clone() };
-            match PostgresStore::open(config).await {
+            let opened = match how {
+                Opening::AsItIs => PostgresStore::open_as_it_is(config).await,
+                Opening::Make | Opening::BringForward => PostgresStore::open(config).await,
+            };
+            match opened {
                 Ok(store) => Ok(Arc::new(store)),
                 Err(postgres::OpenError::Missing { .. }) => Err(NotOpened::Empty),
                 Err(error) => Err(refused(error.is_away(), error.into())),

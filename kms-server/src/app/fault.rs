@@ -33,7 +33,7 @@ pub enum Fault {
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unreachable { .. } => Self::Away(error.into()),
+            StoreError::Unreachable { .. } | StoreError::Unknown { .. } => Self::Away(error.into()),
             _ => Self::Store(error.into()),
         }
     }

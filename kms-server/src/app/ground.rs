@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::Site,
     hsm::Hsm,
-    store::{WriteStore, measured::Measured},
+    store::{WriteStore, measured::Measured, whole::WholeStore},
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock, profile::Profiles};
 
@@ -15,6 +15,8 @@ pub(super) struct Ground {
     pub(super) domain: DomainRecord,
     pub(super) hsm: Hsm,
     pub(super) store: Arc<dyn WriteStore>,
+    /// The same store, as who marks a database that was rolled back has it.
+    pub(super) whole: Arc<dyn WholeStore>,
     /// The same store, as all but the end of the process use it.
     pub(super) measured: Arc<Measured<dyn WriteStore>>,
     pub(super) clock: Arc<dyn Clock>,

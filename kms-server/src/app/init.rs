@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    database::open_store,
+    database::{open_store, refuse_a_part},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
     outside::{OperatingSystem, SystemClock},
@@ -40,6 +40,7 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
     let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
     let runtime = runtime(1)?;
     let store = runtime.block_on(open_store(&config, true))?;
+    runtime.block_on(refuse_a_part(store.as_ref()))?;
     if runtime.block_on(store.domain())?.is_some() {
         return Err(Fault::Store(
             "the database has a key domain already: to begin again, move it away, and use a fresh \

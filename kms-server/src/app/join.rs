@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    database::{known_canaries, open_store},
+    database::{known_canaries, open_store, refuse_a_part},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
     init::{pin_from, random},
@@ -141,6 +141,7 @@ pub(super) fn read_request(path: &Path) -> Result<SignedRequest, Fault> {
 pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Report, Fault> {
     let runtime = runtime(1)?;
     let store = runtime.block_on(open_store(&config, true))?;
+    runtime.block_on(refuse_a_part(store.as_ref()))?;
     if runtime.block_on(store.domain())?.is_some() {
         return Err(Fault::Store(HAS_DOMAIN.into()));
     }

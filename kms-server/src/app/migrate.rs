@@ -5,9 +5,10 @@
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use super::{
-    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
+    no_commits::NoCommits,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
     report::Report,
@@ -17,17 +18,13 @@ use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Below, Keyring, SiteRole, founding::make_blocks},
-    store::{
-        AuditedStore, BlockChange, Founding, StoreError,
-        sites::{BlockAdoption, Divergent, RoleStep},
-    },
+    store::{Founding, ReadStore, StoreError},
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
-    audit::{AuditEntry, PublicKey},
     block::Digest,
     freshness::Freshness,
-    site::peer::SignedPeer,
+    site::restored::{Condition, RestoreMark},
 };
 
 /// Said where an older version has been.
@@ -38,23 +35,27 @@ pub(super) const NOT_MIGRATED: &str = "this key domain was made by an older vers
 const CHANGED: &str = "the `domain` row of the database is not what this site's token signed: it was \
                        changed outside this service; restore that row from a backup";
 
-/// Refuses a domain's record that the token did not sign.
-pub(super) async fn check_domain(hsm: &Hsm, domain: &DomainRecord) -> Result<(), Fault> {
+/// Refuses a domain's record that the token did not sign; the mark over which it did, if the database was rolled back.
+pub(super) async fn check_domain(
+    hsm: &Hsm,
+    store: &dyn ReadStore,
+    domain: &DomainRecord,
+) -> Result<Option<RestoreMark>, Fault> {
     let key = hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
-    signed(domain, &key)
+    if is_unsigned(domain) {
+        return Err(Fault::Store(NOT_MIGRATED.into()));
+    }
+    let mark = store.restore_state().await?.mark();
+    match domain.condition(mark.as_ref(), &key) {
+        Condition::Whole => Ok(None),
+        Condition::RolledBack => Ok(mark.map(|signed| signed.mark)),
+        Condition::Unknown => Err(Fault::Store(CHANGED.into())),
+    }
 }
 
 /// Whether an older version made it.
 pub(super) fn is_unsigned(domain: &DomainRecord) -> bool {
     domain.signature.is_none()
-}
-
-fn signed(domain: &DomainRecord, key: &PublicKey) -> Result<(), Fault> {
-    match domain.signature {
-        None => Err(Fault::Store(NOT_MIGRATED.into())),
-        Some(_) if domain.is_signed_by(key) => Ok(()),
-        Some(_) => Err(Fault::Store(CHANGED.into())),
-    }
 }
 
 /// Migrates what `config` names. No server may run meanwhile.
@@ -67,8 +68,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     let store_fault = |error: StoreError| Fault::Store(error.into());
     let _database = alone_over(&config.store)?;
     let store = open_store(&config, false).await?;
-    let domain = store.domain().await.map_err(store_fault)?;
-    let mut domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
+    let mut domain = domain_of(store.as_ref()).await?;
     if domain.signature.is_some() {
         return Err(Fault::Store("this key domain is migrated: there is nothing to do".into()));
     }
@@ -138,34 +138,4 @@ async fn refuse_if_signed_before(data_dir: &Path) -> Result<(), Fault> {
         return Err(Fault::Store(sentence.into()));
     }
     Ok(())
-}
-
-/// Nothing is changed while a domain is migrated.
-struct NoCommits;
-
-#[async_trait::async_trait]
-impl AuditedStore for NoCommits {
-    async fn commit(&self, _: Vec<BlockChange>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
-        Err(StoreError::ReadOnly)
-    }
-
-    async fn adopt(&self, _: Vec<BlockAdoption>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
-        Err(StoreError::ReadOnly)
-    }
-
-    async fn change_role(&self, _: RoleStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
-        Err(StoreError::ReadOnly)
-    }
-
-    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
-        Err(StoreError::ReadOnly)
-    }
-
-    async fn put_divergence(
-        &self,
-        _: Vec<Divergent>,
-        _: Vec<AuditEntry>,
-    ) -> Result<(), StoreError> {
-        Err(StoreError::ReadOnly)
-    }
 }

@@ -27,6 +27,9 @@ const HEAD: &str = "audit-head";
 const TIP: &str = "audit-tip";
 const TIPS: &str = "audit-tips";
 
+/// What a node knows of itself and of audit chains.
+pub(super) const OWN_FILES: [&str; 4] = [HEAD, TIP, TIPS, NODE_ID];
+
 /// The name of this node; made if there is none.
 pub(super) fn node_id(data_dir: &Path, randomness: &dyn Randomness) -> Result<NodeId, Fault> {
     let path = data_dir.join(NODE_ID);

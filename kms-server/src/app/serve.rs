@@ -11,13 +11,16 @@ use tokio::{
 
 use super::{
     alone::Alone,
-    database::{NO_DOMAIN, alone_over, canaries_of, open_store},
+    database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     ground::Ground,
+    last_backup::LastBackup,
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
+    rolled_back::begin_anew_after,
     runtime::runtime,
+    timeline::Failovers,
     token::Asked,
     two_sites::TwoSites,
 };
@@ -37,7 +40,9 @@ use crate::{
     telemetry::Log,
     transmitting::{self, Transmitting},
 };
-use kms_core::{DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock};
+use kms_core::{
+    DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock, site::restored::RestoreMark,
+};
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
 const TOKEN_CHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -82,8 +87,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         alone.for_good();
     }
     let store = open_store(&config, false).await?;
-    let domain = store.domain().await?;
-    let domain = domain.ok_or_else(|| Fault::Store(NO_DOMAIN.into()))?;
+    let domain = domain_of(store.as_ref()).await?;
     let Config {
         site,
         hsm,
@@ -99,11 +103,14 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         log: _,
     } = config;
     let Some((hsm, unmet)) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
-    check_domain(&hsm, &domain).await?;
+    let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
+    let whole = store;
+    let store: Arc<dyn WriteStore> = whole.clone();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, measured, clock, freshness, profiles };
+    let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles };
+    ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
@@ -159,7 +166,9 @@ async fn serve_on(
     let (stop, stopped) = watch::channel(None);
     let (ready, bound) = oneshot::channel();
     tokio::spawn(stop_on_signal(stop.clone(), terminate, interrupt));
-    tokio::spawn(stop_on_failed_store(ground.store.clone(), stop));
+    tokio::spawn(stop_on_failed_store(ground.store.clone(), stop.clone()));
+    let (failovers, roles) = (ground.failovers(), Arc::clone(&parts.roles));
+    tokio::spawn(stop_on_roll_back(failovers, (Arc::clone(&audit), roles), stop));
     let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(ground.hsm.clone()));
     tokio::spawn(greet(bound, hangup));
@@ -177,6 +186,25 @@ async fn serve_on(
 }
 
 impl Ground {
+    fn failovers(&self) -> Failovers {
+        Failovers {
+            data_dir: self.site.data_dir.clone(),
+            hsm: self.hsm.clone(),
+            store: Arc::clone(&self.whole),
+            domain: self.domain.clone(),
+            clock: Arc::clone(&self.clock),
+        }
+    }
+
+    /// Begins anew as a node where the database was rolled back: by a restore, or by a failover that lost its tail.
+    async fn after_a_roll_back(&self, known: Option<RestoreMark>) -> Result<(), Fault> {
+        let mark = match known {
+            Some(mark) => Some(mark),
+            None => self.failovers().at_start().await?,
+        };
+        mark.map_or(Ok(()), |mark| begin_anew_after(&self.site.data_dir, &mark))
+    }
+
     /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
     /// go on.
     async fn open_audit(&self, config: audit::Config) -> Result<Arc<Audit>, Fault> {
@@ -283,7 +311,12 @@ impl Ground {
             replication: None,
             clock: Arc::clone(&self.clock),
             // Parts that count and are not among the services.
-            sources: vec![Arc::new(self.hsm.clone()), self.measured.clone(), Arc::new(log)],
+            sources: vec![
+                Arc::new(self.hsm.clone()),
+                self.measured.clone(),
+                Arc::new(log),
+                Arc::new(LastBackup::of(&self.site.data_dir, Arc::clone(&self.clock))),
+            ],
         }
     }
 }
@@ -422,6 +455,17 @@ async fn stop_on_signal(stop: Stop, mut terminate: Signal, mut interrupt: Signal
 async fn stop_on_failed_store(store: Arc<dyn WriteStore>, stop: Stop) {
     let reason = store.until_failed().await;
     tracing::error!(reason, "stopping: the database has failed");
+    stop.send_replace(Some(Some(reason)));
+}
+
+/// A server over a database that was rolled back begins anew: what it knows in memory is of a future that is no more.
+async fn stop_on_roll_back(
+    failovers: Failovers,
+    (audit, roles): (Arc<Audit>, Arc<Roles>),
+    stop: Stop,
+) {
+    let reason = failovers.until_rolled_back(&audit, &roles).await;
+    tracing::error!(reason, "stopping, to begin anew");
     stop.send_replace(Some(Some(reason)));
 }
 

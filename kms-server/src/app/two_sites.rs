@@ -16,10 +16,7 @@ use crate::{
     store::{WriteStore, measured::Measured},
     transmitting::OtherSite,
 };
-use kms_core::{
-    ports::Randomness,
-    site::makeup::{Makeup, digest_of},
-};
+use kms_core::{ports::Randomness, site::makeup::Makeup};
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
@@ -41,7 +38,7 @@ impl TwoSites {
     ) -> Self {
         let PeerSettings { connection, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
-        let makeup = Arc::new(OwnMakeup::new(made_of(unmet)));
+        let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
         let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
         let grounds = Grounds {
             config,
@@ -144,11 +141,11 @@ impl Beside {
 }
 
 /// What is known of this site from its start on.
-fn made_of(unmet: Vec<String>) -> Makeup {
+fn made_of(unmet: Vec<String>, profiles: [u8; 32]) -> Makeup {
     Makeup {
         store_schema: SCHEMA,
         suites: SUITES.map(str::to_owned).to_vec(),
-        profiles: digest_of("ami.kms/profiles/1", [] as [&str; 0]),
+        profiles,
         unmet,
         ..Makeup::default()
     }

@@ -180,7 +180,11 @@ impl Chain {
         let mut step = turn.step(Input::Begin);
         loop {
             let input = match step {
-                Step::Look => Input::Found(self.end_in_database().await?),
+                Step::Look => match self.end_in_database().await {
+                    Ok(end) => Input::Found(end),
+                    // What was lost is said, and not that it was looked for in vain.
+                    Err(error) => return answer.and(Err(error)),
+                },
                 Step::Write { behind, events, landed } => {
                     if landed {
                         self.ends_at(behind, None);
@@ -217,7 +221,7 @@ impl Chain {
 fn told(answer: &Result<(), StoreError>) -> Input {
     match answer {
         Ok(()) => Input::Committed,
-        Err(StoreError::Unreachable { .. }) => Input::Lost,
+        Err(StoreError::Unreachable { .. } | StoreError::Unknown { .. }) => Input::Lost,
         Err(StoreError::AuditMoved(_)) => Input::Moved,
         Err(_) => Input::Refused,
     }

@@ -62,6 +62,13 @@ async fn behind_what_is_known(
     Ok(behind)
 }
 
+/// Whether the database has this end of a chain: the chain ends there, or goes on behind it.
+pub async fn has_end(store: &dyn WriteStore, noted: &ChainTip) -> Result<bool, AuditError> {
+    let chains = store.audit_chains().await.map_err(AuditError::of_read)?;
+    let end = chains.into_iter().find(|tip| tip.node == noted.node);
+    stands_in(store, noted, &end.unwrap_or(ChainTip::empty(noted.node))).await
+}
+
 /// Whether an end that a chain had is its end at `tip`, or one of the events before.
 async fn stands_in(
     store: &dyn WriteStore,

@@ -24,6 +24,7 @@ mod traffic;
 mod written;
 
 pub use config::Config;
+pub use end::has_end;
 pub use error::AuditError;
 pub use log::{Audit, AuditStatus};
 pub use paging::{PAGE_MAX, Page};

@@ -190,7 +190,7 @@ impl Adopter {
         let entry = entry.with(Detail::Items, records as u64);
         let entries = [vec![entry], aside].concat();
         if let Err(error) = self.commits.adopt(adoptions, entries).await {
-            if matches!(error, StoreError::Unreachable { .. }) {
+            if matches!(error, StoreError::Unreachable { .. } | StoreError::Unknown { .. }) {
                 // They may be there: what is resident may be older than what is stored.
                 self.opener.faults.suspect(outcomes.iter().map(|outcome| outcome.block));
             }

@@ -142,6 +142,7 @@ impl KeyringError {
             Self::Token { said, .. } => !matches!(said, TokenError::Refused { .. }),
             Self::Store(store) => match store {
                 StoreError::Unreachable { .. }
+                | StoreError::Unknown { .. }
                 | StoreError::Conflict(_)
                 | StoreError::ReadOnly
                 | StoreError::ReadOnlyPrimary
@@ -150,6 +151,7 @@ impl KeyringError {
                 StoreError::Taken { .. }
                 | StoreError::Rule { .. }
                 | StoreError::AuditMoved(_)
+                | StoreError::NotLoaded(_)
                 | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,

@@ -4,7 +4,11 @@
 //! transaction that excludes commits, then the process. A process that was stopped in between finds the new
 //! role in its next commit, which is refused.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use super::{
     error::KeyringError,
@@ -21,12 +25,13 @@ use crate::{
 };
 use kms_core::{
     BlockNo, Epoch, Head, Position, Sequence,
-    audit::{AuditEntry, Detail, PublicKey, is_signed},
+    audit::{AuditEntry, Detail, PublicKey, Signature, is_signed},
     block::{BlockMark, entering::enter, keys::BlockKeys},
     site::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
         changing,
         peer::Peer,
+        restored::{Condition, RestoreMark},
         role::{Role, RoleRecord, SignedRoleRecord, Standing},
     },
 };
@@ -92,6 +97,22 @@ pub enum NotChanged {
     /// It is not proved that this site can open what it stores.
     #[error("this site is not proved to be ready: {0}; `site plan` says more")]
     NotReady(String),
+    /// The database was rolled back, and nobody named the highest epoch that is known.
+    #[error(
+        "this site's database was rolled back ({from}), and knows of epoch {} itself: name the highest epoch that the \
+         other site, a coordinator or two people know of (--above-epoch)", epoch.0
+    )]
+    RolledBack {
+        /// What it was restored from, or what rolled it back.
+        from: String,
+        /// The highest epoch that it knows of.
+        epoch: Epoch,
+    },
+    /// The domain's record is not what the token signed, with the mark that stands beside it or without one.
+    #[error(
+        "the `domain` row of the database is not what this site's token signed: it was changed outside this service"
+    )]
+    Domain,
     /// Blocks of which nothing is known.
     #[error("block {block}: {why}")]
     Block {
@@ -102,7 +123,7 @@ pub enum NotChanged {
     },
     /// This site's database was put back: what its states say is not what it wrote.
     #[error("{0}")]
-    RolledBack(Arc<str>),
+    BehindPeer(Arc<str>),
     /// The record is not one that this site accepts.
     #[error(transparent)]
     NotAdmitted(#[from] NotAdmitted),
@@ -121,6 +142,8 @@ pub enum NotChanged {
 pub struct Roles {
     opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
+    /// The mark of the database, as it was verified last.
+    mark: Mutex<Option<RestoreMark>>,
 }
 
 /// The promotion that a caller wants.
@@ -152,7 +175,7 @@ struct Stored {
 impl Roles {
     /// Over the same blocks as `opener`.
     pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
-        Self { opener, commits }
+        Self { opener, commits, mark: Mutex::default() }
     }
 
     /// The role now, as this process knows it. One that was rolled back writes nothing.
@@ -241,6 +264,13 @@ impl Roles {
         if standing.role == Role::Secondary && standing.open && !is_lost {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
+        let mark = self.restore_mark().await?;
+        // After the other site's demotion, and in step with it, its epoch is the highest one.
+        let is_in_order = standing.role == Role::Secondary && !is_lost;
+        if let Some(mark) = mark.as_ref().filter(|_| above.is_none() && !is_in_order) {
+            let RestoreMark { from, epoch, .. } = mark.clone();
+            return Err(NotChanged::RolledBack { from, epoch });
+        }
         let found = match is_lost {
             true => self.believed(&records).await?,
             false => self.marks().await?,
@@ -248,7 +278,7 @@ impl Roles {
         let domain = &self.opener.domain;
         let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
         let record = site.promotion(above)?;
-        if !standing.open && !is_lost {
+        if !standing.open && !is_lost && (mark.is_none() || is_in_order) {
             match changing::behind(&records, &found.marks).len() {
                 0 => {}
                 differing => return Err(NotChanged::NotInStep { differing }),
@@ -258,6 +288,10 @@ impl Roles {
         let mut entered = self.enter_all(found.heads, epoch, is_lost).await?;
         entered.left.extend(found.left);
         let record = self.sign(record).await?;
+        let released = match mark {
+            Some(_) => Some(self.signature(self.opener.domain.message()).await?),
+            None => None,
+        };
         let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
         let step = RoleStep {
             expected: row,
@@ -267,6 +301,7 @@ impl Roles {
             left: entered.left.iter().map(|(block, _)| *block).collect(),
             // The audit log has it signed, over these heads.
             table: None,
+            released,
             ends: false,
         };
         let entry = entry.with(Detail::Epoch, epoch.0);
@@ -274,6 +309,7 @@ impl Roles {
         heads.iter().for_each(|head| self.opener.entered(head));
         let standing = Standing { role: Role::Primary, epoch, open: true };
         self.opener.role.becomes(standing);
+        self.keep_mark(None);
         tracing::warn!(epoch = epoch.0, "this site was promoted: it writes");
         drop(all);
         Ok(Promotion { standing, left: entered.left })
@@ -310,7 +346,7 @@ impl Roles {
             return Err(NotChanged::Epoch { expected, found: standing.epoch });
         }
         if let Some(reason) = self.opener.role.rolled_back() {
-            return Err(NotChanged::RolledBack(reason));
+            return Err(NotChanged::BehindPeer(reason));
         }
         let Stored { marks, .. } = self.marks().await?;
         let domain = &self.opener.domain;
@@ -426,7 +462,36 @@ impl Roles {
     async fn stored_standing(&self, least: Epoch) -> Result<Standing, NotChanged> {
         let row = self.opener.store.role().await?;
         let standing = self.standing_of(&self.records().await?, row)?;
-        if standing.epoch < least { Err(NotChanged::Row(row)) } else { Ok(standing) }
+        if standing.epoch < least {
+            return Err(NotChanged::Row(row));
+        }
+        match self.restore_mark().await? {
+            Some(_) if standing.role == Role::Primary => Ok(Standing { open: false, ..standing }),
+            _ => Ok(standing),
+        }
+    }
+
+    /// The mark of the database, if it was rolled back and this site was not promoted since. Held against the token:
+    /// a mark that somebody took away leaves a domain's record that the token did not sign.
+    pub async fn restore_mark(&self) -> Result<Option<RestoreMark>, NotChanged> {
+        let store = &self.opener.store;
+        let mark = store.restore_state().await?.mark();
+        let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
+        match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
+            Condition::Whole => Ok(self.keep_mark(None)),
+            Condition::RolledBack => Ok(self.keep_mark(mark.map(|signed| signed.mark))),
+            Condition::Unknown => Err(NotChanged::Domain),
+        }
+    }
+
+    fn keep_mark(&self, mark: Option<RestoreMark>) -> Option<RestoreMark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&mark);
+        mark
+    }
+
+    /// The mark of the database, as far as this process knows: nobody is asked.
+    pub fn known_mark(&self) -> Option<RestoreMark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs until the process ends: hears of it when another server of this site changes the role.
@@ -574,13 +639,16 @@ impl Roles {
     }
 
     async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
-        let message = record.message();
+        Ok(SignedRoleRecord { signature: self.signature(record.message()).await?, record })
+    }
+
+    async fn signature(&self, message: Vec<u8>) -> Result<Signature, NotChanged> {
         let key: PublicKey = self.opener.hsm.public_key().await?;
         let signature = self.opener.hsm.sign(message.clone()).await?;
         if !is_signed(&key, &message, &signature) {
             let source = "the token signs with another key than the one it shows".into();
             return Err(TokenError::Refused { operation: "sign a role record", source }.into());
         }
-        Ok(SignedRoleRecord { record, signature })
+        Ok(signature)
     }
 }

@@ -216,7 +216,7 @@ impl Writer {
             return Ok(Vec::new());
         }
         if let Err(error) = self.commits.commit(commits, entries).await {
-            if matches!(error, StoreError::Unreachable { .. }) {
+            if matches!(error, StoreError::Unreachable { .. } | StoreError::Unknown { .. }) {
                 // The change may be there: what is resident may be older than what is stored.
                 self.opener.faults.suspect(changes.iter().map(Change::block));
             }

@@ -72,6 +72,12 @@ pub enum LifecycleError {
         /// The reason, with the part that is not reachable.
         reason: String,
     },
+    /// The change was handed to the database, and whether it is there is not known.
+    #[error("{reason}")]
+    OutcomeUnknown {
+        /// The reason: what the database did not say.
+        reason: String,
+    },
     /// The audit log can't be written: then nothing is done.
     #[error("the audit log can't be written: {reason}")]
     AuditNotWritable {
@@ -141,8 +147,9 @@ impl LifecycleError {
                 Self::AuditNotWritable { reason }
             }
             StoreError::Unreachable { .. } => Self::Unavailable { reason },
+            StoreError::Unknown { .. } => Self::OutcomeUnknown { reason },
             StoreError::Damaged(_) => Self::Damaged { reason },
-            StoreError::Rule { .. } => Self::OurFault { reason },
+            StoreError::Rule { .. } | StoreError::NotLoaded(_) => Self::OurFault { reason },
         }
     }
 }

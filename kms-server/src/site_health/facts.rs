@@ -156,6 +156,7 @@ mod tests {
         Holder, IndexedMeter, StoredBlock,
         papers::Strange,
         sites::{AloneLock, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
+        whole::RestoreState,
     };
     use async_trait::async_trait;
     use kms_core::{
@@ -218,6 +219,10 @@ mod tests {
 
         async fn role(&self) -> Result<RoleRow, StoreError> {
             Ok(RoleRow { epoch: Epoch(2), writes: true })
+        }
+
+        async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+            Ok(RestoreState::Nothing)
         }
 
         async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {

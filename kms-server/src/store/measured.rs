@@ -6,13 +6,14 @@ use async_trait::async_trait;
 
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
     papers::{Paper, PaperStore, Strange},
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
     },
+    whole::RestoreState,
 };
 use crate::telemetry::{
     catalogue::STORE,
@@ -106,7 +107,7 @@ const OPERATIONS: [&str; 32] = [
     "put_paper",
 ];
 
-const OUTCOMES: [&str; 10] = [
+const OUTCOMES: [&str; 11] = [
     "ok",
     "conflict",
     "taken",
@@ -117,6 +118,7 @@ const OUTCOMES: [&str; 10] = [
     "audit_moved",
     "audit_not_written",
     "not_writer",
+    "unknown",
 ];
 
 /// The outcome's place in [`OUTCOMES`].
@@ -125,13 +127,14 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
         Ok(_) => 0,
         Err(StoreError::Conflict(_)) => 1,
         Err(StoreError::Taken { .. }) => 2,
-        Err(StoreError::Rule { .. }) => 3,
+        Err(StoreError::Rule { .. } | StoreError::NotLoaded(_)) => 3,
         Err(StoreError::Damaged(_)) => 4,
         Err(StoreError::Unreachable { .. }) => 5,
         Err(StoreError::ReadOnly | StoreError::ReadOnlyPrimary) => 6,
         Err(StoreError::AuditMoved(_)) => 7,
         Err(StoreError::AuditNotWritten { .. }) => 8,
         Err(StoreError::NotWriter(_)) => 9,
+        Err(StoreError::Unknown { .. }) => 10,
     }
 }
 
@@ -221,6 +224,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Positions, self.inner.positions()).await
     }
 
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
+        self.inner.timeline().await
+    }
+
     async fn takes_changes(&self) -> Result<(), StoreError> {
         self.inner.takes_changes().await
     }
@@ -231,6 +238,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn role(&self) -> Result<RoleRow, StoreError> {
         self.measure(Operation::Role, self.inner.role()).await
+    }
+
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.measure(Operation::Role, self.inner.restore_state()).await
     }
 
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {

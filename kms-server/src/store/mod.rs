@@ -14,6 +14,7 @@ pub mod postgres;
 pub mod rules;
 pub mod sites;
 pub mod sqlite;
+pub mod whole;
 mod work;
 
 use async_trait::async_trait;
@@ -29,7 +30,7 @@ use counters::CounterStore;
 use floors::FloorStore;
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
-    SealedSecret, StandbyLag, StoreError, StoredBlock,
+    RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use papers::{PaperStore, Strange};
 use sites::{
@@ -114,6 +115,11 @@ pub trait ReadStore: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// The timeline that it writes on; `None`: it has none, or follows another one's.
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
+        Ok(None)
+    }
+
     /// [`StoreError::ReadOnlyPrimary`] where changes would be refused and it is no standby.
     async fn takes_changes(&self) -> Result<(), StoreError> {
         Ok(())
@@ -121,6 +127,9 @@ pub trait ReadStore: Send + Sync + 'static {
 
     /// This site's role, as the database says. Cheap: asked at each poll.
     async fn role(&self) -> Result<RoleRow, StoreError>;
+
+    /// Whether the database was rolled back, as it says itself. Not verified.
+    async fn restore_state(&self) -> Result<RestoreState, StoreError>;
 
     /// All role records of the domain, in the order of their epochs, a promotion before the demotion from it.
     /// Not verified.

@@ -2,9 +2,13 @@
 
 use kms_core::{
     BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
-    audit::NodeId,
+    audit::{NodeId, Signature},
     freshness::SignedHeadTable,
-    site::{peer::SignedPeer, role::SignedRoleRecord},
+    site::{
+        peer::SignedPeer,
+        restored::{RestoreMark, SignedRestoreMark},
+        role::SignedRoleRecord,
+    },
 };
 
 /// The errors of a store, cut by what the caller can do about them.
@@ -57,12 +61,31 @@ pub enum StoreError {
          for the server, the database and the role"
     )]
     ReadOnlyPrimary,
+    /// The database does not take a backup. Nothing of the last step was written.
+    #[error("the database does not take the backup: {0}")]
+    NotLoaded(String),
+    /// The change was handed over whole, and the database did not say in time whether it is there: a commit that waits
+    /// for a synchronous standby may become true later. The audit chain tells, and the next change waits for that.
+    #[error("whether the change is in the database is not known: {reason}")]
+    Unknown {
+        /// One sentence for people.
+        reason: String,
+    },
     /// The database can't be reached or has failed; the change may or may not be there.
     #[error("the database is not reachable: {reason}")]
     Unreachable {
         /// One sentence for people.
         reason: String,
     },
+}
+
+impl StoreError {
+    /// A backup goes into a new database.
+    pub(super) fn not_empty(table: &str) -> Self {
+        Self::NotLoaded(format!(
+            "it is not empty (table {table} has rows); a backup is restored into a new database, so move this one away"
+        ))
+    }
 }
 
 /// A block secret, sealed for one token.
@@ -178,6 +201,56 @@ pub struct IndexedMeter {
 
 /// A holder of a key: the key's fingerprint, his title, and his id while he lives.
 pub type Holder = (Fingerprint, SystemTitle, Option<MeterId>);
+
+/// Whether a database was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestoreState {
+    /// Not that anybody says.
+    Nothing,
+    /// A restore began and did not end: what is there is a part of a backup.
+    Loading {
+        /// What is restored, in words.
+        from: String,
+    },
+    /// It bears this mark; not verified.
+    Marked(SignedRestoreMark),
+}
+
+impl RestoreState {
+    /// As a row of the database says it.
+    pub(super) fn of_row(
+        state: i64,
+        body: &[u8],
+        signature: Option<Signature>,
+    ) -> Result<Self, StoreError> {
+        let damaged = |what: &str| StoreError::Damaged(format!("the mark of a restore {what}"));
+        match (state, signature) {
+            (1, _) => Ok(Self::Loading { from: String::from_utf8_lossy(body).into_owned() }),
+            (2, Some(signature)) => {
+                let mark = RestoreMark::decode(body).map_err(|_| damaged("can't be read"))?;
+                Ok(Self::Marked(SignedRestoreMark { mark, signature }))
+            }
+            _ => Err(damaged("is none")),
+        }
+    }
+
+    /// The mark, if there is one.
+    pub fn mark(self) -> Option<SignedRestoreMark> {
+        match self {
+            Self::Marked(mark) => Some(mark),
+            Self::Nothing | Self::Loading { .. } => None,
+        }
+    }
+}
+
+/// The history that a database is on: another one begins with each promotion of a standby.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// The database system's own name.
+    pub system: String,
+    /// The number of the timeline.
+    pub number: u32,
+}
 
 /// The lag of a standby behind its primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,13 +25,14 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod whole;
 mod write;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Connection as _, PgPool, Postgres, pool::PoolConnection};
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 pub use config::{BadTls, Config, Password, Tls};
 pub use open::OpenError;
@@ -44,7 +45,7 @@ use self::{
 };
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, WriteStore,
+    ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore,
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
     papers::{Paper, PaperStore, Strange},
@@ -52,11 +53,13 @@ use super::{
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
     },
+    whole::{Pieces, RestoreState, RollBack, WholeStore},
     work::Work,
 };
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    backup::part::{Part, Rows, Table},
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
@@ -82,7 +85,12 @@ impl PostgresStore {
     /// Connects, refuses a database that does not hold what durability rests on, brings its schema to
     /// this program's.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        Ok(Self { pool: open::open(&config).await? })
+        Ok(Self { pool: open::open(&config, true).await? })
+    }
+
+    /// The same, to be read beside a server: a database with another schema than this program's is refused.
+    pub async fn open_as_it_is(config: Config) -> Result<Self, OpenError> {
+        Ok(Self { pool: open::open(&config, false).await? })
     }
 }
 
@@ -112,13 +120,14 @@ impl PostgresStore {
     async fn write(&self, work: Work<'_>, audit: ChainLink<'_>) -> Result<(), StoreError> {
         work.check(&audit)?;
         let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let mut has_begun = false;
+        let (mut has_begun, mut is_handed_over) = (false, false);
         let attempt = async {
             let mut whole = connection.begin_with(role::begin(work)).await?;
             has_begun = true;
             write::work(&mut whole, work, &audit).await?;
             audit::append(&mut whole, &audit.behind, audit.events).await?;
-            // Lost from here on, the outcome is unknown: `Unreachable` says so.
+            // Lost from here on, nobody knows whether it is there.
+            is_handed_over = true;
             Ok(whole.commit().await?)
         };
         let first = work.first_block();
@@ -128,7 +137,12 @@ impl PostgresStore {
             // It did not get the role's lock: its transaction is aborted, and nobody else knows that.
             connection.close_on_drop();
         }
-        written(&mut connection, outcome).await
+        match written(&mut connection, outcome).await {
+            Err(StoreError::Unreachable { reason }) if is_handed_over => {
+                Err(StoreError::Unknown { reason })
+            }
+            outcome => outcome,
+        }
     }
 }
 
@@ -228,12 +242,20 @@ impl ReadStore for PostgresStore {
         reading!(self, standby_lag)
     }
 
+    async fn timeline(&self) -> Result<Option<Timeline>, StoreError> {
+        reading!(self, timeline)
+    }
+
     async fn takes_changes(&self) -> Result<(), StoreError> {
         reading!(self, takes_changes)
     }
 
     async fn role(&self) -> Result<RoleRow, StoreError> {
         reading!(self, role::role)
+    }
+
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        reading!(self, whole::restore_state)
     }
 
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
@@ -463,5 +485,71 @@ impl WriteStore for PostgresStore {
         audit: ChainLink<'_>,
     ) -> Result<(), StoreError> {
         self.write(Work::PutDivergence(divergent), audit).await
+    }
+}
+
+impl PostgresStore {
+    /// Copies rows in and sets the mark, if there is one, in one transaction that nothing else is under way beside.
+    async fn load(
+        &self,
+        tables: &[(&Table, &[Rows])],
+        rolled_back: Option<&RollBack>,
+    ) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = async {
+            let mut whole = connection.begin_with(role::BEGIN_ALONE).await?;
+            for (table, rows) in tables {
+                whole::copy_in(&mut whole, table, rows).await?;
+            }
+            if let Some(rolled_back) = rolled_back {
+                whole::mark(&mut whole, rolled_back).await?;
+            }
+            Ok(whole.commit().await?)
+        };
+        let outcome = work.await.map_err(|error: WriteError| error.of_commit(None));
+        written(&mut connection, outcome).await
+    }
+}
+
+#[async_trait]
+impl WholeStore for PostgresStore {
+    fn schema(&self) -> u32 {
+        open::SCHEMA
+    }
+
+    async fn copy_out(&self, to: mpsc::Sender<Part>) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let outcome = whole::copy_out(&mut connection, Pieces::new(to)).await;
+        let_go(&mut connection, &outcome);
+        outcome
+    }
+
+    async fn begin_copy_in(&self, what: &str) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(classify)?;
+        let work = async {
+            let mut whole = connection.begin_with(role::BEGIN_ALONE).await?;
+            whole::begin_copy_in(&mut whole, what).await?;
+            Ok(whole.commit().await?)
+        };
+        let outcome = work.await.map_err(|error: WriteError| error.of_commit(None));
+        written(&mut connection, outcome).await
+    }
+
+    async fn copy_in(&self, table: &Table, rows: &[Rows]) -> Result<(), StoreError> {
+        self.load(&[(table, rows)], None).await
+    }
+
+    async fn end_copy_in(
+        &self,
+        last: &[(Table, Rows)],
+        rolled_back: &RollBack,
+    ) -> Result<(), StoreError> {
+        let last: Vec<(&Table, &[Rows])> =
+            last.iter().map(|(table, rows)| (table, std::slice::from_ref(rows))).collect();
+        self.load(&last, Some(rolled_back)).await
+    }
+
+    async fn mark_rolled_back(&self, rolled_back: &RollBack) -> Result<(), StoreError> {
+        self.load(&[], Some(rolled_back)).await
     }
 }

@@ -7,6 +7,7 @@ pub use super::nouns::RoleRow;
 use super::nouns::{BlockChange, RecordChange, SealedSecret, StoreError};
 use kms_core::{
     BlockNo, Head, Numbered as _, Position, RecordKey, RecordMac, StoredRecord,
+    audit::Signature,
     block::BlockMark,
     freshness::SignedHeadTable,
     site::role::{RoleChange, SignedRoleRecord},
@@ -27,6 +28,9 @@ pub struct RoleStep {
     pub left: Vec<BlockNo>,
     /// With them, the number of the head table that is there, and the table over the new heads.
     pub table: Option<(Option<u64>, SignedHeadTable)>,
+    /// For such a promotion of a site that was rolled back: its domain's record signed anew, without the mark,
+    /// which goes.
+    pub released: Option<Signature>,
     /// It is the end of our own epoch, and not one that we hear of after our database was rolled back.
     pub ends: bool,
 }
@@ -40,7 +44,7 @@ impl RoleStep {
     /// A change of role by which this site does not begin to write.
     pub fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
         let (blocks, left) = (Vec::new(), Vec::new());
-        Self { expected, now, record, blocks, left, table: None, ends: false }
+        Self { expected, now, record, blocks, left, table: None, released: None, ends: false }
     }
 
     /// Whether it only keeps a record of a time that is over: nothing changes of who writes.

@@ -18,6 +18,7 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod whole;
 mod write;
 
 use async_trait::async_trait;
@@ -26,7 +27,7 @@ use sqlx::{
     pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, mpsc, watch};
 
 pub use open::{Config, OpenError};
 
@@ -45,11 +46,13 @@ use super::{
         AloneLock, BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
         RoleStep,
     },
+    whole::{Pieces, RestoreState, RollBack, WholeStore},
     work::Work,
 };
 use kms_core::{
     BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    backup::part::{Part, Rows, Table},
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
@@ -93,10 +96,19 @@ struct Begun<'a> {
 impl SqliteStore {
     /// Opens the file, makes it if `config` allows it, brings its schema to this program's.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
+        Self::open_with(config, true).await
+    }
+
+    /// The same, to be read beside a server: a file with another schema than this program's is refused.
+    pub async fn open_as_it_is(config: Config) -> Result<Self, OpenError> {
+        Self::open_with(config, false).await
+    }
+
+    async fn open_with(config: Config, migrates: bool) -> Result<Self, OpenError> {
         open::prepare_file(&config)?;
         let writer_options = open::writer_options(&config.path);
         let mut connection = open::connect(&writer_options).await?;
-        open::migrate(&mut connection, &config.path).await?;
+        open::migrate(&mut connection, &config.path, migrates).await?;
         // The log that a killed process has left: a restart each minute would add to it otherwise.
         let cut = write::cut_log(&mut connection).await;
         cut.map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
@@ -298,6 +310,10 @@ impl ReadStore for SqliteStore {
 
     async fn role(&self) -> Result<RoleRow, StoreError> {
         reading!(self, role::role)
+    }
+
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        reading!(self, whole::restore_state)
     }
 
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
@@ -547,5 +563,51 @@ impl WriteStore for SqliteStore {
             // Cannot end: `self` keeps the sender.
             let _ = failure.changed().await;
         }
+    }
+}
+
+#[async_trait]
+impl WholeStore for SqliteStore {
+    fn schema(&self) -> u32 {
+        open::SCHEMA
+    }
+
+    async fn copy_out(&self, to: mpsc::Sender<Part>) -> Result<(), StoreError> {
+        whole::copy_out(&mut *self.reader().await?, Pieces::new(to)).await
+    }
+
+    async fn begin_copy_in(&self, what: &str) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = whole::begin_copy_in(&mut begun.writer.connection, what).await;
+        self.end(begun, outcome).await
+    }
+
+    async fn copy_in(&self, table: &Table, rows: &[Rows]) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let outcome = whole::copy_in(&mut begun.writer.connection, table, rows).await;
+        self.end(begun, outcome).await
+    }
+
+    async fn end_copy_in(
+        &self,
+        last: &[(Table, Rows)],
+        rolled_back: &RollBack,
+    ) -> Result<(), StoreError> {
+        let mut begun = self.begin().await?;
+        let connection = &mut begun.writer.connection;
+        let mut outcome = Ok(());
+        for (table, rows) in last {
+            if outcome.is_ok() {
+                outcome = whole::copy_in(connection, table, std::slice::from_ref(rows)).await;
+            }
+        }
+        if outcome.is_ok() {
+            outcome = whole::mark(connection, rolled_back).await;
+        }
+        self.end(begun, outcome).await
+    }
+
+    async fn mark_rolled_back(&self, rolled_back: &RollBack) -> Result<(), StoreError> {
+        self.end_copy_in(&[], rolled_back).await
     }
 }

@@ -181,6 +181,10 @@ catalogue! {
         "Age of the last signed head; absent before the first.",
         "Grows while nothing happens, since nothing is to be signed then: see `kms_audit_unsigned_events`.",
         "";
+    BACKUP_AGE = "kms_backup_age_seconds", Gauge, [],
+        "Age of the last backup that `kms-server backup` has written whole and noted in this server's `data_dir`.",
+        "Missing: there was none on this host. A backup whose drill failed does not count. Age is that of the moment that the backup shows, not of its end.",
+        "above twice the interval of the timer, or missing on the host that makes backups";
     AUDIT_FAULT = "kms_audit_fault", Gauge, [],
         "1 while the audit chain is broken or its end can't be signed.",
         "A broken chain refuses all privileged calls; the log and `GetStatus` say where it broke.",

@@ -35,6 +35,7 @@ use crate::{
         Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
         papers::Strange,
         sites::{BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
+        whole::RestoreState,
     },
 };
 
@@ -149,6 +150,9 @@ impl ReadStore for Tampered {
     }
     async fn role(&self) -> Result<RoleRow, StoreError> {
         Ok(RoleRow { writes: self.writes, ..self.inner.role().await? })
+    }
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.inner.restore_state().await
     }
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
         Ok(self.role_records.clone())

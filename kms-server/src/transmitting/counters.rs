@@ -82,7 +82,8 @@ impl Counters {
 
     /// The epoch in which this site writes.
     pub(super) fn epoch(&self) -> Result<Epoch, NotSent> {
-        let standing = self.parts.counting.standing();
+        // Also of a database that is behind the peer: that site writes nothing, and sends nothing.
+        let standing = self.parts.roles.standing();
         let writes = standing.writes().then_some(standing.epoch);
         writes.ok_or(NotSent::NotAllocated(NotAllocated::DoesNotWrite))
     }

@@ -24,6 +24,7 @@ use kms_server::{
             RoleStep,
         },
         sqlite::SqliteStore,
+        whole::RestoreState,
     },
 };
 
@@ -86,6 +87,9 @@ impl ReadStore for Lossy {
     }
     async fn role(&self) -> Result<RoleRow, StoreError> {
         self.inner.role().await
+    }
+    async fn restore_state(&self) -> Result<RestoreState, StoreError> {
+        self.inner.restore_state().await
     }
     async fn role_records(&self) -> Result<Vec<SignedRoleRecord>, StoreError> {
         self.inner.role_records().await

@@ -146,6 +146,43 @@ impl Cluster {
         run(as_postgres(&binary("pg_ctl")).args(["promote", "-w", "-D"]).arg(&self.data));
     }
 
+    /// Waits until this standby has replayed all that its primary has written.
+    pub async fn until_it_has_all_of(&self, primary: &Self) {
+        let at: String = primary.asked("SELECT pg_current_wal_lsn()::text").await;
+        let reached = format!("SELECT (pg_last_wal_replay_lsn() >= '{at}'::pg_lsn)::text");
+        let begun = Instant::now();
+        while self.asked(&reached).await != "true" {
+            assert!(
+                begun.elapsed() < START_PATIENCE,
+                "the standby does not follow: {}",
+                self.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The one value that a query of an administrator gives, as text.
+    async fn asked(&self, query: &str) -> String {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(&self.sockets().display().to_string())
+            .port(self.port)
+            .username(SUPERUSER)
+            .database("postgres");
+        let mut connection = PgConnection::connect_with(&options).await.unwrap();
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned()))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// Stops all of its processes where they are, or lets them go on.
+    pub fn freeze(&self, frozen: bool) {
+        signal_all(
+            self.server.as_ref().expect("it runs"),
+            if frozen { Signal::STOP } else { Signal::CONT },
+        );
+    }
+
     pub fn reload(&self) {
         let server = self.server.as_ref().expect("it runs");
         kill_process(Pid::from_child(server), Signal::HUP).unwrap();
@@ -241,9 +278,23 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
+            // One that is frozen would never end.
+            signal_all(&server, Signal::CONT);
             let _ = kill_process(Pid::from_child(&server), Signal::QUIT);
             let _ = server.wait();
         }
+    }
+}
+
+/// The postmaster and all that work for it.
+fn signal_all(server: &Child, signal: Signal) {
+    let postmaster = Pid::from_child(server);
+    let pid = postmaster.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+    for process in children.chain([postmaster]) {
+        let _ = kill_process(process, signal);
     }
 }
 

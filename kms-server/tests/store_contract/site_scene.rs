@@ -98,6 +98,7 @@ pub async fn promotion(store: &Store, epoch: u64) -> Result<RoleStep, Seen> {
         blocks: blocks.collect(),
         left: Vec::new(),
         table: Some((there, table(there.unwrap_or(0) + 1))),
+        released: None,
         ends: false,
     })
 }

@@ -246,6 +246,9 @@ pub(crate) struct ImportKey {
     /// Write it to this file, for `meter seal --import-key`
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// The site whose key it is to be: each site has its own, and after a failover the other one answers
+    #[arg(long, value_name = "SITE")]
+    pub(crate) site: Option<String>,
 }
 
 #[derive(Subcommand)]

@@ -187,6 +187,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Unavailable, "NOT_REACHABLE", NotNow, TOKEN_OR_STORE),
     row(
         Unavailable,
+        "OUTCOME_UNKNOWN",
+        NotNow,
+        "the database waits for its standby: look whether it is there, or run it again, which changes nothing twice",
+    ),
+    row(
+        Unavailable,
         "BLOCK_BUSY",
         NotNow,
         "others change the same meters at the moment; run it again",
@@ -333,6 +339,12 @@ pub(crate) const HINTS: &[Hint] = &[
         "UNKNOWN_RECORDS",
         No,
         "upgrade this site to the release of the other one, then promote it",
+    ),
+    row(
+        Refused,
+        "ROLLED_BACK",
+        No,
+        "`site promote --above-epoch N`: N the highest epoch that the other site, a coordinator or two people name",
     ),
     row(Refused, "BLOCK_UNKNOWN", No, ""),
     row(Refused, "ROLE_RECORD_REFUSED", No, ""),

@@ -178,6 +178,14 @@ pub(crate) async fn import_key(
 ) -> Result<Exit, Failure> {
     let key = client.meters().import_key().await?;
     let fingerprint = key.fingerprint().map_err(|error| Failure::files(error.to_string()))?;
+    if let Some(wanted) = what.site.filter(|wanted| *wanted != key.site) {
+        let sentence = format!(
+            "the key is of the site {}, not of {wanted}: nothing was written; each site opens only what was sealed for \
+             it, so ask {wanted} itself",
+            key.site
+        );
+        return Err(Failure::refused("WRONG_SITE", sentence));
+    }
     if let Some(out) = &what.out {
         let failed =
             |error: std::io::Error| Failure::files(format!("writing {}: {error}", out.display()));
@@ -193,7 +201,11 @@ pub(crate) async fn import_key(
             ("OAEP", format!("{:?}", key.oaep_hash).to_uppercase()),
             ("fingerprint", fingerprint.to_string()),
         ]))?;
-        say("compare the fingerprint with the one that `kms-server init` printed, not with this")?;
+        say(&format!(
+            "compare the fingerprint with the one that `kms-server init` printed at {}, not with this; what is sealed \
+             for it, that site alone opens",
+            key.site
+        ))?;
     }
     Ok(Exit::Good)
 }

@@ -27,11 +27,13 @@ pub enum Role {
     Auditor,
     /// The second person of calls that need two.
     Approver,
+    /// The timer that keeps the other site in step.
+    Synchroniser,
 }
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Hes,
         Self::Transmitter,
         Self::AmiAdmin,
@@ -39,6 +41,7 @@ impl Role {
         Self::Peer,
         Self::Auditor,
         Self::Approver,
+        Self::Synchroniser,
     ];
 
     /// As configuration and log write it.
@@ -51,6 +54,7 @@ impl Role {
             Self::Peer => "peer",
             Self::Auditor => "auditor",
             Self::Approver => "approver",
+            Self::Synchroniser => "synchroniser",
         }
     }
 
@@ -69,7 +73,7 @@ impl Verb {
     /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
-        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Transmitter};
+        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Synchroniser, Transmitter};
         match self {
             Self::Decrypt
             | Self::DecryptBatch
@@ -89,9 +93,9 @@ impl Verb {
             | Self::Promote
             | Self::Demote
             | Self::EnrolPeer
-            | Self::SyncNow
             | Self::ResolveDivergence
             | Self::AdmitEpoch => &[AmiAdmin],
+            Self::SyncNow => &[AmiAdmin, Synchroniser],
             Self::ListDivergence => &[AmiAdmin, Auditor],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
@@ -103,7 +107,7 @@ impl Verb {
             | Self::ReportDivergence
             | Self::ShowHeadTables
             | Self::ExchangeMarks => &[Peer],
-            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor],
+            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
@@ -170,7 +174,7 @@ pub enum PolicyError {
     CallerName(String),
     /// A role that there is not.
     #[error(
-        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, auditor and approver"
+        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, auditor, approver and synchroniser"
     )]
     Role(String),
     /// A verb that there is not.

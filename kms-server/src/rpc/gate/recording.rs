@@ -97,6 +97,11 @@ impl Recorder {
         subject: Subject,
         error: &LifecycleError,
     ) -> Status {
+        if let LifecycleError::OutcomeUnknown { .. } = error {
+            // If it becomes true, its own event is there. Another one would wait for the same now, and that nothing was
+            // done is what nobody knows.
+            return of_lifecycle(error);
+        }
         let entry = call.entry(self.0.now_ms(), subject, outcome_of(error));
         let recorded = self.record(entry).await;
         recorded.err().unwrap_or_else(|| of_lifecycle(error))

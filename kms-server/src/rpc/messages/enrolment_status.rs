@@ -82,10 +82,12 @@ fn of_store(error: &StoreError) -> Row {
             (Code::Unavailable, "AUDIT_NOT_WRITABLE", Later)
         }
         StoreError::Unreachable { .. } => (Code::Unavailable, "NOT_REACHABLE", Later),
+        StoreError::Unknown { .. } => (Code::Unavailable, "OUTCOME_UNKNOWN", Later),
         StoreError::Damaged(_) => (Code::DataLoss, "DAMAGED", Never),
-        StoreError::Conflict(_) | StoreError::Taken { .. } | StoreError::Rule { .. } => {
-            (Code::Internal, "FAULT", Never)
-        }
+        StoreError::Conflict(_)
+        | StoreError::Taken { .. }
+        | StoreError::Rule { .. }
+        | StoreError::NotLoaded(_) => (Code::Internal, "FAULT", Never),
     };
     Row { code, word, again }
 }

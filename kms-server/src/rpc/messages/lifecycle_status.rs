@@ -21,6 +21,7 @@ pub(crate) fn word_of_lifecycle(error: &LifecycleError) -> (&'static str, bool) 
         | LifecycleError::ArenaFull { .. }
         | LifecycleError::NotAllOpen { .. }
         | LifecycleError::Unavailable { .. }
+        | LifecycleError::OutcomeUnknown { .. }
         | LifecycleError::AuditNotWritable { .. }
         | LifecycleError::Damaged { .. }
         | LifecycleError::NotSealedForUs { .. }
@@ -50,6 +51,7 @@ fn row_of(error: &LifecycleError) -> Row {
         LifecycleError::ArenaFull { .. } => (Code::ResourceExhausted, "ARENA_FULL", Never),
         LifecycleError::NotAllOpen { .. } => (Code::Unavailable, "NOT_ALL_OPEN", Later),
         LifecycleError::Unavailable { .. } => (Code::Unavailable, "NOT_REACHABLE", Later),
+        LifecycleError::OutcomeUnknown { .. } => (Code::Unavailable, "OUTCOME_UNKNOWN", Later),
         LifecycleError::AuditNotWritable { .. } => (Code::Unavailable, "AUDIT_NOT_WRITABLE", Later),
         LifecycleError::Damaged { .. } => (Code::DataLoss, "DAMAGED", Never),
         LifecycleError::NotSealedForUs { .. } => (Code::DataLoss, "NOT_SEALED_FOR_TOKEN", Never),
@@ -73,6 +75,11 @@ fn sentence_of(error: &LifecycleError) -> String {
         | LifecycleError::RolledBack { .. }
         | LifecycleError::ReadOnly
         | LifecycleError::ReadOnlyPrimary => return error.to_string(),
+        LifecycleError::OutcomeUnknown { reason: cause } => {
+            tracing::warn!(cause, "whether a change is in the database is not known");
+            "the change was handed to the database, which did not say in time whether it is there: it may become true \
+             later; look, or do the same again, which changes nothing twice"
+        }
         LifecycleError::Unavailable { reason: cause } => {
             tracing::warn!(cause, "a call about meters failed");
             "the token or the database is not reachable; try again"
@@ -138,6 +145,12 @@ mod tests {
                 LifecycleError::Unavailable { reason: "x".into() },
                 Code::Unavailable,
                 "NOT_REACHABLE",
+                true,
+            ),
+            (
+                LifecycleError::OutcomeUnknown { reason: "x".into() },
+                Code::Unavailable,
+                "OUTCOME_UNKNOWN",
                 true,
             ),
             (

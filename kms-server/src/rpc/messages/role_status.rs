@@ -57,13 +57,14 @@ fn row_of(error: &NotChanged) -> Option<Row> {
     let (code, word) = match error {
         NotChanged::Epoch { .. } => (Code::Aborted, "EPOCH_MOVED"),
         NotChanged::PrimaryWrites(_) => (Code::FailedPrecondition, "PRIMARY_WRITES"),
-        NotChanged::Row(_) => (Code::DataLoss, "ROLE_DAMAGED"),
+        NotChanged::RolledBack { .. } => (Code::FailedPrecondition, "ROLLED_BACK"),
+        NotChanged::Row(_) | NotChanged::Domain => (Code::DataLoss, "ROLE_DAMAGED"),
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
         NotChanged::NotReady(_) => (Code::FailedPrecondition, "NOT_READY"),
         NotChanged::UnknownRecords { .. } => (Code::FailedPrecondition, "UNKNOWN_RECORDS"),
         NotChanged::Block { .. } => (Code::FailedPrecondition, "BLOCK_UNKNOWN"),
-        NotChanged::RolledBack(_) => (Code::FailedPrecondition, "ROLLED_BACK"),
+        NotChanged::BehindPeer(_) => (Code::FailedPrecondition, "ROLLED_BACK"),
         NotChanged::NotAdmitted(_) => (Code::FailedPrecondition, "ROLE_RECORD_REFUSED"),
         NotChanged::Token(_) | NotChanged::Store(_) | NotChanged::Keyring(_) => return None,
     };
@@ -80,7 +81,9 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         | NotChanged::Standing(_)
         | NotChanged::PrimaryWrites(_)
         | NotChanged::Row(_)
-        | NotChanged::RolledBack(_)
+        | NotChanged::BehindPeer(_)
+        | NotChanged::Domain
+        | NotChanged::RolledBack { .. }
         | NotChanged::NotInStep { .. }
         | NotChanged::UnknownRecords { .. }
         | NotChanged::NotReady(_)

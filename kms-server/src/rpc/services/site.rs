@@ -102,7 +102,14 @@ impl site_server::Site for SiteService {
         facts.certificate_faults = self.certificate_faults();
         let replication = self.replication.as_ref().map(|status| status.all());
         let told = replication.iter().flat_map(|status| status.faults.clone());
-        facts.replication_faults = told.collect();
+        let rolled_back = self.roles.known_mark().map(|mark| {
+            format!(
+                "the database was rolled back ({}): this site reads, and changes nothing until it is promoted above every \
+                 epoch that is known (`site promote --above-epoch`)",
+                mark.from
+            )
+        });
+        facts.replication_faults = told.chain(rolled_back).collect();
         facts.floor_faults = self.floors.faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {

@@ -100,6 +100,17 @@ pub enum OpenError {
         /// Ours.
         known: usize,
     },
+    /// Written by an older program, and not to be changed now.
+    #[error(
+        "the database has schema {found}, and this program's is {known}: start this version's server first, or run the \
+         version that wrote it"
+    )]
+    OlderSchema {
+        /// The database's.
+        found: i64,
+        /// Ours.
+        known: usize,
+    },
     /// No answer.
     #[error(
         "the database {place} did not answer within {} s: start it, or correct [store]",
@@ -173,10 +184,13 @@ const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/postgres/0005_transmitting.sql"),
 ];
 
+/// The version that they lead to.
+pub(super) const SCHEMA: u32 = MIGRATIONS.len() as u32;
+
 /// "AMIK": of servers that start at once, one migrates and the others then see it done.
 const MIGRATION_LOCK: i64 = 0x414D_494B;
 
-pub(super) async fn open(config: &Config) -> Result<PgPool, OpenError> {
+pub(super) async fn open(config: &Config, migrates: bool) -> Result<PgPool, OpenError> {
     config.check_tls()?;
     let failed = |source| OpenError::Failed { place: config.place(), source };
     let options = options(config);
@@ -210,7 +224,7 @@ pub(super) async fn open(config: &Config) -> Result<PgPool, OpenError> {
             "the database role is a superuser: give this service one that only owns its database"
         );
     }
-    migrate(&mut first, config, &found).await?;
+    migrate(&mut first, config, &found, migrates).await?;
     first.close().await.map_err(failed)?;
     let pool = PgPoolOptions::new()
         .max_connections(config.connections_max)
@@ -333,6 +347,7 @@ async fn migrate(
     connection: &mut PgConnection,
     config: &Config,
     found: &Found,
+    may_change: bool,
 ) -> Result<(), OpenError> {
     let Found { standby, read_only, .. } = *found;
     let failed = |source| OpenError::Failed { place: config.place(), source };
@@ -344,6 +359,9 @@ async fn migrate(
     }
     if found == 0 && !config.create {
         return Err(OpenError::Missing { place: config.place() });
+    }
+    if !may_change {
+        return Err(OpenError::OlderSchema { found, known: MIGRATIONS.len() });
     }
     if standby {
         return Err(OpenError::Standby);

@@ -6,7 +6,7 @@ use super::columns::{
     array, bytes, classify, head, number, optional_array, position, record_key, text,
 };
 use crate::store::{
-    Holder, IndexedMeter, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock,
+    Holder, IndexedMeter, Positions, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
@@ -210,6 +210,19 @@ pub(super) async fn holders_of(
             Ok((Fingerprint(array(row, 0)?), SystemTitle::new(array(row, 1)?), living(row, 2)?))
         })
         .collect()
+}
+
+/// Asked of the WAL that is written now: what the control file says comes late.
+pub(super) async fn timeline(
+    connection: &mut PgConnection,
+) -> Result<Option<Timeline>, StoreError> {
+    let query = "SELECT system_identifier::text, CASE WHEN NOT pg_is_in_recovery() \
+                 THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END FROM pg_control_system()";
+    let row = sqlx::query_as::<_, (String, Option<String>)>(query).fetch_one(connection).await;
+    let (system, number) = row.map_err(classify)?;
+    let damaged = |_| StoreError::Damaged("the database's timeline can't be read".to_owned());
+    let number = number.map(|number| u32::from_str_radix(&number, 16)).transpose();
+    Ok(number.map_err(damaged)?.map(|number| Timeline { system, number }))
 }
 
 /// Whether it is a primary whose transactions can't change anything.

@@ -12,6 +12,7 @@ use super::{
     columns::{array, bytes, classify, head, number, signed},
     failure::WriteError,
     rows::{UPDATE_HEADS, notify, put_heads},
+    whole,
 };
 use crate::store::{
     StoreError, rules,
@@ -32,12 +33,14 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 pub(super) const BEGIN_IN_ROLE: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared(1095584082)";
 
+/// The same, with the role's lock alone: no commit is under way meanwhile.
+pub(super) const BEGIN_ALONE: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(1095584082)";
+
 /// The statements that a transaction begins with.
 pub(super) const fn begin(work: Work<'_>) -> &'static str {
     match work {
-        Work::ChangeRole(_) => {
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(1095584082)"
-        }
+        Work::ChangeRole(_) => BEGIN_ALONE,
         Work::Commit([]) | Work::PutPeer(_) | Work::PutDivergence(_) => BEGIN,
         Work::Commit(_) | Work::Adopt(_) => BEGIN_IN_ROLE,
     }
@@ -149,6 +152,9 @@ pub(super) async fn change(
     }
     add_record(connection, &step.record).await?;
     put(connection, step.now).await?;
+    if let Some(domain) = &step.released {
+        whole::release(connection, domain).await?;
+    }
     match &step.table {
         Some((expected, table)) if !audit::put_head_table(connection, *expected, table).await? => {
             Err(StoreError::Conflict(BlockNo(0)).into())

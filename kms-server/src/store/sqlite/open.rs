@@ -79,6 +79,17 @@ pub enum OpenError {
         /// Ours.
         known: usize,
     },
+    /// Written by an older program, and not to be changed now.
+    #[error(
+        "the database has schema {found}, and this program's is {known}: start this version's server first, or run the \
+         version that wrote it"
+    )]
+    OlderSchema {
+        /// The file's.
+        found: i64,
+        /// Ours.
+        known: usize,
+    },
     /// A database, but not one of ours.
     #[error("{path} is not a database of this service: correct [store] path")]
     Foreign {
@@ -148,6 +159,9 @@ const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/sqlite/0004_sites.sql"),
     include_str!("../../../migrations/sqlite/0005_transmitting.sql"),
 ];
+
+/// The version that they lead to.
+pub(super) const SCHEMA: u32 = MIGRATIONS.len() as u32;
 
 /// "AMIK"; set by the first migration.
 const APPLICATION_ID: i64 = 0x414D_494B;
@@ -262,6 +276,7 @@ pub(super) async fn broken_pragma(
 pub(super) async fn migrate(
     connection: &mut SqliteConnection,
     path: &Path,
+    may_change: bool,
 ) -> Result<(), OpenError> {
     let failed = |source| OpenError::of(path, source);
     // Immediate: of two processes that start at once, one migrates and the other then sees it done.
@@ -271,6 +286,9 @@ pub(super) async fn migrate(
     let Some(missing) = MIGRATIONS.get(done..) else {
         return Err(OpenError::NewerSchema { found, known: MIGRATIONS.len() });
     };
+    if !may_change && !missing.is_empty() {
+        return Err(OpenError::OlderSchema { found, known: MIGRATIONS.len() });
+    }
     for migration in missing {
         sqlx::raw_sql(*migration).execute(&mut *change).await.map_err(failed)?;
     }

@@ -9,7 +9,7 @@ use super::{
     audit,
     columns::{array, bytes, classify, number, signed},
     failure::WriteError,
-    read, rows,
+    read, rows, whole,
 };
 use crate::store::{
     StoreError, rules,
@@ -124,6 +124,9 @@ pub(super) async fn change(
     }
     add_record(connection, &step.record).await?;
     put(connection, step.now).await?;
+    if let Some(domain) = &step.released {
+        whole::release(connection, domain).await?;
+    }
     match &step.table {
         Some((expected, table)) if !audit::put_head_table(connection, *expected, table).await? => {
             Err(StoreError::Conflict(BlockNo(0)).into())

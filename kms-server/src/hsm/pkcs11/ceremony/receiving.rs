@@ -20,9 +20,9 @@ use crate::hsm::{
             lock::{read, write},
         },
         failure::Failure,
-        init::{InitError, destroy, sync},
+        init::{InitError, sync, undo},
         keys::{
-            canary::{Canaries, Keks},
+            canary::{Canaries, Keks, KeyName},
             finding::find,
             making::{MadeKey, report},
             template::{self, Birth, Flat, Kept, Nested, OurKey},
@@ -43,7 +43,8 @@ pub struct Received {
 
 /// Takes both sealed KEKs over, proves them, and destroys the ceremony key. `ceremony` is the one that the request
 /// named. An attempt that was interrupted goes on: what is there and passes its canary is taken as it is. If the
-/// proof fails, both are destroyed.
+/// token says that the proof fails, what this attempt has made is destroyed; after an error of the token, which says
+/// nothing of the keys, all stays for the next attempt.
 pub fn receive_keks(
     config: &Config,
     handed: &HandedKeks,
@@ -81,36 +82,57 @@ impl Receiving<'_> {
         handed: &HandedKeks,
         ceremony: &RsaKey,
     ) -> Result<(Canaries, Keks), InitError> {
+        let mut made = Vec::new();
+        self.take_and_prove(handed, ceremony, &mut made).map_err(|error| match error {
+            NotTaken::Disproved(error) => self.take_back(&made, error),
+            NotTaken::Unsaid(error) => error,
+        })
+    }
+
+    fn take_and_prove(
+        &self,
+        handed: &HandedKeks,
+        ceremony: &RsaKey,
+        made: &mut Vec<(OurKey, KeyName)>,
+    ) -> Result<(Canaries, Keks), NotTaken> {
         let Self { library, session, config } = self;
         let HandedKeks { meter_kek, use_kek, canaries } = handed;
         let site = one_pair(library, session, OurKey::SiteKek)?;
         let names = [name_of(session, site)?, meter_kek.id, use_kek.id];
-        let taken = self
-            .take(OurKey::MeterKek, meter_kek, ceremony)
-            .and_then(|meter| Ok((meter, self.take(OurKey::UseKek, use_kek, ceremony)?)));
-        let proved = taken.and_then(|(meter_kek, use_kek)| {
-            sync(config)?;
-            let keks = Keks { site, meter_kek, use_kek };
-            Ok((Canaries::receive(library, session, &keks, names, canaries)?, keks))
-        });
-        if let Err(InitError::KeysExist(_) | InitError::Sync { .. }) = &proved {
-            return proved;
-        }
-        proved.map_err(|error| self.take_back(handed, error))
+        let meter_kek = self.take(OurKey::MeterKek, meter_kek, ceremony, made)?;
+        let use_kek = self.take(OurKey::UseKek, use_kek, ceremony, made)?;
+        sync(config)?;
+        let keks = Keks { site, meter_kek, use_kek };
+        let received = Canaries::receive(library, session, &keks, names, canaries);
+        let received = received.map_err(|failure| {
+            // Tampering and breakage may have one code: a token that proves its own KEK is well.
+            let is_doubtful = matches!(failure, Failure::Broken(_));
+            let disproved = is_doubtful && Canaries::site_is_well(library, session, &keks);
+            match failure {
+                failure if disproved => NotTaken::Disproved(failure.into()),
+                failure => failure.into(),
+            }
+        })?;
+        Ok((received, keks))
     }
 
-    /// One of them, unless it is there.
+    /// One of them, unless it is there. What this makes is added to `made`.
     fn take(
         &self,
         key: OurKey,
         handed: &HandedKek,
         ceremony: &RsaKey,
-    ) -> Result<ObjectHandle, InitError> {
+        made: &mut Vec<(OurKey, KeyName)>,
+    ) -> Result<ObjectHandle, NotTaken> {
         let Self { library, session, .. } = self;
         let handle = match find(library, session, key, None)?.as_slice() {
-            [] => self.unwrap(key, handed, ceremony)?,
+            [] => {
+                let handle = self.unwrap(key, handed, ceremony)?;
+                made.push((key, handed.id));
+                handle
+            }
             [there] if name_of(session, *there)? == handed.id => *there,
-            _ => return Err(InitError::KeysExist(vec![key.label().to_owned()])),
+            _ => return Err(InitError::KeysExist(vec![key.label().to_owned()]).into()),
         };
         template::verify_born(session, handle, key, (Kept::OnToken, Birth::Received))?;
         Ok(handle)
@@ -121,7 +143,7 @@ impl Receiving<'_> {
         key: OurKey,
         handed: &HandedKek,
         ceremony: &RsaKey,
-    ) -> Result<ObjectHandle, InitError> {
+    ) -> Result<ObjectHandle, NotTaken> {
         let Self { library, session, config } = self;
         let no_ceremony = || {
             InitError::Token(
@@ -131,11 +153,11 @@ impl Receiving<'_> {
             )
         };
         let with = match find(library, session, OurKey::Ceremony, None)?.as_slice() {
-            [] => return Err(no_ceremony()),
+            [] => return Err(no_ceremony().into()),
             _ => one_pair(library, session, OurKey::Ceremony)?,
         };
         if numbers_of(session, with)? != *ceremony {
-            return Err(no_ceremony());
+            return Err(no_ceremony().into());
         }
         let inner = key.unwraps().map(|template| Flat::new(&template)).transpose()?;
         let nested = inner.as_ref().map(Nested::unwrap_template);
@@ -147,27 +169,24 @@ impl Receiving<'_> {
         drop(alone);
         step();
         unwrapped.map_err(|error| {
-            let reason = Failure::from(error).reason();
-            InitError::Token(format!(
-                "{} of the bundle does not open under this token's ceremony key ({reason})",
-                key.label()
-            ))
+            let failure = Failure::from(error);
+            let error = InitError::Token(format!(
+                "{} of the bundle does not open under this token's ceremony key ({})",
+                key.label(),
+                failure.reason()
+            ));
+            if disproves(&failure) { NotTaken::Disproved(error) } else { NotTaken::Unsaid(error) }
         })
     }
 
-    /// Destroys what was taken over: it is not what the sender says.
-    fn take_back(&self, handed: &HandedKeks, error: InitError) -> InitError {
+    /// Destroys what this attempt has made: the token said that it is not what the sender says. What was there before
+    /// stays, whatever a bundle says of it.
+    fn take_back(&self, made: &[(OurKey, KeyName)], error: InitError) -> InitError {
         let Self { library, session, config } = self;
-        let both = [(OurKey::MeterKek, &handed.meter_kek), (OurKey::UseKek, &handed.use_kek)];
-        let left: Vec<String> = both
-            .iter()
-            .filter(|(key, kek)| destroy(library, session, *key, &kek.id).is_err())
-            .map(|(key, kek)| format!("{} (id {})", key.label(), hex::encode(kek.id)))
-            .collect();
-        if !left.is_empty() {
-            return InitError::LeftBehind { keys: left, why: error.into() };
+        match undo(library, session, made, error) {
+            left @ InitError::LeftBehind { .. } => left,
+            error => sync(config).err().unwrap_or(error),
         }
-        sync(config).err().unwrap_or(error)
     }
 
     /// Both halves of the ceremony key, if they are there yet.
@@ -187,4 +206,38 @@ impl Receiving<'_> {
         }
         sync(config)
     }
+}
+
+/// Why the sealed KEKs were not taken over.
+enum NotTaken {
+    /// The token said that one of them is not what the sender says, or does not open.
+    Disproved(InitError),
+    /// Nothing is known of them: the token failed, or something was in the way. What is there stays, and the next
+    /// attempt goes on.
+    Unsaid(InitError),
+}
+
+impl From<Failure> for NotTaken {
+    fn from(failure: Failure) -> Self {
+        let disproved = disproves(&failure);
+        let error = InitError::from(failure);
+        if disproved { Self::Disproved(error) } else { Self::Unsaid(error) }
+    }
+}
+
+impl From<InitError> for NotTaken {
+    fn from(error: InitError) -> Self {
+        Self::Unsaid(error)
+    }
+}
+
+impl From<cryptoki::error::Error> for NotTaken {
+    fn from(error: cryptoki::error::Error) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+/// Whether a failure is the token's word on the key, and not one of its own.
+fn disproves(failure: &Failure) -> bool {
+    matches!(failure, Failure::Data(_) | Failure::Doubtful(_) | Failure::Unfit(_))
 }

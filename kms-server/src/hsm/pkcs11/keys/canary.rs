@@ -183,6 +183,15 @@ impl Canaries {
         Ok(canaries)
     }
 
+    /// Whether the token seals and opens under its site KEK now.
+    pub(crate) fn site_is_well(library: &Library, session: &Session, keks: &Keks) -> bool {
+        let tried = site_canary(library, session, keks).and_then(|(nonce, sealed, answer)| {
+            let opened = site_gcm(&nonce).decrypt(session, keks.site, &sealed)?;
+            same(OurKey::SiteKek, &opened, &answer)
+        });
+        tried.is_ok()
+    }
+
     /// The name of one of the KEKs; `None` for other keys.
     pub(crate) fn name_of(&self, key: OurKey) -> Option<KeyName> {
         match key {

@@ -1,0 +1,387 @@
+//! `kms-server backup` and `kms-server restore`.
+
+use std::{
+    fs,
+    io::{self, BufReader, BufWriter, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    database::{alone_over, canaries_of, domain_of, open_as_it_is, open_store},
+    fault::Fault,
+    founding::PATIENCE,
+    last_backup,
+    migrate::check_domain,
+    no_commits::NoCommits,
+    outside::SystemClock,
+    report::Report,
+    runtime::runtime,
+    token::Asked,
+};
+use crate::{
+    backup::{self, BackupError, Drill, Drilled, Ends, Loaded},
+    config::Config,
+    hsm::{
+        self, Hsm,
+        pkcs11::{Canaries, Pkcs11Token},
+    },
+    keyring::{self, Below, Keyring, SiteRole},
+    store::{
+        WriteStore,
+        sqlite::{self, SqliteStore},
+        whole::WholeStore,
+    },
+};
+use kms_core::{
+    DomainRecord,
+    backup::{header::Header, summary::Summary},
+    freshness::Freshness,
+    ports::Clock as _,
+};
+
+/// The options of `backup`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupOptions {
+    /// The file to write, of which there must be none; or a directory, in which it gets a name of its own.
+    pub out: PathBuf,
+    /// In a directory: so many backups of this site are kept, the newest; older ones go.
+    pub keep: Option<usize>,
+    /// Restore it at once into a database that goes again, and go through that.
+    pub drill: bool,
+}
+
+/// The options of `restore`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// The backup.
+    pub from: PathBuf,
+    /// Restore it into a database that goes again, and go through that: a drill.
+    pub verify_only: bool,
+}
+
+/// The arena of a drill: blocks are read and verified, and none is kept.
+const DRILL_ARENA: keyring::Config =
+    keyring::Config { arena_bytes: 1 << 20, allow_unlocked: true, warm_up_parallelism: 1 };
+
+impl From<BackupError> for Fault {
+    fn from(error: BackupError) -> Self {
+        match error {
+            BackupError::Token(error) => error.into(),
+            BackupError::Store(error) => error.into(),
+            BackupError::NotOurs(_) => Self::Token(error.into()),
+            BackupError::File(_) => Self::Setting(error.into()),
+            error => Self::Store(error.into()),
+        }
+    }
+}
+
+/// Writes all of the database into a file that only this site's token opens; a server may run meanwhile.
+pub fn backup(config: Config, options: &BackupOptions) -> Result<Report, Fault> {
+    runtime(2)?.block_on(back_up(config, options))
+}
+
+async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Fault> {
+    let at_ms = SystemClock::new().unix_ms();
+    let directory = options.out.is_dir().then_some(&options.out);
+    let out = &match directory {
+        Some(directory) => directory.join(format!("{}{at_ms}{ENDING}", beginning(&config))),
+        None => options.out.clone(),
+    };
+    if out.exists() {
+        let sentence = format!("{} is there already: a backup replaces no file", out.display());
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let store = open_as_it_is(&config).await?;
+    let domain = domain_of(store.as_ref()).await?;
+    let hsm = connected(config.hsm.again(), canaries_of(&domain)?).await?;
+    check_domain(&hsm, store.as_ref(), &domain).await?;
+    let part = part_of(out);
+    let ends = Ends { hsm: hsm.clone(), store: Arc::clone(&store), at_ms };
+    let written = write(&ends, &domain, &part).await;
+    let put = |written: backup::Written| {
+        fs::rename(&part, out)?;
+        sync_directory(out)?;
+        Ok::<_, BackupError>(written)
+    };
+    let written = written.and_then(put).inspect_err(|_| {
+        let _ = fs::remove_file(&part);
+    })?;
+    store.close().await;
+    let mut lines = lines_of(&written.header, &written.summary);
+    lines.push(("file", out.display().to_string()));
+    lines.push(("bytes", written.bytes.to_string()));
+    if options.drill {
+        let (_, drilled) = drill_file(&config, &hsm, out).await?;
+        lines.extend(lines_of_drill(&drilled));
+    }
+    // Only now: a drill that fails leaves no good backup.
+    let noted = last_backup::note(&config.site.data_dir, written.header.at_ms);
+    noted.map_err(|error| {
+        let sentence = format!("the backup is whole, and that can't be noted: {error}");
+        Fault::Setting(sentence.into())
+    })?;
+    if let Some((directory, keep)) = directory.zip(options.keep) {
+        let gone = remove_older(directory, &beginning(&config), keep);
+        let gone = gone.map_err(|error| Fault::from(BackupError::File(error)))?;
+        lines.push(("older ones removed", gone.to_string()));
+    }
+    Ok(report(lines))
+}
+
+/// Names of backups in a directory: the site's, and the time at which they began.
+fn beginning(config: &Config) -> String {
+    format!("{}-", config.site.name)
+}
+
+const ENDING: &str = ".backup";
+
+/// Removes all backups of this name but the newest.
+fn remove_older(directory: &Path, beginning: &str, keep: usize) -> io::Result<usize> {
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let time = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(ENDING));
+        if let Some(at_ms) = time.and_then(|time| time.parse().ok()) {
+            found.push((at_ms, entry.path()));
+        }
+    }
+    found.sort();
+    // The one that was just written stays, whatever somebody says.
+    let gone = found.len().saturating_sub(keep.max(1));
+    for (_, path) in found.iter().take(gone) {
+        fs::remove_file(path)?;
+    }
+    Ok(gone)
+}
+
+async fn write(
+    ends: &Ends,
+    domain: &DomainRecord,
+    part: &Path,
+) -> Result<backup::Written, BackupError> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(part)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    let mut say = every_second();
+    let tell = |rows: u64, bytes: u64| {
+        if say() {
+            tracing::info!(rows, bytes, "the backup is being written");
+        }
+    };
+    let written = backup::write(ends, domain, &mut out, tell).await?;
+    out.flush()?;
+    out.get_ref().sync_all()?;
+    Ok(written)
+}
+
+/// Restores a backup into the empty database of `config`, or tries it.
+pub fn restore(config: Config, options: &RestoreOptions) -> Result<Report, Fault> {
+    runtime(2)?.block_on(bring_back(config, options))
+}
+
+async fn bring_back(config: Config, options: &RestoreOptions) -> Result<Report, Fault> {
+    let from = &options.from;
+    let (header, input) = open(from)?;
+    if header.site != config.site.name {
+        let sentence = format!(
+            "the backup is of the site {:?}, this one is {:?}: take the right file, or correct [site] name",
+            header.site, config.site.name
+        );
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let canaries = Canaries::decode(&header.canaries);
+    let canaries = canaries.map_err(|_| Fault::from(BackupError::Header))?;
+    let hsm = connected(config.hsm.again(), canaries).await?;
+    if options.verify_only {
+        drop(input);
+        let (loaded, drilled) = drill_file(&config, &hsm, from).await?;
+        let mut lines = lines_of(&header, &loaded.summary);
+        lines.extend(lines_of_drill(&drilled));
+        return Ok(report(lines));
+    }
+    // All of it is read once before anything is written.
+    backup::verify(&hsm, &header, input).await?;
+    let store = open_store(&config, true).await?;
+    let _alone = alone_over(&config.store)?;
+    let loaded = load(&hsm, &store, from).await?;
+    let drilled = drill(&hsm, store.clone(), &loaded.domain).await?;
+    store.close().await;
+    let mut lines = lines_of(&header, &loaded.summary);
+    lines.extend(lines_of_drill(&drilled));
+    lines.push((
+        "next",
+        format!(
+            "start the servers: the site reads, and changes nothing until `ami-tool site promote --above-epoch N` names \
+             the highest epoch that the other site, a coordinator or two people know of; it knows of {} itself",
+            loaded.mark.epoch.0
+        ),
+    ));
+    Ok(report(lines))
+}
+
+/// Restores a file into a database that goes again, and goes through that.
+async fn drill_file(config: &Config, hsm: &Hsm, from: &Path) -> Result<(Loaded, Drilled), Fault> {
+    let home = Temporary::make(&config.site.data_dir)?;
+    let path = home.0.join("drill.db");
+    let store = SqliteStore::open(sqlite::Config { path, create: true }).await;
+    let store: Arc<dyn WholeStore> = Arc::new(store.map_err(|error| Fault::Store(error.into()))?);
+    let loaded = load(hsm, &store, from).await?;
+    let drilled = drill(hsm, store.clone(), &loaded.domain).await;
+    store.close().await;
+    Ok((loaded, drilled?))
+}
+
+async fn load(hsm: &Hsm, store: &Arc<dyn WholeStore>, from: &Path) -> Result<Loaded, Fault> {
+    let (header, input) = open(from)?;
+    let mut say = every_second();
+    let tell = |rows: u64| {
+        if say() {
+            tracing::info!(rows, "the backup is being restored");
+        }
+    };
+    let at_ms = SystemClock::new().unix_ms();
+    let ends = Ends { hsm: hsm.clone(), store: Arc::clone(store), at_ms };
+    Ok(backup::load(&ends, &header, input, tell).await?)
+}
+
+/// Goes through a database with the token, block by block and event by event.
+async fn drill(
+    hsm: &Hsm,
+    store: Arc<dyn WriteStore>,
+    domain: &DomainRecord,
+) -> Result<Drilled, Fault> {
+    let freshness = Arc::new(Freshness::default());
+    let below = Below {
+        hsm: hsm.clone(),
+        store: store.clone(),
+        clock: Arc::new(SystemClock::new()),
+        freshness: Arc::clone(&freshness),
+        role: Arc::new(SiteRole::unknown(domain)),
+        profiles: Arc::default(),
+    };
+    let keyring = Keyring::new(DRILL_ARENA, domain.clone(), below, Arc::new(NoCommits));
+    let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;
+    let (records, roles) = (&*keyring.records, &*keyring.roles);
+    let drill = Drill { hsm, store, domain, records, roles, freshness: &freshness };
+    let mut say = every_second();
+    let tell = |blocks: u64| {
+        if say() {
+            tracing::info!(blocks, of = domain.blocks.get(), "blocks are opened");
+        }
+    };
+    Ok(drill.run(tell).await?)
+}
+
+fn open(from: &Path) -> Result<(Header, BufReader<fs::File>), Fault> {
+    let read = || {
+        let mut input = BufReader::with_capacity(1 << 20, fs::File::open(from)?);
+        Ok::<_, BackupError>((backup::header_of(&mut input)?, input))
+    };
+    read().map_err(|error| Fault::Setting(format!("{}: {error}", from.display()).into()))
+}
+
+async fn connected(config: hsm::Config, canaries: Canaries) -> Result<Hsm, Fault> {
+    let (width, call_timeout) = (config.sessions_max, config.call_timeout);
+    let token = Asked::of(&config).to(move || Pkcs11Token::connect(config, canaries)).await??;
+    Ok(Hsm::new(Arc::new(token), width, PATIENCE, call_timeout))
+}
+
+/// A directory that goes again.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn make(data_dir: &Path) -> Result<Self, Fault> {
+        let dir = data_dir.join(format!("restore-drill-{}", std::process::id()));
+        let made = fs::create_dir_all(&dir);
+        made.map_err(|error| {
+            Fault::Setting(format!("cannot make {}: {error}", dir.display()).into())
+        })?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, dir = %self.0.display(), "the drill's database is left");
+        }
+    }
+}
+
+fn part_of(out: &Path) -> PathBuf {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
+}
+
+fn sync_directory(file: &Path) -> io::Result<()> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn every_second() -> impl FnMut() -> bool {
+    let mut next = Instant::now() + Duration::from_secs(1);
+    move || {
+        let is_due = Instant::now() >= next;
+        if is_due {
+            next = Instant::now() + Duration::from_secs(1);
+        }
+        is_due
+    }
+}
+
+fn lines_of(header: &Header, summary: &Summary) -> Vec<(&'static str, String)> {
+    let rows: u64 = summary.tables.iter().map(|(_, rows)| rows).sum();
+    let does = if summary.writes { "writes" } else { "does not write" };
+    vec![
+        ("backup", hex::encode(header.id)),
+        ("site", header.site.clone()),
+        ("key domain", hex::encode(header.domain.0)),
+        ("begun at (ms)", header.at_ms.to_string()),
+        ("release", header.release.clone()),
+        ("schema", header.schema.to_string()),
+        ("epoch", format!("{} ({does})", summary.epoch.0)),
+        ("heads", hex::encode(summary.heads)),
+        ("meters", summary.rows_of("meters").to_string()),
+        ("records", summary.rows_of("records").to_string()),
+        ("events", summary.rows_of("audit_events").to_string()),
+        ("rows", rows.to_string()),
+    ]
+}
+
+fn lines_of_drill(drilled: &Drilled) -> Vec<(&'static str, String)> {
+    let Drilled { blocks, records, events, heads, role_records } = drilled;
+    let text = format!(
+        "{blocks} blocks opened, {records} records, {events} events, {heads} signed heads and {role_records} role records \
+         verified"
+    );
+    vec![("drill", text)]
+}
+
+fn report(lines: Vec<(&'static str, String)>) -> Report {
+    Report { lines: lines.into_iter().map(|(what, is)| (what.to_owned(), is)).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_backups_of_a_site_stay_and_nobody_elses_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a-9.backup", "a-10.backup", "a-11.backup", "b-1.backup", "a-x.backup", "a-8"];
+        for name in names {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        assert_eq!(remove_older(dir.path(), "a-", 2).unwrap(), 1);
+        let left = names.map(|name| dir.path().join(name).exists());
+        assert_eq!(left, [false, true, true, true, true, true]);
+        assert_eq!(remove_older(dir.path(), "a-", 0).unwrap(), 1);
+        assert!(dir.path().join("a-11.backup").exists());
+    }
+}

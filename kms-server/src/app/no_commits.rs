@@ -1,0 +1,37 @@
+//! A database that is only looked at.
+
+use crate::store::{
+    AuditedStore, BlockChange, StoreError,
+    sites::{BlockAdoption, Divergent, RoleStep},
+};
+use kms_core::{audit::AuditEntry, site::peer::SignedPeer};
+
+/// Nothing is changed while a domain is migrated or tried.
+pub(super) struct NoCommits;
+
+#[async_trait::async_trait]
+impl AuditedStore for NoCommits {
+    async fn commit(&self, _: Vec<BlockChange>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn adopt(&self, _: Vec<BlockAdoption>, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn change_role(&self, _: RoleStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_divergence(
+        &self,
+        _: Vec<Divergent>,
+        _: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+}

@@ -1,0 +1,106 @@
+//! A server's own files after its database was rolled back: what they know of it is of a future that is no more. Each
+//! server puts them aside once for each mark that its token has signed, and begins a new audit chain. A mark that was
+//! seen already, put back with an old database, excuses nothing.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::DirBuilderExt as _,
+    path::Path,
+};
+
+use super::{
+    fault::Fault,
+    node::{OWN_FILES, replace},
+};
+use kms_core::site::restored::RestoreMark;
+
+/// The marks that this server has gone by, a line each.
+const SEEN: &str = "restores";
+
+/// Begins anew as a node, if that was not done for this mark yet.
+pub(super) fn begin_anew_after(data_dir: &Path, mark: &RestoreMark) -> Result<(), Fault> {
+    tracing::error!(
+        from = mark.from,
+        epoch = mark.epoch.0,
+        "the database was rolled back: this site reads, and changes nothing, until it is promoted above the highest \
+         epoch that the other site, a coordinator or two people name (`ami-tool site promote --above-epoch N`)"
+    );
+    put_aside(data_dir, mark).map_err(|error| {
+        let sentence = format!(
+            "cannot put this server's files in {} aside after a restore: {error}",
+            data_dir.display()
+        );
+        Fault::Setting(sentence.into())
+    })
+}
+
+/// Whether this server has begun anew for this mark. What can't be read says that it has: nothing is put aside for it.
+pub(super) fn is_seen(data_dir: &Path, mark: &RestoreMark) -> bool {
+    seen(data_dir).map_or(true, |seen| is_among(&seen, mark))
+}
+
+fn seen(data_dir: &Path) -> io::Result<String> {
+    match fs::read_to_string(data_dir.join(SEEN)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
+}
+
+fn is_among(seen: &str, mark: &RestoreMark) -> bool {
+    let id = hex::encode(mark.id);
+    seen.lines().any(|line| line == id)
+}
+
+fn put_aside(data_dir: &Path, mark: &RestoreMark) -> io::Result<()> {
+    let before = seen(data_dir)?;
+    if is_among(&before, mark) {
+        return Ok(());
+    }
+    let id = hex::encode(mark.id);
+    let aside = data_dir.join(format!("before-restore-{id}"));
+    for name in OWN_FILES {
+        let file = data_dir.join(name);
+        if !file.exists() {
+            continue;
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(&aside)?;
+        fs::rename(&file, aside.join(name))?;
+    }
+    replace(&data_dir.join(SEEN), format!("{before}{id}\n").as_bytes())?;
+    tracing::warn!(aside = %aside.display(), "this server begins a new audit chain: its former files are kept");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kms_core::{DomainId, Epoch, site::restored::RolledBackBy};
+
+    #[test]
+    fn invariant_5_a_mark_excuses_an_older_database_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = |n| RestoreMark {
+            domain: DomainId([1; 16]),
+            site: "north".to_owned(),
+            id: [n; 16],
+            by: RolledBackBy::Backup,
+            at_ms: 1,
+            epoch: Epoch(2),
+            from: "a backup".to_owned(),
+        };
+        let tip = dir.path().join("audit-tip");
+        fs::write(&tip, "former").unwrap();
+        fs::write(dir.path().join("node-id"), "former").unwrap();
+        begin_anew_after(dir.path(), &mark(1)).unwrap();
+        assert!(!tip.exists() && !dir.path().join("node-id").exists());
+        let aside = dir.path().join(format!("before-restore-{}", "01".repeat(16)));
+        assert_eq!(fs::read_to_string(aside.join("audit-tip")).unwrap(), "former");
+        // What this server knows since then counts: the same mark again is an old database.
+        fs::write(&tip, "later").unwrap();
+        begin_anew_after(dir.path(), &mark(1)).unwrap();
+        assert_eq!(fs::read_to_string(&tip).unwrap(), "later");
+        begin_anew_after(dir.path(), &mark(2)).unwrap();
+        assert!(!tip.exists());
+    }
+}

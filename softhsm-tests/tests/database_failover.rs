@@ -1,0 +1,117 @@
+//! A PostgreSQL that fails over within its site, under a real server: to a standby that has everything, and to one that
+//! has not what was acknowledged last.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+#[path = "../../kms-server/tests/postgres_common/mod.rs"]
+mod postgres_common;
+
+use std::{os::unix::fs::symlink, path::Path};
+
+use common::{
+    Home, blank_home, client, eventually,
+    fleet::{add, apdu, import, line, push},
+    warm,
+};
+use kms_client::{KmsClient, Verdict};
+use postgres_common::{Cluster, USER};
+use softhsm_tests::{Role, pair::said_by, settings::quoted};
+use tokio_stream::StreamExt as _;
+
+/// A server that reaches its database by a name that moves with it.
+fn home(name: &Path) -> Home {
+    let host = quoted(&name.display().to_string());
+    blank_home(&[
+        ("store", "kind", &quoted("postgresql")),
+        ("store", "path", ""),
+        ("store", "host", &host),
+        ("store", "port", "5432"),
+        ("store", "database", &quoted("ami")),
+        ("store", "user", &quoted(USER)),
+        ("store", "allow_no_tls", "true"),
+    ])
+}
+
+fn point(name: &Path, at: &Cluster) {
+    let _ = std::fs::remove_file(name);
+    symlink(at.sockets(), name).unwrap();
+}
+
+async fn opens(client: &KmsClient, n: u64) -> Option<Verdict> {
+    client.decrypt(&apdu(push(n))).await.ok().map(|opened| opened.verdict())
+}
+
+/// How the import of a meter ends; empty: well.
+async fn outcome_of_import(client: &KmsClient, n: u64) -> String {
+    let lines = tokio_stream::iter(common::fleet::parsed(&line(n)));
+    let results = client.meters().import(lines, kms_client::ImportRules::default());
+    let mut results = std::pin::pin!(results);
+    match results.next().await.unwrap() {
+        Ok(result) => result.code,
+        Err(error) => format!("{error:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and_one_that_did_not_is_nothing()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("database");
+    let mut first = Cluster::new(&[]);
+    first.database("ami");
+    point(&name, &first);
+    let home = home(&name);
+    home.init().unwrap();
+    let mut running = home.start().unwrap();
+    let serving = client(&home, Role::Dev).await;
+    warm(&serving).await;
+    add(&serving, &[line(1)]).await;
+
+    // A standby that has everything: the server goes on by itself.
+    let mut second = first.standby();
+    add(&serving, &[line(2)]).await;
+    second.until_it_has_all_of(&first).await;
+    first.kill();
+    second.promote();
+    point(&name, &second);
+    eventually("changes are taken", async || outcome_of_import(&serving, 3).await.is_empty()).await;
+    assert!(running.ended().unwrap().is_none(), "{}", running.log_tail());
+
+    // One that lacks the last commit.
+    let mut third = second.standby();
+    third.until_it_has_all_of(&second).await;
+    third.stop();
+    add(&serving, &[line(4)]).await;
+    second.kill();
+    third.start();
+    third.promote();
+    point(&name, &third);
+    eventually("the server begins anew", || {
+        let ended = running.ended().unwrap().is_some();
+        async move { ended }
+    })
+    .await;
+    assert!(running.log_tail().contains("lost what was acknowledged"), "{}", running.log_tail());
+    let _running = home.start().unwrap();
+    let restored = client(&home, Role::Dev).await;
+    warm(&restored).await;
+    for (n, verdict) in [(1, Verdict::Ok), (3, Verdict::Ok), (4, Verdict::UnknownMeter)] {
+        assert_eq!(opens(&restored, n).await, Some(verdict), "{n}");
+    }
+    let refused = outcome_of_import(&restored, 5).await;
+    assert!(refused.contains("NOT_PRIMARY"), "{refused}");
+    let promote = |more: &[&str]| {
+        said_by(&home, "promote", &[&["site", "promote", "--yes"][..], more].concat())
+    };
+    let refused = promote(&[]).unwrap_err().to_string();
+    assert!(
+        refused.contains("ROLLED_BACK") && refused.contains("failover to timeline 3"),
+        "{refused}"
+    );
+    promote(&["--above-epoch", "2"]).unwrap();
+    for result in import(&restored, &[line(4), line(5)]).await {
+        assert!(result.code.is_empty(), "{result:?}");
+    }
+    assert_eq!(opens(&restored, 4).await, Some(Verdict::Ok));
+}
