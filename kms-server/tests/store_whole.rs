@@ -51,9 +51,7 @@ async fn filled(store: Arc<dyn WholeStore>) {
     store.put_peer(&peer("south", 3), Said::new().link()).await.unwrap();
     let record = store.block(BlockNo(1)).await.unwrap().unwrap().records.remove(0);
     let divergent =
-        Divergent {
-            block: BlockNo(1), record, site: "süd".to_owned(), at_ms: 5, resolution: None
-        };
+        Divergent { block: BlockNo(1), record, site: "süd".to_owned(), at_ms: 5, decided: None };
     store.put_divergence(&[divergent], Said::new().link()).await.unwrap();
     let fence = learnt(&store, RoleChange::Promotion, 3).await.unwrap();
     store.change_role(&fence, Said::new().link()).await.unwrap();

@@ -79,8 +79,8 @@ fn invariant_5_what_a_meter_sent_once_is_not_taken_twice_over_a_kill_and_a_start
     let (fresh, known, old_one) =
         (verdict("OK", false), verdict("OK", true), verdict("REPLAYED", false));
     // One after the other: a stream may have several batches under way.
-    assert_eq!(told(&hes, &[&new], 0), [fresh.clone()]);
-    assert_eq!(told(&hes, &[&old], 1), [old_one.clone()]);
+    assert_eq!(told(&hes, &[&new], 0), std::slice::from_ref(&fresh));
+    assert_eq!(told(&hes, &[&old], 1), std::slice::from_ref(&old_one));
     assert_eq!(told(&hes, &[&free, &free], 0), [fresh.clone(), fresh.clone()]);
     let again = [known.clone(), old_one.clone(), fresh.clone()];
     assert_eq!(told(&hes, &[&new, &old, &free], 1), again);

@@ -115,7 +115,8 @@ mod tests {
     fn each_thing_in_which_the_sites_differ_is_named_and_no_other() {
         let ours = Makeup { suites: vec!["0".to_owned()], ..Makeup::default() };
         assert_eq!(ours.differences(2, Some(&ours), 2), []);
-        let changes: [(fn(&mut Makeup), Difference); 6] = [
+        type Change = fn(&mut Makeup);
+        let changes: [(Change, Difference); 6] = [
             (|it| it.policy = [1; 32], Difference::AccessPolicy),
             (|it| it.authorities = [1; 32], Difference::Authorities),
             (|it| it.revocation_lists = [1; 32], Difference::RevocationLists),

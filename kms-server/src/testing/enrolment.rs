@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, RecordKey, SystemTitle,
+    BlockNo, DomainRecord, Epoch, Head, MeterId, Position, SystemTitle,
     audit::{AuditOutcome, Subject},
     enrolment::{
         Fingerprint, Oaep,

@@ -18,6 +18,7 @@ use world::{Disaster, World};
 /// Disasters between two looks at everything.
 const BETWEEN_LOOKS: usize = 10;
 
+#[expect(clippy::disallowed_methods, reason = "how long a game is to be played, and which")]
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }

@@ -427,6 +427,7 @@ mod tests {
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Approver => service == "Approvals",
+            Role::Synchroniser => matches!(verb, Verb::SyncNow | Verb::GetStatus),
         }
     }
 
