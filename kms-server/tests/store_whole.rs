@@ -19,7 +19,7 @@ use kms_core::{
 };
 use kms_server::store::{
     StoreError,
-    sites::{Divergent, RoleRow},
+    sites::{Divergent, Released, RoleRow, RoleStep},
     sqlite::{Config, SqliteStore},
     whole::{RestoreState, RollBack, WholeStore},
 };
@@ -228,7 +228,16 @@ async fn marked_and_released(store: Arc<dyn WholeStore>) {
     assert_eq!(store.domain().await.unwrap().unwrap().signature, Some([8; 64]));
     let store: Store = store;
     let step = promotion(&store, 6).await.unwrap();
-    let step = kms_server::store::sites::RoleStep { released: domain.signature, ..step };
+    // Whoever decided on another mark, or on none, decides anew.
+    let (mark, domain_signature) = (roll_back(2).mark.signature, domain.signature.unwrap());
+    let of = |mark| Released { mark, domain: domain_signature };
+    for stale in [None, Some(of([1; 64]))] {
+        let step = RoleStep { released: stale, ..step.clone() };
+        let refused = store.change_role(&step, Said::new().link()).await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+        assert_ne!(store.restore_state().await.unwrap(), RestoreState::Nothing);
+    }
+    let step = RoleStep { released: Some(of(mark)), ..step };
     store.change_role(&step, Said::new().link()).await.unwrap();
     assert_eq!(store.restore_state().await.unwrap(), RestoreState::Nothing);
     assert_eq!(store.domain().await.unwrap(), Some(domain));

@@ -42,6 +42,7 @@ impl World<'_> {
         let site = Site { domain, standing, heads: &heads, at_ms };
         let Ok(record) = site.promotion(above) else { return };
         self.hit(if in_order { Fault::Switchover } else { Fault::Promotion }, place.site);
+        let restore = restore.then_some(self.truth.rollbacks[place.site]);
         let task = Task::ChangeRole { record: Box::new(record), heads, restore };
         self.node(place).tasks.push(task);
     }
@@ -56,7 +57,7 @@ impl World<'_> {
             return;
         };
         self.hit(Fault::Demotion, place.site);
-        let task = Task::ChangeRole { record: Box::new(record), heads, restore: false };
+        let task = Task::ChangeRole { record: Box::new(record), heads, restore: None };
         self.node(place).tasks.push(task);
     }
 
@@ -66,12 +67,12 @@ impl World<'_> {
         place: Place,
         record: RoleRecord,
         heads: &[BlockMark],
-        restore: bool,
+        restore: Option<u32>,
     ) -> Result<(), Broken> {
         let db = &self.sites[place.site];
-        if db.heads() != heads
-            || db.restored != restore
-            || self.standing(place.site).epoch != record.after
+        // The mark that is released is the one that it was decided on: it may have been rolled back once more.
+        let mark = db.restored.then_some(self.truth.rollbacks[place.site]);
+        if db.heads() != heads || mark != restore || self.standing(place.site).epoch != record.after
         {
             return Ok(());
         }
@@ -92,7 +93,7 @@ impl World<'_> {
         (db.epoch, db.writes) = (record.epoch, promoted);
         if promoted {
             db.restored = false;
-            db.restored_in = restore.then_some(record.epoch);
+            db.restored_in = restore.map(|_| record.epoch);
             for block in 0..heads.len() {
                 self.re_mac(place.site, block, &record)?;
             }

@@ -142,8 +142,8 @@ pub(crate) enum Task {
     Lost,
     /// A call that asked for a block was lost.
     NoWhole(BlockNo),
-    /// Change the role by this record.
-    ChangeRole { record: Box<RoleRecord>, heads: Vec<BlockMark>, restore: bool },
+    /// Change the role by this record. `restore`: the rollback of the database that it releases, by its number.
+    ChangeRole { record: Box<RoleRecord>, heads: Vec<BlockMark>, restore: Option<u32> },
     /// Reserve sequences of a block.
     Reserve(usize),
     /// Commit the reservation.

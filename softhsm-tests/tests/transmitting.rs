@@ -37,7 +37,7 @@ const GET: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
 /// APDUs in all.
 #[expect(clippy::disallowed_methods, reason = "a developer's wish, not a setting")]
 fn allocations() -> usize {
-    std::env::var("TRANSMIT_ALLOCATIONS").map_or(100_000, |number| number.parse().unwrap())
+    std::env::var("TRANSMIT_ALLOCATIONS").map_or(20_000, |number| number.parse().unwrap())
 }
 
 fn guek_of(n: u64) -> [u8; 16] {

@@ -131,7 +131,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
         None => None,
     };
-    let verbs = (ciphering, lifecycle, transmitting);
+    let verbs = Verbs { ciphering, lifecycle, transmitting };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
@@ -183,6 +183,13 @@ async fn serve_on(
     served.map_err(not_served)?;
     let reason = stopped.borrow().clone().flatten();
     reason.map_or(Ok(()), |reason| Err(Fault::Runtime(reason.into())))
+}
+
+/// What callers ask for: to read, to change, to send.
+struct Verbs {
+    ciphering: Arc<Ciphering>,
+    lifecycle: Lifecycle,
+    transmitting: Arc<Transmitting>,
 }
 
 impl Ground {
@@ -288,13 +295,8 @@ impl Ground {
     }
 
     /// Parts that the wire speaks for.
-    fn parts(
-        &self,
-        audit: Arc<Audit>,
-        keyring: &Keyring,
-        (ciphering, lifecycle, transmitting): (Arc<Ciphering>, Lifecycle, Arc<Transmitting>),
-        log: Log,
-    ) -> rpc::Parts {
+    fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
+        let Verbs { ciphering, lifecycle, transmitting } = verbs;
         let token = self.hsm.clone();
         rpc::Parts {
             ciphering,

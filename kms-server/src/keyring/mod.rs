@@ -24,6 +24,7 @@ mod owners;
 mod patrol;
 mod proving;
 mod publishing;
+mod put_back;
 mod reader;
 mod records;
 mod renewing;

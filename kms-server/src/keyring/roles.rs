@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use crate::{
     hsm::TokenError,
     store::{
         AuditedStore, BlockChange, StoreError,
-        sites::{RoleRow, RoleStep},
+        sites::{Released, RoleRow, RoleStep},
     },
 };
 use kms_core::{
@@ -31,7 +31,7 @@ use kms_core::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
         changing,
         peer::Peer,
-        restored::{Condition, RestoreMark},
+        restored::{RestoreMark, SignedRestoreMark},
         role::{Role, RoleRecord, SignedRoleRecord, Standing},
     },
 };
@@ -140,10 +140,10 @@ pub enum NotChanged {
 
 /// Changes this site's role. It changes no record.
 pub struct Roles {
-    opener: Arc<Opener>,
+    pub(super) opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
     /// The mark of the database, as it was verified last.
-    mark: Mutex<Option<RestoreMark>>,
+    pub(super) mark: Mutex<Option<RestoreMark>>,
 }
 
 /// The promotion that a caller wants.
@@ -187,42 +187,6 @@ impl Roles {
         }
     }
 
-    /// Why this site changes nothing although its role says that it writes.
-    pub fn rolled_back(&self) -> Option<Arc<str>> {
-        self.opener.role.rolled_back()
-    }
-
-    /// The epoch in which the domain was founded.
-    pub fn founded(&self) -> Epoch {
-        self.opener.domain.epoch
-    }
-
-    /// Holds a head that the peer says it has against ours. If it is authentic, of the epoch that we write in, and not a
-    /// state that we came through or are at, our database was rolled back: nothing more is changed in this epoch, and
-    /// the sentence says so.
-    pub async fn hold_against(&self, theirs: &Head) -> Result<Option<Arc<str>>, KeyringError> {
-        let (unsealed, ours) = self.opener.verified(theirs.block).await?;
-        let head = ours.head();
-        let now = self.opener.role.now();
-        let is_of_epoch = theirs.position.epoch == now.epoch && now.writes();
-        let is_beyond = theirs.position > head.position
-            || theirs.position == head.position && theirs.digest != head.digest;
-        if !is_of_epoch || !is_beyond || !unsealed.keys.head_is_authentic(theirs) {
-            return Ok(None);
-        }
-        let reason = format!(
-            "the peer has block {} at {}, and this database has it at {}: it was put back, and this site writes nothing \
-             more in epoch {}. Promote the peer (`ami-tool site promote`), which has what is missing here; or, to give \
-             that up, this site with `--above-epoch {}`",
-            theirs.block, theirs.position, head.position, now.epoch.0, now.epoch.0
-        );
-        if self.opener.role.rolled_back().is_none() {
-            tracing::error!("{reason}");
-        }
-        self.opener.role.is_rolled_back(&reason);
-        Ok(self.opener.role.rolled_back())
-    }
-
     /// This site begins to write, in the next epoch of its parity. In order: the other site has ended its epoch,
     /// and all that it wrote is here; otherwise only if the caller says that it is lost, and takes the loss on
     /// himself.
@@ -264,11 +228,11 @@ impl Roles {
         if standing.role == Role::Secondary && standing.open && !is_lost {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
-        let mark = self.restore_mark().await?;
+        let mark = self.signed_mark().await?;
         // After the other site's demotion, and in step with it, its epoch is the highest one.
         let is_in_order = standing.role == Role::Secondary && !is_lost;
         if let Some(mark) = mark.as_ref().filter(|_| above.is_none() && !is_in_order) {
-            let RestoreMark { from, epoch, .. } = mark.clone();
+            let RestoreMark { from, epoch, .. } = mark.mark.clone();
             return Err(NotChanged::RolledBack { from, epoch });
         }
         let found = match is_lost {
@@ -289,7 +253,10 @@ impl Roles {
         entered.left.extend(found.left);
         let record = self.sign(record).await?;
         let released = match mark {
-            Some(_) => Some(self.signature(self.opener.domain.message()).await?),
+            Some(SignedRestoreMark { signature: mark, .. }) => {
+                let domain = self.signature(self.opener.domain.message()).await?;
+                Some(Released { mark, domain })
+            }
             None => None,
         };
         let heads: Vec<Head> = entered.changes.iter().map(|change| change.head.clone()).collect();
@@ -469,29 +436,6 @@ impl Roles {
             Some(_) if standing.role == Role::Primary => Ok(Standing { open: false, ..standing }),
             _ => Ok(standing),
         }
-    }
-
-    /// The mark of the database, if it was rolled back and this site was not promoted since. Held against the token:
-    /// a mark that somebody took away leaves a domain's record that the token did not sign.
-    pub async fn restore_mark(&self) -> Result<Option<RestoreMark>, NotChanged> {
-        let store = &self.opener.store;
-        let mark = store.restore_state().await?.mark();
-        let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
-        match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
-            Condition::Whole => Ok(self.keep_mark(None)),
-            Condition::RolledBack => Ok(self.keep_mark(mark.map(|signed| signed.mark))),
-            Condition::Unknown => Err(NotChanged::Domain),
-        }
-    }
-
-    fn keep_mark(&self, mark: Option<RestoreMark>) -> Option<RestoreMark> {
-        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&mark);
-        mark
-    }
-
-    /// The mark of the database, as far as this process knows: nobody is asked.
-    pub fn known_mark(&self) -> Option<RestoreMark> {
-        self.mark.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Runs until the process ends: hears of it when another server of this site changes the role.

@@ -28,11 +28,19 @@ pub struct RoleStep {
     pub left: Vec<BlockNo>,
     /// With them, the number of the head table that is there, and the table over the new heads.
     pub table: Option<(Option<u64>, SignedHeadTable)>,
-    /// For such a promotion of a site that was rolled back: its domain's record signed anew, without the mark,
-    /// which goes.
-    pub released: Option<Signature>,
+    /// For such a promotion of a site that was rolled back: the mark that goes. `None`: there is none.
+    pub released: Option<Released>,
     /// It is the end of our own epoch, and not one that we hear of after our database was rolled back.
     pub ends: bool,
+}
+
+/// The mark of a rollback that a promotion releases. Another one that came meanwhile stays, and stops it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// The mark's signature.
+    pub mark: Signature,
+    /// The signature of the domain's record without it.
+    pub domain: Signature,
 }
 
 impl RoleStep {

@@ -236,6 +236,26 @@ impl SqliteStore {
     }
 }
 
+/// Writes in a transaction.
+macro_rules! writing {
+    ($self:ident, $module:ident :: $query:ident $(, $argument:expr)*) => {{
+        let mut begun = $self.begin().await?;
+        let outcome = $module::$query(&mut begun.writer.connection $(, $argument)*).await;
+        $self.end(begun, outcome).await
+    }};
+}
+
+/// The same, of what tells whether it was done.
+macro_rules! putting {
+    ($self:ident, $module:ident :: $query:ident $(, $argument:expr)*) => {{
+        let mut begun = $self.begin().await?;
+        let put = $module::$query(&mut begun.writer.connection $(, $argument)*).await;
+        let (done, outcome) = put.map_or_else(|error| (false, Err(error)), |done| (done, Ok(())));
+        $self.end(begun, outcome).await?;
+        Ok(done)
+    }};
+}
+
 /// Runs one of `read`'s or `audit`'s functions on a reading connection. A read that the disk failed is
 /// done once more: the next often works, and nothing was changed.
 macro_rules! reading {
@@ -387,9 +407,7 @@ impl AuditStore for SqliteStore {
     }
 
     async fn add_audit_checkpoint(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let outcome = audit::add_checkpoint(&mut begun.writer.connection, checkpoint).await;
-        self.end(begun, outcome).await
+        writing!(self, audit::add_checkpoint, checkpoint)
     }
 
     async fn head_table(&self) -> Result<Option<SignedHeadTable>, StoreError> {
@@ -401,15 +419,7 @@ impl AuditStore for SqliteStore {
         expected: Option<u64>,
         table: &SignedHeadTable,
     ) -> Result<bool, StoreError> {
-        let mut begun = self.begin().await?;
-        let connection = &mut begun.writer.connection;
-        let (mut done, mut outcome) = (false, Ok(()));
-        match audit::put_head_table(connection, expected, table).await {
-            Ok(put) => done = put,
-            Err(error) => outcome = Err(error),
-        }
-        self.end(begun, outcome).await?;
-        Ok(done)
+        putting!(self, audit::put_head_table, expected, table)
     }
 }
 
@@ -429,14 +439,7 @@ impl CounterStore for SqliteStore {
         mark: &StoredMark,
     ) -> Result<bool, StoreError> {
         rules::check_mark(expected, mark)?;
-        let mut begun = self.begin().await?;
-        let put = counters::put_mark(&mut begun.writer.connection, expected, mark).await;
-        let (done, outcome) = match put {
-            Ok(done) => (done, Ok(())),
-            Err(error) => (false, Err(error)),
-        };
-        self.end(begun, outcome).await?;
-        Ok(done)
+        putting!(self, counters::put_mark, expected, mark)
     }
 
     async fn witnessed_marks(&self, site: &str) -> Result<Vec<(BlockNo, Witnessed)>, StoreError> {
@@ -448,9 +451,7 @@ impl CounterStore for SqliteStore {
         site: &str,
         marks: &[(BlockNo, Witnessed)],
     ) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let outcome = counters::witness(&mut begun.writer.connection, site, marks).await;
-        self.end(begun, outcome).await
+        writing!(self, counters::witness, site, marks)
     }
 }
 
@@ -474,9 +475,7 @@ impl FloorStore for SqliteStore {
     }
 
     async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let outcome = floors::put(&mut begun.writer.connection, rows, run).await;
-        self.end(begun, outcome).await
+        writing!(self, floors::put, rows, run)
     }
 }
 
@@ -487,14 +486,7 @@ impl PaperStore for SqliteStore {
     }
 
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
-        let mut begun = self.begin().await?;
-        let (mut done, mut outcome) = (false, Ok(()));
-        match papers::put_paper(&mut begun.writer.connection, paper).await {
-            Ok(put) => done = put,
-            Err(error) => outcome = Err(error),
-        }
-        self.end(begun, outcome).await?;
-        Ok(done)
+        putting!(self, papers::put_paper, paper)
     }
 }
 
@@ -577,15 +569,11 @@ impl WholeStore for SqliteStore {
     }
 
     async fn begin_copy_in(&self, what: &str) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let outcome = whole::begin_copy_in(&mut begun.writer.connection, what).await;
-        self.end(begun, outcome).await
+        writing!(self, whole::begin_copy_in, what)
     }
 
     async fn copy_in(&self, table: &Table, rows: &[Rows]) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let outcome = whole::copy_in(&mut begun.writer.connection, table, rows).await;
-        self.end(begun, outcome).await
+        writing!(self, whole::copy_in, table, rows)
     }
 
     async fn end_copy_in(

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use dlms::{CipheredApdu, GeneralCipheringAad, KeySet, Keys, SystemTitle};
 use kms_core::{
     BlockNo, Epoch, KeyKind, MeterPolicy, SecuritySetup, Verdict,
+    audit::{AuditOutcome, Subject},
     block::BlockMark,
     counters::{
         allocator::{Mark, Purpose, RANGE, Witnessed},
@@ -22,6 +23,7 @@ use super::{
     site_common::{GAK, GUEK, Site, call, in_hsm, key, meter, meter_with, title, value},
 };
 use crate::{
+    keyring::Wish,
     lifecycle::NewMeter,
     transmitting::{
         Declaration, Declared, Envelope, NotDeclared, OtherSite, Outcome, Plain, Transmitting,
@@ -120,6 +122,29 @@ fn an_imported_key_sends_nothing_before_its_last_counter_is_declared_and_then_on
         assert_eq!(declared.at_least, 0x2200_0000);
         let refused = declare(&sending, 1, Some(0xFF00_0000)).await;
         assert!(matches!(refused, Err(NotDeclared::RekeyFirst(_))), "{refused:?}");
+    });
+}
+
+#[test]
+fn invariant_3_a_single_site_that_was_restored_sends_nothing_on_a_line_that_was_not_declared_since()
+{
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        site.add(talking(1)).await;
+        let sending = site.transmitting(true, None);
+        declare(&sending, 1, Some(0x0300_0005)).await.unwrap();
+        let before = counter(&sending, 1).await;
+        let expected = site.keyring.roles.standing().epoch;
+        // The line may have been raised, by two, behind the backup: the same counters would go out again.
+        let wish = Wish { expected, is_lost: true, above: Some(expected) };
+        let entry = call("Site/Promote").entry(0, Subject::NONE, AuditOutcome::Done);
+        site.keyring.roles.promote(wish, entry, 0).await.unwrap();
+        assert_eq!(refusal(&sending, 1).await, Some(Refusal::CounterUndeclared));
+        let refused = declare(&sending, 1, None).await;
+        assert!(matches!(refused, Err(NotDeclared::Restored)), "{refused:?}");
+        declare(&sending, 1, Some(before + 1)).await.unwrap();
+        let after = counter(&sending, 1).await;
+        assert!(after > before + 1, "{after:08X} after {before:08X}");
     });
 }
 

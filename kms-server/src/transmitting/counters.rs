@@ -191,7 +191,12 @@ impl Counters {
         epoch: Epoch,
     ) -> Result<bool, NotSent> {
         if self.parts.single_site {
-            return Ok(true);
+            // No other site remembers what was raised: after a restore each line is declared anew.
+            let is_old = position.epoch < epoch;
+            return match is_old && self.may_have_forgotten(counters, mark.block, epoch).await? {
+                true => Err(NotAllocated::Undeclared.into()),
+                false => Ok(true),
+            };
         }
         if !self.parts.has_peer {
             return Err(NotSent::NoPeer);
@@ -205,6 +210,16 @@ impl Counters {
         }
         let records = self.records(epoch).await?;
         Ok(peer_had(self.parts.counting.domain(), &records, &mark, position))
+    }
+
+    /// Whether this is the only site, and was restored: then nobody knows which counters of a line were used.
+    pub(super) async fn is_restored_alone(
+        &self,
+        block: BlockNo,
+        epoch: Epoch,
+    ) -> Result<bool, NotSent> {
+        let records = self.records(epoch).await?;
+        Ok(self.parts.single_site && may_have_forgotten(&records, block, epoch))
     }
 
     async fn may_have_forgotten(

@@ -78,6 +78,11 @@ pub enum NotDeclared {
         /// The counter epochs that it would rise by.
         epochs: u16,
     },
+    /// The only site was restored: whatever it knew of the key may be from before it was used.
+    #[error(
+        "this site was restored, and nobody else knows whether the key was used since: declare the counter that the meter is at"
+    )]
+    Restored,
     /// The line's block.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -137,6 +142,11 @@ impl Transmitting {
     ) -> Result<Declared, NotDeclared> {
         let standing = self.counters.parts.counting.standing();
         let block = self.counters.parts.counting.block_of(&name);
+        let restored = self.counters.is_restored_alone(block, standing.epoch).await;
+        let restored = restored.map_err(|error| Outcome::refused(&error).about(title))?;
+        if restored && declaration.last.is_none() {
+            return Err(NotDeclared::Restored);
+        }
         let mut changes = self.writer.change(&[block]).await?;
         let Some(change) = changes.first_mut() else {
             let what = "it was not taken for change".to_owned();
@@ -146,7 +156,8 @@ impl Transmitting {
         let offset = line.offset.map(|offset| offset.counter_epoch(standing.epoch));
         let counter_epoch =
             offset.transpose().map_err(NotDeclared::RekeyFirst)?.unwrap_or_default();
-        let changed = change.line(&name)? != Some(line);
+        // After a restore what counts is that it was declared since.
+        let changed = restored || change.line(&name)? != Some(line);
         if changed {
             change.put(Record::Line(line));
         }

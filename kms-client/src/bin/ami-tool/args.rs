@@ -9,6 +9,7 @@ use kms_client::{
     parse_system_title,
 };
 
+use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
@@ -419,29 +420,6 @@ pub(crate) struct Delete {
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct Bury {
-    /// The meter's system title: 16 hex digits
-    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
-    pub(crate) system_title: SystemTitle,
-    /// The block that `site status` names, if it is not the title's own
-    #[arg(long, value_name = "N")]
-    pub(crate) block: Option<u32>,
-    /// Do not ask
-    #[arg(long)]
-    pub(crate) yes: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct Readmit {
-    /// The operator's name that the deleted meter had
-    #[arg(value_name = "ID")]
-    pub(crate) meter_id: MeterId,
-    /// The name on the wire that it had, 16 hex digits
-    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
-    pub(crate) system_title: SystemTitle,
 }
 
 #[derive(Args)]

@@ -7,6 +7,7 @@ mod approvals;
 mod args;
 mod asking;
 mod audit;
+mod burying_args;
 mod divergence;
 mod divergence_args;
 mod duplicates;

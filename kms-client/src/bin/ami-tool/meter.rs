@@ -12,8 +12,9 @@ use kms_client::{
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::args::{Bury, Create, Delete, Get, List, MeterCommand, Readmit, SetPolicy};
+use crate::args::{Create, Delete, Get, List, MeterCommand, SetPolicy};
 use crate::asking::confirmed;
+use crate::burying_args::{Bury, Readmit};
 use crate::failure::{Exit, Failure};
 use crate::import;
 use crate::text::{UNREPLICATED, block, date, say, say_json};

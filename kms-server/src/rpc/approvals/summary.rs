@@ -35,15 +35,8 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             About { line, subject: subject(&meter_id, &[]) }
         }),
         Verb::DeclareCounter => read(message, counter_declared),
-        Verb::ReadmitMeter => read(message, |ReadmitMeterRequest { meter_id, system_title }| {
-            let title = hex::encode(&system_title);
-            let line = format!("deleted meter {meter_id:?}, title {title}");
-            About { line, subject: subject(&meter_id, &system_title) }
-        }),
-        Verb::GetMeter => read(message, |GetMeterRequest { meter_id, system_title }| {
-            let line = format!("meter {meter_id:?}, title {}", hex::encode(&system_title));
-            About { line, subject: subject(&meter_id, &system_title) }
-        }),
+        Verb::ReadmitMeter => read(message, readmitted),
+        Verb::GetMeter => read(message, shown),
         Verb::ListMeters => {
             read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
         }
@@ -101,6 +94,16 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     // `{:?}` has escaped what could break a line; titles are hexadecimal.
     about.line = about.line.chars().take(LEN_MAX).collect();
     about
+}
+
+fn readmitted(ReadmitMeterRequest { meter_id, system_title }: ReadmitMeterRequest) -> About {
+    let line = format!("deleted meter {meter_id:?}, title {}", hex::encode(&system_title));
+    About { line, subject: subject(&meter_id, &system_title) }
+}
+
+fn shown(GetMeterRequest { meter_id, system_title }: GetMeterRequest) -> About {
+    let line = format!("meter {meter_id:?}, title {}", hex::encode(&system_title));
+    About { line, subject: subject(&meter_id, &system_title) }
 }
 
 fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {

@@ -152,8 +152,8 @@ pub(super) async fn change(
     }
     add_record(connection, &step.record).await?;
     put(connection, step.now).await?;
-    if let Some(domain) = &step.released {
-        whole::release(connection, domain).await?;
+    if step.now.writes {
+        whole::release(connection, step.released.as_ref()).await?;
     }
     match &step.table {
         Some((expected, table)) if !audit::put_head_table(connection, *expected, table).await? => {

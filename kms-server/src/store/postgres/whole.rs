@@ -9,12 +9,16 @@ use super::{
 };
 use crate::store::{
     StoreError,
+    sites::Released,
     whole::{
         Column, Kind, Pieces, RestoreState, RollBack, Shape, decoded, in_order, listed, misfit,
         quoted, shape_of,
     },
 };
-use kms_core::backup::part::{Cell, Rows, Table};
+use kms_core::{
+    BlockNo,
+    backup::part::{Cell, Rows, Table},
+};
 
 /// Columns of all tables, with their places in the primary key.
 const COLUMNS: &str = "\
@@ -253,14 +257,22 @@ pub(super) async fn mark(
     Ok(())
 }
 
-/// The mark goes: this site was promoted.
+/// The mark goes: this site was promoted. One that the promotion was not decided on stays: then it is decided anew.
 pub(super) async fn release(
     connection: &mut PgConnection,
-    domain: &[u8; 64],
+    released: Option<&Released>,
 ) -> Result<(), WriteError> {
-    sign(connection, domain).await?;
-    sqlx::query("DELETE FROM restore WHERE state = 2").execute(connection).await?;
-    Ok(())
+    if let Some(Released { mark, domain }) = released {
+        sign(connection, domain).await?;
+        let gone = sqlx::query("DELETE FROM restore WHERE state = 2 AND signature = $1");
+        gone.bind(&mark[..]).execute(&mut *connection).await?;
+    }
+    let left =
+        sqlx::query("SELECT 1 FROM restore WHERE state = 2").fetch_optional(connection).await?;
+    match left {
+        Some(_) => Err(StoreError::Conflict(BlockNo(0)).into()),
+        None => Ok(()),
+    }
 }
 
 async fn sign(connection: &mut PgConnection, domain: &[u8; 64]) -> Result<(), WriteError> {
