@@ -286,6 +286,7 @@ impl Ground {
     ) -> Result<Transmitting, Fault> {
         let grounds = transmitting::Grounds {
             store: self.measured.clone(),
+            aside: self.measured.clone(),
             clock: Arc::clone(&self.clock),
             node: node_id(&self.site.data_dir, &OperatingSystem)?,
             single_site: self.site.single_site,

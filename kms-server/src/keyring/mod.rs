@@ -25,6 +25,7 @@ mod patrol;
 mod proving;
 mod publishing;
 mod put_back;
+mod putting_back;
 mod reader;
 mod records;
 mod renewing;

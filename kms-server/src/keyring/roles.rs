@@ -13,6 +13,7 @@ use std::{
 use super::{
     error::KeyringError,
     opening::{Opener, Room},
+    putting_back::is_since,
     turns::Turn,
     unknown,
 };
@@ -229,8 +230,9 @@ impl Roles {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
         let mark = self.signed_mark().await?;
-        // After the other site's demotion, and in step with it, its epoch is the highest one.
-        let is_in_order = standing.role == Role::Secondary && !is_lost;
+        let is_in_order = standing.role == Role::Secondary
+            && !is_lost
+            && mark.as_ref().is_some_and(|mark| is_since(&mark.mark, &records, &standing));
         if let Some(mark) = mark.as_ref().filter(|_| above.is_none() && !is_in_order) {
             let RestoreMark { from, epoch, .. } = mark.mark.clone();
             return Err(NotChanged::RolledBack { from, epoch });

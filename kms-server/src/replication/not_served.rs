@@ -32,6 +32,9 @@ pub enum NotServed {
     /// A follower did not say for a minute that it has stored anything.
     #[error("the follower stores nothing: it was sent all that it may be behind by")]
     Stalled,
+    /// It is asked what it knows of the past, and was put back itself.
+    #[error("this site's database was put back: it can't say what it knew of counters")]
+    PutBack,
     /// The database can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

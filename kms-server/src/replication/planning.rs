@@ -197,6 +197,9 @@ impl Planning {
         if let Some((first, _)) = unknown.first() {
             return Some(NotChanged::UnknownRecords { count: unknown.len(), first: *first });
         }
+        if let Ok(Some(mark)) = self.roles.restore_mark().await {
+            return Some(NotChanged::RolledBack { from: mark.from, epoch: mark.epoch });
+        }
         self.ready().await.err()
     }
 

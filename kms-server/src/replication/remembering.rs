@@ -58,6 +58,10 @@ impl Remembering {
         }
         self.marks.witness_marks(site, &marks).await?;
         if let Some(block) = lines_of {
+            // Whoever was put back himself can't say that nothing was set aside.
+            if self.store.restore_state().await?.mark().is_some() {
+                return Err(NotServed::PutBack);
+            }
             return Ok((Vec::new(), self.set_aside(block).await?));
         }
         let mut known = self.marks.witnessed_marks(site).await?;

@@ -1,9 +1,8 @@
 //! The store on SQLite: one file, one writer, a few readers.
 //!
 //! Durable, then said: a commit returns after its pages and its commit frame are synced (WAL, FULL).
-//! After a failed sync nothing more is written: the operating system has dropped the pages that it
-//! could not write, so that a later success would prove nothing. `app` hears of it through
-//! [`WriteStore::until_failed`] and ends the process.
+//! After a failed sync nothing more is written: the operating system has dropped the pages that it could not write, so
+//! that a later success would prove nothing. `app` hears of it through [`WriteStore::until_failed`] and ends the process.
 
 mod audit;
 mod columns;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     keyring::{Found, Identities, Keyring, Reader, Records, Writer, scrub_stack},
-    store::counters::CounterStore,
+    store::{ReadStore, counters::CounterStore},
     telemetry::metrics::{Page, Source},
 };
 use kms_core::{
@@ -34,6 +34,8 @@ pub type OtherSite = (Arc<dyn ReplicationGate>, Arc<dyn CounterWitness>);
 pub struct Grounds {
     /// Marks.
     pub store: Arc<dyn CounterStore>,
+    /// What was set aside here.
+    pub aside: Arc<dyn ReadStore>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// This node.
@@ -62,7 +64,7 @@ type Given = Result<(FreshCounter, Epoch), NotSent>;
 impl Transmitting {
     /// Puts the verbs on top of their parts.
     pub fn new(keyring: &Keyring, grounds: Grounds) -> Self {
-        let Grounds { store, clock, node, single_site, peer } = grounds;
+        let Grounds { store, aside, clock, node, single_site, peer } = grounds;
         let has_peer = peer.is_some();
         let (gate, witness): (Arc<dyn ReplicationGate>, Arc<dyn CounterWitness>) =
             peer.unwrap_or_else(|| (Arc::new(NoOtherSite), Arc::new(NoWitness)));
@@ -72,6 +74,7 @@ impl Transmitting {
             writer: Arc::clone(&keyring.writer),
             roles: Arc::clone(&keyring.roles),
             store,
+            aside,
             gate: Arc::clone(&gate),
             witness,
             clock: Arc::clone(&clock),

@@ -13,7 +13,11 @@ use super::{
 };
 use crate::{
     keyring::{Counting, Reader, Roles, Writer},
-    store::counters::CounterStore,
+    store::{
+        ReadStore,
+        counters::CounterStore,
+        sites::{DivergenceAsked, Divergent},
+    },
 };
 use kms_core::{
     BlockNo, Epoch, Position, Record,
@@ -29,6 +33,8 @@ use kms_core::{
     site::role::RoleRecord,
 };
 
+/// Rows of what was set aside that are looked at at once.
+const PAGE: u32 = 500;
 /// The most turns that a counter takes: reserved by another node, changed by another writer, asked of the peer.
 const TURNS_MAX: usize = 8;
 /// After a peer did not confirm a block, so long nobody asks it again of that one; of any, if it took as long.
@@ -41,6 +47,8 @@ pub(super) struct Parts {
     pub(super) writer: Arc<Writer>,
     pub(super) roles: Arc<Roles>,
     pub(super) store: Arc<dyn CounterStore>,
+    /// What was set aside here.
+    pub(super) aside: Arc<dyn ReadStore>,
     pub(super) gate: Arc<dyn ReplicationGate>,
     pub(super) witness: Arc<dyn CounterWitness>,
     pub(super) clock: Arc<dyn Clock>,
@@ -142,6 +150,10 @@ impl Counters {
     ) -> Result<Step, NotSent> {
         counters.allocator.stand(Some(epoch));
         let block = self.parts.counting.block_of(name);
+        if counters.own_merged != Some(epoch) {
+            self.merge_own(block).await?;
+            counters.own_merged = Some(epoch);
+        }
         let (line, position, mark) = self.line(counters, block, name).await?;
         if !self.is_known(counters, (position, mark), epoch).await? {
             let now = self.parts.clock.now();
@@ -301,7 +313,29 @@ impl Counters {
         Ok(true)
     }
 
-    /// Brings lines that the peer set aside into ours, by maximum.
+    /// Brings lines that were set aside here, when this site followed, into ours: the site that was to raise them may be
+    /// lost.
+    async fn merge_own(&self, block: BlockNo) -> Result<(), NotSent> {
+        let (mut after, mut records) = (None, Vec::new());
+        loop {
+            let asked =
+                DivergenceAsked { after, block: Some(block), undecided: false, limit: PAGE };
+            let page = self.parts.aside.divergence(asked).await?;
+            after = page.last().map(Divergent::name);
+            let is_last = page.len() < PAGE as usize;
+            records.extend(page.into_iter().map(|one| one.record).filter(|it| !it.key.is_meter()));
+            if is_last {
+                break;
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let lines = self.parts.counting.authentic(block, &records).await?;
+        self.merge(block, &lines).await
+    }
+
+    /// Brings lines that were set aside into ours, by maximum.
     async fn merge(&self, block: BlockNo, set_aside: &[Line]) -> Result<(), NotSent> {
         let mut changes = self.parts.writer.change(&[block]).await?;
         let Some(change) = changes.first_mut() else { return Ok(()) };

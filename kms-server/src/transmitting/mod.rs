@@ -11,6 +11,7 @@ mod counters;
 mod declaring;
 mod figures;
 mod item;
+mod keeping;
 mod keys;
 mod refused;
 mod witnessing;

@@ -4,16 +4,11 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use super::{blocks::BlockCounters, counters::Counters};
+use super::blocks::BlockCounters;
 use kms_core::{BlockNo, Epoch, counters::allocator::Witnessed, ports::WitnessSaid};
 
-/// The interval at which marks that rose are told.
-const TELL: Duration = Duration::from_millis(500);
-/// The interval at which it is asked although there is nothing to tell.
-const ASK: u32 = 60;
 /// The most marks in one message.
 const MARKS_MAX: usize = 8_192;
 
@@ -58,11 +53,11 @@ impl Witnessing {
         *to_tell = (*to_tell).max(mark);
     }
 
-    fn note_all(&self, marks: Vec<(BlockNo, Witnessed)>) {
+    pub(super) fn note_all(&self, marks: Vec<(BlockNo, Witnessed)>) {
         marks.into_iter().for_each(|(block, mark)| self.note(block, mark));
     }
 
-    fn to_tell(&self) -> Vec<(BlockNo, Witnessed)> {
+    pub(super) fn to_tell(&self) -> Vec<(BlockNo, Witnessed)> {
         let mut known = self.known();
         let rest = match known.to_tell.keys().nth(MARKS_MAX).copied() {
             Some(next) => known.to_tell.split_off(&next),
@@ -71,7 +66,7 @@ impl Witnessing {
         std::mem::replace(&mut known.to_tell, rest).into_iter().collect()
     }
 
-    fn take(&self, said: WitnessSaid) {
+    pub(super) fn take(&self, said: WitnessSaid) {
         let mut known = self.known();
         known.answers += 1;
         for (block, mark) in said.marks {
@@ -80,33 +75,12 @@ impl Witnessing {
         }
     }
 
-    fn was_asked(&self) -> bool {
+    pub(super) fn was_asked(&self) -> bool {
         self.known().answers > 0
     }
 
     /// Held for a few comparisons, never across an `.await`.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Counters {
-    /// Runs until the process ends: asks the witness at the start, whatever the role, and tells it what rose.
-    pub(super) async fn keep_witness(&self) {
-        if self.parts.single_site || !self.parts.has_peer {
-            return;
-        }
-        for round in 0u32.. {
-            // Told nothing, it says all that it knows.
-            let all = !self.witnessing.was_asked() || round.is_multiple_of(ASK);
-            let to_tell = if all { Vec::new() } else { self.witnessing.to_tell() };
-            if all || !to_tell.is_empty() {
-                match self.parts.witness.ask(to_tell.clone(), None).await {
-                    Some(said) => self.witnessing.take(said),
-                    None => self.witnessing.note_all(to_tell),
-                }
-            }
-            tokio::time::sleep(TELL).await;
-        }
     }
 }

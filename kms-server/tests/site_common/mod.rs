@@ -282,7 +282,8 @@ impl Site {
         peer: Option<transmitting::OtherSite>,
     ) -> Transmitting {
         let (store, clock, node) = (self.measured.clone(), Arc::clone(&self.clock), self.node);
-        let grounds = transmitting::Grounds { store, clock, node, single_site, peer };
+        let aside = self.measured.clone();
+        let grounds = transmitting::Grounds { store, aside, clock, node, single_site, peer };
         Transmitting::new(&self.keyring, grounds)
     }
 

@@ -9,7 +9,7 @@ use kms_client::{
 use serde_json::json;
 
 use crate::failure::{Exit, Failure};
-use crate::items::parse_hex;
+use crate::hex_digits::parse_hex;
 use crate::text::{UNREPLICATED, block, say, say_json};
 
 #[derive(Args)]

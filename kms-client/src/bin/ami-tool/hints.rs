@@ -303,7 +303,6 @@ pub(crate) const HINTS: &[Hint] = &[
         "`site status` of both sites says which promotion is missing; where it is more than one step ahead, two people take \
          it in: `site admit-epoch N`",
     ),
-    row(Refused, "ROLLED_BACK", No, ""),
     row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
     row(Refused, "PRIMARY_WRITES", No, "demote the primary first, or say that it is lost"),
     row(Service, "ROLE_DAMAGED", NotNow, "put the newest copy of the database back"),
@@ -326,6 +325,7 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "look whether that is the meter's counter; then let two people say so",
     ),
+    row(Refused, "COUNTER_FORGOTTEN", No, "declare the counter that the meter is at: --last N"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
     row(
@@ -344,7 +344,8 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "ROLLED_BACK",
         No,
-        "`site promote --above-epoch N`: N the highest epoch that the other site, a coordinator or two people name",
+        "promote the other site, which has what is missing here; or this one: `site promote --above-epoch N`, N the \
+         highest epoch that the other site, a coordinator or two people name",
     ),
     row(Refused, "BLOCK_UNKNOWN", No, ""),
     row(Refused, "ROLE_RECORD_REFUSED", No, ""),

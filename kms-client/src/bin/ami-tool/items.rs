@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Frame, Items};
 use crate::failure::{Exit, Failure};
+use crate::hex_digits::parse_hex;
 use crate::text::{block, say, say_json};
 
 const NAME_THE_METER: &str = "the APDU carries no system title, so its meter must be named: --meter ID or --system-title HEX (in a line: \"meter\" or \"system_title\")";
@@ -171,15 +172,6 @@ pub(crate) fn one(what: &Items) -> Result<Telegram, Failure> {
         telegram.apdu = telegram.apdu.under_setup(setup);
     }
     Ok(telegram)
-}
-
-/// Reads hex digits; `0x` before them, and white space, colons and dashes between them, do not matter.
-pub(crate) fn parse_hex(digits: &str) -> Result<Vec<u8>, String> {
-    let digits = digits.trim();
-    let digits = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")).unwrap_or(digits);
-    let between = |digit: &char| !digit.is_whitespace() && !matches!(digit, ':' | '-');
-    let digits: String = digits.chars().filter(between).collect();
-    hex::decode(digits).map_err(|error| format!("the APDU is not hex: {error}"))
 }
 
 #[cfg(test)]

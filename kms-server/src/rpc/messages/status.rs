@@ -186,6 +186,7 @@ impl From<NotServed> for Refused {
             }
             NotServed::TooManyFollowers => Self::TooManyFollowers,
             NotServed::Stalled => Self::FollowerStalled,
+            NotServed::PutBack => Self::PeerStore,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");
                 Self::PeerStore

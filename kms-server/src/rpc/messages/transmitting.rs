@@ -220,7 +220,7 @@ fn row_of(error: &NotDeclared) -> Result<Row, LifecycleError> {
         },
         NotDeclared::RekeyFirst(_) => (Code::FailedPrecondition, "REKEY_FIRST", Never),
         NotDeclared::StepTooLong { .. } => (Code::FailedPrecondition, "STEP_TOO_LONG", Never),
-        NotDeclared::Restored => (Code::FailedPrecondition, "COUNTER_UNDECLARED", Never),
+        NotDeclared::Restored => (Code::FailedPrecondition, "COUNTER_FORGOTTEN", Never),
         NotDeclared::Keyring(error) => {
             return Err(LifecycleError::of_keyring(error, error.to_string()));
         }
