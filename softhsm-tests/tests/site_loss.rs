@@ -132,11 +132,10 @@ async fn the_second_site_opens_the_next_push_when_the_first_one_is_gone_and_take
         let said = said_by(site, "site status --readiness", &verified).unwrap();
         let said: serde_json::Value = serde_json::from_str(&said).unwrap();
         let newest = &said["readiness"]["newest"];
-        let told = (&said["verified"], &newest["site"], &newest["by"], &newest["colour"]);
-        assert_eq!(
-            format!("{told:?}"),
-            r#"(String("GOOD"), String("site-b"), String("site-a"), String("GREEN"))"#
-        );
+        let told = [&said["verified"], &newest["site"], &newest["colour"]];
+        assert_eq!(told, ["GOOD", "site-b", "GREEN"], "{newest}");
+        // The one that asks signs; or, where that takes long, the one that follows for itself.
+        assert!(newest["by"] == "site-a" || newest["by"] == "site-b", "{newest}");
     }
     world.kill_a();
     for n in [0, 17, 30] {

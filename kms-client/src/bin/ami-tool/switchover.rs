@@ -29,7 +29,12 @@ fn passes(error: &CallError) -> bool {
     };
     matches!(
         word,
-        "NOT_IN_STEP" | "PRIMARY_WRITES" | "EPOCH_MOVED" | "BLOCK_BUSY" | "NOT_REACHABLE"
+        "NOT_IN_STEP"
+            | "NOT_READY"
+            | "PRIMARY_WRITES"
+            | "EPOCH_MOVED"
+            | "BLOCK_BUSY"
+            | "NOT_REACHABLE"
     )
 }
 
