@@ -2,7 +2,7 @@
 
 use kms_core::site::{
     restored::RestoreMark,
-    role::{RoleChange, SignedRoleRecord, Standing},
+    role::{Role, RoleChange, SignedRoleRecord, Standing},
 };
 
 /// Whether the other site ended its epoch after the rollback: then that epoch is the highest one. If it ended it before,
@@ -14,7 +14,8 @@ pub(super) fn is_since(
 ) -> bool {
     let end = (standing.epoch, RoleChange::Demotion);
     let ends = records.iter().map(|signed| &signed.record).filter(|record| record.place() == end);
-    ends.map(|record| record.at_ms).max().is_some_and(|at_ms| at_ms > mark.at_ms)
+    let ended_ms = ends.map(|record| record.at_ms).max();
+    standing.role == Role::Secondary && ended_ms.is_some_and(|at_ms| at_ms > mark.at_ms)
 }
 
 #[cfg(test)]
@@ -22,10 +23,7 @@ mod tests {
     use super::*;
     use kms_core::{
         DomainId, Epoch,
-        site::{
-            restored::RolledBackBy,
-            role::{Role, RoleRecord},
-        },
+        site::{restored::RolledBackBy, role::RoleRecord},
     };
 
     #[test]

@@ -230,9 +230,8 @@ impl Roles {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
         let mark = self.signed_mark().await?;
-        let is_in_order = standing.role == Role::Secondary
-            && !is_lost
-            && mark.as_ref().is_some_and(|mark| is_since(&mark.mark, &records, &standing));
+        let is_since = mark.as_ref().is_some_and(|it| is_since(&it.mark, &records, &standing));
+        let is_in_order = is_since && !is_lost;
         if let Some(mark) = mark.as_ref().filter(|_| above.is_none() && !is_in_order) {
             let RestoreMark { from, epoch, .. } = mark.mark.clone();
             return Err(NotChanged::RolledBack { from, epoch });
