@@ -15,6 +15,8 @@ use kms_client::{
     ClientConfig, FollowingStatus, ImportRules, KeyBytes, KeyKind, KmsClient, MeterId, MeterRecord,
     NewKey, NewMeter, PackedBatch, Place, Replicated, SiteStatus,
 };
+use kms_core::ports::Clock as _;
+use kms_server::app::SystemClock;
 use softhsm_tests::{
     Pair, Programs, Role, Running, Setting, Site, SiteOptions,
     proxy::{Plan, Proxy},
@@ -187,7 +189,11 @@ impl Bench<'_> {
         while Instant::now() < until {
             let status = self.both[0].site_status().await?;
             let readiness = status.replication.and_then(|replication| replication.readiness);
-            oldest = oldest.max(readiness.map_or(0, |readiness| readiness.oldest_proof_ms));
+            // The date of the oldest proof; 0: there is none yet.
+            let proved_ms = readiness.map_or(0, |readiness| readiness.oldest_proof_ms);
+            if proved_ms > 0 {
+                oldest = oldest.max(SystemClock::new().unix_ms().saturating_sub(proved_ms));
+            }
             tokio::time::sleep(LOOK).await;
         }
         println!(
@@ -197,7 +203,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One meter of a thousand is new: bytes on the wire, those of an idle connection taken off.
+    /// One meter of a thousand is new: bytes on the wire, beside those of a connection on which nothing changes.
     async fn difference(&mut self, meters: u32) -> Result<(), Error> {
         let quiet = Duration::from_secs(5);
         let idle = self.bytes();
@@ -209,13 +215,10 @@ impl Bench<'_> {
         self.until_in_step().await?;
         let took = began.elapsed();
         let of_idle = idle as f64 * took.as_secs_f64() / quiet.as_secs_f64();
-        let bytes = (self.bytes() - before) as f64 - of_idle;
         println!(
-            "0.1 % changed ({changed:>6})       {:8.0} bytes, {:.0} a meter; {:.2} s; idle: {:.0} bytes/s",
-            bytes,
-            bytes / f64::from(changed),
-            took.as_secs_f64(),
-            idle as f64 / quiet.as_secs_f64()
+            "0.1 % changed ({changed:>6})       {:8} bytes in {:.2} s; without a change {of_idle:.0} in that time",
+            self.bytes() - before,
+            took.as_secs_f64()
         );
         Ok(())
     }
