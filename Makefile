@@ -94,7 +94,7 @@ simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, 
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)
 
 transmit: ## ALLOCATIONS (1000000) counters through kills and promotions of two real sites, none twice
-	TRANSMIT_ALLOCATIONS=$(ALLOCATIONS) $(CARGO) nextest run --package softhsm-tests --test transmitting --no-capture
+	@TRANSMIT_ALLOCATIONS=$(ALLOCATIONS) $(CARGO) test --package softhsm-tests --test transmitting -- --nocapture
 
 measure: ## Length of functions and files, parameters: what they are, and whether the bounds are kept
 	@scripts/measure.py

@@ -111,7 +111,7 @@ async fn connect(site: &Site) -> Result<KmsClient, Error> {
     Ok(KmsClient::connect(ClientConfig::load(&site.client_toml(Role::Dev))?).await?)
 }
 
-/// A meter of the fleet; `generation` changes its keys.
+/// A meter of the fleet, as a line of an import.
 fn record(n: u32) -> Result<MeterRecord, Error> {
     let (guek, gak) = fleet::keys(n);
     let key = |kind, bytes: [u8; 16]| {

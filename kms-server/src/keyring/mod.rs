@@ -8,6 +8,7 @@
 //! which reads, verifies and publishes, and can write nothing to the database.
 
 mod adopting;
+mod after_rollback;
 mod config;
 mod counting;
 mod damage;
@@ -25,7 +26,7 @@ mod patrol;
 mod proving;
 mod publishing;
 mod put_back;
-mod putting_back;
+
 mod reader;
 mod records;
 mod renewing;

@@ -11,9 +11,9 @@ use std::{
 };
 
 use super::{
+    after_rollback::is_since,
     error::KeyringError,
     opening::{Opener, Room},
-    putting_back::is_since,
     turns::Turn,
     unknown,
 };
