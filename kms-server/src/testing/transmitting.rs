@@ -19,8 +19,9 @@ use kms_core::{
 
 use super::{
     home::{at_home, at_two_homes},
-    pair::{BLOCKS, Network, Running, eventually, in_step, promote, sites},
+    pair::{BLOCKS, Network, Running, entry, eventually, in_step, promote, sites, whole},
     site_common::{GAK, GUEK, Site, call, in_hsm, key, meter, meter_with, title, value},
+    two_sites::fence,
 };
 use crate::{
     keyring::Wish,
@@ -145,6 +146,34 @@ fn invariant_3_a_single_site_that_was_restored_sends_nothing_on_a_line_that_was_
         declare(&sending, 1, Some(before + 1)).await.unwrap();
         let after = counter(&sending, 1).await;
         assert!(after > before + 1, "{after:08X} after {before:08X}");
+    });
+}
+
+#[test]
+fn invariant_3_a_line_that_a_site_set_aside_itself_counts_when_it_is_promoted() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        a.add(talking(1)).await;
+        let of_meter = a.keyring.records.block_of(&title(1));
+        let adopter = |site: &Arc<Site>| Arc::clone(&site.keyring.adopter);
+        let sent = vec![whole(&a, of_meter).await];
+        adopter(&b).adopt(sent, &[], entry("Replication/Adopt")).await.unwrap();
+        // Used by the first site alone; the other one, promoted, knows nothing of it.
+        let (sending, there) = (a.transmitting(true, None), b.transmitting(true, None));
+        let of_line = declare(&sending, 1, Some(0x0300_0005)).await.unwrap().states[0].block;
+        let used = counter(&sending, 1).await;
+        let record = promote(&b).await;
+        declare(&there, 1, Some(0)).await.unwrap();
+        fence(&a, record.clone()).await;
+        let mut sent = vec![whole(&b, of_line).await];
+        if of_meter != of_line {
+            sent.push(whole(&b, of_meter).await);
+        }
+        adopter(&a).adopt(sent, &[record], entry("Replication/Adopt")).await.unwrap();
+        // The one that was to raise the line is lost before it did.
+        promote(&a).await;
+        let again = counter(&sending, 1).await;
+        assert!(again >> 24 > used >> 24, "{again:08X} after {used:08X}");
     });
 }
 
