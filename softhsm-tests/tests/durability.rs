@@ -35,7 +35,11 @@ fn some_line(n: u64) -> String {
 
 /// Imports these meters until the server is gone; the numbers of those that it was asked to import,
 /// and of those that it acknowledged.
-async fn import_until_killed(client: KmsClient, meters: Vec<u64>) -> (Vec<u64>, BTreeSet<u64>) {
+async fn import_until_killed(
+    client: KmsClient,
+    meters: Vec<u64>,
+    count: Arc<AtomicUsize>,
+) -> (Vec<u64>, BTreeSet<u64>) {
     let sent = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&sent);
     // Made as they are asked for, a few at a time: many small writes to be killed in.
@@ -51,8 +55,23 @@ async fn import_until_killed(client: KmsClient, meters: Vec<u64>) -> (Vec<u64>, 
     while let Some(Ok(result)) = results.next().await {
         assert!(matches!(result.outcome, Outcome::Created | Outcome::Unchanged), "{result:?}");
         acknowledged.insert(meters[result.line as usize - 1]);
+        count.store(acknowledged.len(), Ordering::Relaxed);
     }
     (meters[..sent.load(Ordering::Relaxed)].to_vec(), acknowledged)
+}
+
+/// A moment to be killed at: by the clock each sixth time, so that it may be before anything is acknowledged; else when
+/// so many lines are acknowledged and a little later, however fast the machine is.
+async fn wait_for_a_moment(round: u64, acknowledged: &AtomicUsize, numbers: &mut Numbers) {
+    if round.is_multiple_of(6) {
+        return tokio::time::sleep(Duration::from_millis(numbers.below(370))).await;
+    }
+    let enough = 1 + numbers.below(60) as usize;
+    let until = tokio::time::Instant::now() + Duration::from_secs(5);
+    while acknowledged.load(Ordering::Relaxed) < enough && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_micros(numbers.below(20_000))).await;
 }
 
 async fn all_open(client: &KmsClient, meters: &BTreeSet<u64>, what: &str) {
@@ -91,8 +110,9 @@ async fn invariant_4_an_acknowledged_meter_survives_a_kill_at_any_moment() {
         let again: Vec<u64> = asked.difference(&acknowledged).copied().collect();
         let fresh = round * A_ROUND + 1..(round + 1) * A_ROUND + 1;
         let meters: Vec<u64> = again.into_iter().chain(fresh).collect();
-        let importing = tokio::spawn(import_until_killed(admin, meters));
-        tokio::time::sleep(Duration::from_millis(120 + numbers.below(250))).await;
+        let count = Arc::new(AtomicUsize::new(0));
+        let importing = tokio::spawn(import_until_killed(admin, meters, Arc::clone(&count)));
+        wait_for_a_moment(round, &count, &mut numbers).await;
         running.kill_9().unwrap();
         let (sent, now) = importing.await.unwrap();
         if !now.is_empty() && now.len() < sent.len() {
