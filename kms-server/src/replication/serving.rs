@@ -22,8 +22,7 @@ use super::{
 };
 use crate::store::sites::BlockChanges;
 use kms_core::{
-    BlockCount, BlockNo, Epoch, Head, Position, Sequence, block::BlockMark,
-    site::role::SignedRoleRecord,
+    BlockCount, BlockNo, Epoch, Head, Position, block::BlockMark, site::role::SignedRoleRecord,
 };
 
 /// Followers at one time, of this server. A site has one; it may come anew before the old connection has ended.
@@ -36,9 +35,6 @@ const MESSAGES_AHEAD: usize = 4;
 const HEADS_ONE_BY_ONE: usize = 64;
 /// The longest wait for positions.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Beyond any position.
-const END: Position =
-    Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
 
 /// Answers the peer.
 pub struct Serving {
@@ -118,12 +114,12 @@ impl Serving {
             heads.retain(|head| wanted.contains(&head.block));
             return Ok(heads);
         }
-        let mut heads = Vec::with_capacity(blocks.len());
-        for block in blocks {
-            let changes = self.source.store.changes_after(*block, END).await?;
-            heads.push(changes.ok_or(NotServed::NoBlock(*block))?.head);
+        let heads = self.source.store.heads_of(blocks).await?;
+        let is_there = |block: &&BlockNo| heads.iter().any(|head| head.block == **block);
+        match blocks.iter().find(|block| !is_there(block)) {
+            Some(block) => Err(NotServed::NoBlock(*block)),
+            None => Ok(heads),
         }
-        Ok(heads)
     }
 
     /// Whole blocks, piece by piece. What is sent is read as it is taken: one block at a time is in memory.

@@ -180,6 +180,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Heads, self.inner.heads()).await
     }
 
+    async fn heads_of(&self, blocks: &[BlockNo]) -> Result<Vec<Head>, StoreError> {
+        self.measure(Operation::Heads, self.inner.heads_of(blocks)).await
+    }
+
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         self.measure(Operation::Block, self.inner.block(block)).await
     }

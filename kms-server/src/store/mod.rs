@@ -66,6 +66,13 @@ pub trait ReadStore: Send + Sync + 'static {
     /// The heads of all blocks that exist, in order.
     async fn heads(&self) -> Result<Vec<Head>, StoreError>;
 
+    /// The heads of those of these blocks that exist, in order.
+    async fn heads_of(&self, blocks: &[BlockNo]) -> Result<Vec<Head>, StoreError> {
+        let mut heads = self.heads().await?;
+        heads.retain(|head| blocks.contains(&head.block));
+        Ok(heads)
+    }
+
     /// One block; `None` if nothing was ever written to it.
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError>;
 
@@ -100,7 +107,7 @@ pub trait ReadStore: Send + Sync + 'static {
 
     /// Where a block stands; `None` if nothing was ever written to it. Cheaper than the block.
     async fn position(&self, block: BlockNo) -> Result<Option<Position>, StoreError> {
-        Ok(self.block(block).await?.map(|block| block.head.position))
+        Ok(self.heads_of(&[block]).await?.first().map(|head| head.position))
     }
 
     /// Where all blocks stand.

@@ -291,6 +291,10 @@ impl ReadStore for SqliteStore {
         reading!(self, heads)
     }
 
+    async fn heads_of(&self, blocks: &[BlockNo]) -> Result<Vec<Head>, StoreError> {
+        reading!(self, heads_of, blocks)
+    }
+
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         reading!(self, block_of_one_moment, block)
     }

@@ -162,7 +162,13 @@ pub(super) async fn heads_are_in_order_and_only_of_blocks_that_exist(store: Stor
     ];
     store.commit(&changes, Said::new().link()).await?;
     let [last, first, middle] = changes.map(|change| change.head);
-    same(store.heads().await?, vec![first, middle, last])?;
+    same(store.heads().await?, vec![first.clone(), middle, last.clone()])?;
+    // In order, whatever the order in which they are asked for; what is not there is left out.
+    let asked = [BlockNo(4_095), BlockNo(1), BlockNo(0)];
+    same(store.position(BlockNo(4_095)).await?, Some(last.position))?;
+    same(store.position(BlockNo(1)).await?, None)?;
+    same(store.heads_of(&asked).await?, vec![first, last])?;
+    same(store.heads_of(&[]).await?, Vec::new())?;
     same(store.block(BlockNo(1)).await?, None)
 }
 

@@ -42,6 +42,17 @@ pub(super) async fn heads(connection: &mut PgConnection) -> Result<Vec<Head>, St
     rows.iter().map(head).collect()
 }
 
+pub(super) async fn heads_of(
+    connection: &mut PgConnection,
+    blocks: &[BlockNo],
+) -> Result<Vec<Head>, StoreError> {
+    let query = "SELECT block, epoch, sequence, secret_version, count, digest, mac \
+                 FROM blocks WHERE block = ANY($1) ORDER BY block";
+    let blocks: Vec<i64> = blocks.iter().map(|block| i64::from(block.0)).collect();
+    let rows = sqlx::query(query).bind(blocks).fetch_all(connection).await.map_err(classify)?;
+    rows.iter().map(head).collect()
+}
+
 /// Where all blocks stand: a third of what their heads are.
 pub(super) async fn positions(connection: &mut PgConnection) -> Result<Positions, StoreError> {
     let query = "SELECT block, epoch, sequence FROM blocks";

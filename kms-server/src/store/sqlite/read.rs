@@ -1,10 +1,13 @@
 //! Queries. Each is one range scan or one look-up.
 
 use futures_util::TryStreamExt as _;
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
-use super::columns::{
-    array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
+use super::{
+    columns::{
+        array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
+    },
+    pieces::pieces,
 };
 use crate::store::{Holder, IndexedMeter, Positions, SealedSecret, StoreError, StoredBlock};
 use kms_core::{
@@ -37,6 +40,30 @@ pub(super) async fn heads(connection: &mut SqliteConnection) -> Result<Vec<Head>
     let query = concat!("SELECT ", head_columns!(), " FROM blocks ORDER BY block");
     let rows = sqlx::query(query).fetch_all(connection).await.map_err(classify)?;
     rows.iter().map(head).collect()
+}
+
+pub(super) async fn heads_of(
+    connection: &mut SqliteConnection,
+    blocks: &[BlockNo],
+) -> Result<Vec<Head>, StoreError> {
+    let mut heads = Vec::with_capacity(blocks.len());
+    for piece in pieces(blocks) {
+        let mut query = QueryBuilder::<Sqlite>::new(concat!(
+            "SELECT ",
+            head_columns!(),
+            " FROM blocks WHERE block IN ("
+        ));
+        let mut list = query.separated(", ");
+        for block in piece {
+            list.push_bind(block.0);
+        }
+        query.push(")");
+        for row in query.build().fetch_all(&mut *connection).await.map_err(classify)? {
+            heads.push(head(&row)?);
+        }
+    }
+    heads.sort_unstable_by_key(|head| head.block);
+    Ok(heads)
 }
 
 /// Those of the heads that can be read: one that can't stops no other.
