@@ -18,13 +18,17 @@ use crate::{
 };
 
 /// Updates that were read and are not stored yet: beyond them nothing more is read.
-pub const WINDOW: usize = 64;
+pub const WINDOW: usize = 256;
 
 /// Bytes of such updates: beyond them nothing more is read.
 pub const WINDOW_BYTES: usize = 32 << 20;
 
-/// Blocks taken over at the same time.
-pub const AT_ONCE: usize = 8;
+/// Blocks taken over at the same time. What is written for a commit (its event, pages of indexes that all records touch,
+/// the flush) is shared by as many.
+pub const AT_ONCE: usize = 64;
+
+/// Bytes of updates beyond which no further block is taken over at the same time.
+pub const BYTES_AT_ONCE: usize = 8 << 20;
 
 /// Whole blocks asked for at the same time.
 pub const WHOLE_AT_ONCE: usize = 4;
@@ -199,6 +203,13 @@ struct Refusal {
     reason: String,
 }
 
+/// A block that is being taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Busy {
+    whole: bool,
+    bytes: usize,
+}
+
 /// The state of following one peer. Bounded by [`WINDOW`], [`WINDOW_BYTES`], [`BLOCK_BYTES_MAX`] and the number of blocks.
 #[derive(Debug)]
 pub struct Follower {
@@ -213,8 +224,8 @@ pub struct Follower {
     /// The pieces of a block that is not complete yet.
     pieces: Option<Update>,
     queue: VecDeque<Update>,
-    /// Blocks that are being taken over, and whether as a whole. They are answered for even if the connection is lost.
-    busy: BTreeMap<BlockNo, bool>,
+    /// Blocks that are being taken over. They are answered for even if the connection is lost.
+    busy: BTreeMap<BlockNo, Busy>,
     /// Whole blocks that are wanted, and those that are asked for.
     wanted: BTreeSet<BlockNo>,
     asked: BTreeSet<BlockNo>,
@@ -251,7 +262,7 @@ impl Follower {
     /// Whether the next message is to be read off the connection. Not while enough is under way: the transport makes the
     /// peer wait.
     pub fn may_read(&self) -> bool {
-        let bytes: usize = self.queue.iter().map(Update::bytes).sum();
+        let bytes = self.queue.iter().map(Update::bytes).sum::<usize>() + self.busy_bytes();
         let room = self.queue.len() + self.busy.len() < WINDOW && bytes < WINDOW_BYTES;
         matches!(self.link, Link::Open(_)) && !self.asking && room
     }
@@ -313,7 +324,7 @@ impl Follower {
                     self.ask_role_records(outputs);
                 }
                 match self.busy.remove(&block) {
-                    Some(true) => self.refuse(now, block, reason, outputs),
+                    Some(Busy { whole: true, .. }) => self.refuse(now, block, reason, outputs),
                     _ if remedy == Remedy::Leave => {}
                     _ => drop(self.wanted.insert(block)),
                 }
@@ -368,11 +379,17 @@ impl Follower {
             outputs.push(Output::AskWhole(block));
         }
         while self.busy.len() < AT_ONCE
+            && self.busy_bytes() < BYTES_AT_ONCE
             && let Some(update) = self.next()
         {
-            self.busy.insert(update.block(), update.whole);
+            let busy = Busy { whole: update.whole, bytes: update.bytes() };
+            self.busy.insert(update.block(), busy);
             outputs.push(Output::Adopt(update));
         }
+    }
+
+    fn busy_bytes(&self) -> usize {
+        self.busy.values().map(|busy| busy.bytes).sum()
     }
 
     /// The first update of a block that is not being taken over.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
+
 use super::{
     error::KeyringError,
     opening::{Opener, Unsealed},
@@ -27,6 +29,9 @@ use kms_core::{
         role::SignedRoleRecord,
     },
 };
+
+/// Our blocks that are read and verified at the same time: as many as the database reads at once.
+const READ_AT_ONCE: usize = 4;
 
 /// A block that came from a peer, all pieces of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +78,12 @@ pub struct Outcome {
 pub struct Adopter {
     opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
+}
+
+/// A block that came, and nobody else changes ours.
+struct Held {
+    arrived: Arrived,
+    turn: Turn,
 }
 
 /// A block for which a step was found.
@@ -122,15 +133,24 @@ impl Adopter {
         entry: AuditEntry,
     ) -> Result<Vec<Outcome>, KeyringError> {
         arrived.sort_by_key(|block| block.head.block);
-        let (mut outcomes, mut steps) = (Vec::new(), Vec::<Step>::new());
-        for block in arrived {
-            let twice = steps.last().is_some_and(|last| last.outcome.block == block.head.block);
-            if twice || block.head.block.0 >= self.opener.resident.blocks().get() {
+        let (mut outcomes, mut held) = (Vec::new(), Vec::<Held>::new());
+        for arrived in arrived {
+            let block = arrived.head.block;
+            let twice = held.last().is_some_and(|last| last.arrived.head.block == block);
+            if twice || block.0 >= self.opener.resident.blocks().get() {
                 let taken = Taken::Refused("it came twice at once, or there is none".to_owned());
-                outcomes.push(Outcome { block: block.head.block, stored: None, taken });
+                outcomes.push(Outcome { block, stored: None, taken });
                 continue;
             }
-            match self.decide(block, roles).await? {
+            // In order, like everybody who takes more than one. Held until it is written, and by nobody who waits for
+            // a peer.
+            held.push(Held { arrived, turn: self.opener.turns.take(block).await });
+        }
+        let decided =
+            stream::iter(held).map(|held| self.decide(held, roles)).buffered(READ_AT_ONCE);
+        let mut steps = Vec::new();
+        for decided in decided.collect::<Vec<_>>().await {
+            match decided? {
                 Ok(step) => steps.push(step),
                 Err(outcome) => outcomes.push(outcome),
             }
@@ -141,12 +161,10 @@ impl Adopter {
 
     async fn decide(
         &self,
-        arrived: Arrived,
+        Held { arrived, turn }: Held,
         roles: &[SignedRoleRecord],
     ) -> Result<Result<Step, Outcome>, KeyringError> {
         let block = arrived.head.block;
-        // Held until it is written, and by nobody who waits for a peer.
-        let turn = self.opener.turns.take(block).await;
         let (unsealed, ours) = match self.opener.verified(block).await {
             Ok(ours) => ours,
             Err(error) if error.is_transient() => return Err(error),

@@ -27,7 +27,7 @@ use crate::{
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockNo, Epoch, Head, Position, Sequence, StoredRecord,
+    BlockNo, Head, Position, StoredRecord,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
@@ -40,6 +40,8 @@ use kms_core::{
 const TICK: Duration = Duration::from_millis(100);
 /// The wait before another look at lock and role.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Transactions that take blocks over at one time: the blocks of one are read and verified while another is written.
+const TRANSACTIONS: usize = 2;
 /// The time in which a change that is on its way arrives: a block that differs for longer is fetched.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
@@ -111,7 +113,9 @@ struct Turn {
     connecting: Option<Connecting>,
     connection: Option<Followed>,
     under_way: UnderWay,
-    /// To be taken over in one transaction.
+    /// Transactions that take blocks over, [`TRANSACTIONS`] at most.
+    taking_over: UnderWay,
+    /// To be taken over in the next one.
     adopting: Vec<Update>,
     /// What the peer is to be told of what is stored here, in one message.
     telling: Vec<BlockMark>,
@@ -268,10 +272,9 @@ impl Inner {
     /// Where a block stands that can't be read: what the peer was told of it when this site connected. To tell it so
     /// again takes it out of what the peer waits for.
     async fn as_stored(&self, block: BlockNo) -> BlockMark {
-        let (epoch, sequence) = (Epoch(i64::MAX as u64), Sequence(i64::MAX as u64));
-        let changes = self.store.changes_after(block, Position { epoch, sequence }).await;
-        let head = changes.ok().flatten().map(|changes| mark(&changes.head));
-        head.unwrap_or(BlockMark { block, position: Position::default(), digest: [0; 32] })
+        let heads = self.store.heads_of(&[block]).await.unwrap_or_default();
+        let none = BlockMark { block, position: Position::default(), digest: [0; 32] };
+        heads.first().map_or(none, mark)
     }
 
     fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {
@@ -413,6 +416,7 @@ impl Turn {
             connecting: None,
             connection: None,
             under_way: UnderWay::new(),
+            taking_over: UnderWay::new(),
             adopting: Vec::new(),
             telling: Vec::new(),
         }
@@ -437,10 +441,8 @@ impl Turn {
             tokio::select! {
                 said = next_of(&mut self.connection), if may_read => self.hear(said),
                 connected = next_try(&mut self.connecting) => self.connected(connected),
-                Some(Heard { inputs, refused }) = self.under_way.next() => {
-                    self.telling.extend(refused);
-                    inputs.into_iter().for_each(|input| self.step(input));
-                }
+                Some(heard) = self.under_way.next() => self.answered(heard),
+                Some(heard) = self.taking_over.next() => self.answered(heard),
                 _ = ticks.tick() => self.step(Input::Tick),
                 _ = comparisons.tick(), if self.connection.is_some() && comparing.is_empty() => {
                     comparing.spawn(Arc::clone(&self.of).repair());
@@ -487,14 +489,19 @@ impl Turn {
         }
     }
 
-    /// Takes over what waits for it, in one transaction.
+    /// Takes over what waits for it, in one transaction. While [`TRANSACTIONS`] run, what comes gathers for the next.
     fn adopt_all(&mut self) {
-        let adopting = std::mem::take(&mut self.adopting);
-        if adopting.is_empty() {
+        if self.adopting.is_empty() || self.taking_over.len() >= TRANSACTIONS {
             return;
         }
-        let of = Arc::clone(&self.of);
-        self.under_way.push(async move { of.adopt(adopting).await }.boxed());
+        let (of, adopting) = (Arc::clone(&self.of), std::mem::take(&mut self.adopting));
+        self.taking_over.push(async move { of.adopt(adopting).await }.boxed());
+    }
+
+    /// What was under way has ended.
+    fn answered(&mut self, Heard { inputs, refused }: Heard) {
+        self.telling.extend(refused);
+        inputs.into_iter().for_each(|input| self.step(input));
     }
 
     /// Tells the peer what is stored here. A peer that does not read hears it later, all at once.

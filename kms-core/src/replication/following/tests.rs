@@ -139,15 +139,28 @@ fn nothing_more_is_read_while_enough_is_under_way() {
     follower.step(ms(2), Input::Stored(mark(0, 5)));
     assert!(follower.may_read());
     // The peer is not silent while nobody reads.
-    follower.step(ms(2), piece(99, 5));
+    follower.step(ms(2), piece(WINDOW as u32 + 7, 5));
     assert_eq!(follower.step(ms(1_000_000), Input::Tick), []);
     let mut follower = following();
-    for n in 0..AT_ONCE as u32 + 1 {
-        assert!(follower.may_read());
-        let records = vec![record(WINDOW_BYTES)];
-        follower.step(ms(1), Input::Piece { head: head_of(n, 2, 5), records, more: false });
+    assert!(follower.may_read());
+    let records = vec![record(WINDOW_BYTES)];
+    follower.step(ms(1), Input::Piece { head: head_of(0, 2, 5), records, more: false });
+    assert!(!follower.may_read(), "one is being taken over, and it is large");
+}
+
+#[test]
+fn invariant_12_large_blocks_are_taken_over_few_at_a_time() {
+    let mut follower = following();
+    let large = |n| {
+        let records = vec![record(BYTES_AT_ONCE / 2)];
+        Input::Piece { head: head_of(n, 2, 5), records, more: false }
+    };
+    for n in 0..3 {
+        let outputs = follower.step(ms(1), large(n));
+        assert_eq!(adopts(&outputs).len(), usize::from(n < 2), "{n}");
     }
-    assert!(!follower.may_read(), "one waits, and it is large");
+    let outputs = follower.step(ms(2), Input::Stored(mark(0, 5)));
+    assert_eq!(adopts(&outputs), [2]);
 }
 
 #[test]
