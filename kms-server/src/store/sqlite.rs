@@ -296,7 +296,7 @@ impl ReadStore for SqliteStore {
     }
 
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
-        reading!(self, block_of_one_moment, block)
+        reading!(self, block, block)
     }
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {
@@ -352,7 +352,7 @@ impl ReadStore for SqliteStore {
         block: BlockNo,
         after: Position,
     ) -> Result<Option<BlockChanges>, StoreError> {
-        reading!(self, sites::changes_after, block, after)
+        reading!(self, changes_after, block, after)
     }
 
     async fn divergence(&self, asked: DivergenceAsked) -> Result<Vec<Divergent>, StoreError> {

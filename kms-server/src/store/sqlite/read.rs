@@ -1,18 +1,20 @@
 //! Queries. Each is one range scan or one look-up.
 
-use futures_util::TryStreamExt as _;
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     columns::{
-        array, bytes, classify, head, head_columns, number, optional_array, position, record, text,
+        array, bounded, bytes, classify, head, head_columns, number, optional_array, position,
+        record_key, text,
     },
     pieces::pieces,
 };
-use crate::store::{Holder, IndexedMeter, Positions, SealedSecret, StoreError, StoredBlock};
+use crate::store::{
+    Holder, IndexedMeter, Positions, SealedSecret, StoreError, StoredBlock, sites::BlockChanges,
+};
 use kms_core::{
-    BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, StoredRecord,
-    SystemTitle,
+    BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
+    StoredRecord, SystemTitle,
 };
 
 pub(super) async fn domain(
@@ -82,67 +84,107 @@ pub(super) async fn positions(connection: &mut SqliteConnection) -> Result<Posit
     Ok(Positions::of_rows(rows.iter().map(read)))
 }
 
-/// All of a block, its three parts of one moment.
-pub(super) async fn block_of_one_moment(
-    connection: &mut SqliteConnection,
-    block: BlockNo,
-) -> Result<Option<StoredBlock>, StoreError> {
-    // Dropped at the end: it only reads, and rolling back is ending.
-    let mut moment = connection.begin().await.map_err(classify)?;
-    self::block(&mut moment, block).await
+/// The part of a block that is in a row of [`BLOCK`], and of the changes of one.
+mod part {
+    pub(super) const HEAD: i64 = 0;
+    pub(super) const SEAL: i64 = 1;
+    pub(super) const RECORD: i64 = 2;
 }
 
-/// All of a block. The caller has begun a transaction, so that the three parts are of one moment.
+/// All of a block in one statement, so that its parts are of one moment: each statement costs a trip to the connection's
+/// thread, and so do begin and end of a transaction. Columns: part, key, epoch, sequence, secret version, MAC, bytes,
+/// count.
+const BLOCK: &str = "\
+SELECT 0, NULL, epoch, sequence, secret_version, mac, digest, count FROM blocks WHERE block = ?1 \
+UNION ALL \
+SELECT 1, kek_id, 0, 0, secret_version, NULL, sealed, 0 FROM block_seals WHERE block = ?1 \
+UNION ALL \
+SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records WHERE block = ?1";
+
+/// A block's head and its records after a position. Columns as in [`BLOCK`].
+const CHANGES: &str = "\
+SELECT 0, NULL, epoch, sequence, secret_version, mac, digest, count FROM blocks WHERE block = ?1 \
+UNION ALL \
+SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records \
+  WHERE block = ?1 AND (epoch, sequence) > (?2, ?3)";
+
+/// All of a block, its three parts of one moment.
 pub(super) async fn block(
     connection: &mut SqliteConnection,
     block: BlockNo,
 ) -> Result<Option<StoredBlock>, StoreError> {
-    let query = concat!("SELECT ", head_columns!(), " FROM blocks WHERE block = ?");
-    let row = sqlx::query(query)
-        .bind(block.0)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(classify)?;
-    let Some(head) = row.as_ref().map(head).transpose()? else { return Ok(None) };
-    let seals = seals(connection, block).await?;
-    let records = records(connection, &head).await?;
+    let rows = sqlx::query(BLOCK).bind(block.0).fetch_all(connection).await.map_err(classify)?;
+    let (mut head, mut seals) = (None, Vec::new());
+    let mut records = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match number(row, 0)? {
+            part::HEAD => head = Some(head_part(block, row)?),
+            part::SEAL => seals.push(seal_part(row)?),
+            part::RECORD => records.push(record_part(row)?),
+            part => return Err(StoreError::Damaged(format!("a block has no part {part}"))),
+        }
+    }
+    let Some(head) = head else { return Ok(None) };
+    seals.sort_unstable_by_key(|seal| (seal.secret_version, seal.kek_id));
+    records.sort_unstable_by_key(|record| record.key);
     Ok(Some(StoredBlock { head, seals, records }))
 }
 
-async fn seals(
+/// A block's head and its records after a position, of one moment.
+pub(super) async fn changes_after(
     connection: &mut SqliteConnection,
     block: BlockNo,
-) -> Result<Vec<SealedSecret>, StoreError> {
-    let query = "SELECT secret_version, kek_id, sealed FROM block_seals WHERE block = ? \
-                 ORDER BY secret_version, kek_id";
-    let rows = sqlx::query(query).bind(block.0).fetch_all(connection).await.map_err(classify)?;
-    rows.iter()
-        .map(|row| {
-            Ok(SealedSecret {
-                secret_version: number(row, 0)?,
-                kek_id: array(row, 1)?,
-                sealed: bytes(row, 2)?.to_vec(),
-            })
-        })
-        .collect()
-}
-
-async fn records(
-    connection: &mut SqliteConnection,
-    head: &Head,
-) -> Result<Vec<StoredRecord>, StoreError> {
-    let query = "SELECT key, epoch, sequence, secret_version, mac, body FROM records \
-                 WHERE block = ? ORDER BY key";
-    let mut rows = sqlx::query(query).bind(head.block.0).fetch(connection);
-    // A hint only: a damaged head must not make us ask for memory that we don't have.
-    let mut records = Vec::with_capacity(head.count.min(4_096) as usize);
-    while let Some(row) = rows.try_next().await.map_err(classify)? {
-        records.push(record(&row)?);
+    after: Position,
+) -> Result<Option<BlockChanges>, StoreError> {
+    let rows = sqlx::query(CHANGES)
+        .bind(block.0)
+        .bind(bounded(after.epoch.0))
+        .bind(bounded(after.sequence.0))
+        .fetch_all(connection)
+        .await
+        .map_err(classify)?;
+    let (mut head, mut records) = (None, Vec::with_capacity(rows.len()));
+    for row in &rows {
+        match number(row, 0)? {
+            part::HEAD => head = Some(head_part(block, row)?),
+            part::RECORD => records.push(record_part(row)?),
+            part => return Err(StoreError::Damaged(format!("changes have no part {part}"))),
+        }
     }
-    Ok(records)
+    records.sort_unstable_by_key(|record| record.position);
+    Ok(head.map(|head| BlockChanges { head, records }))
 }
 
-fn place(row: &sqlx::sqlite::SqliteRow) -> Result<IndexedMeter, StoreError> {
+fn head_part(block: BlockNo, row: &SqliteRow) -> Result<Head, StoreError> {
+    Ok(Head {
+        block,
+        position: position(row, 2)?,
+        secret_version: number(row, 4)?,
+        mac: array(row, 5)?,
+        digest: array(row, 6)?,
+        count: number(row, 7)?,
+    })
+}
+
+fn seal_part(row: &SqliteRow) -> Result<SealedSecret, StoreError> {
+    Ok(SealedSecret {
+        kek_id: array(row, 1)?,
+        secret_version: number(row, 4)?,
+        sealed: bytes(row, 6)?.to_vec(),
+    })
+}
+
+fn record_part(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
+    Ok(StoredRecord {
+        key: record_key(row, 1)?,
+        position: position(row, 2)?,
+        secret_version: number(row, 4)?,
+        mac: array(row, 5)?,
+        body: bytes(row, 6)?.to_vec(),
+    })
+}
+
+fn place(row: &SqliteRow) -> Result<IndexedMeter, StoreError> {
     Ok(IndexedMeter { meter_id: meter_id(row, 0)?, system_title: SystemTitle::new(array(row, 1)?) })
 }
 

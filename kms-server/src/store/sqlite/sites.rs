@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     columns::{array, bounded, bytes, classify, head, head_columns, number, record, signed, text},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::store::{
     StoreError, indexing, rules,
-    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent},
+    sites::{BlockAdoption, Decided, DivergenceAsked, Divergent},
 };
 use kms_core::{
     BlockNo, Head, Position, RecordKey, StoredRecord,
@@ -44,32 +44,6 @@ pub(super) async fn put_peer(
     let peer = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
     peer.execute(connection).await?;
     Ok(())
-}
-
-/// A block's head and its records after a position, of one moment.
-pub(super) async fn changes_after(
-    connection: &mut SqliteConnection,
-    block: BlockNo,
-    after: Position,
-) -> Result<Option<BlockChanges>, StoreError> {
-    // Dropped at the end: it only reads, and rolling back is ending.
-    let mut moment = connection.begin().await.map_err(classify)?;
-    let query = concat!("SELECT ", head_columns!(), " FROM blocks WHERE block = ?");
-    let row = sqlx::query(query).bind(block.0).fetch_optional(&mut *moment).await;
-    let Some(head) = row.map_err(classify)?.as_ref().map(head).transpose()? else {
-        return Ok(None);
-    };
-    let query = "SELECT key, epoch, sequence, secret_version, mac, body FROM records \
-                 WHERE block = ? AND (epoch, sequence) > (?, ?) ORDER BY epoch, sequence";
-    let rows = sqlx::query(query)
-        .bind(block.0)
-        .bind(bounded(after.epoch.0))
-        .bind(bounded(after.sequence.0))
-        .fetch_all(&mut *moment)
-        .await
-        .map_err(classify)?;
-    let records = rows.iter().map(record).collect::<Result<_, _>>()?;
-    Ok(Some(BlockChanges { head, records }))
 }
 
 /// Applies `adoptions`, which [`crate::store::rules::check_adoptions`] has passed. `at_ms`: now.
