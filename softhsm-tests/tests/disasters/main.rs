@@ -75,7 +75,7 @@ impl Game {
                 world.befall(what, &mut numbers).await;
             }
             world.heal().await;
-            world.until_in_step().await;
+            world.until_followed().await;
             ledger.pause().await;
             world.until_in_step().await;
             let looked = world.look(&ledger).await;

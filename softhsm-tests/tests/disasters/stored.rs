@@ -32,6 +32,7 @@ const ROWS: &str = "SELECT block || '/' || secret_version || '/' || epoch || '/'
                     HEX(digest) || '/' || HEX(mac) FROM blocks ORDER BY block";
 const RECORDS: &str = "SELECT block || '/' || HEX(key) || '/' || epoch || '/' || sequence || '/' || HEX(mac) || '/' || \
                        HEX(body) FROM records ORDER BY block, key";
+const HEADS: &str = "SELECT block || '/' || epoch || '/' || sequence FROM blocks ORDER BY block";
 const ASIDE: &str = "SELECT HEX(key) FROM divergence ORDER BY key";
 const WRITES: &str = "SELECT CAST(CAST(writes AS integer) AS text) FROM role";
 
@@ -45,6 +46,20 @@ impl Stored {
         rows.extend(self.read(RECORDS).await);
         let writes = self.read(WRITES).await;
         Contents { rows, aside: self.read(ASIDE).await, writes: i64::from(writes == ["1"]) }
+    }
+
+    /// Where each block stands: block, epoch, sequence.
+    pub(crate) async fn heads(&self) -> Vec<[u64; 3]> {
+        let numbers = |row: String| {
+            let mut parts = row.split('/').map(|part| part.parse().unwrap());
+            std::array::from_fn(|_| parts.next().unwrap())
+        };
+        self.read(HEADS).await.into_iter().map(numbers).collect()
+    }
+
+    /// Whether the site writes, as its database has it.
+    pub(crate) async fn writes(&self) -> bool {
+        self.read(WRITES).await == ["1"]
     }
 
     async fn read(&self, query: &'static str) -> Vec<String> {

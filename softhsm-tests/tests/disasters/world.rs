@@ -218,24 +218,49 @@ impl World {
         }
     }
 
-    /// Waits until one site writes, the other one follows, and both have the same blocks.
+    /// Waits until one site writes and the other one has all that was there a moment ago. Callers go on.
+    pub(crate) async fn until_followed(&mut self) {
+        let began = Instant::now();
+        loop {
+            self.tend();
+            let [a, b] = &self.sites.stored;
+            let writer_and_other = match (a.writes().await, b.writes().await) {
+                (true, false) => Some((a, b)),
+                (false, true) => Some((b, a)),
+                _ => None,
+            };
+            if let Some((writer, other)) = writer_and_other {
+                let (due, there) = (writer.heads().await, other.heads().await);
+                // Of one block each; epochs count first.
+                if due.iter().zip(&there).all(|(due, there)| due <= there) {
+                    return;
+                }
+            }
+            self.give_up_after(began, "the sites do not follow each other");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until one site writes and both have the same blocks, byte for byte. Nobody writes meanwhile.
     pub(crate) async fn until_in_step(&mut self) {
         let began = Instant::now();
         loop {
             self.tend();
             let [a, b] = &self.sites.stored;
             let (a, b) = (a.contents().await, b.contents().await);
-            let writers = a.writes + b.writes;
-            // Callers may be writing: what counts is that they are the same at one moment.
-            if writers == 1 && a.rows == b.rows {
+            if a.writes + b.writes == 1 && a.rows == b.rows {
                 return;
             }
-            if began.elapsed() > PATIENCE {
-                let running = self.sites.servers.iter().filter_map(|it| it.running.as_ref());
-                let logs = running.map(Running::log_tail).collect::<Vec<_>>();
-                panic!("the sites are not in step, {writers} write: {}", logs.join("\n----\n"));
-            }
+            self.give_up_after(began, "the sites are not in step");
             sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn give_up_after(&self, began: Instant, what: &str) {
+        if began.elapsed() > PATIENCE {
+            let running = self.sites.servers.iter().filter_map(|it| it.running.as_ref());
+            let logs = running.map(Running::log_tail).collect::<Vec<_>>();
+            panic!("{what}: {}", logs.join("\n----\n"));
         }
     }
 

@@ -306,7 +306,11 @@ pub const TABLE: &[Known] = &[
         quirk: Quirk::NobodyTrusts,
         seen_on: "Kryoptic 1.5.4",
         reckoned: Reckoned::Everywhere,
-        handled_in: &["pkcs11/ceremony/trusting.rs", "pkcs11/probe/attacks.rs"],
+        handled_in: &[
+            "pkcs11/ceremony/trusting.rs",
+            "pkcs11/probe/attacks.rs",
+            "pkcs11/probe/report.rs",
+        ],
         held_by: &[HeldBy {
             file: "kms-server/tests/hsm_ceremony.rs",
             test: "a_token_that_lets_nobody_trust_a_key_is_said_never_to_hand_its_keks_on",
