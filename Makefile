@@ -91,7 +91,7 @@ disasters: build ## Two sites by the real programs through KILLS (300), PARTITIO
 	@WORLD=simple KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) SEED=$(SEED) $(CARGO) test --package softhsm-tests \
 	  --test disasters -- --nocapture
 
-disasters-full: build kryoptic ## The same over namespaces, PostgreSQL with a standby, SoftHSM and Kryoptic; DBFAILOVERS (20), too; root
+disasters-full: build kryoptic ## The same over namespaces, PostgreSQL with a standby, SoftHSM and Kryoptic; DBFAILOVERS (20); root; some 20 minutes
 	@WORLD=full KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) DBFAILOVERS=$(DBFAILOVERS) SEED=$(SEED) \
 	  $(CARGO) test --package softhsm-tests --test disasters -- --nocapture
 

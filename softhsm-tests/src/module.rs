@@ -31,7 +31,6 @@ impl Module {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the way to another build, in tests only")]
 fn library() -> PathBuf {
     let built =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../other-tokens/target/release/libkryoptic.so");

@@ -181,12 +181,9 @@ impl Stage {
         self.middle.does(changing(Arc::clone(&changes)));
         add(&self.writer, &meters).await;
         until("each change is named", async || {
-            let log = self.log();
-            let all = changes.lock().unwrap();
-            let open = all.iter().filter(|(block, it)| !self.is_named(&log, **block, it)).count();
-            drop(all);
+            // The log is long.
             sleep(Duration::from_millis(100)).await;
-            open == 0
+            self.is_each_named(&changes)
         })
         .await;
         let (log, all) = (self.log(), changes.lock().unwrap());
@@ -194,6 +191,11 @@ impl Stage {
             (*block, (it.clone(), refusals(&log, it.named.unwrap_or(*block))))
         };
         all.iter().map(told).collect()
+    }
+
+    fn is_each_named(&self, changes: &Changes) -> bool {
+        let (log, all) = (self.log(), changes.lock().unwrap());
+        all.iter().all(|(block, changed)| self.is_named(&log, *block, changed))
     }
 
     /// Its block is refused by name, as an update and as a whole; or its stream ended, since it can't be read.
