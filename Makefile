@@ -10,10 +10,11 @@ SEED ?= 1
 KILLS ?= 300
 PARTITIONS ?= 100
 FREEZES ?= 50
+DBFAILOVERS ?= 20
 ALLOCATIONS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary disasters simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,8 +88,15 @@ adversary: build ## A game against a writer of the database: MOVES (2000) at ran
 	  --nocapture --test-threads=1
 
 disasters: build ## Two sites by the real programs through KILLS (300), PARTITIONS (100), FREEZES (50) by SEED (1); some 15 minutes
-	@KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) SEED=$(SEED) $(CARGO) test --package softhsm-tests \
+	@WORLD=simple KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) SEED=$(SEED) $(CARGO) test --package softhsm-tests \
 	  --test disasters -- --nocapture
+
+disasters-full: build kryoptic ## The same over namespaces, PostgreSQL with a standby, SoftHSM and Kryoptic; DBFAILOVERS (20); root; some 20 minutes
+	@WORLD=full KILLS=$(KILLS) PARTITIONS=$(PARTITIONS) FREEZES=$(FREEZES) DBFAILOVERS=$(DBFAILOVERS) SEED=$(SEED) \
+	  $(CARGO) test --package softhsm-tests --test disasters -- --nocapture
+
+kryoptic: ## Build Kryoptic, a token of another vendor for tests, and print where it is; some minutes, once
+	@CARGO="$(CARGO)" scripts/kryoptic.sh
 
 simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)

@@ -181,6 +181,8 @@ pub struct PromotionPlan {
     pub unknown_records: u32,
     /// The fault of the site's token; empty: it passed its check.
     pub token_fault: String,
+    /// What the site's token was found not to do, and is not refused for.
+    pub token_unmet: Vec<String>,
 }
 
 /// A block that a promotion would cost something.
@@ -231,5 +233,6 @@ pub(crate) async fn plan(
         differences: wire.differences,
         unknown_records: wire.unknown_records,
         token_fault: wire.token_fault,
+        token_unmet: wire.token_unmet,
     })
 }

@@ -7,6 +7,7 @@ mod database;
 mod fault;
 mod founding;
 mod ground;
+mod handing_on;
 mod init;
 mod join;
 mod last_backup;

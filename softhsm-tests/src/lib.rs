@@ -3,6 +3,8 @@
 //!
 //! | part | |
 //! |---|---|
+//! | [`module`] | the product that a site's token is of |
+//! | [`namespace`] | a network of its own for a site |
 //! | [`programs`] | where the built programs and the token library are |
 //! | [`certificates`] | a development CA, and leaves that are right or wrong in one way |
 //! | [`settings`] | `kms.toml`, `client.toml` and `softhsm2.conf` as text |
@@ -35,6 +37,8 @@ pub mod failover;
 mod files;
 pub mod fleet;
 pub mod hostile;
+pub mod module;
+pub mod namespace;
 pub mod pair;
 mod places;
 pub mod programs;
@@ -48,6 +52,8 @@ pub mod tool;
 pub mod vectors;
 
 pub use certificates::{Authority, Identity};
+pub use module::Module;
+pub use namespace::Namespace;
 pub use pair::{Pair, PairError};
 pub use places::Places;
 pub use programs::Programs;

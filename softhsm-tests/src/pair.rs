@@ -65,10 +65,21 @@ const LOOK: Duration = Duration::from_millis(50);
 impl Pair {
     /// Lays both out below `dir`. What `options` say of name and peer is not used.
     pub fn make(dir: &Path, programs: &Programs, options: &SiteOptions) -> Result<Self, PairError> {
+        Self::make_of(dir, programs, [options, options])
+    }
+
+    /// The same of two sites that differ.
+    pub fn make_of(
+        dir: &Path,
+        programs: &Programs,
+        [of_a, of_b]: [&SiteOptions; 2],
+    ) -> Result<Self, PairError> {
         let authority = Authority::make(AUTHORITY).map_err(SiteError::from)?;
         let port = || free_port().map_err(SiteError::Port);
         let (a, b) = (port()?, port()?);
-        let site = |name: &str, port, peer: &str, peer_port, even| {
+        let site = |options: &SiteOptions, port, peer: &str, peer_port| {
+            let even = peer == "site-b";
+            let name = if even { "site-a" } else { "site-b" };
             let peer = PeerOptions { site: peer.to_owned(), port: peer_port, even };
             let options = SiteOptions {
                 name: name.to_owned(),
@@ -78,10 +89,7 @@ impl Pair {
             };
             Site::make_under(&authority, &dir.join(name), programs.clone(), options)
         };
-        Ok(Self {
-            a: site("site-a", a, "site-b", b, true)?,
-            b: site("site-b", b, "site-a", a, false)?,
-        })
+        Ok(Self { a: site(of_a, a, "site-b", b)?, b: site(of_b, b, "site-a", a)? })
     }
 
     /// `b` makes its own keys and asks to join: the file, and its fingerprint.
@@ -173,8 +181,10 @@ impl Pair {
     /// A client's configuration that names both, `a` first; in `a`'s directory.
     pub fn client_toml(&self, role: Role) -> Result<PathBuf, PairError> {
         let path = self.a.places().dir.join(format!("both-{}.toml", role.caller()));
-        let text =
-            settings::client_of_both(role, [("site-a", self.a.port()), ("site-b", self.b.port())]);
+        let text = settings::client_of_both(
+            role,
+            [("site-a", vec![self.a.endpoint()]), ("site-b", vec![self.b.endpoint()])],
+        );
         write_private(&path, &text).map_err(|source| SiteError::File {
             doing: "writing",
             path: path.clone(),

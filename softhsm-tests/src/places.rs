@@ -21,6 +21,8 @@ pub struct Places {
     pub kms_toml: PathBuf,
     /// SoftHSM's configuration.
     pub softhsm_conf: PathBuf,
+    /// Kryoptic's.
+    pub kryoptic_conf: PathBuf,
 }
 
 impl Places {
@@ -34,6 +36,7 @@ impl Places {
             log: dir.join("server.log"),
             kms_toml: dir.join("kms.toml"),
             softhsm_conf: dir.join("softhsm2.conf"),
+            kryoptic_conf: dir.join("kryoptic.toml"),
         }
     }
 

@@ -122,7 +122,16 @@ impl Proxy {
         server: SocketAddr,
         plan: impl Fn(usize) -> Plan + Send + 'static,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at(Ipv4Addr::LOCALHOST, server, plan).await
+    }
+
+    /// The same, on another address of this machine.
+    pub async fn start_at(
+        here: Ipv4Addr,
+        server: SocketAddr,
+        plan: impl Fn(usize) -> Plan + Send + 'static,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind((here, 0)).await?;
         let address = listener.local_addr()?;
         let passed = Arc::<Mutex<Vec<Arc<Passed>>>>::default();
         let (cut, cuts) = watch::channel(Cut::Reset);

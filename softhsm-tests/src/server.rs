@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -116,25 +116,30 @@ impl Site {
     /// Starts the server and waits until it listens. Its log goes to `server.log`.
     pub fn start(&self) -> Result<Running, ServerError> {
         let mut running = self.spawn(&mut self.command("serve"))?;
-        running.wait_until_it_listens(self.port())?;
+        running.wait_until_it_listens(self.listens())?;
         Ok(running)
     }
 
     /// Like [`Site::start`], out of reach of a Ctrl-C in the terminal: the caller stops it.
     pub fn start_apart(&self) -> Result<Running, ServerError> {
         let mut running = self.spawn(self.command("serve").process_group(0))?;
-        running.wait_until_it_listens(self.port())?;
+        running.wait_until_it_listens(self.listens())?;
         Ok(running)
     }
 
     /// A command with the site's configuration and token.
     pub fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(&self.programs.kms_server);
+        let program = &self.programs.kms_server;
+        let mut command = match &self.network {
+            Some(network) => network.command(program),
+            None => Command::new(program),
+        };
         command
             .arg("--config")
             .arg(&self.places.kms_toml)
             .arg(verb)
             .env("SOFTHSM2_CONF", &self.places.softhsm_conf)
+            .env("KRYOPTIC_CONF", &self.places.kryoptic_conf)
             // Of use where `hsm.module` is the module that makes faults.
             .env(Faults::REAL, &self.programs.softhsm)
             .env(Faults::CONTROL, self.faults().file())
@@ -148,7 +153,7 @@ impl Site {
     }
 
     fn spawn(&self, command: &mut Command) -> Result<Running, ServerError> {
-        if is_taken(self.port()) {
+        if is_taken(self.listens()) {
             return Err(ServerError::PortTaken(self.port()));
         }
         let path = self.places.log.clone();
@@ -162,6 +167,10 @@ impl Site {
             .spawn()
             .map_err(|source| self.cannot_run(source))?;
         Ok(Running { child, log: path })
+    }
+
+    fn listens(&self) -> SocketAddr {
+        (self.address(), self.port()).into()
     }
 
     fn cannot_run(&self, source: io::Error) -> ServerError {
@@ -224,10 +233,10 @@ impl Running {
         self.child.wait().map_err(ServerError::Process)
     }
 
-    fn wait_until_it_listens(&mut self, port: u16) -> Result<(), ServerError> {
+    fn wait_until_it_listens(&mut self, at: SocketAddr) -> Result<(), ServerError> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            let listens = is_taken(port);
+            let listens = is_taken(at);
             // Asked after the connection: who answers may be another process that was faster.
             if let Some(status) = self.ended()? {
                 return Err(ServerError::EndedEarly { status, output: self.log_tail() });
@@ -244,9 +253,9 @@ impl Running {
     }
 }
 
-/// Whether somebody listens on a port of this machine.
-fn is_taken(port: u16) -> bool {
-    TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), POLL).is_ok()
+/// Whether somebody listens there.
+fn is_taken(at: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&at, POLL).is_ok()
 }
 
 impl Drop for Running {

@@ -1,10 +1,10 @@
 //! The configuration files of a site, as text.
 
-use std::path::Path;
+use std::{net::Ipv4Addr, path::Path};
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::{Programs, places::Places};
+use crate::{Module, Namespace, Programs, places::Places};
 
 /// The role of a caller of the site. Each has a certificate and a `client-<role>.toml`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +113,10 @@ pub struct SiteOptions {
     pub port: Option<u16>,
     /// Where the token is.
     pub tokens: Tokens,
+    /// The product that it is of.
+    pub module: Module,
+    /// The network that its servers are in; `None`: the machine's.
+    pub network: Option<Namespace>,
     /// The number of blocks of its key domain.
     pub block_count: u32,
     /// Accept clear keys in imports.
@@ -140,6 +144,8 @@ impl Default for SiteOptions {
             name: "site-a".to_owned(),
             port: None,
             tokens: Tokens::Inside,
+            module: Module::SoftHsm,
+            network: None,
             // Few: a handful of meters does not need 4,096 HSM calls to be opened.
             block_count: 64,
             allow_clear: true,
@@ -177,10 +183,10 @@ pub(crate) fn softhsm_conf(tokens: &Path) -> String {
 }
 
 /// A client's configuration file; its paths are relative to itself.
-pub(crate) fn client_toml(role: Role, port: u16) -> String {
+pub(crate) fn client_toml(role: Role, host: &str, port: u16) -> String {
     let caller = role.caller();
     format!(
-        r#"endpoints = ["https://localhost:{port}"]
+        r#"endpoints = ["https://{host}:{port}"]
 ca = "certificates/ca.pem"
 certificate = "certificates/{caller}.pem"
 private_key = "certificates/{caller}.key"
@@ -192,7 +198,7 @@ retries = 2
 }
 
 /// The same of a client that knows several sites, in this order.
-pub(crate) fn client_of_both(role: Role, sites: [(&str, u16); 2]) -> String {
+pub(crate) fn client_of_both(role: Role, sites: [(&str, Vec<String>); 2]) -> String {
     let caller = role.caller();
     let common = format!(
         r#"ca = "certificates/ca.pem"
@@ -203,8 +209,10 @@ deadline_ms = 10000
 retries = 2
 "#
     );
-    let site = |(name, port): (&str, u16)| {
-        format!("\n[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
+    let site = |(name, servers): (&str, Vec<String>)| {
+        let endpoints: Vec<String> =
+            servers.iter().map(|server| quoted(&format!("https://{server}"))).collect();
+        format!("\n[[sites]]\nname = \"{name}\"\nendpoints = [{}]\n", endpoints.join(", "))
     };
     common + &sites.map(site).concat()
 }
@@ -217,19 +225,24 @@ pub(crate) fn kms_toml(
     options: &SiteOptions,
 ) -> String {
     let (arena_mib, allow_unlocked) = arena();
+    let module = match &options.module {
+        Module::SoftHsm => &programs.softhsm,
+        Module::Kryoptic(library) => library,
+    };
+    let host = options.network.as_ref().map_or(Ipv4Addr::LOCALHOST, Namespace::inside);
     let mut lines: Vec<(&str, &str, String)> = vec![
         ("site", "name", quoted(&options.name)),
         ("site", "data_dir", path(&places.data)),
         ("site", "single_site", "true".to_owned()),
         ("site", "block_count", options.block_count.to_string()),
         ("site", "even", "true".to_owned()),
-        ("hsm", "module", path(&programs.softhsm)),
+        ("hsm", "module", path(module)),
         ("hsm", "token_label", quoted(&format!("ami-{}", options.name))),
         ("hsm", "pin_file", path(&places.pin)),
         ("hsm", "sessions_max", "4".to_owned()),
         ("hsm", "call_timeout_ms", "5000".to_owned()),
         ("hsm", "patience_ms", "2000".to_owned()),
-        // SoftHSM knows no other.
+        // SoftHSM knows no other, and what joins it has to be spoken to by it.
         ("hsm", "oaep_hash", quoted("sha1")),
         ("hsm", "token_dir", path(&places.tokens)),
         ("store", "kind", quoted("sqlite")),
@@ -238,7 +251,7 @@ pub(crate) fn kms_toml(
         ("keyring", "allow_unlocked", allow_unlocked.to_string()),
         ("keyring", "warm_up_parallelism", "2".to_owned()),
         ("import", "allow_clear", options.allow_clear.to_string()),
-        ("rpc", "listen", quoted(&format!("127.0.0.1:{port}"))),
+        ("rpc", "listen", quoted(&format!("{host}:{port}"))),
         ("rpc.tls", "certificate", path(&places.certificate("server"))),
         ("rpc.tls", "private_key", path(&places.private_key("server"))),
         ("rpc.tls", "client_ca", path(&places.certificate("ca"))),

@@ -2,16 +2,17 @@
 
 use std::{
     fs, io,
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
 };
 
 use tempfile::TempDir;
 
 use crate::{
-    AmiTool, Authority, Identity, Programs, Role, SiteOptions, Tokens,
+    AmiTool, Authority, Identity, Namespace, Programs, Role, SiteOptions, Tokens,
     certificates::CertificateError,
     files::{make_private_dir, random_pin, write_private},
+    module::kryoptic_conf,
     places::Places,
     settings,
 };
@@ -47,6 +48,7 @@ pub struct Site {
     pub(crate) places: Places,
     pub(crate) programs: Programs,
     port: u16,
+    pub(crate) network: Option<Namespace>,
     /// The token's directory when it is not inside; removed with the site.
     _tokens: Option<TempDir>,
 }
@@ -87,13 +89,16 @@ impl Site {
         write_secrets(&places)?;
         write_certificates(&places, authority, &options)?;
         write(&places.softhsm_conf, &settings::softhsm_conf(&places.tokens))?;
+        write(&places.kryoptic_conf, &kryoptic_conf(&places.tokens))?;
         write(&places.kms_toml, &settings::kms_toml(&places, &programs, port, &options))?;
+        let host = options.network.as_ref().map(|network| network.inside().to_string());
         for role in Role::ALL {
-            write(&dir.join(role.client_file()), &settings::client_toml(role, port))?;
+            let host = host.as_deref().unwrap_or("localhost");
+            write(&dir.join(role.client_file()), &settings::client_toml(role, host, port))?;
         }
         // Last: a directory without it was not finished.
         write(&places.port(), &port.to_string())?;
-        Ok(Self { places, programs, port, _tokens: outside })
+        Ok(Self { places, programs, port, network: options.network, _tokens: outside })
     }
 
     /// Opens a site that [`Site::make`] laid out with its token inside. Its files stay as they are.
@@ -103,7 +108,7 @@ impl Site {
         let places = Places::of(&dir);
         let port = fs::read_to_string(places.port()).map_err(|_| not_a_site())?;
         let port = port.trim().parse().map_err(|_| not_a_site())?;
-        Ok(Self { places, programs, port, _tokens: None })
+        Ok(Self { places, programs, port, network: None, _tokens: None })
     }
 
     /// Where its files are.
@@ -119,6 +124,20 @@ impl Site {
     /// The port that its server listens on.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The address that its server listens on.
+    pub fn address(&self) -> Ipv4Addr {
+        self.network.as_ref().map_or(Ipv4Addr::LOCALHOST, Namespace::inside)
+    }
+
+    /// Its server as a client names it.
+    pub fn endpoint(&self) -> String {
+        let host = match &self.network {
+            Some(network) => network.inside().to_string(),
+            None => "localhost".to_owned(),
+        };
+        format!("{host}:{}", self.port)
     }
 
     /// The configuration file of a client in this role.
@@ -145,8 +164,8 @@ impl Site {
     /// the tool that uses it.
     pub fn ami_tool_as(&self, name: &str, identity: &Identity) -> Result<AmiTool, SiteError> {
         write_identity(&self.places, name, identity)?;
-        let text =
-            settings::client_toml(Role::Dev, self.port).replace("/dev.", &format!("/{name}."));
+        let text = settings::client_toml(Role::Dev, "localhost", self.port)
+            .replace("/dev.", &format!("/{name}."));
         let path = self.places.dir.join(format!("client-{name}.toml"));
         write(&path, &text)?;
         Ok(AmiTool::new(&self.programs.ami_tool, &path))

@@ -9,6 +9,7 @@ use super::{
     database::{open_store, refuse_a_part},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
+    handing_on,
     outside::{OperatingSystem, SystemClock},
     report::Report,
     runtime::runtime,
@@ -51,7 +52,7 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
     let made = pkcs11::init(&config.hsm, so_pin.as_ref())
         .map_err(|error: InitError| Fault::Token(error.into()))?;
     let handing_on = so_pin.as_ref().map(|so_pin| {
-        let tried = pkcs11::can_trust(&config.hsm, so_pin);
+        let tried = handing_on::try_it(&config, so_pin);
         tried.map_or_else(|error| error.to_string(), |()| CAN_HAND_ON.to_owned())
     });
     let token = config.hsm.again();

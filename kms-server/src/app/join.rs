@@ -16,7 +16,8 @@ use super::{
     database::{known_canaries, open_store, refuse_a_part},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
-    init::{pin_from, random},
+    handing_on,
+    init::{CAN_HAND_ON, pin_from, random},
     node::replace,
     outside::SystemClock,
     report::Report,
@@ -68,6 +69,10 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
         return Err(Fault::Store(HAS_DOMAIN.into()));
     }
     let keys = pkcs11::make_join_keys(&config.hsm, so_pin.as_ref()).map_err(of_token)?;
+    let handing_on = so_pin.as_ref().map(|so_pin| {
+        let tried = handing_on::try_it(&config, so_pin);
+        tried.map_or_else(|error| error.to_string(), |()| CAN_HAND_ON.to_owned())
+    });
     let kept = config.site.data_dir.join(REQUEST);
     let before = if kept.exists() { Some(read_request(&kept)?) } else { None };
     let signed = match before.filter(|before| is_of(&before.request, &keys, &config)) {
@@ -92,6 +97,7 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
         let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
         (key.label, format!("id {}{public}", key.id))
     }));
+    lines.extend(handing_on.map(|told| ("a further site".to_owned(), told)));
     lines.push(("request".to_owned(), out.display().to_string()));
     lines.push(("fingerprint".to_owned(), signed.fingerprint().to_string()));
     lines.push((

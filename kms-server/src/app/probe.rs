@@ -1,6 +1,6 @@
 //! `kms-server probe-hsm`, and the probe that comes before the service and `check-config`.
 
-use super::{database::known_canaries, fault::Fault, runtime::runtime, token::Asked};
+use super::{database::known_canaries, fault::Fault, handing_on, runtime::runtime, token::Asked};
 use crate::{
     config::Config,
     hsm::{
@@ -12,7 +12,12 @@ use crate::{
 /// Asks the token what it can do, and tries the attacks that it must withstand.
 pub fn probe_hsm(config: Config) -> Result<ProbeReport, Fault> {
     let canaries = known_canaries(&config)?;
-    try_token(config.hsm, canaries, ProbeDepth::Full)
+    let noted = handing_on::noted(&config.site.data_dir);
+    let mut report = try_token(config.hsm, canaries, ProbeDepth::Full)?;
+    if let Some(noted) = noted {
+        report.hands_no_keks_on(noted);
+    }
+    Ok(report)
 }
 
 /// Probes the token, which may hang; with canaries it has to pass them first, except where every row is

@@ -14,6 +14,7 @@ use super::{
     database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     ground::Ground,
+    handing_on,
     last_backup::LastBackup,
     migrate::check_domain,
     node::{HeadFile, node_id},
@@ -102,7 +103,10 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         rpc,
         log: _,
     } = config;
-    let Some((hsm, unmet)) = connected(hsm, &domain, &mut signals).await? else { return Ok(()) };
+    let Some((hsm, mut unmet)) = connected(hsm, &domain, &mut signals).await? else {
+        return Ok(());
+    };
+    unmet.extend(handing_on::noted(&site.data_dir));
     let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
     let whole = store;

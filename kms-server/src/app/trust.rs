@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::{
     fault::Fault,
+    handing_on,
     init::{CAN_HAND_ON, pin_from},
     join::read_request,
     report::Report,
@@ -37,7 +38,7 @@ pub fn trust_peer(config: Config, options: &TrustOptions) -> Result<Report, Faul
     let refused = |error: TrustError| Fault::Token(error.into());
     let token = ("token".to_owned(), config.hsm.token_label.clone());
     let Some(path) = &options.request else {
-        pkcs11::can_trust(&config.hsm, &so_pin).map_err(refused)?;
+        handing_on::try_it(&config, &so_pin).map_err(refused)?;
         let can = ("a second site".to_owned(), CAN_HAND_ON.to_owned());
         return Ok(Report { lines: vec![token, can] });
     };

@@ -27,7 +27,7 @@ use crate::{
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockNo, Head, Position, StoredRecord,
+    BlockCount, BlockNo, Head, Position, StoredRecord,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
@@ -83,6 +83,7 @@ struct Inner {
     fencing: Arc<Fencing>,
     meeting: Meeting,
     cards: Cards,
+    blocks: BlockCount,
     clock: Arc<dyn Clock>,
     status: Arc<Status>,
 }
@@ -130,9 +131,20 @@ impl Following {
         fencing: Arc<Fencing>,
     ) -> Self {
         let meeting = Meeting::new(grounds.clone(), Arc::clone(&roles), Arc::clone(&fencing));
-        let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
-        let inner =
-            Inner { config, peer, store, adopter, roles, fencing, meeting, cards, clock, status };
+        let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
+        let inner = Inner {
+            config,
+            peer,
+            store,
+            adopter,
+            roles,
+            fencing,
+            meeting,
+            cards,
+            blocks,
+            clock,
+            status,
+        };
         Self(Arc::new(inner))
     }
 
@@ -381,7 +393,11 @@ impl Inner {
                     || ours.position.epoch != theirs.position.epoch
             })
         };
-        let differing: Vec<BlockNo> = heads.iter().filter(differs).map(|head| head.block).collect();
+        let known = heads.iter().filter(|head| head.block.0 < self.blocks.get());
+        // What was refused of these was something old: nothing of them is missing.
+        let same = known.clone().filter(|theirs| ours.get(&theirs.block) == Some(theirs));
+        same.for_each(|head| self.status.taken(head.block));
+        let differing: Vec<BlockNo> = known.filter(differs).map(|head| head.block).collect();
         self.status.compared(differing.len());
         Ok(differing)
     }
@@ -528,6 +544,10 @@ impl Turn {
     /// What was read off the connection.
     fn hear(&mut self, said: Result<PeerSaid, PeerError>) {
         let card = match said {
+            // Kept by no block's name: what is refused would grow with whatever numbers a peer makes up.
+            Ok(PeerSaid::Update(update)) if update.head.block.0 >= self.of.blocks.get() => {
+                Err(PeerError::Unreadable("a block that the domain does not have").into())
+            }
             Ok(PeerSaid::Update(BlockUpdate { head, records, more })) => {
                 return self.step(Input::Piece { head, records, more });
             }

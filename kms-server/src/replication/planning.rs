@@ -99,6 +99,8 @@ pub struct Plan {
     pub were_opened: bool,
     /// Records that this release can't read.
     pub unknown_records: u32,
+    /// Its token does not do this, and is not refused for it.
+    pub token_unmet: Vec<String>,
     /// The fault of the token.
     pub token_fault: Option<String>,
     /// How replication stands.
@@ -179,6 +181,7 @@ impl Planning {
             unopened,
             unopened_count,
             were_opened: open_blocks,
+            token_unmet: card.makeup.map_or_else(Vec::new, |makeup| makeup.unmet),
             unknown_records: u32::try_from(unknown.len()).unwrap_or(u32::MAX),
             token_fault: self.prover.check_token().await.err().map(|error| error.to_string()),
             replication,

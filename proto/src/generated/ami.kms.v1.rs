@@ -5567,6 +5567,9 @@ pub struct PlanPromotionResponse {
     /// The fault of this site's token; empty: each of its KEKs passed its check just now.
     #[prost(string, tag = "23")]
     pub token_fault: ::prost::alloc::string::String,
+    /// What this site's token was found not to do, and is not refused for.
+    #[prost(string, repeated, tag = "24")]
+    pub token_unmet: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A block that a promotion would cost something.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

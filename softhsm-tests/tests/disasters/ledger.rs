@@ -90,11 +90,6 @@ impl Ledger {
         self.0.told.lock().unwrap().clone()
     }
 
-    /// Meters that were acknowledged.
-    pub(crate) fn acknowledged(&self) -> usize {
-        self.0.told.lock().unwrap().len()
-    }
-
     /// Writes that were refused, or whose outcome nobody knows.
     pub(crate) fn not_told(&self) -> u64 {
         self.0.unknown.load(Ordering::SeqCst)

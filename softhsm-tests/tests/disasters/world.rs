@@ -1,74 +1,74 @@
-//! Two sites, what is between them, and what befalls them.
+//! What befalls two sites, and what has to hold all the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
 use kms_client::{ClientConfig, KmsClient, Replicated, Verdict};
 use rustix::process::Signal;
-use softhsm_tests::{
-    Pair, Role, Running, Setting, Site, SiteOptions,
-    proxy::{Manner, Plan, Proxy, Way},
+use softhsm_tests::{Namespace, Role, Running, proxy::Proxy};
+use tokio::{
+    task::{JoinHandle, block_in_place},
+    time::sleep,
 };
-use sqlx::{Connection as _, Row as _, SqliteConnection};
-use tempfile::TempDir;
-use tokio::{task::JoinHandle, time::sleep};
 
 use super::{
     common::{
         Numbers,
         fleet::{apdu, push, title},
-        programs,
     },
     ledger::Ledger,
+    sites::{Kind, Sites},
+    stored::Stored,
 };
 
 /// Callers that write.
 const WRITERS: usize = 3;
 /// The longest time for two sites that reach each other to be in step.
-const PATIENCE: Duration = Duration::from_secs(90);
-/// Of 100 connections between the sites so many break by chance.
-const BROKEN_PERCENT: u64 = 30;
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What befalls the sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disaster {
-    /// A server is killed with -9, and started again.
+    /// A server is killed with -9, and started again; or all of a site's.
     Kill,
     /// The sites don't reach each other for a while.
     Partition,
-    /// A server's process stands still for a while.
+    /// A server's process stands still for a while; or all of a site's.
     Freeze,
+    /// The first site's database is killed with -9, and its standby takes over.
+    DatabaseFailover,
 }
 
-/// The two sites.
+/// What was done so far.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) disasters: BTreeMap<Disaster, u64>,
+    pub(crate) promoted: u64,
+    /// Of them, with the old primary alive.
+    pub(crate) beside: u64,
+    pub(crate) refused: u64,
+    /// Servers that ended by themselves after a failover, and were started again.
+    pub(crate) ended: u64,
+}
+
+/// The sites, and what became of them.
 pub(crate) struct World {
-    pair: Pair,
-    running: [Option<Running>; 2],
-    /// Proxies in front of each site, for the other one.
-    between: [Proxy; 2],
-    cut: Arc<AtomicBool>,
+    sites: Sites,
     /// The site that was promoted last.
     primary: usize,
-    promoted: u64,
-    /// Of them, with the old primary alive.
-    beside: u64,
-    refused: u64,
-    _dir: TempDir,
+    pub(crate) done: Done,
 }
 
 /// What a look at everything found.
 pub(crate) struct Found {
-    acknowledged: usize,
-    not_told: u64,
-    replicated: usize,
-    set_aside: usize,
+    pub(crate) acknowledged: usize,
+    pub(crate) not_told: u64,
+    pub(crate) replicated: usize,
+    pub(crate) set_aside: usize,
 }
 
 impl fmt::Display for Found {
@@ -82,108 +82,121 @@ impl fmt::Display for Found {
 }
 
 impl World {
-    /// Two sites that serve, each behind a proxy for the other one.
-    pub(crate) async fn start(seed: u64) -> Self {
-        let dir = tempfile::Builder::new().prefix("kms-disasters-").tempdir_in("/dev/shm").unwrap();
-        let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
-        let settings = vec![
-            set("heartbeat_ms", "200"),
-            set("write_wait_ms", "400"),
-            set("compare_interval_s", "5"),
-        ];
-        let options = SiteOptions { settings, ..SiteOptions::default() };
-        let pair = Pair::make(dir.path(), &programs(), &options).unwrap();
-        let cut = Arc::<AtomicBool>::default();
-        let between = [
-            Self::proxy(&pair.a, &pair.b, seed, &cut).await,
-            Self::proxy(&pair.b, &pair.a, !seed, &cut).await,
-        ];
-        let (a, b) = tokio::task::block_in_place(|| pair.start()).unwrap();
-        Self {
-            pair,
-            running: [Some(a), Some(b)],
-            between,
-            cut,
-            primary: 0,
-            promoted: 0,
-            beside: 0,
-            refused: 0,
-            _dir: dir,
-        }
-    }
-
-    /// A proxy in front of `of`, which `other` is told to go through.
-    async fn proxy(of: &Site, other: &Site, seed: u64, cut: &Arc<AtomicBool>) -> Proxy {
-        let cut = Arc::clone(cut);
-        let drawn = AtomicU64::new(seed);
-        let plan = move |_| {
-            if cut.load(Ordering::SeqCst) {
-                return Plan::fault(Way::Up, 0, Manner::Swallow);
-            }
-            let mut numbers = Numbers(drawn.fetch_add(1, Ordering::SeqCst));
-            match numbers.below(100) < BROKEN_PERCENT {
-                true => Plan::by_seed(numbers.next(), 400_000),
-                false => Plan::PASS,
-            }
-        };
-        let proxy = Proxy::start(([127, 0, 0, 1], of.port()).into(), plan).await.unwrap();
-        let kms_toml = &other.places().kms_toml;
-        let text = std::fs::read_to_string(kms_toml).unwrap();
-        let through = format!("localhost:{}\"]", proxy.address().port());
-        let text = text.replace(&format!("localhost:{}\"]", of.port()), &through);
-        assert!(text.contains(&through), "the peer's endpoint is not where it was");
-        std::fs::write(kms_toml, text).unwrap();
-        proxy
-    }
-
-    fn site(&self, at: usize) -> &Site {
-        if at == 0 { &self.pair.a } else { &self.pair.b }
+    pub(crate) fn new(sites: Sites) -> Self {
+        Self { sites, primary: 0, done: Done::default() }
     }
 
     /// Callers that know both sites.
     pub(crate) fn writers(&self, ledger: &Ledger) -> Vec<JoinHandle<()>> {
-        let path = self.pair.client_toml(Role::Dev).unwrap();
-        (0..WRITERS).map(|_| ledger.writer(ClientConfig::load(&path).unwrap())).collect()
+        let path = self.sites.client_toml();
+        (0..WRITERS).map(|_| ledger.writer(ClientConfig::load(path).unwrap())).collect()
     }
 
     /// One disaster, by chance with a promotion in its midst.
     pub(crate) async fn befall(&mut self, what: Disaster, numbers: &mut Numbers) {
         sleep(Duration::from_millis(numbers.below(400))).await;
-        let site = numbers.below(2) as usize;
+        self.tend();
+        *self.done.disasters.entry(what).or_default() += 1;
         let promotes = numbers.below(100) < 30;
         let lasting = Duration::from_millis(match what {
-            Disaster::Kill => numbers.below(300),
+            Disaster::Kill | Disaster::DatabaseFailover => numbers.below(300),
             Disaster::Partition | Disaster::Freeze => 100 + numbers.below(2_000),
         });
         match what {
             Disaster::Kill => {
-                self.running[site].take().unwrap().kill_9().unwrap();
-                self.promote_beside(site, promotes, false);
+                let (site, struck) = self.struck(numbers);
+                for at in &struck {
+                    self.sites.servers[*at].running.take().unwrap().kill_9().unwrap();
+                }
+                self.promote_beside(site, promotes, !self.is_all_of(site, &struck));
                 sleep(lasting).await;
-                self.running[site] = Some(self.started(site));
+                for at in struck {
+                    self.start(at);
+                }
             }
             Disaster::Freeze => {
-                self.signal(site, Signal::STOP);
+                let (site, struck) = self.struck(numbers);
+                self.signal(&struck, Signal::STOP);
                 self.promote_beside(site, promotes, true);
                 sleep(lasting).await;
-                self.signal(site, Signal::CONT);
+                self.signal(&struck, Signal::CONT);
             }
             Disaster::Partition => {
-                self.cut.store(true, Ordering::SeqCst);
-                self.between.iter().for_each(Proxy::swallow_all);
+                self.part(numbers);
                 self.promote_beside(self.primary, promotes, true);
                 sleep(lasting).await;
                 self.heal().await;
             }
+            Disaster::DatabaseFailover => {
+                let Stored::Postgres(databases) = &mut self.sites.stored[0] else {
+                    panic!("no database of these sites fails over");
+                };
+                block_in_place(|| databases.fail_over());
+                self.promote_beside(0, promotes, true);
+                sleep(lasting).await;
+            }
         }
     }
 
-    fn started(&self, site: usize) -> Running {
-        tokio::task::block_in_place(|| self.site(site).start()).unwrap()
+    /// A site, and those of its servers that are struck: one, or all.
+    fn struck(&self, numbers: &mut Numbers) -> (usize, Vec<usize>) {
+        let site = numbers.below(2) as usize;
+        let servers = 0..self.sites.servers.len();
+        let mut all: Vec<usize> = servers.filter(|at| self.sites.servers[*at].of == site).collect();
+        if numbers.below(3) > 0 {
+            let one = all[numbers.below(all.len() as u64) as usize];
+            all = vec![one];
+        }
+        (site, all)
     }
 
-    fn signal(&self, site: usize, signal: Signal) {
-        self.running[site].as_ref().unwrap().signal(signal).unwrap();
+    fn is_all_of(&self, site: usize, struck: &[usize]) -> bool {
+        self.sites.servers.iter().filter(|server| server.of == site).count() == struck.len()
+    }
+
+    /// Either the way between the sites is gone, or all ways to one of them: its callers' as well.
+    fn part(&self, numbers: &mut Numbers) {
+        match self.sites.networks.as_slice() {
+            [_, _] if numbers.below(2) == 0 => {
+                self.sites.networks[numbers.below(2) as usize].cut(true).unwrap();
+            }
+            _ => {
+                self.sites.cut.store(true, Ordering::SeqCst);
+                self.sites.between.iter().for_each(Proxy::swallow_all);
+            }
+        }
+    }
+
+    /// The sites reach each other.
+    pub(crate) async fn heal(&self) {
+        for network in &self.sites.networks {
+            Namespace::cut(network, false).unwrap();
+        }
+        self.sites.cut.store(false, Ordering::SeqCst);
+        self.sites.between.iter().for_each(Proxy::reset_all);
+    }
+
+    fn start(&mut self, at: usize) {
+        let running = block_in_place(|| self.sites.server(at).start()).unwrap();
+        self.sites.servers[at].running = Some(running);
+    }
+
+    /// A server that ended by itself is started again, as the system does it. It may, where its database failed over.
+    fn tend(&mut self) {
+        for at in 0..self.sites.servers.len() {
+            let running = self.sites.servers[at].running.as_mut().unwrap();
+            let Some(status) = running.ended().unwrap() else { continue };
+            let failed_over = self.done.disasters.contains_key(&Disaster::DatabaseFailover);
+            assert!(failed_over, "a server ended by itself with {status}: {}", running.log_tail());
+            self.done.ended += 1;
+            self.start(at);
+        }
+    }
+
+    fn signal(&self, struck: &[usize], signal: Signal) {
+        for at in struck {
+            self.sites.servers[*at].running.as_ref().unwrap().signal(signal).unwrap();
+        }
     }
 
     /// The other site is promoted, if this one is the primary.
@@ -192,42 +205,62 @@ impl World {
         if !promotes || lost != self.primary {
             return;
         }
-        let admin = self.site(other).ami_tool(Role::AmiAdmin);
+        let admin = self.sites.site(other).ami_tool(Role::AmiAdmin);
         let words = ["site", "promote", "--primary-is-lost", "--yes"];
-        let done = tokio::task::block_in_place(|| admin.run(&words, "")).unwrap();
+        let done = block_in_place(|| admin.run(&words, "")).unwrap();
         if done.status.success() {
             self.primary = other;
-            self.promoted += 1;
-            self.beside += u64::from(alive);
+            self.done.promoted += 1;
+            self.done.beside += u64::from(alive);
         } else {
-            // It is a primary that nobody has told yet.
-            self.refused += 1;
+            // It is a primary that nobody has told yet, or nobody reaches it.
+            self.done.refused += 1;
         }
     }
 
-    /// The sites reach each other.
-    pub(crate) async fn heal(&self) {
-        self.cut.store(false, Ordering::SeqCst);
-        self.between.iter().for_each(Proxy::reset_all);
-    }
-
-    /// Waits until one site writes, the other one follows, and both have the same blocks.
-    pub(crate) async fn until_in_step(&self) {
+    /// Waits until one site writes and the other one has all that was there a moment ago. Callers go on.
+    pub(crate) async fn until_followed(&mut self) {
         let began = Instant::now();
         loop {
-            let [a, b] = [0, 1].map(|site| contents(self.site(site)));
-            let (a, b) = (a.await, b.await);
-            let writers = a.writes + b.writes;
-            // Callers may be writing: what counts is that they are the same at one moment.
-            if writers == 1 && a.rows == b.rows {
+            self.tend();
+            let [a, b] = &self.sites.stored;
+            let writer_and_other = match (a.writes().await, b.writes().await) {
+                (true, false) => Some((a, b)),
+                (false, true) => Some((b, a)),
+                _ => None,
+            };
+            if let Some((writer, other)) = writer_and_other {
+                let (due, there) = (writer.heads().await, other.heads().await);
+                // Of one block each; epochs count first.
+                if due.iter().zip(&there).all(|(due, there)| due <= there) {
+                    return;
+                }
+            }
+            self.give_up_after(began, "the sites do not follow each other");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until one site writes and both have the same blocks, byte for byte. Nobody writes meanwhile.
+    pub(crate) async fn until_in_step(&mut self) {
+        let began = Instant::now();
+        loop {
+            self.tend();
+            let [a, b] = &self.sites.stored;
+            let (a, b) = (a.contents().await, b.contents().await);
+            if a.writes + b.writes == 1 && a.rows == b.rows {
                 return;
             }
-            if began.elapsed() > PATIENCE {
-                let logs =
-                    self.running.iter().flatten().map(|it| it.log_tail()).collect::<Vec<_>>();
-                panic!("the sites are not in step, {writers} write: {}", logs.join("\n----\n"));
-            }
+            self.give_up_after(began, "the sites are not in step");
             sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn give_up_after(&self, began: Instant, what: &str) {
+        if began.elapsed() > PATIENCE {
+            let running = self.sites.servers.iter().filter_map(|it| it.running.as_ref());
+            let logs = running.map(Running::log_tail).collect::<Vec<_>>();
+            panic!("{what}: {}", logs.join("\n----\n"));
         }
     }
 
@@ -235,8 +268,8 @@ impl World {
     pub(crate) async fn look(&self, ledger: &Ledger) -> Found {
         let told = ledger.told();
         let mut aside = BTreeSet::new();
-        for site in [0, 1] {
-            aside.extend(contents(self.site(site)).await.aside);
+        for stored in &self.sites.stored {
+            aside.extend(stored.contents().await.aside);
         }
         let gone = self.gone(&told).await;
         let mut set_aside = 0;
@@ -254,12 +287,12 @@ impl World {
         Found { acknowledged: told.len(), not_told: ledger.not_told(), replicated, set_aside }
     }
 
-    /// The acknowledged meters whose next push does not open. The sites agree about each.
+    /// The acknowledged meters whose next push does not open. All servers agree about each.
     async fn gone(&self, told: &BTreeMap<u64, Replicated>) -> BTreeSet<u64> {
-        let mut seen = Vec::new();
-        for site in [0, 1] {
-            let config = ClientConfig::load(&self.site(site).client_toml(Role::Dev)).unwrap();
-            let client = KmsClient::connect(config).await.unwrap();
+        let mut seen: Option<BTreeSet<u64>> = None;
+        for server in 0..self.sites.servers.len() {
+            let toml = self.sites.server(server).client_toml(Role::Dev);
+            let client = KmsClient::connect(ClientConfig::load(&toml).unwrap()).await.unwrap();
             let pushes: Vec<_> = told.keys().map(|number| apdu(push(*number))).collect();
             let opened = client.decrypt_batch(pushes).await.unwrap();
             let mut gone = BTreeSet::new();
@@ -267,58 +300,23 @@ impl World {
                 match opened.verdict() {
                     Verdict::Ok => {}
                     Verdict::UnknownMeter => drop(gone.insert(*number)),
-                    verdict => panic!("meter {number} at site {site}: {verdict:?}"),
+                    verdict => panic!("meter {number} at server {server}: {verdict:?}"),
                 }
             }
-            seen.push(gone);
+            assert!(seen.as_ref().is_none_or(|seen| *seen == gone), "the servers differ");
+            seen = Some(gone);
         }
-        assert_eq!(seen[0], seen[1], "the sites differ");
-        seen.remove(0)
+        seen.unwrap()
     }
 
-    /// What was done to the sites' roles.
-    pub(crate) fn told(&self) -> String {
-        let Self { promoted, beside, refused, .. } = self;
-        format!(
-            "{promoted} promotions, {beside} of them with the old primary alive; {refused} refused"
-        )
+    pub(crate) fn kind(&self) -> Kind {
+        self.sites.kind
     }
 
-    /// Ends both servers in order.
+    /// Ends all servers in order.
     pub(crate) fn stop(self) {
-        for running in self.running.into_iter().flatten() {
+        for running in self.sites.servers.into_iter().filter_map(|server| server.running) {
             running.stop().unwrap();
         }
     }
-}
-
-/// A database as it is stored.
-struct Contents {
-    /// Heads and records, byte for byte.
-    rows: Vec<String>,
-    /// Keys of records that were set aside.
-    aside: Vec<String>,
-    /// 1: it writes.
-    writes: i64,
-}
-
-async fn contents(site: &Site) -> Contents {
-    let url = format!("sqlite://{}", site.places().data.join("kms.db").display());
-    let mut database = SqliteConnection::connect(&url).await.unwrap();
-    let mut of = async |query: &'static str| -> Vec<String> {
-        let rows = sqlx::query(query).fetch_all(&mut database).await.unwrap();
-        rows.iter().map(|row| row.get(0)).collect()
-    };
-    let mut rows = of("SELECT block || '/' || secret_version || '/' || epoch || '/' || sequence || '/' || count || '/' || \
-         hex(digest) || '/' || hex(mac) FROM blocks ORDER BY block")
-    .await;
-    rows.extend(
-        of("SELECT block || '/' || hex(key) || '/' || epoch || '/' || sequence || '/' || hex(mac) || '/' || \
-         hex(body) FROM records ORDER BY block, key")
-        .await,
-    );
-    let aside = of("SELECT hex(key) FROM divergence ORDER BY key").await;
-    let writes = of("SELECT CAST(writes AS TEXT) FROM role").await;
-    database.close().await.unwrap();
-    Contents { rows, aside, writes: i64::from(writes == ["1"]) }
 }

@@ -23,6 +23,9 @@ pub(crate) async fn plan(client: &KmsClient, what: Plan, json: bool) -> Result<E
         ] {
             costs(blocks, count, what)?;
         }
+        for what in &plan.token_unmet {
+            say(&format!("token does NOT do everything: {what}"))?;
+        }
     }
     Ok(Exit::good_if(plan.refusal.is_empty()))
 }

@@ -59,6 +59,8 @@ kms_core::numbered! {
         /// Nobody can set CKA_TRUSTED, not even the security officer: sealed KEKs can come to such a token, and
         /// never leave it.
         NobodyTrusts = 24 "nobody-trusts",
+        /// Of a key that came by C_UnwrapKey it does not say whether it ever was extractable.
+        SilentOnBirth = 25 "silent-on-birth",
     }
 }
 
@@ -304,11 +306,31 @@ pub const TABLE: &[Known] = &[
         quirk: Quirk::NobodyTrusts,
         seen_on: "Kryoptic 1.5.4",
         reckoned: Reckoned::Everywhere,
-        handled_in: &["pkcs11/ceremony/trusting.rs", "pkcs11/probe/attacks.rs"],
+        handled_in: &[
+            "pkcs11/ceremony/trusting.rs",
+            "pkcs11/probe/attacks.rs",
+            "pkcs11/probe/report.rs",
+        ],
         held_by: &[HeldBy {
             file: "kms-server/tests/hsm_ceremony.rs",
             test: "a_token_that_lets_nobody_trust_a_key_is_said_never_to_hand_its_keks_on",
         }],
+    },
+    Known {
+        quirk: Quirk::SilentOnBirth,
+        seen_on: "Kryoptic 1.5.4",
+        reckoned: Reckoned::Everywhere,
+        handled_in: &[TEMPLATE],
+        held_by: &[
+            beside(
+                TEMPLATE_RS,
+                "a_token_may_be_silent_on_where_a_received_key_was_and_may_not_say_otherwise",
+            ),
+            beside(
+                "softhsm-tests/tests/other_tokens.rs",
+                "a_site_on_another_vendors_token_joins_one_on_softhsm_takes_over_and_is_followed",
+            ),
+        ],
     },
 ];
 

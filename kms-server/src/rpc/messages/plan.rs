@@ -46,6 +46,7 @@ pub(crate) fn wire_plan(plan: Plan, two_people: bool) -> PlanPromotionResponse {
         differences: status.differences.iter().map(|it| it.word().to_owned()).collect(),
         unknown_records: plan.unknown_records,
         token_fault: plan.token_fault.unwrap_or_default(),
+        token_unmet: plan.token_unmet,
     }
 }
 

@@ -482,11 +482,8 @@ pub(crate) fn verify_born(
     });
     let types: Vec<AttributeType> = expected.iter().map(Attribute::attribute_type).collect();
     let read = session.get_attributes(handle, &types)?;
-    for wanted in &expected {
-        if !read.contains(wanted) {
-            let got = read.iter().find(|got| got.attribute_type() == wanted.attribute_type());
-            return Err(Failure::Unfit(format!("key {name}: {wanted:?} is needed, not {got:?}")));
-        }
+    if let Some((wanted, got)) = first_difference(&expected, &read, birth) {
+        return Err(Failure::Unfit(format!("key {name}: {wanted:?} is needed, not {got:?}")));
     }
     let Some(template) = key.unwraps() else {
         return Ok(());
@@ -501,9 +498,50 @@ pub(crate) fn verify_born(
     }
 }
 
+/// The first attribute that is not what it must be, and what it is instead. Of a key that was handed over its sender has
+/// said where it was: a token may be silent about that (`Quirk::SilentOnBirth`), and not say otherwise.
+fn first_difference<'a>(
+    expected: &'a [Attribute],
+    read: &'a [Attribute],
+    birth: Birth,
+) -> Option<(&'a Attribute, Option<&'a Attribute>)> {
+    expected.iter().filter(|wanted| !read.contains(wanted)).find_map(|wanted| {
+        let got = read.iter().find(|got| got.attribute_type() == wanted.attribute_type());
+        let of_birth = matches!(wanted, Attribute::NeverExtractable(_) | Attribute::Local(_));
+        let may_be_silent = birth == Birth::Received && of_birth;
+        (got.is_some() || !may_be_silent).then_some((wanted, got))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_may_be_silent_on_where_a_received_key_was_and_may_not_say_otherwise() {
+        let expected = expected_received(OurKey::UseKek);
+        let silent: Vec<Attribute> = expected
+            .iter()
+            .filter(|it| !matches!(it, Attribute::NeverExtractable(_) | Attribute::Local(_)))
+            .cloned()
+            .collect();
+        assert_eq!(silent.len() + 2, expected.len());
+        assert_eq!(first_difference(&expected, &silent, Birth::Received), None);
+        // Of a key that is said to be made here it has to speak.
+        assert!(first_difference(&expected, &silent, Birth::Here).is_some());
+        for lie in [Attribute::NeverExtractable(true), Attribute::Local(true)] {
+            let lying = [&silent[..], std::slice::from_ref(&lie)].concat();
+            let found = first_difference(&expected, &lying, Birth::Received);
+            assert_eq!(found.and_then(|(_, got)| got), Some(&lie));
+        }
+        // And nothing that guards the key may be left out.
+        for left_out in &silent {
+            let rest: Vec<Attribute> =
+                silent.iter().filter(|it| *it != left_out).cloned().collect();
+            let found = first_difference(&expected, &rest, Birth::Received);
+            assert_eq!(found, Some((left_out, None)));
+        }
+    }
 
     #[test]
     fn modifiable_stands_last_in_every_template() {

@@ -13,6 +13,7 @@ use cryptoki::{
 use super::{
     deeds::{Deed, changes, read_value, variations},
     free_key::{free, own_key},
+    report::HANDING_ON,
     subject::{ProbeDepth, Subject},
     table::{Strict, Table},
 };
@@ -221,7 +222,7 @@ impl<'a> Attacks<'a> {
     /// Whether the officer can, `Quirk::NobodyTrusts`, is not to be found out with the user's PIN.
     fn handing_on(&mut self) {
         self.table.limit(
-            "the sealed KEKs can be handed on to another site",
+            HANDING_ON,
             "the security officer has to make that site's key a trusted one (CKA_TRUSTED)",
             "where nobody can, a site on this token can join another one, and none can ever join it",
             "not to be tried with the user's PIN: `kms-server trust-peer --try --so-pin-file FILE` tries it"

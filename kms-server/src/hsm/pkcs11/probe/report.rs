@@ -57,6 +57,14 @@ impl ProbeReport {
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 
+    /// The security officer has found out that nobody can make a trusted key (`Quirk::NobodyTrusts`): no reason to
+    /// refuse the token, and one not to found a domain on it.
+    pub fn hands_no_keks_on(&mut self, told: String) {
+        if let Some(row) = self.rows.iter_mut().find(|row| row.what == HANDING_ON) {
+            (row.ok, row.outcome) = (false, told);
+        }
+    }
+
     /// The reason why this token is refused, in one sentence: the setting that it can't follow
     /// (`Quirk::OaepSha1Only`), else the first rows that failed. `None` if it can be trusted.
     pub fn refusal(&self) -> Option<String> {
@@ -88,6 +96,9 @@ impl ProbeReport {
         ))
     }
 }
+
+/// The row about a thing that the user's PIN can't find out.
+pub(crate) const HANDING_ON: &str = "the sealed KEKs can be handed on to another site";
 
 /// Failed rows that a refusal tells; the table has them all.
 const TOLD_MAX: usize = 5;
