@@ -466,6 +466,7 @@ impl Roles {
             return Err(NotChanged::Row(row));
         }
         let open = standing.open && (row.writes || standing.role != Role::Primary);
+        self.opener.role.was_verified(standing.epoch);
         Ok(Standing { open, ..standing })
     }
 

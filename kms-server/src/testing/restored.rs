@@ -1,0 +1,197 @@
+//! A site whose database was put back: who may say what it forgot, and what each server of it goes by.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::sync::Arc;
+
+use kms_core::{
+    BlockNo, Epoch,
+    audit::{AuditOutcome, Subject},
+    counters::refusal::Refusal,
+    ports::CounterWitness as _,
+    site::{
+        peer::EnrolledIn,
+        restored::{RestoreMark, RolledBackBy},
+    },
+};
+
+use super::{
+    home::{Home, at_home, at_two_homes, profiles},
+    pair::{BLOCKS, Network, Running, again, beside, enrol_in, eventually, in_step, sites},
+    site_common::{Options, Site, call},
+    transmitting::{counter, declare, refusal, refusal_or, remembers, settled, talking},
+};
+use crate::{
+    backup::roll_back,
+    keyring::Wish,
+    replication::{MarksAsked, NotServed, PeersMemory, Remembering},
+    store::{
+        sqlite::{self, SqliteStore},
+        whole::WholeStore as _,
+    },
+    transmitting::NotDeclared,
+};
+
+/// The site takes an epoch above all that it knows of, as one that was restored does.
+async fn above(site: &Site) -> Epoch {
+    let expected = site.store.role().await.unwrap().epoch;
+    let wish = Wish { expected, is_lost: true, above: Some(expected) };
+    let entry = call("Site/Promote").entry(0, Subject::NONE, AuditOutcome::Done);
+    site.keyring.roles.promote(wish, entry, 0).await.unwrap().standing.epoch
+}
+
+const fn met(first: u64, last: u64) -> EnrolledIn {
+    EnrolledIn { first: Epoch(first), last: Epoch(last) }
+}
+
+async fn mark(site: &Site) -> RestoreMark {
+    RestoreMark {
+        domain: site.domain.domain,
+        site: site.domain.site.clone(),
+        id: [3; 16],
+        by: RolledBackBy::Backup,
+        at_ms: 5,
+        epoch: site.store.role().await.unwrap().epoch,
+        from: "backup of yesterday".to_owned(),
+    }
+}
+
+/// Marks the site's database as a restore does.
+async fn put_back(site: &Site) {
+    let rolled_back = roll_back(&site.hsm, &site.domain, mark(site).await).await.unwrap();
+    whole(site).await.mark_rolled_back(&rolled_back).await.unwrap();
+}
+
+async fn whole(site: &Site) -> SqliteStore {
+    let config = sqlite::Config { path: site.database.clone(), create: false };
+    SqliteStore::open_as_it_is(config).await.unwrap()
+}
+
+#[test]
+fn invariant_3_a_peer_that_was_enrolled_after_the_restore_is_no_witness_of_what_it_forgot() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        a.add(talking(1)).await;
+        let alone = a.transmitting(true, None);
+        declare(&alone, 1, Some(0x0300_0005)).await.unwrap();
+        let before = counter(&alone, 1).await;
+        // The line may have been raised behind the backup, and the second site came when that was forgotten.
+        assert_eq!(above(&a).await, Epoch(4));
+        enrol_in(&a, &b, met(4, 4)).await;
+        let network = Network::new();
+        let north = Running::start(a, &network).await;
+        let south = Running::start(b, &network).await;
+        in_step(&north.site, &south.site).await;
+        assert_eq!(refusal(&north.transmitting, 1).await, Some(Refusal::CounterUndeclared));
+        let refused = declare(&north.transmitting, 1, None).await;
+        assert!(matches!(refused, Err(NotDeclared::Restored)), "{refused:?}");
+        declare(&north.transmitting, 1, Some(before)).await.unwrap();
+        eventually("what was declared since is sent on", async || {
+            refusal_or(&north.transmitting, 1).await.is_none()
+        })
+        .await;
+        let after = counter(&north.transmitting, 1).await;
+        assert!(after >> 24 > before >> 24, "{after:08X} after {before:08X}");
+        for running in [north, south] {
+            running.cut().await;
+        }
+    });
+}
+
+#[test]
+fn invariant_3_what_a_peer_told_counts_when_another_one_is_enrolled_in_its_place() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let alone = a.transmitting(true, None);
+        // Two lines, in two blocks.
+        let mut blocks = Vec::new();
+        for n in 1.. {
+            a.add(talking(n)).await;
+            let declared = declare(&alone, n, Some(0x0300_0005)).await.unwrap();
+            blocks.push(declared.states[0].block);
+            if blocks[0] != blocks[blocks.len() - 1] {
+                break;
+            }
+        }
+        let untold = blocks.len() as u64;
+        above(&a).await;
+        let network = Network::new();
+        let north = Running::start(a, &network).await;
+        let south = Running::start(b, &network).await;
+        eventually("the peer that was there tells what it knows", async || {
+            refusal_or(&north.transmitting, 1).await.is_none()
+        })
+        .await;
+        let before = counter(&north.transmitting, 1).await;
+        let (a, b) = (Arc::clone(&north.site), Arc::clone(&south.site));
+        in_step(&a, &b).await;
+        north.cut().await;
+        south.cut().await;
+        enrol_in(&a, &b, met(2, 4)).await;
+        let sending = Arc::new(a.transmitting(false, Some(remembers(2, 0))));
+        assert_eq!(settled(&sending, 1).await, None);
+        assert!(counter(&sending, 1).await > before);
+        assert_eq!(refusal(&sending, untold).await, Some(Refusal::CounterUndeclared));
+    });
+}
+
+#[test]
+fn invariant_3_a_server_that_read_its_role_late_asks_the_witness() {
+    at_two_homes(async |north, south| {
+        let (a, _b) = sites(north, south).await;
+        a.add(talking(1)).await;
+        let alone = a.transmitting(true, None);
+        declare(&alone, 1, Some(0x0300_0005)).await.unwrap();
+        above(&a).await;
+        // As one that starts while its database is away: it goes by the founding epoch, and hears of this one.
+        let options =
+            Options { blocks: BLOCKS, name: "north", profiles: profiles(), ..Options::default() };
+        let late = Site::with(north, options).await;
+        let sending = late.transmitting(false, Some(remembers(4, 5_000)));
+        assert_eq!(refusal(&sending, 1).await, Some(Refusal::CountersNotWitnessed));
+    });
+}
+
+#[test]
+fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
+    at_two_homes(async |north, south| {
+        let (_a, b) = sites(north, south).await;
+        let network = Network::new();
+        let (grounds, _) = beside(&b, &network, network.north);
+        let remembering = Remembering::new(&grounds, b.measured.clone());
+        let asked = || MarksAsked { marks: Vec::new(), lines_of: Some(BlockNo(0)) };
+        assert!(remembering.exchange("north", asked()).await.is_ok());
+        put_back(&b).await;
+        let refused = remembering.exchange("north", asked()).await;
+        assert!(matches!(refused, Err(NotServed::PutBack)), "{refused:?}");
+        // Its marks it tells: they only rise.
+        let marks = MarksAsked { marks: Vec::new(), lines_of: None };
+        assert!(remembering.exchange("north", marks).await.is_ok());
+        // On the wire, too: nothing was said.
+        let b = again(south, "south", None).await;
+        let running = Running::start(b, &network).await;
+        let (grounds, _) = beside(&_a, &network, network.south);
+        let said = PeersMemory::new(&grounds).ask(Vec::new(), Some(BlockNo(0))).await;
+        assert_eq!(said, None);
+        running.cut().await;
+    });
+}
+
+fn site_of(home: &Home) -> impl Future<Output = Site> {
+    let options = Options { profiles: profiles(), blocks: 1, ..Options::default() };
+    Site::with(home, options)
+}
+
+#[test]
+fn floors_that_a_restore_took_back_are_told() {
+    at_home(async |home| {
+        let site = site_of(home).await;
+        let floors = site.ciphering.floors();
+        floors.begin(None).await;
+        assert_eq!(floors.faults(), Vec::<String>::new());
+        floors.begin(Some(&mark(&site).await)).await;
+        let faults = floors.faults();
+        let told = faults.last().unwrap();
+        assert!(told.contains("rolled back (backup of yesterday)"), "{faults:?}");
+    });
+}
