@@ -114,6 +114,7 @@ fn refusal_of(error: &AuditError) -> Refused {
     match error {
         AuditError::ReadOnly => Refused::ReadOnly,
         AuditError::ReadOnlyPrimary => Refused::ReadOnlyPrimary,
+        AuditError::Unknown(_) => Refused::OutcomeUnknown,
         AuditError::NotWritable(_)
         | AuditError::NotReadable(_)
         | AuditError::NotSigned(_)
@@ -138,6 +139,7 @@ mod tests {
             (AuditError::ReadOnly, "READ_ONLY", Again::Never),
             (AuditError::ReadOnlyPrimary, "READ_ONLY_PRIMARY", Again::Never),
             (AuditError::NotWritable("full".to_owned()), "AUDIT_NOT_WRITABLE", Again::Later),
+            (AuditError::Unknown("late".to_owned()), "OUTCOME_UNKNOWN", Again::Later),
         ] {
             let refused = refusal_of(&error);
             assert_eq!((refused.word(), refused.again()), (word, again), "{error}");

@@ -46,6 +46,7 @@ use crate::{
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
+    store::StoreError,
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
@@ -412,6 +413,10 @@ impl SiteService {
 
 /// Records why the role was not changed, and gives the status for it.
 async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged) -> Status {
+    if let NotChanged::Store(StoreError::Unknown { .. }) = error {
+        // If it becomes true, its own event is there; another one would wait for the same now.
+        return of_role(error);
+    }
     let mut entry = recorder.entry(call, Subject::NONE);
     let (word, is_ours) = word_of_role(error);
     entry.outcome = match is_ours {
