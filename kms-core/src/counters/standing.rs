@@ -35,11 +35,14 @@ pub fn may_have_forgotten<R: Borrow<RoleRecord>>(
 ) -> bool {
     let promotion = (epoch, RoleChange::Promotion);
     let promotion = known.iter().map(Borrow::borrow).find(|record| record.place() == promotion);
-    promotion.is_some_and(|record| {
-        let (after, even) = (record.after, epoch.is_even());
-        let found = record.found(block).map(|mark| mark.position.epoch);
-        after.is_even() == even || epoch != after.next_of(even) || found != Some(after)
-    })
+    promotion.is_some_and(|record| may_forget(record, block))
+}
+
+fn may_forget(promotion: &RoleRecord, block: BlockNo) -> bool {
+    let (epoch, after) = (promotion.epoch, promotion.after);
+    let even = epoch.is_even();
+    let found = promotion.found(block).map(|mark| mark.position.epoch);
+    after.is_even() == even || epoch != after.next_of(even) || found != Some(after)
 }
 
 /// The epoch of the newest promotion with which a site may have forgotten lines of a block, and of which nobody who is
@@ -53,12 +56,13 @@ pub fn unwitnessed<R: Borrow<RoleRecord>>(
     met: Option<EnrolledIn>,
 ) -> Option<Epoch> {
     let EnrolledIn { first, last } = met?;
-    let epochs = known.iter().map(Borrow::borrow).map(|record| record.epoch);
-    let is_unwitnessed = |epoch: &Epoch| {
-        let until = if epoch.is_even() == domain.even { last } else { first };
-        *epoch <= until && may_have_forgotten(known, block, *epoch)
+    let promotions =
+        known.iter().map(Borrow::borrow).filter(|record| record.change == RoleChange::Promotion);
+    let is_unwitnessed = |record: &&RoleRecord| {
+        let until = if record.epoch.is_even() == domain.even { last } else { first };
+        record.epoch <= until && may_forget(record, block)
     };
-    epochs.filter(is_unwitnessed).max()
+    promotions.filter(is_unwitnessed).map(|record| record.epoch).max()
 }
 
 #[cfg(test)]
