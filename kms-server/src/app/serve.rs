@@ -18,6 +18,7 @@ use super::{
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
+    peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
     timeline::Failovers,
@@ -115,6 +116,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
     let keyring = ground.keyring(keyring, &commits)?;
+    let remembered =
+        keyring.roles.remember_peers_in(Box::new(PeersFile::of(&ground.site.data_dir)));
+    remembered.map_err(|error| Fault::Setting(error.into()))?;
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));

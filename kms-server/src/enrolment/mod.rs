@@ -309,6 +309,8 @@ impl Enroller {
         let at_ms = self.clock.unix_ms();
         let epoch = self.store.role().await?.epoch;
         let before = known.iter().find(|peer| peer.site == request.site);
+        // Later than the one before, whatever the clock says: an earlier one is an old row.
+        let at_ms = before.map_or(at_ms, |peer| at_ms.max(peer.enrolled_ms + 1));
         // One of a release that did not note it was there before anything could be restored.
         let met = |peer: &Peer| peer.enrolled_in.map_or(self.domain.epoch, |it| it.first);
         let first = before.map_or(epoch, met);
@@ -325,7 +327,10 @@ impl Enroller {
         let signature = self.hsm.sign(peer.message()).await?;
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
         let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
-        Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
+        self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?;
+        // This server has seen it from now on.
+        let _ = self.roles.look().await;
+        Ok(())
     }
 }
 

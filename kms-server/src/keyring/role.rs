@@ -48,7 +48,9 @@ impl SiteRole {
     pub fn rolled_back(&self) -> Option<Arc<str>> {
         let now = self.now();
         let known = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
-        let reason = known.as_ref().filter(|(epoch, _)| *epoch == now.epoch && now.writes());
+        // Whether it is closed already, since the database bears the mark: then this says why.
+        let is_ours = now.role == Role::Primary;
+        let reason = known.as_ref().filter(|(epoch, _)| *epoch == now.epoch && is_ours);
         reason.map(|(_, reason)| Arc::clone(reason))
     }
 

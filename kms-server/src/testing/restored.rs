@@ -16,14 +16,17 @@ use kms_core::{
 };
 
 use super::{
+    forks::{put_back, try_add},
     home::{Home, at_home, at_two_homes, profiles},
     pair::{BLOCKS, Network, Running, again, beside, enrol_in, eventually, in_step, sites},
-    site_common::{Options, Site, call},
+    site_common::{Options, Site, call, meter},
     transmitting::{counter, declare, refusal, refusal_or, remembers, settled, talking},
 };
 use crate::{
+    app::PeersFile,
     backup::roll_back,
-    keyring::Wish,
+    keyring::{NotChanged, Wish},
+    lifecycle::LifecycleError,
     replication::{MarksAsked, NotServed, PeersMemory, Remembering},
     store::{
         sqlite::{self, SqliteStore},
@@ -57,7 +60,7 @@ async fn mark(site: &Site) -> RestoreMark {
 }
 
 /// Marks the site's database as a restore does.
-async fn put_back(site: &Site) {
+async fn bear_a_mark(site: &Site) {
     let rolled_back = roll_back(&site.hsm, &site.domain, mark(site).await).await.unwrap();
     whole(site).await.mark_rolled_back(&rolled_back).await.unwrap();
 }
@@ -161,7 +164,7 @@ fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
         let remembering = Remembering::new(&grounds, b.measured.clone());
         let asked = || MarksAsked { marks: Vec::new(), lines_of: Some(BlockNo(0)) };
         assert!(remembering.exchange("north", asked()).await.is_ok());
-        put_back(&b).await;
+        bear_a_mark(&b).await;
         let refused = remembering.exchange("north", asked()).await;
         assert!(matches!(refused, Err(NotServed::PutBack)), "{refused:?}");
         // Its marks it tells: they only rise.
@@ -174,6 +177,77 @@ fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
         let said = PeersMemory::new(&grounds).ask(Vec::new(), Some(BlockNo(0))).await;
         assert_eq!(said, None);
         running.cut().await;
+    });
+}
+
+#[test]
+fn invariant_5_a_peer_that_was_enrolled_anew_is_not_taken_as_it_was_before() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let kept = tempfile::tempdir().unwrap();
+        let memory = || Box::new(PeersFile::of(kept.path()));
+        a.keyring.roles.remember_peers_in(memory()).unwrap();
+        a.keyring.roles.look().await.unwrap();
+        let before = a.store.peers().await.unwrap().remove(0);
+        enrol_in(&a, &b, met(2, 4)).await;
+        a.keyring.roles.look().await.unwrap();
+        let entry = || call("x/y").entry(0, Subject::NONE, AuditOutcome::Done);
+        a.commits.put_peer(before, vec![entry()]).await.unwrap();
+        let refused = a.keyring.roles.look().await.unwrap_err();
+        assert!(matches!(refused, NotChanged::OldPeer(_)), "{refused}");
+        assert!(!a.keyring.roles.standing().writes());
+        // After a restart, too.
+        let again = again(north, "north", None).await;
+        again.keyring.roles.remember_peers_in(memory()).unwrap();
+        assert!(again.keyring.roles.look().await.is_err());
+        enrol_in(&a, &b, met(2, 4)).await;
+        again.keyring.roles.look().await.unwrap();
+    });
+}
+
+#[test]
+fn invariant_4_a_site_that_its_peer_found_out_writes_nothing_after_a_restart_without_the_peer() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        let database = a.database.clone();
+        a.store.close().await;
+        let before = std::fs::read(&database).unwrap();
+        drop(a);
+        let running = Running::start(again(north, "north", None).await, &network).await;
+        let other = Running::start(b, &network).await;
+        running.site.add(meter(2)).await;
+        in_step(&running.site, &other.site).await;
+        let site = Arc::clone(&running.site);
+        running.cut().await;
+        put_back(site, &before).await;
+        // Another server of the site, which meets nobody.
+        let beside = again(north, "north", None).await;
+        assert!(beside.keyring.roles.standing().writes());
+        let found = again(north, "north", None).await;
+        found.keyring.roles.keep_marks_in(Arc::new(whole(&found).await));
+        let running = Running::start(Arc::clone(&found), &network).await;
+        eventually("what the peer showed is stored", async || {
+            found.store.restore_state().await.unwrap().mark().is_some()
+        })
+        .await;
+        let refused = try_add(&found, 3).await.unwrap_err();
+        assert!(matches!(refused, LifecycleError::RolledBack { .. }), "{refused}");
+        running.cut().await;
+        other.cut().await;
+        let refused = try_add(&beside, 3).await.unwrap_err();
+        assert!(matches!(refused, LifecycleError::NotPrimary { .. }), "{refused}");
+        let alone = again(north, "north", None).await;
+        assert!(!alone.keyring.roles.standing().writes());
+        let mark = alone.keyring.roles.known_mark().unwrap();
+        assert_eq!((mark.by, mark.epoch), (RolledBackBy::Copy, Epoch(2)));
+        assert!(mark.from.contains("this database has it at"), "{}", mark.from);
+        assert_eq!(above(&alone).await, Epoch(4));
+        try_add(&alone, 3).await.unwrap();
+        // What was found out of an epoch that is over marks nothing.
+        found.keyring.roles.store_rolled_back().await.unwrap();
+        assert_eq!(alone.store.restore_state().await.unwrap().mark(), None);
     });
 }
 
