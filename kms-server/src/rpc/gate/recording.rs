@@ -16,7 +16,7 @@ use crate::{
         messages::{
             lifecycle_status::{of_lifecycle, word_of_lifecycle},
             request_id::RequestId,
-            status::Refused,
+            status::{OUTCOME_UNKNOWN, Refused},
         },
     },
 };
@@ -85,6 +85,10 @@ impl Recorder {
         word: &str,
         is_ours: bool,
     ) -> Result<(), Status> {
+        // Whether it was done nobody knows: see `failure`.
+        if word == OUTCOME_UNKNOWN {
+            return Ok(());
+        }
         let outcome =
             if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) };
         self.record(call.entry(self.0.now_ms(), Subject::NONE, outcome)).await

@@ -54,6 +54,8 @@ pub(super) struct Row {
     pub(super) again: Again,
 }
 
+/// The word for a change or a record of which the database does not say whether it is there.
+pub(crate) const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 /// The sentence of `AUDIT_NOT_WRITABLE`.
 pub(super) const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
 
@@ -284,7 +286,7 @@ impl Refused {
             Self::ConnectionAge => (Code::Unavailable, "CONNECTION_AGE"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
-            Self::OutcomeUnknown => (Code::Unavailable, "OUTCOME_UNKNOWN"),
+            Self::OutcomeUnknown => (Code::Unavailable, OUTCOME_UNKNOWN),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),

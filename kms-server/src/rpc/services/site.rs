@@ -46,11 +46,10 @@ use crate::{
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
-    store::StoreError,
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
-    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    audit::{AuditedCall, Detail, Subject},
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
@@ -413,17 +412,9 @@ impl SiteService {
 
 /// Records why the role was not changed, and gives the status for it.
 async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged) -> Status {
-    if let NotChanged::Store(StoreError::Unknown { .. }) = error {
-        // If it becomes true, its own event is there; another one would wait for the same now.
-        return of_role(error);
-    }
-    let mut entry = recorder.entry(call, Subject::NONE);
     let (word, is_ours) = word_of_role(error);
-    entry.outcome = match is_ours {
-        true => AuditOutcome::failed(word),
-        false => AuditOutcome::refused(word),
-    };
-    recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
+    let recorded = recorder.not_done(call, word, is_ours).await;
+    recorded.err().unwrap_or_else(|| of_role(error))
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {
