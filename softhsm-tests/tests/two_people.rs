@@ -43,7 +43,10 @@ fn invariant_3_two_people_take_a_healthy_site_above_an_epoch_whatever_the_policy
     let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
     // It is told what it costs.
     let (_, listed, _) = run(&approver, &["approvals", "list"], "");
-    assert!(listed.contains("takes 199 of every key's 256 counter epochs"), "{listed}");
+    assert!(
+        listed.contains("takes 199 of every key's 256 counter epochs and leaves at most 57"),
+        "{listed}"
+    );
     let (code, _, said) = run(&approver, &["approvals", "approve", &number], "");
     assert_eq!(code, Some(0), "{said}");
     let (code, done, said) = run(&admin, &promote, "");

@@ -144,7 +144,10 @@ fn promoted(request: PromoteRequest) -> About {
     let lost = if primary_is_lost { ", its primary being lost" } else { "" };
     let above = above_epoch.map_or(String::new(), |above| {
         let burnt = above.saturating_sub(expected_epoch).saturating_add(1);
-        format!(", above epoch {above}, which takes {burnt} of every key's 256 counter epochs")
+        let left = 256_u64.saturating_sub(burnt);
+        format!(
+            ", above epoch {above}, which takes {burnt} of every key's 256 counter epochs and leaves at most {left}"
+        )
     });
     line(format!("promote this site in epoch {expected_epoch}{lost}{above}{unproved}"))
 }
