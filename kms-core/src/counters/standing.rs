@@ -38,6 +38,20 @@ pub fn may_have_forgotten<R: Borrow<RoleRecord>>(
     promotion.is_some_and(|record| may_forget(record, block))
 }
 
+/// The newest of our own promotions with which lines of a block may have been forgotten. What was written of a line before
+/// it counts once the peer has told what it set aside, in whatever later epoch it is asked.
+pub fn forgotten<R: Borrow<RoleRecord>>(
+    domain: &DomainRecord,
+    known: &[R],
+    block: BlockNo,
+) -> Option<Epoch> {
+    let is_ours = |record: &&RoleRecord| {
+        record.epoch.is_even() == domain.even && record.change == RoleChange::Promotion
+    };
+    let ours = known.iter().map(Borrow::borrow).filter(is_ours);
+    ours.filter(|record| may_forget(record, block)).map(|record| record.epoch).max()
+}
+
 fn may_forget(promotion: &RoleRecord, block: BlockNo) -> bool {
     let (epoch, after) = (promotion.epoch, promotion.after);
     let even = epoch.is_even();
@@ -132,6 +146,19 @@ mod tests {
         assert_eq!((since(false, 2, 2), since(false, 6, 6)), (None, Some(6)));
         assert_eq!((since(false, 2, 7), since(false, 2, 12)), (None, Some(11)));
         assert_eq!(unwitnessed(&domain(true), &records, BlockNo(0), None), None);
+    }
+
+    #[test]
+    fn invariant_3_a_restore_is_not_over_with_the_epoch_that_it_took() {
+        let records = [
+            promotion(3, 2, (2, 1)),
+            promotion(6, 2, (2, 1)),
+            promotion(7, 6, (6, 1)),
+            promotion(8, 7, (7, 1)),
+        ];
+        let of = |even| forgotten(&domain(even), &records, BlockNo(0));
+        assert_eq!((of(true), of(false)), (Some(Epoch(6)), None));
+        assert_eq!(forgotten(&domain(true), &records[..1], BlockNo(0)), None);
     }
 
     #[test]

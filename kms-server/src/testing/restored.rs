@@ -7,20 +7,25 @@ use std::sync::Arc;
 use kms_core::{
     BlockNo, Epoch,
     audit::{AuditOutcome, Subject},
-    counters::refusal::Refusal,
-    ports::CounterWitness as _,
+    counters::{allocator::Witnessed, refusal::Refusal},
+    ports::{CounterWitness, WitnessSaid},
     site::{
         peer::EnrolledIn,
         restored::{RestoreMark, RolledBackBy},
+        role::SignedRoleRecord,
     },
 };
 
 use super::{
     forks::{put_back, try_add},
     home::{Home, at_home, at_two_homes, profiles},
-    pair::{BLOCKS, Network, Running, again, beside, enrol_in, eventually, in_step, sites},
+    pair::{
+        BLOCKS, Network, Running, again, beside, enrol_in, entry, eventually, in_step, promote,
+        sites, whole as every,
+    },
     site_common::{Options, Site, call, meter},
     transmitting::{counter, declare, refusal, refusal_or, remembers, settled, talking},
+    two_sites::fence,
 };
 use crate::{
     app::PeersFile,
@@ -136,6 +141,75 @@ fn invariant_3_what_a_peer_told_counts_when_another_one_is_enrolled_in_its_place
         assert!(counter(&sending, 1).await > before);
         assert_eq!(refusal(&sending, untold).await, Some(Refusal::CounterUndeclared));
     });
+}
+
+/// A site that has all that the other one has, and tells what it set aside.
+struct Tells(Remembering);
+
+#[async_trait::async_trait]
+impl CounterWitness for Tells {
+    async fn ask(
+        &self,
+        marks: Vec<(BlockNo, Witnessed)>,
+        lines_of: Option<BlockNo>,
+    ) -> Option<WitnessSaid> {
+        let asked = MarksAsked { marks, lines_of };
+        let (marks, set_aside) = self.0.exchange("north", asked).await.ok()?;
+        Some(WitnessSaid { marks, set_aside })
+    }
+}
+
+#[test]
+fn invariant_3_what_a_restore_forgot_is_asked_for_in_later_epochs_too() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        a.add(talking(1)).await;
+        let declared = declare(&a.transmitting(true, None), 1, Some(0x0300_0005)).await.unwrap();
+        let of_line = declared.states[0].block;
+        let database = a.database.clone();
+        a.store.close().await;
+        let before = std::fs::read(&database).unwrap();
+        drop(a);
+        // Raised by two, used, and known to the other site; then the database is put back.
+        let a = again(north, "north", None).await;
+        let sending = a.transmitting(true, None);
+        declare(&sending, 1, Some(counter(&sending, 1).await)).await.unwrap();
+        declare(&sending, 1, Some(counter(&sending, 1).await)).await.unwrap();
+        let used = counter(&sending, 1).await;
+        move_all(&a, &b, &[]).await;
+        drop(sending);
+        put_back(a, &before).await;
+        let a = again(north, "north", None).await;
+        assert_eq!(above(&a).await, Epoch(4));
+        // Nothing was sent before the other site is promoted, and this one again.
+        let records = a.store.role_records().await.unwrap();
+        fence(&b, records[0].clone()).await;
+        move_all(&a, &b, &records).await;
+        let record = promote(&b).await;
+        fence(&a, record.clone()).await;
+        move_all(&b, &a, &[record]).await;
+        let record = promote(&a).await;
+        assert_eq!(record.record.epoch, Epoch(6));
+        fence(&b, record.clone()).await;
+        let network = Network::new();
+        let (grounds, _) = beside(&b, &network, network.north);
+        let tells = Arc::new(Tells(Remembering::new(&grounds, b.measured.clone())));
+        let (gate, _) = remembers(2, 0);
+        let sending = Arc::new(a.transmitting(false, Some((gate, tells))));
+        let _ = settled(&sending, 1).await;
+        let after = counter(&sending, 1).await;
+        assert!(after >> 24 > used >> 24, "{after:08X} after {used:08X} in block {of_line}");
+    });
+}
+
+/// All blocks as one site has them become the other one's.
+async fn move_all(from: &Site, to: &Arc<Site>, records: &[SignedRoleRecord]) {
+    let mut sent = Vec::new();
+    for block in 0..BLOCKS {
+        sent.push(every(from, BlockNo(block)).await);
+    }
+    let adopter = Arc::clone(&to.keyring.adopter);
+    adopter.adopt(sent, records, entry("Replication/Adopt")).await.unwrap();
 }
 
 #[test]

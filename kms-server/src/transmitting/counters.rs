@@ -160,7 +160,7 @@ impl Counters {
             }
             let past = self.past.known(epoch).await?;
             let asks = counters.merged != Some(epoch)
-                && past.is_to_be_asked(self.parts.counting.domain(), block);
+                && past.is_to_be_asked(self.parts.counting.domain(), block, position);
             return Ok(Step::AskPeer { mark, forgotten: asks.then_some(epoch) });
         }
         let wish = Wish { line: &line, proved: true, purpose };
@@ -215,7 +215,7 @@ impl Counters {
         if single_site {
             return Ok(true);
         }
-        if counters.merged != Some(epoch) && past.is_to_be_asked(domain, mark.block) {
+        if counters.merged != Some(epoch) && past.is_to_be_asked(domain, mark.block, position) {
             return Ok(false);
         }
         Ok(counters.is_peers(position, epoch) || past.peer_had(domain, &mark, position))
@@ -263,8 +263,8 @@ impl Counters {
         }
     }
 
-    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines, since this epoch
-    /// began with a restore.
+    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines of this epoch, since
+    /// this site was restored.
     async fn ask_peer(&self, mark: BlockMark, forgotten: Option<Epoch>) -> Result<bool, NotSent> {
         match self.parts.gate.replicated(&[mark]).await {
             Replicated::Yes => {}
@@ -275,7 +275,7 @@ impl Counters {
         // One that was enrolled meanwhile is nobody to ask.
         self.past.look_again();
         let past = self.past.known(epoch).await?;
-        if !past.is_to_be_asked(self.parts.counting.domain(), mark.block) {
+        if past.witnessed(self.parts.counting.domain(), mark.block).is_none() {
             return Ok(false);
         }
         let said = self.parts.witness.ask(Vec::new(), Some(mark.block)).await;

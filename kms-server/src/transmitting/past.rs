@@ -8,7 +8,7 @@ use crate::keyring::{NotChanged, Roles};
 use kms_core::{
     BlockNo, DomainRecord, Epoch, Position,
     block::BlockMark,
-    counters::standing::{may_have_forgotten, peer_had, unwitnessed},
+    counters::standing::{forgotten, may_have_forgotten, peer_had, unwitnessed},
     site::{
         peer::{EnrolledIn, Peer, PeerKind},
         role::RoleRecord,
@@ -80,9 +80,22 @@ impl Known {
         }
     }
 
-    /// Whether the peer is to be asked what this site may have forgotten: it is the one who can know.
-    pub(super) fn is_to_be_asked(&self, domain: &DomainRecord, block: BlockNo) -> bool {
-        self.may_have_forgotten(block) && self.since(domain, block, false) != Some(self.epoch)
+    /// The newest epoch of this site's that may have begun without lines of the block, if the peer can say which.
+    pub(super) fn witnessed(&self, domain: &DomainRecord, block: BlockNo) -> Option<Epoch> {
+        let since = self.since(domain, block, false);
+        forgotten(domain, &self.records, block).filter(|epoch| Some(*epoch) > since)
+    }
+
+    /// Whether the peer is to be asked before a line that was written at this position is used: in an epoch that began
+    /// without lines, and in later ones where nothing was written of the line since.
+    pub(super) fn is_to_be_asked(
+        &self,
+        domain: &DomainRecord,
+        block: BlockNo,
+        at: Position,
+    ) -> bool {
+        let witnessed = self.witnessed(domain, block);
+        witnessed.is_some_and(|epoch| epoch == self.epoch || at.epoch < epoch)
     }
 
     /// Whether the peer had what was written at this position of a block.
