@@ -15,6 +15,7 @@ mod migrate;
 mod no_commits;
 mod node;
 mod outside;
+mod peers_seen;
 mod probe;
 mod report;
 mod rolled_back;
@@ -37,4 +38,4 @@ pub use report::Report;
 pub use serve::serve;
 pub use trust::{TrustOptions, trust_peer};
 #[cfg(test)]
-pub(crate) use two_sites::Beside;
+pub(crate) use {peers_seen::PeersFile, two_sites::Beside};

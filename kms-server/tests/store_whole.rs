@@ -223,6 +223,14 @@ async fn a_restore_that_was_broken_off_is_told_and_begun_anew_and_a_database_in_
 async fn marked_and_released(store: Arc<dyn WholeStore>) {
     filled(Arc::clone(&store)).await;
     let domain = store.domain().await.unwrap().unwrap();
+    // What was found out of another epoch is over.
+    let role = store.role().await.unwrap();
+    let mut late = roll_back(2);
+    (late.mark.mark.by, late.mark.mark.epoch) = (RolledBackBy::Copy, Epoch(1));
+    let refused = store.mark_rolled_back(&late).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    assert_eq!(store.restore_state().await.unwrap(), RestoreState::Nothing);
+    assert_eq!(store.role().await.unwrap(), role);
     store.mark_rolled_back(&roll_back(2)).await.unwrap();
     assert_eq!(store.role().await.unwrap(), RoleRow { epoch: Epoch(3), writes: false });
     assert_eq!(store.domain().await.unwrap().unwrap().signature, Some([8; 64]));

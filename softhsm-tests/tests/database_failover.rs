@@ -10,11 +10,11 @@ mod postgres_common;
 use std::{os::unix::fs::symlink, path::Path};
 
 use common::{
-    Home, blank_home, client, eventually,
-    fleet::{add, apdu, import, line, push},
+    Home, blank_home, client, copy, eventually,
+    fleet::{add, apdu, id, import, line, push},
     warm,
 };
-use kms_client::{KmsClient, Verdict};
+use kms_client::{KmsClient, MeterId, Verdict};
 use postgres_common::{Cluster, USER};
 use softhsm_tests::{Role, pair::said_by, settings::quoted};
 use tokio_stream::StreamExt as _;
@@ -83,6 +83,8 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
     third.until_it_has_all_of(&second).await;
     third.stop();
     add(&serving, &[line(4)]).await;
+    let away = dir.path().join("away");
+    copy(&home.places().data, &away);
     second.kill();
     third.start();
     third.promote();
@@ -93,7 +95,7 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
     })
     .await;
     assert!(running.log_tail().contains("lost what was acknowledged"), "{}", running.log_tail());
-    let _running = home.start().unwrap();
+    let running = home.start().unwrap();
     let restored = client(&home, Role::Dev).await;
     warm(&restored).await;
     for (n, verdict) in [(1, Verdict::Ok), (3, Verdict::Ok), (4, Verdict::UnknownMeter)] {
@@ -114,4 +116,55 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
         assert!(result.code.is_empty(), "{result:?}");
     }
     assert_eq!(opens(&restored, 4).await, Some(Verdict::Ok));
+
+    // A server that was away through all of it: what it misses was dealt with.
+    running.stop().unwrap();
+    std::fs::remove_dir_all(&home.places().data).unwrap();
+    copy(&away, &home.places().data);
+    let _running = home.start().unwrap();
+    let returned = client(&home, Role::Dev).await;
+    warm(&returned).await;
+    for result in import(&returned, &[line(6)]).await {
+        assert!(result.code.is_empty(), "{result:?}");
+    }
+    let faults = returned.site_status().await.unwrap().faults;
+    assert_eq!(faults, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_4_what_waits_for_a_frozen_standby_is_unknown_and_settled_before_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("database");
+    let cluster = Cluster::new(&[]);
+    cluster.database("ami");
+    point(&name, &cluster);
+    let home = home(&name);
+    home.init().unwrap();
+    let standby = cluster.standby();
+    cluster.set(&["synchronous_standby_names = '*'"]);
+    cluster.reload();
+    let _running = home.start().unwrap();
+    let serving = client(&home, Role::Dev).await;
+    warm(&serving).await;
+    add(&serving, &[line(1), line(2)]).await;
+
+    // An import asks first whether it would be taken, which is recorded: that waits, and nothing else was done.
+    standby.freeze(true);
+    let unknown = outcome_of_import(&serving, 3).await;
+    assert!(unknown.contains("OUTCOME_UNKNOWN"), "{unknown}");
+    assert_eq!(opens(&serving, 1).await, Some(Verdict::Ok), "reads go on");
+    standby.freeze(false);
+    eventually("changes are taken", async || outcome_of_import(&serving, 3).await.is_empty()).await;
+
+    // A change that waits: what is not known to be there is not used, and it becomes true.
+    standby.freeze(true);
+    let unknown = serving.meters().delete(&MeterId::new(&id(2)).unwrap()).await.unwrap_err();
+    assert!(format!("{unknown:?}").contains("OUTCOME_UNKNOWN"), "{unknown:?}");
+    assert_eq!(opens(&serving, 2).await, Some(Verdict::Ok));
+    standby.freeze(false);
+    eventually("changes are taken", async || outcome_of_import(&serving, 4).await.is_empty()).await;
+    let gone = Some(Verdict::UnknownMeter);
+    eventually("it became true", async || opens(&serving, 2).await == gone).await;
+    let verified = home.ami_tool(Role::Auditor).succeed(&["audit", "verify"]).unwrap();
+    assert!(!verified.contains("broken"), "{verified}");
 }

@@ -31,6 +31,30 @@ fn refused(tool: &AmiTool, meter: &str) -> String {
 }
 
 #[test]
+fn invariant_3_two_people_take_a_healthy_site_above_an_epoch_whatever_the_policy_says() {
+    let home = home_with(&[]);
+    let _running = home.start().unwrap();
+    let [admin, approver] = [Role::AmiAdmin, Role::Approver].map(|role| home.ami_tool(role));
+    let promote = ["site", "promote", "--yes", "--above-epoch", "200"];
+    let (code, _, said) = run(&admin, &promote, "");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("Site/Promote needs a second person"), "{said}");
+    let (_, rest) = said.split_once("ami-tool approvals approve ").unwrap();
+    let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    // It is told what it costs.
+    let (_, listed, _) = run(&approver, &["approvals", "list"], "");
+    assert!(
+        listed.contains("takes 199 of every key's 256 counter epochs and leaves at most 57"),
+        "{listed}"
+    );
+    let (code, _, said) = run(&approver, &["approvals", "approve", &number], "");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, done, said) = run(&admin, &promote, "");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(done.contains("202"), "{done}");
+}
+
+#[test]
 fn two_people_delete_a_meter_and_one_does_not() {
     let calls = "[\"Meters/DeleteMeter\", \"Meters/CreateMeter\"]";
     let home = home_with(&[("rpc", "dual_control", calls)]);

@@ -13,6 +13,10 @@ use crate::{BlockNo, Epoch, audit::NodeId, moment::Moment};
 /// Sequences that one reservation adds: at most so many of a line are burnt by a crash.
 pub const RANGE: u32 = 1_024;
 
+/// The first sequence of a counter epoch. A floor says "greater than", so a meter that begins with 0 would take counter 0
+/// for a replay.
+pub const FIRST: u32 = 1;
+
 /// The last sequences of a counter epoch, which serve key transfer only: so that a key can always be replaced.
 pub const FOR_TRANSFER: u32 = 256;
 
@@ -211,7 +215,7 @@ impl Allocator {
         let (start, end) = match stored.filter(|mark| mark.epoch >= epoch) {
             None => {
                 self.let_go();
-                (0, RANGE)
+                (FIRST, RANGE)
             }
             Some(stored) if stored.epoch > epoch => {
                 return Err(NotReserved::HigherEpoch(stored.epoch));
@@ -323,7 +327,8 @@ impl Allocator {
 
     /// The counters that are left to a line in this epoch, those for key transfer included: worth a metric.
     pub fn left(&self, name: &LineName) -> u32 {
-        let start = self.held.map_or(self.known.map_or(0, |known| known.end), |held| held.start);
+        let start =
+            self.held.map_or(self.known.map_or(FIRST, |known| known.end), |held| held.start);
         SEQUENCES - self.next.get(name).map_or(start, |(_, next)| *next).min(SEQUENCES)
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     block::BlockMark,
     site::{
         admission::lineage,
+        peer::EnrolledIn,
         role::{RoleChange, RoleRecord},
     },
 };
@@ -34,11 +35,48 @@ pub fn may_have_forgotten<R: Borrow<RoleRecord>>(
 ) -> bool {
     let promotion = (epoch, RoleChange::Promotion);
     let promotion = known.iter().map(Borrow::borrow).find(|record| record.place() == promotion);
-    promotion.is_some_and(|record| {
-        let (after, even) = (record.after, epoch.is_even());
-        let found = record.found(block).map(|mark| mark.position.epoch);
-        after.is_even() == even || epoch != after.next_of(even) || found != Some(after)
-    })
+    promotion.is_some_and(|record| may_forget(record, block))
+}
+
+/// The newest of our own promotions with which lines of a block may have been forgotten. What was written of a line before
+/// it counts once the peer has told what it set aside, in whatever later epoch it is asked.
+pub fn forgotten<R: Borrow<RoleRecord>>(
+    domain: &DomainRecord,
+    known: &[R],
+    block: BlockNo,
+) -> Option<Epoch> {
+    let is_ours = |record: &&RoleRecord| {
+        record.epoch.is_even() == domain.even && record.change == RoleChange::Promotion
+    };
+    let ours = known.iter().map(Borrow::borrow).filter(is_ours);
+    ours.filter(|record| may_forget(record, block)).map(|record| record.epoch).max()
+}
+
+fn may_forget(promotion: &RoleRecord, block: BlockNo) -> bool {
+    let (epoch, after) = (promotion.epoch, promotion.after);
+    let even = epoch.is_even();
+    let found = promotion.found(block).map(|mark| mark.position.epoch);
+    after.is_even() == even || epoch != after.next_of(even) || found != Some(after)
+}
+
+/// The epoch of the newest promotion with which a site may have forgotten lines of a block, and of which nobody who is
+/// there now can tell which: of ours, the peer was enrolled in that epoch or later; of the peer's, the two did not know
+/// each other yet. What was written of a line in a lower epoch says nothing: its counter is declared anew. `None`: there
+/// is none.
+pub fn unwitnessed<R: Borrow<RoleRecord>>(
+    domain: &DomainRecord,
+    known: &[R],
+    block: BlockNo,
+    met: Option<EnrolledIn>,
+) -> Option<Epoch> {
+    let EnrolledIn { first, last } = met?;
+    let promotions =
+        known.iter().map(Borrow::borrow).filter(|record| record.change == RoleChange::Promotion);
+    let is_unwitnessed = |record: &&RoleRecord| {
+        let until = if record.epoch.is_even() == domain.even { last } else { first };
+        record.epoch <= until && may_forget(record, block)
+    };
+    promotions.filter(is_unwitnessed).map(|record| record.epoch).max()
 }
 
 #[cfg(test)]
@@ -72,18 +110,60 @@ mod tests {
         assert_eq!([2, 3, 4, 6, 11, 13].map(forgotten), [false, false, false, true, true, true]);
     }
 
-    #[test]
-    fn the_peer_had_what_it_wrote_and_what_it_was_promoted_with() {
-        let domain = DomainRecord {
+    fn domain(even: bool) -> DomainRecord {
+        DomainRecord {
             domain: DomainId([1; 16]),
             blocks: crate::BlockCount::new(1).unwrap(),
             site: "north".to_owned(),
             epoch: Epoch(2),
-            even: true,
+            even,
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,
+        }
+    }
+
+    #[test]
+    fn invariant_3_who_was_enrolled_after_a_restore_can_not_say_what_was_forgotten() {
+        // The first site was restored in 6, the second one in 11; 13 is of a block that was left behind.
+        let records = [
+            promotion(3, 2, (2, 1)),
+            promotion(4, 3, (3, 1)),
+            promotion(6, 4, (4, 1)),
+            promotion(7, 6, (6, 1)),
+            promotion(11, 7, (7, 1)),
+            promotion(12, 11, (11, 1)),
+        ];
+        let since = |even, first, last| {
+            let met = EnrolledIn { first: Epoch(first), last: Epoch(last) };
+            unwitnessed(&domain(even), &records, BlockNo(0), Some(met)).map(|epoch| epoch.0)
         };
+        // The first site, whose peer was there all the time; was enrolled after; was enrolled anew after, twice.
+        assert_eq!((since(true, 2, 2), since(true, 2, 4)), (None, None));
+        assert_eq!((since(true, 6, 6), since(true, 2, 6)), (Some(6), Some(6)));
+        assert_eq!((since(true, 2, 12), since(true, 12, 12)), (Some(6), Some(11)));
+        // The second one, which was there; which joined after the first one's restore; whose peer is a new one.
+        assert_eq!((since(false, 2, 2), since(false, 6, 6)), (None, Some(6)));
+        assert_eq!((since(false, 2, 7), since(false, 2, 12)), (None, Some(11)));
+        assert_eq!(unwitnessed(&domain(true), &records, BlockNo(0), None), None);
+    }
+
+    #[test]
+    fn invariant_3_a_restore_is_not_over_with_the_epoch_that_it_took() {
+        let records = [
+            promotion(3, 2, (2, 1)),
+            promotion(6, 2, (2, 1)),
+            promotion(7, 6, (6, 1)),
+            promotion(8, 7, (7, 1)),
+        ];
+        let of = |even| forgotten(&domain(even), &records, BlockNo(0));
+        assert_eq!((of(true), of(false)), (Some(Epoch(6)), None));
+        assert_eq!(forgotten(&domain(true), &records[..1], BlockNo(0)), None);
+    }
+
+    #[test]
+    fn the_peer_had_what_it_wrote_and_what_it_was_promoted_with() {
+        let domain = domain(true);
         let records = [promotion(3, 2, (2, 5)), promotion(4, 3, (3, 7))];
         let at = |epoch, sequence| Position { epoch: Epoch(epoch), sequence: Sequence(sequence) };
         let head = BlockMark { block: BlockNo(0), position: at(4, 9), digest: [0; 32] };

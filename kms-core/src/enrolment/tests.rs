@@ -74,6 +74,7 @@ fn bundle() -> SignedEnrolment {
             transport_block: vec![3; 422],
             enrolled_ms: 1,
             former: vec![FormerSigner { key: [8; 65], until: Epoch(2) }],
+            enrolled_in: None,
         },
         recipient: "south".to_owned(),
         kind: PeerKind::Odd,

@@ -37,6 +37,18 @@ pub struct Peer {
     /// Keys that it signed with before it was enrolled anew, the newest last. What is known with their signatures
     /// stays known; nothing new counts with them.
     pub former: Vec<FormerSigner>,
+    /// `None`: a release enrolled it that did not note it, before anything could be restored.
+    pub enrolled_in: Option<EnrolledIn>,
+}
+
+/// The epochs in which a site was enrolled, as the site that wrote then knew them: what was before is nothing that it
+/// can remember.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnrolledIn {
+    /// The first time: since then the two have known each other.
+    pub first: Epoch,
+    /// The last time: its database began then.
+    pub last: Epoch,
 }
 
 /// A key that a site signed with before its token was lost.
@@ -77,8 +89,13 @@ impl Peer {
 
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
-        let Self { domain, site, kind, signing, transport_block, enrolled_ms, former } = self;
-        let label = if former.is_empty() { LABEL } else { LABEL_WITH_FORMER };
+        let Self { domain, site, kind, signing, transport_block, enrolled_ms, .. } = self;
+        let former = &self.former;
+        let label = match (self.enrolled_in, former.is_empty()) {
+            (Some(_), _) => LABEL_WITH_EPOCHS,
+            (None, true) => LABEL,
+            (None, false) => LABEL_WITH_FORMER,
+        };
         let mut out = [label, &domain.0[..]].concat();
         put_bytes(&mut out, site.as_bytes());
         out.push(*kind as u8);
@@ -90,15 +107,20 @@ impl Peer {
             out.extend_from_slice(key);
             out.extend_from_slice(&until.0.to_be_bytes());
         }
+        if let Some(EnrolledIn { first, last }) = self.enrolled_in {
+            out.extend_from_slice(&first.0.to_be_bytes());
+            out.extend_from_slice(&last.0.to_be_bytes());
+        }
         out
     }
 
     /// The peer in the bytes of a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadEncoding> {
+        let with_epochs = bytes.strip_prefix(LABEL_WITH_EPOCHS);
         let with_former = bytes.strip_prefix(LABEL_WITH_FORMER);
-        let rest = with_former.or_else(|| bytes.strip_prefix(LABEL)).ok_or(BadEncoding)?;
-        let mut input = Reader::new(rest);
-        let peer = Self {
+        let rest = with_epochs.or(with_former).or_else(|| bytes.strip_prefix(LABEL));
+        let mut input = Reader::new(rest.ok_or(BadEncoding)?);
+        let mut peer = Self {
             domain: DomainId(input.array()?),
             site: input.text()?.to_owned(),
             kind: crate::Numbered::from_number(input.u8()?).ok_or(BadEncoding)?,
@@ -106,10 +128,15 @@ impl Peer {
             transport_block: input.bytes()?.to_vec(),
             enrolled_ms: input.u64()?,
             former: former(&mut input)?,
+            enrolled_in: None,
         };
+        if with_epochs.is_some() {
+            let (first, last) = (Epoch(input.u64()?), Epoch(input.u64()?));
+            peer.enrolled_in = Some(EnrolledIn { first, last });
+        }
         input.end()?;
         // One encoding for each peer.
-        let is_said = with_former.is_some() != peer.former.is_empty();
+        let is_said = with_epochs.is_some() || with_former.is_some() != peer.former.is_empty();
         if is_said { Ok(peer) } else { Err(BadEncoding) }
     }
 }
@@ -132,6 +159,7 @@ fn former(input: &mut Reader<'_>) -> Result<Vec<FormerSigner>, BadEncoding> {
 
 const LABEL: &[u8] = b"ami.kms/peer/1";
 const LABEL_WITH_FORMER: &[u8] = b"ami.kms/peer/2";
+const LABEL_WITH_EPOCHS: &[u8] = b"ami.kms/peer/3";
 
 #[cfg(test)]
 mod tests {
@@ -151,15 +179,20 @@ mod tests {
             transport_block: vec![9; 422],
             enrolled_ms: 12,
             former: vec![former(5, 2), former(6, 7)],
+            enrolled_in: None,
         };
-        let message = peer.message();
-        assert_eq!(Peer::decode(&message), Ok(peer.clone()));
-        let without = Peer { former: Vec::new(), ..peer };
-        assert_eq!(Peer::decode(&without.message()), Ok(without));
-        for end in 0..message.len() {
-            assert_eq!(Peer::decode(&message[..end]), Err(BadEncoding), "cut at {end}");
+        let enrolled_in = Some(EnrolledIn { first: Epoch(2), last: Epoch(7) });
+        let noted = Peer { enrolled_in, ..peer.clone() };
+        let fresh = Peer { former: Vec::new(), ..noted.clone() };
+        let without = Peer { former: Vec::new(), ..peer.clone() };
+        for peer in [peer, noted, fresh, without] {
+            let message = peer.message();
+            assert_eq!(Peer::decode(&message), Ok(peer));
+            for end in 0..message.len() {
+                assert_eq!(Peer::decode(&message[..end]), Err(BadEncoding), "cut at {end}");
+            }
+            assert_eq!(Peer::decode(&[message, vec![0]].concat()), Err(BadEncoding));
         }
-        assert_eq!(Peer::decode(&[message, vec![0]].concat()), Err(BadEncoding));
     }
 
     #[test]
@@ -173,6 +206,7 @@ mod tests {
             transport_block: Vec::new(),
             enrolled_ms: 0,
             former: Vec::new(),
+            enrolled_in: None,
         };
         assert_eq!(peer.former_with(&key(1), Epoch(2)), []);
         peer.former = peer.former_with(&key(2), Epoch(2));

@@ -18,6 +18,8 @@ crate::numbered! {
         Backup = 1 "BACKUP",
         /// The database failed over to a standby that had not all that was acknowledged.
         LostTail = 2 "LOST_TAIL",
+        /// A copy was put back: the other site has what this one wrote, and the database has not.
+        Copy = 3 "COPY",
     }
 }
 

@@ -1,6 +1,6 @@
 //! This node's own files in `data_dir`: its name, the last signed head of its audit chain
-//! (`audit-head`), the chain's end after each commit (`audit-tip`), and the ends of all chains when the
-//! head table was signed last (`audit-tips`).
+//! (`audit-head`), the chain's end after each commit (`audit-tip`), the ends of all chains when the
+//! head table was signed last (`audit-tips`), and the newest enrolment of each other site (`peers-seen`).
 //!
 //! `node-id` makes the chain this node's: without it a new node, with a new chain, begins. That is also
 //! the way on after a chain was found broken: move `node-id` away and keep the broken chain as evidence.
@@ -26,9 +26,10 @@ const NODE_ID: &str = "node-id";
 const HEAD: &str = "audit-head";
 const TIP: &str = "audit-tip";
 const TIPS: &str = "audit-tips";
+pub(super) const PEERS: &str = "peers-seen";
 
 /// What a node knows of itself and of audit chains.
-pub(super) const OWN_FILES: [&str; 4] = [HEAD, TIP, TIPS, NODE_ID];
+pub(super) const OWN_FILES: [&str; 5] = [HEAD, TIP, TIPS, NODE_ID, PEERS];
 
 /// The name of this node; made if there is none.
 pub(super) fn node_id(data_dir: &Path, randomness: &dyn Randomness) -> Result<NodeId, Fault> {

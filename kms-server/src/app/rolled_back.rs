@@ -13,7 +13,12 @@ use super::{
     fault::Fault,
     node::{OWN_FILES, replace},
 };
-use kms_core::site::restored::RestoreMark;
+use crate::store::Timeline;
+use kms_core::{
+    Epoch,
+    site::restored::{RestoreMark, RolledBackBy},
+};
+use sha2::{Digest as _, Sha256};
 
 /// The marks that this server has gone by, a line each.
 const SEEN: &str = "restores";
@@ -26,18 +31,42 @@ pub(super) fn begin_anew_after(data_dir: &Path, mark: &RestoreMark) -> Result<()
         "the database was rolled back: this site reads, and changes nothing, until it is promoted above the highest \
          epoch that the other site, a coordinator or two people name (`ami-tool site promote --above-epoch N`)"
     );
-    put_aside(data_dir, mark).map_err(|error| {
-        let sentence = format!(
-            "cannot put this server's files in {} aside after a restore: {error}",
-            data_dir.display()
-        );
-        Fault::Setting(sentence.into())
-    })
+    // What this server knows of a copy is what is in it: it goes on as the node that it is.
+    if mark.by == RolledBackBy::Copy {
+        return Ok(());
+    }
+    put_aside(data_dir, &hex::encode(mark.id)).map_err(|error| not_put_aside(data_dir, &error))
+}
+
+fn not_put_aside(data_dir: &Path, error: &io::Error) -> Fault {
+    let data_dir = data_dir.display();
+    let sentence =
+        format!("cannot put this server's files in {data_dir} aside after a restore: {error}");
+    Fault::Setting(sentence.into())
+}
+
+/// Begins anew as a node whose database was rolled back and promoted since, while this server was away: on this timeline,
+/// in this epoch.
+pub(super) fn begin_anew_on(
+    data_dir: &Path,
+    timeline: &Timeline,
+    since: Epoch,
+) -> Result<(), Fault> {
+    tracing::warn!(
+        epoch = since.0,
+        timeline = timeline.number,
+        "the database was rolled back while this server was away, and the site was promoted since"
+    );
+    let name = format!("{} {} {}", timeline.system, timeline.number, since.0);
+    let digest: [u8; 32] = Sha256::digest(name).into();
+    put_aside(data_dir, &hex::encode(&digest[..16]))
+        .map_err(|error| not_put_aside(data_dir, &error))
 }
 
 /// Whether this server has begun anew for this mark. What can't be read says that it has: nothing is put aside for it.
 pub(super) fn is_seen(data_dir: &Path, mark: &RestoreMark) -> bool {
-    seen(data_dir).map_or(true, |seen| is_among(&seen, mark))
+    mark.by == RolledBackBy::Copy
+        || seen(data_dir).map_or(true, |seen| is_among(&seen, &hex::encode(mark.id)))
 }
 
 fn seen(data_dir: &Path) -> io::Result<String> {
@@ -47,17 +76,15 @@ fn seen(data_dir: &Path) -> io::Result<String> {
     }
 }
 
-fn is_among(seen: &str, mark: &RestoreMark) -> bool {
-    let id = hex::encode(mark.id);
+fn is_among(seen: &str, id: &str) -> bool {
     seen.lines().any(|line| line == id)
 }
 
-fn put_aside(data_dir: &Path, mark: &RestoreMark) -> io::Result<()> {
+fn put_aside(data_dir: &Path, id: &str) -> io::Result<()> {
     let before = seen(data_dir)?;
-    if is_among(&before, mark) {
+    if is_among(&before, id) {
         return Ok(());
     }
-    let id = hex::encode(mark.id);
     let aside = data_dir.join(format!("before-restore-{id}"));
     for name in OWN_FILES {
         let file = data_dir.join(name);
@@ -75,7 +102,7 @@ fn put_aside(data_dir: &Path, mark: &RestoreMark) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kms_core::{DomainId, Epoch, site::restored::RolledBackBy};
+    use kms_core::DomainId;
 
     #[test]
     fn invariant_5_a_mark_excuses_an_older_database_once() {

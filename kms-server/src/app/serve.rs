@@ -19,6 +19,7 @@ use super::{
     migrate::check_domain,
     node::{HeadFile, node_id},
     outside::{OperatingSystem, SystemClock},
+    peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
     timeline::Failovers,
@@ -114,11 +115,14 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
     let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles };
-    ground.after_a_roll_back(rolled_back).await?;
+    let rolled_back = ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
     let keyring = ground.keyring(keyring, &commits)?;
+    let remembered =
+        keyring.roles.remember_peers_in(Box::new(PeersFile::of(&ground.site.data_dir)));
+    remembered.map_err(|error| Fault::Setting(error.into()))?;
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
@@ -130,7 +134,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
-    let ciphering = ground.ciphering(floors, audit.status().node, &keyring).await;
+    let (node, mark) = (audit.status().node, rolled_back.as_ref());
+    let ciphering = ground.ciphering(floors, node, &keyring, mark).await;
     let replication = match two_sites {
         Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
         None => None,
@@ -208,12 +213,18 @@ impl Ground {
     }
 
     /// Begins anew as a node where the database was rolled back: by a restore, or by a failover that lost its tail.
-    async fn after_a_roll_back(&self, known: Option<RestoreMark>) -> Result<(), Fault> {
+    async fn after_a_roll_back(
+        &self,
+        known: Option<RestoreMark>,
+    ) -> Result<Option<RestoreMark>, Fault> {
         let mark = match known {
             Some(mark) => Some(mark),
             None => self.failovers().at_start().await?,
         };
-        mark.map_or(Ok(()), |mark| begin_anew_after(&self.site.data_dir, &mark))
+        if let Some(mark) = &mark {
+            begin_anew_after(&self.site.data_dir, mark)?;
+        }
+        Ok(mark)
     }
 
     /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
@@ -271,12 +282,13 @@ impl Ground {
         config: FloorsConfig,
         node: NodeId,
         keyring: &Keyring,
+        rolled_back: Option<&RestoreMark>,
     ) -> Arc<Ciphering> {
         let (store, clock) = (self.measured.clone(), Arc::clone(&self.clock));
         let floors = Floors::new(config, store, Arc::clone(&keyring.local), node, clock);
         let floors = Arc::new(floors);
         if self.profiles.iter().any(|profile| !profile.floors.is_off()) {
-            floors.begin().await;
+            floors.begin(rolled_back).await;
         }
         tokio::spawn(Arc::clone(&floors).keep());
         Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))

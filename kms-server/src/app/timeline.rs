@@ -1,7 +1,8 @@
 //! A database that failed over within its site. PostgreSQL gives each promotion a timeline of its own; a standby that was
 //! promoted may lack the last commits that were acknowledged. So a server remembers the timeline, and at another one
 //! holds what it knows of the audit chains against the database. What is missing makes it a restore: the database is
-//! marked, the site reads and changes nothing until it is promoted above every epoch that is known.
+//! marked, the site reads and changes nothing until it is promoted above every epoch that is known. A server that was away
+//! through all of that finds a promotion of its own site in an epoch that it does not know yet: it only begins anew.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ use super::{
     fault::Fault,
     node::{HeadFile, node_id, replace},
     outside::OperatingSystem,
-    rolled_back,
+    rolled_back::{self, begin_anew_on},
 };
 use crate::{
     audit::{self, Audit, AuditError},
@@ -25,14 +26,35 @@ use crate::{
     store::{Timeline, whole::WholeStore},
 };
 use kms_core::{
-    DomainRecord,
+    DomainRecord, Epoch,
     audit::ChainTip,
     ports::{Clock, HeadWitness as _, Randomness as _},
-    site::restored::{RestoreMark, RolledBackBy},
+    site::{
+        restored::{RestoreMark, RolledBackBy},
+        role::{RoleChange, SignedRoleRecord},
+    },
 };
 
-/// In `data_dir`: the timeline on which this server knows the database to be whole.
+/// In `data_dir`: the timeline on which this server knows the database to be whole, and the epoch that it knew then.
 const FILE: &str = "database-timeline";
+
+/// A timeline on which the database was whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Whole {
+    timeline: Timeline,
+    /// The highest epoch that signed records said; `None`: a release noted it that kept none.
+    epoch: Option<Epoch>,
+}
+
+/// What another timeline says.
+enum Lost {
+    /// The database has all that this server knows of.
+    Nothing,
+    /// This end of a chain is missing.
+    Tail(ChainTip),
+    /// The same, and the site was promoted since, in an epoch that this server has not seen: it was dealt with.
+    DealtWith(Epoch),
+}
 
 /// The interval at which a running server looks at the timeline, and whether the database was marked.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,18 +80,21 @@ impl Failovers {
             }
         };
         let noted = self.noted().map_err(|error| self.not_kept(&error))?;
-        if noted.as_ref().is_some_and(|noted| *noted != now) {
-            let lost = self.lost(&[]).await;
-            let lost = lost.map_err(|error: AuditError| Fault::Away(error.into()))?;
-            if let Some(lost) = lost {
-                return self.mark(&now, &lost).await.map(Some);
+        let mut epoch = noted.as_ref().and_then(|noted| noted.epoch);
+        if let Some(noted) = noted.filter(|noted| noted.timeline != now) {
+            match self.lost(&noted, &[]).await? {
+                Lost::Tail(lost) => return self.mark(&now, &lost).await.map(Some),
+                Lost::DealtWith(since) => {
+                    begin_anew_on(&self.data_dir, &now, since)?;
+                    epoch = Some(since);
+                }
+                Lost::Nothing => tracing::warn!(
+                    timeline = now.number,
+                    "the database failed over, and has all that this server knows of"
+                ),
             }
-            tracing::warn!(
-                timeline = now.number,
-                "the database failed over, and has all that this server knows of"
-            );
         }
-        self.note(&now).map_err(|error| self.not_kept(&error))?;
+        self.note(now, epoch).map_err(|error| self.not_kept(&error))?;
         Ok(None)
     }
 
@@ -79,43 +104,48 @@ impl Failovers {
             tokio::time::sleep(LOOK_INTERVAL).await;
             match self.look(audit, roles).await {
                 Ok(None) => {}
-                Ok(Some(mark)) => {
-                    return format!(
-                        "the database was rolled back ({}): this server begins anew, and the site changes nothing until \
-                         it is promoted above every epoch that is known",
-                        mark.from
-                    );
-                }
+                Ok(Some(reason)) => return reason,
                 // The database is away, or the token: the next look may find them.
                 Err(fault) => tracing::debug!(%fault, "the database's timeline is not known"),
             }
         }
     }
 
-    async fn look(&self, audit: &Audit, roles: &Roles) -> Result<Option<RestoreMark>, Fault> {
+    async fn look(&self, audit: &Audit, roles: &Roles) -> Result<Option<String>, Fault> {
         if self.store.restore_state().await?.mark().is_some_and(|signed| self.is_news(&signed.mark))
             && let Ok(Some(mark)) = roles.restore_mark().await
         {
-            return Ok(Some(mark));
+            return Ok(Some(begins_anew(&mark)));
         }
         let Some(now) = self.store.timeline().await? else { return Ok(None) };
         let noted = self.noted().map_err(|error| self.not_kept(&error))?;
-        if noted.as_ref() == Some(&now) {
-            return Ok(None);
-        }
-        let acknowledged = *audit.follow().borrow();
-        let lost = self.lost(&[acknowledged]).await;
-        match lost.map_err(|error: AuditError| Fault::Away(error.into()))? {
-            Some(lost) => self.mark(&now, &lost).await.map(Some),
-            None => {
-                tracing::warn!(
+        let before = noted.unwrap_or(Whole { timeline: now.clone(), epoch: None });
+        // By the signed records, and never a lower one: what the database says besides excuses nothing.
+        let epoch = before.epoch.max(Some(roles.standing().epoch));
+        if before.timeline != now {
+            let acknowledged = *audit.follow().borrow();
+            match self.lost(&before, &[acknowledged]).await? {
+                Lost::Tail(lost) => {
+                    let mark = self.mark(&now, &lost).await?;
+                    return Ok(Some(begins_anew(&mark)));
+                }
+                Lost::DealtWith(epoch) => {
+                    return Ok(Some(format!(
+                        "the database was rolled back, and the site was promoted to epoch {} since: this server begins \
+                         anew",
+                        epoch.0
+                    )));
+                }
+                Lost::Nothing => tracing::warn!(
                     timeline = now.number,
                     "the database failed over, and has all that was acknowledged"
-                );
-                self.note(&now).map_err(|error| self.not_kept(&error))?;
-                Ok(None)
+                ),
             }
+        } else if before.epoch == epoch {
+            return Ok(None);
         }
+        self.note(now, epoch).map_err(|error| self.not_kept(&error))?;
+        Ok(None)
     }
 
     /// Whether this server has not begun anew for this mark yet.
@@ -123,8 +153,33 @@ impl Failovers {
         !rolled_back::is_seen(&self.data_dir, mark)
     }
 
+    /// What the database lost since it was whole, as far as this server knows.
+    async fn lost(&self, whole: &Whole, acknowledged: &[ChainTip]) -> Result<Lost, Fault> {
+        let missing = self.missing(acknowledged).await;
+        let missing = missing.map_err(|error: AuditError| Fault::Away(error.into()))?;
+        let Some(lost) = missing else { return Ok(Lost::Nothing) };
+        Ok(self.promoted_since(whole).await?.map_or(Lost::Tail(lost), Lost::DealtWith))
+    }
+
+    /// The newest epoch that this site took by a record that its token signed, above the one that this server knew while
+    /// the database was whole: whatever was lost then, was lost before.
+    async fn promoted_since(&self, whole: &Whole) -> Result<Option<Epoch>, Fault> {
+        let Some(known) = whole.epoch else { return Ok(None) };
+        let key = self.hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
+        let records = self.store.role_records().await?;
+        let is_since = |signed: &&SignedRoleRecord| {
+            let record = &signed.record;
+            record.domain == self.domain.domain
+                && record.change == RoleChange::Promotion
+                && record.epoch > known
+                && record.epoch.is_even() == self.domain.even
+                && signed.is_signed_by(&key)
+        };
+        Ok(records.iter().filter(is_since).map(|signed| signed.record.epoch).max())
+    }
+
     /// The first end of a chain that this server knows, or that is `acknowledged`, and that the database has not.
-    async fn lost(&self, acknowledged: &[ChainTip]) -> Result<Option<ChainTip>, AuditError> {
+    async fn missing(&self, acknowledged: &[ChainTip]) -> Result<Option<ChainTip>, AuditError> {
         let witness = |error: io::Error| AuditError::Witness(error.to_string());
         let node = node_id(&self.data_dir, &OperatingSystem);
         let node = node.map_err(|fault| AuditError::Witness(fault.to_string()))?;
@@ -162,11 +217,11 @@ impl Failovers {
         );
         let rolled_back = roll_back(&self.hsm, &self.domain, mark.clone()).await?;
         self.store.mark_rolled_back(&rolled_back).await?;
-        self.note(now).map_err(|error| self.not_kept(&error))?;
+        self.note(now.clone(), None).map_err(|error| self.not_kept(&error))?;
         Ok(mark)
     }
 
-    fn noted(&self) -> io::Result<Option<Timeline>> {
+    fn noted(&self) -> io::Result<Option<Whole>> {
         match fs::read_to_string(self.file()) {
             Ok(text) => Ok(of_line(&text)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -174,9 +229,8 @@ impl Failovers {
         }
     }
 
-    fn note(&self, now: &Timeline) -> io::Result<()> {
-        let Timeline { system, number } = now;
-        replace(&self.file(), format!("{system} {number}\n").as_bytes())
+    fn note(&self, timeline: Timeline, epoch: Option<Epoch>) -> io::Result<()> {
+        replace(&self.file(), line_of(&Whole { timeline, epoch }).as_bytes())
     }
 
     fn file(&self) -> PathBuf {
@@ -189,8 +243,40 @@ impl Failovers {
     }
 }
 
+fn begins_anew(mark: &RestoreMark) -> String {
+    format!(
+        "the database was rolled back ({}): this server begins anew, and the site changes nothing until it is promoted \
+         above every epoch that is known",
+        mark.from
+    )
+}
+
+fn line_of(Whole { timeline: Timeline { system, number }, epoch }: &Whole) -> String {
+    match epoch {
+        Some(epoch) => format!("{system} {number} {}\n", epoch.0),
+        None => format!("{system} {number}\n"),
+    }
+}
+
 /// What is no line of ours says nothing.
-fn of_line(text: &str) -> Option<Timeline> {
-    let (system, number) = text.trim().split_once(' ')?;
-    Some(Timeline { system: system.to_owned(), number: number.parse().ok()? })
+fn of_line(text: &str) -> Option<Whole> {
+    let mut words = text.split_whitespace();
+    let (system, number) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
+    let epoch = words.next().and_then(|epoch| epoch.parse().ok()).map(Epoch);
+    Some(Whole { timeline: Timeline { system, number }, epoch })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeline_comes_back_from_its_line_with_its_epoch_or_without_one() {
+        let timeline = Timeline { system: "73".to_owned(), number: 4 };
+        for epoch in [None, Some(Epoch(6))] {
+            let whole = Whole { timeline: timeline.clone(), epoch };
+            assert_eq!(of_line(&line_of(&whole)), Some(whole));
+        }
+        assert_eq!((of_line(""), of_line("73"), of_line("73 x")), (None, None, None));
+    }
 }

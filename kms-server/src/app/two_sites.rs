@@ -13,7 +13,7 @@ use crate::{
         Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
-    store::{WriteStore, measured::Measured},
+    store::{WriteStore, measured::Measured, whole::WholeStore},
     transmitting::OtherSite,
 };
 use kms_core::{ports::Randomness, site::makeup::Makeup};
@@ -24,6 +24,7 @@ pub(super) struct TwoSites {
     ledger: Arc<Ledger>,
     remembering: Arc<Remembering>,
     tables: Arc<Measured<dyn WriteStore>>,
+    whole: Arc<dyn WholeStore>,
 }
 
 impl TwoSites {
@@ -50,7 +51,8 @@ impl TwoSites {
             status,
         };
         let remembering = Arc::new(Remembering::new(&grounds, ground.measured.clone()));
-        Self { grounds, ledger, remembering, tables: ground.measured.clone() }
+        let (tables, whole) = (ground.measured.clone(), Arc::clone(&ground.whole));
+        Self { grounds, ledger, remembering, tables, whole }
     }
 
     /// Tells whether a write is replicated.
@@ -65,7 +67,8 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
-        let Self { grounds, ledger, remembering, tables } = self;
+        let Self { grounds, ledger, remembering, tables, whole } = self;
+        keyring.roles.keep_marks_in(whole);
         let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
         let Beside { fencing, following, telling, reporting, proving, witnessing, planning } =
             beside;

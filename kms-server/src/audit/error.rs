@@ -9,6 +9,9 @@ pub enum AuditError {
     /// An event can't be written; the call that it is about is to be refused.
     #[error("the audit log can't be written: {0}")]
     NotWritable(String),
+    /// An event was handed to the database, which does not say whether it is there: it waits for its standby.
+    #[error("the audit log's database does not say whether an event is there: {0}")]
+    Unknown(String),
     /// The database is a standby. Nothing is wrong with the log: it waits for the primary's.
     #[error("the audit log is not written here: the database is a standby")]
     ReadOnly,
@@ -32,6 +35,7 @@ impl AuditError {
         match error {
             StoreError::ReadOnly => Self::ReadOnly,
             StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
+            StoreError::Unknown { .. } => Self::Unknown(error.to_string()),
             error => Self::NotWritable(error.to_string()),
         }
     }
@@ -59,6 +63,8 @@ mod tests {
         let of = |error| AuditError::of_write(&error);
         assert_eq!(of(StoreError::ReadOnly), AuditError::ReadOnly);
         assert_eq!(of(StoreError::ReadOnlyPrimary), AuditError::ReadOnlyPrimary);
+        let waits = of(StoreError::Unknown { reason: "late".to_owned() });
+        assert!(matches!(waits, AuditError::Unknown(why) if why.contains("late")));
         let away = of(StoreError::Unreachable { reason: "gone".to_owned() });
         assert!(matches!(away, AuditError::NotWritable(why) if why.contains("gone")));
     }

@@ -30,7 +30,7 @@ use kms_core::{
     ports::Clock,
     site::{
         admission::is_of_former,
-        peer::{Peer, PeerKind, SignedPeer},
+        peer::{EnrolledIn, Peer, PeerKind, SignedPeer},
         role::SignedRoleRecord,
     },
 };
@@ -122,7 +122,8 @@ impl Enroller {
             return Ok(same.bundle.clone());
         }
         let role_records = self.role_records(&signing, &peers).await?;
-        let enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
+        let mut enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
+        enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
         // As the other site will read it.
@@ -246,6 +247,7 @@ impl Enroller {
                 transport_block,
                 enrolled_ms: at_ms,
                 former: Vec::new(),
+                enrolled_in: None,
             },
             recipient: good.request.site.clone(),
             kind: good.request.kind,
@@ -307,6 +309,11 @@ impl Enroller {
         let at_ms = self.clock.unix_ms();
         let epoch = self.store.role().await?.epoch;
         let before = known.iter().find(|peer| peer.site == request.site);
+        // Later than the one before, whatever the clock says: an earlier one is an old row.
+        let at_ms = before.map_or(at_ms, |peer| at_ms.max(peer.enrolled_ms + 1));
+        // One of a release that did not note it was there before anything could be restored.
+        let met = |peer: &Peer| peer.enrolled_in.map_or(self.domain.epoch, |it| it.first);
+        let first = before.map_or(epoch, met);
         let peer = Peer {
             domain: self.domain.domain,
             site: request.site.clone(),
@@ -315,11 +322,15 @@ impl Enroller {
             transport_block: request.transport_block.clone(),
             enrolled_ms: at_ms,
             former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing, epoch)),
+            enrolled_in: Some(EnrolledIn { first, last: epoch }),
         };
         let signature = self.hsm.sign(peer.message()).await?;
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
         let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
-        Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
+        self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?;
+        // This server has seen it from now on.
+        let _ = self.roles.look().await;
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     opening::Opener,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Position, Record, StoredRecord,
+    BlockNo, DomainRecord, Epoch, Position, Record, StoredRecord,
     block::{BlockMark, keys::BlockKeys, local::LocalKey},
     counters::{Line, LineName, allocator::Mark, mark::StoredMark},
     site::role::Standing,
@@ -59,6 +59,11 @@ impl Counting {
     /// Who writes, as this process knows.
     pub fn standing(&self) -> Standing {
         self.opener.role.now()
+    }
+
+    /// Whether this epoch began while this process ran: all that was ever reserved in it was reserved since.
+    pub fn began_here(&self, epoch: Epoch) -> bool {
+        self.opener.role.began_here(epoch)
     }
 
     /// The block of a line.

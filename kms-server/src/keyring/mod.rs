@@ -33,6 +33,7 @@ mod renewing;
 mod resident;
 mod role;
 mod roles;
+mod seen_peers;
 mod taking;
 mod turns;
 mod unknown;
@@ -59,5 +60,6 @@ pub use resident::{
 };
 pub use role::SiteRole;
 pub use roles::{NotChanged, Promotion, Roles, Wish};
+pub use seen_peers::{PeerMemory, SeenPeer};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

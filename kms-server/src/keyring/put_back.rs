@@ -1,20 +1,112 @@
 //! A database that is older than what this site wrote: it says so itself, by its mark, or the peer has what it has not.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    io,
+    sync::{Arc, PoisonError},
+};
 
 use super::{
     error::KeyringError,
     roles::{NotChanged, Roles},
+    seen_peers::PeerMemory,
+};
+use crate::{
+    hsm::TokenError,
+    store::{
+        StoreError,
+        whole::{RollBack, WholeStore},
+    },
 };
 use kms_core::{
     Epoch, Head,
-    site::restored::{Condition, RestoreMark, SignedRestoreMark},
+    audit::{AuditOutcome, AuditedCall, Detail, PublicKey, Signature, Subject, is_signed},
+    site::{
+        restored::{Condition, RestoreMark, RolledBackBy, SignedRestoreMark},
+        role::{RoleRecord, SignedRoleRecord},
+    },
 };
 
 impl Roles {
     /// Why this site changes nothing although its role says that it writes.
     pub fn rolled_back(&self) -> Option<Arc<str>> {
         self.opener.role.rolled_back()
+    }
+
+    /// Remembers enrolments beyond this process. What can't be read says so.
+    pub fn remember_peers_in(&self, memory: Box<dyn PeerMemory>) -> io::Result<()> {
+        self.seen_peers.remember_in(memory)
+    }
+
+    /// Where the mark is stored of a database that the peer shows to be an older one. Without it this process alone goes by
+    /// what it was shown.
+    pub fn keep_marks_in(&self, store: Arc<dyn WholeStore>) {
+        let _ = self.marks.set(store);
+    }
+
+    /// Stores that this site was put back, if that is known and not stored: so each server of it goes by it, and after a
+    /// restart, too. What another server or a promotion did meanwhile stays.
+    pub async fn store_rolled_back(&self) -> Result<(), NotChanged> {
+        let (Some(reason), Some(marks)) = (self.rolled_back(), self.marks.get()) else {
+            return Ok(());
+        };
+        let row = self.opener.store.role().await?;
+        if !row.writes || row.epoch != self.opener.role.now().epoch {
+            return self.look().await.map(drop);
+        }
+        let rolled_back = self.put_back(row.epoch, &reason).await?;
+        match marks.mark_rolled_back(&rolled_back).await {
+            Ok(()) | Err(StoreError::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.look().await?;
+        let call = AuditedCall::new("kms-server", "Site/RolledBack");
+        let at_ms = self.opener.clock.unix_ms();
+        let entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+        let entry = entry.with(Detail::Epoch, row.epoch.0);
+        Ok(self.commits.commit(Vec::new(), vec![entry]).await?)
+    }
+
+    async fn put_back(&self, epoch: Epoch, reason: &str) -> Result<RollBack, NotChanged> {
+        let opener = &self.opener;
+        let mut id = [0; 16];
+        let random = opener.hsm.random(id.len()).await?;
+        id.iter_mut().zip(random.as_slice()).for_each(|(to, from)| *to = *from);
+        let mark = RestoreMark {
+            domain: opener.domain.domain,
+            site: opener.domain.site.clone(),
+            id,
+            by: RolledBackBy::Copy,
+            at_ms: opener.clock.unix_ms(),
+            epoch,
+            from: format!("a copy: {reason}"),
+        };
+        let domain = self.signature(opener.domain.message_under(&mark)).await?;
+        let signature = self.signature(mark.message()).await?;
+        Ok(RollBack { mark: SignedRestoreMark { mark, signature }, domain })
+    }
+
+    pub(super) async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
+        Ok(SignedRoleRecord { signature: self.signature(record.message()).await?, record })
+    }
+
+    pub(super) async fn signature(&self, message: Vec<u8>) -> Result<Signature, NotChanged> {
+        let key: PublicKey = self.opener.hsm.public_key().await?;
+        let signature = self.opener.hsm.sign(message.clone()).await?;
+        if !is_signed(&key, &message, &signature) {
+            let source = "the token signs with another key than the one it shows".into();
+            return Err(TokenError::Refused { operation: "sign a role record", source }.into());
+        }
+        Ok(signature)
+    }
+
+    /// What this site signs with.
+    pub async fn signing_key(&self) -> Result<PublicKey, NotChanged> {
+        Ok(self.opener.hsm.public_key().await?)
+    }
+
+    /// Whether this is the site of even epochs.
+    pub fn is_even(&self) -> bool {
+        self.opener.domain.even
     }
 
     /// The epoch in which the domain was founded.

@@ -1,7 +1,7 @@
 //! This site's role, as this process knows it: what its changes are numbered in. The database checks it once
 //! more in each commit.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
@@ -16,12 +16,16 @@ pub struct SiteRole {
     standing: watch::Sender<Standing>,
     /// The epoch in which this site was rolled back, and the sentence that says so.
     rolled_back: Mutex<Option<(Epoch, Arc<str>)>>,
+    /// The epoch that signed records said first. What this process went by before, since the database or the token was
+    /// away, says nothing of when an epoch began.
+    first: OnceLock<Epoch>,
 }
 
 impl SiteRole {
     /// A role that was verified.
     pub fn new(standing: Standing) -> Self {
-        Self { standing: watch::Sender::new(standing), rolled_back: Mutex::default() }
+        let standing = watch::Sender::new(standing);
+        Self { standing, rolled_back: Mutex::default(), first: OnceLock::new() }
     }
 
     /// The role that a site begins with, before any promotion.
@@ -44,7 +48,9 @@ impl SiteRole {
     pub fn rolled_back(&self) -> Option<Arc<str>> {
         let now = self.now();
         let known = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
-        let reason = known.as_ref().filter(|(epoch, _)| *epoch == now.epoch && now.writes());
+        // Whether it is closed already, since the database bears the mark: then this says why.
+        let is_ours = now.role == Role::Primary;
+        let reason = known.as_ref().filter(|(epoch, _)| *epoch == now.epoch && is_ours);
         reason.map(|(_, reason)| Arc::clone(reason))
     }
 
@@ -55,6 +61,16 @@ impl SiteRole {
         *known.unwrap_or_else(PoisonError::into_inner) = Some((epoch, reason.into()));
     }
 
+    /// Signed records say that this epoch is the highest.
+    pub(super) fn was_verified(&self, epoch: Epoch) {
+        let _ = self.first.set(epoch);
+    }
+
+    /// Whether this epoch began while this process ran.
+    pub(super) fn began_here(&self, epoch: Epoch) -> bool {
+        self.first.get().is_some_and(|first| epoch > *first)
+    }
+
     /// Hears of every change.
     pub fn follow(&self) -> watch::Receiver<Standing> {
         self.standing.subscribe()
@@ -63,5 +79,23 @@ impl SiteRole {
     /// The role changed, and the change is stored.
     pub(super) fn becomes(&self, standing: Standing) {
         self.standing.send_if_modified(|now| std::mem::replace(now, standing) != standing);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invariant_3_an_epoch_that_was_there_when_the_records_were_read_first_did_not_begin_here() {
+        let at = |epoch| Standing { role: Role::Primary, epoch: Epoch(epoch), open: true };
+        // As it starts while the database is away.
+        let role = SiteRole::new(Standing { open: false, ..at(2) });
+        assert!(!role.began_here(Epoch(4)));
+        role.was_verified(Epoch(4));
+        role.becomes(at(4));
+        assert!(!role.began_here(Epoch(4)) && role.began_here(Epoch(6)));
+        role.was_verified(Epoch(6));
+        assert!(role.began_here(Epoch(6)));
     }
 }

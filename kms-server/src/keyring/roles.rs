@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use super::{
     after_rollback::is_since,
     error::KeyringError,
     opening::{Opener, Room},
+    seen_peers::SeenPeers,
     turns::Turn,
     unknown,
 };
@@ -22,18 +23,19 @@ use crate::{
     store::{
         AuditedStore, BlockChange, StoreError,
         sites::{Released, RoleRow, RoleStep},
+        whole::WholeStore,
     },
 };
 use kms_core::{
     BlockNo, Epoch, Head, Position, Sequence,
-    audit::{AuditEntry, Detail, PublicKey, Signature, is_signed},
+    audit::{AuditEntry, Detail},
     block::{BlockMark, entering::enter, keys::BlockKeys},
     site::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
         changing,
         peer::Peer,
         restored::{RestoreMark, SignedRestoreMark},
-        role::{Role, RoleRecord, SignedRoleRecord, Standing},
+        role::{Role, SignedRoleRecord, Standing},
     },
 };
 
@@ -114,6 +116,12 @@ pub enum NotChanged {
         "the `domain` row of the database is not what this site's token signed: it was changed outside this service"
     )]
     Domain,
+    /// A peer is stored as it was before it was enrolled anew.
+    #[error(
+        "the database has site {0} as it was enrolled before, and this server has seen a later enrolment of it: put the \
+         newest copy of the database back, or restore a backup"
+    )]
+    OldPeer(String),
     /// Blocks of which nothing is known.
     #[error("block {block}: {why}")]
     Block {
@@ -142,9 +150,12 @@ pub enum NotChanged {
 /// Changes this site's role. It changes no record.
 pub struct Roles {
     pub(super) opener: Arc<Opener>,
-    commits: Arc<dyn AuditedStore>,
+    pub(super) commits: Arc<dyn AuditedStore>,
     /// The mark of the database, as it was verified last.
     pub(super) mark: Mutex<Option<RestoreMark>>,
+    /// Where a mark is stored.
+    pub(super) marks: OnceLock<Arc<dyn WholeStore>>,
+    pub(super) seen_peers: SeenPeers,
 }
 
 /// The promotion that a caller wants.
@@ -176,7 +187,8 @@ struct Stored {
 impl Roles {
     /// Over the same blocks as `opener`.
     pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
-        Self { opener, commits, mark: Mutex::default() }
+        let (mark, marks, seen_peers) = Default::default();
+        Self { opener, commits, mark, marks, seen_peers }
     }
 
     /// The role now, as this process knows it. One that was rolled back writes nothing.
@@ -387,16 +399,6 @@ impl Roles {
         Ok(stored)
     }
 
-    /// What this site signs with.
-    pub async fn signing_key(&self) -> Result<PublicKey, NotChanged> {
-        Ok(self.opener.hsm.public_key().await?)
-    }
-
-    /// Whether this is the site of even epochs.
-    pub fn is_even(&self) -> bool {
-        self.opener.domain.even
-    }
-
     /// The other sites, as our token has signed for them.
     pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
         self.signers().await.map(|(_, peers)| peers)
@@ -409,6 +411,9 @@ impl Roles {
         // What our token did not sign is nobody.
         let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
         let peers: Vec<Peer> = peers.map(|signed| signed.peer).collect();
+        if let Some(old) = peers.iter().find(|peer| !self.seen_peers.admit(peer)) {
+            return Err(NotChanged::OldPeer(old.site.clone()));
+        }
         Ok((Writers::of_peers(&peers).with_own(&self.opener.domain, ours), peers))
     }
 
@@ -466,6 +471,7 @@ impl Roles {
             return Err(NotChanged::Row(row));
         }
         let open = standing.open && (row.writes || standing.role != Role::Primary);
+        self.opener.role.was_verified(standing.epoch);
         Ok(Standing { open, ..standing })
     }
 
@@ -581,19 +587,5 @@ impl Roles {
         let new = enter(&keys, head, epoch).map_err(|error| error.to_string())?;
         let (seals, records) = (Vec::new(), Vec::new());
         Ok(BlockChange { expected: Some(head.position), head: new, seals, records })
-    }
-
-    async fn sign(&self, record: RoleRecord) -> Result<SignedRoleRecord, NotChanged> {
-        Ok(SignedRoleRecord { signature: self.signature(record.message()).await?, record })
-    }
-
-    async fn signature(&self, message: Vec<u8>) -> Result<Signature, NotChanged> {
-        let key: PublicKey = self.opener.hsm.public_key().await?;
-        let signature = self.opener.hsm.sign(message.clone()).await?;
-        if !is_signed(&key, &message, &signature) {
-            let source = "the token signs with another key than the one it shows".into();
-            return Err(TokenError::Refused { operation: "sign a role record", source }.into());
-        }
-        Ok(signature)
     }
 }

@@ -108,6 +108,11 @@ impl Change {
         line.map_err(|why| KeyringError::Damaged { block, what: what(why) })
     }
 
+    /// All counter lines of the block, as they are stored.
+    pub fn lines(&self) -> Vec<Line> {
+        self.staged.base().lines().map(|(line, _)| line).collect()
+    }
+
     /// Stages a tombstone in the place of a record that can't be read.
     pub fn bury(&mut self, key: RecordKey, tombstone: Tombstone) {
         self.staged.bury(key, tombstone);

@@ -106,6 +106,9 @@ impl Meeting {
         if row.writes {
             self.hold_against(row.epoch, heads).await?;
         }
+        if let Err(error) = self.roles.store_rolled_back().await {
+            tracing::warn!(%error, "that this site was put back is not stored yet");
+        }
         let held = self.roles.rolled_back().map(|reason| reason.to_string());
         self.grounds.status.rolled_back(held);
         Ok(())

@@ -41,7 +41,7 @@ use self::{
     columns::classify,
     failure::WriteError,
     follow::Follower,
-    patience::{let_go, within},
+    patience::{let_go, no_answer, within},
 };
 use super::{
     AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
@@ -72,6 +72,10 @@ const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest time for a commit: it waits for the disk and for synchronous standbys. One that is given
 /// up may become true later.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The longest time for a commit that was handed over, of that: shorter than callers wait for an answer, so that it is the
+/// service that says what is not known.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The longest time for the last connections to end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -128,7 +132,8 @@ impl PostgresStore {
             audit::append(&mut whole, &audit.behind, audit.events).await?;
             // Lost from here on, nobody knows whether it is there.
             is_handed_over = true;
-            Ok(whole.commit().await?)
+            let commit = timeout(STANDBY_PATIENCE, whole.commit()).await;
+            Ok(commit.map_err(|_| no_answer(STANDBY_PATIENCE))??)
         };
         let first = work.first_block();
         let attempt = async { attempt.await.map_err(|error: WriteError| error.of_commit(first)) };

@@ -54,6 +54,7 @@ pub trait WholeStore: WriteStore {
     ) -> Result<(), StoreError>;
 
     /// The database was rolled back by somebody else: it is marked, and this site does not write.
+    /// [`StoreError::Conflict`] if it is of another epoch than the mark by now.
     async fn mark_rolled_back(&self, rolled_back: &RollBack) -> Result<(), StoreError>;
 }
 

@@ -181,7 +181,7 @@ fn a_run_that_ended_without_storing_is_told_and_one_that_stored_is_not() {
             let options =
                 Options { profiles: profiles(), blocks: 1, node: node(), ..Options::default() };
             let site = Site::with(home, options).await;
-            site.ciphering.floors().begin().await;
+            site.ciphering.floors().begin(None).await;
             site
         };
         let first = start().await;

@@ -37,7 +37,7 @@ fn by() -> AuditedCall {
     call("Site/ResolveDivergence")
 }
 
-async fn try_add(site: &Site, n: u64) -> Result<(), LifecycleError> {
+pub(super) async fn try_add(site: &Site, n: u64) -> Result<(), LifecycleError> {
     let lines = vec![meter(n)];
     let by = call("Meters/ImportMeters");
     let done = site.lifecycle.import(&by, lines, ImportRules::default()).await?;
@@ -168,7 +168,7 @@ fn what_is_not_authentic_is_reported_in_vain_and_decided_where_it_lies() {
 }
 
 /// Puts the database back as it was, under a site that was stopped.
-async fn put_back(site: Arc<Site>, before: &[u8]) {
+pub(super) async fn put_back(site: Arc<Site>, before: &[u8]) {
     let database = site.database.clone();
     site.store.close().await;
     drop(site);

@@ -10,7 +10,7 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, Subject},
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     site::{
-        peer::{Peer as Enrolled, PeerKind, SignedPeer},
+        peer::{EnrolledIn, Peer as Enrolled, PeerKind, SignedPeer},
         role::SignedRoleRecord,
     },
 };
@@ -112,6 +112,12 @@ pub(crate) fn entry(verb: &str) -> AuditEntry {
 
 /// Makes `other` known at `site`.
 async fn enrol(site: &Site, other: &Site) {
+    let epoch = site.domain.epoch;
+    enrol_in(site, other, EnrolledIn { first: epoch, last: epoch }).await;
+}
+
+/// The same, in these epochs.
+pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
     let peer = Enrolled {
         domain: site.domain.domain,
         site: other.domain.site.clone(),
@@ -120,6 +126,7 @@ async fn enrol(site: &Site, other: &Site) {
         transport_block: vec![9; 16],
         enrolled_ms: 1,
         former: Vec::new(),
+        enrolled_in: Some(met),
     };
     let signature = site.hsm.sign(peer.message()).await.unwrap();
     let signed = SignedPeer { peer, signature };

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     blocks::{BlockCounters, Blocks},
+    past::Past,
     refused::NotSent,
     witnessing::Witnessing,
 };
@@ -26,11 +27,9 @@ use kms_core::{
     counters::{
         Line, LineName,
         allocator::{NotAllocated, Purpose, Wish, Witnessed},
-        standing::{may_have_forgotten, peer_had},
     },
     moment::Moment,
     ports::{Clock, CounterWitness, Replicated, ReplicationGate},
-    site::role::RoleRecord,
 };
 
 /// Rows of what was set aside that are looked at at once.
@@ -63,8 +62,7 @@ pub(super) struct Counters {
     pub(super) parts: Parts,
     pub(super) witnessing: Witnessing,
     blocks: Blocks,
-    /// Role records, verified, as of an epoch.
-    roles: Mutex<Option<(Epoch, Arc<Vec<RoleRecord>>)>>,
+    past: Past,
     /// The peer is not asked of any block before.
     not_before: Mutex<Moment>,
 }
@@ -77,15 +75,15 @@ enum Step {
     Again,
     /// The peer is to say that it has this state of the block, and what it set aside, if this site may have forgotten
     /// lines.
-    AskPeer { mark: BlockMark, forgotten: bool },
+    AskPeer { mark: BlockMark, forgotten: Option<Epoch> },
 }
 
 impl Counters {
     pub(super) fn new(parts: Parts) -> Self {
-        let witnessing = Witnessing::new(parts.single_site, parts.counting.standing().epoch);
+        let witnessing = Witnessing::new(parts.single_site);
         let blocks = Blocks::new(parts.node);
-        let (roles, not_before) = (Mutex::default(), Mutex::default());
-        Self { parts, witnessing, blocks, roles, not_before }
+        let past = Past::new(Arc::clone(&parts.roles));
+        Self { parts, witnessing, blocks, past, not_before: Mutex::default() }
     }
 
     /// The epoch in which this site writes.
@@ -160,8 +158,10 @@ impl Counters {
             if now < counters.not_before || now < *self.not_before() {
                 return Err(NotSent::NotReplicated);
             }
-            let forgotten = self.may_have_forgotten(counters, block, epoch).await?;
-            return Ok(Step::AskPeer { mark, forgotten });
+            let past = self.past.known(epoch).await?;
+            let asks = counters.merged != Some(epoch)
+                && past.is_to_be_asked(self.parts.counting.domain(), block, position);
+            return Ok(Step::AskPeer { mark, forgotten: asks.then_some(epoch) });
         }
         let wish = Wish { line: &line, proved: true, purpose };
         let now = self.parts.clock.now();
@@ -202,65 +202,32 @@ impl Counters {
         (position, mark): (Position, BlockMark),
         epoch: Epoch,
     ) -> Result<bool, NotSent> {
-        if self.parts.single_site {
-            // No other site remembers what was raised: after a restore each line is declared anew.
-            let is_old = position.epoch < epoch;
-            return match is_old && self.may_have_forgotten(counters, mark.block, epoch).await? {
-                true => Err(NotAllocated::Undeclared.into()),
-                false => Ok(true),
-            };
-        }
-        if !self.parts.has_peer {
+        let Parts { single_site, has_peer, ref counting, .. } = self.parts;
+        if !single_site && !has_peer {
             return Err(NotSent::NoPeer);
         }
-        let merged = !self.may_have_forgotten(counters, mark.block, epoch).await?;
-        if !merged {
-            return Ok(false);
+        let (past, domain) = (self.past.known(epoch).await?, counting.domain());
+        // What nobody else remembers is declared anew.
+        let since = past.since(domain, mark.block, single_site);
+        if since.is_some_and(|since| position.epoch < since) {
+            return Err(NotSent::Forgotten);
         }
-        if counters.is_peers(position, epoch) {
+        if single_site {
             return Ok(true);
         }
-        let records = self.records(epoch).await?;
-        Ok(peer_had(self.parts.counting.domain(), &records, &mark, position))
-    }
-
-    /// Whether this is the only site, and was restored: then nobody knows which counters of a line were used.
-    pub(super) async fn is_restored_alone(
-        &self,
-        block: BlockNo,
-        epoch: Epoch,
-    ) -> Result<bool, NotSent> {
-        let records = self.records(epoch).await?;
-        Ok(self.parts.single_site && may_have_forgotten(&records, block, epoch))
-    }
-
-    async fn may_have_forgotten(
-        &self,
-        counters: &BlockCounters,
-        block: BlockNo,
-        epoch: Epoch,
-    ) -> Result<bool, NotSent> {
-        if counters.merged == Some(epoch) {
+        if counters.merged != Some(epoch) && past.is_to_be_asked(domain, mark.block, position) {
             return Ok(false);
         }
-        Ok(may_have_forgotten(&self.records(epoch).await?, block, epoch))
+        Ok(counters.is_peers(position, epoch) || past.peer_had(domain, &mark, position))
     }
 
-    /// The role records up to this epoch, each verified: read once an epoch.
-    async fn records(&self, epoch: Epoch) -> Result<Arc<Vec<RoleRecord>>, NotSent> {
-        let known = |kept: &Option<(Epoch, Arc<Vec<RoleRecord>>)>| {
-            let kept = kept.as_ref().filter(|(of, _)| *of == epoch);
-            kept.map(|(_, records)| Arc::clone(records))
-        };
-        if let Some(records) = known(&self.roles.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Ok(records);
-        }
-        let read = self.parts.roles.records().await;
-        let read = read.map_err(|error| NotSent::Unavailable(error.to_string().into()))?;
-        let records = Arc::new(read.into_iter().map(|signed| signed.record).collect());
-        let kept = (epoch, Arc::clone(&records));
-        *self.roles.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        Ok(records)
+    /// Whether nobody who is there now knows which counters of the block's lines were used: this site was restored, and is a
+    /// single one, or its peer was enrolled since.
+    pub(super) async fn is_forgotten(&self, block: BlockNo, epoch: Epoch) -> Result<bool, NotSent> {
+        let Parts { single_site, ref counting, .. } = self.parts;
+        self.past.look_again();
+        let past = self.past.known(epoch).await?;
+        Ok(past.since(counting.domain(), block, single_site).is_some())
     }
 
     /// A range behind what is stored, or an expired one anew.
@@ -270,8 +237,8 @@ impl Counters {
         block: BlockNo,
         now: Moment,
     ) -> Result<(), NotSent> {
-        self.witnessing.tell(counters, block, self.epoch()?);
         let Parts { store, counting, .. } = &self.parts;
+        self.witnessing.tell(counters, block, counting.began_here(self.epoch()?));
         let stored = store.counter_mark(block).await?;
         if let Some(stored) = &stored {
             counting.check(stored).await?;
@@ -296,20 +263,25 @@ impl Counters {
         }
     }
 
-    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines.
-    async fn ask_peer(&self, mark: BlockMark, forgotten: bool) -> Result<bool, NotSent> {
+    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines of this epoch, since
+    /// this site was restored.
+    async fn ask_peer(&self, mark: BlockMark, forgotten: Option<Epoch>) -> Result<bool, NotSent> {
         match self.parts.gate.replicated(&[mark]).await {
             Replicated::Yes => {}
             Replicated::No => return Err(NotSent::NotReplicated),
             Replicated::NotApplicable => return Err(NotSent::NoPeer),
         }
-        if !forgotten {
+        let Some(epoch) = forgotten else { return Ok(false) };
+        // One that was enrolled meanwhile is nobody to ask.
+        self.past.look_again();
+        let past = self.past.known(epoch).await?;
+        if past.witnessed(self.parts.counting.domain(), mark.block).is_none() {
             return Ok(false);
         }
         let said = self.parts.witness.ask(Vec::new(), Some(mark.block)).await;
         let said = said.ok_or(NotSent::NotReplicated)?;
         let lines = self.parts.counting.authentic(mark.block, &said.set_aside).await?;
-        self.merge(mark.block, &lines).await?;
+        self.merge(mark.block, &lines, true).await?;
         Ok(true)
     }
 
@@ -332,13 +304,17 @@ impl Counters {
             return Ok(());
         }
         let lines = self.parts.counting.authentic(block, &records).await?;
-        self.merge(block, &lines).await
+        self.merge(block, &lines, false).await
     }
 
-    /// Brings lines that were set aside into ours, by maximum.
-    async fn merge(&self, block: BlockNo, set_aside: &[Line]) -> Result<(), NotSent> {
+    /// Brings lines that were set aside into ours, by maximum. `anew`: and writes all others as they are, so that they
+    /// count in this epoch whoever the peer is later.
+    async fn merge(&self, block: BlockNo, set_aside: &[Line], anew: bool) -> Result<(), NotSent> {
         let mut changes = self.parts.writer.change(&[block]).await?;
         let Some(change) = changes.first_mut() else { return Ok(()) };
+        if anew {
+            change.lines().into_iter().for_each(|line| change.put(Record::Line(line)));
+        }
         for line in set_aside {
             let ours = change.line(&line.name)?;
             let merged = ours.map_or(*line, |ours| ours.merged(line));

@@ -78,7 +78,7 @@ pub enum NotDeclared {
         /// The counter epochs that it would rise by.
         epochs: u16,
     },
-    /// The only site was restored: whatever it knew of the key may be from before it was used.
+    /// This site was restored, and nobody else remembers: whatever it knew of the key may be from before it was used.
     #[error(
         "this site was restored, and nobody else knows whether the key was used since: declare the counter that the meter is at"
     )]
@@ -142,7 +142,7 @@ impl Transmitting {
     ) -> Result<Declared, NotDeclared> {
         let standing = self.counters.parts.counting.standing();
         let block = self.counters.parts.counting.block_of(&name);
-        let restored = self.counters.is_restored_alone(block, standing.epoch).await;
+        let restored = self.counters.is_forgotten(block, standing.epoch).await;
         let restored = restored.map_err(|error| Outcome::refused(&error).about(title))?;
         if restored && declaration.last.is_none() {
             return Err(NotDeclared::Restored);

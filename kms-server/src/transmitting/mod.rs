@@ -2,7 +2,7 @@
 //! caller never names a counter, it gets one.
 //!
 //! [`batch`] takes APDUs and finds the keys, [`counters`] gives each a counter, of a line in a block whose range this node has
-//! reserved, [`witnessing`] asks the other site what it knows of our marks, [`declaring`] takes in what a key was used with
+//! reserved, [`past`] tells what this site may have forgotten, [`witnessing`] asks the other site what it knows of our marks, [`declaring`] takes in what a key was used with
 //! before it came here. The rules are `kms_core::counters`; here is the database, the peer and the clock.
 
 mod batch;
@@ -13,6 +13,7 @@ mod figures;
 mod item;
 mod keeping;
 mod keys;
+mod past;
 mod refused;
 mod witnessing;
 

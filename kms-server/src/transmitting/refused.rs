@@ -30,6 +30,12 @@ pub enum NotSent {
          once the sites are in step"
     )]
     NotReplicated,
+    /// This site was restored, and nobody else remembers.
+    #[error(
+        "this site was restored, and nobody who is there now knows what the key was used with since: declare the counter \
+         that the meter is at"
+    )]
+    Forgotten,
     /// There is nobody to say so, and nothing says that there is to be nobody.
     #[error(
         "this site has no peer and is not said to be a single one: set `site.single_site`, or enrol the other site"
@@ -61,6 +67,7 @@ impl NotSent {
         Some(match self {
             Self::NotAllocated(why) => return of_allocation(why),
             Self::NotReserved(why) => of_reservation(why),
+            Self::Forgotten => Refusal::CounterUndeclared,
             Self::NotReplicated | Self::NoPeer => Refusal::LineNotReplicated,
             Self::Damaged(_) => Refusal::CountersDamaged,
             Self::Busy | Self::Unavailable(_) => return None,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::blocks::BlockCounters;
-use kms_core::{BlockNo, Epoch, counters::allocator::Witnessed, ports::WitnessSaid};
+use kms_core::{BlockNo, counters::allocator::Witnessed, ports::WitnessSaid};
 
 /// The most marks in one message.
 const MARKS_MAX: usize = 8_192;
@@ -15,8 +15,6 @@ const MARKS_MAX: usize = 8_192;
 /// What the witness knows, and what it is to be told.
 pub(super) struct Witnessing {
     known: Mutex<Known>,
-    /// The epoch that was there when this process started: one that began since was seen to begin.
-    started_in: Epoch,
 }
 
 #[derive(Default)]
@@ -29,18 +27,19 @@ struct Known {
 
 impl Witnessing {
     /// A single site has no witness, and says so.
-    pub(super) fn new(single_site: bool, started_in: Epoch) -> Self {
+    pub(super) fn new(single_site: bool) -> Self {
         let known = Known { answers: u64::from(single_site), ..Known::default() };
-        Self { known: Mutex::new(known), started_in }
+        Self { known: Mutex::new(known) }
     }
 
-    /// Tells a block's counters what the witness knows, if there is news.
-    pub(super) fn tell(&self, counters: &mut BlockCounters, block: BlockNo, epoch: Epoch) {
+    /// Tells a block's counters what the witness knows, if there is news. `began_here`: the site's epoch began while this
+    /// process ran.
+    pub(super) fn tell(&self, counters: &mut BlockCounters, block: BlockNo, began_here: bool) {
         let known = self.known();
         if known.answers > counters.witnessed {
             counters.witnessed = known.answers;
             counters.allocator.witness(known.marks.get(&block).copied());
-        } else if counters.witnessed == 0 && epoch != self.started_in {
+        } else if counters.witnessed == 0 && began_here {
             // All that was ever reserved in it was reserved since.
             counters.allocator.witness(None);
         }

@@ -54,6 +54,7 @@ pub fn peer(site: &str, transport: u8) -> SignedPeer {
         transport_block: vec![transport; 9],
         enrolled_ms: 12,
         former: Vec::new(),
+        enrolled_in: None,
     };
     SignedPeer { peer, signature: [0xE7; 64] }
 }

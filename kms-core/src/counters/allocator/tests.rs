@@ -55,15 +55,15 @@ fn invariant_3_nothing_is_given_out_before_a_range_is_reserved_and_nothing_beyon
     let line = line(1, 0);
     assert_eq!(take(&mut one, 0, &line), Err(NotAllocated::Reserve));
     assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
-    for n in 0..RANGE {
+    for n in FIRST..RANGE {
         assert_eq!(take(&mut one, 1, &line), Ok(0x0200_0000 | n));
     }
     assert_eq!(take(&mut one, 1, &line), Err(NotAllocated::Reserve));
     // Another line of the block has its own sequence below the same mark.
-    assert_eq!(take(&mut one, 1, &self::line(2, 4)), Ok(0x0600_0000));
+    assert_eq!(take(&mut one, 1, &self::line(2, 4)), Ok(0x0600_0001));
     assert_eq!(reserve(&mut one, 1, &mut stored), Ok(2 * RANGE));
     assert_eq!(take(&mut one, 2, &line), Ok(0x0200_0000 | RANGE));
-    assert_eq!(take(&mut one, 2, &self::line(2, 4)), Ok(0x0600_0001));
+    assert_eq!(take(&mut one, 2, &self::line(2, 4)), Ok(0x0600_0002));
     assert_eq!(one.left(&line.name), SEQUENCES - RANGE - 1);
 }
 
@@ -71,11 +71,11 @@ fn invariant_3_nothing_is_given_out_before_a_range_is_reserved_and_nothing_beyon
 fn a_range_that_expired_is_renewed_and_not_burnt() {
     let (mut one, mut stored) = (node(1), None);
     reserve(&mut one, 0, &mut stored).unwrap();
-    assert_eq!(take(&mut one, 9_999, &line(1, 0)), Ok(0x0200_0000));
+    assert_eq!(take(&mut one, 9_999, &line(1, 0)), Ok(0x0200_0001));
     assert_eq!(take(&mut one, 10_000, &line(1, 0)), Err(NotAllocated::Reserve));
     assert!(!one.holds(ms(10_000)));
     assert_eq!(reserve(&mut one, 10_000, &mut stored), Ok(RANGE));
-    assert_eq!(take(&mut one, 10_001, &line(1, 0)), Ok(0x0200_0001));
+    assert_eq!(take(&mut one, 10_001, &line(1, 0)), Ok(0x0200_0002));
 }
 
 #[test]
@@ -144,7 +144,8 @@ fn invariant_3_a_node_that_started_transmits_once_a_witness_was_asked_and_not_be
     // An epoch above it ends that.
     one.stand(Some(Epoch(4)));
     assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
-    assert_eq!(take(&mut one, 0, &line(1, 0)), Ok(0x0400_0000));
+    // Not 0: a meter that begins with 0 takes what is above it.
+    assert_eq!(take(&mut one, 0, &line(1, 0)), Ok(0x0400_0001));
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn a_line_transmits_once_it_is_declared_and_proved() {
     let line = undeclared.declared(0x0001_2345, EPOCH).unwrap();
     let unproved = Wish { proved: false, ..traffic(&line) };
     assert_eq!(one.allocate(ms(1), &unproved), Err(NotAllocated::Unproved));
-    assert_eq!(take(&mut one, 1, &line), Ok(0x0200_0000));
+    assert_eq!(take(&mut one, 1, &line), Ok(0x0200_0001));
     let used_up = take(&mut one, 1, &self::line(1, 254)).unwrap_err();
     assert!(matches!(used_up, NotAllocated::CounterEpoch(_)), "{used_up}");
 }

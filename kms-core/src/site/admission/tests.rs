@@ -140,6 +140,7 @@ fn a_replicas_signature_is_nobodys() {
         transport_block: Vec::new(),
         enrolled_ms: 0,
         former: Vec::new(),
+        enrolled_in: None,
     };
     let peers = [peer(PeerKind::Odd, &TOKENS[1]), peer(PeerKind::Replica, &TOKENS[2])];
     let writers = Writers::of_peers(&peers);
@@ -273,6 +274,7 @@ fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_co
         transport_block: Vec::new(),
         enrolled_ms: 0,
         former,
+        enrolled_in: None,
     };
     let (known, later) = (promotion(3, 2), promotion(5, 3));
     let lost = peer(&TOKENS[1], Vec::new());

@@ -7,6 +7,7 @@ use crate::store::{StoreError, floors::FloorRun};
 use kms_core::{
     BlockNo,
     floors::{FloorPlace, FloorRow},
+    site::restored::RestoreMark,
 };
 
 /// What a call that is sent again may take: so long messages are remembered as they were, at least.
@@ -22,8 +23,15 @@ pub(super) const PAGE: u32 = 4_096;
 const CLOCKS_APART_MS: u64 = 60_000;
 
 impl Floors {
-    /// Begins a run: from now on what is not stored at the end is missed. Tells what the last run forgot.
-    pub async fn begin(&self) {
+    /// Begins a run: from now on what is not stored at the end is missed. Tells what the last run forgot, and what a
+    /// database forgot that was `rolled_back`, since this server knows no last run then.
+    pub async fn begin(&self, rolled_back: Option<&RestoreMark>) {
+        if let Some(RestoreMark { from, .. }) = rolled_back {
+            self.state.went_back(format!(
+                "the database was rolled back ({from}): receive floors are those of then, and of the other site; what \
+                 meters sent since may be taken once more"
+            ));
+        }
         match self.store.floor_run(&self.node).await {
             Ok(Some(FloorRun { ended: false, .. })) => self.state.forgot(format!(
                 "this server ended without storing its receive floors: what meters sent in the last {} s before that \

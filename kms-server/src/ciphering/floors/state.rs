@@ -33,6 +33,8 @@ struct Faults {
     not_stored: Option<String>,
     /// What the last run of this node forgot.
     gap: Option<String>,
+    /// The database forgot some: it was rolled back.
+    went_back: Option<String>,
     /// Rows that this site did not write: block and line.
     broken: BTreeSet<(BlockNo, LineName)>,
     /// The other site gave floors that it did not write, or that could not be taken in.
@@ -53,6 +55,12 @@ impl State {
     pub(super) fn forgot(&self, sentence: String) {
         tracing::warn!(sentence, "receive floors were lost");
         self.faults().gap = Some(sentence);
+    }
+
+    /// The database is an older one.
+    pub(super) fn went_back(&self, sentence: String) {
+        tracing::warn!(sentence, "receive floors were lost");
+        self.faults().went_back = Some(sentence);
     }
 
     /// A row is not what this site wrote.
@@ -83,7 +91,8 @@ impl State {
     /// The faults, as sentences.
     pub(super) fn sentences(&self) -> Vec<String> {
         let faults = self.faults();
-        let mut sentences: Vec<String> = faults.gap.iter().cloned().collect();
+        let lost = faults.gap.iter().chain(&faults.went_back);
+        let mut sentences: Vec<String> = lost.cloned().collect();
         sentences.extend(faults.not_stored.iter().map(|reason| {
             format!("receive floors are kept in memory alone, they can't be stored: {reason}")
         }));

@@ -11,7 +11,8 @@ running server, against a table of its own, and every kind of stranger.
 
 This is what roles may call by default. `[rpc.grants]` replaces the row of a role, `rpc.callers` says who has
 which roles, and a caller with several may what any of them may. Where the last column says so,
-`rpc.dual_control` can ask for a second person, or one is always asked for.
+`rpc.dual_control` can ask for a second person, or one is always asked for; for `Site/Promote` it is, where an epoch to go
+above is named, unless the site was put back and that epoch is near.
 
 ";
 

@@ -57,7 +57,7 @@ pub(crate) async fn read(
     let replayed =
         Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
-    Ok(Asked { digest, about, may_go_on, is_question, request })
+    Ok(Asked { digest, about, may_go_on, is_question, promotion: None, request })
 }
 
 const EMPTY: Refused =

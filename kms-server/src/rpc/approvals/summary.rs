@@ -142,7 +142,13 @@ fn promoted(request: PromoteRequest) -> About {
         request;
     let unproved = if although_unproved { ", although it is not proved to be ready" } else { "" };
     let lost = if primary_is_lost { ", its primary being lost" } else { "" };
-    let above = above_epoch.map_or(String::new(), |above| format!(", above epoch {above}"));
+    let above = above_epoch.map_or(String::new(), |above| {
+        let burnt = above.saturating_sub(expected_epoch).saturating_add(1);
+        let left = 256_u64.saturating_sub(burnt);
+        format!(
+            ", above epoch {above}, which takes {burnt} of every key's 256 counter epochs and leaves at most {left}"
+        )
+    });
     line(format!("promote this site in epoch {expected_epoch}{lost}{above}{unproved}"))
 }
 

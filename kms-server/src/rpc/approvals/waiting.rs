@@ -20,7 +20,7 @@ use crate::rpc::{
     },
     messages::status::Refused,
 };
-use kms_core::{moment::Moment, ports::Clock};
+use kms_core::{Epoch, moment::Moment, ports::Clock};
 
 /// From the first call to its repetition. Long enough to ring somebody up, short enough that both
 /// still know what it was about.
@@ -32,9 +32,18 @@ pub(crate) const WAITING_OF_ONE_MAX: usize = 32;
 /// The smallest number of nine digits.
 const NUMBER_MIN: u64 = 100_000_000;
 
+/// The epochs above the highest one of the signed records that one person may name for a site that was put back: it has
+/// missed some promotions, and each epoch is one counter epoch less, of 256, for every key.
+pub(crate) const ABOVE_MAX: u64 = 8;
+
+/// Tells of a site, as it is now, whether it was put back, and the highest epoch that signed records say.
+pub(crate) type PutBack = Box<dyn Fn() -> (bool, Epoch) + Send + Sync>;
+
 /// The calls that wait for their second person.
 pub(crate) struct Approvals {
     verbs: BTreeSet<Verb>,
+    /// `None`: no site is behind this server, and nothing is promoted.
+    put_back: Option<PutBack>,
     clock: Arc<dyn Clock>,
     /// For the numbers: one from before a restart must not name another call.
     secret: RandomState,
@@ -72,12 +81,33 @@ pub(crate) struct Listed {
 }
 
 impl Approvals {
-    pub(crate) fn new(verbs: BTreeSet<Verb>, clock: Arc<dyn Clock>) -> Self {
-        Self { verbs, clock, secret: RandomState::new(), waiting: Mutex::default() }
+    pub(crate) fn new(
+        verbs: BTreeSet<Verb>,
+        clock: Arc<dyn Clock>,
+        put_back: Option<PutBack>,
+    ) -> Self {
+        Self { verbs, put_back, clock, secret: RandomState::new(), waiting: Mutex::default() }
     }
 
-    /// Whether the call needs two people.
+    /// Whether the call may need two people: it is read before that is known.
     pub(crate) fn concern(&self, verb: Verb) -> bool {
+        self.need(verb) || verb == Verb::Promote && self.put_back.is_some()
+    }
+
+    /// Whether this call takes one person only. A promotion above an epoch that somebody names takes two, whatever the
+    /// policy says, unless the site was put back and it is not far.
+    pub(crate) fn take_one(&self, verb: Verb, asked: &Asked) -> bool {
+        let above = asked.promotion.as_ref().and_then(|promotion| promotion.above_epoch);
+        let is_near = |above: u64| {
+            let known = self.put_back.as_ref().map(|put_back| put_back());
+            known.is_some_and(|(is_put_back, known)| {
+                is_put_back && above <= known.0.saturating_add(ABOVE_MAX)
+            })
+        };
+        !self.need(verb) && above.is_none_or(is_near)
+    }
+
+    fn need(&self, verb: Verb) -> bool {
         verb.always_needs_two_people() || self.verbs.contains(&verb)
     }
 
@@ -197,5 +227,55 @@ impl Waiting {
             age_ms: now.ms_since(self.asked),
             approved_by: self.approved_by.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+    use kms_core::moment::Moment;
+    use kms_proto::v1::PromoteRequest;
+    use tonic::body::Body;
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Moment {
+            Moment::default()
+        }
+        fn unix_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    fn promotion(above_epoch: Option<u64>) -> Asked {
+        let promotion = Some(PromoteRequest { above_epoch, ..PromoteRequest::default() });
+        Asked {
+            digest: [0; 32],
+            about: About::default(),
+            may_go_on: false,
+            is_question: false,
+            promotion,
+            request: Request::new(Body::empty()),
+        }
+    }
+
+    #[test]
+    fn one_person_names_an_epoch_only_for_a_site_that_was_put_back_and_only_a_near_one() {
+        let takes_one = |is_put_back, above| {
+            let put_back: PutBack = Box::new(move || (is_put_back, Epoch(4)));
+            let approvals = Approvals::new(BTreeSet::new(), Arc::new(Still), Some(put_back));
+            assert!(approvals.concern(Verb::Promote) && !approvals.concern(Verb::Demote));
+            approvals.take_one(Verb::Promote, &promotion(above))
+        };
+        assert!(takes_one(false, None) && takes_one(true, None));
+        assert!(takes_one(true, Some(1)) && takes_one(true, Some(4 + ABOVE_MAX)));
+        assert!(!takes_one(true, Some(5 + ABOVE_MAX)) && !takes_one(true, Some(u64::MAX)));
+        assert!(!takes_one(false, Some(4)) && !takes_one(false, Some(1)));
+        // Where the policy asks for two it takes two, near or not.
+        let verbs = BTreeSet::from([Verb::Promote]);
+        let approvals = Approvals::new(verbs, Arc::new(Still), None);
+        assert!(!approvals.take_one(Verb::Promote, &promotion(None)));
     }
 }

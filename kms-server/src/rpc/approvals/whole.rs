@@ -12,6 +12,9 @@ use http_body::{Body as HttpBody, Frame};
 use sha2::{Digest as _, Sha256};
 use tonic::{Status, body::Body};
 
+use kms_proto::v1::PromoteRequest;
+use prost::Message as _;
+
 use super::summary::{About, about};
 use crate::rpc::{
     access::verb::Verb,
@@ -29,6 +32,8 @@ pub(crate) struct Asked {
     pub(crate) may_go_on: bool,
     /// It changes nothing whoever asks, and takes one person only.
     pub(crate) is_question: bool,
+    /// The promotion that is asked for: how far it goes says whether it takes two.
+    pub(crate) promotion: Option<PromoteRequest>,
     /// As it came, byte by byte.
     pub(crate) request: Request<Body>,
 }
@@ -46,6 +51,9 @@ impl Asked {
             about: about(verb, whole.message()),
             may_go_on: false,
             is_question: false,
+            promotion: (verb == Verb::Promote)
+                .then(|| PromoteRequest::decode(whole.message()).ok())
+                .flatten(),
             request: whole.into_request(),
         })
     }

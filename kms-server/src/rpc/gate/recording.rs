@@ -16,7 +16,7 @@ use crate::{
         messages::{
             lifecycle_status::{of_lifecycle, word_of_lifecycle},
             request_id::RequestId,
-            status::Refused,
+            status::{OUTCOME_UNKNOWN, Refused},
         },
     },
 };
@@ -85,6 +85,10 @@ impl Recorder {
         word: &str,
         is_ours: bool,
     ) -> Result<(), Status> {
+        // Whether it was done nobody knows: see `failure`.
+        if word == OUTCOME_UNKNOWN {
+            return Ok(());
+        }
         let outcome =
             if is_ours { AuditOutcome::failed(word) } else { AuditOutcome::refused(word) };
         self.record(call.entry(self.0.now_ms(), Subject::NONE, outcome)).await
@@ -114,6 +118,7 @@ fn refusal_of(error: &AuditError) -> Refused {
     match error {
         AuditError::ReadOnly => Refused::ReadOnly,
         AuditError::ReadOnlyPrimary => Refused::ReadOnlyPrimary,
+        AuditError::Unknown(_) => Refused::OutcomeUnknown,
         AuditError::NotWritable(_)
         | AuditError::NotReadable(_)
         | AuditError::NotSigned(_)
@@ -138,6 +143,7 @@ mod tests {
             (AuditError::ReadOnly, "READ_ONLY", Again::Never),
             (AuditError::ReadOnlyPrimary, "READ_ONLY_PRIMARY", Again::Never),
             (AuditError::NotWritable("full".to_owned()), "AUDIT_NOT_WRITABLE", Again::Later),
+            (AuditError::Unknown("late".to_owned()), "OUTCOME_UNKNOWN", Again::Later),
         ] {
             let refused = refusal_of(&error);
             assert_eq!((refused.word(), refused.again()), (word, again), "{error}");

@@ -58,7 +58,9 @@ fn row_of(error: &NotChanged) -> Option<Row> {
         NotChanged::Epoch { .. } => (Code::Aborted, "EPOCH_MOVED"),
         NotChanged::PrimaryWrites(_) => (Code::FailedPrecondition, "PRIMARY_WRITES"),
         NotChanged::RolledBack { .. } => (Code::FailedPrecondition, "ROLLED_BACK"),
-        NotChanged::Row(_) | NotChanged::Domain => (Code::DataLoss, "ROLE_DAMAGED"),
+        NotChanged::Row(_) | NotChanged::Domain | NotChanged::OldPeer(_) => {
+            (Code::DataLoss, "ROLE_DAMAGED")
+        }
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),
         NotChanged::NotReady(_) => (Code::FailedPrecondition, "NOT_READY"),
@@ -83,6 +85,7 @@ fn lifecycle_of(error: &NotChanged) -> Option<LifecycleError> {
         | NotChanged::Row(_)
         | NotChanged::BehindPeer(_)
         | NotChanged::Domain
+        | NotChanged::OldPeer(_)
         | NotChanged::RolledBack { .. }
         | NotChanged::NotInStep { .. }
         | NotChanged::UnknownRecords { .. }

@@ -54,6 +54,8 @@ pub(super) struct Row {
     pub(super) again: Again,
 }
 
+/// The word for a change or a record of which the database does not say whether it is there.
+pub(crate) const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 /// The sentence of `AUDIT_NOT_WRITABLE`.
 pub(super) const AUDIT_NOT_WRITABLE: &str = "the audit log can't be written, so nothing was done; the server's log and `site status` say why";
 
@@ -128,6 +130,11 @@ pub(crate) enum Refused {
     Column(#[from] ColumnFault),
     #[error("{AUDIT_NOT_WRITABLE}")]
     AuditNotWritable,
+    #[error(
+        "the record of this call was handed to the database, which does not say whether it is there: its standby does not \
+         answer. Nothing else was done; do the same again"
+    )]
+    OutcomeUnknown,
     #[error(
         "this server's database is a standby: a call that has to be recorded can't be made here; \
          make it at a server of the primary"
@@ -242,6 +249,7 @@ impl Refused {
             | Self::FollowerStalled
             | Self::PeerStore
             | Self::AuditNotWritable
+            | Self::OutcomeUnknown
             | Self::AuditNotReadable => Again::Later,
             Self::TooManyWaiting(_) => Again::Minute,
         }
@@ -278,6 +286,7 @@ impl Refused {
             Self::ConnectionAge => (Code::Unavailable, "CONNECTION_AGE"),
             Self::Column(_) => (Code::InvalidArgument, "BAD_COLUMN"),
             Self::AuditNotWritable => (Code::Unavailable, "AUDIT_NOT_WRITABLE"),
+            Self::OutcomeUnknown => (Code::Unavailable, OUTCOME_UNKNOWN),
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
@@ -341,6 +350,7 @@ impl Refused {
             | Self::ShuttingDown
             | Self::ConnectionAge
             | Self::AuditNotWritable
+            | Self::OutcomeUnknown
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
             | Self::SingleSite
@@ -474,6 +484,7 @@ mod tests {
             (Refused::TooManyFollowers, "RESOURCE_EXHAUSTED TOO_MANY_FOLLOWERS", Some(1_000)),
             (Refused::FollowerStalled, "DEADLINE_EXCEEDED FOLLOWER_STALLED", Some(1_000)),
             (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
+            (Refused::OutcomeUnknown, "UNAVAILABLE OUTCOME_UNKNOWN", Some(1_000)),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -535,6 +546,7 @@ mod tests {
             Refused::TooManyFollowers => 36,
             Refused::FollowerStalled => 37,
             Refused::PeerStore => 38,
+            Refused::OutcomeUnknown => 39,
         }
     }
 

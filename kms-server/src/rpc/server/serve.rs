@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     audit::Audit,
+    keyring::Roles,
     rpc::{
-        approvals::waiting::Approvals,
+        approvals::waiting::{Approvals, PutBack},
         config::Config,
         figures::Figures,
         gate::recording::Recorder,
@@ -46,11 +47,12 @@ pub async fn serve(
         let (policy, tls) = (config.policy.digest(), Arc::clone(&own.tls));
         replicating.makeup.trust_by(Box::new(move || tls.trust(policy)));
     }
+    let put_back = put_back(Arc::clone(&parts.roles));
     let Parts { ciphering, transmitting, keyring, clock, audit, replication, mut sources, .. } =
         parts;
     sources.extend(replication.map(|it| it.status as Arc<dyn Source>));
     sources.extend([ciphering as Arc<dyn Source>, transmitting, keyring, audit.clone()]);
-    let server = own.server(config, GateParts { services, audit, clock })?;
+    let server = own.server(config, GateParts { services, audit, clock }, Some(put_back))?;
     let sources = sources.into_iter().chain(server.sources).collect();
     Server { sources, looks, ..server }.run(shutdown, ready).await
 }
@@ -65,7 +67,7 @@ pub async fn serve_services(
     ready: oneshot::Sender<Bound>,
 ) -> Result<(), RpcError> {
     let own = Own::new(&config, &parts.clock).await?;
-    own.server(config, parts)?.run(shutdown, ready).await
+    own.server(config, parts, None)?.run(shutdown, ready).await
 }
 
 /// Refuses to begin with certificates that are of no use; one that expires later is reported by `GetStatus`.
@@ -95,10 +97,16 @@ impl Own {
     }
 
     /// A server over these parts, which tells nothing but the wire's own figures.
-    fn server(self, config: Config, parts: GateParts) -> Result<Server, RpcError> {
+    fn server(
+        self,
+        config: Config,
+        parts: GateParts,
+        put_back: Option<PutBack>,
+    ) -> Result<Server, RpcError> {
         let Self { tls, figures, shares, budget } = self;
         let GateParts { services, audit, clock } = parts;
-        let approvals = approvals(&config, &clock);
+        let verbs = config.policy.dual_control().clone();
+        let approvals = Arc::new(Approvals::new(verbs, Arc::clone(&clock), put_back));
         let routes = standing(services, &config, &approvals, &audit)?;
         let sources: Vec<Arc<dyn Source>> = vec![figures.clone(), Arc::new(budget), tls.clone()];
         let looks = None;
@@ -106,8 +114,12 @@ impl Own {
     }
 }
 
-fn approvals(config: &Config, clock: &Arc<dyn Clock>) -> Arc<Approvals> {
-    Arc::new(Approvals::new(config.policy.dual_control().clone(), Arc::clone(clock)))
+/// Whether the site was put back, and the highest epoch that its records say, as its roles know it.
+fn put_back(roles: Arc<Roles>) -> PutBack {
+    Box::new(move || {
+        let is_put_back = roles.known_mark().is_some() || roles.rolled_back().is_some();
+        (is_put_back, roles.standing().epoch)
+    })
 }
 
 fn standing(

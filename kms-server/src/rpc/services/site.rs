@@ -49,7 +49,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
-    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    audit::{AuditedCall, Detail, Subject},
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
@@ -412,13 +412,9 @@ impl SiteService {
 
 /// Records why the role was not changed, and gives the status for it.
 async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged) -> Status {
-    let mut entry = recorder.entry(call, Subject::NONE);
     let (word, is_ours) = word_of_role(error);
-    entry.outcome = match is_ours {
-        true => AuditOutcome::failed(word),
-        false => AuditOutcome::refused(word),
-    };
-    recorder.record(entry).await.err().unwrap_or_else(|| of_role(error))
+    let recorded = recorder.not_done(call, word, is_ours).await;
+    recorded.err().unwrap_or_else(|| of_role(error))
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {

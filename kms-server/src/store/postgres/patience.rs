@@ -12,10 +12,12 @@ pub(super) async fn within<T>(
     patience: Duration,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    timeout(patience, work).await.unwrap_or_else(|_| {
-        let reason = format!("it did not answer within {} s", patience.as_secs());
-        Err(StoreError::Unreachable { reason })
-    })
+    timeout(patience, work).await.unwrap_or_else(|_| Err(no_answer(patience)))
+}
+
+/// The database did not answer for so long.
+pub(super) fn no_answer(patience: Duration) -> StoreError {
+    StoreError::Unreachable { reason: format!("it did not answer within {} s", patience.as_secs()) }
 }
 
 /// Keeps a connection that failed or hangs from going back to the pool.

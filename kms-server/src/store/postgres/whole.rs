@@ -16,8 +16,9 @@ use crate::store::{
     },
 };
 use kms_core::{
-    BlockNo,
+    BlockNo, Epoch,
     backup::part::{Cell, Rows, Table},
+    site::restored::RolledBackBy,
 };
 
 /// Columns of all tables, with their places in the primary key.
@@ -248,6 +249,9 @@ pub(super) async fn mark(
     RollBack { mark, domain }: &RollBack,
 ) -> Result<(), WriteError> {
     sqlx::query("UPDATE role SET writes = false").execute(&mut *connection).await?;
+    if mark.mark.by != RolledBackBy::Backup {
+        check_epoch(connection, mark.mark.epoch).await?;
+    }
     sign(connection, domain).await?;
     let statement = "INSERT INTO restore (state, body, signature) VALUES (2, $1, $2) \
                      ON CONFLICT (one) DO UPDATE SET state = 2, body = excluded.body, \
@@ -255,6 +259,15 @@ pub(super) async fn mark(
     let row = sqlx::query(statement).bind(mark.mark.message()).bind(&mark.signature[..]);
     row.execute(connection).await?;
     Ok(())
+}
+
+/// What was found out of a database is of an epoch: once the site has another one, it was dealt with.
+async fn check_epoch(connection: &mut PgConnection, epoch: Epoch) -> Result<(), WriteError> {
+    let row = sqlx::query("SELECT epoch FROM role").fetch_one(connection).await?;
+    match number::<u64>(&row, 0)? == epoch.0 {
+        true => Ok(()),
+        false => Err(StoreError::Conflict(BlockNo(0)).into()),
+    }
 }
 
 /// The mark goes: this site was promoted. One that the promotion was not decided on stays: then it is decided anew.

@@ -20,8 +20,9 @@ use crate::store::{
     },
 };
 use kms_core::{
-    BlockNo,
+    BlockNo, Epoch,
     backup::part::{Cell, Rows, Table},
+    site::restored::RolledBackBy,
 };
 
 /// The tables that are copied, in order.
@@ -176,6 +177,9 @@ pub(super) async fn mark(
     RollBack { mark, domain }: &RollBack,
 ) -> Result<(), WriteError> {
     sqlx::query("UPDATE role SET writes = 0").execute(&mut *connection).await?;
+    if mark.mark.by != RolledBackBy::Backup {
+        check_epoch(connection, mark.mark.epoch).await?;
+    }
     sign(connection, domain).await?;
     let statement = "INSERT INTO restore (one, state, body, signature) VALUES (1, 2, ?, ?) \
                      ON CONFLICT (one) DO UPDATE SET state = 2, body = excluded.body, \
@@ -183,6 +187,15 @@ pub(super) async fn mark(
     let row = sqlx::query(statement).bind(mark.mark.message()).bind(&mark.signature[..]);
     row.execute(connection).await?;
     Ok(())
+}
+
+/// What was found out of a database is of an epoch: once the site has another one, it was dealt with.
+async fn check_epoch(connection: &mut SqliteConnection, epoch: Epoch) -> Result<(), WriteError> {
+    let row = sqlx::query("SELECT epoch FROM role").fetch_one(connection).await?;
+    match number::<u64>(&row, 0)? == epoch.0 {
+        true => Ok(()),
+        false => Err(StoreError::Conflict(BlockNo(0)).into()),
+    }
 }
 
 /// The mark goes: this site was promoted. One that the promotion was not decided on stays: then it is decided anew.
