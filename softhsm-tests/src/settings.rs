@@ -19,6 +19,8 @@ pub enum Role {
     Rotator,
     /// The other site.
     Peer,
+    /// A read-only replica.
+    Replica,
     /// Reads the audit log.
     Auditor,
     /// The second person of calls that need two.
@@ -29,12 +31,13 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Dev,
         Self::Hes,
         Self::AmiAdmin,
         Self::Rotator,
         Self::Peer,
+        Self::Replica,
         Self::Auditor,
         Self::Approver,
         Self::Synchroniser,
@@ -48,6 +51,7 @@ impl Role {
             Self::AmiAdmin => "admin-1",
             Self::Rotator => "rotator-1",
             Self::Peer => "peer-1",
+            Self::Replica => "replica-1",
             Self::Auditor => "auditor-1",
             Self::Approver => "approver-1",
             Self::Synchroniser => "synchroniser-1",
@@ -62,6 +66,7 @@ impl Role {
             Self::AmiAdmin => "client-ami_admin.toml",
             Self::Rotator => "client-rotator.toml",
             Self::Peer => "client-peer.toml",
+            Self::Replica => "client-replica.toml",
             Self::Auditor => "client-auditor.toml",
             Self::Approver => "client-approver.toml",
             Self::Synchroniser => "client-synchroniser.toml",
@@ -76,6 +81,7 @@ impl Role {
             Self::AmiAdmin => &["ami_admin"],
             Self::Rotator => &["rotator"],
             Self::Peer => &["peer"],
+            Self::Replica => &["replica"],
             Self::Auditor => &["auditor"],
             Self::Approver => &["approver"],
             Self::Synchroniser => &["synchroniser"],

@@ -19,7 +19,9 @@ pub fn peer_had<R: Borrow<RoleRecord>>(
     head: &BlockMark,
     position: Position,
 ) -> bool {
-    lineage(known, head.block, head.position.epoch).was_at(!domain.even, position)
+    // A replica has no peer of this kind, and no lines.
+    let Some(even) = domain.kind.parity() else { return false };
+    lineage(known, head.block, head.position.epoch).was_at(!even, position)
 }
 
 /// Whether the site that writes a block in `epoch` may have forgotten lines that it raised, since its database was put back
@@ -44,7 +46,7 @@ pub fn may_have_forgotten<R: Borrow<RoleRecord>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DomainId, Sequence};
+    use crate::{DomainId, Sequence, site::peer::PeerKind};
 
     fn promotion(epoch: u64, after: u64, found: (u64, u64)) -> RoleRecord {
         let at = Position { epoch: Epoch(found.0), sequence: Sequence(found.1) };
@@ -79,7 +81,7 @@ mod tests {
             blocks: crate::BlockCount::new(1).unwrap(),
             site: "north".to_owned(),
             epoch: Epoch(2),
-            even: true,
+            kind: PeerKind::Even,
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,

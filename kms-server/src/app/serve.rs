@@ -36,12 +36,16 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
-    store::{AuditedStore, WriteStore, measured::Measured},
+    store::{AuditedStore, ReadStore, WriteStore, measured::Measured},
     telemetry::Log,
     transmitting::{self, Transmitting},
 };
 use kms_core::{
-    DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock, site::restored::RestoreMark,
+    DomainRecord,
+    audit::NodeId,
+    freshness::Freshness,
+    ports::Clock,
+    site::{peer::PeerKind, restored::RestoreMark},
 };
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
@@ -88,6 +92,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     }
     let store = open_store(&config, false).await?;
     let domain = domain_of(store.as_ref()).await?;
+    check_place(&config, &domain, store.as_ref()).await?;
     let Config {
         site,
         hsm,
@@ -122,7 +127,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
-    let peer = two_sites.as_ref().map(TwoSites::for_counters);
+    // A replica has no counters to ask about.
+    let may_write = ground.domain.kind.parity().is_some();
+    let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
     let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
@@ -134,6 +141,36 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let verbs = Verbs { ciphering, lifecycle, transmitting };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
+}
+
+/// Refuses settings that give this site, or the one that is its witness, another place than the ceremony did.
+async fn check_place(
+    config: &Config,
+    domain: &DomainRecord,
+    store: &dyn ReadStore,
+) -> Result<(), Fault> {
+    let is_replica = domain.kind == PeerKind::Replica;
+    if is_replica != config.site.read_only {
+        let sentence = format!(
+            "this site joined its key domain as {}, and `site.read_only` is {}: correct the setting; what a site may become \
+             never changes",
+            domain.kind, config.site.read_only
+        );
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let Some(peer) = &config.peer else { return Ok(()) };
+    for known in store.peers().await? {
+        let is_peer = peer.replication.is_peer(&known.peer.site);
+        if is_peer && known.peer.kind == PeerKind::Replica {
+            let sentence = format!(
+                "[peer] names site {:?}, which is a read-only replica: it can neither write nor witness; name the other of \
+                 the two sites that may write",
+                known.peer.site
+            );
+            return Err(Fault::Setting(sentence.into()));
+        }
+    }
+    Ok(())
 }
 
 /// The token, once it is connected; `None`: a signal came first.

@@ -8,9 +8,9 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, OwnMakeup,
-        PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status, Syncing, Telling,
-        Witnessing,
+        self, Answering, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
+        Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
+        Status, Syncing, Telling, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured},
@@ -36,13 +36,15 @@ impl TwoSites {
         ledger: Arc<Ledger>,
         unmet: Vec<String>,
     ) -> Self {
-        let PeerSettings { connection, replication: config } = settings;
+        let PeerSettings { connection, second, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
         let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
         let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
+        let (peer, either) = ways(connection, second, &config, tls);
         let grounds = Grounds {
             config,
-            peer: Arc::new(PeerClient::new(connection, tls)),
+            peer,
+            either,
             store: ground.measured.clone(),
             cards: Cards::new(ground.measured.clone(), &ground.domain, makeup),
             blocks: ground.domain.blocks,
@@ -89,6 +91,21 @@ impl TwoSites {
         let syncing = Arc::new(syncing);
         Replicating { parts, status, syncing, fencing, planning, makeup }
     }
+}
+
+/// The way to the peer; for a replica that follows either of two sites, the ways to both.
+fn ways(
+    first: rpc::PeerConfig,
+    second: Option<rpc::PeerConfig>,
+    config: &replication::Config,
+    tls: rpc::TlsConfig,
+) -> (Arc<dyn Peer>, Option<Arc<EitherSite>>) {
+    let client = |way| -> Arc<dyn Peer> { Arc::new(PeerClient::new(way, tls.clone())) };
+    let first = client(first);
+    let Some((way, name)) = second.zip(config.second.clone()) else { return (first, None) };
+    let either = EitherSite::new((config.peer.clone(), first), (name, client(way)));
+    let either = Arc::new(either);
+    (either.clone(), Some(either))
 }
 
 /// What goes on beside serving.

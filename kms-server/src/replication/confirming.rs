@@ -29,13 +29,14 @@ pub struct Confirming {
     store: Arc<dyn ReadStore>,
     status: Arc<Status>,
     wait: Duration,
+    site: String,
 }
 
 impl Confirming {
     /// Waits for as long as the settings say.
     pub fn new(grounds: &Grounds) -> Self {
         let Grounds { config, peer, cards, store, status, .. } = grounds.clone();
-        Self { peer, cards, store, status, wait: config.write_wait }
+        Self { peer, cards, store, status, wait: config.write_wait, site: config.peer }
     }
 
     async fn ask(&self, marks: &[BlockMark]) -> Option<HeadsSaid> {
@@ -82,9 +83,11 @@ impl ReplicationGate for Confirming {
             return Replicated::No;
         };
         self.status.heard(&card);
+        // A replica that answers in the other one's place keeps nothing that could be promoted.
+        let is_peer = self.cards.is_of_domain(&card) && card.site == self.site;
         // A peer that was promoted meanwhile, or knows of somebody who was, has no more say that this is kept.
         let sees_us = marks.iter().all(|mark| card.epoch == mark.position.epoch) && !card.writes;
-        if !reached || !sees_us {
+        if !reached || !is_peer || !sees_us {
             return Replicated::No;
         }
         for mark in marks {

@@ -21,6 +21,7 @@ use super::{
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
     status::Status,
+    turning::{Looks, Turning},
 };
 use crate::{
     keyring::{Adopter, Arrived, KeyringError, Outcome, Roles, Taken},
@@ -80,6 +81,7 @@ struct Inner {
     roles: Arc<Roles>,
     fencing: Arc<Fencing>,
     meeting: Meeting,
+    turning: Turning,
     cards: Cards,
     clock: Arc<dyn Clock>,
     status: Arc<Status>,
@@ -126,10 +128,21 @@ impl Following {
         fencing: Arc<Fencing>,
     ) -> Self {
         let meeting = Meeting::new(grounds.clone(), Arc::clone(&roles), Arc::clone(&fencing));
-        let Grounds { config, peer, store, cards, blocks: _, clock, status } = grounds;
-        let inner =
-            Inner { config, peer, store, adopter, roles, fencing, meeting, cards, clock, status };
-        Self(Arc::new(inner))
+        let turning = Turning::new(&grounds, &fencing);
+        let Grounds { config, peer, store, cards, clock, status, .. } = grounds;
+        Self(Arc::new(Inner {
+            config,
+            peer,
+            store,
+            adopter,
+            roles,
+            fencing,
+            meeting,
+            turning,
+            cards,
+            clock,
+            status,
+        }))
     }
 
     /// Meets the peer before anything is written here, if it answers in time.
@@ -182,6 +195,7 @@ impl Inner {
             self.lost(None);
             return Ok(());
         };
+        self.turning.turn().await;
         let turn = Turn::of(Arc::clone(self));
         tokio::select! {
             lost = lock.until_lost() => {
@@ -418,7 +432,7 @@ impl Turn {
         }
     }
 
-    /// Ends when this site writes.
+    /// Ends when this site writes, or is to follow another one.
     async fn follow(mut self) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -427,6 +441,7 @@ impl Turn {
         comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One at a time, and none beyond this turn.
         let mut comparing = JoinSet::new();
+        let mut looks = Looks::of(&self.of.turning);
         loop {
             let standing = self.of.roles.standing();
             self.step(Input::Role(standing));
@@ -446,6 +461,7 @@ impl Turn {
                     comparing.spawn(Arc::clone(&self.of).repair());
                 }
                 Some(_) = comparing.join_next() => {}
+                () = looks.turned() => return,
             }
             // What is there already comes into the same transaction.
             while self.follower.may_read()

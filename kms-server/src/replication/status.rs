@@ -20,6 +20,7 @@ use crate::telemetry::{
 };
 use kms_core::{
     BlockNo,
+    enrolment::bundle::Enrolment,
     moment::Moment,
     ports::Clock,
     site::{
@@ -30,6 +31,8 @@ use kms_core::{
 
 /// Blocks that a status names; the rest is counted.
 pub(super) const NAMED_MAX: usize = 16;
+/// Read-only replicas that are told of.
+const REPLICAS_MAX: usize = Enrolment::REPLICAS_MAX;
 
 /// When and how the peer was last heard of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +95,8 @@ pub struct ReplicationStatus {
     pub peer: String,
     /// When it was last heard of; `None`: not since the start.
     pub heard: Option<PeerHeard>,
+    /// Further sites that have called this one: read-only replicas.
+    pub replicas: Vec<PeerHeard>,
     /// `None`: this site writes, and follows nobody.
     pub following: Option<FollowingStatus>,
     /// `None`: this site does not write, and asks for no proofs.
@@ -121,7 +126,7 @@ pub struct Reports {
 
 /// The state, for those who change it.
 pub struct Status {
-    peer: String,
+    config: Config,
     /// A proof that is older is none.
     age_max_ms: u64,
     clock: Arc<dyn Clock>,
@@ -132,6 +137,8 @@ pub struct Status {
 #[derive(Default)]
 struct Known {
     heard: Option<(SiteCard, Moment)>,
+    /// By their names.
+    replicas: BTreeMap<String, (SiteCard, Moment)>,
     following: Option<FollowingStatus>,
     refused: BTreeMap<BlockNo, String>,
     compared: Option<Moment>,
@@ -153,7 +160,7 @@ impl Status {
     /// Of a site with these settings, made of this.
     pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
         let age_max_ms = u64::try_from(config.proof_age_max.as_millis()).unwrap_or(u64::MAX);
-        Self { peer: config.peer.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
+        Self { config: config.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
     }
 
     /// A report of readiness that was verified. An older one than is known changes nothing.
@@ -228,9 +235,15 @@ impl Status {
         })
     }
 
-    /// The peer was heard of.
+    /// A site was heard of: the peer, or one that follows for ever.
     pub(super) fn heard(&self, card: &SiteCard) {
-        self.known().heard = Some((card.clone(), self.clock.now()));
+        let now = self.clock.now();
+        let mut known = self.known();
+        if self.config.is_peer(&card.site) {
+            known.heard = Some((card.clone(), now));
+        } else if known.replicas.contains_key(&card.site) || known.replicas.len() < REPLICAS_MAX {
+            known.replicas.insert(card.site.clone(), (card.clone(), now));
+        }
     }
 
     /// Changes what is known of following; begins it if need be.
@@ -320,7 +333,12 @@ impl Status {
                 ..following
             }
         });
-        let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
+        let replicas = known.replicas.values();
+        let replicas = replicas
+            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) })
+            .collect();
+        let peer = heard.as_ref().map_or(&self.config.peer, |heard| &heard.card.site).clone();
+        let readiness = known.readiness.clone();
         let undecided = known.undecided;
         let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
         let reports = follower.as_ref().and_then(|site| known.reports.get(site)).cloned();
@@ -359,6 +377,7 @@ impl Status {
         ReplicationStatus {
             peer,
             heard,
+            replicas,
             following,
             readiness,
             colour,

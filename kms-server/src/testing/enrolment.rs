@@ -87,7 +87,7 @@ fn trust(home: &Home, asked: &Enrolling) {
 
 async fn enroller(site: &Site) -> Enroller {
     let domain: DomainRecord = site.store.domain().await.unwrap().unwrap();
-    assert!(domain.even, "the joining site of these tests is the odd one");
+    assert_eq!(domain.kind, PeerKind::Even, "the joining site of these tests is the odd one");
     Enroller {
         domain,
         hsm: site.hsm.clone(),
@@ -286,8 +286,11 @@ fn block_secrets_come_over_and_one_of_another_block_is_found_out() {
             std::time::Duration::from_secs(9),
             std::time::Duration::from_secs(9),
         );
-        let domain =
-            DomainRecord { even: false, site: "south".to_owned(), ..enroller.domain.clone() };
+        let domain = DomainRecord {
+            kind: PeerKind::Odd,
+            site: "south".to_owned(),
+            ..enroller.domain.clone()
+        };
         let blocks: Vec<(BlockNo, &EnrolledBlock)> = bundle.numbered_blocks().collect();
         let taken = take_over_blocks(&there, &domain, &blocks, |_| {}).await.unwrap();
         let heads: Vec<_> = taken.into_iter().map(|change| change.head).collect();

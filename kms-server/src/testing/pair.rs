@@ -67,10 +67,14 @@ pub(crate) async fn again(
     name: &'static str,
     blocks_made: Option<Vec<BlockChange>>,
 ) -> Arc<Site> {
-    let even = name == "north";
+    let kind = match name {
+        "north" => PeerKind::Even,
+        "south" => PeerKind::Odd,
+        _ => PeerKind::Replica,
+    };
     let profiles = profiles();
     let options =
-        Options { blocks: BLOCKS, name, even, blocks_made, profiles, ..Options::default() };
+        Options { blocks: BLOCKS, name, kind, blocks_made, profiles, ..Options::default() };
     let site = Site::with(home, options).await;
     site.keyring.roles.look().await.unwrap();
     Arc::new(site)
@@ -115,7 +119,7 @@ async fn enrol(site: &Site, other: &Site) {
     let peer = Enrolled {
         domain: site.domain.domain,
         site: other.domain.site.clone(),
-        kind: if other.domain.even { PeerKind::Even } else { PeerKind::Odd },
+        kind: other.domain.kind,
         signing: other.hsm.public_key().await.unwrap(),
         transport_block: vec![9; 16],
         enrolled_ms: 1,
@@ -227,6 +231,7 @@ pub(crate) struct Running {
 fn settings(peer: &str) -> Config {
     Config {
         peer: peer.to_owned(),
+        second: None,
         heartbeat: Duration::from_millis(300),
         write_wait: Duration::from_secs(5),
         compare_interval: Duration::from_secs(3),
@@ -237,13 +242,15 @@ fn settings(peer: &str) -> Config {
 
 /// What goes on at a site beside serving, none of it started; the other one is at this address.
 pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds, Beside) {
-    let config = settings(if site.domain.even { "south" } else { "north" });
+    let is_even = site.domain.kind == PeerKind::Even;
+    let config = settings(if is_even { "south" } else { "north" });
     let makeup = Arc::new(OwnMakeup::default());
     let clock = Arc::clone(&site.clock);
     let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
     let grounds = Grounds {
         config,
         peer: Arc::new(network.client(&site.domain.site, to)),
+        either: None,
         store: site.measured.clone(),
         cards: Cards::new(site.measured.clone(), &site.domain, makeup),
         blocks: site.domain.blocks,
@@ -258,7 +265,8 @@ pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds
 impl Running {
     /// Starts the server of `site`.
     pub(crate) async fn start(site: Arc<Site>, network: &Network) -> Self {
-        let to = if site.domain.even { network.south } else { network.north };
+        let is_even = site.domain.kind == PeerKind::Even;
+        let to = if is_even { network.south } else { network.north };
         Self::start_towards(site, network, to).await
     }
 

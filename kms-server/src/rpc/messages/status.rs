@@ -149,6 +149,10 @@ pub(crate) enum Refused {
     )]
     EpochNotProved,
     #[error(
+        "this site is a read-only replica: it is never promoted, and witnesses nothing; ask a site that may write"
+    )]
+    ReadOnlyReplica,
+    #[error(
         "the peer has as many streams open here as it may; one that is gone leaves its place soon"
     )]
     TooManyFollowers,
@@ -187,6 +191,7 @@ impl From<NotServed> for Refused {
             NotServed::TooManyFollowers => Self::TooManyFollowers,
             NotServed::Stalled => Self::FollowerStalled,
             NotServed::PutBack => Self::PeerStore,
+            NotServed::ReadOnlyReplica => Self::ReadOnlyReplica,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");
                 Self::PeerStore
@@ -228,6 +233,7 @@ impl Refused {
             | Self::SingleSite
             | Self::AnotherDomain
             | Self::EpochNotProved
+            | Self::ReadOnlyReplica
             | Self::NoAuditChain
             | Self::Field { .. }
             | Self::Fault(_) => Again::Never,
@@ -283,6 +289,7 @@ impl Refused {
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
+            Self::ReadOnlyReplica => (Code::FailedPrecondition, "READ_ONLY_REPLICA"),
             Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
             Self::FollowerStalled => (Code::DeadlineExceeded, "FOLLOWER_STALLED"),
             Self::PeerStore => (Code::Unavailable, "NOT_REACHABLE"),
@@ -346,6 +353,7 @@ impl Refused {
             | Self::SingleSite
             | Self::AnotherDomain
             | Self::EpochNotProved
+            | Self::ReadOnlyReplica
             | Self::TooManyFollowers
             | Self::FollowerStalled
             | Self::PeerStore
@@ -474,6 +482,7 @@ mod tests {
             (Refused::TooManyFollowers, "RESOURCE_EXHAUSTED TOO_MANY_FOLLOWERS", Some(1_000)),
             (Refused::FollowerStalled, "DEADLINE_EXCEEDED FOLLOWER_STALLED", Some(1_000)),
             (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
+            (Refused::ReadOnlyReplica, "FAILED_PRECONDITION READ_ONLY_REPLICA", None),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -535,6 +544,7 @@ mod tests {
             Refused::TooManyFollowers => 36,
             Refused::FollowerStalled => 37,
             Refused::PeerStore => 38,
+            Refused::ReadOnlyReplica => 39,
         }
     }
 
