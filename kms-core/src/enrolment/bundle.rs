@@ -154,6 +154,21 @@ impl Enrolment {
         }
     }
 
+    fn check_sites(&self) -> Result<(), BadPaper> {
+        if !is_site_name(&self.recipient) {
+            return Err(BadPaper::Name);
+        }
+        for peer in [&self.sender].into_iter().chain(&self.others) {
+            if !is_site_name(&peer.site) {
+                return Err(BadPaper::Name);
+            }
+            if peer.transport_block.len() > SPKI_LEN_MAX {
+                return Err(BadPaper::Encoding(WHAT));
+            }
+        }
+        Ok(())
+    }
+
     fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
         if input.array::<{ LABEL.len() }>()? != *LABEL {
             return Err(BadEncoding);
@@ -211,18 +226,8 @@ impl SignedEnrolment {
         let enrolment = Enrolment::read(&mut input).map_err(encoding)?;
         let signature = input.array().map_err(encoding)?;
         input.end().map_err(encoding)?;
-        let sender = &enrolment.sender;
-        if !is_site_name(&sender.site) || !is_site_name(&enrolment.recipient) {
-            return Err(BadPaper::Name);
-        }
-        let peers = || [sender].into_iter().chain(&enrolment.others);
-        if enrolment.others.iter().any(|other| !is_site_name(&other.site)) {
-            return Err(BadPaper::Name);
-        }
-        if peers().any(|peer| peer.transport_block.len() > SPKI_LEN_MAX) {
-            return Err(BadPaper::Encoding(WHAT));
-        }
-        if !is_signed(&sender.signing, &enrolment.message(), &signature) {
+        enrolment.check_sites()?;
+        if !is_signed(&enrolment.sender.signing, &enrolment.message(), &signature) {
             return Err(BadPaper::Signature);
         }
         Ok(Self { enrolment, signature })

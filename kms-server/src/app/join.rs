@@ -361,3 +361,115 @@ fn read(path: &Path, len_max: u64) -> Result<String, Fault> {
     }
     fs::read_to_string(path).map_err(|error| refused(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may")]
+
+    use super::*;
+    use kms_core::{
+        DomainId,
+        enrolment::bundle::WrappedKeks,
+        site::{
+            peer::Peer,
+            role::{RoleChange, RoleRecord},
+        },
+    };
+    use ring::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    };
+
+    struct Signer(EcdsaKeyPair);
+
+    impl Signer {
+        fn new() -> Self {
+            let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+            Self(EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap())
+        }
+
+        fn promotion(&self, epoch: u64) -> SignedRoleRecord {
+            let record = RoleRecord {
+                domain: DomainId([7; 16]),
+                site: "x".to_owned(),
+                change: RoleChange::Promotion,
+                epoch: Epoch(epoch),
+                after: Epoch(epoch - 1),
+                at_ms: 1,
+                heads: Vec::new(),
+            };
+            let signature = self.0.sign(&SystemRandom::new(), &record.message()).unwrap();
+            SignedRoleRecord { record, signature: signature.as_ref().try_into().unwrap() }
+        }
+
+        fn peer(&self, site: &str, kind: PeerKind) -> Peer {
+            Peer {
+                domain: DomainId([7; 16]),
+                site: site.to_owned(),
+                kind,
+                signing: self.0.public_key().as_ref().try_into().unwrap(),
+                transport_block: Vec::new(),
+                enrolled_ms: 1,
+                former: Vec::new(),
+            }
+        }
+    }
+
+    /// A bundle for a replica, from the even site, which names these others.
+    fn bundle(sender: Peer, others: Vec<Peer>) -> Enrolment {
+        let kek = || WrappedKek { id: [0; 16], wrapped: Vec::new() };
+        Enrolment {
+            sender,
+            recipient: "east".to_owned(),
+            kind: PeerKind::Replica,
+            founded: Epoch(2),
+            nonce: [0; 32],
+            request: Fingerprint([0; 32]),
+            oaep: Oaep::Sha1,
+            keks: WrappedKeks { meter_kek: kek(), use_kek: kek(), canaries: Vec::new() },
+            blocks: Vec::new(),
+            role_records: Vec::new(),
+            others,
+            release: String::new(),
+            at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn invariant_7_a_replica_takes_a_role_record_of_the_site_that_its_epoch_belongs_to_alone() {
+        let (even, odd, other) = (Signer::new(), Signer::new(), Signer::new());
+        let others = vec![odd.peer("south", PeerKind::Odd), other.peer("west", PeerKind::Replica)];
+        let bundle = bundle(even.peer("north", PeerKind::Even), others);
+        let is_good = |signed: SignedRoleRecord| is_vouched_for(&bundle, &signed);
+        assert!(is_good(odd.promotion(3)) && is_good(even.promotion(4)));
+        assert!(!is_good(even.promotion(3)) && !is_good(odd.promotion(4)));
+        assert!(!is_good(other.promotion(3)) && !is_good(other.promotion(4)));
+        // The other one of the two takes its own on the sender's word, and none but its own.
+        let to_odd = Enrolment { kind: PeerKind::Odd, ..bundle };
+        assert!(is_vouched_for(&to_odd, &other.promotion(3)));
+        assert!(!is_vouched_for(&to_odd, &other.promotion(4)));
+    }
+
+    #[test]
+    fn a_bundle_names_each_site_once_and_gives_nobody_anothers_place() {
+        let signer = Signer::new();
+        let north = signer.peer("north", PeerKind::Even);
+        let fits = |others: Vec<Peer>| others_fit(&bundle(north.clone(), others));
+        let (south, west) =
+            (signer.peer("south", PeerKind::Odd), signer.peer("west", PeerKind::Replica));
+        assert_eq!(fits(vec![south.clone(), west.clone()]), Ok(()));
+        for strange in [
+            signer.peer("south-2", PeerKind::Odd),
+            signer.peer("south", PeerKind::Replica),
+            signer.peer("north", PeerKind::Replica),
+            signer.peer("east", PeerKind::Replica),
+            signer.peer("up", PeerKind::Even),
+            Peer { domain: DomainId([8; 16]), ..signer.peer("up", PeerKind::Replica) },
+        ] {
+            let refused = fits(vec![south.clone(), west.clone(), strange.clone()]);
+            assert!(refused.unwrap_err().contains(&strange.site), "{strange:?}");
+        }
+        assert!(others_fit(&bundle(west, Vec::new())).is_err(), "a replica enrols nobody");
+    }
+}

@@ -45,7 +45,10 @@ use kms_core::{
     audit::NodeId,
     freshness::Freshness,
     ports::Clock,
-    site::{peer::PeerKind, restored::RestoreMark},
+    site::{
+        peer::{Peer, PeerKind},
+        restored::RestoreMark,
+    },
 };
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
@@ -57,6 +60,10 @@ const TOKEN_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_ENTRY: Duration = Duration::from_secs(6);
 /// The longest wait, at the end, for the database, and for tasks that are left.
 const LAST_TASKS: Duration = Duration::from_secs(2);
+
+/// Said where the settings are others than the ceremony.
+const NEVER: &str = "correct the setting; what a site may become never changes";
+const REPLICA: &str = "a read-only replica: it can neither write nor witness; name the other of the two sites that may write";
 
 /// Libraries that we stand on panic there, and no certificate is valid.
 const BEFORE_1970: &str = "this machine's clock says a time before 1970: set it (timedatectl), and see to it that it is set before the service starts";
@@ -143,34 +150,26 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     serve_on(&ground, rpc, parts, signals).await
 }
 
-/// Refuses settings that give this site, or the one that is its witness, another place than the ceremony did.
+/// Refuses settings that give this site another place than the ceremony did, or name a replica for its witness.
 async fn check_place(
     config: &Config,
     domain: &DomainRecord,
     store: &dyn ReadStore,
 ) -> Result<(), Fault> {
-    let is_replica = domain.kind == PeerKind::Replica;
-    if is_replica != config.site.read_only {
-        let sentence = format!(
-            "this site joined its key domain as {}, and `site.read_only` is {}: correct the setting; what a site may become \
-             never changes",
-            domain.kind, config.site.read_only
-        );
-        return Err(Fault::Setting(sentence.into()));
+    let refused = |sentence: String| Err(Fault::Setting(sentence.into()));
+    if (domain.kind == PeerKind::Replica) != config.site.read_only {
+        let (kind, setting) = (domain.kind, config.site.read_only);
+        return refused(format!(
+            "this site joined its key domain as {kind}, and `site.read_only` is {setting}: {NEVER}"
+        ));
     }
     let Some(peer) = &config.peer else { return Ok(()) };
-    for known in store.peers().await? {
-        let is_peer = peer.replication.is_peer(&known.peer.site);
-        if is_peer && known.peer.kind == PeerKind::Replica {
-            let sentence = format!(
-                "[peer] names site {:?}, which is a read-only replica: it can neither write nor witness; name the other of \
-                 the two sites that may write",
-                known.peer.site
-            );
-            return Err(Fault::Setting(sentence.into()));
-        }
+    let mut known = store.peers().await?.into_iter().map(|signed| signed.peer);
+    let is_witness = |known: &Peer| peer.replication.is_peer(&known.site);
+    match known.find(|known| known.kind == PeerKind::Replica && is_witness(known)) {
+        Some(known) => refused(format!("[peer] names site {:?}, which is {REPLICA}", known.site)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The token, once it is connected; `None`: a signal came first.

@@ -8,9 +8,9 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        self, Answering, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
-        Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
-        Status, Syncing, Telling, Witnessing,
+        Answering, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds, Ledger,
+        OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status,
+        Syncing, Telling, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured},
@@ -36,13 +36,13 @@ impl TwoSites {
         ledger: Arc<Ledger>,
         unmet: Vec<String>,
     ) -> Self {
-        let PeerSettings { connection, second, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
         let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
-        let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
-        let (peer, either) = ways(connection, second, &config, tls);
+        let status =
+            Arc::new(Status::new(&settings.replication, Arc::clone(&clock), Arc::clone(&makeup)));
+        let (peer, either) = ways(&settings, tls);
         let grounds = Grounds {
-            config,
+            config: settings.replication,
             peer,
             either,
             store: ground.measured.clone(),
@@ -94,15 +94,11 @@ impl TwoSites {
 }
 
 /// The way to the peer; for a replica that follows either of two sites, the ways to both.
-fn ways(
-    first: rpc::PeerConfig,
-    second: Option<rpc::PeerConfig>,
-    config: &replication::Config,
-    tls: rpc::TlsConfig,
-) -> (Arc<dyn Peer>, Option<Arc<EitherSite>>) {
+fn ways(settings: &PeerSettings, tls: rpc::TlsConfig) -> (Arc<dyn Peer>, Option<Arc<EitherSite>>) {
+    let PeerSettings { connection, second, replication: config } = settings.clone();
     let client = |way| -> Arc<dyn Peer> { Arc::new(PeerClient::new(way, tls.clone())) };
-    let first = client(first);
-    let Some((way, name)) = second.zip(config.second.clone()) else { return (first, None) };
+    let first = client(connection);
+    let Some((way, name)) = second.zip(config.second) else { return (first, None) };
     let either = EitherSite::new((config.peer.clone(), first), (name, client(way)));
     let either = Arc::new(either);
     (either.clone(), Some(either))

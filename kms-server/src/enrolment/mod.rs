@@ -187,12 +187,7 @@ impl Enroller {
                 return Err(EnrolError::Damaged(format!("the row of the peer {site:?}")));
             }
             let peer = known.peer;
-            let is_same = peer.signing == request.signing && peer.site == request.site;
-            let is_rebuilt = replace && peer.site == request.site && peer.kind == request.kind;
-            // Of each parity there is one, of replicas there are several.
-            let takes_its_place = peer.site == request.site
-                || peer.kind == request.kind && peer.kind != PeerKind::Replica;
-            if !is_same && !is_rebuilt && takes_its_place {
+            if takes_a_place(request, &peer, replace) {
                 return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
             }
             peers.push(peer);
@@ -329,6 +324,15 @@ impl Enroller {
         let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
         Ok(self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?)
     }
+}
+
+/// Whether a request is for the place of a site that is known, and is not that site's: of each parity there is one, of
+/// replicas there are several.
+fn takes_a_place(request: &JoinRequest, known: &Peer, replace: bool) -> bool {
+    let is_same = known.signing == request.signing && known.site == request.site;
+    let is_rebuilt = replace && known.site == request.site && known.kind == request.kind;
+    let has_one_place = known.kind == request.kind && known.kind != PeerKind::Replica;
+    !is_same && !is_rebuilt && (known.site == request.site || has_one_place)
 }
 
 /// The beginning of SHA-256 over a key, for the audit log.

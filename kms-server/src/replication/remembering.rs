@@ -53,14 +53,8 @@ impl Remembering {
         site: &str,
         asked: MarksAsked,
     ) -> Result<(Vec<(BlockNo, Witnessed)>, Vec<StoredRecord>), NotServed> {
-        if self.cards.is_replica() {
-            return Err(NotServed::ReadOnlyReplica);
-        }
         let MarksAsked { marks, lines_of } = asked;
-        let mut named = marks.iter().map(|(block, _)| block).chain(&lines_of);
-        if let Some(block) = named.find(|block| block.0 >= self.blocks.get()) {
-            return Err(NotServed::NoBlock(*block));
-        }
+        self.check(marks.iter().map(|(block, _)| block).chain(&lines_of))?;
         self.marks.witness_marks(site, &marks).await?;
         if let Some(block) = lines_of {
             // Whoever was put back himself can't say that nothing was set aside.
@@ -73,6 +67,17 @@ impl Remembering {
         let told: BTreeSet<BlockNo> = marks.iter().map(|(block, _)| *block).collect();
         known.retain(|(block, _)| told.is_empty() || told.contains(block));
         Ok((known, Vec::new()))
+    }
+
+    /// A replica remembers nothing, and nobody what is of no block.
+    fn check<'a>(&self, mut named: impl Iterator<Item = &'a BlockNo>) -> Result<(), NotServed> {
+        if self.cards.is_replica() {
+            return Err(NotServed::ReadOnlyReplica);
+        }
+        match named.find(|block| block.0 >= self.blocks.get()) {
+            Some(block) => Err(NotServed::NoBlock(*block)),
+            None => Ok(()),
+        }
     }
 
     /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.

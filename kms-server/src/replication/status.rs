@@ -156,6 +156,21 @@ struct Known {
     witnessed_ms: Option<u64>,
 }
 
+impl Known {
+    fn following(&self, now: Moment) -> Option<FollowingStatus> {
+        let following = self.following.clone()?;
+        let named = self.refused.iter().take(NAMED_MAX);
+        let named =
+            named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
+        Some(FollowingStatus {
+            refused: named.collect(),
+            refused_count: self.refused.len() as u32,
+            compared_ms: self.compared.map(|at| now.ms_since(at)),
+            ..following
+        })
+    }
+}
+
 impl Status {
     /// Of a site with these settings, made of this.
     pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
@@ -318,25 +333,13 @@ impl Status {
     pub fn all(&self) -> ReplicationStatus {
         let now = self.clock.now();
         let known = self.known();
-        let heard = known
-            .heard
-            .as_ref()
-            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) });
-        let following = known.following.clone().map(|following| {
-            let named = known.refused.iter().take(NAMED_MAX);
-            let named =
-                named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
-            FollowingStatus {
-                refused: named.collect(),
-                refused_count: known.refused.len() as u32,
-                compared_ms: known.compared.map(|at| now.ms_since(at)),
-                ..following
-            }
-        });
-        let replicas = known.replicas.values();
-        let replicas = replicas
-            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) })
-            .collect();
+        let heard_at = |(card, at): &(SiteCard, Moment)| PeerHeard {
+            card: card.clone(),
+            ms: now.ms_since(*at),
+        };
+        let heard = known.heard.as_ref().map(heard_at);
+        let following = known.following(now);
+        let replicas = known.replicas.values().map(heard_at).collect();
         let peer = heard.as_ref().map_or(&self.config.peer, |heard| &heard.card.site).clone();
         let readiness = known.readiness.clone();
         let undecided = known.undecided;

@@ -12,6 +12,7 @@ mod keyring;
 mod lifecycle;
 mod pair;
 mod readiness;
+mod replica;
 mod roles;
 mod transmitting;
 mod two_sites;

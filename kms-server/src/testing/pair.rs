@@ -61,6 +61,18 @@ pub(crate) async fn sites(north: &Home, south: &Home) -> (Arc<Site>, Arc<Site>) 
     (north, south)
 }
 
+/// The first site, which writes, and a read-only replica of it.
+pub(crate) async fn with_replica(north: &Home, east: &Home) -> (Arc<Site>, Arc<Site>) {
+    let name = "north";
+    let options = Options { blocks: BLOCKS, name, profiles: profiles(), ..Options::default() };
+    let north = Arc::new(Site::with(north, options).await);
+    let made = blocks_for(&north, east).await;
+    let east = again(east, "east", Some(made)).await;
+    enrol(&north, &east).await;
+    enrol(&east, &north).await;
+    (north, east)
+}
+
 /// A site over the database that `home` has.
 pub(crate) async fn again(
     home: &Home,
@@ -164,7 +176,7 @@ impl Network {
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
         write("ca.pem", ca.pem());
-        for name in ["north", "south"] {
+        for name in ["north", "south", "east"] {
             let (certificate, key) = identity(&ca, name);
             write(&format!("{name}.pem"), certificate);
             write(&format!("{name}.key"), key);
@@ -206,7 +218,8 @@ impl Network {
 
     fn config(&self, name: &str) -> rpc::Config {
         let peer = |name: &str| (CallerName::new(name).unwrap(), vec![Role::Peer]);
-        let policy = Policy::new([peer("north"), peer("south")]);
+        let replica = (CallerName::new("east").unwrap(), vec![Role::Replica]);
+        let policy = Policy::new([peer("north"), peer("south"), replica]);
         let limits = Limits { drain_timeout: Duration::from_millis(200), ..Limits::default() };
         rpc::Config::new(self.address(name), self.tls(name), limits, policy).unwrap()
     }

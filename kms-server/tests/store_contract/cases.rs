@@ -101,7 +101,7 @@ pub(super) async fn an_old_domain_is_completed_once(store: Store) -> Outcome {
         blocks: BlockCount::DEFAULT,
         site: "old".into(),
         epoch: Epoch(2),
-        kind: PeerKind::Even,
+        kind: PeerKind::Replica,
         canaries: vec![1],
         created_ms: 7,
         signature: None,
