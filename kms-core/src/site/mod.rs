@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod changing;
+pub mod kind;
 pub mod makeup;
 pub mod peer;
 pub mod readiness;
@@ -14,7 +15,7 @@ pub mod witness;
 
 use std::fmt;
 
-use self::peer::PeerKind;
+use self::kind::PeerKind;
 use super::{
     BlockCount, Epoch, KeyKind,
     audit::{PublicKey, Signature, is_signed},
