@@ -121,8 +121,7 @@ pub enum ConfigError {
     ReadOnlyAlone,
     /// A site that may write has one peer.
     #[error(
-        "[second_peer] is for a site with `site.read_only` = true, which follows either of the two that may write: remove \
-         the section"
+        "`site.read_only` is false, and there is a [second_peer]: remove the section; a site that may write has one peer"
     )]
     SecondPeer,
     /// Two sections of one site.
