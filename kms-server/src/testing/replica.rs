@@ -38,21 +38,33 @@ fn invariant_4_a_replica_has_what_was_written_and_confirms_nothing_of_it() {
         in_step(&a, &c).await;
         assert_eq!(c.verdict(&push(1, PLAIN)).await, Verdict::Ok);
         assert_eq!(north.gate.replicated(&states).await, Replicated::No);
+        // What is asked for is there: it is the name alone that is in the way.
         let (grounds, _) = beside(&a, &network, network.south);
-        let memory = PeersMemory::new(&grounds);
-        assert!(memory.ask(Vec::new(), Some(BlockNo(0))).await.is_none());
-        // Nor does it say so itself, even if it is asked by its own name.
+        let config = Config { peer: "east".to_owned(), ..grounds.config.clone() };
+        let named = Confirming::new(&Grounds { config, ..grounds });
+        assert_eq!(named.replicated(&states).await, Replicated::Yes);
+        east.cut().await;
+        north.cut().await;
+    });
+}
+
+#[test]
+fn invariant_3_a_replica_remembers_no_counter_for_anybody() {
+    at_two_homes(async |north, east| {
+        let (a, c) = with_replica(north, east).await;
+        let network = Network::new();
+        let east = Running::start(Arc::clone(&c), &network).await;
+        let (grounds, _) = beside(&a, &network, network.south);
+        let asked = Some(BlockNo(0));
+        assert!(PeersMemory::new(&grounds).ask(Vec::new(), asked).await.is_none());
+        // Nor by its own name: it says so itself.
         let config = Config { peer: "east".to_owned(), ..grounds.config.clone() };
         let named = Grounds { config, ..grounds };
-        let memory = PeersMemory::new(&named);
-        assert!(memory.ask(Vec::new(), Some(BlockNo(0))).await.is_none());
+        assert!(PeersMemory::new(&named).ask(Vec::new(), asked).await.is_none());
         let card = named.cards.now().await.unwrap();
         let refused = named.peer.exchange_marks(card, MarksAsked::default()).await.unwrap_err();
         assert!(refused.to_string().contains("READ_ONLY_REPLICA"), "{refused}");
-        // What is asked for here is there: it is the name alone that is in the way.
-        assert_eq!(Confirming::new(&named).replicated(&states).await, Replicated::Yes);
         east.cut().await;
-        north.cut().await;
     });
 }
 
