@@ -189,7 +189,7 @@ async fn a_site_whose_role_was_taken_away_writes_nothing() {
     let path = directory.path().join("kms.db");
     let store = open(&path).await;
     let statement = "INSERT INTO domain \
-                     VALUES (1, zeroblob(16), 4096, 'north', 2, 1, x'01', 7, zeroblob(64))";
+                     VALUES (1, zeroblob(16), 4096, 'north', 2, 1, x'01', 7, zeroblob(64), 0)";
     sqlx::raw_sql(statement).execute(&mut beside(&path).await).await.unwrap();
     let refused = store.commit(&[Scene::default().change(0, 1).unwrap()], Said::new().link()).await;
     assert!(matches!(refused, Err(StoreError::Damaged(_))), "{refused:?}");

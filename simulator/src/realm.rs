@@ -6,6 +6,7 @@ use kms_core::{
     counters::LineName,
     site::{
         admission::Writers,
+        peer::PeerKind,
         role::{RoleRecord, SignedRoleRecord},
     },
 };
@@ -70,7 +71,11 @@ impl Realm {
             blocks: block_count(),
             site: format!("site {site}"),
             epoch: FOUNDING,
-            even: site == 0,
+            kind: match site {
+                0 => PeerKind::Even,
+                1 => PeerKind::Odd,
+                _ => PeerKind::Replica,
+            },
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,

@@ -208,11 +208,11 @@ impl World<'_> {
     pub(crate) fn is_peers(&self, place: Place, block: usize, position: Position) -> bool {
         let db = &self.sites[place.site];
         let head = db.blocks[block].mark();
-        let peer_is_even = !self.domains[place.site].even;
+        let Some(even) = self.domains[place.site].kind.parity() else { return false };
         let lineage = lineage(&db.roles, head.block, head.position.epoch);
         let acknowledged = self.nodes[place.site][place.node].acknowledged[block];
         let proved = acknowledged.is_some_and(|mark| mark.position >= position);
-        (proved || lineage.was_at(peer_is_even, position)) && self.is_merged(place, block)
+        (proved || lineage.was_at(!even, position)) && self.is_merged(place, block)
     }
 
     /// A restored site's lines are of the past until the peer's block is in its epoch: then the peer has told what it

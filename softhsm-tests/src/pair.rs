@@ -57,6 +57,8 @@ pub struct Pair {
     pub b: Site,
 }
 
+/// The name of a read-only replica of the two.
+const REPLICA: &str = "site-c";
 /// The longest wait for something of the other site.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
@@ -80,11 +82,18 @@ impl Pair {
         let site = |options: &SiteOptions, port, peer: &str, peer_port| {
             let even = peer == "site-b";
             let name = if even { "site-a" } else { "site-b" };
-            let peer = PeerOptions { site: peer.to_owned(), port: peer_port, even };
+            let peer = PeerOptions {
+                site: peer.to_owned(),
+                port: peer_port,
+                even,
+                read_only: false,
+                second: None,
+            };
             let options = SiteOptions {
                 name: name.to_owned(),
                 port: Some(port),
                 peer: Some(peer),
+                replicas: vec![REPLICA.to_owned()],
                 ..options.clone()
             };
             Site::make_under(&authority, &dir.join(name), programs.clone(), options)
@@ -92,53 +101,38 @@ impl Pair {
         Ok(Self { a: site(of_a, a, "site-b", b)?, b: site(of_b, b, "site-a", a)? })
     }
 
-    /// `b` makes its own keys and asks to join: the file, and its fingerprint.
-    pub fn ask(&self) -> Result<(String, String), PairError> {
-        let file = self.b.places().dir.join("join.request");
-        let so_pin = self.b.places().so_pin.as_os_str();
-        let said = self.b.run(
-            "init",
-            &[
-                "--join".as_ref(),
-                "--request".as_ref(),
-                file.as_os_str(),
-                "--create-token".as_ref(),
-                "--so-pin-file".as_ref(),
-                so_pin,
-            ],
-        )?;
-        Ok((file.display().to_string(), told("init --join --request", &said, "fingerprint")?))
+    /// A read-only replica, laid out in `dir` and not joined yet. It follows the sites of these names. What `options` say of
+    /// name and peer is not used.
+    pub fn replica(
+        &self,
+        dir: &Path,
+        follows: &[&str],
+        options: &SiteOptions,
+    ) -> Result<Site, PairError> {
+        let port = |name: &str| if name == "site-a" { self.a.port() } else { self.b.port() };
+        let mut sites = follows.iter().map(|name| ((*name).to_owned(), port(name)));
+        let Some((site, port)) = sites.next() else {
+            return Err(PairError::Said { what: "a replica", said: "it follows nobody".into() });
+        };
+        let peer = PeerOptions { site, port, even: true, read_only: true, second: sites.next() };
+        let options = SiteOptions { name: REPLICA.to_owned(), peer: Some(peer), ..options.clone() };
+        let programs = self.a.programs().clone();
+        Ok(Site::make_under(&self.a.authority()?, dir, programs, options)?)
     }
 
-    /// `a`'s security officer trusts the request, its administrator enrols the site: the bundle, and its
-    /// fingerprint. `a` serves meanwhile.
+    /// `b` makes its own keys and asks to join: the file, and its fingerprint.
+    pub fn ask(&self) -> Result<(String, String), PairError> {
+        ask(&self.b)
+    }
+
+    /// `a` enrols the site that asks: the bundle, and its fingerprint. `a` serves meanwhile.
     pub fn enrol(&self, request: &str, fingerprint: &str) -> Result<(String, String), PairError> {
-        let so_pin = self.a.places().so_pin.as_os_str();
-        let [of, is] = [request, fingerprint].map(OsStr::new);
-        let words = ["--request", "--fingerprint", "--so-pin-file"].map(OsStr::new);
-        self.a.run("trust-peer", &[words[0], of, words[1], is, words[2], so_pin])?;
-        let bundle = self.a.places().dir.join("bundle").display().to_string();
-        let said = self.tool(
-            "site enrol",
-            &[
-                "site",
-                "enrol",
-                "--request",
-                request,
-                "--fingerprint",
-                fingerprint,
-                "--out",
-                &bundle,
-            ],
-        )?;
-        Ok((bundle, told("site enrol", &said, "fingerprint")?))
+        enrol(&self.a, request, fingerprint)
     }
 
     /// `b` receives the bundle and founds its database.
     pub fn join(&self, bundle: &str, fingerprint: &str) -> Result<(), PairError> {
-        let words = ["--join", "--bundle", bundle, "--fingerprint", fingerprint].map(OsStr::new);
-        self.b.run("init", &words)?;
-        Ok(())
+        join(&self.b, bundle, fingerprint)
     }
 
     /// From nothing to two sites that serve.
@@ -192,10 +186,55 @@ impl Pair {
         })?;
         Ok(path)
     }
+}
 
-    fn tool(&self, what: &'static str, arguments: &[&str]) -> Result<String, PairError> {
-        said_by(&self.a, what, arguments)
-    }
+/// A site makes its own keys and asks to join: the file, and its fingerprint.
+pub fn ask(joining: &Site) -> Result<(String, String), PairError> {
+    let file = joining.places().dir.join("join.request");
+    let so_pin = joining.places().so_pin.as_os_str();
+    let said = joining.run(
+        "init",
+        &[
+            "--join".as_ref(),
+            "--request".as_ref(),
+            file.as_os_str(),
+            "--create-token".as_ref(),
+            "--so-pin-file".as_ref(),
+            so_pin,
+        ],
+    )?;
+    Ok((file.display().to_string(), told("init --join --request", &said, "fingerprint")?))
+}
+
+/// The security officer of a site that writes trusts the request, its administrator enrols the site: the bundle, and its
+/// fingerprint. The site that writes serves meanwhile.
+pub fn enrol(
+    writer: &Site,
+    request: &str,
+    fingerprint: &str,
+) -> Result<(String, String), PairError> {
+    let so_pin = writer.places().so_pin.as_os_str();
+    let [of, is] = [request, fingerprint].map(OsStr::new);
+    let words = ["--request", "--fingerprint", "--so-pin-file"].map(OsStr::new);
+    writer.run("trust-peer", &[words[0], of, words[1], is, words[2], so_pin])?;
+    let bundle = writer.places().dir.join("bundle").display().to_string();
+    let asked = ["--request", request, "--fingerprint", fingerprint, "--out", &bundle];
+    let said = said_by(writer, "site enrol", &[&["site", "enrol"][..], &asked].concat())?;
+    Ok((bundle, told("site enrol", &said, "fingerprint")?))
+}
+
+/// A site receives the bundle and founds its database.
+pub fn join(joining: &Site, bundle: &str, fingerprint: &str) -> Result<(), PairError> {
+    let words = ["--join", "--bundle", bundle, "--fingerprint", fingerprint].map(OsStr::new);
+    joining.run("init", &words)?;
+    Ok(())
+}
+
+/// The whole ceremony.
+pub fn enrol_into(writer: &Site, joining: &Site) -> Result<(), PairError> {
+    let (request, fingerprint) = ask(joining)?;
+    let (bundle, fingerprint) = enrol(writer, &request, &fingerprint)?;
+    join(joining, &bundle, &fingerprint)
 }
 
 /// What `ami-tool` of a site's administrator says, if it ends well.

@@ -19,6 +19,8 @@ pub enum Role {
     Rotator,
     /// The other site.
     Peer,
+    /// A read-only replica.
+    Replica,
     /// Reads the audit log.
     Auditor,
     /// The second person of calls that need two.
@@ -29,12 +31,13 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Dev,
         Self::Hes,
         Self::AmiAdmin,
         Self::Rotator,
         Self::Peer,
+        Self::Replica,
         Self::Auditor,
         Self::Approver,
         Self::Synchroniser,
@@ -48,6 +51,7 @@ impl Role {
             Self::AmiAdmin => "admin-1",
             Self::Rotator => "rotator-1",
             Self::Peer => "peer-1",
+            Self::Replica => "replica-1",
             Self::Auditor => "auditor-1",
             Self::Approver => "approver-1",
             Self::Synchroniser => "synchroniser-1",
@@ -62,6 +66,7 @@ impl Role {
             Self::AmiAdmin => "client-ami_admin.toml",
             Self::Rotator => "client-rotator.toml",
             Self::Peer => "client-peer.toml",
+            Self::Replica => "client-replica.toml",
             Self::Auditor => "client-auditor.toml",
             Self::Approver => "client-approver.toml",
             Self::Synchroniser => "client-synchroniser.toml",
@@ -76,6 +81,7 @@ impl Role {
             Self::AmiAdmin => &["ami_admin"],
             Self::Rotator => &["rotator"],
             Self::Peer => &["peer"],
+            Self::Replica => &["replica"],
             Self::Auditor => &["auditor"],
             Self::Approver => &["approver"],
             Self::Synchroniser => &["synchroniser"],
@@ -123,6 +129,8 @@ pub struct SiteOptions {
     pub allow_clear: bool,
     /// The other site of the key domain.
     pub peer: Option<PeerOptions>,
+    /// Names of read-only replicas that may follow this site.
+    pub replicas: Vec<String>,
     /// Differences from the defaults.
     pub settings: Vec<Setting>,
 }
@@ -136,6 +144,10 @@ pub struct PeerOptions {
     pub port: u16,
     /// Whether *this* site is the one of even epochs.
     pub even: bool,
+    /// Whether this site follows for ever.
+    pub read_only: bool,
+    /// The other site that it may follow then, and the port of its server.
+    pub second: Option<(String, u16)>,
 }
 
 impl Default for SiteOptions {
@@ -150,6 +162,7 @@ impl Default for SiteOptions {
             block_count: 64,
             allow_clear: true,
             peer: None,
+            replicas: Vec::new(),
             settings: Vec::new(),
         }
     }
@@ -258,13 +271,14 @@ pub(crate) fn kms_toml(
         ("log", "format", quoted("text")),
         ("log", "level", quoted("info")),
     ];
-    if let Some(PeerOptions { site, port, even }) = &options.peer {
+    if let Some(PeerOptions { site, port, even, read_only, second }) = &options.peer {
         lines.retain(|(section, key, _)| {
             *section != "site" || !["single_site", "even"].contains(key)
         });
         lines.extend([
             ("site", "single_site", "false".to_owned()),
             ("site", "even", even.to_string()),
+            ("site", "read_only", read_only.to_string()),
             ("peer", "site", quoted(site)),
             ("peer", "endpoints", format!("[\"https://localhost:{port}\"]")),
             ("peer", "ca", path(&places.certificate("ca"))),
@@ -272,6 +286,14 @@ pub(crate) fn kms_toml(
             ("peer", "prove_interval_s", "1".to_owned()),
             ("peer", "proof_age_max_s", "30".to_owned()),
         ]);
+        lines.extend(second.iter().flat_map(|(site, port)| {
+            [
+                ("second_peer", "site", quoted(site)),
+                ("second_peer", "endpoints", format!("[\"https://localhost:{port}\"]")),
+                ("second_peer", "ca", path(&places.certificate("ca"))),
+                ("second_peer", "server_name", quoted("localhost")),
+            ]
+        }));
     }
     for Setting { section, key, value } in &options.settings {
         lines.retain(|(s, k, _)| (s, k) != (section, key));
@@ -279,10 +301,15 @@ pub(crate) fn kms_toml(
             lines.push((section, key, value.clone()));
         }
     }
-    let peer = options.peer.as_ref().map_or(String::new(), |peer| {
-        format!("[[rpc.callers]]\nname = {}\nroles = [\"peer\"]\n\n", quoted(&peer.site))
+    let peer = options.peer.iter().flat_map(|peer| {
+        let second = peer.second.iter().map(|(site, _)| (site, "peer"));
+        [(&peer.site, "peer")].into_iter().chain(second)
     });
-    sections(&lines) + &callers() + &peer
+    let replicas = options.replicas.iter().map(|site| (site, "replica"));
+    let sites = peer.chain(replicas).map(|(site, role)| {
+        format!("[[rpc.callers]]\nname = {}\nroles = [\"{role}\"]\n\n", quoted(site))
+    });
+    sections(&lines) + &callers() + &sites.collect::<String>()
 }
 
 /// The lines under their sections, in the order in which these first appear.

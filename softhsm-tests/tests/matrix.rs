@@ -27,7 +27,9 @@ struct Row {
 }
 
 fn row(method: Method) -> Row {
-    use Granted::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Synchroniser, Transmitter};
+    use Granted::{
+        AmiAdmin, Approver, Auditor, Hes, Peer, Replica, Rotator, Synchroniser, Transmitter,
+    };
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
@@ -62,12 +64,12 @@ fn row(method: Method) -> Row {
         Method::ReplicationListBlockHeads
         | Method::ReplicationFetchBlocks
         | Method::ReplicationFollowChanges
-        | Method::ReplicationProveBlocks
-        | Method::ReplicationExchangeMarks
         | Method::ReplicationListFloors
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
-        | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
+        | Method::ReplicationListRoleRecords => (&[Peer, Replica], SINGLE_SITE),
+        // A replica asks nobody to prove anything, and nobody remembers counters for it.
+        Method::ReplicationProveBlocks | Method::ReplicationExchangeMarks => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor, Synchroniser], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
@@ -137,6 +139,7 @@ fn roles_of(caller: Role) -> &'static [Granted] {
         Role::AmiAdmin => &[Granted::AmiAdmin],
         Role::Rotator => &[Granted::Rotator],
         Role::Peer => &[Granted::Peer],
+        Role::Replica => &[Granted::Replica],
         Role::Auditor => &[Granted::Auditor],
         Role::Approver => &[Granted::Approver],
         Role::Synchroniser => &[Granted::Synchroniser],

@@ -20,7 +20,9 @@ pub fn peer_had<R: Borrow<RoleRecord>>(
     head: &BlockMark,
     position: Position,
 ) -> bool {
-    lineage(known, head.block, head.position.epoch).was_at(!domain.even, position)
+    // A replica has no peer of this kind, and no lines.
+    let Some(even) = domain.kind.parity() else { return false };
+    lineage(known, head.block, head.position.epoch).was_at(!even, position)
 }
 
 /// Whether the site that writes a block in `epoch` may have forgotten lines that it raised, since its database was put back
@@ -46,7 +48,7 @@ pub fn forgotten<R: Borrow<RoleRecord>>(
     block: BlockNo,
 ) -> Option<Epoch> {
     let is_ours = |record: &&RoleRecord| {
-        record.epoch.is_even() == domain.even && record.change == RoleChange::Promotion
+        domain.kind.owns(record.epoch) && record.change == RoleChange::Promotion
     };
     let ours = known.iter().map(Borrow::borrow).filter(is_ours);
     ours.filter(|record| may_forget(record, block)).map(|record| record.epoch).max()
@@ -73,7 +75,7 @@ pub fn unwitnessed<R: Borrow<RoleRecord>>(
     let promotions =
         known.iter().map(Borrow::borrow).filter(|record| record.change == RoleChange::Promotion);
     let is_unwitnessed = |record: &&RoleRecord| {
-        let until = if record.epoch.is_even() == domain.even { last } else { first };
+        let until = if domain.kind.owns(record.epoch) { last } else { first };
         record.epoch <= until && may_forget(record, block)
     };
     promotions.filter(is_unwitnessed).map(|record| record.epoch).max()
@@ -82,7 +84,7 @@ pub fn unwitnessed<R: Borrow<RoleRecord>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DomainId, Sequence};
+    use crate::{DomainId, Sequence, site::peer::PeerKind};
 
     fn promotion(epoch: u64, after: u64, found: (u64, u64)) -> RoleRecord {
         let at = Position { epoch: Epoch(found.0), sequence: Sequence(found.1) };
@@ -116,7 +118,7 @@ mod tests {
             blocks: crate::BlockCount::new(1).unwrap(),
             site: "north".to_owned(),
             epoch: Epoch(2),
-            even,
+            kind: PeerKind::of_epochs(even),
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,

@@ -77,6 +77,8 @@ pub struct Enrolment {
     pub blocks: Vec<EnrolledBlock>,
     /// All role records that the sender knows, in order.
     pub role_records: Vec<SignedRoleRecord>,
+    /// The further sites of the domain, as the sender knows them: a replica has to know both that may write.
+    pub others: Vec<Peer>,
     /// The sender's release.
     pub release: String,
     /// Milliseconds since 1970.
@@ -93,6 +95,11 @@ pub struct SignedEnrolment {
 }
 
 impl Enrolment {
+    /// The most read-only replicas of a domain: each costs the site that writes a stream, and proofs.
+    pub const REPLICAS_MAX: usize = 8;
+    /// The further sites of a domain, beside sender and recipient, at most.
+    pub const OTHERS_MAX: u32 = Self::REPLICAS_MAX as u32 + 1;
+
     /// The number of blocks of the domain.
     pub fn block_count(&self) -> Option<BlockCount> {
         BlockCount::new(u32::try_from(self.blocks.len()).ok()?).ok()
@@ -141,6 +148,25 @@ impl Enrolment {
             put_bytes(out, &record.record.message());
             out.extend_from_slice(&record.signature);
         }
+        out.extend_from_slice(&(self.others.len() as u32).to_be_bytes());
+        for other in &self.others {
+            put_bytes(out, &other.message());
+        }
+    }
+
+    fn check_sites(&self) -> Result<(), BadPaper> {
+        if !is_site_name(&self.recipient) {
+            return Err(BadPaper::Name);
+        }
+        for peer in [&self.sender].into_iter().chain(&self.others) {
+            if !is_site_name(&peer.site) {
+                return Err(BadPaper::Name);
+            }
+            if peer.transport_block.len() > SPKI_LEN_MAX {
+                return Err(BadPaper::Encoding(WHAT));
+            }
+        }
+        Ok(())
     }
 
     fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
@@ -159,6 +185,7 @@ impl Enrolment {
         let (meter_kek, use_kek) = (kek(input)?, kek(input)?);
         let canaries = bytes(input, CANARIES_LEN_MAX)?;
         let (blocks, role_records) = (blocks(input)?, role_records(input)?);
+        let others = others(input)?;
         Ok(Self {
             sender,
             recipient,
@@ -170,6 +197,7 @@ impl Enrolment {
             keks: WrappedKeks { meter_kek, use_kek, canaries },
             blocks,
             role_records,
+            others,
             release: text(input, RELEASE_LEN_MAX)?,
             at_ms: input.u64()?,
         })
@@ -198,14 +226,8 @@ impl SignedEnrolment {
         let enrolment = Enrolment::read(&mut input).map_err(encoding)?;
         let signature = input.array().map_err(encoding)?;
         input.end().map_err(encoding)?;
-        let sender = &enrolment.sender;
-        if !is_site_name(&sender.site) || !is_site_name(&enrolment.recipient) {
-            return Err(BadPaper::Name);
-        }
-        if sender.transport_block.len() > SPKI_LEN_MAX {
-            return Err(BadPaper::Encoding(WHAT));
-        }
-        if !is_signed(&sender.signing, &enrolment.message(), &signature) {
+        enrolment.check_sites()?;
+        if !is_signed(&enrolment.sender.signing, &enrolment.message(), &signature) {
             return Err(BadPaper::Signature);
         }
         Ok(Self { enrolment, signature })
@@ -283,7 +305,15 @@ fn role_records(input: &mut Reader<'_>) -> Result<Vec<SignedRoleRecord>, BadEnco
     (0..count).map(|_| record(input)).collect()
 }
 
-const LABEL: &[u8; 19] = b"ami.kms/enrolment/1";
+fn others(input: &mut Reader<'_>) -> Result<Vec<Peer>, BadEncoding> {
+    let count = input.u32()?;
+    if count > Enrolment::OTHERS_MAX {
+        return Err(BadEncoding);
+    }
+    (0..count).map(|_| Peer::decode(input.bytes()?)).collect()
+}
+
+const LABEL: &[u8; 19] = b"ami.kms/enrolment/2";
 const TITLE: &str = "ENROLMENT OF A SITE IN A KEY DOMAIN";
 const WHAT: &str = "enrolment bundle";
 const WHAT_FILE: &str = "the file of an enrolment bundle";

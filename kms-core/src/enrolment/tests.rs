@@ -92,10 +92,24 @@ fn bundle() -> SignedEnrolment {
             EnrolledBlock { secrets: vec![secret(1)], first_head: [2; 16] },
         ],
         role_records: vec![SignedRoleRecord { signature: signer.sign(b"any"), record }],
+        others: vec![other()],
         release: "0.1.0".to_owned(),
         at_ms: 12,
     };
     SignedEnrolment { signature: signer.sign(&enrolment.message()), enrolment }
+}
+
+fn other() -> Peer {
+    Peer {
+        domain: DomainId([7; 16]),
+        site: "east".to_owned(),
+        kind: PeerKind::Replica,
+        signing: [4; 65],
+        transport_block: vec![5; 422],
+        enrolled_ms: 2,
+        former: Vec::new(),
+        enrolled_in: None,
+    }
 }
 
 /// `text` with one bit of each character flipped: each time another one.

@@ -36,13 +36,14 @@ impl Writers {
         writers
     }
 
-    /// With our own key, which counts for our parity whatever a peer's record says. For a site that may write.
+    /// With our own key, which counts for our parity whatever a peer's record says; a replica's counts for nothing.
     #[must_use]
     pub fn with_own(self, domain: &DomainRecord, own: PublicKey) -> Self {
-        let writers = Self { own: Some(domain.even), ..self };
-        match domain.even {
-            true => Self { even: Some(own), ..writers },
-            false => Self { odd: Some(own), ..writers },
+        let writers = Self { own: domain.kind.parity(), ..self };
+        match domain.kind {
+            PeerKind::Even => Self { even: Some(own), ..writers },
+            PeerKind::Odd => Self { odd: Some(own), ..writers },
+            PeerKind::Replica => writers,
         }
     }
 
@@ -180,7 +181,7 @@ pub fn verify(
 /// Whether the site that the record's epoch belongs to signed it with a key that it has no more, up to the epoch at which
 /// that was replaced.
 pub fn is_of_former(peers: &[Peer], signed: &SignedRoleRecord) -> bool {
-    let kind = if signed.record.epoch.is_even() { PeerKind::Even } else { PeerKind::Odd };
+    let kind = PeerKind::of_epochs(signed.record.epoch.is_even());
     let mut former = peers.iter().filter(|peer| peer.kind == kind).flat_map(|peer| &peer.former);
     former.any(|it| signed.record.epoch <= it.until && signed.is_signed_by(&it.key))
 }

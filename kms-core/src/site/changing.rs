@@ -30,7 +30,7 @@ pub struct Site<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotChanged {
     /// It follows for ever.
-    #[error("a replica is never promoted")]
+    #[error("this site is a read-only replica: it is never promoted, and has no epoch to end")]
     Replica,
     /// It writes already, and was not restored.
     #[error("this site writes already, in epoch {}", .0.0)]
@@ -61,15 +61,15 @@ impl Site<'_> {
     /// while it writes: an epoch above every one that its peer, a coordinator or two people name.
     pub fn promotion(&self, above: Option<Epoch>) -> Result<RoleRecord, NotChanged> {
         let Standing { role, epoch: known, .. } = self.standing;
-        if role == Role::Replica {
+        let Some(even) = self.domain.kind.parity().filter(|_| role != Role::Replica) else {
             return Err(NotChanged::Replica);
-        }
+        };
         if self.standing.writes() && above.is_none() {
             return Err(NotChanged::Writes(known));
         }
         let least = above.map_or(known, |above| above.max(known));
-        let epoch = least.next_of(self.domain.even);
-        if epoch <= least || epoch.is_even() != self.domain.even {
+        let epoch = least.next_of(even);
+        if epoch <= least || epoch.is_even() != even {
             return Err(NotChanged::NoneLeft(least));
         }
         self.record(RoleChange::Promotion, epoch)
@@ -77,6 +77,9 @@ impl Site<'_> {
 
     /// The record of a demotion of this site, to be signed.
     pub fn demotion(&self) -> Result<RoleRecord, NotChanged> {
+        if self.standing.role == Role::Replica {
+            return Err(NotChanged::Replica);
+        }
         if !self.standing.writes() {
             return Err(NotChanged::DoesNotWrite(self.standing.epoch));
         }
@@ -147,7 +150,10 @@ pub fn behind<R: Borrow<RoleRecord>>(known: &[R], heads: &[BlockMark]) -> Vec<Bl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockCount, Position, Sequence, site::DomainId};
+    use crate::{
+        BlockCount, Position, Sequence,
+        site::{DomainId, peer::PeerKind},
+    };
 
     fn domain(even: bool) -> DomainRecord {
         DomainRecord {
@@ -155,7 +161,7 @@ mod tests {
             blocks: BlockCount::new(3).unwrap(),
             site: "south".to_owned(),
             epoch: Epoch(2),
-            even,
+            kind: PeerKind::of_epochs(even),
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,

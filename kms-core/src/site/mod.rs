@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod changing;
+pub mod kind;
 pub mod makeup;
 pub mod peer;
 pub mod readiness;
@@ -14,6 +15,7 @@ pub mod witness;
 
 use std::fmt;
 
+use self::kind::PeerKind;
 use super::{
     BlockCount, Epoch, KeyKind,
     audit::{PublicKey, Signature, is_signed},
@@ -60,8 +62,8 @@ pub struct DomainRecord {
     pub site: String,
     /// The epoch that this site writes in.
     pub epoch: Epoch,
-    /// Whether this is the site of even epochs.
-    pub even: bool,
+    /// Whose epochs this site writes in, or that it follows for ever.
+    pub kind: PeerKind,
     /// Proofs of the token's KEKs, made at `init`: see `hsm`. Opaque here.
     pub canaries: Vec<u8>,
     /// Milliseconds since 1970.
@@ -74,13 +76,18 @@ pub struct DomainRecord {
 impl DomainRecord {
     /// The message that is signed: all fields, each of a fixed length or with its length before it.
     pub fn message(&self) -> Vec<u8> {
-        let Self { domain, blocks, site, epoch, even, canaries, created_ms, signature: _ } = self;
+        let Self { domain, blocks, site, epoch, kind, canaries, created_ms, signature: _ } = self;
+        let kind = match kind {
+            PeerKind::Odd => 0,
+            PeerKind::Even => 1,
+            PeerKind::Replica => 2,
+        };
         [
             b"ami.kms/domain/1".as_slice(),
             &domain.0,
             &blocks.get().to_be_bytes(),
             &epoch.0.to_be_bytes(),
-            &[u8::from(*even)],
+            &[kind],
             &created_ms.to_be_bytes(),
             &(site.len() as u32).to_be_bytes(),
             site.as_bytes(),

@@ -1,23 +1,12 @@
 //! The other sites of a key domain, as the enrolment ceremony made them known.
 
 use super::DomainId;
+pub use super::kind::PeerKind;
 use crate::{
     Epoch,
     audit::{PublicKey, Signature, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
-
-crate::numbered! {
-    /// What another site may become.
-    pub enum PeerKind "kind of peer" {
-        /// The site of even epochs: it may be promoted.
-        Even = 1 "EVEN",
-        /// The site of odd epochs: it may be promoted.
-        Odd = 2 "ODD",
-        /// It follows for ever.
-        Replica = 3 "REPLICA",
-    }
-}
 
 /// Another site, whose keys two people compared.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -116,7 +116,7 @@ impl DomainRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlockCount;
+    use crate::{BlockCount, site::peer::PeerKind};
     use ring::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
@@ -154,7 +154,7 @@ mod tests {
             blocks: BlockCount::new(3).unwrap(),
             site: "north".to_owned(),
             epoch: Epoch(2),
-            even: true,
+            kind: PeerKind::Even,
             canaries: Vec::new(),
             created_ms: 0,
             signature: None,

@@ -3,7 +3,7 @@
 
 use std::borrow::Borrow;
 
-use super::{DomainId, DomainRecord};
+use super::{DomainId, DomainRecord, peer::PeerKind};
 use crate::{
     BlockCount, BlockNo, Epoch, Position, Sequence,
     audit::{PublicKey, Signature, is_signed},
@@ -180,8 +180,12 @@ impl Standing {
             None => (domain.epoch, true),
             Some(newest) => (newest.epoch, newest.change == RoleChange::Promotion),
         };
-        let ours = epoch.is_even() == domain.even;
-        Self { role: if ours { Role::Primary } else { Role::Secondary }, epoch, open }
+        let role = match domain.kind {
+            PeerKind::Replica => Role::Replica,
+            kind if kind.owns(epoch) => Role::Primary,
+            _ => Role::Secondary,
+        };
+        Self { role, epoch, open }
     }
 
     /// The standing of a site with blocks that have parted from the peer's: a site that follows is fenced until

@@ -69,3 +69,6 @@ CREATE TABLE restore (
     body      bytea   NOT NULL,
     signature bytea   CHECK (signature IS NULL OR length(signature) = 64)
 );
+
+-- Whether this site is a read-only replica; `even` says nothing then.
+ALTER TABLE domain ADD COLUMN read_only boolean NOT NULL DEFAULT false;

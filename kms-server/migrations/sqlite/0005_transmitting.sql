@@ -89,3 +89,6 @@ CREATE TABLE restore (
     body      BLOB    NOT NULL,
     signature BLOB    CHECK (signature IS NULL OR length(signature) = 64)
 ) STRICT;
+
+-- Whether this site is a read-only replica; `even` says nothing then.
+ALTER TABLE domain ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1));

@@ -28,6 +28,9 @@ use kms_core::{
     ports::{Clock, Randomness},
 };
 
+const READ_ONLY: &str = "`site.read_only` is true: a read-only site founds no key domain, it joins one that there is \
+                         (`kms-server init --join`)";
+
 /// The options of `init`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitOptions {
@@ -38,6 +41,9 @@ pub struct InitOptions {
 /// Makes the key domain: the token's KEKs, the database. Refuses to touch either if it is there
 /// already.
 pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
+    if config.site.read_only {
+        return Err(Fault::Setting(READ_ONLY.into()));
+    }
     let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
     let runtime = runtime(1)?;
     let store = runtime.block_on(open_store(&config, true))?;
@@ -116,7 +122,7 @@ fn found(
         site: config.site.name.clone(),
         // The first epoch of this site's parity: 0 would be no epoch at all.
         epoch: Epoch(if config.site.even { 2 } else { 1 }),
-        even: config.site.even,
+        kind: config.site.kind(),
         canaries: made.canaries.encode(),
         created_ms: SystemClock::new().unix_ms(),
         signature: None,

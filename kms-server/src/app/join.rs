@@ -41,6 +41,7 @@ use kms_core::{
     },
     ports::Clock as _,
     site::{
+        admission::is_of_former,
         peer::{PeerKind, SignedPeer},
         role::SignedRoleRecord,
     },
@@ -110,7 +111,7 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
 fn request_of(config: &Config, keys: &JoinKeys) -> Result<JoinRequest, Fault> {
     Ok(JoinRequest {
         site: config.site.name.clone(),
-        kind: kind_of(&config.site),
+        kind: config.site.kind(),
         signing: keys.signing,
         transport_block: keys.transport_block.to_der(),
         ceremony: keys.ceremony.to_der(),
@@ -124,7 +125,7 @@ fn request_of(config: &Config, keys: &JoinKeys) -> Result<JoinRequest, Fault> {
 /// Whether a request that was kept is what this site would ask for now.
 fn is_of(request: &JoinRequest, keys: &JoinKeys, config: &Config) -> bool {
     request.site == config.site.name
-        && request.kind == kind_of(&config.site)
+        && request.kind == config.site.kind()
         && request.oaep == oaep_of(config)
         && request.signing == keys.signing
         && request.transport_block == keys.transport_block.to_der()
@@ -201,34 +202,61 @@ fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result
             bundle.recipient, config.site.name
         ));
     }
-    if bundle.kind != request.kind || request.kind != kind_of(&config.site) {
+    if bundle.kind != request.kind || request.kind != config.site.kind() {
         return Err(format!(
-            "the bundle makes a site {} of this one: see [site] even",
+            "the bundle makes a site {} of this one: see [site] even and read_only",
             bundle.kind
         ));
     }
     if bundle.sender.kind == bundle.kind || bundle.sender.site == bundle.recipient {
         return Err("the sender says that it is this very site".to_owned());
     }
+    others_fit(bundle)?;
     if bundle.oaep != oaep_of(config) {
         return Err(format!("the bundle is wrapped with {}: see hsm.oaep_hash", bundle.oaep));
     }
-    let founder_even = bundle.founded.is_even();
-    let founder_is_sender = founder_even == (bundle.sender.kind == PeerKind::Even);
+    let founder_is_sender = bundle.sender.kind.owns(bundle.founded);
     if bundle.founded == Epoch::default() || (!founder_is_sender && bundle.role_records.is_empty())
     {
         return Err("the bundle is of a site that did not write when it made it".to_owned());
     }
-    let sender_is_even = bundle.sender.kind == PeerKind::Even;
-    for SignedRoleRecord { record, signature } in &bundle.role_records {
-        let of_sender = record.epoch.is_even() == sender_is_even;
-        let signed =
-            kms_core::audit::is_signed(&bundle.sender.signing, &record.message(), signature);
-        if record.domain != bundle.sender.domain || (of_sender && !signed) {
+    for signed in &bundle.role_records {
+        let SignedRoleRecord { record, .. } = signed;
+        if record.domain != bundle.sender.domain || !is_vouched_for(bundle, signed) {
             return Err(format!("the role record of epoch {} is not authentic", record.epoch.0));
         }
     }
     Ok(())
+}
+
+/// Whether a role record is signed by the site that it belongs to. A site that was rebuilt takes its own on the sender's
+/// word: its old key is gone.
+fn is_vouched_for(bundle: &Enrolment, signed: &SignedRoleRecord) -> bool {
+    if bundle.kind.owns(signed.record.epoch) {
+        return true;
+    }
+    let mut writers = [&bundle.sender].into_iter().chain(&bundle.others);
+    writers.any(|peer| peer.kind.owns(signed.record.epoch) && signed.is_signed_by(&peer.signing))
+        || is_of_former(&bundle.others, signed)
+}
+
+/// Whether the further sites of the domain leave the sender its place, and this one its own: each name, and each place
+/// to write, is there once.
+fn others_fit(bundle: &Enrolment) -> Result<(), String> {
+    let mut taken = vec![(bundle.recipient.as_str(), bundle.kind)];
+    for peer in [&bundle.sender].into_iter().chain(&bundle.others) {
+        let is_taken = |(site, kind): &(&str, PeerKind)| {
+            *site == peer.site || *kind == peer.kind && peer.kind != PeerKind::Replica
+        };
+        if peer.domain != bundle.sender.domain || taken.iter().any(is_taken) {
+            return Err(format!("the bundle names site {:?} twice, or out of place", peer.site));
+        }
+        taken.push((peer.site.as_str(), peer.kind));
+    }
+    match bundle.sender.kind {
+        PeerKind::Even | PeerKind::Odd => Ok(()),
+        PeerKind::Replica => Err("the sender is a read-only replica".to_owned()),
+    }
 }
 
 fn receive(config: &Config, enrolment: &Enrolment, asked: &JoinRequest) -> Result<Received, Fault> {
@@ -256,7 +284,7 @@ async fn found(
         blocks,
         site: config.site.name.clone(),
         epoch: enrolment.founded,
-        even: config.site.even,
+        kind: config.site.kind(),
         canaries: received.canaries.encode(),
         created_ms: SystemClock::new().unix_ms(),
         signature: None,
@@ -273,16 +301,18 @@ async fn found(
     let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
     let table = sign(&hsm, &mut domain, Vec::new(), heads).await?;
     let token = |error| Fault::Token(Box::new(error));
-    let peer = enrolment.sender.clone();
-    let signature = hsm.sign(peer.message()).await.map_err(token)?;
+    let mut peers = Vec::new();
+    for peer in [&enrolment.sender].into_iter().chain(&enrolment.others) {
+        let signature = hsm.sign(peer.message()).await.map_err(token)?;
+        peers.push(SignedPeer { peer: peer.clone(), signature });
+    }
     let mut role_records = enrolment.role_records.clone();
     for known in &mut role_records {
         // This site's own, from before it lost its token: its new key says what the sender has vouched for.
-        if known.record.epoch.is_even() == domain.even {
+        if domain.kind.owns(known.record.epoch) {
             known.signature = hsm.sign(known.record.message()).await.map_err(token)?;
         }
     }
-    let peers = vec![SignedPeer { peer, signature }];
     Ok(Founding { role_records, peers, ..Founding::new(domain, blocks, table) })
 }
 
@@ -291,18 +321,19 @@ fn report(site: &Site, founding: &Founding, received: Received, enrolment: &Enro
         ("site".to_owned(), site.name.clone()),
         ("key domain".to_owned(), hex::encode(founding.domain.domain.0)),
         ("key blocks".to_owned(), founding.domain.blocks.get().to_string()),
+        ("this site".to_owned(), founding.domain.kind.to_string()),
         ("other site".to_owned(), format!("{} ({})", enrolment.sender.site, enrolment.sender.kind)),
         ("token".to_owned(), received.token_label),
     ];
+    let further = enrolment.others.iter();
+    let further =
+        further.map(|peer| ("further site".to_owned(), format!("{} ({})", peer.site, peer.kind)));
+    lines.splice(5..5, further);
     lines.extend(received.keys.into_iter().map(|key| {
         let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
         (key.label, format!("id {}{public}", key.id))
     }));
     Report { lines }
-}
-
-const fn kind_of(site: &Site) -> PeerKind {
-    if site.even { PeerKind::Even } else { PeerKind::Odd }
 }
 
 const fn oaep_of(config: &Config) -> Oaep {
@@ -335,4 +366,117 @@ fn read(path: &Path, len_max: u64) -> Result<String, Fault> {
         return Err(refused(format!("it has {len} bytes, such a file has {len_max} at most")));
     }
     fs::read_to_string(path).map_err(|error| refused(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests may")]
+
+    use super::*;
+    use kms_core::{
+        DomainId,
+        enrolment::bundle::WrappedKeks,
+        site::{
+            peer::Peer,
+            role::{RoleChange, RoleRecord},
+        },
+    };
+    use ring::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    };
+
+    struct Signer(EcdsaKeyPair);
+
+    impl Signer {
+        fn new() -> Self {
+            let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
+            let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+            Self(EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap())
+        }
+
+        fn promotion(&self, epoch: u64) -> SignedRoleRecord {
+            let record = RoleRecord {
+                domain: DomainId([7; 16]),
+                site: "x".to_owned(),
+                change: RoleChange::Promotion,
+                epoch: Epoch(epoch),
+                after: Epoch(epoch - 1),
+                at_ms: 1,
+                heads: Vec::new(),
+            };
+            let signature = self.0.sign(&SystemRandom::new(), &record.message()).unwrap();
+            SignedRoleRecord { record, signature: signature.as_ref().try_into().unwrap() }
+        }
+
+        fn peer(&self, site: &str, kind: PeerKind) -> Peer {
+            Peer {
+                domain: DomainId([7; 16]),
+                site: site.to_owned(),
+                kind,
+                signing: self.0.public_key().as_ref().try_into().unwrap(),
+                transport_block: Vec::new(),
+                enrolled_ms: 1,
+                former: Vec::new(),
+                enrolled_in: None,
+            }
+        }
+    }
+
+    /// A bundle for a replica, from the even site, which names these others.
+    fn bundle(sender: Peer, others: Vec<Peer>) -> Enrolment {
+        let kek = || WrappedKek { id: [0; 16], wrapped: Vec::new() };
+        Enrolment {
+            sender,
+            recipient: "east".to_owned(),
+            kind: PeerKind::Replica,
+            founded: Epoch(2),
+            nonce: [0; 32],
+            request: Fingerprint([0; 32]),
+            oaep: Oaep::Sha1,
+            keks: WrappedKeks { meter_kek: kek(), use_kek: kek(), canaries: Vec::new() },
+            blocks: Vec::new(),
+            role_records: Vec::new(),
+            others,
+            release: String::new(),
+            at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn invariant_7_a_replica_takes_a_role_record_of_the_site_that_its_epoch_belongs_to_alone() {
+        let (even, odd, other) = (Signer::new(), Signer::new(), Signer::new());
+        let others = vec![odd.peer("south", PeerKind::Odd), other.peer("west", PeerKind::Replica)];
+        let bundle = bundle(even.peer("north", PeerKind::Even), others);
+        let is_good = |signed: SignedRoleRecord| is_vouched_for(&bundle, &signed);
+        assert!(is_good(odd.promotion(3)) && is_good(even.promotion(4)));
+        assert!(!is_good(even.promotion(3)) && !is_good(odd.promotion(4)));
+        assert!(!is_good(other.promotion(3)) && !is_good(other.promotion(4)));
+        // The other one of the two takes its own on the sender's word, and none but its own.
+        let to_odd = Enrolment { kind: PeerKind::Odd, ..bundle };
+        assert!(is_vouched_for(&to_odd, &other.promotion(3)));
+        assert!(!is_vouched_for(&to_odd, &other.promotion(4)));
+    }
+
+    #[test]
+    fn a_bundle_names_each_site_once_and_gives_nobody_anothers_place() {
+        let signer = Signer::new();
+        let north = signer.peer("north", PeerKind::Even);
+        let fits = |others: Vec<Peer>| others_fit(&bundle(north.clone(), others));
+        let (south, west) =
+            (signer.peer("south", PeerKind::Odd), signer.peer("west", PeerKind::Replica));
+        assert_eq!(fits(vec![south.clone(), west.clone()]), Ok(()));
+        for strange in [
+            signer.peer("south-2", PeerKind::Odd),
+            signer.peer("south", PeerKind::Replica),
+            signer.peer("north", PeerKind::Replica),
+            signer.peer("east", PeerKind::Replica),
+            signer.peer("up", PeerKind::Even),
+            Peer { domain: DomainId([8; 16]), ..signer.peer("up", PeerKind::Replica) },
+        ] {
+            let refused = fits(vec![south.clone(), west.clone(), strange.clone()]);
+            assert!(refused.unwrap_err().contains(&strange.site), "{strange:?}");
+        }
+        assert!(others_fit(&bundle(west, Vec::new())).is_err(), "a replica enrols nobody");
+    }
 }

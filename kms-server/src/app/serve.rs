@@ -38,12 +38,19 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
-    store::{AuditedStore, WriteStore, measured::Measured},
+    store::{AuditedStore, ReadStore, WriteStore, measured::Measured},
     telemetry::Log,
     transmitting::{self, Transmitting},
 };
 use kms_core::{
-    DomainRecord, audit::NodeId, freshness::Freshness, ports::Clock, site::restored::RestoreMark,
+    DomainRecord,
+    audit::NodeId,
+    freshness::Freshness,
+    ports::Clock,
+    site::{
+        peer::{Peer, PeerKind},
+        restored::RestoreMark,
+    },
 };
 
 /// The interval at which the token is asked whether its KEKs are still those of this database.
@@ -55,6 +62,10 @@ const TOKEN_RETURN_INTERVAL: Duration = Duration::from_secs(1);
 const LAST_ENTRY: Duration = Duration::from_secs(6);
 /// The longest wait, at the end, for the database, and for tasks that are left.
 const LAST_TASKS: Duration = Duration::from_secs(2);
+
+/// Said where the settings are others than the ceremony.
+const NEVER: &str = "correct the setting; what a site may become never changes";
+const REPLICA: &str = "a read-only replica: it can neither write nor witness; name the other of the two sites that may write";
 
 /// Libraries that we stand on panic there, and no certificate is valid.
 const BEFORE_1970: &str = "this machine's clock says a time before 1970: set it (timedatectl), and see to it that it is set before the service starts";
@@ -90,6 +101,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     }
     let store = open_store(&config, false).await?;
     let domain = domain_of(store.as_ref()).await?;
+    check_place(&config, &domain, store.as_ref()).await?;
     let Config {
         site,
         hsm,
@@ -130,7 +142,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
-    let peer = two_sites.as_ref().map(TwoSites::for_counters);
+    // A replica has no counters to ask about.
+    let may_write = ground.domain.kind.parity().is_some();
+    let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
     let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
@@ -143,6 +157,28 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let verbs = Verbs { ciphering, lifecycle, transmitting };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
+}
+
+/// Refuses settings that give this site another place than the ceremony did, or name a replica for its witness.
+async fn check_place(
+    config: &Config,
+    domain: &DomainRecord,
+    store: &dyn ReadStore,
+) -> Result<(), Fault> {
+    let refused = |sentence: String| Err(Fault::Setting(sentence.into()));
+    if (domain.kind == PeerKind::Replica) != config.site.read_only {
+        let (kind, setting) = (domain.kind, config.site.read_only);
+        return refused(format!(
+            "this site joined its key domain as {kind}, and `site.read_only` is {setting}: {NEVER}"
+        ));
+    }
+    let Some(peer) = &config.peer else { return Ok(()) };
+    let mut known = store.peers().await?.into_iter().map(|signed| signed.peer);
+    let is_witness = |known: &Peer| peer.replication.is_peer(&known.site);
+    match known.find(|known| known.kind == PeerKind::Replica && is_witness(known)) {
+        Some(known) => refused(format!("[peer] names site {:?}, which is {REPLICA}", known.site)),
+        None => Ok(()),
+    }
 }
 
 /// The token, once it is connected; `None`: a signal came first.

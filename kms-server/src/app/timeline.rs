@@ -172,7 +172,7 @@ impl Failovers {
             record.domain == self.domain.domain
                 && record.change == RoleChange::Promotion
                 && record.epoch > known
-                && record.epoch.is_even() == self.domain.even
+                && self.domain.kind.owns(record.epoch)
                 && signed.is_signed_by(&key)
         };
         Ok(records.iter().filter(is_since).map(|signed| signed.record.epoch).max())

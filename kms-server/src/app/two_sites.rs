@@ -8,9 +8,9 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, Fencing, Flooring, Following, Grounds, Ledger, OwnMakeup,
-        PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status, Syncing, Telling,
-        Witnessing,
+        Answering, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds, Ledger,
+        OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status,
+        Syncing, Telling, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured, whole::WholeStore},
@@ -37,13 +37,15 @@ impl TwoSites {
         ledger: Arc<Ledger>,
         unmet: Vec<String>,
     ) -> Self {
-        let PeerSettings { connection, replication: config } = settings;
         let clock = Arc::clone(&ground.clock);
         let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
-        let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
+        let status =
+            Arc::new(Status::new(&settings.replication, Arc::clone(&clock), Arc::clone(&makeup)));
+        let (peer, either) = ways(&settings, tls);
         let grounds = Grounds {
-            config,
-            peer: Arc::new(PeerClient::new(connection, tls)),
+            config: settings.replication,
+            peer,
+            either,
             store: ground.measured.clone(),
             cards: Cards::new(ground.measured.clone(), &ground.domain, makeup),
             blocks: ground.domain.blocks,
@@ -92,6 +94,17 @@ impl TwoSites {
         let syncing = Arc::new(syncing);
         Replicating { parts, status, syncing, fencing, planning, makeup }
     }
+}
+
+/// The way to the peer; for a replica that follows either of two sites, the ways to both.
+fn ways(settings: &PeerSettings, tls: rpc::TlsConfig) -> (Arc<dyn Peer>, Option<Arc<EitherSite>>) {
+    let PeerSettings { connection, second, replication: config } = settings.clone();
+    let client = |way| -> Arc<dyn Peer> { Arc::new(PeerClient::new(way, tls.clone())) };
+    let first = client(connection);
+    let Some((way, name)) = second.zip(config.second) else { return (first, None) };
+    let either = EitherSite::new((config.peer.clone(), first), (name, client(way)));
+    let either = Arc::new(either);
+    (either.clone(), Some(either))
 }
 
 /// What goes on beside serving.

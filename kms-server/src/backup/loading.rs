@@ -19,7 +19,10 @@ use kms_core::{
         part::{Cell, Part, Rows, Table},
         summary::Summary,
     },
-    site::restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
+    site::{
+        peer::PeerKind,
+        restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
+    },
 };
 
 /// Rows are written in transactions of about as many bytes.
@@ -155,7 +158,7 @@ fn domain_in(table: &Table, rows: &Rows) -> Option<DomainRecord> {
         blocks: BlockCount::new(number("blocks")?.try_into().ok()?).ok()?,
         site: site.clone(),
         epoch: Epoch(number("epoch")?),
-        even: number("even")? == 1,
+        kind: PeerKind::of_site(number("even")? == 1, number("read_only")? == 1),
         canaries: bytes("canaries")?.to_vec(),
         created_ms: number("created_ms")?,
         signature: bytes("signature").and_then(|signature| signature.try_into().ok()),

@@ -113,6 +113,22 @@ pub enum ConfigError {
         "`site.single_site` is true, and there is a [peer]: set it to false, or remove the section"
     )]
     PeerOfSingleSite,
+    /// It follows nobody, and is to follow for ever.
+    #[error(
+        "`site.read_only` is true, and so is `site.single_site`: a read-only site follows others; set single_site to \
+         false, and name a site that may write in [peer]"
+    )]
+    ReadOnlyAlone,
+    /// A site that may write has one peer.
+    #[error(
+        "`site.read_only` is false, and there is a [second_peer]: remove the section; a site that may write has one peer"
+    )]
+    SecondPeer,
+    /// Two sections of one site.
+    #[error(
+        "`second_peer.site` is {0:?}, and so is another site here: name the second of the two that may write"
+    )]
+    SecondPeerIsFirst(String),
     /// The peer is this site.
     #[error("`peer.site` is {0:?}, which is `site.name`: write the name of the other site there")]
     PeerIsOurselves(String),

@@ -59,14 +59,40 @@ fn proof_age_max_s() -> u64 {
     300
 }
 
+/// The other one of the two sites that may write, for a read-only site.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SecondPeerSection {
+    site: String,
+    endpoints: Vec<String>,
+    ca: PathBuf,
+    server_name: Option<String>,
+    #[serde(default = "connect_timeout_ms")]
+    connect_timeout_ms: u64,
+}
+
 impl PeerSection {
-    /// The settings of the peer of `site`, which is what both say, or neither.
-    pub(super) fn of(section: Option<Self>, site: &Site) -> Result<Option<Peer>, ConfigError> {
-        match section {
+    /// The settings of the peer of `site`, which is what both say, or neither; with those of the second one that a
+    /// read-only site may have.
+    pub(super) fn of(
+        (first, second): (Option<Self>, Option<SecondPeerSection>),
+        site: &Site,
+    ) -> Result<Option<Peer>, ConfigError> {
+        if second.is_some() && !site.read_only {
+            return Err(ConfigError::SecondPeer);
+        }
+        match first {
+            _ if site.single_site && site.read_only => Err(ConfigError::ReadOnlyAlone),
             None if site.single_site => Ok(None),
             None => Err(ConfigError::NoPeer),
             Some(_) if site.single_site => Err(ConfigError::PeerOfSingleSite),
-            Some(section) => section.checked(site).map(Some),
+            Some(first) => {
+                let first = first.checked(site)?;
+                match second {
+                    None => Ok(Some(first)),
+                    Some(second) => second.beside(first, site).map(Some),
+                }
+            }
         }
     }
 
@@ -87,10 +113,6 @@ impl PeerSection {
         if site == ours.name {
             return Err(ConfigError::PeerIsOurselves(site));
         }
-        if endpoints.is_empty() {
-            return Err(ConfigError::Endpoint(String::new()));
-        }
-        within::<usize>("peer.endpoints (number)", endpoints.len() as u64, 1..=ENDPOINTS_MAX)?;
         let prove_interval = seconds("peer.prove_interval_s", prove_interval_s, 1..=86_400)?;
         let proof_age_max = seconds("peer.proof_age_max_s", proof_age_max_s, 1..=604_800)?;
         if proof_age_max < 2 * prove_interval {
@@ -98,20 +120,11 @@ impl PeerSection {
             return Err(ConfigError::ProofAge { age, interval });
         }
         Ok(Peer {
-            connection: PeerConfig {
-                endpoints: endpoints.into_iter().map(authority).collect::<Result<_, _>>()?,
-                ca: absolute("peer.ca", ca)?,
-                server_name: server_name
-                    .map(|name| text("peer.server_name", name, 253))
-                    .transpose()?,
-                connect_timeout: millis(
-                    "peer.connect_timeout_ms",
-                    connect_timeout_ms,
-                    100..=60_000,
-                )?,
-            },
+            connection: Way { endpoints, ca, server_name, connect_timeout_ms }.checked()?,
+            second: None,
             replication: replication::Config {
                 peer: site,
+                second: None,
                 heartbeat: millis("peer.heartbeat_ms", heartbeat_ms, 100..=10_000)?,
                 write_wait: millis("peer.write_wait_ms", write_wait_ms, 0..=10_000)?,
                 compare_interval: seconds(
@@ -122,6 +135,45 @@ impl PeerSection {
                 prove_interval,
                 proof_age_max,
             },
+        })
+    }
+}
+
+impl SecondPeerSection {
+    /// The settings with this site as the second one.
+    fn beside(self, first: Peer, ours: &Site) -> Result<Peer, ConfigError> {
+        let Self { site, endpoints, ca, server_name, connect_timeout_ms } = self;
+        let site = text("second_peer.site", site, 64)?;
+        if site == ours.name || site == first.replication.peer {
+            return Err(ConfigError::SecondPeerIsFirst(site));
+        }
+        let way = Way { endpoints, ca, server_name, connect_timeout_ms }.checked()?;
+        let replication = replication::Config { second: Some(site), ..first.replication };
+        Ok(Peer { second: Some(way), replication, ..first })
+    }
+}
+
+/// The way to a site, as both sections write it.
+struct Way {
+    endpoints: Vec<String>,
+    ca: PathBuf,
+    server_name: Option<String>,
+    connect_timeout_ms: u64,
+}
+
+impl Way {
+    fn checked(self) -> Result<PeerConfig, ConfigError> {
+        let Self { endpoints, ca, server_name, connect_timeout_ms } = self;
+        if endpoints.is_empty() {
+            return Err(ConfigError::Endpoint(String::new()));
+        }
+        within::<usize>("peer.endpoints (number)", endpoints.len() as u64, 1..=ENDPOINTS_MAX)?;
+        let connect_timeout = ("peer.connect_timeout_ms", connect_timeout_ms, 100..=60_000);
+        Ok(PeerConfig {
+            endpoints: endpoints.into_iter().map(authority).collect::<Result<_, _>>()?,
+            ca: absolute("peer.ca", ca)?,
+            server_name: server_name.map(|name| text("peer.server_name", name, 253)).transpose()?,
+            connect_timeout: millis(connect_timeout.0, connect_timeout.1, connect_timeout.2)?,
         })
     }
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{
     error::ConfigError,
     limits_section::LimitsSection,
-    peer_section::PeerSection,
+    peer_section::{PeerSection, SecondPeerSection},
     pin,
     profiles::{FloorsSection, ProfilesSection},
     settings::{Config, Site},
@@ -41,6 +41,7 @@ pub(super) struct Sections {
     #[serde(default)]
     import: ImportSection,
     peer: Option<PeerSection>,
+    second_peer: Option<SecondPeerSection>,
     #[serde(default)]
     profiles: ProfilesSection,
     #[serde(default)]
@@ -65,6 +66,8 @@ struct SiteSection {
     block_count: u32,
     #[serde(default = "yes")]
     even: bool,
+    #[serde(default)]
+    read_only: bool,
 }
 
 fn data_dir() -> PathBuf {
@@ -250,6 +253,7 @@ impl TryFrom<Sections> for Config {
             keyring,
             import,
             peer,
+            second_peer,
             profiles,
             receive_floors,
             audit,
@@ -259,7 +263,7 @@ impl TryFrom<Sections> for Config {
         } = sections;
         let ImportSection { allow_clear, signers } = import;
         let site: Site = site.try_into()?;
-        let peer = PeerSection::of(peer, &site)?;
+        let peer = PeerSection::of((peer, second_peer), &site)?;
         let mut rpc: rpc::Config = (rpc, metrics).try_into()?;
         rpc.tls.client_crl_memory = Some(site.data_dir.join("newest-client-crls"));
         Ok(Self {
@@ -284,7 +288,7 @@ impl TryFrom<SiteSection> for Site {
     type Error = ConfigError;
 
     fn try_from(section: SiteSection) -> Result<Self, ConfigError> {
-        let SiteSection { name, data_dir, single_site, block_count, even } = section;
+        let SiteSection { name, data_dir, single_site, block_count, even, read_only } = section;
         Ok(Self {
             name: text("site.name", name, 64)?,
             data_dir: absolute("site.data_dir", data_dir)?,
@@ -296,6 +300,7 @@ impl TryFrom<SiteSection> for Site {
                 most: 65_536,
             })?,
             even,
+            read_only,
         })
     }
 }

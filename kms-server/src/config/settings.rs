@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use crate::{audit, ciphering, hsm, keyring, lifecycle, replication, rpc, store, telemetry};
-use kms_core::{BlockCount, profile::Profiles};
+use kms_core::{BlockCount, profile::Profiles, site::peer::PeerKind};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`super::check`] and for the parts themselves.
@@ -48,6 +48,15 @@ pub struct Site {
     pub blocks: BlockCount,
     /// For `init` only: whether this is the site of even epochs.
     pub even: bool,
+    /// It follows for ever, and is never promoted.
+    pub read_only: bool,
+}
+
+impl Site {
+    /// The kind of site that it is to be.
+    pub const fn kind(&self) -> PeerKind {
+        PeerKind::of_site(self.even, self.read_only)
+    }
 }
 
 /// The other site.
@@ -55,6 +64,8 @@ pub struct Site {
 pub struct Peer {
     /// The way to it.
     pub connection: rpc::PeerConfig,
+    /// The way to the other one of the two sites that may write, for a site that is read-only.
+    pub second: Option<rpc::PeerConfig>,
     /// What goes on between the two.
     pub replication: replication::Config,
 }

@@ -122,7 +122,9 @@ impl Enroller {
             return Ok(same.bundle.clone());
         }
         let role_records = self.role_records(&signing, &peers).await?;
-        let mut enrolment = Enrolment { role_records, ..self.enrolment(&good, signing).await? };
+        let others = peers.iter().filter(|peer| peer.site != good.request.site).cloned().collect();
+        let mut enrolment =
+            Enrolment { role_records, others, ..self.enrolment(&good, signing).await? };
         enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
@@ -152,10 +154,8 @@ impl Enroller {
             return bad("it names this very site: give the joining one a name of its own");
         }
         match request.kind {
-            PeerKind::Replica => {
-                return bad("it asks for a read-only replica, which this release does not know");
-            }
-            PeerKind::Even | PeerKind::Odd if request.kind == kind_of(&self.domain) => {
+            PeerKind::Replica => {}
+            PeerKind::Even | PeerKind::Odd if request.kind == self.domain.kind => {
                 return bad(
                     "it wants the epochs of this site's parity: set [site] even at the joining site to the \
                      other one",
@@ -189,12 +189,15 @@ impl Enroller {
                 return Err(EnrolError::Damaged(format!("the row of the peer {site:?}")));
             }
             let peer = known.peer;
-            let is_same = peer.signing == request.signing && peer.site == request.site;
-            let is_rebuilt = replace && peer.site == request.site && peer.kind == request.kind;
-            if !is_same && !is_rebuilt && (peer.site == request.site || peer.kind == request.kind) {
+            if takes_a_place(request, &peer, replace) {
                 return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
             }
             peers.push(peer);
+        }
+        let others = peers.iter().filter(|peer| peer.site != request.site);
+        let replicas = others.filter(|peer| peer.kind == PeerKind::Replica).count();
+        if request.kind == PeerKind::Replica && replicas >= Enrolment::REPLICAS_MAX {
+            return Err(EnrolError::Request(format!("the domain has {replicas} replicas already")));
         }
         Ok(peers)
     }
@@ -209,8 +212,8 @@ impl Enroller {
         let records = self.store.role_records().await?;
         for signed in &records {
             let epoch = signed.record.epoch;
-            let ours = epoch.is_even() == self.domain.even;
-            let mut of_peer = peers.iter().filter(|peer| peer.kind != kind_of(&self.domain));
+            let ours = self.domain.kind.owns(epoch);
+            let mut of_peer = peers.iter().filter(|peer| peer.kind.owns(epoch));
             let is_authentic = signed.record.domain == self.domain.domain
                 && match ours {
                     true => signed.is_signed_by(own),
@@ -242,7 +245,7 @@ impl Enroller {
             sender: Peer {
                 domain: self.domain.domain,
                 site: self.domain.site.clone(),
-                kind: kind_of(&self.domain),
+                kind: self.domain.kind,
                 signing,
                 transport_block,
                 enrolled_ms: at_ms,
@@ -262,6 +265,7 @@ impl Enroller {
             },
             blocks,
             role_records: Vec::new(),
+            others: Vec::new(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms,
         })
@@ -334,13 +338,17 @@ impl Enroller {
     }
 }
 
+/// Whether a request is for the place of a site that is known, and is not that site's: of each parity there is one, of
+/// replicas there are several.
+fn takes_a_place(request: &JoinRequest, known: &Peer, replace: bool) -> bool {
+    let is_same = known.signing == request.signing && known.site == request.site;
+    let is_rebuilt = replace && known.site == request.site && known.kind == request.kind;
+    let has_one_place = known.kind == request.kind && known.kind != PeerKind::Replica;
+    !is_same && !is_rebuilt && (known.site == request.site || has_one_place)
+}
+
 /// The beginning of SHA-256 over a key, for the audit log.
 fn beginning(key: &PublicKey) -> u64 {
     let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
-}
-
-/// The kind of this site, for others.
-const fn kind_of(domain: &DomainRecord) -> PeerKind {
-    if domain.even { PeerKind::Even } else { PeerKind::Odd }
 }

@@ -104,9 +104,9 @@ impl Roles {
         Ok(self.opener.hsm.public_key().await?)
     }
 
-    /// Whether this is the site of even epochs.
-    pub fn is_even(&self) -> bool {
-        self.opener.domain.even
+    /// Whether this site's epochs are the even ones; `None`: it is a read-only replica, and has none.
+    pub fn parity(&self) -> Option<bool> {
+        self.opener.domain.kind.parity()
     }
 
     /// The epoch in which the domain was founded.

@@ -7,7 +7,10 @@ use crate::store::{ReadStore, StoreError};
 use kms_core::{
     BlockCount, DomainId, DomainRecord, Epoch,
     record::SCHEMA,
-    site::makeup::{Difference, Makeup},
+    site::{
+        makeup::{Difference, Makeup},
+        peer::PeerKind,
+    },
 };
 
 /// A site, as it says of itself.
@@ -38,6 +41,7 @@ pub struct Cards {
     site: String,
     domain: DomainId,
     blocks: BlockCount,
+    kind: PeerKind,
     makeup: Arc<OwnMakeup>,
 }
 
@@ -45,7 +49,12 @@ impl Cards {
     /// Of the site of `domain`, which is made of this.
     pub fn new(store: Arc<dyn ReadStore>, domain: &DomainRecord, makeup: Arc<OwnMakeup>) -> Self {
         let (site, blocks) = (domain.site.clone(), domain.blocks);
-        Self { store, site, domain: domain.domain, blocks, makeup }
+        Self { store, site, domain: domain.domain, blocks, kind: domain.kind, makeup }
+    }
+
+    /// Whether this site follows for ever.
+    pub fn is_replica(&self) -> bool {
+        self.kind == PeerKind::Replica
     }
 
     /// What this site is made of.

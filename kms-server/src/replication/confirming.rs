@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::{
-    card::Cards,
+    card::{Cards, SiteCard},
     grounds::Grounds,
     messages::{HeadsAsked, HeadsSaid},
     peer::Peer,
@@ -29,13 +29,14 @@ pub struct Confirming {
     store: Arc<dyn ReadStore>,
     status: Arc<Status>,
     wait: Duration,
+    site: String,
 }
 
 impl Confirming {
     /// Waits for as long as the settings say.
     pub fn new(grounds: &Grounds) -> Self {
         let Grounds { config, peer, cards, store, status, .. } = grounds.clone();
-        Self { peer, cards, store, status, wait: config.write_wait }
+        Self { peer, cards, store, status, wait: config.write_wait, site: config.peer }
     }
 
     async fn ask(&self, marks: &[BlockMark]) -> Option<HeadsSaid> {
@@ -50,6 +51,13 @@ impl Confirming {
 }
 
 impl Confirming {
+    /// Whether it is the peer that answers, and knows of nobody else who writes. One that was promoted meanwhile, or knows of
+    /// somebody who was, has no more say that this is kept; a replica in the peer's place has none: nobody promotes it.
+    fn sees_us(&self, card: &SiteCard, marks: &[BlockMark]) -> bool {
+        let is_peer = self.cards.is_of_domain(card) && card.site == self.site;
+        is_peer && !card.writes && marks.iter().all(|mark| card.epoch == mark.position.epoch)
+    }
+
     /// Whether the peer has what was committed, or a later state of ours. It can have none that is beyond what we
     /// have: then our database was rolled back, and what it has at that place is something else.
     async fn has(&self, mark: &BlockMark, heads: &[Head]) -> bool {
@@ -82,9 +90,7 @@ impl ReplicationGate for Confirming {
             return Replicated::No;
         };
         self.status.heard(&card);
-        // A peer that was promoted meanwhile, or knows of somebody who was, has no more say that this is kept.
-        let sees_us = marks.iter().all(|mark| card.epoch == mark.position.epoch) && !card.writes;
-        if !reached || !sees_us {
+        if !reached || !self.sees_us(&card, marks) {
             return Replicated::No;
         }
         for mark in marks {

@@ -21,6 +21,7 @@ use super::{
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
     status::Status,
+    turning::{Looks, Turning},
 };
 use crate::{
     keyring::{Adopter, Arrived, KeyringError, Outcome, Roles, Taken},
@@ -82,6 +83,7 @@ struct Inner {
     roles: Arc<Roles>,
     fencing: Arc<Fencing>,
     meeting: Meeting,
+    turning: Turning,
     cards: Cards,
     blocks: BlockCount,
     clock: Arc<dyn Clock>,
@@ -131,8 +133,9 @@ impl Following {
         fencing: Arc<Fencing>,
     ) -> Self {
         let meeting = Meeting::new(grounds.clone(), Arc::clone(&roles), Arc::clone(&fencing));
-        let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
-        let inner = Inner {
+        let turning = Turning::new(&grounds, &fencing);
+        let Grounds { config, peer, store, cards, blocks, clock, status, .. } = grounds;
+        Self(Arc::new(Inner {
             config,
             peer,
             store,
@@ -140,12 +143,12 @@ impl Following {
             roles,
             fencing,
             meeting,
+            turning,
             cards,
             blocks,
             clock,
             status,
-        };
-        Self(Arc::new(inner))
+        }))
     }
 
     /// Meets the peer before anything is written here, if it answers in time.
@@ -198,6 +201,7 @@ impl Inner {
             self.lost(None);
             return Ok(());
         };
+        self.turning.turn().await;
         let turn = Turn::of(Arc::clone(self));
         tokio::select! {
             lost = lock.until_lost() => {
@@ -438,7 +442,7 @@ impl Turn {
         }
     }
 
-    /// Ends when this site writes.
+    /// Ends when this site writes, or is to follow another one.
     async fn follow(mut self) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -447,6 +451,7 @@ impl Turn {
         comparisons.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // One at a time, and none beyond this turn.
         let mut comparing = JoinSet::new();
+        let mut looks = Looks::of(&self.of.turning);
         loop {
             let standing = self.of.roles.standing();
             self.step(Input::Role(standing));
@@ -464,6 +469,7 @@ impl Turn {
                     comparing.spawn(Arc::clone(&self.of).repair());
                 }
                 Some(_) = comparing.join_next() => {}
+                () = looks.turned() => return,
             }
             // What is there already comes into the same transaction.
             while self.follower.may_read()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{card::Cards, config::Config, peer::Peer, status::Status};
+use super::{card::Cards, config::Config, either::EitherSite, peer::Peer, status::Status};
 use crate::store::ReadStore;
 use kms_core::{BlockCount, ports::Clock};
 
@@ -13,6 +13,8 @@ pub struct Grounds {
     pub config: Config,
     /// The other site.
     pub peer: Arc<dyn Peer>,
+    /// `peer`, where it is either of two: for a site that follows for ever.
+    pub either: Option<Arc<EitherSite>>,
     /// Our database, to be read.
     pub store: Arc<dyn ReadStore>,
     /// Our cards.

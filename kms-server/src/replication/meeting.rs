@@ -75,7 +75,7 @@ impl Meeting {
     /// Whether this is a card of our peer.
     pub(super) fn check_name(&self, card: &SiteCard) -> Result<(), NotMet> {
         let Grounds { cards, config, .. } = &self.grounds;
-        if cards.is_of_domain(card) && card.site == config.peer {
+        if cards.is_of_domain(card) && config.is_peer(&card.site) {
             return Ok(());
         }
         Err(NotMet::Another { site: card.site.clone(), peer: config.peer.clone() })

@@ -6,13 +6,15 @@
 //! for proofs and sums them up; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has
 //! shown of itself; [`planning`] says what a promotion would cost; [`confirming`] learns whether a write is replicated;
 //! [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its receive floors; [`telling`] tells the
-//! site that writes what this one wrote alone. They reach the other site through [`Peer`], and know nothing of how:
+//! site that writes what this one wrote alone; [`turning`] turns a read-only replica to the one of two that writes. They
+//! reach the other site through [`Peer`], and know nothing of how:
 //! `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
 mod card;
 mod config;
 mod confirming;
+mod either;
 mod failure;
 mod fencing;
 mod flooring;
@@ -33,11 +35,13 @@ mod session;
 mod status;
 mod syncing;
 mod telling;
+mod turning;
 mod witnessing;
 
 pub use card::{Cards, SiteCard};
 pub use config::Config;
 pub use confirming::Confirming;
+pub use either::EitherSite;
 pub use failure::PeerError;
 pub use fencing::{Fencing, NotFenced};
 pub use flooring::Flooring;

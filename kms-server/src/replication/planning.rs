@@ -131,6 +131,7 @@ impl Planning {
     /// Whether readiness lets this site be promoted: all of its blocks are proved within the stated age, and its token
     /// passes its check now. A site that wrote last needs no proof of what it wrote itself.
     pub async fn ready(&self) -> Result<(), NotChanged> {
+        self.parity()?;
         let standing = self.roles.standing();
         if standing.role == Role::Primary {
             return Ok(());
@@ -144,6 +145,7 @@ impl Planning {
 
     /// The plan; with `open_blocks`, this site's token opens each block for it.
     pub async fn plan(&self, open_blocks: bool) -> Result<Plan, NotChanged> {
+        let even = self.parity()?;
         let Grounds { cards, store, .. } = &self.grounds;
         let card = cards.now().await?;
         let standing = self.roles.standing();
@@ -168,7 +170,7 @@ impl Planning {
         Ok(Plan {
             site: card.site,
             standing,
-            next_epoch: standing.epoch.next_of(self.roles.is_even()),
+            next_epoch: standing.epoch.next_of(even),
             refusal: self.refusal(&standing, &unknown).await,
             needs_loss: standing.role == Role::Secondary && standing.open,
             peer_answers: said.is_some(),
@@ -186,6 +188,11 @@ impl Planning {
             token_fault: self.prover.check_token().await.err().map(|error| error.to_string()),
             replication,
         })
+    }
+
+    /// Whether this site's epochs are the even ones. A read-only replica has none: it is never promoted.
+    fn parity(&self) -> Result<bool, NotChanged> {
+        self.roles.parity().ok_or_else(|| kms_core::site::changing::NotChanged::Replica.into())
     }
 
     async fn refusal<K>(

@@ -179,7 +179,7 @@ impl Proving {
         randomness: Arc<dyn Randomness>,
         reporting: Arc<Reporting>,
     ) -> Self {
-        let Grounds { config, peer, store, cards, blocks, clock, status } = grounds;
+        let Grounds { config, peer, store, cards, blocks, clock, status, .. } = grounds;
         Self { config, peer, prover, store, cards, blocks, clock, randomness, status, reporting }
     }
 

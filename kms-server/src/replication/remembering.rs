@@ -36,13 +36,15 @@ const SET_ASIDE_MAX: usize = 10_000;
 pub struct Remembering {
     store: Arc<dyn ReadStore>,
     marks: Arc<dyn CounterStore>,
+    cards: Cards,
     blocks: BlockCount,
 }
 
 impl Remembering {
     /// In `marks`, with what `grounds` reads.
     pub fn new(grounds: &Grounds, marks: Arc<dyn CounterStore>) -> Self {
-        Self { store: Arc::clone(&grounds.store), marks, blocks: grounds.blocks }
+        let Grounds { store, cards, blocks, .. } = grounds.clone();
+        Self { store, marks, cards, blocks }
     }
 
     /// Keeps the marks of `site`, and says which are known of these blocks; of all, if it tells none and asks nothing else.
@@ -52,10 +54,7 @@ impl Remembering {
         asked: MarksAsked,
     ) -> Result<(Vec<(BlockNo, Witnessed)>, Vec<StoredRecord>), NotServed> {
         let MarksAsked { marks, lines_of } = asked;
-        let mut named = marks.iter().map(|(block, _)| block).chain(&lines_of);
-        if let Some(block) = named.find(|block| block.0 >= self.blocks.get()) {
-            return Err(NotServed::NoBlock(*block));
-        }
+        self.check(marks.iter().map(|(block, _)| block).chain(&lines_of))?;
         self.marks.witness_marks(site, &marks).await?;
         if let Some(block) = lines_of {
             // Whoever was put back himself can't say that nothing was set aside.
@@ -68,6 +67,17 @@ impl Remembering {
         let told: BTreeSet<BlockNo> = marks.iter().map(|(block, _)| *block).collect();
         known.retain(|(block, _)| told.is_empty() || told.contains(block));
         Ok((known, Vec::new()))
+    }
+
+    /// A replica remembers nothing, and nobody what is of no block.
+    fn check<'a>(&self, mut named: impl Iterator<Item = &'a BlockNo>) -> Result<(), NotServed> {
+        if self.cards.is_replica() {
+            return Err(NotServed::ReadOnlyReplica);
+        }
+        match named.find(|block| block.0 >= self.blocks.get()) {
+            Some(block) => Err(NotServed::NoBlock(*block)),
+            None => Ok(()),
+        }
     }
 
     /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.
@@ -93,13 +103,14 @@ pub struct PeersMemory {
     peer: Arc<dyn Peer>,
     cards: Cards,
     status: Arc<Status>,
+    site: String,
 }
 
 impl PeersMemory {
     /// Asked over the way that `grounds` have.
     pub fn new(grounds: &Grounds) -> Self {
-        let Grounds { peer, cards, status, .. } = grounds.clone();
-        Self { peer, cards, status }
+        let Grounds { peer, cards, status, config, .. } = grounds.clone();
+        Self { peer, cards, status, site: config.peer }
     }
 }
 
@@ -116,7 +127,8 @@ impl CounterWitness for PeersMemory {
         let said =
             said.inspect_err(|error| tracing::debug!(%error, "marks are not witnessed")).ok()?;
         let MarksSaid { card, marks, set_aside } = said;
-        if !self.cards.is_of_domain(&card) {
+        // A replica remembers no marks: nobody but the other site is a witness.
+        if !self.cards.is_of_domain(&card) || card.site != self.site {
             return None;
         }
         self.status.heard(&card);

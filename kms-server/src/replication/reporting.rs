@@ -1,7 +1,7 @@
 //! Reports of readiness: signed by the site that asked for the proofs, handed to the one that they are about, and kept
 //! by both. So what was proved last is known when the site that asked is gone.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
@@ -83,14 +83,16 @@ impl Reporting {
     pub(super) async fn receive(&self, signed: &SignedReadiness) -> Result<(), String> {
         let Grounds { config, cards, clock, .. } = &self.grounds;
         let ours = cards.now().await.map_err(|error| error.to_string())?;
-        let key = self.key_of(&config.peer).await?.ok_or("the peer is not enrolled here")?;
         let report = &signed.report;
+        if !config.is_peer(&report.by) {
+            return Err(format!("site {} is no peer of this one", report.by));
+        }
+        let key = self.key_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
         let is_ours = report.site == ours.site
-            && report.by == config.peer
             && report.domain == ours.domain
             && report.at_ms <= clock.unix_ms().saturating_add(AHEAD_MAX_MS);
         if !is_ours || !signed.is_signed_by(&key) {
-            return Err(format!("the report of readiness is not one of site {}", config.peer));
+            return Err(format!("the report of readiness is not one of site {}", report.by));
         }
         self.keep(signed, &key).await;
         Ok(())
@@ -101,13 +103,16 @@ impl Reporting {
         let Grounds { config, status, cards, .. } = &self.grounds;
         let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
         let ours = cards.now().await.map_err(|error| error.to_string())?.site;
-        let peer = self.key_of(&config.peer).await?;
+        let mut keys = BTreeMap::from([(ours, own)]);
+        for peer in config.peers() {
+            keys.extend(self.key_of(peer).await?.map(|key| (peer.to_owned(), key)));
+        }
         for paper in self.papers.papers().await.map_err(|error| error.to_string())? {
             if paper.kind != PaperKind::Readiness {
                 continue;
             }
             let Ok(report) = ReadinessReport::decode(&paper.body) else { continue };
-            let key = if report.by == ours { Some(&own) } else { peer.as_ref() };
+            let key = keys.get(&report.by);
             let signed = SignedReadiness { report, signature: paper.signature };
             if key.is_some_and(|key| signed.is_signed_by(key)) {
                 status.reported(&signed);

@@ -27,8 +27,12 @@ use kms_core::{
 
 /// Followers at one time, of this server. A site has one; it may come anew before the old connection has ended.
 const FOLLOWERS_MAX: usize = 4;
+/// Read-only replicas that follow at one time, of this server: they take no place of the other site's.
+const REPLICAS_MAX: usize = 8;
 /// Calls for whole blocks at one time, of this server: each holds a block, and pieces of it.
 const FETCHES_MAX: usize = 16;
+/// The same of all replicas together.
+const REPLICAS_FETCHES_MAX: usize = 4;
 /// Messages that wait for a follower, each at most as long as a piece.
 const MESSAGES_AHEAD: usize = 4;
 /// Heads that are asked for one by one; of more, all are read.
@@ -42,18 +46,37 @@ pub struct Serving {
     blocks: BlockCount,
     fencing: Arc<Fencing>,
     status: Arc<Status>,
+    /// The other site's name.
+    peer: String,
+    of_peer: Places,
+    of_replicas: Places,
+}
+
+/// Places for those who are served at one time.
+struct Places {
     followers: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(followers: usize, fetches: usize) -> Self {
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self { followers: places(followers), fetches: places(fetches) }
+    }
 }
 
 impl Serving {
     /// Over what is stored here, which moves as `ledger` says.
     pub fn new(grounds: &Grounds, ledger: Arc<Ledger>, fencing: Arc<Fencing>) -> Self {
         let Grounds { config, store, cards, blocks, status, .. } = grounds.clone();
-        let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-        let fetches = Arc::new(Semaphore::new(FETCHES_MAX));
+        let of_peer = Places::new(FOLLOWERS_MAX, FETCHES_MAX);
+        let of_replicas = Places::new(REPLICAS_MAX, REPLICAS_FETCHES_MAX);
         let source = Source { store, ledger, cards, heartbeat: config.heartbeat };
-        Self { source, blocks, fencing, status, followers, fetches }
+        Self { source, blocks, fencing, status, peer: config.peer, of_peer, of_replicas }
+    }
+
+    fn places(&self, site: &str) -> &Places {
+        if site == self.peer { &self.of_peer } else { &self.of_replicas }
     }
 
     /// Takes a peer's card and gives ours. This site is fenced first, if the peer was promoted.
@@ -125,10 +148,11 @@ impl Serving {
     /// Whole blocks, piece by piece. What is sent is read as it is taken: one block at a time is in memory.
     pub fn fetch(
         self: &Arc<Self>,
+        site: &str,
         blocks: Vec<BlockNo>,
     ) -> Result<mpsc::Receiver<Result<BlockUpdate, NotServed>>, NotServed> {
         self.check(blocks.iter())?;
-        let place = place(&self.fetches)?;
+        let place = place(&self.places(site).fetches)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let this = Arc::clone(self);
         tokio::spawn(async move {
@@ -154,6 +178,7 @@ impl Serving {
     /// stored there is taken from `said`.
     pub async fn follow(
         self: &Arc<Self>,
+        site: &str,
         cursors: Vec<BlockMark>,
         said: BoxStream<'static, Vec<BlockMark>>,
     ) -> Result<mpsc::Receiver<Result<PeerSaid, NotServed>>, NotServed> {
@@ -163,8 +188,10 @@ impl Serving {
         if !each_once {
             return Err(NotServed::Cursors);
         }
-        self.suspect(&cursors).await?;
-        let place = place(&self.followers)?;
+        if site == self.peer {
+            self.suspect(&cursors).await?;
+        }
+        let place = place(&self.places(site).followers)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let session = Session::new(self.source.clone(), cursors);
         tokio::spawn(async move {

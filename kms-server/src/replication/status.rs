@@ -20,6 +20,7 @@ use crate::telemetry::{
 };
 use kms_core::{
     BlockNo,
+    enrolment::bundle::Enrolment,
     moment::Moment,
     ports::Clock,
     site::{
@@ -30,6 +31,8 @@ use kms_core::{
 
 /// Blocks that a status names; the rest is counted.
 pub(super) const NAMED_MAX: usize = 16;
+/// Read-only replicas that are told of.
+const REPLICAS_MAX: usize = Enrolment::REPLICAS_MAX;
 
 /// When and how the peer was last heard of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +95,8 @@ pub struct ReplicationStatus {
     pub peer: String,
     /// When it was last heard of; `None`: not since the start.
     pub heard: Option<PeerHeard>,
+    /// Further sites that have called this one: read-only replicas.
+    pub replicas: Vec<PeerHeard>,
     /// `None`: this site writes, and follows nobody.
     pub following: Option<FollowingStatus>,
     /// `None`: this site does not write, and asks for no proofs.
@@ -121,7 +126,7 @@ pub struct Reports {
 
 /// The state, for those who change it.
 pub struct Status {
-    peer: String,
+    config: Config,
     /// A proof that is older is none.
     age_max_ms: u64,
     clock: Arc<dyn Clock>,
@@ -132,6 +137,8 @@ pub struct Status {
 #[derive(Default)]
 struct Known {
     heard: Option<(SiteCard, Moment)>,
+    /// By their names.
+    replicas: BTreeMap<String, (SiteCard, Moment)>,
     following: Option<FollowingStatus>,
     refused: BTreeMap<BlockNo, String>,
     compared: Option<Moment>,
@@ -149,11 +156,26 @@ struct Known {
     witnessed_ms: Option<u64>,
 }
 
+impl Known {
+    fn following(&self, now: Moment) -> Option<FollowingStatus> {
+        let following = self.following.clone()?;
+        let named = self.refused.iter().take(NAMED_MAX);
+        let named =
+            named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
+        Some(FollowingStatus {
+            refused: named.collect(),
+            refused_count: self.refused.len() as u32,
+            compared_ms: self.compared.map(|at| now.ms_since(at)),
+            ..following
+        })
+    }
+}
+
 impl Status {
     /// Of a site with these settings, made of this.
     pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
         let age_max_ms = u64::try_from(config.proof_age_max.as_millis()).unwrap_or(u64::MAX);
-        Self { peer: config.peer.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
+        Self { config: config.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
     }
 
     /// A report of readiness that was verified. An older one than is known changes nothing.
@@ -228,9 +250,15 @@ impl Status {
         })
     }
 
-    /// The peer was heard of.
+    /// A site was heard of: the peer, or one that follows for ever.
     pub(super) fn heard(&self, card: &SiteCard) {
-        self.known().heard = Some((card.clone(), self.clock.now()));
+        let now = self.clock.now();
+        let mut known = self.known();
+        if self.config.is_peer(&card.site) {
+            known.heard = Some((card.clone(), now));
+        } else if known.replicas.contains_key(&card.site) || known.replicas.len() < REPLICAS_MAX {
+            known.replicas.insert(card.site.clone(), (card.clone(), now));
+        }
     }
 
     /// Changes what is known of following; begins it if need be.
@@ -305,22 +333,15 @@ impl Status {
     pub fn all(&self) -> ReplicationStatus {
         let now = self.clock.now();
         let known = self.known();
-        let heard = known
-            .heard
-            .as_ref()
-            .map(|(card, at)| PeerHeard { card: card.clone(), ms: now.ms_since(*at) });
-        let following = known.following.clone().map(|following| {
-            let named = known.refused.iter().take(NAMED_MAX);
-            let named =
-                named.map(|(block, reason)| RefusedBlock { block: *block, reason: reason.clone() });
-            FollowingStatus {
-                refused: named.collect(),
-                refused_count: known.refused.len() as u32,
-                compared_ms: known.compared.map(|at| now.ms_since(at)),
-                ..following
-            }
-        });
-        let (peer, readiness) = (self.peer.clone(), known.readiness.clone());
+        let heard_at = |(card, at): &(SiteCard, Moment)| PeerHeard {
+            card: card.clone(),
+            ms: now.ms_since(*at),
+        };
+        let heard = known.heard.as_ref().map(heard_at);
+        let following = known.following(now);
+        let replicas = known.replicas.values().map(heard_at).collect();
+        let peer = heard.as_ref().map_or(&self.config.peer, |heard| &heard.card.site).clone();
+        let readiness = known.readiness.clone();
         let undecided = known.undecided;
         let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
         let reports = follower.as_ref().and_then(|site| known.reports.get(site)).cloned();
@@ -359,6 +380,7 @@ impl Status {
         ReplicationStatus {
             peer,
             heard,
+            replicas,
             following,
             readiness,
             colour,

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     card::Cards,
+    config::Config,
     failure::PeerError,
     following::{Following, Repaired},
     grounds::Grounds,
@@ -129,6 +130,7 @@ type Out = mpsc::Sender<Result<SyncProgress, NotSynced>>;
 /// Brings the sites in step.
 pub struct Syncing {
     peer: (Arc<dyn Peer>, String),
+    config: Config,
     store: Arc<dyn ReadStore>,
     cards: Cards,
     blocks: BlockCount,
@@ -156,8 +158,8 @@ impl Syncing {
     /// Proves by `proving`, and takes over by `following`.
     pub fn new(grounds: &Grounds, proving: Arc<Proving>, following: Arc<Following>) -> Self {
         let Grounds { config, peer, store, cards, blocks, .. } = grounds.clone();
-        let (peer, one) = ((peer, config.peer), Arc::new(Semaphore::new(1)));
-        Self { peer, store, cards, blocks, proving, following, one }
+        let (peer, one) = ((peer, config.peer.clone()), Arc::new(Semaphore::new(1)));
+        Self { peer, config, store, cards, blocks, proving, following, one }
     }
 
     /// Begins; what it says goes on for as long as somebody listens.
@@ -209,7 +211,7 @@ impl Syncing {
     /// Where blocks stand there; with the card that must be the peer's, and write or not.
     async fn theirs(&self, writes: bool) -> Result<Goal, NotSynced> {
         let said = self.peer.0.list_heads(self.cards.now().await?, HeadsAsked::default()).await?;
-        if !self.cards.is_of_domain(&said.card) || said.card.site != self.peer.1 {
+        if !self.cards.is_of_domain(&said.card) || !self.config.is_peer(&said.card.site) {
             return Err(PeerError::Unreadable("another site answers than the peer").into());
         }
         if said.card.writes != writes {

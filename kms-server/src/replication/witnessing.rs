@@ -66,17 +66,17 @@ impl Witnessing {
         let Grounds { peer, cards, status, config, .. } = &self.grounds;
         let card = cards.now().await.map_err(|error| error.to_string())?;
         let said = peer.head_tables(card.clone()).await.map_err(|error| error.to_string())?;
-        if said.card.site != config.peer {
+        if !config.is_peer(&said.card.site) {
             return Err(format!("site {} answers", said.card.site));
         }
         status.heard(&said.card);
-        let HeadTablesSaid { own, witnessed, .. } = said;
+        let HeadTablesSaid { own, witnessed, card: by } = said;
         let theirs = match own {
-            Some(shown) => self.witness(&card, &shown).await?,
+            Some(shown) => self.witness(&card, &by.site, &shown).await?,
             None => None,
         };
         let ours = match witnessed {
-            Some(shown) => self.held_against_ours(&card, &shown).await?,
+            Some(shown) => self.held_against_ours(&card, &by.site, &shown).await?,
             None => None,
         };
         status.went_back(theirs.into_iter().chain(ours).collect());
@@ -87,7 +87,7 @@ impl Witnessing {
     pub async fn shown(&self) -> Result<(Option<ShownTable>, Option<ShownTable>), String> {
         let own = self.tables.head_table().await.map_err(|error| error.to_string())?;
         let own = own.map(|SignedHeadTable { body, signature, .. }| ShownTable { body, signature });
-        let witnessed = self.paper().await?;
+        let witnessed = self.paper(&self.grounds.config.peer).await?;
         let witnessed =
             witnessed.map(|Paper { body, signature, .. }| ShownTable { body, signature });
         Ok((own, witnessed))
@@ -95,33 +95,39 @@ impl Witnessing {
 
     /// The newest head table of the peer that was witnessed here, verified.
     pub(super) async fn witnessed(&self) -> Result<Option<HeadTable>, String> {
-        let Some(key) = self.reporting.key_of(&self.grounds.config.peer).await? else {
+        self.witnessed_of(&self.grounds.config.peer).await
+    }
+
+    async fn witnessed_of(&self, site: &str) -> Result<Option<HeadTable>, String> {
+        let Some(key) = self.reporting.key_of(site).await? else {
             return Ok(None);
         };
         let card = self.grounds.cards.now().await.map_err(|error| error.to_string())?;
-        let kept = self.paper().await?;
+        let kept = self.paper(site).await?;
         Ok(kept.and_then(|paper| {
             let shown = ShownTable { body: paper.body, signature: paper.signature };
             opened(&card, &shown, &key)
         }))
     }
 
-    async fn paper(&self) -> Result<Option<Paper>, String> {
+    async fn paper(&self, site: &str) -> Result<Option<Paper>, String> {
         let papers = self.tables.papers().await.map_err(|error| error.to_string())?;
-        let is_theirs = |paper: &Paper| {
-            paper.kind == PaperKind::HeadTable && paper.site == self.grounds.config.peer
-        };
+        let is_theirs = |paper: &Paper| paper.kind == PaperKind::HeadTable && paper.site == site;
         Ok(papers.into_iter().find(is_theirs))
     }
 
     /// Keeps the peer's head table if it is a newer one; the sentence that says that it went back.
-    async fn witness(&self, card: &SiteCard, shown: &ShownTable) -> Result<Option<String>, String> {
-        let peer = &self.grounds.config.peer;
+    async fn witness(
+        &self,
+        card: &SiteCard,
+        peer: &str,
+        shown: &ShownTable,
+    ) -> Result<Option<String>, String> {
         let key = self.reporting.key_of(peer).await?.ok_or("the peer is not enrolled here")?;
         let table = opened(card, shown, &key);
         let table =
             table.ok_or_else(|| format!("site {peer} shows a head table that it did not sign"))?;
-        if let Some(kept) = self.witnessed().await? {
+        if let Some(kept) = self.witnessed_of(peer).await? {
             self.grounds.status.witnessed(kept.at_ms);
             match hold_against(&table, &kept) {
                 Ok(true) => {}
@@ -137,7 +143,7 @@ impl Witnessing {
         let place = TablePlace::of(&table);
         let paper = Paper {
             kind: PaperKind::HeadTable,
-            site: peer.clone(),
+            site: peer.to_owned(),
             place: (place.epoch, place.number),
             body: shown.body.clone(),
             signature: shown.signature,
@@ -152,6 +158,7 @@ impl Witnessing {
     async fn held_against_ours(
         &self,
         card: &SiteCard,
+        peer: &str,
         seen: &ShownTable,
     ) -> Result<Option<String>, String> {
         let key = self.prover.signing_key().await.map_err(|error| error.to_string())?;
@@ -162,7 +169,6 @@ impl Witnessing {
         // A site without a head table opens no block, and says why itself.
         let Some(ours) = ours else { return Ok(None) };
         Ok(hold_against(&ours, &seen).err().map(|why| {
-            let peer = &self.grounds.config.peer;
             format!(
                 "this database is not the newest of this site: by what site {peer} has seen of it, {why}; stop this \
                  site, put its newest copy back, or see the handbook, \"a restored site\""

@@ -319,6 +319,6 @@ pub struct RoleRow {
 impl RoleRow {
     /// The role that a site begins with: the site that founds its domain writes, one that joins does not.
     pub fn founding(domain: &DomainRecord) -> Self {
-        Self { epoch: domain.epoch, writes: domain.epoch.is_even() == domain.even }
+        Self { epoch: domain.epoch, writes: domain.kind.owns(domain.epoch) }
     }
 }

@@ -9,7 +9,7 @@ use kms_core::{
     audit::{AuditOutcome, Subject},
     enrolment::{
         Fingerprint, Oaep,
-        bundle::{EnrolledBlock, SignedEnrolment},
+        bundle::{EnrolledBlock, Enrolment, SignedEnrolment},
         request::{JoinRequest, SignedRequest},
     },
     site::{
@@ -87,7 +87,7 @@ fn trust(home: &Home, asked: &Enrolling) {
 
 async fn enroller(site: &Site) -> Enroller {
     let domain: DomainRecord = site.store.domain().await.unwrap().unwrap();
-    assert!(domain.even, "the joining site of these tests is the odd one");
+    assert_eq!(domain.kind, PeerKind::Even, "the joining site of these tests is the odd one");
     Enroller {
         domain,
         hsm: site.hsm.clone(),
@@ -203,7 +203,6 @@ fn a_request_that_asks_for_what_cannot_be_is_refused_by_name() {
         for (bad, why) in [
             (JoinRequest { site: enroller.domain.site.clone(), ..request() }, "this very site"),
             (JoinRequest { kind: PeerKind::Even, ..request() }, "this site's parity"),
-            (JoinRequest { kind: PeerKind::Replica, ..request() }, "read-only replica"),
             (JoinRequest { ceremony: request().transport_block, ..request() }, "transport key"),
             (JoinRequest { ceremony: vec![1; 422], ..request() }, "SubjectPublicKeyInfo"),
         ] {
@@ -223,6 +222,71 @@ fn trust_any(home: &Home, asked: &Enrolling) {
     let request = SignedRequest::decode(&asked.request).unwrap().request;
     if RsaKey::from_der(&request.ceremony).is_ok() {
         trust(home, asked);
+    }
+}
+
+#[test]
+fn replicas_are_enrolled_beside_the_other_site_and_their_number_has_a_bound() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let enroller = enroller(&site).await;
+        let ask = async |joining: &Joining, request: JoinRequest| {
+            let asked = joining.asks(request);
+            trust(home, &asked);
+            enrol(&enroller, &asked).await
+        };
+        let south = Joining::new();
+        let bundle = ask(&south, south.request.clone()).await.unwrap().enrolment;
+        assert_eq!((bundle.kind, bundle.others.len()), (PeerKind::Odd, 0));
+        for n in 0..Enrolment::REPLICAS_MAX {
+            let joining = Joining::new();
+            let (site, kind) = (format!("east-{n}"), PeerKind::Replica);
+            let request = JoinRequest { site, kind, ..joining.request.clone() };
+            let bundle = ask(&joining, request).await.unwrap().enrolment;
+            assert_eq!(bundle.kind, PeerKind::Replica);
+            // All that it has to know: both that may write. The further replicas it is told of, too.
+            assert_eq!(bundle.sender.kind, PeerKind::Even);
+            let odd = bundle.others.iter().find(|peer| peer.kind == PeerKind::Odd).unwrap();
+            assert_eq!((odd.site.as_str(), odd.signing), ("south", south.request.signing));
+            assert_eq!(bundle.others.len(), n + 1);
+        }
+        let more = Joining::new();
+        let kind = PeerKind::Replica;
+        let request = JoinRequest { site: "west".to_owned(), kind, ..more.request.clone() };
+        let refused = ask(&more, request).await.unwrap_err().to_string();
+        assert!(refused.contains("8 replicas already"), "{refused}");
+        // A replica has no epochs: what it signs is no promotion.
+        let forger = Joining::new();
+        let known = site.store.peers().await.unwrap();
+        let mut replica = known.iter().find(|it| it.peer.kind == kind).unwrap().peer.clone();
+        replica.signing = forger.request.signing;
+        let signature = site.hsm.sign(replica.message()).await.unwrap();
+        let mut peers: Vec<_> =
+            known.into_iter().filter(|it| it.peer.kind != PeerKind::Replica).collect();
+        peers.push(SignedPeer { peer: replica, signature });
+        let record = promotion_of_south(&enroller);
+        let signature = forger.signing.sign(&SystemRandom::new(), &record.message()).unwrap();
+        let signature: [u8; 64] = signature.as_ref().try_into().unwrap();
+        let role_records = vec![SignedRoleRecord { record, signature }];
+        let inner = site.measured.clone();
+        let tampered = Tampered { inner, role_records, peers, writes: true };
+        let enroller = Enroller { store: Arc::new(tampered), kept: Kept::default(), ..enroller };
+        let refused = enrol(&enroller, &south.asked()).await;
+        let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
+        assert!(what.contains("the role record of epoch 3"), "{what}");
+    });
+}
+
+/// A promotion of the other site, which nobody has signed yet.
+fn promotion_of_south(enroller: &Enroller) -> RoleRecord {
+    RoleRecord {
+        domain: enroller.domain.domain,
+        site: "south".to_owned(),
+        change: RoleChange::Promotion,
+        epoch: Epoch(3),
+        after: Epoch(2),
+        at_ms: 1,
+        heads: Vec::new(),
     }
 }
 
@@ -286,8 +350,11 @@ fn block_secrets_come_over_and_one_of_another_block_is_found_out() {
             std::time::Duration::from_secs(9),
             std::time::Duration::from_secs(9),
         );
-        let domain =
-            DomainRecord { even: false, site: "south".to_owned(), ..enroller.domain.clone() };
+        let domain = DomainRecord {
+            kind: PeerKind::Odd,
+            site: "south".to_owned(),
+            ..enroller.domain.clone()
+        };
         let blocks: Vec<(BlockNo, &EnrolledBlock)> = bundle.numbered_blocks().collect();
         let taken = take_over_blocks(&there, &domain, &blocks, |_| {}).await.unwrap();
         let heads: Vec<_> = taken.into_iter().map(|change| change.head).collect();
@@ -327,15 +394,7 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
         };
         enrol(&over(as_it_is()), &asked).await.unwrap();
         // A promotion of the joining site that it never signed.
-        let record = RoleRecord {
-            domain: enroller.domain.domain,
-            site: "south".to_owned(),
-            change: RoleChange::Promotion,
-            epoch: Epoch(3),
-            after: Epoch(2),
-            at_ms: 1,
-            heads: Vec::new(),
-        };
+        let record = promotion_of_south(&enroller);
         let signature = joining.signing.sign(&SystemRandom::new(), &record.message()).unwrap();
         let signature: [u8; 64] = signature.as_ref().try_into().unwrap();
         let genuine = SignedRoleRecord { record, signature };

@@ -12,6 +12,7 @@ mod keyring;
 mod lifecycle;
 mod pair;
 mod readiness;
+mod replica;
 mod restored;
 mod roles;
 mod transmitting;

@@ -61,16 +61,32 @@ pub(crate) async fn sites(north: &Home, south: &Home) -> (Arc<Site>, Arc<Site>) 
     (north, south)
 }
 
+/// The first site, which writes, and a read-only replica of it.
+pub(crate) async fn with_replica(north: &Home, east: &Home) -> (Arc<Site>, Arc<Site>) {
+    let name = "north";
+    let options = Options { blocks: BLOCKS, name, profiles: profiles(), ..Options::default() };
+    let north = Arc::new(Site::with(north, options).await);
+    let made = blocks_for(&north, east).await;
+    let east = again(east, "east", Some(made)).await;
+    enrol(&north, &east).await;
+    enrol(&east, &north).await;
+    (north, east)
+}
+
 /// A site over the database that `home` has.
 pub(crate) async fn again(
     home: &Home,
     name: &'static str,
     blocks_made: Option<Vec<BlockChange>>,
 ) -> Arc<Site> {
-    let even = name == "north";
+    let kind = match name {
+        "north" => PeerKind::Even,
+        "south" => PeerKind::Odd,
+        _ => PeerKind::Replica,
+    };
     let profiles = profiles();
     let options =
-        Options { blocks: BLOCKS, name, even, blocks_made, profiles, ..Options::default() };
+        Options { blocks: BLOCKS, name, kind, blocks_made, profiles, ..Options::default() };
     let site = Site::with(home, options).await;
     site.keyring.roles.look().await.unwrap();
     Arc::new(site)
@@ -121,7 +137,7 @@ pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
     let peer = Enrolled {
         domain: site.domain.domain,
         site: other.domain.site.clone(),
-        kind: if other.domain.even { PeerKind::Even } else { PeerKind::Odd },
+        kind: other.domain.kind,
         signing: other.hsm.public_key().await.unwrap(),
         transport_block: vec![9; 16],
         enrolled_ms: 1,
@@ -167,7 +183,7 @@ impl Network {
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
         write("ca.pem", ca.pem());
-        for name in ["north", "south"] {
+        for name in ["north", "south", "east"] {
             let (certificate, key) = identity(&ca, name);
             write(&format!("{name}.pem"), certificate);
             write(&format!("{name}.key"), key);
@@ -209,7 +225,8 @@ impl Network {
 
     fn config(&self, name: &str) -> rpc::Config {
         let peer = |name: &str| (CallerName::new(name).unwrap(), vec![Role::Peer]);
-        let policy = Policy::new([peer("north"), peer("south")]);
+        let replica = (CallerName::new("east").unwrap(), vec![Role::Replica]);
+        let policy = Policy::new([peer("north"), peer("south"), replica]);
         let limits = Limits { drain_timeout: Duration::from_millis(200), ..Limits::default() };
         rpc::Config::new(self.address(name), self.tls(name), limits, policy).unwrap()
     }
@@ -234,6 +251,7 @@ pub(crate) struct Running {
 fn settings(peer: &str) -> Config {
     Config {
         peer: peer.to_owned(),
+        second: None,
         heartbeat: Duration::from_millis(300),
         write_wait: Duration::from_secs(5),
         compare_interval: Duration::from_secs(3),
@@ -244,13 +262,15 @@ fn settings(peer: &str) -> Config {
 
 /// What goes on at a site beside serving, none of it started; the other one is at this address.
 pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds, Beside) {
-    let config = settings(if site.domain.even { "south" } else { "north" });
+    let is_even = site.domain.kind == PeerKind::Even;
+    let config = settings(if is_even { "south" } else { "north" });
     let makeup = Arc::new(OwnMakeup::default());
     let clock = Arc::clone(&site.clock);
     let status = Arc::new(Status::new(&config, Arc::clone(&clock), Arc::clone(&makeup)));
     let grounds = Grounds {
         config,
         peer: Arc::new(network.client(&site.domain.site, to)),
+        either: None,
         store: site.measured.clone(),
         cards: Cards::new(site.measured.clone(), &site.domain, makeup),
         blocks: site.domain.blocks,
@@ -265,7 +285,8 @@ pub(crate) fn beside(site: &Site, network: &Network, to: SocketAddr) -> (Grounds
 impl Running {
     /// Starts the server of `site`.
     pub(crate) async fn start(site: Arc<Site>, network: &Network) -> Self {
-        let to = if site.domain.even { network.south } else { network.north };
+        let is_even = site.domain.kind == PeerKind::Even;
+        let to = if is_even { network.south } else { network.north };
         Self::start_towards(site, network, to).await
     }
 

@@ -29,6 +29,7 @@ use kms_core::{
     freshness::{Freshness, HeadTable},
     ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
     profile::Profiles,
+    site::peer::PeerKind,
 };
 use kms_server::{
     app::{OperatingSystem, SystemClock},
@@ -112,8 +113,8 @@ pub struct Options {
     pub clock: Option<Arc<dyn Clock>>,
     /// The operator's name for it.
     pub name: &'static str,
-    /// Of even epochs.
-    pub even: bool,
+    /// Whose epochs it writes in.
+    pub kind: PeerKind,
     /// The blocks that a site which joins another one begins with, as they were made there; `None`: it makes them.
     pub blocks_made: Option<Vec<BlockChange>>,
 }
@@ -130,7 +131,7 @@ impl Default for Options {
             node: None,
             clock: None,
             name: "test",
-            even: true,
+            kind: PeerKind::Even,
             blocks_made: None,
         }
     }
@@ -170,7 +171,7 @@ impl Site {
             blocks: BlockCount::new(options.blocks).unwrap(),
             site: options.name.into(),
             epoch: Epoch(2),
-            even: options.even,
+            kind: options.kind,
             canaries,
             created_ms: 0,
             signature: None,

@@ -9,7 +9,7 @@ use super::{
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, MeterId, RecordKey, Sequence, SystemTitle,
-    freshness::SignedHeadTable,
+    freshness::SignedHeadTable, site::peer::PeerKind,
 };
 use kms_server::store::{
     BlockChange, Founding, Positions, StoreError, StoredBlock, WriteStore, rules,
@@ -60,7 +60,7 @@ pub(super) async fn a_domain_comes_to_be_once(store: Store) -> Outcome {
         blocks: BlockCount::DEFAULT,
         site: "Süd 'A'".into(),
         epoch: Epoch(2),
-        even: true,
+        kind: PeerKind::Even,
         canaries: vec![0, 0xFF, 0],
         created_ms: 1_700_000_000_000,
         signature: Some([0xE5; 64]),
@@ -101,7 +101,7 @@ pub(super) async fn an_old_domain_is_completed_once(store: Store) -> Outcome {
         blocks: BlockCount::DEFAULT,
         site: "old".into(),
         epoch: Epoch(2),
-        even: true,
+        kind: PeerKind::Replica,
         canaries: vec![1],
         created_ms: 7,
         signature: None,

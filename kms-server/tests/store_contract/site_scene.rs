@@ -34,7 +34,7 @@ pub fn domain(even: bool) -> DomainRecord {
         blocks: BlockCount::DEFAULT,
         site: if even { "north".into() } else { "süd".into() },
         epoch: Epoch(FOUNDED),
-        even,
+        kind: PeerKind::of_epochs(even),
         canaries: vec![1],
         created_ms: 7,
         signature: Some([0xE5; 64]),

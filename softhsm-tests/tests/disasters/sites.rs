@@ -231,7 +231,13 @@ fn second_server(pair: &Pair, mut options: SiteOptions, dir: &std::path::Path) -
     let first = pair.a.places();
     let tokens = quoted(&first.tokens.display().to_string());
     options.settings.push(set("hsm", "token_dir", &tokens));
-    options.peer = Some(PeerOptions { site: "site-b".to_owned(), port: pair.b.port(), even: true });
+    options.peer = Some(PeerOptions {
+        site: "site-b".to_owned(),
+        port: pair.b.port(),
+        even: true,
+        read_only: false,
+        second: None,
+    });
     let second = Site::make(dir, programs(), options).unwrap();
     for part in ["secrets", "certificates"] {
         let target = second.places().dir.join(part);

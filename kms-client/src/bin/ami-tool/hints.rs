@@ -327,6 +327,7 @@ pub(crate) const HINTS: &[Hint] = &[
     ),
     row(Refused, "COUNTER_FORGOTTEN", No, "declare the counter that the meter is at: --last N"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
+    row(Refused, "READ_ONLY_REPLICA", No, "ask one of the two sites that may write"),
     row(Refused, "NOT_IN_STEP", No, "let this site catch up: `site status` says how far it is"),
     row(
         Refused,

@@ -51,7 +51,10 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
         return Ok(Exit::Good);
     }
     if before.role == SiteRole::Replica {
-        return Err(Failure::refused("ROLE_UNFIT", format!("{name} is {}", standing(&before))));
+        return Err(Failure::refused(
+            "READ_ONLY_REPLICA",
+            format!("{name} is {}", standing(&before)),
+        ));
     }
     let begun = Instant::now();
     let until = begun + Duration::from_secs(what.wait);

@@ -56,7 +56,7 @@ fn domain(even: bool) -> DomainRecord {
         blocks: BlockCount::new(2).unwrap(),
         site: if even { "north" } else { "south" }.to_owned(),
         epoch: FOUNDING,
-        even,
+        kind: PeerKind::of_epochs(even),
         canaries: Vec::new(),
         created_ms: 0,
         signature: None,
@@ -150,15 +150,23 @@ fn a_replicas_signature_is_nobodys() {
     let usurped = [peer(PeerKind::Even, &TOKENS[2]), peer(PeerKind::Odd, &TOKENS[1])];
     let own = Writers::of_peers(&usurped).with_own(&domain(true), TOKENS[0].public());
     assert_eq!(own.even, Some(TOKENS[0].public()), "our own parity is ours");
+    let both = [peer(PeerKind::Even, &TOKENS[0]), peer(PeerKind::Odd, &TOKENS[1])];
+    let replica = DomainRecord { kind: PeerKind::Replica, ..domain(true) };
+    let own = Writers::of_peers(&both).with_own(&replica, TOKENS[2].public());
+    assert_eq!(own, Writers { own: None, ..self::writers() }, "no epoch is a replica's");
 }
 
 #[test]
 fn a_replica_follows_whoever_is_promoted_and_no_record_is_its_own() {
     let writers = Writers { own: None, ..writers() };
-    for (epoch, even) in [(3, false), (4, false), (3, true), (4, true)] {
-        let view = View { domain: &domain(even), known: &[] as &[RoleRecord], writers: &writers };
+    let domain = DomainRecord { kind: PeerKind::Replica, ..domain(true) };
+    for epoch in [3, 4] {
+        let view = View { domain: &domain, known: &[] as &[RoleRecord], writers: &writers };
         let admitted = admit(&view, &promotion(epoch, 2), false);
         assert_eq!(admitted, news(Role::Replica, epoch, true));
+    }
+    for records in [vec![], vec![promotion(3, 2)], vec![promotion(3, 2), promotion(4, 3)]] {
+        assert_eq!(Standing::of(&domain, &records).role, Role::Replica);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The section of the other site.
 
 use super::{Config, ConfigError, EXAMPLE, Folder, says};
+use kms_core::site::peer::PeerKind;
 
 /// Whether it is one of the settings of the other site, which the example has not.
 pub(super) fn of_peer(setting: &str) -> bool {
@@ -63,4 +64,44 @@ fn a_peer_that_can_t_be_is_refused_by_the_setting() {
         let refused = with_peer(&least.replace(from, to)).map(|_| ()).unwrap_err();
         says(&refused.to_string(), &parts);
     }
+}
+
+/// The example as a read-only site, with these sections.
+fn read_only(sections: &str) -> Result<Config, ConfigError> {
+    let folder = Folder::new();
+    let text = folder.text.replace("single_site = true", "single_site = false\nread_only = true");
+    let text = text.replace("\n[audit]", &format!("\n{sections}\n[audit]"));
+    Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
+}
+
+const FIRST: &str = "[peer]\nsite = \"south\"\nendpoints = [\"https://a:1\"]\nca = \"/ca.pem\"\n";
+const SECOND: &str =
+    "[second_peer]\nsite = \"west\"\nendpoints = [\"https://b:1\"]\nca = \"/ca.pem\"\n";
+
+#[test]
+fn a_read_only_site_follows_one_site_or_either_of_two_and_nobody_else_does() {
+    let both = format!("{FIRST}{SECOND}");
+    let config = read_only(FIRST).unwrap();
+    assert_eq!(config.site.kind(), PeerKind::Replica);
+    let peer = config.peer.unwrap();
+    assert!(peer.second.is_none() && peer.replication.is_peer("south"));
+    assert!(!peer.replication.is_peer("west"));
+    let peer = read_only(&both).unwrap().peer.unwrap();
+    assert_eq!(peer.second.unwrap().endpoints, ["b:1"]);
+    assert_eq!(peer.replication.peers().collect::<Vec<_>>(), ["south", "west"]);
+
+    let refused =
+        |outcome: Result<Config, ConfigError>| outcome.map(|_| ()).unwrap_err().to_string();
+    says(&refused(with_peer(&both)), &["[second_peer]", "site.read_only"]);
+    for (from, to, parts) in [
+        ("\"west\"", "\"south\"", ["`second_peer.site`", "\"south\""]),
+        ("\"west\"", "\"north\"", ["`second_peer.site`", "\"north\""]),
+        ("https://b:1", "http://b:1", ["`peer.endpoints`", "https://"]),
+        ("[second_peer]", "[third_peer]", ["third_peer", "unknown"]),
+    ] {
+        says(&refused(read_only(&both.replace(from, to))), &parts);
+    }
+    let folder = Folder::new();
+    let alone = folder.refusal("single_site = true", "single_site = true\nread_only = true");
+    says(&alone, &["site.read_only", "site.single_site"]);
 }

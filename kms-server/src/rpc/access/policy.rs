@@ -23,6 +23,8 @@ pub enum Role {
     Rotator,
     /// The other site.
     Peer,
+    /// A read-only replica: it follows, and witnesses nothing.
+    Replica,
     /// Looks, and changes nothing.
     Auditor,
     /// The second person of calls that need two.
@@ -33,12 +35,13 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Hes,
         Self::Transmitter,
         Self::AmiAdmin,
         Self::Rotator,
         Self::Peer,
+        Self::Replica,
         Self::Auditor,
         Self::Approver,
         Self::Synchroniser,
@@ -52,6 +55,7 @@ impl Role {
             Self::AmiAdmin => "ami_admin",
             Self::Rotator => "rotator",
             Self::Peer => "peer",
+            Self::Replica => "replica",
             Self::Auditor => "auditor",
             Self::Approver => "approver",
             Self::Synchroniser => "synchroniser",
@@ -73,7 +77,9 @@ impl Verb {
     /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
-        use Role::{AmiAdmin, Approver, Auditor, Hes, Peer, Rotator, Synchroniser, Transmitter};
+        use Role::{
+            AmiAdmin, Approver, Auditor, Hes, Peer, Replica, Rotator, Synchroniser, Transmitter,
+        };
         match self {
             Self::Decrypt
             | Self::DecryptBatch
@@ -101,12 +107,11 @@ impl Verb {
             Self::ListBlockHeads
             | Self::FetchBlocks
             | Self::FollowChanges
-            | Self::ProveBlocks
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
-            | Self::ShowHeadTables
-            | Self::ExchangeMarks => &[Peer],
+            | Self::ShowHeadTables => &[Peer, Replica],
+            Self::ProveBlocks | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],
@@ -174,7 +179,7 @@ pub enum PolicyError {
     CallerName(String),
     /// A role that there is not.
     #[error(
-        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, auditor, approver and synchroniser"
+        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, replica, auditor, approver and synchroniser"
     )]
     Role(String),
     /// A verb that there is not.
@@ -341,7 +346,8 @@ impl Policy {
     /// A digest of all that a policy says, for another site to compare. Callers that are nothing but the other site are
     /// left out: each site names the other one.
     pub fn digest(&self) -> [u8; 32] {
-        let is_peer = |roles: &BTreeSet<Role>| roles.iter().eq([&Role::Peer]);
+        let is_site = |role: &Role| matches!(role, Role::Peer | Role::Replica);
+        let is_peer = |roles: &BTreeSet<Role>| !roles.is_empty() && roles.iter().all(is_site);
         let mut parts = Vec::new();
         for (caller, roles) in self.callers.iter().filter(|(_, roles)| !is_peer(roles)) {
             let roles = roles.iter().map(|role| role.name());
@@ -426,6 +432,10 @@ mod tests {
                     )
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
+            Role::Replica => {
+                let is_witness = matches!(verb, Verb::ProveBlocks | Verb::ExchangeMarks);
+                service == "Replication" && !is_witness
+            }
             Role::Approver => service == "Approvals",
             Role::Synchroniser => matches!(verb, Verb::SyncNow | Verb::GetStatus),
         }

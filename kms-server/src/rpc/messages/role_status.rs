@@ -7,6 +7,7 @@ use super::{
     status::{Again, Row, status},
 };
 use crate::{keyring::NotChanged, lifecycle::LifecycleError, replication::NotFenced};
+use kms_core::site::changing;
 
 /// The reason word of a role that was not changed, and whether the fault is ours.
 pub(crate) fn word_of_role(error: &NotChanged) -> (&'static str, bool) {
@@ -60,6 +61,9 @@ fn row_of(error: &NotChanged) -> Option<Row> {
         NotChanged::RolledBack { .. } => (Code::FailedPrecondition, "ROLLED_BACK"),
         NotChanged::Row(_) | NotChanged::Domain | NotChanged::OldPeer(_) => {
             (Code::DataLoss, "ROLE_DAMAGED")
+        }
+        NotChanged::Standing(changing::NotChanged::Replica) => {
+            (Code::FailedPrecondition, "READ_ONLY_REPLICA")
         }
         NotChanged::Standing(_) => (Code::FailedPrecondition, "ROLE_UNFIT"),
         NotChanged::NotInStep { .. } => (Code::FailedPrecondition, "NOT_IN_STEP"),

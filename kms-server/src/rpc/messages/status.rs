@@ -156,6 +156,10 @@ pub(crate) enum Refused {
     )]
     EpochNotProved,
     #[error(
+        "this site is a read-only replica: it is never promoted, and witnesses nothing; ask a site that may write"
+    )]
+    ReadOnlyReplica,
+    #[error(
         "the peer has as many streams open here as it may; one that is gone leaves its place soon"
     )]
     TooManyFollowers,
@@ -194,6 +198,7 @@ impl From<NotServed> for Refused {
             NotServed::TooManyFollowers => Self::TooManyFollowers,
             NotServed::Stalled => Self::FollowerStalled,
             NotServed::PutBack => Self::PeerStore,
+            NotServed::ReadOnlyReplica => Self::ReadOnlyReplica,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");
                 Self::PeerStore
@@ -235,6 +240,7 @@ impl Refused {
             | Self::SingleSite
             | Self::AnotherDomain
             | Self::EpochNotProved
+            | Self::ReadOnlyReplica
             | Self::NoAuditChain
             | Self::Field { .. }
             | Self::Fault(_) => Again::Never,
@@ -292,6 +298,7 @@ impl Refused {
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
+            Self::ReadOnlyReplica => (Code::FailedPrecondition, "READ_ONLY_REPLICA"),
             Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
             Self::FollowerStalled => (Code::DeadlineExceeded, "FOLLOWER_STALLED"),
             Self::PeerStore => (Code::Unavailable, "NOT_REACHABLE"),
@@ -356,6 +363,7 @@ impl Refused {
             | Self::SingleSite
             | Self::AnotherDomain
             | Self::EpochNotProved
+            | Self::ReadOnlyReplica
             | Self::TooManyFollowers
             | Self::FollowerStalled
             | Self::PeerStore
@@ -485,6 +493,7 @@ mod tests {
             (Refused::FollowerStalled, "DEADLINE_EXCEEDED FOLLOWER_STALLED", Some(1_000)),
             (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
             (Refused::OutcomeUnknown, "UNAVAILABLE OUTCOME_UNKNOWN", Some(1_000)),
+            (Refused::ReadOnlyReplica, "FAILED_PRECONDITION READ_ONLY_REPLICA", None),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -547,6 +556,7 @@ mod tests {
             Refused::FollowerStalled => 37,
             Refused::PeerStore => 38,
             Refused::OutcomeUnknown => 39,
+            Refused::ReadOnlyReplica => 40,
         }
     }
 

@@ -107,9 +107,10 @@ impl replication_server::Replication for ReplicationService {
     ) -> Result<Response<Self::FetchBlocksStream>, Status> {
         let permit = Permit::of(&request, Verb::FetchBlocks)?;
         let FetchBlocksRequest { card, blocks } = request.into_inner();
-        let (_, ours) = self.greet(&permit, card).await?;
+        let (theirs, ours) = self.greet(&permit, card).await?;
         let blocks = blocks.into_iter().map(BlockNo).collect();
-        let updates = self.parts()?.serving.fetch(blocks).map_err(Refused::from)?;
+        let serving = &self.parts()?.serving;
+        let updates = serving.fetch(&theirs.site, blocks).map_err(Refused::from)?;
         let first = FetchBlocksResponse { card: Some(sites::wire_card(ours)), update: None };
         let updates = ReceiverStream::new(updates).map(|update| {
             let update = Some(sites::wire_update(update.map_err(Refused::from)?));
@@ -130,7 +131,7 @@ impl replication_server::Replication for ReplicationService {
         let mut messages = request.into_inner();
         let first = messages.try_next().await.map_err(|status| of_incoming(status, limit))?;
         let first = first.unwrap_or_default();
-        let (_, ours) = self.greet(&permit, first.card).await?;
+        let (theirs, ours) = self.greet(&permit, first.card).await?;
         let cursors = sites::states(first.cursors).map_err(Refused::from)?;
         // What can't be read ends what is said, and with it the session.
         let said = messages.map(|message| {
@@ -140,7 +141,7 @@ impl replication_server::Replication for ReplicationService {
         let said = said.take_while(|stored| std::future::ready(stored.is_ok()));
         let said = said.filter_map(|stored| std::future::ready(stored.ok())).boxed();
         let serving = &self.parts()?.serving;
-        let sent = serving.follow(cursors, said).await.map_err(Refused::from)?;
+        let sent = serving.follow(&theirs.site, cursors, said).await.map_err(Refused::from)?;
         let hello = FollowChangesResponse { card: Some(sites::wire_card(ours)), update: None };
         let sent = ReceiverStream::new(sent)
             .map(|said| Ok(sites::wire_said(said.map_err(Refused::from)?)));

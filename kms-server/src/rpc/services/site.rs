@@ -53,6 +53,7 @@ use kms_core::{
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
+    site::changing,
 };
 
 /// Our certificate's end is a fault from this long before it on.
@@ -147,6 +148,7 @@ impl site_server::Site for SiteService {
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
         let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
+        self.may_ever_write(&call).await?;
         if let Some(planning) = self.planning.as_ref().filter(|_| !although_unproved)
             && let Err(error) = planning.ready().await
         {
@@ -202,6 +204,7 @@ impl site_server::Site for SiteService {
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
         let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
+        self.may_ever_write(&call).await?;
         let standing = to_its_end(async move {
             match roles.demote(expected, entry, now_ms).await {
                 Ok(standing) => Ok(standing),
@@ -395,6 +398,15 @@ fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
 }
 
 impl SiteService {
+    /// Refuses a change of role at a site that has none to change.
+    async fn may_ever_write(&self, call: &AuditedCall) -> Result<(), Status> {
+        if self.roles.parity().is_some() {
+            return Ok(());
+        }
+        let error = NotChanged::Standing(changing::NotChanged::Replica);
+        Err(not_changed(&self.recorder, call, &error).await)
+    }
+
     fn certificate_faults(&self) -> Vec<String> {
         let left_ms = self.tls.current().not_after_ms.saturating_sub(self.clock.unix_ms());
         let expiry = match left_ms {

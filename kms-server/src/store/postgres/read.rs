@@ -10,14 +10,14 @@ use crate::store::{
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-    StoredRecord, SystemTitle,
+    StoredRecord, SystemTitle, site::peer::PeerKind,
 };
 
 pub(super) async fn domain(
     connection: &mut PgConnection,
 ) -> Result<Option<DomainRecord>, StoreError> {
     let query = "SELECT domain, blocks, site, epoch, even::int::bigint, canaries, created_ms, \
-                 signature \
+                 signature, read_only::int::bigint \
                  FROM domain";
     let row = sqlx::query(query).fetch_optional(connection).await.map_err(classify)?;
     let Some(row) = row else { return Ok(None) };
@@ -28,7 +28,7 @@ pub(super) async fn domain(
         blocks,
         site: text(&row, 2)?.to_owned(),
         epoch: Epoch(number(&row, 3)?),
-        even: number::<u8>(&row, 4)? == 1,
+        kind: PeerKind::of_site(number::<u8>(&row, 4)? == 1, number::<u8>(&row, 8)? == 1),
         canaries: bytes(&row, 5)?.to_vec(),
         created_ms: number(&row, 6)?,
         signature: optional_array(&row, 7)?,

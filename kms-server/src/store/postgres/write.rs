@@ -14,7 +14,7 @@ use super::{
     sites,
 };
 use crate::store::{BlockChange, ChainLink, Founding, StoreError, indexing, rules, work::Work};
-use kms_core::{BlockNo, DomainRecord, Head, Position};
+use kms_core::{BlockNo, DomainRecord, Head, Position, site::peer::PeerKind};
 
 pub(super) async fn create_domain(
     connection: &mut PgConnection,
@@ -22,17 +22,18 @@ pub(super) async fn create_domain(
 ) -> Result<(), WriteError> {
     let domain = &founding.domain;
     let statement = "INSERT INTO domain \
-                     (domain, blocks, site, epoch, even, canaries, created_ms, signature) \
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING";
+                     (domain, blocks, site, epoch, even, canaries, created_ms, signature, read_only) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING";
     let done = sqlx::query(statement)
         .bind(&domain.domain.0[..])
         .bind(i64::from(domain.blocks.get()))
         .bind(&domain.site)
         .bind(signed(domain.epoch.0)?)
-        .bind(domain.even)
+        .bind(domain.kind == PeerKind::Even)
         .bind(&domain.canaries)
         .bind(signed(domain.created_ms)?)
         .bind(domain.signature.as_ref().map(|signature| &signature[..]))
+        .bind(domain.kind == PeerKind::Replica)
         .execute(&mut *connection)
         .await?;
     if done.rows_affected() == 1 {
