@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fact::{AcceptedFile, NewestList};
 use crate::{KeyKind, KeyState, MinimumProtection, Protection};
 
 fn title() -> impl Strategy<Value = SystemTitle> {
@@ -134,15 +135,32 @@ fn line() -> impl Strategy<Value = Record> {
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
-    prop_oneof![4 => meter(), 4 => tombstone(), 1 => line()]
+    prop_oneof![4 => meter(), 4 => tombstone(), 1 => line(), 1 => file(), 1 => list()]
+}
+
+fn file() -> impl Strategy<Value = Record> {
+    any::<([u8; 32], [u8; 16], [u8; 32], u64, u64)>().prop_map(
+        |(signer, file_id, header, sealed_ms, taken_ms)| {
+            Record::Fact(Fact::File(AcceptedFile { signer, file_id, header, sealed_ms, taken_ms }))
+        },
+    )
+}
+
+fn list() -> impl Strategy<Value = Record> {
+    let number = prop::collection::vec(1u8.., 1..=NUMBER_MAX);
+    (any::<[u8; 32]>(), prop::option::of(number), any::<u64>()).prop_map(
+        |(authority, number, this_update_ms)| {
+            Record::Fact(Fact::List(NewestList { authority, number, this_update_ms }))
+        },
+    )
 }
 
 fn is_of_first(record: &Record) -> bool {
-    let has_none = |meter: &MeterRecord| !has_details(&meter.policy);
-    if let Record::Meter(meter) = record {
-        return has_none(meter);
+    match record {
+        Record::Meter(meter) => !has_details(&meter.policy),
+        Record::Tombstone(gone) => gone.meter_id.is_some(),
+        Record::Line(_) | Record::Fact(_) => false,
     }
-    !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }) | Record::Line(_))
 }
 
 #[test]
@@ -212,7 +230,7 @@ fn encode_first(record: &Record) -> Vec<u8> {
                 out.extend_from_slice(&key.fingerprint.0);
             }
         }
-        Record::Line(_) => unreachable!("it had none"),
+        Record::Line(_) | Record::Fact(_) => unreachable!("it had none"),
     }
     out
 }
@@ -229,7 +247,7 @@ fn as_first(mut record: Record) -> Record {
                 key.was = None;
             }
         }
-        Record::Line(_) => {}
+        Record::Line(_) | Record::Fact(_) => {}
     }
     record
 }
@@ -242,7 +260,7 @@ proptest! {
 
     #[test]
     fn a_record_of_the_first_schema_is_read_and_nothing_else_under_its_number(
-        record in any_record().prop_filter("it had neither lines nor nameless tombstones nor profiles", is_of_first),
+        record in any_record().prop_filter("it had neither lines nor facts nor nameless tombstones nor profiles", is_of_first),
         at in any::<prop::sample::Index>(),
         bit in 0u32..8,
     ) {
@@ -263,7 +281,7 @@ proptest! {
         prop_assert!(BEGINNINGS.contains(&[body[0], body[1]]));
         // Each other schema, and each other label, is read by nobody here.
         for schema in 0..=u8::MAX {
-            for label in [1, 2, 3, 4, 5, 200] {
+            for label in [1, 2, 3, 4, 5, 6, 200] {
                 let other = [&[schema, label][..], &body[2..]].concat();
                 prop_assert!(BEGINNINGS.contains(&[schema, label]) || Record::decode(&other).is_err());
             }

@@ -283,7 +283,7 @@ impl Lifecycle {
         };
         let id = match &made {
             Record::Meter(meter) => Some(meter.meter_id.clone()),
-            Record::Tombstone(_) | Record::Line(_) => None,
+            Record::Tombstone(_) | Record::Line(_) | Record::Fact(_) => None,
         };
         change.put(made);
         match self.writer.commit(changes, vec![entry.with(Detail::Updated, 1)]).await {
@@ -365,7 +365,7 @@ fn subject_of(divergent: &Divergent, record: Option<&Record>) -> Subject {
     let meter_id = match record {
         Some(Record::Meter(meter)) => Some(meter.meter_id.clone()),
         Some(Record::Tombstone(tombstone)) => tombstone.meter_id.clone(),
-        Some(Record::Line(_)) | None => None,
+        Some(Record::Line(_) | Record::Fact(_)) | None => None,
     };
     let key = divergent.record.key;
     let system_title = key.system_title().filter(|_| key.is_meter());

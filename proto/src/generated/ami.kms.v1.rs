@@ -5767,6 +5767,8 @@ pub enum Parting {
     Line = 7,
     /// It can't be read.
     Unreadable = 8,
+    /// A fact of the domain (a sealed file that was taken, the newest revocation list) that does not stand.
+    Fact = 9,
 }
 impl Parting {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -5784,6 +5786,7 @@ impl Parting {
             Self::DeletedThere => "PARTING_DELETED_THERE",
             Self::Line => "PARTING_LINE",
             Self::Unreadable => "PARTING_UNREADABLE",
+            Self::Fact => "PARTING_FACT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -5798,6 +5801,7 @@ impl Parting {
             "PARTING_DELETED_THERE" => Some(Self::DeletedThere),
             "PARTING_LINE" => Some(Self::Line),
             "PARTING_UNREADABLE" => Some(Self::Unreadable),
+            "PARTING_FACT" => Some(Self::Fact),
             _ => None,
         }
     }
