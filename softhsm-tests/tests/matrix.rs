@@ -67,6 +67,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationListFloors
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
+        | Method::ReplicationFetchAuditEvents
         | Method::ReplicationListRoleRecords => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor, Synchroniser], DONE),
         // No site is in epoch 0.
@@ -101,6 +102,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationListRoleRecords
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
+        | Method::ReplicationFetchAuditEvents
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals

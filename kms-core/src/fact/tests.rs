@@ -45,21 +45,3 @@ fn a_fact_is_read_as_it_was_put_and_in_no_other_form() {
         assert_eq!(Fact::take(&bytes), Err(BadEncoding), "{number:?}");
     }
 }
-
-#[test]
-fn names_tell_signers_files_and_authorities_apart() {
-    let names = [
-        FactName::of_file(&[1; 32], &[1; 16]),
-        FactName::of_file(&[2; 32], &[1; 16]),
-        FactName::of_file(&[1; 32], &[2; 16]),
-        FactName::of_list(&[1; 32]),
-        FactName::of_list(&[2; 32]),
-    ];
-    let all: std::collections::BTreeSet<_> = names.iter().collect();
-    assert_eq!(all.len(), names.len());
-    for name in names {
-        let key = crate::RecordKey::fact(&name);
-        assert!(key.is_well_formed() && !key.is_meter() && key.as_bytes().len() == 32);
-        assert_eq!(key.system_title(), None);
-    }
-}

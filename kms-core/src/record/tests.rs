@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::fact::{AcceptedFile, NewestList};
+use crate::fact::{AcceptedFile, FactName, NewestList};
 use crate::{KeyKind, KeyState, MinimumProtection, Protection};
 
 fn title() -> impl Strategy<Value = SystemTitle> {
@@ -403,4 +403,22 @@ fn a_meters_bytes_are_these_and_its_schema_is_the_oldest_that_holds_it() {
     assert_eq!(body[0], SECOND_SCHEMA);
     body[0] = SCHEMA;
     assert_eq!(Record::decode(&body), Err(BadRecord));
+}
+
+#[test]
+fn names_tell_signers_files_and_authorities_apart() {
+    let names = [
+        FactName::of_file(&[1; 32], &[1; 16]),
+        FactName::of_file(&[2; 32], &[1; 16]),
+        FactName::of_file(&[1; 32], &[2; 16]),
+        FactName::of_list(&[1; 32]),
+        FactName::of_list(&[2; 32]),
+    ];
+    let all: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(all.len(), names.len());
+    for name in names {
+        let key = RecordKey::fact(&name);
+        assert!(key.is_well_formed() && !key.is_meter() && key.as_bytes().len() == 32);
+        assert_eq!(key.system_title(), None);
+    }
 }

@@ -355,9 +355,14 @@ impl Lifecycle {
                 }
             }
         }
-        let row = Divergent { decided: None, ..divergent };
+        // A fact has merged by rule: nobody has to decide.
+        let is_fact = matches!(record, Some(Record::Fact(_)));
+        let by = call.caller.as_str().to_owned();
+        let merged = Decided { resolution: Resolution::Merged, at_ms: now_ms, by };
+        let decided = is_fact.then_some(merged);
+        let row = Divergent { decided: decided.clone(), ..divergent };
         self.writer.keep_divergence(vec![row], entry().with(Detail::SetAside, 1)).await?;
-        Ok(Ok(None))
+        Ok(Ok(decided))
     }
 }
 

@@ -12,6 +12,7 @@ mod floors;
 mod index;
 mod open;
 mod papers;
+mod peer_audit;
 mod pieces;
 mod read;
 mod role;
@@ -551,8 +552,7 @@ impl WriteStore for SqliteStore {
             if let Some(reason) = failure.borrow_and_update().clone() {
                 return reason;
             }
-            // Cannot end: `self` keeps the sender.
-            let _ = failure.changed().await;
+            let _ = failure.changed().await; // Cannot end: `self` keeps the sender.
         }
     }
 }

@@ -168,7 +168,7 @@ fn what_is_not_authentic_is_reported_in_vain_and_decided_where_it_lies() {
 }
 
 /// Puts the database back as it was, under a site that was stopped.
-async fn put_back(site: Arc<Site>, before: &[u8]) {
+pub(super) async fn put_back(site: Arc<Site>, before: &[u8]) {
     let database = site.database.clone();
     site.store.close().await;
     drop(site);

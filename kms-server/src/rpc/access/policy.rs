@@ -106,6 +106,7 @@ impl Verb {
             | Self::ListFloors
             | Self::ReportDivergence
             | Self::ShowHeadTables
+            | Self::FetchAuditEvents
             | Self::ExchangeMarks => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
