@@ -178,13 +178,13 @@ async fn an_auditor_reads_and_checks_the_log_of_a_site_that_is_lost_at_the_other
     let lines: Vec<String> = (1..=5).map(line).collect();
     add(&at_a, &lines).await;
     in_step(first, second).await;
-    let list = ["audit", "list", "--site", "site-a"];
+    let list = ["audit", "list", "--of", "site-a"];
     eventually("the import is in the copy", || async {
         auditor(second, &list).1.contains("Meters/ImportMeters")
     })
     .await;
     a.kill_9().unwrap();
-    let verify = ["audit", "verify", "--site", "site-a"];
+    let verify = ["audit", "verify", "--of", "site-a"];
     let (code, said) = auditor(second, &verify);
     assert!(code == Some(0) && said.contains("intact"), "{said}");
     // It is that site's log under that site's key, and not this one's.
@@ -196,13 +196,13 @@ async fn an_auditor_reads_and_checks_the_log_of_a_site_that_is_lost_at_the_other
     for what in ["node", "signing key"] {
         assert_ne!(of(&said, what), of(&own, what));
     }
-    let (code, said) = auditor(second, &["audit", "list", "--site", "nowhere"]);
+    let (code, said) = auditor(second, &["audit", "list", "--of", "nowhere"]);
     assert!(code != Some(0) && said.contains("has this name"), "{said}");
     // Nobody changes what was copied without being found out.
     b.stop().unwrap();
     let url = format!("sqlite://{}", second.places().data.join("kms.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
-    let change = "UPDATE peer_audit_events SET body = substr(body, 1, length(body) - 1) || x'ff' \
+    let change = "UPDATE peer_audit_events SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) \
                   WHERE sequence = 2";
     sqlx::query(change).execute(&mut database).await.unwrap();
     database.close().await.unwrap();

@@ -83,7 +83,7 @@ impl Auditing {
             // Whoever was promoted since has seen it: a restored site cuts what it lost, and begins another chain.
             if copy.broken_in.is_none_or(|known| known >= epoch) {
                 faults.push(format!(
-                    "site {}: {broken}; what was copied here before stays: `ami-tool audit verify --site {0}`",
+                    "site {}: {broken}; what was copied here before stays: `ami-tool audit verify --of {0}`",
                     config.peer
                 ));
             }

@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 
-use getrandom::{SysRng, rand_core::UnwrapErr};
 use kms_core::{
-    BlockCount, Record, RefusalCode,
+    BlockCount, BlockSecret, Record, RefusalCode,
     fact::{AcceptedFile, FILES_A_BLOCK, Fact, FactName, NewestList},
     wire::sealed::{HEADER_LABEL, PROOF_LABEL},
 };
@@ -15,7 +14,6 @@ use p256::{
     ecdsa::{Signature, SigningKey, signature::Signer as _},
     pkcs8::{EncodePublicKey as _, LineEnding},
 };
-use rsa::{Oaep, RsaPublicKey, pkcs8::DecodePublicKey as _};
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -25,7 +23,7 @@ use super::{
 };
 use crate::{
     app::OperatingSystem,
-    hsm::OaepHash,
+    hsm::RsaKey,
     lifecycle::{
         self, ChunkOf, ImportRules, Imported, Lifecycle, LifecycleError, SealedHeader, Signers,
     },
@@ -58,12 +56,13 @@ impl Sealer {
     /// A header of this number; two of other times are two files.
     async fn header(&self, verbs: &Lifecycle, file_id: [u8; 16], sealed_ms: u64) -> SealedHeader {
         let to = verbs.import_key().await.unwrap();
-        let rsa = RsaPublicKey::from_public_key_der(&to.to_der()).unwrap();
-        let (file_key, mut random) = ([5; 32], UnwrapErr(SysRng));
-        let wrapped = match to.oaep_hash {
-            OaepHash::Sha1 => rsa.encrypt(&mut random, Oaep::<sha1::Sha1>::new(), &file_key),
-            OaepHash::Sha256 => rsa.encrypt(&mut random, Oaep::<Sha256>::new(), &file_key),
-        };
+        let key = RsaKey { modulus: to.modulus.clone(), exponent: to.exponent.clone() };
+        let file_key = [5; 32];
+        let secret = BlockSecret::fill_with(|bytes| {
+            *bytes = file_key;
+            Ok::<(), ()>(())
+        });
+        let wrapped = key.wrap_secret(to.oaep_hash, &secret.unwrap());
         let unproved = [&file_id[..], &sealed_ms.to_be_bytes()].concat();
         let der = self.key.verifying_key().to_public_key_der().unwrap();
         let statement = Sha256::new().chain_update(PROOF_LABEL).chain_update(der.as_bytes());

@@ -274,9 +274,9 @@ pub(crate) enum AuditCommand {
 
 #[derive(Args)]
 pub(crate) struct AuditList {
-    /// Of this site: its own chains, or the copies that it has of the other site's
+    /// Of the other site, by its name: its log as the site that answers has copied it
     #[arg(long, value_name = "SITE", default_value = "", hide_default_value = true)]
-    pub(crate) site: String,
+    pub(crate) of: String,
     /// Whose chain, 32 hex digits; that of the node that answers otherwise
     #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
     pub(crate) node: Option<[u8; 16]>,
@@ -293,9 +293,9 @@ pub(crate) struct AuditList {
 
 #[derive(Args)]
 pub(crate) struct AuditVerify {
-    /// Of this site: its own chains, or the copies that it has of the other site's
+    /// Of the other site, by its name: its log as the site that answers has copied it
     #[arg(long, value_name = "SITE", default_value = "", hide_default_value = true)]
-    pub(crate) site: String,
+    pub(crate) of: String,
     /// Whose chain, 32 hex digits; that of the node that answers otherwise
     #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
     pub(crate) node: Option<[u8; 16]>,

@@ -34,8 +34,8 @@ pub(crate) async fn run(
 }
 
 async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, Failure> {
-    let AuditList { site, node, after, last, limit } = list;
-    let audit = client.audit().of_site(&site);
+    let AuditList { of, node, after, last, limit } = list;
+    let audit = client.audit().of_site(&of);
     let after = match last {
         Some(last) => audit.last(node).await?.saturating_sub(last),
         None => after,
@@ -119,13 +119,13 @@ fn line(event: &AuditEvent) -> String {
 }
 
 async fn verify(client: &KmsClient, what: AuditVerify, json: bool) -> Result<Exit, Failure> {
-    let AuditVerify { site, node, key_fingerprint, seen } = what;
+    let AuditVerify { of, node, key_fingerprint, seen } = what;
     let heads = match &seen {
         Some(path) => read_heads(path)?,
         None => Vec::new(),
     };
     let expected = Expected { key_fingerprint, heads };
-    let report = client.audit().of_site(&site).verify(node, &expected).await?;
+    let report = client.audit().of_site(&of).verify(node, &expected).await?;
     if let (true, Some(path)) = (report.intact, &seen) {
         write_head(path, &expected.heads, &report)?;
     }
