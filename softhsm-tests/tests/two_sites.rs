@@ -183,16 +183,22 @@ async fn an_auditor_reads_and_checks_the_log_of_a_site_that_is_lost_at_the_other
         auditor(second, &list).1.contains("Meters/ImportMeters")
     })
     .await;
-    a.kill_9().unwrap();
+    // To verify has the end signed, behind its event: the head is copied too.
+    assert_eq!(auditor(first, &["audit", "verify"]).0, Some(0));
     let verify = ["audit", "verify", "--of", "site-a"];
+    let of = |said: &str, what: &str| {
+        said.lines().find(|line| line.starts_with(what)).unwrap_or_default().to_owned()
+    };
+    eventually("a signed head is in the copy", || async {
+        let heads = of(&auditor(second, &verify).1, "signed heads");
+        heads.ends_with(|digit: char| digit.is_ascii_digit()) && !heads.ends_with(" 0")
+    })
+    .await;
+    a.kill_9().unwrap();
     let (code, said) = auditor(second, &verify);
     assert!(code == Some(0) && said.contains("intact"), "{said}");
     // It is that site's log under that site's key, and not this one's.
     let (_, own) = auditor(second, &["audit", "verify"]);
-    let of = |said: &str, what: &str| {
-        let line = said.lines().find(|line| line.starts_with(what)).unwrap();
-        line.to_owned()
-    };
     for what in ["node", "signing key"] {
         assert_ne!(of(&said, what), of(&own, what));
     }
