@@ -23,6 +23,8 @@ pub use event::{AuditBlock, AuditDetail, AuditEvent, AuditHead, AuditOutcome};
 #[derive(Clone)]
 pub struct Audit {
     transport: Arc<Transport>,
+    /// Empty: the site that answers.
+    site: String,
 }
 
 /// The end of one node's chain.
@@ -49,7 +51,14 @@ pub struct Expected {
 
 impl Audit {
     pub(crate) fn of(transport: Arc<Transport>) -> Self {
-        Self { transport }
+        Self { transport, site: String::new() }
+    }
+
+    /// The chains of this site instead of those of the site that answers: its own, or the copies that it has of the other
+    /// site's. Those are signed with the other site's key. Following is of the site that answers only.
+    #[must_use]
+    pub fn of_site(self, site: &str) -> Self {
+        Self { site: site.to_owned(), ..self }
     }
 
     /// Events of a chain behind number `after`, in order; fetched a page at a time as they are taken.
@@ -122,7 +131,7 @@ impl Audit {
         node: Option<[u8; 16]>,
         expected: &Expected,
     ) -> Result<ChainReport, CallError> {
-        let request = v1::VerifyChainRequest { node_id: wire_node(node) };
+        let request = v1::VerifyChainRequest { node_id: wire_node(node), site: self.site.clone() };
         let send = |link, request| async move { stubs::audit(link).verify_chain(request).await };
         let server = self.transport.call(Errand::AtPrimary, request, send).await?;
         let node: [u8; 16] =
@@ -176,7 +185,8 @@ impl Audit {
         node: Option<[u8; 16]>,
         after: u64,
     ) -> Result<v1::ListEventsResponse, CallError> {
-        let request = v1::ListEventsRequest { node_id: wire_node(node), after, page_size: 0 };
+        let (node_id, site) = (wire_node(node), self.site.clone());
+        let request = v1::ListEventsRequest { node_id, after, page_size: 0, site };
         let send = |link, request| async move { stubs::audit(link).list_events(request).await };
         self.transport.call(Errand::AtPrimary, request, send).await
     }

@@ -6,6 +6,7 @@
 //! SHA-256(label ‖ hash before it ‖ encoding). No field can hold a key, a plaintext or an APDU: there
 //! are names, words and numbers.
 
+pub mod copying;
 mod encoding;
 mod walk;
 pub mod writer;

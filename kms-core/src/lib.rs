@@ -11,6 +11,7 @@ pub mod client_title;
 pub mod codec;
 pub mod counters;
 pub mod enrolment;
+pub mod fact;
 pub mod floors;
 pub mod following;
 pub mod freshness;

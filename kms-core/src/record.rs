@@ -12,6 +12,7 @@ use super::{
     FormerUse, KeyId, KeyRecord, MeterId, MeterPolicy, MeterRecord, Numbered, Position,
     ProfileName, RecordMac, SecuritySetup,
     counters::{Line, LineName, Offset},
+    fact::{Fact, NUMBER_MAX},
 };
 
 mod key;
@@ -42,6 +43,8 @@ pub enum Record {
     Tombstone(Tombstone),
     /// A counter line.
     Line(Line),
+    /// A fact of the domain.
+    Fact(Fact),
 }
 
 /// The remains of a deleted meter: enough to know its keys again, and nothing to open with.
@@ -69,7 +72,7 @@ pub struct BadRecord;
 
 /// A record that has no encoding: one of its parts is longer than the layout can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a meter's {what} do not fit into its record: {len}, and {most} are the most")]
+#[error("its {what} do not fit into its record: {len}, and {most} are the most")]
 pub struct RecordTooLong {
     /// The part that is too long.
     pub what: &'static str,
@@ -89,9 +92,10 @@ const FIRST_SCHEMA: u8 = 1;
 const LABEL_METER: u8 = 1;
 const LABEL_TOMBSTONE: u8 = 2;
 const LABEL_LINE: u8 = 3;
+const LABEL_FACT: u8 = 4;
 /// The first two bytes of every body that this release reads: schema and label.
-pub const BEGINNINGS: [[u8; 2]; 8] =
-    [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [3, 1], [3, 2], [3, 3]];
+pub const BEGINNINGS: [[u8; 2]; 9] =
+    [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [2, 4], [3, 1], [3, 2], [3, 3]];
 
 /// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {
@@ -129,6 +133,7 @@ impl Record {
             Self::Meter(meter) => RecordKey::meter(&meter.system_title),
             Self::Tombstone(tombstone) => RecordKey::meter(&tombstone.system_title),
             Self::Line(line) => RecordKey::line(&line.name),
+            Self::Fact(fact) => RecordKey::fact(&fact.name()),
         }
     }
 
@@ -154,6 +159,10 @@ impl Record {
                 out.push(LABEL_LINE);
                 put_line(&mut out, line);
             }
+            Self::Fact(fact) => {
+                out.push(LABEL_FACT);
+                put_fact(&mut out, fact)?;
+            }
         }
         Ok(out)
     }
@@ -162,7 +171,7 @@ impl Record {
     fn schema(&self) -> u8 {
         match self {
             Self::Meter(meter) if has_details(&meter.policy) => SCHEMA,
-            Self::Meter(_) | Self::Tombstone(_) | Self::Line(_) => SECOND_SCHEMA,
+            Self::Meter(_) | Self::Tombstone(_) | Self::Line(_) | Self::Fact(_) => SECOND_SCHEMA,
         }
     }
 
@@ -180,6 +189,10 @@ impl Record {
                 Self::Tombstone(take_tombstone(&mut input, schema)?)
             }
             LABEL_LINE if schema == SECOND_SCHEMA => Self::Line(take_line(&mut input)?),
+            LABEL_FACT if schema == SECOND_SCHEMA => {
+                let rest = std::mem::take(&mut input.0);
+                Self::Fact(Fact::take(rest).map_err(|_| BadRecord)?)
+            }
             _ => return Err(BadRecord),
         };
         if input.0.is_empty() { Ok(record) } else { Err(BadRecord) }
@@ -364,6 +377,18 @@ fn put_line(out: &mut Vec<u8>, line: &Line) {
             out.extend_from_slice(&offset.get().to_be_bytes());
         }
     }
+}
+
+fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
+    if let Fact::List(list) = fact {
+        let len = list.number.as_ref().map_or(0, Vec::len);
+        if len > NUMBER_MAX {
+            let what = "revocation list number's bytes";
+            return Err(RecordTooLong { what, len, most: NUMBER_MAX });
+        }
+    }
+    fact.put(out);
+    Ok(())
 }
 
 fn numbered<T: Numbered>(number: u8) -> Result<T, BadRecord> {

@@ -88,5 +88,9 @@ crate::numbered! {
         NotSetAside = 41 "NOT_SET_ASIDE",
         /// The record that was set aside can't be read.
         NotReadable = 42 "NOT_READABLE",
+        /// Another file of this signer has the number.
+        FileIdTaken = 43 "FILE_ID_TAKEN",
+        /// No further file can be remembered where this one belongs.
+        FilesFull = 44 "FILES_FULL",
     }
 }

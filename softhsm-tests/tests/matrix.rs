@@ -68,8 +68,10 @@ fn row(method: Method) -> Row {
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationListRoleRecords => (&[Peer, Replica], SINGLE_SITE),
-        // A replica asks nobody to prove anything, and nobody remembers counters for it.
-        Method::ReplicationProveBlocks | Method::ReplicationExchangeMarks => (&[Peer], SINGLE_SITE),
+        // A replica asks nobody to prove anything, nobody remembers counters for it, and it copies no audit log.
+        Method::ReplicationProveBlocks
+        | Method::ReplicationExchangeMarks
+        | Method::ReplicationFetchAuditEvents => (&[Peer], SINGLE_SITE),
         Method::SiteGetStatus => (&[AmiAdmin, Rotator, Peer, Auditor, Synchroniser], DONE),
         // No site is in epoch 0.
         Method::SitePromote | Method::SiteDemote => (&[AmiAdmin], EPOCH_MOVED),
@@ -103,6 +105,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationListRoleRecords
         | Method::ReplicationReportDivergence
         | Method::ReplicationShowHeadTables
+        | Method::ReplicationFetchAuditEvents
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals

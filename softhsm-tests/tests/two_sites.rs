@@ -115,3 +115,105 @@ async fn invariant_4_a_kill_of_either_site_in_mid_copy_loses_nothing_and_both_en
     b.stop().unwrap();
     a.stop().unwrap();
 }
+
+/// Names a revocation list in `kms.toml`.
+fn use_list(site: &Site, list: &str) {
+    let path = site.places().dir.join("certificates/clients.crl");
+    std::fs::write(&path, list).unwrap();
+    let text = std::fs::read_to_string(&site.places().kms_toml).unwrap();
+    if !text.contains("client_crl") {
+        let named = format!("[rpc.tls]\nclient_crl = \"{}\"\n", path.display());
+        std::fs::write(&site.places().kms_toml, text.replace("[rpc.tls]\n", &named)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_list_that_one_site_has_replaced_is_refused_at_the_other_which_never_saw_the_newer_one()
+ {
+    let (_dir, pair, (a, b)) = pair();
+    let (first, second) = (&pair.a, &pair.b);
+    a.stop().unwrap();
+    let authority = first.authority().unwrap();
+    let older = authority.empty_revocation_list().unwrap();
+    let (_, newer) = authority.revoked_client("nobody-1").unwrap();
+    use_list(first, &newer);
+    let a = first.start().unwrap();
+    // The list is the only record of the domain.
+    eventually("the list is remembered", || async {
+        contents(first).await.len() > SiteOptions::default().block_count as usize
+    })
+    .await;
+    in_step(first, second).await;
+    b.stop().unwrap();
+    use_list(second, &older);
+    let refused = second.start().unwrap_err().to_string();
+    assert!(refused.contains("older than one that a site of this domain has used"), "{refused}");
+    use_list(second, &newer);
+    let b = second.start().unwrap();
+    // A list that was put back while it runs is refused as before.
+    use_list(second, &older);
+    b.signal(rustix::process::Signal::HUP).unwrap();
+    let admin = client(second, Role::AmiAdmin).await;
+    eventually("the older one is named", || async {
+        let faults = admin.site_status().await.unwrap().faults;
+        faults.iter().any(|fault| fault.contains("clients.crl is an older one"))
+    })
+    .await;
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+/// Exit code and what `ami-tool` said, as an auditor at this site.
+fn auditor(site: &Site, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = site.ami_tool(Role::Auditor).run(arguments, "").unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.code(), said + &String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_reads_and_checks_the_log_of_a_site_that_is_lost_at_the_other_one() {
+    let (_dir, pair, (a, b)) = pair();
+    let (first, second) = (&pair.a, &pair.b);
+    let at_a = client(first, Role::Dev).await;
+    let lines: Vec<String> = (1..=5).map(line).collect();
+    add(&at_a, &lines).await;
+    in_step(first, second).await;
+    let list = ["audit", "list", "--of", "site-a"];
+    eventually("the import is in the copy", || async {
+        auditor(second, &list).1.contains("Meters/ImportMeters")
+    })
+    .await;
+    // To verify has the end signed, behind its event: the head is copied too.
+    assert_eq!(auditor(first, &["audit", "verify"]).0, Some(0));
+    let verify = ["audit", "verify", "--of", "site-a"];
+    let of = |said: &str, what: &str| {
+        said.lines().find(|line| line.starts_with(what)).unwrap_or_default().to_owned()
+    };
+    eventually("a signed head is in the copy", || async {
+        let heads = of(&auditor(second, &verify).1, "signed heads");
+        heads.ends_with(|digit: char| digit.is_ascii_digit()) && !heads.ends_with(" 0")
+    })
+    .await;
+    a.kill_9().unwrap();
+    let (code, said) = auditor(second, &verify);
+    assert!(code == Some(0) && said.contains("intact"), "{said}");
+    // It is that site's log under that site's key, and not this one's.
+    let (_, own) = auditor(second, &["audit", "verify"]);
+    for what in ["node", "signing key"] {
+        assert_ne!(of(&said, what), of(&own, what));
+    }
+    let (code, said) = auditor(second, &["audit", "list", "--of", "nowhere"]);
+    assert!(code != Some(0) && said.contains("has this name"), "{said}");
+    // Nobody changes what was copied without being found out.
+    b.stop().unwrap();
+    let url = format!("sqlite://{}", second.places().data.join("kms.db").display());
+    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    let change = "UPDATE peer_audit_events SET body = CAST(substr(body, 1, length(body) - 1) || x'ff' AS BLOB) \
+                  WHERE sequence = 2";
+    sqlx::query(change).execute(&mut database).await.unwrap();
+    database.close().await.unwrap();
+    let b = second.start().unwrap();
+    let (code, said) = auditor(second, &verify);
+    assert!(code == Some(1) && said.contains("BROKEN at event 2"), "{said}");
+    b.stop().unwrap();
+}

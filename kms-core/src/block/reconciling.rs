@@ -11,7 +11,7 @@ use crate::{
     record::Tombstone,
 };
 
-use super::withdrawing::{raised, withdrawn};
+use super::withdrawing::{learnt, raised, withdrawn};
 
 /// Versions that one key may have in a record, and all keys of a meter: as in an import.
 const VERSIONS_MAX: (usize, usize) = (MeterRecord::VERSIONS_A_KEY, MeterRecord::VERSIONS_A_METER);
@@ -35,6 +35,8 @@ crate::numbered! {
         Line = 7 "LINE",
         /// It can't be read: it was changed outside this service, or a later release wrote it.
         Unreadable = 8 "UNREADABLE",
+        /// A fact of the domain that the other site does not have, or has in an earlier state.
+        Fact = 9 "FACT",
     }
 }
 
@@ -99,6 +101,10 @@ pub fn differences(aside: Option<&Record>, stands: Option<&Record>) -> Differenc
             Some(_) => Parting::Line,
             None => Parting::NothingNew,
         }),
+        (Record::Fact(_), _) => none(match learnt(aside, stands) {
+            Some(_) => Parting::Fact,
+            None => Parting::NothingNew,
+        }),
         (Record::Meter(ours), Some(Record::Meter(theirs))) => {
             let keys = key_differences(ours, theirs);
             let policy = ours.policy != theirs.policy;
@@ -148,11 +154,14 @@ pub fn says_more(aside: &Record, stands: &Record) -> bool {
     }
 }
 
-/// What has to be written at contact, whatever is decided: keys that are known to others or destroyed, and counter
-/// lines that are higher. `None`: nothing.
+/// What has to be written at contact, whatever is decided: keys that are known to others or destroyed, counter lines
+/// that are higher, and facts of the domain. `None`: nothing.
 pub fn at_contact(aside: &Record, stands: Option<&Record>, now_ms: u64) -> Option<Record> {
     if let Some(line) = raised(aside, stands) {
         return Some(Record::Line(line));
+    }
+    if let Some(fact) = learnt(aside, stands) {
+        return Some(Record::Fact(fact));
     }
     let stands = stands?;
     let withdrawn = withdrawn(aside, stands);
@@ -179,7 +188,9 @@ pub fn reconcile(
 ) -> Result<Option<Record>, NotReconciled> {
     let written = match (aside, stands) {
         (Record::Line(_), None | Some(Record::Line(_))) => raised(aside, stands).map(Record::Line),
-        (Record::Line(_), Some(_)) | (_, Some(Record::Line(_))) => {
+        (Record::Fact(_), None | Some(Record::Fact(_))) => learnt(aside, stands).map(Record::Fact),
+        (Record::Line(_) | Record::Fact(_), Some(_))
+        | (_, Some(Record::Line(_) | Record::Fact(_))) => {
             return Err(NotReconciled::OtherKind);
         }
         (Record::Meter(ours), None) => Some(alone(ours, decision, now_ms)),

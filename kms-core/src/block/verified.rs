@@ -152,7 +152,7 @@ impl Verified {
             return Err(Unreadable::Damaged);
         }
         match Record::decode(&stored.body) {
-            Ok(Record::Line(_)) | Err(_) => Err(Unreadable::Damaged),
+            Ok(Record::Line(_) | Record::Fact(_)) | Err(_) => Err(Unreadable::Damaged),
             Ok(record) => Ok(Some(record)),
         }
     }
@@ -184,6 +184,11 @@ impl Verified {
         })
     }
 
+    /// The number of records whose keys begin with this byte, damaged or not.
+    pub fn count_of(&self, kind: u8) -> usize {
+        self.records.iter().filter(|it| it.key.as_bytes().first() == Some(&kind)).count()
+    }
+
     /// The record under this key, of whatever kind this release knows.
     pub fn stands(&self, key: &RecordKey) -> Result<Option<Record>, Unreadable> {
         let Some(stored) = self.stored(key) else {
@@ -210,7 +215,8 @@ impl Verified {
         let mut keys: Vec<RecordKey> = wrong.collect();
         let key = RecordKey::meter(title);
         let strange = |record: &StoredRecord| {
-            matches!(Record::decode(&record.body), Ok(Record::Line(_)) | Err(_))
+            let read = Record::decode(&record.body);
+            matches!(read, Ok(Record::Line(_) | Record::Fact(_)) | Err(_))
         };
         if !keys.contains(&key) && self.stored(&key).is_some_and(strange) {
             keys.push(key);

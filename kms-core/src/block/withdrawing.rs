@@ -1,7 +1,7 @@
-//! The two things of a record that was set aside that wait for nobody: keys that are compromised or destroyed, and counter
-//! lines that are higher.
+//! What of a record that was set aside waits for nobody: keys that are compromised or destroyed, counter lines that are
+//! higher, and facts of the domain.
 
-use crate::{KeyId, KeyState, MeterRecord, Record, counters::Line};
+use crate::{KeyId, KeyState, MeterRecord, Record, counters::Line, fact::Fact};
 
 /// A key that must not be used on as the peer uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub fn withdrawn(set_aside: &Record, theirs: &Record) -> Vec<Withdrawn> {
     let state = |key: &crate::KeyRecord| match set_aside {
         Record::Meter(ours) => state_in(ours, key),
         Record::Tombstone(ours) => former_state(&ours.keys, key),
-        Record::Line(_) => None,
+        Record::Line(_) | Record::Fact(_) => None,
     };
     let withdrawn = |key: &crate::KeyRecord| {
         let state = state(key).filter(|state| *state >= KeyState::Compromised)?;
@@ -37,6 +37,17 @@ pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
         _ => *ours,
     };
     (theirs != Some(&Record::Line(merged))).then_some(merged)
+}
+
+/// The fact that the peer has to write, if the one that was set aside says more: facts merge by rule.
+pub fn learnt(set_aside: &Record, theirs: Option<&Record>) -> Option<Fact> {
+    let Record::Fact(ours) = set_aside else { return None };
+    let merged = match theirs {
+        Some(Record::Fact(theirs)) => theirs.merged(ours),
+        _ => ours.clone(),
+    };
+    let stands = matches!(theirs, Some(Record::Fact(theirs)) if *theirs == merged);
+    (!stands).then_some(merged)
 }
 
 fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {

@@ -2,7 +2,7 @@
 
 use dlms::SystemTitle;
 
-use crate::counters::LineName;
+use crate::{counters::LineName, fact::FactName};
 
 /// A record's name within its domain: a byte for what it is about, and its name among those. Orders the
 /// digest, as a database orders the bytes.
@@ -42,6 +42,14 @@ impl RecordKey {
         key[1] = Self::LINE_LEN as u8;
         key[2..18].copy_from_slice(&fingerprint.0);
         key[18..].copy_from_slice(originator.as_bytes());
+        Self::filled(&key)
+    }
+
+    /// The record of a fact of the domain.
+    pub fn fact(name: &FactName) -> Self {
+        let mut key = [name.kind; Self::LEN_MAX];
+        key[1] = Self::LEN_MAX as u8;
+        key[2..].copy_from_slice(&name.name);
         Self::filled(&key)
     }
 

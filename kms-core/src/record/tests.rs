@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fact::{AcceptedFile, FactName, NewestList};
 use crate::{KeyKind, KeyState, MinimumProtection, Protection};
 
 fn title() -> impl Strategy<Value = SystemTitle> {
@@ -134,15 +135,32 @@ fn line() -> impl Strategy<Value = Record> {
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
-    prop_oneof![4 => meter(), 4 => tombstone(), 1 => line()]
+    prop_oneof![4 => meter(), 4 => tombstone(), 1 => line(), 1 => file(), 1 => list()]
+}
+
+fn file() -> impl Strategy<Value = Record> {
+    any::<([u8; 32], [u8; 16], [u8; 32], u64, u64)>().prop_map(
+        |(signer, file_id, header, sealed_ms, taken_ms)| {
+            Record::Fact(Fact::File(AcceptedFile { signer, file_id, header, sealed_ms, taken_ms }))
+        },
+    )
+}
+
+fn list() -> impl Strategy<Value = Record> {
+    let number = prop::collection::vec(1u8.., 1..=NUMBER_MAX);
+    (any::<[u8; 32]>(), prop::option::of(number), any::<u64>()).prop_map(
+        |(authority, number, this_update_ms)| {
+            Record::Fact(Fact::List(NewestList { authority, number, this_update_ms }))
+        },
+    )
 }
 
 fn is_of_first(record: &Record) -> bool {
-    let has_none = |meter: &MeterRecord| !has_details(&meter.policy);
-    if let Record::Meter(meter) = record {
-        return has_none(meter);
+    match record {
+        Record::Meter(meter) => !has_details(&meter.policy),
+        Record::Tombstone(gone) => gone.meter_id.is_some(),
+        Record::Line(_) | Record::Fact(_) => false,
     }
-    !matches!(record, Record::Tombstone(Tombstone { meter_id: None, .. }) | Record::Line(_))
 }
 
 #[test]
@@ -212,7 +230,7 @@ fn encode_first(record: &Record) -> Vec<u8> {
                 out.extend_from_slice(&key.fingerprint.0);
             }
         }
-        Record::Line(_) => unreachable!("it had none"),
+        Record::Line(_) | Record::Fact(_) => unreachable!("it had none"),
     }
     out
 }
@@ -229,7 +247,7 @@ fn as_first(mut record: Record) -> Record {
                 key.was = None;
             }
         }
-        Record::Line(_) => {}
+        Record::Line(_) | Record::Fact(_) => {}
     }
     record
 }
@@ -242,7 +260,7 @@ proptest! {
 
     #[test]
     fn a_record_of_the_first_schema_is_read_and_nothing_else_under_its_number(
-        record in any_record().prop_filter("it had neither lines nor nameless tombstones nor profiles", is_of_first),
+        record in any_record().prop_filter("it had neither lines nor facts nor nameless tombstones nor profiles", is_of_first),
         at in any::<prop::sample::Index>(),
         bit in 0u32..8,
     ) {
@@ -263,7 +281,7 @@ proptest! {
         prop_assert!(BEGINNINGS.contains(&[body[0], body[1]]));
         // Each other schema, and each other label, is read by nobody here.
         for schema in 0..=u8::MAX {
-            for label in [1, 2, 3, 4, 5, 200] {
+            for label in [1, 2, 3, 4, 5, 6, 200] {
                 let other = [&[schema, label][..], &body[2..]].concat();
                 prop_assert!(BEGINNINGS.contains(&[schema, label]) || Record::decode(&other).is_err());
             }
@@ -385,4 +403,22 @@ fn a_meters_bytes_are_these_and_its_schema_is_the_oldest_that_holds_it() {
     assert_eq!(body[0], SECOND_SCHEMA);
     body[0] = SCHEMA;
     assert_eq!(Record::decode(&body), Err(BadRecord));
+}
+
+#[test]
+fn names_tell_signers_files_and_authorities_apart() {
+    let names = [
+        FactName::of_file(&[1; 32], &[1; 16]),
+        FactName::of_file(&[2; 32], &[1; 16]),
+        FactName::of_file(&[1; 32], &[2; 16]),
+        FactName::of_list(&[1; 32]),
+        FactName::of_list(&[2; 32]),
+    ];
+    let all: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(all.len(), names.len());
+    for name in names {
+        let key = RecordKey::fact(&name);
+        assert!(key.is_well_formed() && !key.is_meter() && key.as_bytes().len() == 32);
+        assert_eq!(key.system_title(), None);
+    }
 }

@@ -72,3 +72,30 @@ CREATE TABLE restore (
 
 -- Whether this site is a read-only replica; `even` says nothing then.
 ALTER TABLE domain ADD COLUMN read_only boolean NOT NULL DEFAULT false;
+
+-- The other site's audit chains, as this one has copied and verified them: as in SQLite.
+CREATE TABLE peer_audit_chains (
+    node      bytea  PRIMARY KEY CHECK (length(node) = 16),
+    site      text   NOT NULL,
+    sequence  bigint NOT NULL,
+    hash      bytea  NOT NULL CHECK (length(hash) = 32),
+    signed    bigint NOT NULL,
+    broken_in bigint
+);
+
+CREATE TABLE peer_audit_events (
+    node     bytea  NOT NULL REFERENCES peer_audit_chains (node),
+    sequence bigint NOT NULL,
+    hash     bytea  NOT NULL CHECK (length(hash) = 32),
+    body     bytea  NOT NULL,
+    PRIMARY KEY (node, sequence)
+);
+
+CREATE TABLE peer_audit_checkpoints (
+    node      bytea  NOT NULL REFERENCES peer_audit_chains (node),
+    sequence  bigint NOT NULL,
+    hash      bytea  NOT NULL CHECK (length(hash) = 32),
+    at_ms     bigint NOT NULL,
+    signature bytea  NOT NULL CHECK (length(signature) = 64),
+    PRIMARY KEY (node, sequence)
+);

@@ -92,3 +92,32 @@ CREATE TABLE restore (
 
 -- Whether this site is a read-only replica; `even` says nothing then.
 ALTER TABLE domain ADD COLUMN read_only INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1));
+
+-- The other site's audit chains, as this one has copied and verified them: its witness, and what an auditor reads here when
+-- that site is gone. `signed` is the number of the last head that was copied; `broken_in` the epoch in which the chain
+-- was found cut or changed behind the copy.
+CREATE TABLE peer_audit_chains (
+    node      BLOB    NOT NULL PRIMARY KEY CHECK (length(node) = 16),
+    site      TEXT    NOT NULL,
+    sequence  INTEGER NOT NULL,
+    hash      BLOB    NOT NULL CHECK (length(hash) = 32),
+    signed    INTEGER NOT NULL,
+    broken_in INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE peer_audit_events (
+    node     BLOB    NOT NULL REFERENCES peer_audit_chains (node),
+    sequence INTEGER NOT NULL,
+    hash     BLOB    NOT NULL CHECK (length(hash) = 32),
+    body     BLOB    NOT NULL,
+    PRIMARY KEY (node, sequence)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE peer_audit_checkpoints (
+    node      BLOB    NOT NULL REFERENCES peer_audit_chains (node),
+    sequence  INTEGER NOT NULL,
+    hash      BLOB    NOT NULL CHECK (length(hash) = 32),
+    at_ms     INTEGER NOT NULL,
+    signature BLOB    NOT NULL CHECK (length(signature) = 64),
+    PRIMARY KEY (node, sequence)
+) STRICT, WITHOUT ROWID;

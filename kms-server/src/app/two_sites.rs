@@ -8,9 +8,9 @@ use crate::{
     config::Peer as PeerSettings,
     keyring::Keyring,
     replication::{
-        Answering, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds, Ledger,
-        OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving, Status,
-        Syncing, Telling, Witnessing,
+        Answering, Auditing, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
+        Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
+        Status, Syncing, Telling, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured, whole::WholeStore},
@@ -72,8 +72,8 @@ impl TwoSites {
         let Self { grounds, ledger, remembering, tables, whole } = self;
         keyring.roles.keep_marks_in(whole);
         let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
-        let Beside { fencing, following, telling, reporting, proving, witnessing, planning } =
-            beside;
+        let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
+        let Beside { proving, witnessing, planning, .. } = beside;
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         // Before the first change: this site may have been promoted over, or put back.
@@ -86,11 +86,16 @@ impl TwoSites {
         tokio::spawn(async move { telling.run().await });
         let witness = Arc::clone(&witnessing);
         tokio::spawn(async move { witness.run().await });
+        // A replica is nobody's witness, and whom it follows changes.
+        if !grounds.cards.is_replica() {
+            let copying = Arc::clone(&auditing);
+            tokio::spawn(async move { copying.run().await });
+        }
         let Grounds { cards, status, .. } = grounds;
         let makeup = Arc::clone(cards.makeup());
         let answering = Arc::new(Answering::new(Arc::clone(&keyring.prover), cards, reporting));
         let serving = Arc::new(serving);
-        let parts = ReplicationParts { serving, answering, remembering, witnessing };
+        let parts = ReplicationParts { serving, answering, remembering, witnessing, auditing };
         let syncing = Arc::new(syncing);
         Replicating { parts, status, syncing, fencing, planning, makeup }
     }
@@ -109,6 +114,7 @@ fn ways(settings: &PeerSettings, tls: rpc::TlsConfig) -> (Arc<dyn Peer>, Option<
 
 /// What goes on beside serving.
 pub(crate) struct Beside {
+    pub(crate) auditing: Arc<Auditing>,
     pub(crate) fencing: Arc<Fencing>,
     pub(crate) following: Arc<Following>,
     pub(crate) telling: Telling,
@@ -141,6 +147,8 @@ impl Beside {
         let proving =
             Proving::new(grounds.clone(), Arc::clone(prover), randomness, Arc::clone(&reporting));
         let proving = Arc::new(proving);
+        let auditing = Auditing::new(grounds.clone(), Arc::clone(&reporting), tables.clone());
+        let auditing = Arc::new(auditing);
         let witnessing =
             Witnessing::new(grounds.clone(), Arc::clone(prover), Arc::clone(&reporting), tables);
         let witnessing = Arc::new(witnessing);
@@ -152,7 +160,7 @@ impl Beside {
             Arc::clone(&witnessing),
         );
         let (following, planning) = (Arc::new(following), Arc::new(planning));
-        Self { fencing, following, telling, reporting, proving, witnessing, planning }
+        Self { auditing, fencing, following, telling, reporting, proving, witnessing, planning }
     }
 }
 

@@ -343,11 +343,11 @@ impl Opener {
                     meters.push(meter);
                 }
                 Ok(Record::Tombstone(_)) => {}
-                Ok(Record::Line(_)) if !record.key.is_meter() => {}
+                Ok(Record::Line(_) | Record::Fact(_)) if !record.key.is_meter() => {}
                 // Of a kind that this release does not know: kept as it is, and nobody's concern here.
                 Err(_) if !record.key.is_meter() => {}
                 // Authentic, and still nothing that we can read: its meter is out, and no other.
-                Ok(Record::Meter(_) | Record::Line(_)) | Err(_) => {
+                Ok(Record::Meter(_) | Record::Line(_) | Record::Fact(_)) | Err(_) => {
                     unreadable.extend(record.key.system_title())
                 }
             }

@@ -5,7 +5,10 @@
 use std::sync::Arc;
 
 use super::{error::KeyringError, opening::Opener};
-use kms_core::{BlockNo, Head, MeterId, Record, StoredRecord, SystemTitle};
+use kms_core::{
+    BlockNo, Head, MeterId, Record, RecordKey, StoredRecord, SystemTitle,
+    fact::{Fact, FactName},
+};
 
 /// The outcome of a look-up by meter id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,20 @@ impl Records {
     /// The block that a title belongs to.
     pub fn block_of(&self, title: &SystemTitle) -> BlockNo {
         self.opener.resident.blocks().block_of(title)
+    }
+
+    /// The block that a fact of the domain belongs to.
+    pub fn block_of_fact(&self, name: &FactName) -> BlockNo {
+        name.block(self.opener.resident.blocks())
+    }
+
+    /// A fact as it is stored, verified with all of its block; `None`: there is none that can be read.
+    pub async fn fact(&self, name: &FactName) -> Result<Option<Fact>, KeyringError> {
+        let (_, verified) = self.opener.verified(self.block_of_fact(name)).await?;
+        Ok(match verified.stands(&RecordKey::fact(name)) {
+            Ok(Some(Record::Fact(fact))) => Some(fact),
+            _ => None,
+        })
     }
 
     /// Whether the domain has a block of this number.

@@ -17,6 +17,7 @@ use kms_core::{
         keys::{BlockKeys, WRAP_KEY_LEN},
     },
     counters::{Line, LineName},
+    fact::{Fact, FactName},
     record::Tombstone,
 };
 
@@ -111,6 +112,20 @@ impl Change {
     /// All counter lines of the block, as they are stored.
     pub fn lines(&self) -> Vec<Line> {
         self.staged.base().lines().map(|(line, _)| line).collect()
+    }
+
+    /// A fact of the domain, staged changes included; `None`: there is none that can be read. One that was damaged is
+    /// written anew: what it would keep from happening is kept from happening by others, too.
+    pub fn fact(&self, name: &FactName) -> Option<Fact> {
+        match self.staged.stands(&RecordKey::fact(name)) {
+            Ok(Some(Record::Fact(fact))) => Some(fact),
+            _ => None,
+        }
+    }
+
+    /// The number of the block's facts of this kind.
+    pub fn facts(&self, kind: u8) -> usize {
+        self.staged.base().count_of(kind)
     }
 
     /// Stages a tombstone in the place of a record that can't be read.

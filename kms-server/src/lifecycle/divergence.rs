@@ -283,7 +283,7 @@ impl Lifecycle {
         };
         let id = match &made {
             Record::Meter(meter) => Some(meter.meter_id.clone()),
-            Record::Tombstone(_) | Record::Line(_) => None,
+            Record::Tombstone(_) | Record::Line(_) | Record::Fact(_) => None,
         };
         change.put(made);
         match self.writer.commit(changes, vec![entry.with(Detail::Updated, 1)]).await {
@@ -355,9 +355,14 @@ impl Lifecycle {
                 }
             }
         }
-        let row = Divergent { decided: None, ..divergent };
+        // A fact has merged by rule: nobody has to decide.
+        let is_fact = matches!(record, Some(Record::Fact(_)));
+        let by = call.caller.as_str().to_owned();
+        let merged = Decided { resolution: Resolution::Merged, at_ms: now_ms, by };
+        let decided = is_fact.then_some(merged);
+        let row = Divergent { decided: decided.clone(), ..divergent };
         self.writer.keep_divergence(vec![row], entry().with(Detail::SetAside, 1)).await?;
-        Ok(Ok(None))
+        Ok(Ok(decided))
     }
 }
 
@@ -365,7 +370,7 @@ fn subject_of(divergent: &Divergent, record: Option<&Record>) -> Subject {
     let meter_id = match record {
         Some(Record::Meter(meter)) => Some(meter.meter_id.clone()),
         Some(Record::Tombstone(tombstone)) => tombstone.meter_id.clone(),
-        Some(Record::Line(_)) | None => None,
+        Some(Record::Line(_) | Record::Fact(_)) | None => None,
     };
     let key = divergent.record.key;
     let system_title = key.system_title().filter(|_| key.is_meter());

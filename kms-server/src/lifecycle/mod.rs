@@ -9,6 +9,7 @@ mod divergence;
 mod error;
 mod import;
 mod listing;
+mod lists;
 mod meters;
 mod refusal;
 mod standing;

@@ -142,7 +142,7 @@ impl Lifecycle {
             Some(Record::Meter(record)) => {
                 Ok(MeterView { record, block: self.records.block_of(title) })
             }
-            Some(Record::Tombstone(_) | Record::Line(_)) | None => {
+            Some(Record::Tombstone(_) | Record::Line(_) | Record::Fact(_)) | None => {
                 Err(LifecycleError::NotFound(format!("with system title {title}")))
             }
         }

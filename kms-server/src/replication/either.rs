@@ -16,8 +16,8 @@ use super::{
     card::SiteCard,
     failure::PeerError,
     messages::{
-        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known,
-        MarksAsked, MarksSaid,
+        AuditAsked, AuditSaid, BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked,
+        HeadsSaid, Known, MarksAsked, MarksSaid,
     },
     peer::Peer,
 };
@@ -136,5 +136,9 @@ impl Peer for EitherSite {
 
     async fn head_tables(&self, card: SiteCard) -> Result<HeadTablesSaid, PeerError> {
         self.now().head_tables(card).await
+    }
+
+    async fn audit(&self, card: SiteCard, asked: AuditAsked) -> Result<AuditSaid, PeerError> {
+        self.now().audit(card, asked).await
     }
 }

@@ -20,6 +20,7 @@ use super::{
     meeting::{Meeting, NotMet},
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
+    pieces::whole_of,
     status::Status,
     turning::{Looks, Turning},
 };
@@ -32,9 +33,7 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    replication::following::{
-        BLOCK_BYTES_MAX, Follower, Input, Output, PeerCard, RECORD_BYTES, Remedy, Update,
-    },
+    replication::following::{Follower, Input, Output, PeerCard, Remedy, Update},
 };
 
 /// The interval at which time goes by for the follower.
@@ -330,32 +329,8 @@ impl Inner {
     }
 
     async fn fetch(&self, block: BlockNo) -> Result<(Head, Vec<StoredRecord>), Ended> {
-        let card = self.cards.now().await?;
-        let mut pieces = self.peer.fetch_blocks(card, vec![block]).await?;
-        let mut whole: Option<(Head, Vec<StoredRecord>)> = None;
-        let mut bytes = 0;
-        while let Some(piece) = pieces.next().await {
-            let BlockUpdate { head, records, more } = piece?;
-            bytes += records.iter().map(|it| it.body.len() + RECORD_BYTES).sum::<usize>();
-            let leads_nowhere = more && records.is_empty();
-            if bytes > BLOCK_BYTES_MAX || leads_nowhere || head.block != block {
-                return Err(
-                    PeerError::Unreadable("a block that is another one, or does not end").into()
-                );
-            }
-            match &mut whole {
-                Some((first, all)) if *first == head => all.extend(records),
-                Some(_) => {
-                    let what = "the pieces of a block are of two states of it";
-                    return Err(PeerError::Unreadable(what).into());
-                }
-                None => whole = Some((head, records)),
-            }
-            if !more {
-                break;
-            }
-        }
-        Ok(whole.ok_or(PeerError::Unreadable("a block that was asked for did not come"))?)
+        let pieces = self.peer.fetch_blocks(self.cards.now().await?, vec![block]).await?;
+        Ok(whole_of(block, pieces).await?)
     }
 
     async fn repair_one(&self, block: BlockNo, repaired: &mut Repaired) -> Result<(), Ended> {

@@ -7,7 +7,7 @@ use super::{card::SiteCard, failure::PeerError};
 use crate::store::sites::Decided;
 use kms_core::{
     BlockNo, Head, Position, StoredRecord,
-    audit::Signature,
+    audit::{ChainTip, NodeId, Signature, copying::Piece},
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
 };
@@ -102,6 +102,28 @@ pub struct ShownTable {
     pub body: Vec<u8>,
     /// Whose, is for who verifies it.
     pub signature: Signature,
+}
+
+/// A question about a site's audit chains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AuditAsked {
+    /// The chain that a piece is asked of; `None`: only which chains there are.
+    pub node: Option<NodeId>,
+    /// Events behind this number.
+    pub after: u64,
+    /// Signed heads behind this number.
+    pub heads_after: u64,
+}
+
+/// Its answer. Not verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditSaid {
+    /// The site that answers.
+    pub card: SiteCard,
+    /// All of its chains, and where each ended before the piece was read.
+    pub chains: Vec<ChainTip>,
+    /// Of the chain that was asked for.
+    pub piece: Piece,
 }
 
 /// What a site shows of head tables.

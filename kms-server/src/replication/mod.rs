@@ -5,12 +5,13 @@
 //! names a higher epoch; [`meeting`] finds out whether this site was promoted over or put back; [`proving`] asks the peer
 //! for proofs and sums them up; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has
 //! shown of itself; [`planning`] says what a promotion would cost; [`confirming`] learns whether a write is replicated;
-//! [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its receive floors; [`telling`] tells the
-//! site that writes what this one wrote alone; [`turning`] turns a read-only replica to the one of two that writes. They
-//! reach the other site through [`Peer`], and know nothing of how:
+//! [`auditing`] copies the peer's audit log; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its
+//! receive floors; [`telling`] tells the site that writes what this one wrote alone; [`turning`] turns a read-only replica
+//! to the one of two that writes. They reach the other site through [`Peer`], and know nothing of how:
 //! `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
 
+mod auditing;
 mod card;
 mod config;
 mod confirming;
@@ -26,6 +27,7 @@ mod meeting;
 mod messages;
 mod not_served;
 mod peer;
+mod pieces;
 mod planning;
 mod proving;
 mod remembering;
@@ -38,6 +40,7 @@ mod telling;
 mod turning;
 mod witnessing;
 
+pub use auditing::{Auditing, Chains};
 pub use card::{Cards, SiteCard};
 pub use config::Config;
 pub use confirming::Confirming;
@@ -51,8 +54,8 @@ pub use ledger::{Ledger, Noted};
 pub use makeup::{OwnMakeup, Trust, TrustSource};
 pub use meeting::NotMet;
 pub use messages::{
-    BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known, MarksAsked,
-    MarksSaid, PeerSaid, ShownTable,
+    AuditAsked, AuditSaid, BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked,
+    HeadsSaid, Known, MarksAsked, MarksSaid, PeerSaid, ShownTable,
 };
 pub use not_served::NotServed;
 pub use peer::Peer;

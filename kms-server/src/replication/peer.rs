@@ -7,8 +7,8 @@ use super::{
     card::SiteCard,
     failure::PeerError,
     messages::{
-        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known,
-        MarksAsked, MarksSaid,
+        AuditAsked, AuditSaid, BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked,
+        HeadsSaid, Known, MarksAsked, MarksSaid,
     },
 };
 use crate::store::sites::Divergent;
@@ -74,4 +74,7 @@ pub trait Peer: Send + Sync + 'static {
 
     /// Its head table, and the newest of ours that it has seen. Not verified.
     async fn head_tables(&self, card: SiteCard) -> Result<HeadTablesSaid, PeerError>;
+
+    /// Its audit chains, and a piece of one. Not verified.
+    async fn audit(&self, card: SiteCard, asked: AuditAsked) -> Result<AuditSaid, PeerError>;
 }

@@ -154,6 +154,8 @@ struct Known {
     /// What the witnesses say.
     went_back: Vec<String>,
     witnessed_ms: Option<u64>,
+    /// What is wrong with the peer's audit chains.
+    audit_broken: Vec<String>,
 }
 
 impl Known {
@@ -218,6 +220,15 @@ impl Status {
             tracing::error!("{new}");
         }
         known.went_back = what;
+    }
+
+    /// What is wrong with the peer's audit chains; nothing: all is well.
+    pub(super) fn audit_broken(&self, what: Vec<String>) {
+        let mut known = self.known();
+        for new in what.iter().filter(|new| !known.audit_broken.contains(new)) {
+            tracing::error!("{new}");
+        }
+        known.audit_broken = what;
     }
 
     /// The newest head table of the peer that was witnessed is of this time.
@@ -348,6 +359,7 @@ impl Status {
         let told = [known.rolled_back.clone(), known.fenced.clone(), waits(undecided)];
         let mut faults: Vec<String> =
             told.into_iter().flatten().chain(known.went_back.iter().cloned()).collect();
+        faults.extend(known.audit_broken.iter().cloned());
         drop(known);
         let ours = self.makeup.now();
         let differences =

@@ -29,7 +29,7 @@ impl IndexEntry {
             Record::Tombstone(tombstone) => {
                 Self::Tombstone { former: fingerprints_of(&tombstone.keys) }
             }
-            Record::Line(_) => Self::Nothing,
+            Record::Line(_) | Record::Fact(_) => Self::Nothing,
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
     papers::{Paper, PaperStore, Strange},
+    peer_audit::PeerAuditStore,
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
     },
@@ -20,8 +21,11 @@ use crate::telemetry::{
     metrics::{Histogram, Page, Source},
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
-    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, SystemTitle,
+    audit::{
+        ChainTip, Checkpoint, NodeId, StoredEvent,
+        copying::{Copied, Piece},
+    },
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
@@ -70,9 +74,11 @@ enum Operation {
     StrangeRecords,
     Papers,
     PutPaper,
+    PeerAuditRead,
+    PeerAuditAppend,
 }
 
-const OPERATIONS: [&str; 32] = [
+const OPERATIONS: [&str; 34] = [
     "domain",
     "heads",
     "block",
@@ -105,6 +111,8 @@ const OPERATIONS: [&str; 32] = [
     "strange_records",
     "papers",
     "put_paper",
+    "peer_audit_read",
+    "peer_audit_append",
 ];
 
 const OUTCOMES: [&str; 11] = [
@@ -141,7 +149,7 @@ fn outcome_of<T>(answer: &Result<T, StoreError>) -> usize {
 impl<S: ?Sized> Measured<S> {
     /// Measures `inner` from now on.
     pub fn new(inner: Arc<S>) -> Self {
-        Self { inner, figures: Default::default() }
+        Self { inner, figures: std::array::from_fn(|_| Default::default()) }
     }
 
     async fn measure<T>(
@@ -393,6 +401,47 @@ impl<S: PaperStore + ?Sized> PaperStore for Measured<S> {
 
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
         self.measure(Operation::PutPaper, self.inner.put_paper(paper)).await
+    }
+}
+
+#[async_trait]
+impl<S: PeerAuditStore + ?Sized> PeerAuditStore for Measured<S> {
+    async fn peer_chains(&self, site: &str) -> Result<Vec<Copied>, StoreError> {
+        self.measure(Operation::PeerAuditRead, self.inner.peer_chains(site)).await
+    }
+
+    async fn peer_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.measure(Operation::PeerAuditRead, self.inner.peer_events(node, after, limit)).await
+    }
+
+    async fn peer_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        let read = self.inner.peer_checkpoints(node, after, limit);
+        self.measure(Operation::PeerAuditRead, read).await
+    }
+
+    async fn append_peer_audit(
+        &self,
+        site: &str,
+        step: (&Copied, &Copied),
+        piece: &Piece,
+    ) -> Result<bool, StoreError> {
+        let append = self.inner.append_peer_audit(site, step, piece);
+        self.measure(Operation::PeerAuditAppend, append).await
+    }
+
+    async fn note_peer_audit_broken(&self, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
+        let note = self.inner.note_peer_audit_broken(node, epoch);
+        self.measure(Operation::PeerAuditAppend, note).await
     }
 }
 

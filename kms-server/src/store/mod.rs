@@ -10,6 +10,7 @@ mod indexing;
 pub mod measured;
 mod nouns;
 pub mod papers;
+pub mod peer_audit;
 pub mod postgres;
 pub mod rules;
 pub mod sites;
@@ -33,6 +34,7 @@ pub use nouns::{
     RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use papers::{PaperStore, Strange};
+use peer_audit::PeerAuditStore;
 use sites::{
     BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
 };
@@ -211,7 +213,9 @@ pub trait AuditStore: Send + Sync + 'static {
 
 /// Writing: one method a fact that can become true.
 #[async_trait]
-pub trait WriteStore: ReadStore + AuditStore + CounterStore + FloorStore + PaperStore {
+pub trait WriteStore:
+    ReadStore + AuditStore + CounterStore + FloorStore + PaperStore + PeerAuditStore
+{
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.
     async fn create_domain(&self, founding: &Founding) -> Result<(), StoreError>;

@@ -20,6 +20,7 @@ mod index;
 mod open;
 mod papers;
 mod patience;
+mod peer_audit;
 mod pooling;
 mod read;
 mod role;

@@ -12,6 +12,7 @@ mod floors;
 mod index;
 mod open;
 mod papers;
+mod peer_audit;
 mod pieces;
 mod read;
 mod role;
@@ -555,8 +556,7 @@ impl WriteStore for SqliteStore {
             if let Some(reason) = failure.borrow_and_update().clone() {
                 return reason;
             }
-            // Cannot end: `self` keeps the sender.
-            let _ = failure.changed().await;
+            let _ = failure.changed().await; // Cannot end: `self` keeps the sender.
         }
     }
 }
@@ -584,18 +584,7 @@ impl WholeStore for SqliteStore {
         last: &[(Table, Rows)],
         rolled_back: &RollBack,
     ) -> Result<(), StoreError> {
-        let mut begun = self.begin().await?;
-        let connection = &mut begun.writer.connection;
-        let mut outcome = Ok(());
-        for (table, rows) in last {
-            if outcome.is_ok() {
-                outcome = whole::copy_in(connection, table, std::slice::from_ref(rows)).await;
-            }
-        }
-        if outcome.is_ok() {
-            outcome = whole::mark(connection, rolled_back).await;
-        }
-        self.end(begun, outcome).await
+        writing!(self, whole::end_copy_in, last, rolled_back)
     }
 
     async fn mark_rolled_back(&self, rolled_back: &RollBack) -> Result<(), StoreError> {

@@ -4,7 +4,9 @@
 
 mod adopting;
 mod ciphering;
+mod copies;
 mod enrolment;
+mod facts;
 mod floors;
 mod forks;
 mod home;

@@ -32,8 +32,8 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Cards, Config, Confirming, Fencing, Flooring, Grounds, OwnMakeup, PeersMemory,
-        Planning, Remembering, Serving, Status, Syncing,
+        Answering, Auditing, Cards, Config, Confirming, Fencing, Flooring, Grounds, OwnMakeup,
+        PeersMemory, Planning, Remembering, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -241,6 +241,7 @@ pub(crate) struct Running {
     pub(crate) flooring: Flooring,
     pub(crate) fencing: Arc<Fencing>,
     pub(crate) planning: Arc<Planning>,
+    pub(crate) auditing: Arc<Auditing>,
     pub(crate) makeup: Arc<OwnMakeup>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
@@ -296,8 +297,8 @@ impl Running {
         let (grounds, beside) = beside(&site, network, to);
         let (status, makeup) = (Arc::clone(&grounds.status), Arc::clone(grounds.cards.makeup()));
         let keyring = &site.keyring;
-        let Beside { fencing, following, telling, reporting, proving, witnessing, planning } =
-            beside;
+        let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
+        let Beside { proving, witnessing, planning, .. } = beside;
         let serving = Serving::new(&grounds, Arc::clone(&site.ledger), Arc::clone(&fencing));
         let floors = Arc::clone(site.ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
@@ -316,6 +317,7 @@ impl Running {
                 answering,
                 remembering: Arc::new(Remembering::new(&grounds, site.measured.clone())),
                 witnessing,
+                auditing: Arc::clone(&auditing),
             },
             status: Arc::clone(&status),
             syncing,
@@ -346,6 +348,11 @@ impl Running {
             .abort_handle(),
             tokio::spawn(async move { telling.run().await }).abort_handle(),
             tokio::spawn(async move { witness.run().await }).abort_handle(),
+            tokio::spawn({
+                let auditing = Arc::clone(&auditing);
+                async move { auditing.run().await }
+            })
+            .abort_handle(),
         ];
         Self {
             site,
@@ -355,6 +362,7 @@ impl Running {
             transmitting,
             fencing,
             planning,
+            auditing,
             makeup,
             tasks,
             server,

@@ -4,8 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
-    audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
+    BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, SystemTitle,
+    audit::{
+        ChainTip, Checkpoint, NodeId, StoredEvent,
+        copying::{Copied, Piece},
+    },
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
@@ -19,6 +22,7 @@ use kms_server::{
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
         papers::{Paper, PaperStore, Strange},
+        peer_audit::PeerAuditStore,
         sites::{
             BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
             RoleStep,
@@ -213,6 +217,40 @@ impl PaperStore for Lossy {
     }
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
         self.inner.put_paper(paper).await
+    }
+}
+
+#[async_trait]
+impl PeerAuditStore for Lossy {
+    async fn peer_chains(&self, site: &str) -> Result<Vec<Copied>, StoreError> {
+        self.inner.peer_chains(site).await
+    }
+    async fn peer_events(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.peer_events(node, after, limit).await
+    }
+    async fn peer_checkpoints(
+        &self,
+        node: &NodeId,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Checkpoint>, StoreError> {
+        self.inner.peer_checkpoints(node, after, limit).await
+    }
+    async fn append_peer_audit(
+        &self,
+        site: &str,
+        step: (&Copied, &Copied),
+        piece: &Piece,
+    ) -> Result<bool, StoreError> {
+        self.inner.append_peer_audit(site, step, piece).await
+    }
+    async fn note_peer_audit_broken(&self, node: &NodeId, epoch: Epoch) -> Result<(), StoreError> {
+        self.inner.note_peer_audit_broken(node, epoch).await
     }
 }
 

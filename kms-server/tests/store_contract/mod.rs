@@ -11,6 +11,7 @@ mod counter_cases;
 mod floor_cases;
 pub mod made_up;
 mod paper_cases;
+mod peer_audit_cases;
 mod role_cases;
 pub mod site_scene;
 
@@ -131,6 +132,10 @@ where
     each! { paper_cases:
         of_signed_papers_the_newest_of_each_kind_and_site_stays
         records_that_begin_as_none_that_is_known_are_counted_and_named
+    }
+    each! { peer_audit_cases:
+        a_copy_of_a_peers_chain_goes_on_from_where_it_ends_and_from_nowhere_else
+        a_break_of_a_peers_chain_is_noted_with_the_epoch_in_which_it_was_found_first
     }
     let (writer, follower) = (fresh().await, fresh().await);
     arrival::in_whatever_order_blocks_arrive_the_index_is_the_writers(writer, follower)

@@ -117,6 +117,10 @@ pub struct ListEventsRequest {
     /// 1 to 1,000; 0 means 1,000.
     #[prost(uint32, tag = "3")]
     pub page_size: u32,
+    /// Empty: this site's chains. Else the other site's, as this one has a verified copy of them; without `node_id`, the
+    /// one whose last event is the newest.
+    #[prost(string, tag = "4")]
+    pub site: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListEventsResponse {
@@ -157,6 +161,9 @@ pub struct VerifyChainRequest {
     /// 16 bytes; empty: the chain of the node that answers.
     #[prost(bytes = "bytes", tag = "1")]
     pub node_id: ::prost::bytes::Bytes,
+    /// As in ListEventsRequest.
+    #[prost(string, tag = "2")]
+    pub site: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyChainResponse {
@@ -4187,6 +4194,46 @@ pub struct ShowHeadTablesResponse {
     #[prost(message, optional, tag = "3")]
     pub witnessed: ::core::option::Option<SignedPaper>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchAuditEventsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// The chain; 16 bytes. Empty: no events, only which chains there are.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub node_id: ::prost::bytes::Bytes,
+    /// Events behind this number.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+    /// Signed heads behind this number: they are signed later than their events.
+    #[prost(uint64, tag = "4")]
+    pub heads_after: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchAuditEventsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// In order; as many as fit.
+    #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<StoredAuditEvent>,
+    /// Behind `heads_after`, of events up to the last of these.
+    #[prost(message, repeated, tag = "3")]
+    pub checkpoints: ::prost::alloc::vec::Vec<AuditCheckpoint>,
+    /// All chains of the site, and where each ended before the events were read.
+    #[prost(message, repeated, tag = "4")]
+    pub chains: ::prost::alloc::vec::Vec<AuditChainTip>,
+}
+/// An event as it is stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoredAuditEvent {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub hash: ::prost::bytes::Bytes,
+    /// Its canonical encoding: see AuditEvent.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub body: ::prost::bytes::Bytes,
+}
 /// Generated client implementations.
 pub mod replication_client {
     #![allow(
@@ -4497,6 +4544,32 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ShowHeadTables"));
             self.inner.unary(req, path, codec).await
         }
+        /// Events of the site's audit chains and the signed heads among them, a piece at a time: the other site keeps a copy,
+        /// which it verifies.
+        pub async fn fetch_audit_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchAuditEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchAuditEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/FetchAuditEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "FetchAuditEvents"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4609,6 +4682,15 @@ pub mod replication_server {
             request: tonic::Request<super::ShowHeadTablesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ShowHeadTablesResponse>,
+            tonic::Status,
+        >;
+        /// Events of the site's audit chains and the signed heads among them, a piece at a time: the other site keeps a copy,
+        /// which it verifies.
+        async fn fetch_audit_events(
+            &self,
+            request: tonic::Request<super::FetchAuditEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchAuditEventsResponse>,
             tonic::Status,
         >;
     }
@@ -5085,6 +5167,52 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ShowHeadTablesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/FetchAuditEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchAuditEventsSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::FetchAuditEventsRequest>
+                    for FetchAuditEventsSvc<T> {
+                        type Response = super::FetchAuditEventsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchAuditEventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::fetch_audit_events(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchAuditEventsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -5770,6 +5898,8 @@ pub enum Parting {
     Line = 7,
     /// It can't be read.
     Unreadable = 8,
+    /// A fact of the domain (a sealed file that was taken, the newest revocation list) that does not stand.
+    Fact = 9,
 }
 impl Parting {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -5787,6 +5917,7 @@ impl Parting {
             Self::DeletedThere => "PARTING_DELETED_THERE",
             Self::Line => "PARTING_LINE",
             Self::Unreadable => "PARTING_UNREADABLE",
+            Self::Fact => "PARTING_FACT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -5801,6 +5932,7 @@ impl Parting {
             "PARTING_DELETED_THERE" => Some(Self::DeletedThere),
             "PARTING_LINE" => Some(Self::Line),
             "PARTING_UNREADABLE" => Some(Self::Unreadable),
+            "PARTING_FACT" => Some(Self::Fact),
             _ => None,
         }
     }

@@ -274,6 +274,9 @@ pub(crate) enum AuditCommand {
 
 #[derive(Args)]
 pub(crate) struct AuditList {
+    /// Of the other site, by its name: its log as the site that answers has copied it
+    #[arg(long, value_name = "SITE", default_value = "", hide_default_value = true)]
+    pub(crate) of: String,
     /// Whose chain, 32 hex digits; that of the node that answers otherwise
     #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
     pub(crate) node: Option<[u8; 16]>,
@@ -290,6 +293,9 @@ pub(crate) struct AuditList {
 
 #[derive(Args)]
 pub(crate) struct AuditVerify {
+    /// Of the other site, by its name: its log as the site that answers has copied it
+    #[arg(long, value_name = "SITE", default_value = "", hide_default_value = true)]
+    pub(crate) of: String,
     /// Whose chain, 32 hex digits; that of the node that answers otherwise
     #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
     pub(crate) node: Option<[u8; 16]>,

@@ -34,14 +34,15 @@ pub(crate) async fn run(
 }
 
 async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, Failure> {
-    let AuditList { node, after, last, limit } = list;
+    let AuditList { of, node, after, last, limit } = list;
+    let audit = client.audit().of_site(&of);
     let after = match last {
-        Some(last) => client.audit().last(node).await?.saturating_sub(last),
+        Some(last) => audit.last(node).await?.saturating_sub(last),
         None => after,
     };
     // Our own look at the end stands behind it by now.
     let most = last.map_or(usize::MAX, |last| usize::try_from(last).unwrap_or(usize::MAX));
-    let mut events = client.audit().list(node, after).take(limit.unwrap_or(most).min(most));
+    let mut events = audit.list(node, after).take(limit.unwrap_or(most).min(most));
     while let Some(event) = events.next().await {
         show(&event?, json)?;
     }
@@ -118,13 +119,13 @@ fn line(event: &AuditEvent) -> String {
 }
 
 async fn verify(client: &KmsClient, what: AuditVerify, json: bool) -> Result<Exit, Failure> {
-    let AuditVerify { node, key_fingerprint, seen } = what;
+    let AuditVerify { of, node, key_fingerprint, seen } = what;
     let heads = match &seen {
         Some(path) => read_heads(path)?,
         None => Vec::new(),
     };
     let expected = Expected { key_fingerprint, heads };
-    let report = client.audit().verify(node, &expected).await?;
+    let report = client.audit().of_site(&of).verify(node, &expected).await?;
     if let (true, Some(path)) = (report.intact, &seen) {
         write_head(path, &expected.heads, &report)?;
     }

@@ -108,6 +108,8 @@ fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::FileKeyRefused
         | RefusalCode::KeyUnwrapRefused
         | RefusalCode::FileVersion
+        | RefusalCode::FileIdTaken
+        | RefusalCode::FilesFull
         | RefusalCode::SealedInFuture => FILE,
         RefusalCode::NoRandomness => {
             "the server's machine gives no random bytes: its operator must look at its log"

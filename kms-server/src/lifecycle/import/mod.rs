@@ -5,6 +5,7 @@
 //! ([`run`]). What a sealed file must show before the token takes its keys ([`taking`]) is in
 //! [`sealed_file`].
 
+mod accepted;
 pub(super) mod checks;
 pub(super) mod known_kinds;
 mod line;

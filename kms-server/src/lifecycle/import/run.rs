@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    accepted,
     checks::{self, Transport},
     line::Line,
     merging::Arrival,
@@ -117,13 +118,19 @@ impl Lifecycle {
             lines.push(self.checked(import, meter, attempt).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
-        let blocks: Vec<BlockNo> = titles.map(|title| self.records.block_of(&title)).collect();
+        let mut blocks: Vec<BlockNo> = titles.map(|title| self.records.block_of(&title)).collect();
+        let file = chunk.map(|ChunkOf { file, .. }| file.accepted(self.clock.unix_ms()));
+        let block_of_file = file.map(|file| self.records.block_of_fact(&accepted::name(&file)));
+        blocks.extend(block_of_file);
         let changes = self.writer.change(&blocks).await?;
         let mut changes: BTreeMap<BlockNo, Change> =
             changes.into_iter().map(|change| (change.block(), change)).collect();
         if let Some(ChunkOf { file, .. }) = chunk {
             self.take_keys(file, &mut lines, &changes, rules).await?;
         }
+        // After its keys: a file that the token refuses is not taken.
+        let of_file = block_of_file.and_then(|block| changes.get_mut(&block));
+        file.zip(of_file).map_or(Ok(()), |(file, change)| accepted::remember(change, file))?;
         let mut seen = Seen::new(self.values_of(&lines, &changes).await?);
         for (nth, line) in lines.iter_mut().enumerate() {
             self.stage_line(import, &mut changes, line, nth, &mut seen).await?;

@@ -28,6 +28,7 @@ use crate::{
 use kms_core::{
     ChangeMark, FilePlace, RefusalCode,
     audit::{AuditEntry, Detail},
+    fact::AcceptedFile,
     wire::sealed::{CHUNK_LABEL, HEADER_LABEL, PROOF_LABEL},
 };
 
@@ -185,6 +186,17 @@ impl SealedFile {
         }
     }
 
+    /// What the domain remembers of it, if its first lines are taken now.
+    pub(super) fn accepted(&self, now_ms: u64) -> AcceptedFile {
+        AcceptedFile {
+            signer: signer_hash(&self.signer),
+            file_id: self.file_id,
+            header: self.header_hash,
+            sealed_ms: self.sealed_ms,
+            taken_ms: now_ms,
+        }
+    }
+
     /// The file's key, by RSA-OAEP.
     pub(super) fn wrapped_file_key(&self) -> &[u8] {
         &self.wrapped_file_key
@@ -249,8 +261,13 @@ fn number_of(hash: &[u8; 32]) -> u64 {
 
 /// A signer's number in the audit log: the beginning of SHA-256 over his public key in DER.
 fn signer_number(signer: &VerifyingKey) -> u64 {
+    number_of(&signer_hash(signer))
+}
+
+/// SHA-256 over a signer's public key in DER.
+fn signer_hash(signer: &VerifyingKey) -> [u8; 32] {
     // A key that was read can be written.
-    signer.to_public_key_der().map_or(0, |der| SealedHeader::number(der.as_bytes()))
+    signer.to_public_key_der().map_or([0; 32], |der| Sha256::digest(der.as_bytes()).into())
 }
 
 /// The statement that only this signer's header can prove.

@@ -147,8 +147,8 @@ impl Lifecycle {
             Some(Record::Tombstone(tombstone)) => {
                 Ok((merging::readmit(&tombstone, self.new_record(meter), arrival)?, true))
             }
-            // No line stands under a meter's key: it could not be read.
-            Some(Record::Line(_)) | None => Ok((self.new_record(meter), true)),
+            // Neither line nor fact stands under a meter's key: it could not be read.
+            Some(Record::Line(_) | Record::Fact(_)) | None => Ok((self.new_record(meter), true)),
         }
     }
 

@@ -117,7 +117,7 @@ fn kind_in(record: &Record, fingerprint: Fingerprint) -> Option<KeyKind> {
             &meter.former
         }
         Record::Tombstone(tombstone) => &tombstone.keys,
-        Record::Line(_) => return None,
+        Record::Line(_) | Record::Fact(_) => return None,
     };
     let mut kinds = former.iter().filter(|key| key.fingerprint == fingerprint);
     kinds.find_map(|key| key.was.map(|was| was.kind))

@@ -111,7 +111,7 @@ impl Verb {
             | Self::ListFloors
             | Self::ReportDivergence
             | Self::ShowHeadTables => &[Peer, Replica],
-            Self::ProveBlocks | Self::ExchangeMarks => &[Peer],
+            Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
             Self::ListEvents => &[AmiAdmin, Auditor],

@@ -107,6 +107,8 @@ verbs! {
     ReportDivergence = ReplicationReportDivergence;
     /// Show signed head tables.
     ShowHeadTables = ReplicationShowHeadTables;
+    /// Copies of the site's audit chains.
+    FetchAuditEvents = ReplicationFetchAuditEvents;
     /// Look at the site.
     GetStatus = SiteGetStatus;
     /// Make the site the one that writes.

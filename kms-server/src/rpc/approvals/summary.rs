@@ -45,11 +45,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             subject: subject(&meter_id, &[]),
         }),
         Verb::BuryDamagedMeter => read(message, buried),
-        Verb::ListEvents => {
-            read(message, |ListEventsRequest { after, .. }| line(format!("events after {after}")))
-        }
-        Verb::VerifyChain => read(message, |VerifyChainRequest { node_id }| {
-            line(format!("node {}", hex::encode(&node_id)))
+        Verb::ListEvents => read(message, |ListEventsRequest { after, site, .. }| {
+            line(format!("events after {after}{}", of_site(&site)))
+        }),
+        Verb::VerifyChain => read(message, |VerifyChainRequest { node_id, site }| {
+            line(format!("node {}{}", hex::encode(&node_id), of_site(&site)))
         }),
         Verb::Promote => read(message, promoted),
         Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
@@ -84,6 +84,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ListFloors
         | Verb::ReportDivergence
         | Verb::ShowHeadTables
+        | Verb::FetchAuditEvents
         | Verb::FollowEvents
         | Verb::SyncNow
         | Verb::ListApprovals
@@ -94,6 +95,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     // `{:?}` has escaped what could break a line; titles are hexadecimal.
     about.line = about.line.chars().take(LEN_MAX).collect();
     about
+}
+
+/// Whose chains are read, if they are not this site's.
+fn of_site(site: &str) -> String {
+    if site.is_empty() { String::new() } else { format!(" of site {site:?}") }
 }
 
 fn readmitted(ReadmitMeterRequest { meter_id, system_title }: ReadmitMeterRequest) -> About {

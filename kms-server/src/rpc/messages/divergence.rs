@@ -72,7 +72,7 @@ pub(crate) fn wire_row(aside: Aside) -> v1::DivergenceRow {
         Some(Record::Tombstone(gone)) => {
             (gone.meter_id.as_ref().map_or_else(String::new, ToString::to_string), &[])
         }
-        Some(Record::Line(_)) | None => (String::new(), &[]),
+        Some(Record::Line(_) | Record::Fact(_)) | None => (String::new(), &[]),
     };
     let key = |it: &kms_core::block::reconciling::KeyDifference| {
         let known = keys.iter().find(|key| key.id == it.key);

@@ -1,6 +1,7 @@
 //! The contents of the wire's messages: how a message unfolds while it arrives, its fields in our words and
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
+pub(crate) mod audit;
 pub(crate) mod columns;
 pub(crate) mod divergence;
 pub(crate) mod enrolment_status;

@@ -43,7 +43,7 @@ same_as!(Detail, AuditDetailName:
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
     CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey);
 same_as!(Parting, Parting:
-    NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable);
+    NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable Fact);
 same_as!(Decision, Decision: Accept Discard);
 
 #[cfg(test)]

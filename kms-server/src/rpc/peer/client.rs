@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use kms_proto::v1::{
-    FetchBlocksRequest, FollowChangesRequest, ListFloorsRequest, ListRoleRecordsRequest,
-    ShowHeadTablesRequest, replication_client::ReplicationClient,
+    FetchAuditEventsRequest, FetchBlocksRequest, FollowChangesRequest, ListFloorsRequest,
+    ListRoleRecordsRequest, ShowHeadTablesRequest, replication_client::ReplicationClient,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     replication::{
-        BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked, HeadsSaid, Known,
-        MarksAsked, MarksSaid, Peer, PeerError, SiteCard,
+        AuditAsked, AuditSaid, BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked,
+        HeadsSaid, Known, MarksAsked, MarksSaid, Peer, PeerError, SiteCard,
     },
     rpc::{
         config::{PeerConfig, TlsConfig},
-        messages::{divergence, floors, sites},
+        messages::{audit, divergence, floors, sites},
     },
     store::sites::Divergent,
 };
@@ -233,5 +233,14 @@ impl Peer for PeerClient {
         let request = ShowHeadTablesRequest { card: Some(sites::wire_card(card)) };
         let said = begun(PATIENCE, self.calls.clone().show_head_tables(request)).await?;
         sites::head_tables(said).map_err(of_message)
+    }
+
+    async fn audit(&self, card: SiteCard, asked: AuditAsked) -> Result<AuditSaid, PeerError> {
+        let AuditAsked { node, after, heads_after } = asked;
+        let node_id = node.map_or_else(Default::default, |node| audit::wire_node(&node));
+        let card = Some(sites::wire_card(card));
+        let request = FetchAuditEventsRequest { card, node_id, after, heads_after };
+        let said = begun(PATIENCE, self.calls.clone().fetch_audit_events(request)).await?;
+        audit::said(said, node).map_err(of_message)
     }
 }

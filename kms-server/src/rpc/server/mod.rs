@@ -3,6 +3,7 @@
 
 mod control;
 mod error;
+mod lists;
 mod parts;
 mod routes;
 mod running;

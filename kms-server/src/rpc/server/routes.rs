@@ -74,7 +74,11 @@ pub(super) fn of_parts(
         tls: Arc::clone(tls),
         figures: Arc::clone(figures),
     };
-    let audit = AuditService { audit: Arc::clone(&parts.audit) };
+    let audit = AuditService {
+        audit: Arc::clone(&parts.audit),
+        copies: parts.replication.as_ref().map(|it| Arc::clone(&it.parts.auditing)),
+        site: parts.domain.site.clone(),
+    };
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))

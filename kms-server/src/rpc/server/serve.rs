@@ -8,6 +8,7 @@ use tonic::service::Routes;
 use super::{
     control::Bound,
     error::RpcError,
+    lists::Lists,
     parts::{GateParts, Parts},
     routes,
     running::Server,
@@ -48,6 +49,10 @@ pub async fn serve(
         replicating.makeup.trust_by(Box::new(move || tls.trust(policy)));
     }
     let put_back = put_back(Arc::clone(&parts.roles));
+    let lists = Lists { tls: Arc::clone(&own.tls), lifecycle: Arc::clone(&parts.lifecycle) };
+    lists.look_first().await?;
+    // Until the server ends.
+    let _keeping = lists.keep(config.tls.reload_poll);
     let Parts { ciphering, transmitting, keyring, clock, audit, replication, mut sources, .. } =
         parts;
     sources.extend(replication.map(|it| it.status as Arc<dyn Source>));

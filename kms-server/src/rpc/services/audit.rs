@@ -3,7 +3,7 @@
 //! Reading the log is recorded in it, but not refused when it can't be written: that is when it is
 //! needed.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -16,15 +16,19 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::in_order::Answers;
 use crate::{
-    audit::{Audit, AuditError, PAGE_MAX, Page, Verification},
+    audit::{Audit, PAGE_MAX, Page, Verification},
+    replication::Auditing,
     rpc::{
         access::{policy::Permit, verb::Verb},
         gate::recording::Recorder,
-        messages::status::Refused,
+        messages::{
+            audit::{self, wire_checkpoint, wire_tip},
+            status::Refused,
+        },
     },
 };
 use kms_core::audit::{
-    AuditEvent, AuditOutcome, AuditedCall, ChainTip, Checkpoint, Detail, NodeId, StoredEvent,
+    AuditEvent, AuditOutcome, AuditedCall, ChainTip, Detail, NodeId, PublicKey, StoredEvent,
     Subject,
 };
 
@@ -35,6 +39,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct AuditService {
     pub(crate) audit: Arc<Audit>,
+    /// Copies of the other site's chains; `None`: there is no other site.
+    pub(crate) copies: Option<Arc<Auditing>>,
+    /// Of this site.
+    pub(crate) site: String,
 }
 
 #[async_trait]
@@ -45,7 +53,7 @@ impl audit_server::Audit for AuditService {
     ) -> Result<Response<ListEventsResponse>, Status> {
         let permit = Permit::of(&request, Verb::ListEvents)?;
         let call = Recorder(Arc::clone(&self.audit)).call(&permit, &request);
-        let ListEventsRequest { node_id, after, page_size } = request.into_inner();
+        let ListEventsRequest { node_id, after, page_size, site } = request.into_inner();
         let limit = match page_size {
             0 => PAGE_MAX,
             1..=PAGE_MAX => page_size,
@@ -54,15 +62,17 @@ impl audit_server::Audit for AuditService {
                 return Err(Refused::Field { field: "page_size", problem }.into());
             }
         };
-        let node = self.node(&node_id)?;
-        let Page { events, heads, more, tip } = self.page(node, after, limit).await?;
+        let (Page { events, heads, more, tip }, chains, key) = match self.copies_of(&site)? {
+            None => self.own_page(&node_id, after, limit).await?,
+            Some(copies) => copied_page(copies, &node_id, after, limit).await?,
+        };
         let answer = ListEventsResponse {
             events: events.iter().map(event).collect(),
-            checkpoints: heads.iter().map(checkpoint).collect(),
+            checkpoints: heads.iter().map(wire_checkpoint).collect(),
             more,
-            public_key: Bytes::copy_from_slice(self.audit.public_key()),
+            public_key: Bytes::copy_from_slice(&key),
             tip: Some(wire_tip(&tip)),
-            chains: self.audit.chains().await.map_err(unreadable)?.iter().map(wire_tip).collect(),
+            chains: chains.iter().map(wire_tip).collect(),
         };
         self.read(&call, &[(Detail::After, after), (Detail::Items, events.len() as u64)]).await;
         Ok(Response::new(answer))
@@ -86,7 +96,7 @@ impl audit_server::Audit for AuditService {
             let last = page.events.last().map_or(after, |event| event.sequence);
             let answer = FollowEventsResponse {
                 events: page.events.iter().map(event).collect(),
-                checkpoints: page.heads.iter().map(checkpoint).collect(),
+                checkpoints: page.heads.iter().map(wire_checkpoint).collect(),
             };
             Ok(Some((answer, (this, tip, last))))
         });
@@ -99,10 +109,16 @@ impl audit_server::Audit for AuditService {
     ) -> Result<Response<VerifyChainResponse>, Status> {
         let permit = Permit::of(&request, Verb::VerifyChain)?;
         let call = Recorder(Arc::clone(&self.audit)).call(&permit, &request);
-        let node = self.node(&request.into_inner().node_id)?;
+        let VerifyChainRequest { node_id, site } = request.into_inner();
         self.read(&call, &[]).await;
-        let found = self.audit.verify(node).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-        let Verification { tip, heads, broken } = found;
+        let (Verification { tip, heads, broken }, key) = match self.copies_of(&site)? {
+            None => {
+                let found = self.audit.verify(self.node(&node_id)?).await.map_err(unreadable)?;
+                (found.ok_or_else(no_chain)?, *self.audit.public_key())
+            }
+            Some(copies) => verified_copy(copies, &node_id).await?,
+        };
+        let node = tip.node;
         if let Some(broken) = &broken {
             tracing::error!(%broken, "the audit chain is broken");
         }
@@ -114,7 +130,7 @@ impl audit_server::Audit for AuditService {
             checkpoints: heads,
             first_bad_sequence: broken.map_or(0, |broken| broken.sequence),
             reason: broken.map_or_else(String::new, |broken| broken.what.to_string()),
-            public_key: Bytes::copy_from_slice(self.audit.public_key()),
+            public_key: Bytes::copy_from_slice(&key),
         }))
     }
 }
@@ -126,6 +142,22 @@ impl AuditService {
         }
         let problem = "a node id has 16 bytes";
         bytes.try_into().map(NodeId).map_err(|_| Refused::Field { field: "node_id", problem })
+    }
+
+    /// Where the chains of this site are; `None`: they are our own.
+    fn copies_of(&self, site: &str) -> Result<Option<&Auditing>, Refused> {
+        if site.is_empty() || site == self.site {
+            return Ok(None);
+        }
+        let copies = self.copies.as_deref().filter(|copies| copies.peer() == site);
+        let problem = "neither this site nor the other one has this name";
+        copies.map(Some).ok_or(Refused::Field { field: "site", problem })
+    }
+
+    async fn own_page(&self, node: &[u8], after: u64, limit: u32) -> Result<Pieced, Status> {
+        let page = self.page(self.node(node)?, after, limit).await?;
+        let chains = self.audit.chains().await.map_err(unreadable)?;
+        Ok((page, chains, *self.audit.public_key()))
     }
 
     async fn page(&self, node: NodeId, after: u64, limit: u32) -> Result<Page, Status> {
@@ -160,7 +192,38 @@ impl AuditService {
     }
 }
 
-fn unreadable(error: AuditError) -> Status {
+/// A page, all chains there are, and the key that signs them.
+type Pieced = (Page, Vec<ChainTip>, PublicKey);
+
+async fn copied_page(
+    copies: &Auditing,
+    node: &[u8],
+    after: u64,
+    limit: u32,
+) -> Result<Pieced, Status> {
+    let (chains, newest) = copies.ends().await.map_err(unreadable)?;
+    let node = copied_node(node, newest)?;
+    let page = copies.page(node, after, limit).await.map_err(unreadable)?.ok_or_else(no_chain)?;
+    Ok((page, chains, copies.key().await.map_err(unreadable)?))
+}
+
+async fn verified_copy(
+    copies: &Auditing,
+    node: &[u8],
+) -> Result<(Verification, PublicKey), Status> {
+    let (_, newest) = copies.ends().await.map_err(unreadable)?;
+    let node = copied_node(node, newest)?;
+    let found = copies.verify(node).await.map_err(unreadable)?.ok_or_else(no_chain)?;
+    Ok((found, copies.key().await.map_err(unreadable)?))
+}
+
+/// The copy that is asked for; without a name the one with the newest event.
+fn copied_node(bytes: &[u8], newest: Option<NodeId>) -> Result<NodeId, Refused> {
+    let node = audit::node(bytes).map_err(Refused::from)?;
+    node.or(newest).ok_or_else(no_chain)
+}
+
+fn unreadable(error: impl Display) -> Status {
     tracing::warn!(%error, "the audit log can't be read");
     Refused::AuditNotReadable.into()
 }
@@ -222,25 +285,6 @@ fn event(stored: &StoredEvent) -> v1::AuditEvent {
             })
             .collect(),
         ..place
-    }
-}
-
-fn checkpoint(head: &Checkpoint) -> v1::AuditCheckpoint {
-    let Checkpoint { tip, at_ms, signature } = head;
-    v1::AuditCheckpoint {
-        node_id: Bytes::copy_from_slice(&tip.node.0),
-        sequence: tip.sequence,
-        hash: Bytes::copy_from_slice(&tip.hash),
-        at_ms: *at_ms,
-        signature: Bytes::copy_from_slice(signature),
-    }
-}
-
-fn wire_tip(tip: &ChainTip) -> v1::AuditChainTip {
-    v1::AuditChainTip {
-        node_id: Bytes::copy_from_slice(&tip.node.0),
-        sequence: tip.sequence,
-        hash: Bytes::copy_from_slice(&tip.hash),
     }
 }
 

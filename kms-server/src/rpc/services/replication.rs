@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
-    ExchangeMarksRequest, ExchangeMarksResponse, FetchBlocksRequest, FetchBlocksResponse,
-    FollowChangesRequest, FollowChangesResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
-    ListFloorsRequest, ListFloorsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
-    ProveBlocksRequest, ProveBlocksResponse, ReportDivergenceRequest, ReportDivergenceResponse,
-    ShowHeadTablesRequest, ShowHeadTablesResponse, replication_server,
+    ExchangeMarksRequest, ExchangeMarksResponse, FetchAuditEventsRequest, FetchAuditEventsResponse,
+    FetchBlocksRequest, FetchBlocksResponse, FollowChangesRequest, FollowChangesResponse,
+    ListBlockHeadsRequest, ListBlockHeadsResponse, ListFloorsRequest, ListFloorsResponse,
+    ListRoleRecordsRequest, ListRoleRecordsResponse, ProveBlocksRequest, ProveBlocksResponse,
+    ReportDivergenceRequest, ReportDivergenceResponse, ShowHeadTablesRequest,
+    ShowHeadTablesResponse, replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
@@ -18,13 +19,14 @@ use crate::{
     ciphering::Floors,
     lifecycle::Lifecycle,
     replication::{
-        Answering, HeadTablesSaid, MarksSaid, NotServed, Remembering, Serving, SiteCard, Witnessing,
+        Answering, AuditAsked, AuditSaid, Auditing, HeadTablesSaid, MarksSaid, NotServed,
+        Remembering, Serving, SiteCard, Witnessing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
         gate::recording::call_of,
         messages::{
-            divergence, floors,
+            audit, divergence, floors,
             lifecycle_status::of_lifecycle,
             papers,
             sites::{self, BadMessage},
@@ -58,6 +60,8 @@ pub struct ReplicationParts {
     pub remembering: Arc<Remembering>,
     /// Head tables.
     pub witnessing: Arc<Witnessing>,
+    /// Audit chains, and copies of the other site's.
+    pub auditing: Arc<Auditing>,
 }
 
 impl ReplicationService {
@@ -258,5 +262,19 @@ impl replication_server::Replication for ReplicationService {
         })?;
         let said = HeadTablesSaid { card, own, witnessed };
         Ok(Response::new(sites::wire_head_tables(said)))
+    }
+
+    async fn fetch_audit_events(
+        &self,
+        request: Request<FetchAuditEventsRequest>,
+    ) -> Result<Response<FetchAuditEventsResponse>, Status> {
+        let permit = Permit::of(&request, Verb::FetchAuditEvents)?;
+        let FetchAuditEventsRequest { card, node_id, after, heads_after } = request.into_inner();
+        let (_, card) = self.greet(&permit, card).await?;
+        let node = audit::node(&node_id).map_err(Refused::from)?;
+        let asked = AuditAsked { node, after, heads_after };
+        let read = self.parts()?.auditing.piece(asked).await;
+        let (chains, piece) = read.map_err(|error| Refused::from(NotServed::from(error)))?;
+        Ok(Response::new(audit::wire_said(AuditSaid { card, chains, piece })))
     }
 }

@@ -174,6 +174,9 @@ pub enum TlsError {
         /// In what it goes back.
         why: String,
     },
+    /// A list in use is older than one that a site of the domain has used.
+    #[error("{0}")]
+    CrlOlderThanDomains(String),
     /// The file that remembers the newest lists can't be read.
     #[error(
         "{} is damaged, so that nobody can tell whether a revocation list is an older one: fetch the newest \

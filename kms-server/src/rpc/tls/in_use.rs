@@ -38,7 +38,7 @@ use crate::{
         metrics::{Page, Source},
     },
 };
-use kms_core::{ports::Clock, site::makeup::digest_of};
+use kms_core::{fact::NewestList, ports::Clock, site::makeup::digest_of};
 
 const DAY_MS: f64 = 24.0 * 3_600.0 * 1_000.0;
 
@@ -91,6 +91,8 @@ struct Last {
     /// A digest of the files' contents; the contents themselves are not kept.
     digest: [u8; 32],
     fault: Option<String>,
+    /// Why a list in use is not the newest of the domain.
+    behind: Option<String>,
 }
 
 /// The outcome of a reload.
@@ -118,7 +120,7 @@ impl Tls {
         let loaded = contents.load(&files, &clock, 1, &newest)?;
         let (newest, fault) = remember(&files, &newest, &loaded.used);
         Ok(Self {
-            last: Mutex::new(Last { digest: contents.digest(), fault }),
+            last: Mutex::new(Last { digest: contents.digest(), fault, behind: None }),
             files,
             clock,
             current: ArcSwap::from_pointee(loaded),
@@ -140,7 +142,39 @@ impl Tls {
 
     /// The reason why the files that lie there are not in use; `None` if they are.
     pub(crate) fn fault(&self) -> Option<String> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).fault.clone()
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.fault.clone().or_else(|| last.behind.clone())
+    }
+
+    /// The newest lists that this node knows of the authorities whose lists are in use, for the domain to remember.
+    pub(crate) async fn newest_lists(&self) -> Vec<NewestList> {
+        let newest = self.reloading.lock().await;
+        newest.of(self.current().used.iter().map(|(authority, _)| *authority))
+    }
+
+    /// Takes in what the domain remembers: from now on nothing older is taken into use here. The reason why a list that
+    /// is in use would not be taken any more; it is a fault of the status until a newer one lies there.
+    pub(crate) async fn learn_lists(&self, domains: &[NewestList]) -> Option<String> {
+        let mut newest = self.reloading.lock().await;
+        let learnt = newest.with_domains(domains);
+        let used = &self.current().used;
+        let behind = learnt.is_ahead_of(used).map(|why| {
+            format!(
+                "a revocation list in use is older than one that a site of this domain has used: {why}; fetch the                  newest list of each authority ([rpc.tls] client_crl)"
+            )
+        });
+        if learnt != *newest {
+            let fault = write_memory(&self.files, &learnt);
+            *newest = learnt;
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            last.fault = fault.or_else(|| last.fault.take());
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if behind.is_some() && last.behind != behind {
+            tracing::error!("{}", behind.as_deref().unwrap_or_default());
+        }
+        last.behind.clone_from(&behind);
+        behind
     }
 
     /// Reads the files again. Bad ones change nothing: those in use stay, and the fault is kept for
@@ -179,7 +213,8 @@ impl Tls {
         *newest = now;
         self.current.store(Arc::new(loaded));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Last { digest, fault };
+        // What is newer than all that was remembered is behind nothing.
+        *last = Last { digest, fault, behind: None };
         tracing::info!(generation, "new certificates are in use");
         Ok(Reloaded::Changed)
     }
@@ -333,10 +368,14 @@ fn remember(
     used: &[(Authority, Edition)],
 ) -> (Newest, Option<String>) {
     let newest = before.with(used);
-    let Some(path) = files.client_crl_memory.as_ref().filter(|_| newest != *before) else {
-        return (newest, None);
-    };
-    let fault = newest.write(path).err().map(|error| {
+    let fault = if newest == *before { None } else { write_memory(files, &newest) };
+    (newest, fault)
+}
+
+/// Writes what is remembered, if it is kept in a file; the fault if that fails.
+fn write_memory(files: &TlsConfig, newest: &Newest) -> Option<String> {
+    let path = files.client_crl_memory.as_ref()?;
+    newest.write(path).err().map(|error| {
         let fault = format!(
             "the revocation lists are in use, but {} can't be written, so that older ones could be put \
              back at the next start: {error}",
@@ -344,8 +383,7 @@ fn remember(
         );
         tracing::error!("{fault}");
         fault
-    });
-    (newest, fault)
+    })
 }
 
 fn server_config(

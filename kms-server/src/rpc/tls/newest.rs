@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::error::TlsError;
+use kms_core::fact::{NUMBER_MAX, NewestList};
 
 /// The first line of the file.
 const HEAD: &str = "ami-kms newest revocation lists 1";
@@ -102,6 +103,31 @@ impl Newest {
             *known = known.later(edition);
         }
         newest
+    }
+
+    /// What is remembered of these authorities, for the domain to remember it, too.
+    pub(super) fn of(&self, authorities: impl Iterator<Item = Authority>) -> Vec<NewestList> {
+        let of_one = |authority| {
+            let Edition { number, this_update_ms } = self.0.get(&authority)?.clone();
+            // A number that no authority gives is the node's own affair.
+            let fits = number.as_ref().is_none_or(|number| number.len() <= NUMBER_MAX);
+            fits.then_some(NewestList { authority, number, this_update_ms })
+        };
+        authorities.filter_map(of_one).collect()
+    }
+
+    /// The memory with what the domain remembers.
+    pub(super) fn with_domains(&self, lists: &[NewestList]) -> Self {
+        let edition = |list: &NewestList| {
+            let NewestList { authority, number, this_update_ms } = list.clone();
+            (authority, Edition { number, this_update_ms })
+        };
+        self.with(&lists.iter().map(edition).collect::<Vec<_>>())
+    }
+
+    /// Why a list of these that are in use would not be taken into use any more.
+    pub(super) fn is_ahead_of(&self, used: &[(Authority, Edition)]) -> Option<String> {
+        used.iter().find_map(|(authority, edition)| edition.is_behind(self.0.get(authority)?))
     }
 
     /// Writes the file: all of it or nothing, and on disk when this returns.

@@ -171,8 +171,20 @@ pub(super) async fn copy_in(
     Ok(())
 }
 
+/// The last rows of a copy, and the mark.
+pub(super) async fn end_copy_in(
+    connection: &mut SqliteConnection,
+    last: &[(Table, Rows)],
+    rolled_back: &RollBack,
+) -> Result<(), WriteError> {
+    for (table, rows) in last {
+        copy_in(connection, table, std::slice::from_ref(rows)).await?;
+    }
+    mark(connection, rolled_back).await
+}
+
 /// The site does not write, and its domain's record is signed over the mark.
-pub(super) async fn mark(
+async fn mark(
     connection: &mut SqliteConnection,
     RollBack { mark, domain }: &RollBack,
 ) -> Result<(), WriteError> {

@@ -1,0 +1,188 @@
+//! Facts of the domain: what a site has to know that is no meter's, and that must not be forgotten when the other one
+//! goes on alone. Each is a record in the block that its name leads to, so it is MACed, counted in the block's head
+//! and replicated as all records are. Two states of one fact merge by rule, and nobody has to decide.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    BlockCount, BlockNo, SystemTitle,
+    codec::{BadEncoding, Reader, put_bytes},
+};
+
+/// Files that one block remembers. No record goes away, and whatever grows has a bound: over the 4,096 blocks of a
+/// domain that is room for two million.
+pub const FILES_A_BLOCK: usize = 512;
+/// Bytes of a list's number: RFC 5280 allows twenty.
+pub const NUMBER_MAX: usize = 32;
+
+/// The name of a fact among those of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FactName {
+    /// The kind: the first byte of its record's key.
+    pub kind: u8,
+    /// The beginning of a hash.
+    pub name: [u8; FactName::LEN],
+}
+
+impl FactName {
+    /// Bytes of a name.
+    pub const LEN: usize = 30;
+    /// The kind of sealed import files.
+    pub const FILE: u8 = 3;
+    /// The kind of revocation lists.
+    pub const LIST: u8 = 4;
+
+    /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
+    pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
+        let hash = Sha256::new().chain_update(b"ami.kms/file/1").chain_update(signer);
+        Self::of(Self::FILE, hash.chain_update(file_id).finalize().into())
+    }
+
+    /// The name of an authority's newest list.
+    pub fn of_list(authority: &[u8; 32]) -> Self {
+        let hash = Sha256::new().chain_update(b"ami.kms/list/1").chain_update(authority);
+        Self::of(Self::LIST, hash.finalize().into())
+    }
+
+    fn of(kind: u8, hash: [u8; 32]) -> Self {
+        let mut name = [0; Self::LEN];
+        for (to, from) in name.iter_mut().zip(hash) {
+            *to = from;
+        }
+        Self { kind, name }
+    }
+
+    /// The block of its record, for as long as the domain lives.
+    pub fn block(&self, blocks: BlockCount) -> BlockNo {
+        let [a, b, c, d, e, f, g, h, ..] = self.name;
+        blocks.block_of(&SystemTitle::new([a, b, c, d, e, f, g, h]))
+    }
+}
+
+/// A sealed import file of which a site has taken lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcceptedFile {
+    /// SHA-256 over the signer's public key.
+    pub signer: [u8; 32],
+    /// The file's number, as its signer gave it.
+    pub file_id: [u8; 16],
+    /// SHA-256 over its header, which binds all the rest of it.
+    pub header: [u8; 32],
+    /// When it was sealed; milliseconds since 1970.
+    pub sealed_ms: u64,
+    /// When its first lines were taken; milliseconds since 1970.
+    pub taken_ms: u64,
+}
+
+/// The newest revocation list of an authority that a site of the domain has used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewestList {
+    /// A hash over those who may speak for the authority.
+    pub authority: [u8; 32],
+    /// Its number, big-endian, without zeros in front; `None`: it has none.
+    pub number: Option<Vec<u8>>,
+    /// Its date; milliseconds since 1970.
+    pub this_update_ms: u64,
+}
+
+/// A fact of the domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// A file that was taken.
+    File(AcceptedFile),
+    /// A revocation list that was used.
+    List(NewestList),
+}
+
+impl Fact {
+    /// Its name.
+    pub fn name(&self) -> FactName {
+        match self {
+            Self::File(AcceptedFile { signer, file_id, .. }) => FactName::of_file(signer, file_id),
+            Self::List(NewestList { authority, .. }) => FactName::of_list(authority),
+        }
+    }
+
+    /// Both in one: of a list the highest number and the latest date; of a file the one that was taken first, and of
+    /// two that were taken at once always the same one, at whichever site. Facts of two names don't merge: the first stays.
+    #[must_use]
+    pub fn merged(&self, other: &Self) -> Self {
+        match (self, other) {
+            _ if self.name() != other.name() => self.clone(),
+            (Self::List(a), Self::List(b)) => Self::List(a.merged(b)),
+            (Self::File(a), Self::File(b)) => {
+                let order = |file: &AcceptedFile| (file.taken_ms, file.header, file.sealed_ms);
+                Self::File(if order(b) < order(a) { *b } else { *a })
+            }
+            (Self::File(_) | Self::List(_), _) => self.clone(),
+        }
+    }
+
+    /// The canonical bytes.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::File(AcceptedFile { signer, file_id, header, sealed_ms, taken_ms }) => {
+                out.push(FactName::FILE);
+                out.extend_from_slice(signer);
+                out.extend_from_slice(file_id);
+                out.extend_from_slice(header);
+                out.extend_from_slice(&sealed_ms.to_be_bytes());
+                out.extend_from_slice(&taken_ms.to_be_bytes());
+            }
+            Self::List(NewestList { authority, number, this_update_ms }) => {
+                out.push(FactName::LIST);
+                out.extend_from_slice(authority);
+                out.extend_from_slice(&this_update_ms.to_be_bytes());
+                out.push(u8::from(number.is_some()));
+                if let Some(number) = number {
+                    put_bytes(out, number);
+                }
+            }
+        }
+    }
+
+    /// The fact in `bytes`; refuses anything that [`Fact::put`] would not write.
+    pub fn take(bytes: &[u8]) -> Result<Self, BadEncoding> {
+        let mut input = Reader::new(bytes);
+        let fact = match input.u8()? {
+            FactName::FILE => Self::File(AcceptedFile {
+                signer: input.array()?,
+                file_id: input.array()?,
+                header: input.array()?,
+                sealed_ms: input.u64()?,
+                taken_ms: input.u64()?,
+            }),
+            FactName::LIST => {
+                let (authority, this_update_ms) = (input.array()?, input.u64()?);
+                let number = input.flag()?.then(|| number(&mut input)).transpose()?;
+                Self::List(NewestList { authority, number, this_update_ms })
+            }
+            _ => return Err(BadEncoding),
+        };
+        input.end()?;
+        Ok(fact)
+    }
+}
+
+impl NewestList {
+    /// The later of both, in number and in date.
+    #[must_use]
+    pub fn merged(&self, other: &Self) -> Self {
+        let order = |list: &Self| list.number.as_ref().map(|bytes| (bytes.len(), bytes.clone()));
+        let number = if order(self) > order(other) { &self.number } else { &other.number };
+        Self {
+            authority: self.authority,
+            number: number.clone(),
+            this_update_ms: self.this_update_ms.max(other.this_update_ms),
+        }
+    }
+}
+
+fn number(input: &mut Reader<'_>) -> Result<Vec<u8>, BadEncoding> {
+    let bytes = input.bytes()?;
+    let is_shortest = bytes == [0] || bytes.first().is_some_and(|first| *first != 0);
+    (is_shortest && bytes.len() <= NUMBER_MAX).then(|| bytes.to_vec()).ok_or(BadEncoding)
+}
+
+#[cfg(test)]
+mod tests;
