@@ -433,7 +433,10 @@ mod tests {
             }
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Replica => {
-                let is_witness = matches!(verb, Verb::ProveBlocks | Verb::ExchangeMarks);
+                let is_witness = matches!(
+                    verb,
+                    Verb::ProveBlocks | Verb::ExchangeMarks | Verb::FetchAuditEvents
+                );
                 service == "Replication" && !is_witness
             }
             Role::Approver => service == "Approvals",
