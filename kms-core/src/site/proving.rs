@@ -290,13 +290,20 @@ impl KnownReports {
     /// A report that lies further ahead of our clock is not believed.
     pub const AHEAD_MAX_MS: u64 = 5 * 60 * 1_000;
 
-    /// A report. An older one than is known changes nothing, unless that is of the future.
-    pub fn learn(&mut self, signed: &SignedReadiness, now: Stamp) {
+    /// A report; the site is in this epoch. One of it goes before those of others, which may be of an epoch that a database
+    /// which was rolled back has forgotten. Else an older one than is known changes nothing, unless that is of the future.
+    pub fn learn(&mut self, signed: &SignedReadiness, epoch: Epoch, now: Stamp) {
         let learned = Learned { signed: signed.clone(), at: now };
         let is_newer = |before: &Option<Learned>| {
-            before.as_ref().is_none_or(|before| {
-                before.place() < learned.place() || before.ahead_ms(now) > Self::AHEAD_MAX_MS
-            })
+            let Some(before) = before else { return true };
+            match [before, &learned].map(|it| it.place().0 == epoch) {
+                [true, false] => false,
+                [false, true] => true,
+                _ => {
+                    let ahead = before.ahead_ms(now) > Self::AHEAD_MAX_MS;
+                    before.place() < learned.place() || ahead
+                }
+            }
         };
         let (newest, complete) = (is_newer(&self.newest), is_newer(&self.complete));
         if complete && signed.report.is_complete() {

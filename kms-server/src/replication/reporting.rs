@@ -15,6 +15,7 @@ use crate::{
     store::papers::{Paper, PaperKind, PaperStore},
 };
 use kms_core::{
+    Epoch,
     audit::PublicKey,
     site::{
         proving::{About, KnownReports, Readiness},
@@ -60,11 +61,12 @@ impl Reporting {
     ) -> Result<SignedReadiness, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let card = self.grounds.cards.now().await.map_err(|error| said(&error))?;
+        let epoch = card.epoch;
         let report = readiness.report(about(card, site, &self.grounds.status));
         let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
         let signed = SignedReadiness { report, signature };
         let key = self.prover.signing_key().await.map_err(|error| said(&error))?;
-        self.keep(&signed, &key).await;
+        self.keep(&signed, epoch, &key).await;
         Ok(signed)
     }
 
@@ -83,7 +85,7 @@ impl Reporting {
         if !is_ours || !signed.is_signed_by(&key) {
             return Err(format!("the report of readiness is not one of site {}", report.by));
         }
-        self.keep(signed, &key).await;
+        self.keep(signed, ours.epoch, &key).await;
         Ok(())
     }
 
@@ -91,8 +93,8 @@ impl Reporting {
     pub async fn load(&self) -> Result<(), String> {
         let Grounds { config, status, cards, .. } = &self.grounds;
         let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
-        let ours = cards.now().await.map_err(|error| error.to_string())?.site;
-        let mut keys = BTreeMap::from([(ours, own)]);
+        let ours = cards.now().await.map_err(|error| error.to_string())?;
+        let mut keys = BTreeMap::from([(ours.site, own)]);
         for peer in config.peers() {
             keys.extend(self.key_of(peer).await?.map(|key| (peer.to_owned(), key)));
         }
@@ -104,7 +106,7 @@ impl Reporting {
             let key = keys.get(&report.by);
             let signed = SignedReadiness { report, signature: paper.signature };
             if key.is_some_and(|key| signed.is_signed_by(key)) {
-                status.reported(&signed);
+                status.reported(&signed, ours.epoch);
             }
         }
         Ok(())
@@ -116,8 +118,8 @@ impl Reporting {
         Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.signing))
     }
 
-    async fn keep(&self, signed: &SignedReadiness, key: &PublicKey) {
-        self.grounds.status.reported(signed);
+    async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, key: &PublicKey) {
+        self.grounds.status.reported(signed, epoch);
         if !signed.report.is_complete() {
             return;
         }

@@ -169,12 +169,12 @@ impl Status {
         Self { config: config.clone(), clock, makeup, known: Mutex::default() }
     }
 
-    /// A report of readiness that was verified. An older one than is known changes nothing.
-    pub(super) fn reported(&self, signed: &SignedReadiness) {
+    /// A report of readiness that was verified, while this site is in this epoch.
+    pub(super) fn reported(&self, signed: &SignedReadiness, epoch: Epoch) {
         let now = self.clock.stamp();
         let mut known = self.known();
         // Both sites, and no others: who verified it has seen to that.
-        known.reports.entry(signed.report.site.clone()).or_default().learn(signed, now);
+        known.reports.entry(signed.report.site.clone()).or_default().learn(signed, epoch, now);
     }
 
     /// This site follows now, in this epoch: the one that it is about when readiness is told.

@@ -42,7 +42,7 @@ fn learned(epoch: u64, asked: Stamp, reported: Stamp, here: Stamp) -> KnownRepor
     let question = proofs.question(asked);
     prove_all(&mut proofs, &question);
     let mut reports = KnownReports::default();
-    reports.learn(&report(&proofs.sum(reported, None)), here);
+    reports.learn(&report(&proofs.sum(reported, None)), Epoch(epoch), here);
     reports
 }
 
@@ -101,7 +101,7 @@ fn invariant_11_keks_are_shown_in_each_round_and_one_block_that_fails_is_enough(
     let named = ["block 3: another one was proved", "block 5: the seal does not open"];
     assert_eq!(sum.failures, named);
     let mut reports = KnownReports::default();
-    reports.learn(&report(&sum), after(3));
+    reports.learn(&report(&sum), Epoch(2), after(3));
     let refused = reports.ready(Epoch(2), AGE, after(3)).unwrap_err();
     assert_eq!(
         refused.to_string(),
@@ -129,19 +129,27 @@ fn invariant_11_the_clock_that_says_more_tells_the_age() {
 }
 
 #[test]
-fn an_older_report_changes_nothing_unless_the_newest_is_of_the_future() {
+fn an_older_report_changes_nothing_unless_the_newest_is_of_the_future_or_of_a_forgotten_epoch() {
     let of =
         |epoch, ms| report(&Readiness { at_ms: ms, epoch: Epoch(epoch), ..Readiness::default() });
     let mut reports = KnownReports::default();
     for (epoch, ms) in [(4, 100), (4, 100), (4, 99), (2, 500)] {
-        reports.learn(&of(epoch, ms), at(200, 0));
+        reports.learn(&of(epoch, ms), Epoch(4), at(200, 0));
         assert_eq!(reports.newest(), Some(&of(4, 100)));
     }
     assert_eq!(reports.complete(), None);
     let future = KnownReports::AHEAD_MAX_MS + 1_000;
-    reports.learn(&of(4, future), at(future, 0));
-    reports.learn(&of(4, 300), at(300, 0));
+    reports.learn(&of(4, future), Epoch(4), at(future, 0));
+    reports.learn(&of(4, 300), Epoch(4), at(300, 0));
     assert_eq!(reports.newest(), Some(&of(4, 300)), "the clock was set right");
+    // An epoch that the database has forgotten.
+    reports.learn(&of(5, 301), Epoch(5), at(301, 0));
+    reports.learn(&of(4, 302), Epoch(5), at(302, 0));
+    assert_eq!(reports.newest(), Some(&of(5, 301)));
+    reports.learn(&of(4, 302), Epoch(4), at(302, 0));
+    assert_eq!(reports.newest(), Some(&of(4, 302)));
+    reports.learn(&of(5, 301), Epoch(4), at(303, 0));
+    assert_eq!(reports.newest(), Some(&of(4, 302)));
 }
 
 #[test]
