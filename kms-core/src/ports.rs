@@ -9,7 +9,7 @@ use super::{
     block::BlockMark,
     counters::allocator::Witnessed,
     floors::FloorRow,
-    moment::Moment,
+    moment::{Moment, Stamp},
 };
 
 /// The time, handed in.
@@ -19,6 +19,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Now, for spans of time. Never goes back.
     fn now(&self) -> Moment;
+
+    /// Now, by both.
+    fn stamp(&self) -> Stamp {
+        Stamp { unix_ms: self.unix_ms(), moment: self.now() }
+    }
 }
 
 /// A place outside the database that remembers the last signed head of a node's audit chain: who can

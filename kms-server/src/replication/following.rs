@@ -33,7 +33,7 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    replication::following::{Follower, Input, Output, PeerCard, Remedy, Update},
+    replication::following::{Follower, Input, Output, Remedy, Update},
 };
 
 /// The interval at which time goes by for the follower.
@@ -541,7 +541,7 @@ impl Turn {
         match card {
             Ok(card) => {
                 self.of.heard(&card);
-                self.step(Input::Card(PeerCard { epoch: card.epoch, writes: card.writes }));
+                self.step(Input::Card(card.of_who_writes()));
             }
             Err(ended) => {
                 self.connection = None;

@@ -64,9 +64,7 @@ pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
 pub use reporting::Reporting;
 pub use serving::Serving;
-pub use status::{
-    FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Reports, Status,
-};
+pub use status::{FollowingStatus, PeerHeard, RefusedBlock, ReplicationStatus, Reports, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
 pub use telling::{REPORTED_AT_ONCE, Telling};
 pub use witnessing::{Tables, Witnessing};

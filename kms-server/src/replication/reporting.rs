@@ -8,21 +8,20 @@ use sha2::{Digest as _, Sha256};
 use super::{
     card::{SiteCard, differences},
     grounds::Grounds,
-    status::{Readiness, Status},
+    status::Status,
 };
 use crate::{
     keyring::{Prover, Roles},
     store::papers::{Paper, PaperKind, PaperStore},
 };
 use kms_core::{
-    BlockCount, DomainId,
+    Epoch,
     audit::PublicKey,
-    block::{BlockMark, Digest},
-    site::readiness::{ReadinessReport, SignedReadiness, heads_digest},
+    site::{
+        proving::{About, KnownReports, Readiness},
+        readiness::{ReadinessReport, SignedReadiness},
+    },
 };
-
-/// A report that lies further ahead of our clock than this is not believed: it would stay the newest.
-const AHEAD_MAX_MS: u64 = 5 * 60 * 1_000;
 
 /// Makes, checks and keeps reports.
 pub struct Reporting {
@@ -30,18 +29,6 @@ pub struct Reporting {
     roles: Arc<Roles>,
     papers: Arc<dyn PaperStore>,
     grounds: Grounds,
-}
-
-/// Proofs of one round.
-pub(super) struct Proved<'a> {
-    /// The site that proved.
-    pub(super) site: String,
-    /// What came of it.
-    pub(super) readiness: &'a Readiness,
-    /// A block was proved in this very round, which takes a token that passed all of its checks.
-    pub(super) keks: bool,
-    /// The states that were proved, in the order of the blocks.
-    pub(super) marks: Vec<BlockMark>,
 }
 
 impl Reporting {
@@ -66,16 +53,20 @@ impl Reporting {
         }
     }
 
-    /// Signs the report of a round that this site asked for, and keeps it.
-    pub(super) async fn report(&self, proved: Proved<'_>) -> Result<SignedReadiness, String> {
+    /// Signs what a site has proved in a round that this one asked for, and keeps the report.
+    pub(super) async fn report(
+        &self,
+        site: &str,
+        readiness: &Readiness,
+    ) -> Result<SignedReadiness, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
-        let Grounds { cards, blocks, clock, status, .. } = &self.grounds;
-        let card = cards.now().await.map_err(|error| said(&error))?;
-        let report = report_of(&card, *blocks, clock.unix_ms(), proved, status);
+        let card = self.grounds.cards.now().await.map_err(|error| said(&error))?;
+        let epoch = card.epoch;
+        let report = readiness.report(about(card, site, &self.grounds.status));
         let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
         let signed = SignedReadiness { report, signature };
         let key = self.prover.signing_key().await.map_err(|error| said(&error))?;
-        self.keep(&signed, &key).await;
+        self.keep(&signed, epoch, &key).await;
         Ok(signed)
     }
 
@@ -90,11 +81,11 @@ impl Reporting {
         let key = self.key_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
         let is_ours = report.site == ours.site
             && report.domain == ours.domain
-            && report.at_ms <= clock.unix_ms().saturating_add(AHEAD_MAX_MS);
+            && report.at_ms <= clock.unix_ms().saturating_add(KnownReports::AHEAD_MAX_MS);
         if !is_ours || !signed.is_signed_by(&key) {
             return Err(format!("the report of readiness is not one of site {}", report.by));
         }
-        self.keep(signed, &key).await;
+        self.keep(signed, ours.epoch, &key).await;
         Ok(())
     }
 
@@ -102,8 +93,8 @@ impl Reporting {
     pub async fn load(&self) -> Result<(), String> {
         let Grounds { config, status, cards, .. } = &self.grounds;
         let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
-        let ours = cards.now().await.map_err(|error| error.to_string())?.site;
-        let mut keys = BTreeMap::from([(ours, own)]);
+        let ours = cards.now().await.map_err(|error| error.to_string())?;
+        let mut keys = BTreeMap::from([(ours.site, own)]);
         for peer in config.peers() {
             keys.extend(self.key_of(peer).await?.map(|key| (peer.to_owned(), key)));
         }
@@ -115,7 +106,7 @@ impl Reporting {
             let key = keys.get(&report.by);
             let signed = SignedReadiness { report, signature: paper.signature };
             if key.is_some_and(|key| signed.is_signed_by(key)) {
-                status.reported(&signed);
+                status.reported(&signed, ours.epoch);
             }
         }
         Ok(())
@@ -127,8 +118,8 @@ impl Reporting {
         Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.signing))
     }
 
-    async fn keep(&self, signed: &SignedReadiness, key: &PublicKey) {
-        self.grounds.status.reported(signed);
+    async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, key: &PublicKey) {
+        self.grounds.status.reported(signed, epoch);
         if !signed.report.is_complete() {
             return;
         }
@@ -147,34 +138,13 @@ impl Reporting {
     }
 }
 
-fn report_of(
-    card: &SiteCard,
-    blocks: BlockCount,
-    at_ms: u64,
-    proved: Proved<'_>,
-    status: &Status,
-) -> ReadinessReport {
-    let Proved { site, readiness, keks, marks } = proved;
-    let heads: Digest = match readiness.oldest_ms {
-        Some(_) => heads_digest(&marks),
-        None => [0; 32],
-    };
+fn about(ours: SiteCard, site: &str, status: &Status) -> About {
     let theirs = status.peer_card().filter(|card| card.site == site);
-    let ours = card.makeup.clone().unwrap_or_default();
-    let domain: DomainId = card.domain;
-    ReadinessReport {
-        domain,
-        site,
-        by: card.site.clone(),
-        epoch: card.epoch,
-        at_ms,
-        blocks: blocks.get(),
-        proved: readiness.proved,
-        failed: readiness.failed,
-        oldest_ms: readiness.oldest_ms.unwrap_or(0),
-        keks,
-        heads,
-        differences: theirs.map_or_else(Vec::new, |theirs| differences(&ours, &theirs)),
-        failures: readiness.failures.clone(),
+    let makeup = ours.makeup.unwrap_or_default();
+    About {
+        domain: ours.domain,
+        site: site.to_owned(),
+        by: ours.site,
+        differences: theirs.map_or_else(Vec::new, |theirs| differences(&makeup, &theirs)),
     }
 }

@@ -25,8 +25,7 @@ use crate::{
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     lifecycle::{AsidePage, Lifecycle},
     replication::{
-        self, Fencing, FollowingStatus, PeerHeard, Planning, Readiness, ReplicationStatus,
-        SyncAsked, Syncing,
+        self, Fencing, FollowingStatus, PeerHeard, Planning, ReplicationStatus, SyncAsked, Syncing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
@@ -53,7 +52,7 @@ use kms_core::{
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
-    site::changing,
+    site::{changing, proving::Readiness},
 };
 
 /// Our certificate's end is a fault from this long before it on.
@@ -392,7 +391,7 @@ fn wire_following(following: FollowingStatus) -> WireFollowing {
 }
 
 fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
-    let Readiness { proved, unproved, failed, oldest_ms, failures } = readiness;
+    let Readiness { proved, unproved, failed, oldest_ms, failures, .. } = readiness;
     let oldest_proof_ms = oldest_ms.unwrap_or(0);
     ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
 }
