@@ -259,6 +259,11 @@ pub enum ConfigError {
     /// A caller that could do nothing.
     #[error("`rpc.callers` gives {0:?} no role: add one, or remove the entry")]
     NoRoles(String),
+    /// A site's name for a caller that is none.
+    #[error(
+        "`rpc.callers` gives {0:?} a `site`, and neither the role peer nor replica: remove one, or add the other"
+    )]
+    SiteOfNoSite(String),
     /// Callers, roles or calls that there are not.
     #[error("`rpc.callers`, `rpc.grants` and `rpc.dual_control`: {0}")]
     Policy(crate::rpc::PolicyError),

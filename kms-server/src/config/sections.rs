@@ -25,7 +25,7 @@ use crate::{
     audit, ciphering,
     hsm::{self, OaepHash},
     keyring, lifecycle,
-    rpc::{self, MetricsConfig, Policy, TlsConfig},
+    rpc::{self, CallerName, MetricsConfig, Policy, TlsConfig},
     telemetry,
 };
 use kms_core::BlockCount;
@@ -240,6 +240,7 @@ struct MetricsSection {
 struct CallerSection {
     name: String,
     roles: Vec<String>,
+    site: Option<String>,
 }
 
 impl TryFrom<Sections> for Config {
@@ -397,11 +398,13 @@ impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
             return Err(ConfigError::AddressTaken { address: metrics.listen() });
         }
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
+        let sites = sites(&callers)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
             policy: policy(callers, &grants, &dual_control)?,
+            sites,
             metrics,
         })
     }
@@ -472,13 +475,29 @@ fn signing(sections: Vec<SignerSection>) -> Result<lifecycle::Signers, ConfigErr
         .map_err(|bad| ConfigError::Signer { path: PathBuf::new(), source: bad })
 }
 
+/// The sites of callers whose certificates don't have the site's name.
+fn sites(sections: &[CallerSection]) -> Result<BTreeMap<CallerName, String>, ConfigError> {
+    let mut sites = BTreeMap::new();
+    for CallerSection { name, roles, site } in sections {
+        let Some(site) = site else { continue };
+        if !roles.iter().any(|role| ["peer", "replica"].contains(&role.as_str())) {
+            return Err(ConfigError::SiteOfNoSite(name.clone()));
+        }
+        let site = text("rpc.callers.site", site.clone(), 64)?;
+        // A name that no certificate has is refused with the policy.
+        let Ok(name) = CallerName::new(name) else { continue };
+        sites.insert(name, site);
+    }
+    Ok(sites)
+}
+
 fn policy(
     sections: Vec<CallerSection>,
     grants: &BTreeMap<String, BTreeSet<String>>,
     dual_control: &BTreeSet<String>,
 ) -> Result<Policy, ConfigError> {
     let mut callers = BTreeMap::new();
-    for CallerSection { name, roles } in sections {
+    for CallerSection { name, roles, .. } in sections {
         if roles.is_empty() {
             return Err(ConfigError::NoRoles(name));
         }

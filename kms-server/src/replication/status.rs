@@ -133,7 +133,8 @@ struct Known {
     refused: BTreeMap<BlockNo, String>,
     compared: Option<Moment>,
     readiness: Option<Readiness>,
-    fenced: Option<String>,
+    /// By the sites that name them: an epoch that is not proved, and why.
+    unproved: BTreeMap<String, (Epoch, String)>,
     undecided: u64,
     suspected: bool,
     rolled_back: Option<String>,
@@ -278,9 +279,18 @@ impl Status {
         self.known().readiness = readiness;
     }
 
-    /// Why a peer that names a higher epoch is not believed; `None`: it is, or there is none.
-    pub(super) fn unproved_epoch(&self, reason: Option<String>) {
-        self.known().fenced = reason;
+    /// A site that names a higher epoch than ours is not believed, for this reason.
+    pub(super) fn unproved_epoch(&self, card: &SiteCard, reason: String) {
+        let mut known = self.known();
+        // Sites that are told of, and no others: names are bounded by that.
+        if self.config.is_peer(&card.site) || known.replicas.contains_key(&card.site) {
+            known.unproved.insert(card.site.clone(), (card.epoch, reason));
+        }
+    }
+
+    /// This site names no epoch any more that is not proved; ours is this one.
+    pub(super) fn proved_epoch(&self, site: &str, ours: Epoch) {
+        self.known().unproved.retain(|other, (epoch, _)| other != site && *epoch > ours);
     }
 
     /// So many records were set aside and wait for a decision.
@@ -320,9 +330,10 @@ impl Status {
         let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
         let reports = follower.as_ref().and_then(|(site, _)| known.reports.get(site));
         let reports = reports.map(Reports::of);
-        let told = [known.rolled_back.clone(), known.fenced.clone(), waits(undecided)];
-        let mut faults: Vec<String> =
-            told.into_iter().flatten().chain(known.went_back.iter().cloned()).collect();
+        let mut faults: Vec<String> = known.rolled_back.iter().cloned().collect();
+        faults.extend(known.unproved.values().map(|(_, reason)| reason.clone()));
+        faults.extend(waits(undecided));
+        faults.extend(known.went_back.iter().cloned());
         faults.extend(known.audit_broken.iter().cloned());
         drop(known);
         let ours = self.makeup.now();

@@ -3,6 +3,7 @@
 //! contract (`tests/hsm_contract`); the same parts on SoftHSM are in `tests/`.
 
 mod adopting;
+mod believed;
 mod ciphering;
 mod copies;
 mod enrolment;

@@ -297,6 +297,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
     row(NotFound, "UNKNOWN_SITE", No, "`site status` says what the sites are called"),
     row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
+    row(
+        Denied,
+        "ANOTHER_SITE",
+        No,
+        "compare the name in that server's certificate with `[[rpc.callers]]` and `[peer]`",
+    ),
     row(Refused, "ANOTHER_DOMAIN", No, "compare `[peer]` and `[site]` of both sites"),
     row(
         Refused,

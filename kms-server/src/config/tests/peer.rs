@@ -105,3 +105,17 @@ fn a_read_only_site_follows_one_site_or_either_of_two_and_nobody_else_does() {
     let alone = folder.refusal("single_site = true", "single_site = true\nread_only = true");
     says(&alone, &["site.read_only", "site.single_site"]);
 }
+
+#[test]
+fn a_caller_that_is_a_site_may_say_which_one_and_no_other_caller_does() {
+    let with = |caller: &str| {
+        let folder = Folder::new();
+        let text = folder.text.replace("\n[log]", &format!("\n[[rpc.callers]]\n{caller}\n\n[log]"));
+        Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
+    };
+    let named = with("name = \"kms.west\"\nroles = [\"replica\"]\nsite = \"west\"").unwrap();
+    let sites: Vec<_> = named.rpc.sites.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    assert_eq!(sites, [("kms.west", "west")]);
+    let refused = with("name = \"x\"\nroles = [\"hes\"]\nsite = \"west\"").map(|_| ());
+    says(&refused.unwrap_err().to_string(), &["`rpc.callers`", "\"x\"", "`site`"]);
+}

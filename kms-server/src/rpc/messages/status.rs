@@ -152,6 +152,10 @@ pub(crate) enum Refused {
     )]
     AnotherDomain,
     #[error(
+        "the card names site {site:?}, which {caller} is not: its certificate, its role in [[rpc.callers]] and `site` there say who it is"
+    )]
+    AnotherSite { caller: CallerName, site: String },
+    #[error(
         "the card names an epoch that no signed promotion leads to here; both sites' `site status` says more"
     )]
     EpochNotProved,
@@ -239,6 +243,7 @@ impl Refused {
             | Self::ReadOnlyPrimary
             | Self::SingleSite
             | Self::AnotherDomain
+            | Self::AnotherSite { .. }
             | Self::EpochNotProved
             | Self::ReadOnlyReplica
             | Self::NoAuditChain
@@ -297,6 +302,7 @@ impl Refused {
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
+            Self::AnotherSite { .. } => (Code::PermissionDenied, "ANOTHER_SITE"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
             Self::ReadOnlyReplica => (Code::FailedPrecondition, "READ_ONLY_REPLICA"),
             Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
@@ -318,6 +324,9 @@ impl Refused {
     fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::UnknownCaller(caller) => vec![("caller", caller.to_string())],
+            Self::AnotherSite { caller, site } => {
+                vec![("caller", caller.to_string()), ("site", site.clone())]
+            }
             Self::NotGranted { caller, verb } => {
                 vec![("caller", caller.to_string()), ("verb", verb.to_string())]
             }
@@ -494,6 +503,11 @@ mod tests {
             (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
             (Refused::OutcomeUnknown, "UNAVAILABLE OUTCOME_UNKNOWN", Some(1_000)),
             (Refused::ReadOnlyReplica, "FAILED_PRECONDITION READ_ONLY_REPLICA", None),
+            (
+                Refused::AnotherSite { caller: name(), site: "y".to_owned() },
+                "PERMISSION_DENIED ANOTHER_SITE",
+                None,
+            ),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -557,6 +571,7 @@ mod tests {
             Refused::PeerStore => 38,
             Refused::OutcomeUnknown => 39,
             Refused::ReadOnlyReplica => 40,
+            Refused::AnotherSite { .. } => 41,
         }
     }
 

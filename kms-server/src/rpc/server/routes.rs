@@ -11,7 +11,7 @@ use tonic::service::Routes;
 
 use super::{error::RpcError, parts::Parts};
 use crate::rpc::{
-    access::verb::Verb,
+    access::{sites::Sites, verb::Verb},
     config::{Config, Limits},
     figures::Figures,
     gate::recording::Recorder,
@@ -49,6 +49,7 @@ pub(super) fn of_parts(
     };
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
+        sites: sites(config, parts),
         floors: Arc::clone(parts.ciphering.floors()),
         lifecycle: Arc::clone(&parts.lifecycle),
         budget: budget.clone(),
@@ -107,4 +108,10 @@ pub(super) fn with_standing(
     let (new, old) =
         (described().build_v1().map_err(failed)?, described().build_v1alpha().map_err(failed)?);
     Ok(services.add_service(approvals).add_service(new).add_service(old))
+}
+
+/// Which callers are which sites.
+fn sites(config: &Config, parts: &Parts) -> Sites {
+    let peers = parts.replication.iter().flat_map(|it| it.parts.serving.peers());
+    Sites::new(&config.policy, &config.sites, peers.map(str::to_owned).collect())
 }
