@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 
 use super::{
-    BlockNo, StoredRecord,
+    BlockNo, Epoch, StoredRecord,
     audit::{ChainTip, Checkpoint},
     block::BlockMark,
     counters::allocator::Witnessed,
@@ -124,6 +124,9 @@ pub struct WitnessSaid {
     /// Records of counter lines of the block that was asked for, which it set aside when it took our block over. Not
     /// verified.
     pub set_aside: Vec<StoredRecord>,
+    /// The epoch since which it has lost nothing of that block; `None`: no block was asked for, or its release does not
+    /// say.
+    pub remembers_since: Option<Epoch>,
 }
 
 /// A witness of our counters outside this site's database.

@@ -22,7 +22,6 @@ use kms_core::{ports::Randomness, site::makeup::Makeup};
 pub(super) struct TwoSites {
     grounds: Grounds,
     ledger: Arc<Ledger>,
-    remembering: Arc<Remembering>,
     tables: Arc<Measured<dyn WriteStore>>,
     whole: Arc<dyn WholeStore>,
 }
@@ -52,9 +51,8 @@ impl TwoSites {
             clock,
             status,
         };
-        let remembering = Arc::new(Remembering::new(&grounds, ground.measured.clone()));
         let (tables, whole) = (ground.measured.clone(), Arc::clone(&ground.whole));
-        Self { grounds, ledger, remembering, tables, whole }
+        Self { grounds, ledger, tables, whole }
     }
 
     /// Tells whether a write is replicated.
@@ -69,8 +67,10 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
-        let Self { grounds, ledger, remembering, tables, whole } = self;
+        let Self { grounds, ledger, tables, whole } = self;
         keyring.roles.keep_marks_in(whole);
+        let remembering = Remembering::new(&grounds, tables.clone(), Arc::clone(&keyring.roles));
+        let remembering = Arc::new(remembering);
         let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
         let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
         let Beside { proving, witnessing, planning, .. } = beside;
@@ -147,11 +147,15 @@ impl Beside {
         let proving =
             Proving::new(grounds.clone(), Arc::clone(prover), randomness, Arc::clone(&reporting));
         let proving = Arc::new(proving);
-        let auditing = Auditing::new(grounds.clone(), Arc::clone(&reporting), tables.clone());
-        let auditing = Arc::new(auditing);
-        let witnessing =
-            Witnessing::new(grounds.clone(), Arc::clone(prover), Arc::clone(&reporting), tables);
+        let witnessing = Witnessing::new(
+            grounds.clone(),
+            Arc::clone(prover),
+            Arc::clone(&reporting),
+            tables.clone(),
+        );
         let witnessing = Arc::new(witnessing);
+        let beside = (Arc::clone(&reporting), Arc::clone(&witnessing));
+        let auditing = Arc::new(Auditing::new(grounds.clone(), beside, tables));
         let planning = Planning::new(
             grounds,
             Arc::clone(prover),

@@ -18,8 +18,10 @@ use kms_core::{
     Epoch,
     audit::PublicKey,
     site::{
+        peer::{Peer as Enrolled, PeerKind},
         proving::{About, KnownReports, Readiness},
         readiness::{ReadinessReport, SignedReadiness},
+        role::RoleChange,
     },
 };
 
@@ -114,8 +116,23 @@ impl Reporting {
 
     /// The key of a site that our token has signed for.
     pub(super) async fn key_of(&self, site: &str) -> Result<Option<PublicKey>, String> {
+        Ok(self.enrolled(site).await?.map(|peer| peer.signing))
+    }
+
+    /// A site that our token has signed for.
+    pub(super) async fn enrolled(&self, site: &str) -> Result<Option<Enrolled>, String> {
         let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
-        Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.signing))
+        Ok(peers.into_iter().find(|peer| peer.site == site))
+    }
+
+    /// By signed records: the highest epoch, and the one of the newest promotion of a site of this kind.
+    pub(super) async fn proved(&self, kind: PeerKind) -> Result<(Epoch, Option<Epoch>), String> {
+        let records = self.roles.records().await.map_err(|error| error.to_string())?;
+        let places = || records.iter().map(|signed| signed.record.place());
+        let newest = places().map(|(epoch, _)| epoch).max().unwrap_or_else(|| self.roles.founded());
+        let theirs = places()
+            .filter(|(epoch, change)| kind.owns(*epoch) && *change == RoleChange::Promotion);
+        Ok((newest, theirs.map(|(epoch, _)| epoch).max()))
     }
 
     async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, key: &PublicKey) {

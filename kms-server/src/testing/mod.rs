@@ -13,6 +13,7 @@ mod forks;
 mod home;
 mod keyring;
 mod lifecycle;
+mod lying;
 mod pair;
 mod readiness;
 mod replica;

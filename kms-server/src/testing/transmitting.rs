@@ -308,7 +308,8 @@ impl CounterWitness for Remembers {
     async fn ask(&self, _: Vec<(BlockNo, Witnessed)>, _: Option<BlockNo>) -> Option<WitnessSaid> {
         let mark = self.0?;
         let marks = (0..BLOCKS).map(|block| (BlockNo(block), mark)).collect();
-        Some(WitnessSaid { marks, set_aside: Vec::new() })
+        let remembers_since = Some(kms_core::Epoch(2));
+        Some(WitnessSaid { marks, set_aside: Vec::new(), remembers_since })
     }
 }
 

@@ -4071,6 +4071,10 @@ pub struct ExchangeMarksResponse {
     /// Records of counter lines, as they were written; not verified.
     #[prost(message, repeated, tag = "3")]
     pub set_aside: ::prost::alloc::vec::Vec<BlockRecord>,
+    /// The epoch since which the answering site's database has lost nothing of that block: it remembers nothing of what was
+    /// before. Only with lines_of.
+    #[prost(uint64, optional, tag = "4")]
+    pub remembers_since: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoleRecordsRequest {

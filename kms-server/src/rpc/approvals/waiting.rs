@@ -36,8 +36,13 @@ const NUMBER_MIN: u64 = 100_000_000;
 /// missed some promotions, and each epoch is one counter epoch less, of 256, for every key.
 pub(crate) const ABOVE_MAX: u64 = 8;
 
-/// Tells of a site, as it is now, whether it was put back, and the highest epoch that signed records say.
-pub(crate) type PutBack = Box<dyn Fn() -> (bool, Epoch) + Send + Sync>;
+/// The promotions above an epoch that a site may have by its signed records, whoever approved them, for one person to ask
+/// for another one: who makes a site think again and again that it was put back does not use up the counter epochs.
+pub(crate) const ABOVE_TIMES_MAX: u32 = 8;
+
+/// Tells of a site, as it is now, whether it was put back, the highest epoch that signed records say, and the number of its
+/// promotions above one.
+pub(crate) type PutBack = Box<dyn Fn() -> (bool, Epoch, u32) + Send + Sync>;
 
 /// The calls that wait for their second person.
 pub(crate) struct Approvals {
@@ -95,13 +100,14 @@ impl Approvals {
     }
 
     /// Whether this call takes one person only. A promotion above an epoch that somebody names takes two, whatever the
-    /// policy says, unless the site was put back and it is not far.
+    /// policy says, unless the site was put back, it is not far, and it was not done often.
     pub(crate) fn take_one(&self, verb: Verb, asked: &Asked) -> bool {
         let above = asked.promotion.as_ref().and_then(|promotion| promotion.above_epoch);
         let is_near = |above: u64| {
             let known = self.put_back.as_ref().map(|put_back| put_back());
-            known.is_some_and(|(is_put_back, known)| {
-                is_put_back && above <= known.0.saturating_add(ABOVE_MAX)
+            known.is_some_and(|(is_put_back, known, times)| {
+                let is_near = above <= known.0.saturating_add(ABOVE_MAX);
+                is_put_back && is_near && times < ABOVE_TIMES_MAX
             })
         };
         !self.need(verb) && above.is_none_or(is_near)
@@ -263,13 +269,16 @@ mod tests {
 
     #[test]
     fn one_person_names_an_epoch_only_for_a_site_that_was_put_back_and_only_a_near_one() {
-        let takes_one = |is_put_back, above| {
-            let put_back: PutBack = Box::new(move || (is_put_back, Epoch(4)));
+        let takes_one_of = |is_put_back, above, times| {
+            let put_back: PutBack = Box::new(move || (is_put_back, Epoch(4), times));
             let approvals = Approvals::new(BTreeSet::new(), Arc::new(Still), Some(put_back));
             assert!(approvals.concern(Verb::Promote) && !approvals.concern(Verb::Demote));
             approvals.take_one(Verb::Promote, &promotion(above))
         };
+        let takes_one = |is_put_back, above| takes_one_of(is_put_back, above, ABOVE_TIMES_MAX - 1);
         assert!(takes_one(false, None) && takes_one(true, None));
+        assert!(takes_one_of(true, None, ABOVE_TIMES_MAX));
+        assert!(!takes_one_of(true, Some(4), ABOVE_TIMES_MAX));
         assert!(takes_one(true, Some(1)) && takes_one(true, Some(4 + ABOVE_MAX)));
         assert!(!takes_one(true, Some(5 + ABOVE_MAX)) && !takes_one(true, Some(u64::MAX)));
         assert!(!takes_one(false, Some(4)) && !takes_one(false, Some(1)));

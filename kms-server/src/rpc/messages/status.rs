@@ -202,6 +202,10 @@ impl From<NotServed> for Refused {
             NotServed::TooManyFollowers => Self::TooManyFollowers,
             NotServed::Stalled => Self::FollowerStalled,
             NotServed::PutBack => Self::PeerStore,
+            NotServed::Past(why) => {
+                tracing::warn!(why, "a peer is not told since when this site remembers counters");
+                Self::PeerStore
+            }
             NotServed::ReadOnlyReplica => Self::ReadOnlyReplica,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");

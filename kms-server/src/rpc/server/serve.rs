@@ -119,11 +119,12 @@ impl Own {
     }
 }
 
-/// Whether the site was put back, and the highest epoch that its records say, as its roles know it.
+/// Whether the site was put back, the highest epoch that its records say, and how often it was promoted above one, as its
+/// roles know it.
 fn put_back(roles: Arc<Roles>) -> PutBack {
     Box::new(move || {
         let is_put_back = roles.known_mark().is_some() || roles.rolled_back().is_some();
-        (is_put_back, roles.standing().epoch)
+        (is_put_back, roles.standing().epoch, roles.promotions_above())
     })
 }
 

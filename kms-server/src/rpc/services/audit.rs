@@ -204,7 +204,7 @@ async fn copied_page(
     let (chains, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let page = copies.page(node, after, limit).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((page, chains, copies.key().await.map_err(unreadable)?))
+    Ok((page, chains, copies.key(node).await.map_err(unreadable)?))
 }
 
 async fn verified_copy(
@@ -214,7 +214,7 @@ async fn verified_copy(
     let (_, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let found = copies.verify(node).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((found, copies.key().await.map_err(unreadable)?))
+    Ok((found, copies.key(node).await.map_err(unreadable)?))
 }
 
 /// The copy that is asked for; without a name the one with the newest event.

@@ -20,7 +20,7 @@ use crate::{
     lifecycle::Lifecycle,
     replication::{
         Answering, AuditAsked, AuditSaid, Auditing, HeadTablesSaid, MarksSaid, NotServed,
-        Remembering, Serving, SiteCard, Witnessing,
+        Remembered, Remembering, Serving, SiteCard, Witnessing,
     },
     rpc::{
         access::{policy::Permit, sites::Sites, verb::Verb},
@@ -200,8 +200,9 @@ impl replication_server::Replication for ReplicationService {
         let site = theirs.site.clone();
         let (_, card) = self.greet(&permit, Some(sites::wire_card(theirs))).await?;
         let exchanged = self.parts()?.remembering.exchange(&site, asked).await;
-        let (marks, set_aside) = exchanged.map_err(Refused::from)?;
-        Ok(Response::new(sites::wire_marks_said(MarksSaid { card, marks, set_aside })))
+        let Remembered { marks, set_aside, since } = exchanged.map_err(Refused::from)?;
+        let said = MarksSaid { card, marks, set_aside, remembers_since: since };
+        Ok(Response::new(sites::wire_marks_said(said)))
     }
 
     type ListRoleRecordsStream = Answers<ListRoleRecordsResponse>;
