@@ -110,6 +110,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         import,
         import_signers,
         peer,
+        nodes,
         profiles,
         floors,
         audit,
@@ -145,7 +146,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
     let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
-    let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
+    let nodes = Arc::new(rpc::NodesClient::new(nodes, &rpc.tls));
+    let transmitting = Arc::new(ground.transmitting(&keyring, peer)?.with_nodes(nodes));
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());

@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, stream};
 use super::{
     counters::{Counters, Parts},
     figures::Figures,
+    forwarding::{Forwarded, NoOtherNodes, Origin, OtherNodes},
     item::{Outcome, Plain, ProtectedBatch, Whose},
     keys::{self, Prepared},
     refused::NotSent,
@@ -20,7 +21,7 @@ use crate::{
 use kms_core::{
     BlockNo, Epoch, MeterId, SystemTitle, Verdict,
     audit::NodeId,
-    counters::allocator::NotAllocated,
+    counters::allocator::{NotAllocated, NotReserved},
     ports::{Clock, CounterWitness, NoOtherSite, NoWitness, ReplicationGate},
 };
 
@@ -55,11 +56,12 @@ pub struct Transmitting {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) gate: Arc<dyn ReplicationGate>,
     pub(super) counters: Counters,
+    pub(super) nodes: Arc<dyn OtherNodes>,
     figures: Figures,
 }
 
 /// A counter that an item was given, in this epoch; or why none.
-type Given = Result<(FreshCounter, Epoch), NotSent>;
+pub(super) type Given = Result<(FreshCounter, Epoch), NotSent>;
 
 impl Transmitting {
     /// Puts the verbs on top of their parts.
@@ -90,8 +92,21 @@ impl Transmitting {
             clock,
             gate,
             counters: Counters::new(parts),
+            nodes: Arc::new(NoOtherNodes),
             figures: Figures::default(),
         }
+    }
+
+    /// The same, and what another node holds is forwarded to it.
+    #[must_use]
+    pub fn with_nodes(mut self, nodes: Arc<dyn OtherNodes>) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.counters.parts.node
     }
 
     /// Whether this site transmits at all: the one that writes does.
@@ -109,8 +124,17 @@ impl Transmitting {
         self.counters.give_back().await;
     }
 
-    /// Protects a batch. One bad item never fails its batch (invariant 9).
+    /// Protects a batch under counters of this node alone. One bad item never fails its batch (invariant 9).
     pub async fn protect_batch(&self, items: &[Plain<'_>]) -> ProtectedBatch {
+        self.protect(items, None).await
+    }
+
+    /// The same for a caller who came here: what another node holds is forwarded to it, once.
+    pub async fn protect_for(&self, origin: &Origin<'_>, items: &[Plain<'_>]) -> ProtectedBatch {
+        self.protect(items, Some(origin)).await
+    }
+
+    async fn protect(&self, items: &[Plain<'_>], origin: Option<&Origin<'_>>) -> ProtectedBatch {
         let mut prepared = Vec::with_capacity(items.len());
         for item in items {
             prepared.push(match self.prepare(item).await {
@@ -119,20 +143,34 @@ impl Transmitting {
             });
         }
         scrub_stack();
-        let given = self.counters_for(items, &prepared).await;
+        let mut given = self.counters_for(items, &prepared).await;
+        let mut forwarded = match origin {
+            Some(origin) => self.forward(origin, items, (&prepared, &mut given)).await,
+            None => Forwarded::default(),
+        };
         let mut batch = ProtectedBatch::default();
-        for ((item, prepared), given) in items.iter().zip(prepared).zip(given) {
+        for (index, (item, (prepared, given))) in
+            items.iter().zip(prepared.into_iter().zip(given)).enumerate()
+        {
             let before = batch.apdus.len();
-            let outcome = match (prepared, given) {
-                (Err(outcome), _) => outcome,
-                (Ok(prepared), Some(Ok(given))) => {
+            let outcome = match (forwarded.remove(&index), prepared, given) {
+                (Some((outcome, apdu)), ..) => {
+                    batch.apdus.extend_from_slice(&apdu);
+                    outcome
+                }
+                (None, Err(outcome), _) => outcome,
+                (None, Ok(prepared), Some(Ok(given))) => {
                     self.seal(&prepared, item, given, &mut batch.apdus)
                 }
-                (Ok(prepared), Some(Err(why))) => Outcome::refused(&why).about(prepared.title),
-                (Ok(prepared), None) => Outcome::refused(&NotSent::Busy).about(prepared.title),
+                (None, Ok(prepared), given) => {
+                    let why = given.and_then(Result::err).unwrap_or(NotSent::Busy);
+                    Outcome::refused(&why).about(prepared.title)
+                }
             };
             batch.lengths.push((batch.apdus.len() - before) as u32);
-            self.figures.count(outcome.verdict);
+            if !outcome.by_another {
+                self.figures.count(outcome.verdict);
+            }
             batch.outcomes.push(outcome);
         }
         scrub_stack();
@@ -192,9 +230,18 @@ impl Transmitting {
         }
         let ask = |indexes: Vec<usize>| async move {
             let mut given = Vec::with_capacity(indexes.len());
+            // Whoever holds the block holds it for all of them, in their order.
+            let mut held = None;
             for index in indexes {
                 if let (Some(Ok(prepared)), Some(item)) = (prepared.get(index), items.get(index)) {
-                    given.push((index, self.counter_for(item, prepared).await));
+                    let one = match &held {
+                        Some(why) => Err(NotSent::NotReserved(*why)),
+                        None => self.counter_for(item, prepared).await,
+                    };
+                    if let Err(NotSent::NotReserved(why @ NotReserved::Held { .. })) = &one {
+                        held = Some(*why);
+                    }
+                    given.push((index, one));
                 }
             }
             given

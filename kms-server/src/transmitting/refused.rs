@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::forwarding::NotForwarded;
 use crate::{
     keyring::{KeyringError, MarkError},
     store::StoreError,
 };
 use kms_core::{
     BlockNo, Verdict,
+    audit::NodeId,
     counters::{
         allocator::{NotAllocated, NotReserved},
         line::NoCounterEpoch,
@@ -24,6 +26,14 @@ pub enum NotSent {
     /// By the rules of reservations.
     #[error(transparent)]
     NotReserved(#[from] NotReserved),
+    /// Another node transmits for the block, and did not protect it for this one.
+    #[error("node {holder} transmits for the block; {why}")]
+    NotForwarded {
+        /// The node.
+        holder: NodeId,
+        /// The reason.
+        why: NotForwarded,
+    },
     /// The other site does not say that it has the line.
     #[error(
         "the other site has not confirmed the key's counter line: it is not reachable, behind, or was promoted; try again \
@@ -67,6 +77,7 @@ impl NotSent {
         Some(match self {
             Self::NotAllocated(why) => return of_allocation(why),
             Self::NotReserved(why) => of_reservation(why),
+            Self::NotForwarded { .. } => Refusal::HeldByAnotherNode,
             Self::Forgotten => Refusal::CounterUndeclared,
             Self::NotReplicated | Self::NoPeer => Refusal::LineNotReplicated,
             Self::Damaged(_) => Refusal::CountersDamaged,
