@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    batch::{Given, Transmitting},
+    counters::Counters,
     item::{Outcome, Plain, ProtectedBatch},
-    keys::Prepared,
-    refused::NotSent,
+    keys::{Given, Prepared},
+    refused::{NotForwarded, NotSent},
 };
 use kms_core::{audit::NodeId, counters::allocator::NotReserved};
 
@@ -44,28 +44,6 @@ pub trait OtherNodes: Send + Sync + 'static {
     ) -> Result<ProtectedBatch, NotForwarded>;
 }
 
-/// The reason why another node did not protect what came here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotForwarded {
-    /// Nobody has said where it is.
-    #[error("its address does not stand in [[nodes]]")]
-    NoAddress,
-    /// There is no connection to it: nothing went out.
-    #[error("it can't be reached: {0}")]
-    NotReached(String),
-    /// The caller will be gone before there could be an answer.
-    #[error("no time was left to ask it")]
-    Late,
-    /// It answered, and refused.
-    #[error("it was asked and refuses: {0}")]
-    Refused(String),
-    /// It may have protected them.
-    #[error(
-        "it was asked and gave no answer: {0}; what it may have protected was not sent, and its counters are spent"
-    )]
-    NoAnswer(String),
-}
-
 /// A node whose site has no others, or does not say where they are.
 pub(super) struct NoOtherNodes;
 
@@ -84,60 +62,56 @@ impl OtherNodes for NoOtherNodes {
 /// What other nodes made of items, by their places.
 pub(super) type Forwarded = BTreeMap<usize, (Outcome, Vec<u8>)>;
 
-impl Transmitting {
-    /// Forwards each item whose counters another node holds. In the place of what was not answered stands the reason.
-    pub(super) async fn forward(
-        &self,
-        origin: &Origin<'_>,
-        items: &[Plain<'_>],
-        (prepared, given): (&[Result<Prepared, Outcome>], &mut [Option<Given>]),
-    ) -> Forwarded {
-        let asked = by_holder(given).into_iter().map(|(holder, places)| async move {
-            let theirs: Vec<_> = places.iter().filter_map(|at| items.get(*at).copied()).collect();
-            let answer = self.nodes.protect(holder, origin, &theirs).await;
-            (holder, places, answer.and_then(split))
-        });
-        let mut forwarded = Forwarded::new();
-        let mut answers = stream::iter(asked).buffer_unordered(AT_ONCE);
-        while let Some((holder, places, answer)) = answers.next().await {
-            if !matches!(answer, Err(NotForwarded::Late)) {
-                self.hear(holder, &places, prepared, answer.is_ok()).await;
-            }
-            match answer {
-                Ok(outcomes) => {
-                    for (at, (outcome, apdu)) in places.into_iter().zip(outcomes) {
-                        let title =
-                            prepared.get(at).and_then(|it| it.as_ref().ok()).map(|it| it.title);
-                        let outcome = Outcome { system_title: title, by_another: true, ..outcome };
-                        forwarded.insert(at, (outcome, apdu));
-                    }
-                }
-                Err(why) => {
-                    for at in places {
-                        let why = NotSent::NotForwarded { holder, why: why.clone() };
-                        if let Some(place) = given.get_mut(at) {
-                            *place = Some(Err(why));
-                        }
-                    }
-                }
-            }
+/// Forwards each item whose counters another node holds. In the place of what was not answered stands the reason.
+pub(super) async fn forward(
+    nodes: &dyn OtherNodes,
+    counters: &Counters,
+    origin: &Origin<'_>,
+    items: &[Plain<'_>],
+    (prepared, given): (&[Result<Prepared, Outcome>], &mut [Option<Given>]),
+) -> Forwarded {
+    let asked = by_holder(given).into_iter().map(|(holder, places)| async move {
+        let theirs: Vec<_> = places.iter().filter_map(|at| items.get(*at).copied()).collect();
+        let answer = nodes.protect(holder, origin, &theirs).await;
+        (holder, places, answer.and_then(split))
+    });
+    let mut forwarded = Forwarded::new();
+    let mut answers = stream::iter(asked).buffer_unordered(AT_ONCE);
+    while let Some((holder, places, answer)) = answers.next().await {
+        if !matches!(answer, Err(NotForwarded::Late)) {
+            hear(counters, holder, (&places, prepared), answer.is_ok()).await;
         }
-        forwarded
+        match answer {
+            Ok(outcomes) => forwarded.extend(places.into_iter().zip(outcomes)),
+            Err(why) => refuse(given, &places, &NotSent::NotForwarded { holder, why }),
+        }
     }
+    for (at, (outcome, _)) in &mut forwarded {
+        outcome.system_title = prepared.get(*at).and_then(|it| Some(it.as_ref().ok()?.title));
+        outcome.by_another = true;
+    }
+    forwarded
+}
 
-    /// Whoever answers is not taken over from.
-    async fn hear(
-        &self,
-        holder: NodeId,
-        places: &[usize],
-        prepared: &[Result<Prepared, Outcome>],
-        answers: bool,
-    ) {
-        let lines = places.iter().filter_map(|at| prepared.get(*at)?.as_ref().ok());
-        let block = |line: &Prepared| self.counters.parts.counting.block_of(&line.line);
-        let blocks: BTreeMap<_, _> = lines.map(|line| (block(line), line.line)).collect();
-        for line in blocks.values() {
-            self.counters.heard(line, holder, answers).await;
+/// Whoever answers is not taken over from.
+async fn hear(
+    counters: &Counters,
+    holder: NodeId,
+    (places, prepared): (&[usize], &[Result<Prepared, Outcome>]),
+    answers: bool,
+) {
+    let lines = places.iter().filter_map(|at| Some(prepared.get(*at)?.as_ref().ok()?.line));
+    let block = |line| (counters.parts.counting.block_of(&line), line);
+    let blocks: BTreeMap<_, _> = lines.map(block).collect();
+    for line in blocks.values() {
+        counters.heard(line, holder, answers).await;
+    }
+}
+
+fn refuse(given: &mut [Option<Given>], places: &[usize], why: &NotSent) {
+    for at in places {
+        if let Some(place) = given.get_mut(*at) {
+            *place = Some(Err(why.clone()));
         }
     }
 }

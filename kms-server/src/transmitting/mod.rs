@@ -20,6 +20,6 @@ mod witnessing;
 
 pub use batch::{Grounds, OtherSite, Transmitting};
 pub use declaring::{Declaration, Declared, NotDeclared};
-pub use forwarding::{NotForwarded, Origin, OtherNodes};
+pub use forwarding::{Origin, OtherNodes};
 pub use item::{Envelope, Outcome, Plain, ProtectedBatch, Whose};
-pub use refused::NotSent;
+pub use refused::{NotForwarded, NotSent};

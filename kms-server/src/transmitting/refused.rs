@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::forwarding::NotForwarded;
 use crate::{
     keyring::{KeyringError, MarkError},
     store::StoreError,
@@ -16,6 +15,28 @@ use kms_core::{
         refusal::Refusal,
     },
 };
+
+/// The reason why another node did not protect what came here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotForwarded {
+    /// Nobody has said where it is.
+    #[error("its address does not stand in [[nodes]]")]
+    NoAddress,
+    /// There is no connection to it: nothing went out.
+    #[error("it can't be reached: {0}")]
+    NotReached(String),
+    /// The caller will be gone before there could be an answer.
+    #[error("no time was left to ask it")]
+    Late,
+    /// It answered, and refused.
+    #[error("it was asked and refuses: {0}")]
+    Refused(String),
+    /// It may have protected them.
+    #[error(
+        "it was asked and gave no answer: {0}; what it may have protected was not sent, and its counters are spent"
+    )]
+    NoAnswer(String),
+}
 
 /// The reason why no counter is given out.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -16,34 +16,39 @@ use kms_core::{
 
 /// Items of one call, which are all protected alike, for `node`.
 pub(crate) fn wire(node: NodeId, origin: &Origin<'_>, items: &[Plain<'_>]) -> ProtectRequest {
-    let title = |item: &Plain<'_>| match item.whose {
-        Whose::Title(title) => *title.as_bytes(),
-        Whose::Id(_) => [0; SystemTitle::LEN],
-    };
-    let id = |item: &Plain<'_>| match item.whose {
-        Whose::Title(_) => String::new(),
-        Whose::Id(id) => id.to_owned(),
-    };
-    let is_id = |item: &Plain<'_>| matches!(item.whose, Whose::Id(_));
-    let ids = if items.iter().any(is_id) { items.iter().map(id).collect() } else { Vec::new() };
-    let titles: Vec<u8> = match items.iter().all(is_id) {
-        true => Vec::new(),
-        false => items.iter().flat_map(title).collect(),
-    };
-    let batch = PlainBatch {
-        apdus: items.iter().map(|item| item.apdu).collect::<Vec<_>>().concat().into(),
-        lengths: items.iter().map(|item| item.apdu.len() as u32).collect(),
-        system_titles: titles.into(),
-        meter_ids: ids,
-        protecting: items.first().map(protecting),
-        tag: 0,
-    };
     ProtectRequest {
         caller: origin.caller.to_owned(),
         roles: origin.roles.iter().map(|role| (*role).to_owned()).collect(),
         call: origin.call.to_owned(),
         node_id: node.0.to_vec().into(),
-        batch: Some(batch),
+        batch: Some(batch(items)),
+    }
+}
+
+fn batch(items: &[Plain<'_>]) -> PlainBatch {
+    let id = |item: &Plain<'_>| match item.whose {
+        Whose::Title(_) => String::new(),
+        Whose::Id(id) => id.to_owned(),
+    };
+    let title = |item: &Plain<'_>| match item.whose {
+        Whose::Title(title) => *title.as_bytes(),
+        Whose::Id(_) => [0; SystemTitle::LEN],
+    };
+    let mut meter_ids: Vec<_> = items.iter().map(id).collect();
+    let mut titles: Vec<_> = items.iter().map(title).collect();
+    // A column is whole or empty.
+    if meter_ids.iter().all(String::is_empty) {
+        meter_ids.clear();
+    } else if meter_ids.iter().all(|id| !id.is_empty()) {
+        titles.clear();
+    }
+    PlainBatch {
+        apdus: items.iter().map(|item| item.apdu).collect::<Vec<_>>().concat().into(),
+        lengths: items.iter().map(|item| item.apdu.len() as u32).collect(),
+        system_titles: titles.concat().into(),
+        meter_ids,
+        protecting: items.first().map(protecting),
+        tag: 0,
     }
 }
 
@@ -78,54 +83,45 @@ pub(crate) fn answer(
     answer: EncryptBatchResponse,
     items: usize,
 ) -> Result<ProtectedBatch, BadMessage> {
-    let EncryptBatchResponse {
-        apdus,
-        lengths,
-        verdicts,
-        refusals,
-        invocation_counters,
-        encryption_key_versions,
-        authentication_key_versions,
-        reasons,
-        tag: _,
-    } = answer;
     let columns = [
-        lengths.len(),
-        verdicts.len(),
-        refusals.len(),
-        invocation_counters.len(),
-        encryption_key_versions.len(),
-        authentication_key_versions.len(),
+        answer.lengths.len(),
+        answer.verdicts.len(),
+        answer.refusals.len(),
+        answer.invocation_counters.len(),
+        answer.encryption_key_versions.len(),
+        answer.authentication_key_versions.len(),
     ];
-    let sum: u64 = lengths.iter().map(|len| u64::from(*len)).sum();
-    if columns != [items; 6] || sum != apdus.len() as u64 {
+    let sum: u64 = answer.lengths.iter().map(|len| u64::from(*len)).sum();
+    if columns != [items; 6] || sum != answer.apdus.len() as u64 {
         return Err(BadMessage("columns"));
     }
-    let version = |version: u32| u16::try_from(version).map_err(|_| BadMessage("key version"));
-    let mut outcomes = Vec::with_capacity(items);
-    for (at, (verdict, refusal)) in verdicts.iter().zip(&refusals).enumerate() {
-        let verdict = Verdict::from_number(*verdict).ok_or(BadMessage("verdict"))?;
-        // A newer release may have other ones; the reason says them.
-        let refusal = Refusal::from_number(*refusal);
-        if (lengths[at] > 0) != (verdict == Verdict::Ok) {
-            return Err(BadMessage("lengths"));
-        }
-        outcomes.push(Outcome {
-            verdict,
-            refusal,
-            system_title: None,
-            invocation_counter: invocation_counters[at],
-            encryption_key_version: version(encryption_key_versions[at])?,
-            authentication_key_version: version(authentication_key_versions[at])?,
-            reason: None,
-            by_another: true,
-        });
-    }
-    for reason in reasons {
+    let outcomes = (0..items).map(|at| outcome(&answer, at));
+    let mut outcomes = outcomes.collect::<Result<Vec<_>, _>>()?;
+    for reason in answer.reasons {
         let place = usize::try_from(reason.index).ok().and_then(|at| outcomes.get_mut(at));
         place.ok_or(BadMessage("reasons"))?.reason = Some(reason.reason.into());
     }
-    Ok(ProtectedBatch { apdus: apdus.into(), lengths, outcomes })
+    Ok(ProtectedBatch { apdus: answer.apdus.into(), lengths: answer.lengths, outcomes })
+}
+
+/// One item of an answer whose columns are whole.
+fn outcome(answer: &EncryptBatchResponse, at: usize) -> Result<Outcome, BadMessage> {
+    let verdict = Verdict::from_number(answer.verdicts[at]).ok_or(BadMessage("verdict"))?;
+    if (answer.lengths[at] > 0) != (verdict == Verdict::Ok) {
+        return Err(BadMessage("lengths"));
+    }
+    let version = |version: u32| u16::try_from(version).map_err(|_| BadMessage("key version"));
+    Ok(Outcome {
+        verdict,
+        // A newer release may have other ones; the reason says them.
+        refusal: Refusal::from_number(answer.refusals[at]),
+        system_title: None,
+        invocation_counter: answer.invocation_counters[at],
+        encryption_key_version: version(answer.encryption_key_versions[at])?,
+        authentication_key_version: version(answer.authentication_key_versions[at])?,
+        reason: None,
+        by_another: true,
+    })
 }
 
 #[cfg(test)]

@@ -51,24 +51,30 @@ impl OtherNodes for NodesClient {
         origin: &Origin<'_>,
         items: &[Plain<'_>],
     ) -> Result<ProtectedBatch, NotForwarded> {
-        let calls = self.nodes.get(&node).ok_or(NotForwarded::NoAddress)?.clone();
+        let calls = self.nodes.get(&node).ok_or(NotForwarded::NoAddress)?;
         let wait = wait_of(origin, Instant::now()).ok_or(NotForwarded::Late)?;
         let mut request = Request::new(forwarding::wire(node, origin, items));
         request.set_timeout(wait);
         if let Ok(id) = origin.request_id.parse() {
             request.metadata_mut().insert(NAME, id);
         }
-        let bytes: usize = items.iter().map(|item| item.apdu.len() + ITEM_BYTES).sum();
-        let mut calls = calls
-            .max_decoding_message_size(bytes + ANSWER_BYTES)
-            .max_encoding_message_size(usize::MAX);
+        let mut calls = calls.clone().max_decoding_message_size(answer_max(items));
         match timeout(wait, calls.protect(request)).await {
-            Ok(Ok(answer)) => forwarding::answer(answer.into_inner(), items.len())
-                .map_err(|BadMessage(what)| NotForwarded::NoAnswer(what.to_owned())),
+            Ok(Ok(answer)) => forwarding::answer(answer.into_inner(), items.len()).map_err(unread),
             Ok(Err(status)) => Err(not_forwarded(&status)),
             Err(_) => Err(NotForwarded::NoAnswer(format!("none within {wait:?}"))),
         }
     }
+}
+
+/// The longest answer to these items.
+fn answer_max(items: &[Plain<'_>]) -> usize {
+    let bytes = |item: &Plain<'_>| item.apdu.len() + ITEM_BYTES;
+    items.iter().map(bytes).sum::<usize>() + ANSWER_BYTES
+}
+
+fn unread(BadMessage(what): BadMessage) -> NotForwarded {
+    NotForwarded::NoAnswer(format!("its answer can't be read ({what})"))
 }
 
 /// The time that a node has for its answer; `None`: there is none left.

@@ -34,13 +34,7 @@ pub(super) fn of_parts(
     budget: &Budget,
 ) -> Routes {
     let message_bytes_max = config.limits.message_bytes_max;
-    let policy = Arc::new(config.policy.clone());
-    let nodes = NodesService {
-        transmitting: Arc::clone(&parts.transmitting),
-        audit: Arc::clone(&parts.audit),
-        budget: budget.clone(),
-        policy: Arc::clone(&policy),
-    };
+    let nodes = of_nodes(config, parts, budget);
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
         transmitting: Arc::clone(&parts.transmitting),
@@ -48,7 +42,7 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
         looks: Arc::default(),
-        policy,
+        policy: Arc::new(config.policy.clone()),
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),
@@ -101,6 +95,12 @@ pub(super) fn of_parts(
         )
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+fn of_nodes(config: &Config, parts: &Parts, budget: &Budget) -> NodesService {
+    let (transmitting, audit) = (Arc::clone(&parts.transmitting), Arc::clone(&parts.audit));
+    let policy = Arc::new(config.policy.clone());
+    NodesService { transmitting, audit, budget: budget.clone(), policy }
 }
 
 /// Adds what stands on the gate alone: approvals and reflection.

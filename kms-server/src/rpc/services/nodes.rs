@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kms_proto::v1::{EncryptBatchResponse, ProtectRequest, nodes_server};
+use kms_proto::v1::{EncryptBatchResponse, PlainBatch, ProtectRequest, nodes_server};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
@@ -46,11 +46,21 @@ impl nodes_server::Nodes for NodesService {
         }
         let permit = self.permit(&caller, &call, id.as_ref()).await?;
         tracing::debug!(node = %node.caller(), caller = %permit.caller(), ?roles, "forwarded");
-        let batch = batch.unwrap_or_default();
+        let answer = self.protect_batch(&permit, &batch.unwrap_or_default()).await?;
+        Ok(Response::new(answer))
+    }
+}
+
+impl NodesService {
+    async fn protect_batch(
+        &self,
+        permit: &Permit,
+        batch: &PlainBatch,
+    ) -> Result<EncryptBatchResponse, Status> {
         let how = transmitting::how(batch.protecting)?;
         // His share here is as large as at the node that he called.
-        let _charge = self.budget.charge(&permit, batch.lengths.len())?;
-        let items = transmitting::items(&batch, how)?;
+        let _charge = self.budget.charge(permit, batch.lengths.len())?;
+        let items = transmitting::items(batch, how)?;
         if let Err(why) = self.transmitting.writes() {
             return Err(of_lifecycle(&LifecycleError::NotPrimary { reason: why.to_string() }));
         }
@@ -61,11 +71,9 @@ impl nodes_server::Nodes for NodesService {
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
         let answer = transmitting::protected_batch(0, items.len(), protected);
         let misfit = |_| Refused::Fault("ciphering's answer does not fit its batch");
-        Ok(Response::new(answer.map_err(misfit)?))
+        Ok(answer.map_err(misfit)?)
     }
-}
 
-impl NodesService {
     /// Whether this node would have let the caller make his call: the other one is trusted with his name, and with nothing
     /// that the policy here does not grant it.
     async fn permit(
