@@ -110,6 +110,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         import,
         import_signers,
         peer,
+        nodes,
         profiles,
         floors,
         audit,
@@ -132,9 +133,6 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
     let keyring = ground.keyring(keyring, &commits)?;
-    let remembered =
-        keyring.roles.remember_peers_in(Box::new(PeersFile::of(&ground.site.data_dir)));
-    remembered.map_err(|error| Fault::Setting(error.into()))?;
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
@@ -145,7 +143,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
     let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
-    let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
+    let nodes = rpc::NodesClient::new(nodes, &rpc.tls);
+    let transmitting = Arc::new(ground.transmitting(&keyring, (peer, nodes))?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
@@ -303,7 +302,11 @@ impl Ground {
             profiles: Arc::clone(&self.profiles),
         };
         let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
-        keyring.map_err(|error| Fault::Setting(error.into()))
+        let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;
+        let peers = Box::new(PeersFile::of(&self.site.data_dir));
+        let remembered = keyring.roles.remember_peers_in(peers);
+        remembered.map_err(|error| Fault::Setting(error.into()))?;
+        Ok(keyring)
     }
 
     fn lifecycle(&self, config: lifecycle::Config, keyring: &Keyring) -> Lifecycle {
@@ -330,11 +333,11 @@ impl Ground {
         Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
     }
 
-    /// `peer`: how the other site is asked, if there is one.
+    /// `peer`: how the other site is asked, if there is one; and how other nodes are.
     fn transmitting(
         &self,
         keyring: &Keyring,
-        peer: Option<transmitting::OtherSite>,
+        (peer, nodes): (Option<transmitting::OtherSite>, rpc::NodesClient),
     ) -> Result<Transmitting, Fault> {
         let grounds = transmitting::Grounds {
             store: self.measured.clone(),
@@ -344,7 +347,7 @@ impl Ground {
             single_site: self.site.single_site,
             peer,
         };
-        Ok(Transmitting::new(keyring, grounds))
+        Ok(Transmitting::new(keyring, grounds).with_nodes(Arc::new(nodes)))
     }
 
     /// Parts that the wire speaks for.

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::{
     error::ConfigError,
     limits_section::LimitsSection,
+    nodes_section::NodeSection,
     peer_section::{PeerSection, SecondPeerSection},
     pin,
     profiles::{FloorsSection, ProfilesSection},
@@ -42,6 +43,8 @@ pub(super) struct Sections {
     import: ImportSection,
     peer: Option<PeerSection>,
     second_peer: Option<SecondPeerSection>,
+    #[serde(default)]
+    nodes: Vec<NodeSection>,
     #[serde(default)]
     profiles: ProfilesSection,
     #[serde(default)]
@@ -255,6 +258,7 @@ impl TryFrom<Sections> for Config {
             import,
             peer,
             second_peer,
+            nodes,
             profiles,
             receive_floors,
             audit,
@@ -274,6 +278,7 @@ impl TryFrom<Sections> for Config {
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
             peer,
+            nodes: NodeSection::all(nodes)?,
             profiles: Arc::new(profiles.read()?),
             floors: ciphering::FloorsConfig { flush_interval: receive_floors.flush_interval()? },
             audit: audit.try_into()?,

@@ -10,6 +10,7 @@ mod enrolment;
 mod facts;
 mod floors;
 mod forks;
+mod forwarding;
 mod home;
 mod keyring;
 mod lifecycle;

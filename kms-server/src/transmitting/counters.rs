@@ -382,6 +382,13 @@ impl Counters {
         Ok(())
     }
 
+    /// What was forwarded to the holder of a line's block was answered, or not.
+    pub(super) async fn heard(&self, name: &LineName, holder: NodeId, answers: bool) {
+        let shared = self.blocks.of(self.parts.counting.block_of(name));
+        let now = self.parts.clock.now();
+        shared.lock().await.allocator.heard(now, holder, answers);
+    }
+
     /// Gives back what this node holds, for one that stops in order: another one need not wait.
     pub(super) async fn give_back(&self) {
         for (block, shared) in self.blocks.all() {

@@ -3,9 +3,11 @@
 
 pub(crate) mod audit;
 pub(crate) mod columns;
+pub(crate) mod deadline;
 pub(crate) mod divergence;
 pub(crate) mod enrolment_status;
 pub(crate) mod floors;
+pub(crate) mod forwarding;
 pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
 mod numbers;
