@@ -22,4 +22,6 @@ pub(super) struct Ground {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) profiles: Arc<Profiles>,
+    /// Of the signers whose sealed files are taken, for the other site to compare.
+    pub(super) signers: [u8; 32],
 }

@@ -126,7 +126,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let store: Arc<dyn WriteStore> = whole.clone();
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles };
+    let signers = import_signers.digest();
+    let ground =
+        Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles, signers };
     let rolled_back = ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
