@@ -210,7 +210,7 @@ async fn a_server_that_is_killed_between_the_use_and_the_call_has_used_the_appro
     sqlx::raw_sql("SELECT 1 FROM ami_kms.blocks FOR UPDATE").execute(&mut *held).await.unwrap();
     let call = {
         let (admin, meter) = (Arc::clone(&one.admin), meter.clone());
-        tokio::task::spawn_blocking(move || run(&admin, &["meter", "delete", &meter, "--yes"], ""))
+        std::thread::spawn(move || run(&admin, &["meter", "delete", &meter, "--yes"], ""))
     };
     eventually("the approval is used", async || {
         run(&two.approver, &["approvals", "list"], "").1.contains("nothing waits")
@@ -218,7 +218,7 @@ async fn a_server_that_is_killed_between_the_use_and_the_call_has_used_the_appro
     .await;
     one.running.kill_9().unwrap();
     held.rollback().await.unwrap();
-    let (code, said) = call.await.unwrap();
+    let (code, said) = call.join().unwrap();
     assert_ne!(code, Some(0), "{said}");
     // Nothing was done, and nothing is by that approval.
     assert!(two.has(&meter));

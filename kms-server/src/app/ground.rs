@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::Site,
     hsm::Hsm,
+    lifecycle::Signers,
     store::{WriteStore, measured::Measured, whole::WholeStore},
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock, profile::Profiles};
@@ -22,6 +23,5 @@ pub(super) struct Ground {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) profiles: Arc<Profiles>,
-    /// Of the signers whose sealed files are taken, for the other site to compare.
-    pub(super) signers: [u8; 32],
+    pub(super) signers: Signers,
 }

@@ -38,8 +38,11 @@ impl TwoSites {
         unmet: Vec<String>,
     ) -> Self {
         let clock = Arc::clone(&ground.clock);
-        let makeup =
-            Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest(), ground.signers)));
+        let makeup = Arc::new(OwnMakeup::new(made_of(
+            unmet,
+            ground.profiles.digest(),
+            ground.signers.digest(),
+        )));
         let status =
             Arc::new(Status::new(&settings.replication, Arc::clone(&clock), Arc::clone(&makeup)));
         let (peer, either) = ways(&settings, tls);
