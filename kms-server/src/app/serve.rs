@@ -108,7 +108,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         store: _,
         keyring,
         import,
-        import_signers,
+        import_signers: signers,
         peer,
         nodes,
         profiles,
@@ -123,11 +123,11 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     unmet.extend(handing_on::noted(&site.data_dir));
     let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
-    let whole = store;
-    let store: Arc<dyn WriteStore> = whole.clone();
+    let (whole, store): (_, Arc<dyn WriteStore>) = (Arc::clone(&store), store);
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles };
+    let ground =
+        Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles, signers };
     let rolled_back = ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
@@ -136,7 +136,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
-    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }

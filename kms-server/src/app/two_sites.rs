@@ -37,7 +37,11 @@ impl TwoSites {
         unmet: Vec<String>,
     ) -> Self {
         let clock = Arc::clone(&ground.clock);
-        let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
+        let makeup = Arc::new(OwnMakeup::new(made_of(
+            unmet,
+            ground.profiles.digest(),
+            ground.signers.digest(),
+        )));
         let status =
             Arc::new(Status::new(&settings.replication, Arc::clone(&clock), Arc::clone(&makeup)));
         let (peer, either) = ways(&settings, tls);
@@ -169,11 +173,12 @@ impl Beside {
 }
 
 /// What is known of this site from its start on.
-fn made_of(unmet: Vec<String>, profiles: [u8; 32]) -> Makeup {
+fn made_of(unmet: Vec<String>, profiles: [u8; 32], signers: [u8; 32]) -> Makeup {
     Makeup {
         store_schema: SCHEMA,
         suites: SUITES.map(str::to_owned).to_vec(),
         profiles,
+        signers,
         unmet,
         ..Makeup::default()
     }

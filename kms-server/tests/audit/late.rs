@@ -17,8 +17,9 @@ use kms_core::{
 use kms_server::{
     audit::{Audit, AuditError},
     store::{
-        AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
-        StoredBlock, WriteStore,
+        ApprovalStore, AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter,
+        ReadStore, StoreError, StoredBlock, WriteStore,
+        approvals::{ApprovalStep, StoredApproval},
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
         papers::{Paper, PaperStore, Strange},
@@ -236,6 +237,20 @@ impl PaperStore for Lossy {
     }
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
         self.inner.put_paper(paper).await
+    }
+}
+
+#[async_trait]
+impl ApprovalStore for Lossy {
+    async fn approvals(&self) -> Result<Vec<StoredApproval>, StoreError> {
+        self.inner.approvals().await
+    }
+    async fn put_approval(
+        &self,
+        step: &ApprovalStep,
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.put_approval(step, audit).await
     }
 }
 

@@ -4165,6 +4165,9 @@ pub struct SiteMakeup {
     /// Records that it keeps and that its release can't read.
     #[prost(uint32, tag = "8")]
     pub unknown_records: u32,
+    /// Of the signers whose sealed import files it takes: names and public keys.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub signers: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BlockPosition {
@@ -5800,7 +5803,7 @@ pub struct ReplicationStatus {
     #[prost(string, tag = "7")]
     pub colour: ::prost::alloc::string::String,
     /// Words for that in which the peer differs: ACCESS_POLICY, AUTHORITIES, REVOCATION_LISTS, PROFILES, SUITES,
-    /// RECORD_SCHEMA, UNKNOWN_RECORDS, NOT_SAID.
+    /// RECORD_SCHEMA, UNKNOWN_RECORDS, NOT_SAID, SIGNERS.
     #[prost(string, repeated, tag = "8")]
     pub differences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Of the peer, as it says: the schemas of records and of its database, what its token does not do, and records that
@@ -7408,7 +7411,7 @@ pub mod approvals_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// What waits for its second person at this server, the oldest first.
+        /// What waits for its second person at this site, the oldest first.
         pub async fn list_approvals(
             &mut self,
             request: impl tonic::IntoRequest<super::ListApprovalsRequest>,
@@ -7473,7 +7476,7 @@ pub mod approvals_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ApprovalsServer.
     #[async_trait]
     pub trait Approvals: std::marker::Send + std::marker::Sync + 'static {
-        /// What waits for its second person at this server, the oldest first.
+        /// What waits for its second person at this site, the oldest first.
         async fn list_approvals(
             &self,
             request: tonic::Request<super::ListApprovalsRequest>,

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::columns::ColumnFault;
+use super::{columns::ColumnFault, unfit::Unfit};
 use crate::{
     replication::NotServed,
     rpc::access::{
@@ -82,7 +82,7 @@ pub(crate) enum Refused {
     #[error("no role of {caller} grants {verb}")]
     NotGranted { caller: CallerName, verb: Verb },
     #[error(
-        "{verb} needs a second person: let one who may approve {number} at this server (ami-tool \
+        "{verb} needs a second person: let one who may approve {number} at this site (ami-tool \
          approvals approve {number}), then make the same call again, all of it within 15 minutes"
     )]
     SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
@@ -91,10 +91,12 @@ pub(crate) enum Refused {
     #[error("this call is your own; another person has to approve it")]
     OwnCall,
     #[error(
-        "nothing waits here under this id: it was approved and made, or is older than 15 minutes, or \
-         was asked of another server or before a restart; let the call be made again"
+        "nothing waits at this site under this id: it was approved and made, or is older than 15 minutes, or was asked \
+         of another site; let the call be made again"
     )]
     NothingWaits,
+    #[error("{0}")]
+    Unfit(Unfit),
     #[error("there is no such call")]
     UnknownMethod,
     #[error("more than {0} calls are open on this connection; end some first")]
@@ -235,6 +237,7 @@ impl Refused {
             | Self::SecondPersonNeeded { .. }
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::MessageTooLarge(_)
             | Self::ImportTooLong(_)
@@ -286,6 +289,7 @@ impl Refused {
             Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
             Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
             Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
+            Self::Unfit(unfit) => (Code::FailedPrecondition, unfit.word()),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::TooManyOfCaller(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
@@ -316,6 +320,14 @@ impl Refused {
             Self::NoAuditChain => (Code::NotFound, "NO_AUDIT_CHAIN"),
             Self::Field { .. } => (Code::InvalidArgument, "BAD_FIELD"),
             Self::Fault(_) => (Code::Internal, "FAULT"),
+        }
+    }
+
+    /// A call that can't be made yet, and of which nothing new is said: it waits already, or finds no place to wait.
+    pub(crate) fn is_asked_again(&self) -> bool {
+        match self {
+            Self::SecondPersonNeeded { asked_before, .. } => *asked_before,
+            _ => matches!(self, Self::TooManyWaiting(_)),
         }
     }
 
@@ -364,6 +376,7 @@ impl Refused {
             | Self::ListExpired
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::TookTooLong(_)
             | Self::MessageTooSlow(_)
@@ -512,6 +525,7 @@ mod tests {
                 "PERMISSION_DENIED ANOTHER_SITE",
                 None,
             ),
+            (Refused::Unfit(Unfit::Used), "FAILED_PRECONDITION APPROVAL_USED", None),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -576,6 +590,7 @@ mod tests {
             Refused::OutcomeUnknown => 39,
             Refused::ReadOnlyReplica => 40,
             Refused::AnotherSite { .. } => 41,
+            Refused::Unfit(_) => 42,
         }
     }
 
