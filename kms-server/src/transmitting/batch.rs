@@ -8,7 +8,7 @@ use futures_util::{StreamExt as _, stream};
 use super::{
     counters::{Counters, Parts},
     figures::Figures,
-    forwarding::{Forwarded, NoOtherNodes, Origin, OtherNodes, forward},
+    forwarding::{Forwarded, NoOtherNodes, Origin, OtherNodes, Way, forward},
     item::{Outcome, Plain, ProtectedBatch, Whose},
     keys::{self, Given, Prepared},
     refused::NotSent,
@@ -140,8 +140,8 @@ impl Transmitting {
         let mut given = self.counters_for(items, &prepared).await;
         let mut forwarded = match origin {
             Some(origin) => {
-                let found = (&prepared[..], &mut given[..]);
-                forward(&*self.nodes, &self.counters, origin, items, found).await
+                let way = Way { nodes: &*self.nodes, counters: &self.counters, origin };
+                forward(&way, items, &prepared, &mut given).await
             }
             None => Forwarded::default(),
         };

@@ -62,35 +62,46 @@ impl OtherNodes for NoOtherNodes {
 /// What other nodes made of items, by their places.
 pub(super) type Forwarded = BTreeMap<usize, (Outcome, Vec<u8>)>;
 
+/// The way of one call to other nodes.
+pub(super) struct Way<'a> {
+    pub(super) nodes: &'a dyn OtherNodes,
+    pub(super) counters: &'a Counters,
+    pub(super) origin: &'a Origin<'a>,
+}
+
 /// Forwards each item whose counters another node holds. In the place of what was not answered stands the reason.
 pub(super) async fn forward(
-    nodes: &dyn OtherNodes,
-    counters: &Counters,
-    origin: &Origin<'_>,
+    way: &Way<'_>,
     items: &[Plain<'_>],
-    (prepared, given): (&[Result<Prepared, Outcome>], &mut [Option<Given>]),
+    prepared: &[Result<Prepared, Outcome>],
+    given: &mut [Option<Given>],
 ) -> Forwarded {
     let asked = by_holder(given).into_iter().map(|(holder, places)| async move {
         let theirs: Vec<_> = places.iter().filter_map(|at| items.get(*at).copied()).collect();
-        let answer = nodes.protect(holder, origin, &theirs).await;
+        let answer = way.nodes.protect(holder, way.origin, &theirs).await;
         (holder, places, answer.and_then(split))
     });
     let mut forwarded = Forwarded::new();
     let mut answers = stream::iter(asked).buffer_unordered(AT_ONCE);
     while let Some((holder, places, answer)) = answers.next().await {
         if !matches!(answer, Err(NotForwarded::Late)) {
-            hear(counters, holder, (&places, prepared), answer.is_ok()).await;
+            hear(way.counters, holder, (&places, prepared), answer.is_ok()).await;
         }
         match answer {
             Ok(outcomes) => forwarded.extend(places.into_iter().zip(outcomes)),
             Err(why) => refuse(given, &places, &NotSent::NotForwarded { holder, why }),
         }
     }
-    for (at, (outcome, _)) in &mut forwarded {
+    name(&mut forwarded, prepared);
+    forwarded
+}
+
+/// Titles are ours to say: the other node was asked for what was looked up here.
+fn name(forwarded: &mut Forwarded, prepared: &[Result<Prepared, Outcome>]) {
+    for (at, (outcome, _)) in forwarded {
         outcome.system_title = prepared.get(*at).and_then(|it| Some(it.as_ref().ok()?.title));
         outcome.by_another = true;
     }
-    forwarded
 }
 
 /// Whoever answers is not taken over from.

@@ -134,10 +134,8 @@ fn with_nodes(sections: &str) -> Result<Config, ConfigError> {
 }
 
 #[test]
-fn other_nodes_are_named_in_full_and_once() {
-    let node = "0123456789abcdef0123456789abcdef";
-    let least =
-        format!("[[nodes]]\nnode = \"{node}\"\nendpoint = \"https://a:1\"\nca = \"/ca.pem\"\n");
+fn other_nodes_are_named_in_full() {
+    let least = least_node();
     // The defaults are those of the comments.
     let commented: String =
         node_section().lines().map(|line| line.trim_start_matches('#').to_owned() + "\n").collect();
@@ -150,14 +148,24 @@ fn other_nodes_are_named_in_full_and_once() {
     way.ca = "/etc/ami/tls/servers.pem".into();
     assert_eq!(spelt_out, bare);
     assert!(with_nodes("").unwrap().nodes.is_empty());
+}
 
+const NODE: &str = "0123456789abcdef0123456789abcdef";
+
+fn least_node() -> String {
+    format!("[[nodes]]\nnode = \"{NODE}\"\nendpoint = \"https://a:1\"\nca = \"/ca.pem\"\n")
+}
+
+#[test]
+fn another_node_that_can_t_be_is_refused_by_the_setting() {
+    let least = least_node();
     let other = least.replace("0123456789abcdef0", "f123456789abcdef0");
     assert_eq!(with_nodes(&format!("{least}{other}")).unwrap().nodes.len(), 2);
     let refusal = |text: &str| with_nodes(text).unwrap_err().to_string();
-    says(&refusal(&format!("{least}{least}")), &["[[nodes]]", node, "twice"]);
+    says(&refusal(&format!("{least}{least}")), &["[[nodes]]", NODE, "twice"]);
     for (from, to, parts) in [
-        (node, "0123", ["`nodes.node`", "node-id"]),
-        (node, "kms-2", ["`nodes.node`", "node-id"]),
+        (NODE, "0123", ["`nodes.node`", "node-id"]),
+        (NODE, "kms-2", ["`nodes.node`", "node-id"]),
         ("https://a:1", "http://a:1", ["`nodes.endpoint`", "https://"]),
         ("https://a:1", "https://a", ["`nodes.endpoint`", "https://"]),
         ("\"/ca.pem\"", "\"ca.pem\"", ["`nodes.ca`", "from /"]),

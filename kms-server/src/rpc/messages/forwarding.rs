@@ -95,8 +95,8 @@ pub(crate) fn answer(
     if columns != [items; 6] || sum != answer.apdus.len() as u64 {
         return Err(BadMessage("columns"));
     }
-    let outcomes = (0..items).map(|at| outcome(&answer, at));
-    let mut outcomes = outcomes.collect::<Result<Vec<_>, _>>()?;
+    let mut outcomes: Vec<_> =
+        (0..items).map(|at| outcome(&answer, at)).collect::<Result<_, _>>()?;
     for reason in answer.reasons {
         let place = usize::try_from(reason.index).ok().and_then(|at| outcomes.get_mut(at));
         place.ok_or(BadMessage("reasons"))?.reason = Some(reason.reason.into());
