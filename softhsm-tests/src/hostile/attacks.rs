@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
 use super::{
-    load::{Begun, Line, Outcome, Target, USUAL, batch, field, framed, prefix},
+    load::{Outcome, Target, USUAL, batch, field, framed, hold, over, pause, prefix, repeat},
     peers::{peer_floods, peer_follows, peer_half_open, peer_stalls},
 };
 
@@ -90,20 +90,6 @@ impl Attack {
 const CROWD: usize = 1_300;
 /// The length of the longest messages, in bytes: one less than the server's bound.
 const LONGEST: usize = kms_core::wire::MESSAGE_BYTES_MAX - 1;
-
-pub(super) fn over(until: Instant) -> bool {
-    Instant::now() >= until
-}
-
-pub(super) async fn pause(ms: u64) {
-    tokio::time::sleep(Duration::from_millis(ms)).await;
-}
-
-/// Waits for the end of the attack while what was opened stays open.
-pub(super) async fn hold<T>(open: T, until: Instant) {
-    tokio::time::sleep_until(until.into()).await;
-    drop(open);
-}
 
 async fn half_sent(target: &Target, until: Instant) -> Outcome<()> {
     let mut lines = Vec::new();
@@ -199,40 +185,6 @@ async fn many_streams(target: &Target, until: Instant) -> Outcome<()> {
         lines.push(line);
     }
     hold((lines, calls), until).await;
-    Ok(())
-}
-
-/// One message on eight connections, again and again.
-pub(super) async fn repeat(
-    target: &Target,
-    until: Instant,
-    call: &str,
-    message: bytes::Bytes,
-) -> Outcome<()> {
-    let mut callers = JoinSet::new();
-    for _ in 0..8 {
-        let (target, message, call) = (target.clone(), message.clone(), call.to_owned());
-        callers.spawn(async move {
-            while !over(until) {
-                if let Ok(line) = target.http2(USUAL).await {
-                    while line.is_up() && !over(until) {
-                        let _ = once(&line, &call, message.clone()).await;
-                        pause(100).await;
-                    }
-                }
-                pause(50).await;
-            }
-        });
-    }
-    while callers.join_next().await.is_some() {}
-    Ok(())
-}
-
-async fn once(line: &Line, call: &str, message: bytes::Bytes) -> Outcome<()> {
-    let mut begun: Begun = line.begin(call, 0).await?;
-    let sent = begun.send(message, true);
-    tokio::time::timeout(Duration::from_secs(5), sent).await??;
-    tokio::time::timeout(Duration::from_secs(5), begun.read()).await??;
     Ok(())
 }
 

@@ -1,11 +1,16 @@
 //! Connections and messages of an attacker: TCP, TLS, and HTTP/2 frame by frame.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
 use http::Request;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinSet};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -17,8 +22,7 @@ use tokio_rustls::{
     },
 };
 
-use super::peers::Peer;
-use crate::{Role, Site};
+use crate::{Role, Site, proxy::Proxy};
 
 /// The outcome of a step of an attack: an error when the server defends itself.
 pub(super) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -34,6 +38,18 @@ pub(super) struct Target {
     pub(super) telegram: Bytes,
     /// The other site, where the server has one.
     pub(super) peer: Option<Peer>,
+}
+
+/// The other site.
+#[derive(Clone)]
+pub(super) struct Peer {
+    /// Encoded, as it stands in each request.
+    pub(super) card: Vec<u8>,
+    pub(super) blocks: u32,
+    /// Its server.
+    pub(super) pid: u32,
+    /// Between its server and the one that is attacked.
+    pub(super) between: Arc<Proxy>,
 }
 
 /// The flow-control windows of HTTP/2 that a client gives the server: for one stream, for the connection.
@@ -218,4 +234,52 @@ pub(super) fn batch(telegram: &[u8], times: usize) -> Bytes {
         varint(&mut lengths, telegram.len());
     }
     framed(&[field(1, &telegram.repeat(times)), field(2, &lengths)].concat())
+}
+
+pub(super) fn over(until: Instant) -> bool {
+    Instant::now() >= until
+}
+
+pub(super) async fn pause(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+/// Waits for the end of the attack while what was opened stays open.
+pub(super) async fn hold<T>(open: T, until: Instant) {
+    tokio::time::sleep_until(until.into()).await;
+    drop(open);
+}
+
+/// One message on eight connections, again and again.
+pub(super) async fn repeat(
+    target: &Target,
+    until: Instant,
+    call: &str,
+    message: bytes::Bytes,
+) -> Outcome<()> {
+    let mut callers = JoinSet::new();
+    for _ in 0..8 {
+        let (target, message, call) = (target.clone(), message.clone(), call.to_owned());
+        callers.spawn(async move {
+            while !over(until) {
+                if let Ok(line) = target.http2(USUAL).await {
+                    while line.is_up() && !over(until) {
+                        let _ = once(&line, &call, message.clone()).await;
+                        pause(100).await;
+                    }
+                }
+                pause(50).await;
+            }
+        });
+    }
+    while callers.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn once(line: &Line, call: &str, message: bytes::Bytes) -> Outcome<()> {
+    let mut begun: Begun = line.begin(call, 0).await?;
+    let sent = begun.send(message, true);
+    tokio::time::timeout(Duration::from_secs(5), sent).await??;
+    tokio::time::timeout(Duration::from_secs(5), begun.read()).await??;
+    Ok(())
 }

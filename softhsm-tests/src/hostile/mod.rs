@@ -26,8 +26,7 @@ use std::{
 
 pub use attacks::Attack;
 use honest::{Honest, Sample};
-use load::Target;
-use peers::Peer;
+use load::{Peer, Target};
 
 use crate::{
     Pair, Programs, Role, Running, Site, SiteOptions, Tokens, fleet,

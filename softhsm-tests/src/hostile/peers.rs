@@ -11,26 +11,13 @@ use kms_client::{ClientConfig, KmsClient};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 
-use super::{
-    attacks::{hold, over, pause, repeat},
-    load::{Outcome, Target, field, framed, number, varint},
+use super::load::{
+    Outcome, Peer, Target, field, framed, hold, number, over, pause, repeat, varint,
 };
 use crate::{Role, Site, proxy::Proxy};
 
 /// Less than a block's head takes on the wire: its digest and its MAC.
 const HEAD_BYTES: usize = 48;
-
-/// The other site.
-#[derive(Clone)]
-pub(super) struct Peer {
-    /// Encoded, as it stands in each request.
-    card: Vec<u8>,
-    blocks: u32,
-    /// Its server.
-    pid: u32,
-    /// Between its server and the one that is attacked.
-    between: Arc<Proxy>,
-}
 
 impl Peer {
     /// Of `attacked`; its server is the process `pid`.

@@ -79,11 +79,7 @@ pub(super) fn of_parts(
         tls: Arc::clone(tls),
         figures: Arc::clone(figures),
     };
-    let audit = AuditService {
-        audit: Arc::clone(&parts.audit),
-        copies: parts.replication.as_ref().map(|it| Arc::clone(&it.parts.auditing)),
-        site: parts.domain.site.clone(),
-    };
+    let audit = of_audit(parts);
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
@@ -96,6 +92,14 @@ pub(super) fn of_parts(
         )
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+fn of_audit(parts: &Parts) -> AuditService {
+    AuditService {
+        audit: Arc::clone(&parts.audit),
+        copies: parts.replication.as_ref().map(|it| Arc::clone(&it.parts.auditing)),
+        site: parts.domain.site.clone(),
+    }
 }
 
 fn of_nodes(config: &Config, parts: &Parts, budget: &Budget) -> NodesService {

@@ -41,8 +41,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use kms_proto::v1::{
-        approvals_server, audit_server, ciphering_server, meters_server, replication_server,
-        site_server,
+        approvals_server, audit_server, ciphering_server, meters_server, nodes_server,
+        replication_server, site_server,
     };
 
     #[test]
@@ -53,6 +53,7 @@ mod tests {
             audit_server::SERVICE_NAME,
             ciphering_server::SERVICE_NAME,
             meters_server::SERVICE_NAME,
+            nodes_server::SERVICE_NAME,
             replication_server::SERVICE_NAME,
             site_server::SERVICE_NAME,
         ];
