@@ -287,6 +287,7 @@ async fn reflection_lists_every_service() {
             "ami.kms.v1.Audit",
             "ami.kms.v1.Ciphering",
             "ami.kms.v1.Meters",
+            "ami.kms.v1.Nodes",
             "ami.kms.v1.Replication",
             "ami.kms.v1.Site",
             "grpc.health.v1.Health",
