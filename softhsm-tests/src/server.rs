@@ -12,7 +12,10 @@ use std::{
 };
 
 use fault_module::Faults;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid},
+};
 
 use crate::{Site, files::tail};
 
@@ -201,11 +204,19 @@ impl Running {
         self.child.try_wait().map_err(ServerError::Process)
     }
 
-    /// Sends it a signal: SIGSTOP, SIGCONT, SIGHUP, …
+    /// Sends it a signal: SIGSTOP, SIGCONT, SIGHUP, … With SIGSTOP, all of its threads stand still when this returns: until then
+    /// one of them may answer a call.
     pub fn signal(&self, signal: Signal) -> Result<(), ServerError> {
+        let failed = |errno: Errno| ServerError::Process(errno.into());
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| ServerError::Process(io::ErrorKind::InvalidInput.into()))?;
-        kill_process(pid, signal).map_err(|errno| ServerError::Process(errno.into()))
+        kill_process(pid, signal).map_err(failed)?;
+        if signal == Signal::STOP {
+            // Left to be waited for: it is another's to reap.
+            let until = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(pid), until).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Kills it in the middle of whatever it does.
