@@ -1,7 +1,7 @@
 //! A copy of another site's chain, which goes on piece by piece: each is verified as a whole chain is, before it is kept.
 
 use super::{
-    ChainTip, Checkpoint, NodeId, PublicKey, StoredEvent,
+    ChainTip, Checkpoint, NodeId, SiteKeys, StoredEvent,
     walk::{Broken, Verifier, What},
 };
 use crate::Epoch;
@@ -54,9 +54,9 @@ impl Copied {
         &self,
         piece: &Piece,
         copied: &[StoredEvent],
-        key: &PublicKey,
+        keys: &(impl Into<SiteKeys> + Clone),
     ) -> Result<Self, Broken> {
-        let mut verifier = Verifier::new(self.tip, *key);
+        let mut verifier = Verifier::new(self.tip, keys.clone());
         let mut signed = self.signed;
         for head in &piece.heads {
             let broken = |what| Broken { node: self.tip.node, sequence: head.tip.sequence, what };

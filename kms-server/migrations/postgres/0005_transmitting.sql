@@ -99,3 +99,11 @@ CREATE TABLE peer_audit_checkpoints (
     signature bytea  NOT NULL CHECK (length(signature) = 64),
     PRIMARY KEY (node, sequence)
 );
+
+-- The tokens of a site that has more than one, as each of them signs the list: `kms_core::site::tokens`. Each has seals of
+-- its own in `block_seals`.
+CREATE TABLE site_tokens (
+    place     bigint PRIMARY KEY,
+    body      bytea  NOT NULL,
+    signature bytea  NOT NULL CHECK (length(signature) = 64)
+);

@@ -121,3 +121,11 @@ CREATE TABLE peer_audit_checkpoints (
     signature BLOB    NOT NULL CHECK (length(signature) = 64),
     PRIMARY KEY (node, sequence)
 ) STRICT, WITHOUT ROWID;
+
+-- The tokens of a site that has more than one, as each of them signs the list: `kms_core::site::tokens`. Each has seals of
+-- its own in `block_seals`.
+CREATE TABLE site_tokens (
+    place     INTEGER PRIMARY KEY,
+    body      BLOB    NOT NULL,
+    signature BLOB    NOT NULL CHECK (length(signature) = 64)
+) STRICT;

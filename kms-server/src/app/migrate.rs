@@ -22,6 +22,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
+    audit::SiteKeys,
     block::Digest,
     freshness::Freshness,
     site::restored::{Condition, RestoreMark},
@@ -41,16 +42,28 @@ pub(super) async fn check_domain(
     store: &dyn ReadStore,
     domain: &DomainRecord,
 ) -> Result<Option<RestoreMark>, Fault> {
-    let key = hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
+    let keys = hsm.site_keys().await.map_err(|error| Fault::Token(error.into()))?;
     if is_unsigned(domain) {
         return Err(Fault::Store(NOT_MIGRATED.into()));
     }
+    condition_of(store, domain, &keys).await?.map_err(|Unsigned| Fault::Store(CHANGED.into()))
+}
+
+/// None of those whose signatures count has signed the domain's record.
+pub(super) struct Unsigned;
+
+/// The mark over which one of these keys signed the domain's record, if it is not signed alone.
+pub(super) async fn condition_of(
+    store: &dyn ReadStore,
+    domain: &DomainRecord,
+    keys: &SiteKeys,
+) -> Result<Result<Option<RestoreMark>, Unsigned>, Fault> {
     let mark = store.restore_state().await?.mark();
-    match domain.condition(mark.as_ref(), &key) {
+    Ok(match domain.condition(mark.as_ref(), keys) {
         Condition::Whole => Ok(None),
         Condition::RolledBack => Ok(mark.map(|signed| signed.mark)),
-        Condition::Unknown => Err(Fault::Store(CHANGED.into())),
-    }
+        Condition::Unknown => Err(Unsigned),
+    })
 }
 
 /// Whether an older version made it.

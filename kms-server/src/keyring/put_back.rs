@@ -19,7 +19,9 @@ use crate::{
 };
 use kms_core::{
     Epoch, Head,
-    audit::{AuditOutcome, AuditedCall, Detail, PublicKey, Signature, Subject, is_signed},
+    audit::{
+        AuditOutcome, AuditedCall, Detail, PublicKey, Signature, SiteKeys, Subject, is_signed,
+    },
     site::{
         restored::{Condition, RestoreMark, RolledBackBy, SignedRestoreMark},
         role::{RoleRecord, SignedRoleRecord},
@@ -99,9 +101,9 @@ impl Roles {
         Ok(signature)
     }
 
-    /// What this site signs with.
-    pub async fn signing_key(&self) -> Result<PublicKey, NotChanged> {
-        Ok(self.opener.hsm.public_key().await?)
+    /// Whose signatures count for this site.
+    pub async fn site_keys(&self) -> Result<SiteKeys, NotChanged> {
+        Ok(self.opener.hsm.site_keys().await?)
     }
 
     /// Whether this site's epochs are the even ones; `None`: it is a read-only replica, and has none.
@@ -151,7 +153,7 @@ impl Roles {
         let store = &self.opener.store;
         let mark = store.restore_state().await?.mark();
         let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
-        match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
+        match domain.condition(mark.as_ref(), &self.opener.hsm.site_keys().await?) {
             Condition::Whole => {
                 self.keep_mark(None);
                 Ok(None)

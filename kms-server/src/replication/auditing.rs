@@ -18,7 +18,7 @@ use crate::{
     store::{AuditStore, StoreError, peer_audit::PeerAuditStore},
 };
 use kms_core::audit::{
-    AuditEvent, Broken, ChainTip, NodeId, PublicKey, StoredEvent, Verifier,
+    AuditEvent, Broken, ChainTip, NodeId, SiteKeys, StoredEvent, Verifier,
     copying::{Copied, Piece},
 };
 
@@ -65,7 +65,7 @@ impl Auditing {
     /// Copies what is new, and says what is wrong with the peer's chains.
     pub async fn look(&self) -> Result<(), String> {
         let Grounds { cards, status, config, .. } = &self.grounds;
-        let key = self.key().await?;
+        let keys = self.keys().await?;
         let said = self.ask(AuditAsked::default()).await?;
         let card = cards.now().await.map_err(|error| error.to_string())?;
         let epoch = card.epoch.max(said.card.epoch);
@@ -75,7 +75,7 @@ impl Auditing {
         let (mut faults, mut budget) = (Vec::new(), PIECES_A_LOOK);
         for copy in copies.into_iter().chain(new).take(CHAINS_MAX) {
             let told = said.chains.iter().find(|told| is_of(&copy, told));
-            let Err(broken) = self.go_on(copy, told, &key, &mut budget).await? else { continue };
+            let Err(broken) = self.go_on(copy, told, &keys, &mut budget).await? else { continue };
             // A standby can't note it, and tells it all the same.
             if let Err(error) = self.chains.note_peer_audit_broken(&copy.tip.node, epoch).await {
                 tracing::debug!(%error, "a break of the peer's audit chain is not noted");
@@ -97,7 +97,7 @@ impl Auditing {
         &self,
         mut copy: Copied,
         told: Option<&ChainTip>,
-        key: &PublicKey,
+        keys: &SiteKeys,
         budget: &mut usize,
     ) -> Result<Result<(), Broken>, String> {
         if let Err(broken) = copy.held_against(told) {
@@ -115,7 +115,7 @@ impl Auditing {
                 break;
             }
             let copied = self.signed_again(&copy, &piece).await.map_err(|it| it.to_string())?;
-            let next = match copy.with(&piece, &copied, key) {
+            let next = match copy.with(&piece, &copied, keys) {
                 Ok(next) => next,
                 Err(broken) => return Ok(Err(broken)),
             };
@@ -182,10 +182,10 @@ impl Auditing {
         &self.grounds.config.peer
     }
 
-    /// The key that the other site's token signs with.
-    pub async fn key(&self) -> Result<PublicKey, String> {
-        let key = self.reporting.key_of(self.peer()).await?;
-        key.ok_or_else(|| "the peer is not enrolled here".to_owned())
+    /// Whose signatures count for the other site.
+    pub async fn keys(&self) -> Result<SiteKeys, String> {
+        let keys = self.reporting.keys_of(self.peer()).await?;
+        keys.ok_or_else(|| "the peer is not enrolled here".to_owned())
     }
 
     async fn copies(&self) -> Result<Vec<Copied>, String> {
@@ -229,7 +229,7 @@ impl Auditing {
 
     /// Checks all of a copy. `None`: there is no such one.
     pub async fn verify(&self, node: NodeId) -> Result<Option<Verification>, String> {
-        let mut verifier = Verifier::new(ChainTip::empty(node), self.key().await?);
+        let mut verifier = Verifier::new(ChainTip::empty(node), self.keys().await?);
         let Some(known) = self.copies().await?.into_iter().find(|it| it.tip.node == node) else {
             return Ok(None);
         };

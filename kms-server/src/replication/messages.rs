@@ -10,6 +10,7 @@ use kms_core::{
     audit::{ChainTip, NodeId, Signature, copying::Piece},
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
+    site::tokens::SignedSiteTokens,
 };
 
 /// A block of a peer, or a piece of one.
@@ -135,4 +136,6 @@ pub struct HeadTablesSaid {
     pub own: Option<ShownTable>,
     /// The newest of the asker's that it has seen.
     pub witnessed: Option<ShownTable>,
+    /// The lists of its tokens; none: it has one.
+    pub tokens: Vec<SignedSiteTokens>,
 }

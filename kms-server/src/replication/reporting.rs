@@ -16,9 +16,12 @@ use crate::{
 };
 use kms_core::{
     BlockCount, DomainId,
-    audit::PublicKey,
+    audit::SiteKeys,
     block::{BlockMark, Digest},
-    site::readiness::{ReadinessReport, SignedReadiness, heads_digest},
+    site::{
+        readiness::{ReadinessReport, SignedReadiness, heads_digest},
+        tokens::SignedSiteTokens,
+    },
 };
 
 /// A report that lies further ahead of our clock than this is not believed: it would stay the newest.
@@ -74,8 +77,8 @@ impl Reporting {
         let report = report_of(&card, *blocks, clock.unix_ms(), proved, status);
         let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
         let signed = SignedReadiness { report, signature };
-        let key = self.prover.signing_key().await.map_err(|error| said(&error))?;
-        self.keep(&signed, &key).await;
+        let keys = self.prover.site_keys().await.map_err(|error| said(&error))?;
+        self.keep(&signed, &keys).await;
         Ok(signed)
     }
 
@@ -87,25 +90,25 @@ impl Reporting {
         if !config.is_peer(&report.by) {
             return Err(format!("site {} is no peer of this one", report.by));
         }
-        let key = self.key_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
+        let keys = self.keys_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
         let is_ours = report.site == ours.site
             && report.domain == ours.domain
             && report.at_ms <= clock.unix_ms().saturating_add(AHEAD_MAX_MS);
-        if !is_ours || !signed.is_signed_by(&key) {
+        if !is_ours || !signed.is_signed_by(&keys) {
             return Err(format!("the report of readiness is not one of site {}", report.by));
         }
-        self.keep(signed, &key).await;
+        self.keep(signed, &keys).await;
         Ok(())
     }
 
     /// Takes up what is kept, as far as it verifies: at the start, and what other servers of this site have received.
     pub async fn load(&self) -> Result<(), String> {
         let Grounds { config, status, cards, .. } = &self.grounds;
-        let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
+        let own = self.prover.site_keys().await.map_err(|error| error.to_string())?;
         let ours = cards.now().await.map_err(|error| error.to_string())?.site;
         let mut keys = BTreeMap::from([(ours, own)]);
         for peer in config.peers() {
-            keys.extend(self.key_of(peer).await?.map(|key| (peer.to_owned(), key)));
+            keys.extend(self.keys_of(peer).await?.map(|key| (peer.to_owned(), key)));
         }
         for paper in self.papers.papers().await.map_err(|error| error.to_string())? {
             if paper.kind != PaperKind::Readiness {
@@ -121,13 +124,23 @@ impl Reporting {
         Ok(())
     }
 
-    /// The key of a site that our token has signed for.
-    pub(super) async fn key_of(&self, site: &str) -> Result<Option<PublicKey>, String> {
+    /// Whose signatures count for a site that our token has signed for.
+    pub(super) async fn keys_of(&self, site: &str) -> Result<Option<SiteKeys>, String> {
         let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
-        Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.signing))
+        Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.keys()))
     }
 
-    async fn keep(&self, signed: &SignedReadiness, key: &PublicKey) {
+    /// Takes up what a site shows of its tokens.
+    pub(super) async fn take_tokens(
+        &self,
+        site: &str,
+        shown: &[SignedSiteTokens],
+    ) -> Result<(), String> {
+        let taken = self.roles.take_tokens(site, shown).await;
+        taken.map(drop).map_err(|error| error.to_string())
+    }
+
+    async fn keep(&self, signed: &SignedReadiness, keys: &SiteKeys) {
         self.grounds.status.reported(signed);
         if !signed.report.is_complete() {
             return;
@@ -139,7 +152,7 @@ impl Reporting {
             place: (report.epoch, report.at_ms),
             body: report.message(),
             signature: signed.signature,
-            signer: Sha256::digest(key).into(),
+            signer: Sha256::digest(keys.first()).into(),
         };
         if let Err(error) = self.papers.put_paper(&paper).await {
             tracing::warn!(%error, "a report of readiness is not kept");

@@ -26,6 +26,7 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod tokens;
 mod whole;
 mod write;
 

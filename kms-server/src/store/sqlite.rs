@@ -18,6 +18,7 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod tokens;
 mod whole;
 mod write;
 

@@ -62,6 +62,7 @@ impl Joining {
             oaep: Oaep::Sha256,
             release: "0.1.0".to_owned(),
             at_ms: 1,
+            same_site: false,
         };
         Self { signing, request }
     }

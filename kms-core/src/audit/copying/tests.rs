@@ -4,7 +4,7 @@ use ring::{
 };
 
 use super::*;
-use crate::audit::{AuditOutcome, AuditedCall, Subject};
+use crate::audit::{AuditOutcome, AuditedCall, PublicKey, Subject};
 
 const NODE: NodeId = NodeId([3; 16]);
 
