@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    database::{alone_over, domain_of, open_as_it_is, open_store},
+    database::{alone_over, open_as_it_is, open_store},
     fault::Fault,
     founding::PATIENCE,
     last_backup,
@@ -19,7 +19,7 @@ use super::{
     outside::SystemClock,
     report::Report,
     runtime::runtime,
-    site_tokens::{believe, canaries_in},
+    site_tokens::{believe, named_in},
     token::Asked,
 };
 use crate::{
@@ -96,14 +96,11 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
         return Err(Fault::Setting(sentence.into()));
     }
     let store = open_as_it_is(&config).await?;
-    let domain = domain_of(store.as_ref()).await?;
-    let known = (domain, store.site_tokens().await?);
-    let canaries = own_canaries(&config.hsm, canaries_in(&known)?)?;
+    let (domain, canaries) = named_in(store.as_ref()).await?;
+    let canaries = own_canaries(&config.hsm, canaries)?;
     // What a restore finds the token by is this token's.
-    let domain = known.0;
     let of_this_token = DomainRecord { canaries: canaries.encode(), ..domain.clone() };
     let hsm = connected(config.hsm.again(), canaries).await?;
-    believe(&hsm, store.as_ref(), &domain).await?;
     check_domain(&hsm, store.as_ref(), &domain).await?;
     let part = part_of(out);
     let ends = Ends { hsm: hsm.clone(), store: Arc::clone(&store), at_ms };

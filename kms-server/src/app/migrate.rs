@@ -13,12 +13,13 @@ use super::{
     outside::{OperatingSystem, SystemClock},
     report::Report,
     runtime::runtime,
+    site_tokens::believe,
 };
 use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Below, Keyring, SiteRole, founding::make_blocks},
-    store::{Founding, ReadStore, StoreError},
+    store::{Founding, ReadStore, StoreError, whole::WholeStore},
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
@@ -36,12 +37,13 @@ pub(super) const NOT_MIGRATED: &str = "this key domain was made by an older vers
 const CHANGED: &str = "the `domain` row of the database is not what this site's token signed: it was \
                        changed outside this service; restore that row from a backup";
 
-/// Refuses a domain's record that the token did not sign; the mark over which it did, if the database was rolled back.
+/// Refuses a domain's record that no token of this site signed; the mark over which it did, if the database was rolled back.
 pub(super) async fn check_domain(
     hsm: &Hsm,
-    store: &dyn ReadStore,
+    store: &dyn WholeStore,
     domain: &DomainRecord,
 ) -> Result<Option<RestoreMark>, Fault> {
+    believe(hsm, store, domain).await?;
     let keys = hsm.site_keys().await.map_err(|error| Fault::Token(error.into()))?;
     if is_unsigned(domain) {
         return Err(Fault::Store(NOT_MIGRATED.into()));

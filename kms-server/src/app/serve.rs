@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     alone::Alone,
-    database::{alone_over, domain_of, open_store},
+    database::{alone_over, open_store},
     fault::Fault,
     ground::Ground,
     handing_on,
@@ -22,7 +22,7 @@ use super::{
     peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
-    site_tokens::{believe, canaries_in},
+    site_tokens::{believe, named_in},
     timeline::Failovers,
     token::Asked,
     two_sites::TwoSites,
@@ -101,9 +101,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         alone.for_good();
     }
     let store = open_store(&config, false).await?;
-    let known = (domain_of(store.as_ref()).await?, store.site_tokens().await?);
-    let canaries = canaries_in(&known)?;
-    let domain = known.0;
+    let (domain, canaries) = named_in(store.as_ref()).await?;
     check_place(&config, &domain, store.as_ref()).await?;
     let Config {
         site,
@@ -123,7 +121,6 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         return Ok(());
     };
     unmet.extend(handing_on::noted(&site.data_dir));
-    believe(&hsm, store.as_ref(), &domain).await?;
     let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
     let whole = store;

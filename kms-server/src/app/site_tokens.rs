@@ -1,12 +1,12 @@
 //! The tokens of one site: which of them this server has, and whose signatures it believes because of that.
 
 use super::{
-    database::{Known, canaries_of},
+    database::{Known, canaries_of, domain_of},
     fault::Fault,
 };
 use crate::{
     hsm::{Hsm, pkcs11::Canaries},
-    store::tokens::TokenStore,
+    store::{tokens::TokenStore, whole::WholeStore},
 };
 use kms_core::DomainRecord;
 
@@ -25,6 +25,15 @@ pub(super) fn canaries_in((domain, lists): &Known) -> Result<Vec<Canaries>, Faul
         }
     }
     Ok(all)
+}
+
+/// The domain's record, and the proofs of the KEKs of all its tokens.
+pub(super) async fn named_in(
+    store: &dyn WholeStore,
+) -> Result<(DomainRecord, Vec<Canaries>), Fault> {
+    let known = (domain_of(store).await?, store.site_tokens().await?);
+    let canaries = canaries_in(&known)?;
+    Ok((known.0, canaries))
 }
 
 /// Has `hsm` believe the tokens that its own token has signed for. Nothing of the lists counts before that.
