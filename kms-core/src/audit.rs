@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::{BlockNo, MeterId, SystemTitle, block::BlockMark};
 
 pub use encoding::BadEvent;
-pub use signers::{SiteKeys, Verifies, is_signed};
+pub use signers::{PublicKey, Signature, SiteKeys, Verifies, is_signed};
 pub use walk::{Broken, Verifier, What};
 
 /// Names one server process's place in the site, for as long as its data directory lives: one chain a
@@ -41,12 +41,6 @@ impl fmt::Debug for NodeId {
 
 /// SHA-256 over an event and all before it.
 pub type ChainHash = [u8; 32];
-
-/// ECDSA P-256: r ‖ s.
-pub type Signature = [u8; 64];
-
-/// P-256, uncompressed: 04 ‖ x ‖ y.
-pub type PublicKey = [u8; 65];
 
 /// A name or a word of the log: at most 255 visible ASCII characters.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,6 +1,10 @@
 //! Whose signature counts: that of one key, or of any of the tokens of a site.
 
-use super::{PublicKey, Signature};
+/// ECDSA P-256: r ‖ s.
+pub type Signature = [u8; 64];
+
+/// P-256, uncompressed: 04 ‖ x ‖ y.
+pub type PublicKey = [u8; 65];
 
 /// The signing keys of all tokens of one site. Any of them signs for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
