@@ -12,9 +12,10 @@ PARTITIONS ?= 100
 FREEZES ?= 50
 DBFAILOVERS ?= 20
 ALLOCATIONS ?= 1000000
+COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +101,9 @@ kryoptic: ## Build Kryoptic, a token of another vendor for tests, and print wher
 
 simulate: ## Two sites through HISTORIES (2000) disasters of EVENTS (300) each, from SEED (1) on; prints what hit what
 	@$(CARGO) run --quiet --release --package simulator -- $(HISTORIES) $(SEED) $(EVENTS)
+
+allocate: ## COUNTERS (100000000) simulated counters through such disasters, from SEED (1) on; none twice
+	@$(CARGO) run --quiet --release --package simulator -- 1 $(SEED) $(EVENTS) $(COUNTERS)
 
 transmit: ## ALLOCATIONS (1000000) counters through kills and promotions of two real sites, none twice
 	@TRANSMIT_ALLOCATIONS=$(ALLOCATIONS) $(CARGO) test --package softhsm-tests --test transmitting -- --nocapture

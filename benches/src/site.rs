@@ -7,9 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use kms_core::{
-    DomainRecord,
-    audit::{AuditedCall, Checkpoint, NodeId},
-    freshness::Freshness,
+    DomainId, DomainRecord,
+    audit::{AuditedCall, Checkpoint, NodeId, PublicKey},
+    freshness::{Freshness, SignedHeadTable},
     ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
 };
 use kms_server::{
@@ -24,7 +24,7 @@ use kms_server::{
     keyring::{self, Keyring},
     lifecycle::{self, ImportRules, Lifecycle},
     store::{
-        ReadStore,
+        AuditStore as _, ReadStore,
         sqlite::{self, SqliteStore},
     },
 };
@@ -181,6 +181,33 @@ impl Parts {
         // As a server does each minute: the next start reads what was not signed for.
         self.audit.sign_table(true).await;
         Ok(Some(took))
+    }
+
+    /// The head table that the import has signed, and what verifies it.
+    pub async fn head_table(&self) -> Result<(SignedHeadTable, DomainId, PublicKey), Error> {
+        let table = self.store.head_table().await?.ok_or("no head table was signed")?;
+        Ok((table, self.domain.domain, *self.audit.keys().first()))
+    }
+
+    /// What imports one meter at a time, each in a commit of its own.
+    pub fn importer(&self) -> Result<impl AsyncFnMut(u32) -> Result<(), Error>, Error> {
+        let keyring = self.keyring()?;
+        let lifecycle = Lifecycle::new(
+            self.import,
+            &keyring,
+            self.store.clone(),
+            Arc::clone(&self.clock),
+            Arc::new(OperatingSystem),
+        );
+        let call = AuditedCall::new("benches", "Meters/ImportMeters");
+        Ok(async move |n| {
+            let meters = vec![fleet::new_meter(n)?];
+            let results = lifecycle.import(&call, meters, ImportRules::default()).await?;
+            match results.results.iter().find(|result| result.outcome.is_err()) {
+                Some(refused) => Err(format!("a meter was refused: {refused:?}").into()),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Opens every block in a new keyring.

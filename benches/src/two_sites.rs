@@ -24,7 +24,7 @@ use softhsm_tests::{
 
 use crate::{
     Error,
-    copying::{database_of, own_copy},
+    copying::{Databases, Place as Stored},
     fleet::{self, Telegrams},
     home, in_process,
     load::{self, Clients},
@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const TICK: Duration = Duration::from_millis(50);
 /// Seconds between two rounds of proofs, as the service has them by itself.
 const PROVES: &str = "60";
+/// Fewer bytes in two seconds are heartbeats and looks.
+const QUIET_BYTES: u64 = 200_000;
 /// A meter has a GUEK and a GAK.
 const KEYS_A_METER: u32 = 2;
 
@@ -55,6 +57,9 @@ struct Options {
     /// Seconds of each load
     #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Both sites on this PostgreSQL: the directory of its socket. `benches/postgres.sh` makes one
+    #[arg(long, value_name = "DIRECTORY")]
+    postgres: Option<PathBuf>,
 }
 
 /// The program.
@@ -70,15 +75,22 @@ async fn run(options: &Options) -> Result<(), Error> {
     let dir = tempfile::Builder::new().prefix("kms-sites-").tempdir_in(home::memory())?;
     // Those of the load are new ones, each time.
     let more = options.rate / KEYS_A_METER * u32::try_from(options.seconds)? * 3;
-    let pair = Pair::make(dir.path(), &Programs::find()?, &site_options(options.meters + more))?;
+    let stored = Stored::of(options.postgres.as_deref());
+    let of = |site| {
+        let mut options = site_options(options.meters + more);
+        options.settings.extend(stored.settings(site));
+        options
+    };
+    let pair =
+        Pair::make_of(dir.path(), &Programs::find()?, [&of(Databases::A), &of(Databases::B)])?;
     let between = proxied(&pair).await?;
     let (a, b) = tokio::task::block_in_place(|| pair.start())?;
     let both = [connect(&pair.a).await?, connect(&pair.b).await?];
-    println!("{} meters, SoftHSM and SQLite at both sites; {}\n", options.meters, hardware());
+    println!("{} meters, SoftHSM and {stored} at both sites; {}\n", options.meters, hardware());
 
     b.stop()?;
     import(&both[0], 0..options.meters).await?;
-    let mut bench = Bench { pair: &pair, both, between, b: None, next: options.meters };
+    let mut bench = Bench { pair: &pair, stored, both, between, b: None, next: options.meters };
     bench.full_copy(dir.path(), options.meters).await?;
     bench.difference(options.meters).await?;
     bench.lag(options).await?;
@@ -148,6 +160,7 @@ async fn import(client: &KmsClient, meters: std::ops::Range<u32>) -> Result<u64,
 
 struct Bench<'a> {
     pair: &'a Pair,
+    stored: Stored,
     both: [KmsClient; 2],
     between: Proxy,
     b: Option<Running>,
@@ -163,9 +176,7 @@ impl Bench<'_> {
         let begun = self.until(|following| following.records_adopted > 0).await?;
         let done = self.until(|following| following.records_adopted >= meters.into()).await?;
         let (copied, bytes) = (done - begun, self.bytes() - bytes);
-        let into: PathBuf = dir.join("copy.db");
-        let (own, rows) = own_copy(&database_of(&self.pair.a)?, &into)?;
-        fs::remove_file(into)?;
+        let (own, rows) = self.stored.own_copy(&self.pair.a, dir)?;
         if rows != u64::from(meters) {
             return Err(format!("{rows} records were copied, and {meters} are there").into());
         }
@@ -214,6 +225,7 @@ impl Bench<'_> {
     /// One meter of a thousand is new: bytes on the wire, beside those of a connection on which nothing changes.
     async fn difference(&mut self, meters: u32) -> Result<(), Error> {
         let quiet = Duration::from_secs(5);
+        self.until_quiet().await;
         let idle = self.bytes();
         tokio::time::sleep(quiet).await;
         let idle = self.bytes() - idle;
@@ -331,6 +343,20 @@ impl Bench<'_> {
             tokio::time::sleep(LOOK).await;
         }
         Err("the second site does not follow".into())
+    }
+
+    /// Nothing is caught up with any more: the second site has its copy of the audit log, too.
+    async fn until_quiet(&self) {
+        let until = Instant::now() + PATIENCE;
+        let mut before = self.bytes();
+        while Instant::now() < until {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let now = self.bytes();
+            if now - before < QUIET_BYTES {
+                return;
+            }
+            before = now;
+        }
     }
 
     /// Both have as many meters.

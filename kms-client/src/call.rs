@@ -91,7 +91,7 @@ pub enum CallError {
         /// The reason, and what to do.
         reason: String,
     },
-    /// The call needs two people. Once a second one has approved it at the same server, make the same
+    /// The call needs two people. Once a second one has approved it at the same site, make the same
     /// call again.
     #[error("{reason}")]
     SecondPersonNeeded {

@@ -154,7 +154,7 @@ impl KmsClient {
         Audit::of(Arc::clone(&self.transport))
     }
 
-    /// The calls that wait for their second person at this server, the oldest first.
+    /// The calls that wait for their second person at this site, the oldest first.
     pub async fn approvals(&self) -> Result<Vec<Approval>, CallError> {
         approvals::list(&self.transport).await
     }

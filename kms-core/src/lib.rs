@@ -27,6 +27,7 @@ pub mod replication;
 pub mod secret;
 pub mod site;
 pub mod test_keys;
+pub mod two_people;
 pub mod verdict;
 pub mod wire;
 

@@ -32,9 +32,35 @@ impl Add<Duration> for Moment {
     }
 }
 
+/// A moment by both clocks of a machine. The wall clock may be put back; the monotonic one stands still while a virtual
+/// machine is paused, and says nothing to another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+    /// By the monotonic clock.
+    pub moment: Moment,
+}
+
+impl Stamp {
+    /// Milliseconds since then, as the clock tells it that says more: neither alone makes anything younger.
+    pub fn age_ms(self, now: Self) -> u64 {
+        let by_wall = now.unix_ms.saturating_sub(self.unix_ms);
+        by_wall.max(now.moment.ms_since(self.moment))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_clock_that_says_more_is_believed() {
+        let at = |unix_ms, ms| Stamp { unix_ms, moment: Moment::from_ms(ms) };
+        assert_eq!(at(1_000, 5).age_ms(at(1_900, 105)), 900, "a paused machine, its clock set");
+        assert_eq!(at(1_000, 5).age_ms(at(10, 105)), 100, "the wall clock was put back");
+        assert_eq!(at(1_000, 5).age_ms(at(1_000, 5)), 0);
+    }
 
     #[test]
     fn a_span_is_never_negative_and_never_overflows() {

@@ -4,12 +4,12 @@
 use async_trait::async_trait;
 
 use super::{
-    BlockNo, StoredRecord,
+    BlockNo, Epoch, StoredRecord,
     audit::{ChainTip, Checkpoint},
     block::BlockMark,
     counters::allocator::Witnessed,
     floors::FloorRow,
-    moment::Moment,
+    moment::{Moment, Stamp},
 };
 
 /// The time, handed in.
@@ -19,6 +19,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// Now, for spans of time. Never goes back.
     fn now(&self) -> Moment;
+
+    /// Now, by both.
+    fn stamp(&self) -> Stamp {
+        Stamp { unix_ms: self.unix_ms(), moment: self.now() }
+    }
 }
 
 /// A place outside the database that remembers the last signed head of a node's audit chain: who can
@@ -119,6 +124,9 @@ pub struct WitnessSaid {
     /// Records of counter lines of the block that was asked for, which it set aside when it took our block over. Not
     /// verified.
     pub set_aside: Vec<StoredRecord>,
+    /// The epoch since which it has lost nothing of that block; `None`: no block was asked for, or its release does not
+    /// say.
+    pub remembers_since: Option<Epoch>,
 }
 
 /// A witness of our counters outside this site's database.

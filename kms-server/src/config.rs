@@ -4,6 +4,7 @@
 mod error;
 mod findings;
 mod limits_section;
+mod nodes_section;
 mod peer_section;
 mod pin;
 mod profiles;

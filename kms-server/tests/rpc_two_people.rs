@@ -237,13 +237,13 @@ async fn what_waits_is_bounded_for_each_and_for_all() {
 }
 
 #[tokio::test]
-async fn another_server_knows_of_nothing() {
+async fn another_site_knows_of_nothing() {
     let (here, there) = (site().await, site().await);
     let id = number(delete(&here.caller("cid").await, "m-1").await);
     let answer = approve(&there.caller("dora").await, &id).await;
     is(&answer, (Code::NotFound, "NOTHING_WAITS"));
     let sentence = answer.unwrap_err().message().to_owned();
-    assert!(sentence.contains("asked of another server or before a restart"), "{sentence}");
+    assert!(sentence.contains("asked of another site"), "{sentence}");
     is(&delete(&here.caller("cid").await, "m-1").await, NEEDED);
 }
 

@@ -104,7 +104,8 @@ impl World<'_> {
 
     fn transmit_to(&mut self, place: Place, meter: u8) -> Result<(), Broken> {
         let many = if self.busy { 40 } else { 10 };
-        let times = if self.chance.percent(many) { RANGE as usize } else { 40 };
+        let ranges = if self.many { 4 } else { 1 };
+        let times = if self.chance.percent(many) { ranges * RANGE as usize } else { 40 };
         let times = 1 + self.chance.below(times);
         let name = line_of(meter);
         let Some((line, position)) = self.line(place.site, &name) else {
@@ -128,6 +129,7 @@ impl World<'_> {
                     self.truth.transmit(place, epoch, name, counter, late)?;
                     self.truth.shared += u64::from(shared);
                 }
+                Err(NotAllocated::Reserve) if self.reserves_at_once(place, block) => {}
                 Err(NotAllocated::Reserve) => {
                     self.node(place).tasks.push(Task::Reserve(block));
                     break;
@@ -139,6 +141,24 @@ impl World<'_> {
             self.hit(Fault::SharedValue, place.site);
         }
         Ok(())
+    }
+
+    /// Where many are sent, most reservations are made before anything else happens. Whether one is there now.
+    fn reserves_at_once(&mut self, place: Place, block: usize) -> bool {
+        if !self.many || self.chance.percent(10) {
+            return false;
+        }
+        let begun = self.node(place).tasks.len();
+        self.reserve(place, block);
+        let node = self.node(place);
+        if node.tasks.len() > begun
+            && let Some(Task::CommitMark { block, stored, mark }) = node.tasks.pop()
+        {
+            self.commit_mark(place, block, stored, mark);
+        }
+        let ms = self.ms;
+        let node = self.node(place);
+        node.allocators[block].holds(node.now(ms))
     }
 
     /// The older form of a counter epoch: the distance from the epoch of a line's first use.

@@ -14,6 +14,9 @@ use crate::{
 /// Rounds in which sites that reach each other come to equal blocks.
 const ROUNDS: usize = 400;
 
+/// Steps of proofs in each event.
+const PROOF_STEPS: usize = 3;
+
 /// Rounds in which two sites have lines that are proved, and ranges.
 const ROUNDS_BEFORE: usize = 12;
 
@@ -85,6 +88,7 @@ impl World<'_> {
             _ if self.chance.percent(self.calm) => {}
             _ => self.fault(place, drawn),
         }
+        (0..PROOF_STEPS).for_each(|_| self.prove_any());
         self.check()
     }
 
@@ -212,6 +216,7 @@ impl World<'_> {
             990..995 => {
                 self.hit(Fault::ClockJump, site);
                 self.jumped_ms = self.chance.bits() % (1 << 40);
+                self.jump_wall(site);
             }
             _ => {}
         }
@@ -285,6 +290,7 @@ impl World<'_> {
 
     fn freeze(&mut self, place: Place, fault: Fault) {
         self.hit(fault, place.site);
+        self.proving.paused_at[place.site][place.node] = self.node(place).behind;
         let node = self.node(place);
         match fault {
             Fault::Pause => node.paused = true,
@@ -301,6 +307,9 @@ impl World<'_> {
     }
 
     fn thaw(&mut self, place: Place) {
+        if self.node(place).paused {
+            self.resume_wall(place);
+        }
         let node = self.node(place);
         (node.frozen, node.paused) = (false, false);
     }
@@ -313,7 +322,7 @@ impl World<'_> {
             self.settle_once(round)?;
             self.check()?;
             if self.is_settled() {
-                return Ok(());
+                return self.prove_in_the_end();
             }
         }
         let heads = |site: usize| {

@@ -44,6 +44,10 @@ numbered! {
         Switchover = 17 "switchover",
         /// A counter is used on a value that meters of several blocks share.
         SharedValue = 18 "shared value",
+        /// The site's token has lost one of its KEKs.
+        MissingKek = 19 "missing KEK",
+        /// The site's token no longer opens a block.
+        ShutBlock = 20 "shut block",
     }
 }
 

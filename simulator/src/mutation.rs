@@ -34,6 +34,16 @@ pub enum Mutation {
     NoForkCheck,
     /// What was set aside is not kept.
     DropSetAside,
+    /// A proof is held against the challenge that its answer names, whatever was asked: an old one, or another asker's.
+    ProofOfAnyQuestion,
+    /// Whoever proves does not check its KEKs first.
+    KekUnchecked,
+    /// A report of an epoch that is over says that a site is ready.
+    ReportOfAnyEpoch,
+    /// A proof is as young as the look at it.
+    ProofAsOfItsAnswer,
+    /// The wall clock alone tells the age of a proof.
+    WallClockAlone,
 }
 
 impl Mutation {
@@ -54,5 +64,10 @@ impl Mutation {
         Self::AdoptAsOwn,
         Self::NoForkCheck,
         Self::DropSetAside,
+        Self::ProofOfAnyQuestion,
+        Self::KekUnchecked,
+        Self::ReportOfAnyEpoch,
+        Self::ProofAsOfItsAnswer,
+        Self::WallClockAlone,
     ];
 }

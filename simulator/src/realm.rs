@@ -3,11 +3,15 @@
 use kms_core::{
     BlockCount, BlockNo, BlockSecret, DomainId, DomainRecord, Epoch, Fingerprint, SystemTitle,
     audit::{PublicKey, SiteKeys},
-    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+    block::{
+        keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+        proof::ProofKey,
+    },
     counters::LineName,
     site::{
         admission::Writers,
         peer::PeerKind,
+        readiness::{ReadinessReport, SignedReadiness},
         role::{RoleRecord, SignedRoleRecord},
     },
 };
@@ -36,6 +40,7 @@ pub struct NoRealm;
 /// The key domain of all histories. What is random in it, the tokens' keys, decides nothing.
 pub struct Realm {
     keys: Vec<BlockKeys>,
+    proof_keys: Vec<ProofKey>,
     tokens: [EcdsaKeyPair; 2],
     random: SystemRandom,
     /// Whose signatures count, for each site.
@@ -46,6 +51,7 @@ impl Realm {
     /// A new one.
     pub fn new() -> Result<Self, NoRealm> {
         let keys = (0..BLOCKS).map(keys_of).collect::<Option<_>>().ok_or(NoRealm)?;
+        let proof_keys = (0..BLOCKS).map(proof_key_of).collect::<Option<_>>().ok_or(NoRealm)?;
         let random = SystemRandom::new();
         let (even, odd) = (token(&random)?, token(&random)?);
         let public = |token: &EcdsaKeyPair| {
@@ -54,12 +60,27 @@ impl Realm {
         };
         let of = |own| Writers { even: public(&even), odd: public(&odd), own };
         let writers = [of(Some(true)), of(Some(false)), of(None)];
-        Ok(Self { keys, tokens: [even, odd], random, writers })
+        Ok(Self { keys, proof_keys, tokens: [even, odd], random, writers })
     }
 
     /// The keys of a block.
     pub(crate) fn keys(&self, block: usize) -> &BlockKeys {
         &self.keys[block % self.keys.len()]
+    }
+
+    /// The key of a block's proofs.
+    pub(crate) fn proof_key(&self, block: usize) -> &ProofKey {
+        &self.proof_keys[block % self.proof_keys.len()]
+    }
+
+    /// Has a site's token sign a report.
+    pub(crate) fn sign_readiness(
+        &self,
+        site: usize,
+        report: ReadinessReport,
+    ) -> Option<SignedReadiness> {
+        let signature = self.tokens[site % 2].sign(&self.random, &report.message()).ok()?;
+        Some(SignedReadiness { report, signature: signature.as_ref().try_into().ok()? })
     }
 
     /// Has a site's token sign.
@@ -87,9 +108,11 @@ impl Realm {
     }
 }
 
-const DOMAIN: DomainId = DomainId([1; 16]);
+/// The key domain.
+pub(crate) const DOMAIN: DomainId = DomainId([1; 16]);
 
-fn block_count() -> BlockCount {
+/// The domain's blocks.
+pub(crate) fn block_count() -> BlockCount {
     BlockCount::new(BLOCKS).unwrap_or(BlockCount::DEFAULT)
 }
 
@@ -99,15 +122,26 @@ fn token(random: &SystemRandom) -> Result<EcdsaKeyPair, NoRealm> {
     EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), random).map_err(|_| NoRealm)
 }
 
-fn keys_of(block: u32) -> Option<BlockKeys> {
+fn secret_of(block: u32) -> Option<BlockSecret> {
     let secret = BlockSecret::fill_with(|bytes| {
         bytes.fill(block as u8 + 1);
         Ok::<(), NoRealm>(())
     });
+    secret.ok()
+}
+
+const fn place_of(block: u32) -> SecretBinding<'static> {
+    SecretBinding { domain: &DOMAIN, block: BlockNo(block), secret_version: 1 }
+}
+
+fn keys_of(block: u32) -> Option<BlockKeys> {
     let mut subkeys = [0; SUBKEYS_LEN];
-    let place = SecretBinding { domain: &DOMAIN, block: BlockNo(block), secret_version: 1 };
-    place.derive_subkeys(&secret.ok()?, &mut subkeys);
+    place_of(block).derive_subkeys(&secret_of(block)?, &mut subkeys);
     BlockKeys::new(DOMAIN, &subkeys)
+}
+
+fn proof_key_of(block: u32) -> Option<ProofKey> {
+    Some(ProofKey::of(&place_of(block), &secret_of(block)?))
 }
 
 /// The title of a meter.

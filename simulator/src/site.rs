@@ -16,7 +16,10 @@ use kms_core::{
     site::role::{RoleRecord, SignedRoleRecord, Standing},
 };
 
-use crate::realm::{BLOCKS, FOUNDING, Realm};
+use crate::{
+    proofs::{NodeProofs, Paper},
+    realm::{BLOCKS, FOUNDING, Realm},
+};
 
 /// The even site, the odd one, and the replica.
 pub(crate) const SITES: usize = 3;
@@ -81,6 +84,8 @@ pub(crate) struct Database {
     pub(crate) aside: BTreeSet<(BlockNo, Position)>,
     /// Lines that were set aside with a higher offset than the peer's: told to the peer.
     pub(crate) raised: Vec<Line>,
+    /// The last complete report of each site's readiness.
+    pub(crate) papers: [Option<Paper>; SITES],
 }
 
 impl Database {
@@ -102,6 +107,7 @@ impl Database {
             witness: [none(), none()],
             aside: BTreeSet::new(),
             raised: Vec::new(),
+            papers: [const { None }; SITES],
         }
     }
 
@@ -181,6 +187,8 @@ pub(crate) struct Node {
     pub(crate) tasks: Vec<Task>,
     /// Writes whose round with the peer was begun: its number and the write.
     pub(crate) rounds: Vec<(u64, Write)>,
+    /// Proofs and reports of readiness.
+    pub(crate) proving: NodeProofs,
 }
 
 impl Node {
@@ -203,6 +211,7 @@ impl Node {
             allocators,
             tasks: Vec::new(),
             rounds: Vec::new(),
+            proving: NodeProofs::new(),
         }
     }
 

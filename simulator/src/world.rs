@@ -12,6 +12,7 @@ use kms_core::{
 
 use crate::{
     chance::Chance,
+    evidence::Proving,
     fault::{Fault, Hit, Hits},
     mutation::Mutation,
     net::{Body, Message},
@@ -32,6 +33,8 @@ pub(crate) struct World<'a> {
     pub(crate) calm: usize,
     /// It begins with sites that are in step and have sent to all meters, and much is sent.
     pub(crate) busy: bool,
+    /// Thousands of counters go out at a time, and most reservations are made at once.
+    pub(crate) many: bool,
     /// Milliseconds since it began.
     pub(crate) ms: u64,
     /// Milliseconds by which the wall clock jumped.
@@ -54,6 +57,8 @@ pub(crate) struct World<'a> {
     pub(crate) rolled_back: Option<usize>,
     /// Lines that the base of the older form is kept for, at each site.
     pub(crate) bases: Vec<std::collections::BTreeMap<kms_core::counters::LineName, u64>>,
+    /// Proofs of readiness.
+    pub(crate) proving: Proving,
 }
 
 impl<'a> World<'a> {
@@ -73,6 +78,7 @@ impl<'a> World<'a> {
             chance,
             calm,
             busy,
+            many: false,
             ms: 1_000,
             jumped_ms: 0,
             domains,
@@ -89,6 +95,7 @@ impl<'a> World<'a> {
             story: None,
             rolled_back: None,
             bases: vec![Default::default(); SITES],
+            proving: Proving::new(seed),
         };
         for site in 0..SITES {
             let start = |node| Node::start(Place { site, node }, world.standing(site));
@@ -288,6 +295,7 @@ impl<'a> World<'a> {
 
     /// What must hold after each step.
     pub(crate) fn check(&mut self) -> Result<(), Broken> {
+        self.check_ready()?;
         let writers: Vec<&Database> = self.sites.iter().take(2).collect();
         self.truth.nothing_is_lost(&writers, self.rolled_back.take())
     }

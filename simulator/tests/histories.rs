@@ -12,14 +12,30 @@ fn run(
     mutation: Option<Mutation>,
 ) -> Result<simulator::Report, Failure> {
     let realm = Realm::new().unwrap();
-    Plan { seed, histories, events: EVENTS, mutation }.run(&realm)
+    Plan { seed, histories, events: EVENTS, mutation, counters: 0 }.run(&realm)
 }
 
 #[test]
-fn invariants_3_4_5_6_and_7_hold_in_all_histories() {
+fn invariants_3_4_5_6_7_and_11_hold_in_all_histories() {
     let report = run(1, 1_000, None).unwrap_or_else(|failure| panic!("{failure}"));
-    println!("{}\n{} counters", report.hits, report.counters);
+    println!("{}\n{} counters, {} READY", report.hits, report.counters, report.ready);
     assert!(report.counters > 100_000, "{}", report.counters);
+    assert!(report.ready > 100_000, "{}", report.ready);
+}
+
+#[test]
+fn invariant_3_millions_of_counters_go_out_once_each_a_tenth_of_them_on_shared_values() {
+    let realm = Realm::new().unwrap();
+    let plan = Plan { seed: 1, histories: 0, events: EVENTS, mutation: None, counters: 2_000_000 };
+    let report = plan.run(&realm).unwrap_or_else(|failure| panic!("{failure}"));
+    println!(
+        "{} counters, {} shared, {} histories",
+        report.counters, report.shared, report.histories
+    );
+    assert!(report.counters >= 2_000_000 && report.shared * 10 >= report.counters);
+    assert!(report.histories >= 10, "{} histories", report.histories);
+    let plan = Plan { mutation: Some(Mutation::BlockLocalMark), ..plan };
+    assert_eq!(plan.run(&realm).unwrap_err().broken.invariant, 3);
 }
 
 #[test]
@@ -38,7 +54,8 @@ fn found(mutation: Mutation, from: u64, invariants: &[u8]) {
     assert!(invariants.contains(&failure.broken.invariant), "{failure}");
     // It is the mistake, and not the seed.
     let realm = Realm::new().unwrap();
-    let plan = Plan { seed: failure.seed, histories: 1, events: EVENTS, mutation: None };
+    let plan =
+        Plan { seed: failure.seed, histories: 1, events: EVENTS, mutation: None, counters: 0 };
     assert!(plan.run(&realm).is_ok());
 }
 
@@ -72,4 +89,9 @@ mistakes! {
     records_of_the_peer_that_are_written_as_ones_own_are_found AdoptAsOwn from 1 [4, 5];
     a_parted_block_that_is_overwritten_is_found NoForkCheck from 1 [4];
     what_was_set_aside_and_dropped_is_found DropSetAside from 1 [4];
+    a_proof_of_another_question_that_counts_is_found ProofOfAnyQuestion from 1 [11];
+    a_prover_that_does_not_check_its_keks_is_found KekUnchecked from 1 [11];
+    a_report_of_an_epoch_that_is_over_and_counts_is_found ReportOfAnyEpoch from 1 [11];
+    a_proof_that_is_as_young_as_the_look_at_it_is_found ProofAsOfItsAnswer from 780 [11];
+    an_age_by_the_wall_clock_alone_is_found WallClockAlone from 400 [11];
 }

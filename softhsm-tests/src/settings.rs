@@ -17,6 +17,8 @@ pub enum Role {
     AmiAdmin,
     /// Rotates keys.
     Rotator,
+    /// Another node of the site.
+    Node,
     /// The other site.
     Peer,
     /// A read-only replica.
@@ -31,11 +33,12 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Dev,
         Self::Hes,
         Self::AmiAdmin,
         Self::Rotator,
+        Self::Node,
         Self::Peer,
         Self::Replica,
         Self::Auditor,
@@ -50,6 +53,7 @@ impl Role {
             Self::Hes => "hes-1",
             Self::AmiAdmin => "admin-1",
             Self::Rotator => "rotator-1",
+            Self::Node => "node-1",
             Self::Peer => "peer-1",
             Self::Replica => "replica-1",
             Self::Auditor => "auditor-1",
@@ -65,6 +69,7 @@ impl Role {
             Self::Hes => "client-hes.toml",
             Self::AmiAdmin => "client-ami_admin.toml",
             Self::Rotator => "client-rotator.toml",
+            Self::Node => "client-node.toml",
             Self::Peer => "client-peer.toml",
             Self::Replica => "client-replica.toml",
             Self::Auditor => "client-auditor.toml",
@@ -80,6 +85,7 @@ impl Role {
             Self::Hes => &["hes"],
             Self::AmiAdmin => &["ami_admin"],
             Self::Rotator => &["rotator"],
+            Self::Node => &["node"],
             Self::Peer => &["peer"],
             Self::Replica => &["replica"],
             Self::Auditor => &["auditor"],

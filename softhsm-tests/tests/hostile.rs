@@ -7,8 +7,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::home;
-use softhsm_tests::hostile::{Attack, Times, assail};
+use common::{home, programs};
+use softhsm_tests::{
+    Pair, SiteOptions,
+    hostile::{Attack, Times, assail, assail_pair},
+};
 
 const SHORT: Times = Times {
     quiet: Duration::from_millis(500),
@@ -17,8 +20,13 @@ const SHORT: Times = Times {
 };
 
 fn attack(attack: Attack) {
-    let home = home();
-    let finding = assail(&home, attack, SHORT).unwrap();
+    let finding = if attack.is_by_a_peer() {
+        let dir = tempfile::Builder::new().prefix("kms-hostile-").tempdir().unwrap();
+        let pair = Pair::make(dir.path(), &programs(), &SiteOptions::default()).unwrap();
+        assail_pair(&pair, attack, SHORT).unwrap()
+    } else {
+        assail(&home(), attack, SHORT).unwrap()
+    };
     println!("{finding:?}");
     assert!(!finding.ended, "{finding:?}");
     assert!(finding.calls > 20 && finding.errors.0 == 0, "{finding:?}");
@@ -58,4 +66,8 @@ attacks! {
     connections_without_tls_make_room = TcpOnly;
     slow_handshakes_make_room = SlowHandshake;
     strangers_keep_nobody_out = Strangers;
+    a_flood_by_the_peer_leaves_room_for_others = PeerFloods;
+    followers_that_read_nothing_take_the_peers_places_only = PeerFollows;
+    a_stalled_peer_stalls_nobody = PeerStalls;
+    a_half_open_connection_to_the_peer_stalls_nobody = PeerHalfOpen;
 }

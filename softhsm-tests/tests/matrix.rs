@@ -28,7 +28,7 @@ struct Row {
 
 fn row(method: Method) -> Row {
     use Granted::{
-        AmiAdmin, Approver, Auditor, Hes, Peer, Replica, Rotator, Synchroniser, Transmitter,
+        AmiAdmin, Approver, Auditor, Hes, Node, Peer, Replica, Rotator, Synchroniser, Transmitter,
     };
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
@@ -60,6 +60,7 @@ fn row(method: Method) -> Row {
         Method::AuditVerifyChain => (&[Auditor], DONE),
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
+        Method::NodesProtect => (&[Node], BAD_FIELD),
         // A single site: there is nobody to whom anything would be shown.
         Method::ReplicationListBlockHeads
         | Method::ReplicationFetchBlocks
@@ -96,6 +97,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMicStream
         | Method::CipheringEncrypt
         | Method::CipheringEncryptBatch
+        | Method::NodesProtect
         | Method::ReplicationExchangeMarks
         | Method::ReplicationListBlockHeads
         | Method::ReplicationFetchBlocks
@@ -141,6 +143,7 @@ fn roles_of(caller: Role) -> &'static [Granted] {
         Role::Hes => &[Granted::Hes],
         Role::AmiAdmin => &[Granted::AmiAdmin],
         Role::Rotator => &[Granted::Rotator],
+        Role::Node => &[Granted::Node],
         Role::Peer => &[Granted::Peer],
         Role::Replica => &[Granted::Replica],
         Role::Auditor => &[Granted::Auditor],

@@ -7,6 +7,7 @@
 mod common;
 #[path = "../../kms-server/tests/postgres_common/mod.rs"]
 mod postgres_common;
+mod several_nodes;
 
 use std::{
     fs,
@@ -19,7 +20,7 @@ use std::{
 };
 
 use common::{
-    Home, blank_home, client, copy, eventually,
+    Home, client, eventually,
     fleet::{GAK, GUEK, PLAIN, add, apdu, id, line, push, push_with, value},
     warm,
 };
@@ -27,54 +28,13 @@ use kms_client::{
     CallError, KmsClient, MeterId, MeterName, MeterPolicy, MinimumProtection, Verdict,
 };
 use postgres_common::{Cluster, USER};
+use several_nodes::{blank, cluster, first_node, further_node, store};
 use softhsm_tests::{Authority, Role, Running, settings::quoted};
 
 /// What is promised of the other nodes, counted from the acknowledgement.
 const PROMISED: Duration = Duration::from_secs(1);
 /// Meters that the load asks for.
 const FLEET: u64 = 200;
-
-type Settings = Vec<(&'static str, &'static str, String)>;
-
-/// The `[store]` of a server that reaches `cluster` by its socket.
-fn store(cluster: &Cluster) -> Settings {
-    vec![
-        ("store", "kind", quoted("postgresql")),
-        ("store", "path", String::new()),
-        ("store", "host", quoted(&cluster.sockets().display().to_string())),
-        ("store", "port", cluster.port().to_string()),
-        ("store", "database", quoted("ami")),
-        ("store", "user", quoted(USER)),
-        ("store", "allow_no_tls", "true".to_owned()),
-    ]
-}
-
-fn blank(settings: &Settings) -> Home {
-    let borrowed: Vec<_> = settings.iter().map(|(s, k, v)| (*s, *k, v.as_str())).collect();
-    blank_home(&borrowed)
-}
-
-/// The site's first node, its token and its database made by `kms-server init`.
-fn first_node(cluster: &Cluster) -> Home {
-    let home = blank(&store(cluster));
-    home.init().unwrap();
-    home
-}
-
-/// A further node: its own data directory and port; the first one's token, PIN and certificates.
-fn further_node(first: &Home, cluster: &Cluster) -> Home {
-    let mut settings = store(cluster);
-    let tokens = first.places().tokens.display().to_string();
-    settings.push(("hsm", "token_dir", quoted(&tokens)));
-    let home = blank(&settings);
-    for part in ["secrets", "certificates"] {
-        let target = home.places().dir.join(part);
-        fs::remove_dir_all(&target).unwrap();
-        copy(&first.places().dir.join(part), &target);
-    }
-    fs::copy(&first.places().softhsm_conf, &home.places().softhsm_conf).unwrap();
-    home
-}
 
 /// A node that runs, and a client that is everything to it.
 struct Node {
@@ -98,12 +58,6 @@ impl Node {
     async fn faults(&self) -> String {
         self.client.site_status().await.unwrap().faults.join("; ")
     }
-}
-
-fn cluster() -> Cluster {
-    let cluster = Cluster::new(&[]);
-    cluster.database("ami");
-    cluster
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -303,7 +257,7 @@ async fn a_node_over_a_standby_reads_refuses_changes_and_takes_them_once_it_is_p
 }
 
 /// `[store]` for the way through TLS, as it stands after `check`.
-fn over_tls(cluster: &Cluster, host: &str, ca: &Path) -> Settings {
+fn over_tls(cluster: &Cluster, host: &str, ca: &Path) -> several_nodes::Settings {
     let mut settings = store(cluster);
     settings.retain(|(_, key, _)| !matches!(*key, "host" | "allow_no_tls"));
     settings.push(("store", "host", quoted(host)));

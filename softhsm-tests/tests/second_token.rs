@@ -58,6 +58,13 @@ fn token_files(site: &Site) -> BTreeSet<PathBuf> {
     fs::read_dir(&site.places().tokens).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
+/// The events of an audit chain that is good as a whole.
+fn good_events(site: &Site, verify: &[&str]) -> u64 {
+    let said = site.ami_tool(Role::Auditor).succeed(verify).unwrap();
+    let good = said.lines().find_map(|line| line.strip_prefix("good events"));
+    good.unwrap().trim().parse().unwrap()
+}
+
 async fn count(site: &Site, query: &'static str) -> i64 {
     let url = format!("sqlite://{}", site.places().data.join("kms.db").display());
     let mut database = SqliteConnection::connect(&url).await.unwrap();
@@ -154,10 +161,12 @@ async fn a_site_goes_on_with_its_second_token_alone_and_the_other_site_follows()
     })
     .await;
     pair.until_proved(site).unwrap();
-    let auditor = |site: &Site, arguments: &[&str]| {
-        site.ami_tool(Role::Auditor).succeed(arguments).unwrap();
-    };
-    auditor(site, &["audit", "verify"]);
+    // One chain has heads of both, and so has its copy.
+    let ends = good_events(site, &["audit", "verify"]);
+    eventually("the copy goes as far, and is good", || async {
+        good_events(other, &["audit", "verify", "--of", "site-a"]) >= ends
+    })
+    .await;
     said_by(site, "plan", &["site", "status", "--readiness"]).unwrap();
     b.stop().unwrap();
     a.stop().unwrap();

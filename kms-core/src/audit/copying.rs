@@ -1,7 +1,9 @@
 //! A copy of another site's chain, which goes on piece by piece: each is verified as a whole chain is, before it is kept.
 
+use std::collections::BTreeMap;
+
 use super::{
-    ChainTip, Checkpoint, NodeId, SiteKeys, StoredEvent,
+    ChainTip, Checkpoint, NodeId, PublicKey, SiteKeys, StoredEvent,
     walk::{Broken, Verifier, What},
 };
 use crate::Epoch;
@@ -82,6 +84,82 @@ impl Copied {
         verifier.finish(None)?;
         Ok(Self { tip: verifier.tip(), signed, broken_in: self.broken_in })
     }
+}
+
+/// A chain whose end the other site has signed, and does not give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the audit chain of node {} is withheld: its token has signed event {}, and no event behind {copied} is given",
+    signed.node, signed.sequence
+)]
+pub struct Withheld {
+    /// The end that was signed.
+    pub signed: ChainTip,
+    /// The last event that was copied.
+    pub copied: u64,
+}
+
+/// Holds copies against the ends of the chains in a table that the other site has signed: whoever leaves events out has
+/// said that there are some.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// By node, the looks at which nothing more was given although there was more.
+    looks: BTreeMap<NodeId, u32>,
+    /// The number of the table at the last of them.
+    table: u64,
+}
+
+/// What came of one look at the other site's chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All that it gives was copied.
+    Whole,
+    /// It gives more than was taken in one look.
+    More,
+    /// It did not answer.
+    Unanswered,
+}
+
+impl Ends {
+    /// Looks at which nothing more is given before that is told: a database that is read may be a standby's.
+    pub const GRACE: u32 = 30;
+    /// A site that answers other questions and not this one counts for so many, with each table that it shows.
+    const UNANSWERED: u32 = 10;
+
+    /// After a look: what is withheld. `signed` are the ends of the newest table, of this number, that was shown before it.
+    pub fn looked(
+        &mut self,
+        copies: &[Copied],
+        (number, signed): (u64, &[ChainTip]),
+        look: Look,
+    ) -> Vec<Withheld> {
+        let counts = match look {
+            Look::Whole => 1,
+            Look::More => 0,
+            Look::Unanswered if number == self.table => 0,
+            Look::Unanswered => Self::UNANSWERED,
+        };
+        self.table = number;
+        let copied = |node| {
+            let copy = copies.iter().find(|copy| copy.tip.node == node);
+            copy.map_or(0, |copy| copy.tip.sequence)
+        };
+        let behind = signed.iter().map(|end| Withheld { signed: *end, copied: copied(end.node) });
+        let behind: Vec<Withheld> = behind.filter(|it| it.copied < it.signed.sequence).collect();
+        let before = std::mem::take(&mut self.looks);
+        for Withheld { signed: end, .. } in &behind {
+            let looks = before.get(&end.node).copied().unwrap_or(0).saturating_add(counts);
+            self.looks.insert(end.node, looks);
+        }
+        let is_told = |it: &Withheld| self.looks.get(&it.signed.node) >= Some(&Self::GRACE);
+        behind.into_iter().filter(is_told).collect()
+    }
+}
+
+/// Of these keys, the newest first, the one that signed this head of a chain: a site that was enrolled anew signs with
+/// another one than before.
+pub fn signer_of(head: &Checkpoint, keys: &[PublicKey]) -> Option<PublicKey> {
+    keys.iter().copied().find(|key| head.is_signed_by(key))
 }
 
 #[cfg(test)]

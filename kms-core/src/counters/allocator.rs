@@ -150,8 +150,11 @@ struct Asked {
 /// A reservation of another node that is being watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Watched {
+    holder: NodeId,
     term: u64,
     since: Moment,
+    /// The holder answered what was forwarded to it last.
+    answers: bool,
 }
 
 /// The state of one block's counters at one node. Bounded by the lines of the block.
@@ -258,15 +261,29 @@ impl Allocator {
         Ok((held.start, if is_left { held.end } else { more }))
     }
 
-    /// Another node's reservation is left alone until it was seen unchanged for long enough.
+    /// Another node's reservation is left alone while that node answers, and until it was seen unchanged for long enough.
     fn wait_for_others(&mut self, now: Moment, stored: &Mark) -> Result<(), NotReserved> {
         let Some(holder) = stored.holder.filter(|holder| *holder != self.node) else {
             return Ok(());
         };
-        let same = self.watched.filter(|watched| watched.term == stored.term);
-        let watched = same.unwrap_or(Watched { term: stored.term, since: now });
+        let term = stored.term;
+        let same = self.watched.filter(|watched| watched.holder == holder);
+        let answers = same.is_some_and(|watched| watched.answers);
+        let same = same.filter(|watched| watched.term == term);
+        let watched = same.unwrap_or(Watched { holder, term, since: now, answers });
         self.watched = Some(watched);
-        if now >= watched.since + TAKE_OVER { Ok(()) } else { Err(NotReserved::Held { holder }) }
+        let is_gone = !watched.answers && now >= watched.since + TAKE_OVER;
+        if is_gone { Ok(()) } else { Err(NotReserved::Held { holder }) }
+    }
+
+    /// What was forwarded to the node that holds the block was answered, or not. One that answers is not taken over from,
+    /// however seldom it is asked: each take-over burns what is left of its range.
+    pub fn heard(&mut self, now: Moment, holder: NodeId, answers: bool) {
+        let Some(watched) = self.watched.as_mut().filter(|it| it.holder == holder) else { return };
+        if watched.answers && !answers {
+            watched.since = now;
+        }
+        watched.answers = answers;
     }
 
     /// The mark that was asked for last was written.

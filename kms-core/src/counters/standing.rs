@@ -61,24 +61,45 @@ fn may_forget(promotion: &RoleRecord, block: BlockNo) -> bool {
     after.is_even() == even || epoch != after.next_of(even) || found != Some(after)
 }
 
+/// The epoch since which a site's database has lost nothing of a block, as it says itself: the one in which it met the
+/// asker, or its newest promotion with which it may have forgotten lines.
+pub fn remembers_since<R: Borrow<RoleRecord>>(
+    domain: &DomainRecord,
+    known: &[R],
+    block: BlockNo,
+    met: Option<EnrolledIn>,
+) -> Epoch {
+    let met = met.map_or(domain.epoch, |met| met.first);
+    forgotten(domain, known, block).map_or(met, |epoch| epoch.max(met))
+}
+
 /// The epoch of the newest promotion with which a site may have forgotten lines of a block, and of which nobody who is
 /// there now can tell which: of ours, the peer was enrolled in that epoch or later; of the peer's, the two did not know
 /// each other yet. What was written of a line in a lower epoch says nothing: its counter is declared anew. `None`: there
 /// is none.
+///
+/// `remembers` is what the peer says of its own database: our row of it may be one from before it was enrolled anew, as a
+/// database has it that was put back once more. Then the peer remembers from there on, and who was put back to a time
+/// before that has lost what nobody remembers.
 pub fn unwitnessed<R: Borrow<RoleRecord>>(
     domain: &DomainRecord,
     known: &[R],
     block: BlockNo,
     met: Option<EnrolledIn>,
+    remembers: Option<Epoch>,
 ) -> Option<Epoch> {
-    let EnrolledIn { first, last } = met?;
+    let (first, last) = match met {
+        Some(EnrolledIn { first, last }) => (first, last.max(remembers.unwrap_or(last))),
+        None => (domain.epoch, remembers?),
+    };
     let promotions =
         known.iter().map(Borrow::borrow).filter(|record| record.change == RoleChange::Promotion);
-    let is_unwitnessed = |record: &&RoleRecord| {
-        let until = if domain.kind.owns(record.epoch) { last } else { first };
-        record.epoch <= until && may_forget(record, block)
+    let since = |record: &RoleRecord| match domain.kind.owns(record.epoch) {
+        true if record.epoch <= last => Some(record.epoch),
+        true => (record.after < last).then_some(last),
+        false => (record.epoch <= first).then_some(record.epoch),
     };
-    promotions.filter(is_unwitnessed).map(|record| record.epoch).max()
+    promotions.filter(|record| may_forget(record, block)).filter_map(since).max()
 }
 
 #[cfg(test)]
@@ -138,7 +159,7 @@ mod tests {
         ];
         let since = |even, first, last| {
             let met = EnrolledIn { first: Epoch(first), last: Epoch(last) };
-            unwitnessed(&domain(even), &records, BlockNo(0), Some(met)).map(|epoch| epoch.0)
+            unwitnessed(&domain(even), &records, BlockNo(0), Some(met), None).map(|epoch| epoch.0)
         };
         // The first site, whose peer was there all the time; was enrolled after; was enrolled anew after, twice.
         assert_eq!((since(true, 2, 2), since(true, 2, 4)), (None, None));
@@ -147,7 +168,40 @@ mod tests {
         // The second one, which was there; which joined after the first one's restore; whose peer is a new one.
         assert_eq!((since(false, 2, 2), since(false, 6, 6)), (None, Some(6)));
         assert_eq!((since(false, 2, 7), since(false, 2, 12)), (None, Some(11)));
-        assert_eq!(unwitnessed(&domain(true), &records, BlockNo(0), None), None);
+        assert_eq!(unwitnessed(&domain(true), &records, BlockNo(0), None, None), None);
+    }
+
+    #[test]
+    fn invariant_3_a_peer_that_was_rebuilt_after_the_backup_says_itself_that_it_is_no_witness() {
+        // Put back in 6, when the peer was enrolled anew; put back once more to the same backup, which knows neither.
+        let records = [promotion(3, 2, (2, 1)), promotion(4, 3, (3, 1)), promotion(8, 4, (4, 1))];
+        let met = Some(EnrolledIn { first: Epoch(2), last: Epoch(2) });
+        let since = |records: &[RoleRecord], remembers: Option<u64>| {
+            let remembers = remembers.map(Epoch);
+            unwitnessed(&domain(true), records, BlockNo(0), met, remembers).map(|epoch| epoch.0)
+        };
+        assert_eq!(since(&records, None), None);
+        assert_eq!(since(&records, Some(2)), None);
+        assert_eq!(since(&records, Some(6)), Some(6));
+        // One that was there when the database had all: what it lost since is remembered.
+        assert_eq!(since(&records, Some(4)), None);
+        assert_eq!(since(&records, Some(9)), Some(8));
+        // The promotion between the two is known again.
+        let between = promotion(6, 4, (4, 1));
+        let told = [records[0].clone(), records[1].clone(), between, promotion(8, 6, (4, 1))];
+        assert_eq!((since(&told, Some(6)), since(&told, Some(3))), (Some(6), None));
+        // A row of a release that noted no epochs.
+        let unnoted = unwitnessed(&domain(true), &records, BlockNo(0), None, Some(Epoch(6)));
+        assert_eq!(unnoted, Some(Epoch(6)));
+    }
+
+    #[test]
+    fn invariant_3_a_site_remembers_since_it_met_the_other_one_or_was_put_back_itself() {
+        let records = [promotion(3, 2, (2, 1)), promotion(6, 2, (2, 1)), promotion(7, 6, (6, 1))];
+        let met = |first| Some(EnrolledIn { first: Epoch(first), last: Epoch(9) });
+        let since = |even, met| remembers_since(&domain(even), &records, BlockNo(0), met).0;
+        assert_eq!((since(true, met(2)), since(true, None), since(true, met(8))), (6, 6, 8));
+        assert_eq!((since(false, met(3)), since(false, None)), (3, 2));
     }
 
     #[test]

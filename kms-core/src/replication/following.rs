@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// Updates that were read and are not stored yet: beyond them nothing more is read.
-pub const WINDOW: usize = 256;
+pub const WINDOW: usize = 768;
 
 /// Bytes of such updates: beyond them nothing more is read.
 pub const WINDOW_BYTES: usize = 32 << 20;
 
 /// Blocks taken over at the same time. What is written for a commit (its event, pages of indexes that all records touch,
 /// the flush) is shared by as many.
-pub const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 256;
 
 /// Bytes of updates beyond which no further block is taken over at the same time.
 pub const BYTES_AT_ONCE: usize = 8 << 20;

@@ -147,6 +147,19 @@ pub fn behind<R: Borrow<RoleRecord>>(known: &[R], heads: &[BlockMark]) -> Vec<Bl
     heads.iter().filter(|mark| !is_there(mark)).map(|mark| mark.block).collect()
 }
 
+/// The promotions of a site that followed an epoch of its own, or left epochs out: each took a counter epoch from every
+/// key that no switchover would have taken.
+pub fn above<R: Borrow<RoleRecord>>(domain: &DomainRecord, records: &[R]) -> u32 {
+    let is_above = |record: &&RoleRecord| {
+        let RoleRecord { epoch, after, change, .. } = **record;
+        let even = epoch.is_even();
+        domain.kind.owns(epoch)
+            && change == RoleChange::Promotion
+            && (after.is_even() == even || epoch != after.next_of(even))
+    };
+    records.iter().map(Borrow::borrow).filter(is_above).count() as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,5 +271,25 @@ mod tests {
         late[1].position.sequence = Sequence(0);
         assert_eq!(behind(&[&ended], &late), [BlockNo(1)]);
         assert_eq!(behind::<RoleRecord>(&[], &late).len(), 3);
+    }
+
+    #[test]
+    fn promotions_above_an_epoch_are_those_that_no_switchover_would_have_taken() {
+        let promotion = |epoch, after| RoleRecord {
+            domain: DomainId([7; 16]),
+            site: "x".to_owned(),
+            change: RoleChange::Promotion,
+            epoch: Epoch(epoch),
+            after: Epoch(after),
+            at_ms: 0,
+            heads: Vec::new(),
+        };
+        let in_order = [promotion(3, 2), promotion(4, 3), promotion(5, 4)];
+        assert_eq!((above(&domain(true), &in_order), above(&domain(false), &in_order)), (0, 0));
+        // Above its own epoch; above one that it left out; and of the other site.
+        let records = [promotion(4, 2), promotion(10, 5), promotion(7, 2)];
+        assert_eq!((above(&domain(true), &records), above(&domain(false), &records)), (2, 1));
+        let ends = RoleRecord { change: RoleChange::Demotion, ..promotion(10, 10) };
+        assert_eq!(above(&domain(true), &[ends]), 0);
     }
 }

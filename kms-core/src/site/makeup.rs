@@ -20,6 +20,8 @@ pub struct Makeup {
     pub revocation_lists: Digest,
     /// Of its device profiles.
     pub profiles: Digest,
+    /// Of the signers whose sealed files it takes.
+    pub signers: Digest,
     /// What its token does not do of what was probed at its start.
     pub unmet: Vec<String>,
     /// Records that it keeps and that its release can't read.
@@ -45,6 +47,8 @@ crate::numbered! {
         UnknownRecords = 7 "UNKNOWN_RECORDS",
         /// The other site is of a release that says nothing of all this.
         NotSaid = 8 "NOT_SAID",
+        /// Whose sealed import files are taken.
+        Signers = 9 "SIGNERS",
     }
 }
 
@@ -58,6 +62,7 @@ impl Difference {
                 "its revocation lists are of other numbers ([rpc] client_crls)"
             }
             Self::Profiles => "its device profiles differ ([profiles] dir)",
+            Self::Signers => "it takes sealed files of other signers ([[import.signers]])",
             Self::Suites => "it opens other security suites",
             Self::RecordSchema => {
                 "its release reads records of another schema: upgrade the older site"
@@ -87,6 +92,7 @@ impl Makeup {
             (self.authorities != theirs.authorities, Difference::Authorities),
             (self.revocation_lists != theirs.revocation_lists, Difference::RevocationLists),
             (self.profiles != theirs.profiles, Difference::Profiles),
+            (self.signers != theirs.signers, Difference::Signers),
             (self.suites != theirs.suites, Difference::Suites),
             (theirs.unknown_records > 0, Difference::UnknownRecords),
         ];
@@ -116,11 +122,12 @@ mod tests {
         let ours = Makeup { suites: vec!["0".to_owned()], ..Makeup::default() };
         assert_eq!(ours.differences(2, Some(&ours), 2), []);
         type Change = fn(&mut Makeup);
-        let changes: [(Change, Difference); 6] = [
+        let changes: [(Change, Difference); 7] = [
             (|it| it.policy = [1; 32], Difference::AccessPolicy),
             (|it| it.authorities = [1; 32], Difference::Authorities),
             (|it| it.revocation_lists = [1; 32], Difference::RevocationLists),
             (|it| it.profiles = [1; 32], Difference::Profiles),
+            (|it| it.signers = [1; 32], Difference::Signers),
             (|it| it.suites.clear(), Difference::Suites),
             (|it| it.unknown_records = 1, Difference::UnknownRecords),
         ];

@@ -81,15 +81,27 @@ impl Peer {
         SiteKeys::new(self.signing, further)
     }
 
-    /// The former keys of this peer once it is enrolled anew with `signing`, at a time at which this is the highest epoch
-    /// that is known.
-    pub fn former_with(&self, signing: &PublicKey, until: Epoch) -> Vec<FormerSigner> {
-        let mut former = self.former.clone();
-        if self.signing != *signing {
-            former.retain(|former| former.key != self.signing);
-            former.push(FormerSigner { key: self.signing, until });
+    /// Whose signatures count in what the token with this key began: those of all present tokens, if it is one of them; else
+    /// also its own, and those of the tokens that were lost with it.
+    pub fn keys_beside(&self, signer: &PublicKey) -> SiteKeys {
+        let present = self.keys();
+        if present.iter().any(|key| key == signer) {
+            return present;
         }
-        former.retain(|former| former.key != *signing);
+        let until = self.former.iter().find(|former| former.key == *signer).map(|it| it.until);
+        let beside = self.former.iter().filter(|former| Some(former.until) == until);
+        SiteKeys::new(*signer, beside.map(|former| former.key).chain(present.iter().copied()))
+    }
+
+    /// The former keys of this peer once its tokens are those with the keys `present`, at a time at which `until` is the
+    /// highest epoch that is known.
+    pub fn former_with(&self, present: &[PublicKey], until: Epoch) -> Vec<FormerSigner> {
+        let known = self.keys();
+        let lost = || known.iter().filter(|key| !present.contains(key));
+        let mut former = self.former.clone();
+        former
+            .retain(|former| !present.contains(&former.key) && lost().all(|it| *it != former.key));
+        former.extend(lost().map(|key| FormerSigner { key: *key, until }));
         let too_many = former.len().saturating_sub(Self::FORMER_MAX);
         former.drain(..too_many);
         former
@@ -259,11 +271,37 @@ mod tests {
             enrolled_in: None,
             tokens: None,
         };
-        assert_eq!(peer.former_with(&key(1), Epoch(2)), []);
-        peer.former = peer.former_with(&key(2), Epoch(2));
+        assert_eq!(peer.former_with(&[key(1)], Epoch(2)), []);
+        peer.former = peer.former_with(&[key(2)], Epoch(2));
         peer.signing = key(2);
         assert_eq!(peer.former, [former(1, 2)]);
-        assert_eq!(peer.former_with(&key(3), Epoch(5)), [former(1, 2), former(2, 5)]);
-        assert_eq!(peer.former_with(&key(1), Epoch(5)), [former(2, 5)]);
+        assert_eq!(peer.former_with(&[key(3)], Epoch(5)), [former(1, 2), former(2, 5)]);
+        assert_eq!(peer.former_with(&[key(1)], Epoch(5)), [former(2, 5)]);
+        // Of two tokens both are lost, or the one that does not stay.
+        peer.tokens = Some(FurtherTokens { number: 2, signing: vec![key(4)] });
+        let lost = [former(1, 2), former(2, 5), former(4, 5)];
+        assert_eq!(peer.former_with(&[key(3)], Epoch(5)), lost);
+        assert_eq!(peer.former_with(&[key(4)], Epoch(5)), lost[..2]);
+        assert_eq!(peer.former_with(&[key(2), key(4)], Epoch(5)), lost[..1]);
+    }
+
+    #[test]
+    fn what_a_lost_token_began_counts_with_the_keys_that_were_beside_it_and_are_there_now() {
+        let key = |n: u8| [n; 65];
+        let peer = Peer {
+            domain: DomainId([7; 16]),
+            site: "south".to_owned(),
+            kind: PeerKind::Odd,
+            signing: key(5),
+            transport_block: Vec::new(),
+            enrolled_ms: 0,
+            former: vec![former(1, 2), former(2, 4), former(3, 4)],
+            enrolled_in: None,
+            tokens: Some(FurtherTokens { number: 2, signing: vec![key(6)] }),
+        };
+        let beside = |n| peer.keys_beside(&key(n));
+        assert_eq!((beside(5), beside(6)), (peer.keys(), peer.keys()));
+        assert_eq!(beside(1), SiteKeys::new(key(1), [key(5), key(6)]));
+        assert_eq!(beside(3), SiteKeys::new(key(3), [key(2), key(5), key(6)]));
     }
 }

@@ -98,7 +98,7 @@ impl Peer {
         let further = signing.iter().copied().filter(|key| *key != first).collect();
         Some(Self {
             signing: first,
-            former: self.former_with(&first, known),
+            former: self.former_with(signing, known),
             // Later than the row before, and by no clock: two servers that take it up write one row.
             enrolled_ms: self.enrolled_ms + 1,
             tokens: Some(FurtherTokens { number: *number, signing: further }),

@@ -107,3 +107,12 @@ CREATE TABLE site_tokens (
     body      bytea  NOT NULL,
     signature bytea  NOT NULL CHECK (length(signature) = 64)
 );
+
+-- Calls that wait for their second person, or that one has approved: as in SQLite.
+CREATE TABLE approvals (
+    name       bytea  PRIMARY KEY CHECK (length(name) = 32),
+    number     bigint NOT NULL UNIQUE,
+    expires_ms bigint NOT NULL,
+    body       bytea  NOT NULL,
+    signature  bytea  NOT NULL CHECK (length(signature) = 64)
+);

@@ -129,3 +129,13 @@ CREATE TABLE site_tokens (
     body      BLOB    NOT NULL,
     signature BLOB    NOT NULL CHECK (length(signature) = 64)
 ) STRICT;
+
+-- Calls that wait for their second person, or that one has approved: of this site, for all of its servers. The token has
+-- signed each `body`; the columns beside it only find it. What was used is gone, and its use is in the audit log.
+CREATE TABLE approvals (
+    name       BLOB    NOT NULL PRIMARY KEY CHECK (length(name) = 32),
+    number     INTEGER NOT NULL UNIQUE,
+    expires_ms INTEGER NOT NULL,
+    body       BLOB    NOT NULL,
+    signature  BLOB    NOT NULL CHECK (length(signature) = 64)
+) STRICT, WITHOUT ROWID;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::Site,
     hsm::Hsm,
+    lifecycle::Signers,
     store::{WriteStore, measured::Measured, whole::WholeStore},
 };
 use kms_core::{DomainRecord, freshness::Freshness, ports::Clock, profile::Profiles};
@@ -22,4 +23,5 @@ pub(super) struct Ground {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) freshness: Arc<Freshness>,
     pub(super) profiles: Arc<Profiles>,
+    pub(super) signers: Signers,
 }

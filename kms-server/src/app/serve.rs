@@ -109,8 +109,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         store: _,
         keyring,
         import,
-        import_signers,
+        import_signers: signers,
         peer,
+        nodes,
         profiles,
         floors,
         audit,
@@ -123,30 +124,28 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     unmet.extend(handing_on::noted(&site.data_dir));
     let rolled_back = check_domain(&hsm, store.as_ref(), &domain).await?;
     Alone::over_node(&site.data_dir)?.for_good();
-    let whole = store;
-    let store: Arc<dyn WriteStore> = whole.clone();
+    let (whole, store): (_, Arc<dyn WriteStore>) = (Arc::clone(&store), store);
     let measured = Arc::new(Measured::new(Arc::clone(&store)));
     let freshness = Arc::new(Freshness::default());
-    let ground = Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles };
+    let ground =
+        Ground { site, domain, hsm, store, whole, measured, clock, freshness, profiles, signers };
     let rolled_back = ground.after_a_roll_back(rolled_back).await?;
     let audit = ground.open_audit(audit).await?;
     let ledger = Arc::new(Ledger::new(ground.domain.blocks));
     let commits: Arc<dyn AuditedStore> = Arc::new(Noted::new(audit.clone(), Arc::clone(&ledger)));
     let keyring = ground.keyring(keyring, &commits)?;
-    let remembered =
-        keyring.roles.remember_peers_in(Box::new(PeersFile::of(&ground.site.data_dir)));
-    remembered.map_err(|error| Fault::Setting(error.into()))?;
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
-    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(import_signers);
+    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
     if let Some(two_sites) = &two_sites {
         lifecycle = lifecycle.with_gate(two_sites.gate());
     }
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
     let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
-    let transmitting = Arc::new(ground.transmitting(&keyring, peer)?);
+    let nodes = rpc::NodesClient::new(nodes, &rpc.tls);
+    let transmitting = Arc::new(ground.transmitting(&keyring, (peer, nodes))?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
@@ -309,7 +308,11 @@ impl Ground {
             profiles: Arc::clone(&self.profiles),
         };
         let keyring = Keyring::new(config, self.domain.clone(), below, Arc::clone(commits));
-        keyring.map_err(|error| Fault::Setting(error.into()))
+        let keyring = keyring.map_err(|error| Fault::Setting(error.into()))?;
+        let peers = Box::new(PeersFile::of(&self.site.data_dir));
+        let remembered = keyring.roles.remember_peers_in(peers);
+        remembered.map_err(|error| Fault::Setting(error.into()))?;
+        Ok(keyring)
     }
 
     fn lifecycle(&self, config: lifecycle::Config, keyring: &Keyring) -> Lifecycle {
@@ -336,11 +339,11 @@ impl Ground {
         Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
     }
 
-    /// `peer`: how the other site is asked, if there is one.
+    /// `peer`: how the other site is asked, if there is one; and how other nodes are.
     fn transmitting(
         &self,
         keyring: &Keyring,
-        peer: Option<transmitting::OtherSite>,
+        (peer, nodes): (Option<transmitting::OtherSite>, rpc::NodesClient),
     ) -> Result<Transmitting, Fault> {
         let grounds = transmitting::Grounds {
             store: self.measured.clone(),
@@ -350,7 +353,7 @@ impl Ground {
             single_site: self.site.single_site,
             peer,
         };
-        Ok(Transmitting::new(keyring, grounds))
+        Ok(Transmitting::new(keyring, grounds).with_nodes(Arc::new(nodes)))
     }
 
     /// Parts that the wire speaks for.

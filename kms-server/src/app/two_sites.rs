@@ -22,7 +22,6 @@ use kms_core::{ports::Randomness, site::makeup::Makeup};
 pub(super) struct TwoSites {
     grounds: Grounds,
     ledger: Arc<Ledger>,
-    remembering: Arc<Remembering>,
     tables: Arc<Measured<dyn WriteStore>>,
     whole: Arc<dyn WholeStore>,
 }
@@ -38,7 +37,11 @@ impl TwoSites {
         unmet: Vec<String>,
     ) -> Self {
         let clock = Arc::clone(&ground.clock);
-        let makeup = Arc::new(OwnMakeup::new(made_of(unmet, ground.profiles.digest())));
+        let makeup = Arc::new(OwnMakeup::new(made_of(
+            unmet,
+            ground.profiles.digest(),
+            ground.signers.digest(),
+        )));
         let status =
             Arc::new(Status::new(&settings.replication, Arc::clone(&clock), Arc::clone(&makeup)));
         let (peer, either) = ways(&settings, tls);
@@ -52,9 +55,8 @@ impl TwoSites {
             clock,
             status,
         };
-        let remembering = Arc::new(Remembering::new(&grounds, ground.measured.clone()));
         let (tables, whole) = (ground.measured.clone(), Arc::clone(&ground.whole));
-        Self { grounds, ledger, remembering, tables, whole }
+        Self { grounds, ledger, tables, whole }
     }
 
     /// Tells whether a write is replicated.
@@ -69,8 +71,10 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
-        let Self { grounds, ledger, remembering, tables, whole } = self;
+        let Self { grounds, ledger, tables, whole } = self;
         keyring.roles.keep_marks_in(whole);
+        let remembering = Remembering::new(&grounds, tables.clone(), Arc::clone(&keyring.roles));
+        let remembering = Arc::new(remembering);
         let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
         let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
         let Beside { proving, witnessing, planning, .. } = beside;
@@ -147,11 +151,15 @@ impl Beside {
         let proving =
             Proving::new(grounds.clone(), Arc::clone(prover), randomness, Arc::clone(&reporting));
         let proving = Arc::new(proving);
-        let auditing = Auditing::new(grounds.clone(), Arc::clone(&reporting), tables.clone());
-        let auditing = Arc::new(auditing);
-        let witnessing =
-            Witnessing::new(grounds.clone(), Arc::clone(prover), Arc::clone(&reporting), tables);
+        let witnessing = Witnessing::new(
+            grounds.clone(),
+            Arc::clone(prover),
+            Arc::clone(&reporting),
+            tables.clone(),
+        );
         let witnessing = Arc::new(witnessing);
+        let beside = (Arc::clone(&reporting), Arc::clone(&witnessing));
+        let auditing = Arc::new(Auditing::new(grounds.clone(), beside, tables));
         let planning = Planning::new(
             grounds,
             Arc::clone(prover),
@@ -165,11 +173,12 @@ impl Beside {
 }
 
 /// What is known of this site from its start on.
-fn made_of(unmet: Vec<String>, profiles: [u8; 32]) -> Makeup {
+fn made_of(unmet: Vec<String>, profiles: [u8; 32], signers: [u8; 32]) -> Makeup {
     Makeup {
         store_schema: SCHEMA,
         suites: SUITES.map(str::to_owned).to_vec(),
         profiles,
+        signers,
         unmet,
         ..Makeup::default()
     }

@@ -30,6 +30,7 @@ use super::{
     written::Written,
 };
 use crate::{
+    hsm::Hsm,
     store::{
         AuditedStore, BlockChange, StoreError, WriteStore,
         sites::{BlockAdoption, Divergent, RoleStep},
@@ -40,7 +41,7 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockCount, SystemTitle, Verdict,
+    BlockCount, DomainId, SystemTitle, Verdict,
     audit::{
         AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, SiteKeys,
         Subject,
@@ -83,6 +84,8 @@ pub struct Audit {
     start: Mutex<Option<AuditEntry>>,
     queue: Queue,
     pub(super) store: Arc<dyn WriteStore>,
+    pub(super) hsm: Hsm,
+    pub(super) domain: DomainId,
     clock: Arc<dyn Clock>,
 }
 
@@ -92,11 +95,11 @@ impl Audit {
     ///
     /// Call within a Tokio runtime.
     pub async fn open(config: Config, scope: Scope, parts: Parts) -> Result<Arc<Self>, AuditError> {
-        let Scope { node, blocks, .. } = scope;
+        let Scope { node, blocks, domain, .. } = scope;
         let freshness = Arc::clone(&scope.freshness);
         let heads = Heads::open(node, parts.clone()).await?;
         let tables = Tables::open(scope, *heads.public_key(), parts.clone()).await?;
-        let Parts { store, hsm: _, clock, witness } = parts;
+        let Parts { store, hsm, clock, witness } = parts;
         // Behind the tables: what arrives meanwhile is in both.
         let end = End::find(node, &*store, &heads, &*witness).await?;
         let chain = Arc::new(Chain::new(end.tip, Arc::clone(&store), witness));
@@ -123,6 +126,8 @@ impl Audit {
             refusals: Refusals::default(),
             start: Mutex::new(Some(start)),
             store,
+            hsm,
+            domain,
             clock,
         });
         this.say_that_we_started().await;

@@ -6,6 +6,7 @@
 //! signed every so often (`heads`), and held against the chain at the next start. What can't be
 //! recorded is refused.
 
+mod approvals;
 mod chain;
 mod config;
 mod end;

@@ -40,11 +40,12 @@ impl Audit {
             return Ok(None);
         };
         let limit = limit.min(PAGE_MAX);
+        // First the heads: what one of them signs is there when the events are read, and is no tail that was cut.
+        let heads = self.store.audit_checkpoints(&node, after, PAGE_MAX).await;
+        let mut heads = heads.map_err(AuditError::of_read)?;
         let events =
             self.store.audit_events(&node, after, limit).await.map_err(AuditError::of_read)?;
         let more = events.len() >= limit as usize;
-        let heads = self.store.audit_checkpoints(&node, after, PAGE_MAX).await;
-        let mut heads = heads.map_err(AuditError::of_read)?;
         if let (true, Some(last)) = (more, events.last()) {
             heads.retain(|head| head.tip.sequence <= last.sequence);
         }

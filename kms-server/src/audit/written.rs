@@ -2,6 +2,7 @@
 
 use crate::store::{
     BlockChange, ChainLink, StoreError, WriteStore,
+    approvals::ApprovalStep,
     sites::{BlockAdoption, Divergent, RoleStep},
 };
 use kms_core::{Head, site::peer::SignedPeer};
@@ -12,6 +13,7 @@ pub(super) enum Written {
     Adoptions(Vec<BlockAdoption>),
     Role(Box<RoleStep>),
     Peer(Box<SignedPeer>),
+    Approval(Box<ApprovalStep>),
     Divergence(Vec<Divergent>),
 }
 
@@ -26,7 +28,7 @@ impl Written {
         match self {
             Self::Changes(changes) => changes.iter().map(|change| &change.head).collect(),
             Self::Adoptions(adoptions) => adoptions.iter().map(|adoption| &adoption.head).collect(),
-            Self::Role(_) | Self::Peer(_) | Self::Divergence(_) => Vec::new(),
+            Self::Role(_) | Self::Peer(_) | Self::Approval(_) | Self::Divergence(_) => Vec::new(),
         }
     }
 
@@ -41,6 +43,7 @@ impl Written {
             Self::Adoptions(adoptions) => store.adopt(adoptions, audit).await,
             Self::Role(step) => store.change_role(step, audit).await,
             Self::Peer(peer) => store.put_peer(peer, audit).await,
+            Self::Approval(step) => store.put_approval(step, audit).await,
             Self::Divergence(divergent) => store.put_divergence(divergent, audit).await,
         }
     }

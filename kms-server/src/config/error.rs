@@ -138,6 +138,28 @@ pub enum ConfigError {
          least one"
     )]
     Endpoint(String),
+    /// Not another node's address.
+    #[error("`nodes.endpoint` is {0:?}: write it as in \"https://kms-2.north.example.org:7443\"")]
+    NodeEndpoint(String),
+    /// Not a node's name.
+    #[error(
+        "`nodes.node` is {0:?}: it is what stands in the file node-id of that server's `site.data_dir`, 32 hexadecimal \
+         digits"
+    )]
+    NodeName(String),
+    /// Two addresses of one node.
+    #[error("node {0} stands in [[nodes]] twice: leave one of the two out")]
+    NodeTwice(kms_core::audit::NodeId),
+    /// More than a site has.
+    #[error(
+        "[[nodes]] names {found} nodes, and a site has {most} at most: leave out those that are no more"
+    )]
+    Nodes {
+        /// The number that it names.
+        found: usize,
+        /// The most.
+        most: usize,
+    },
     /// A proof would be too old before the next one is asked for.
     #[error(
         "`peer.proof_age_max_s` is {age}, less than twice `peer.prove_interval_s` ({interval}): raise it"
@@ -259,6 +281,11 @@ pub enum ConfigError {
     /// A caller that could do nothing.
     #[error("`rpc.callers` gives {0:?} no role: add one, or remove the entry")]
     NoRoles(String),
+    /// A site's name for a caller that is none.
+    #[error(
+        "`rpc.callers` gives {0:?} a `site`, and neither the role peer nor replica: remove one, or add the other"
+    )]
+    SiteOfNoSite(String),
     /// Callers, roles or calls that there are not.
     #[error("`rpc.callers`, `rpc.grants` and `rpc.dual_control`: {0}")]
     Policy(crate::rpc::PolicyError),

@@ -170,7 +170,11 @@ impl Way {
         within::<usize>("peer.endpoints (number)", endpoints.len() as u64, 1..=ENDPOINTS_MAX)?;
         let connect_timeout = ("peer.connect_timeout_ms", connect_timeout_ms, 100..=60_000);
         Ok(PeerConfig {
-            endpoints: endpoints.into_iter().map(authority).collect::<Result<_, _>>()?,
+            endpoints: endpoints
+                .into_iter()
+                .map(authority)
+                .collect::<Result<_, _>>()
+                .map_err(ConfigError::Endpoint)?,
             ca: absolute("peer.ca", ca)?,
             server_name: server_name.map(|name| text("peer.server_name", name, 253)).transpose()?,
             connect_timeout: millis(connect_timeout.0, connect_timeout.1, connect_timeout.2)?,
@@ -178,8 +182,8 @@ impl Way {
     }
 }
 
-/// The `host:port` of an endpoint.
-fn authority(endpoint: String) -> Result<String, ConfigError> {
+/// The `host:port` of an endpoint; the endpoint itself if it has none.
+pub(super) fn authority(endpoint: String) -> Result<String, String> {
     let authority = endpoint.strip_prefix("https://").map(|rest| rest.trim_end_matches('/'));
     let is_host_and_port = |authority: &&str| {
         authority.rsplit_once(':').is_some_and(|(host, port)| {
@@ -189,6 +193,6 @@ fn authority(endpoint: String) -> Result<String, ConfigError> {
     };
     match authority.filter(is_host_and_port) {
         Some(authority) => Ok(authority.to_owned()),
-        None => Err(ConfigError::Endpoint(endpoint)),
+        None => Err(endpoint),
     }
 }

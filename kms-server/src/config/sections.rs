@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::{
     error::ConfigError,
     limits_section::LimitsSection,
+    nodes_section::NodeSection,
     peer_section::{PeerSection, SecondPeerSection},
     pin,
     profiles::{FloorsSection, ProfilesSection},
@@ -25,7 +26,7 @@ use crate::{
     audit, ciphering,
     hsm::{self, OaepHash},
     keyring, lifecycle,
-    rpc::{self, MetricsConfig, Policy, TlsConfig},
+    rpc::{self, CallerName, MetricsConfig, Policy, TlsConfig},
     telemetry,
 };
 use kms_core::BlockCount;
@@ -42,6 +43,8 @@ pub(super) struct Sections {
     import: ImportSection,
     peer: Option<PeerSection>,
     second_peer: Option<SecondPeerSection>,
+    #[serde(default)]
+    nodes: Vec<NodeSection>,
     #[serde(default)]
     profiles: ProfilesSection,
     #[serde(default)]
@@ -240,6 +243,7 @@ struct MetricsSection {
 struct CallerSection {
     name: String,
     roles: Vec<String>,
+    site: Option<String>,
 }
 
 impl TryFrom<Sections> for Config {
@@ -254,6 +258,7 @@ impl TryFrom<Sections> for Config {
             import,
             peer,
             second_peer,
+            nodes,
             profiles,
             receive_floors,
             audit,
@@ -273,6 +278,7 @@ impl TryFrom<Sections> for Config {
             import: lifecycle::Config { allow_clear },
             import_signers: signing(signers)?,
             peer,
+            nodes: NodeSection::all(nodes)?,
             profiles: Arc::new(profiles.read()?),
             floors: ciphering::FloorsConfig { flush_interval: receive_floors.flush_interval()? },
             audit: audit.try_into()?,
@@ -397,11 +403,13 @@ impl TryFrom<(RpcSection, MetricsSection)> for rpc::Config {
             return Err(ConfigError::AddressTaken { address: metrics.listen() });
         }
         let reload_poll = seconds("rpc.reload_poll_s", reload_poll_s, 1..=3_600)?;
+        let sites = sites(&callers)?;
         Ok(Self {
             listen,
             tls: (tls, reload_poll).try_into()?,
             limits: limits.try_into()?,
             policy: policy(callers, &grants, &dual_control)?,
+            sites,
             metrics,
         })
     }
@@ -472,13 +480,29 @@ fn signing(sections: Vec<SignerSection>) -> Result<lifecycle::Signers, ConfigErr
         .map_err(|bad| ConfigError::Signer { path: PathBuf::new(), source: bad })
 }
 
+/// The sites of callers whose certificates don't have the site's name.
+fn sites(sections: &[CallerSection]) -> Result<BTreeMap<CallerName, String>, ConfigError> {
+    let mut sites = BTreeMap::new();
+    for CallerSection { name, roles, site } in sections {
+        let Some(site) = site else { continue };
+        if !roles.iter().any(|role| ["peer", "replica"].contains(&role.as_str())) {
+            return Err(ConfigError::SiteOfNoSite(name.clone()));
+        }
+        let site = text("rpc.callers.site", site.clone(), 64)?;
+        // A name that no certificate has is refused with the policy.
+        let Ok(name) = CallerName::new(name) else { continue };
+        sites.insert(name, site);
+    }
+    Ok(sites)
+}
+
 fn policy(
     sections: Vec<CallerSection>,
     grants: &BTreeMap<String, BTreeSet<String>>,
     dual_control: &BTreeSet<String>,
 ) -> Result<Policy, ConfigError> {
     let mut callers = BTreeMap::new();
-    for CallerSection { name, roles } in sections {
+    for CallerSection { name, roles, .. } in sections {
         if roles.is_empty() {
             return Err(ConfigError::NoRoles(name));
         }

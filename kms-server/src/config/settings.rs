@@ -1,9 +1,9 @@
 //! Settings as they are meant: types that can't hold nonsense.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use crate::{audit, ciphering, hsm, keyring, lifecycle, replication, rpc, store, telemetry};
-use kms_core::{BlockCount, profile::Profiles, site::peer::PeerKind};
+use kms_core::{BlockCount, audit::NodeId, profile::Profiles, site::peer::PeerKind};
 
 /// All settings, checked. What only the outside can tell (is the module there, does the certificate
 /// match its key) is for [`super::check`] and for the parts themselves.
@@ -23,6 +23,8 @@ pub struct Config {
     pub import_signers: lifecycle::Signers,
     /// The other site; `None`: these keys exist at this site only.
     pub peer: Option<Peer>,
+    /// The other nodes of this site, where they are to be asked for what they hold; this one may be among them.
+    pub nodes: BTreeMap<NodeId, rpc::PeerConfig>,
     /// How the makes of meters differ.
     pub profiles: Arc<Profiles>,
     /// Receive floors.

@@ -141,14 +141,16 @@ impl Enroller {
             self.note(call, &good.request, &peers).await?;
             return Ok(same.bundle.clone());
         }
-        let mut enrolment = self.enrolment(&good, signing).await?;
+        // Before anything is wrapped: what somebody changed in the database is not handed on.
+        let (mut role_records, mut others, mut same_site) = (Vec::new(), Vec::new(), None);
         if good.request.same_site {
-            enrolment.same_site = Some(self.list_with(signing, &good.request).await?);
+            same_site = Some(self.list_with(signing, &good.request).await?);
         } else {
-            let others = peers.iter().filter(|peer| peer.site != good.request.site);
-            enrolment.others = others.cloned().collect();
-            enrolment.role_records = self.role_records(&own, &peers).await?;
+            others.extend(peers.iter().filter(|peer| peer.site != good.request.site).cloned());
+            role_records = self.role_records(&own, &peers).await?;
         }
+        let enrolment = self.enrolment(&good, signing).await?;
+        let mut enrolment = Enrolment { role_records, others, same_site, ..enrolment };
         enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
@@ -402,7 +404,7 @@ impl Enroller {
             signing: request.signing,
             transport_block: request.transport_block.clone(),
             enrolled_ms: at_ms,
-            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing, epoch)),
+            former: before.map_or(Vec::new(), |peer| peer.former_with(&[request.signing], epoch)),
             enrolled_in: Some(EnrolledIn { first, last: epoch }),
             tokens: None,
         };

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::join_all;
 
 use super::{
     error::KeyringError,
@@ -60,6 +60,10 @@ pub enum Taken {
     NotAccepted(NotAccepted),
     /// Nothing of it was used, although it came as a whole.
     Refused(String),
+    /// Ours can't be read now: it may be taken over later.
+    NotYet(String),
+    /// Another server of this site has changed ours meanwhile.
+    Conflict,
 }
 
 /// A block that came, and where it stands here now; `None`: ours can't be read.
@@ -72,6 +76,9 @@ pub struct Outcome {
     /// What became of it.
     pub taken: Taken,
 }
+
+/// Bytes of our own blocks, as they stand, that are held for one transaction.
+const OWN_BYTES_MAX: usize = 32 << 20;
 
 /// Takes a peer's blocks over. It can write nothing else.
 #[derive(Clone)]
@@ -99,10 +106,17 @@ impl Adopter {
         Self { opener, commits }
     }
 
-    /// Takes these blocks over in one transaction: those that are accepted, and none of which anything is wrong.
-    /// `roles` were verified. `entry` goes into the audit log with them, and bears their states.
+    /// The same, changing them through `commits`.
+    #[cfg(test)]
+    pub(crate) fn through(&self, commits: Arc<dyn AuditedStore>) -> Self {
+        Self { opener: Arc::clone(&self.opener), commits }
+    }
+
+    /// Takes these blocks over, as many in one transaction as fit: those that are accepted, and none of which anything is
+    /// wrong. `roles` were verified. `entry` goes into the audit log with them, and bears their states.
     ///
-    /// On [`StoreError::Conflict`] another server of this site was first. Runs to its end even if the future is
+    /// Of several blocks, one that can't be read now or that another server of this site has changed keeps no other one
+    /// waiting. Of one alone, that is an error: on [`StoreError::Conflict`] another server was first. Runs to its end even if the future is
     /// dropped: what is stored has to become resident.
     pub async fn adopt(
         &self,
@@ -146,16 +160,83 @@ impl Adopter {
             // a peer.
             held.push(Held { arrived, turn: self.opener.turns.take(block).await });
         }
-        let decided =
-            stream::iter(held).map(|held| self.decide(held, roles)).buffered(READ_AT_ONCE);
-        let mut steps = Vec::new();
-        for decided in decided.collect::<Vec<_>>().await {
-            match decided? {
-                Ok(step) => steps.push(step),
-                Err(outcome) => outcomes.push(outcome),
+        outcomes.extend(self.decide_all(held, roles, entry).await?);
+        Ok(outcomes)
+    }
+
+    /// Decides about these and writes, as often as what stands here of them fills a transaction.
+    async fn decide_all(
+        &self,
+        held: Vec<Held>,
+        roles: &[SignedRoleRecord],
+        entry: AuditEntry,
+    ) -> Result<Vec<Outcome>, KeyringError> {
+        let is_alone = held.len() == 1;
+        let (mut outcomes, mut steps, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut held = held.into_iter();
+        loop {
+            let some: Vec<Held> = held.by_ref().take(READ_AT_ONCE).collect();
+            let is_last = some.is_empty();
+            let blocks: Vec<BlockNo> = some.iter().map(|held| held.arrived.head.block).collect();
+            let decided = join_all(some.into_iter().map(|held| self.decide(held, roles))).await;
+            for (block, decided) in blocks.into_iter().zip(decided) {
+                match decided {
+                    Ok(Ok(step)) => {
+                        bytes += step.bytes();
+                        steps.push(step);
+                    }
+                    Ok(Err(outcome)) => outcomes.push(outcome),
+                    Err(error) if is_alone => return Err(error),
+                    Err(error) => outcomes.push(not_yet(block, &error)),
+                }
+            }
+            if is_last || bytes > OWN_BYTES_MAX {
+                bytes = 0;
+                let written = self.write_all(std::mem::take(&mut steps), &entry).await;
+                outcomes.extend(if is_alone { written? } else { written.unwrap_or_default() });
+            }
+            if is_last {
+                return Ok(outcomes);
             }
         }
-        outcomes.extend(self.write(steps, entry).await?);
+    }
+
+    /// Writes these in one transaction; if that fails, one by one, so that one of them keeps no other one waiting. The
+    /// error is that of one alone.
+    async fn write_all(
+        &self,
+        mut steps: Vec<Step>,
+        entry: &AuditEntry,
+    ) -> Result<Vec<Outcome>, KeyringError> {
+        let is_alone = steps.len() == 1;
+        match self.write(&mut steps, entry.clone()).await {
+            Ok(outcomes) => return Ok(outcomes),
+            Err(error) if is_alone => return Err(error),
+            Err(error) => tracing::debug!(%error, "blocks are taken over one by one"),
+        }
+        let (mut outcomes, mut in_a_row) = (Vec::new(), 0);
+        for step in steps {
+            let block = step.outcome.block;
+            // Two in a row say that it is none of the blocks.
+            if in_a_row == 2 {
+                let taken = Taken::NotYet("others could not be written".to_owned());
+                outcomes.push(Outcome { block, stored: None, taken });
+                continue;
+            }
+            match self.write(&mut vec![step], entry.clone()).await {
+                Ok(written) => {
+                    in_a_row = 0;
+                    outcomes.extend(written);
+                }
+                Err(KeyringError::Store(StoreError::Conflict(_))) => {
+                    outcomes.push(Outcome { block, stored: None, taken: Taken::Conflict });
+                }
+                Err(error) => {
+                    in_a_row += 1;
+                    outcomes.push(not_yet(block, &error));
+                }
+            }
+        }
         Ok(outcomes)
     }
 
@@ -187,22 +268,18 @@ impl Adopter {
         }
     }
 
+    /// Writes these in one transaction. On an error they are all still there.
     async fn write(
         &self,
-        steps: Vec<Step>,
+        steps: &mut Vec<Step>,
         entry: AuditEntry,
     ) -> Result<Vec<Outcome>, KeyringError> {
         if steps.is_empty() {
             return Ok(Vec::new());
         }
-        let (mut outcomes, mut all, mut adoptions) = (Vec::new(), Vec::new(), Vec::new());
-        let mut records = 0;
-        for Step { changed, adoption, outcome } in steps {
-            records += adoption.records.len();
-            outcomes.push(outcome);
-            all.push(changed);
-            adoptions.push(adoption);
-        }
+        let adoptions: Vec<BlockAdoption> =
+            steps.iter().map(|step| step.adoption.clone()).collect();
+        let records: usize = adoptions.iter().map(|adoption| adoption.records.len()).sum();
         let aside = adoptions.iter().filter_map(|adoption| aside_entry(adoption, &entry));
         let aside: Vec<AuditEntry> = aside.collect();
         let entry = entry.with(Detail::Items, records as u64);
@@ -210,13 +287,30 @@ impl Adopter {
         if let Err(error) = self.commits.adopt(adoptions, entries).await {
             if matches!(error, StoreError::Unreachable { .. } | StoreError::Unknown { .. }) {
                 // They may be there: what is resident may be older than what is stored.
-                self.opener.faults.suspect(outcomes.iter().map(|outcome| outcome.block));
+                self.opener.faults.suspect(steps.iter().map(|step| step.outcome.block));
             }
             return Err(error.into());
         }
-        publish(&self.opener, all);
+        let (mut outcomes, mut changed) = (Vec::new(), Vec::new());
+        for step in steps.drain(..) {
+            outcomes.push(step.outcome);
+            changed.push(step.changed);
+        }
+        publish(&self.opener, changed);
         Ok(outcomes)
     }
+}
+
+impl Step {
+    /// The bytes of the block's records, as they are to stand.
+    fn bytes(&self) -> usize {
+        self.changed.verified.authentic().map(|record| record.body.len()).sum()
+    }
+}
+
+/// Nothing of this block was taken over, and it may be later.
+fn not_yet(block: BlockNo, error: &KeyringError) -> Outcome {
+    Outcome { block, stored: None, taken: Taken::NotYet(error.to_string()) }
 }
 
 /// What is said of the records of a block that are set aside, if any are.

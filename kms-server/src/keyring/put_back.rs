@@ -1,8 +1,9 @@
 //! A database that is older than what this site wrote: it says so itself, by its mark, or the peer has what it has not.
 
 use std::{
+    collections::BTreeMap,
     io,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use super::{
@@ -18,10 +19,13 @@ use crate::{
     },
 };
 use kms_core::{
-    Epoch, Head,
+    BlockNo, Epoch, Head,
     audit::{
         AuditOutcome, AuditedCall, Detail, PublicKey, Signature, SiteKeys, Subject, is_signed,
     },
+    block::BlockMark,
+    counters::standing::remembers_since,
+    freshness::SignedHeadTable,
     site::{
         restored::{Condition, RestoreMark, RolledBackBy, SignedRestoreMark},
         role::{RoleRecord, SignedRoleRecord},
@@ -45,15 +49,18 @@ impl Roles {
         let _ = self.marks.set(store);
     }
 
-    /// Stores that this site was put back, if that is known and not stored: so each server of it goes by it, and after a
-    /// restart, too. What another server or a promotion did meanwhile stays.
-    pub async fn store_rolled_back(&self) -> Result<(), NotChanged> {
+    /// Stores that this site was put back, if that is known and not stored, and `signed` proves it: so each server of it goes
+    /// by it, and after a restart, too. What another server or a promotion did meanwhile stays.
+    pub async fn store_rolled_back(&self, signed: &SignedHeadTable) -> Result<(), NotChanged> {
         let (Some(reason), Some(marks)) = (self.rolled_back(), self.marks.get()) else {
             return Ok(());
         };
         let row = self.opener.store.role().await?;
         if !row.writes || row.epoch != self.opener.role.now().epoch {
             return self.look().await.map(drop);
+        }
+        if !self.has_lost(signed, row.epoch).await? {
+            return Ok(());
         }
         let rolled_back = self.put_back(row.epoch, &reason).await?;
         match marks.mark_rolled_back(&rolled_back).await {
@@ -66,6 +73,25 @@ impl Roles {
         let entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
         let entry = entry.with(Detail::Epoch, row.epoch.0);
         Ok(self.commits.commit(Vec::new(), vec![entry]).await?)
+    }
+
+    /// Whether our token has signed, in this table, a state of this epoch that the database has no more. Whoever has a
+    /// block's keys can make the MAC of any head; this signature he can't.
+    async fn has_lost(&self, signed: &SignedHeadTable, epoch: Epoch) -> Result<bool, NotChanged> {
+        let opener = &self.opener;
+        let table = signed.open(&opener.domain.domain, &opener.hsm.site_keys().await?);
+        let Some(table) = table else { return Ok(false) };
+        // Read after the table was shown: we only go on meanwhile.
+        let heads = opener.store.heads().await?;
+        let ours: BTreeMap<BlockNo, &Head> = heads.iter().map(|head| (head.block, head)).collect();
+        let is_lost = |mark: BlockMark| {
+            let BlockMark { block, position, digest } = mark;
+            position.epoch == epoch
+                && ours.get(&block).is_none_or(|ours| {
+                    ours.position < position || ours.position == position && ours.digest != digest
+                })
+        };
+        Ok(table.marks().any(is_lost))
     }
 
     async fn put_back(&self, epoch: Epoch, reason: &str) -> Result<RollBack, NotChanged> {
@@ -109,6 +135,18 @@ impl Roles {
     /// Whether this site's epochs are the even ones; `None`: it is a read-only replica, and has none.
     pub fn parity(&self) -> Option<bool> {
         self.opener.domain.kind.parity()
+    }
+
+    /// The promotions of this site above an epoch that somebody named, as far as its signed records tell.
+    pub fn promotions_above(&self) -> u32 {
+        self.above.load(Ordering::Relaxed)
+    }
+
+    /// The epoch since which our database has lost nothing of a block that the site of this name may ask for.
+    pub async fn remembers_since(&self, site: &str, block: BlockNo) -> Result<Epoch, NotChanged> {
+        let (records, peers) = (self.records().await?, self.peers().await?);
+        let met = peers.iter().find(|peer| peer.site == site).and_then(|peer| peer.enrolled_in);
+        Ok(remembers_since(&self.opener.domain, &records, block, met))
     }
 
     /// The epoch in which the domain was founded.

@@ -6,7 +6,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -156,6 +159,8 @@ pub struct Roles {
     /// Where a mark is stored.
     pub(super) marks: OnceLock<Arc<dyn WholeStore>>,
     pub(super) seen_peers: SeenPeers,
+    /// Promotions of this site above an epoch, by signed records, as they were verified last.
+    pub(super) above: AtomicU32,
 }
 
 /// The promotion that a caller wants.
@@ -187,8 +192,8 @@ struct Stored {
 impl Roles {
     /// Over the same blocks as `opener`.
     pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
-        let (mark, marks, seen_peers) = Default::default();
-        Self { opener, commits, mark, marks, seen_peers }
+        let (mark, marks, seen_peers, above) = Default::default();
+        Self { opener, commits, mark, marks, seen_peers, above }
     }
 
     /// The role now, as this process knows it. One that was rolled back writes nothing.
@@ -472,6 +477,8 @@ impl Roles {
         }
         let open = standing.open && (row.writes || standing.role != Role::Primary);
         self.opener.role.was_verified(standing.epoch);
+        let above = changing::above(&self.opener.domain, records);
+        self.above.store(above, Ordering::Relaxed);
         Ok(Standing { open, ..standing })
     }
 

@@ -8,8 +8,8 @@ use crate::store::{
     sites::{Divergent, RoleRow},
 };
 use kms_core::{
-    BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Protection, Record, RecordKey, SealedKek,
-    StoredRecord, SystemTitle,
+    BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Position, Protection, Record, RecordKey,
+    SealedKek, StoredRecord, SystemTitle,
     audit::AuditEntry,
     block::{
         BlockMark,
@@ -109,9 +109,9 @@ impl Change {
         line.map_err(|why| KeyringError::Damaged { block, what: what(why) })
     }
 
-    /// All counter lines of the block, as they are stored.
-    pub fn lines(&self) -> Vec<Line> {
-        self.staged.base().lines().map(|(line, _)| line).collect()
+    /// All counter lines of the block, as they are stored, and where each was written last.
+    pub fn lines(&self) -> Vec<(Line, Position)> {
+        self.staged.base().lines().collect()
     }
 
     /// A fact of the domain, staged changes included; `None`: there is none that can be read. One that was damaged is

@@ -31,6 +31,8 @@ const PAGE: u32 = 256;
 pub const DECIDED_MAX: usize = 1_000;
 /// Records that are taken in from the other site and wait for a decision.
 const REPORTED_MAX: u64 = 1_000_000;
+/// The same from read-only replicas: they can't use up what the other site may need.
+const OF_REPLICAS_MAX: u64 = 10_000;
 
 /// A record that was set aside, beside what stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -300,11 +302,13 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         reported: Vec<Divergent>,
+        is_replica: bool,
     ) -> Result<Vec<Result<Option<Decided>, String>>, LifecycleError> {
+        let most = if is_replica { OF_REPLICAS_MAX } else { REPORTED_MAX };
         self.writer.check_writes()?;
         let mut answers = Vec::with_capacity(reported.len());
         for divergent in reported {
-            answers.push(match self.take_reported(call, divergent).await {
+            answers.push(match self.take_reported(call, divergent, most).await {
                 // A block that can't be read keeps no other record from being told.
                 Err(LifecycleError::Damaged { reason }) => Err(reason),
                 answer => answer?,
@@ -317,6 +321,7 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         divergent: Divergent,
+        most: u64,
     ) -> Result<Result<Option<Decided>, String>, LifecycleError> {
         if !self.records.has_block(divergent.block) {
             return Ok(Err("there is no such block".to_owned()));
@@ -334,7 +339,7 @@ impl Lifecycle {
             return Ok(Err("it stands here as it is".to_owned()));
         }
         drop(changes);
-        if self.store.count_undecided().await? >= REPORTED_MAX {
+        if self.store.count_undecided().await? >= most {
             return Ok(Err("too many wait for a decision already".to_owned()));
         }
         let now_ms = self.clock.unix_ms();

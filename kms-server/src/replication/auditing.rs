@@ -4,7 +4,11 @@
 //! A copy goes on from where it ends, piece by piece; there is no other cursor. Each piece is verified by the rules of a
 //! whole chain and by the key of the other site's token before it is kept.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -12,14 +16,16 @@ use super::{
     grounds::Grounds,
     messages::{AuditAsked, AuditSaid},
     reporting::Reporting,
+    witnessing::Witnessing,
 };
-use crate::{
-    audit::{PAGE_MAX, Page, Verification},
-    store::{AuditStore, StoreError, peer_audit::PeerAuditStore},
-};
-use kms_core::audit::{
-    AuditEvent, Broken, ChainTip, NodeId, SiteKeys, StoredEvent, Verifier,
-    copying::{Copied, Piece},
+use crate::store::{AuditStore, StoreError, peer_audit::PeerAuditStore};
+use kms_core::{
+    audit::{
+        Broken, ChainTip, NodeId, PublicKey, SiteKeys, StoredEvent, What,
+        copying::{Copied, Ends, Look, Piece, signer_of},
+    },
+    freshness::HeadTable,
+    site::peer::Peer as Enrolled,
 };
 
 /// Between two looks: so much of what was done last may be lost with the other site.
@@ -41,13 +47,27 @@ impl<T: AuditStore + PeerAuditStore + ?Sized> Chains for T {}
 pub struct Auditing {
     grounds: Grounds,
     reporting: Arc<Reporting>,
-    chains: Arc<dyn Chains>,
+    witnessing: Arc<Witnessing>,
+    pub(super) chains: Arc<dyn Chains>,
+    known: Mutex<Known>,
+}
+
+/// What came of the looks so far.
+#[derive(Default)]
+struct Known {
+    ends: Ends,
+    /// Chains that are not what they were, at the last look that was answered.
+    broken: Vec<String>,
 }
 
 impl Auditing {
-    /// Keeps copies in `chains`.
-    pub fn new(grounds: Grounds, reporting: Arc<Reporting>, chains: Arc<dyn Chains>) -> Self {
-        Self { grounds, reporting, chains }
+    /// Keeps copies in `chains`, and holds them against what `witnessing` keeps.
+    pub fn new(
+        grounds: Grounds,
+        (reporting, witnessing): (Arc<Reporting>, Arc<Witnessing>),
+        chains: Arc<dyn Chains>,
+    ) -> Self {
+        Self { grounds, reporting, witnessing, chains, known: Mutex::default() }
     }
 
     /// Runs until the process ends.
@@ -64,32 +84,97 @@ impl Auditing {
 
     /// Copies what is new, and says what is wrong with the peer's chains.
     pub async fn look(&self) -> Result<(), String> {
-        let Grounds { cards, status, config, .. } = &self.grounds;
-        let keys = self.keys().await?;
+        let peer = self.enrolled().await?;
+        // What is signed before the look has to be there at it.
+        let signed = self.witnessing.witnessed().await?;
+        let mut budget = PIECES_A_LOOK;
+        let done = self.copy_all(&peer, signed.as_ref(), &mut budget).await;
+        let look = match &done {
+            Ok(_) if budget == 0 => Look::More,
+            Ok(_) => Look::Whole,
+            Err(_) => Look::Unanswered,
+        };
+        let copies = self.copies().await?;
+        let (mut faults, answer) = {
+            let mut known = self.known();
+            let answer = done.map(|broken| known.broken = broken);
+            let signed = signed.as_ref().map(|table| (table.number, &table.tips[..]));
+            let withheld = signed.map(|signed| known.ends.looked(&copies, signed, look));
+            let withheld = withheld.iter().flatten().map(|withheld| self.fault(withheld));
+            (withheld.collect::<Vec<_>>(), answer.map(|()| known.broken.clone()))
+        };
+        let broken = answer.as_ref().map_or_else(|_| self.known().broken.clone(), Clone::clone);
+        faults.extend(broken);
+        self.grounds.status.audit_broken(faults);
+        answer.map(drop)
+    }
+
+    /// Copies each chain; the sentences that say which are not what was copied before, or what was signed.
+    async fn copy_all(
+        &self,
+        peer: &Enrolled,
+        signed: Option<&HeadTable>,
+        budget: &mut usize,
+    ) -> Result<Vec<String>, String> {
         let said = self.ask(AuditAsked::default()).await?;
-        let card = cards.now().await.map_err(|error| error.to_string())?;
-        let epoch = card.epoch.max(said.card.epoch);
+        let (epoch, promoted) = self.reporting.proved(peer.kind).await?;
         let copies = self.copies().await?;
         let new = said.chains.iter().filter(|told| !copies.iter().any(|it| is_of(it, told)));
         let new: Vec<Copied> = new.map(|told| Copied::nothing_of(told.node)).collect();
-        let (mut faults, mut budget) = (Vec::new(), PIECES_A_LOOK);
+        let mut faults = Vec::new();
         for copy in copies.into_iter().chain(new).take(CHAINS_MAX) {
             let told = said.chains.iter().find(|told| is_of(&copy, told));
-            let Err(broken) = self.go_on(copy, told, &keys, &mut budget).await? else { continue };
+            // A chain of a token that the site has no more ended with it.
+            let keys = peer.keys();
+            if told.is_none() && self.signers(&copy.tip.node, peer).await? != keys {
+                continue;
+            }
+            let went_on = self.go_on(copy, told, &keys, budget).await?;
+            let Err(broken) = self.and_as_signed(went_on, signed).await? else { continue };
             // A standby can't note it, and tells it all the same.
             if let Err(error) = self.chains.note_peer_audit_broken(&copy.tip.node, epoch).await {
                 tracing::debug!(%error, "a break of the peer's audit chain is not noted");
             }
-            // Whoever was promoted since has seen it: a restored site cuts what it lost, and begins another chain.
-            if copy.broken_in.is_none_or(|known| known >= epoch) {
-                faults.push(format!(
-                    "site {}: {broken}; what was copied here before stays: `ami-tool audit verify --of {0}`",
-                    config.peer
-                ));
+            // A restored site cuts what it lost, begins another chain, and is promoted: its token signs that. What it only
+            // says of its epoch hides nothing.
+            if copy.broken_in.is_none_or(|known| promoted <= Some(known)) {
+                faults.push(self.fault(&broken));
             }
         }
-        status.audit_broken(faults);
-        Ok(())
+        Ok(faults)
+    }
+
+    fn fault(&self, what: &dyn Display) -> String {
+        format!(
+            "site {}: {what}; what was copied here before stays: `ami-tool audit verify --of {0}`",
+            self.peer()
+        )
+    }
+
+    /// The copy has gone on: holds it against the end that the other site's token has signed.
+    async fn and_as_signed(
+        &self,
+        went_on: Result<Copied, Broken>,
+        signed: Option<&HeadTable>,
+    ) -> Result<Result<(), Broken>, String> {
+        let (copy, table) = match (went_on, signed) {
+            (Ok(copy), Some(table)) => (copy, table),
+            (went_on, _) => return Ok(went_on.map(drop)),
+        };
+        let ChainTip { node, sequence, hash } = table.tip_of(copy.tip.node);
+        if !(1..=copy.tip.sequence).contains(&sequence) {
+            return Ok(Ok(()));
+        }
+        let event = self.chains.peer_events(&node, sequence - 1, 1).await;
+        let event = event.map_err(|error| error.to_string())?;
+        let is_signed = event.first().is_some_and(|event| event.hash == hash);
+        let broken = Broken { node, sequence, what: What::OtherThanSigned };
+        Ok(if is_signed { Ok(()) } else { Err(broken) })
+    }
+
+    /// Held for a few comparisons, never across an `.await`.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies what one chain has more, as far as the budget goes.
@@ -99,7 +184,7 @@ impl Auditing {
         told: Option<&ChainTip>,
         keys: &SiteKeys,
         budget: &mut usize,
-    ) -> Result<Result<(), Broken>, String> {
+    ) -> Result<Result<Copied, Broken>, String> {
         if let Err(broken) = copy.held_against(told) {
             return Ok(Err(broken));
         }
@@ -127,7 +212,7 @@ impl Auditing {
             }
             copy = next;
         }
-        Ok(Ok(()))
+        Ok(Ok(copy))
     }
 
     /// The copied events that heads of this piece sign: heads are signed behind the events.
@@ -182,78 +267,27 @@ impl Auditing {
         &self.grounds.config.peer
     }
 
-    /// Whose signatures count for the other site.
-    pub async fn keys(&self) -> Result<SiteKeys, String> {
-        let keys = self.reporting.keys_of(self.peer()).await?;
-        keys.ok_or_else(|| "the peer is not enrolled here".to_owned())
-    }
-
-    async fn copies(&self) -> Result<Vec<Copied>, String> {
+    pub(super) async fn copies(&self) -> Result<Vec<Copied>, String> {
         self.chains.peer_chains(self.peer()).await.map_err(|error| error.to_string())
     }
 
-    /// Where the copies end, and which of them has the newest event.
-    pub async fn ends(&self) -> Result<(Vec<ChainTip>, Option<NodeId>), StoreError> {
-        let copies = self.chains.peer_chains(self.peer()).await?;
-        let mut newest = None;
-        for Copied { tip, .. } in &copies {
-            let last =
-                self.chains.peer_events(&tip.node, tip.sequence.saturating_sub(1), 1).await?;
-            let last = last.first().and_then(|event| AuditEvent::decode(&event.body).ok());
-            newest = newest.max(last.map(|event| (event.entry.at_ms, tip.node)));
-        }
-        Ok((copies.into_iter().map(|copy| copy.tip).collect(), newest.map(|(_, node)| node)))
+    pub(super) async fn enrolled(&self) -> Result<Enrolled, String> {
+        let peer = self.reporting.enrolled(self.peer()).await?;
+        peer.ok_or_else(|| "the peer is not enrolled here".to_owned())
     }
 
-    /// Events of a copy behind number `after`, as of a chain of our own. `None`: there is no such copy.
-    pub async fn page(
-        &self,
-        node: NodeId,
-        after: u64,
-        limit: u32,
-    ) -> Result<Option<Page>, StoreError> {
-        let copies = self.chains.peer_chains(self.peer()).await?;
-        let Some(copy) = copies.into_iter().find(|copy| copy.tip.node == node) else {
-            return Ok(None);
-        };
-        let limit = limit.min(PAGE_MAX);
-        let mut events = self.chains.peer_events(&node, after, limit).await?;
-        // The copy goes on meanwhile: what came later is for the next page.
-        events.retain(|event| event.sequence <= copy.tip.sequence);
-        let more = events.len() >= limit as usize;
-        let last = if more { events.last().map_or(after, |it| it.sequence) } else { copy.signed };
-        let mut heads = self.chains.peer_checkpoints(&node, after, PAGE_MAX).await?;
-        heads.retain(|head| head.tip.sequence <= last);
-        Ok(Some(Page { events, heads, more, tip: copy.tip }))
-    }
-
-    /// Checks all of a copy. `None`: there is no such one.
-    pub async fn verify(&self, node: NodeId) -> Result<Option<Verification>, String> {
-        let mut verifier = Verifier::new(ChainTip::empty(node), self.keys().await?);
-        let Some(known) = self.copies().await?.into_iter().find(|it| it.tip.node == node) else {
-            return Ok(None);
-        };
-        let broken = loop {
-            let page = self.page(node, verifier.tip().sequence, PAGE_MAX).await;
-            let Some(page) = page.map_err(|error| error.to_string())? else { break None };
-            if let Err(broken) = walk(&mut verifier, &page) {
-                break Some(broken);
-            }
-            if !page.more {
-                break verifier.finish(Some(known.tip)).err();
-            }
-        };
-        Ok(Some(Verification { tip: verifier.tip(), heads: verifier.heads_seen(), broken }))
+    /// Whose heads count in a copy: those of the tokens that the site has now, or of one that it had before it was enrolled
+    /// anew, if that one signed the first of them.
+    pub(super) async fn signers(&self, node: &NodeId, peer: &Enrolled) -> Result<SiteKeys, String> {
+        let heads = self.chains.peer_checkpoints(node, 0, 1).await;
+        let heads = heads.map_err(|error| error.to_string())?;
+        let (present, former) = (peer.keys(), peer.former.iter().rev().map(|former| former.key));
+        let keys: Vec<PublicKey> = present.iter().copied().chain(former).collect();
+        let signer = heads.first().and_then(|head| signer_of(head, &keys));
+        Ok(signer.map_or(present, |signer| peer.keys_beside(&signer)))
     }
 }
 
 fn is_of(copy: &Copied, told: &ChainTip) -> bool {
     copy.tip.node == told.node
-}
-
-fn walk(verifier: &mut Verifier, page: &Page) -> Result<(), Broken> {
-    for head in &page.heads {
-        verifier.head(head.clone())?;
-    }
-    page.events.iter().try_for_each(|event| verifier.event(event).map(drop))
 }

@@ -7,6 +7,7 @@ use crate::store::{ReadStore, StoreError};
 use kms_core::{
     BlockCount, DomainId, DomainRecord, Epoch,
     record::SCHEMA,
+    replication::following::PeerCard,
     site::{
         makeup::{Difference, Makeup},
         peer::PeerKind,
@@ -32,6 +33,13 @@ pub struct SiteCard {
     pub writes: bool,
     /// What it is made of; `None`: its release does not say.
     pub makeup: Option<Makeup>,
+}
+
+impl SiteCard {
+    /// The part of it that the rules of `kms-core` look at.
+    pub(super) const fn of_who_writes(&self) -> PeerCard {
+        PeerCard { epoch: self.epoch, writes: self.writes }
+    }
 }
 
 /// Makes this site's cards: its role is read from the database each time, since another server may have changed it.

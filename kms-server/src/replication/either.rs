@@ -54,9 +54,14 @@ impl EitherSite {
         self.current.store(at, Ordering::Release);
     }
 
-    fn now(&self) -> &dyn Peer {
+    /// The one at this place.
+    pub(super) fn of(&self, at: usize) -> &dyn Peer {
         let [first, second] = &self.sites;
-        if self.at() == 0 { first.1.as_ref() } else { second.1.as_ref() }
+        if at == 0 { first.1.as_ref() } else { second.1.as_ref() }
+    }
+
+    fn now(&self) -> &dyn Peer {
+        self.of(self.at())
     }
 
     /// The cards of those that answer, each with its place.

@@ -1,10 +1,17 @@
 //! Meeting a peer that names a higher epoch than ours: its signed role records are asked for and verified, and this
 //! site writes no more, before anything else goes on.
 
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use futures_util::StreamExt as _;
-use tokio::sync::Mutex;
+use futures_util::{StreamExt as _, stream::BoxStream};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     card::{Cards, SiteCard},
@@ -22,11 +29,16 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     ports::Clock,
     site::admission::NotAdmitted,
+    site::peer::PeerKind,
     site::role::{SignedRoleRecord, Standing},
 };
 
 /// Role records that are taken from one answer: a promotion and a demotion each week of a life.
 const ROLE_RECORDS_MAX: usize = 4_096;
+
+/// The time in which a peer shows its role records, all of them. Those that came are taken in, and the next contact goes on
+/// behind them.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The caller's name in events of replication.
 pub(super) const OURSELVES: &str = "kms-server";
@@ -64,6 +76,29 @@ pub enum NotFenced {
     Store(#[from] StoreError),
 }
 
+/// Role records, as they come.
+type Records = BoxStream<'static, Result<SignedRoleRecord, PeerError>>;
+
+/// Where role records are shown, and until when.
+struct Shown<'a> {
+    at: &'a dyn Peer,
+    until: Instant,
+}
+
+impl Shown<'_> {
+    async fn records(&self, ours: SiteCard, from: Epoch) -> Result<Records, PeerError> {
+        timeout_at(self.until, self.at.role_records(ours, from)).await.map_err(|_| late())?
+    }
+
+    async fn next(&self, records: &mut Records) -> Result<Option<SignedRoleRecord>, PeerError> {
+        timeout_at(self.until, records.next()).await.map_err(|_| late())?.transpose()
+    }
+}
+
+fn late() -> PeerError {
+    PeerError::Broken("its role records did not come in time".to_owned())
+}
+
 /// Meets peers.
 pub struct Fencing {
     roles: Arc<Roles>,
@@ -89,27 +124,41 @@ impl Fencing {
 
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
     pub async fn meet(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
+        self.meet_at(theirs, self.peer.as_ref()).await
+    }
+
+    /// Meets a peer that shows its records there.
+    pub(super) async fn meet_at(
+        &self,
+        theirs: &SiteCard,
+        at: &dyn Peer,
+    ) -> Result<RoleRow, NotFenced> {
         let row = self.store.role().await?;
         if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
+            self.status.proved_epoch(&theirs.site, row.epoch);
             return Ok(row);
         }
         let _one = self.one.lock().await;
-        let outcome = self.learn(theirs).await;
-        self.status.unproved_epoch(outcome.as_ref().err().map(ToString::to_string));
+        let outcome = self.learn(theirs, at).await;
+        match &outcome {
+            Ok(row) => self.status.proved_epoch(&theirs.site, row.epoch),
+            Err(error) => self.status.unproved_epoch(theirs, error.to_string()),
+        }
         outcome
     }
 
-    async fn learn(&self, theirs: &SiteCard) -> Result<RoleRow, NotFenced> {
+    async fn learn(&self, theirs: &SiteCard, at: &dyn Peer) -> Result<RoleRow, NotFenced> {
         let row = self.store.role().await?;
         if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
             return Ok(row);
         }
         let call = AuditedCall::new(OURSELVES, "Replication/Fence");
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
-        let mut learnt = self.take_in(row.epoch, None, &entry).await?;
+        let shown = Shown { at, until: Instant::now() + PATIENCE };
+        let mut learnt = self.take_in(&shown, row.epoch, None, &entry).await?;
         // It follows one that we know nothing of: then all of them, from the first one on.
         if matches!(learnt, Err(NotChanged::NotAdmitted(NotAdmitted::Gap { .. }))) {
-            learnt = self.take_in(self.roles.founded(), None, &entry).await?;
+            learnt = self.take_in(&shown, self.roles.founded(), None, &entry).await?;
         }
         *self.verified() = None;
         let row = self.store.role().await?;
@@ -126,13 +175,14 @@ impl Fencing {
     /// have said so.
     pub async fn admit(&self, epoch: Epoch, entry: AuditEntry) -> Result<Standing, NotFenced> {
         let _one = self.one.lock().await;
-        let learnt = self.take_in(self.roles.founded(), Some(epoch), &entry).await?;
+        let shown = Shown { at: self.peer.as_ref(), until: Instant::now() + PATIENCE };
+        let learnt = self.take_in(&shown, self.roles.founded(), Some(epoch), &entry).await?;
         *self.verified() = None;
         let row = self.store.role().await?;
         let site = self.peer_name.clone();
         match learnt {
             _ if row.epoch >= epoch => {
-                self.status.unproved_epoch(None);
+                self.status.proved_epoch(&site, row.epoch);
                 Ok(self.roles.standing())
             }
             Ok(()) => Err(NotFenced::NoRecord { site, epoch }),
@@ -144,14 +194,14 @@ impl Fencing {
     /// taken, and the first that does not hold ends it. `admitted`: up to this epoch any step is right.
     async fn take_in(
         &self,
+        shown: &Shown<'_>,
         from: Epoch,
         admitted: Option<Epoch>,
         entry: &AuditEntry,
     ) -> Result<Result<(), NotChanged>, NotFenced> {
-        let mut shown = self.peer.role_records(self.cards.now().await?, from).await?;
+        let mut records = shown.records(self.cards.now().await?, from).await?;
         let mut count = 0;
-        while let Some(signed) = shown.next().await {
-            let signed = signed?;
+        while let Some(signed) = shown.next(&mut records).await? {
             count += 1;
             if count > ROLE_RECORDS_MAX {
                 return Err(PeerError::Unreadable("role records do not end").into());
@@ -162,6 +212,14 @@ impl Fencing {
             }
         }
         Ok(self.roles.look().await.map(drop))
+    }
+
+    /// What the sites are that may write; nothing where that can't be said now.
+    pub(super) async fn kinds(&self) -> BTreeMap<String, PeerKind> {
+        let peers = self.roles.peers().await.inspect_err(|error| {
+            tracing::debug!(%error, "not known: what the other sites are");
+        });
+        peers.unwrap_or_default().into_iter().map(|peer| (peer.site, peer.kind)).collect()
     }
 
     /// Whether the peer says that it writes no more in an epoch in which we think that it does: it was demoted.

@@ -33,7 +33,7 @@ use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
-    replication::following::{Follower, Input, Output, PeerCard, Remedy, Update},
+    replication::following::{Follower, Input, Output, Remedy, Update},
 };
 
 /// The interval at which time goes by for the follower.
@@ -266,7 +266,9 @@ impl Inner {
         match self.adopter.adopt(arrived, &roles, self.entry()).await {
             Ok(outcomes) => {
                 for outcome in outcomes {
-                    let (block, is_unread) = (outcome.block, outcome.stored.is_none());
+                    let block = outcome.block;
+                    let may_be_later = matches!(outcome.taken, Taken::NotYet(_) | Taken::Conflict);
+                    let is_unread = outcome.stored.is_none() && !may_be_later;
                     self.told(outcome, &mut heard);
                     if is_unread {
                         heard.refused.push(self.as_stored(block).await);
@@ -294,6 +296,16 @@ impl Inner {
 
     fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {
         let (remedy, reason) = match (taken, stored) {
+            (Taken::Conflict, _) => return heard.inputs.push(Input::Conflict(block)),
+            (Taken::NotYet(reason), _) => {
+                tracing::warn!(
+                    block = block.0,
+                    reason,
+                    "a block of the peer is not taken over yet"
+                );
+                let remedy = Remedy::Whole;
+                return heard.inputs.push(Input::Refused { block, remedy, reason });
+            }
             (Taken::NotAccepted(why), _) => (Remedy::of(&why), why.to_string()),
             (Taken::Refused(reason), _) => (Remedy::Whole, reason),
             (taken, Some(mark)) => {
@@ -541,7 +553,7 @@ impl Turn {
         match card {
             Ok(card) => {
                 self.of.heard(&card);
-                self.step(Input::Card(PeerCard { epoch: card.epoch, writes: card.writes }));
+                self.step(Input::Card(card.of_who_writes()));
             }
             Err(ended) => {
                 self.connection = None;

@@ -16,7 +16,7 @@ use super::{
     card::SiteCard,
     fencing::{Fencing, NotFenced},
     grounds::Grounds,
-    messages::{HeadsAsked, HeadsSaid},
+    messages::{HeadsAsked, HeadsSaid, ShownTable},
 };
 use crate::{
     keyring::{KeyringError, Roles},
@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const ALL_HEADS_EVERY: u64 = 30;
 /// Blocks that look as if we were rolled back and are verified, in one look. One that is authentic is enough.
 const VERIFIED_MAX: usize = 16;
+
+/// Behind the sentence of a roll back that only the peer speaks for.
+const UNPROVED: &str = "Nothing that this site's token signed says so yet, only a head of the peer's: this server writes \
+                        nothing until it is started anew, and nothing is stored";
 
 /// The reason why nothing is known of the peer.
 #[derive(Debug, thiserror::Error)]
@@ -106,12 +110,34 @@ impl Meeting {
         if row.writes {
             self.hold_against(row.epoch, heads).await?;
         }
-        if let Err(error) = self.roles.store_rolled_back().await {
-            tracing::warn!(%error, "that this site was put back is not stored yet");
+        if self.roles.rolled_back().is_some() && self.roles.known_mark().is_none() {
+            self.have_it_stored().await;
         }
-        let held = self.roles.rolled_back().map(|reason| reason.to_string());
+        let is_stored = self.roles.known_mark().is_some();
+        let held = self.roles.rolled_back().map(|reason| match is_stored {
+            true => reason.to_string(),
+            false => format!("{reason}. {UNPROVED}"),
+        });
         self.grounds.status.rolled_back(held);
         Ok(())
+    }
+
+    /// Has it stored that this site was put back, if our own token has signed what the database has no more: the peer keeps
+    /// the newest head table of ours. A head alone proves nothing that outlives this process: the peer has the keys that
+    /// make its MAC.
+    async fn have_it_stored(&self) {
+        if let Err(error) = self.store_what_is_proved().await {
+            tracing::warn!(error, "that this site was put back is not stored yet");
+        }
+    }
+
+    async fn store_what_is_proved(&self) -> Result<(), String> {
+        let Grounds { cards, peer, .. } = &self.grounds;
+        let card = cards.now().await.map_err(|error| error.to_string())?;
+        let said = timeout(PATIENCE, peer.head_tables(card)).await;
+        let said = said.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let Some(signed) = said.witnessed.and_then(ShownTable::signed) else { return Ok(()) };
+        self.roles.store_rolled_back(&signed).await.map_err(|error| error.to_string())
     }
 
     /// Holds the peer's heads against ours, which are read after they came: we only go on meanwhile.

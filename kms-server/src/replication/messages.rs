@@ -6,10 +6,11 @@ use tokio::sync::mpsc;
 use super::{card::SiteCard, failure::PeerError};
 use crate::store::sites::Decided;
 use kms_core::{
-    BlockNo, Head, Position, StoredRecord,
+    BlockNo, Epoch, Head, Position, StoredRecord,
     audit::{ChainTip, NodeId, Signature, copying::Piece},
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
+    freshness::{HeadTable, SignedHeadTable},
     site::tokens::SignedSiteTokens,
 };
 
@@ -64,6 +65,19 @@ pub struct MarksSaid {
     pub marks: Vec<(BlockNo, Witnessed)>,
     /// Not verified.
     pub set_aside: Vec<StoredRecord>,
+    /// The epoch since which it has lost nothing of the block that was asked for.
+    pub remembers_since: Option<Epoch>,
+}
+
+/// What a site knows of another one's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Marks.
+    pub marks: Vec<(BlockNo, Witnessed)>,
+    /// Lines of the block that was asked for, as they were written.
+    pub set_aside: Vec<StoredRecord>,
+    /// The epoch since which this site's database has lost nothing of that block.
+    pub since: Option<Epoch>,
 }
 
 /// What a peer that is followed says.
@@ -103,6 +117,14 @@ pub struct ShownTable {
     pub body: Vec<u8>,
     /// Whose, is for who verifies it.
     pub signature: Signature,
+}
+
+impl ShownTable {
+    /// As it was signed, with the number that it says; not verified. `None`: it is no table.
+    pub fn signed(self) -> Option<SignedHeadTable> {
+        let number = HeadTable::decode(&self.body)?.number;
+        Some(SignedHeadTable { number, body: self.body, signature: self.signature })
+    }
 }
 
 /// A question about a site's audit chains.

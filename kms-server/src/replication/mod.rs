@@ -15,6 +15,7 @@ mod auditing;
 mod card;
 mod config;
 mod confirming;
+mod copies;
 mod either;
 mod failure;
 mod fencing;
@@ -55,7 +56,7 @@ pub use makeup::{OwnMakeup, Trust, TrustSource};
 pub use meeting::NotMet;
 pub use messages::{
     AuditAsked, AuditSaid, BlockProof, BlockUpdate, Followed, HeadTablesSaid, HeadsAsked,
-    HeadsSaid, Known, MarksAsked, MarksSaid, PeerSaid, ShownTable,
+    HeadsSaid, Known, MarksAsked, MarksSaid, PeerSaid, Remembered, ShownTable,
 };
 pub use not_served::NotServed;
 pub use peer::Peer;
@@ -64,9 +65,7 @@ pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
 pub use reporting::Reporting;
 pub use serving::Serving;
-pub use status::{
-    FollowingStatus, PeerHeard, Readiness, RefusedBlock, ReplicationStatus, Reports, Status,
-};
+pub use status::{FollowingStatus, PeerHeard, RefusedBlock, ReplicationStatus, Reports, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
 pub use telling::{REPORTED_AT_ONCE, Telling};
 pub use witnessing::{Tables, Witnessing};

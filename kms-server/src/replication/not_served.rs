@@ -35,6 +35,9 @@ pub enum NotServed {
     /// It is asked what it knows of the past, and was put back itself.
     #[error("this site's database was put back: it can't say what it knew of counters")]
     PutBack,
+    /// It is asked what it knows of the past, and its own role or its peers can't be told.
+    #[error("this site can't say since when it remembers counters: {0}")]
+    Past(String),
     /// It is asked to remember counters, and is never promoted.
     #[error("this site is a read-only replica: it witnesses nothing")]
     ReadOnlyReplica,

@@ -140,7 +140,8 @@ impl Planning {
             return Err(NotChanged::NotReady(format!("its token did not pass its check: {error}")));
         }
         let site = self.grounds.cards.now().await?.site;
-        self.grounds.status.not_proved(&site).map_or(Ok(()), |why| Err(NotChanged::NotReady(why)))
+        let ready = self.grounds.status.ready(&site, standing.epoch);
+        ready.map_err(|why| NotChanged::NotReady(why.to_string()))
     }
 
     /// The plan; with `open_blocks`, this site's token opens each block for it.

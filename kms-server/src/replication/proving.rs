@@ -1,7 +1,7 @@
 //! Readiness: the site that writes has the other one prove, again and again, that its token opens the blocks as they
 //! are stored there; the other one answers.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::{
@@ -17,18 +17,21 @@ use super::{
     messages::BlockProof,
     not_served::{NotServed, place},
     peer::Peer,
-    reporting::{Proved, Reporting},
-    status::{NAMED_MAX, Readiness, Status},
+    reporting::Reporting,
+    status::Status,
 };
 use crate::{
     keyring::{Confirmed, Prover},
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockCount, BlockNo, Head,
+    BlockCount, BlockNo, Epoch, Head,
     block::{BlockMark, proof::Challenge},
     ports::{Clock, Randomness},
-    site::readiness::SignedReadiness,
+    site::{
+        proving::{Outcome, Proofs, follows, may_ask},
+        readiness::SignedReadiness,
+    },
 };
 
 /// Blocks that are asked for in one call.
@@ -114,8 +117,8 @@ impl Answering {
 
     /// Why nothing is proved to this asker now.
     async fn refusal(&self, ours: &SiteCard, asker: &SiteCard) -> Option<String> {
-        if !asker.writes || asker.epoch != ours.epoch {
-            return Some(format!("proofs are for the site that writes, in epoch {}", ours.epoch.0));
+        if let Err(refusal) = may_ask(ours.of_who_writes(), asker.of_who_writes()) {
+            return Some(refusal.to_string());
         }
         let checked = self.prover.check_token().await;
         checked.err().map(|error| format!("the token did not pass its check: {error}"))
@@ -134,15 +137,6 @@ impl Answering {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-/// The state of one block's proof.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Known {
-    /// At this time, milliseconds since 1970, in this state.
-    Proved(u64, BlockMark),
-    /// For this reason.
-    Failed(String),
 }
 
 /// What became of one challenge.
@@ -185,7 +179,7 @@ impl Proving {
 
     /// Runs until the process ends.
     pub async fn run(&self) {
-        let mut known = BTreeMap::new();
+        let mut proofs = self.proofs();
         let mut ticks = interval(self.config.prove_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut first = true;
@@ -193,9 +187,9 @@ impl Proving {
             ticks.tick().await;
             self.reporting.look_at_records().await;
             match self.store.role().await {
-                Ok(role) if role.writes => self.have_all_proved(&mut known).await,
+                Ok(role) if role.writes => self.have_all_proved(role.epoch, &mut proofs).await,
                 Ok(_) => {
-                    known.clear();
+                    proofs.forget();
                     self.status.readiness(None);
                     self.follow_on(first).await;
                 }
@@ -205,14 +199,17 @@ impl Proving {
         }
     }
 
+    fn proofs(&self) -> Proofs {
+        Proofs::new(self.blocks, self.config.proof_age_max)
+    }
+
     /// At the site that writes: a round, its report, and the report to the site that it is about.
-    async fn have_all_proved(&self, known: &mut BTreeMap<BlockNo, Known>) {
-        self.status.follows(&self.config.peer);
-        let began_ms = self.clock.unix_ms();
-        let outcome = self.round(known).await;
-        let readiness = self.sum_up(known, outcome.err());
-        let proved = proved(self.config.peer.clone(), &readiness, known, began_ms);
-        match self.reporting.report(proved).await {
+    async fn have_all_proved(&self, epoch: Epoch, proofs: &mut Proofs) {
+        self.status.follows(&self.config.peer, epoch);
+        proofs.begin_round();
+        let outcome = self.round(proofs).await;
+        let readiness = proofs.sum(self.clock.stamp(), outcome.err());
+        match self.reporting.report(&self.config.peer, &readiness).await {
             Ok(report) => self.hand_over(report).await,
             Err(error) => tracing::warn!(error, "the report of readiness is not signed"),
         }
@@ -232,7 +229,7 @@ impl Proving {
     /// proof, since nobody holds it against what the other site has; more than nothing when that one is gone.
     async fn follow_on(&self, first: bool) {
         let Ok(card) = self.cards.now().await else { return };
-        self.status.follows(&card.site);
+        self.status.follows(&card.site, card.epoch);
         if let Err(error) = self.reporting.load().await {
             tracing::warn!(error, "reports of readiness were not read");
         }
@@ -242,44 +239,48 @@ impl Proving {
         }
         let interval_ms = u64::try_from(self.config.prove_interval.as_millis()).unwrap_or(u64::MAX);
         let since = self.clock.unix_ms().saturating_sub(interval_ms.saturating_mul(2));
-        if self.status.report(&card.site).is_some_and(|report| report.at_ms >= since) {
+        let is_lately = |of: Epoch, at_ms| of == card.epoch && at_ms >= since;
+        if self.status.report(&card.site).is_some_and(|it| is_lately(it.epoch, it.at_ms)) {
             return;
         }
-        let began_ms = self.clock.unix_ms();
-        let (known, fault) = self.open_all(&card.site).await;
-        let readiness = self.sum_up(&known, fault);
-        let proved = proved(card.site, &readiness, &known, began_ms);
-        if let Err(error) = self.reporting.report(proved).await {
+        let (proofs, fault) = self.open_all(&card.site, card.epoch).await;
+        let readiness = proofs.sum(self.clock.stamp(), fault);
+        if let Err(error) = self.reporting.report(&card.site, &readiness).await {
             tracing::warn!(error, "the report of readiness is not signed");
         }
     }
 
     /// Opens every block as it is stored here.
-    async fn open_all(&self, site: &str) -> (BTreeMap<BlockNo, Known>, Option<String>) {
-        let mut known = BTreeMap::new();
+    async fn open_all(&self, site: &str, epoch: Epoch) -> (Proofs, Option<String>) {
+        let mut proofs = self.proofs();
+        proofs.stand(epoch);
+        proofs.begin_round();
+        let question = proofs.question(self.clock.stamp());
         if let Err(error) = self.prover.check_token().await {
-            let failed = |block| (block, Known::Failed(error.to_string()));
-            let all = (0..self.blocks.get()).map(BlockNo).map(failed);
-            return (all.collect(), Some(format!("the token did not pass its check: {error}")));
+            for block in (0..self.blocks.get()).map(BlockNo) {
+                proofs.take(&question, block, Outcome::Failed(error.to_string()));
+            }
+            return (proofs, Some(format!("the token did not pass its check: {error}")));
         }
         for block in (0..self.blocks.get()).map(BlockNo) {
+            let question = proofs.question(self.clock.stamp());
             let outcome = match self.opened_here(block, site).await {
-                Ok(head) => Known::Proved(self.clock.unix_ms(), mark(&head)),
-                Err(why) => Known::Failed(format!("block {block}: {why}")),
+                Ok(head) => Outcome::Proved(mark(&head)),
+                Err(why) => Outcome::Failed(why),
             };
-            known.insert(block, outcome);
+            proofs.take(&question, block, outcome);
         }
-        (known, None)
+        (proofs, None)
     }
 
     /// The blocks that do not open here now, each with the reason.
     pub(super) async fn unopened(&self, site: &str) -> Vec<(BlockNo, String)> {
-        let (known, _) = self.open_all(site).await;
-        let failed = known.into_iter().filter_map(|(block, known)| match known {
-            Known::Failed(why) => Some((block, why)),
-            Known::Proved(..) => None,
-        });
-        failed.collect()
+        let (proofs, _) = self.open_all(site, Epoch::default()).await;
+        let failed = |block| match proofs.of(block) {
+            Outcome::Failed(why) => Some((block, why)),
+            _ => None,
+        };
+        (0..self.blocks.get()).map(BlockNo).filter_map(failed).collect()
     }
 
     /// Has the peer prove these blocks now.
@@ -287,12 +288,12 @@ impl Proving {
         &self,
         blocks: &[BlockNo],
     ) -> Result<Vec<(BlockNo, Proven)>, String> {
-        let mut known = BTreeMap::new();
-        self.ask(blocks, &mut known).await?;
-        let outcome = |block: &BlockNo| match known.remove(block) {
-            Some(Known::Proved(..)) => (*block, Proven::Yes),
-            Some(Known::Failed(why)) => (*block, Proven::No(why)),
-            None => (*block, Proven::Moved),
+        let mut proofs = self.proofs();
+        self.ask(blocks, &mut proofs).await?;
+        let outcome = |block: &BlockNo| match proofs.of(*block) {
+            Outcome::Proved(_) => (*block, Proven::Yes),
+            Outcome::Failed(why) => (*block, Proven::No(why)),
+            Outcome::Nothing => (*block, Proven::Moved),
         };
         Ok(blocks.iter().map(outcome).collect())
     }
@@ -311,127 +312,78 @@ impl Proving {
         proved.map_err(|error| error.to_string())?.map(|(head, _)| head)
     }
 
-    async fn round(&self, known: &mut BTreeMap<BlockNo, Known>) -> Result<(), String> {
+    async fn round(&self, proofs: &mut Proofs) -> Result<(), String> {
         let blocks: Vec<BlockNo> = (0..self.blocks.get()).map(BlockNo).collect();
         let rounds = blocks.len().div_ceil(ASKED_AT_ONCE);
         for (done, some) in (1..).zip(blocks.chunks(ASKED_AT_ONCE)) {
-            self.ask(some, known).await?;
+            self.ask(some, proofs).await?;
             // The end of a round is told once its report is signed.
             if done < rounds {
-                self.status.readiness(Some(self.sum_up(known, None)));
+                self.status.readiness(Some(proofs.sum(self.clock.stamp(), None)));
             }
         }
         Ok(())
     }
 
-    async fn ask(
-        &self,
-        blocks: &[BlockNo],
-        known: &mut BTreeMap<BlockNo, Known>,
-    ) -> Result<(), String> {
+    async fn ask(&self, blocks: &[BlockNo], proofs: &mut Proofs) -> Result<(), String> {
         let card = self.cards.now().await.map_err(|error: StoreError| error.to_string())?;
+        proofs.stand(card.epoch);
         let mut challenges = Vec::with_capacity(blocks.len());
         for block in blocks {
             let mut nonce = [0; 32];
             self.randomness.fill(&mut nonce).map_err(|error| error.to_string())?;
             challenges.push((*block, nonce));
         }
+        let question = proofs.question(self.clock.stamp());
         let asked =
             timeout(PATIENCE, self.peer.prove(card.clone(), challenges.clone(), None)).await;
         let asked =
             asked.unwrap_or_else(|_| Err(PeerError::Broken(format!("no proofs in {PATIENCE:?}"))));
-        let (theirs, proofs) = asked.map_err(|error| error.to_string())?;
+        let (theirs, answers) = asked.map_err(|error| error.to_string())?;
         self.status.heard(&theirs);
-        if theirs.site != self.config.peer || theirs.writes || theirs.epoch != card.epoch {
+        if theirs.site != self.config.peer || !follows(card.of_who_writes(), theirs.of_who_writes())
+        {
             return Err(format!(
                 "site {} answers, in epoch {}: it is not the one that follows this site",
                 theirs.site, theirs.epoch.0
             ));
         }
-        for ((block, nonce), proof) in challenges.into_iter().zip(proofs) {
-            if proof.block != block {
+        for ((block, nonce), answer) in challenges.into_iter().zip(answers) {
+            if answer.block != block {
                 return Err("the peer's proofs are not in the order of the challenges".to_owned());
             }
             let (prover, verifier) = (theirs.site.as_str(), card.site.as_str());
             let challenge = Challenge { prover, verifier, nonce, epoch: card.epoch };
-            if let Some(outcome) = self.judge(&challenge, proof).await? {
-                known.insert(block, outcome);
-            }
+            let outcome = self.judge(&challenge, answer).await?;
+            proofs.take(&question, block, outcome);
         }
         Ok(())
     }
 
-    /// What a proof says; `None`: nothing yet, the block has moved meanwhile.
     async fn judge(
         &self,
         challenge: &Challenge<'_>,
-        proof: BlockProof,
-    ) -> Result<Option<Known>, String> {
-        let block = proof.block;
-        let (head, proof) = match proof.outcome {
-            Ok(proved) => proved,
-            Err(why) => return Ok(Some(Known::Failed(format!("block {block}: {why}")))),
+        answer: BlockProof,
+    ) -> Result<Outcome, String> {
+        let block = answer.block;
+        let (head, proof) = match answer.outcome {
+            Ok(proved) if proved.0.block == block => proved,
+            // Not looked at: a proof of another block says nothing of this one.
+            Ok((head, _)) => return Ok(Outcome::Proved(mark(&head))),
+            Err(why) => return Ok(Outcome::Failed(why)),
         };
-        if head.block != block {
-            return Ok(Some(Known::Failed(format!("block {block}: another one was proved"))));
-        }
         match self.prover.confirms(challenge, &head, &proof).await {
-            Ok(Confirmed::Yes) => Ok(Some(Known::Proved(self.clock.unix_ms(), mark(&head)))),
-            Ok(Confirmed::OtherState) => Ok(None),
-            Ok(Confirmed::Wrong) => {
-                Ok(Some(Known::Failed(format!("block {block}: the proof is wrong"))))
-            }
+            Ok(Confirmed::Yes) => Ok(Outcome::Proved(mark(&head))),
+            Ok(Confirmed::OtherState) => Ok(Outcome::Nothing),
+            Ok(Confirmed::Wrong) => Ok(Outcome::Failed("the proof is wrong".to_owned())),
             // Ours is at fault, which says nothing of the peer's.
             Err(error) if error.is_transient() => Err(error.to_string()),
             Err(error) => {
                 tracing::warn!(%error, block = block.0, "a proof can't be checked");
-                Ok(None)
+                Ok(Outcome::Nothing)
             }
         }
     }
-
-    fn sum_up(&self, known: &BTreeMap<BlockNo, Known>, fault: Option<String>) -> Readiness {
-        let oldest_of_use = self
-            .clock
-            .unix_ms()
-            .saturating_sub(u64::try_from(self.config.proof_age_max.as_millis()).unwrap_or(0));
-        let mut readiness = Readiness::default();
-        let mut oldest = u64::MAX;
-        readiness.failures.extend(fault);
-        for state in known.values() {
-            match state {
-                Known::Proved(at_ms, _) if *at_ms >= oldest_of_use => {
-                    readiness.proved += 1;
-                    oldest = oldest.min(*at_ms);
-                }
-                Known::Proved(..) => {}
-                Known::Failed(why) => {
-                    readiness.failed += 1;
-                    if readiness.failures.len() < NAMED_MAX {
-                        readiness.failures.push(why.clone());
-                    }
-                }
-            }
-        }
-        readiness.unproved = self.blocks.get().saturating_sub(readiness.proved + readiness.failed);
-        readiness.oldest_ms = (readiness.proved == self.blocks.get()).then_some(oldest);
-        readiness
-    }
-}
-
-/// What a report says of a round that began then.
-fn proved<'a>(
-    site: String,
-    readiness: &'a Readiness,
-    known: &BTreeMap<BlockNo, Known>,
-    began_ms: u64,
-) -> Proved<'a> {
-    let is_of_round = |known: &Known| matches!(known, Known::Proved(at, _) if *at >= began_ms);
-    let marks = known.values().filter_map(|known| match known {
-        Known::Proved(_, mark) => Some(*mark),
-        Known::Failed(_) => None,
-    });
-    Proved { site, readiness, keks: known.values().any(is_of_round), marks: marks.collect() }
 }
 
 fn mark(head: &Head) -> BlockMark {

@@ -9,15 +9,18 @@ use tokio::time::timeout;
 use super::{
     card::Cards,
     grounds::Grounds,
-    messages::{MarksAsked, MarksSaid},
+    messages::{MarksAsked, MarksSaid, Remembered},
     not_served::NotServed,
     peer::Peer,
     status::Status,
 };
-use crate::store::{
-    ReadStore,
-    counters::CounterStore,
-    sites::{DivergenceAsked, Divergent},
+use crate::{
+    keyring::Roles,
+    store::{
+        ReadStore,
+        counters::CounterStore,
+        sites::{DivergenceAsked, Divergent},
+    },
 };
 use kms_core::{
     BlockCount, BlockNo, StoredRecord,
@@ -36,23 +39,20 @@ const SET_ASIDE_MAX: usize = 10_000;
 pub struct Remembering {
     store: Arc<dyn ReadStore>,
     marks: Arc<dyn CounterStore>,
+    roles: Arc<Roles>,
     cards: Cards,
     blocks: BlockCount,
 }
 
 impl Remembering {
-    /// In `marks`, with what `grounds` reads.
-    pub fn new(grounds: &Grounds, marks: Arc<dyn CounterStore>) -> Self {
+    /// In `marks`, with what `grounds` reads; `roles` says since when.
+    pub fn new(grounds: &Grounds, marks: Arc<dyn CounterStore>, roles: Arc<Roles>) -> Self {
         let Grounds { store, cards, blocks, .. } = grounds.clone();
-        Self { store, marks, cards, blocks }
+        Self { store, marks, roles, cards, blocks }
     }
 
     /// Keeps the marks of `site`, and says which are known of these blocks; of all, if it tells none and asks nothing else.
-    pub async fn exchange(
-        &self,
-        site: &str,
-        asked: MarksAsked,
-    ) -> Result<(Vec<(BlockNo, Witnessed)>, Vec<StoredRecord>), NotServed> {
+    pub async fn exchange(&self, site: &str, asked: MarksAsked) -> Result<Remembered, NotServed> {
         let MarksAsked { marks, lines_of } = asked;
         self.check(marks.iter().map(|(block, _)| block).chain(&lines_of))?;
         self.marks.witness_marks(site, &marks).await?;
@@ -61,12 +61,15 @@ impl Remembering {
             if self.store.restore_state().await?.mark().is_some() {
                 return Err(NotServed::PutBack);
             }
-            return Ok((Vec::new(), self.set_aside(block).await?));
+            let set_aside = self.set_aside(block).await?;
+            let since = self.roles.remembers_since(site, block).await;
+            let since = since.map_err(|error| NotServed::Past(error.to_string()))?;
+            return Ok(Remembered { set_aside, since: Some(since), ..Remembered::default() });
         }
         let mut known = self.marks.witnessed_marks(site).await?;
         let told: BTreeSet<BlockNo> = marks.iter().map(|(block, _)| *block).collect();
         known.retain(|(block, _)| told.is_empty() || told.contains(block));
-        Ok((known, Vec::new()))
+        Ok(Remembered { marks: known, ..Remembered::default() })
     }
 
     /// A replica remembers nothing, and nobody what is of no block.
@@ -126,12 +129,12 @@ impl CounterWitness for PeersMemory {
         let said = timeout(PATIENCE, self.peer.exchange_marks(card, asked)).await.ok()?;
         let said =
             said.inspect_err(|error| tracing::debug!(%error, "marks are not witnessed")).ok()?;
-        let MarksSaid { card, marks, set_aside } = said;
+        let MarksSaid { card, marks, set_aside, remembers_since } = said;
         // A replica remembers no marks: nobody but the other site is a witness.
         if !self.cards.is_of_domain(&card) || card.site != self.site {
             return None;
         }
         self.status.heard(&card);
-        Some(WitnessSaid { marks, set_aside })
+        Some(WitnessSaid { marks, set_aside, remembers_since })
     }
 }

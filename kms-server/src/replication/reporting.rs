@@ -8,24 +8,23 @@ use sha2::{Digest as _, Sha256};
 use super::{
     card::{SiteCard, differences},
     grounds::Grounds,
-    status::{Readiness, Status},
+    status::Status,
 };
 use crate::{
     keyring::{Prover, Roles},
     store::papers::{Paper, PaperKind, PaperStore},
 };
 use kms_core::{
-    BlockCount, DomainId,
+    Epoch,
     audit::SiteKeys,
-    block::{BlockMark, Digest},
     site::{
-        readiness::{ReadinessReport, SignedReadiness, heads_digest},
+        peer::{Peer as Enrolled, PeerKind},
+        proving::{About, KnownReports, Readiness},
+        readiness::{ReadinessReport, SignedReadiness},
+        role::RoleChange,
         tokens::SignedSiteTokens,
     },
 };
-
-/// A report that lies further ahead of our clock than this is not believed: it would stay the newest.
-const AHEAD_MAX_MS: u64 = 5 * 60 * 1_000;
 
 /// Makes, checks and keeps reports.
 pub struct Reporting {
@@ -33,18 +32,6 @@ pub struct Reporting {
     roles: Arc<Roles>,
     papers: Arc<dyn PaperStore>,
     grounds: Grounds,
-}
-
-/// Proofs of one round.
-pub(super) struct Proved<'a> {
-    /// The site that proved.
-    pub(super) site: String,
-    /// What came of it.
-    pub(super) readiness: &'a Readiness,
-    /// A block was proved in this very round, which takes a token that passed all of its checks.
-    pub(super) keks: bool,
-    /// The states that were proved, in the order of the blocks.
-    pub(super) marks: Vec<BlockMark>,
 }
 
 impl Reporting {
@@ -69,16 +56,20 @@ impl Reporting {
         }
     }
 
-    /// Signs the report of a round that this site asked for, and keeps it.
-    pub(super) async fn report(&self, proved: Proved<'_>) -> Result<SignedReadiness, String> {
+    /// Signs what a site has proved in a round that this one asked for, and keeps the report.
+    pub(super) async fn report(
+        &self,
+        site: &str,
+        readiness: &Readiness,
+    ) -> Result<SignedReadiness, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
-        let Grounds { cards, blocks, clock, status, .. } = &self.grounds;
-        let card = cards.now().await.map_err(|error| said(&error))?;
-        let report = report_of(&card, *blocks, clock.unix_ms(), proved, status);
+        let card = self.grounds.cards.now().await.map_err(|error| said(&error))?;
+        let epoch = card.epoch;
+        let report = readiness.report(about(card, site, &self.grounds.status));
         let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
         let signed = SignedReadiness { report, signature };
         let keys = self.prover.site_keys().await.map_err(|error| said(&error))?;
-        self.keep(&signed, &keys).await;
+        self.keep(&signed, epoch, &keys).await;
         Ok(signed)
     }
 
@@ -93,11 +84,11 @@ impl Reporting {
         let keys = self.keys_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
         let is_ours = report.site == ours.site
             && report.domain == ours.domain
-            && report.at_ms <= clock.unix_ms().saturating_add(AHEAD_MAX_MS);
+            && report.at_ms <= clock.unix_ms().saturating_add(KnownReports::AHEAD_MAX_MS);
         if !is_ours || !signed.is_signed_by(&keys) {
             return Err(format!("the report of readiness is not one of site {}", report.by));
         }
-        self.keep(signed, &keys).await;
+        self.keep(signed, ours.epoch, &keys).await;
         Ok(())
     }
 
@@ -105,8 +96,8 @@ impl Reporting {
     pub async fn load(&self) -> Result<(), String> {
         let Grounds { config, status, cards, .. } = &self.grounds;
         let own = self.prover.site_keys().await.map_err(|error| error.to_string())?;
-        let ours = cards.now().await.map_err(|error| error.to_string())?.site;
-        let mut keys = BTreeMap::from([(ours, own)]);
+        let ours = cards.now().await.map_err(|error| error.to_string())?;
+        let mut keys = BTreeMap::from([(ours.site, own)]);
         for peer in config.peers() {
             keys.extend(self.keys_of(peer).await?.map(|key| (peer.to_owned(), key)));
         }
@@ -118,7 +109,7 @@ impl Reporting {
             let key = keys.get(&report.by);
             let signed = SignedReadiness { report, signature: paper.signature };
             if key.is_some_and(|key| signed.is_signed_by(key)) {
-                status.reported(&signed);
+                status.reported(&signed, ours.epoch);
             }
         }
         Ok(())
@@ -126,8 +117,7 @@ impl Reporting {
 
     /// Whose signatures count for a site that our token has signed for.
     pub(super) async fn keys_of(&self, site: &str) -> Result<Option<SiteKeys>, String> {
-        let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
-        Ok(peers.into_iter().find(|peer| peer.site == site).map(|peer| peer.keys()))
+        Ok(self.enrolled(site).await?.map(|peer| peer.keys()))
     }
 
     /// Takes up what a site shows of its tokens.
@@ -140,8 +130,24 @@ impl Reporting {
         taken.map(drop).map_err(|error| error.to_string())
     }
 
-    async fn keep(&self, signed: &SignedReadiness, keys: &SiteKeys) {
-        self.grounds.status.reported(signed);
+    /// A site that our token has signed for.
+    pub(super) async fn enrolled(&self, site: &str) -> Result<Option<Enrolled>, String> {
+        let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
+        Ok(peers.into_iter().find(|peer| peer.site == site))
+    }
+
+    /// By signed records: the highest epoch, and the one of the newest promotion of a site of this kind.
+    pub(super) async fn proved(&self, kind: PeerKind) -> Result<(Epoch, Option<Epoch>), String> {
+        let records = self.roles.records().await.map_err(|error| error.to_string())?;
+        let places = || records.iter().map(|signed| signed.record.place());
+        let newest = places().map(|(epoch, _)| epoch).max().unwrap_or_else(|| self.roles.founded());
+        let theirs = places()
+            .filter(|(epoch, change)| kind.owns(*epoch) && *change == RoleChange::Promotion);
+        Ok((newest, theirs.map(|(epoch, _)| epoch).max()))
+    }
+
+    async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, keys: &SiteKeys) {
+        self.grounds.status.reported(signed, epoch);
         if !signed.report.is_complete() {
             return;
         }
@@ -160,34 +166,13 @@ impl Reporting {
     }
 }
 
-fn report_of(
-    card: &SiteCard,
-    blocks: BlockCount,
-    at_ms: u64,
-    proved: Proved<'_>,
-    status: &Status,
-) -> ReadinessReport {
-    let Proved { site, readiness, keks, marks } = proved;
-    let heads: Digest = match readiness.oldest_ms {
-        Some(_) => heads_digest(&marks),
-        None => [0; 32],
-    };
+fn about(ours: SiteCard, site: &str, status: &Status) -> About {
     let theirs = status.peer_card().filter(|card| card.site == site);
-    let ours = card.makeup.clone().unwrap_or_default();
-    let domain: DomainId = card.domain;
-    ReadinessReport {
-        domain,
-        site,
-        by: card.site.clone(),
-        epoch: card.epoch,
-        at_ms,
-        blocks: blocks.get(),
-        proved: readiness.proved,
-        failed: readiness.failed,
-        oldest_ms: readiness.oldest_ms.unwrap_or(0),
-        keks,
-        heads,
-        differences: theirs.map_or_else(Vec::new, |theirs| differences(&ours, &theirs)),
-        failures: readiness.failures.clone(),
+    let makeup = ours.makeup.unwrap_or_default();
+    About {
+        domain: ours.domain,
+        site: site.to_owned(),
+        by: ours.site,
+        differences: theirs.map_or_else(Vec::new, |theirs| differences(&makeup, &theirs)),
     }
 }

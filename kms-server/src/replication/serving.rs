@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     card::SiteCard,
+    config::Config,
     fencing::{Fencing, NotFenced},
     grounds::Grounds,
     ledger::Ledger,
@@ -20,9 +21,11 @@ use super::{
     session::{Session, Source, pieces},
     status::Status,
 };
-use crate::store::sites::BlockChanges;
+use crate::store::sites::{BlockChanges, Divergent};
 use kms_core::{
-    BlockCount, BlockNo, Epoch, Head, Position, block::BlockMark, site::role::SignedRoleRecord,
+    BlockCount, BlockNo, Epoch, Head, Position,
+    block::BlockMark,
+    site::{admission::lineage, role::SignedRoleRecord},
 };
 
 /// Followers at one time, of this server. A site has one; it may come anew before the old connection has ended.
@@ -46,8 +49,7 @@ pub struct Serving {
     blocks: BlockCount,
     fencing: Arc<Fencing>,
     status: Arc<Status>,
-    /// The other site's name.
-    peer: String,
+    config: Config,
     of_peer: Places,
     of_replicas: Places,
 }
@@ -72,11 +74,16 @@ impl Serving {
         let of_peer = Places::new(FOLLOWERS_MAX, FETCHES_MAX);
         let of_replicas = Places::new(REPLICAS_MAX, REPLICAS_FETCHES_MAX);
         let source = Source { store, ledger, cards, heartbeat: config.heartbeat };
-        Self { source, blocks, fencing, status, peer: config.peer, of_peer, of_replicas }
+        Self { source, blocks, fencing, status, config, of_peer, of_replicas }
+    }
+
+    /// The sites that may write, other than this one.
+    pub fn peers(&self) -> impl Iterator<Item = &str> {
+        self.config.peers()
     }
 
     fn places(&self, site: &str) -> &Places {
-        if site == self.peer { &self.of_peer } else { &self.of_replicas }
+        if self.config.is_peer(site) { &self.of_peer } else { &self.of_replicas }
     }
 
     /// Takes a peer's card and gives ours. This site is fenced first, if the peer was promoted.
@@ -188,7 +195,7 @@ impl Serving {
         if !each_once {
             return Err(NotServed::Cursors);
         }
-        if site == self.peer {
+        if self.config.is_peer(site) {
             self.suspect(&cursors).await?;
         }
         let place = place(&self.places(site).followers)?;
@@ -225,6 +232,21 @@ impl Serving {
         let mut records = self.source.store.role_records().await?;
         records.retain(|signed| signed.record.epoch >= from);
         Ok(records)
+    }
+
+    /// Which of these rows that site may report. The other site may all: a database that was put back has rows of its own
+    /// at places that look like the past. A replica may what parted from the block at a place that its lineage has not.
+    pub async fn may_report(&self, site: &str, rows: &[Divergent]) -> Result<Vec<bool>, NotServed> {
+        if self.config.is_peer(site) {
+            return Ok(vec![true; rows.len()]);
+        }
+        let epoch = self.card().await?.epoch;
+        let known = self.fencing.records().await.map_err(NotServed::EpochNotProved)?;
+        let parted = |row: &Divergent| {
+            let is_there = self.check([row.block].iter()).is_ok();
+            is_there && !lineage(&known, row.block, epoch).has(row.record.position)
+        };
+        Ok(rows.iter().map(parted).collect())
     }
 
     fn check<'a>(&self, mut blocks: impl Iterator<Item = &'a BlockNo>) -> Result<(), NotServed> {

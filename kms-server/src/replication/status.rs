@@ -19,18 +19,19 @@ use crate::telemetry::{
     metrics::{Page, Source},
 };
 use kms_core::{
-    BlockNo,
+    BlockNo, Epoch,
     enrolment::bundle::Enrolment,
     moment::Moment,
     ports::Clock,
     site::{
         makeup::Difference,
+        proving::{KnownReports, NotReady, Readiness},
         readiness::{Colour, ReadinessReport, SignedReadiness},
     },
 };
 
 /// Blocks that a status names; the rest is counted.
-pub(super) const NAMED_MAX: usize = 16;
+const NAMED_MAX: usize = 16;
 /// Read-only replicas that are told of.
 const REPLICAS_MAX: usize = Enrolment::REPLICAS_MAX;
 
@@ -73,21 +74,6 @@ pub struct FollowingStatus {
     pub differed: u32,
 }
 
-/// What the peer proved of its stored blocks.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Readiness {
-    /// Blocks that were proved within the time.
-    pub proved: u32,
-    /// Blocks that were not, and did not fail either.
-    pub unproved: u32,
-    /// Blocks whose proof failed.
-    pub failed: u32,
-    /// The time of the oldest proof, milliseconds since 1970; `None`: not all blocks are proved.
-    pub oldest_ms: Option<u64>,
-    /// What failed, in sentences.
-    pub failures: Vec<String>,
-}
-
 /// How replication stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplicationStatus {
@@ -124,11 +110,15 @@ pub struct Reports {
     pub complete: Option<SignedReadiness>,
 }
 
+impl Reports {
+    fn of(known: &KnownReports) -> Self {
+        Self { newest: known.newest().cloned(), complete: known.complete().cloned() }
+    }
+}
+
 /// The state, for those who change it.
 pub struct Status {
     config: Config,
-    /// A proof that is older is none.
-    age_max_ms: u64,
     clock: Arc<dyn Clock>,
     makeup: Arc<OwnMakeup>,
     known: Mutex<Known>,
@@ -143,14 +133,15 @@ struct Known {
     refused: BTreeMap<BlockNo, String>,
     compared: Option<Moment>,
     readiness: Option<Readiness>,
-    fenced: Option<String>,
+    /// By the sites that name them: an epoch that is not proved, and why.
+    unproved: BTreeMap<String, (Epoch, String)>,
     undecided: u64,
     suspected: bool,
     rolled_back: Option<String>,
     /// By the sites that they are about.
-    reports: BTreeMap<String, Reports>,
-    /// The site that follows, as of now; `None`: the role was not looked at yet.
-    follower: Option<String>,
+    reports: BTreeMap<String, KnownReports>,
+    /// The site that follows, and the epoch, as of now; `None`: the role was not looked at yet.
+    follower: Option<(String, Epoch)>,
     /// What the witnesses say.
     went_back: Vec<String>,
     witnessed_ms: Option<u64>,
@@ -176,36 +167,26 @@ impl Known {
 impl Status {
     /// Of a site with these settings, made of this.
     pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
-        let age_max_ms = u64::try_from(config.proof_age_max.as_millis()).unwrap_or(u64::MAX);
-        Self { config: config.clone(), age_max_ms, clock, makeup, known: Mutex::default() }
+        Self { config: config.clone(), clock, makeup, known: Mutex::default() }
     }
 
-    /// A report of readiness that was verified. An older one than is known changes nothing.
-    pub(super) fn reported(&self, signed: &SignedReadiness) {
+    /// A report of readiness that was verified, while this site is in this epoch.
+    pub(super) fn reported(&self, signed: &SignedReadiness, epoch: Epoch) {
+        let now = self.clock.stamp();
         let mut known = self.known();
-        let is_newer = |before: &Option<SignedReadiness>| {
-            let place = |it: &SignedReadiness| (it.report.epoch, it.report.at_ms);
-            before.as_ref().is_none_or(|before| place(before) < place(signed))
-        };
         // Both sites, and no others: who verified it has seen to that.
-        let reports = known.reports.entry(signed.report.site.clone()).or_default();
-        if is_newer(&reports.newest) {
-            reports.newest = Some(signed.clone());
-        }
-        if signed.report.is_complete() && is_newer(&reports.complete) {
-            reports.complete = Some(signed.clone());
-        }
+        known.reports.entry(signed.report.site.clone()).or_default().learn(signed, epoch, now);
     }
 
-    /// This site follows now: the one that it is about when readiness is told.
-    pub(super) fn follows(&self, site: &str) {
-        self.known().follower = Some(site.to_owned());
+    /// This site follows now, in this epoch: the one that it is about when readiness is told.
+    pub(super) fn follows(&self, site: &str, epoch: Epoch) {
+        self.known().follower = Some((site.to_owned(), epoch));
     }
 
     /// The newest report of a site's readiness.
     pub(super) fn report(&self, site: &str) -> Option<ReadinessReport> {
         let known = self.known();
-        Some(known.reports.get(site)?.newest.as_ref()?.report.clone())
+        known.reports.get(site)?.newest().map(|signed| signed.report.clone())
     }
 
     /// The peer's last card.
@@ -236,29 +217,12 @@ impl Status {
         self.known().witnessed_ms = Some(at_ms);
     }
 
-    /// Why a site is not proved to be ready, as far as this one knows; `None`: it is.
-    pub(super) fn not_proved(&self, site: &str) -> Option<String> {
-        let Some(report) = self.report(site) else {
-            return Some("nothing was proved yet".to_owned());
-        };
-        let ReadinessReport { blocks, proved, failed, oldest_ms, by, .. } = &report;
-        if !report.is_complete() {
-            let why = report.failures.first().map_or_else(String::new, |why| format!(": {why}"));
-            return Some(format!("{proved} of {blocks} blocks are proved, {failed} failed{why}"));
-        }
-        let age_ms = self.clock.unix_ms().saturating_sub(*oldest_ms);
-        (age_ms > self.age_max_ms)
-            .then(|| format!("the oldest proof is {} s old, by site {by}'s report", age_ms / 1_000))
-    }
-
-    /// Readiness of the site that follows, at a glance, as of now.
-    fn colour(&self, follower: &str, differences: &[Difference]) -> Option<Colour> {
-        self.report(follower)?;
-        Some(match (self.not_proved(follower), differences) {
-            (Some(_), _) => Colour::Red,
-            (None, []) => Colour::Green,
-            (None, _) => Colour::Yellow,
-        })
+    /// Whether a site is proved to be ready in this epoch, as far as this one knows.
+    pub(super) fn ready(&self, site: &str, epoch: Epoch) -> Result<(), NotReady> {
+        let now = self.clock.stamp();
+        let known = self.known();
+        let reports = known.reports.get(site).ok_or(NotReady::Nothing)?;
+        reports.ready(epoch, self.config.proof_age_max, now)
     }
 
     /// A site was heard of: the peer, or one that follows for ever.
@@ -315,9 +279,18 @@ impl Status {
         self.known().readiness = readiness;
     }
 
-    /// Why a peer that names a higher epoch is not believed; `None`: it is, or there is none.
-    pub(super) fn unproved_epoch(&self, reason: Option<String>) {
-        self.known().fenced = reason;
+    /// A site that names a higher epoch than ours is not believed, for this reason.
+    pub(super) fn unproved_epoch(&self, card: &SiteCard, reason: String) {
+        let mut known = self.known();
+        // Sites that are told of, and no others: names are bounded by that.
+        if self.config.is_peer(&card.site) || known.replicas.contains_key(&card.site) {
+            known.unproved.insert(card.site.clone(), (card.epoch, reason));
+        }
+    }
+
+    /// This site names no epoch any more that is not proved; ours is this one.
+    pub(super) fn proved_epoch(&self, site: &str, ours: Epoch) {
+        self.known().unproved.retain(|other, (epoch, _)| other != site && *epoch > ours);
     }
 
     /// So many records were set aside and wait for a decision.
@@ -355,16 +328,19 @@ impl Status {
         let readiness = known.readiness.clone();
         let undecided = known.undecided;
         let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
-        let reports = follower.as_ref().and_then(|site| known.reports.get(site)).cloned();
-        let told = [known.rolled_back.clone(), known.fenced.clone(), waits(undecided)];
-        let mut faults: Vec<String> =
-            told.into_iter().flatten().chain(known.went_back.iter().cloned()).collect();
+        let reports = follower.as_ref().and_then(|(site, _)| known.reports.get(site));
+        let reports = reports.map(Reports::of);
+        let mut faults: Vec<String> = known.rolled_back.iter().cloned().collect();
+        faults.extend(known.unproved.values().map(|(_, reason)| reason.clone()));
+        faults.extend(waits(undecided));
+        faults.extend(known.went_back.iter().cloned());
         faults.extend(known.audit_broken.iter().cloned());
         drop(known);
         let ours = self.makeup.now();
         let differences =
             heard.as_ref().map_or_else(Vec::new, |heard| differences(&ours, &heard.card));
-        let colour = follower.as_ref().and_then(|site| self.colour(site, &differences));
+        let ready = follower.as_ref().map(|(site, epoch)| self.ready(site, *epoch));
+        let colour = ready.as_ref().and_then(|ready| colour(ready, &differences));
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
             faults.extend(following.refused.iter().map(|refused| {
@@ -376,10 +352,10 @@ impl Status {
         }
         faults.extend(readiness.iter().filter_map(|readiness| not_ready(&peer, readiness)));
         // At the other one what failed is told above.
-        if let Some(site) = follower.filter(|site| *site != peer)
+        if follower.is_some_and(|(site, _)| site != peer)
             && colour == Some(Colour::Red)
+            && let Some(Err(why)) = ready
         {
-            let why = self.not_proved(&site).unwrap_or_default();
             faults.push(format!("this site is not proved to be ready to take over: {why}"));
         }
         faults.extend(differences.iter().map(|it| format!("site {peer}: {}", it.sentence())));
@@ -407,6 +383,16 @@ impl Status {
     /// Held for a few assignments, never across an `.await`.
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Readiness at a glance; `None`: nothing is known in this epoch.
+fn colour(ready: &Result<(), NotReady>, differences: &[Difference]) -> Option<Colour> {
+    match (ready, differences) {
+        (Err(NotReady::Nothing | NotReady::OtherEpoch { .. }), _) => None,
+        (Err(_), _) => Some(Colour::Red),
+        (Ok(()), []) => Some(Colour::Green),
+        (Ok(()), _) => Some(Colour::Yellow),
     }
 }
 

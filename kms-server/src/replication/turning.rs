@@ -8,7 +8,8 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-use super::{either::EitherSite, fencing::Fencing, grounds::Grounds};
+use super::{card::SiteCard, either::EitherSite, fencing::Fencing, grounds::Grounds};
+use kms_core::site::peer::PeerKind;
 
 /// The interval at which is looked which of the two it is.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
@@ -36,22 +37,37 @@ impl Turning {
         let Some(either) = &self.either else { return false };
         let Ok(ours) = self.grounds.cards.now().await else { return false };
         let before = either.at();
-        let mut seen = either.cards(&ours).await;
-        seen.sort_by_key(|(at, card)| Reverse((card.epoch, card.writes, *at == before)));
-        for (at, card) in seen {
-            either.turn_to(at);
+        for (at, card) in self.seen(either, &ours).await {
+            // Nobody is turned to before he has proved what he names.
             if card.epoch > ours.epoch
-                && let Err(error) = self.fencing.meet(&card).await
+                && let Err(error) = self.fencing.meet_at(&card, either.of(at)).await
             {
                 tracing::debug!(%error, site = card.site, "a site is not followed");
                 continue;
             }
+            either.turn_to(at);
             self.grounds.status.heard(&card);
             return at != before;
         }
-        either.turn_to(before);
         false
     }
+
+    /// The sites that answer, the one first that is to be followed if it proves what it names.
+    async fn seen(&self, either: &EitherSite, ours: &SiteCard) -> Vec<(usize, SiteCard)> {
+        let (before, kinds) = (either.at(), self.fencing.kinds().await);
+        let mut seen = either.cards(ours).await;
+        let place = |(at, card): &(usize, SiteCard)| {
+            let writes = writes(card, kinds.get(&card.site).copied());
+            Reverse((card.epoch, writes, *at == before))
+        };
+        seen.sort_by_key(place);
+        seen
+    }
+}
+
+/// Whether a site writes, as it says: it can in an epoch of its own alone.
+fn writes(card: &SiteCard, kind: Option<PeerKind>) -> bool {
+    card.writes && kind.is_some_and(|kind| kind.owns(card.epoch))
 }
 
 /// Looks around again and again.
@@ -87,6 +103,33 @@ impl Looks {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_core::{DomainId, Epoch};
+
+    use super::*;
+
+    #[test]
+    fn a_site_is_believed_to_write_in_an_epoch_of_its_own_alone() {
+        let card = |epoch, writes| SiteCard {
+            site: "north".to_owned(),
+            domain: DomainId([1; 16]),
+            blocks: 16,
+            release: String::new(),
+            record_schema: 3,
+            epoch: Epoch(epoch),
+            writes,
+            makeup: None,
+        };
+        assert!(writes(&card(2, true), Some(PeerKind::Even)));
+        assert!(writes(&card(3, true), Some(PeerKind::Odd)));
+        assert!(!writes(&card(2, false), Some(PeerKind::Even)));
+        for kind in [Some(PeerKind::Odd), Some(PeerKind::Replica), None] {
+            assert!(!writes(&card(2, true), kind), "{kind:?}");
         }
     }
 }

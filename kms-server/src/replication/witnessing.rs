@@ -188,7 +188,6 @@ impl Witnessing {
 }
 
 fn opened(card: &SiteCard, shown: &ShownTable, keys: &SiteKeys) -> Option<HeadTable> {
-    let number = HeadTable::decode(&shown.body)?.number;
-    let signed = SignedHeadTable { number, body: shown.body.clone(), signature: shown.signature };
+    let signed = shown.clone().signed()?;
     signed.open(&card.domain, keys).filter(|table| TablePlace::of(table).epoch < Epoch(1 << 62))
 }

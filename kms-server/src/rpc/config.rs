@@ -1,8 +1,8 @@
 //! The configuration of `rpc`, checked.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::access::policy::Policy;
+use super::access::policy::{CallerName, Policy};
 
 /// Everything about the wire.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub struct Config {
     pub limits: Limits,
     /// The access policy.
     pub policy: Policy,
+    /// The sites of callers whose certificates don't have the site's name.
+    pub sites: BTreeMap<CallerName, String>,
     /// The address at which figures and readiness can be asked for; `None`: nowhere.
     pub metrics: Option<MetricsConfig>,
 }
@@ -163,7 +165,8 @@ impl Config {
         limits: Limits,
         policy: Policy,
     ) -> Result<Self, BadSetting> {
-        let config = Self { listen, tls, limits, policy, metrics: None };
+        let sites = BTreeMap::new();
+        let config = Self { listen, tls, limits, policy, sites, metrics: None };
         config.check()?;
         Ok(config)
     }

@@ -3,7 +3,8 @@
 //! A call comes in at [`listen`] (TLS 1.3, a certificate on both sides), passes the [`gate`] (who is it,
 //! may he, is there room), comes to its service in [`services`], which reads it with [`messages`], goes
 //! down to [`crate::ciphering`] or [`crate::lifecycle`], and leaves the same way. What went wrong becomes
-//! a gRPC status in `messages/status.rs` and nowhere else. [`peer`] is the one way out: calls to the other site. Start reading at `server/serve.rs`.
+//! a gRPC status in `messages/status.rs` and nowhere else. [`peer`] is the one way out: calls to the other
+//! site and to other nodes of this one. Start reading at `server/serve.rs`.
 //!
 //! A room names only rooms on lower floors; `tests/architecture.rs` has the table of them.
 
@@ -28,7 +29,7 @@ pub use access::{
 };
 pub use config::{BadSetting, Config, Limits, MetricsConfig, PeerConfig, TlsConfig};
 pub use messages::status::ERROR_DOMAIN;
-pub use peer::PeerClient;
+pub use peer::{NodesClient, PeerClient};
 pub use server::{Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services};
 pub use services::replication::ReplicationParts;
 pub use tls::{

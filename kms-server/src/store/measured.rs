@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Instant};
 use async_trait::async_trait;
 
 use super::{
-    AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder, IndexedMeter, Positions,
-    ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore,
+    ApprovalStore, AuditStore, BlockChange, ChainLink, FollowBlocks, Founding, Holder,
+    IndexedMeter, Positions, ReadStore, StandbyLag, StoreError, StoredBlock, Timeline, WriteStore,
+    approvals::{ApprovalStep, StoredApproval},
     counters::CounterStore,
     floors::{FloorRun, FloorStore},
     papers::{Paper, PaperStore, Strange},
@@ -76,9 +77,11 @@ enum Operation {
     PutPaper,
     PeerAuditRead,
     PeerAuditAppend,
+    Approvals,
+    PutApproval,
 }
 
-const OPERATIONS: [&str; 34] = [
+const OPERATIONS: [&str; 36] = [
     "domain",
     "heads",
     "block",
@@ -113,6 +116,8 @@ const OPERATIONS: [&str; 34] = [
     "put_paper",
     "peer_audit_read",
     "peer_audit_append",
+    "approvals",
+    "put_approval",
 ];
 
 const OUTCOMES: [&str; 11] = [
@@ -401,6 +406,21 @@ impl<S: PaperStore + ?Sized> PaperStore for Measured<S> {
 
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
         self.measure(Operation::PutPaper, self.inner.put_paper(paper)).await
+    }
+}
+
+#[async_trait]
+impl<S: ApprovalStore + ?Sized> ApprovalStore for Measured<S> {
+    async fn approvals(&self) -> Result<Vec<StoredApproval>, StoreError> {
+        self.measure(Operation::Approvals, self.inner.approvals()).await
+    }
+
+    async fn put_approval(
+        &self,
+        step: &ApprovalStep,
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.measure(Operation::PutApproval, self.inner.put_approval(step, audit)).await
     }
 }
 

@@ -4,6 +4,7 @@
 //! does guarantee: a commit is all or nothing and on disk when it returns, a block's sequence has no
 //! gap, and no two writers extend the same head.
 
+pub mod approvals;
 pub mod counters;
 pub mod floors;
 mod indexing;
@@ -28,6 +29,7 @@ use kms_core::{
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 
+use approvals::{ApprovalStep, StoredApproval};
 use counters::CounterStore;
 use floors::FloorStore;
 pub use nouns::{
@@ -212,10 +214,25 @@ pub trait AuditStore: Send + Sync + 'static {
     ) -> Result<bool, StoreError>;
 }
 
+/// Keeps calls that wait.
+#[async_trait]
+pub trait ApprovalStore: Send + Sync + 'static {
+    /// All of them, those that live longest first, at most [`approvals::READ_MAX`]. Not verified.
+    async fn approvals(&self) -> Result<Vec<StoredApproval>, StoreError>;
+
+    /// A call begins to wait, is approved, is used or goes: that and the audit log's events, or nothing.
+    /// [`StoreError::Taken`] if somebody else was first: what is there by now stays, and nothing is said.
+    async fn put_approval(
+        &self,
+        step: &ApprovalStep,
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError>;
+}
+
 /// Writing: one method a fact that can become true.
 #[async_trait]
 pub trait WriteStore:
-    ReadStore + AuditStore + CounterStore + FloorStore + PaperStore + PeerAuditStore
+    ReadStore + AuditStore + ApprovalStore + CounterStore + FloorStore + PaperStore + PeerAuditStore
 {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.

@@ -18,8 +18,8 @@ pub enum StoreError {
     /// Somebody else extended this block first: read it again and decide anew.
     #[error("block {0} was changed by another writer")]
     Conflict(BlockNo),
-    /// Another meter has this id or this title.
-    #[error("{what} {value} belongs to another meter")]
+    /// Another meter has this id or this title; or what was to be replaced is another by now.
+    #[error("{what} {value} is taken by another one")]
     Taken {
         /// "meter id" or "system title".
         what: &'static str,

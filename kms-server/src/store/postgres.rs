@@ -8,6 +8,7 @@
 //! it takes changes. So a standby that was promoted takes them from then on, on the connections that
 //! are open.
 
+mod approvals;
 mod audit;
 mod columns;
 mod config;
@@ -27,6 +28,7 @@ mod role;
 mod rows;
 mod sites;
 mod tokens;
+mod waiting;
 mod whole;
 mod write;
 

@@ -4,6 +4,7 @@
 //! After a failed sync nothing more is written: the operating system has dropped the pages that it could not write, so
 //! that a later success would prove nothing. `app` hears of it through [`WriteStore::until_failed`] and ends the process.
 
+mod approvals;
 mod audit;
 mod columns;
 mod counters;
@@ -19,6 +20,7 @@ mod role;
 mod rows;
 mod sites;
 mod tokens;
+mod waiting;
 mod whole;
 mod write;
 

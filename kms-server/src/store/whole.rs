@@ -17,8 +17,9 @@ use kms_core::{
 /// Rows are sent on once they have as many bytes: what a backup's reader and writer hold of a table.
 pub(super) const PIECE_LEN: usize = 256 << 10;
 
-/// Tables that are no part of what is copied: what they say is about this very database.
-const OF_ITS_OWN: [&str; 2] = ["restore", "schema_version"];
+/// Tables that are no part of what is copied: what they say is about this very database. An approval that comes back from
+/// a backup would be one that may have been used.
+const OF_ITS_OWN: [&str; 3] = ["approvals", "restore", "schema_version"];
 
 /// A database that was rolled back, from now on marked: its site does not write.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,9 @@
 //! shared by all implementations.
 
 use super::{
-    BlockChange, ChainLink, StoreError, rules,
+    BlockChange, ChainLink, StoreError,
+    approvals::ApprovalStep,
+    rules,
     sites::{BlockAdoption, Divergent, RoleStep},
 };
 use kms_core::{BlockNo, site::peer::SignedPeer};
@@ -14,6 +16,7 @@ pub(super) enum Work<'a> {
     Adopt(&'a [BlockAdoption]),
     ChangeRole(&'a RoleStep),
     PutPeer(&'a SignedPeer),
+    PutApproval(&'a ApprovalStep),
     PutDivergence(&'a [Divergent]),
 }
 
@@ -24,7 +27,7 @@ impl Work<'_> {
             Self::Commit(changes) => rules::check(changes)?,
             Self::Adopt(adoptions) => rules::check_adoptions(adoptions)?,
             Self::ChangeRole(step) => rules::check_role(step)?,
-            Self::PutPeer(_) | Self::PutDivergence(_) => {}
+            Self::PutPeer(_) | Self::PutApproval(_) | Self::PutDivergence(_) => {}
         }
         rules::check_audit(audit)
     }
@@ -36,7 +39,7 @@ impl Work<'_> {
             Self::Commit(changes) => first(changes),
             Self::Adopt(adoptions) => adoptions.iter().map(|adoption| adoption.head.block).min(),
             Self::ChangeRole(step) => first(&step.blocks),
-            Self::PutPeer(_) | Self::PutDivergence(_) => None,
+            Self::PutPeer(_) | Self::PutApproval(_) | Self::PutDivergence(_) => None,
         }
     }
 }

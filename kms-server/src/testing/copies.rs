@@ -2,17 +2,31 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use kms_core::audit::{AuditEvent, ChainTip, NodeId};
+use kms_core::{
+    Epoch,
+    audit::{
+        AuditEvent, AuditedCall, ChainTip, NodeId, SiteKeys,
+        copying::{Ends, Piece},
+    },
+    site::peer::{FormerSigner, SignedPeer},
+};
 
 use super::{
     forks::put_back,
     home::at_two_homes,
-    pair::{Network, Running, again, eventually, in_step, promote, sites},
+    lying::{Lies, beside_a_liar},
+    pair::{Network, Running, again, entry, eventually, in_step, promote, sites},
+    restored::above,
     site_common::{Site, call, id, meter},
+    two_sites::fence,
 };
-use crate::store::{AuditStore as _, peer_audit::PeerAuditStore as _};
+use crate::{
+    app::Beside,
+    replication::{AuditAsked, AuditSaid, Grounds, PeerError},
+    store::{AuditStore as _, peer_audit::PeerAuditStore as _},
+};
 
 async fn end(site: &Site, node: NodeId) -> ChainTip {
     let chains = site.measured.audit_chains().await.unwrap();
@@ -112,5 +126,190 @@ fn a_chain_that_is_cut_at_its_site_is_a_fault_at_the_other_one_which_keeps_what_
         assert_eq!((found.broken, found.tip), (None, tip));
         first.cut().await;
         other.cut().await;
+    });
+}
+
+/// What a site says of audit chains, with the faults that are told of it afterwards.
+fn faults(grounds: &Grounds) -> Vec<String> {
+    let faults = grounds.status.all().faults;
+    faults.into_iter().filter(|fault| fault.contains("audit chain")).collect()
+}
+
+/// Only so much of each chain.
+fn cut(sequence: u64) -> impl Fn(AuditAsked, AuditSaid) -> Result<AuditSaid, PeerError> {
+    let last = Mutex::new([0; 32]);
+    move |_, mut said| {
+        let event = said.piece.events.iter().find(|event| event.sequence == sequence);
+        let hash = {
+            let mut last = last.lock().unwrap();
+            *last = event.map_or(*last, |event| event.hash);
+            *last
+        };
+        for tip in said.chains.iter_mut().filter(|tip| tip.sequence > sequence) {
+            (tip.sequence, tip.hash) = (sequence, hash);
+        }
+        said.piece.events.retain(|event| event.sequence <= sequence);
+        said.piece.heads.retain(|head| head.tip.sequence <= sequence);
+        Ok(said)
+    }
+}
+
+#[test]
+fn a_cut_of_a_chain_is_told_whatever_epoch_its_site_names_until_its_token_signed_a_promotion() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        for n in 1..4 {
+            a.add(meter(n)).await;
+        }
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let (_, honest) = beside_a_liar(&b, &network, Lies::default());
+        honest.auditing.look().await.unwrap();
+        // Later it gives less, and names an epoch that nobody was promoted to.
+        for named in [9, 99] {
+            let audit = Box::new(move |asked, said| {
+                let mut said = cut(2)(asked, said)?;
+                said.card.epoch = Epoch(named);
+                Ok(said)
+            });
+            let lies = Lies { audit, ..Lies::default() };
+            let (grounds, Beside { auditing, .. }) = beside_a_liar(&b, &network, lies);
+            auditing.look().await.unwrap();
+            assert!(faults(&grounds)[0].contains("cut off the end"), "{:?}", faults(&grounds));
+        }
+        let kept = b.measured.peer_chains("north").await.unwrap().remove(0);
+        assert_eq!(kept.broken_in, Some(Epoch(2)));
+        let lies = || Lies { audit: Box::new(cut(2)), ..Lies::default() };
+        let told = async |is_told: bool| {
+            let (grounds, Beside { auditing, .. }) = beside_a_liar(&b, &network, lies());
+            auditing.look().await.unwrap();
+            assert_eq!(!faults(&grounds).is_empty(), is_told, "{:?}", faults(&grounds));
+        };
+        // That this site was promoted says nothing of the other one's chain; that the other one was, does.
+        let ours = promote(&b).await;
+        fence(&a, ours).await;
+        told(true).await;
+        assert_eq!(above(&a).await, Epoch(4));
+        let theirs = a.store.role_records().await.unwrap().pop().unwrap();
+        fence(&b, theirs).await;
+        told(false).await;
+        running.cut().await;
+    });
+}
+
+#[test]
+fn events_that_a_site_has_signed_and_does_not_give_are_named() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        for n in 1..4 {
+            a.add(meter(n)).await;
+        }
+        a.audit.sign_table(true).await;
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let lies = Lies { audit: Box::new(cut(2)), ..Lies::default() };
+        let (grounds, liar) = beside_a_liar(&b, &network, lies);
+        liar.witnessing.look().await.unwrap();
+        for look in 1..=Ends::GRACE {
+            assert_eq!(faults(&grounds), Vec::<String>::new(), "before look {look}");
+            liar.auditing.look().await.unwrap();
+        }
+        let told = faults(&grounds).remove(0);
+        assert!(told.contains("is withheld") && told.contains(&a.node.to_string()), "{told}");
+        // An honest site is not: all of it comes.
+        let (grounds, honest) = beside_a_liar(&b, &network, Lies::default());
+        for _ in 0..=Ends::GRACE {
+            honest.auditing.look().await.unwrap();
+        }
+        assert_eq!(faults(&grounds), Vec::<String>::new());
+        running.cut().await;
+    });
+}
+
+#[test]
+fn a_site_that_shows_tables_and_refuses_events_is_named() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let audit = Box::new(|asked: AuditAsked, said| match asked.node {
+            None => Ok(said),
+            Some(_) => Err(PeerError::Unreadable("nothing")),
+        });
+        let lies = Lies { audit, ..Lies::default() };
+        let (grounds, liar) = beside_a_liar(&b, &network, lies);
+        for n in 1..4 {
+            assert_eq!(faults(&grounds), Vec::<String>::new());
+            a.add(meter(n)).await;
+            a.audit.sign_table(true).await;
+            liar.witnessing.look().await.unwrap();
+            liar.auditing.look().await.unwrap_err();
+        }
+        assert!(faults(&grounds)[0].contains("is withheld"), "{:?}", faults(&grounds));
+        running.cut().await;
+    });
+}
+
+#[test]
+fn a_chain_that_is_another_one_than_its_token_signed_is_named() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        for n in 1..4 {
+            a.add(meter(n)).await;
+        }
+        a.audit.sign_table(true).await;
+        let running = Running::start(Arc::clone(&a), &network).await;
+        // The same number of events, told otherwise: chained as ours are, which takes no key.
+        let audit = Box::new(|asked: AuditAsked, mut said: AuditSaid| {
+            let Some(node) = asked.node else { return Ok(said) };
+            let (mut tip, mut events) = (ChainTip::empty(node), Vec::new());
+            for event in &said.piece.events {
+                let mut entry = AuditEvent::decode(&event.body).unwrap().entry;
+                entry.call.caller = AuditedCall::new("nobody", "x/y").caller;
+                let (next, event) = tip.append(entry);
+                tip = next;
+                events.push(event);
+            }
+            said.piece = Piece { events, heads: Vec::new() };
+            Ok(said)
+        });
+        let lies = Lies { audit, ..Lies::default() };
+        let (grounds, liar) = beside_a_liar(&b, &network, lies);
+        liar.witnessing.look().await.unwrap();
+        liar.auditing.look().await.unwrap();
+        let told = faults(&grounds).remove(0);
+        assert!(told.contains("a signed head says otherwise"), "{told}");
+        running.cut().await;
+    });
+}
+
+#[test]
+fn a_copy_is_verified_under_the_key_that_signed_it_when_its_site_was_enrolled_anew() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        a.audit.verify(a.node).await.unwrap().unwrap();
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let (_, honest) = beside_a_liar(&b, &network, Lies::default());
+        honest.auditing.look().await.unwrap();
+        // The other site comes back with another token, and with chains of its own.
+        let SignedPeer { mut peer, .. } = b.store.peers().await.unwrap().remove(0);
+        peer.former = vec![FormerSigner { key: peer.signing, until: Epoch(2) }];
+        (peer.signing, peer.enrolled_ms) = ([7; 65], 2);
+        let key = peer.former[0].key;
+        let signature = b.hsm.sign(peer.message()).await.unwrap();
+        let entry = entry("Site/EnrolPeer");
+        b.commits.put_peer(SignedPeer { peer, signature }, vec![entry]).await.unwrap();
+        let found = honest.auditing.verify(a.node).await.unwrap().unwrap();
+        assert!(found.broken.is_none() && found.heads > 0, "{found:?}");
+        assert_eq!(honest.auditing.keys(a.node).await, Ok(SiteKeys::new(key, [[7; 65]])));
+        let audit = Box::new(|_, said| Ok(AuditSaid { chains: Vec::new(), ..said }));
+        let lies = Lies { audit, ..Lies::default() };
+        let (grounds, replaced) = beside_a_liar(&b, &network, lies);
+        replaced.auditing.look().await.unwrap();
+        assert_eq!(faults(&grounds), Vec::<String>::new());
+        running.cut().await;
     });
 }

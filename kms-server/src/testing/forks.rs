@@ -150,12 +150,12 @@ fn what_is_not_authentic_is_reported_in_vain_and_decided_where_it_lies() {
         moved.block = BlockNo(block.0 ^ 1);
         let reported = vec![row(stored), row(changed.clone()), moved];
         let by_peer = call("Replication/ReportDivergence");
-        let told = a.lifecycle.take_report(&by_peer, reported).await;
+        let told = a.lifecycle.take_report(&by_peer, reported, false).await;
         let told: Vec<String> = told.unwrap().into_iter().map(Result::unwrap_err).collect();
         assert!(told[0].contains("stands here"), "{told:?}");
         assert!(told[1..].iter().all(|said| said.contains("not what a site")), "{told:?}");
         assert_eq!(a.store.count_undecided().await.unwrap(), 0);
-        let refused = b.lifecycle.take_report(&call("x/y"), Vec::new()).await;
+        let refused = b.lifecycle.take_report(&call("x/y"), Vec::new(), false).await;
         assert!(refused.is_err(), "a site that does not write takes none");
         // A damaged one that was set aside can't be accepted anywhere, and its discarding needs no right to write.
         b.commits.put_divergence(vec![row(changed)], vec![entry("x/y")]).await.unwrap();
@@ -397,12 +397,13 @@ async fn one_promotion(old: &Nodes, new: &Nodes, n: u64, table: &mut Table) {
     table.listed += waits.len();
     // Told to the site that writes, decided there, and known here.
     let by_peer = call("Replication/ReportDivergence");
-    let told = new.first().lifecycle.take_report(&by_peer, waits.clone());
+    let told = new.first().lifecycle.take_report(&by_peer, waits.clone(), false);
     assert!(told.await.unwrap().iter().all(|known| *known == Ok(None)));
     let done = decide(new.first(), Which::Rule(None), Decision::Accept).await;
     assert_eq!((done.left.len(), done.decided as usize), (0, alone.len()));
     table.decided += done.decided;
-    let known = new.first().lifecycle.take_report(&call("x/y"), waits.clone()).await.unwrap();
+    let known =
+        new.first().lifecycle.take_report(&call("x/y"), waits.clone(), false).await.unwrap();
     let decided = waits.into_iter().zip(known);
     let decided = decided.map(|(row, known)| Divergent { decided: known.unwrap(), ..row });
     let decided: Vec<Divergent> = decided.collect();

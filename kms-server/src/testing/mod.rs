@@ -3,20 +3,24 @@
 //! contract (`tests/hsm_contract`); the same parts on SoftHSM are in `tests/`.
 
 mod adopting;
+mod believed;
 mod ciphering;
 mod copies;
 mod enrolment;
 mod facts;
 mod floors;
 mod forks;
+mod forwarding;
 mod home;
 mod keyring;
 mod lifecycle;
+mod lying;
 mod pair;
 mod readiness;
 mod replica;
 mod restored;
 mod roles;
+mod second_token;
 mod transmitting;
 mod two_sites;
 

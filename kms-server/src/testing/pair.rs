@@ -312,11 +312,13 @@ impl Running {
         let prover = Arc::clone(&keyring.prover);
         let answering = Arc::new(Answering::new(prover, grounds.cards.clone(), reporting));
         let witness = Arc::clone(&witnessing);
+        let remembering =
+            Remembering::new(&grounds, site.measured.clone(), Arc::clone(&keyring.roles));
         let replicating = Replicating {
             parts: ReplicationParts {
                 serving: Arc::new(serving),
                 answering,
-                remembering: Arc::new(Remembering::new(&grounds, site.measured.clone())),
+                remembering: Arc::new(remembering),
                 witnessing,
                 auditing: Arc::clone(&auditing),
             },

@@ -8,6 +8,7 @@ use kms_core::{
     BlockNo, Epoch,
     audit::{AuditOutcome, Subject},
     counters::{allocator::Witnessed, refusal::Refusal},
+    freshness::HeadTable,
     ports::{CounterWitness, WitnessSaid},
     site::{
         peer::EnrolledIn,
@@ -19,9 +20,10 @@ use kms_core::{
 use super::{
     forks::{put_back, try_add},
     home::{Home, at_home, at_two_homes, profiles},
+    lying::{Lies, beside_a_liar},
     pair::{
-        BLOCKS, Network, Running, again, beside, enrol_in, entry, eventually, in_step, promote,
-        sites, whole as every,
+        BLOCKS, Network, Running, again, beside, enrol_in, entry, eventually, in_step, opened,
+        promote, sites, whole as every,
     },
     site_common::{Options, Site, call, meter},
     transmitting::{counter, declare, refusal, refusal_or, remembers, settled, talking},
@@ -32,8 +34,11 @@ use crate::{
     backup::roll_back,
     keyring::{NotChanged, Wish},
     lifecycle::LifecycleError,
-    replication::{MarksAsked, NotServed, PeersMemory, Remembering},
+    replication::{
+        Grounds, HeadsSaid, MarksAsked, NotServed, PeersMemory, Remembered, Remembering,
+    },
     store::{
+        AuditStore as _,
         sqlite::{self, SqliteStore},
         whole::WholeStore as _,
     },
@@ -41,7 +46,7 @@ use crate::{
 };
 
 /// The site takes an epoch above all that it knows of, as one that was restored does.
-async fn above(site: &Site) -> Epoch {
+pub(super) async fn above(site: &Site) -> Epoch {
     let expected = site.store.role().await.unwrap().epoch;
     let wish = Wish { expected, is_lost: true, above: Some(expected) };
     let entry = call("Site/Promote").entry(0, Subject::NONE, AuditOutcome::Done);
@@ -70,7 +75,7 @@ async fn bear_a_mark(site: &Site) {
     whole(site).await.mark_rolled_back(&rolled_back).await.unwrap();
 }
 
-async fn whole(site: &Site) -> SqliteStore {
+pub(super) async fn whole(site: &Site) -> SqliteStore {
     let config = sqlite::Config { path: site.database.clone(), create: false };
     SqliteStore::open_as_it_is(config).await.unwrap()
 }
@@ -143,6 +148,10 @@ fn invariant_3_what_a_peer_told_counts_when_another_one_is_enrolled_in_its_place
     });
 }
 
+fn remembering_of(site: &Site, grounds: &Grounds) -> Remembering {
+    Remembering::new(grounds, site.measured.clone(), Arc::clone(&site.keyring.roles))
+}
+
 /// A site that has all that the other one has, and tells what it set aside.
 struct Tells(Remembering);
 
@@ -154,8 +163,8 @@ impl CounterWitness for Tells {
         lines_of: Option<BlockNo>,
     ) -> Option<WitnessSaid> {
         let asked = MarksAsked { marks, lines_of };
-        let (marks, set_aside) = self.0.exchange("north", asked).await.ok()?;
-        Some(WitnessSaid { marks, set_aside })
+        let Remembered { marks, set_aside, since } = self.0.exchange("north", asked).await.ok()?;
+        Some(WitnessSaid { marks, set_aside, remembers_since: since })
     }
 }
 
@@ -193,7 +202,7 @@ fn invariant_3_what_a_restore_forgot_is_asked_for_in_later_epochs_too() {
         fence(&b, record.clone()).await;
         let network = Network::new();
         let (grounds, _) = beside(&b, &network, network.north);
-        let tells = Arc::new(Tells(Remembering::new(&grounds, b.measured.clone())));
+        let tells = Arc::new(Tells(remembering_of(&b, &grounds)));
         let (gate, _) = remembers(2, 0);
         let sending = Arc::new(a.transmitting(false, Some((gate, tells))));
         let _ = settled(&sending, 1).await;
@@ -235,7 +244,7 @@ fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
         let (_a, b) = sites(north, south).await;
         let network = Network::new();
         let (grounds, _) = beside(&b, &network, network.north);
-        let remembering = Remembering::new(&grounds, b.measured.clone());
+        let remembering = remembering_of(&b, &grounds);
         let asked = || MarksAsked { marks: Vec::new(), lines_of: Some(BlockNo(0)) };
         assert!(remembering.exchange("north", asked()).await.is_ok());
         bear_a_mark(&b).await;
@@ -293,6 +302,7 @@ fn invariant_4_a_site_that_its_peer_found_out_writes_nothing_after_a_restart_wit
         let other = Running::start(b, &network).await;
         running.site.add(meter(2)).await;
         in_step(&running.site, &other.site).await;
+        witnessed(&running.site, &other).await;
         let site = Arc::clone(&running.site);
         running.cut().await;
         put_back(site, &before).await;
@@ -320,9 +330,142 @@ fn invariant_4_a_site_that_its_peer_found_out_writes_nothing_after_a_restart_wit
         assert_eq!(above(&alone).await, Epoch(4));
         try_add(&alone, 3).await.unwrap();
         // What was found out of an epoch that is over marks nothing.
-        found.keyring.roles.store_rolled_back().await.unwrap();
+        let table = found.measured.head_table().await.unwrap().unwrap();
+        found.keyring.roles.store_rolled_back(&table).await.unwrap();
         assert_eq!(alone.store.restore_state().await.unwrap().mark(), None);
     });
+}
+
+/// The other site has the newest head table of `site`.
+async fn witnessed(site: &Site, other: &Running) {
+    site.audit.sign_table(true).await;
+    let own = site.measured.head_table().await.unwrap().unwrap();
+    let own = HeadTable::decode(&own.body).unwrap();
+    eventually("it is witnessed", async || other.status.all().witnessed_ms == Some(own.at_ms))
+        .await;
+}
+
+#[test]
+fn a_head_that_the_peer_made_up_marks_nothing_and_is_forgotten_with_the_process() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        let other = Running::start(Arc::clone(&b), &network).await;
+        let running = Running::start(Arc::clone(&a), &network).await;
+        in_step(&a, &b).await;
+        witnessed(&a, &other).await;
+        running.cut().await;
+        // The peer has every block's keys, and so the MAC of any head.
+        let (keys, _) = opened(&a, BlockNo(0)).await;
+        let heads = Box::new(move |mut said: HeadsSaid| {
+            for head in said.heads.iter_mut().filter(|head| head.block == BlockNo(0)) {
+                head.position.sequence.0 += 100;
+                head.mac = keys.head_mac(head);
+            }
+            said
+        });
+        let found = again(north, "north", None).await;
+        found.keyring.roles.keep_marks_in(Arc::new(whole(&found).await));
+        let lies = Lies { heads, ..Lies::default() };
+        let (grounds, liar) = beside_a_liar(&found, &network, lies);
+        liar.following.meet_first().await;
+        let refused = try_add(&found, 3).await.unwrap_err();
+        assert!(matches!(refused, LifecycleError::RolledBack { .. }), "{refused}");
+        let faults = grounds.status.all().faults;
+        let told = faults.iter().find(|fault| fault.contains("put back")).unwrap();
+        assert!(told.contains("Nothing that this site's token signed says so"), "{told}");
+        assert_eq!(found.store.restore_state().await.unwrap().mark(), None);
+        assert!(found.store.role().await.unwrap().writes);
+        let next = again(north, "north", None).await;
+        try_add(&next, 3).await.unwrap();
+        other.cut().await;
+    });
+}
+
+#[test]
+fn invariant_3_a_peer_that_was_rebuilt_after_the_backup_is_no_witness_whatever_our_row_says() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        a.add(talking(1)).await;
+        let alone = a.transmitting(true, None);
+        declare(&alone, 1, Some(0x0300_0005)).await.unwrap();
+        let before = counter(&alone, 1).await;
+        assert_eq!(above(&a).await, Epoch(4));
+        // Our row of the peer is that of the backup: it was there all the time. Its own database began in this epoch.
+        enrol_in(&b, &a, met(4, 4)).await;
+        let network = Network::new();
+        let north = Running::start(a, &network).await;
+        let south = Running::start(b, &network).await;
+        // Before anything was asked of the line, too.
+        let refused = declare(&north.transmitting, 1, None).await;
+        assert!(matches!(refused, Err(NotDeclared::Restored)), "{refused:?}");
+        in_step(&north.site, &south.site).await;
+        eventually("the peer has said since when it remembers", async || {
+            refusal_or(&north.transmitting, 1).await == Some(Refusal::CounterUndeclared)
+        })
+        .await;
+        declare(&north.transmitting, 1, Some(before)).await.unwrap();
+        eventually("what was declared since is sent on", async || {
+            refusal_or(&north.transmitting, 1).await.is_none()
+        })
+        .await;
+        for running in [north, south] {
+            running.cut().await;
+        }
+    });
+}
+
+#[test]
+fn invariant_3_a_line_that_nobody_remembers_does_not_count_because_its_block_was_asked_for() {
+    at_two_homes(async |north, south| {
+        let (a, _b) = sites(north, south).await;
+        let alone = a.transmitting(true, None);
+        // Two lines of one block.
+        let mut blocks = Vec::new();
+        let first = loop {
+            let n = blocks.len() as u64 + 1;
+            a.add(talking(n)).await;
+            let declared = declare(&alone, n, Some(0x0300_0005)).await.unwrap();
+            let block = declared.states[0].block;
+            if let Some(first) = blocks.iter().position(|known| *known == block) {
+                break first as u64 + 1;
+            }
+            blocks.push(block);
+        };
+        let second = blocks.len() as u64 + 1;
+        // The database was put back when there was no peer; since then one line was declared; it was put back once more.
+        above(&a).await;
+        let alone = a.transmitting(true, None);
+        declare(&alone, second, Some(0x0500_0005)).await.unwrap();
+        above(&a).await;
+        let (gate, _) = remembers(6, 0);
+        let since_four = Arc::new(RemembersSince(Epoch(4)));
+        let sending = Arc::new(a.transmitting(false, Some((gate, since_four))));
+        assert_eq!(settled(&sending, second).await, None);
+        assert_eq!(refusal(&sending, first).await, Some(Refusal::CounterUndeclared));
+        // Neither after a restart.
+        let (gate, _) = remembers(6, 0);
+        let since_four = Arc::new(RemembersSince(Epoch(4)));
+        let sending = Arc::new(a.transmitting(false, Some((gate, since_four))));
+        let _ = settled(&sending, second).await;
+        assert_eq!(refusal(&sending, first).await, Some(Refusal::CounterUndeclared));
+    });
+}
+
+/// A site that has lost nothing since this epoch, and set nothing aside.
+struct RemembersSince(Epoch);
+
+#[async_trait::async_trait]
+impl CounterWitness for RemembersSince {
+    async fn ask(
+        &self,
+        marks: Vec<(BlockNo, Witnessed)>,
+        lines_of: Option<BlockNo>,
+    ) -> Option<WitnessSaid> {
+        let remembers_since = lines_of.map(|_| self.0);
+        Some(WitnessSaid { marks, set_aside: Vec::new(), remembers_since })
+    }
 }
 
 fn site_of(home: &Home) -> impl Future<Output = Site> {

@@ -41,7 +41,7 @@ pub(super) fn talking(n: u64) -> NewMeter {
     NewMeter { policy: Some(policy), ..meter(n) }
 }
 
-fn plain(n: u64) -> Plain<'static> {
+pub(super) fn plain(n: u64) -> Plain<'static> {
     Plain {
         apdu: GET,
         whose: Whose::Title(title(n)),
@@ -69,7 +69,7 @@ pub(super) async fn declare(
     sending.declare(&call("Meters/DeclareCounter"), declaration(n, last)).await
 }
 
-async fn send(sending: &Transmitting, item: Plain<'_>) -> (Outcome, Vec<u8>) {
+pub(super) async fn send(sending: &Transmitting, item: Plain<'_>) -> (Outcome, Vec<u8>) {
     let mut batch = sending.protect_batch(&[item]).await;
     assert_eq!(batch.lengths, [batch.apdus.len() as u32]);
     (batch.outcomes.remove(0), batch.apdus)
@@ -308,7 +308,8 @@ impl CounterWitness for Remembers {
     async fn ask(&self, _: Vec<(BlockNo, Witnessed)>, _: Option<BlockNo>) -> Option<WitnessSaid> {
         let mark = self.0?;
         let marks = (0..BLOCKS).map(|block| (BlockNo(block), mark)).collect();
-        Some(WitnessSaid { marks, set_aside: Vec::new() })
+        let remembers_since = Some(kms_core::Epoch(2));
+        Some(WitnessSaid { marks, set_aside: Vec::new(), remembers_since })
     }
 }
 

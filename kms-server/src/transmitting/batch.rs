@@ -8,8 +8,9 @@ use futures_util::{StreamExt as _, stream};
 use super::{
     counters::{Counters, Parts},
     figures::Figures,
+    forwarding::{Forwarded, NoOtherNodes, Origin, OtherNodes, Way, forward},
     item::{Outcome, Plain, ProtectedBatch, Whose},
-    keys::{self, Prepared},
+    keys::{self, Given, Prepared},
     refused::NotSent,
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
 use kms_core::{
     BlockNo, Epoch, MeterId, SystemTitle, Verdict,
     audit::NodeId,
-    counters::allocator::NotAllocated,
+    counters::allocator::{NotAllocated, NotReserved},
     ports::{Clock, CounterWitness, NoOtherSite, NoWitness, ReplicationGate},
 };
 
@@ -55,11 +56,9 @@ pub struct Transmitting {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) gate: Arc<dyn ReplicationGate>,
     pub(super) counters: Counters,
+    pub(super) nodes: Arc<dyn OtherNodes>,
     figures: Figures,
 }
-
-/// A counter that an item was given, in this epoch; or why none.
-type Given = Result<(FreshCounter, Epoch), NotSent>;
 
 impl Transmitting {
     /// Puts the verbs on top of their parts.
@@ -90,8 +89,21 @@ impl Transmitting {
             clock,
             gate,
             counters: Counters::new(parts),
+            nodes: Arc::new(NoOtherNodes),
             figures: Figures::default(),
         }
+    }
+
+    /// The same, and what another node holds is forwarded to it.
+    #[must_use]
+    pub fn with_nodes(mut self, nodes: Arc<dyn OtherNodes>) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.counters.parts.node
     }
 
     /// Whether this site transmits at all: the one that writes does.
@@ -109,34 +121,62 @@ impl Transmitting {
         self.counters.give_back().await;
     }
 
-    /// Protects a batch. One bad item never fails its batch (invariant 9).
+    /// Protects a batch under counters of this node alone. One bad item never fails its batch (invariant 9).
     pub async fn protect_batch(&self, items: &[Plain<'_>]) -> ProtectedBatch {
+        self.protect(items, None).await
+    }
+
+    /// The same for a caller who came here: what another node holds is forwarded to it, once.
+    pub async fn protect_for(&self, origin: &Origin<'_>, items: &[Plain<'_>]) -> ProtectedBatch {
+        self.protect(items, Some(origin)).await
+    }
+
+    async fn protect(&self, items: &[Plain<'_>], origin: Option<&Origin<'_>>) -> ProtectedBatch {
         let mut prepared = Vec::with_capacity(items.len());
         for item in items {
-            prepared.push(match self.prepare(item).await {
-                Ok(prepared) => Ok(prepared),
-                Err(outcome) => Err(outcome),
-            });
+            prepared.push(self.prepare(item).await);
         }
         scrub_stack();
-        let given = self.counters_for(items, &prepared).await;
+        let mut given = self.counters_for(items, &prepared).await;
+        let mut forwarded = match origin {
+            Some(origin) => {
+                let way = Way { nodes: &*self.nodes, counters: &self.counters, origin };
+                forward(&way, items, &prepared, &mut given).await
+            }
+            None => Forwarded::default(),
+        };
         let mut batch = ProtectedBatch::default();
-        for ((item, prepared), given) in items.iter().zip(prepared).zip(given) {
+        let found = prepared.into_iter().zip(given);
+        for (at, (item, found)) in items.iter().zip(found).enumerate() {
             let before = batch.apdus.len();
-            let outcome = match (prepared, given) {
-                (Err(outcome), _) => outcome,
-                (Ok(prepared), Some(Ok(given))) => {
-                    self.seal(&prepared, item, given, &mut batch.apdus)
+            let outcome = match forwarded.remove(&at) {
+                Some((outcome, apdu)) => {
+                    batch.apdus.extend_from_slice(&apdu);
+                    outcome
                 }
-                (Ok(prepared), Some(Err(why))) => Outcome::refused(&why).about(prepared.title),
-                (Ok(prepared), None) => Outcome::refused(&NotSent::Busy).about(prepared.title),
+                None => self.protect_one(item, found, &mut batch.apdus),
             };
             batch.lengths.push((batch.apdus.len() - before) as u32);
-            self.figures.count(outcome.verdict);
             batch.outcomes.push(outcome);
         }
         scrub_stack();
         batch
+    }
+
+    fn protect_one(
+        &self,
+        item: &Plain<'_>,
+        (prepared, given): (Result<Prepared, Outcome>, Option<Given>),
+        out: &mut Vec<u8>,
+    ) -> Outcome {
+        let outcome = match (prepared, given) {
+            (Err(outcome), _) => outcome,
+            (Ok(prepared), Some(Ok(given))) => self.seal(&prepared, item, given, out),
+            (Ok(prepared), Some(Err(why))) => Outcome::refused(&why).about(prepared.title),
+            (Ok(prepared), None) => Outcome::refused(&NotSent::Busy).about(prepared.title),
+        };
+        self.figures.count(outcome.verdict);
+        outcome
     }
 
     async fn prepare(&self, item: &Plain<'_>) -> Result<Prepared, Outcome> {
@@ -190,15 +230,7 @@ impl Transmitting {
                 by_block.entry(block).or_default().push(index);
             }
         }
-        let ask = |indexes: Vec<usize>| async move {
-            let mut given = Vec::with_capacity(indexes.len());
-            for index in indexes {
-                if let (Some(Ok(prepared)), Some(item)) = (prepared.get(index), items.get(index)) {
-                    given.push((index, self.counter_for(item, prepared).await));
-                }
-            }
-            given
-        };
+        let ask = |indexes| self.counters_of(indexes, items, prepared);
         let mut all: Vec<Option<Given>> = Vec::new();
         all.resize_with(items.len(), || None);
         let mut asked = stream::iter(by_block.into_values()).map(ask).buffer_unordered(AT_ONCE);
@@ -210,6 +242,32 @@ impl Transmitting {
             }
         }
         all
+    }
+
+    /// The same for items of one block, in their order.
+    async fn counters_of(
+        &self,
+        indexes: Vec<usize>,
+        items: &[Plain<'_>],
+        prepared: &[Result<Prepared, Outcome>],
+    ) -> Vec<(usize, Given)> {
+        let mut given = Vec::with_capacity(indexes.len());
+        // Whoever holds the block holds it for all of them.
+        let mut held = None;
+        for index in indexes {
+            let (Some(Ok(prepared)), Some(item)) = (prepared.get(index), items.get(index)) else {
+                continue;
+            };
+            let one = match held {
+                Some(why) => Err(NotSent::NotReserved(why)),
+                None => self.counter_for(item, prepared).await,
+            };
+            if let Err(NotSent::NotReserved(why @ NotReserved::Held { .. })) = &one {
+                held = Some(*why);
+            }
+            given.push((index, one));
+        }
+        given
     }
 
     async fn counter_for(&self, item: &Plain<'_>, prepared: &Prepared) -> Given {

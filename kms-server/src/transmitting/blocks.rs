@@ -28,6 +28,8 @@ pub(super) struct BlockCounters {
     pub(super) peers: Option<Position>,
     /// The epoch in which the peer told what it set aside of the block's lines, and that is in ours.
     pub(super) merged: Option<Epoch>,
+    /// The epoch since which the peer has lost nothing of the block, as it said last.
+    pub(super) remembers: Option<Epoch>,
     /// The epoch in which what was set aside here is in our lines.
     pub(super) own_merged: Option<Epoch>,
     /// The peer is not asked again before.
@@ -44,6 +46,7 @@ impl BlockCounters {
             damaged: 0,
             peers: None,
             merged: None,
+            remembers: None,
             own_merged: None,
             not_before: Moment::default(),
         }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     blocks::{BlockCounters, Blocks},
-    past::Past,
+    past::{Past, Witness},
     refused::NotSent,
     witnessing::Witnessing,
 };
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Epoch, Position, Record,
+    BlockNo, Epoch, Position, Record, StoredRecord,
     audit::{AuditOutcome, AuditedCall, NodeId, Subject},
     block::BlockMark,
     counters::{
@@ -65,6 +65,15 @@ pub(super) struct Counters {
     past: Past,
     /// The peer is not asked of any block before.
     not_before: Mutex<Moment>,
+}
+
+/// The peer's answer, as to the lines of a block.
+#[derive(Default)]
+struct Told {
+    /// What it set aside is in our lines of this epoch.
+    merged: bool,
+    /// The epoch since which it has lost nothing of them.
+    remembers: Option<Epoch>,
 }
 
 /// The next step towards a counter.
@@ -116,9 +125,10 @@ impl Counters {
                     let asked = self.ask_peer(mark, forgotten).await;
                     let mut counters = shared.lock().await;
                     match asked {
-                        Ok(merged) => {
+                        Ok(told) => {
                             counters.peers = counters.peers.max(Some(mark.position));
-                            counters.merged = merged.then_some(epoch).or(counters.merged);
+                            counters.merged = told.merged.then_some(epoch).or(counters.merged);
+                            counters.remembers = counters.remembers.max(told.remembers);
                         }
                         Err(why) => {
                             let now = self.parts.clock.now();
@@ -149,7 +159,7 @@ impl Counters {
         counters.allocator.stand(Some(epoch));
         let block = self.parts.counting.block_of(name);
         if counters.own_merged != Some(epoch) {
-            self.merge_own(block).await?;
+            self.merge_own(block, epoch).await?;
             counters.own_merged = Some(epoch);
         }
         let (line, position, mark) = self.line(counters, block, name).await?;
@@ -160,7 +170,11 @@ impl Counters {
             }
             let past = self.past.known(epoch).await?;
             let asks = counters.merged != Some(epoch)
-                && past.is_to_be_asked(self.parts.counting.domain(), block, position);
+                && past.is_to_be_asked(
+                    self.parts.counting.domain(),
+                    (block, counters.remembers),
+                    position,
+                );
             return Ok(Step::AskPeer { mark, forgotten: asks.then_some(epoch) });
         }
         let wish = Wish { line: &line, proved: true, purpose };
@@ -208,26 +222,43 @@ impl Counters {
         }
         let (past, domain) = (self.past.known(epoch).await?, counting.domain());
         // What nobody else remembers is declared anew.
-        let since = past.since(domain, mark.block, single_site);
+        let witness = match single_site {
+            true => Witness::Nobody,
+            false => Witness::Peer(counters.remembers),
+        };
+        let since = past.since(domain, mark.block, witness);
         if since.is_some_and(|since| position.epoch < since) {
             return Err(NotSent::Forgotten);
         }
         if single_site {
             return Ok(true);
         }
-        if counters.merged != Some(epoch) && past.is_to_be_asked(domain, mark.block, position) {
+        let asked = (mark.block, counters.remembers);
+        if counters.merged != Some(epoch) && past.is_to_be_asked(domain, asked, position) {
             return Ok(false);
         }
         Ok(counters.is_peers(position, epoch) || past.peer_had(domain, &mark, position))
     }
 
     /// Whether nobody who is there now knows which counters of the block's lines were used: this site was restored, and is a
-    /// single one, or its peer was enrolled since.
+    /// single one, or its peer was enrolled since, by its own word, too.
     pub(super) async fn is_forgotten(&self, block: BlockNo, epoch: Epoch) -> Result<bool, NotSent> {
         let Parts { single_site, ref counting, .. } = self.parts;
         self.past.look_again();
-        let past = self.past.known(epoch).await?;
-        Ok(past.since(counting.domain(), block, single_site).is_some())
+        let (past, domain) = (self.past.known(epoch).await?, counting.domain());
+        if single_site {
+            return Ok(past.since(domain, block, Witness::Nobody).is_some());
+        }
+        let told = self.blocks.of(block).lock().await.remembers;
+        let is_forgotten =
+            |remembers| past.since(domain, block, Witness::Peer(remembers)).is_some();
+        if told.is_some() || is_forgotten(None) || past.forgotten(domain, block).is_none() {
+            return Ok(is_forgotten(told));
+        }
+        let said = self.parts.witness.ask(Vec::new(), Some(block)).await;
+        let remembers = said.and_then(|said| said.remembers_since);
+        // Who does not answer remembers nothing.
+        Ok(remembers.is_none() || is_forgotten(remembers))
     }
 
     /// A range behind what is stored, or an expired one anew.
@@ -263,31 +294,47 @@ impl Counters {
         }
     }
 
-    /// Has the peer say that it has this state of a block; true: and what it set aside is in our lines of this epoch, since
-    /// this site was restored.
-    async fn ask_peer(&self, mark: BlockMark, forgotten: Option<Epoch>) -> Result<bool, NotSent> {
+    /// Has the peer say that it has this state of a block, and what it set aside of it, if this site was restored.
+    async fn ask_peer(&self, mark: BlockMark, forgotten: Option<Epoch>) -> Result<Told, NotSent> {
         match self.parts.gate.replicated(&[mark]).await {
             Replicated::Yes => {}
             Replicated::No => return Err(NotSent::NotReplicated),
             Replicated::NotApplicable => return Err(NotSent::NoPeer),
         }
-        let Some(epoch) = forgotten else { return Ok(false) };
-        // One that was enrolled meanwhile is nobody to ask.
-        self.past.look_again();
-        let past = self.past.known(epoch).await?;
-        if past.witnessed(self.parts.counting.domain(), mark.block).is_none() {
-            return Ok(false);
-        }
+        let Some(epoch) = forgotten else { return Ok(Told::default()) };
         let said = self.parts.witness.ask(Vec::new(), Some(mark.block)).await;
         let said = said.ok_or(NotSent::NotReplicated)?;
-        let lines = self.parts.counting.authentic(mark.block, &said.set_aside).await?;
-        self.merge(mark.block, &lines, true).await?;
-        Ok(true)
+        // A release that does not say since when it remembers is no witness.
+        let remembers = Some(said.remembers_since.ok_or(NotSent::NotReplicated)?);
+        // One that was enrolled meanwhile is nobody to ask.
+        self.past.look_again();
+        let (past, domain) = (self.past.known(epoch).await?, self.parts.counting.domain());
+        if past.witnessed(domain, mark.block, remembers).is_none() {
+            return Ok(Told { merged: false, remembers });
+        }
+        let since = past.since(domain, mark.block, Witness::Peer(remembers)).unwrap_or_default();
+        let set_aside = [said.set_aside, self.set_aside_here(mark.block).await?].concat();
+        let set_aside = written_since(set_aside, since);
+        let lines = self.parts.counting.authentic(mark.block, &set_aside).await?;
+        self.merge(mark.block, &lines, Some(since)).await?;
+        Ok(Told { merged: true, remembers })
     }
 
     /// Brings lines that were set aside here, when this site followed, into ours: the site that was to raise them may be
-    /// lost.
-    async fn merge_own(&self, block: BlockNo) -> Result<(), NotSent> {
+    /// lost. Those from before an epoch that began without lines wait for what the peer says of that time.
+    async fn merge_own(&self, block: BlockNo, epoch: Epoch) -> Result<(), NotSent> {
+        let past = self.past.known(epoch).await?;
+        let forgotten = past.forgotten(self.parts.counting.domain(), block).unwrap_or_default();
+        let records = written_since(self.set_aside_here(block).await?, forgotten);
+        if records.is_empty() {
+            return Ok(());
+        }
+        let lines = self.parts.counting.authentic(block, &records).await?;
+        self.merge(block, &lines, None).await
+    }
+
+    /// Lines of a block that were set aside here.
+    async fn set_aside_here(&self, block: BlockNo) -> Result<Vec<StoredRecord>, NotSent> {
         let (mut after, mut records) = (None, Vec::new());
         loop {
             let asked =
@@ -297,23 +344,26 @@ impl Counters {
             let is_last = page.len() < PAGE as usize;
             records.extend(page.into_iter().map(|one| one.record).filter(|it| !it.key.is_meter()));
             if is_last {
-                break;
+                return Ok(records);
             }
         }
-        if records.is_empty() {
-            return Ok(());
-        }
-        let lines = self.parts.counting.authentic(block, &records).await?;
-        self.merge(block, &lines, false).await
     }
 
     /// Brings lines that were set aside into ours, by maximum. `anew`: and writes all others as they are, so that they
-    /// count in this epoch whoever the peer is later.
-    async fn merge(&self, block: BlockNo, set_aside: &[Line], anew: bool) -> Result<(), NotSent> {
+    /// count in this epoch whoever the peer is later; but for those that were written before this epoch, of which nobody
+    /// knows whether they were raised.
+    async fn merge(
+        &self,
+        block: BlockNo,
+        set_aside: &[Line],
+        anew: Option<Epoch>,
+    ) -> Result<(), NotSent> {
         let mut changes = self.parts.writer.change(&[block]).await?;
         let Some(change) = changes.first_mut() else { return Ok(()) };
-        if anew {
-            change.lines().into_iter().for_each(|line| change.put(Record::Line(line)));
+        if let Some(since) = anew {
+            let mut lines = change.lines();
+            lines.retain(|(_, at)| at.epoch >= since);
+            lines.into_iter().for_each(|(line, _)| change.put(Record::Line(line)));
         }
         for line in set_aside {
             let ours = change.line(&line.name)?;
@@ -330,6 +380,13 @@ impl Counters {
         let entry = call.entry(self.parts.clock.unix_ms(), subject, AuditOutcome::Done);
         self.parts.writer.commit(changes, vec![entry]).await?;
         Ok(())
+    }
+
+    /// What was forwarded to the holder of a line's block was answered, or not.
+    pub(super) async fn heard(&self, name: &LineName, holder: NodeId, answers: bool) {
+        let shared = self.blocks.of(self.parts.counting.block_of(name));
+        let now = self.parts.clock.now();
+        shared.lock().await.allocator.heard(now, holder, answers);
     }
 
     /// Gives back what this node holds, for one that stops in order: another one need not wait.
@@ -369,4 +426,11 @@ impl Counters {
         });
         left.min()
     }
+}
+
+/// Of records that were set aside, those that were written in this epoch or later: what is older may have been raised
+/// since, and would count as known if it were written anew.
+fn written_since(mut records: Vec<StoredRecord>, since: Epoch) -> Vec<StoredRecord> {
+    records.retain(|record| record.position.epoch >= since);
+    records
 }

@@ -68,6 +68,8 @@ pub struct Outcome {
     pub authentication_key_version: u16,
     /// One sentence for people, where the verdict alone does not say enough.
     pub reason: Option<Box<str>>,
+    /// Another node of this site has said so, and has counted it.
+    pub by_another: bool,
 }
 
 /// A batch in columns, in the order of its items.
@@ -91,6 +93,7 @@ impl Outcome {
             encryption_key_version: 0,
             authentication_key_version: 0,
             reason: None,
+            by_another: false,
         }
     }
 

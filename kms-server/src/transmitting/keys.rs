@@ -7,12 +7,18 @@ use dlms::{
     KeySet, Keys, ProtectError, Protection, SecurityControl, ServiceTag, Side, Suite, SystemTitle,
 };
 
-use super::item::{Envelope, Outcome, Plain};
+use super::{
+    item::{Envelope, Outcome, Plain},
+    refused::NotSent,
+};
 use crate::keyring::{BlockTable, Candidate, Identities, KeyMaterial, ResidentMeter};
 use kms_core::{
-    KeyKind, SecuritySetup, Verdict,
+    Epoch, KeyKind, SecuritySetup, Verdict,
     counters::{LineName, refusal::Refusal},
 };
+
+/// A counter that an item was given, in this epoch; or why none.
+pub(super) type Given = Result<(FreshCounter, Epoch), NotSent>;
 
 /// An APDU of which is known under which keys it goes out.
 pub(super) struct Prepared {

@@ -21,6 +21,15 @@ pub(super) struct Past {
     read: Mutex<Option<Arc<Known>>>,
 }
 
+/// Whoever may say what this site forgot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Witness {
+    /// There is no other site.
+    Nobody,
+    /// The peer, which remembers since this epoch, as it says; `None`: it was not asked yet.
+    Peer(Option<Epoch>),
+}
+
 /// The past, as of an epoch.
 pub(super) struct Known {
     epoch: Epoch,
@@ -67,23 +76,35 @@ impl Known {
         may_have_forgotten(&self.records, block, self.epoch)
     }
 
-    /// The epoch before which nothing that is known of a line of this block counts. `single`: there is no other site.
+    /// The epoch before which nothing that is known of a line of this block counts.
     pub(super) fn since(
         &self,
         domain: &DomainRecord,
         block: BlockNo,
-        single: bool,
+        witness: Witness,
     ) -> Option<Epoch> {
-        match single {
-            true => self.may_have_forgotten(block).then_some(self.epoch),
-            false => unwitnessed(domain, &self.records, block, self.met),
+        match witness {
+            Witness::Nobody => self.may_have_forgotten(block).then_some(self.epoch),
+            Witness::Peer(remembers) => {
+                unwitnessed(domain, &self.records, block, self.met, remembers)
+            }
         }
     }
 
-    /// The newest epoch of this site's that may have begun without lines of the block, if the peer can say which.
-    pub(super) fn witnessed(&self, domain: &DomainRecord, block: BlockNo) -> Option<Epoch> {
-        let since = self.since(domain, block, false);
-        forgotten(domain, &self.records, block).filter(|epoch| Some(*epoch) > since)
+    /// The newest epoch of this site's that may have begun without lines of the block.
+    pub(super) fn forgotten(&self, domain: &DomainRecord, block: BlockNo) -> Option<Epoch> {
+        forgotten(domain, &self.records, block)
+    }
+
+    /// The same, if the peer can say which.
+    pub(super) fn witnessed(
+        &self,
+        domain: &DomainRecord,
+        block: BlockNo,
+        remembers: Option<Epoch>,
+    ) -> Option<Epoch> {
+        let since = self.since(domain, block, Witness::Peer(remembers));
+        self.forgotten(domain, block).filter(|epoch| Some(*epoch) > since)
     }
 
     /// Whether the peer is to be asked before a line that was written at this position is used: in an epoch that began
@@ -91,10 +112,10 @@ impl Known {
     pub(super) fn is_to_be_asked(
         &self,
         domain: &DomainRecord,
-        block: BlockNo,
+        (block, remembers): (BlockNo, Option<Epoch>),
         at: Position,
     ) -> bool {
-        let witnessed = self.witnessed(domain, block);
+        let witnessed = self.witnessed(domain, block, remembers);
         witnessed.is_some_and(|epoch| epoch == self.epoch || at.epoch < epoch)
     }
 

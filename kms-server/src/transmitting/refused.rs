@@ -8,12 +8,35 @@ use crate::{
 };
 use kms_core::{
     BlockNo, Verdict,
+    audit::NodeId,
     counters::{
         allocator::{NotAllocated, NotReserved},
         line::NoCounterEpoch,
         refusal::Refusal,
     },
 };
+
+/// The reason why another node did not protect what came here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotForwarded {
+    /// Nobody has said where it is.
+    #[error("its address does not stand in [[nodes]]")]
+    NoAddress,
+    /// There is no connection to it: nothing went out.
+    #[error("it can't be reached: {0}")]
+    NotReached(String),
+    /// The caller will be gone before there could be an answer.
+    #[error("no time was left to ask it")]
+    Late,
+    /// It answered, and refused.
+    #[error("it was asked and refuses: {0}")]
+    Refused(String),
+    /// It may have protected them.
+    #[error(
+        "it was asked and gave no answer: {0}; what it may have protected was not sent, and its counters are spent"
+    )]
+    NoAnswer(String),
+}
 
 /// The reason why no counter is given out.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -24,6 +47,14 @@ pub enum NotSent {
     /// By the rules of reservations.
     #[error(transparent)]
     NotReserved(#[from] NotReserved),
+    /// Another node transmits for the block, and did not protect it for this one.
+    #[error("node {holder} transmits for the block; {why}")]
+    NotForwarded {
+        /// The node.
+        holder: NodeId,
+        /// The reason.
+        why: NotForwarded,
+    },
     /// The other site does not say that it has the line.
     #[error(
         "the other site has not confirmed the key's counter line: it is not reachable, behind, or was promoted; try again \
@@ -67,6 +98,7 @@ impl NotSent {
         Some(match self {
             Self::NotAllocated(why) => return of_allocation(why),
             Self::NotReserved(why) => of_reservation(why),
+            Self::NotForwarded { .. } => Refusal::HeldByAnotherNode,
             Self::Forgotten => Refusal::CounterUndeclared,
             Self::NotReplicated | Self::NoPeer => Refusal::LineNotReplicated,
             Self::Damaged(_) => Refusal::CountersDamaged,

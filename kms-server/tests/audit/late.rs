@@ -1,6 +1,6 @@
 //! Commits of which nobody hears what became of them, and which come to their end later, or never.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use kms_core::{
@@ -15,10 +15,11 @@ use kms_core::{
     site::{peer::SignedPeer, role::SignedRoleRecord},
 };
 use kms_server::{
-    audit::AuditError,
+    audit::{Audit, AuditError},
     store::{
-        AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, ReadStore, StoreError,
-        StoredBlock, WriteStore,
+        ApprovalStore, AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter,
+        ReadStore, StoreError, StoredBlock, WriteStore,
+        approvals::{ApprovalStep, StoredApproval},
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
         papers::{Paper, PaperStore, Strange},
@@ -42,6 +43,21 @@ struct Lossy {
     inner: Arc<SqliteStore>,
     lose: Mutex<usize>,
     kept: Mutex<Vec<Kept>>,
+    meanwhile: Meanwhile,
+}
+
+/// Writes and signs, once, between two reads of the log.
+#[derive(Default)]
+struct Meanwhile(OnceLock<Arc<Audit>>, Mutex<bool>);
+
+impl Meanwhile {
+    async fn write(&self) {
+        let due = std::mem::take(&mut *self.1.lock().unwrap());
+        if let Some(audit) = self.0.get().filter(|_| due) {
+            audit.record(entry(200)).await.unwrap();
+            Box::pin(audit.verify(NODE)).await.unwrap();
+        }
+    }
 }
 
 impl Lossy {
@@ -134,7 +150,9 @@ impl AuditStore for Lossy {
         after: u64,
         limit: u32,
     ) -> Result<Vec<StoredEvent>, StoreError> {
-        self.inner.audit_events(node, after, limit).await
+        let read = self.inner.audit_events(node, after, limit).await;
+        self.meanwhile.write().await;
+        read
     }
     async fn audit_checkpoints(
         &self,
@@ -142,7 +160,9 @@ impl AuditStore for Lossy {
         after: u64,
         limit: u32,
     ) -> Result<Vec<Checkpoint>, StoreError> {
-        self.inner.audit_checkpoints(node, after, limit).await
+        let read = self.inner.audit_checkpoints(node, after, limit).await;
+        self.meanwhile.write().await;
+        read
     }
     async fn last_audit_checkpoint(&self, node: &NodeId) -> Result<Option<Checkpoint>, StoreError> {
         self.inner.last_audit_checkpoint(node).await
@@ -217,6 +237,20 @@ impl PaperStore for Lossy {
     }
     async fn put_paper(&self, paper: &Paper) -> Result<bool, StoreError> {
         self.inner.put_paper(paper).await
+    }
+}
+
+#[async_trait]
+impl ApprovalStore for Lossy {
+    async fn approvals(&self) -> Result<Vec<StoredApproval>, StoreError> {
+        self.inner.approvals().await
+    }
+    async fn put_approval(
+        &self,
+        step: &ApprovalStep,
+        audit: ChainLink<'_>,
+    ) -> Result<(), StoreError> {
+        self.inner.put_approval(step, audit).await
     }
 }
 
@@ -313,6 +347,7 @@ async fn whichever_of_several_lost_commits_lands_the_chain_goes_on_behind_it() {
             inner: Arc::clone(&inner),
             lose: Mutex::new(0),
             kept: Mutex::default(),
+            meanwhile: Meanwhile::default(),
         });
         let audit = place.audit(store.clone()).await;
         *store.lose.lock().unwrap() = lost;
@@ -334,4 +369,19 @@ async fn whichever_of_several_lost_commits_lands_the_chain_goes_on_behind_it() {
             assert!(matches!(store.land(n).await, Err(StoreError::AuditMoved(_))));
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_written_and_signed_while_a_chain_is_read_is_no_cut_tail() {
+    let place = Place::new();
+    let inner = open_store(&place.path).await;
+    let (lose, kept, meanwhile) = (Mutex::new(0), Mutex::default(), Meanwhile::default());
+    let store = Arc::new(Lossy { inner, lose, kept, meanwhile });
+    let audit = place.audit(store.clone()).await;
+    audit.record(entry(1)).await.unwrap();
+    assert!(store.meanwhile.0.set(Arc::clone(&audit)).is_ok());
+    *store.meanwhile.1.lock().unwrap() = true;
+    let found = audit.verify(NODE).await.unwrap().unwrap();
+    assert_eq!(found.broken, None);
+    assert!(!*store.meanwhile.1.lock().unwrap(), "something was written meanwhile");
 }

@@ -8,7 +8,7 @@ use kryoptic_lib::{
 
 /// The one function that is found by its name (PKCS #11 v3.1, 5.4.4); it names all others.
 #[allow(non_snake_case, reason = "the standard's name")]
-#[no_mangle]
+#[unsafe(no_mangle)]
 pub extern "C" fn C_GetFunctionList(list: CK_FUNCTION_LIST_PTR_PTR) -> CK_RV {
     fn_get_function_list(list)
 }

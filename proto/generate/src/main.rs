@@ -7,11 +7,12 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "ami/kms/v1/audit.proto",
     "ami/kms/v1/types.proto",
     "ami/kms/v1/ciphering.proto",
     "ami/kms/v1/meters.proto",
+    "ami/kms/v1/nodes.proto",
     "ami/kms/v1/replication.proto",
     "ami/kms/v1/site.proto",
     "ami/kms/v1/approvals.proto",

@@ -3810,6 +3810,311 @@ pub mod meters_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProtectRequest {
+    /// The caller's name, as the node that he called has authenticated him. The node that is asked looks in its own policy
+    /// whether he may.
+    #[prost(string, tag = "1")]
+    pub caller: ::prost::alloc::string::String,
+    /// His roles by the policy of the node that he called; for the log.
+    #[prost(string, repeated, tag = "2")]
+    pub roles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The call that he made, as a policy writes it: "Ciphering/Encrypt" or "Ciphering/EncryptBatch".
+    #[prost(string, tag = "3")]
+    pub call: ::prost::alloc::string::String,
+    /// 16 bytes: the node that is meant.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub node_id: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "5")]
+    pub batch: ::core::option::Option<PlainBatch>,
+}
+/// Generated client implementations.
+pub mod nodes_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct NodesClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> NodesClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> NodesClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            NodesClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Protects what another node of this site was asked to protect. Never forwarded again, and not to be sent again once
+        /// it may have arrived: the counters are spent.
+        pub async fn protect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ProtectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBatchResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/ami.kms.v1.Nodes/Protect");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("ami.kms.v1.Nodes", "Protect"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod nodes_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with NodesServer.
+    #[async_trait]
+    pub trait Nodes: std::marker::Send + std::marker::Sync + 'static {
+        /// Protects what another node of this site was asked to protect. Never forwarded again, and not to be sent again once
+        /// it may have arrived: the counters are spent.
+        async fn protect(
+            &self,
+            request: tonic::Request<super::ProtectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBatchResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct NodesServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> NodesServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for NodesServer<T>
+    where
+        T: Nodes,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/ami.kms.v1.Nodes/Protect" => {
+                    #[allow(non_camel_case_types)]
+                    struct ProtectSvc<T: Nodes>(pub Arc<T>);
+                    impl<T: Nodes> tonic::server::UnaryService<super::ProtectRequest>
+                    for ProtectSvc<T> {
+                        type Response = super::EncryptBatchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ProtectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Nodes>::protect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ProtectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for NodesServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "ami.kms.v1.Nodes";
+    impl<T> tonic::server::NamedService for NodesServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// A site, as it says of itself. Stands in each request and each answer: whoever sees a higher epoch than its
 /// own asks for the role records before it goes on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3866,6 +4171,9 @@ pub struct SiteMakeup {
     /// Records that it keeps and that its release can't read.
     #[prost(uint32, tag = "8")]
     pub unknown_records: u32,
+    /// Of the signers whose sealed import files it takes: names and public keys.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub signers: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BlockPosition {
@@ -4077,6 +4385,10 @@ pub struct ExchangeMarksResponse {
     /// Records of counter lines, as they were written; not verified.
     #[prost(message, repeated, tag = "3")]
     pub set_aside: ::prost::alloc::vec::Vec<BlockRecord>,
+    /// The epoch since which the answering site's database has lost nothing of that block: it remembers nothing of what was
+    /// before. Only with lines_of.
+    #[prost(uint64, optional, tag = "4")]
+    pub remembers_since: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRoleRecordsRequest {
@@ -5500,7 +5812,7 @@ pub struct ReplicationStatus {
     #[prost(string, tag = "7")]
     pub colour: ::prost::alloc::string::String,
     /// Words for that in which the peer differs: ACCESS_POLICY, AUTHORITIES, REVOCATION_LISTS, PROFILES, SUITES,
-    /// RECORD_SCHEMA, UNKNOWN_RECORDS, NOT_SAID.
+    /// RECORD_SCHEMA, UNKNOWN_RECORDS, NOT_SAID, SIGNERS.
     #[prost(string, repeated, tag = "8")]
     pub differences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Of the peer, as it says: the schemas of records and of its database, what its token does not do, and records that
@@ -7108,7 +7420,7 @@ pub mod approvals_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// What waits for its second person at this server, the oldest first.
+        /// What waits for its second person at this site, the oldest first.
         pub async fn list_approvals(
             &mut self,
             request: impl tonic::IntoRequest<super::ListApprovalsRequest>,
@@ -7173,7 +7485,7 @@ pub mod approvals_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ApprovalsServer.
     #[async_trait]
     pub trait Approvals: std::marker::Send + std::marker::Sync + 'static {
-        /// What waits for its second person at this server, the oldest first.
+        /// What waits for its second person at this site, the oldest first.
         async fn list_approvals(
             &self,
             request: tonic::Request<super::ListApprovalsRequest>,

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::{io::AsyncWriteExt as _, task::JoinSet};
 
-use super::load::{Begun, Line, Outcome, Target, USUAL, batch, field, framed, prefix};
+use super::{
+    load::{Begun, Line, Outcome, Target, USUAL, batch, field, framed, prefix},
+    peers::{peer_floods, peer_follows, peer_half_open, peer_stalls},
+};
 
 macro_rules! attacks {
     ($($(#[$doc:meta])* $attack:ident = $name:literal => $run:ident;)*) => {
@@ -66,6 +69,21 @@ attacks! {
     SlowHandshake = "slow handshakes" => slow_handshake;
     /// Handshakes without a certificate.
     Strangers = "no certificate" => strangers;
+    /// The other site asks for all blocks and their proofs, on eight connections.
+    PeerFloods = "a flood by the peer" => peer_floods;
+    /// The other site begins to follow as often as it may, and reads nothing.
+    PeerFollows = "unread followers" => peer_follows;
+    /// The other site's server stands still; its connections stay open.
+    PeerStalls = "a stalled peer" => peer_stalls;
+    /// What comes from the other site gets lost, again and again; its connections stay open.
+    PeerHalfOpen = "a half-open connection" => peer_half_open;
+}
+
+impl Attack {
+    /// Whether it is made by the other site.
+    pub const fn is_by_a_peer(self) -> bool {
+        matches!(self, Self::PeerFloods | Self::PeerFollows | Self::PeerStalls | Self::PeerHalfOpen)
+    }
 }
 
 /// Connections of an attack that wants all places, some more than there are.
@@ -73,16 +91,16 @@ const CROWD: usize = 1_300;
 /// The length of the longest messages, in bytes: one less than the server's bound.
 const LONGEST: usize = kms_core::wire::MESSAGE_BYTES_MAX - 1;
 
-fn over(until: Instant) -> bool {
+pub(super) fn over(until: Instant) -> bool {
     Instant::now() >= until
 }
 
-async fn pause(ms: u64) {
+pub(super) async fn pause(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
 /// Waits for the end of the attack while what was opened stays open.
-async fn hold<T>(open: T, until: Instant) {
+pub(super) async fn hold<T>(open: T, until: Instant) {
     tokio::time::sleep_until(until.into()).await;
     drop(open);
 }
@@ -185,7 +203,12 @@ async fn many_streams(target: &Target, until: Instant) -> Outcome<()> {
 }
 
 /// One message on eight connections, again and again.
-async fn repeat(target: &Target, until: Instant, call: &str, message: bytes::Bytes) -> Outcome<()> {
+pub(super) async fn repeat(
+    target: &Target,
+    until: Instant,
+    call: &str,
+    message: bytes::Bytes,
+) -> Outcome<()> {
     let mut callers = JoinSet::new();
     for _ in 0..8 {
         let (target, message, call) = (target.clone(), message.clone(), call.to_owned());

@@ -17,6 +17,7 @@ use tokio_rustls::{
     },
 };
 
+use super::peers::Peer;
 use crate::{Role, Site};
 
 /// The outcome of a step of an attack: an error when the server defends itself.
@@ -26,11 +27,13 @@ pub(super) type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>
 #[derive(Clone)]
 pub(super) struct Target {
     pub(super) address: SocketAddr,
-    /// Of roles `hes` and `ami_admin`, but not the honest caller's.
+    /// Of roles `hes` and `ami_admin`, but not the honest caller's; or the other site's.
     certified: Arc<ClientConfig>,
     stranger: Arc<ClientConfig>,
     /// One that opens.
     pub(super) telegram: Bytes,
+    /// The other site, where the server has one.
+    pub(super) peer: Option<Peer>,
 }
 
 /// The flow-control windows of HTTP/2 that a client gives the server: for one stream, for the connection.
@@ -40,18 +43,28 @@ pub(super) type Windows = (u32, u32);
 pub(super) const USUAL: Windows = (65_535, 65_535);
 
 impl Target {
-    pub(super) fn of(site: &Site, telegram: Vec<u8>) -> Outcome<Self> {
+    /// The server of `site`; `by` is the other one, if that is who attacks.
+    pub(super) fn of(site: &Site, by: Option<&Site>, telegram: Vec<u8>) -> Outcome<Self> {
         let read = |path: std::path::PathBuf| std::fs::read(path);
         let ca = read(site.places().certificate("ca"))?;
-        let name = Role::Dev.caller();
-        let certificate = CertificateDer::from_pem_slice(&read(site.places().certificate(name))?)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(site.places().private_key(name))?)?;
+        let identity = |site: &Site, name| -> Outcome<_> {
+            let certificate = read(site.places().certificate(name))?;
+            let key = read(site.places().private_key(name))?;
+            Ok((
+                CertificateDer::from_pem_slice(&certificate)?,
+                PrivateKeyDer::from_pem_slice(&key)?,
+            ))
+        };
         let config = || -> Outcome<_> {
             let mut roots = RootCertStore::empty();
             roots.add(CertificateDer::from_pem_slice(&ca)?)?;
             let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
                 .with_protocol_versions(&[&TLS13])?;
             Ok(config.with_root_certificates(roots))
+        };
+        let (certificate, key) = match by {
+            Some(other) => identity(other, "server")?,
+            None => identity(site, Role::Dev.caller())?,
         };
         let mut certified = config()?.with_client_auth_cert(vec![certificate], key)?;
         let mut stranger = config()?.with_no_client_auth();
@@ -62,6 +75,7 @@ impl Target {
             certified: Arc::new(certified),
             stranger: Arc::new(stranger),
             telegram: telegram.into(),
+            peer: None,
         })
     }
 
@@ -182,7 +196,14 @@ pub(super) fn field(number: u8, value: &[u8]) -> Vec<u8> {
     field
 }
 
-fn varint(out: &mut Vec<u8>, mut value: usize) {
+/// Field `number` of a number.
+pub(super) fn number(number: u8, value: usize) -> Vec<u8> {
+    let mut field = vec![number << 3];
+    varint(&mut field, value);
+    field
+}
+
+pub(super) fn varint(out: &mut Vec<u8>, mut value: usize) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

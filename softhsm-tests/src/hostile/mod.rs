@@ -14,20 +14,24 @@
 mod attacks;
 mod honest;
 mod load;
+mod peers;
 
 use std::{
     error::Error,
     fs,
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 pub use attacks::Attack;
 use honest::{Honest, Sample};
 use load::Target;
+use peers::Peer;
 
 use crate::{
-    Programs, Role, Running, Site, SiteOptions, Tokens, fleet,
+    Pair, Programs, Role, Running, Site, SiteOptions, Tokens, fleet,
+    proxy::{Plan, Proxy},
     table::{self, Cell, Column, Tone},
     tool::json_lines,
     vectors,
@@ -123,9 +127,13 @@ pub fn run(programs: &Programs, attacks: &[Attack], times: Times) -> Result<bool
     for attack in attacks {
         let dir = tempfile::Builder::new().prefix("kms-hostile-").tempdir()?;
         let options = SiteOptions { tokens: Tokens::SharedMemory, ..SiteOptions::default() };
-        let site = Site::make(dir.path(), programs.clone(), options)?;
-        site.init()?;
-        let finding = assail(&site, *attack, times)?;
+        let finding = if attack.is_by_a_peer() {
+            assail_pair(&Pair::make(dir.path(), programs, &options)?, *attack, times)?
+        } else {
+            let site = Site::make(dir.path(), programs.clone(), options)?;
+            site.init()?;
+            assail(&site, *attack, times)?
+        };
         println!("{}", line(&finding, &bounds));
         findings.push(finding);
     }
@@ -138,11 +146,38 @@ pub fn assail(site: &Site, attack: Attack, times: Times) -> Result<Finding, Box<
     let mut running = site.start()?;
     let telegram = import(site)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let target = Target::of(site, telegram.clone()).map_err(|error| -> Box<dyn Error> { error })?;
+    let target = Target::of(site, None, telegram.clone()).map_err(plain)?;
     let finding = runtime.block_on(watch(site, &running, attack, times, (target, telegram)));
     runtime.shutdown_background();
     let ended = running.ended()?.is_some();
     Ok(Finding { ended, ..finding? })
+}
+
+/// The same by the second of two sites that are laid out and were not started, or by what becomes of it.
+pub fn assail_pair(pair: &Pair, attack: Attack, times: Times) -> Result<Finding, Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let of_a = ([127, 0, 0, 1], pair.a.port()).into();
+    let between = Arc::new(runtime.block_on(Proxy::start(of_a, |_| Plan::PASS))?);
+    let kms_toml = &pair.b.places().kms_toml;
+    let text = fs::read_to_string(kms_toml)?;
+    let through = |port: u16| format!("localhost:{port}\"");
+    let proxied = text.replace(&through(pair.a.port()), &through(between.address().port()));
+    fs::write(kms_toml, proxied)?;
+    let (mut a, b) = pair.start()?;
+    let telegram = import(&pair.a)?;
+    pair.until_proved(&pair.a)?;
+    let mut target = Target::of(&pair.a, Some(&pair.b), telegram.clone()).map_err(plain)?;
+    let peer = runtime.block_on(Peer::of(&pair.a, b.pid(), between)).map_err(plain)?;
+    runtime.block_on(peer.is_let_in(&target)).map_err(plain)?;
+    target.peer = Some(peer);
+    let finding = runtime.block_on(watch(&pair.a, &a, attack, times, (target, telegram)));
+    runtime.shutdown_background();
+    let ended = a.ended()?.is_some();
+    Ok(Finding { ended, ..finding? })
+}
+
+fn plain(error: Box<dyn Error + Send + Sync>) -> Box<dyn Error> {
+    error
 }
 
 async fn watch(

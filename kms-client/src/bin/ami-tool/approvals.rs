@@ -15,7 +15,7 @@ pub(crate) async fn run(
         ApprovalsCommand::List => {
             let waiting = client.approvals().await?;
             if waiting.is_empty() && !json {
-                say("nothing waits for a second person at this server")?;
+                say("nothing waits for a second person at this site")?;
             }
             for approval in &waiting {
                 show(approval, json)?;

@@ -137,7 +137,7 @@ impl Command {
 
 #[derive(Subcommand)]
 pub(crate) enum ApprovalsCommand {
-    /// Show what waits for its second person at this server
+    /// Show what waits for its second person at this site
     List,
     /// Approve a call; whoever made it then makes the same call again
     Approve(Approve),

@@ -277,7 +277,7 @@ pub(crate) const HINTS: &[Hint] = &[
         NotFound,
         "NOTHING_WAITS",
         No,
-        "`approvals list` shows what waits at this server; if the call is not among it, have it made again",
+        "`approvals list` shows what waits at this site; if the call is not among it, have it made again",
     ),
     row(
         NotFound,
@@ -290,13 +290,32 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "SECOND_PERSON_NEEDED",
         No,
-        "a second person runs `ami-tool approvals approve ID` at this server (`approvals list` shows the \
+        "a second person runs `ami-tool approvals approve ID` at this site (`approvals list` shows the \
          call); then run the same command again",
     ),
+    row(
+        Refused,
+        "APPROVAL_CHANGED",
+        No,
+        "find out who writes to the site's database; then make the call again, which asks anew",
+    ),
+    row(
+        Refused,
+        "APPROVAL_USED",
+        No,
+        "find out who writes to the site's database; then make the call again, which asks anew",
+    ),
+    row(Refused, "CLOCKS_DIFFER", No, "set the clocks of the site's servers"),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
     row(NotFound, "UNKNOWN_SITE", No, "`site status` says what the sites are called"),
     row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
+    row(
+        Denied,
+        "ANOTHER_SITE",
+        No,
+        "compare the name in that server's certificate with `[[rpc.callers]]` and `[peer]`",
+    ),
     row(Refused, "ANOTHER_DOMAIN", No, "compare `[peer]` and `[site]` of both sites"),
     row(
         Refused,

@@ -4,7 +4,7 @@ use ring::{
 };
 
 use super::*;
-use crate::audit::{AuditOutcome, AuditedCall, PublicKey, Subject};
+use crate::audit::{AuditOutcome, AuditedCall, Subject};
 
 const NODE: NodeId = NodeId([3; 16]);
 
@@ -122,4 +122,41 @@ fn nothing_of_a_piece_that_was_changed_is_copied() {
     // A gap, and the chain from its beginning.
     assert_eq!(with(&other.piece(6..9, &[]), &[]), (6, What::OutOfOrder));
     assert_eq!(with(&other.piece(0..3, &[]), &[]), (6, What::OutOfOrder));
+}
+
+fn end(node: u8, sequence: u64) -> ChainTip {
+    ChainTip { node: NodeId([node; 16]), sequence, hash: [0; 32] }
+}
+
+#[test]
+fn a_signed_end_that_is_never_given_is_withheld() {
+    let copy = |sequence| [Copied { tip: end(1, sequence), signed: 0, broken_in: None }];
+    let withheld = |signed, copied| [Withheld { signed, copied }];
+    let mut ends = Ends::default();
+    // A chain that is behind, and one that was never shown.
+    let signed = [end(1, 9), end(2, 4)];
+    for _ in 1..Ends::GRACE {
+        assert_eq!(ends.looked(&copy(7), (1, &signed), Look::Whole), []);
+    }
+    // While more is given than one look takes, and while the site is away, nothing is said of it.
+    assert_eq!(ends.looked(&copy(7), (1, &signed), Look::More), []);
+    assert_eq!(ends.looked(&copy(7), (1, &signed), Look::Unanswered), []);
+    // One of them comes after all.
+    assert_eq!(ends.looked(&copy(9), (1, &signed), Look::Whole), withheld(end(2, 4), 0));
+    let again = [end(1, 12)];
+    assert_eq!(ends.looked(&copy(9), (2, &again), Look::Whole), []);
+    // Whoever shows tables and no events is no site that is away.
+    for table in 3..5 {
+        assert_eq!(ends.looked(&copy(9), (table, &again), Look::Unanswered), []);
+    }
+    assert_eq!(ends.looked(&copy(9), (5, &again), Look::Unanswered), withheld(end(1, 12), 9));
+    assert_eq!(ends.looked(&copy(12), (5, &again), Look::Whole), []);
+}
+
+#[test]
+fn the_key_of_a_chain_is_the_one_that_signed_its_heads() {
+    let (first, second) = (Other::with(2), Other::with(2));
+    let head = first.head(first.tip(2));
+    assert_eq!(signer_of(&head, &[second.key(), first.key()]), Some(first.key()));
+    assert_eq!(signer_of(&head, &[second.key()]), None);
 }

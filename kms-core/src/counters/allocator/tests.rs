@@ -122,6 +122,26 @@ fn one_node_transmits_for_a_block_and_another_takes_over_behind_its_mark() {
 }
 
 #[test]
+fn a_holder_that_answers_is_not_taken_over_from_until_it_was_silent_for_long_enough() {
+    let (mut one, mut two, mut stored) = (node(1), node(2), None);
+    let holder = NodeId([1; 16]);
+    assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
+    let held = Err(NotReserved::Held { holder });
+    assert_eq!(reserve(&mut two, 0, &mut stored), held);
+    two.heard(ms(0), holder, true);
+    // It is asked so seldom that its reservation does not change.
+    assert_eq!(reserve(&mut two, 100_000, &mut stored), held);
+    // What was forwarded to somebody else says nothing of it.
+    two.heard(ms(100_000), NodeId([3; 16]), false);
+    assert_eq!(reserve(&mut two, 120_000, &mut stored), held);
+    two.heard(ms(120_000), holder, false);
+    assert_eq!(reserve(&mut two, 134_999, &mut stored), held);
+    // Still silent: the wait goes on, and does not begin anew.
+    two.heard(ms(134_999), holder, false);
+    assert_eq!(reserve(&mut two, 135_000, &mut stored), Ok(2 * RANGE));
+}
+
+#[test]
 fn a_block_that_was_given_back_is_nobodys_to_wait_for() {
     let (mut one, mut two, mut stored) = (node(1), node(2), None);
     reserve(&mut one, 0, &mut stored).unwrap();

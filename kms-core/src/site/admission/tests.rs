@@ -290,7 +290,7 @@ fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_co
     };
     let (known, later) = (promotion(3, 2), promotion(5, 3));
     let lost = peer(&TOKENS[1], Vec::new());
-    let rebuilt = [peer(&TOKENS[2], lost.former_with(&TOKENS[2].public(), Epoch(3)))];
+    let rebuilt = [peer(&TOKENS[2], lost.former_with(&[TOKENS[2].public()], Epoch(3)))];
     let writers = Writers::of_peers(&rebuilt).with_own(&domain(true), TOKENS[0].public());
     let stored = [known.clone()];
     assert_eq!(verify(&domain(true), (&writers, &rebuilt), &stored), Ok(()));

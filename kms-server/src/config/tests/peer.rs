@@ -1,11 +1,17 @@
-//! The section of the other site.
+//! The sections of the other site, and of other nodes of this one.
 
 use super::{Config, ConfigError, EXAMPLE, Folder, says};
 use kms_core::site::peer::PeerKind;
 
-/// Whether it is one of the settings of the other site, which the example has not.
+/// Whether it is one of the settings of the other site or of other nodes, which the example has not.
 pub(super) fn of_peer(setting: &str) -> bool {
-    peer_section().contains(setting)
+    peer_section().contains(setting) || node_section().contains(setting)
+}
+
+/// The section of another node, as the example has it.
+fn node_section() -> &'static str {
+    let (_, rest) = EXAMPLE.split_once("#[[nodes]]").unwrap();
+    rest.split_once("\n\n").unwrap().0
 }
 
 /// The section of the other site, as the example has it.
@@ -104,4 +110,70 @@ fn a_read_only_site_follows_one_site_or_either_of_two_and_nobody_else_does() {
     let folder = Folder::new();
     let alone = folder.refusal("single_site = true", "single_site = true\nread_only = true");
     says(&alone, &["site.read_only", "site.single_site"]);
+}
+
+#[test]
+fn a_caller_that_is_a_site_may_say_which_one_and_no_other_caller_does() {
+    let with = |caller: &str| {
+        let folder = Folder::new();
+        let text = folder.text.replace("\n[log]", &format!("\n[[rpc.callers]]\n{caller}\n\n[log]"));
+        Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
+    };
+    let named = with("name = \"kms.west\"\nroles = [\"replica\"]\nsite = \"west\"").unwrap();
+    let sites: Vec<_> = named.rpc.sites.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    assert_eq!(sites, [("kms.west", "west")]);
+    let refused = with("name = \"x\"\nroles = [\"hes\"]\nsite = \"west\"").map(|_| ());
+    says(&refused.unwrap_err().to_string(), &["`rpc.callers`", "\"x\"", "`site`"]);
+}
+
+/// The example with these sections of other nodes in it.
+fn with_nodes(sections: &str) -> Result<Config, ConfigError> {
+    let folder = Folder::new();
+    let text = folder.text.replace("\n[audit]", &format!("\n{sections}\n[audit]"));
+    Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644))
+}
+
+#[test]
+fn other_nodes_are_named_in_full() {
+    let least = least_node();
+    // The defaults are those of the comments.
+    let commented: String =
+        node_section().lines().map(|line| line.trim_start_matches('#').to_owned() + "\n").collect();
+    let spelt_out = with_nodes(&format!("[[nodes]]{commented}")).unwrap().nodes;
+    let mut bare = with_nodes(&least).unwrap().nodes;
+    let way = bare.values_mut().next().unwrap();
+    assert_eq!((way.endpoints.remove(0).as_str(), way.server_name.take()), ("a:1", None));
+    way.endpoints.push("kms-2.north.example.org:7443".to_owned());
+    way.server_name = Some("kms-2.north.example.org".to_owned());
+    way.ca = "/etc/ami/tls/servers.pem".into();
+    assert_eq!(spelt_out, bare);
+    assert!(with_nodes("").unwrap().nodes.is_empty());
+}
+
+const NODE: &str = "0123456789abcdef0123456789abcdef";
+
+fn least_node() -> String {
+    format!("[[nodes]]\nnode = \"{NODE}\"\nendpoint = \"https://a:1\"\nca = \"/ca.pem\"\n")
+}
+
+#[test]
+fn another_node_that_can_t_be_is_refused_by_the_setting() {
+    let least = least_node();
+    let other = least.replace("0123456789abcdef0", "f123456789abcdef0");
+    assert_eq!(with_nodes(&format!("{least}{other}")).unwrap().nodes.len(), 2);
+    let refusal = |text: &str| with_nodes(text).unwrap_err().to_string();
+    says(&refusal(&format!("{least}{least}")), &["[[nodes]]", NODE, "twice"]);
+    for (from, to, parts) in [
+        (NODE, "0123", ["`nodes.node`", "node-id"]),
+        (NODE, "kms-2", ["`nodes.node`", "node-id"]),
+        ("https://a:1", "http://a:1", ["`nodes.endpoint`", "https://"]),
+        ("https://a:1", "https://a", ["`nodes.endpoint`", "https://"]),
+        ("\"/ca.pem\"", "\"ca.pem\"", ["`nodes.ca`", "from /"]),
+        ("ca =", "connect_timeout_ms = 1\nca =", ["`nodes.connect_timeout_ms`", "100"]),
+    ] {
+        says(&refusal(&least.replace(from, to)), &parts);
+    }
+    let many: String =
+        (0..65).map(|n| least.replace("0123456789abcdef0", &format!("{n:017x}"))).collect();
+    says(&refusal(&many), &["[[nodes]]", "65", "64"]);
 }

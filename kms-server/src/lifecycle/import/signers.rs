@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use p256::{ecdsa::VerifyingKey, pkcs8::DecodePublicKey as _};
 
+use kms_core::site::makeup::digest_of;
+
 /// Those whose sealed files are taken.
 #[derive(Clone, Default)]
 pub struct Signers(Arc<BTreeMap<String, VerifyingKey>>);
@@ -27,6 +29,13 @@ impl Signers {
         self.0.get(name)
     }
 
+    /// What two sites compare, to say whether they take the same files: over names and keys.
+    pub fn digest(&self) -> [u8; 32] {
+        let key = |key: &VerifyingKey| key.to_sec1_point(false).as_bytes().to_vec();
+        let parts = self.0.iter().flat_map(|(name, it)| [name.as_bytes().to_vec(), key(it)]);
+        digest_of("ami.kms/signers/1", parts)
+    }
+
     /// Whether there is nobody.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -36,5 +45,37 @@ impl Signers {
 impl fmt::Debug for Signers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use p256::{
+        ecdsa::SigningKey,
+        pkcs8::{EncodePublicKey as _, LineEnding},
+    };
+
+    use super::*;
+
+    #[test]
+    fn two_sites_have_one_digest_of_the_same_signers_and_no_other_one_has_it() {
+        let pem = |byte: u8| {
+            let key = SigningKey::from_slice(&[byte; 32]).unwrap();
+            VerifyingKey::from(&key).to_public_key_pem(LineEnding::LF).unwrap()
+        };
+        let digest = |signers: &[(&str, u8)]| {
+            let named = signers.iter().map(|(name, key)| ((*name).to_owned(), pem(*key)));
+            Signers::new(named).unwrap().digest()
+        };
+        let both = digest(&[("maker", 1), ("other", 2)]);
+        assert_eq!(both, digest(&[("other", 2), ("maker", 1)]));
+        for other in [
+            &[][..],
+            &[("maker", 1)],
+            &[("maker", 2), ("other", 1)],
+            &[("maker", 1), ("another", 2)],
+        ] {
+            assert_ne!(both, digest(other), "{other:?}");
+        }
     }
 }

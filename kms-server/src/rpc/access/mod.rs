@@ -3,6 +3,7 @@
 
 mod list;
 pub(crate) mod policy;
+pub(crate) mod sites;
 pub(crate) mod verb;
 
 pub use list::markdown;

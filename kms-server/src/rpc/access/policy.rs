@@ -21,6 +21,8 @@ pub enum Role {
     AmiAdmin,
     /// The service that rotates keys.
     Rotator,
+    /// Another node of this site.
+    Node,
     /// The other site.
     Peer,
     /// A read-only replica: it follows, and witnesses nothing.
@@ -35,11 +37,12 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Hes,
         Self::Transmitter,
         Self::AmiAdmin,
         Self::Rotator,
+        Self::Node,
         Self::Peer,
         Self::Replica,
         Self::Auditor,
@@ -54,6 +57,7 @@ impl Role {
             Self::Transmitter => "transmitter",
             Self::AmiAdmin => "ami_admin",
             Self::Rotator => "rotator",
+            Self::Node => "node",
             Self::Peer => "peer",
             Self::Replica => "replica",
             Self::Auditor => "auditor",
@@ -78,7 +82,8 @@ impl Verb {
     /// decides it here.
     pub const fn default_roles(self) -> &'static [Role] {
         use Role::{
-            AmiAdmin, Approver, Auditor, Hes, Peer, Replica, Rotator, Synchroniser, Transmitter,
+            AmiAdmin, Approver, Auditor, Hes, Node, Peer, Replica, Rotator, Synchroniser,
+            Transmitter,
         };
         match self {
             Self::Decrypt
@@ -111,6 +116,7 @@ impl Verb {
             | Self::ListFloors
             | Self::ReportDivergence
             | Self::ShowHeadTables => &[Peer, Replica],
+            Self::Protect => &[Node],
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
@@ -179,7 +185,7 @@ pub enum PolicyError {
     CallerName(String),
     /// A role that there is not.
     #[error(
-        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, peer, replica, auditor, approver and synchroniser"
+        "there is no role {0:?}; the roles are hes, transmitter, ami_admin, rotator, node, peer, replica, auditor, approver and synchroniser"
     )]
     Role(String),
     /// A verb that there is not.
@@ -343,10 +349,10 @@ impl Policy {
         who_may(verb).any(|first| who_may(Verb::ApproveCall).any(|second| first != second))
     }
 
-    /// A digest of all that a policy says, for another site to compare. Callers that are nothing but the other site are
-    /// left out: each site names the other one.
+    /// A digest of all that a policy says, for another site to compare. Callers that are nothing but the other site, or a
+    /// node of this one, are left out: each site names the other one, and its own.
     pub fn digest(&self) -> [u8; 32] {
-        let is_site = |role: &Role| matches!(role, Role::Peer | Role::Replica);
+        let is_site = |role: &Role| matches!(role, Role::Node | Role::Peer | Role::Replica);
         let is_peer = |roles: &BTreeSet<Role>| !roles.is_empty() && roles.iter().all(is_site);
         let mut parts = Vec::new();
         for (caller, roles) in self.callers.iter().filter(|(_, roles)| !is_peer(roles)) {
@@ -431,6 +437,7 @@ mod tests {
                             | Verb::PlanPromotion
                     )
             }
+            Role::Node => service == "Nodes",
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,
             Role::Replica => {
                 let is_witness = matches!(
@@ -569,7 +576,7 @@ mod tests {
         for verb in Verb::GRANTABLE {
             let refused = dual(&all, verb.name()).err();
             let due = match verb.name().split('/').next().unwrap() {
-                "Ciphering" | "Replication" => Some(PolicyError::DualMachine(*verb)),
+                "Ciphering" | "Nodes" | "Replication" => Some(PolicyError::DualMachine(*verb)),
                 "Approvals" => Some(PolicyError::DualApproval(*verb)),
                 _ if *verb == Verb::ImportMeters => None,
                 _ if verb.method().unwrap().is_stream() => Some(PolicyError::DualStream(*verb)),

@@ -89,6 +89,8 @@ verbs! {
     ImportMeters = MetersImportMeters;
     /// Fetch the key that import files are sealed to.
     GetImportKey = MetersGetImportKey;
+    /// Protect what another node was asked to.
+    Protect = NodesProtect;
     /// Ask where blocks stand.
     ListBlockHeads = ReplicationListBlockHeads;
     /// Fetch whole blocks.
@@ -172,9 +174,9 @@ impl Verb {
         !self.is_open() && !self.is_of_peers() && !self.name().starts_with("Ciphering/")
     }
 
-    /// Whether only another site makes this call.
+    /// Whether only another site, or another node of this one, makes this call.
     pub fn is_of_peers(self) -> bool {
-        self.name().starts_with("Replication/")
+        self.name().starts_with("Replication/") || self.name().starts_with("Nodes/")
     }
 
     /// Whether a policy may ask for two people: single calls that people make, and imports. Any other
@@ -215,7 +217,7 @@ mod tests {
             assert_eq!(Verb::of_name(verb.name()), Some(*verb));
             assert_eq!(Verb::of_path(&format!("/ami.kms.v1.{verb}")), Some(*verb));
             assert!(!verb.is_open());
-            let of_machines = ["Ciphering/", "Replication/"];
+            let of_machines = ["Ciphering/", "Nodes/", "Replication/"];
             let is_of_machines = of_machines.iter().any(|service| verb.name().starts_with(service));
             assert_eq!(verb.is_privileged(), !is_of_machines);
         }

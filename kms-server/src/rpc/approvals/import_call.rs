@@ -18,7 +18,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tonic::{Status, body::Body};
 
-use super::{summary, whole::Asked};
+use super::{
+    summary,
+    whole::{Asked, Matter},
+};
 use crate::rpc::messages::{framing::PREFIX, status::Refused};
 
 /// Lines in clear that one approval covers: as many as a client sends before it waits for results.
@@ -57,7 +60,8 @@ pub(crate) async fn read(
     let replayed =
         Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
-    Ok(Asked { digest, about, may_go_on, is_question, promotion: None, request })
+    let matter = Matter { digest, about, may_go_on };
+    Ok(Asked { matter, is_question, promotion: None, request })
 }
 
 const EMPTY: Refused =
@@ -234,7 +238,11 @@ mod tests {
     async fn nothing_comes_behind_what_was_approved() {
         let open = Request::new(Body::new(Slow(vec![message(2), message(1)])));
         let asked = read(open, 1 << 20).await.unwrap();
-        assert!(asked.about.line.starts_with("2 lines in clear"), "{}", asked.about.line);
+        assert!(
+            asked.matter.about.line.starts_with("2 lines in clear"),
+            "{}",
+            asked.matter.about.line
+        );
         // The same lines, and one more that comes late.
         let rest = Body::new(Slow(vec![message(3)]));
         let first = Some([message(1), message(2)].concat().into());

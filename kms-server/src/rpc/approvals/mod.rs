@@ -2,6 +2,7 @@
 //! `messages` and what lies below them.
 
 pub(crate) mod import_call;
+pub(crate) mod need;
 pub(crate) mod summary;
 pub(crate) mod waiting;
 pub(crate) mod whole;

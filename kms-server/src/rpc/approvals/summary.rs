@@ -75,6 +75,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::Encrypt
         | Verb::EncryptBatch
         | Verb::ImportMeters
+        | Verb::Protect
         | Verb::ListBlockHeads
         | Verb::FetchBlocks
         | Verb::FollowChanges

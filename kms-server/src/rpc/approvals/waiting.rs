@@ -1,72 +1,60 @@
-//! Calls that need two people: what the first has asked for, and that the second has agreed.
+//! Calls that need two people: what the first has asked for, that the second has agreed, and that it was made.
 //!
-//! The first person's call is refused and remembered: its verb, the digest of its request's bytes, and
-//! who asked. A second person of another name approves what was remembered; then the first person's
-//! same call passes, once. What is remembered is in this process's memory and nowhere else: whoever can
-//! write to the database can't forge it, a restart forgets it, and both people talk to one server.
+//! The first person's call is refused and kept: its verb, the digest of its request's bytes, and who asked. A second
+//! person of another name approves what was kept; then the first person's same call passes, once. What is kept are rows
+//! of the site's database, so that any of its servers will do for either person; each is signed by the site's token, so
+//! that whoever can write to the database makes none. The use of an approval is an event of the audit log, in the
+//! transaction in which its row goes, before the call is carried out: of two servers one uses it, and a crash uses it up.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
-use super::{summary::About, whole::Asked};
-use crate::rpc::{
-    access::{
-        policy::{CallerName, Permit, Second},
-        verb::Verb,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
-    messages::status::Refused,
 };
-use kms_core::{Epoch, moment::Moment, ports::Clock};
 
-/// From the first call to its repetition. Long enough to ring somebody up, short enough that both
-/// still know what it was about.
-pub(crate) const LIFE: Duration = Duration::from_secs(15 * 60);
-/// Calls that wait at once, of all callers. Each takes less than a kilobyte.
+use tokio::sync::Mutex;
+
+use super::{need::Needs, summary::About, whole::Matter};
+use crate::{
+    audit::Audit,
+    rpc::{
+        access::{
+            policy::{CallerName, Permit, Second},
+            verb::Verb,
+        },
+        messages::{not_recorded::not_recorded, status::Refused, unfit::Unfit},
+    },
+    store::approvals::{ApprovalStep, StoredApproval},
+};
+use kms_core::{
+    audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
+    ports::Clock,
+    two_people::{Age, LIFE_MS, USED, WaitingCall, name_of},
+};
+
+/// Calls that wait at once, of all callers. Each takes less than two kilobytes.
 pub(crate) const WAITING_MAX: usize = 256;
 /// Calls of one caller that wait at once, so that none takes all the room.
 pub(crate) const WAITING_OF_ONE_MAX: usize = 32;
 /// The smallest number of nine digits.
 const NUMBER_MIN: u64 = 100_000_000;
-
-/// The epochs above the highest one of the signed records that one person may name for a site that was put back: it has
-/// missed some promotions, and each epoch is one counter epoch less, of 256, for every key.
-pub(crate) const ABOVE_MAX: u64 = 8;
-
-/// Tells of a site, as it is now, whether it was put back, and the highest epoch that signed records say.
-pub(crate) type PutBack = Box<dyn Fn() -> (bool, Epoch) + Send + Sync>;
+/// Rows are cleared away so long after their end: a server whose clock is ahead does not clear what others wait for.
+const CLEARED_AFTER_MS: u64 = 4 * LIFE_MS;
+/// Looks at what another server has just changed.
+const TRIES_MAX: usize = 8;
 
 /// The calls that wait for their second person.
 pub(crate) struct Approvals {
-    verbs: BTreeSet<Verb>,
-    /// `None`: no site is behind this server, and nothing is promoted.
-    put_back: Option<PutBack>,
+    needs: Needs,
+    audit: Arc<Audit>,
     clock: Arc<dyn Clock>,
-    /// For the numbers: one from before a restart must not name another call.
+    /// For the numbers: nobody guesses the next one.
     secret: RandomState,
-    /// A std lock: held for a look, never across an `.await`.
-    waiting: Mutex<Table>,
-}
-
-/// By their numbers, and how many there ever were.
-#[derive(Default)]
-struct Table {
-    calls: BTreeMap<u64, Waiting>,
-    numbered: u64,
-}
-
-/// One call that waits.
-#[derive(Clone, Debug)]
-struct Waiting {
-    verb: Verb,
-    digest: [u8; 32],
-    requester: CallerName,
-    about: About,
-    asked: Moment,
-    approved_by: Option<CallerName>,
+    numbered: AtomicU64,
+    /// One call of this server is looked for at a time: the same one is asked once, and the bounds are kept.
+    turn: Mutex<()>,
 }
 
 /// A call that waits, as others may see it.
@@ -74,208 +62,284 @@ struct Waiting {
 pub(crate) struct Listed {
     pub(crate) number: u64,
     pub(crate) verb: Verb,
-    pub(crate) requester: CallerName,
+    pub(crate) requester: String,
     pub(crate) about: About,
     pub(crate) age_ms: u64,
-    pub(crate) approved_by: Option<CallerName>,
+    pub(crate) expires_in_ms: u64,
+    pub(crate) approved_by: Option<String>,
+}
+
+/// A row that is there, and what it is by now.
+enum Found {
+    /// The token signed it, and it is not over.
+    Lives(WaitingCall),
+    /// It is over, and as good as not there.
+    Over,
+    /// Nothing is done under it.
+    Unfit(Unfit),
 }
 
 impl Approvals {
-    pub(crate) fn new(
-        verbs: BTreeSet<Verb>,
-        clock: Arc<dyn Clock>,
-        put_back: Option<PutBack>,
-    ) -> Self {
-        Self { verbs, put_back, clock, secret: RandomState::new(), waiting: Mutex::default() }
+    pub(crate) fn new(needs: Needs, audit: Arc<Audit>, clock: Arc<dyn Clock>) -> Self {
+        let (secret, numbered, turn) = (RandomState::new(), AtomicU64::new(0), Mutex::new(()));
+        Self { needs, audit, clock, secret, numbered, turn }
     }
 
-    /// Whether the call may need two people: it is read before that is known.
-    pub(crate) fn concern(&self, verb: Verb) -> bool {
-        self.need(verb) || verb == Verb::Promote && self.put_back.is_some()
+    /// What two people are asked for.
+    pub(crate) const fn needs(&self) -> &Needs {
+        &self.needs
     }
 
-    /// Whether this call takes one person only. A promotion above an epoch that somebody names takes two, whatever the
-    /// policy says, unless the site was put back and it is not far.
-    pub(crate) fn take_one(&self, verb: Verb, asked: &Asked) -> bool {
-        let above = asked.promotion.as_ref().and_then(|promotion| promotion.above_epoch);
-        let is_near = |above: u64| {
-            let known = self.put_back.as_ref().map(|put_back| put_back());
-            known.is_some_and(|(is_put_back, known)| {
-                is_put_back && above <= known.0.saturating_add(ABOVE_MAX)
-            })
-        };
-        !self.need(verb) && above.is_none_or(is_near)
-    }
-
-    fn need(&self, verb: Verb) -> bool {
-        verb.always_needs_two_people() || self.verbs.contains(&verb)
-    }
-
-    /// Lets an approved call through, once, and says who approved it; any other is remembered and
-    /// refused with its number.
-    pub(crate) fn pass(&self, permit: &Permit, asked: &Asked) -> Result<Second, Refused> {
-        let (verb, requester) = (permit.verb(), permit.caller());
-        let digest = asked.digest;
-        let now = self.clock.now();
-        let mut table = self.live(now);
-        let mut calls = table.calls.iter();
-        let same = calls
-            .find(|(_, one)| (one.verb, one.digest, &one.requester) == (verb, digest, requester));
-        let known = same.map(|(number, one)| (*number, one.asked, one.approved_by.clone()));
-        let asked_before = known.is_some();
-        let (number, asked) = match known {
-            Some((number, _, Some(approver))) => {
-                if !asked.may_go_on {
-                    table.calls.remove(&number);
+    /// Lets an approved call through, once, and says who approved it; any other is kept and refused with its number.
+    pub(crate) async fn pass(
+        &self,
+        permit: &Permit,
+        matter: &Matter,
+        call: &AuditedCall,
+    ) -> Result<Second, Refused> {
+        let name = name_of(permit.verb().name(), permit.caller().as_str(), &matter.digest);
+        let _turn = self.turn.lock().await;
+        for _ in 0..TRIES_MAX {
+            let rows = self.audit.approvals().await.map_err(not_recorded)?;
+            let row = rows.iter().find(|row| row.name == name);
+            let found = row.map(|row| (row, self.look(row)));
+            let passed = match found {
+                None => self.ask((permit, matter, call), &rows, None).await?,
+                Some((row, Found::Over)) => {
+                    self.ask((permit, matter, call), &rows, Some(row)).await?
                 }
-                return Ok(Second { approver, number });
+                Some((row, Found::Unfit(unfit))) => self.take_out(row, call, unfit).await?,
+                Some((row, Found::Lives(waiting))) => {
+                    self.make(matter.may_go_on, call, (row, &waiting)).await?
+                }
+            };
+            if let Some(second) = passed {
+                return Ok(second);
             }
-            Some((number, asked, None)) => (number, asked),
-            None => {
-                table.check_room(requester)?;
-                let number = table.next_number(&self.secret);
-                let (requester, about) = (requester.clone(), asked.about.clone());
-                tracing::info!(%verb, %requester, number, "a second person is needed");
-                let one = Waiting { verb, digest, requester, about, asked: now, approved_by: None };
-                table.calls.insert(number, one);
-                (number, now)
-            }
-        };
-        let left_ms = (asked + LIFE).ms_since(now);
-        Err(Refused::SecondPersonNeeded {
-            verb,
-            number,
-            expires_ms: self.clock.unix_ms().saturating_add(left_ms),
-            asked_before,
-        })
+        }
+        Err(Refused::AuditNotWritable)
     }
 
     /// The calls that wait, the oldest first.
-    pub(crate) fn list(&self) -> Vec<Listed> {
-        let now = self.clock.now();
-        let table = self.live(now);
-        let mut listed: Vec<Listed> =
-            table.calls.iter().map(|(number, one)| one.listed(*number, now)).collect();
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>, Refused> {
+        let rows = self.audit.approvals().await.map_err(not_recorded)?;
+        let live = rows.iter().filter_map(|row| match self.look(row) {
+            Found::Lives(call) => self.listed(call),
+            Found::Over | Found::Unfit(_) => None,
+        });
+        let mut listed: Vec<Listed> = live.collect();
         listed.sort_by_key(|one| std::cmp::Reverse(one.age_ms));
-        listed
-    }
-
-    /// The call that `approver` would approve, if he may.
-    pub(crate) fn look(&self, number: u64, approver: &CallerName) -> Result<Listed, Refused> {
-        let now = self.clock.now();
-        let mut table = self.live(now);
-        table.open_to(number, approver).map(|one| one.listed(number, now))
+        Ok(listed)
     }
 
     /// The second person agrees. To agree again changes nothing.
-    pub(crate) fn approve(&self, number: u64, approver: &CallerName) -> Result<Listed, Refused> {
-        let now = self.clock.now();
-        let mut table = self.live(now);
-        let one = table.open_to(number, approver)?;
-        if one.approved_by.is_none() {
-            let Waiting { verb, requester, .. } = &*one;
-            tracing::info!(%verb, %requester, %approver, number, "a call was approved");
-            one.approved_by = Some(approver.clone());
+    pub(crate) async fn approve(
+        &self,
+        number: u64,
+        approver: &CallerName,
+        call: &AuditedCall,
+    ) -> Result<Listed, Refused> {
+        let call = &AuditedCall { approval: Some(number), ..call.clone() };
+        let _turn = self.turn.lock().await;
+        for _ in 0..TRIES_MAX {
+            let rows = self.audit.approvals().await.map_err(not_recorded)?;
+            let row = rows.iter().find(|row| row.number == number);
+            match row.map(|row| (row, self.look(row))) {
+                None | Some((_, Found::Over)) => {
+                    return Err(self.refuse(call, Subject::NONE, Refused::NothingWaits).await);
+                }
+                Some((row, Found::Unfit(unfit))) => {
+                    self.take_out::<Second>(row, call, unfit).await?;
+                }
+                Some((row, Found::Lives(waiting))) => {
+                    if let Some(listed) = self.agree(approver, call, (row, waiting)).await? {
+                        return Ok(listed);
+                    }
+                }
+            }
         }
-        Ok(one.listed(number, now))
+        Err(Refused::AuditNotWritable)
     }
 
-    /// The calls that wait and are not over.
-    fn live(&self, now: Moment) -> MutexGuard<'_, Table> {
-        let mut table = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        table.calls.retain(|_, one| now < one.asked + LIFE);
-        table
+    fn look(&self, row: &StoredApproval) -> Found {
+        let Ok(call) = self.audit.open_approval(row) else {
+            tracing::error!(number = row.number, "{}", Unfit::Changed);
+            return Found::Unfit(Unfit::Changed);
+        };
+        match call.age(self.clock.unix_ms()) {
+            Age::Lives(_) => Found::Lives(call),
+            Age::Over => Found::Over,
+            Age::OfAnotherClock(by_ms) => Found::Unfit(Unfit::Clocks { by_ms }),
+        }
     }
-}
 
-impl Table {
-    fn check_room(&self, requester: &CallerName) -> Result<(), Refused> {
-        let own = self.calls.values().filter(|one| one.requester == *requester).count();
+    fn listed(&self, call: WaitingCall) -> Option<Listed> {
+        let now_ms = self.clock.unix_ms();
+        let expires_in_ms = call.expires_ms().saturating_sub(now_ms).min(LIFE_MS);
+        let WaitingCall { number, verb, requester, line, subject, asked_ms, approver, .. } = call;
+        Some(Listed {
+            number,
+            // A server of another release may know of more.
+            verb: Verb::of_name(&verb)?,
+            requester,
+            about: About { line, subject },
+            age_ms: now_ms.saturating_sub(asked_ms),
+            expires_in_ms,
+            approved_by: approver,
+        })
+    }
+
+    /// Keeps a call that nobody has asked for yet. `None`: somebody else was first.
+    async fn ask(
+        &self,
+        (permit, matter, call): (&Permit, &Matter, &AuditedCall),
+        rows: &[StoredApproval],
+        before: Option<&StoredApproval>,
+    ) -> Result<Option<Second>, Refused> {
+        let (verb, requester) = (permit.verb(), permit.caller());
+        self.check_room(rows, requester)?;
+        let About { line, subject } = matter.about.clone();
+        let waiting = WaitingCall {
+            number: self.next_number(),
+            verb: verb.name().to_owned(),
+            requester: requester.as_str().to_owned(),
+            digest: matter.digest,
+            line,
+            subject,
+            asked_ms: self.clock.unix_ms(),
+            approver: None,
+            ends: self.audit.chains().await.map_err(not_recorded)?,
+        };
+        let refused = needed(verb, &waiting, false);
+        let outcome = AuditOutcome::refused(refused.word());
+        let entry = call.entry(self.audit.now_ms(), waiting.subject.clone(), outcome);
+        let entry = entry.with(Detail::Approval, waiting.number);
+        let after = self.audit.sign_approval(&waiting).await.map_err(not_recorded)?;
+        let step = self.step(after.name, before, Some(after));
+        if !self.audit.put_approval(step, entry).await.map_err(not_recorded)? {
+            return Ok(None);
+        }
+        tracing::info!(%verb, %requester, number = waiting.number, "a second person is needed");
+        Err(refused)
+    }
+
+    /// Makes a call of which a row is there, if it was approved. `None`: somebody else was first.
+    async fn make(
+        &self,
+        may_go_on: bool,
+        call: &AuditedCall,
+        (row, waiting): (&StoredApproval, &WaitingCall),
+    ) -> Result<Option<Second>, Refused> {
+        let verb = Verb::of_name(&waiting.verb).ok_or(Refused::Fault("a call of no verb"))?;
+        let Some(approver) = &waiting.approver else { return Err(needed(verb, waiting, true)) };
+        let approver = CallerName::new(approver).map_err(|_| Refused::Fault("not a name"))?;
+        let second = Second { approver, number: waiting.number };
+        // To carry out a part of it twice changes nothing: its approval lasts as long as it lives.
+        if may_go_on {
+            return Ok(Some(second));
+        }
+        if self.audit.is_used(waiting).await.map_err(not_recorded)? {
+            return self.take_out(row, call, Unfit::Used).await;
+        }
+        let used = AuditedCall { verb: AuditText::new(USED), ..call.clone() };
+        let subject = waiting.subject.clone();
+        let entry = used.entry(self.audit.now_ms(), subject, AuditOutcome::Done);
+        let entry = entry.with(Detail::Approval, waiting.number);
+        let step = self.step(row.name, Some(row), None);
+        let is_first = self.audit.put_approval(step, entry).await.map_err(not_recorded)?;
+        Ok(is_first.then_some(second))
+    }
+
+    /// Puts the second person's name to a call. `None`: somebody else was first.
+    async fn agree(
+        &self,
+        approver: &CallerName,
+        call: &AuditedCall,
+        (row, waiting): (&StoredApproval, WaitingCall),
+    ) -> Result<Option<Listed>, Refused> {
+        let subject = waiting.subject.clone();
+        if waiting.requester == approver.as_str() {
+            return Err(self.refuse(call, subject, Refused::OwnCall).await);
+        }
+        let entry = call.entry(self.audit.now_ms(), subject, AuditOutcome::Done);
+        if waiting.approver.is_some() {
+            self.audit.record(entry).await.map_err(not_recorded)?;
+            return Ok(self.listed(waiting));
+        }
+        let approved = WaitingCall { approver: Some(approver.as_str().to_owned()), ..waiting };
+        let after = self.audit.sign_approval(&approved).await.map_err(not_recorded)?;
+        let step = self.step(row.name, Some(row), Some(after));
+        if !self.audit.put_approval(step, entry).await.map_err(not_recorded)? {
+            return Ok(None);
+        }
+        let WaitingCall { verb, requester, number, .. } = &approved;
+        tracing::info!(verb, requester, %approver, number, "a call was approved");
+        Ok(self.listed(approved))
+    }
+
+    /// A row under which nothing is done goes, and is named. What another clock says stays: a better one judges it.
+    async fn take_out<T>(
+        &self,
+        row: &StoredApproval,
+        call: &AuditedCall,
+        unfit: Unfit,
+    ) -> Result<Option<T>, Refused> {
+        let refused = Refused::Unfit(unfit);
+        tracing::error!(number = row.number, call = %call.verb, "{refused}");
+        let call = &AuditedCall { approval: Some(row.number), ..call.clone() };
+        if let Unfit::Clocks { .. } = unfit {
+            return Err(self.refuse(call, Subject::NONE, refused).await);
+        }
+        let outcome = AuditOutcome::refused(refused.word());
+        let entry: AuditEntry = call.entry(self.audit.now_ms(), Subject::NONE, outcome);
+        let step = self.step(row.name, Some(row), None);
+        let is_first = self.audit.put_approval(step, entry).await.map_err(not_recorded)?;
+        if is_first { Err(refused) } else { Ok(None) }
+    }
+
+    /// Records why a call is refused; if that fails, it is refused for that.
+    async fn refuse(&self, call: &AuditedCall, subject: Subject, refused: Refused) -> Refused {
+        let outcome = AuditOutcome::refused(refused.word());
+        let entry = call.entry(self.audit.now_ms(), subject, outcome);
+        self.audit.record(entry).await.map_or_else(not_recorded, |()| refused)
+    }
+
+    fn step(
+        &self,
+        name: [u8; 32],
+        before: Option<&StoredApproval>,
+        after: Option<StoredApproval>,
+    ) -> ApprovalStep {
+        let over_by_ms = self.clock.unix_ms().saturating_sub(CLEARED_AFTER_MS);
+        ApprovalStep { name, before: before.map(|row| row.signature), after, over_by_ms }
+    }
+
+    /// Servers that ask at the same moment may each find the last place free.
+    fn check_room(&self, rows: &[StoredApproval], requester: &CallerName) -> Result<(), Refused> {
+        let (mut own, mut all) = (0, 0);
+        for row in rows {
+            if let Found::Lives(call) = self.look(row) {
+                all += 1;
+                own += usize::from(call.requester == requester.as_str());
+            }
+        }
         if own >= WAITING_OF_ONE_MAX {
             return Err(Refused::TooManyWaiting(WAITING_OF_ONE_MAX));
         }
-        if self.calls.len() >= WAITING_MAX {
+        if all >= WAITING_MAX {
             return Err(Refused::TooManyWaiting(WAITING_MAX));
         }
         Ok(())
     }
 
-    /// Nine digits, to be said on the telephone; none that is in use.
-    fn next_number(&mut self, secret: &RandomState) -> u64 {
-        loop {
-            self.numbered += 1;
-            let number = NUMBER_MIN + secret.hash_one(self.numbered) % (9 * NUMBER_MIN);
-            if !self.calls.contains_key(&number) {
-                return number;
-            }
-        }
-    }
-
-    fn open_to(&mut self, number: u64, approver: &CallerName) -> Result<&mut Waiting, Refused> {
-        let one = self.calls.get_mut(&number).ok_or(Refused::NothingWaits)?;
-        if one.requester == *approver { Err(Refused::OwnCall) } else { Ok(one) }
+    /// Nine digits, to be said on the telephone. One that is in use is not taken twice by the database.
+    fn next_number(&self) -> u64 {
+        let numbered = self.numbered.fetch_add(1, Ordering::Relaxed);
+        NUMBER_MIN + self.secret.hash_one(numbered) % (9 * NUMBER_MIN)
     }
 }
 
-impl Waiting {
-    fn listed(&self, number: u64, now: Moment) -> Listed {
-        Listed {
-            number,
-            verb: self.verb,
-            requester: self.requester.clone(),
-            about: self.about.clone(),
-            age_ms: now.ms_since(self.asked),
-            approved_by: self.approved_by.clone(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::Request;
-    use kms_core::moment::Moment;
-    use kms_proto::v1::PromoteRequest;
-    use tonic::body::Body;
-
-    struct Still;
-
-    impl Clock for Still {
-        fn now(&self) -> Moment {
-            Moment::default()
-        }
-        fn unix_ms(&self) -> u64 {
-            0
-        }
-    }
-
-    fn promotion(above_epoch: Option<u64>) -> Asked {
-        let promotion = Some(PromoteRequest { above_epoch, ..PromoteRequest::default() });
-        Asked {
-            digest: [0; 32],
-            about: About::default(),
-            may_go_on: false,
-            is_question: false,
-            promotion,
-            request: Request::new(Body::empty()),
-        }
-    }
-
-    #[test]
-    fn one_person_names_an_epoch_only_for_a_site_that_was_put_back_and_only_a_near_one() {
-        let takes_one = |is_put_back, above| {
-            let put_back: PutBack = Box::new(move || (is_put_back, Epoch(4)));
-            let approvals = Approvals::new(BTreeSet::new(), Arc::new(Still), Some(put_back));
-            assert!(approvals.concern(Verb::Promote) && !approvals.concern(Verb::Demote));
-            approvals.take_one(Verb::Promote, &promotion(above))
-        };
-        assert!(takes_one(false, None) && takes_one(true, None));
-        assert!(takes_one(true, Some(1)) && takes_one(true, Some(4 + ABOVE_MAX)));
-        assert!(!takes_one(true, Some(5 + ABOVE_MAX)) && !takes_one(true, Some(u64::MAX)));
-        assert!(!takes_one(false, Some(4)) && !takes_one(false, Some(1)));
-        // Where the policy asks for two it takes two, near or not.
-        let verbs = BTreeSet::from([Verb::Promote]);
-        let approvals = Approvals::new(verbs, Arc::new(Still), None);
-        assert!(!approvals.take_one(Verb::Promote, &promotion(None)));
-    }
+fn needed(verb: Verb, waiting: &WaitingCall, asked_before: bool) -> Refused {
+    let (number, expires_ms) = (waiting.number, waiting.expires_ms());
+    Refused::SecondPersonNeeded { verb, number, expires_ms, asked_before }
 }

@@ -21,15 +21,21 @@ use crate::rpc::{
     messages::{framing::PREFIX, status::Refused},
 };
 
-/// A call that needs two people, read as far as it takes to know what it asks.
-pub(crate) struct Asked {
+/// The matter of a call that needs two people.
+pub(crate) struct Matter {
     /// A digest of all that counts: the same call has the same.
     pub(crate) digest: [u8; 32],
-    /// The matter that the second person is shown.
+    /// As the second person is shown it.
     pub(crate) about: About,
     /// A call that broke off may go on under the same approval, as long as that lasts: to carry out a part of it
     /// twice changes nothing.
     pub(crate) may_go_on: bool,
+}
+
+/// A call that needs two people, read as far as it takes to know what it asks.
+pub(crate) struct Asked {
+    /// What is asked.
+    pub(crate) matter: Matter,
     /// It changes nothing whoever asks, and takes one person only.
     pub(crate) is_question: bool,
     /// The promotion that is asked for: how far it goes says whether it takes two.
@@ -47,9 +53,11 @@ impl Asked {
     ) -> Result<Self, Status> {
         let whole = Whole::read(request, message_bytes_max).await?;
         Ok(Self {
-            digest: Sha256::digest(whole.message()).into(),
-            about: about(verb, whole.message()),
-            may_go_on: false,
+            matter: Matter {
+                digest: Sha256::digest(whole.message()).into(),
+                about: about(verb, whole.message()),
+                may_go_on: false,
+            },
             is_question: false,
             promotion: (verb == Verb::Promote)
                 .then(|| PromoteRequest::decode(whole.message()).ok())

@@ -7,12 +7,7 @@ use http::Request;
 use tokio::time::Instant;
 use tonic::{Status, body::Body};
 
-use super::{
-    call::Call,
-    peer::Peer,
-    recording::{call_of, record_waiting},
-    strangers::Strangers,
-};
+use super::{call::Call, peer::Peer, recording::call_of, strangers::Strangers};
 use crate::{
     audit::Audit,
     rpc::{
@@ -79,14 +74,17 @@ impl Gatekeeper {
             Verb::ImportMeters => import_call::read(request, bytes_max).await?,
             verb => Asked::read(verb, request, bytes_max).await?,
         };
-        if asked.is_question || self.approvals.take_one(permit.verb(), &asked) {
+        if asked.is_question || self.approvals.needs().take_one(permit.verb(), &asked) {
             return Ok(asked.request);
         }
-        let second = match self.approvals.pass(permit, &asked) {
+        let call = call_of(permit.caller(), permit.verb(), id.as_ref());
+        let second = match self.approvals.pass(permit, &asked.matter, &call).await {
             Ok(second) => second,
             Err(refused) => {
-                let call = call_of(permit.caller(), permit.verb(), id.as_ref());
-                record_waiting(&self.audit, call, &refused, asked.about).await?;
+                // Whoever goes on asking is counted like one who asks for what he is not granted; all else was recorded.
+                if refused.is_asked_again() {
+                    self.audit.record_refusal(call, refused.word()).await;
+                }
                 return Err(refused.into());
             }
         };

@@ -153,7 +153,7 @@ where
         request: Request<Body>,
         permit: Arc<Permit>,
     ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<S> {
-        if !self.keeper.approvals.concern(permit.verb()) {
+        if !self.keeper.approvals.needs().concern(permit.verb()) {
             return Either::Right(self.inner.call(request));
         }
         // The one that is ready answers; its clone takes its place.

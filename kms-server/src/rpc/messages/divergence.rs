@@ -155,6 +155,15 @@ pub(crate) fn wire_reconciled(
     }
 }
 
+/// The answers to all rows, in their order, out of those to the rows that may be reported.
+pub(crate) fn answers(may: &[bool], known: Vec<Known>) -> Vec<Known> {
+    let mut known = known.into_iter();
+    let refused =
+        || Err("it is a part of the block's past: a replica does not report it".to_owned());
+    let answer = |may: &bool| may.then(|| known.next()).flatten().unwrap_or_else(refused);
+    may.iter().map(answer).collect()
+}
+
 /// What another site wrote alone.
 pub(crate) fn reported(
     records: Vec<v1::DivergentRecord>,

@@ -3,11 +3,14 @@
 
 pub(crate) mod audit;
 pub(crate) mod columns;
+pub(crate) mod deadline;
 pub(crate) mod divergence;
 pub(crate) mod enrolment_status;
 pub(crate) mod floors;
+pub(crate) mod forwarding;
 pub(crate) mod framing;
 pub(crate) mod lifecycle_status;
+pub(crate) mod not_recorded;
 mod numbers;
 pub(crate) mod papers;
 pub(crate) mod plan;
@@ -19,4 +22,5 @@ pub(crate) mod status;
 pub(crate) mod sync_status;
 pub(crate) mod trailers;
 pub(crate) mod transmitting;
+pub(crate) mod unfit;
 pub(crate) mod words;

@@ -45,7 +45,10 @@ fn words(field: &'static str, words: Vec<String>) -> Result<Vec<String>, BadMess
 
 pub(super) fn read(makeup: v1::SiteMakeup) -> Result<Makeup, BadMessage> {
     let v1::SiteMakeup { store_schema, suites, policy, authorities, .. } = makeup;
-    let v1::SiteMakeup { revocation_lists, profiles, unmet, unknown_records, .. } = makeup;
+    let v1::SiteMakeup { revocation_lists, profiles, signers, unmet, unknown_records, .. } = makeup;
+    // A release that does not say takes nobody's, as far as is known.
+    let signers =
+        if signers.is_empty() { [0; 32] } else { array("card.makeup.signers", &signers)? };
     Ok(Makeup {
         store_schema,
         suites: words("card.makeup.suites", suites)?,
@@ -53,6 +56,7 @@ pub(super) fn read(makeup: v1::SiteMakeup) -> Result<Makeup, BadMessage> {
         authorities: array("card.makeup.authorities", &authorities)?,
         revocation_lists: array("card.makeup.revocation_lists", &revocation_lists)?,
         profiles: array("card.makeup.profiles", &profiles)?,
+        signers,
         unmet: words("card.makeup.unmet", unmet)?,
         unknown_records,
     })
@@ -60,7 +64,7 @@ pub(super) fn read(makeup: v1::SiteMakeup) -> Result<Makeup, BadMessage> {
 
 pub(super) fn wire(makeup: Makeup) -> v1::SiteMakeup {
     let Makeup { store_schema, suites, policy, authorities, .. } = makeup;
-    let Makeup { revocation_lists, profiles, mut unmet, unknown_records, .. } = makeup;
+    let Makeup { revocation_lists, profiles, signers, mut unmet, unknown_records, .. } = makeup;
     unmet.truncate(WORDS_MAX.0);
     for word in &mut unmet {
         word.truncate(word.floor_char_boundary(WORDS_MAX.1));
@@ -73,6 +77,7 @@ pub(super) fn wire(makeup: Makeup) -> v1::SiteMakeup {
         authorities: bytes(&authorities),
         revocation_lists: bytes(&revocation_lists),
         profiles: bytes(&profiles),
+        signers: bytes(&signers),
         unmet,
         unknown_records,
     }

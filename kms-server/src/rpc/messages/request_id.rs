@@ -10,7 +10,8 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Its place in the metadata of a call and of its answer.
-pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const NAME: &str = "x-request-id";
+const HEADER: HeaderName = HeaderName::from_static(NAME);
 /// Its place in `ErrorInfo.metadata`.
 pub(crate) const METADATA_KEY: &str = "request_id";
 

@@ -14,6 +14,11 @@ const TITLES_MAX: usize = LINES_MAX * kms_core::ClientTitles::MAX;
 /// The longest message of an import: five hundred lines of eight kibibytes.
 const IMPORT_BYTES_MAX: usize = 4 << 20;
 
+/// Roles of one caller, at most.
+const ROLES_MAX: usize = 16;
+/// So much longer than the batch in it is what one node forwards to another.
+pub(crate) const FORWARDED_BYTES: usize = 4 << 10;
+
 /// Blocks in one list, at most: those of the largest key domain.
 const BLOCKS_MAX: usize = 65_536;
 /// The longest message of the other site: the states of as many blocks.
@@ -23,6 +28,7 @@ const PEER_BYTES_MAX: usize = 6 << 20;
 const LENGTHS: usize = 0;
 const IDS: usize = 1;
 const SETUPS: usize = 2;
+const ROLES: usize = 2;
 const LINES: usize = 0;
 const KEYS: usize = 1;
 const TITLES: usize = 2;
@@ -50,6 +56,7 @@ static NOTHING: Shape = Shape(&[]);
 static BATCH: Shape =
     Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS)), (5, Kind::Numbers(SETUPS))]);
 static PLAIN: Shape = Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS))]);
+static FORWARDED: Shape = Shape(&[(2, Kind::Each(ROLES)), (5, Kind::Within(None, &PLAIN))]);
 static POLICY: Shape = Shape(&[(8, Kind::Each(TITLES))]);
 static METER: Shape = Shape(&[(4, Kind::Each(KEYS)), (5, Kind::Within(None, &POLICY))]);
 static SET_POLICY: Shape = Shape(&[(2, Kind::Within(None, &POLICY))]);
@@ -121,6 +128,14 @@ impl Rules {
                 [(items, "items"), (items, "meter ids"), NO_LIMIT],
                 Cost { per_byte: 3, entries: (items, 480), flat: 1 << 10 },
             ),
+            Verb::Protect => Self {
+                bytes_max: bytes_max.saturating_add(FORWARDED_BYTES),
+                ..rules(
+                    &FORWARDED,
+                    [(items, "items"), (items, "meter ids"), (ROLES_MAX, "roles")],
+                    Cost { per_byte: 3, entries: (items, 480), flat: 4 << 10 },
+                )
+            },
             Verb::ImportMeters => {
                 let bytes_max = bytes_max.min(IMPORT_BYTES_MAX);
                 Self { bytes_max, ..rules(&IMPORT, bringing, keys) }

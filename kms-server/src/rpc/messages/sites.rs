@@ -116,17 +116,19 @@ pub(crate) fn wire_marks_asked(card: SiteCard, asked: MarksAsked) -> v1::Exchang
 }
 
 pub(crate) fn marks_said(said: v1::ExchangeMarksResponse) -> Result<MarksSaid, BadMessage> {
-    let v1::ExchangeMarksResponse { card: theirs, marks: wire, set_aside } = said;
+    let v1::ExchangeMarksResponse { card: theirs, marks: wire, set_aside, remembers_since } = said;
     let set_aside = set_aside.into_iter().map(record).collect::<Result<_, _>>()?;
-    Ok(MarksSaid { card: card(theirs)?, marks: marks(&wire), set_aside })
+    let (card, marks) = (card(theirs)?, marks(&wire));
+    Ok(MarksSaid { card, marks, set_aside, remembers_since: remembers_since.map(Epoch) })
 }
 
 pub(crate) fn wire_marks_said(said: MarksSaid) -> v1::ExchangeMarksResponse {
-    let MarksSaid { card, marks, set_aside } = said;
+    let MarksSaid { card, marks, set_aside, remembers_since } = said;
     v1::ExchangeMarksResponse {
         card: Some(wire_card(card)),
         marks: wire_marks(&marks),
         set_aside: set_aside.into_iter().map(wire_record).collect(),
+        remembers_since: remembers_since.map(|epoch| epoch.0),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::columns::ColumnFault;
+use super::{columns::ColumnFault, unfit::Unfit};
 use crate::{
     replication::NotServed,
     rpc::access::{
@@ -82,7 +82,7 @@ pub(crate) enum Refused {
     #[error("no role of {caller} grants {verb}")]
     NotGranted { caller: CallerName, verb: Verb },
     #[error(
-        "{verb} needs a second person: let one who may approve {number} at this server (ami-tool \
+        "{verb} needs a second person: let one who may approve {number} at this site (ami-tool \
          approvals approve {number}), then make the same call again, all of it within 15 minutes"
     )]
     SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
@@ -91,10 +91,12 @@ pub(crate) enum Refused {
     #[error("this call is your own; another person has to approve it")]
     OwnCall,
     #[error(
-        "nothing waits here under this id: it was approved and made, or is older than 15 minutes, or \
-         was asked of another server or before a restart; let the call be made again"
+        "nothing waits at this site under this id: it was approved and made, or is older than 15 minutes, or was asked \
+         of another site; let the call be made again"
     )]
     NothingWaits,
+    #[error("{0}")]
+    Unfit(Unfit),
     #[error("there is no such call")]
     UnknownMethod,
     #[error("more than {0} calls are open on this connection; end some first")]
@@ -152,6 +154,10 @@ pub(crate) enum Refused {
     )]
     AnotherDomain,
     #[error(
+        "the card names site {site:?}, which {caller} is not: its certificate, its role in [[rpc.callers]] and `site` there say who it is"
+    )]
+    AnotherSite { caller: CallerName, site: String },
+    #[error(
         "the card names an epoch that no signed promotion leads to here; both sites' `site status` says more"
     )]
     EpochNotProved,
@@ -198,6 +204,10 @@ impl From<NotServed> for Refused {
             NotServed::TooManyFollowers => Self::TooManyFollowers,
             NotServed::Stalled => Self::FollowerStalled,
             NotServed::PutBack => Self::PeerStore,
+            NotServed::Past(why) => {
+                tracing::warn!(why, "a peer is not told since when this site remembers counters");
+                Self::PeerStore
+            }
             NotServed::ReadOnlyReplica => Self::ReadOnlyReplica,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");
@@ -227,6 +237,7 @@ impl Refused {
             | Self::SecondPersonNeeded { .. }
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::MessageTooLarge(_)
             | Self::ImportTooLong(_)
@@ -239,6 +250,7 @@ impl Refused {
             | Self::ReadOnlyPrimary
             | Self::SingleSite
             | Self::AnotherDomain
+            | Self::AnotherSite { .. }
             | Self::EpochNotProved
             | Self::ReadOnlyReplica
             | Self::NoAuditChain
@@ -277,6 +289,7 @@ impl Refused {
             Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
             Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
             Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
+            Self::Unfit(unfit) => (Code::FailedPrecondition, unfit.word()),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             Self::TooManyOfCaller(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
@@ -297,6 +310,7 @@ impl Refused {
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
+            Self::AnotherSite { .. } => (Code::PermissionDenied, "ANOTHER_SITE"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
             Self::ReadOnlyReplica => (Code::FailedPrecondition, "READ_ONLY_REPLICA"),
             Self::TooManyFollowers => (Code::ResourceExhausted, "TOO_MANY_FOLLOWERS"),
@@ -309,6 +323,14 @@ impl Refused {
         }
     }
 
+    /// A call that can't be made yet, and of which nothing new is said: it waits already, or finds no place to wait.
+    pub(crate) fn is_asked_again(&self) -> bool {
+        match self {
+            Self::SecondPersonNeeded { asked_before, .. } => *asked_before,
+            _ => matches!(self, Self::TooManyWaiting(_)),
+        }
+    }
+
     /// The reason word.
     pub(crate) fn word(&self) -> &'static str {
         self.code().1
@@ -318,6 +340,9 @@ impl Refused {
     fn metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::UnknownCaller(caller) => vec![("caller", caller.to_string())],
+            Self::AnotherSite { caller, site } => {
+                vec![("caller", caller.to_string()), ("site", site.clone())]
+            }
             Self::NotGranted { caller, verb } => {
                 vec![("caller", caller.to_string()), ("verb", verb.to_string())]
             }
@@ -351,6 +376,7 @@ impl Refused {
             | Self::ListExpired
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::TookTooLong(_)
             | Self::MessageTooSlow(_)
@@ -494,6 +520,12 @@ mod tests {
             (Refused::PeerStore, "UNAVAILABLE NOT_REACHABLE", Some(1_000)),
             (Refused::OutcomeUnknown, "UNAVAILABLE OUTCOME_UNKNOWN", Some(1_000)),
             (Refused::ReadOnlyReplica, "FAILED_PRECONDITION READ_ONLY_REPLICA", None),
+            (
+                Refused::AnotherSite { caller: name(), site: "y".to_owned() },
+                "PERMISSION_DENIED ANOTHER_SITE",
+                None,
+            ),
+            (Refused::Unfit(Unfit::Used), "FAILED_PRECONDITION APPROVAL_USED", None),
         ];
         for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
             assert_eq!(number(&refused), at, "{refused:?}");
@@ -557,6 +589,8 @@ mod tests {
             Refused::PeerStore => 38,
             Refused::OutcomeUnknown => 39,
             Refused::ReadOnlyReplica => 40,
+            Refused::AnotherSite { .. } => 41,
+            Refused::Unfit(_) => 42,
         }
     }
 

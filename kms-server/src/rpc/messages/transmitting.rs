@@ -296,6 +296,7 @@ mod tests {
             encryption_key_version: 0,
             authentication_key_version: 0,
             reason: None,
+            by_another: false,
         };
         let batch = |verdict, len: u32| ProtectedBatch {
             apdus: vec![9; len as usize],

@@ -58,19 +58,23 @@ pub struct PeerClient {
 impl PeerClient {
     /// To the peer of `config`, with the identity of `own`. Opens no connection yet; call within a Tokio runtime.
     pub fn new(config: PeerConfig, own: TlsConfig) -> Self {
-        let connector = Connector::new(config, own);
-        // Its address is the connector's affair.
-        let endpoint = Endpoint::from_static("http://peer")
-            .http2_keep_alive_interval(PINGS.0)
-            .keep_alive_timeout(PINGS.1)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOWS.0)
-            .initial_connection_window_size(WINDOWS.1);
-        let connect = tower::service_fn(move |_: http::Uri| connector.clone().connect());
-        let channel = endpoint.connect_with_connector_lazy(connect);
-        let calls = ReplicationClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
-        Self { calls }
+        let calls = ReplicationClient::new(channel(config, own));
+        Self { calls: calls.max_decoding_message_size(ANSWER_BYTES_MAX) }
     }
+}
+
+/// Connections that are made when they are needed. Call within a Tokio runtime.
+pub(super) fn channel(config: PeerConfig, own: TlsConfig) -> Channel {
+    let connector = Connector::new(config, own);
+    // Its address is the connector's affair.
+    let endpoint = Endpoint::from_static("http://peer")
+        .http2_keep_alive_interval(PINGS.0)
+        .keep_alive_timeout(PINGS.1)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1);
+    let connect = tower::service_fn(move |_: http::Uri| connector.clone().connect());
+    endpoint.connect_with_connector_lazy(connect)
 }
 
 /// Waits for the beginning of an answer.

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use kms_proto::v1::{
     approvals_server::ApprovalsServer, audit_server::AuditServer,
-    ciphering_server::CipheringServer, meters_server::MetersServer,
+    ciphering_server::CipheringServer, meters_server::MetersServer, nodes_server::NodesServer,
     replication_server::ReplicationServer, site_server::SiteServer,
 };
 use tonic::service::Routes;
 
 use super::{error::RpcError, parts::Parts};
 use crate::rpc::{
-    access::verb::Verb,
+    access::{sites::Sites, verb::Verb},
     config::{Config, Limits},
     figures::Figures,
     gate::recording::Recorder,
+    messages::shape::FORWARDED_BYTES,
     services::{
         approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
-        meters::MetersService, replication::ReplicationService, site::SiteService,
+        meters::MetersService, nodes::NodesService, replication::ReplicationService,
+        site::SiteService,
     },
     shares::budget::Budget,
     tls::in_use::Tls,
@@ -32,6 +34,7 @@ pub(super) fn of_parts(
     budget: &Budget,
 ) -> Routes {
     let message_bytes_max = config.limits.message_bytes_max;
+    let nodes = of_nodes(config, parts, budget);
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
         transmitting: Arc::clone(&parts.transmitting),
@@ -39,6 +42,7 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
         looks: Arc::default(),
+        policy: Arc::new(config.policy.clone()),
     };
     let meters = MetersService {
         lifecycle: Arc::clone(&parts.lifecycle),
@@ -49,6 +53,7 @@ pub(super) fn of_parts(
     };
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
+        sites: sites(config, parts),
         floors: Arc::clone(parts.ciphering.floors()),
         lifecycle: Arc::clone(&parts.lifecycle),
         budget: budget.clone(),
@@ -85,8 +90,18 @@ pub(super) fn of_parts(
         .add_service(
             ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
         )
+        .add_service(
+            NodesServer::new(nodes)
+                .max_decoding_message_size(message_bytes_max.saturating_add(FORWARDED_BYTES)),
+        )
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+fn of_nodes(config: &Config, parts: &Parts, budget: &Budget) -> NodesService {
+    let (transmitting, audit) = (Arc::clone(&parts.transmitting), Arc::clone(&parts.audit));
+    let policy = Arc::new(config.policy.clone());
+    NodesService { transmitting, audit, budget: budget.clone(), policy }
 }
 
 /// Adds what stands on the gate alone: approvals and reflection.
@@ -107,4 +122,10 @@ pub(super) fn with_standing(
     let (new, old) =
         (described().build_v1().map_err(failed)?, described().build_v1alpha().map_err(failed)?);
     Ok(services.add_service(approvals).add_service(new).add_service(old))
+}
+
+/// Which callers are which sites.
+fn sites(config: &Config, parts: &Parts) -> Sites {
+    let peers = parts.replication.iter().flat_map(|it| it.parts.serving.peers());
+    Sites::new(&config.policy, &config.sites, peers.map(str::to_owned).collect())
 }

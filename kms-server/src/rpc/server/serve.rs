@@ -17,7 +17,10 @@ use crate::{
     audit::Audit,
     keyring::Roles,
     rpc::{
-        approvals::waiting::{Approvals, PutBack},
+        approvals::{
+            need::{Needs, PutBack},
+            waiting::Approvals,
+        },
         config::Config,
         figures::Figures,
         gate::recording::Recorder,
@@ -111,7 +114,8 @@ impl Own {
         let Self { tls, figures, shares, budget } = self;
         let GateParts { services, audit, clock } = parts;
         let verbs = config.policy.dual_control().clone();
-        let approvals = Arc::new(Approvals::new(verbs, Arc::clone(&clock), put_back));
+        let needs = Needs { verbs, put_back };
+        let approvals = Arc::new(Approvals::new(needs, Arc::clone(&audit), Arc::clone(&clock)));
         let routes = standing(services, &config, &approvals, &audit)?;
         let sources: Vec<Arc<dyn Source>> = vec![figures.clone(), Arc::new(budget), tls.clone()];
         let looks = None;
@@ -119,11 +123,12 @@ impl Own {
     }
 }
 
-/// Whether the site was put back, and the highest epoch that its records say, as its roles know it.
+/// Whether the site was put back, the highest epoch that its records say, and how often it was promoted above one, as its
+/// roles know it.
 fn put_back(roles: Arc<Roles>) -> PutBack {
     Box::new(move || {
         let is_put_back = roles.known_mark().is_some() || roles.rolled_back().is_some();
-        (is_put_back, roles.standing().epoch)
+        (is_put_back, roles.standing().epoch, roles.promotions_above())
     })
 }
 

@@ -9,15 +9,12 @@ use kms_proto::v1::{
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::rpc::{
-    access::{
-        policy::{CallerName, Permit},
-        verb::Verb,
-    },
-    approvals::waiting::{Approvals, LIFE, Listed},
+    access::{policy::Permit, verb::Verb},
+    approvals::waiting::{Approvals, Listed},
     gate::recording::Recorder,
     messages::status::Refused,
 };
-use kms_core::audit::{AuditOutcome, Detail, Subject};
+use kms_core::audit::{Detail, Subject};
 
 /// The second person's side of the wire.
 pub(crate) struct ApprovalsService {
@@ -32,7 +29,7 @@ impl approvals_server::Approvals for ApprovalsService {
         request: Request<ListApprovalsRequest>,
     ) -> Result<Response<ListApprovalsResponse>, Status> {
         let permit = Permit::of(&request, Verb::ListApprovals)?;
-        let listed = self.approvals.list();
+        let listed = self.approvals.list().await?;
         let entry = self.recorder.entry(&self.recorder.call(&permit, &request), Subject::NONE);
         self.recorder.record(entry.with(Detail::Items, listed.len() as u64)).await?;
         let approvals = listed.into_iter().map(wire).collect();
@@ -50,30 +47,21 @@ impl approvals_server::Approvals for ApprovalsService {
             field: "approval_id",
             problem: "it is a number; it stands in the refusal and in ListApprovals",
         })?;
-        // Recorded before it holds: what can't be recorded is not approved.
-        let looked = self.approvals.look(number, permit.caller());
-        let subject = looked.as_ref().map_or(Subject::NONE, |listed| listed.about.subject.clone());
-        let mut entry = self.recorder.entry(&call, subject).with(Detail::Approval, number);
-        if let Err(refused) = &looked {
-            entry.outcome = AuditOutcome::refused(refused.word());
-        }
-        self.recorder.record(entry).await?;
-        looked?;
-        let approved = self.approvals.approve(number, permit.caller())?;
+        // Recorded with it: what can't be recorded is not approved.
+        let approved = self.approvals.approve(number, permit.caller(), &call).await?;
         Ok(Response::new(ApproveCallResponse { approval: Some(wire(approved)) }))
     }
 }
 
 fn wire(listed: Listed) -> Approval {
-    let Listed { number, verb, requester, about, age_ms, approved_by } = listed;
-    let name = |name: CallerName| name.as_str().to_owned();
+    let Listed { number, verb, requester, about, age_ms, expires_in_ms, approved_by } = listed;
     Approval {
         approval_id: number.to_string(),
         verb: verb.name().to_owned(),
-        requester: name(requester),
+        requester,
         summary: about.line,
         age_ms,
-        expires_in_ms: (LIFE.as_millis() as u64).saturating_sub(age_ms),
-        approved_by: approved_by.map(name).unwrap_or_default(),
+        expires_in_ms,
+        approved_by: approved_by.unwrap_or_default(),
     }
 }

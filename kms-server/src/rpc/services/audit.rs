@@ -205,7 +205,7 @@ async fn copied_page(
     let (chains, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let page = copies.page(node, after, limit).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((page, chains, copies.keys().await.map_err(unreadable)?))
+    Ok((page, chains, copies.keys(node).await.map_err(unreadable)?))
 }
 
 /// The keys of a site's other tokens.
@@ -217,7 +217,7 @@ async fn verified_copy(copies: &Auditing, node: &[u8]) -> Result<(Verification, 
     let (_, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let found = copies.verify(node).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((found, copies.keys().await.map_err(unreadable)?))
+    Ok((found, copies.keys(node).await.map_err(unreadable)?))
 }
 
 /// The copy that is asked for; without a name the one with the newest event.

@@ -20,17 +20,22 @@ use crate::{
     ciphering::{Ciphering, Item, OpenedBatch, Outcome, Want},
     lifecycle::LifecycleError,
     rpc::{
-        access::{policy::Permit, verb::Verb},
+        access::{
+            policy::{Permit, Policy},
+            verb::Verb,
+        },
         messages::{
             columns::{self, Misfit},
+            deadline::timeout_of,
             lifecycle_status::of_lifecycle,
+            request_id::RequestId,
             status::{Refused, of_incoming},
             transmitting,
             words::optional_title,
         },
         shares::budget::Budget,
     },
-    transmitting::{Plain, ProtectedBatch, Transmitting},
+    transmitting::{Origin, Plain, ProtectedBatch, Transmitting},
 };
 use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
@@ -43,6 +48,7 @@ pub(crate) struct CipheringService {
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
     pub(crate) looks: Arc<Looks>,
+    pub(crate) policy: Arc<Policy>,
 }
 
 /// The reason beside a MIC that failed and would not with two keys exchanged.
@@ -117,12 +123,13 @@ impl ciphering_server::Ciphering for CipheringService {
         request: Request<EncryptRequest>,
     ) -> Result<Response<EncryptResponse>, Status> {
         let permit = Permit::of(&request, Verb::Encrypt)?;
+        let came = Came::of(&request);
         let EncryptRequest { apdu, meter_id, system_title, protecting } = request.into_inner();
         let how = transmitting::how(protecting)?;
         let whose = transmitting::whose(&meter_id, &system_title)?;
         let _charge = self.budget.charge(&permit, 1)?;
         let item = transmitting::item(&apdu, whose, how);
-        let batch = self.protect(&permit, &[item]).await?;
+        let batch = self.protect(&permit, &came, &[item]).await?;
         Ok(Response::new(transmitting::protected(batch).map_err(misfit)?))
     }
 
@@ -131,11 +138,12 @@ impl ciphering_server::Ciphering for CipheringService {
         request: Request<PlainBatch>,
     ) -> Result<Response<EncryptBatchResponse>, Status> {
         let permit = Permit::of(&request, Verb::EncryptBatch)?;
+        let came = Came::of(&request);
         let batch = request.into_inner();
         let how = transmitting::how(batch.protecting)?;
         let _charge = self.budget.charge(&permit, batch.lengths.len())?;
         let items = transmitting::items(&batch, how)?;
-        let protected = self.protect(&permit, &items).await?;
+        let protected = self.protect(&permit, &came, &items).await?;
         let answer = transmitting::protected_batch(batch.tag, items.len(), protected);
         Ok(Response::new(answer.map_err(misfit)?))
     }
@@ -156,6 +164,20 @@ impl ciphering_server::Ciphering for CipheringService {
             }
         });
         Ok(Response::new(answers))
+    }
+}
+
+/// A call's own name, and the end of its caller's patience.
+struct Came {
+    id: Option<RequestId>,
+    until: Option<Instant>,
+}
+
+impl Came {
+    fn of<T>(request: &Request<T>) -> Self {
+        let id = request.extensions().get().cloned();
+        let until = timeout_of(request.metadata());
+        Self { id, until: until.and_then(|timeout| Instant::now().checked_add(timeout)) }
     }
 }
 
@@ -201,14 +223,23 @@ impl CipheringService {
     async fn protect(
         &self,
         permit: &Permit,
+        came: &Came,
         items: &[Plain<'_>],
     ) -> Result<ProtectedBatch, Status> {
         // Said of the whole call, so that it is made at the site that writes.
         if let Err(why) = self.transmitting.writes() {
             return Err(of_lifecycle(&LifecycleError::NotPrimary { reason: why.to_string() }));
         }
-        let protected = self.transmitting.protect_batch(items).await;
-        let outcomes = protected.outcomes.iter();
+        let roles = self.policy.roles(permit.caller()).map_err(Refused::from)?;
+        let origin = Origin {
+            caller: permit.caller().as_str(),
+            roles: roles.iter().map(|role| role.name()).collect(),
+            call: permit.verb().name(),
+            request_id: came.id.as_ref().map_or("", RequestId::as_str),
+            until: came.until,
+        };
+        let protected = self.transmitting.protect_for(&origin, items).await;
+        let outcomes = protected.outcomes.iter().filter(|outcome| !outcome.by_another);
         let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
         Ok(protected)

@@ -10,6 +10,7 @@ mod importing;
 mod in_order;
 mod looks;
 pub(crate) mod meters;
+pub(crate) mod nodes;
 pub(crate) mod replication;
 mod sealed;
 pub(crate) mod site;

@@ -20,10 +20,10 @@ use crate::{
     lifecycle::Lifecycle,
     replication::{
         Answering, AuditAsked, AuditSaid, Auditing, HeadTablesSaid, MarksSaid, NotServed,
-        Remembering, Serving, SiteCard, Witnessing,
+        Remembered, Remembering, Serving, SiteCard, Witnessing,
     },
     rpc::{
-        access::{policy::Permit, verb::Verb},
+        access::{policy::Permit, sites::Sites, verb::Verb},
         gate::recording::call_of,
         messages::{
             audit, divergence, floors,
@@ -42,6 +42,8 @@ use kms_core::{BlockNo, Epoch};
 pub(crate) struct ReplicationService {
     /// `None`: this site is the only one.
     pub(crate) parts: Option<ReplicationParts>,
+    /// Who is which site.
+    pub(crate) sites: Sites,
     pub(crate) floors: Arc<Floors>,
     /// Takes in what the other site wrote alone.
     pub(crate) lifecycle: Arc<Lifecycle>,
@@ -69,6 +71,21 @@ impl ReplicationService {
         self.parts.as_ref().ok_or(Refused::SingleSite)
     }
 
+    /// The card of a caller, which is the site that it says.
+    fn card(
+        &self,
+        permit: &Permit,
+        card: Option<kms_proto::v1::SiteCard>,
+    ) -> Result<SiteCard, Refused> {
+        let card = sites::card(card).map_err(Refused::from)?;
+        let caller = permit.caller();
+        if self.sites.is(caller, &card.site) {
+            return Ok(card);
+        }
+        tracing::warn!(%caller, site = card.site, "a caller speaks for a site that it is not");
+        Err(Refused::AnotherSite { caller: caller.clone(), site: card.site })
+    }
+
     /// Takes the peer's card and gives ours, and counts what is asked for.
     async fn greet(
         &self,
@@ -77,7 +94,7 @@ impl ReplicationService {
     ) -> Result<(SiteCard, SiteCard), Status> {
         let parts = self.parts()?;
         let _charge = self.budget.charge(permit, 1)?;
-        let theirs = sites::card(theirs).map_err(Refused::from)?;
+        let theirs = self.card(permit, theirs)?;
         let ours = parts.serving.greet(&theirs).await.map_err(Refused::from)?;
         Ok((theirs, ours))
     }
@@ -183,8 +200,9 @@ impl replication_server::Replication for ReplicationService {
         let site = theirs.site.clone();
         let (_, card) = self.greet(&permit, Some(sites::wire_card(theirs))).await?;
         let exchanged = self.parts()?.remembering.exchange(&site, asked).await;
-        let (marks, set_aside) = exchanged.map_err(Refused::from)?;
-        Ok(Response::new(sites::wire_marks_said(MarksSaid { card, marks, set_aside })))
+        let Remembered { marks, set_aside, since } = exchanged.map_err(Refused::from)?;
+        let said = MarksSaid { card, marks, set_aside, remembers_since: since };
+        Ok(Response::new(sites::wire_marks_said(said)))
     }
 
     type ListRoleRecordsStream = Answers<ListRoleRecordsResponse>;
@@ -198,7 +216,7 @@ impl replication_server::Replication for ReplicationService {
         let ListRoleRecordsRequest { card, from_epoch } = request.into_inner();
         let serving = &self.parts()?.serving;
         // Not met as in other calls: both may ask this of each other at one time, and neither waits.
-        let theirs = sites::card(card).map_err(Refused::from)?;
+        let theirs = self.card(&permit, card)?;
         let ours = serving.know(&theirs).await.map_err(Refused::from)?;
         let records = serving.role_records(Epoch(from_epoch)).await.map_err(Refused::from)?;
         let first =
@@ -237,12 +255,19 @@ impl replication_server::Replication for ReplicationService {
         let (theirs, ours) = self.greet(&permit, card).await?;
         let charge = self.budget.charge(&permit, records.len())?;
         let rows = divergence::reported(records, &theirs.site)?;
+        let serving = &self.parts()?.serving;
+        let may = serving.may_report(&theirs.site, &rows).await.map_err(Refused::from)?;
+        let is_replica = !serving.peers().any(|peer| peer == theirs.site);
         let lifecycle = Arc::clone(&self.lifecycle);
+        let taken = rows.into_iter().zip(&may).filter(|(_, may)| **may).map(|(row, _)| row);
+        let taken: Vec<_> = taken.collect();
         let known = to_its_end(async move {
             let _charge = charge;
-            lifecycle.take_report(&call, rows).await.map_err(|error| of_lifecycle(&error))
+            let known = lifecycle.take_report(&call, taken, is_replica).await;
+            known.map_err(|error| of_lifecycle(&error))
         })
         .await?;
+        let known = divergence::answers(&may, known);
         Ok(Response::new(ReportDivergenceResponse {
             card: Some(sites::wire_card(ours)),
             answers: known.into_iter().map(divergence::wire_known).collect(),

@@ -1,6 +1,6 @@
 //! `Site.GetStatus`: how the site is, answered even when its parts are not. `Site.EnrolPeer`: another site joins.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -14,6 +14,7 @@ use kms_proto::v1::{
     StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
     TokenStatus as WireToken, WarmUp, site_server,
 };
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -25,8 +26,7 @@ use crate::{
     keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
     lifecycle::{AsidePage, Lifecycle},
     replication::{
-        self, Fencing, FollowingStatus, PeerHeard, Planning, Readiness, ReplicationStatus,
-        SyncAsked, Syncing,
+        self, Fencing, FollowingStatus, PeerHeard, Planning, ReplicationStatus, SyncAsked, Syncing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
@@ -53,11 +53,14 @@ use kms_core::{
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
-    site::changing,
+    site::{changing, proving::Readiness},
 };
 
 /// Our certificate's end is a fault from this long before it on.
 const CERTIFICATE_WARNING_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// The longest time in which a status asks who the other sites are.
+const PEERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Blocks that one call names, at most; none means all.
 const SYNC_BLOCKS_MAX: usize = 65_536;
@@ -110,7 +113,7 @@ impl site_server::Site for SiteService {
                 mark.from
             )
         });
-        facts.replication_faults = told.chain(rolled_back).collect();
+        facts.replication_faults = told.chain(rolled_back).chain(self.old_peer().await).collect();
         facts.floor_faults = self.floors.faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
@@ -392,12 +395,20 @@ fn wire_following(following: FollowingStatus) -> WireFollowing {
 }
 
 fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
-    let Readiness { proved, unproved, failed, oldest_ms, failures } = readiness;
+    let Readiness { proved, unproved, failed, oldest_ms, failures, .. } = readiness;
     let oldest_proof_ms = oldest_ms.unwrap_or(0);
     ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
 }
 
 impl SiteService {
+    /// Why a row of another site closes this one, if one does. Whatever hangs is told elsewhere.
+    async fn old_peer(&self) -> Option<String> {
+        match timeout(PEERS_PATIENCE, self.roles.peers()).await {
+            Ok(Err(error @ NotChanged::OldPeer(_))) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
     /// Refuses a change of role at a site that has none to change.
     async fn may_ever_write(&self, call: &AuditedCall) -> Result<(), Status> {
         if self.roles.parity().is_some() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::PgConnection;
 
 use super::{
-    audit,
+    approvals, audit,
     columns::{classify, number, position, signed},
     failure::WriteError,
     index, role,
@@ -99,6 +99,7 @@ pub(super) async fn work(
         Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
         Work::ChangeRole(step) => role::change(connection, step).await,
         Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
+        Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
     }
 }

@@ -183,7 +183,10 @@ fn options(path: &Path) -> SqliteConnectOptions {
 /// The one connection that writes. It checkpoints by itself (see `write::cut_log`): SQLite's own
 /// checkpoint hides a failed fsync.
 pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
-    options(path).pragma("wal_autocheckpoint", "0").pragma("cache_size", WRITER_CACHE_KIB)
+    options(path)
+        .pragma("wal_autocheckpoint", "0")
+        .pragma("cache_size", WRITER_CACHE_KIB)
+        .pragma("temp_store", "MEMORY")
 }
 
 /// Connections that can only read.

@@ -1,0 +1,103 @@
+//! Calls that wait for their second person: rows that the token signs, written with the events about them. That one was
+//! used stands in the chains alone, which nobody takes back unseen: a row that is put back is found used.
+
+use super::{error::AuditError, log::Audit, paging::PAGE_MAX, written::Written};
+use crate::store::{
+    StoreError,
+    approvals::{ApprovalStep, StoredApproval},
+};
+use kms_core::{
+    audit::{AuditEntry, AuditEvent, ChainTip, Detail, Verifier, is_signed},
+    two_people::{NotSigned, USED, WaitingCall},
+};
+
+impl Audit {
+    /// All calls that wait, as the database says. Not verified.
+    pub async fn approvals(&self) -> Result<Vec<StoredApproval>, AuditError> {
+        self.store.approvals().await.map_err(AuditError::of_read)
+    }
+
+    /// The call in a row, if a token of this site signed it.
+    pub fn open_approval(&self, row: &StoredApproval) -> Result<WaitingCall, NotSigned> {
+        let place = (&row.name, row.number);
+        WaitingCall::open(place, &row.body, &row.signature, (&self.domain, &self.keys()))
+    }
+
+    /// The row of a call, signed by the token.
+    pub async fn sign_approval(&self, call: &WaitingCall) -> Result<StoredApproval, AuditError> {
+        let body = call.encode();
+        let message = WaitingCall::message(&self.domain, &body);
+        let signature = self.hsm.sign(message.clone()).await?;
+        if !is_signed(self.keys().first(), &message, &signature) {
+            return Err(AuditError::NotSigned("the token signs with another key".to_owned()));
+        }
+        let (name, number, expires_ms) = (call.name(), call.number, call.expires_ms());
+        Ok(StoredApproval { name, number, expires_ms, body, signature })
+    }
+
+    /// Changes one row, with what is said of it. False: somebody else was first, and nothing was written or said.
+    pub async fn put_approval(
+        &self,
+        step: ApprovalStep,
+        entry: AuditEntry,
+    ) -> Result<bool, AuditError> {
+        match self.chain.commit(Written::Approval(Box::new(step)), vec![entry]).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::Taken { .. }) => Ok(false),
+            Err(error) => Err(AuditError::of_write(&error)),
+        }
+    }
+
+    /// Whether a call was made already under the approval that it has, by any server of this site.
+    pub async fn is_used(&self, call: &WaitingCall) -> Result<bool, AuditError> {
+        let chains = self.chains().await?;
+        let gone = |end: &&ChainTip| !chains.iter().any(|chain| chain.node == end.node);
+        if let Some(end) = call.ends.iter().filter(|end| end.sequence > 0).find(gone) {
+            return Err(went_back(format!("the chain of node {} is missing", end.node)));
+        }
+        for end in chains {
+            if self.is_used_in(call, end).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn is_used_in(&self, call: &WaitingCall, end: ChainTip) -> Result<bool, AuditError> {
+        let from = call.end_of(end.node);
+        if end.sequence < from.sequence {
+            let (node, at) = (end.node, end.sequence);
+            return Err(went_back(format!("the chain of node {node} ends at event {at} again")));
+        }
+        let mut verifier = Verifier::new(from, self.keys());
+        while verifier.tip().sequence < end.sequence {
+            let after = verifier.tip().sequence;
+            let events = self.store.audit_events(&end.node, after, PAGE_MAX).await;
+            let events = events.map_err(AuditError::of_read)?;
+            if events.is_empty() {
+                let (node, missing) = (end.node, after + 1);
+                return Err(went_back(format!("event {missing} of node {node} is missing")));
+            }
+            for stored in &events {
+                let event = verifier.event(stored);
+                let event = event.map_err(|broken| went_back(broken.to_string()))?;
+                if is_use_of(call.number, &event) {
+                    return Ok(true);
+                }
+            }
+        }
+        let whole = verifier.finish(Some(end));
+        whole.map(|()| false).map_err(|broken| went_back(broken.to_string()))
+    }
+}
+
+fn is_use_of(number: u64, event: &AuditEvent) -> bool {
+    event.entry.call.verb.as_str() == USED
+        && event.entry.details.contains(&(Detail::Approval, number))
+}
+
+/// Whether an approval was used can't be told from such a log.
+fn went_back(what: String) -> AuditError {
+    tracing::error!(what, "whether an approval was used can't be told: the audit log went back");
+    AuditError::NotReadable(what)
+}

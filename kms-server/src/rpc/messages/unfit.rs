@@ -1,0 +1,32 @@
+//! Approvals that are there, and are not believed.
+
+/// Why nothing is done under an approval that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unfit {
+    #[error(
+        "what the database keeps of this call was not signed by the site's token: somebody changed or copied it. It was \
+         taken away; find out who writes to the database, then let the call be made again"
+    )]
+    Changed,
+    #[error(
+        "this approval was used before, and somebody put it back into the database. It was taken away; find out who writes \
+         to the database, then let the call be made again"
+    )]
+    Used,
+    #[error(
+        "the clock of this server is {} s behind that of the server where the call was asked, so how old it is can't be \
+         told; set the clocks, or go to the other server", .by_ms / 1_000
+    )]
+    Clocks { by_ms: u64 },
+}
+
+impl Unfit {
+    /// The reason word.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Changed => "APPROVAL_CHANGED",
+            Self::Used => "APPROVAL_USED",
+            Self::Clocks { .. } => "CLOCKS_DIFFER",
+        }
+    }
+}

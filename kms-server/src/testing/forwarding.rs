@@ -1,0 +1,165 @@
+//! Two nodes over one database: what one of them holds the counters of is protected by it, wherever it was asked for.
+
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use kms_core::{Verdict, audit::NodeId, counters::refusal::Refusal};
+
+use super::{
+    home::at_home,
+    site_common::{Site, title},
+    transmitting::{declare, plain, send, talking},
+};
+use crate::transmitting::{
+    NotForwarded, Origin, OtherNodes, Outcome, Plain, ProtectedBatch, Transmitting, Whose,
+};
+
+/// The way to another node of this process; it can be cut before the call, and after it.
+#[derive(Default)]
+struct Way {
+    to: Mutex<BTreeMap<NodeId, Arc<Transmitting>>>,
+    calls: AtomicUsize,
+    cut: Mutex<Option<(bool, NotForwarded)>>,
+}
+
+#[async_trait::async_trait]
+impl OtherNodes for Way {
+    async fn protect(
+        &self,
+        node: NodeId,
+        origin: &Origin<'_>,
+        items: &[Plain<'_>],
+    ) -> Result<ProtectedBatch, NotForwarded> {
+        assert_eq!((origin.caller, origin.call), ("hes-1", "Ciphering/EncryptBatch"));
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let to = self.to.lock().unwrap().get(&node).cloned().ok_or(NotForwarded::NoAddress)?;
+        let cut = self.cut.lock().unwrap().clone();
+        match cut {
+            Some((false, why)) => Err(why),
+            cut => {
+                let batch = to.protect_batch(items).await;
+                cut.map_or(Ok(batch), |(_, why)| Err(why))
+            }
+        }
+    }
+}
+
+const ORIGIN: Origin<'static> = Origin {
+    caller: "hes-1",
+    roles: Vec::new(),
+    call: "Ciphering/EncryptBatch",
+    request_id: "",
+    until: None,
+};
+
+/// The counters of meters `ns`, asked for by a caller of this node.
+async fn asked(sending: &Transmitting, ns: &[u64]) -> Vec<Outcome> {
+    let items: Vec<_> = ns.iter().map(|n| plain(*n)).collect();
+    let batch = sending.protect_for(&ORIGIN, &items).await;
+    let sum: usize = batch.lengths.iter().map(|len| *len as usize).sum();
+    assert_eq!(sum, batch.apdus.len());
+    for (len, outcome) in batch.lengths.iter().zip(&batch.outcomes) {
+        assert_eq!(*len > 0, outcome.verdict == Verdict::Ok, "{outcome:?}");
+    }
+    batch.outcomes
+}
+
+fn counters(outcomes: &[Outcome]) -> Vec<u32> {
+    outcomes.iter().map(|outcome| outcome.invocation_counter).collect()
+}
+
+#[test]
+fn invariant_3_what_another_node_holds_is_forwarded_in_one_call_and_rises_wherever_it_is_asked_for()
+{
+    at_home(async |home| {
+        let (site, other) = (Site::new(home).await, Site::new(home).await);
+        for n in 1..=12 {
+            site.add(talking(n)).await;
+        }
+        let (to_one, to_two) = (Arc::<Way>::default(), Arc::<Way>::default());
+        let one = Arc::new(site.transmitting(true, None).with_nodes(to_two.clone()));
+        let two = Arc::new(other.transmitting(true, None).with_nodes(to_one.clone()));
+        to_one.to.lock().unwrap().insert(site.node, Arc::clone(&one));
+        to_two.to.lock().unwrap().insert(other.node, Arc::clone(&two));
+        for n in 1..=12 {
+            declare(&one, n, None).await.unwrap();
+        }
+        // Each node takes the blocks that it is asked for first.
+        let (low, high): (Vec<u64>, Vec<u64>) = ((1..=6).collect(), (7..=12).collect());
+        let mut seen: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let mut note = |ns: &[u64], outcomes: &[Outcome]| {
+            for (n, outcome) in ns.iter().zip(outcomes) {
+                assert_eq!(outcome.verdict, Verdict::Ok, "{n}: {outcome:?}");
+                assert_eq!(outcome.system_title, Some(title(*n)));
+                seen.entry(*n).or_default().push(outcome.invocation_counter);
+            }
+        };
+        note(&low, &asked(&one, &low).await);
+        note(&high, &asked(&two, &high).await);
+        let before = (to_one.calls.load(Ordering::SeqCst), to_two.calls.load(Ordering::SeqCst));
+        let all: Vec<u64> = (1..=12).rev().chain(1..=12).collect();
+        for _ in 0..3 {
+            for node in [&one, &two] {
+                let outcomes = asked(node, &all).await;
+                assert!(outcomes.iter().any(|outcome| outcome.by_another));
+                note(&all, &outcomes);
+            }
+        }
+        let after = (to_one.calls.load(Ordering::SeqCst), to_two.calls.load(Ordering::SeqCst));
+        assert_eq!((after.0 - before.0, after.1 - before.1), (3, 3), "one call for each holder");
+        for (n, counters) in seen {
+            assert_eq!(counters, (1..=13).collect::<Vec<_>>(), "meter {n}, without a gap");
+        }
+        // A bad item in the middle stays where it is, and costs nobody else anything.
+        let items =
+            [plain(1), Plain { whose: Whose::Id("nobody"), ..plain(1) }, plain(12), plain(1)];
+        let batch = two.protect_for(&ORIGIN, &items).await;
+        assert_eq!(counters(&batch.outcomes), [14, 0, 14, 15]);
+        assert_eq!(batch.lengths[1], 0);
+    });
+}
+
+#[test]
+fn a_holder_that_does_not_answer_is_named_and_nothing_is_forwarded_twice_or_further() {
+    at_home(async |home| {
+        let (site, other) = (Site::new(home).await, Site::new(home).await);
+        site.add(talking(1)).await;
+        let way = Arc::<Way>::default();
+        let one = Arc::new(site.transmitting(true, None));
+        let two = Arc::new(other.transmitting(true, None).with_nodes(way.clone()));
+        declare(&one, 1, None).await.unwrap();
+        assert_eq!(counters(&asked(&one, &[1]).await), [1]);
+        let refused = async |why: &str| {
+            let outcome = asked(&two, &[1]).await.remove(0);
+            assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode), "{outcome:?}");
+            let reason = outcome.reason.unwrap();
+            assert!(reason.contains(&site.node.to_string()) && reason.contains(why), "{reason}");
+            assert!(!outcome.by_another, "it is this node's to count");
+        };
+        refused("its address does not stand in [[nodes]]").await;
+        way.to.lock().unwrap().insert(site.node, Arc::clone(&one));
+        let cut = |then: bool, why| *way.cut.lock().unwrap() = Some((then, why));
+        cut(false, NotForwarded::NotReached("no route".into()));
+        refused("can't be reached: no route").await;
+        assert_eq!(counters(&asked(&one, &[1]).await), [2], "nothing arrived");
+        // The answer is lost: the counter is spent, and the call is not made again.
+        let calls = way.calls.load(Ordering::SeqCst);
+        cut(true, NotForwarded::NoAnswer("reset".into()));
+        refused("gave no answer: reset").await;
+        assert_eq!(way.calls.load(Ordering::SeqCst), calls + 1);
+        *way.cut.lock().unwrap() = None;
+        assert_eq!(counters(&asked(&two, &[1]).await), [4]);
+        // One hop: what was forwarded to a node that does not hold the block goes no further.
+        let calls = way.calls.load(Ordering::SeqCst);
+        let (outcome, _) = send(&two, plain(1)).await;
+        assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode));
+        assert_eq!(way.calls.load(Ordering::SeqCst), calls);
+    });
+}
