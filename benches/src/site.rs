@@ -186,7 +186,7 @@ impl Parts {
     /// The head table that the import has signed, and what verifies it.
     pub async fn head_table(&self) -> Result<(SignedHeadTable, DomainId, PublicKey), Error> {
         let table = self.store.head_table().await?.ok_or("no head table was signed")?;
-        Ok((table, self.domain.domain, *self.audit.public_key()))
+        Ok((table, self.domain.domain, *self.audit.keys().first()))
     }
 
     /// What imports one meter at a time, each in a commit of its own.

@@ -138,7 +138,10 @@ impl Audit {
             server.node_id[..].try_into().map_err(|_| ProtocolError::Missing("node_id"))?;
         let key: [u8; 65] =
             server.public_key[..].try_into().map_err(|_| ProtocolError::Missing("public_key"))?;
-        let mut chain = Chain::new(node, key);
+        let further = server.further_public_keys.iter().map(|key| key[..].try_into());
+        let further = further.collect::<Result<_, _>>();
+        let further = further.map_err(|_| ProtocolError::Missing("further_public_keys"))?;
+        let mut chain = Chain::new(node, key).with_further(further);
         let checked = self.walk(&mut chain, expected, server.sequence, server.intact).await?;
         Ok(chain.report(checked.err()))
     }

@@ -8,6 +8,7 @@
 
 pub mod copying;
 mod encoding;
+mod signers;
 mod walk;
 pub mod writer;
 
@@ -18,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use super::{BlockNo, MeterId, SystemTitle, block::BlockMark};
 
 pub use encoding::BadEvent;
+pub use signers::{PublicKey, Signature, SiteKeys, Verifies, is_signed};
 pub use walk::{Broken, Verifier, What};
 
 /// Names one server process's place in the site, for as long as its data directory lives: one chain a
@@ -39,12 +41,6 @@ impl fmt::Debug for NodeId {
 
 /// SHA-256 over an event and all before it.
 pub type ChainHash = [u8; 32];
-
-/// ECDSA P-256: r ‖ s.
-pub type Signature = [u8; 64];
-
-/// P-256, uncompressed: 04 ‖ x ‖ y.
-pub type PublicKey = [u8; 65];
 
 /// A name or a word of the log: at most 255 visible ASCII characters.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -338,13 +334,7 @@ impl Checkpoint {
     }
 
     /// Whether the holder of `key` signed it.
-    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+    pub fn is_signed_by(&self, key: &impl Verifies) -> bool {
         is_signed(key, &Self::message(&self.tip, self.at_ms), &self.signature)
     }
-}
-
-/// Whether the holder of `key` signed `message`.
-pub fn is_signed(key: &PublicKey, message: &[u8], signature: &Signature) -> bool {
-    let algorithm = &ring::signature::ECDSA_P256_SHA256_FIXED;
-    ring::signature::UnparsedPublicKey::new(algorithm, key).verify(message, signature).is_ok()
 }

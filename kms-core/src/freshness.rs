@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     BlockNo, DomainId, Epoch, Position, Sequence,
-    audit::{ChainTip, NodeId, PublicKey, Signature, is_signed},
+    audit::{ChainTip, NodeId, Signature, Verifies, is_signed},
     block::{BlockMark, Digest},
 };
 use sha2::{Digest as _, Sha256};
@@ -264,7 +264,7 @@ impl HeadTable {
 
 impl SignedHeadTable {
     /// The table, if the holder of `key` signed it for `domain`.
-    pub fn open(&self, domain: &DomainId, key: &PublicKey) -> Option<HeadTable> {
+    pub fn open(&self, domain: &DomainId, key: &impl Verifies) -> Option<HeadTable> {
         if !is_signed(key, &HeadTable::message(domain, &self.body), &self.signature) {
             return None;
         }

@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     BlockNo, DomainId, MeterId, SystemTitle,
-    audit::{ChainTip, NodeId, PublicKey, Signature, Subject, is_signed},
+    audit::{ChainTip, NodeId, Signature, Subject, Verifies, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
 
@@ -154,7 +154,7 @@ impl WaitingCall {
         kept: (&CallName, u64),
         body: &[u8],
         signature: &Signature,
-        (domain, key): (&DomainId, &PublicKey),
+        (domain, key): (&DomainId, &impl Verifies),
     ) -> Result<Self, NotSigned> {
         if !is_signed(key, &Self::message(domain, body), signature) {
             return Err(NotSigned);
@@ -190,6 +190,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::audit::PublicKey;
 
     fn call() -> WaitingCall {
         WaitingCall {

@@ -221,6 +221,9 @@ struct Init {
     /// Make this site's own keys, and write what it asks the other site for.
     #[arg(long, value_name = "FILE", requires = "join", group = "step")]
     request: Option<PathBuf>,
+    /// With --request: for a second token of the site whose database is there, not for a further site.
+    #[arg(long, requires = "request")]
+    same_site: bool,
     /// Take the other site's answer, and make the database.
     #[arg(long, value_name = "FILE", requires_all = ["join", "fingerprint"], group = "step", conflicts_with = "create_token")]
     bundle: Option<PathBuf>,
@@ -236,7 +239,8 @@ impl Init {
         let create_token = self.so_pin_file;
         let report = match (self.request, self.bundle.zip(self.fingerprint)) {
             (Some(request), _) => {
-                app::request_to_join(config, &JoinOptions { create_token }, &request)?
+                let options = JoinOptions { create_token, same_site: self.same_site };
+                app::request_to_join(config, &options, &request)?
             }
             (None, Some((bundle, fingerprint))) => app::join(config, &bundle, fingerprint)?,
             (None, None) => app::init(config, &InitOptions { create_token })?,

@@ -15,12 +15,14 @@ use kms_core::{
     site::{
         restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
         role::RoleChange,
+        tokens::{SignedSiteTokens, SiteTokens},
     },
 };
 use kms_server::store::{
-    StoreError,
+    SealedSecret, StoreError,
     sites::{Divergent, Released, RoleRow, RoleStep},
     sqlite::{Config, SqliteStore},
+    tokens::FurtherToken,
     whole::{RestoreState, RollBack, WholeStore},
 };
 use postgres_common::Cluster;
@@ -259,4 +261,42 @@ async fn the_mark_of_a_roll_back_comes_with_the_end_of_writing_and_goes_with_the
     cluster.database("ami");
     marked_and_released(sqlite(dir.path(), "first.db").await).await;
     marked_and_released(Arc::new(cluster.open("ami").await)).await;
+}
+
+async fn with_a_second_token(store: Arc<dyn WholeStore>) {
+    filled(Arc::clone(&store)).await;
+    assert_eq!(store.site_tokens().await.unwrap(), []);
+    let list = |canary| {
+        let (site, signing) = ("north".to_owned(), vec![[4; 65], [5; 65]]);
+        let (domain, canaries) = (DomainId([0xD0; 16]), vec![canary; 3]);
+        let tokens = SiteTokens { domain, site, number: SiteTokens::OF_TWO, signing, canaries };
+        SignedSiteTokens { tokens, signature: [canary; 64] }
+    };
+    let seal = |block, kek| {
+        let sealed = SealedSecret { secret_version: 1, kek_id: [kek; 16], sealed: vec![kek; 5] };
+        (BlockNo(block), vec![sealed])
+    };
+    let token =
+        FurtherToken { lists: vec![list(1), list(2)], seals: vec![seal(1, 77), seal(2, 77)] };
+    store.add_token(&token).await.unwrap();
+    assert_eq!(store.site_tokens().await.unwrap(), token.lists);
+    for block in [1, 2] {
+        let seals = store.block(BlockNo(block)).await.unwrap().unwrap().seals;
+        assert_eq!((seals.len(), seals.iter().filter(|it| it.kek_id == [77; 16]).count()), (2, 1));
+    }
+    // A seal that is there stays, and then nothing else is written either.
+    let other = FurtherToken { lists: vec![list(3)], seals: vec![seal(1, 78), seal(2, 77)] };
+    let refused = store.add_token(&other).await;
+    assert!(matches!(refused, Err(StoreError::Rule { .. })), "{refused:?}");
+    assert_eq!(store.site_tokens().await.unwrap(), token.lists);
+    assert_eq!(store.block(BlockNo(1)).await.unwrap().unwrap().seals.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_seals_and_lists_of_a_second_token_come_at_once_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new(&[]);
+    cluster.database("ami");
+    with_a_second_token(sqlite(dir.path(), "first.db").await).await;
+    with_a_second_token(Arc::new(cluster.open("ami").await)).await;
 }

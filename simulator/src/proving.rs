@@ -351,10 +351,10 @@ impl World<'_> {
     fn take_report(&mut self, place: Place, from: usize, paper: &Paper) {
         let report = &paper.signed.report;
         let writers = &self.realm.writers[place.site];
-        let key = if from == 0 { writers.even } else { writers.odd };
+        let key = if from == 0 { &writers.even } else { &writers.odd };
         let ahead = self.stamp(place).unix_ms.saturating_add(KnownReports::AHEAD_MAX_MS);
         let is_ours = report.site == NAMES[place.site] && report.by == NAMES[from];
-        let is_signed = key.is_some_and(|key| paper.signed.is_signed_by(&key));
+        let is_signed = key.as_ref().is_some_and(|key| paper.signed.is_signed_by(key));
         if is_ours && is_signed && report.at_ms <= ahead {
             self.learn_report(place, place.site, paper);
         }

@@ -2,6 +2,7 @@
 
 use kms_core::{
     BlockCount, BlockNo, BlockSecret, DomainId, DomainRecord, Epoch, Fingerprint, SystemTitle,
+    audit::{PublicKey, SiteKeys},
     block::{
         keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
         proof::ProofKey,
@@ -53,7 +54,10 @@ impl Realm {
         let proof_keys = (0..BLOCKS).map(proof_key_of).collect::<Option<_>>().ok_or(NoRealm)?;
         let random = SystemRandom::new();
         let (even, odd) = (token(&random)?, token(&random)?);
-        let public = |token: &EcdsaKeyPair| token.public_key().as_ref().try_into().ok();
+        let public = |token: &EcdsaKeyPair| {
+            let key: Option<PublicKey> = token.public_key().as_ref().try_into().ok();
+            key.map(SiteKeys::from)
+        };
         let of = |own| Writers { even: public(&even), odd: public(&odd), own };
         let writers = [of(Some(true)), of(Some(false)), of(None)];
         Ok(Self { keys, proof_keys, tokens: [even, odd], random, writers })

@@ -80,6 +80,8 @@ impl Head {
 pub(super) struct Chain {
     node: [u8; 16],
     key: [u8; 65],
+    /// Of the site's other tokens: heads that they signed count as well.
+    further: Vec<[u8; 65]>,
     sequence: u64,
     hash: [u8; 32],
     /// Ends that are still ahead, in order.
@@ -100,7 +102,20 @@ impl Chain {
     pub(super) fn new(node: [u8; 16], key: [u8; 65]) -> Self {
         let start = Sha256::new().chain_update(b"ami.kms/audit-chain/1").chain_update(node);
         let hash = start.finalize().into();
-        Self { node, key, sequence: 0, hash, ends: VecDeque::new(), checkpoints: 0 }
+        Self {
+            node,
+            key,
+            further: Vec::new(),
+            sequence: 0,
+            hash,
+            ends: VecDeque::new(),
+            checkpoints: 0,
+        }
+    }
+
+    /// With the keys of the site's other tokens.
+    pub(super) fn with_further(self, further: Vec<[u8; 65]>) -> Self {
+        Self { further, ..self }
     }
 
     pub(super) fn node(&self) -> [u8; 16] {
@@ -115,14 +130,16 @@ impl Chain {
         Sha256::digest(self.key).into()
     }
 
-    /// That the heads are signed with the key that was expected.
-    pub(super) fn check_key(&self, expected: Option<&[u8; 32]>) -> Result<(), BrokenChain> {
-        match expected {
-            Some(expected) if *expected != self.fingerprint() => {
-                Err(broken(1, "the heads are signed with another key than the expected one"))
-            }
-            _ => Ok(()),
-        }
+    /// That the heads are signed with the key that was expected: then with that one alone, since the server says which
+    /// further ones there are.
+    pub(super) fn check_key(&mut self, expected: Option<&[u8; 32]>) -> Result<(), BrokenChain> {
+        let Some(expected) = expected else { return Ok(()) };
+        let mut keys = [self.key].into_iter().chain(std::mem::take(&mut self.further));
+        let found = keys.find(|key| Sha256::digest(key)[..] == expected[..]);
+        self.key = found.ok_or_else(|| {
+            broken(1, "the heads are signed with another key than the expected one")
+        })?;
+        Ok(())
     }
 
     /// An end that was found good before.
@@ -146,8 +163,11 @@ impl Chain {
             &at_ms.to_be_bytes(),
         ]
         .concat();
-        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key);
-        if node != self.node || key.verify(&message, &signature).is_err() {
+        let is_signed = [&self.key].into_iter().chain(&self.further).any(|key| {
+            let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key);
+            key.verify(&message, &signature).is_ok()
+        });
+        if node != self.node || !is_signed {
             return Err(broken(sequence, "a head was not signed by the token's key"));
         }
         self.expect(End { sequence, hash, signed: true });
@@ -415,8 +435,9 @@ mod tests {
         assert_eq!(run(head(4, [1; 32]), &good).unwrap_err().sequence, 4);
         let moved = Head { at_ms: 8, ..head(4, hash) };
         assert!(run(moved, &good).unwrap_err().reason.contains("not signed"));
-        let chain = Chain::new(NODE, key);
-        assert!(chain.check_key(Some(&chain.fingerprint())).is_ok());
+        let mut chain = Chain::new(NODE, key);
+        let pinned = chain.fingerprint();
+        assert!(chain.check_key(Some(&pinned)).is_ok());
         assert!(chain.check_key(Some(&[0; 32])).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    ChainTip, Checkpoint, NodeId, PublicKey, StoredEvent,
+    ChainTip, Checkpoint, NodeId, PublicKey, SiteKeys, StoredEvent,
     walk::{Broken, Verifier, What},
 };
 use crate::Epoch;
@@ -56,9 +56,9 @@ impl Copied {
         &self,
         piece: &Piece,
         copied: &[StoredEvent],
-        key: &PublicKey,
+        keys: &(impl Into<SiteKeys> + Clone),
     ) -> Result<Self, Broken> {
-        let mut verifier = Verifier::new(self.tip, *key);
+        let mut verifier = Verifier::new(self.tip, keys.clone());
         let mut signed = self.signed;
         for head in &piece.heads {
             let broken = |what| Broken { node: self.tip.node, sequence: head.tip.sequence, what };
@@ -159,7 +159,7 @@ impl Ends {
 /// Of these keys, the newest first, the one that signed this head of a chain: a site that was enrolled anew signs with
 /// another one than before.
 pub fn signer_of(head: &Checkpoint, keys: &[PublicKey]) -> Option<PublicKey> {
-    keys.iter().find(|key| head.is_signed_by(key)).copied()
+    keys.iter().copied().find(|key| head.is_signed_by(key))
 }
 
 #[cfg(test)]

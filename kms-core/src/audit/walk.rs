@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, fmt};
 
-use super::{AuditEvent, ChainTip, Checkpoint, NodeId, PublicKey, StoredEvent, chain_hash};
+use super::{AuditEvent, ChainTip, Checkpoint, NodeId, SiteKeys, StoredEvent, chain_hash};
 
 /// A fault of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +53,15 @@ pub struct Broken {
 #[derive(Clone)]
 pub struct Verifier {
     tip: ChainTip,
-    key: PublicKey,
+    keys: SiteKeys,
     heads: VecDeque<Checkpoint>,
     heads_seen: u64,
 }
 
 impl Verifier {
     /// From a place that is known to be good: [`ChainTip::empty`], or a head that was checked.
-    pub fn new(from: ChainTip, key: PublicKey) -> Self {
-        Self { tip: from, key, heads: VecDeque::new(), heads_seen: 0 }
+    pub fn new(from: ChainTip, keys: impl Into<SiteKeys>) -> Self {
+        Self { tip: from, keys: keys.into(), heads: VecDeque::new(), heads_seen: 0 }
     }
 
     /// The last good place.
@@ -80,7 +80,7 @@ impl Verifier {
 
     /// The next signed head; those that are behind us already count as seen before.
     pub fn head(&mut self, head: Checkpoint) -> Result<(), Broken> {
-        if !head.is_signed_by(&self.key) || head.tip.node != self.tip.node {
+        if !head.is_signed_by(&self.keys) || head.tip.node != self.tip.node {
             return Err(self.broken(head.tip.sequence, What::BadSignature));
         }
         if head.tip.sequence > self.tip.sequence {

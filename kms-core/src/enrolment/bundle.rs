@@ -13,6 +13,7 @@ use crate::{
     site::{
         peer::{Peer, PeerKind},
         role::{RoleRecord, SignedRoleRecord},
+        tokens::{SignedSiteTokens, SiteTokens},
     },
 };
 
@@ -79,6 +80,8 @@ pub struct Enrolment {
     pub role_records: Vec<SignedRoleRecord>,
     /// The further sites of the domain, as the sender knows them: a replica has to know both that may write.
     pub others: Vec<Peer>,
+    /// For a second token of the sender's own site: the site's tokens, as the sender's token signs them.
+    pub same_site: Option<SignedSiteTokens>,
     /// The sender's release.
     pub release: String,
     /// Milliseconds since 1970.
@@ -100,6 +103,14 @@ impl Enrolment {
     /// The further sites of a domain, beside sender and recipient, at most.
     pub const OTHERS_MAX: u32 = Self::REPLICAS_MAX as u32 + 1;
 
+    /// What the recipient is, for people.
+    pub fn what(&self) -> String {
+        match self.same_site {
+            Some(_) => format!("a second token of this very site, {}", self.kind),
+            None => self.kind.to_string(),
+        }
+    }
+
     /// The number of blocks of the domain.
     pub fn block_count(&self) -> Option<BlockCount> {
         BlockCount::new(u32::try_from(self.blocks.len()).ok()?).ok()
@@ -113,7 +124,7 @@ impl Enrolment {
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
         let Self { sender, recipient, kind, founded, nonce, request, oaep, keks, .. } = self;
-        let mut out = LABEL.to_vec();
+        let mut out = if self.same_site.is_some() { LABEL_SAME_SITE } else { LABEL }.to_vec();
         put_bytes(&mut out, &sender.message());
         put_bytes(&mut out, recipient.as_bytes());
         out.push(*kind as u8);
@@ -152,6 +163,10 @@ impl Enrolment {
         for other in &self.others {
             put_bytes(out, &other.message());
         }
+        if let Some(SignedSiteTokens { tokens, signature }) = &self.same_site {
+            put_bytes(out, &tokens.message());
+            out.extend_from_slice(signature);
+        }
     }
 
     fn check_sites(&self) -> Result<(), BadPaper> {
@@ -170,7 +185,8 @@ impl Enrolment {
     }
 
     fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
-        if input.array::<{ LABEL.len() }>()? != *LABEL {
+        let label = input.array::<{ LABEL.len() }>()?;
+        if ![LABEL, LABEL_SAME_SITE].contains(&&label) {
             return Err(BadEncoding);
         }
         let sender = Peer::decode(input.bytes()?)?;
@@ -186,6 +202,7 @@ impl Enrolment {
         let canaries = bytes(input, CANARIES_LEN_MAX)?;
         let (blocks, role_records) = (blocks(input)?, role_records(input)?);
         let others = others(input)?;
+        let same_site = (label == *LABEL_SAME_SITE).then(|| site_tokens(input)).transpose()?;
         Ok(Self {
             sender,
             recipient,
@@ -198,6 +215,7 @@ impl Enrolment {
             blocks,
             role_records,
             others,
+            same_site,
             release: text(input, RELEASE_LEN_MAX)?,
             at_ms: input.u64()?,
         })
@@ -240,12 +258,11 @@ impl SignedEnrolment {
 
     /// The file: what it is, in clear, and then the bundle.
     pub fn to_file(&self) -> String {
-        let Enrolment { sender, recipient, kind, request, blocks, release, at_ms, .. } =
-            &self.enrolment;
+        let Enrolment { sender, recipient, request, blocks, release, at_ms, .. } = &self.enrolment;
         let header = [
             ("from site", sender.site.clone()),
             ("to site", recipient.clone()),
-            ("which is", kind.to_string()),
+            ("which is", self.enrolment.what()),
             ("key domain", hex::encode(sender.domain.0)),
             ("key blocks", blocks.len().to_string()),
             ("answers the request", request.to_string()),
@@ -313,7 +330,13 @@ fn others(input: &mut Reader<'_>) -> Result<Vec<Peer>, BadEncoding> {
     (0..count).map(|_| Peer::decode(input.bytes()?)).collect()
 }
 
+fn site_tokens(input: &mut Reader<'_>) -> Result<SignedSiteTokens, BadEncoding> {
+    let tokens = SiteTokens::decode(input.bytes()?)?;
+    Ok(SignedSiteTokens { tokens, signature: input.array()? })
+}
+
 const LABEL: &[u8; 19] = b"ami.kms/enrolment/2";
+const LABEL_SAME_SITE: &[u8; 19] = b"ami.kms/enrolment/3";
 const TITLE: &str = "ENROLMENT OF A SITE IN A KEY DOMAIN";
 const WHAT: &str = "enrolment bundle";
 const WHAT_FILE: &str = "the file of an enrolment bundle";

@@ -32,6 +32,8 @@ pub struct JoinRequest {
     pub release: String,
     /// Milliseconds since 1970.
     pub at_ms: u64,
+    /// It is no further site that asks, but a second token of the site that it names.
+    pub same_site: bool,
 }
 
 /// A request and its signature.
@@ -46,9 +48,9 @@ pub struct SignedRequest {
 impl JoinRequest {
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
-        let Self { site, kind, signing, transport_block, ceremony, nonce, oaep, release, at_ms } =
+        let Self { site, kind, signing, transport_block, ceremony, nonce, oaep, release, .. } =
             self;
-        let mut out = LABEL.to_vec();
+        let mut out = if self.same_site { LABEL_SAME_SITE } else { LABEL }.to_vec();
         put_bytes(&mut out, site.as_bytes());
         out.push(*kind as u8);
         out.extend_from_slice(signing);
@@ -57,12 +59,22 @@ impl JoinRequest {
         out.extend_from_slice(nonce);
         out.push(*oaep as u8);
         put_bytes(&mut out, release.as_bytes());
-        out.extend_from_slice(&at_ms.to_be_bytes());
+        out.extend_from_slice(&self.at_ms.to_be_bytes());
         out
     }
 
+    /// What it wants to be, for people.
+    pub fn what(&self) -> String {
+        match self.same_site {
+            true => format!("a second token of this very site, {}", self.kind),
+            false => self.kind.to_string(),
+        }
+    }
+
     fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
-        if input.array::<{ LABEL.len() }>()? != *LABEL {
+        let label = input.array::<{ LABEL.len() }>()?;
+        let same_site = label == *LABEL_SAME_SITE;
+        if label != *LABEL && !same_site {
             return Err(BadEncoding);
         }
         let request = Self {
@@ -75,6 +87,7 @@ impl JoinRequest {
             oaep: Oaep::from_number(input.u8()?).ok_or(BadEncoding)?,
             release: input.text()?.to_owned(),
             at_ms: input.u64()?,
+            same_site,
         };
         let lengths = [
             (request.site.len(), NAME_LEN_MAX),
@@ -120,10 +133,10 @@ impl SignedRequest {
 
     /// The file: what it is, in clear, and then the request.
     pub fn to_file(&self) -> String {
-        let JoinRequest { site, kind, oaep, release, at_ms, .. } = &self.request;
+        let JoinRequest { site, oaep, release, at_ms, .. } = &self.request;
         let header = [
             ("site", site.clone()),
-            ("wants to be", kind.to_string()),
+            ("wants to be", self.request.what()),
             ("OAEP", oaep.to_string()),
             ("release", release.clone()),
             ("made (ms since 1970)", at_ms.to_string()),
@@ -141,6 +154,7 @@ impl SignedRequest {
 }
 
 const LABEL: &[u8; 22] = b"ami.kms/join-request/1";
+const LABEL_SAME_SITE: &[u8; 22] = b"ami.kms/join-request/2";
 const TITLE: &str = "REQUEST TO JOIN A KEY DOMAIN";
 const WHAT: &str = "join request";
 const WHAT_FILE: &str = "the file of a join request";

@@ -13,6 +13,7 @@ use crate::{
     site::{
         peer::{FormerSigner, Peer, PeerKind},
         role::{RoleChange, RoleRecord, SignedRoleRecord},
+        tokens::{SignedSiteTokens, SiteTokens},
     },
 };
 
@@ -36,6 +37,11 @@ impl Signer {
 }
 
 fn request() -> SignedRequest {
+    request_of(false)
+}
+
+/// Of a further site, or of a second token of one.
+fn request_of(same_site: bool) -> SignedRequest {
     let signer = Signer::new();
     let request = JoinRequest {
         site: "south".to_owned(),
@@ -47,11 +53,16 @@ fn request() -> SignedRequest {
         oaep: Oaep::Sha1,
         release: "0.1.0".to_owned(),
         at_ms: 12,
+        same_site,
     };
     SignedRequest { signature: signer.sign(&request.message()), request }
 }
 
 fn bundle() -> SignedEnrolment {
+    bundle_of(false)
+}
+
+fn bundle_of(same_site: bool) -> SignedEnrolment {
     let signer = Signer::new();
     let secret =
         |version| WrappedSecret { secret_version: version, wrapped: vec![version as u8; 40] };
@@ -75,6 +86,7 @@ fn bundle() -> SignedEnrolment {
             enrolled_ms: 1,
             former: vec![FormerSigner { key: [8; 65], until: Epoch(2) }],
             enrolled_in: None,
+            tokens: None,
         },
         recipient: "south".to_owned(),
         kind: PeerKind::Odd,
@@ -93,6 +105,16 @@ fn bundle() -> SignedEnrolment {
         ],
         role_records: vec![SignedRoleRecord { signature: signer.sign(b"any"), record }],
         others: vec![other()],
+        same_site: same_site.then(|| {
+            let tokens = SiteTokens {
+                domain: DomainId([7; 16]),
+                site: "north".to_owned(),
+                number: SiteTokens::OF_TWO,
+                signing: vec![signer.public(), [6; 65]],
+                canaries: vec![5; 9],
+            };
+            SignedSiteTokens { signature: signer.sign(&tokens.message()), tokens }
+        }),
         release: "0.1.0".to_owned(),
         at_ms: 12,
     };
@@ -109,6 +131,7 @@ fn other() -> Peer {
         enrolled_ms: 2,
         former: Vec::new(),
         enrolled_in: None,
+        tokens: None,
     }
 }
 
@@ -132,29 +155,31 @@ fn flipped(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
 
 #[test]
 fn a_join_request_comes_back_whole_and_with_any_bit_flipped_it_is_refused() {
-    let signed = request();
-    let bytes = signed.encode();
-    assert_eq!(SignedRequest::decode(&bytes), Ok(signed));
-    for end in 0..bytes.len() {
-        assert!(SignedRequest::decode(&bytes[..end]).is_err(), "cut at {end}");
-    }
-    assert!(SignedRequest::decode(&[&bytes[..], &[0]].concat()).is_err());
-    for other in flipped(&bytes) {
-        assert!(SignedRequest::decode(&other).is_err());
+    for signed in [request_of(false), request_of(true)] {
+        let bytes = signed.encode();
+        assert_eq!(SignedRequest::decode(&bytes), Ok(signed));
+        for end in 0..bytes.len() {
+            assert!(SignedRequest::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        assert!(SignedRequest::decode(&[&bytes[..], &[0]].concat()).is_err());
+        for other in flipped(&bytes) {
+            assert!(SignedRequest::decode(&other).is_err());
+        }
     }
 }
 
 #[test]
 fn an_enrolment_bundle_comes_back_whole_and_with_any_bit_flipped_it_is_refused() {
-    let signed = bundle();
-    let bytes = signed.encode();
-    assert_eq!(SignedEnrolment::decode(&bytes), Ok(signed));
-    for end in 0..bytes.len() {
-        assert!(SignedEnrolment::decode(&bytes[..end]).is_err(), "cut at {end}");
-    }
-    assert!(SignedEnrolment::decode(&[&bytes[..], &[0]].concat()).is_err());
-    for other in flipped(&bytes) {
-        assert!(SignedEnrolment::decode(&other).is_err());
+    for signed in [bundle_of(false), bundle_of(true)] {
+        let bytes = signed.encode();
+        assert_eq!(SignedEnrolment::decode(&bytes), Ok(signed));
+        for end in 0..bytes.len() {
+            assert!(SignedEnrolment::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        assert!(SignedEnrolment::decode(&[&bytes[..], &[0]].concat()).is_err());
+        for other in flipped(&bytes) {
+            assert!(SignedEnrolment::decode(&other).is_err());
+        }
     }
 }
 

@@ -8,16 +8,16 @@ use super::{
     peer::{Peer, PeerKind},
     role::{RoleChange, RoleRecord, SignedRoleRecord, Standing},
 };
-use crate::{BlockNo, Epoch, audit::PublicKey, block::BlockMark, block::lineage::Lineage};
+use crate::{BlockNo, Epoch, audit::SiteKeys, block::BlockMark, block::lineage::Lineage};
 
 /// The signing keys of the two sites that may write, by the parity of their epochs. There is no third one: a replica's
 /// signature is nobody's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writers {
     /// Of the site of even epochs.
-    pub even: Option<PublicKey>,
+    pub even: Option<SiteKeys>,
     /// Of the site of odd epochs.
-    pub odd: Option<PublicKey>,
+    pub odd: Option<SiteKeys>,
     /// Whether this site is the one of even epochs; `None`: it is a replica, and no record is its own.
     pub own: Option<bool>,
 }
@@ -28,17 +28,18 @@ impl Writers {
         let mut writers = Self::default();
         for peer in peers {
             match peer.kind {
-                PeerKind::Even => writers.even = Some(peer.signing),
-                PeerKind::Odd => writers.odd = Some(peer.signing),
+                PeerKind::Even => writers.even = Some(peer.keys()),
+                PeerKind::Odd => writers.odd = Some(peer.keys()),
                 PeerKind::Replica => {}
             }
         }
         writers
     }
 
-    /// With our own key, which counts for our parity whatever a peer's record says; a replica's counts for nothing.
+    /// With our own keys, which count for our parity whatever a peer's record says; a replica's counts for nothing.
     #[must_use]
-    pub fn with_own(self, domain: &DomainRecord, own: PublicKey) -> Self {
+    pub fn with_own(self, domain: &DomainRecord, own: impl Into<SiteKeys>) -> Self {
+        let own = own.into();
         let writers = Self { own: domain.kind.parity(), ..self };
         match domain.kind {
             PeerKind::Even => Self { even: Some(own), ..writers },
@@ -47,7 +48,7 @@ impl Writers {
         }
     }
 
-    fn of(&self, epoch: Epoch) -> Option<&PublicKey> {
+    fn of(&self, epoch: Epoch) -> Option<&SiteKeys> {
         if epoch.is_even() { self.even.as_ref() } else { self.odd.as_ref() }
     }
 }

@@ -1,7 +1,8 @@
 //! The key domain and this site's place in it: below, who writes ([`role`]), whose word counts for that
 //! ([`admission`]), how a site begins and ends to write ([`changing`]), and the other sites ([`peer`]): in what they differ
 //! ([`makeup`]), what they have proved ([`readiness`]) and which proofs count ([`proving`]), and what they have seen of
-//! each other ([`witness`]); and the mark of a database that was rolled back ([`restored`]).
+//! each other ([`witness`]); the mark of a database that was rolled back ([`restored`]); and the tokens of one site
+//! ([`tokens`]).
 
 pub mod admission;
 pub mod changing;
@@ -12,6 +13,7 @@ pub mod proving;
 pub mod readiness;
 pub mod restored;
 pub mod role;
+pub mod tokens;
 pub mod witness;
 
 use std::fmt;
@@ -19,7 +21,7 @@ use std::fmt;
 use self::kind::PeerKind;
 use super::{
     BlockCount, Epoch, KeyKind,
-    audit::{PublicKey, Signature, is_signed},
+    audit::{Signature, Verifies, is_signed},
 };
 
 /// Random name of a key domain: two sites that replicate each other share it.
@@ -99,7 +101,7 @@ impl DomainRecord {
     }
 
     /// Whether the holder of `key` signed it.
-    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+    pub fn is_signed_by(&self, key: &impl Verifies) -> bool {
         self.signature.is_some_and(|signature| is_signed(key, &self.message(), &signature))
     }
 }

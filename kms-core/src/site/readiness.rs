@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 use super::{DomainId, makeup::Difference};
 use crate::{
     Epoch, Numbered as _,
-    audit::{PublicKey, Signature, is_signed},
+    audit::{Signature, Verifies, is_signed},
     block::{BlockMark, Digest},
     codec::{BadEncoding, Reader, put_bytes},
 };
@@ -170,7 +170,7 @@ fn failures(input: &mut Reader<'_>) -> Result<Vec<String>, BadEncoding> {
 
 impl SignedReadiness {
     /// Whether the holder of `key` signed it.
-    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+    pub fn is_signed_by(&self, key: &impl Verifies) -> bool {
         is_signed(key, &self.report.message(), &self.signature)
     }
 }

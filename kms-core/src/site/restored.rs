@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::{DomainId, DomainRecord};
 use crate::{
     Epoch,
-    audit::{PublicKey, Signature, is_signed},
+    audit::{Signature, Verifies, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
 
@@ -96,7 +96,7 @@ impl DomainRecord {
     }
 
     /// The condition of the database that has this record, and this mark beside it.
-    pub fn condition(&self, mark: Option<&SignedRestoreMark>, key: &PublicKey) -> Condition {
+    pub fn condition(&self, mark: Option<&SignedRestoreMark>, key: &impl Verifies) -> Condition {
         if self.is_signed_by(key) {
             return Condition::Whole;
         }
@@ -116,7 +116,7 @@ impl DomainRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockCount, site::peer::PeerKind};
+    use crate::{BlockCount, audit::PublicKey, site::peer::PeerKind};
     use ring::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},

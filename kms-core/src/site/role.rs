@@ -6,7 +6,7 @@ use std::borrow::Borrow;
 use super::{DomainId, DomainRecord, peer::PeerKind};
 use crate::{
     BlockCount, BlockNo, Epoch, Position, Sequence,
-    audit::{PublicKey, Signature, is_signed},
+    audit::{Signature, Verifies, is_signed},
     block::{BlockMark, Digest},
     codec::{BadEncoding, Reader, put_bytes},
 };
@@ -147,7 +147,7 @@ impl Borrow<RoleRecord> for SignedRoleRecord {
 
 impl SignedRoleRecord {
     /// Whether the holder of `key` signed it.
-    pub fn is_signed_by(&self, key: &PublicKey) -> bool {
+    pub fn is_signed_by(&self, key: &impl Verifies) -> bool {
         is_signed(key, &self.record.message(), &self.signature)
     }
 }

@@ -100,6 +100,14 @@ CREATE TABLE peer_audit_checkpoints (
     PRIMARY KEY (node, sequence)
 );
 
+-- The tokens of a site that has more than one, as each of them signs the list: `kms_core::site::tokens`. Each has seals of
+-- its own in `block_seals`.
+CREATE TABLE site_tokens (
+    place     bigint PRIMARY KEY,
+    body      bytea  NOT NULL,
+    signature bytea  NOT NULL CHECK (length(signature) = 64)
+);
+
 -- Calls that wait for their second person, or that one has approved: as in SQLite.
 CREATE TABLE approvals (
     name       bytea  PRIMARY KEY CHECK (length(name) = 32),

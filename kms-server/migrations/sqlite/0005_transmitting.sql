@@ -122,6 +122,14 @@ CREATE TABLE peer_audit_checkpoints (
     PRIMARY KEY (node, sequence)
 ) STRICT, WITHOUT ROWID;
 
+-- The tokens of a site that has more than one, as each of them signs the list: `kms_core::site::tokens`. Each has seals of
+-- its own in `block_seals`.
+CREATE TABLE site_tokens (
+    place     INTEGER PRIMARY KEY,
+    body      BLOB    NOT NULL,
+    signature BLOB    NOT NULL CHECK (length(signature) = 64)
+) STRICT;
+
 -- Calls that wait for their second person, or that one has approved: of this site, for all of its servers. The token has
 -- signed each `body`; the columns beside it only find it. What was used is gone, and its use is in the audit log.
 CREATE TABLE approvals (

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    database::{alone_over, canaries_of, domain_of, open_as_it_is, open_store},
+    database::{alone_over, open_as_it_is, open_store},
     fault::Fault,
     founding::PATIENCE,
     last_backup,
@@ -19,6 +19,7 @@ use super::{
     outside::SystemClock,
     report::Report,
     runtime::runtime,
+    site_tokens::{believe, named_in},
     token::Asked,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     config::Config,
     hsm::{
         self, Hsm,
-        pkcs11::{Canaries, Pkcs11Token},
+        pkcs11::{Canaries, Pkcs11Token, own_canaries},
     },
     keyring::{self, Below, Keyring, SiteRole},
     store::{
@@ -95,12 +96,15 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
         return Err(Fault::Setting(sentence.into()));
     }
     let store = open_as_it_is(&config).await?;
-    let domain = domain_of(store.as_ref()).await?;
-    let hsm = connected(config.hsm.again(), canaries_of(&domain)?).await?;
+    let (domain, canaries) = named_in(store.as_ref()).await?;
+    let canaries = own_canaries(&config.hsm, canaries)?;
+    // What a restore finds the token by is this token's.
+    let of_this_token = DomainRecord { canaries: canaries.encode(), ..domain.clone() };
+    let hsm = connected(config.hsm.again(), canaries).await?;
     check_domain(&hsm, store.as_ref(), &domain).await?;
     let part = part_of(out);
     let ends = Ends { hsm: hsm.clone(), store: Arc::clone(&store), at_ms };
-    let written = write(&ends, &domain, &part).await;
+    let written = write(&ends, &of_this_token, &part).await;
     let put = |written: backup::Written| {
         fs::rename(&part, out)?;
         sync_directory(out)?;
@@ -252,9 +256,11 @@ async fn load(hsm: &Hsm, store: &Arc<dyn WholeStore>, from: &Path) -> Result<Loa
 /// Goes through a database with the token, block by block and event by event.
 async fn drill(
     hsm: &Hsm,
-    store: Arc<dyn WriteStore>,
+    store: Arc<dyn WholeStore>,
     domain: &DomainRecord,
 ) -> Result<Drilled, Fault> {
+    believe(hsm, store.as_ref(), domain).await?;
+    let store: Arc<dyn WriteStore> = store;
     let freshness = Arc::new(Freshness::default());
     let below = Below {
         hsm: hsm.clone(),

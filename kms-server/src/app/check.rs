@@ -4,12 +4,13 @@
 use std::path::Path;
 
 use super::{
-    database::{NO_DOMAIN, NotOpened, canaries_of, open_store, refuse_a_part},
+    database::{NO_DOMAIN, NotOpened, open_store, refuse_a_part},
     fault::Fault,
     migrate, node,
     outside::SystemClock,
     probe::try_token,
     runtime::runtime,
+    site_tokens::canaries_in,
 };
 use crate::{
     config::{self, Config, Finding, Store},
@@ -46,11 +47,11 @@ pub fn check(config: Config) -> Vec<Finding> {
 }
 
 /// Findings in the database: the proofs of the token's KEKs, if `init` has been here, and what is wrong.
-fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>, Fault> {
+fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canaries>>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
     }
-    let (domain, wrong) = runtime(1)?.block_on(async {
+    let (known, wrong) = runtime(1)?.block_on(async {
         let store = match open_store(config, false).await {
             Err(NotOpened::Empty) => return Ok((None, Vec::new())),
             opened => opened?,
@@ -61,15 +62,15 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Canaries>
             refuse_a_part(store.as_ref()).await.err().map(|fault| Finding::of("store", &fault)),
         );
         wrong.extend(left_in_place(store.as_ref(), &config.site.data_dir).await);
-        let domain = store.domain().await;
+        let (domain, lists) = (store.domain().await, store.site_tokens().await);
         store.close().await;
-        Ok::<_, Fault>((domain?, wrong))
+        Ok::<_, Fault>((domain?.zip(Some(lists?)), wrong))
     })?;
     findings.extend(wrong);
-    if domain.as_ref().is_some_and(migrate::is_unsigned) {
+    if known.as_ref().is_some_and(|(domain, _)| migrate::is_unsigned(domain)) {
         findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
     }
-    domain.map(|domain| canaries_of(&domain)).transpose()
+    known.map(|known| canaries_in(&known)).transpose()
 }
 
 /// A database that was restored beside a node's own files: its audit chain is shorter than they say, or

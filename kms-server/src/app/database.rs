@@ -7,13 +7,13 @@ use crate::{
     config::{Config, Store},
     hsm::{BoxError, pkcs11::Canaries},
     store::{
-        ReadStore,
+        ReadStore, StoreError,
         postgres::{self, PostgresStore},
         sqlite::{self, SqliteStore},
         whole::{RestoreState, WholeStore},
     },
 };
-use kms_core::DomainRecord;
+use kms_core::{DomainRecord, site::tokens::SignedSiteTokens};
 
 /// Holds the database against a second server, where it serves one.
 pub(super) fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
@@ -42,17 +42,8 @@ pub(super) async fn refuse_a_part(store: &dyn ReadStore) -> Result<(), Fault> {
     Err(Fault::Store(sentence.into()))
 }
 
-/// The proofs of the token's KEKs, if `init` has been here.
-pub(super) fn known_canaries(config: &Config) -> Result<Option<Canaries>, Fault> {
-    known_domain(config).and_then(canaries_of_known)
-}
-
-fn canaries_of_known(domain: Option<DomainRecord>) -> Result<Option<Canaries>, Fault> {
-    domain.map(|domain| canaries_of(&domain)).transpose()
-}
-
-/// The domain's record, if `init` has been here.
-fn known_domain(config: &Config) -> Result<Option<DomainRecord>, Fault> {
+/// The domain's record, and the lists of the site's tokens, if `init` has been here.
+pub(super) fn known_domain(config: &Config) -> Result<Option<Known>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
     }
@@ -61,11 +52,18 @@ fn known_domain(config: &Config) -> Result<Option<DomainRecord>, Fault> {
             Err(NotOpened::Empty) => return Ok(None),
             opened => opened?,
         };
-        let domain = store.domain().await;
+        let known = async {
+            let Some(domain) = store.domain().await? else { return Ok(None) };
+            Ok::<_, StoreError>(Some((domain, store.site_tokens().await?)))
+        };
+        let known = known.await;
         store.close().await;
-        Ok::<_, Fault>(domain?)
+        Ok::<_, Fault>(known?)
     })
 }
+
+/// A domain's record, and the lists of the site's tokens.
+pub(super) type Known = (DomainRecord, Vec<SignedSiteTokens>);
 
 pub(super) fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {
     Canaries::decode(&domain.canaries).map_err(|error| Fault::Store(error.into()))

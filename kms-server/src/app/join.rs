@@ -13,11 +13,12 @@ use std::{
 };
 
 use super::{
-    database::{known_canaries, open_store, refuse_a_part},
+    database::{NO_DOMAIN, known_domain, open_store, refuse_a_part},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
     handing_on,
     init::{CAN_HAND_ON, pin_from, random},
+    join_token::{fits, let_in, own_domain},
     node::replace,
     outside::SystemClock,
     report::Report,
@@ -52,6 +53,8 @@ use kms_core::{
 pub struct JoinOptions {
     /// Make the token first; the security officer's PIN is in this file.
     pub create_token: Option<PathBuf>,
+    /// It is a second token of the site whose database is there.
+    pub same_site: bool,
 }
 
 /// In `data_dir`, from the request to the end of the ceremony.
@@ -66,8 +69,10 @@ const HAS_DOMAIN: &str = "the database has a key domain already: a site joins on
 /// Makes the keys that this site makes itself, and writes the request to join into `out`.
 pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Result<Report, Fault> {
     let so_pin = options.create_token.as_deref().map(pin_from).transpose()?;
-    if known_canaries(&config)?.is_some() {
-        return Err(Fault::Store(HAS_DOMAIN.into()));
+    match (known_domain(&config)?, options.same_site) {
+        (Some(_), false) => return Err(Fault::Store(HAS_DOMAIN.into())),
+        (None, true) => return Err(Fault::Store(NO_DOMAIN.into())),
+        (Some(_), true) | (None, false) => {}
     }
     let keys = pkcs11::make_join_keys(&config.hsm, so_pin.as_ref()).map_err(of_token)?;
     let handing_on = so_pin.as_ref().map(|so_pin| {
@@ -76,17 +81,18 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
     });
     let kept = config.site.data_dir.join(REQUEST);
     let before = if kept.exists() { Some(read_request(&kept)?) } else { None };
-    let signed = match before.filter(|before| is_of(&before.request, &keys, &config)) {
-        Some(before) => before,
-        None => {
-            let request = request_of(&config, &keys)?;
-            let signature = pkcs11::sign_as_joining(&config.hsm, &request.message());
-            let signed = SignedRequest { signature: signature.map_err(of_token)?, request };
-            SignedRequest::decode(&signed.encode()).map_err(|error| not_ours(&error))?;
-            keep(&config.site, &kept, &signed)?;
-            signed
-        }
-    };
+    let signed =
+        match before.filter(|before| is_of(&before.request, &keys, (&config, options.same_site))) {
+            Some(before) => before,
+            None => {
+                let request = request_of(&config, &keys, options.same_site)?;
+                let signature = pkcs11::sign_as_joining(&config.hsm, &request.message());
+                let signed = SignedRequest { signature: signature.map_err(of_token)?, request };
+                SignedRequest::decode(&signed.encode()).map_err(|error| not_ours(&error))?;
+                keep(&config.site, &kept, &signed)?;
+                signed
+            }
+        };
     let written =
         std::path::absolute(out).and_then(|out| replace(&out, signed.to_file().as_bytes()));
     written.map_err(|error| not_written(out, &error))?;
@@ -108,7 +114,7 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
     Ok(Report { lines })
 }
 
-fn request_of(config: &Config, keys: &JoinKeys) -> Result<JoinRequest, Fault> {
+fn request_of(config: &Config, keys: &JoinKeys, same_site: bool) -> Result<JoinRequest, Fault> {
     Ok(JoinRequest {
         site: config.site.name.clone(),
         kind: config.site.kind(),
@@ -119,12 +125,14 @@ fn request_of(config: &Config, keys: &JoinKeys) -> Result<JoinRequest, Fault> {
         oaep: oaep_of(config),
         release: env!("CARGO_PKG_VERSION").to_owned(),
         at_ms: SystemClock::new().unix_ms(),
+        same_site,
     })
 }
 
 /// Whether a request that was kept is what this site would ask for now.
-fn is_of(request: &JoinRequest, keys: &JoinKeys, config: &Config) -> bool {
+fn is_of(request: &JoinRequest, keys: &JoinKeys, (config, same_site): (&Config, bool)) -> bool {
     request.site == config.site.name
+        && request.same_site == same_site
         && request.kind == config.site.kind()
         && request.oaep == oaep_of(config)
         && request.signing == keys.signing
@@ -146,12 +154,6 @@ pub(super) fn read_request(path: &Path) -> Result<SignedRequest, Fault> {
 
 /// Takes the bundle in `path`, whose fingerprint somebody at the sending site read out, and founds this site.
 pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Report, Fault> {
-    let runtime = runtime(1)?;
-    let store = runtime.block_on(open_store(&config, true))?;
-    runtime.block_on(refuse_a_part(store.as_ref()))?;
-    if runtime.block_on(store.domain())?.is_some() {
-        return Err(Fault::Store(HAS_DOMAIN.into()));
-    }
     let kept = config.site.data_dir.join(REQUEST);
     if !kept.exists() {
         let sentence = format!(
@@ -162,6 +164,12 @@ pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Repor
         return Err(Fault::Setting(sentence.into()));
     }
     let asked = read_request(&kept)?;
+    let runtime = runtime(1)?;
+    let store = runtime.block_on(open_store(&config, !asked.request.same_site))?;
+    runtime.block_on(refuse_a_part(store.as_ref()))?;
+    if !asked.request.same_site && runtime.block_on(store.domain())?.is_some() {
+        return Err(Fault::Store(HAS_DOMAIN.into()));
+    }
     let text = read(path, FILE_LEN_MAX)?;
     let bundle = SignedEnrolment::from_file(&text).map_err(|error| of_file(path, &error))?;
     if bundle.fingerprint() != confirmed {
@@ -176,14 +184,27 @@ pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Repor
     let enrolment = bundle.enrolment;
     answers(&enrolment, &asked, &config)
         .map_err(|why| Fault::Setting(format!("{}: {why}", path.display()).into()))?;
+    let own = match asked.request.same_site {
+        true => Some(runtime.block_on(own_domain(&config, store.as_ref(), &enrolment))?),
+        false => None,
+    };
     let received = receive(&config, &enrolment, &asked.request)?;
     let site = config.site.clone();
-    let founding = runtime.block_on(found(config, &enrolment, &received))?;
-    runtime.block_on(store.create_domain(&founding))?;
-    runtime.block_on(store.close());
+    let report = runtime.block_on(async {
+        let done = match &own {
+            Some(domain) => let_in(config, store.as_ref(), (domain, &enrolment), received).await?,
+            None => {
+                let founding = found(config, &enrolment, &received).await?;
+                store.create_domain(&founding).await?;
+                report(&site, &founding, received, &enrolment)
+            }
+        };
+        store.close().await;
+        Ok::<_, Fault>(done)
+    })?;
     // What it answered is over: a bundle that comes later answers nothing.
     fs::remove_file(&kept).map_err(|error| not_written(&kept, &error))?;
-    Ok(report(&site, &founding, received, &enrolment))
+    Ok(report)
 }
 
 /// Whether the bundle is the answer to what this site asked, and fits it.
@@ -208,12 +229,22 @@ fn answers(bundle: &Enrolment, asked: &SignedRequest, config: &Config) -> Result
             bundle.kind
         ));
     }
-    if bundle.sender.kind == bundle.kind || bundle.sender.site == bundle.recipient {
-        return Err("the sender says that it is this very site".to_owned());
+    if request.same_site {
+        fits(bundle, request)?;
+    } else {
+        if bundle.sender.kind == bundle.kind
+            || bundle.sender.site == bundle.recipient
+            || bundle.same_site.is_some()
+        {
+            return Err("the sender says that it is this very site".to_owned());
+        }
+        others_fit(bundle)?;
     }
-    others_fit(bundle)?;
     if bundle.oaep != oaep_of(config) {
         return Err(format!("the bundle is wrapped with {}: see hsm.oaep_hash", bundle.oaep));
+    }
+    if request.same_site {
+        return Ok(());
     }
     let founder_is_sender = bundle.sender.kind.owns(bundle.founded);
     if bundle.founded == Epoch::default() || (!founder_is_sender && bundle.role_records.is_empty())
@@ -236,7 +267,7 @@ fn is_vouched_for(bundle: &Enrolment, signed: &SignedRoleRecord) -> bool {
         return true;
     }
     let mut writers = [&bundle.sender].into_iter().chain(&bundle.others);
-    writers.any(|peer| peer.kind.owns(signed.record.epoch) && signed.is_signed_by(&peer.signing))
+    writers.any(|peer| peer.kind.owns(signed.record.epoch) && signed.is_signed_by(&peer.keys()))
         || is_of_former(&bundle.others, signed)
 }
 
@@ -419,6 +450,7 @@ mod tests {
                 enrolled_ms: 1,
                 former: Vec::new(),
                 enrolled_in: None,
+                tokens: None,
             }
         }
     }
@@ -438,6 +470,7 @@ mod tests {
             blocks: Vec::new(),
             role_records: Vec::new(),
             others,
+            same_site: None,
             release: String::new(),
             at_ms: 0,
         }

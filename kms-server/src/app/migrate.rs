@@ -13,15 +13,17 @@ use super::{
     outside::{OperatingSystem, SystemClock},
     report::Report,
     runtime::runtime,
+    site_tokens::believe,
 };
 use crate::{
     config::Config,
     hsm::{Hsm, pkcs11::Pkcs11Token},
     keyring::{Below, Keyring, SiteRole, founding::make_blocks},
-    store::{Founding, ReadStore, StoreError},
+    store::{Founding, ReadStore, StoreError, whole::WholeStore},
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
+    audit::SiteKeys,
     block::Digest,
     freshness::Freshness,
     site::restored::{Condition, RestoreMark},
@@ -35,22 +37,35 @@ pub(super) const NOT_MIGRATED: &str = "this key domain was made by an older vers
 const CHANGED: &str = "the `domain` row of the database is not what this site's token signed: it was \
                        changed outside this service; restore that row from a backup";
 
-/// Refuses a domain's record that the token did not sign; the mark over which it did, if the database was rolled back.
+/// Refuses a domain's record that no token of this site signed; the mark over which it did, if the database was rolled back.
 pub(super) async fn check_domain(
     hsm: &Hsm,
-    store: &dyn ReadStore,
+    store: &dyn WholeStore,
     domain: &DomainRecord,
 ) -> Result<Option<RestoreMark>, Fault> {
-    let key = hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
+    believe(hsm, store, domain).await?;
+    let keys = hsm.site_keys().await.map_err(|error| Fault::Token(error.into()))?;
     if is_unsigned(domain) {
         return Err(Fault::Store(NOT_MIGRATED.into()));
     }
+    condition_of(store, domain, &keys).await?.map_err(|Unsigned| Fault::Store(CHANGED.into()))
+}
+
+/// None of those whose signatures count has signed the domain's record.
+pub(super) struct Unsigned;
+
+/// The mark over which one of these keys signed the domain's record, if it is not signed alone.
+pub(super) async fn condition_of(
+    store: &dyn ReadStore,
+    domain: &DomainRecord,
+    keys: &SiteKeys,
+) -> Result<Result<Option<RestoreMark>, Unsigned>, Fault> {
     let mark = store.restore_state().await?.mark();
-    match domain.condition(mark.as_ref(), &key) {
+    Ok(match domain.condition(mark.as_ref(), keys) {
         Condition::Whole => Ok(None),
         Condition::RolledBack => Ok(mark.map(|signed| signed.mark)),
-        Condition::Unknown => Err(Fault::Store(CHANGED.into())),
-    }
+        Condition::Unknown => Err(Unsigned),
+    })
 }
 
 /// Whether an older version made it.

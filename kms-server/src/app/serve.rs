@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     alone::Alone,
-    database::{alone_over, canaries_of, domain_of, open_store},
+    database::{alone_over, open_store},
     fault::Fault,
     ground::Ground,
     handing_on,
@@ -22,6 +22,7 @@ use super::{
     peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
+    site_tokens::{believe, named_in},
     timeline::Failovers,
     token::Asked,
     two_sites::TwoSites,
@@ -32,13 +33,13 @@ use crate::{
     config::Config,
     hsm::{
         Hsm,
-        pkcs11::{Canaries, Pkcs11Token, ProbeDepth},
+        pkcs11::{Canaries, Pkcs11Token, ProbeDepth, own_canaries},
     },
     keyring::{self, Below, Keyring, NotChanged, Overview, Refresher, Roles, SiteRole},
     lifecycle::{self, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
-    store::{AuditedStore, ReadStore, WriteStore, measured::Measured},
+    store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
     telemetry::Log,
     transmitting::{self, Transmitting},
 };
@@ -100,7 +101,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         alone.for_good();
     }
     let store = open_store(&config, false).await?;
-    let domain = domain_of(store.as_ref()).await?;
+    let (domain, canaries) = named_in(store.as_ref()).await?;
     check_place(&config, &domain, store.as_ref()).await?;
     let Config {
         site,
@@ -117,7 +118,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         rpc,
         log: _,
     } = config;
-    let Some((hsm, mut unmet)) = connected(hsm, &domain, &mut signals).await? else {
+    let Some((hsm, mut unmet)) = connected(hsm, canaries, &mut signals).await? else {
         return Ok(());
     };
     unmet.extend(handing_on::noted(&site.data_dir));
@@ -183,10 +184,10 @@ async fn check_place(
 /// The token, once it is connected; `None`: a signal came first.
 async fn connected(
     config: crate::hsm::Config,
-    domain: &DomainRecord,
+    known: Vec<Canaries>,
     signals: &mut Signals,
 ) -> Result<Option<(Hsm, Vec<String>)>, Fault> {
-    let (asked, known) = (Asked::of(&config), canaries_of(domain)?);
+    let asked = Asked::of(&config);
     let (hsm, unmet) = tokio::select! {
         connected = asked.to(move || connect_token(config, known)) => connected??,
         _ = signals.terminate.recv() => return Ok(None),
@@ -215,6 +216,11 @@ async fn serve_on(
     tokio::spawn(stop_on_roll_back(failovers, (Arc::clone(&audit), roles), stop));
     let care = tokio::spawn(Arc::clone(&audit).take_care());
     tokio::spawn(watch_token(ground.hsm.clone()));
+    tokio::spawn(hear_of_tokens(
+        ground.hsm.clone(),
+        Arc::clone(&ground.whole),
+        ground.domain.clone(),
+    ));
     tokio::spawn(greet(bound, hangup));
     let served = rpc::serve(config, parts, until_told(stopped.clone()), ready).await;
     care.abort();
@@ -400,9 +406,13 @@ fn not_served(error: rpc::RpcError) -> Fault {
 
 /// Connects to the token and refuses one that does not withstand what it must.
 /// With it, the names of what it does not do and that the service can do without.
-fn connect_token(config: crate::hsm::Config, known: Canaries) -> Result<(Hsm, Vec<String>), Fault> {
+fn connect_token(
+    config: crate::hsm::Config,
+    known: Vec<Canaries>,
+) -> Result<(Hsm, Vec<String>), Fault> {
     let (width, patience, call_timeout) =
         (config.sessions_max, config.patience, config.call_timeout);
+    let known = own_canaries(&config, known)?;
     let token = Pkcs11Token::connect(config, known)?;
     let report = token.probe(ProbeDepth::Start)?;
     match report.refusal() {
@@ -456,6 +466,16 @@ async fn warm_up(refresher: Arc<Refresher>, overview: Arc<Overview>) {
         elapsed_ms = status.warm_up_elapsed_ms,
         "warm-up done"
     );
+}
+
+/// Another token of this site may be enrolled while this server runs, and another server serve with it.
+async fn hear_of_tokens(hsm: Hsm, store: Arc<dyn WholeStore>, domain: DomainRecord) {
+    loop {
+        tokio::time::sleep(TOKEN_CHECK_INTERVAL).await;
+        if let Err(error) = believe(&hsm, store.as_ref(), &domain).await {
+            tracing::warn!(%error, "the tokens of this site can't be told: those that are known stay");
+        }
+    }
 }
 
 async fn watch_token(hsm: Hsm) {

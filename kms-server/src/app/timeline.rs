@@ -165,7 +165,7 @@ impl Failovers {
     /// the database was whole: whatever was lost then, was lost before.
     async fn promoted_since(&self, whole: &Whole) -> Result<Option<Epoch>, Fault> {
         let Some(known) = whole.epoch else { return Ok(None) };
-        let key = self.hsm.public_key().await.map_err(|error| Fault::Token(error.into()))?;
+        let keys = self.hsm.site_keys().await.map_err(|error| Fault::Token(error.into()))?;
         let records = self.store.role_records().await?;
         let is_since = |signed: &&SignedRoleRecord| {
             let record = &signed.record;
@@ -173,7 +173,7 @@ impl Failovers {
                 && record.change == RoleChange::Promotion
                 && record.epoch > known
                 && self.domain.kind.owns(record.epoch)
-                && signed.is_signed_by(&key)
+                && signed.is_signed_by(&keys)
         };
         Ok(records.iter().filter(is_since).map(|signed| signed.record.epoch).max())
     }

@@ -70,7 +70,7 @@ pub fn trust_peer(config: Config, options: &TrustOptions) -> Result<Report, Faul
     let request = &signed.request;
     Ok(Report {
         lines: [
-            ("joining site", format!("{}, which wants to be {}", request.site, request.kind)),
+            ("joining site", format!("{}, which wants to be {}", request.site, request.what())),
             ("request", fingerprint.to_string()),
             ("ceremony key", hex::encode(key.key.fingerprint())),
             ("object", format!("{label}, id {id}")),

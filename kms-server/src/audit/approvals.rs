@@ -17,10 +17,10 @@ impl Audit {
         self.store.approvals().await.map_err(AuditError::of_read)
     }
 
-    /// The call in a row, if this site's token signed it.
+    /// The call in a row, if a token of this site signed it.
     pub fn open_approval(&self, row: &StoredApproval) -> Result<WaitingCall, NotSigned> {
         let place = (&row.name, row.number);
-        WaitingCall::open(place, &row.body, &row.signature, (&self.domain, self.public_key()))
+        WaitingCall::open(place, &row.body, &row.signature, (&self.domain, &self.keys()))
     }
 
     /// The row of a call, signed by the token.
@@ -28,7 +28,7 @@ impl Audit {
         let body = call.encode();
         let message = WaitingCall::message(&self.domain, &body);
         let signature = self.hsm.sign(message.clone()).await?;
-        if !is_signed(self.public_key(), &message, &signature) {
+        if !is_signed(self.keys().first(), &message, &signature) {
             return Err(AuditError::NotSigned("the token signs with another key".to_owned()));
         }
         let (name, number, expires_ms) = (call.name(), call.number, call.expires_ms());
@@ -69,7 +69,7 @@ impl Audit {
             let (node, at) = (end.node, end.sequence);
             return Err(went_back(format!("the chain of node {node} ends at event {at} again")));
         }
-        let mut verifier = Verifier::new(from, *self.public_key());
+        let mut verifier = Verifier::new(from, self.keys());
         while verifier.tip().sequence < end.sequence {
             let after = verifier.tip().sequence;
             let events = self.store.audit_events(&end.node, after, PAGE_MAX).await;

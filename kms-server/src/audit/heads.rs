@@ -8,7 +8,7 @@ use std::sync::{
 use super::{error::AuditError, lock::lock, paging::PAGE_MAX, scope::Parts};
 use crate::store::StoreError;
 use kms_core::audit::{
-    Broken, ChainTip, Checkpoint, NodeId, PublicKey, Verifier, What, chain_hash,
+    Broken, ChainTip, Checkpoint, NodeId, PublicKey, SiteKeys, Verifier, What, chain_hash,
 };
 
 pub(super) struct Heads {
@@ -38,6 +38,11 @@ impl Heads {
 
     pub(super) fn public_key(&self) -> &PublicKey {
         &self.key
+    }
+
+    /// Whose heads count: those of all tokens of this site.
+    pub(super) fn keys(&self) -> SiteKeys {
+        self.parts.hsm.site_keys_with(self.key)
     }
 
     pub(super) fn signed(&self) -> u64 {
@@ -88,7 +93,7 @@ impl Heads {
     async fn walk(&self, tip: &ChainTip, heads: &[Checkpoint]) -> Result<(), Failed> {
         let broken = |sequence, what| Broken { node: self.node, sequence, what };
         for head in heads {
-            if !head.is_signed_by(&self.key) {
+            if !head.is_signed_by(&self.keys()) {
                 return Err(broken(head.tip.sequence, What::BadSignature).into());
             }
             if head.tip.sequence > tip.sequence {
@@ -97,7 +102,7 @@ impl Heads {
             self.check_place(head).await?;
         }
         let from = heads.last().map_or(ChainTip::empty(self.node), |head| head.tip);
-        let mut verifier = Verifier::new(from, self.key);
+        let mut verifier = Verifier::new(from, self.keys());
         loop {
             let after = verifier.tip().sequence;
             let events = self.parts.store.audit_events(&self.node, after, PAGE_MAX).await?;

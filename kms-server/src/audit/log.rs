@@ -43,7 +43,7 @@ use crate::{
 use kms_core::{
     BlockCount, DomainId, SystemTitle, Verdict,
     audit::{
-        AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, PublicKey,
+        AuditEntry, AuditOutcome, AuditText, AuditedCall, ChainTip, Detail, NodeId, SiteKeys,
         Subject,
     },
     block::BlockMark,
@@ -235,9 +235,9 @@ impl Audit {
         self.clock.unix_ms()
     }
 
-    /// The key that heads are signed with.
-    pub fn public_key(&self) -> &PublicKey {
-        self.heads.public_key()
+    /// Whose heads count, the key first that they are signed with now.
+    pub fn keys(&self) -> SiteKeys {
+        self.heads.keys()
     }
 
     /// The end of this node's chain, and each end that comes.

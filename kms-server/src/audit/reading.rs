@@ -61,7 +61,7 @@ impl Audit {
         if node == self.chain.tip().node {
             self.sign().await;
         }
-        let mut verifier = Verifier::new(ChainTip::empty(node), *self.public_key());
+        let mut verifier = Verifier::new(ChainTip::empty(node), self.keys());
         let broken = self.walk(&mut verifier, tip).await?;
         let (tip, heads) = (verifier.tip(), verifier.heads_seen());
         Ok(Some(Verification { tip, heads, broken }))

@@ -16,7 +16,7 @@ use super::{
 use crate::{hsm::Hsm, store::StoreError};
 use kms_core::{
     BlockNo, DomainId, Head,
-    audit::{ChainTip, NodeId, PublicKey, Verifier, is_signed},
+    audit::{ChainTip, NodeId, PublicKey, SiteKeys, Verifier, is_signed},
     block::BlockMark,
     freshness::{HeadTable, SignedHeadTable},
     moment::Moment,
@@ -190,8 +190,13 @@ impl Tables {
         Ok(table)
     }
 
+    /// Whose tables and heads count: those of all tokens of this site.
+    fn keys(&self) -> SiteKeys {
+        self.parts.hsm.site_keys_with(self.key)
+    }
+
     fn opened(&self, stored: &SignedHeadTable) -> Result<HeadTable, Failed> {
-        let table = stored.open(&self.scope.domain, &self.key);
+        let table = stored.open(&self.scope.domain, &self.keys());
         table.filter(|table| table.heads.len() == self.scope.blocks.get() as usize).ok_or_else(
             || Failed::WentBack("its head table was not signed by the token's key".to_owned()),
         )
@@ -248,7 +253,7 @@ impl Tables {
         marks: Marks,
     ) -> Result<Option<MadeUp>, Failed> {
         let freshness = &self.scope.freshness;
-        let mut verifier = Verifier::new(table.tip_of(end.node), self.key);
+        let mut verifier = Verifier::new(table.tip_of(end.node), self.keys());
         let (mut made_up, mut follows) = (None, true);
         while verifier.tip().sequence < end.sequence {
             let after = verifier.tip().sequence;
@@ -387,7 +392,7 @@ impl Tables {
         })?;
         let stored = self.parts.store.head_table().await.map_err(AuditError::of_read)?;
         let there = stored.as_ref().map(|stored| stored.number);
-        let newer = stored.and_then(|stored| stored.open(&self.scope.domain, &self.key));
+        let newer = stored.and_then(|stored| stored.open(&self.scope.domain, &self.keys()));
         let mut table =
             newer.filter(|newer| newer.number > table.number).unwrap_or_else(|| table.clone());
         for Head { block, position, digest, .. } in heads {

@@ -12,7 +12,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord,
-    audit::{ChainTip, PublicKey, Verifier},
+    audit::{ChainTip, SiteKeys, Verifier},
     block::BlockMark,
     freshness::Freshness,
 };
@@ -59,16 +59,16 @@ impl Drill<'_> {
     pub async fn run(&self, mut tell: impl FnMut(u64)) -> Result<Drilled, BackupError> {
         // Canaries first: a token that is another one opens nothing, and says so for each block.
         self.hsm.check().await?;
-        let key = self.hsm.public_key().await?;
+        let keys = self.hsm.site_keys().await?;
         let table =
-            self.store.head_table().await?.and_then(|table| table.open(&self.domain.domain, &key));
+            self.store.head_table().await?.and_then(|table| table.open(&self.domain.domain, &keys));
         let found = |what: &str| BackupError::Found(what.to_owned());
         let table =
             table.ok_or_else(|| found("the head table is missing, or not signed by the token"))?;
         table.marks().for_each(|mark| self.freshness.know(&mark));
         let mut drilled = Drilled::default();
         for end in self.store.audit_chains().await? {
-            self.chain(end, table.tip_of(end.node), key, &mut drilled).await?;
+            self.chain(end, table.tip_of(end.node), &keys, &mut drilled).await?;
         }
         let records = self.roles.records().await;
         let records =
@@ -90,10 +90,10 @@ impl Drill<'_> {
         &self,
         end: ChainTip,
         signed: ChainTip,
-        key: PublicKey,
+        keys: &SiteKeys,
         drilled: &mut Drilled,
     ) -> Result<(), BackupError> {
-        let mut verifier = Verifier::new(ChainTip::empty(end.node), key);
+        let mut verifier = Verifier::new(ChainTip::empty(end.node), keys.clone());
         let mut after = 0;
         loop {
             let heads = self.store.audit_checkpoints(&end.node, after, PAGE).await?;

@@ -18,7 +18,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, PublicKey, Subject},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, PublicKey, SiteKeys, Subject},
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     enrolment::{
         Fingerprint, Oaep,
@@ -30,8 +30,9 @@ use kms_core::{
     ports::Clock,
     site::{
         admission::is_of_former,
-        peer::{EnrolledIn, Peer, PeerKind, SignedPeer},
+        peer::{EnrolledIn, FurtherTokens, Peer, PeerKind, SignedPeer},
         role::SignedRoleRecord,
+        tokens::{SignedSiteTokens, SiteTokens},
     },
 };
 use sha2::{Digest as _, Sha256};
@@ -95,6 +96,23 @@ struct Good {
     oaep: OaepHash,
 }
 
+impl Good {
+    /// A request that asks for what can be, if its keys can be wrapped to.
+    fn of(request: JoinRequest, fingerprint: Fingerprint) -> Result<Self, EnrolError> {
+        let number = |spki: &[u8]| RsaKey::from_der(spki).map_err(EnrolError::PublicKey);
+        let (ceremony, transport_block) =
+            (number(&request.ceremony)?, number(&request.transport_block)?);
+        if ceremony == transport_block {
+            return Err(EnrolError::Request("its ceremony key is its transport key".to_owned()));
+        }
+        let oaep = match request.oaep {
+            Oaep::Sha1 => OaepHash::Sha1,
+            Oaep::Sha256 => OaepHash::Sha256,
+        };
+        Ok(Self { request, fingerprint, ceremony, transport_block, oaep })
+    }
+}
+
 impl Enroller {
     /// Enrols the site that asks: refuses, or writes the peer and gives the bundle for it. It takes a slow token longer
     /// than a caller waits: who asks for the same once more waits for what is under way, and gets that bundle.
@@ -107,30 +125,38 @@ impl Enroller {
         let mut kept = self.kept.0.lock().await;
         // By the signed records: what the database says besides can take the right to write away, and not give it.
         let row = self.store.role().await?;
-        if !row.writes || !self.roles.look().await.is_ok_and(|standing| standing.writes()) {
+        let writes = row.writes && self.roles.look().await.is_ok_and(|standing| standing.writes());
+        if !writes && !good.request.same_site {
             return Err(EnrolError::NotPrimary);
         }
         let signing = self.hsm.public_key().await?;
-        let peers = self.check_peers(&good.request, &signing, asked.replace).await?;
+        let own = self.hsm.site_keys_with(signing);
+        let peers = self.check_peers(&good.request, &own, asked.replace).await?;
         let is_same = |kept: &&KeptBundle| {
             let young = self.clock.unix_ms().saturating_sub(kept.at_ms) < KEPT_MS;
             (kept.request, kept.replace, kept.epoch) == (good.fingerprint, asked.replace, row.epoch)
                 && young
         };
         if let Some(same) = kept.as_ref().filter(is_same) {
-            self.put_peer(call, &good.request, &peers).await?;
+            self.note(call, &good.request, &peers).await?;
             return Ok(same.bundle.clone());
         }
-        let role_records = self.role_records(&signing, &peers).await?;
-        let others = peers.iter().filter(|peer| peer.site != good.request.site).cloned().collect();
-        let mut enrolment =
-            Enrolment { role_records, others, ..self.enrolment(&good, signing).await? };
+        // Before anything is wrapped: what somebody changed in the database is not handed on.
+        let (mut role_records, mut others, mut same_site) = (Vec::new(), Vec::new(), None);
+        if good.request.same_site {
+            same_site = Some(self.list_with(signing, &good.request).await?);
+        } else {
+            others.extend(peers.iter().filter(|peer| peer.site != good.request.site).cloned());
+            role_records = self.role_records(&own, &peers).await?;
+        }
+        let enrolment = self.enrolment(&good, signing).await?;
+        let mut enrolment = Enrolment { role_records, others, same_site, ..enrolment };
         enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
         // As the other site will read it.
         SignedEnrolment::decode(&signed.encode()).map_err(EnrolError::Unreadable)?;
-        self.put_peer(call, &good.request, &peers).await?;
+        self.note(call, &good.request, &peers).await?;
         *kept = Some(KeptBundle {
             request: good.fingerprint,
             replace: asked.replace,
@@ -149,7 +175,9 @@ impl Enroller {
         }
         let request = SignedRequest::decode(&asked.request)?.request;
         let bad = |why: &str| Err(EnrolError::Request(why.to_owned()));
-        let number = |spki: &[u8]| RsaKey::from_der(spki).map_err(EnrolError::PublicKey);
+        if request.same_site {
+            return self.check_token(request, found);
+        }
         if request.site == self.domain.site {
             return bad("it names this very site: give the joining one a name of its own");
         }
@@ -163,23 +191,46 @@ impl Enroller {
             }
             PeerKind::Even | PeerKind::Odd => {}
         }
-        let (ceremony, transport_block) =
-            (number(&request.ceremony)?, number(&request.transport_block)?);
-        if ceremony == transport_block {
-            return bad("its ceremony key is its transport key");
+        Good::of(request, found)
+    }
+
+    /// A request of a second token of this very site.
+    fn check_token(&self, request: JoinRequest, found: Fingerprint) -> Result<Good, EnrolError> {
+        let bad = |why: &str| Err(EnrolError::Request(why.to_owned()));
+        if request.site != self.domain.site || request.kind != self.domain.kind {
+            return bad("it is for a second token of another site: enrol it there");
         }
-        let oaep = match request.oaep {
-            Oaep::Sha1 => OaepHash::Sha1,
-            Oaep::Sha256 => OaepHash::Sha256,
+        if !self.hsm.token_lists().is_empty() {
+            return bad("this site has two tokens already, and opens its database with either");
+        }
+        Good::of(request, found)
+    }
+
+    /// The tokens of this site with the one that asks, as our token signs them.
+    async fn list_with(
+        &self,
+        own: PublicKey,
+        request: &JoinRequest,
+    ) -> Result<SignedSiteTokens, EnrolError> {
+        if own == request.signing {
+            return Err(EnrolError::Request("it is of this very token".to_owned()));
+        }
+        let tokens = SiteTokens {
+            domain: self.domain.domain,
+            site: self.domain.site.clone(),
+            number: SiteTokens::OF_TWO,
+            signing: vec![own, request.signing],
+            canaries: self.domain.canaries.clone(),
         };
-        Ok(Good { request, fingerprint: found, ceremony, transport_block, oaep })
+        let signature = self.hsm.sign(tokens.message()).await?;
+        Ok(SignedSiteTokens { tokens, signature })
     }
 
     /// A domain has one site of each parity; a site that is known keeps its keys unless people say otherwise.
     async fn check_peers(
         &self,
         request: &JoinRequest,
-        own: &PublicKey,
+        own: &SiteKeys,
         replace: bool,
     ) -> Result<Vec<Peer>, EnrolError> {
         let mut peers = Vec::new();
@@ -189,14 +240,17 @@ impl Enroller {
                 return Err(EnrolError::Damaged(format!("the row of the peer {site:?}")));
             }
             let peer = known.peer;
-            if takes_a_place(request, &peer, replace) {
+            if !request.same_site && takes_a_place(request, &peer, replace) {
                 return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
             }
             peers.push(peer);
         }
         let others = peers.iter().filter(|peer| peer.site != request.site);
         let replicas = others.filter(|peer| peer.kind == PeerKind::Replica).count();
-        if request.kind == PeerKind::Replica && replicas >= Enrolment::REPLICAS_MAX {
+        if !request.same_site
+            && request.kind == PeerKind::Replica
+            && replicas >= Enrolment::REPLICAS_MAX
+        {
             return Err(EnrolError::Request(format!("the domain has {replicas} replicas already")));
         }
         Ok(peers)
@@ -206,7 +260,7 @@ impl Enroller {
     /// our word, and who writes to the database has none.
     async fn role_records(
         &self,
-        own: &PublicKey,
+        own: &SiteKeys,
         peers: &[Peer],
     ) -> Result<Vec<SignedRoleRecord>, EnrolError> {
         let records = self.store.role_records().await?;
@@ -218,7 +272,7 @@ impl Enroller {
                 && match ours {
                     true => signed.is_signed_by(own),
                     false => {
-                        of_peer.any(|peer| signed.is_signed_by(&peer.signing))
+                        of_peer.any(|peer| signed.is_signed_by(&peer.keys()))
                             || is_of_former(peers, signed)
                     }
                 };
@@ -251,6 +305,7 @@ impl Enroller {
                 enrolled_ms: at_ms,
                 former: Vec::new(),
                 enrolled_in: None,
+                tokens: self.further_tokens(&signing),
             },
             recipient: good.request.site.clone(),
             kind: good.request.kind,
@@ -266,9 +321,17 @@ impl Enroller {
             blocks,
             role_records: Vec::new(),
             others: Vec::new(),
+            same_site: None,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms,
         })
+    }
+
+    /// The tokens of this site beside the one with this key.
+    fn further_tokens(&self, own: &PublicKey) -> Option<FurtherTokens> {
+        let SiteTokens { number, signing, .. } = self.hsm.token_lists().pop()?.tokens;
+        let signing = signing.into_iter().filter(|key| key != own).collect();
+        Some(FurtherTokens { number, signing })
     }
 
     /// Every version of a block's secret, wrapped for the other site.
@@ -303,6 +366,22 @@ impl Enroller {
         Ok(EnrolledBlock { secrets, first_head })
     }
 
+    /// What is kept of it here: another site from now on; of a second token, that it was let in. The token itself writes
+    /// the rest into this site's database.
+    async fn note(
+        &self,
+        call: &AuditedCall,
+        request: &JoinRequest,
+        known: &[Peer],
+    ) -> Result<(), EnrolError> {
+        if !request.same_site {
+            return self.put_peer(call, request, known).await;
+        }
+        let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
+        let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
+        Ok(self.audited.commit(Vec::new(), vec![entry]).await?)
+    }
+
     /// The other site, as this one knows it from now on.
     async fn put_peer(
         &self,
@@ -325,8 +404,9 @@ impl Enroller {
             signing: request.signing,
             transport_block: request.transport_block.clone(),
             enrolled_ms: at_ms,
-            former: before.map_or(Vec::new(), |peer| peer.former_with(&request.signing, epoch)),
+            former: before.map_or(Vec::new(), |peer| peer.former_with(&[request.signing], epoch)),
             enrolled_in: Some(EnrolledIn { first, last: epoch }),
+            tokens: None,
         };
         let signature = self.hsm.sign(peer.message()).await?;
         let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);

@@ -25,7 +25,8 @@ use crate::telemetry::{
 };
 use kms_core::{
     BlockSecret, ClearKey, SealedKek,
-    audit::{PublicKey, Signature},
+    audit::{PublicKey, Signature, SiteKeys},
+    site::tokens::SignedSiteTokens,
 };
 
 /// Random bytes asked for in one call: more is a mistake.
@@ -42,12 +43,20 @@ pub struct Hsm {
     figures: Arc<Figures>,
     /// The reason why the last check did not pass. A std lock: held for an assignment.
     check_fault: Arc<Mutex<Option<String>>>,
+    /// The other tokens of this site. A std lock: held for a copy.
+    others: Arc<Mutex<Others>>,
+}
+
+/// What is known of the other tokens of this site.
+#[derive(Default)]
+struct Others {
+    signing: Vec<PublicKey>,
+    lists: Vec<SignedSiteTokens>,
 }
 
 impl fmt::Debug for Hsm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { token: _, places, width: _, patience, call_timeout, figures: _, check_fault: _ } =
-            self;
+        let Self { places, patience, call_timeout, .. } = self;
         f.debug_struct("Hsm")
             .field("places_free", &places.available_permits())
             .field("patience", patience)
@@ -74,6 +83,7 @@ impl Hsm {
             call_timeout,
             figures: Arc::default(),
             check_fault: Arc::default(),
+            others: Arc::default(),
         }
     }
 
@@ -165,6 +175,31 @@ impl Hsm {
     /// [`Signs::public_key`](super::Signs::public_key).
     pub async fn public_key(&self) -> Result<PublicKey, TokenError> {
         self.pass(Operation::PublicKey, |token| token.public_key()).await
+    }
+
+    /// From now on the keys of these tokens count for this site, too: `lists` say so, and were verified.
+    pub fn believe(&self, keys: &SiteKeys, lists: Vec<SignedSiteTokens>) {
+        let signing = keys.iter().copied().collect();
+        *self.others() = Others { signing, lists };
+    }
+
+    /// Whose signatures count for this site: this token's, and those of its other tokens.
+    pub async fn site_keys(&self) -> Result<SiteKeys, TokenError> {
+        Ok(self.site_keys_with(self.public_key().await?))
+    }
+
+    /// The same, where this token's key is known.
+    pub fn site_keys_with(&self, own: PublicKey) -> SiteKeys {
+        SiteKeys::new(own, self.others().signing.iter().copied())
+    }
+
+    /// The lists of this site's tokens, for other sites; none, where there is one token.
+    pub fn token_lists(&self) -> Vec<SignedSiteTokens> {
+        self.others().lists.clone()
+    }
+
+    fn others(&self) -> std::sync::MutexGuard<'_, Others> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// [`Device::check`](super::Device::check). A failure is remembered until a check passes;

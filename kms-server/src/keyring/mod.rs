@@ -23,6 +23,7 @@ mod opening;
 mod overview;
 mod owners;
 mod patrol;
+mod peer_tokens;
 mod proving;
 mod publishing;
 mod put_back;

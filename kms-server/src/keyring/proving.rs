@@ -6,11 +6,12 @@ use super::{error::KeyringError, opening::Opener, unknown};
 use crate::{hsm::TokenError, store::StoreError};
 use kms_core::{
     BlockNo, Head, RecordKey,
-    audit::{PublicKey, Signature, is_signed},
+    audit::{PublicKey, Signature, SiteKeys, is_signed},
     block::{
         proof::{Challenge, Proof, ProofKey},
         verified::Verified,
     },
+    site::tokens::SignedSiteTokens,
 };
 
 /// The most times that a block is read again because it was changed while it was read.
@@ -46,6 +47,16 @@ impl Prover {
     /// What this site signs with.
     pub async fn signing_key(&self) -> Result<PublicKey, TokenError> {
         self.opener.hsm.public_key().await
+    }
+
+    /// Whose signatures count for this site.
+    pub async fn site_keys(&self) -> Result<SiteKeys, TokenError> {
+        self.opener.hsm.site_keys().await
+    }
+
+    /// The lists of this site's tokens, for other sites.
+    pub fn token_lists(&self) -> Vec<SignedSiteTokens> {
+        self.opener.hsm.token_lists()
     }
 
     /// Signs a report of proofs.

@@ -20,7 +20,9 @@ use crate::{
 };
 use kms_core::{
     BlockNo, Epoch, Head,
-    audit::{AuditOutcome, AuditedCall, Detail, PublicKey, Signature, Subject, is_signed},
+    audit::{
+        AuditOutcome, AuditedCall, Detail, PublicKey, Signature, SiteKeys, Subject, is_signed,
+    },
     block::BlockMark,
     counters::standing::remembers_since,
     freshness::SignedHeadTable,
@@ -77,7 +79,7 @@ impl Roles {
     /// block's keys can make the MAC of any head; this signature he can't.
     async fn has_lost(&self, signed: &SignedHeadTable, epoch: Epoch) -> Result<bool, NotChanged> {
         let opener = &self.opener;
-        let table = signed.open(&opener.domain.domain, &opener.hsm.public_key().await?);
+        let table = signed.open(&opener.domain.domain, &opener.hsm.site_keys().await?);
         let Some(table) = table else { return Ok(false) };
         // Read after the table was shown: we only go on meanwhile.
         let heads = opener.store.heads().await?;
@@ -125,9 +127,9 @@ impl Roles {
         Ok(signature)
     }
 
-    /// What this site signs with.
-    pub async fn signing_key(&self) -> Result<PublicKey, NotChanged> {
-        Ok(self.opener.hsm.public_key().await?)
+    /// Whose signatures count for this site.
+    pub async fn site_keys(&self) -> Result<SiteKeys, NotChanged> {
+        Ok(self.opener.hsm.site_keys().await?)
     }
 
     /// Whether this site's epochs are the even ones; `None`: it is a read-only replica, and has none.
@@ -189,7 +191,7 @@ impl Roles {
         let store = &self.opener.store;
         let mark = store.restore_state().await?.mark();
         let domain = store.domain().await?.ok_or(NotChanged::Domain)?;
-        match domain.condition(mark.as_ref(), &self.opener.hsm.public_key().await?) {
+        match domain.condition(mark.as_ref(), &self.opener.hsm.site_keys().await?) {
             Condition::Whole => {
                 self.keep_mark(None);
                 Ok(None)

@@ -411,7 +411,7 @@ impl Roles {
 
     /// Whose signatures count, and the other sites, as our token has signed for them.
     async fn signers(&self) -> Result<(Writers, Vec<Peer>), NotChanged> {
-        let ours = self.opener.hsm.public_key().await?;
+        let ours = self.opener.hsm.site_keys().await?;
         let peers = self.opener.store.peers().await?;
         // What our token did not sign is nobody.
         let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));

@@ -100,6 +100,7 @@ mod tests {
             enrolled_ms,
             former: Vec::new(),
             enrolled_in: Some(EnrolledIn { first: Epoch(2), last: Epoch(last) }),
+            tokens: None,
         };
         let seen = SeenPeers::default();
         assert!(seen.admit(&peer(2, 9, 1)) && seen.admit(&peer(2, 9, 1)));

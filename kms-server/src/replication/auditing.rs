@@ -21,7 +21,7 @@ use super::{
 use crate::store::{AuditStore, StoreError, peer_audit::PeerAuditStore};
 use kms_core::{
     audit::{
-        Broken, ChainTip, NodeId, PublicKey, StoredEvent, What,
+        Broken, ChainTip, NodeId, PublicKey, SiteKeys, StoredEvent, What,
         copying::{Copied, Ends, Look, Piece, signer_of},
     },
     freshness::HeadTable,
@@ -125,10 +125,11 @@ impl Auditing {
         for copy in copies.into_iter().chain(new).take(CHAINS_MAX) {
             let told = said.chains.iter().find(|told| is_of(&copy, told));
             // A chain of a token that the site has no more ended with it.
-            if told.is_none() && self.signer(&copy.tip.node, peer).await? != peer.signing {
+            let keys = peer.keys();
+            if told.is_none() && self.signers(&copy.tip.node, peer).await? != keys {
                 continue;
             }
-            let went_on = self.go_on(copy, told, &peer.signing, budget).await?;
+            let went_on = self.go_on(copy, told, &keys, budget).await?;
             let Err(broken) = self.and_as_signed(went_on, signed).await? else { continue };
             // A standby can't note it, and tells it all the same.
             if let Err(error) = self.chains.note_peer_audit_broken(&copy.tip.node, epoch).await {
@@ -181,7 +182,7 @@ impl Auditing {
         &self,
         mut copy: Copied,
         told: Option<&ChainTip>,
-        key: &PublicKey,
+        keys: &SiteKeys,
         budget: &mut usize,
     ) -> Result<Result<Copied, Broken>, String> {
         if let Err(broken) = copy.held_against(told) {
@@ -199,7 +200,7 @@ impl Auditing {
                 break;
             }
             let copied = self.signed_again(&copy, &piece).await.map_err(|it| it.to_string())?;
-            let next = match copy.with(&piece, &copied, key) {
+            let next = match copy.with(&piece, &copied, keys) {
                 Ok(next) => next,
                 Err(broken) => return Ok(Err(broken)),
             };
@@ -275,14 +276,15 @@ impl Auditing {
         peer.ok_or_else(|| "the peer is not enrolled here".to_owned())
     }
 
-    /// The key of the token that signed the heads of a copy: the one that the site has now, or one that it had before it was
-    /// enrolled anew.
-    pub(super) async fn signer(&self, node: &NodeId, peer: &Enrolled) -> Result<PublicKey, String> {
+    /// Whose heads count in a copy: those of the tokens that the site has now, or of one that it had before it was enrolled
+    /// anew, if that one signed the first of them.
+    pub(super) async fn signers(&self, node: &NodeId, peer: &Enrolled) -> Result<SiteKeys, String> {
         let heads = self.chains.peer_checkpoints(node, 0, 1).await;
         let heads = heads.map_err(|error| error.to_string())?;
-        let former = peer.former.iter().rev().map(|former| former.key);
-        let keys: Vec<PublicKey> = [peer.signing].into_iter().chain(former).collect();
-        Ok(heads.first().and_then(|head| signer_of(head, &keys)).unwrap_or(peer.signing))
+        let (present, former) = (peer.keys(), peer.former.iter().rev().map(|former| former.key));
+        let keys: Vec<PublicKey> = present.iter().copied().chain(former).collect();
+        let signer = heads.first().and_then(|head| signer_of(head, &keys));
+        Ok(signer.map_or(present, |signer| peer.keys_beside(&signer)))
     }
 }
 

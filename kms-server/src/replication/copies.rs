@@ -6,7 +6,7 @@ use crate::{
     audit::{PAGE_MAX, Page, Verification},
     store::StoreError,
 };
-use kms_core::audit::{AuditEvent, Broken, ChainTip, NodeId, PublicKey, Verifier, copying::Copied};
+use kms_core::audit::{AuditEvent, Broken, ChainTip, NodeId, SiteKeys, Verifier, copying::Copied};
 
 impl Auditing {
     /// Where the copies end, and which of them has the newest event.
@@ -44,14 +44,14 @@ impl Auditing {
         Ok(Some(Page { events, heads, more, tip: copy.tip }))
     }
 
-    /// The key of the token that signed a copy.
-    pub async fn key(&self, node: NodeId) -> Result<PublicKey, String> {
-        self.signer(&node, &self.enrolled().await?).await
+    /// Whose heads count in a copy.
+    pub async fn keys(&self, node: NodeId) -> Result<SiteKeys, String> {
+        self.signers(&node, &self.enrolled().await?).await
     }
 
     /// Checks all of a copy. `None`: there is no such one.
     pub async fn verify(&self, node: NodeId) -> Result<Option<Verification>, String> {
-        let mut verifier = Verifier::new(ChainTip::empty(node), self.key(node).await?);
+        let mut verifier = Verifier::new(ChainTip::empty(node), self.keys(node).await?);
         let Some(known) = self.copies().await?.into_iter().find(|it| it.tip.node == node) else {
             return Ok(None);
         };

@@ -11,6 +11,7 @@ use kms_core::{
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
     freshness::{HeadTable, SignedHeadTable},
+    site::tokens::SignedSiteTokens,
 };
 
 /// A block of a peer, or a piece of one.
@@ -157,4 +158,6 @@ pub struct HeadTablesSaid {
     pub own: Option<ShownTable>,
     /// The newest of the asker's that it has seen.
     pub witnessed: Option<ShownTable>,
+    /// The lists of its tokens; none: it has one.
+    pub tokens: Vec<SignedSiteTokens>,
 }

@@ -16,12 +16,13 @@ use crate::{
 };
 use kms_core::{
     Epoch,
-    audit::PublicKey,
+    audit::SiteKeys,
     site::{
         peer::{Peer as Enrolled, PeerKind},
         proving::{About, KnownReports, Readiness},
         readiness::{ReadinessReport, SignedReadiness},
         role::RoleChange,
+        tokens::SignedSiteTokens,
     },
 };
 
@@ -67,8 +68,8 @@ impl Reporting {
         let report = readiness.report(about(card, site, &self.grounds.status));
         let signature = self.prover.sign(report.message()).await.map_err(|error| said(&error))?;
         let signed = SignedReadiness { report, signature };
-        let key = self.prover.signing_key().await.map_err(|error| said(&error))?;
-        self.keep(&signed, epoch, &key).await;
+        let keys = self.prover.site_keys().await.map_err(|error| said(&error))?;
+        self.keep(&signed, epoch, &keys).await;
         Ok(signed)
     }
 
@@ -80,25 +81,25 @@ impl Reporting {
         if !config.is_peer(&report.by) {
             return Err(format!("site {} is no peer of this one", report.by));
         }
-        let key = self.key_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
+        let keys = self.keys_of(&report.by).await?.ok_or("the peer is not enrolled here")?;
         let is_ours = report.site == ours.site
             && report.domain == ours.domain
             && report.at_ms <= clock.unix_ms().saturating_add(KnownReports::AHEAD_MAX_MS);
-        if !is_ours || !signed.is_signed_by(&key) {
+        if !is_ours || !signed.is_signed_by(&keys) {
             return Err(format!("the report of readiness is not one of site {}", report.by));
         }
-        self.keep(signed, ours.epoch, &key).await;
+        self.keep(signed, ours.epoch, &keys).await;
         Ok(())
     }
 
     /// Takes up what is kept, as far as it verifies: at the start, and what other servers of this site have received.
     pub async fn load(&self) -> Result<(), String> {
         let Grounds { config, status, cards, .. } = &self.grounds;
-        let own = self.prover.signing_key().await.map_err(|error| error.to_string())?;
+        let own = self.prover.site_keys().await.map_err(|error| error.to_string())?;
         let ours = cards.now().await.map_err(|error| error.to_string())?;
         let mut keys = BTreeMap::from([(ours.site, own)]);
         for peer in config.peers() {
-            keys.extend(self.key_of(peer).await?.map(|key| (peer.to_owned(), key)));
+            keys.extend(self.keys_of(peer).await?.map(|key| (peer.to_owned(), key)));
         }
         for paper in self.papers.papers().await.map_err(|error| error.to_string())? {
             if paper.kind != PaperKind::Readiness {
@@ -114,9 +115,19 @@ impl Reporting {
         Ok(())
     }
 
-    /// The key of a site that our token has signed for.
-    pub(super) async fn key_of(&self, site: &str) -> Result<Option<PublicKey>, String> {
-        Ok(self.enrolled(site).await?.map(|peer| peer.signing))
+    /// Whose signatures count for a site that our token has signed for.
+    pub(super) async fn keys_of(&self, site: &str) -> Result<Option<SiteKeys>, String> {
+        Ok(self.enrolled(site).await?.map(|peer| peer.keys()))
+    }
+
+    /// Takes up what a site shows of its tokens.
+    pub(super) async fn take_tokens(
+        &self,
+        site: &str,
+        shown: &[SignedSiteTokens],
+    ) -> Result<(), String> {
+        let taken = self.roles.take_tokens(site, shown).await;
+        taken.map(drop).map_err(|error| error.to_string())
     }
 
     /// A site that our token has signed for.
@@ -135,7 +146,7 @@ impl Reporting {
         Ok((newest, theirs.map(|(epoch, _)| epoch).max()))
     }
 
-    async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, key: &PublicKey) {
+    async fn keep(&self, signed: &SignedReadiness, epoch: Epoch, keys: &SiteKeys) {
         self.grounds.status.reported(signed, epoch);
         if !signed.report.is_complete() {
             return;
@@ -147,7 +158,7 @@ impl Reporting {
             place: (report.epoch, report.at_ms),
             body: report.message(),
             signature: signed.signature,
-            signer: Sha256::digest(key).into(),
+            signer: Sha256::digest(keys.first()).into(),
         };
         if let Err(error) = self.papers.put_paper(&paper).await {
             tracing::warn!(%error, "a report of readiness is not kept");

@@ -21,9 +21,12 @@ use crate::{
 };
 use kms_core::{
     Epoch,
-    audit::PublicKey,
+    audit::SiteKeys,
     freshness::{HeadTable, SignedHeadTable},
-    site::witness::{TablePlace, hold_against},
+    site::{
+        tokens::SignedSiteTokens,
+        witness::{TablePlace, hold_against},
+    },
 };
 
 /// Where head tables are: our own, and those that were witnessed.
@@ -70,7 +73,9 @@ impl Witnessing {
             return Err(format!("site {} answers", said.card.site));
         }
         status.heard(&said.card);
-        let HeadTablesSaid { own, witnessed, card: by } = said;
+        let HeadTablesSaid { own, witnessed, card: by, tokens } = said;
+        // First: a token that was enrolled there since may have signed all that follows.
+        self.reporting.take_tokens(&by.site, &tokens).await?;
         let theirs = match own {
             Some(shown) => self.witness(&card, &by.site, &shown).await?,
             None => None,
@@ -81,6 +86,11 @@ impl Witnessing {
         };
         status.went_back(theirs.into_iter().chain(ours).collect());
         Ok(())
+    }
+
+    /// For the peer: the lists of this site's tokens.
+    pub fn token_lists(&self) -> Vec<SignedSiteTokens> {
+        self.prover.token_lists()
     }
 
     /// For the peer: our head table, and the newest of its that was witnessed here.
@@ -99,14 +109,14 @@ impl Witnessing {
     }
 
     async fn witnessed_of(&self, site: &str) -> Result<Option<HeadTable>, String> {
-        let Some(key) = self.reporting.key_of(site).await? else {
+        let Some(keys) = self.reporting.keys_of(site).await? else {
             return Ok(None);
         };
         let card = self.grounds.cards.now().await.map_err(|error| error.to_string())?;
         let kept = self.paper(site).await?;
         Ok(kept.and_then(|paper| {
             let shown = ShownTable { body: paper.body, signature: paper.signature };
-            opened(&card, &shown, &key)
+            opened(&card, &shown, &keys)
         }))
     }
 
@@ -123,8 +133,8 @@ impl Witnessing {
         peer: &str,
         shown: &ShownTable,
     ) -> Result<Option<String>, String> {
-        let key = self.reporting.key_of(peer).await?.ok_or("the peer is not enrolled here")?;
-        let table = opened(card, shown, &key);
+        let keys = self.reporting.keys_of(peer).await?.ok_or("the peer is not enrolled here")?;
+        let table = opened(card, shown, &keys);
         let table =
             table.ok_or_else(|| format!("site {peer} shows a head table that it did not sign"))?;
         if let Some(kept) = self.witnessed_of(peer).await? {
@@ -147,7 +157,7 @@ impl Witnessing {
             place: (place.epoch, place.number),
             body: shown.body.clone(),
             signature: shown.signature,
-            signer: Sha256::digest(key).into(),
+            signer: Sha256::digest(keys.first()).into(),
         };
         self.tables.put_paper(&paper).await.map_err(|error| error.to_string())?;
         self.grounds.status.witnessed(table.at_ms);
@@ -161,11 +171,11 @@ impl Witnessing {
         peer: &str,
         seen: &ShownTable,
     ) -> Result<Option<String>, String> {
-        let key = self.prover.signing_key().await.map_err(|error| error.to_string())?;
+        let keys = self.prover.site_keys().await.map_err(|error| error.to_string())?;
         // One of a token that we had before, or of nobody: it says nothing of us.
-        let Some(seen) = opened(card, seen, &key) else { return Ok(None) };
+        let Some(seen) = opened(card, seen, &keys) else { return Ok(None) };
         let ours = self.tables.head_table().await.map_err(|error| error.to_string())?;
-        let ours = ours.and_then(|ours| ours.open(&card.domain, &key));
+        let ours = ours.and_then(|ours| ours.open(&card.domain, &keys));
         // A site without a head table opens no block, and says why itself.
         let Some(ours) = ours else { return Ok(None) };
         Ok(hold_against(&ours, &seen).err().map(|why| {
@@ -177,7 +187,7 @@ impl Witnessing {
     }
 }
 
-fn opened(card: &SiteCard, shown: &ShownTable, key: &PublicKey) -> Option<HeadTable> {
+fn opened(card: &SiteCard, shown: &ShownTable, keys: &SiteKeys) -> Option<HeadTable> {
     let signed = shown.clone().signed()?;
-    signed.open(&card.domain, key).filter(|table| TablePlace::of(table).epoch < Epoch(1 << 62))
+    signed.open(&card.domain, keys).filter(|table| TablePlace::of(table).epoch < Epoch(1 << 62))
 }

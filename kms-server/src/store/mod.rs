@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod rules;
 pub mod sites;
 pub mod sqlite;
+pub mod tokens;
 pub mod whole;
 mod work;
 

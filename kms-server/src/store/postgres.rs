@@ -27,6 +27,7 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod tokens;
 mod waiting;
 mod whole;
 mod write;

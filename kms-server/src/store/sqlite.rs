@@ -19,6 +19,7 @@ mod read;
 mod role;
 mod rows;
 mod sites;
+mod tokens;
 mod waiting;
 mod whole;
 mod write;

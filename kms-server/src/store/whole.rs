@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 pub use super::nouns::RestoreState;
-use super::{WriteStore, nouns::StoreError};
+use super::{WriteStore, nouns::StoreError, tokens::TokenStore};
 use kms_core::{
     audit::Signature,
     backup::part::{Cell, Part, Rows, Table},
@@ -32,7 +32,7 @@ pub struct RollBack {
 
 /// Copies a database as a whole.
 #[async_trait]
-pub trait WholeStore: WriteStore {
+pub trait WholeStore: WriteStore + TokenStore {
     /// The version of its schema.
     fn schema(&self) -> u32;
 

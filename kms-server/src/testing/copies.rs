@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use kms_core::{
     Epoch,
     audit::{
-        AuditEvent, AuditedCall, ChainTip, NodeId,
+        AuditEvent, AuditedCall, ChainTip, NodeId, SiteKeys,
         copying::{Ends, Piece},
     },
     site::peer::{FormerSigner, SignedPeer},
@@ -304,7 +304,7 @@ fn a_copy_is_verified_under_the_key_that_signed_it_when_its_site_was_enrolled_an
         b.commits.put_peer(SignedPeer { peer, signature }, vec![entry]).await.unwrap();
         let found = honest.auditing.verify(a.node).await.unwrap().unwrap();
         assert!(found.broken.is_none() && found.heads > 0, "{found:?}");
-        assert_eq!(honest.auditing.key(a.node).await, Ok(key));
+        assert_eq!(honest.auditing.keys(a.node).await, Ok(SiteKeys::new(key, [[7; 65]])));
         let audit = Box::new(|_, said| Ok(AuditSaid { chains: Vec::new(), ..said }));
         let lies = Lies { audit, ..Lies::default() };
         let (grounds, replaced) = beside_a_liar(&b, &network, lies);

@@ -62,6 +62,7 @@ impl Joining {
             oaep: Oaep::Sha256,
             release: "0.1.0".to_owned(),
             at_ms: 1,
+            same_site: false,
         };
         Self { signing, request }
     }
@@ -214,6 +215,36 @@ fn a_request_that_asks_for_what_cannot_be_is_refused_by_name() {
         assert!(site.store.peers().await.unwrap().is_empty(), "nobody was enrolled");
         enrol(&enroller, &good).await.unwrap();
         assert_eq!(site.store.peers().await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_second_token_of_this_site_is_let_in_once_and_a_third_one_by_no_means() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let (name, kind) = (enroller.domain.site.clone(), enroller.domain.kind);
+        let wish = JoinRequest { site: name, kind, same_site: true, ..joining.request.clone() };
+        for bad in [
+            JoinRequest { site: "south".to_owned(), ..wish.clone() },
+            JoinRequest { kind: PeerKind::Odd, ..wish.clone() },
+        ] {
+            let refused = enrol(&enroller, &joining.asks(bad)).await.unwrap_err().to_string();
+            assert!(refused.contains("a second token of another site"), "{refused}");
+        }
+        let asked = joining.asks(wish.clone());
+        trust(home, &asked);
+        let bundle = enrol(&enroller, &asked).await.unwrap().enrolment;
+        let (own, domain) = (site.hsm.public_key().await.unwrap(), &enroller.domain);
+        let list = bundle.same_site.unwrap();
+        assert_eq!(list.tokens.signing, [own, wish.signing]);
+        assert!(list.believed_by(&own, &domain.domain, &domain.site).is_some());
+        assert_eq!(bundle.blocks.len(), domain.blocks.get() as usize);
+        assert!(site.store.peers().await.unwrap().is_empty(), "it is no site");
+        let keys = list.believed_by(&own, &domain.domain, &domain.site).unwrap();
+        site.hsm.believe(&keys, vec![list]);
+        let refused = enrol(&enroller, &asked).await.unwrap_err().to_string();
+        assert!(refused.contains("two tokens already"), "{refused}");
     });
 }
 

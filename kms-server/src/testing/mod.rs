@@ -20,6 +20,7 @@ mod readiness;
 mod replica;
 mod restored;
 mod roles;
+mod second_token;
 mod transmitting;
 mod two_sites;
 

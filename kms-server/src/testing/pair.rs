@@ -143,6 +143,7 @@ pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
         enrolled_ms: 1,
         former: Vec::new(),
         enrolled_in: Some(met),
+        tokens: None,
     };
     let signature = site.hsm.sign(peer.message()).await.unwrap();
     let signed = SignedPeer { peer, signature };

@@ -75,7 +75,7 @@ async fn bear_a_mark(site: &Site) {
     whole(site).await.mark_rolled_back(&rolled_back).await.unwrap();
 }
 
-async fn whole(site: &Site) -> SqliteStore {
+pub(super) async fn whole(site: &Site) -> SqliteStore {
     let config = sqlite::Config { path: site.database.clone(), create: false };
     SqliteStore::open_as_it_is(config).await.unwrap()
 }

@@ -134,7 +134,7 @@ async fn a_signature_that_fails_is_told_and_made_up_for() {
     let status = audit.status();
     assert_eq!((status.fault, status.signed), (None, status.sequence));
     let head = store.last_audit_checkpoint(&NODE).await.unwrap().unwrap();
-    assert!(head.is_signed_by(audit.public_key()));
+    assert!(head.is_signed_by(&audit.keys()));
     let said: Vec<AuditEvent> = decode(&events(&store).await);
     let verbs: Vec<&str> = said.iter().map(|event| event.entry.call.verb.as_str()).collect();
     assert_eq!(verbs, ["Server/Start", "Meters/GetMeter", "Server/Stop"]);

@@ -55,6 +55,7 @@ pub fn peer(site: &str, transport: u8) -> SignedPeer {
         enrolled_ms: 12,
         former: Vec::new(),
         enrolled_in: None,
+        tokens: None,
     };
     SignedPeer { peer, signature: [0xE7; 64] }
 }

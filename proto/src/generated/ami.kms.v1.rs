@@ -141,6 +141,9 @@ pub struct ListEventsResponse {
     /// All chains of this site's database.
     #[prost(message, repeated, tag = "6")]
     pub chains: ::prost::alloc::vec::Vec<AuditChainTip>,
+    /// The keys of the site's other tokens, which sign heads as well.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub further_public_keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FollowEventsRequest {
@@ -186,6 +189,9 @@ pub struct VerifyChainResponse {
     pub reason: ::prost::alloc::string::String,
     #[prost(bytes = "bytes", tag = "8")]
     pub public_key: ::prost::bytes::Bytes,
+    /// As in ListEventsResponse.
+    #[prost(bytes = "bytes", repeated, tag = "9")]
+    pub further_public_keys: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -4495,7 +4501,7 @@ pub struct ShowHeadTablesRequest {
     #[prost(message, optional, tag = "1")]
     pub card: ::core::option::Option<SiteCard>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShowHeadTablesResponse {
     #[prost(message, optional, tag = "1")]
     pub card: ::core::option::Option<SiteCard>,
@@ -4505,6 +4511,9 @@ pub struct ShowHeadTablesResponse {
     /// The newest of the asker's that the answering site has seen; absent: it has seen none.
     #[prost(message, optional, tag = "3")]
     pub witnessed: ::core::option::Option<SignedPaper>,
+    /// The lists of the tokens of the answering site, each signed by one of them, two at most; none: it has one token.
+    #[prost(message, repeated, tag = "4")]
+    pub tokens: ::prost::alloc::vec::Vec<SignedPaper>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchAuditEventsRequest {

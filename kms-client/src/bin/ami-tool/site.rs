@@ -244,7 +244,7 @@ pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result
         }))?;
     } else {
         say(&block(&[
-            ("enrolled", format!("{}, {}", request.request.site, request.request.kind)),
+            ("enrolled", format!("{}, {}", request.request.site, request.request.what())),
             ("by", sender.site.clone()),
             ("bundle", out.display().to_string()),
             ("fingerprint", bundle_fingerprint),

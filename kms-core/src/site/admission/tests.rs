@@ -9,7 +9,8 @@ use ring::{
 
 use super::*;
 use crate::{
-    BlockCount, Position, Sequence, site::DomainId, site::peer::FormerSigner, site::role::Role,
+    BlockCount, Position, Sequence, audit::PublicKey, site::DomainId, site::peer::FormerSigner,
+    site::role::Role,
 };
 
 const FOUNDING: Epoch = Epoch(2);
@@ -46,7 +47,8 @@ fn writers() -> Writers {
 }
 
 fn writers_of(even: bool) -> Writers {
-    Writers { even: Some(TOKENS[0].public()), odd: Some(TOKENS[1].public()), own: Some(even) }
+    let of = |token: &Token| Some(token.public().into());
+    Writers { even: of(&TOKENS[0]), odd: of(&TOKENS[1]), own: Some(even) }
 }
 
 /// The domain as the site of this parity has it.
@@ -141,15 +143,16 @@ fn a_replicas_signature_is_nobodys() {
         enrolled_ms: 0,
         former: Vec::new(),
         enrolled_in: None,
+        tokens: None,
     };
     let peers = [peer(PeerKind::Odd, &TOKENS[1]), peer(PeerKind::Replica, &TOKENS[2])];
     let writers = Writers::of_peers(&peers);
-    assert_eq!((writers.even, writers.odd), (None, Some(TOKENS[1].public())));
+    assert_eq!((&writers.even, &writers.odd), (&None, &Some(TOKENS[1].public().into())));
     let own = writers.with_own(&domain(true), TOKENS[0].public());
     assert_eq!(own, self::writers());
     let usurped = [peer(PeerKind::Even, &TOKENS[2]), peer(PeerKind::Odd, &TOKENS[1])];
     let own = Writers::of_peers(&usurped).with_own(&domain(true), TOKENS[0].public());
-    assert_eq!(own.even, Some(TOKENS[0].public()), "our own parity is ours");
+    assert_eq!(own.even, Some(TOKENS[0].public().into()), "our own parity is ours");
     let both = [peer(PeerKind::Even, &TOKENS[0]), peer(PeerKind::Odd, &TOKENS[1])];
     let replica = DomainRecord { kind: PeerKind::Replica, ..domain(true) };
     let own = Writers::of_peers(&both).with_own(&replica, TOKENS[2].public());
@@ -283,10 +286,11 @@ fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_co
         enrolled_ms: 0,
         former,
         enrolled_in: None,
+        tokens: None,
     };
     let (known, later) = (promotion(3, 2), promotion(5, 3));
     let lost = peer(&TOKENS[1], Vec::new());
-    let rebuilt = [peer(&TOKENS[2], lost.former_with(&TOKENS[2].public(), Epoch(3)))];
+    let rebuilt = [peer(&TOKENS[2], lost.former_with(&[TOKENS[2].public()], Epoch(3)))];
     let writers = Writers::of_peers(&rebuilt).with_own(&domain(true), TOKENS[0].public());
     let stored = [known.clone()];
     assert_eq!(verify(&domain(true), (&writers, &rebuilt), &stored), Ok(()));

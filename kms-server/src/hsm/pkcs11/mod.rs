@@ -25,7 +25,10 @@ pub use ceremony::{
     receiving::{Received, receive_keks},
     trusting::{TrustError, can_trust, distrust_peer, trust_peer},
 };
-pub use connection::{library::steps, token::Pkcs11Token};
+pub use connection::{
+    library::steps,
+    token::{Pkcs11Token, own_canaries},
+};
 pub use init::{InitError, InitReport, init, make_ceremony_key, take_back};
 pub use keys::{
     canary::{BadCanaries, Canaries},

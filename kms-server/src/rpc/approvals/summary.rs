@@ -162,7 +162,7 @@ fn promoted(request: PromoteRequest) -> About {
 fn enrolled(EnrolPeerRequest { request, fingerprint, replace }: EnrolPeerRequest) -> About {
     let site = SignedRequest::decode(&request).map(|signed| signed.request);
     let site = site.map_or("that can't be read".to_owned(), |request| {
-        format!("of site {:?}, {}", request.site, request.kind)
+        format!("of site {:?}, {}", request.site, request.what())
     });
     let anew = if replace { ", in the place of its former keys" } else { "" };
     let fingerprint = hex::encode(&fingerprint);

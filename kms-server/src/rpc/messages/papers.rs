@@ -9,6 +9,7 @@ use crate::replication::ShownTable;
 use kms_core::site::{
     makeup::Makeup,
     readiness::{ReadinessReport, SignedReadiness},
+    tokens::{SignedSiteTokens, SiteTokens},
 };
 
 /// A message that no site writes.
@@ -106,4 +107,23 @@ pub(super) fn table(paper: v1::SignedPaper) -> Result<ShownTable, BadMessage> {
 pub(super) fn wire_table(shown: ShownTable) -> v1::SignedPaper {
     let ShownTable { body, signature } = shown;
     v1::SignedPaper { message: body.into(), signature: Bytes::copy_from_slice(&signature) }
+}
+
+/// The lists of another site's tokens: no more than a site has tokens.
+pub(super) fn token_lists(
+    papers: Vec<v1::SignedPaper>,
+) -> Result<Vec<SignedSiteTokens>, BadMessage> {
+    let list = |paper: v1::SignedPaper| {
+        let v1::SignedPaper { message, signature } = paper;
+        let tokens = SiteTokens::decode(&message).map_err(|_| BadMessage("tokens.message"))?;
+        Ok(SignedSiteTokens { tokens, signature: array("tokens.signature", &signature)? })
+    };
+    papers.into_iter().take(SiteTokens::COUNT_MAX).map(list).collect()
+}
+
+pub(super) fn wire_token_list(signed: &SignedSiteTokens) -> v1::SignedPaper {
+    v1::SignedPaper {
+        message: signed.tokens.message().into(),
+        signature: Bytes::copy_from_slice(&signed.signature),
+    }
 }

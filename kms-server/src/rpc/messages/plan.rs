@@ -4,7 +4,10 @@ use kms_proto::v1::{PlanBlock, PlanPromotionResponse};
 
 use super::{papers::wire_report, role_status::word_of_role};
 use crate::replication::{CostlyBlock, Plan, Reports};
-use kms_core::{audit::PublicKey, site::role::Standing};
+use kms_core::{
+    audit::{PublicKey, SiteKeys},
+    site::role::Standing,
+};
 
 /// A standing on the wire.
 pub(crate) fn wire_standing(standing: &Standing) -> kms_proto::v1::SiteStanding {
@@ -54,16 +57,19 @@ pub(crate) fn wire_plan(plan: Plan, two_people: bool) -> PlanPromotionResponse {
 pub(crate) fn wire_reports(
     reports: &Reports,
     colour: Option<kms_core::site::readiness::Colour>,
-    keys: Vec<(String, PublicKey)>,
+    keys: Vec<(String, SiteKeys)>,
 ) -> kms_proto::v1::GetReadinessResponse {
-    let key = |(site, signing): (String, PublicKey)| {
-        let signing = bytes::Bytes::copy_from_slice(&signing);
-        kms_proto::v1::SiteKey { site, signing }
+    let of_site = |(site, keys): (String, SiteKeys)| -> Vec<kms_proto::v1::SiteKey> {
+        let key = |signing: &PublicKey| kms_proto::v1::SiteKey {
+            site: site.clone(),
+            signing: bytes::Bytes::copy_from_slice(signing),
+        };
+        keys.iter().map(key).collect()
     };
     kms_proto::v1::GetReadinessResponse {
         newest: reports.newest.as_ref().map(wire_report),
         last_complete: reports.complete.as_ref().map(wire_report),
         colour: colour.map_or_else(String::new, |colour| colour.word().to_owned()),
-        keys: keys.into_iter().map(key).collect(),
+        keys: keys.into_iter().flat_map(of_site).collect(),
     }
 }

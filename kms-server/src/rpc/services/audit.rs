@@ -28,8 +28,7 @@ use crate::{
     },
 };
 use kms_core::audit::{
-    AuditEvent, AuditOutcome, AuditedCall, ChainTip, Detail, NodeId, PublicKey, StoredEvent,
-    Subject,
+    AuditEvent, AuditOutcome, AuditedCall, ChainTip, Detail, NodeId, SiteKeys, StoredEvent, Subject,
 };
 
 /// The longest wait of a follower before it looks again: chains of other nodes tell us nothing.
@@ -62,7 +61,7 @@ impl audit_server::Audit for AuditService {
                 return Err(Refused::Field { field: "page_size", problem }.into());
             }
         };
-        let (Page { events, heads, more, tip }, chains, key) = match self.copies_of(&site)? {
+        let (Page { events, heads, more, tip }, chains, keys) = match self.copies_of(&site)? {
             None => self.own_page(&node_id, after, limit).await?,
             Some(copies) => copied_page(copies, &node_id, after, limit).await?,
         };
@@ -70,9 +69,10 @@ impl audit_server::Audit for AuditService {
             events: events.iter().map(event).collect(),
             checkpoints: heads.iter().map(wire_checkpoint).collect(),
             more,
-            public_key: Bytes::copy_from_slice(&key),
+            public_key: Bytes::copy_from_slice(keys.first()),
             tip: Some(wire_tip(&tip)),
             chains: chains.iter().map(wire_tip).collect(),
+            further_public_keys: further(&keys),
         };
         self.read(&call, &[(Detail::After, after), (Detail::Items, events.len() as u64)]).await;
         Ok(Response::new(answer))
@@ -111,10 +111,10 @@ impl audit_server::Audit for AuditService {
         let call = Recorder(Arc::clone(&self.audit)).call(&permit, &request);
         let VerifyChainRequest { node_id, site } = request.into_inner();
         self.read(&call, &[]).await;
-        let (Verification { tip, heads, broken }, key) = match self.copies_of(&site)? {
+        let (Verification { tip, heads, broken }, keys) = match self.copies_of(&site)? {
             None => {
                 let found = self.audit.verify(self.node(&node_id)?).await.map_err(unreadable)?;
-                (found.ok_or_else(no_chain)?, *self.audit.public_key())
+                (found.ok_or_else(no_chain)?, self.audit.keys())
             }
             Some(copies) => verified_copy(copies, &node_id).await?,
         };
@@ -130,7 +130,8 @@ impl audit_server::Audit for AuditService {
             checkpoints: heads,
             first_bad_sequence: broken.map_or(0, |broken| broken.sequence),
             reason: broken.map_or_else(String::new, |broken| broken.what.to_string()),
-            public_key: Bytes::copy_from_slice(&key),
+            public_key: Bytes::copy_from_slice(keys.first()),
+            further_public_keys: further(&keys),
         }))
     }
 }
@@ -157,7 +158,7 @@ impl AuditService {
     async fn own_page(&self, node: &[u8], after: u64, limit: u32) -> Result<Pieced, Status> {
         let page = self.page(self.node(node)?, after, limit).await?;
         let chains = self.audit.chains().await.map_err(unreadable)?;
-        Ok((page, chains, *self.audit.public_key()))
+        Ok((page, chains, self.audit.keys()))
     }
 
     async fn page(&self, node: NodeId, after: u64, limit: u32) -> Result<Page, Status> {
@@ -193,7 +194,7 @@ impl AuditService {
 }
 
 /// A page, all chains there are, and the key that signs them.
-type Pieced = (Page, Vec<ChainTip>, PublicKey);
+type Pieced = (Page, Vec<ChainTip>, SiteKeys);
 
 async fn copied_page(
     copies: &Auditing,
@@ -204,17 +205,19 @@ async fn copied_page(
     let (chains, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let page = copies.page(node, after, limit).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((page, chains, copies.key(node).await.map_err(unreadable)?))
+    Ok((page, chains, copies.keys(node).await.map_err(unreadable)?))
 }
 
-async fn verified_copy(
-    copies: &Auditing,
-    node: &[u8],
-) -> Result<(Verification, PublicKey), Status> {
+/// The keys of a site's other tokens.
+fn further(keys: &SiteKeys) -> Vec<Bytes> {
+    keys.iter().skip(1).map(|key| Bytes::copy_from_slice(key)).collect()
+}
+
+async fn verified_copy(copies: &Auditing, node: &[u8]) -> Result<(Verification, SiteKeys), Status> {
     let (_, newest) = copies.ends().await.map_err(unreadable)?;
     let node = copied_node(node, newest)?;
     let found = copies.verify(node).await.map_err(unreadable)?.ok_or_else(no_chain)?;
-    Ok((found, copies.key(node).await.map_err(unreadable)?))
+    Ok((found, copies.keys(node).await.map_err(unreadable)?))
 }
 
 /// The copy that is asked for; without a name the one with the newest event.

@@ -280,12 +280,13 @@ impl replication_server::Replication for ReplicationService {
     ) -> Result<Response<ShowHeadTablesResponse>, Status> {
         let permit = Permit::of(&request, Verb::ShowHeadTables)?;
         let (_, card) = self.greet(&permit, request.into_inner().card).await?;
-        let shown = self.parts()?.witnessing.shown().await;
+        let witnessing = &self.parts()?.witnessing;
+        let shown = witnessing.shown().await;
         let (own, witnessed) = shown.map_err(|error| {
             tracing::warn!(error, "head tables can't be read");
             Refused::PeerStore
         })?;
-        let said = HeadTablesSaid { card, own, witnessed };
+        let said = HeadTablesSaid { card, own, witnessed, tokens: witnessing.token_lists() };
         Ok(Response::new(sites::wire_head_tables(said)))
     }
 

@@ -189,8 +189,8 @@ impl site_server::Site for SiteService {
         let _executing = self.figures.execute(Verb::GetReadiness);
         let replication = self.replication.as_ref().ok_or(Refused::SingleSite)?.all();
         let peers = self.roles.peers().await.map_err(|error| of_role(&error))?;
-        let own = self.roles.signing_key().await.map_err(|error| of_role(&error))?;
-        let peers = peers.into_iter().map(|peer| (peer.site, peer.signing));
+        let own = self.roles.site_keys().await.map_err(|error| of_role(&error))?;
+        let peers = peers.into_iter().map(|peer| (peer.site.clone(), peer.keys()));
         let keys = [(self.domain.site.clone(), own)].into_iter().chain(peers).collect();
         let reports = wire_reports(&replication.reports, replication.colour, keys);
         Ok(Response::new(reports))

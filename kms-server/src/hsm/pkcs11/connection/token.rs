@@ -23,7 +23,11 @@ use super::{
 };
 use crate::hsm::{
     Config, Device, TokenError, TokenStatus,
-    pkcs11::{failure::Failure, keys::canary::Canaries, quirks::Quirk},
+    pkcs11::{
+        failure::Failure,
+        keys::{canary::Canaries, finding::find, template::OurKey},
+        quirks::Quirk,
+    },
 };
 
 /// Between two attempts to reconnect. A dead token is asked five times a second, not at every call.
@@ -71,6 +75,38 @@ struct Known {
 struct Inside<'a> {
     _gate: RwLockReadGuard<'a, Gate>,
     connection: Arc<Connection>,
+}
+
+/// Those of `all` whose site KEK is on the configured token: a site may have several tokens, and each has proofs of its
+/// own. Where there is no choice nothing is asked.
+pub fn own_canaries(config: &Config, mut all: Vec<Canaries>) -> Result<Canaries, TokenError> {
+    match all.as_slice() {
+        [_, _, ..] => choose(config, &all).map_err(|failure| not_connected(&failure)),
+        _ => all.pop().ok_or_else(|| {
+            not_connected(&Failure::Unfit("the database names no token".to_owned()))
+        }),
+    }
+}
+
+fn choose(config: &Config, all: &[Canaries]) -> Result<Canaries, Failure> {
+    let library = Library::load(&config.module)?;
+    if library.start()? {
+        find_token(&library, &config.token_label)?;
+    }
+    let _gate = library.enter();
+    let session = library.pkcs11().open_ro_session(library.slot(&config.token_label)?)?;
+    library.login(&session, config)?;
+    for canaries in all {
+        if !find(&library, &session, OurKey::SiteKek, Some(&canaries.site))?.is_empty() {
+            return Ok(canaries.clone());
+        }
+    }
+    Err(Failure::Unfit(format!(
+        "token `{}` has the site KEK of none of the {} tokens that the database names: use one of those, or enrol it \
+         (`kms-server init --join --request FILE --same-site`)",
+        config.token_label,
+        all.len()
+    )))
 }
 
 impl Pkcs11Token {

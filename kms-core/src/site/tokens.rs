@@ -1,0 +1,113 @@
+//! The tokens of one site. Each has keys of its own, a site KEK and a signing key among them, and opens the same
+//! database. Each of them signs the list of all: whoever believes one of them believes those that it names.
+
+use super::{
+    DomainId,
+    peer::{FurtherTokens, Peer, key_list, put_keys},
+};
+use crate::{
+    Epoch,
+    audit::{PublicKey, Signature, SiteKeys, Verifies, is_signed},
+    codec::{BadEncoding, Reader, put_bytes},
+};
+
+/// The tokens of a site, as one of them says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteTokens {
+    /// The key domain.
+    pub domain: DomainId,
+    /// The operator's name for the site.
+    pub site: String,
+    /// The number of the list: it rises with each token that comes.
+    pub number: u64,
+    /// The signing keys of all of its tokens, the one that was first at the head.
+    pub signing: Vec<PublicKey>,
+    /// Proofs of the KEKs of the token that signs this, as in the domain's record. Opaque here.
+    pub canaries: Vec<u8>,
+}
+
+/// A list and its signature: of one of the keys that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedSiteTokens {
+    /// The list.
+    pub tokens: SiteTokens,
+    /// Over [`SiteTokens::message`].
+    pub signature: Signature,
+}
+
+impl SiteTokens {
+    /// The most tokens of a site: each block's secret is sealed for each of them.
+    pub const COUNT_MAX: usize = Peer::TOKENS_MAX;
+    /// The number of the list of a site with two tokens.
+    pub const OF_TWO: u64 = 2;
+
+    /// The message that is signed, which is its encoding.
+    pub fn message(&self) -> Vec<u8> {
+        let Self { domain, site, number, signing, canaries } = self;
+        let mut out = [LABEL, &domain.0[..]].concat();
+        put_bytes(&mut out, site.as_bytes());
+        out.extend_from_slice(&number.to_be_bytes());
+        put_keys(&mut out, signing);
+        put_bytes(&mut out, canaries);
+        out
+    }
+
+    /// The list in the bytes of a message.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadEncoding> {
+        let mut input = Reader::new(bytes.strip_prefix(LABEL).ok_or(BadEncoding)?);
+        let tokens = Self {
+            domain: DomainId(input.array()?),
+            site: input.text()?.to_owned(),
+            number: input.u64()?,
+            signing: key_list(&mut input)?,
+            canaries: input.bytes()?.to_vec(),
+        };
+        input.end()?;
+        if tokens.signing.is_empty() { Err(BadEncoding) } else { Ok(tokens) }
+    }
+}
+
+impl SignedSiteTokens {
+    /// Whether the holder of `key` signed it.
+    pub fn is_signed_by(&self, key: &impl Verifies) -> bool {
+        is_signed(key, &self.tokens.message(), &self.signature)
+    }
+
+    /// The keys that count for the site at the token with this key, which has to have signed the list and to stand in
+    /// it: that key first. `None`: this is no list of that token and that site.
+    pub fn believed_by(&self, key: &PublicKey, domain: &DomainId, site: &str) -> Option<SiteKeys> {
+        let SiteTokens { signing, .. } = &self.tokens;
+        let is_ours = self.tokens.domain == *domain && self.tokens.site == site;
+        let is_one = signing.contains(key) && self.is_signed_by(key);
+        (is_ours && is_one).then(|| SiteKeys::new(*key, signing.iter().copied()))
+    }
+}
+
+impl Peer {
+    /// The peer as it is known once it has shown this list of its tokens, at a time at which `known` is the highest epoch
+    /// here. `None`: the list says nothing new, or none of its tokens that are known here has signed it.
+    pub fn showing(&self, shown: &SignedSiteTokens, known: Epoch) -> Option<Self> {
+        let SiteTokens { domain, site, number, signing, .. } = &shown.tokens;
+        let is_newer = self.tokens.as_ref().is_none_or(|tokens| tokens.number < *number);
+        let keys = self.keys();
+        let signer = keys.signer_of(&shown.tokens.message(), &shown.signature)?;
+        if *domain != self.domain || *site != self.site || !is_newer || !signing.contains(signer) {
+            return None;
+        }
+        let first = if signing.contains(&self.signing) { self.signing } else { *signer };
+        let further = signing.iter().copied().filter(|key| *key != first).collect();
+        Some(Self {
+            signing: first,
+            former: self.former_with(signing, known),
+            // Later than the row before, and by no clock: two servers that take it up write one row.
+            enrolled_ms: self.enrolled_ms + 1,
+            tokens: Some(FurtherTokens { number: *number, signing: further }),
+            ..self.clone()
+        })
+    }
+}
+
+const LABEL: &[u8] = b"ami.kms/site-tokens/1";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! Another site shows its tokens: whose signatures count for it from then on.
+
+use sha2::{Digest as _, Sha256};
+
+use super::roles::{NotChanged, Roles};
+use kms_core::{
+    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    site::{peer::SignedPeer, tokens::SignedSiteTokens},
+};
+
+impl Roles {
+    /// Takes up what `site` shows of its tokens, if one of those that are known here signed it and it is new. Our token
+    /// signs for that as for an enrolment: a writer of the database can bring in none.
+    pub async fn take_tokens(
+        &self,
+        site: &str,
+        shown: &[SignedSiteTokens],
+    ) -> Result<bool, NotChanged> {
+        if shown.is_empty() {
+            return Ok(false);
+        }
+        let peers = self.peers().await?;
+        let Some(peer) = peers.iter().find(|peer| peer.site == site) else { return Ok(false) };
+        let epoch = self.opener.role.now().epoch;
+        let Some(peer) = shown.iter().find_map(|list| peer.showing(list, epoch)) else {
+            return Ok(false);
+        };
+        let signature = self.signature(peer.message()).await?;
+        let call = AuditedCall::new("kms-server", "Site/TakeTokens");
+        let at_ms = self.opener.clock.unix_ms();
+        let mut entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+        for key in peer.keys().iter() {
+            let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
+            entry = entry.with(Detail::PeerKey, u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+        }
+        tracing::warn!(
+            site,
+            tokens = peer.keys().iter().count(),
+            "another site has shown its tokens"
+        );
+        self.commits.put_peer(SignedPeer { peer, signature }, vec![entry]).await?;
+        self.look().await?;
+        Ok(true)
+    }
+}
