@@ -156,12 +156,7 @@ pub(super) fn read_request(path: &Path) -> Result<SignedRequest, Fault> {
 pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Report, Fault> {
     let kept = config.site.data_dir.join(REQUEST);
     if !kept.exists() {
-        let sentence = format!(
-            "there is no {}: this site asks for nothing, or has joined already; begin with \
-             `kms-server init --join --request`",
-            kept.display()
-        );
-        return Err(Fault::Setting(sentence.into()));
+        return Err(no_request(&config, &kept)?);
     }
     let asked = read_request(&kept)?;
     let runtime = runtime(1)?;
@@ -205,6 +200,18 @@ pub fn join(config: Config, path: &Path, confirmed: Fingerprint) -> Result<Repor
     // What it answered is over: a bundle that comes later answers nothing.
     fs::remove_file(&kept).map_err(|error| not_written(&kept, &error))?;
     Ok(report)
+}
+
+fn no_request(config: &Config, kept: &Path) -> Result<Fault, Fault> {
+    let mut sentence = format!(
+        "there is no {}: this site asks for nothing, or has joined already; begin with \
+         `kms-server init --join --request`",
+        kept.display()
+    );
+    if known_domain(config)?.is_some() {
+        sentence += ". The database has a key domain: a site joins once, and a second token of it with `--same-site`";
+    }
+    Ok(Fault::Setting(sentence.into()))
 }
 
 /// Whether the bundle is the answer to what this site asked, and fits it.
