@@ -241,6 +241,7 @@ fn a_holder_that_hangs_is_taken_over_from_though_no_caller_waits_for_its_answer(
                 () = was_asked.notified() => time.pass(seconds),
             }
         }
+        *way.hangs.lock().unwrap() = None;
         let outcome = asked(&two, &[1]).await.remove(0);
         assert_eq!((outcome.verdict, outcome.by_another), (Verdict::Ok, false), "{outcome:?}");
         assert_eq!(outcome.invocation_counter, RANGE, "behind all that was reserved");
