@@ -229,3 +229,47 @@ async fn a_server_that_is_killed_between_the_use_and_the_call_has_used_the_appro
     assert!(one.running.stop().unwrap().success());
     assert!(two.running.stop().unwrap().success());
 }
+
+/// A row that comes back as often as it is deleted; of two servers one deletes it after the other one's commit.
+const COMES_BACK: &str = "CREATE FUNCTION back() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+     INSERT INTO ami_kms.approvals SELECT OLD.*; RETURN NULL; END $$; \
+     CREATE TRIGGER back AFTER DELETE ON approvals FOR EACH ROW EXECUTE FUNCTION back(); \
+     CREATE FUNCTION queue() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+     PERFORM pg_advisory_xact_lock(7); RETURN NULL; END $$; \
+     CREATE TRIGGER queue BEFORE DELETE ON approvals FOR EACH STATEMENT EXECUTE FUNCTION queue()";
+const WAITING: &str =
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 7";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_5_a_row_that_is_put_back_while_two_servers_use_it_lets_one_call_through_at_most()
+{
+    let (cluster, homes) = site();
+    let [one, two] = homes.each_ref().map(Node::start);
+    one.import(1..2);
+    let meter = id(1);
+    let number = one.asks(&meter);
+    two.approves(&number);
+    at(&cluster, COMES_BACK);
+    // Both have found it approved and unused, and stand before its use.
+    let (mut lock, mut beside) = (cluster.beside("ami").await, cluster.beside("ami").await);
+    let mut held = lock.begin().await.unwrap();
+    sqlx::raw_sql("SELECT pg_advisory_xact_lock(7)").execute(&mut *held).await.unwrap();
+    let calls = [&one, &two].map(|node| {
+        let (admin, meter) = (Arc::clone(&node.admin), meter.clone());
+        std::thread::spawn(move || run(&admin, &["meter", "delete", &meter, "--yes", "--json"], ""))
+    });
+    for _ in 0..600 {
+        let waiting: i64 = sqlx::query_scalar(WAITING).fetch_one(&mut beside).await.unwrap();
+        if waiting == 2 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    held.rollback().await.unwrap();
+    let said = calls.map(|call| call.join().unwrap().1);
+    let refused = said.iter().filter(|said| said.contains("APPROVAL_USED")).count();
+    assert!(refused >= 1, "{said:?}");
+    for node in [one, two] {
+        assert!(node.running.stop().unwrap().success());
+    }
+}

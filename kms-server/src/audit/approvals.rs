@@ -48,28 +48,27 @@ impl Audit {
         }
     }
 
-    /// Whether a call was made already under the approval that it has, by any server of this site.
-    pub async fn is_used(&self, call: &WaitingCall) -> Result<bool, AuditError> {
+    /// The times that a call was made under the approval that it has, by all servers of this site.
+    pub async fn uses(&self, call: &WaitingCall) -> Result<usize, AuditError> {
         let chains = self.chains().await?;
         let gone = |end: &&ChainTip| !chains.iter().any(|chain| chain.node == end.node);
         if let Some(end) = call.ends.iter().filter(|end| end.sequence > 0).find(gone) {
             return Err(went_back(format!("the chain of node {} is missing", end.node)));
         }
+        let mut uses = 0;
         for end in chains {
-            if self.is_used_in(call, end).await? {
-                return Ok(true);
-            }
+            uses += self.uses_in(call, end).await?;
         }
-        Ok(false)
+        Ok(uses)
     }
 
-    async fn is_used_in(&self, call: &WaitingCall, end: ChainTip) -> Result<bool, AuditError> {
+    async fn uses_in(&self, call: &WaitingCall, end: ChainTip) -> Result<usize, AuditError> {
         let from = call.end_of(end.node);
         if end.sequence < from.sequence {
             let (node, at) = (end.node, end.sequence);
             return Err(went_back(format!("the chain of node {node} ends at event {at} again")));
         }
-        let mut verifier = Verifier::new(from, self.keys());
+        let (mut verifier, mut uses) = (Verifier::new(from, self.keys()), 0);
         while verifier.tip().sequence < end.sequence {
             let after = verifier.tip().sequence;
             let events = self.store.audit_events(&end.node, after, PAGE_MAX).await;
@@ -81,13 +80,11 @@ impl Audit {
             for stored in &events {
                 let event = verifier.event(stored);
                 let event = event.map_err(|broken| went_back(broken.to_string()))?;
-                if is_use_of(call.number, &event) {
-                    return Ok(true);
-                }
+                uses += usize::from(is_use_of(call.number, &event));
             }
         }
         let whole = verifier.finish(Some(end));
-        whole.map(|()| false).map_err(|broken| went_back(broken.to_string()))
+        whole.map(|()| uses).map_err(|broken| went_back(broken.to_string()))
     }
 }
 

@@ -1,19 +1,26 @@
 //! Two nodes over one database: what one of them holds the counters of is protected by it, wherever it was asked for.
 
-#![allow(clippy::unwrap_used, reason = "tests may")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use kms_core::{Verdict, audit::NodeId, counters::refusal::Refusal};
+use kms_core::{
+    Verdict,
+    audit::NodeId,
+    counters::{allocator::RANGE, refusal::Refusal},
+    moment::Moment,
+    ports::Clock,
+};
+use tokio::sync::Notify;
 
 use super::{
-    home::at_home,
+    home::{Home, at_home},
     site_common::{Site, title},
     transmitting::{declare, plain, send, talking},
 };
@@ -27,6 +34,28 @@ struct Way {
     to: Mutex<BTreeMap<NodeId, Arc<Transmitting>>>,
     calls: AtomicUsize,
     cut: Mutex<Option<(bool, NotForwarded)>>,
+    /// Where one is, whoever is asked says that he was, and never answers.
+    hangs: Mutex<Option<Arc<Notify>>>,
+}
+
+/// Moved by the test.
+#[derive(Default)]
+struct Time(AtomicU64);
+
+impl Clock for Time {
+    fn unix_ms(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_ms(self.unix_ms())
+    }
+}
+
+impl Time {
+    fn pass(&self, seconds: u64) {
+        self.0.fetch_add(seconds * 1_000, Ordering::SeqCst);
+    }
 }
 
 #[async_trait::async_trait]
@@ -40,6 +69,11 @@ impl OtherNodes for Way {
         assert_eq!((origin.caller, origin.call), ("hes-1", "Ciphering/EncryptBatch"));
         self.calls.fetch_add(1, Ordering::SeqCst);
         let to = self.to.lock().unwrap().get(&node).cloned().ok_or(NotForwarded::NoAddress)?;
+        let hangs = self.hangs.lock().unwrap().clone();
+        if let Some(asked) = hangs {
+            asked.notify_one();
+            std::future::pending::<()>().await;
+        }
         let cut = self.cut.lock().unwrap().clone();
         match cut {
             Some((false, why)) => Err(why),
@@ -161,5 +195,73 @@ fn a_holder_that_does_not_answer_is_named_and_nothing_is_forwarded_twice_or_furt
         let (outcome, _) = send(&two, plain(1)).await;
         assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode));
         assert_eq!(way.calls.load(Ordering::SeqCst), calls);
+    });
+}
+
+/// Two nodes at this clock, the first of which holds meter 1's counters and has given out the first.
+async fn holder_and_other(home: &Home, time: &Arc<Time>) -> (Site, Arc<Way>, Arc<Transmitting>) {
+    let (mut site, mut other) = (Site::new(home).await, Site::new(home).await);
+    for node in [&mut site, &mut other] {
+        node.clock = time.clone();
+    }
+    site.add(talking(1)).await;
+    let way = Arc::<Way>::default();
+    let one = Arc::new(site.transmitting(true, None));
+    let two = Arc::new(other.transmitting(true, None).with_nodes(way.clone()));
+    declare(&one, 1, None).await.unwrap();
+    assert_eq!(counters(&asked(&one, &[1]).await), [1]);
+    way.to.lock().unwrap().insert(site.node, one);
+    (site, way, two)
+}
+
+#[test]
+fn a_holder_that_serves_is_not_taken_over_from_however_seldom_it_is_asked() {
+    at_home(async |home| {
+        let time = Arc::<Time>::default();
+        let (_site, _way, two) = holder_and_other(home, &time).await;
+        for counter in 2..6 {
+            let outcome = asked(&two, &[1]).await.remove(0);
+            assert_eq!((outcome.invocation_counter, outcome.by_another), (counter, true));
+            time.pass(100);
+        }
+    });
+}
+
+#[test]
+fn a_holder_that_hangs_is_taken_over_from_though_no_caller_waits_for_its_answer() {
+    at_home(async |home| {
+        let time = Arc::<Time>::default();
+        let (_site, way, two) = holder_and_other(home, &time).await;
+        assert_eq!(counters(&asked(&two, &[1]).await), [2]);
+        let was_asked = Arc::<Notify>::default();
+        *way.hangs.lock().unwrap() = Some(Arc::clone(&was_asked));
+        for seconds in [14, 1] {
+            tokio::select! {
+                outcomes = asked(&two, &[1]) => panic!("{outcomes:?}"),
+                () = was_asked.notified() => time.pass(seconds),
+            }
+        }
+        *way.hangs.lock().unwrap() = None;
+        let outcome = asked(&two, &[1]).await.remove(0);
+        assert_eq!((outcome.verdict, outcome.by_another), (Verdict::Ok, false), "{outcome:?}");
+        assert_eq!(outcome.invocation_counter, RANGE, "behind all that was reserved");
+    });
+}
+
+#[test]
+fn a_holder_that_answers_and_can_not_give_counters_is_taken_over_from() {
+    at_home(async |home| {
+        let time = Arc::<Time>::default();
+        let (site, way, two) = holder_and_other(home, &time).await;
+        assert_eq!(counters(&asked(&two, &[1]).await), [2]);
+        // It was started again, and nobody tells it what it has reserved.
+        let again = Arc::new(site.transmitting(false, None));
+        way.to.lock().unwrap().insert(site.node, again);
+        for seconds in [14, 1] {
+            let outcome = asked(&two, &[1]).await.remove(0);
+            assert_eq!(outcome.refusal, Some(Refusal::LineNotReplicated), "{outcome:?}");
+            time.pass(seconds);
+        }
+        assert_eq!(counters(&asked(&two, &[1]).await), [RANGE]);
     });
 }

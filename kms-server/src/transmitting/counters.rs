@@ -382,11 +382,11 @@ impl Counters {
         Ok(())
     }
 
-    /// What was forwarded to the holder of a line's block was answered, or not.
-    pub(super) async fn heard(&self, name: &LineName, holder: NodeId, answers: bool) {
+    /// The holder of a line's block was asked for counters, or has served.
+    pub(super) async fn heard(&self, name: &LineName, holder: NodeId, serves: bool) {
         let shared = self.blocks.of(self.parts.counting.block_of(name));
         let now = self.parts.clock.now();
-        shared.lock().await.allocator.heard(now, holder, answers);
+        shared.lock().await.allocator.heard(now, holder, serves);
     }
 
     /// Gives back what this node holds, for one that stops in order: another one need not wait.

@@ -12,7 +12,11 @@ use super::{
     keys::{Given, Prepared},
     refused::{NotForwarded, NotSent},
 };
-use kms_core::{audit::NodeId, counters::allocator::NotReserved};
+use kms_core::{
+    Verdict,
+    audit::NodeId,
+    counters::{allocator::NotReserved, refusal::Refusal},
+};
 
 /// Nodes that are asked at the same time.
 const AT_ONCE: usize = 16;
@@ -77,16 +81,12 @@ pub(super) async fn forward(
     given: &mut [Option<Given>],
 ) -> Forwarded {
     let asked = by_holder(given).into_iter().map(|(holder, places)| async move {
-        let theirs: Vec<_> = places.iter().filter_map(|at| items.get(*at).copied()).collect();
-        let answer = way.nodes.protect(holder, way.origin, &theirs).await;
-        (holder, places, answer.and_then(split))
+        let answer = ask(way, holder, &places, (items, prepared)).await;
+        (holder, places, answer)
     });
     let mut forwarded = Forwarded::new();
     let mut answers = stream::iter(asked).buffer_unordered(AT_ONCE);
     while let Some((holder, places, answer)) = answers.next().await {
-        if !matches!(answer, Err(NotForwarded::Late)) {
-            hear(way.counters, holder, (&places, prepared), answer.is_ok()).await;
-        }
         match answer {
             Ok(outcomes) => forwarded.extend(places.into_iter().zip(outcomes)),
             Err(why) => refuse(given, &places, &NotSent::NotForwarded { holder, why }),
@@ -94,6 +94,31 @@ pub(super) async fn forward(
     }
     name(&mut forwarded, prepared);
     forwarded
+}
+
+/// Asks one holder for the items at these places.
+async fn ask(
+    way: &Way<'_>,
+    holder: NodeId,
+    places: &[usize],
+    (items, prepared): (&[Plain<'_>], &[Result<Prepared, Outcome>]),
+) -> Result<Vec<(Outcome, Vec<u8>)>, NotForwarded> {
+    let theirs: Vec<_> = places.iter().filter_map(|at| items.get(*at).copied()).collect();
+    // Silent until it has served: a caller who goes away takes this call with him, and nobody would ever say so of a
+    // holder that hangs.
+    hear(way.counters, holder, (places, prepared), false).await;
+    let outcomes = split(way.nodes.protect(holder, way.origin, &theirs).await?)?;
+    let serving = places.iter().zip(&outcomes).filter(|(_, (outcome, _))| serves(outcome));
+    let serving: Vec<_> = serving.map(|(at, _)| *at).collect();
+    hear(way.counters, holder, (&serving, prepared), true).await;
+    Ok(outcomes)
+}
+
+/// Whether a holder that says so is to keep the block: one that can't give its counters, and may never again, is not, or the
+/// block would have none for ever; but for one that remembers more than the database does.
+fn serves(outcome: &Outcome) -> bool {
+    let remembers = [Some(Refusal::CountersRolledBack), Some(Refusal::CountersDamaged)];
+    outcome.verdict != Verdict::Unavailable || remembers.contains(&outcome.refusal)
 }
 
 /// Titles are ours to say: the other node was asked for what was looked up here.
@@ -104,18 +129,18 @@ fn name(forwarded: &mut Forwarded, prepared: &[Result<Prepared, Outcome>]) {
     }
 }
 
-/// Whoever answers is not taken over from.
+/// Whoever serves is not taken over from.
 async fn hear(
     counters: &Counters,
     holder: NodeId,
     (places, prepared): (&[usize], &[Result<Prepared, Outcome>]),
-    answers: bool,
+    serves: bool,
 ) {
     let lines = places.iter().filter_map(|at| Some(prepared.get(*at)?.as_ref().ok()?.line));
     let block = |line| (counters.parts.counting.block_of(&line), line);
     let blocks: BTreeMap<_, _> = lines.map(block).collect();
     for line in blocks.values() {
-        counters.heard(line, holder, answers).await;
+        counters.heard(line, holder, serves).await;
     }
 }
 
@@ -150,4 +175,29 @@ fn split(batch: ProtectedBatch) -> Result<Vec<(Outcome, Vec<u8>)>, NotForwarded>
         left = rest;
     }
     Ok(each)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_serves_unless_it_can_not_give_counters_and_keeps_what_it_alone_remembers() {
+        let says = |verdict, refusal| serves(&Outcome { refusal, ..Outcome::of(verdict) });
+        assert!(says(Verdict::Ok, None) && says(Verdict::UnknownMeter, None));
+        assert!(says(Verdict::NoUsableKey, Some(Refusal::CounterUndeclared)));
+        assert!(!says(Verdict::Unavailable, None));
+        for refusal in [
+            Refusal::NotPrimary,
+            Refusal::LineNotReplicated,
+            Refusal::HeldByAnotherNode,
+            Refusal::CountersNotWitnessed,
+        ] {
+            assert!(!says(Verdict::Unavailable, Some(refusal)), "{refusal:?}");
+        }
+        // Behind a mark that was put back counters would go out a second time.
+        for refusal in [Refusal::CountersRolledBack, Refusal::CountersDamaged] {
+            assert!(says(Verdict::Unavailable, Some(refusal)), "{refusal:?}");
+        }
+    }
 }

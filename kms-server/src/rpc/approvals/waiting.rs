@@ -238,7 +238,7 @@ impl Approvals {
         if may_go_on {
             return Ok(Some(second));
         }
-        if self.audit.is_used(waiting).await.map_err(not_recorded)? {
+        if self.audit.uses(waiting).await.map_err(not_recorded)? > 0 {
             return self.take_out(row, call, Unfit::Used).await;
         }
         let used = AuditedCall { verb: AuditText::new(USED), ..call.clone() };
@@ -247,7 +247,16 @@ impl Approvals {
         let entry = entry.with(Detail::Approval, waiting.number);
         let step = self.step(row.name, Some(row), None);
         let is_first = self.audit.put_approval(step, entry).await.map_err(not_recorded)?;
-        Ok(is_first.then_some(second))
+        if !is_first {
+            return Ok(None);
+        }
+        // Somebody may have put the row back between that look and this use, when another server had used it.
+        if self.audit.uses(waiting).await.map_err(not_recorded)? > 1 {
+            let refused = Refused::Unfit(Unfit::Used);
+            tracing::error!(number = row.number, call = %call.verb, "{refused}");
+            return Err(self.refuse(call, waiting.subject.clone(), refused).await);
+        }
+        Ok(Some(second))
     }
 
     /// Puts the second person's name to a call. `None`: somebody else was first.
