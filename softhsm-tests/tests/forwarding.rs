@@ -284,6 +284,11 @@ async fn a_node_protects_for_another_one_what_its_own_policy_grants_the_caller_a
         what == ("hes-1", "Ciphering/Encrypt", "NOT_GRANTED")
     };
     assert!(of_first.iter().any(is_refused), "{of_first:?}");
+    // A name that the policy does not know is the node's making, and stands for the node.
+    assert!(of_first.iter().all(|event| event.caller != "nobody"), "{of_first:?}");
+    let by_node = (Role::Node.caller(), "Ciphering/Encrypt");
+    let of_node = |event: &AuditEvent| (event.caller.as_str(), event.verb.as_str()) == by_node;
+    assert!(of_first.iter().any(of_node), "{of_first:?}");
     for node in [first.running, second.running] {
         assert!(node.stop().unwrap().success());
     }

@@ -6,7 +6,6 @@ use super::{
     peer::{FurtherTokens, Peer, key_list, put_keys},
 };
 use crate::{
-    Epoch,
     audit::{PublicKey, Signature, SiteKeys, Verifies, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
@@ -84,21 +83,21 @@ impl SignedSiteTokens {
 }
 
 impl Peer {
-    /// The peer as it is known once it has shown this list of its tokens, at a time at which `known` is the highest epoch
-    /// here. `None`: the list says nothing new, or none of its tokens that are known here has signed it.
-    pub fn showing(&self, shown: &SignedSiteTokens, known: Epoch) -> Option<Self> {
+    /// The peer as it is known once it has shown this list of its tokens. `None`: the list says nothing new, or the token that
+    /// is known here has not signed it.
+    ///
+    /// A list adds the second token, once an enrolment, and takes no key away: who has a moment at the one token can neither
+    /// make a key of his own the only one nor have lists come one after the other.
+    pub fn showing(&self, shown: &SignedSiteTokens) -> Option<Self> {
         let SiteTokens { domain, site, number, signing, .. } = &shown.tokens;
-        let is_newer = self.tokens.as_ref().is_none_or(|tokens| tokens.number < *number);
-        let keys = self.keys();
-        let signer = keys.signer_of(&shown.tokens.message(), &shown.signature)?;
-        if *domain != self.domain || *site != self.site || !is_newer || !signing.contains(signer) {
+        let is_theirs = *domain == self.domain && *site == self.site;
+        let adds_one = self.tokens.is_none() && *number == SiteTokens::OF_TWO;
+        let stays = signing.len() == SiteTokens::COUNT_MAX && signing.contains(&self.signing);
+        if !is_theirs || !adds_one || !stays || !shown.is_signed_by(&self.signing) {
             return None;
         }
-        let first = if signing.contains(&self.signing) { self.signing } else { *signer };
-        let further = signing.iter().copied().filter(|key| *key != first).collect();
+        let further = signing.iter().copied().filter(|key| *key != self.signing).collect();
         Some(Self {
-            signing: first,
-            former: self.former_with(signing, known),
             // Later than the row before, and by no clock: two servers that take it up write one row.
             enrolled_ms: self.enrolled_ms + 1,
             tokens: Some(FurtherTokens { number: *number, signing: further }),

@@ -9,7 +9,7 @@ use kms_core::{
 };
 
 impl Roles {
-    /// Takes up what `site` shows of its tokens, if one of those that are known here signed it and it is new. Our token
+    /// Takes up what `site` shows of its tokens, if the one that is known here signed it and it is new. Our token
     /// signs for that as for an enrolment: a writer of the database can bring in none.
     pub async fn take_tokens(
         &self,
@@ -21,8 +21,7 @@ impl Roles {
         }
         let peers = self.peers().await?;
         let Some(peer) = peers.iter().find(|peer| peer.site == site) else { return Ok(false) };
-        let epoch = self.opener.role.now().epoch;
-        let Some(peer) = shown.iter().find_map(|list| peer.showing(list, epoch)) else {
+        let Some(peer) = shown.iter().find_map(|list| peer.showing(list)) else {
             return Ok(false);
         };
         let signature = self.signature(peer.message()).await?;

@@ -33,6 +33,10 @@ pub(crate) async fn plan(client: &KmsClient, what: Plan, json: bool) -> Result<E
 fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
     let answer = match (plan.refusal.as_str(), plan.needs_primary_is_lost) {
         ("", false) => format!("would write in epoch {}", plan.next_epoch),
+        // Two that write at once is what that flag makes of a primary that lives.
+        ("", true) if plan.peer_writes => {
+            format!("would write in epoch {}, after a `site switchover`", plan.next_epoch)
+        }
         ("", true) => {
             format!("would write in epoch {}, with --primary-is-lost", plan.next_epoch)
         }

@@ -56,11 +56,12 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
             format!("{name} is {}", standing(&before)),
         ));
     }
-    let begun = Instant::now();
-    let until = begun + Duration::from_secs(what.wait);
+    let until = Instant::now() + Duration::from_secs(what.wait);
     demote_the_other(client, &what, &name, until).await?;
+    // Until here the other one wrote, while this one was being proved; from here on nobody does.
+    let demoted = Instant::now();
     let promoted = promote(&to, until).await?;
-    let (ms, now) = (begun.elapsed().as_millis(), promoted.standing);
+    let (ms, now) = (demoted.elapsed().as_millis(), promoted.standing);
     if json {
         let left = &promoted.left;
         say_json(&json!({

@@ -44,7 +44,7 @@ impl nodes_server::Nodes for NodesService {
             let problem = "another node is meant: correct the endpoints in [[nodes]]";
             return Err(Refused::Field { field: "node_id", problem }.into());
         }
-        let permit = self.permit(&caller, &call, id.as_ref()).await?;
+        let permit = self.permit(&node, (&caller, &call), id.as_ref()).await?;
         tracing::debug!(node = %node.caller(), caller = %permit.caller(), ?roles, "forwarded");
         let answer = self.protect_batch(&permit, &batch.unwrap_or_default()).await?;
         Ok(Response::new(answer))
@@ -78,8 +78,8 @@ impl NodesService {
     /// that the policy here does not grant it.
     async fn permit(
         &self,
-        caller: &str,
-        call: &str,
+        node: &Permit,
+        (caller, call): (&str, &str),
         id: Option<&RequestId>,
     ) -> Result<Permit, Status> {
         let problem = "a caller's name is 1 to 255 visible ASCII characters without spaces";
@@ -93,7 +93,9 @@ impl NodesService {
             Ok(permit) => return Ok(permit),
             Err(forbidden) => Refused::from(forbidden),
         };
-        self.audit.record_refusal(call_of(&caller, verb, id), refused.word()).await;
+        // Names that the policy does not know are the node's making, and as many as it likes.
+        let by = if self.policy.roles(&caller).is_ok() { &caller } else { node.caller() };
+        self.audit.record_refusal(call_of(by, verb, id), refused.word()).await;
         Err(refused.into())
     }
 }
