@@ -53,7 +53,7 @@ advisories: ## Known vulnerabilities of dependencies; fetches the RustSec databa
 bench: build ## The figures of benches/README.md
 	$(CARGO) bench --package benches
 
-hostile: bootstrap ## Hostile load, with and without a certificate, beside an honest caller; some four minutes
+hostile: bootstrap ## Hostile load, with and without a certificate, beside an honest caller, by the other site too; some eight minutes
 	@$(CARGO) build --release --package kms-server --package kms-client --package softhsm-tests --bins
 	@$(CARGO) run --quiet --release --package softhsm-tests --bin kms-hostile
 

@@ -225,7 +225,7 @@ impl Bench<'_> {
     /// One meter of a thousand is new: bytes on the wire, beside those of a connection on which nothing changes.
     async fn difference(&mut self, meters: u32) -> Result<(), Error> {
         let quiet = Duration::from_secs(5);
-        self.until_quiet().await;
+        self.until_quiet().await?;
         let idle = self.bytes();
         tokio::time::sleep(quiet).await;
         let idle = self.bytes() - idle;
@@ -346,17 +346,18 @@ impl Bench<'_> {
     }
 
     /// Nothing is caught up with any more: the second site has its copy of the audit log, too.
-    async fn until_quiet(&self) {
+    async fn until_quiet(&self) -> Result<(), Error> {
         let until = Instant::now() + PATIENCE;
         let mut before = self.bytes();
         while Instant::now() < until {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let now = self.bytes();
             if now - before < QUIET_BYTES {
-                return;
+                return Ok(());
             }
             before = now;
         }
+        Err("the sites never come to rest".into())
     }
 
     /// Both have as many meters.
