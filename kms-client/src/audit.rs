@@ -62,35 +62,24 @@ impl Audit {
     }
 
     /// Events of a chain behind number `after`, in order; fetched a page at a time as they are taken.
-    /// Without `node`: the chain of the node that answers.
+    /// Without `node`: the chain of the node that answers first. `after` is a number of that chain: take both from
+    /// [`Audit::last`].
     pub fn list(
         &self,
         node: Option<[u8; 16]>,
         after: u64,
     ) -> impl Stream<Item = Result<AuditEvent, CallError>> + Send + Unpin + 'static {
-        let state = (self.clone(), Some(after), Vec::new().into_iter());
-        let next = move |(this, mut ask, mut events): (
-            Self,
-            Option<u64>,
-            std::vec::IntoIter<v1::AuditEvent>,
-        )| async move {
-            loop {
-                if let Some(event) = events.next() {
-                    return Ok(Some((AuditEvent::from_wire(event), (this, ask, events))));
-                }
-                let Some(after) = ask.take() else { return Ok(None) };
-                let page = this.page(node, after).await?;
-                ask = next_page(&page, after)?;
-                events = page.events.into_iter();
-            }
-        };
-        Box::pin(stream::try_unfold(state, next))
+        let list = List { audit: self.clone(), node, ask: Some(after), events: Vec::new() };
+        Box::pin(stream::try_unfold(list, |mut list| async move {
+            let event = list.next().await?;
+            Ok(event.map(|event| (event, list)))
+        }))
     }
 
-    /// The number of the last event of a chain.
-    pub async fn last(&self, node: Option<[u8; 16]>) -> Result<u64, CallError> {
+    /// The node and the number of the last event of a chain. Without `node`: of the chain of the node that answers.
+    pub async fn last(&self, node: Option<[u8; 16]>) -> Result<([u8; 16], u64), CallError> {
         let page = self.page(node, u64::MAX).await?;
-        Ok(page.tip.unwrap_or_default().sequence)
+        Ok((node_of(&page)?, page.tip.unwrap_or_default().sequence))
     }
 
     /// The chains of the site, one a node; that of the node that answers comes first.
@@ -110,7 +99,7 @@ impl Audit {
         Ok(chains)
     }
 
-    /// Events of a chain behind number `after`, and each that comes. Ends with an error only; a
+    /// Events of a chain behind number `after`, and each that comes; `node` as in [`Audit::list`]. Ends with an error only; a
     /// connection that breaks is made again.
     pub fn follow(
         &self,
@@ -204,8 +193,40 @@ fn next_page(page: &v1::ListEventsResponse, after: u64) -> Result<Option<u64>, P
     }
 }
 
+/// The node whose chain a page is of.
+fn node_of(page: &v1::ListEventsResponse) -> Result<[u8; 16], ProtocolError> {
+    let tip = page.tip.as_ref().ok_or(ProtocolError::Missing("tip"))?;
+    tip.node_id[..].try_into().map_err(|_| ProtocolError::Missing("node_id"))
+}
+
+struct List {
+    audit: Audit,
+    /// The chain, once one has answered: the next page may come from another server, which has one of its own.
+    node: Option<[u8; 16]>,
+    ask: Option<u64>,
+    /// Last first.
+    events: Vec<v1::AuditEvent>,
+}
+
+impl List {
+    async fn next(&mut self) -> Result<Option<AuditEvent>, CallError> {
+        loop {
+            if let Some(event) = self.events.pop() {
+                return Ok(Some(AuditEvent::from_wire(event)));
+            }
+            let Some(after) = self.ask.take() else { return Ok(None) };
+            let page = self.audit.page(self.node, after).await?;
+            self.node = Some(node_of(&page)?);
+            self.ask = next_page(&page, after)?;
+            self.events = page.events;
+            self.events.reverse();
+        }
+    }
+}
+
 struct Follow {
     audit: Audit,
+    /// The chain, from the first answer on: who answers after a break may be another server, which has one of its own.
     node: Option<[u8; 16]>,
     after: u64,
     replies: Option<Streaming<v1::FollowEventsResponse>>,
@@ -215,6 +236,9 @@ struct Follow {
 
 impl Follow {
     async fn next(&mut self) -> Result<AuditEvent, CallError> {
+        if self.node.is_none() {
+            self.node = Some(self.audit.last(None).await?.0);
+        }
         let transport = Arc::clone(&self.audit.transport);
         let mut tries = transport.tries(Errand::AtPrimary, None);
         loop {

@@ -351,9 +351,11 @@ impl Tries<'_> {
     /// are all unavailable costs a wait.
     pub(crate) async fn after(&mut self, status: &Status) -> Result<(), CallError> {
         let safety = safety(self.errand);
+        // By what was tried before: this answer says only that this try was refused.
+        let may_have_arrived = self.stays;
         self.stays |= self.errand == Errand::AtPrimary && !is_unsent(status);
         let at_least = match step(safety, status) {
-            Step::GiveUp if self.turns_after(status) => return Ok(()),
+            Step::GiveUp if !may_have_arrived && self.turns_after(status) => return Ok(()),
             Step::GiveUp => {
                 if is_gone(status) {
                     self.servers().leave(self.place.server);

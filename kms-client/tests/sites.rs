@@ -218,6 +218,20 @@ async fn an_import_that_broke_goes_on_at_its_own_site_alone() {
 }
 
 #[tokio::test]
+async fn an_import_that_may_have_arrived_goes_to_no_other_site_although_its_own_writes_no_more() {
+    let north = Arc::into_inner(Script::failing(Code::Unavailable, 1)).unwrap();
+    *north.code.lock().unwrap() = None;
+    north.break_after.store(100, Ordering::SeqCst);
+    north.breaks_as_it_is_fenced.store(true, Ordering::SeqCst);
+    let pair = Pair::with(north, Script::default(), "").await;
+    let results = pair.client.meters().import(stream::iter(lines(300)), ImportRules::default());
+    let error = results.try_collect::<Vec<_>>().await.unwrap_err();
+    println!("{error}");
+    assert!(error.to_string().contains("NOT_PRIMARY"), "{error}");
+    assert_eq!(pair.calls(), [2, 0]);
+}
+
+#[tokio::test]
 async fn a_stream_goes_on_at_the_other_site_and_comes_back_without_losing_or_doubling_an_item() {
     let north = Arc::into_inner(Script::failing(Code::Unavailable, 1)).unwrap();
     *north.code.lock().unwrap() = None;

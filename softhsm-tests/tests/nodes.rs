@@ -24,8 +24,9 @@ use common::{
     fleet::{GAK, GUEK, PLAIN, add, apdu, id, line, push, push_with, value},
     warm,
 };
+use futures_util::StreamExt as _;
 use kms_client::{
-    CallError, KmsClient, MeterId, MeterName, MeterPolicy, MinimumProtection, Verdict,
+    CallError, ClientConfig, KmsClient, MeterId, MeterName, MeterPolicy, MinimumProtection, Verdict,
 };
 use postgres_common::{Cluster, USER};
 use several_nodes::{blank, cluster, first_node, further_node, store};
@@ -337,4 +338,61 @@ async fn a_database_that_does_not_hold_what_was_acknowledged_is_refused_at_start
     let node = Node::start(first).await;
     add(&node.client, &[line(1)]).await;
     assert_eq!(node.verdict(&push(1)).await, Verdict::Ok);
+}
+
+/// An auditor's client that knows both servers, and tries again.
+async fn auditor_of([first, second]: [&Home; 2]) -> KmsClient {
+    let text = |home: &Home| fs::read_to_string(home.client_toml(Role::Auditor)).unwrap();
+    let endpoints = |text: &str| {
+        let rest = text.split_once("endpoints = [").unwrap().1;
+        rest.split_once(']').unwrap().0.to_owned()
+    };
+    let (one, other) = (text(first), text(second));
+    let (one_end, other_end) = (endpoints(&one), endpoints(&other));
+    let both = one.replace(&one_end, &format!("{one_end}, {other_end}"));
+    let path = first.client_toml(Role::Auditor).with_extension("both.toml");
+    fs::write(&path, both).unwrap();
+    KmsClient::connect(ClientConfig::load(&path).unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_the_audit_log_stays_with_the_chain_that_he_began_with() {
+    let cluster = cluster();
+    let first = first_node(&cluster);
+    let second = further_node(&first, &cluster);
+    let second = Node::start(second).await;
+    let running = first.start().unwrap();
+    let to_first = client(&first, Role::Dev).await;
+    warm(&to_first).await;
+    add(&to_first, &(0..4).map(line).collect::<Vec<_>>()).await;
+    let delete = async |client: &KmsClient, n: u64| {
+        let meter_id: MeterId = id(n).parse().unwrap();
+        eventually("deleted", async || client.meters().delete(&meter_id).await.is_ok()).await;
+    };
+
+    let auditor = auditor_of([&first, &second.home]).await;
+    let (node, last) = auditor.audit().last(None).await.unwrap();
+    let mut followed = auditor.audit().follow(None, last);
+    let mut until_deleted = async |n: u64| loop {
+        let next = tokio::time::timeout(Duration::from_secs(60), followed.next()).await;
+        let event = next.expect("the event comes").unwrap().unwrap();
+        assert_eq!(event.node_id, node, "{event:?}");
+        let wanted = (event.verb.as_str(), event.meter_id.as_str());
+        if wanted == ("Meters/DeleteMeter", id(n).as_str()) {
+            return;
+        }
+    };
+    delete(&to_first, 0).await;
+    until_deleted(0).await;
+    running.kill_9().unwrap();
+    // The stream goes on at the other server, which has a chain of its own.
+    delete(&second.client, 1).await;
+    delete(&second.client, 2).await;
+    let _again = first.start().unwrap();
+    let to_first = client(&first, Role::Dev).await;
+    delete(&to_first, 3).await;
+    until_deleted(3).await;
+    // And so does a list, over as many pages as it takes.
+    let listed: Vec<_> = auditor.audit().list(None, 0).map(Result::unwrap).collect().await;
+    assert!(!listed.is_empty() && listed.iter().all(|event| event.node_id == listed[0].node_id));
 }

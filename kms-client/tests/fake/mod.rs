@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) delay: Mutex<Duration>,
     /// Changes are refused, since another site is the primary.
     pub(crate) not_primary: AtomicBool,
+    /// It becomes so when a stream breaks.
+    pub(crate) breaks_as_it_is_fenced: AtomicBool,
     /// The site's role, epoch, and whether it writes.
     pub(crate) standing: Mutex<v1::SiteStanding>,
     /// So many promotions are refused, since the site is not in step.
@@ -351,9 +353,12 @@ impl Meters for Fake {
         let replicated = script.replicated.load(Ordering::SeqCst);
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
+            let script = Arc::clone(&script);
             let results =
                 message.unwrap().lines.into_iter().enumerate().map(move |(index, line)| {
                     if breaks && index as u32 >= break_after {
+                        let fenced = script.breaks_as_it_is_fenced.load(Ordering::SeqCst);
+                        script.not_primary.fetch_or(fenced, Ordering::SeqCst);
                         return Err(Status::unavailable("going down"));
                     }
                     let meter_id = line.meter.unwrap().meter_id;

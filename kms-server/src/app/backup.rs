@@ -128,9 +128,21 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
         Fault::Setting(sentence.into())
     })?;
     if let Some((directory, keep)) = directory.zip(options.keep) {
-        let gone = remove_older(directory, &beginning(&config), keep);
-        let gone = gone.map_err(|error| Fault::from(BackupError::File(error)))?;
-        lines.push(("older ones removed", gone.to_string()));
+        let removed = remove_older(directory, (&beginning(&config), out), keep);
+        let removed = removed.map_err(|error| Fault::from(BackupError::File(error)))?;
+        lines.push(("older ones removed", removed.gone.to_string()));
+        if removed.later > 0 {
+            let file = if removed.later == 1 {
+                "1 file".to_owned()
+            } else {
+                format!("{} files", removed.later)
+            };
+            let sentence = format!(
+                "{file} in this directory name a time after this backup's: a clock was wrong. They count as newer until \
+                 they are renamed or removed"
+            );
+            lines.push(("look at", sentence));
+        }
     }
     Ok(report(lines))
 }
@@ -142,25 +154,38 @@ fn beginning(config: &Config) -> String {
 
 const ENDING: &str = ".backup";
 
-/// Removes all backups of this name but the newest.
-fn remove_older(directory: &Path, beginning: &str, keep: usize) -> io::Result<usize> {
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+/// The older backups, after they were looked through.
+struct Removed {
+    gone: usize,
+    /// Backups that name a later time than the one that was just written.
+    later: usize,
+}
+
+/// Removes all backups of this name but the newest, and never `written`: a clock that was ahead made others seem newer.
+fn remove_older(
+    directory: &Path,
+    (beginning, written): (&str, &Path),
+    keep: usize,
+) -> io::Result<Removed> {
+    let (mut found, mut ours): (Vec<(u64, PathBuf)>, u64) = (Vec::new(), 0);
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let time = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(ENDING));
-        if let Some(at_ms) = time.and_then(|time| time.parse().ok()) {
-            found.push((at_ms, entry.path()));
+        let Some(at_ms) = time.and_then(|time| time.parse().ok()) else { continue };
+        match Some(name.as_ref()) == written.file_name().and_then(|name| name.to_str()) {
+            true => ours = at_ms,
+            false => found.push((at_ms, entry.path())),
         }
     }
     found.sort();
-    // The one that was just written stays, whatever somebody says.
-    let gone = found.len().saturating_sub(keep.max(1));
+    let gone = found.len().saturating_sub(keep.max(1) - 1);
     for (_, path) in found.iter().take(gone) {
         fs::remove_file(path)?;
     }
-    Ok(gone)
+    let later = found.iter().skip(gone).filter(|(at_ms, _)| *at_ms > ours).count();
+    Ok(Removed { gone, later })
 }
 
 async fn write(
@@ -302,12 +327,30 @@ struct Temporary(PathBuf);
 
 impl Temporary {
     fn make(data_dir: &Path) -> Result<Self, Fault> {
-        let dir = data_dir.join(format!("restore-drill-{}", std::process::id()));
+        remove_left(data_dir);
+        let dir = data_dir.join(format!("{DRILL}{}", std::process::id()));
         let made = fs::create_dir_all(&dir);
         made.map_err(|error| {
             Fault::Setting(format!("cannot make {}: {error}", dir.display()).into())
         })?;
         Ok(Self(dir))
+    }
+}
+
+/// The beginning of a drill's directory, before the number of its process.
+const DRILL: &str = "restore-drill-";
+
+/// Removes what drills left behind that were killed: each is a whole database.
+fn remove_left(data_dir: &Path) {
+    let Ok(entries) = fs::read_dir(data_dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(DRILL));
+        let Some(process) = process.and_then(|text| text.parse::<u32>().ok()) else { continue };
+        let is_gone = !Path::new(&format!("/proc/{process}")).exists();
+        if is_gone && let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(%error, dir = %entry.path().display(), "the database of a former drill is left");
+        }
     }
 }
 
@@ -384,10 +427,44 @@ mod tests {
         for name in names {
             fs::write(dir.path().join(name), b"").unwrap();
         }
-        assert_eq!(remove_older(dir.path(), "a-", 2).unwrap(), 1);
+        let remove = |written: &str, keep| {
+            let written = dir.path().join(written);
+            let removed = remove_older(dir.path(), ("a-", &written), keep).unwrap();
+            (removed.gone, removed.later)
+        };
+        let left = || names.map(|name| dir.path().join(name).exists());
+        assert_eq!(remove("a-11.backup", 2), (1, 0));
+        assert_eq!(left(), [false, true, true, true, true, true]);
+        assert_eq!(remove("a-11.backup", 0), (1, 0));
+        assert_eq!(left(), [false, false, true, true, true, true]);
+    }
+
+    #[test]
+    fn a_backup_that_was_just_written_stays_although_a_clock_was_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a-900.backup", "a-901.backup", "a-9.backup"];
+        for name in names {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        let written = dir.path().join("a-9.backup");
+        let removed = remove_older(dir.path(), ("a-", &written), 2).unwrap();
+        assert_eq!((removed.gone, removed.later), (1, 1));
         let left = names.map(|name| dir.path().join(name).exists());
-        assert_eq!(left, [false, true, true, true, true, true]);
-        assert_eq!(remove_older(dir.path(), "a-", 0).unwrap(), 1);
-        assert!(dir.path().join("a-11.backup").exists());
+        assert_eq!(left, [false, true, true]);
+    }
+
+    #[test]
+    fn what_a_killed_drill_left_goes_and_a_living_ones_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let living = dir.path().join(format!("{DRILL}1"));
+        let gone = dir.path().join(format!("{DRILL}{}", u32::MAX));
+        let nobodys = dir.path().join(format!("{DRILL}x"));
+        for dir in [&living, &gone, &nobodys] {
+            fs::create_dir(dir).unwrap();
+            fs::write(dir.join("drill.db"), b"").unwrap();
+        }
+        drop(Temporary::make(dir.path()).unwrap());
+        assert_eq!([&living, &gone, &nobodys].map(|dir| dir.exists()), [true, false, true]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 }

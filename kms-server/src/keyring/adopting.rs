@@ -192,8 +192,13 @@ impl Adopter {
             }
             if is_last || bytes > OWN_BYTES_MAX {
                 bytes = 0;
-                let written = self.write_all(std::mem::take(&mut steps), &entry).await;
-                outcomes.extend(if is_alone { written? } else { written.unwrap_or_default() });
+                let last = steps.last().map(|step| step.outcome.block);
+                match self.write_all(std::mem::take(&mut steps), &entry).await {
+                    Ok(written) => outcomes.extend(written),
+                    Err(error) if is_alone => return Err(error),
+                    // Of several that came, one was left to write: it has an outcome, too.
+                    Err(error) => outcomes.extend(last.map(|block| not_written(block, &error))),
+                }
             }
             if is_last {
                 return Ok(outcomes);
@@ -228,12 +233,10 @@ impl Adopter {
                     in_a_row = 0;
                     outcomes.extend(written);
                 }
-                Err(KeyringError::Store(StoreError::Conflict(_))) => {
-                    outcomes.push(Outcome { block, stored: None, taken: Taken::Conflict });
-                }
                 Err(error) => {
-                    in_a_row += 1;
-                    outcomes.push(not_yet(block, &error));
+                    let outcome = not_written(block, &error);
+                    in_a_row += usize::from(outcome.taken != Taken::Conflict);
+                    outcomes.push(outcome);
                 }
             }
         }
@@ -309,6 +312,16 @@ impl Step {
 }
 
 /// Nothing of this block was taken over, and it may be later.
+/// A block that was decided about and could not be written.
+fn not_written(block: BlockNo, error: &KeyringError) -> Outcome {
+    match error {
+        KeyringError::Store(StoreError::Conflict(_)) => {
+            Outcome { block, stored: None, taken: Taken::Conflict }
+        }
+        error => not_yet(block, error),
+    }
+}
+
 fn not_yet(block: BlockNo, error: &KeyringError) -> Outcome {
     Outcome { block, stored: None, taken: Taken::NotYet(error.to_string()) }
 }

@@ -115,6 +115,11 @@ impl Serving {
         let HeadsAsked { blocks, at_least, wait_ms } = asked;
         let named = blocks.iter().chain(at_least.iter().map(|(block, _)| block));
         self.check(named)?;
+        // They are compared under the ledger's lock each time that a block moves.
+        let most = self.blocks.get() as usize;
+        if blocks.len().max(at_least.len()) > most {
+            return Err(NotServed::Cursors);
+        }
         let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
         let reached = self.reached(&at_least, wait).await;
         Ok((self.heads_of(&blocks).await?, reached))

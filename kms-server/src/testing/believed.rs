@@ -197,6 +197,11 @@ fn a_block_that_another_server_changed_meanwhile_keeps_none_that_came_with_it_wa
             let is_there = stands == block.head.position;
             assert_eq!(is_there, block.head.block != contested, "{}", block.head.block.0);
         }
+        // It has an outcome too where all that came with it stands here already, and nothing else is to be written.
+        let outcomes = adopter.adopt(arrived.clone(), &[], entry()).await.unwrap();
+        let of_it = outcomes.iter().find(|it| it.block == contested);
+        assert_eq!(of_it.map(|it| &it.taken), Some(&Taken::Conflict), "{outcomes:?}");
+        assert_eq!(outcomes.len(), arrived.len());
         // Alone it is an error, and with nobody before it, it is taken.
         let one = vec![arrived[2].clone()];
         assert!(adopter.adopt(one.clone(), &[], entry()).await.is_err());

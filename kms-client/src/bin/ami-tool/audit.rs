@@ -19,9 +19,12 @@ pub(crate) async fn run(
         AuditCommand::List(list) => self::list(client, list, json).await,
         AuditCommand::Nodes => nodes(client, json).await,
         AuditCommand::Follow { node, after } => {
-            let after = match after {
-                Some(after) => after,
-                None => client.audit().last(node).await?,
+            let (node, after) = match after {
+                Some(after) => (node, after),
+                None => {
+                    let (node, last) = client.audit().last(node).await?;
+                    (Some(node), last)
+                }
             };
             let mut events = client.audit().follow(node, after);
             while let Some(event) = events.next().await {
@@ -36,9 +39,12 @@ pub(crate) async fn run(
 async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, Failure> {
     let AuditList { of, node, after, last, limit } = list;
     let audit = client.audit().of_site(&of);
-    let after = match last {
-        Some(last) => audit.last(node).await?.saturating_sub(last),
-        None => after,
+    let (node, after) = match last {
+        Some(last) => {
+            let (node, end) = audit.last(node).await?;
+            (Some(node), end.saturating_sub(last))
+        }
+        None => (node, after),
     };
     // Our own look at the end stands behind it by now.
     let most = last.map_or(usize::MAX, |last| usize::try_from(last).unwrap_or(usize::MAX));
