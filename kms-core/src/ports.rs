@@ -141,6 +141,16 @@ pub trait CounterWitness: Send + Sync + 'static {
     ) -> Option<WitnessSaid>;
 }
 
+/// A memory of this server's outside the database: the highest marks of this site's counters that it reserved or saw.
+#[async_trait]
+pub trait CounterMemory: Send + Sync + 'static {
+    /// All that it knows.
+    fn known(&self) -> Vec<(BlockNo, Witnessed)>;
+
+    /// Keeps each that is higher than what it knows; on disk when this returns.
+    async fn keep(&self, marks: Vec<(BlockNo, Witnessed)>) -> Result<(), WitnessFailed>;
+}
+
 /// No witness: a single site has none, and a site without a peer is told so.
 #[derive(Clone, Copy, Debug)]
 pub struct NoWitness;

@@ -2,7 +2,9 @@
 
 mod alone;
 mod backup;
+mod begin_counters;
 mod check;
+mod counter_marks;
 mod database;
 mod fault;
 mod founding;

@@ -3,8 +3,9 @@
 use std::{borrow::Borrow as _, rc::Rc};
 
 use kms_core::{
-    Position,
+    BlockNo, Position,
     block::{BlockMark, extending::Staged},
+    counters::allocator::Mark,
     replication::following::Input,
     site::{
         admission::{Admitted, NotAdmitted, View, admit, lineage},
@@ -94,6 +95,8 @@ impl World<'_> {
         if promoted {
             db.restored = false;
             db.restored_in = restore.map(|_| record.epoch);
+            let first = |block| Some(Mark::first(BlockNo(block as u32), record.epoch));
+            db.marks = (0..heads.len()).map(first).collect();
             for block in 0..heads.len() {
                 self.re_mac(place.site, block, &record)?;
             }

@@ -103,7 +103,7 @@ impl Database {
             restored_in: None,
             roles: Vec::new(),
             blocks: (0..BLOCKS).map(state).collect(),
-            marks: vec![None; BLOCKS as usize],
+            marks: (0..BLOCKS).map(|block| Some(Mark::first(BlockNo(block), FOUNDING))).collect(),
             witness: [none(), none()],
             aside: BTreeSet::new(),
             raised: Vec::new(),

@@ -41,6 +41,14 @@ pub struct Mark {
     pub term: u64,
 }
 
+impl Mark {
+    /// Of a block whose site begins to write in `epoch`: it stands there before anything is reserved, so that a mark that is
+    /// missing later is always a fault.
+    pub const fn first(block: BlockNo, epoch: Epoch) -> Self {
+        Self { block, epoch, end: FIRST, holder: None, term: 0 }
+    }
+}
+
 /// What a witness outside the database knows of a block's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Witnessed {
@@ -115,6 +123,14 @@ pub enum NotReserved {
         /// What is known.
         known: Witnessed,
     },
+    /// The block has no mark of the epoch: one stands there from the beginning of each epoch on.
+    #[error("block {block} has no mark of its counters of epoch {}: it was taken away or put back outside this service; take a higher epoch", epoch.0)]
+    MarkGone {
+        /// The block.
+        block: BlockNo,
+        /// The site's epoch.
+        epoch: Epoch,
+    },
     /// The database is of a higher epoch.
     #[error("the block's counters are of epoch {}: this process missed a change of role", .0.0)]
     HigherEpoch(Epoch),
@@ -153,8 +169,8 @@ struct Watched {
     holder: NodeId,
     term: u64,
     since: Moment,
-    /// The holder answered what was forwarded to it last.
-    answers: bool,
+    /// The holder serves what is forwarded to it, or is silent; `None`: it was not asked.
+    answers: Option<bool>,
 }
 
 /// The state of one block's counters at one node. Bounded by the lines of the block.
@@ -194,6 +210,8 @@ impl Allocator {
     pub fn stand(&mut self, epoch: Option<Epoch>) {
         if self.epoch != epoch {
             self.epoch = epoch;
+            // Terms begin anew: one that was seen before says nothing of how long it has stood.
+            self.watched = None;
             self.let_go();
         }
     }
@@ -202,6 +220,12 @@ impl Allocator {
     /// of. A setting that says that this is a single site is an answer, too.
     pub fn witness(&mut self, known: Option<Witnessed>) {
         self.witnessed = true;
+        self.remember(known);
+    }
+
+    /// This server itself, or another witness, remembers that so much was reserved: told before anything is given out, and no
+    /// answer of the witness that is to be asked.
+    pub fn remember(&mut self, known: Option<Witnessed>) {
         self.known = self.known.max(known);
         let held =
             self.epoch.zip(self.held).map(|(epoch, held)| Witnessed { epoch, end: held.end });
@@ -210,22 +234,33 @@ impl Allocator {
         }
     }
 
+    /// Whether a reservation over `stored` goes on with what this node holds, and nobody can have taken it over meanwhile.
+    pub fn goes_on(&self, now: Moment, stored: &Mark) -> bool {
+        let margin = TAKE_OVER.saturating_sub(HOLD);
+        self.held.is_some_and(|held| {
+            (held.term, held.end) == (stored.term, stored.end) && now < held.until + margin
+        })
+    }
+
+    /// Whether `stored` is the last that this node wrote, as far as is known.
+    pub fn is_own(&self, stored: &Mark) -> bool {
+        stored.holder == Some(self.node) && self.known == Some(Witnessed::from(stored))
+    }
+
     /// What is to be written in the place of `stored`, if that still is what is stored, in one transaction that also sees
     /// that the site writes in this epoch. Then [`Allocator::reserved`], or [`Allocator::let_go`].
     pub fn reserve(&mut self, now: Moment, stored: Option<&Mark>) -> Result<Mark, NotReserved> {
         let epoch = self.epoch.ok_or(NotReserved::DoesNotWrite)?;
         self.check_witness(epoch, stored)?;
-        let (start, end) = match stored.filter(|mark| mark.epoch >= epoch) {
-            None => {
-                self.let_go();
-                (FIRST, RANGE)
-            }
-            Some(stored) if stored.epoch > epoch => {
-                return Err(NotReserved::HigherEpoch(stored.epoch));
-            }
-            Some(stored) => self.range_behind(now, stored)?,
-        };
-        let term = stored.map_or(0, |mark| mark.term) + 1;
+        let stored = stored.filter(|mark| mark.epoch >= epoch).ok_or_else(|| {
+            self.let_go();
+            NotReserved::MarkGone { block: self.block, epoch }
+        })?;
+        if stored.epoch > epoch {
+            return Err(NotReserved::HigherEpoch(stored.epoch));
+        }
+        let (start, end) = self.range_behind(now, stored)?;
+        let term = stored.term + 1;
         let mark = Mark { block: self.block, epoch, end, holder: Some(self.node), term };
         self.asked = Some(Asked { at: now, start, mark });
         Ok(mark)
@@ -245,7 +280,7 @@ impl Allocator {
     /// Where lines start that were not used yet, and where the range ends that is to be reserved.
     fn range_behind(&mut self, now: Moment, stored: &Mark) -> Result<(u32, u32), NotReserved> {
         let mine = self.held.filter(|held| (held.term, held.end) == (stored.term, stored.end));
-        let more = (stored.end + RANGE).min(SEQUENCES);
+        let more = (stored.end / RANGE + 1).saturating_mul(RANGE).min(SEQUENCES);
         let Some(held) = mine else {
             self.let_go();
             self.wait_for_others(now, stored)?;
@@ -268,11 +303,11 @@ impl Allocator {
         };
         let term = stored.term;
         let same = self.watched.filter(|watched| watched.holder == holder);
-        let answers = same.is_some_and(|watched| watched.answers);
+        let answers = same.and_then(|watched| watched.answers);
         let same = same.filter(|watched| watched.term == term);
         let watched = same.unwrap_or(Watched { holder, term, since: now, answers });
         self.watched = Some(watched);
-        let is_gone = !watched.answers && now >= watched.since + TAKE_OVER;
+        let is_gone = watched.answers != Some(true) && now >= watched.since + TAKE_OVER;
         if is_gone { Ok(()) } else { Err(NotReserved::Held { holder }) }
     }
 
@@ -280,10 +315,17 @@ impl Allocator {
     /// however seldom it is asked: each take-over burns what is left of its range.
     pub fn heard(&mut self, now: Moment, holder: NodeId, answers: bool) {
         let Some(watched) = self.watched.as_mut().filter(|it| it.holder == holder) else { return };
-        if watched.answers && !answers {
+        if watched.answers == Some(true) && !answers {
             watched.since = now;
         }
-        watched.answers = answers;
+        watched.answers = Some(answers);
+    }
+
+    /// The holder is asked: until somebody says that it is silent, it is taken to serve.
+    pub fn asks(&mut self, holder: NodeId) {
+        if let Some(watched) = self.watched.as_mut().filter(|it| it.holder == holder) {
+            watched.answers = watched.answers.or(Some(true));
+        }
     }
 
     /// The mark that was asked for last was written.
@@ -295,6 +337,11 @@ impl Allocator {
         self.known = self.known.max(Some(Witnessed { epoch: mark.epoch, end: mark.end }));
         self.watched = None;
         self.held = Some(Held { start, end: mark.end, term: mark.term, until: at + HOLD });
+    }
+
+    /// The mark that was asked for last is not written: what is held stays.
+    pub fn withdraw(&mut self) {
+        self.asked = None;
     }
 
     /// It is not known whether the mark was written, or another node was quicker: what was held is burnt.

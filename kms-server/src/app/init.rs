@@ -20,7 +20,7 @@ use crate::{
         Hsm, Pin,
         pkcs11::{self, InitError, InitReport, Pkcs11Token},
     },
-    keyring::founding::make_blocks,
+    keyring::founding::{Made, make_blocks},
     store::{Founding, StoreError, WriteStore},
 };
 use kms_core::{
@@ -132,10 +132,11 @@ fn found(
     let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
     let blocks = (0..domain.blocks.get()).map(BlockNo).collect();
     let making = make_blocks(&hsm, &domain, blocks, tell_of(domain.blocks.get()));
-    let blocks = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
+    let made = runtime.block_on(making).map_err(|error| Fault::Token(error.into()))?;
+    let Made { blocks, marks } = made;
     let heads = blocks.iter().map(|made| (made.head.position, made.head.digest)).collect();
     let table = runtime.block_on(sign(&hsm, &mut domain, Vec::new(), heads))?;
-    let founding = Founding::new(domain, blocks, table);
+    let founding = Founding { marks, ..Founding::new(domain, blocks, table) };
     runtime.block_on(store.create_domain(&founding)).map_err(|error| NotFounded {
         may_be_there: matches!(error, StoreError::Unreachable { .. }),
         fault: error.into(),

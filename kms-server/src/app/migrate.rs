@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use super::{
+    begin_counters::{Grounds, begin_counters},
     database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
@@ -17,14 +18,18 @@ use super::{
 };
 use crate::{
     config::Config,
-    hsm::{Hsm, pkcs11::Pkcs11Token},
-    keyring::{Below, Keyring, SiteRole, founding::make_blocks},
+    hsm::{self, Hsm, pkcs11::Pkcs11Token},
+    keyring::{
+        Below, Keyring, SiteRole,
+        founding::{Made, make_blocks},
+    },
     store::{Founding, ReadStore, StoreError, whole::WholeStore},
 };
 use kms_core::{
     BlockNo, DomainRecord, Position,
     audit::SiteKeys,
     block::Digest,
+    counters::allocator::Mark,
     freshness::Freshness,
     site::restored::{Condition, RestoreMark},
 };
@@ -85,21 +90,21 @@ async fn run(config: Config) -> Result<Report, Fault> {
     let store = open_store(&config, false).await?;
     let mut domain = domain_of(store.as_ref()).await?;
     if domain.signature.is_some() {
-        return Err(Fault::Store("this key domain is migrated: there is nothing to do".into()));
+        let hsm = connect(config.hsm, &domain)?;
+        check_domain(&hsm, store.as_ref(), &domain).await?;
+        let Config { site, keyring, profiles, .. } = config;
+        return begin_counters(Grounds { site, hsm, keyring, profiles, store }, domain).await;
     }
     refuse_if_signed_before(&config.site.data_dir).await?;
-    let (width, call_timeout) = (config.hsm.sessions_max, config.hsm.call_timeout);
-    let token = Pkcs11Token::connect(config.hsm, canaries_of(&domain)?);
-    let token = token.map_err(|error| Fault::Token(error.into()))?;
-    let hsm = Hsm::new(Arc::new(token), width, PATIENCE, call_timeout);
+    let hsm = connect(config.hsm, &domain)?;
 
     let found = store.positions().await.map_err(store_fault)?;
     let there: BTreeSet<BlockNo> = found.at.into_iter().map(|(block, _)| block).collect();
     let all = (0..domain.blocks.get()).map(BlockNo);
     let missing: Vec<BlockNo> = all.filter(|block| !there.contains(block)).collect();
     let made = missing.len();
-    let blocks = make_blocks(&hsm, &domain, missing, tell_of(made as u32)).await;
-    let blocks = blocks.map_err(|error| Fault::Token(error.into()))?;
+    let new = make_blocks(&hsm, &domain, missing, tell_of(made as u32)).await;
+    let Made { blocks, mut marks } = new.map_err(|error| Fault::Token(error.into()))?;
     let mut heads = vec![(Position::default(), Digest::default()); domain.blocks.get() as usize];
     let mut set = |block: BlockNo, state| {
         if let Some(place) = heads.get_mut(block.0 as usize) {
@@ -124,10 +129,12 @@ async fn run(config: Config) -> Result<Report, Fault> {
         let head = keyring.records.head(block).await;
         let head = head.map_err(|error| Fault::Store(error.into()))?;
         set(block, (head.position, head.digest));
+        let mark = keyring.counting.seal(Mark::first(block, domain.epoch)).await;
+        marks.push(mark.map_err(|error| Fault::Store(error.into()))?);
     }
     let tips = store.audit_chains().await.map_err(store_fault)?;
     let table = sign(&hsm, &mut domain, tips, heads).await?;
-    let founding = Founding::new(domain, blocks, table);
+    let founding = Founding { marks, ..Founding::new(domain, blocks, table) };
     store.complete_domain(&founding).await.map_err(store_fault)?;
     let meters = store.count_meters().await.map_err(store_fault)?;
     store.close().await;
@@ -140,6 +147,13 @@ async fn run(config: Config) -> Result<Report, Fault> {
         ("blocks made", made.to_string()),
     ];
     Ok(Report { lines: lines.map(|(what, is)| (what.to_owned(), is)).into() })
+}
+
+fn connect(config: hsm::Config, domain: &DomainRecord) -> Result<Hsm, Fault> {
+    let (width, call_timeout) = (config.sessions_max, config.call_timeout);
+    let token = Pkcs11Token::connect(config, canaries_of(domain)?);
+    let token = token.map_err(|error| Fault::Token(error.into()))?;
+    Ok(Hsm::new(Arc::new(token), width, PATIENCE, call_timeout))
 }
 
 /// A server that knows of a head table has seen this domain signed.

@@ -1,6 +1,6 @@
 //! `kms-server serve`: from the checked configuration to a server that answers, and back.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::{
@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     alone::Alone,
+    counter_marks::CounterFile,
     database::{alone_over, open_store},
     fault::Fault,
     ground::Ground,
@@ -143,9 +144,9 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     }
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
-    let peer = two_sites.as_ref().filter(|_| may_write).map(TwoSites::for_counters);
-    let nodes = rpc::NodesClient::new(nodes, &rpc.tls);
-    let transmitting = Arc::new(ground.transmitting(&keyring, (peer, nodes))?);
+    let peer = two_sites.as_ref().filter(|_| may_write);
+    let peer = peer.map(|two_sites| two_sites.for_counters(&keyring.roles));
+    let transmitting = Arc::new(ground.transmitting(&keyring, peer, (nodes, &rpc.tls))?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
@@ -339,20 +340,26 @@ impl Ground {
         Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
     }
 
-    /// `peer`: how the other site is asked, if there is one; and how other nodes are.
+    /// `peer`: how the other site is asked, if there is one; and where other nodes are.
     fn transmitting(
         &self,
         keyring: &Keyring,
-        (peer, nodes): (Option<transmitting::OtherSite>, rpc::NodesClient),
+        peer: Option<transmitting::OtherSite>,
+        (nodes, tls): (BTreeMap<NodeId, rpc::PeerConfig>, &rpc::TlsConfig),
     ) -> Result<Transmitting, Fault> {
+        let (data_dir, domain) = (&self.site.data_dir, &self.domain);
+        let node = node_id(data_dir, &OperatingSystem)?;
         let grounds = transmitting::Grounds {
             store: self.measured.clone(),
             aside: self.measured.clone(),
             clock: Arc::clone(&self.clock),
-            node: node_id(&self.site.data_dir, &OperatingSystem)?,
+            node,
             single_site: self.site.single_site,
             peer,
+            has_others: nodes.keys().any(|other| *other != node),
+            memory: Arc::new(CounterFile::open(data_dir, &domain.domain, domain.blocks)?),
         };
+        let nodes = rpc::NodesClient::new(nodes, tls);
         Ok(Transmitting::new(keyring, grounds).with_nodes(Arc::new(nodes)))
     }
 

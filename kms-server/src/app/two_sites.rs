@@ -6,7 +6,7 @@ use super::{ground::Ground, outside::OperatingSystem};
 use crate::{
     ciphering::Floors,
     config::Peer as PeerSettings,
-    keyring::Keyring,
+    keyring::{Keyring, Roles},
     replication::{
         Answering, Auditing, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
         Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
@@ -65,8 +65,8 @@ impl TwoSites {
     }
 
     /// How counters ask the other site.
-    pub(super) fn for_counters(&self) -> OtherSite {
-        (self.gate(), Arc::new(PeersMemory::new(&self.grounds)))
+    pub(super) fn for_counters(&self, roles: &Arc<Roles>) -> OtherSite {
+        (self.gate(), Arc::new(PeersMemory::new(&self.grounds, Arc::clone(roles))))
     }
 
     /// Starts what goes on beside serving, and gives what serves.

@@ -112,6 +112,15 @@ impl Counting {
         if is_ours { Ok(()) } else { Err(MarkChanged(block).into()) }
     }
 
+    /// Whether this site wrote a mark, as far as can be told without opening its block.
+    pub fn is_authentic_here(&self, stored: &StoredMark) -> bool {
+        let table = self.opener.resident.table(stored.mark.block);
+        let keys = table.filter(|table| table.secret_version() == stored.secret_version);
+        let domain = &self.opener.domain;
+        let keys = keys.as_ref().and_then(|table| BlockKeys::new(domain.domain, table.subkeys()?));
+        keys.is_some_and(|keys| stored.is_authentic(&LocalKey::of(&keys, &domain.site)))
+    }
+
     /// The block's `local` key: derived for each use from what is resident.
     async fn key_of(&self, block: BlockNo) -> Result<(LocalKey, u32), MarkError> {
         let (keys, secret_version) = self.keys_of(block).await?;

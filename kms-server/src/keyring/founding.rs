@@ -11,7 +11,11 @@ use crate::{
 };
 use kms_core::{
     BlockNo, BlockSecret, DomainRecord,
-    block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+    block::{
+        keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+        local::LocalKey,
+    },
+    counters::{allocator::Mark, mark::StoredMark},
     enrolment::bundle::{EnrolledBlock, WrappedSecret},
 };
 
@@ -23,18 +27,27 @@ const FIRST_SECRET: u32 = 1;
 /// Blocks made at the same time: a token far away answers slowly, and to several at once.
 const AT_ONCE: usize = 4;
 
+/// Blocks that were made, and where their counters begin.
+pub struct Made {
+    /// Each without a record.
+    pub blocks: Vec<BlockChange>,
+    /// The mark of each.
+    pub marks: Vec<StoredMark>,
+}
+
 /// Makes `blocks` of `domain`, none of which exists; `made` hears how many there are so far.
 pub async fn make_blocks(
     hsm: &Hsm,
     domain: &DomainRecord,
     blocks: Vec<BlockNo>,
     mut made: impl FnMut(usize),
-) -> Result<Vec<BlockChange>, KeyringError> {
-    let mut done = Vec::with_capacity(blocks.len());
+) -> Result<Made, KeyringError> {
+    let mut done = Made { blocks: Vec::new(), marks: Vec::new() };
     let mut making = stream::iter(blocks).map(|block| make(hsm, domain, block)).buffered(AT_ONCE);
-    while let Some(change) = making.try_next().await? {
-        done.push(change);
-        made(done.len());
+    while let Some((change, mark)) = making.try_next().await? {
+        done.blocks.push(change);
+        done.marks.push(mark);
+        made(done.blocks.len());
     }
     Ok(done)
 }
@@ -93,7 +106,7 @@ async fn make(
     hsm: &Hsm,
     domain: &DomainRecord,
     block: BlockNo,
-) -> Result<BlockChange, KeyringError> {
+) -> Result<(BlockChange, StoredMark), KeyringError> {
     let token = |said| KeyringError::Token { block, said };
     let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
     let random = hsm.random(BlockSecret::LEN).await.map_err(token)?;
@@ -112,6 +125,8 @@ async fn make(
     let keys = BlockKeys::new(domain.domain, &subkeys[..]);
     let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
     let head = keys.first_head(block, FIRST_SECRET, domain.epoch);
+    let local = LocalKey::of(&keys, &domain.site);
+    let mark = StoredMark::sealed(Mark::first(block, domain.epoch), FIRST_SECRET, &local);
     let seals = vec![SealedSecret { secret_version: FIRST_SECRET, kek_id, sealed }];
-    Ok(BlockChange { expected: None, head, seals, records: Vec::new() })
+    Ok((BlockChange { expected: None, head, seals, records: Vec::new() }, mark))
 }

@@ -12,6 +12,7 @@ mod after_rollback;
 mod config;
 mod counting;
 mod damage;
+mod entering;
 mod error;
 mod faults;
 mod following;

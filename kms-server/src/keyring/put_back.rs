@@ -149,6 +149,11 @@ impl Roles {
         Ok(remembers_since(&self.opener.domain, &records, block, met))
     }
 
+    /// Whether an epoch is one that this site may write in; a replica has none.
+    pub fn owns(&self, epoch: Epoch) -> bool {
+        self.opener.domain.kind.owns(epoch)
+    }
+
     /// The epoch in which the domain was founded.
     pub fn founded(&self) -> Epoch {
         self.opener.domain.epoch

@@ -14,17 +14,13 @@ use std::{
 };
 
 use super::{
-    after_rollback::is_since,
-    error::KeyringError,
-    opening::{Opener, Room},
-    seen_peers::SeenPeers,
-    turns::Turn,
-    unknown,
+    after_rollback::is_since, error::KeyringError, opening::Opener, seen_peers::SeenPeers,
+    turns::Turn, unknown,
 };
 use crate::{
     hsm::TokenError,
     store::{
-        AuditedStore, BlockChange, StoreError,
+        AuditedStore, StoreError,
         sites::{Released, RoleRow, RoleStep},
         whole::WholeStore,
     },
@@ -32,7 +28,7 @@ use crate::{
 use kms_core::{
     BlockNo, Epoch, Head, Position, Sequence,
     audit::{AuditEntry, Detail},
-    block::{BlockMark, entering::enter, keys::BlockKeys},
+    block::BlockMark,
     site::{
         admission::{self, Admitted, NotAdmitted, View, Writers},
         changing,
@@ -174,13 +170,6 @@ pub struct Wish {
     pub above: Option<Epoch>,
 }
 
-/// Blocks in a new epoch.
-#[derive(Default)]
-struct Entered {
-    changes: Vec<BlockChange>,
-    left: Vec<(BlockNo, String)>,
-}
-
 /// Blocks as they are stored, in order.
 struct Stored {
     heads: Vec<Head>,
@@ -283,6 +272,7 @@ impl Roles {
             now: RoleRow { epoch, writes: true },
             record,
             blocks: entered.changes,
+            marks: entered.marks,
             left: entered.left.iter().map(|(block, _)| *block).collect(),
             // The audit log has it signed, over these heads.
             table: None,
@@ -546,53 +536,5 @@ impl Roles {
             }
         }
         Ok(heads)
-    }
-
-    /// All blocks in `epoch`. One of which nothing is known stays, if `may_leave`.
-    async fn enter_all(
-        &self,
-        heads: Vec<Head>,
-        epoch: Epoch,
-        may_leave: bool,
-    ) -> Result<Entered, NotChanged> {
-        let mut entered = Entered::default();
-        for head in &heads {
-            let block = head.block;
-            match self.enter_one(head, epoch).await {
-                Ok(change) => entered.changes.push(change),
-                Err(why) if may_leave => entered.left.push((block, why)),
-                Err(why) => return Err(NotChanged::Block { block, why }),
-            }
-        }
-        Ok(entered)
-    }
-
-    /// The keys of a block, if its head is authentic and not older than a state that is known.
-    async fn check(&self, head: &Head) -> Result<BlockKeys, String> {
-        let said = |error: &dyn std::fmt::Display| error.to_string();
-        let opener = &self.opener;
-        let table = match opener.resident.table(head.block) {
-            Some(table) => table,
-            None => {
-                let opened = opener.open_now(head.block, Room::MayCloseOthers).await;
-                Arc::new(opened.map_err(|error| said(&error))?)
-            }
-        };
-        let keys = table.subkeys().and_then(|bytes| BlockKeys::new(opener.domain.domain, bytes));
-        let keys = keys.ok_or_else(|| "its subkeys are incomplete".to_owned())?;
-        if !keys.head_is_authentic(head) {
-            return Err("its head is not what this block's writer wrote".to_owned());
-        }
-        let (block, position, digest) = (head.block, head.position, head.digest);
-        let admitted = opener.freshness.admit(&BlockMark { block, position, digest });
-        admitted.map_err(|_| "it is older than a state that is known".to_owned())?;
-        Ok(keys)
-    }
-
-    async fn enter_one(&self, head: &Head, epoch: Epoch) -> Result<BlockChange, String> {
-        let keys = self.check(head).await?;
-        let new = enter(&keys, head, epoch).map_err(|error| error.to_string())?;
-        let (seals, records) = (Vec::new(), Vec::new());
-        Ok(BlockChange { expected: Some(head.position), head: new, seals, records })
     }
 }

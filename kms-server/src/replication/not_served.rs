@@ -26,6 +26,12 @@ pub enum NotServed {
     /// A follower does not name each block once.
     #[error("a follower names each block of the domain once")]
     Cursors,
+    /// It tells a mark that it can't have reserved, as far as signed records say.
+    #[error(
+        "the mark of block {0} that it tells is of no epoch in which it writes, by signed records that are known here, or \
+         beyond the last sequence: it is told again once they are known"
+    )]
+    Mark(BlockNo),
     /// So many of its streams are open already.
     #[error("the peer has as many streams open here as it may")]
     TooManyFollowers,

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::{
     card::Cards,
+    fencing::Fencing,
     grounds::Grounds,
     messages::{MarksAsked, MarksSaid, Remembered},
     not_served::NotServed,
@@ -24,7 +25,7 @@ use crate::{
 };
 use kms_core::{
     BlockCount, BlockNo, StoredRecord,
-    counters::allocator::Witnessed,
+    counters::{allocator::Witnessed, line::SEQUENCES},
     ports::{CounterWitness, WitnessSaid},
 };
 
@@ -55,6 +56,14 @@ impl Remembering {
     pub async fn exchange(&self, site: &str, asked: MarksAsked) -> Result<Remembered, NotServed> {
         let MarksAsked { marks, lines_of } = asked;
         self.check(marks.iter().map(|(block, _)| block).chain(&lines_of))?;
+        // What signed records say of epochs bounds it: a mark that nobody could reserve would stop its site for ever.
+        let proved = self.roles.standing().epoch;
+        let is_theirs = |mark: &Witnessed| {
+            !self.roles.owns(mark.epoch) && mark.epoch <= proved && mark.end <= SEQUENCES
+        };
+        if let Some((block, _)) = marks.iter().find(|(_, mark)| !is_theirs(mark)) {
+            return Err(NotServed::Mark(*block));
+        }
         self.marks.witness_marks(site, &marks).await?;
         if let Some(block) = lines_of {
             // Whoever was put back himself can't say that nothing was set aside.
@@ -106,14 +115,46 @@ pub struct PeersMemory {
     peer: Arc<dyn Peer>,
     cards: Cards,
     status: Arc<Status>,
+    roles: Arc<Roles>,
+    fencing: Fencing,
+    blocks: BlockCount,
     site: String,
 }
 
 impl PeersMemory {
-    /// Asked over the way that `grounds` have.
-    pub fn new(grounds: &Grounds) -> Self {
-        let Grounds { peer, cards, status, config, .. } = grounds.clone();
-        Self { peer, cards, status, site: config.peer }
+    /// Asked over the way that `grounds` have; `roles` says which epochs are proved.
+    pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
+        let Grounds { peer, cards, status, config, blocks, .. } = grounds.clone();
+        let fencing = Fencing::new(grounds, Arc::clone(&roles));
+        Self { peer, cards, status, roles, fencing, blocks, site: config.peer }
+    }
+
+    /// Why an answer does not count: it speaks of counters that this site can't have reserved, by signed role records. Who
+    /// was put back has forgotten some of them: whoever names a higher epoch shows them first. An answer that is not proved is
+    /// none, and not half of one: what it hides may be what was reserved.
+    async fn unbelieved(&self, said: &MarksSaid) -> Option<String> {
+        if let Err(why) = self.fencing.meet(&said.card).await {
+            return Some(why.to_string());
+        }
+        let proved = self.roles.standing().epoch;
+        let is_ours = |mark: &Witnessed| self.roles.owns(mark.epoch) && mark.epoch <= proved;
+        let wrong = said.marks.iter().find(|(block, mark)| {
+            block.0 >= self.blocks.get() || !is_ours(mark) || mark.end > SEQUENCES
+        });
+        let site = &self.site;
+        if let Some((block, Witnessed { epoch, end })) = wrong {
+            return Some(format!(
+                "site {site} says that counters of block {block} up to {end} of epoch {} were reserved here, and no signed \
+                 record of this site says so: nothing that it says of counters counts; see who holds its certificate's key",
+                epoch.0
+            ));
+        }
+        let since = said.remembers_since.filter(|since| *since > proved)?;
+        Some(format!(
+            "site {site} says that it remembers counters since epoch {}, which no signed record proves: nothing that it \
+             says of counters counts; see who holds its certificate's key",
+            since.0
+        ))
     }
 }
 
@@ -129,11 +170,17 @@ impl CounterWitness for PeersMemory {
         let said = timeout(PATIENCE, self.peer.exchange_marks(card, asked)).await.ok()?;
         let said =
             said.inspect_err(|error| tracing::debug!(%error, "marks are not witnessed")).ok()?;
-        let MarksSaid { card, marks, set_aside, remembers_since } = said;
         // A replica remembers no marks: nobody but the other site is a witness.
-        if !self.cards.is_of_domain(&card) || card.site != self.site {
+        if !self.cards.is_of_domain(&said.card) || said.card.site != self.site {
             return None;
         }
+        let unbelieved = self.unbelieved(&said).await;
+        self.status.not_a_witness(unbelieved.clone());
+        if let Some(why) = unbelieved {
+            tracing::warn!("{why}");
+            return None;
+        }
+        let MarksSaid { card, marks, set_aside, remembers_since } = said;
         self.status.heard(&card);
         Some(WitnessSaid { marks, set_aside, remembers_since })
     }

@@ -144,6 +144,7 @@ struct Known {
     follower: Option<(String, Epoch)>,
     /// What the witnesses say.
     went_back: Vec<String>,
+    not_a_witness: Option<String>,
     witnessed_ms: Option<u64>,
     /// What is wrong with the peer's audit chains.
     audit_broken: Vec<String>,
@@ -293,6 +294,11 @@ impl Status {
         self.known().unproved.retain(|other, (epoch, _)| other != site && *epoch > ours);
     }
 
+    /// Why the other site's answer about counters does not count; `None`: it does.
+    pub(super) fn not_a_witness(&self, why: Option<String>) {
+        self.known().not_a_witness = why;
+    }
+
     /// So many records were set aside and wait for a decision.
     pub(super) fn undecided(&self, waits: u64) {
         self.known().undecided = waits;
@@ -332,6 +338,7 @@ impl Status {
         let reports = reports.map(Reports::of);
         let mut faults: Vec<String> = known.rolled_back.iter().cloned().collect();
         faults.extend(known.unproved.values().map(|(_, reason)| reason.clone()));
+        faults.extend(known.not_a_witness.clone());
         faults.extend(waits(undecided));
         faults.extend(known.went_back.iter().cloned());
         faults.extend(known.audit_broken.iter().cloned());

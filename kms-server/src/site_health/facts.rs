@@ -47,6 +47,8 @@ pub struct Facts {
     pub replication_faults: Vec<String>,
     /// What is wrong with receive floors.
     pub floor_faults: Vec<String>,
+    /// What is wrong with transmit counters.
+    pub counter_faults: Vec<String>,
 }
 
 /// Of the database.
@@ -106,6 +108,7 @@ impl Looks {
             certificate_faults: Vec::new(),
             replication_faults: Vec::new(),
             floor_faults: Vec::new(),
+            counter_faults: Vec::new(),
         }
     }
 }

@@ -42,6 +42,8 @@ kms_core::numbered! {
         Profiles = 14 "profiles",
         /// Receive floors can't be stored, or are not what was written.
         Floors = 15 "floors",
+        /// Marks of transmit counters are not what was written.
+        Counters = 16 "counters",
     }
 }
 
@@ -64,7 +66,8 @@ impl Cause {
             | Self::Certificate
             | Self::Replication
             | Self::Profiles
-            | Self::Floors => None,
+            | Self::Floors
+            | Self::Counters => None,
         }
     }
 }
@@ -118,6 +121,9 @@ impl SiteHealth {
         }
         for fault in &facts.floor_faults {
             add(Cause::Floors, fault.clone());
+        }
+        for fault in &facts.counter_faults {
+            add(Cause::Counters, fault.clone());
         }
         if let Some(fault) = &facts.audit_fault {
             add(Cause::Audit, format!("audit: {fault}"));
@@ -236,6 +242,7 @@ mod tests {
             certificate_faults: Vec::new(),
             replication_faults: Vec::new(),
             floor_faults: Vec::new(),
+            counter_faults: Vec::new(),
         }
     }
 

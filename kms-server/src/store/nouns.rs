@@ -3,6 +3,7 @@
 use kms_core::{
     BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
     audit::{NodeId, Signature},
+    counters::mark::StoredMark,
     freshness::SignedHeadTable,
     site::{
         peer::SignedPeer,
@@ -161,6 +162,8 @@ pub struct Founding {
     pub domain: DomainRecord,
     /// All of its blocks, each without a record: none comes to be later.
     pub blocks: Vec<BlockChange>,
+    /// The mark of each block's counters, of a site that writes from the beginning on.
+    pub marks: Vec<StoredMark>,
     /// The signed table of their heads.
     pub table: SignedHeadTable,
     /// Role records of the domain that a site joins; none of one that is new.
@@ -171,12 +174,9 @@ pub struct Founding {
 
 impl Founding {
     /// A domain that begins here, without another site.
-    pub const fn new(
-        domain: DomainRecord,
-        blocks: Vec<BlockChange>,
-        table: SignedHeadTable,
-    ) -> Self {
-        Self { domain, blocks, table, role_records: Vec::new(), peers: Vec::new() }
+    pub fn new(domain: DomainRecord, blocks: Vec<BlockChange>, table: SignedHeadTable) -> Self {
+        let (marks, role_records, peers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { domain, blocks, marks, table, role_records, peers }
     }
 
     /// The role that the site begins with. One that joins others does not write, whatever its parity: what

@@ -49,6 +49,10 @@ pub const ROLE_TABLE: &str = "heads that change with a role are signed for with 
 /// A role follows from a record.
 pub const ROLE_RECORD: &str = "a change of role follows from a record of its epoch";
 
+/// A mark that is missing is a fault from the beginning of an epoch on.
+pub const ROLE_MARKS: &str =
+    "a site that begins to write marks where the counters of each of its blocks begin";
+
 /// What was reserved stays so.
 pub const MARK_FALLS: &str = "a mark of counters rises, and its term with it";
 
@@ -113,13 +117,20 @@ pub fn check_role(step: &RoleStep) -> Result<(), StoreError> {
             return broken(head.block, ROLE_BLOCKS);
         }
     }
-    let RoleStep { expected, now, record, blocks, table, .. } = step;
+    let RoleStep { expected, now, record, blocks, marks, table, .. } = step;
     let first = BlockNo(0);
     if step.is_past() {
         return Ok(());
     }
     if now.writes == blocks.is_empty() {
         return broken(first, ROLE_BLOCKS);
+    }
+    let begins = |change: &BlockChange, stored: &StoredMark| {
+        stored.mark == Mark::first(change.head.block, now.epoch)
+    };
+    let all_begin = blocks.iter().zip(marks).all(|(change, stored)| begins(change, stored));
+    if blocks.len() != marks.len() || !all_begin {
+        return broken(first, ROLE_MARKS);
     }
     if now.writes != table.is_some() {
         return broken(first, ROLE_TABLE);

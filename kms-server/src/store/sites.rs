@@ -9,6 +9,7 @@ use kms_core::{
     BlockNo, Head, Numbered as _, Position, RecordKey, RecordMac, StoredRecord,
     audit::Signature,
     block::BlockMark,
+    counters::mark::StoredMark,
     freshness::SignedHeadTable,
     site::role::{RoleChange, SignedRoleRecord},
 };
@@ -24,6 +25,8 @@ pub struct RoleStep {
     pub record: SignedRoleRecord,
     /// For a promotion of our own: the heads of all blocks in the new epoch, without records.
     pub blocks: Vec<BlockChange>,
+    /// For such a promotion: the mark of each of these blocks' counters, in the same order.
+    pub marks: Vec<StoredMark>,
     /// For such a promotion: blocks of which nothing is known, and which stay as they are.
     pub left: Vec<BlockNo>,
     /// With them, the number of the head table that is there, and the table over the new heads.
@@ -51,8 +54,18 @@ impl RoleStep {
 
     /// A change of role by which this site does not begin to write.
     pub fn without_blocks(expected: RoleRow, now: RoleRow, record: SignedRoleRecord) -> Self {
-        let (blocks, left) = (Vec::new(), Vec::new());
-        Self { expected, now, record, blocks, left, table: None, released: None, ends: false }
+        let (blocks, marks, left) = Default::default();
+        Self {
+            expected,
+            now,
+            record,
+            blocks,
+            marks,
+            left,
+            table: None,
+            released: None,
+            ends: false,
+        }
     }
 
     /// Whether it only keeps a record of a time that is over: nothing changes of who writes.

@@ -6,8 +6,9 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use kms_core::{
@@ -17,10 +18,10 @@ use kms_core::{
     moment::Moment,
     ports::Clock,
 };
-use tokio::sync::Notify;
 
 use super::{
     home::{Home, at_home},
+    pair::eventually,
     site_common::{Site, title},
     transmitting::{declare, plain, send, talking},
 };
@@ -34,8 +35,10 @@ struct Way {
     to: Mutex<BTreeMap<NodeId, Arc<Transmitting>>>,
     calls: AtomicUsize,
     cut: Mutex<Option<(bool, NotForwarded)>>,
-    /// Where one is, whoever is asked says that he was, and never answers.
-    hangs: Mutex<Option<Arc<Notify>>>,
+    /// Whoever is asked never answers.
+    hangs: AtomicBool,
+    /// So long he takes for each answer.
+    slow: Mutex<Duration>,
 }
 
 /// Moved by the test.
@@ -69,11 +72,11 @@ impl OtherNodes for Way {
         assert_eq!((origin.caller, origin.call), ("hes-1", "Ciphering/EncryptBatch"));
         self.calls.fetch_add(1, Ordering::SeqCst);
         let to = self.to.lock().unwrap().get(&node).cloned().ok_or(NotForwarded::NoAddress)?;
-        let hangs = self.hangs.lock().unwrap().clone();
-        if let Some(asked) = hangs {
-            asked.notify_one();
+        if self.hangs.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        let slow = *self.slow.lock().unwrap();
+        tokio::time::sleep(slow).await;
         let cut = self.cut.lock().unwrap().clone();
         match cut {
             Some((false, why)) => Err(why),
@@ -227,24 +230,82 @@ fn a_holder_that_serves_is_not_taken_over_from_however_seldom_it_is_asked() {
     });
 }
 
+/// A caller of this node who waits for so long.
+async fn asked_within(sending: &Transmitting, patience: Duration) -> Outcome {
+    let origin = Origin { until: Some(Instant::now() + patience), ..ORIGIN };
+    sending.protect_for(&origin, &[plain(1)]).await.outcomes.remove(0)
+}
+
+const HURRY: Duration = Duration::from_millis(40);
+
 #[test]
 fn a_holder_that_hangs_is_taken_over_from_though_no_caller_waits_for_its_answer() {
     at_home(async |home| {
         let time = Arc::<Time>::default();
         let (_site, way, two) = holder_and_other(home, &time).await;
         assert_eq!(counters(&asked(&two, &[1]).await), [2]);
-        let was_asked = Arc::<Notify>::default();
-        *way.hangs.lock().unwrap() = Some(Arc::clone(&was_asked));
-        for seconds in [14, 1] {
-            tokio::select! {
-                outcomes = asked(&two, &[1]) => panic!("{outcomes:?}"),
-                () = was_asked.notified() => time.pass(seconds),
+        way.hangs.store(true, Ordering::SeqCst);
+        let taken = Mutex::new(None);
+        eventually("it is silent for a time of its own, and then taken over from", async || {
+            let outcome = asked_within(&two, HURRY).await;
+            time.pass(16);
+            let is_taken = outcome.verdict == Verdict::Ok;
+            assert!(is_taken || outcome.refusal == Some(Refusal::HeldByAnotherNode), "{outcome:?}");
+            *taken.lock().unwrap() = Some(outcome);
+            is_taken
+        })
+        .await;
+        let outcome = taken.into_inner().unwrap().unwrap();
+        let seen = (outcome.invocation_counter, outcome.by_another);
+        assert_eq!(seen, (RANGE, false), "behind all that was reserved");
+    });
+}
+
+#[test]
+fn a_holder_whose_callers_do_not_wait_is_not_taken_over_from() {
+    at_home(async |home| {
+        let time = Arc::<Time>::default();
+        let (_site, way, two) = holder_and_other(home, &time).await;
+        *way.slow.lock().unwrap() = 8 * HURRY;
+        for round in 0..6 {
+            // Gone by himself, or cut off by his client: both say nothing of the holder.
+            if round % 2 == 0 {
+                let outcome = asked_within(&two, HURRY).await;
+                assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode), "{outcome:?}");
+                assert!(outcome.reason.unwrap().contains("gave no answer"));
+            } else {
+                let cut_off = tokio::time::timeout(HURRY, asked(&two, &[1])).await;
+                assert!(cut_off.is_err(), "{cut_off:?}");
             }
+            time.pass(16);
         }
-        *way.hangs.lock().unwrap() = None;
         let outcome = asked(&two, &[1]).await.remove(0);
-        assert_eq!((outcome.verdict, outcome.by_another), (Verdict::Ok, false), "{outcome:?}");
-        assert_eq!(outcome.invocation_counter, RANGE, "behind all that was reserved");
+        assert!(outcome.by_another && outcome.verdict == Verdict::Ok, "{outcome:?}");
+        assert!(outcome.invocation_counter < RANGE, "{outcome:?}");
+    });
+}
+
+#[test]
+fn a_caller_who_comes_too_late_says_nothing_of_the_holder() {
+    at_home(async |home| {
+        let time = Arc::<Time>::default();
+        let (_site, way, two) = holder_and_other(home, &time).await;
+        let calls = way.calls.load(Ordering::SeqCst);
+        for _ in 0..4 {
+            let outcome = asked_within(&two, Duration::ZERO).await;
+            assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode), "{outcome:?}");
+            assert!(outcome.reason.unwrap().contains("no time was left to ask it"));
+        }
+        assert_eq!(way.calls.load(Ordering::SeqCst), calls, "nobody was asked");
+        // One that serves is late for nobody.
+        assert_eq!(counters(&asked(&two, &[1]).await), [2]);
+        for _ in 0..4 {
+            time.pass(16);
+            let outcome = asked_within(&two, Duration::ZERO).await;
+            assert_eq!(outcome.refusal, Some(Refusal::HeldByAnotherNode), "{outcome:?}");
+        }
+        let outcome = asked(&two, &[1]).await.remove(0);
+        assert_eq!((outcome.invocation_counter, outcome.by_another), (3, true));
     });
 }
 

@@ -26,16 +26,22 @@ use crate::{
 
 type Audit = dyn Fn(AuditAsked, AuditSaid) -> Result<AuditSaid, PeerError> + Send + Sync;
 type Heads = dyn Fn(HeadsSaid) -> HeadsSaid + Send + Sync;
+type Marks = dyn Fn(MarksSaid) -> MarksSaid + Send + Sync;
 
 /// What it changes.
 pub(super) struct Lies {
     pub(super) audit: Box<Audit>,
     pub(super) heads: Box<Heads>,
+    pub(super) marks: Box<Marks>,
 }
 
 impl Default for Lies {
     fn default() -> Self {
-        Self { audit: Box::new(|_, said| Ok(said)), heads: Box::new(|said| said) }
+        Self {
+            audit: Box::new(|_, said| Ok(said)),
+            heads: Box::new(|said| said),
+            marks: Box::new(|said| said),
+        }
     }
 }
 
@@ -87,7 +93,7 @@ impl Peer for Lying {
         card: SiteCard,
         asked: MarksAsked,
     ) -> Result<MarksSaid, PeerError> {
-        self.other.exchange_marks(card, asked).await
+        Ok((self.lies.marks)(self.other.exchange_marks(card, asked).await?))
     }
 
     async fn role_records(

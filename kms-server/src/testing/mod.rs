@@ -15,6 +15,7 @@ mod home;
 mod keyring;
 mod lifecycle;
 mod lying;
+mod marks;
 mod pair;
 mod readiness;
 mod replica;

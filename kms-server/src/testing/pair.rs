@@ -307,7 +307,8 @@ impl Running {
         let syncing =
             Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
         let gate = Arc::new(Confirming::new(&grounds));
-        let peer: OtherSite = (gate.clone(), Arc::new(PeersMemory::new(&grounds)));
+        let peer: OtherSite =
+            (gate.clone(), Arc::new(PeersMemory::new(&grounds, Arc::clone(&keyring.roles))));
         let transmitting = Arc::new(site.transmitting(false, Some(peer)));
         let prover = Arc::clone(&keyring.prover);
         let answering = Arc::new(Answering::new(prover, grounds.cards.clone(), reporting));

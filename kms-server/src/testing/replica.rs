@@ -56,11 +56,21 @@ fn invariant_3_a_replica_remembers_no_counter_for_anybody() {
         let east = Running::start(Arc::clone(&c), &network).await;
         let (grounds, _) = beside(&a, &network, network.south);
         let asked = Some(BlockNo(0));
-        assert!(PeersMemory::new(&grounds).ask(Vec::new(), asked).await.is_none());
+        assert!(
+            PeersMemory::new(&grounds, Arc::clone(&a.keyring.roles))
+                .ask(Vec::new(), asked)
+                .await
+                .is_none()
+        );
         // Nor by its own name: it says so itself.
         let config = Config { peer: "east".to_owned(), ..grounds.config.clone() };
         let named = Grounds { config, ..grounds };
-        assert!(PeersMemory::new(&named).ask(Vec::new(), asked).await.is_none());
+        assert!(
+            PeersMemory::new(&named, Arc::clone(&a.keyring.roles))
+                .ask(Vec::new(), asked)
+                .await
+                .is_none()
+        );
         let card = named.cards.now().await.unwrap();
         let refused = named.peer.exchange_marks(card, MarksAsked::default()).await.unwrap_err();
         assert!(refused.to_string().contains("READ_ONLY_REPLICA"), "{refused}");

@@ -148,7 +148,7 @@ fn invariant_3_what_a_peer_told_counts_when_another_one_is_enrolled_in_its_place
     });
 }
 
-fn remembering_of(site: &Site, grounds: &Grounds) -> Remembering {
+pub(super) fn remembering_of(site: &Site, grounds: &Grounds) -> Remembering {
     Remembering::new(grounds, site.measured.clone(), Arc::clone(&site.keyring.roles))
 }
 
@@ -241,7 +241,7 @@ fn invariant_3_a_server_that_read_its_role_late_asks_the_witness() {
 #[test]
 fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
     at_two_homes(async |north, south| {
-        let (_a, b) = sites(north, south).await;
+        let (a, b) = sites(north, south).await;
         let network = Network::new();
         let (grounds, _) = beside(&b, &network, network.north);
         let remembering = remembering_of(&b, &grounds);
@@ -256,8 +256,9 @@ fn a_site_that_was_put_back_does_not_say_what_it_knew_of_counters() {
         // On the wire, too: nothing was said.
         let b = again(south, "south", None).await;
         let running = Running::start(b, &network).await;
-        let (grounds, _) = beside(&_a, &network, network.south);
-        let said = PeersMemory::new(&grounds).ask(Vec::new(), Some(BlockNo(0))).await;
+        let (grounds, _) = beside(&a, &network, network.south);
+        let memory = PeersMemory::new(&grounds, Arc::clone(&a.keyring.roles));
+        let said = memory.ask(Vec::new(), Some(BlockNo(0))).await;
         assert_eq!(said, None);
         running.cut().await;
     });

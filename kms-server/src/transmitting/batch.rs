@@ -9,6 +9,7 @@ use super::{
     counters::{Counters, Parts},
     figures::Figures,
     forwarding::{Forwarded, NoOtherNodes, Origin, OtherNodes, Way, forward},
+    holders::Holders,
     item::{Outcome, Plain, ProtectedBatch, Whose},
     keys::{self, Given, Prepared},
     refused::NotSent,
@@ -22,7 +23,7 @@ use kms_core::{
     BlockNo, Epoch, MeterId, SystemTitle, Verdict,
     audit::NodeId,
     counters::allocator::{NotAllocated, NotReserved},
-    ports::{Clock, CounterWitness, NoOtherSite, NoWitness, ReplicationGate},
+    ports::{Clock, CounterMemory, CounterWitness, NoOtherSite, NoWitness, ReplicationGate},
 };
 
 /// Blocks whose counters one batch asks for at the same time: a first one takes a commit each.
@@ -45,6 +46,10 @@ pub struct Grounds {
     pub single_site: bool,
     /// The other site; `None`: there is none.
     pub peer: Option<OtherSite>,
+    /// There are other servers of this site.
+    pub has_others: bool,
+    /// What this server remembers of marks outside the database.
+    pub memory: Arc<dyn CounterMemory>,
 }
 
 /// Protects APDUs with the keyring's keys.
@@ -55,15 +60,16 @@ pub struct Transmitting {
     pub(super) identities: Arc<Identities>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) gate: Arc<dyn ReplicationGate>,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) nodes: Arc<dyn OtherNodes>,
+    holders: Arc<Holders>,
     figures: Figures,
 }
 
 impl Transmitting {
     /// Puts the verbs on top of their parts.
     pub fn new(keyring: &Keyring, grounds: Grounds) -> Self {
-        let Grounds { store, aside, clock, node, single_site, peer } = grounds;
+        let Grounds { store, aside, clock, node, single_site, peer, has_others, memory } = grounds;
         let has_peer = peer.is_some();
         let (gate, witness): (Arc<dyn ReplicationGate>, Arc<dyn CounterWitness>) =
             peer.unwrap_or_else(|| (Arc::new(NoOtherSite), Arc::new(NoWitness)));
@@ -80,6 +86,7 @@ impl Transmitting {
             node,
             single_site,
             has_peer,
+            has_others,
         };
         Self {
             reader: keyring.reader.clone(),
@@ -88,8 +95,9 @@ impl Transmitting {
             identities: Arc::clone(&keyring.identities),
             clock,
             gate,
-            counters: Counters::new(parts),
+            counters: Arc::new(Counters::new(parts, memory)),
             nodes: Arc::new(NoOtherNodes),
+            holders: Arc::default(),
             figures: Figures::default(),
         }
     }
@@ -111,9 +119,14 @@ impl Transmitting {
         self.counters.epoch().map(drop)
     }
 
-    /// Runs until the process ends: what the other site remembers of our counters.
+    /// Runs until the process ends: what the other site remembers of our counters, and what this server does.
     pub async fn keep_witness(&self) {
-        self.counters.keep_witness().await;
+        tokio::join!(self.counters.keep_witness(), self.counters.keep_looking());
+    }
+
+    /// What is wrong with the marks of counters.
+    pub fn faults(&self) -> Vec<String> {
+        self.counters.remembered.faults()
     }
 
     /// Gives back what this node has reserved: for one that stops in order.
@@ -140,7 +153,8 @@ impl Transmitting {
         let mut given = self.counters_for(items, &prepared).await;
         let mut forwarded = match origin {
             Some(origin) => {
-                let way = Way { nodes: &*self.nodes, counters: &self.counters, origin };
+                let Self { nodes, counters, holders, .. } = self;
+                let way = Way { nodes, counters, holders, origin };
                 forward(&way, items, &prepared, &mut given).await
             }
             None => Forwarded::default(),

@@ -10,7 +10,10 @@ use kms_core::{
     BlockNo, Epoch, Position,
     audit::NodeId,
     block::BlockMark,
-    counters::{Line, LineName, allocator::Allocator},
+    counters::{
+        Line, LineName,
+        allocator::{Allocator, Mark, Witnessed},
+    },
     moment::Moment,
 };
 
@@ -19,6 +22,10 @@ pub(super) struct BlockCounters {
     pub(super) allocator: Allocator,
     /// Which answer of the witness it knows.
     pub(super) witnessed: u64,
+    /// The mark that nobody who was asked knows more than.
+    pub(super) confirmed: Option<Mark>,
+    /// A mark that the other site is to know before it is used.
+    pub(super) untold: Option<Witnessed>,
     /// The block, as its lines were read last.
     pub(super) read: Option<BlockMark>,
     pub(super) lines: BTreeMap<LineName, (Line, Position)>,
@@ -41,6 +48,8 @@ impl BlockCounters {
         Self {
             allocator: Allocator::new(block, node),
             witnessed: 0,
+            confirmed: None,
+            untold: None,
             read: None,
             lines: BTreeMap::new(),
             damaged: 0,

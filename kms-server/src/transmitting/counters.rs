@@ -10,6 +10,7 @@ use super::{
     blocks::{BlockCounters, Blocks},
     past::{Past, Witness},
     refused::NotSent,
+    remembered::Remembered,
     witnessing::Witnessing,
 };
 use crate::{
@@ -26,10 +27,11 @@ use kms_core::{
     block::BlockMark,
     counters::{
         Line, LineName,
-        allocator::{NotAllocated, Purpose, Wish, Witnessed},
+        allocator::{Mark, NotAllocated, Purpose, Wish, Witnessed},
+        mark::StoredMark,
     },
     moment::Moment,
-    ports::{Clock, CounterWitness, Replicated, ReplicationGate},
+    ports::{Clock, CounterMemory, CounterWitness, Replicated, ReplicationGate},
 };
 
 /// Rows of what was set aside that are looked at at once.
@@ -55,12 +57,15 @@ pub(super) struct Parts {
     /// By configuration.
     pub(super) single_site: bool,
     pub(super) has_peer: bool,
+    /// There are other servers of this site.
+    pub(super) has_others: bool,
 }
 
 /// Gives counters out.
 pub(super) struct Counters {
     pub(super) parts: Parts,
     pub(super) witnessing: Witnessing,
+    pub(super) remembered: Remembered,
     blocks: Blocks,
     past: Past,
     /// The peer is not asked of any block before.
@@ -85,14 +90,19 @@ enum Step {
     /// The peer is to say that it has this state of the block, and what it set aside, if this site may have forgotten
     /// lines.
     AskPeer { mark: BlockMark, forgotten: Option<Epoch> },
+    /// Somebody outside the database is to say that no more was reserved than this mark says.
+    Confirm(Mark),
+    /// The other site is to know of this mark before it is used.
+    Tell(Witnessed),
 }
 
 impl Counters {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Parts, memory: Arc<dyn CounterMemory>) -> Self {
         let witnessing = Witnessing::new(parts.single_site);
         let blocks = Blocks::new(parts.node);
         let past = Past::new(Arc::clone(&parts.roles));
-        Self { parts, witnessing, blocks, past, not_before: Mutex::default() }
+        let (remembered, not_before) = (Remembered::new(memory), Mutex::default());
+        Self { parts, witnessing, remembered, blocks, past, not_before }
     }
 
     /// The epoch in which this site writes.
@@ -120,6 +130,8 @@ impl Counters {
             match step {
                 Step::Given(counter) => return Ok((counter, epoch)),
                 Step::Again => {}
+                Step::Confirm(mark) => self.confirm(&shared, mark, epoch).await?,
+                Step::Tell(mark) => self.tell(&shared, block, mark).await,
                 Step::AskPeer { mark, forgotten } => {
                     let began = self.parts.clock.now();
                     let asked = self.ask_peer(mark, forgotten).await;
@@ -177,14 +189,15 @@ impl Counters {
                 );
             return Ok(Step::AskPeer { mark, forgotten: asks.then_some(epoch) });
         }
+        counters.allocator.remember(self.remembered.of(block));
+        if let Some(mark) = counters.untold {
+            return Ok(Step::Tell(mark));
+        }
         let wish = Wish { line: &line, proved: true, purpose };
         let now = self.parts.clock.now();
         match counters.allocator.allocate(now, &wish) {
             Ok(counter) => Ok(Step::Given(counter)),
-            Err(NotAllocated::Reserve) => {
-                self.reserve(counters, block, now).await?;
-                Ok(Step::Again)
-            }
+            Err(NotAllocated::Reserve) => self.reserve(counters, block, now).await,
             Err(why) => Err(why.into()),
         }
     }
@@ -267,31 +280,54 @@ impl Counters {
         counters: &mut BlockCounters,
         block: BlockNo,
         now: Moment,
-    ) -> Result<(), NotSent> {
+    ) -> Result<Step, NotSent> {
         let Parts { store, counting, .. } = &self.parts;
         self.witnessing.tell(counters, block, counting.began_here(self.epoch()?));
         let stored = store.counter_mark(block).await?;
         if let Some(stored) = &stored {
             counting.check(stored).await?;
         }
-        let mark = counters.allocator.reserve(now, stored.as_ref().map(|stored| &stored.mark))?;
+        let found = stored.map(|stored| stored.mark);
+        let goes_on = found.is_some_and(|mark| counters.allocator.goes_on(now, &mark));
+        let mark = counters.allocator.reserve(now, found.as_ref())?;
+        let confirmed = counters.confirmed.take();
+        let is_doubtful = |found: &Mark| {
+            !goes_on && confirmed != Some(*found) && self.is_doubtful(counters, found)
+        };
+        if let Some(found) = found.filter(is_doubtful) {
+            counters.allocator.withdraw();
+            return Ok(Step::Confirm(found));
+        }
         let sealed = counting.seal(mark).await?;
-        match store.put_counter_mark(stored.as_ref(), &sealed).await {
+        match self.store_mark(stored.as_ref(), &sealed).await {
             Ok(true) => {
                 counters.allocator.reserved(&mark);
                 self.witnessing.note(block, Witnessed::from(&mark));
-                Ok(())
+                let rises = found.map(|found| found.end) < Some(mark.end);
+                let is_told = self.parts.has_others && self.parts.has_peer && rises;
+                counters.untold = is_told.then_some(Witnessed::from(&mark));
             }
-            Ok(false) => {
-                counters.allocator.let_go();
-                Ok(())
-            }
+            Ok(false) => counters.allocator.let_go(),
             // It may be there all the same: what was asked for is burnt.
             Err(error) => {
                 counters.allocator.let_go();
-                Err(error.into())
+                return Err(error);
             }
         }
+        Ok(Step::Again)
+    }
+
+    /// Stores a mark, and has this server remember it outside the database. False: another one is there.
+    async fn store_mark(
+        &self,
+        expected: Option<&StoredMark>,
+        sealed: &StoredMark,
+    ) -> Result<bool, NotSent> {
+        if !self.parts.store.put_counter_mark(expected, sealed).await? {
+            return Ok(false);
+        }
+        self.remembered.keep(vec![(sealed.mark.block, Witnessed::from(&sealed.mark))]).await?;
+        Ok(true)
     }
 
     /// Has the peer say that it has this state of a block, and what it set aside of it, if this site was restored.
@@ -387,6 +423,12 @@ impl Counters {
         let shared = self.blocks.of(self.parts.counting.block_of(name));
         let now = self.parts.clock.now();
         shared.lock().await.allocator.heard(now, holder, serves);
+    }
+
+    /// The holder of a line's block is asked for counters.
+    pub(super) async fn asks(&self, name: &LineName, holder: NodeId) {
+        let shared = self.blocks.of(self.parts.counting.block_of(name));
+        shared.lock().await.allocator.asks(holder);
     }
 
     /// Gives back what this node holds, for one that stops in order: another one need not wait.

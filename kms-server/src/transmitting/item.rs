@@ -51,6 +51,33 @@ pub struct Plain<'a> {
     pub purpose: Purpose,
 }
 
+/// One that is kept for a call that its caller need not wait for.
+pub(super) struct Kept {
+    apdu: Vec<u8>,
+    /// Where the meter is named by it.
+    id: Option<String>,
+    like: Plain<'static>,
+}
+
+impl Kept {
+    pub(super) fn of(item: &Plain<'_>) -> Self {
+        let Plain { setup, client, key_set, envelope, protection, suite, purpose, .. } = *item;
+        let (whose, id) = match item.whose {
+            Whose::Title(title) => (Whose::Title(title), None),
+            Whose::Id(id) => (Whose::Id(""), Some(id.to_owned())),
+        };
+        let apdu = &[];
+        let like =
+            Plain { apdu, whose, setup, client, key_set, envelope, protection, suite, purpose };
+        Self { apdu: item.apdu.to_vec(), id, like }
+    }
+
+    pub(super) fn plain(&self) -> Plain<'_> {
+        let whose = self.id.as_deref().map_or(self.like.whose, Whose::Id);
+        Plain { apdu: &self.apdu, whose, ..self.like }
+    }
+}
+
 /// The outcome of one item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {

@@ -2,24 +2,28 @@
 //! caller never names a counter, it gets one.
 //!
 //! [`batch`] takes APDUs and finds the keys, [`counters`] gives each a counter, of a line in a block whose range this node has
-//! reserved, [`past`] tells what this site may have forgotten, [`witnessing`] asks the other site what it knows of our marks, [`forwarding`] has the node that holds a block protect what came here, [`declaring`] takes in what a key was used with
+//! reserved, [`past`] tells what this site may have forgotten, [`witnessing`] asks the other site what it knows of our marks, [`forwarding`] has the node that holds a block protect what came here, [`confirming`] asks it before a mark is built on, [`remembered`] is what this server knows of them outside the database, [`declaring`] takes in what a key was used with
 //! before it came here. The rules are `kms_core::counters`; here is the database, the peer and the clock.
 
 mod batch;
 mod blocks;
+mod confirming;
 mod counters;
 mod declaring;
 mod figures;
 mod forwarding;
+mod holders;
 mod item;
 mod keeping;
 mod keys;
+mod looking;
 mod past;
 mod refused;
+mod remembered;
 mod witnessing;
 
 pub use batch::{Grounds, OtherSite, Transmitting};
 pub use declaring::{Declaration, Declared, NotDeclared};
-pub use forwarding::{Origin, OtherNodes};
+pub use forwarding::{Origin, OtherNodes, time_left};
 pub use item::{Envelope, Outcome, Plain, ProtectedBatch, Whose};
 pub use refused::{NotForwarded, NotSent};

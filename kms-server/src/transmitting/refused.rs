@@ -146,6 +146,7 @@ const fn of_reservation(why: &NotReserved) -> Refusal {
         NotReserved::DoesNotWrite | NotReserved::HigherEpoch(_) => Refusal::NotPrimary,
         NotReserved::NotWitnessed => Refusal::CountersNotWitnessed,
         NotReserved::RolledBack { .. } => Refusal::CountersRolledBack,
+        NotReserved::MarkGone { .. } => Refusal::CountersDamaged,
         NotReserved::Held { .. } => Refusal::HeldByAnotherNode,
         NotReserved::NoneLeft => Refusal::CountersUsedUp,
     }

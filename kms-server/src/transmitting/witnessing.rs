@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::blocks::BlockCounters;
-use kms_core::{BlockNo, counters::allocator::Witnessed, ports::WitnessSaid};
+use kms_core::{BlockNo, counters::allocator::Witnessed, moment::Moment, ports::WitnessSaid};
 
 /// The most marks in one message.
 const MARKS_MAX: usize = 8_192;
@@ -23,6 +23,8 @@ struct Known {
     answers: u64,
     marks: BTreeMap<BlockNo, Witnessed>,
     to_tell: BTreeMap<BlockNo, Witnessed>,
+    /// It did not answer, and is not asked of a single mark before.
+    not_before: Moment,
 }
 
 impl Witnessing {
@@ -72,6 +74,15 @@ impl Witnessing {
             let kept = known.marks.entry(block).or_insert(mark);
             *kept = (*kept).max(mark);
         }
+    }
+
+    pub(super) fn not_before(&self) -> Moment {
+        self.known().not_before
+    }
+
+    /// It did not answer just now; `None`: it did.
+    pub(super) fn is_away_until(&self, moment: Option<Moment>) {
+        self.known().not_before = moment.unwrap_or_default();
     }
 
     pub(super) fn was_asked(&self) -> bool {

@@ -10,6 +10,7 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,8 +27,9 @@ use kms_core::{
     BlockCount, BlockNo, ClearKey, DomainId, DomainRecord, Epoch, KeyKind, MeterId, MeterPolicy,
     Protection, SecuritySetup,
     audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
+    counters::allocator::Witnessed,
     freshness::{Freshness, HeadTable},
-    ports::{Clock, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
+    ports::{Clock, CounterMemory, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
     profile::Profiles,
     site::peer::PeerKind,
 };
@@ -36,7 +38,10 @@ use kms_server::{
     audit::{self, Audit, sign_head_table},
     ciphering::{Ciphering, Floors, FloorsConfig, Item, Named, OpenedBatch, Outcome, Want},
     hsm::{Hsm, Token},
-    keyring::{self, Keyring, founding::make_blocks},
+    keyring::{
+        self, Keyring,
+        founding::{Made, make_blocks},
+    },
     lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     replication::{Ledger, Noted},
     store::{
@@ -64,6 +69,27 @@ pub struct Site {
     pub ledger: Arc<Ledger>,
     pub commits: Arc<dyn AuditedStore>,
     pub node: NodeId,
+    /// What this node remembers of counters.
+    pub counters: Arc<Remembered>,
+}
+
+/// A memory of counters, as long as it lives.
+#[derive(Default)]
+pub struct Remembered(std::sync::Mutex<BTreeMap<BlockNo, Witnessed>>);
+
+#[async_trait::async_trait]
+impl CounterMemory for Remembered {
+    fn known(&self) -> Vec<(BlockNo, Witnessed)> {
+        self.0.lock().unwrap().iter().map(|(block, mark)| (*block, *mark)).collect()
+    }
+    async fn keep(&self, marks: Vec<(BlockNo, Witnessed)>) -> Result<(), WitnessFailed> {
+        let mut known = self.0.lock().unwrap();
+        for (block, mark) in marks {
+            let kept = known.entry(block).or_insert(mark);
+            *kept = (*kept).max(mark);
+        }
+        Ok(())
+    }
 }
 
 /// A call by the operators of these tests.
@@ -178,8 +204,8 @@ impl Site {
         };
         let hsm = Hsm::new(token, 4, Duration::from_secs(1), Duration::from_secs(5));
         if store.domain().await.unwrap().is_none() {
-            let blocks = match options.blocks_made {
-                Some(blocks) => blocks,
+            let Made { blocks, marks } = match options.blocks_made {
+                Some(blocks) => Made { blocks, marks: Vec::new() },
                 None => {
                     let blocks = (0..options.blocks).map(BlockNo).collect();
                     make_blocks(&hsm, &domain, blocks, |_| {}).await.unwrap()
@@ -190,7 +216,7 @@ impl Site {
             domain.signature = Some(hsm.sign(domain.message()).await.unwrap());
             let table = HeadTable { number: 1, at_ms: 0, tips: Vec::new(), heads };
             let table = sign_head_table(&hsm, &key, &domain.domain, &table).await.unwrap();
-            let founding = Founding::new(domain.clone(), blocks, table);
+            let founding = Founding { marks, ..Founding::new(domain.clone(), blocks, table) };
             store.create_domain(&founding).await.unwrap();
         }
         let clock = options.clock.unwrap_or_else(|| Arc::new(SystemClock::new()));
@@ -252,6 +278,7 @@ impl Site {
         // Where the token is away, or the database is not to be believed, the founding role stays.
         let _ = keyring.roles.look().await;
         Self {
+            counters: Arc::default(),
             ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus(), floors),
             lifecycle: Lifecycle::new(
                 lifecycle::Config { allow_clear: options.allow_clear },
@@ -282,9 +309,29 @@ impl Site {
         single_site: bool,
         peer: Option<transmitting::OtherSite>,
     ) -> Transmitting {
+        self.transmitting_among(single_site, peer, false)
+    }
+
+    /// The same, where the site may have other servers.
+    pub fn transmitting_among(
+        &self,
+        single_site: bool,
+        peer: Option<transmitting::OtherSite>,
+        has_others: bool,
+    ) -> Transmitting {
         let (store, clock, node) = (self.measured.clone(), Arc::clone(&self.clock), self.node);
         let aside = self.measured.clone();
-        let grounds = transmitting::Grounds { store, aside, clock, node, single_site, peer };
+        let memory = self.counters.clone();
+        let grounds = transmitting::Grounds {
+            store,
+            aside,
+            clock,
+            node,
+            single_site,
+            peer,
+            has_others,
+            memory,
+        };
         Transmitting::new(&self.keyring, grounds)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Said, Seen, refused_by, same,
-    site_scene::{FOUNDED, Store, change_role, found, learnt, promotion, row},
+    site_scene::{BLOCKS, FOUNDED, Store, change_role, first_mark, found, learnt, promotion, row},
 };
 use kms_core::{
     BlockNo, Epoch,
@@ -23,6 +23,12 @@ fn mark(block: u32, epoch: u64, end: u32, term: u64) -> StoredMark {
     StoredMark { mark, secret_version: 1, mac: [(end >> 10) as u8 ^ term as u8; 16] }
 }
 
+/// In the place of what stands there.
+async fn reserve(store: &Store, mark: &StoredMark) -> Result<bool, StoreError> {
+    let there = store.counter_mark(mark.mark.block).await?;
+    store.put_counter_mark(there.as_ref(), mark).await
+}
+
 fn not_writer(put: Result<bool, StoreError>, epoch: u64, writes: bool) -> Outcome {
     match put {
         Err(StoreError::NotWriter(there)) if there == row(epoch, writes) => Ok(()),
@@ -32,9 +38,12 @@ fn not_writer(put: Result<bool, StoreError>, epoch: u64, writes: bool) -> Outcom
 
 pub(super) async fn a_mark_is_replaced_only_by_who_knows_it(store: Store) -> Outcome {
     found(&store, true).await?;
-    same((store.counter_mark(BlockNo(3)).await?, store.counter_marks().await?.len()), (None, 0))?;
+    let founded: Vec<_> = (0..BLOCKS).map(|block| first_mark(block, FOUNDED)).collect();
+    same(store.counter_marks().await?, founded.clone())?;
     let (first, second) = (mark(3, FOUNDED, 1_024, 1), mark(3, FOUNDED, 2_048, 2));
-    same(store.put_counter_mark(None, &first).await?, true)?;
+    same(store.counter_mark(BlockNo(3)).await?, Some(founded[3]))?;
+    same(store.put_counter_mark(None, &first).await?, false)?;
+    same(store.put_counter_mark(Some(&founded[3]), &first).await?, true)?;
     same(store.put_counter_mark(None, &second).await?, false)?;
     let unknown = StoredMark { mac: [0xEE; 16], ..first };
     same(store.put_counter_mark(Some(&unknown), &second).await?, false)?;
@@ -44,8 +53,12 @@ pub(super) async fn a_mark_is_replaced_only_by_who_knows_it(store: Store) -> Out
     given_back.mark.holder = None;
     same(store.put_counter_mark(Some(&second), &given_back).await?, true)?;
     let other = mark(1, FOUNDED, 1_024, 1);
-    same(store.put_counter_mark(None, &other).await?, true)?;
-    same(store.counter_marks().await?, vec![other, given_back])
+    same(store.put_counter_mark(Some(&founded[1]), &other).await?, true)?;
+    // A block that has none, as an older version left it.
+    let late = mark(9, FOUNDED, 1_024, 1);
+    same(store.put_counter_mark(None, &late).await?, true)?;
+    let all = vec![founded[0], other, founded[2], given_back, late];
+    same(store.counter_marks().await?, all)
 }
 
 pub(super) async fn a_site_that_does_not_write_in_a_marks_epoch_reserves_nothing(
@@ -54,20 +67,40 @@ pub(super) async fn a_site_that_does_not_write_in_a_marks_epoch_reserves_nothing
     found(&store, true).await?;
     not_writer(store.put_counter_mark(None, &mark(3, 4, 1_024, 1)).await, FOUNDED, true)?;
     let first = mark(3, FOUNDED, 1_024, 1);
-    same(store.put_counter_mark(None, &first).await?, true)?;
+    same(reserve(&store, &first).await?, true)?;
     change_role(&store, &learnt(&store, RoleChange::Demotion, FOUNDED).await?).await?;
     let next = mark(3, FOUNDED, 2_048, 2);
     not_writer(store.put_counter_mark(Some(&first), &next).await, FOUNDED, false)?;
     change_role(&store, &promotion(&store, 4).await?).await?;
     not_writer(store.put_counter_mark(Some(&first), &next).await, 4, true)?;
-    // The sequences of an epoch are its own.
-    same(store.put_counter_mark(Some(&first), &mark(3, 4, 1_024, 2)).await?, true)
+    // The sequences of an epoch are its own: the promotion has marked where they begin, in all blocks.
+    let begun = (0..BLOCKS).map(|block| first_mark(block, 4)).collect::<Vec<_>>();
+    same(store.counter_marks().await?, begun)?;
+    same(reserve(&store, &mark(3, 4, 1_024, 1)).await?, true)
+}
+
+pub(super) async fn a_promotion_without_the_mark_of_each_block_is_refused(store: Store) -> Outcome {
+    found(&store, true).await?;
+    change_role(&store, &learnt(&store, RoleChange::Demotion, FOUNDED).await?).await?;
+    let step = promotion(&store, 4).await?;
+    let before = store.counter_marks().await?;
+    let mut fewer = step.clone();
+    fewer.marks.pop();
+    let (mut further, mut of_before, mut swapped) = (step.clone(), step.clone(), step);
+    further.marks[1].mark.end = 1_024;
+    of_before.marks[1] = first_mark(1, FOUNDED);
+    swapped.marks.swap(0, 1);
+    for wrong in [fewer, further, of_before, swapped] {
+        let said = Said::new();
+        refused_by(store.change_role(&wrong, said.link()).await, rules::ROLE_MARKS)?;
+    }
+    same(store.counter_marks().await?, before)
 }
 
 pub(super) async fn a_mark_that_falls_is_refused(store: Store) -> Outcome {
     found(&store, true).await?;
     let first = mark(3, FOUNDED, 2_048, 5);
-    same(store.put_counter_mark(None, &first).await?, true)?;
+    same(reserve(&store, &first).await?, true)?;
     for lower in [
         mark(3, FOUNDED, 1_024, 6),
         mark(3, FOUNDED, 4_096, 5),
@@ -79,12 +112,12 @@ pub(super) async fn a_mark_that_falls_is_refused(store: Store) -> Outcome {
     }
     let huge = mark(3, FOUNDED, 4_096, u64::MAX);
     refused_by(store.put_counter_mark(Some(&first), &huge).await.map(drop), rules::NUMBER_FITS)?;
-    same(store.counter_marks().await?, vec![first])
+    same(store.counter_mark(BlockNo(3)).await?, Some(first))
 }
 
 pub(super) async fn of_two_reservations_exactly_one_wins(store: Store) -> Outcome {
     found(&store, true).await?;
-    let mut known: Option<StoredMark> = None;
+    let mut known = store.counter_mark(BlockNo(3)).await?;
     for round in 1..=20 {
         let (one, two) = (
             mark(3, FOUNDED, round * 1_024, 2 * u64::from(round)),

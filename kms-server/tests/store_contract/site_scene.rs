@@ -9,6 +9,7 @@ use super::{
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Head, Position, RecordKey, StoredRecord,
     block::BlockMark,
+    counters::{allocator::Mark, mark::StoredMark},
     freshness::SignedHeadTable,
     site::{
         peer::{Peer, PeerKind, SignedPeer},
@@ -81,8 +82,16 @@ pub const fn row(epoch: u64, writes: bool) -> RoleRow {
 pub async fn found(store: &Store, even: bool) -> Result<Scene, Seen> {
     let mut scene = Scene::default();
     let blocks = (0..BLOCKS).map(|block| scene.steps(block, FOUNDED, &[])).collect();
-    store.create_domain(&Founding::new(domain(even), blocks, table(1))).await?;
+    let marks = (0..BLOCKS).map(|block| first_mark(block, FOUNDED)).collect();
+    let founding = Founding { marks, ..Founding::new(domain(even), blocks, table(1)) };
+    store.create_domain(&founding).await?;
     Ok(scene)
+}
+
+/// The mark that a block has from the beginning of an epoch on.
+pub fn first_mark(block: u32, epoch: u64) -> StoredMark {
+    let mark = Mark::first(BlockNo(block), Epoch(epoch));
+    StoredMark { mark, secret_version: 1, mac: [0xF0 | epoch as u8; 16] }
 }
 
 /// The step by which this site begins to write in `epoch`: all heads as they stand, in that epoch.
@@ -92,12 +101,15 @@ pub async fn promotion(store: &Store, epoch: u64) -> Result<RoleStep, Seen> {
         let head = Head { position, mac: [0xAA; 16], ..old };
         BlockChange { expected: Some(old.position), head, seals: Vec::new(), records: Vec::new() }
     });
+    let blocks: Vec<BlockChange> = blocks.collect();
+    let first = |change: &BlockChange| first_mark(change.head.block.0, epoch);
     let there = store.head_table().await?.map(|table| table.number);
     Ok(RoleStep {
         expected: store.role().await?,
         now: row(epoch, true),
         record: role_record(RoleChange::Promotion, epoch),
-        blocks: blocks.collect(),
+        marks: blocks.iter().map(first).collect(),
+        blocks,
         left: Vec::new(),
         table: Some((there, table(there.unwrap_or(0) + 1))),
         released: None,

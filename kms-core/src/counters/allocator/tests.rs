@@ -33,6 +33,11 @@ fn node(n: u8) -> Allocator {
     allocator
 }
 
+/// The mark that a block has from the beginning of an epoch on.
+fn first() -> Option<Mark> {
+    Some(Mark::first(BLOCK, EPOCH))
+}
+
 /// A reservation that is written.
 fn reserve(
     allocator: &mut Allocator,
@@ -51,7 +56,7 @@ fn take(allocator: &mut Allocator, now: u64, line: &Line) -> Result<u32, NotAllo
 
 #[test]
 fn invariant_3_nothing_is_given_out_before_a_range_is_reserved_and_nothing_beyond_it() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     let line = line(1, 0);
     assert_eq!(take(&mut one, 0, &line), Err(NotAllocated::Reserve));
     assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
@@ -69,7 +74,7 @@ fn invariant_3_nothing_is_given_out_before_a_range_is_reserved_and_nothing_beyon
 
 #[test]
 fn a_range_that_expired_is_renewed_and_not_burnt() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     assert_eq!(take(&mut one, 9_999, &line(1, 0)), Ok(0x0200_0001));
     assert_eq!(take(&mut one, 10_000, &line(1, 0)), Err(NotAllocated::Reserve));
@@ -80,7 +85,7 @@ fn a_range_that_expired_is_renewed_and_not_burnt() {
 
 #[test]
 fn invariant_3_after_a_crash_or_an_outcome_that_is_not_known_what_was_reserved_is_burnt() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     take(&mut one, 1, &line(1, 0)).unwrap();
     let mut again = node(1);
@@ -96,7 +101,7 @@ fn invariant_3_after_a_crash_or_an_outcome_that_is_not_known_what_was_reserved_i
 
 #[test]
 fn invariant_3_an_answer_that_is_not_to_the_last_question_reserves_nothing() {
-    let (mut one, stored) = (node(1), None);
+    let (mut one, stored) = (node(1), first());
     let first = one.reserve(ms(0), stored.as_ref()).unwrap();
     one.let_go();
     one.reserved(&first);
@@ -105,7 +110,7 @@ fn invariant_3_an_answer_that_is_not_to_the_last_question_reserves_nothing() {
 
 #[test]
 fn one_node_transmits_for_a_block_and_another_takes_over_behind_its_mark() {
-    let (mut one, mut two, mut stored) = (node(1), node(2), None);
+    let (mut one, mut two, mut stored) = (node(1), node(2), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     let held = Err(NotReserved::Held { holder: NodeId([1; 16]) });
     assert_eq!(reserve(&mut two, 1_000, &mut stored), held);
@@ -123,7 +128,7 @@ fn one_node_transmits_for_a_block_and_another_takes_over_behind_its_mark() {
 
 #[test]
 fn a_holder_that_answers_is_not_taken_over_from_until_it_was_silent_for_long_enough() {
-    let (mut one, mut two, mut stored) = (node(1), node(2), None);
+    let (mut one, mut two, mut stored) = (node(1), node(2), first());
     let holder = NodeId([1; 16]);
     assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
     let held = Err(NotReserved::Held { holder });
@@ -143,7 +148,7 @@ fn a_holder_that_answers_is_not_taken_over_from_until_it_was_silent_for_long_eno
 
 #[test]
 fn a_block_that_was_given_back_is_nobodys_to_wait_for() {
-    let (mut one, mut two, mut stored) = (node(1), node(2), None);
+    let (mut one, mut two, mut stored) = (node(1), node(2), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     stored = one.give_back(&stored.unwrap());
     assert_eq!(take(&mut one, 1, &line(1, 0)), Err(NotAllocated::Reserve));
@@ -153,24 +158,43 @@ fn a_block_that_was_given_back_is_nobodys_to_wait_for() {
 #[test]
 fn invariant_3_a_node_that_started_transmits_once_a_witness_was_asked_and_not_below_what_it_knows()
 {
-    let mut stored = None;
+    let mut stored = first();
     let mut one = Allocator::new(BLOCK, NodeId([1; 16]));
     one.stand(Some(EPOCH));
     assert_eq!(reserve(&mut one, 0, &mut stored), Err(NotReserved::NotWitnessed));
     let known = Witnessed { epoch: EPOCH, end: 3 * RANGE };
     one.witness(Some(known));
-    let rolled_back = Err(NotReserved::RolledBack { found: None, known });
+    let found = Some(Witnessed { epoch: EPOCH, end: FIRST });
+    let rolled_back = Err(NotReserved::RolledBack { found, known });
     assert_eq!(reserve(&mut one, 0, &mut stored), rolled_back);
     // An epoch above it ends that.
     one.stand(Some(Epoch(4)));
+    let mut stored = Some(Mark::first(BLOCK, Epoch(4)));
     assert_eq!(reserve(&mut one, 0, &mut stored), Ok(RANGE));
     // Not 0: a meter that begins with 0 takes what is above it.
     assert_eq!(take(&mut one, 0, &line(1, 0)), Ok(0x0400_0001));
 }
 
 #[test]
+fn invariant_3_a_block_without_a_mark_of_the_epoch_begins_nowhere() {
+    let gone = Err(NotReserved::MarkGone { block: BLOCK, epoch: Epoch(4) });
+    for stored in [None, first(), Some(Mark { end: 9 * RANGE, term: 9, ..first().unwrap() })] {
+        let mut one = node(1);
+        one.stand(Some(Epoch(4)));
+        assert_eq!(one.reserve(ms(0), stored.as_ref()), gone);
+    }
+    // Nor while it holds a range of it.
+    let (mut one, mut stored) = (node(1), first());
+    reserve(&mut one, 0, &mut stored).unwrap();
+    let gone =
+        NotReserved::RolledBack { found: None, known: Witnessed { epoch: EPOCH, end: RANGE } };
+    assert_eq!(one.reserve(ms(1), None), Err(gone));
+    assert_eq!(take(&mut one, 1, &line(1, 0)), Err(NotAllocated::Reserve));
+}
+
+#[test]
 fn invariant_3_a_database_that_lost_its_tail_is_noticed_by_the_process_that_remembers() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     let lost = stored;
     while take(&mut one, 1, &line(1, 0)).is_ok() {}
@@ -180,7 +204,7 @@ fn invariant_3_a_database_that_lost_its_tail_is_noticed_by_the_process_that_reme
     assert!(matches!(refused, NotReserved::RolledBack { .. }), "{refused}");
     assert_eq!(take(&mut one, 20_000, &line(1, 0)), Err(NotAllocated::Reserve));
     // A witness that knows more than this process takes its range away at once.
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     one.witness(Some(Witnessed { epoch: EPOCH, end: RANGE }));
     assert!(one.holds(ms(1)));
@@ -190,7 +214,7 @@ fn invariant_3_a_database_that_lost_its_tail_is_noticed_by_the_process_that_reme
 
 #[test]
 fn invariant_7_who_does_not_write_transmits_nothing() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     one.stand(None);
     assert_eq!(take(&mut one, 1, &line(1, 0)), Err(NotAllocated::DoesNotWrite));
@@ -205,7 +229,7 @@ fn invariant_7_who_does_not_write_transmits_nothing() {
 
 #[test]
 fn a_line_transmits_once_it_is_declared_and_proved() {
-    let (mut one, mut stored) = (node(1), None);
+    let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
     let undeclared = Line::undeclared(name(1));
     assert_eq!(take(&mut one, 1, &undeclared), Err(NotAllocated::Undeclared));
@@ -308,12 +332,12 @@ impl World {
         let site = |even: usize| Site {
             epoch: Epoch(2),
             writes: even == 0,
-            stored: None,
+            stored: first(),
             nodes: [node(1), node(2)],
             offset: Offset::new(0).unwrap(),
         };
         let sites = [site(0), site(1)];
-        let backup = [None, None];
+        let backup = [first(), first()];
         let mut world =
             Self { now: 0, sites, backup, used: BTreeSet::new(), highest: 0, highest_epoch: EPOCH };
         (0..2).for_each(|site| world.stand(site));
@@ -329,6 +353,7 @@ impl World {
         let at = &mut self.sites[site];
         at.epoch = above.max(at.epoch).next_of(site == 0);
         at.writes = true;
+        at.stored = Some(Mark::first(BLOCK, at.epoch));
         self.stand(site);
     }
 

@@ -198,6 +198,10 @@ impl From<NotServed> for Refused {
             NotServed::NoBlock(_) => {
                 Self::Field { field: "blocks", problem: "there is no such block" }
             }
+            NotServed::Mark(_) => Self::Field {
+                field: "marks",
+                problem: "a mark is of an epoch in which its site writes, by signed records that this one knows",
+            },
             NotServed::Cursors => {
                 Self::Field { field: "cursors", problem: "they name each block once, in order" }
             }

@@ -1,9 +1,6 @@
 //! The calls to other nodes of this site. Each is made once: what it asks for is spent by the call.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use async_trait::async_trait;
 use kms_proto::v1::nodes_client::NodesClient as Calls;
@@ -17,14 +14,10 @@ use crate::{
         config::{PeerConfig, TlsConfig},
         messages::{forwarding, papers::BadMessage, request_id::NAME},
     },
-    transmitting::{NotForwarded, Origin, OtherNodes, Plain, ProtectedBatch},
+    transmitting::{NotForwarded, Origin, OtherNodes, Plain, ProtectedBatch, time_left},
 };
 use kms_core::audit::NodeId;
 
-/// The longest wait for an answer, if the caller named none.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// This part of the caller's time is kept to tell him what became of it.
-const KEPT: u32 = 8;
 /// An item's share of an answer beside its APDU: header, tag, numbers, a reason.
 const ITEM_BYTES: usize = 1 << 10;
 /// The rest of an answer.
@@ -52,7 +45,7 @@ impl OtherNodes for NodesClient {
         items: &[Plain<'_>],
     ) -> Result<ProtectedBatch, NotForwarded> {
         let calls = self.nodes.get(&node).ok_or(NotForwarded::NoAddress)?;
-        let wait = wait_of(origin, Instant::now()).ok_or(NotForwarded::Late)?;
+        let wait = time_left(origin.until, Instant::now()).ok_or(NotForwarded::Late)?;
         let mut request = Request::new(forwarding::wire(node, origin, items));
         request.set_timeout(wait);
         if let Ok(id) = origin.request_id.parse() {
@@ -77,14 +70,6 @@ fn unread(BadMessage(what): BadMessage) -> NotForwarded {
     NotForwarded::NoAnswer(format!("its answer can't be read ({what})"))
 }
 
-/// The time that a node has for its answer; `None`: there is none left.
-fn wait_of(origin: &Origin<'_>, now: Instant) -> Option<Duration> {
-    let Some(until) = origin.until else { return Some(PATIENCE) };
-    let left = until.checked_duration_since(now)?;
-    let wait = (left - left / KEPT).min(PATIENCE);
-    (!wait.is_zero()).then_some(wait)
-}
-
 fn not_forwarded(status: &Status) -> NotForwarded {
     if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
         return NotForwarded::NoAnswer(status.message().to_owned());
@@ -100,24 +85,6 @@ fn not_forwarded(status: &Status) -> NotForwarded {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_callers_deadline_is_kept_and_leaves_time_to_tell_him() {
-        let now = Instant::now();
-        let until = |until| Origin {
-            caller: "hes-1",
-            roles: Vec::new(),
-            call: "Ciphering/Encrypt",
-            request_id: "",
-            until,
-        };
-        assert_eq!(wait_of(&until(None), now), Some(PATIENCE));
-        let after = |seconds| Some(now + Duration::from_secs(seconds));
-        assert_eq!(wait_of(&until(after(8)), now), Some(Duration::from_secs(7)));
-        assert_eq!(wait_of(&until(after(3_600)), now), Some(PATIENCE));
-        assert_eq!(wait_of(&until(Some(now)), now), None);
-        assert_eq!(wait_of(&until(Some(now)), now + Duration::from_secs(1)), None);
-    }
 
     #[test]
     fn a_refusal_is_told_from_a_silence() {

@@ -69,6 +69,7 @@ pub(super) fn of_parts(
         promotion_takes_two: config.policy.dual_control().contains(&Verb::Promote),
         roles: Arc::clone(&parts.roles),
         floors: Arc::clone(parts.ciphering.floors()),
+        transmitting: Arc::clone(&parts.transmitting),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),
         budget: budget.clone(),

@@ -46,6 +46,7 @@ use crate::{
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
     store::StandbyLag,
+    transmitting::Transmitting,
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
@@ -81,6 +82,7 @@ pub(crate) struct SiteService {
     pub(crate) promotion_takes_two: bool,
     pub(crate) roles: Arc<Roles>,
     pub(crate) floors: Arc<Floors>,
+    pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) recorder: Recorder,
     pub(crate) enroller: Arc<Enroller>,
     pub(crate) budget: Budget,
@@ -115,6 +117,7 @@ impl site_server::Site for SiteService {
         });
         facts.replication_faults = told.chain(rolled_back).chain(self.old_peer().await).collect();
         facts.floor_faults = self.floors.faults();
+        facts.counter_faults = self.transmitting.faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
         Ok(Response::new(GetStatusResponse {
             site: self.domain.site.clone(),

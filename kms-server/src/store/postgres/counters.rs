@@ -45,6 +45,34 @@ fn stored(row: &PgRow) -> Result<StoredMark, StoreError> {
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
 }
 
+const BEGIN: &str = "\
+INSERT INTO counter_marks (block, epoch, reserved, holder, term, secret_version, mac) \
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bigint[], $7::bytea[]) \
+ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved, \
+holder = excluded.holder, term = excluded.term, secret_version = excluded.secret_version, mac = excluded.mac";
+
+/// Each block's counters begin at its mark, whatever stands there.
+pub(super) async fn begin(
+    connection: &mut PgConnection,
+    marks: &[StoredMark],
+) -> Result<(), WriteError> {
+    let column = |value: fn(&StoredMark) -> u64| -> Result<Vec<i64>, StoreError> {
+        marks.iter().map(|stored| signed(value(stored))).collect()
+    };
+    let holder = |stored: &StoredMark| stored.mark.holder.map(|node| node.0.to_vec());
+    sqlx::query(BEGIN)
+        .bind(column(|stored| stored.mark.block.0.into())?)
+        .bind(column(|stored| stored.mark.epoch.0)?)
+        .bind(column(|stored| stored.mark.end.into())?)
+        .bind(marks.iter().map(holder).collect::<Vec<_>>())
+        .bind(column(|stored| stored.mark.term)?)
+        .bind(column(|stored| stored.secret_version.into())?)
+        .bind(marks.iter().map(|stored| &stored.mac[..]).collect::<Vec<_>>())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 const NEW_MARK: &str = "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \
      VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING";
 const NEXT_MARK: &str = "UPDATE counter_marks SET epoch = $1, reserved = $2, holder = $3, term = $4, secret_version = $5, mac = $6 \

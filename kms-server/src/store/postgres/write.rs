@@ -8,6 +8,7 @@ use sqlx::PgConnection;
 use super::{
     approvals, audit,
     columns::{classify, number, position, signed},
+    counters,
     failure::WriteError,
     index, role,
     rows::{INSERT_HEADS, UPDATE_HEADS, add_seals, check_counts, notify, put_heads, put_records},
@@ -68,6 +69,7 @@ pub(super) async fn found(
     founding: &Founding,
 ) -> Result<(), WriteError> {
     commit(connection, &founding.blocks, Asks::Nobody).await?;
+    counters::begin(connection, &founding.marks).await?;
     for record in &founding.role_records {
         role::add_record(connection, record).await?;
     }
@@ -97,7 +99,10 @@ pub(super) async fn work(
     match work {
         Work::Commit(changes) => commit(connection, changes, Asks::Role).await,
         Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
-        Work::ChangeRole(step) => role::change(connection, step).await,
+        Work::ChangeRole(step) => {
+            role::change(connection, step).await?;
+            counters::begin(connection, &step.marks).await
+        }
         Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,

@@ -1,10 +1,11 @@
 //! Marks of transmit counters.
 
-use sqlx::{SqliteConnection, sqlite::SqliteRow};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     columns::{array, classify, number, optional_array, signed},
     failure::WriteError,
+    pieces::pieces,
     role,
 };
 use crate::store::{StoreError, rules};
@@ -45,6 +46,34 @@ fn stored(row: &SqliteRow) -> Result<StoredMark, StoreError> {
         term: number(row, 4)?,
     };
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
+}
+
+/// Each block's counters begin at its mark, whatever stands there.
+pub(super) async fn begin(
+    connection: &mut SqliteConnection,
+    marks: &[StoredMark],
+) -> Result<(), WriteError> {
+    for piece in pieces(marks) {
+        let mut statement = QueryBuilder::<Sqlite>::new(
+            "INSERT INTO counter_marks (block, epoch, reserved, holder, term, secret_version, mac) ",
+        );
+        statement.push_values(piece, |mut row, StoredMark { mark, secret_version, mac }| {
+            row.push_bind(mark.block.0)
+                .push_bind(mark.epoch.0 as i64) // `rules::NUMBER_FITS`
+                .push_bind(mark.end)
+                .push_bind(mark.holder.map(|node| node.0.to_vec()))
+                .push_bind(mark.term as i64)
+                .push_bind(*secret_version)
+                .push_bind(&mac[..]);
+        });
+        statement.push(
+            " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved, \
+             holder = excluded.holder, term = excluded.term, secret_version = excluded.secret_version, \
+             mac = excluded.mac",
+        );
+        statement.build().execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 const NEW_MARK: &str = "INSERT INTO counter_marks (epoch, reserved, holder, term, secret_version, mac, block) \

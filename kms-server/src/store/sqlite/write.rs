@@ -7,6 +7,7 @@ use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 use super::{
     approvals, audit,
     columns::{number, signed},
+    counters,
     failure::WriteError,
     index,
     pieces::pieces,
@@ -68,6 +69,7 @@ pub(super) async fn found(
     founding: &Founding,
 ) -> Result<(), WriteError> {
     commit(connection, &founding.blocks).await?;
+    counters::begin(connection, &founding.marks).await?;
     for record in &founding.role_records {
         role::add_record(connection, record).await?;
     }
@@ -94,7 +96,10 @@ pub(super) async fn work(
             commit(connection, changes).await
         }
         Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
-        Work::ChangeRole(step) => role::change(connection, step).await,
+        Work::ChangeRole(step) => {
+            role::change(connection, step).await?;
+            counters::begin(connection, &step.marks).await
+        }
         Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,

@@ -1,0 +1,169 @@
+//! Invariant 3 against who writes to the database: the marks of counters are taken away or put back between two runs of a
+//! server, by the database itself. No counter goes out twice, and what is wrong is named.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+
+use std::{collections::BTreeSet, fs};
+
+use common::{
+    Home, client, eventually,
+    fleet::{GAK, GUEK, add, id, title, value},
+    home, warm,
+};
+use kms_client::{
+    CounterDeclaration, KmsClient, MeterName, PlainApdu, Protected, Protecting, TransmitRefusal,
+    Verdict,
+};
+use softhsm_tests::{Role, Running};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
+
+const GET: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
+
+fn line(n: u64) -> String {
+    let hex = |bytes: &[u8]| hex::encode_upper(bytes);
+    let (own, guek, gak) = (hex(title(n).as_bytes()), hex(&value(n, GUEK)), hex(&value(n, GAK)));
+    format!(
+        r#"{{"meter_id":"{}","system_title":"{own}","keys":[{{"kind":"GUEK","value":"{guek}"}},{{"kind":"GAK","value":"{gak}"}}],"policy":{{"client_title":"{}"}}}}"#,
+        id(n),
+        hex(b"AMIHES\x00\x01")
+    )
+}
+
+async fn sql(home: &Home, statements: &str) {
+    let database = home.places().data.join("kms.db");
+    let options = SqliteConnectOptions::new().filename(database).foreign_keys(false);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+struct Up {
+    running: Running,
+    client: KmsClient,
+}
+
+impl Up {
+    async fn of(home: &Home) -> Self {
+        let running = home.start().unwrap();
+        let client = client(home, Role::Dev).await;
+        warm(&client).await;
+        Self { running, client }
+    }
+
+    async fn send(&self) -> Protected {
+        let meter = MeterName::Title(title(1));
+        let plain = PlainApdu { bytes: GET.into(), meter };
+        self.client.encrypt(&plain, Protecting::default()).await.unwrap()
+    }
+
+    async fn refusal(&self) -> TransmitRefusal {
+        let protected = self.send().await;
+        assert!(protected.apdu.is_none(), "{protected:?}");
+        println!("{}", protected.reason.unwrap_or_default());
+        protected.refusal.unwrap()
+    }
+
+    /// It says so in its status, by itself.
+    async fn says(&self, what: &str) {
+        eventually(what, async || {
+            let status = self.client.site_status().await.unwrap();
+            status.faults.iter().any(|fault| fault.contains(what))
+        })
+        .await;
+    }
+
+    /// So many counters, none of which was seen before.
+    async fn use_up(&self, times: usize, seen: &mut BTreeSet<u32>) {
+        for _ in 0..times {
+            let protected = self.send().await;
+            assert_eq!(protected.verdict, Verdict::Ok, "{protected:?}");
+            assert!(seen.insert(protected.invocation_counter.unwrap()), "{protected:?}");
+        }
+    }
+
+    fn stop(self) {
+        assert!(self.running.stop().unwrap().success());
+    }
+}
+
+/// A single site that has sent to a meter, and how its marks stood before.
+async fn sent() -> (Home, BTreeSet<u32>) {
+    let home = home();
+    let up = Up::of(&home).await;
+    add(&up.client, &[line(1)]).await;
+    let declaration = CounterDeclaration {
+        meter: MeterName::Title(title(1)),
+        security_setup: 0,
+        client: 0,
+        broadcast: false,
+        last_invocation_counter: None,
+    };
+    up.client.meters().declare_counter(&declaration).await.unwrap();
+    up.stop();
+    sql(&home, "CREATE TABLE saved AS SELECT * FROM counter_marks").await;
+    let up = Up::of(&home).await;
+    let mut seen = BTreeSet::new();
+    up.use_up(3, &mut seen).await;
+    assert_eq!(up.client.site_status().await.unwrap().faults, [""; 0]);
+    up.running.kill_9().unwrap();
+    (home, seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_3_a_mark_that_is_taken_away_or_put_back_gives_no_counter_out_twice() {
+    let (home, mut seen) = sent().await;
+    sql(&home, "CREATE TABLE newest AS SELECT * FROM counter_marks").await;
+    let put_back = |table| {
+        format!("DELETE FROM counter_marks; INSERT INTO counter_marks SELECT * FROM {table};")
+    };
+    for (rows, refusal, fault) in [
+        (
+            "DELETE FROM counter_marks".to_owned(),
+            TransmitRefusal::CountersDamaged,
+            "have no mark of epoch",
+        ),
+        // Of the founding, and authentic.
+        (put_back("saved"), TransmitRefusal::CountersRolledBack, "were put back"),
+    ] {
+        sql(&home, &rows).await;
+        let up = Up::of(&home).await;
+        assert_eq!(up.refusal().await, refusal);
+        up.says(fault).await;
+        up.stop();
+    }
+    // As it was: it goes on behind what was reserved.
+    sql(&home, &put_back("newest")).await;
+    let up = Up::of(&home).await;
+    up.use_up(3, &mut seen).await;
+    // Under a running server, too.
+    sql(&home, "DELETE FROM counter_marks").await;
+    up.says("have no mark of epoch").await;
+    up.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_without_marks_is_migrated_once_and_not_where_its_server_knows_that_there_were_some()
+{
+    let (home, _) = sent().await;
+    let newest = "DELETE FROM counter_marks WHERE block % 2 = 0";
+    sql(&home, newest).await;
+    let refused = home.run("migrate", &[]).unwrap_err().to_string();
+    assert!(refused.contains("take a higher epoch"), "{refused}");
+    // As an older version left it.
+    sql(&home, "DELETE FROM counter_marks").await;
+    fs::remove_file(home.places().data.join("counter-marks")).unwrap();
+    let up = Up::of(&home).await;
+    assert_eq!(up.refusal().await, TransmitRefusal::CountersDamaged);
+    up.says("run `kms-server migrate` once").await;
+    up.stop();
+    let told = home.run("migrate", &[]).unwrap();
+    assert!(told.contains("blocks whose counters begin"), "{told}");
+    let refused = home.run("migrate", &[]).unwrap_err().to_string();
+    assert!(refused.contains("nothing to do"), "{refused}");
+    let up = Up::of(&home).await;
+    assert_eq!(up.send().await.verdict, Verdict::Ok);
+    assert_eq!(up.client.site_status().await.unwrap().faults, [""; 0]);
+    up.stop();
+}
