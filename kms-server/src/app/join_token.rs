@@ -97,7 +97,9 @@ pub(super) async fn let_in(
     let tokens = SiteTokens { canaries: received.canaries.encode(), ..first.tokens.clone() };
     let signature = hsm.sign(tokens.message()).await?;
     let own = SignedSiteTokens { tokens, signature };
-    store.add_token(&FurtherToken { lists: vec![first, own], seals }).await?;
+    // Another one that joined meanwhile stays.
+    let token = FurtherToken { expected: Vec::new(), lists: vec![first, own], seals };
+    store.add_token(&token).await?;
     Ok(report(domain, received))
 }
 
