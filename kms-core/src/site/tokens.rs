@@ -1,6 +1,10 @@
 //! The tokens of one site. Each has keys of its own, a site KEK and a signing key among them, and opens the same
 //! database. Each of them signs the list of all: whoever believes one of them believes those that it names.
 
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+
 use super::{
     DomainId,
     peer::{FurtherTokens, Peer, key_list, put_keys},
@@ -9,6 +13,24 @@ use crate::{
     audit::{PublicKey, Signature, SiteKeys, Verifies, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
 };
+
+/// The name of a token: the beginning of the fingerprint of its signing key, as `init` and the audit log tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenId(pub [u8; 8]);
+
+impl TokenId {
+    /// Of the token that signs with this key.
+    pub fn of(key: &PublicKey) -> Self {
+        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
+        Self([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// The tokens of a site, as one of them says it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -33,10 +33,9 @@ use kms_core::{
         admission::is_of_former,
         peer::{EnrolledIn, FurtherTokens, Peer, PeerKind, SignedPeer},
         role::SignedRoleRecord,
-        tokens::{SignedSiteTokens, SiteTokens},
+        tokens::{SignedSiteTokens, SiteTokens, TokenId},
     },
 };
-use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 pub use error::EnrolError;
@@ -357,6 +356,5 @@ impl Enroller {
 
 /// The beginning of SHA-256 over a key, for the audit log.
 fn beginning(key: &PublicKey) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    u64::from_be_bytes(TokenId::of(key).0)
 }

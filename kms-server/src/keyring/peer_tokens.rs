@@ -6,14 +6,45 @@ use sha2::{Digest as _, Sha256};
 use super::roles::{NotChanged, Roles, TRIES_MAX};
 use crate::store::{StoreError, sites::PeerStep};
 use kms_core::{
-    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    audit::{AuditOutcome, AuditedCall, Detail, PublicKey, Subject},
     site::{
         peer::{Peer, SignedPeer},
-        tokens::SignedSiteTokens,
+        tokens::{SignedSiteTokens, TokenId},
     },
 };
 
+/// A token whose signatures count for its site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownToken {
+    /// The site.
+    pub site: String,
+    /// Its name.
+    pub id: TokenId,
+    /// SHA-256 over its signing key.
+    pub fingerprint: [u8; 32],
+    /// It is this server's.
+    pub is_own: bool,
+}
+
+impl KnownToken {
+    fn of(site: &str, key: &PublicKey, is_own: bool) -> Self {
+        let (site, fingerprint) = (site.to_owned(), Sha256::digest(key).into());
+        Self { site, id: TokenId::of(key), fingerprint, is_own }
+    }
+}
+
 impl Roles {
+    /// The tokens of this site, this server's first, and those of the other ones.
+    pub async fn tokens(&self) -> Result<Vec<KnownToken>, NotChanged> {
+        let (own, site) = (self.opener.hsm.site_keys().await?, &self.opener.domain.site);
+        let ours = own.iter().map(|key| KnownToken::of(site, key, key == own.first()));
+        let mut tokens: Vec<_> = ours.collect();
+        for peer in self.peers().await? {
+            tokens.extend(peer.keys().iter().map(|key| KnownToken::of(&peer.site, key, false)));
+        }
+        Ok(tokens)
+    }
+
     /// The other sites, as our token has signed for them.
     pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
         let signed = self.signed_peers().await?;
@@ -77,8 +108,7 @@ impl Roles {
         let at_ms = self.opener.clock.unix_ms();
         let mut entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
         for key in peer.keys().iter() {
-            let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
-            entry = entry.with(Detail::PeerKey, u64::from_be_bytes([a, b, c, d, e, f, g, h]));
+            entry = entry.with(Detail::PeerKey, u64::from_be_bytes(TokenId::of(key).0));
         }
         let (site, tokens) = (peer.site.clone(), peer.keys().iter().count());
         let step = PeerStep { expected: Some(row.signature), now: SignedPeer { peer, signature } };

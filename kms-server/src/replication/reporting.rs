@@ -56,6 +56,18 @@ impl Reporting {
         }
     }
 
+    /// Has our cards name this server's token, once that says its name.
+    pub(super) async fn look_at_token(&self) {
+        let makeup = self.grounds.cards.makeup();
+        if makeup.token().is_some() {
+            return;
+        }
+        match self.prover.token().await {
+            Ok(token) => makeup.has_token(token),
+            Err(error) => tracing::warn!(%error, "the token did not say its name"),
+        }
+    }
+
     /// Signs what a site has proved in a round that this one asked for, and keeps the report.
     pub(super) async fn report(
         &self,

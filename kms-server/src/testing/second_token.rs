@@ -165,6 +165,7 @@ fn reported(by: &Site, site: &Site, token: &MemoryToken) -> Paper {
         heads: [0; 32],
         differences: Vec::new(),
         failures: Vec::new(),
+        token: None,
     };
     let body = report.message();
     let signature = token.sign(&body).unwrap();
