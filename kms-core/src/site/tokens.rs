@@ -39,7 +39,8 @@ pub struct SiteTokens {
     pub domain: DomainId,
     /// The operator's name for the site.
     pub site: String,
-    /// The number of the list: it rises with each token that comes.
+    /// The number of the list: the time of the ceremony that it is of, in milliseconds since 1970. So one that is made after a
+    /// restore is another one than the list that was there before.
     pub number: u64,
     /// The signing keys of all of its tokens, the one that was first at the head.
     pub signing: Vec<PublicKey>,
@@ -57,10 +58,17 @@ pub struct SignedSiteTokens {
 }
 
 impl SiteTokens {
+    /// Whether a list of two tokens may have this number.
+    pub fn is_of_two(number: u64) -> bool {
+        (Self::OF_TWO..=Self::NUMBER_MAX).contains(&number)
+    }
+
     /// The most tokens of a site: each block's secret is sealed for each of them.
     pub const COUNT_MAX: usize = Peer::TOKENS_MAX;
-    /// The number of the list of a site with two tokens.
+    /// The least number of the list of a site with two tokens, whatever the clock says.
     pub const OF_TWO: u64 = 2;
+    /// The highest number: some thousand years ahead, so that no list is the last one for good.
+    pub const NUMBER_MAX: u64 = 1 << 48;
 
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
@@ -113,7 +121,7 @@ impl Peer {
     pub fn showing(&self, shown: &SignedSiteTokens) -> Option<Self> {
         let SiteTokens { domain, site, number, signing, .. } = &shown.tokens;
         let is_theirs = *domain == self.domain && *site == self.site;
-        let adds_one = self.tokens.is_none() && *number == SiteTokens::OF_TWO;
+        let adds_one = self.tokens.is_none() && SiteTokens::is_of_two(*number);
         let stays = signing.len() == SiteTokens::COUNT_MAX && signing.contains(&self.signing);
         if !is_theirs || !adds_one || !stays || !shown.is_signed_by(&self.signing) {
             return None;
@@ -125,6 +133,14 @@ impl Peer {
             tokens: Some(FurtherTokens { number: *number, signing: further }),
             ..self.clone()
         })
+    }
+
+    /// The tokens that a list of this site names and that are not known of it, whoever signed that.
+    pub fn strangers(&self, shown: &SignedSiteTokens) -> Vec<TokenId> {
+        let SiteTokens { domain, site, signing, .. } = &shown.tokens;
+        let (known, is_theirs) = (self.keys(), *domain == self.domain && *site == self.site);
+        let strange = |key: &&PublicKey| is_theirs && known.iter().all(|known| known != *key);
+        signing.iter().filter(strange).map(TokenId::of).collect()
     }
 }
 

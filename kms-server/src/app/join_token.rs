@@ -48,7 +48,7 @@ pub(super) fn fits(bundle: &Enrolment, asked: &JoinRequest) -> Result<(), String
     }
     let keys = list.believed_by(&sender.signing, &sender.domain, &sender.site);
     let names_both = list.tokens.signing == [sender.signing, asked.signing];
-    match keys.is_some() && names_both && list.tokens.number == SiteTokens::OF_TWO {
+    match keys.is_some() && names_both && SiteTokens::is_of_two(list.tokens.number) {
         true => Ok(()),
         false => Err("its list of the site's tokens is not one of these two".to_owned()),
     }

@@ -219,7 +219,7 @@ impl Enroller {
         let tokens = SiteTokens {
             domain: self.domain.domain,
             site: self.domain.site.clone(),
-            number: SiteTokens::OF_TWO,
+            number: self.clock.unix_ms().clamp(SiteTokens::OF_TWO, SiteTokens::NUMBER_MAX),
             signing: vec![own, request.signing],
             canaries: self.domain.canaries.clone(),
         };

@@ -148,6 +148,8 @@ struct Known {
     witnessed_ms: Option<u64>,
     /// What is wrong with the peer's audit chains.
     audit_broken: Vec<String>,
+    /// Tokens of either site that the other one does not know.
+    strange_tokens: Vec<String>,
 }
 
 impl Known {
@@ -209,6 +211,15 @@ impl Status {
             tracing::error!("{new}");
         }
         known.went_back = what;
+    }
+
+    /// The tokens of either site that the other one does not know; none: all is well.
+    pub(super) fn strange_tokens(&self, what: Vec<String>) {
+        let mut known = self.known();
+        for new in what.iter().filter(|new| !known.strange_tokens.contains(new)) {
+            tracing::error!("{new}");
+        }
+        known.strange_tokens = what;
     }
 
     /// What is wrong with the peer's audit chains; nothing: all is well.
@@ -342,7 +353,7 @@ impl Status {
         faults.extend(known.unproved.values().map(|(_, reason)| reason.clone()));
         faults.extend(waits(undecided));
         faults.extend(known.went_back.iter().cloned());
-        faults.extend(known.audit_broken.iter().cloned());
+        faults.extend(known.audit_broken.iter().chain(&known.strange_tokens).cloned());
         drop(known);
         let ours = self.makeup.now();
         let differences =

@@ -4518,6 +4518,9 @@ pub struct ShowHeadTablesResponse {
     /// The lists of the tokens of the answering site, each signed by one of them, two at most; none: it has one token.
     #[prost(message, repeated, tag = "4")]
     pub tokens: ::prost::alloc::vec::Vec<SignedPaper>,
+    /// The asker's tokens whose signatures count at the answering site, each as in SiteCard; none: its release does not say.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub asker_tokens: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchAuditEventsRequest {

@@ -267,7 +267,15 @@ pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result
             ("fingerprint", bundle_fingerprint),
             ("signing key", signing),
         ]))?;
-        say("take the file to the joining site, and read its fingerprint out to somebody there")?;
+        say(match request.request.same_site {
+            true => {
+                "with the second token in [hsm], at this site: `kms-server init --join --bundle`; its server has to stand still \
+                     over SQLite"
+            }
+            false => {
+                "take the file to the joining site, and read its fingerprint out to somebody there"
+            }
+        })?;
     }
     Ok(Exit::Good)
 }

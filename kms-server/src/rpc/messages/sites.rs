@@ -308,22 +308,24 @@ pub(crate) fn wire_role_record(signed: &SignedRoleRecord) -> v1::SignedRoleRecor
 pub(crate) fn head_tables(
     response: v1::ShowHeadTablesResponse,
 ) -> Result<HeadTablesSaid, BadMessage> {
-    let v1::ShowHeadTablesResponse { card, own, witnessed, tokens } = response;
+    let v1::ShowHeadTablesResponse { card, own, witnessed, tokens, asker_tokens } = response;
     Ok(HeadTablesSaid {
         card: self::card(card)?,
         own: own.map(papers::table).transpose()?,
         witnessed: witnessed.map(papers::table).transpose()?,
         tokens: papers::token_lists(tokens)?,
+        known: papers::token_ids(&asker_tokens)?,
     })
 }
 
 pub(crate) fn wire_head_tables(said: HeadTablesSaid) -> v1::ShowHeadTablesResponse {
-    let HeadTablesSaid { card, own, witnessed, tokens } = said;
+    let HeadTablesSaid { card, own, witnessed, tokens, known } = said;
     v1::ShowHeadTablesResponse {
         card: Some(wire_card(card)),
         own: own.map(papers::wire_table),
         witnessed: witnessed.map(papers::wire_table),
         tokens: tokens.iter().map(papers::wire_token_list).collect(),
+        asker_tokens: known.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect(),
     }
 }
 
