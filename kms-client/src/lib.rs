@@ -135,7 +135,9 @@ pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };
 pub use secret::KeyBytes;
-pub use site::{KeyringStatus, SiteStatus, StandbyStatus, StoreStatus, TokenStatus, WarmUp};
+pub use site::{
+    KeyringStatus, SiteStatus, SiteToken, StandbyStatus, StoreStatus, TokenStatus, WarmUp,
+};
 pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};
 pub use transmitting::{
     ApduProtection, CipheringForm, CounterDeclaration, CounterDeclared, CounterPurpose, PlainApdu,

@@ -68,6 +68,8 @@ pub struct SignedReport {
     pub differences: Vec<&'static str>,
     /// What failed, as sentences.
     pub failures: Vec<String>,
+    /// The token of the site that it is about, by its id; empty: it does not say.
+    pub token: String,
     /// When it was made: `GREEN`, `YELLOW` or `RED`.
     pub colour: &'static str,
     /// What was signed; hex.
@@ -105,6 +107,7 @@ impl SignedReport {
             heads: hex::encode(report.heads),
             differences: report.differences.iter().map(|it| it.word()).collect(),
             failures: report.failures.clone(),
+            token: report.token.map_or_else(String::new, |token| token.to_string()),
             colour,
             message: hex::encode(&wire.message),
             signature: hex::encode(&wire.signature),

@@ -66,6 +66,8 @@ pub struct ReadinessStatus {
     pub oldest_proof_ms: u64,
     /// What failed, in sentences. Not all of very many.
     pub failures: Vec<String>,
+    /// The peer's token that proved it, by its id; empty: its release does not say.
+    pub token: String,
 }
 
 pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
@@ -84,6 +86,7 @@ pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
         failed: wire.failed,
         oldest_proof_ms: wire.oldest_proof_ms,
         failures: wire.failures,
+        token: wire.token,
     };
     ReplicationStatus {
         peer: wire.peer,

@@ -42,6 +42,21 @@ pub struct SiteStatus {
     pub replication: Option<ReplicationStatus>,
     /// Records that one site wrote alone and that wait for a decision.
     pub undecided_divergence: u64,
+    /// The tokens whose signatures count, of this site and of others; none: it can't be told now.
+    pub tokens: Vec<SiteToken>,
+}
+
+/// A token whose signatures count for its site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SiteToken {
+    /// The site.
+    pub site: String,
+    /// Its name: the beginning of its fingerprint, 16 hex digits.
+    pub id: String,
+    /// SHA-256 over its signing key, 64 hex digits.
+    pub fingerprint: String,
+    /// The server that answers has it; of another site, the server of it that was heard last.
+    pub in_use: bool,
 }
 
 /// Opening blocks in the background after start.
@@ -181,8 +196,14 @@ fn from_wire(wire: v1::GetStatusResponse) -> Result<SiteStatus, ProtocolError> {
         faults: wire.faults,
         replication: wire.replication.map(replication::from_wire),
         undecided_divergence: wire.undecided_divergence,
+        tokens: wire.tokens.into_iter().map(site_token).collect(),
         standing: wire.standing.map(SiteStanding::from_wire).transpose()?,
     })
+}
+
+fn site_token(wire: v1::SiteToken) -> SiteToken {
+    let v1::SiteToken { site, id, fingerprint, in_use } = wire;
+    SiteToken { site, id, fingerprint, in_use }
 }
 
 /// Asks for the enrolment of another site.

@@ -20,7 +20,7 @@ use kms_core::{
 };
 use kms_server::store::{
     SealedSecret, StoreError,
-    sites::{Divergent, Released, RoleRow, RoleStep},
+    sites::{Divergent, PeerStep, Released, RoleRow, RoleStep},
     sqlite::{Config, SqliteStore},
     tokens::FurtherToken,
     whole::{RestoreState, RollBack, WholeStore},
@@ -50,7 +50,8 @@ async fn filled(store: Arc<dyn WholeStore>) {
         let change = scene.steps(block, FOUNDED, &meters);
         store.commit(&[change], Said::new().link()).await.unwrap();
     }
-    store.put_peer(&peer("south", 3), Said::new().link()).await.unwrap();
+    let south = PeerStep { expected: None, now: peer("south", 3) };
+    store.put_peer(&south, Said::new().link()).await.unwrap();
     let record = store.block(BlockNo(1)).await.unwrap().unwrap().records.remove(0);
     let divergent =
         Divergent { block: BlockNo(1), record, site: "süd".to_owned(), at_ms: 5, decided: None };
@@ -276,8 +277,8 @@ async fn with_a_second_token(store: Arc<dyn WholeStore>) {
         let sealed = SealedSecret { secret_version: 1, kek_id: [kek; 16], sealed: vec![kek; 5] };
         (BlockNo(block), vec![sealed])
     };
-    let token =
-        FurtherToken { lists: vec![list(1), list(2)], seals: vec![seal(1, 77), seal(2, 77)] };
+    let (expected, seals) = (Vec::new(), vec![seal(1, 77), seal(2, 77)]);
+    let token = FurtherToken { expected, lists: vec![list(1), list(2)], seals };
     store.add_token(&token).await.unwrap();
     assert_eq!(store.site_tokens().await.unwrap(), token.lists);
     for block in [1, 2] {
@@ -285,11 +286,23 @@ async fn with_a_second_token(store: Arc<dyn WholeStore>) {
         assert_eq!((seals.len(), seals.iter().filter(|it| it.kek_id == [77; 16]).count()), (2, 1));
     }
     // A seal that is there stays, and then nothing else is written either.
-    let other = FurtherToken { lists: vec![list(3)], seals: vec![seal(1, 78), seal(2, 77)] };
+    let expected: Vec<_> = token.lists.iter().map(|list| list.signature).collect();
+    let seals = vec![seal(1, 78), seal(2, 77)];
+    let other = FurtherToken { expected: expected.clone(), lists: vec![list(3)], seals };
     let refused = store.add_token(&other).await;
     assert!(matches!(refused, Err(StoreError::Rule { .. })), "{refused:?}");
     assert_eq!(store.site_tokens().await.unwrap(), token.lists);
     assert_eq!(store.block(BlockNo(1)).await.unwrap().unwrap().seals.len(), 2);
+    // Who was made from other lists is not the first.
+    for expected in [Vec::new(), vec![[1; 64], [9; 64]], vec![expected[0]]] {
+        let late = FurtherToken { expected, lists: vec![list(3), list(4)], seals: Vec::new() };
+        let refused = store.add_token(&late).await;
+        assert!(matches!(refused, Err(StoreError::Taken { .. })), "{refused:?}");
+        assert_eq!(store.site_tokens().await.unwrap(), token.lists);
+    }
+    let next = FurtherToken { expected, lists: vec![list(3)], seals: Vec::new() };
+    store.add_token(&next).await.unwrap();
+    assert_eq!(store.site_tokens().await.unwrap(), next.lists);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

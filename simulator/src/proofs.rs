@@ -150,7 +150,7 @@ impl NodeProofs {
         let is_newest = |known: &KnownReports| known.newest() == Some(&*paper.signed);
         let known = &mut self.known[about];
         let before = is_newest(known);
-        known.learn(&paper.signed, epoch, now.0);
+        known.learn(&paper.signed, (epoch, None), now.0);
         if !before && is_newest(known) {
             self.learned[about] = Some(now.1);
         }

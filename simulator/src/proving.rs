@@ -418,7 +418,7 @@ impl World<'_> {
             true => known.newest()?.report.epoch,
             false => node.standing.epoch,
         };
-        known.ready(epoch, AGE_MAX, self.stamp(place)).ok().map(|()| about)
+        known.ready((epoch, None), AGE_MAX, self.stamp(place)).ok().map(|()| about)
     }
 
     fn see_openings(&mut self, site: usize) {

@@ -195,3 +195,55 @@ async fn a_list_of_tokens_that_somebody_changed_is_not_believed() {
     }
     site.start().unwrap().stop().unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_the_second_token_wrote_comes_back_at_it_and_not_at_the_first_one() {
+    let (dir, pair) = laid_out();
+    let site = &pair.a;
+    site.init().unwrap();
+    let a = site.start().unwrap();
+    add(&client(site, Role::Dev).await, &[line(1), line_in_hsm(2)]).await;
+    enrol_second(site, a);
+    let a = site.start().unwrap();
+    let at_a = client(site, Role::Dev).await;
+    // Which tokens count, and which one this is.
+    let known = at_a.site_status().await.unwrap().tokens;
+    let in_use: Vec<bool> = known.iter().map(|token| token.in_use).collect();
+    assert_eq!(in_use, [true, false], "{known:?}");
+    assert!(known.iter().all(|token| token.fingerprint.starts_with(&token.id)), "{known:?}");
+    let said = said_by(site, "status", &["site", "status"]).unwrap();
+    assert!(said.contains(&format!("site-a {}, in use", known[0].id)), "{said}");
+
+    let backup = dir.path().join("second.backup").display().to_string();
+    let (code, said) = server(site, "backup", &["--out", &backup, "--drill"]);
+    assert_eq!(code, Some(0), "{said}");
+    a.stop().unwrap();
+    let lose = || {
+        for name in ["kms.db", "kms.db-wal", "kms.db-shm"] {
+            let _ = fs::remove_file(site.places().data.join(name));
+        }
+    };
+    lose();
+    use_token(site, FIRST);
+    let (code, said) = server(site, "restore", &["--from", &backup]);
+    assert_ne!(code, Some(0), "{said}");
+    lose();
+    use_token(site, SECOND);
+    let (code, said) = server(site, "restore", &["--from", &backup]);
+    assert_eq!(code, Some(0), "{said}");
+    // Either token opens what came back.
+    for label in [SECOND, FIRST] {
+        use_token(site, label);
+        let a = site.start().unwrap();
+        let at_a = client(site, Role::Dev).await;
+        for n in [1, 2] {
+            let opened = at_a.decrypt(&apdu(push(n))).await.unwrap().verdict();
+            assert_eq!(opened, Verdict::Ok, "{label}: {n}");
+        }
+        let ids = |known: &[kms_client::SiteToken]| -> BTreeSet<String> {
+            known.iter().map(|token| token.id.clone()).collect()
+        };
+        assert_eq!(ids(&at_a.site_status().await.unwrap().tokens), ids(&known));
+        a.stop().unwrap();
+    }
+}

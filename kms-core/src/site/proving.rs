@@ -2,7 +2,8 @@
 //! [`KnownReports`] are what any site knows of one that follows.
 //!
 //! A proof is as old as its question, whenever the answer came and was looked at. Its age is told by both clocks of the
-//! machine, and the one that says more is believed. Nothing that was proved in another epoch counts.
+//! machine, and the one that says more is believed. Nothing that was proved in another epoch counts, and nothing that another
+//! token of the site opened: what two of them open together neither of them opens.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,6 +11,7 @@ use super::{
     DomainId,
     makeup::Difference,
     readiness::{ReadinessReport, SignedReadiness, heads_digest},
+    tokens::TokenId,
 };
 use crate::{
     BlockCount, BlockNo, Epoch, block::BlockMark, moment::Stamp, replication::following::PeerCard,
@@ -62,6 +64,7 @@ pub struct Proofs {
     blocks: u32,
     age_max_ms: u64,
     epoch: Epoch,
+    token: Option<TokenId>,
     round: u64,
     known: BTreeMap<BlockNo, Known>,
 }
@@ -70,14 +73,22 @@ impl Proofs {
     /// None yet. One that is older than `age_max` is none.
     pub fn new(blocks: BlockCount, age_max: Duration) -> Self {
         let age_max_ms = millis(age_max);
-        let (epoch, known) = (Epoch::default(), BTreeMap::new());
-        Self { blocks: blocks.get(), age_max_ms, epoch, round: 0, known }
+        let (epoch, token, known) = (Epoch::default(), None, BTreeMap::new());
+        Self { blocks: blocks.get(), age_max_ms, epoch, token, round: 0, known }
     }
 
     /// The asker writes in this epoch: what was proved in another one is forgotten.
     pub fn stand(&mut self, epoch: Epoch) {
         if self.epoch != epoch {
             self.epoch = epoch;
+            self.known.clear();
+        }
+    }
+
+    /// This token of the other site answers from now on: what another one proved is forgotten.
+    pub fn answered_by(&mut self, token: Option<TokenId>) {
+        if self.token != token {
+            self.token = token;
             self.known.clear();
         }
     }
@@ -124,7 +135,8 @@ impl Proofs {
 
     /// All of it, as of now. `fault`: why the round did not come to its end.
     pub fn sum(&self, now: Stamp, fault: Option<String>) -> Readiness {
-        let mut sum = Readiness { epoch: self.epoch, at_ms: now.unix_ms, ..Readiness::default() };
+        let (epoch, token, at_ms) = (self.epoch, self.token, now.unix_ms);
+        let mut sum = Readiness { epoch, token, at_ms, ..Readiness::default() };
         sum.failures.extend(fault);
         let mut oldest = 0;
         for known in self.known.values() {
@@ -157,6 +169,8 @@ impl Proofs {
 pub struct Readiness {
     /// The epoch that it was proved in.
     pub epoch: Epoch,
+    /// The token that proved it; `None`: it did not say its name.
+    pub token: Option<TokenId>,
     /// The moment; milliseconds since 1970.
     pub at_ms: u64,
     /// Blocks that were proved within the time.
@@ -207,6 +221,7 @@ impl Readiness {
             heads,
             differences,
             failures: self.failures.clone(),
+            token: self.token,
         }
     }
 }
@@ -224,6 +239,16 @@ pub enum NotReady {
         of: Epoch,
         /// As of now.
         now: Epoch,
+    },
+    /// The newest one is about another token of the site.
+    #[error(
+        "what was proved last is of this site's token {of}, and nothing of token {own}, which this server has"
+    )]
+    OtherToken {
+        /// Of the report.
+        of: TokenId,
+        /// The one in use.
+        own: TokenId,
     },
     /// Something is not proved.
     #[error("{proved} of {blocks} blocks are proved, {failed} failed{why}")]
@@ -266,6 +291,12 @@ impl Learned {
         (self.signed.report.epoch, self.signed.report.at_ms)
     }
 
+    /// Whether it is about the token with this name, as far as anybody says.
+    fn is_of(&self, own: Option<TokenId>) -> bool {
+        let of = self.signed.report.token;
+        own.is_none() || of.is_none() || of == own
+    }
+
     fn ahead_ms(&self, now: Stamp) -> u64 {
         self.signed.report.at_ms.saturating_sub(now.unix_ms)
     }
@@ -290,12 +321,23 @@ impl KnownReports {
     /// A report that lies further ahead of our clock is not believed.
     pub const AHEAD_MAX_MS: u64 = 5 * 60 * 1_000;
 
-    /// A report; the site is in this epoch. One of it goes before those of others, which may be of an epoch that a database
-    /// which was rolled back has forgotten. Else an older one than is known changes nothing, unless that is of the future.
-    pub fn learn(&mut self, signed: &SignedReadiness, epoch: Epoch, now: Stamp) {
+    /// A report; the site is in this epoch, and `own` is this server's token, if the report is of its site. One of that token
+    /// goes before those of another one; then one of the epoch before those of others, which may be of an epoch that a
+    /// database which was rolled back has forgotten. Else an older one than is known changes nothing, unless that is of the future.
+    pub fn learn(
+        &mut self,
+        signed: &SignedReadiness,
+        (epoch, own): (Epoch, Option<TokenId>),
+        now: Stamp,
+    ) {
         let learned = Learned { signed: signed.clone(), at: now };
         let is_newer = |before: &Option<Learned>| {
             let Some(before) = before else { return true };
+            match [before, &learned].map(|it| it.is_of(own)) {
+                [true, false] => return false,
+                [false, true] => return true,
+                _ => {}
+            }
             match [before, &learned].map(|it| it.place().0 == epoch) {
                 [true, false] => false,
                 [false, true] => true,
@@ -324,10 +366,21 @@ impl KnownReports {
         self.complete.as_ref().map(|learned| &learned.signed)
     }
 
-    /// Whether the site is ready now, in this epoch: each block and each KEK is proved in it, within `age_max`.
-    pub fn ready(&self, epoch: Epoch, age_max: Duration, now: Stamp) -> Result<(), NotReady> {
+    /// Whether the site is ready now, in this epoch: each block and each KEK is proved in it, within `age_max`; if it is this
+    /// server's own site, of `own`, the token that it has.
+    pub fn ready(
+        &self,
+        (epoch, own): (Epoch, Option<TokenId>),
+        age_max: Duration,
+        now: Stamp,
+    ) -> Result<(), NotReady> {
         let newest = self.newest.as_ref().ok_or(NotReady::Nothing)?;
         let report = &newest.signed.report;
+        if let (Some(of), Some(own)) = (report.token, own)
+            && of != own
+        {
+            return Err(NotReady::OtherToken { of, own });
+        }
         if report.epoch != epoch {
             return Err(NotReady::OtherEpoch { of: report.epoch, now: epoch });
         }

@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::{DomainId, makeup::Difference};
+use super::{DomainId, makeup::Difference, tokens::TokenId};
 use crate::{
     Epoch, Numbered as _,
     audit::{Signature, Verifies, is_signed},
@@ -52,6 +52,8 @@ pub struct ReadinessReport {
     pub differences: Vec<Difference>,
     /// The first failures, as sentences.
     pub failures: Vec<String>,
+    /// The token of the site that all of it is about; `None`: a release signed this that asked no token for its name.
+    pub token: Option<TokenId>,
 }
 
 /// A report, and the signature of the site that asked.
@@ -104,8 +106,9 @@ impl ReadinessReport {
     /// The message that is signed, which is its encoding. What is too long or too much of the failures is left out.
     pub fn message(&self) -> Vec<u8> {
         let Self { domain, site, by, epoch, at_ms, blocks, proved, failed, .. } = self;
-        let Self { oldest_ms, keks, heads, differences, failures, .. } = self;
-        let mut out = [LABEL, &domain.0[..]].concat();
+        let Self { oldest_ms, keks, heads, differences, failures, token, .. } = self;
+        let label = if token.is_some() { LABEL_WITH_TOKEN } else { LABEL };
+        let mut out = [label, &domain.0[..]].concat();
         put_bytes(&mut out, site.as_bytes());
         put_bytes(&mut out, by.as_bytes());
         out.extend_from_slice(&epoch.0.to_be_bytes());
@@ -124,13 +127,16 @@ impl ReadinessReport {
             let end = failure.floor_char_boundary(Self::FAILURE_LEN_MAX);
             put_bytes(&mut out, &failure.as_bytes()[..end]);
         }
+        out.extend(token.iter().flat_map(|token| token.0));
         out
     }
 
     /// The report in the bytes of a message.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadEncoding> {
-        let mut input = Reader::new(bytes.strip_prefix(LABEL).ok_or(BadEncoding)?);
-        let report = Self {
+        let with_token = bytes.strip_prefix(LABEL_WITH_TOKEN);
+        let rest = with_token.or_else(|| bytes.strip_prefix(LABEL)).ok_or(BadEncoding)?;
+        let mut input = Reader::new(rest);
+        let mut report = Self {
             domain: DomainId(input.array()?),
             site: input.text()?.to_owned(),
             by: input.text()?.to_owned(),
@@ -144,7 +150,11 @@ impl ReadinessReport {
             heads: input.array()?,
             differences: differences(&mut input)?,
             failures: failures(&mut input)?,
+            token: None,
         };
+        if with_token.is_some() {
+            report.token = Some(TokenId(input.array()?));
+        }
         input.end()?;
         Ok(report)
     }
@@ -176,6 +186,7 @@ impl SignedReadiness {
 }
 
 const LABEL: &[u8] = b"ami.kms/readiness/1";
+const LABEL_WITH_TOKEN: &[u8] = b"ami.kms/readiness/2";
 
 #[cfg(test)]
 mod tests {
@@ -196,6 +207,7 @@ mod tests {
             heads: [3; 32],
             differences: vec![Difference::AccessPolicy],
             failures: vec!["block 3: x".to_owned()],
+            token: Some(TokenId([9; 8])),
         }
     }
 
@@ -207,6 +219,8 @@ mod tests {
             assert_eq!(ReadinessReport::decode(&message[..end]), Err(BadEncoding), "cut at {end}");
         }
         assert_eq!(ReadinessReport::decode(&[&message[..], &[0]].concat()), Err(BadEncoding));
+        let nameless = ReadinessReport { token: None, ..report() };
+        assert_eq!(ReadinessReport::decode(&nameless.message()), Ok(nameless));
         for at in 0..message.len() {
             for bit in 0..8 {
                 let mut flipped = message.clone();

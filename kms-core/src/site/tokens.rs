@@ -1,6 +1,10 @@
 //! The tokens of one site. Each has keys of its own, a site KEK and a signing key among them, and opens the same
 //! database. Each of them signs the list of all: whoever believes one of them believes those that it names.
 
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+
 use super::{
     DomainId,
     peer::{FurtherTokens, Peer, key_list, put_keys},
@@ -10,6 +14,24 @@ use crate::{
     codec::{BadEncoding, Reader, put_bytes},
 };
 
+/// The name of a token: the beginning of the fingerprint of its signing key, as `init` and the audit log tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenId(pub [u8; 8]);
+
+impl TokenId {
+    /// Of the token that signs with this key.
+    pub fn of(key: &PublicKey) -> Self {
+        let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
+        Self([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// The tokens of a site, as one of them says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SiteTokens {
@@ -17,7 +39,8 @@ pub struct SiteTokens {
     pub domain: DomainId,
     /// The operator's name for the site.
     pub site: String,
-    /// The number of the list: it rises with each token that comes.
+    /// The number of the list: the time of the ceremony that it is of, in milliseconds since 1970. So one that is made after a
+    /// restore is another one than the list that was there before.
     pub number: u64,
     /// The signing keys of all of its tokens, the one that was first at the head.
     pub signing: Vec<PublicKey>,
@@ -35,10 +58,17 @@ pub struct SignedSiteTokens {
 }
 
 impl SiteTokens {
+    /// Whether a list of two tokens may have this number.
+    pub fn is_of_two(number: u64) -> bool {
+        (Self::OF_TWO..=Self::NUMBER_MAX).contains(&number)
+    }
+
     /// The most tokens of a site: each block's secret is sealed for each of them.
     pub const COUNT_MAX: usize = Peer::TOKENS_MAX;
-    /// The number of the list of a site with two tokens.
+    /// The least number of the list of a site with two tokens, whatever the clock says.
     pub const OF_TWO: u64 = 2;
+    /// The highest number: some thousand years ahead, so that no list is the last one for good.
+    pub const NUMBER_MAX: u64 = 1 << 48;
 
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
@@ -91,7 +121,7 @@ impl Peer {
     pub fn showing(&self, shown: &SignedSiteTokens) -> Option<Self> {
         let SiteTokens { domain, site, number, signing, .. } = &shown.tokens;
         let is_theirs = *domain == self.domain && *site == self.site;
-        let adds_one = self.tokens.is_none() && *number == SiteTokens::OF_TWO;
+        let adds_one = self.tokens.is_none() && SiteTokens::is_of_two(*number);
         let stays = signing.len() == SiteTokens::COUNT_MAX && signing.contains(&self.signing);
         if !is_theirs || !adds_one || !stays || !shown.is_signed_by(&self.signing) {
             return None;
@@ -103,6 +133,14 @@ impl Peer {
             tokens: Some(FurtherTokens { number: *number, signing: further }),
             ..self.clone()
         })
+    }
+
+    /// The tokens that a list of this site names and that are not known of it, whoever signed that.
+    pub fn strangers(&self, shown: &SignedSiteTokens) -> Vec<TokenId> {
+        let SiteTokens { domain, site, signing, .. } = &shown.tokens;
+        let (known, is_theirs) = (self.keys(), *domain == self.domain && *site == self.site);
+        let strange = |key: &&PublicKey| is_theirs && known.iter().all(|known| known != *key);
+        signing.iter().filter(strange).map(TokenId::of).collect()
     }
 }
 

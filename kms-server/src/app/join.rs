@@ -57,6 +57,14 @@ pub struct JoinOptions {
     pub same_site: bool,
 }
 
+/// Said once a further site has asked.
+const NEXT_AT_WRITER: &str =
+    "take the file to the site that writes, and read the fingerprint out to its security officer";
+
+/// Said once a second token of this site has asked.
+const NEXT_HERE: &str = "with the first token in [hsm]: `kms-server trust-peer`, by this site's security officer; then `ami-tool \
+                         site enrol` at this site, whether it writes or not";
+
 /// In `data_dir`, from the request to the end of the ceremony.
 const REQUEST: &str = "join-request";
 
@@ -109,7 +117,7 @@ pub fn request_to_join(config: Config, options: &JoinOptions, out: &Path) -> Res
     lines.push(("fingerprint".to_owned(), signed.fingerprint().to_string()));
     lines.push((
         "next".to_owned(),
-        "take the file to the site that writes, and read the fingerprint out to its security officer".into(),
+        if options.same_site { NEXT_HERE } else { NEXT_AT_WRITER }.to_owned(),
     ));
     Ok(Report { lines })
 }

@@ -48,7 +48,7 @@ pub(super) fn fits(bundle: &Enrolment, asked: &JoinRequest) -> Result<(), String
     }
     let keys = list.believed_by(&sender.signing, &sender.domain, &sender.site);
     let names_both = list.tokens.signing == [sender.signing, asked.signing];
-    match keys.is_some() && names_both && list.tokens.number == SiteTokens::OF_TWO {
+    match keys.is_some() && names_both && SiteTokens::is_of_two(list.tokens.number) {
         true => Ok(()),
         false => Err("its list of the site's tokens is not one of these two".to_owned()),
     }
@@ -97,7 +97,9 @@ pub(super) async fn let_in(
     let tokens = SiteTokens { canaries: received.canaries.encode(), ..first.tokens.clone() };
     let signature = hsm.sign(tokens.message()).await?;
     let own = SignedSiteTokens { tokens, signature };
-    store.add_token(&FurtherToken { lists: vec![first, own], seals }).await?;
+    // Another one that joined meanwhile stays.
+    let token = FurtherToken { expected: Vec::new(), lists: vec![first, own], seals };
+    store.add_token(&token).await?;
     Ok(report(domain, received))
 }
 

@@ -2,9 +2,9 @@
 
 use crate::store::{
     AuditedStore, BlockChange, StoreError,
-    sites::{BlockAdoption, Divergent, RoleStep},
+    sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
-use kms_core::{audit::AuditEntry, site::peer::SignedPeer};
+use kms_core::audit::AuditEntry;
 
 /// Nothing is changed while a domain is migrated or tried.
 pub(super) struct NoCommits;
@@ -23,7 +23,7 @@ impl AuditedStore for NoCommits {
         Err(StoreError::ReadOnly)
     }
 
-    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+    async fn put_peer(&self, _: PeerStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 

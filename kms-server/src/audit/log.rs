@@ -33,7 +33,7 @@ use crate::{
     hsm::Hsm,
     store::{
         AuditedStore, BlockChange, StoreError, WriteStore,
-        sites::{BlockAdoption, Divergent, RoleStep},
+        sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
     },
     telemetry::{
         catalogue,
@@ -49,7 +49,6 @@ use kms_core::{
     block::BlockMark,
     freshness::Freshness,
     ports::Clock,
-    site::peer::SignedPeer,
 };
 
 /// The caller's name in events that the service writes of itself.
@@ -359,8 +358,8 @@ impl AuditedStore for Audit {
         Ok(())
     }
 
-    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
-        self.write(Written::Peer(Box::new(peer)), entries).await
+    async fn put_peer(&self, step: PeerStep, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        self.write(Written::Peer(Box::new(step)), entries).await
     }
 
     async fn put_divergence(

@@ -3,16 +3,16 @@
 use crate::store::{
     BlockChange, ChainLink, StoreError, WriteStore,
     approvals::ApprovalStep,
-    sites::{BlockAdoption, Divergent, RoleStep},
+    sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
-use kms_core::{Head, site::peer::SignedPeer};
+use kms_core::Head;
 
 /// The kinds of it: one for each method of the store.
 pub(super) enum Written {
     Changes(Vec<BlockChange>),
     Adoptions(Vec<BlockAdoption>),
     Role(Box<RoleStep>),
-    Peer(Box<SignedPeer>),
+    Peer(Box<PeerStep>),
     Approval(Box<ApprovalStep>),
     Divergence(Vec<Divergent>),
 }
@@ -42,7 +42,7 @@ impl Written {
             Self::Changes(changes) => store.commit(changes, audit).await,
             Self::Adoptions(adoptions) => store.adopt(adoptions, audit).await,
             Self::Role(step) => store.change_role(step, audit).await,
-            Self::Peer(peer) => store.put_peer(peer, audit).await,
+            Self::Peer(step) => store.put_peer(step, audit).await,
             Self::Approval(step) => store.put_approval(step, audit).await,
             Self::Divergence(divergent) => store.put_divergence(divergent, audit).await,
         }

@@ -50,6 +50,12 @@ pub enum EnrolError {
         /// What it is.
         kind: PeerKind,
     },
+    /// Somebody else enrolled the site with other keys while this call was under way.
+    #[error(
+        "the site {0:?} was enrolled with other keys by somebody else meanwhile: find out which request is the one of \
+         that site, and enrol it once more if it is this one"
+    )]
+    Meanwhile(String),
     /// Stored data is not what was written.
     #[error("stored data is damaged: {0}")]
     Damaged(String),

@@ -5,6 +5,7 @@
 //! and the public key that it is wrapped to, in memory that is wiped.
 
 mod error;
+mod peers;
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, PublicKey, SiteKeys, Subject},
+    audit::{AuditOutcome, AuditedCall, Detail, PublicKey, SiteKeys, Subject},
     block::keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
     enrolment::{
         Fingerprint, Oaep,
@@ -32,10 +33,9 @@ use kms_core::{
         admission::is_of_former,
         peer::{EnrolledIn, FurtherTokens, Peer, PeerKind, SignedPeer},
         role::SignedRoleRecord,
-        tokens::{SignedSiteTokens, SiteTokens},
+        tokens::{SignedSiteTokens, SiteTokens, TokenId},
     },
 };
-use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 pub use error::EnrolError;
@@ -131,14 +131,15 @@ impl Enroller {
         }
         let signing = self.hsm.public_key().await?;
         let own = self.hsm.site_keys_with(signing);
-        let peers = self.check_peers(&good.request, &own, asked.replace).await?;
+        let rows = self.check_peers(&good.request, &own, asked.replace).await?;
+        let peers: Vec<Peer> = rows.iter().map(|row| row.peer.clone()).collect();
         let is_same = |kept: &&KeptBundle| {
             let young = self.clock.unix_ms().saturating_sub(kept.at_ms) < KEPT_MS;
             (kept.request, kept.replace, kept.epoch) == (good.fingerprint, asked.replace, row.epoch)
                 && young
         };
         if let Some(same) = kept.as_ref().filter(is_same) {
-            self.note(call, &good.request, &peers).await?;
+            self.note(call, (&good.request, asked.replace), &rows).await?;
             return Ok(same.bundle.clone());
         }
         // Before anything is wrapped: what somebody changed in the database is not handed on.
@@ -156,7 +157,7 @@ impl Enroller {
         let signed = SignedEnrolment { enrolment, signature };
         // As the other site will read it.
         SignedEnrolment::decode(&signed.encode()).map_err(EnrolError::Unreadable)?;
-        self.note(call, &good.request, &peers).await?;
+        self.note(call, (&good.request, asked.replace), &rows).await?;
         *kept = Some(KeptBundle {
             request: good.fingerprint,
             replace: asked.replace,
@@ -218,42 +219,12 @@ impl Enroller {
         let tokens = SiteTokens {
             domain: self.domain.domain,
             site: self.domain.site.clone(),
-            number: SiteTokens::OF_TWO,
+            number: self.clock.unix_ms().clamp(SiteTokens::OF_TWO, SiteTokens::NUMBER_MAX),
             signing: vec![own, request.signing],
             canaries: self.domain.canaries.clone(),
         };
         let signature = self.hsm.sign(tokens.message()).await?;
         Ok(SignedSiteTokens { tokens, signature })
-    }
-
-    /// A domain has one site of each parity; a site that is known keeps its keys unless people say otherwise.
-    async fn check_peers(
-        &self,
-        request: &JoinRequest,
-        own: &SiteKeys,
-        replace: bool,
-    ) -> Result<Vec<Peer>, EnrolError> {
-        let mut peers = Vec::new();
-        for known in self.store.peers().await? {
-            if !known.is_signed_by(own) {
-                let site = known.peer.site;
-                return Err(EnrolError::Damaged(format!("the row of the peer {site:?}")));
-            }
-            let peer = known.peer;
-            if !request.same_site && takes_a_place(request, &peer, replace) {
-                return Err(EnrolError::Known { site: peer.site, kind: peer.kind });
-            }
-            peers.push(peer);
-        }
-        let others = peers.iter().filter(|peer| peer.site != request.site);
-        let replicas = others.filter(|peer| peer.kind == PeerKind::Replica).count();
-        if !request.same_site
-            && request.kind == PeerKind::Replica
-            && replicas >= Enrolment::REPLICAS_MAX
-        {
-            return Err(EnrolError::Request(format!("the domain has {replicas} replicas already")));
-        }
-        Ok(peers)
     }
 
     /// The role records of the domain, each with the signature of its epoch's site: the other site takes its own on
@@ -371,64 +342,19 @@ impl Enroller {
     async fn note(
         &self,
         call: &AuditedCall,
-        request: &JoinRequest,
-        known: &[Peer],
+        (request, replace): (&JoinRequest, bool),
+        known: &[SignedPeer],
     ) -> Result<(), EnrolError> {
         if !request.same_site {
-            return self.put_peer(call, request, known).await;
+            return self.put_peer(call, (request, replace), known).await;
         }
         let entry = call.entry(self.clock.unix_ms(), Subject::NONE, AuditOutcome::Done);
         let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
         Ok(self.audited.commit(Vec::new(), vec![entry]).await?)
     }
-
-    /// The other site, as this one knows it from now on.
-    async fn put_peer(
-        &self,
-        call: &AuditedCall,
-        request: &JoinRequest,
-        known: &[Peer],
-    ) -> Result<(), EnrolError> {
-        let at_ms = self.clock.unix_ms();
-        let epoch = self.store.role().await?.epoch;
-        let before = known.iter().find(|peer| peer.site == request.site);
-        // Later than the one before, whatever the clock says: an earlier one is an old row.
-        let at_ms = before.map_or(at_ms, |peer| at_ms.max(peer.enrolled_ms + 1));
-        // One of a release that did not note it was there before anything could be restored.
-        let met = |peer: &Peer| peer.enrolled_in.map_or(self.domain.epoch, |it| it.first);
-        let first = before.map_or(epoch, met);
-        let peer = Peer {
-            domain: self.domain.domain,
-            site: request.site.clone(),
-            kind: request.kind,
-            signing: request.signing,
-            transport_block: request.transport_block.clone(),
-            enrolled_ms: at_ms,
-            former: before.map_or(Vec::new(), |peer| peer.former_with(&[request.signing], epoch)),
-            enrolled_in: Some(EnrolledIn { first, last: epoch }),
-            tokens: None,
-        };
-        let signature = self.hsm.sign(peer.message()).await?;
-        let entry: AuditEntry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
-        let entry = entry.with(Detail::PeerKey, beginning(&request.signing));
-        self.audited.put_peer(SignedPeer { peer, signature }, vec![entry]).await?;
-        // This server has seen it from now on.
-        let _ = self.roles.look().await;
-        Ok(())
-    }
-}
-
-/// Whether a request is for the place of a site that is known, and is not that site's: of each parity there is one, of
-/// replicas there are several.
-fn takes_a_place(request: &JoinRequest, known: &Peer, replace: bool) -> bool {
-    let is_same = known.signing == request.signing && known.site == request.site;
-    let is_rebuilt = replace && known.site == request.site && known.kind == request.kind;
-    let has_one_place = known.kind == request.kind && known.kind != PeerKind::Replica;
-    !is_same && !is_rebuilt && (known.site == request.site || has_one_place)
 }
 
 /// The beginning of SHA-256 over a key, for the audit log.
 fn beginning(key: &PublicKey) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = Sha256::digest(key).into();
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    u64::from_be_bytes(TokenId::of(key).0)
 }

@@ -53,6 +53,7 @@ pub use local::LocalKeys;
 pub use opening::Below;
 pub use overview::{KeyringStatus, Overview};
 pub use owners::{Keyring, Refresher};
+pub use peer_tokens::KnownToken;
 pub use proving::{Confirmed, Prover};
 pub use reader::Reader;
 pub use records::{Doubt, Found, Records};

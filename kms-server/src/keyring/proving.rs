@@ -11,7 +11,7 @@ use kms_core::{
         proof::{Challenge, Proof, ProofKey},
         verified::Verified,
     },
-    site::tokens::SignedSiteTokens,
+    site::tokens::{SignedSiteTokens, TokenId},
 };
 
 /// The most times that a block is read again because it was changed while it was read.
@@ -47,6 +47,11 @@ impl Prover {
     /// What this site signs with.
     pub async fn signing_key(&self) -> Result<PublicKey, TokenError> {
         self.opener.hsm.public_key().await
+    }
+
+    /// The name of this server's token.
+    pub async fn token(&self) -> Result<TokenId, TokenError> {
+        Ok(TokenId::of(&self.signing_key().await?))
     }
 
     /// Whose signatures count for this site.

@@ -45,8 +45,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const END: Position =
     Position { epoch: Epoch(i64::MAX as u64), sequence: Sequence(i64::MAX as u64) };
 
-/// The most times that a change of role is tried anew because a block was changed meanwhile.
-const TRIES_MAX: usize = 8;
+/// The most times that a change is tried anew because somebody else was first.
+pub(super) const TRIES_MAX: usize = 8;
 
 /// The outcome of a promotion.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -394,21 +394,10 @@ impl Roles {
         Ok(stored)
     }
 
-    /// The other sites, as our token has signed for them.
-    pub async fn peers(&self) -> Result<Vec<Peer>, NotChanged> {
-        self.signers().await.map(|(_, peers)| peers)
-    }
-
     /// Whose signatures count, and the other sites, as our token has signed for them.
     async fn signers(&self) -> Result<(Writers, Vec<Peer>), NotChanged> {
         let ours = self.opener.hsm.site_keys().await?;
-        let peers = self.opener.store.peers().await?;
-        // What our token did not sign is nobody.
-        let peers = peers.into_iter().filter(|signed| signed.is_signed_by(&ours));
-        let peers: Vec<Peer> = peers.map(|signed| signed.peer).collect();
-        if let Some(old) = peers.iter().find(|peer| !self.seen_peers.admit(peer)) {
-            return Err(NotChanged::OldPeer(old.site.clone()));
-        }
+        let peers = self.peers().await?;
         Ok((Writers::of_peers(&peers).with_own(&self.opener.domain, ours), peers))
     }
 

@@ -11,6 +11,7 @@ use kms_core::{
     site::{
         makeup::{Difference, Makeup},
         peer::PeerKind,
+        tokens::TokenId,
     },
 };
 
@@ -33,6 +34,8 @@ pub struct SiteCard {
     pub writes: bool,
     /// What it is made of; `None`: its release does not say.
     pub makeup: Option<Makeup>,
+    /// The token of the server that says it; `None`: it does not know its name yet, or its release does not say.
+    pub token: Option<TokenId>,
 }
 
 impl SiteCard {
@@ -82,6 +85,7 @@ impl Cards {
             epoch: role.epoch,
             writes: role.writes,
             makeup: Some(self.makeup.now()),
+            token: self.makeup.token(),
         })
     }
 

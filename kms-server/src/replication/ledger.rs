@@ -14,9 +14,9 @@ use tokio::{
 
 use crate::store::{
     AuditedStore, BlockChange, Positions, ReadStore, StoreError,
-    sites::{BlockAdoption, Divergent, RoleStep},
+    sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
-use kms_core::{BlockCount, BlockNo, Position, audit::AuditEntry, site::peer::SignedPeer};
+use kms_core::{BlockCount, BlockNo, Position, audit::AuditEntry};
 
 /// The interval at which a database without other writers is looked at: for a commit whose caller went away.
 const LOOK: Duration = Duration::from_secs(2);
@@ -158,8 +158,8 @@ impl AuditedStore for Noted {
         Ok(())
     }
 
-    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
-        self.commits.put_peer(peer, entries).await
+    async fn put_peer(&self, step: PeerStep, entries: Vec<AuditEntry>) -> Result<(), StoreError> {
+        self.commits.put_peer(step, entries).await
     }
 
     async fn put_divergence(

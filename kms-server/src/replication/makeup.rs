@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kms_core::site::makeup::Makeup;
+use kms_core::site::{makeup::Makeup, tokens::TokenId};
 
 /// Who is let in, as digests: of the policy, of the authorities, of their revocation lists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,18 +23,29 @@ pub type TrustSource = Box<dyn Fn() -> Trust + Send + Sync>;
 pub struct OwnMakeup {
     known: Mutex<Makeup>,
     trust: OnceLock<TrustSource>,
+    token: OnceLock<TokenId>,
 }
 
 impl OwnMakeup {
     /// What is known from the start on.
     pub fn new(known: Makeup) -> Self {
-        Self { known: Mutex::new(known), trust: OnceLock::new() }
+        Self { known: Mutex::new(known), trust: OnceLock::new(), token: OnceLock::new() }
     }
 
     /// From now on this is asked who is let in. Once.
     pub fn trust_by(&self, source: TrustSource) {
         // A second one would be of the same server.
         let _ = self.trust.set(source);
+    }
+
+    /// This server has this token, for as long as it runs.
+    pub(super) fn has_token(&self, token: TokenId) {
+        let _ = self.token.set(token);
+    }
+
+    /// The token of this server; `None`: it was not asked for its name yet.
+    pub fn token(&self) -> Option<TokenId> {
+        self.token.get().copied()
     }
 
     /// The device profiles have this digest from now on.

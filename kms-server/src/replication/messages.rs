@@ -11,7 +11,7 @@ use kms_core::{
     block::{BlockMark, proof::Proof},
     counters::allocator::Witnessed,
     freshness::{HeadTable, SignedHeadTable},
-    site::tokens::SignedSiteTokens,
+    site::tokens::{SignedSiteTokens, TokenId},
 };
 
 /// A block of a peer, or a piece of one.
@@ -160,4 +160,6 @@ pub struct HeadTablesSaid {
     pub witnessed: Option<ShownTable>,
     /// The lists of its tokens; none: it has one.
     pub tokens: Vec<SignedSiteTokens>,
+    /// The asker's tokens whose signatures count there; none: its release does not say.
+    pub known: Vec<TokenId>,
 }

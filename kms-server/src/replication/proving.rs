@@ -30,7 +30,8 @@ use kms_core::{
     ports::{Clock, Randomness},
     site::{
         proving::{Outcome, Proofs, follows, may_ask},
-        readiness::SignedReadiness,
+        readiness::{ReadinessReport, SignedReadiness},
+        tokens::TokenId,
     },
 };
 
@@ -87,6 +88,7 @@ impl Answering {
         tokio::spawn(async move {
             let _place = place;
             let Ok(_one) = Arc::clone(&this.one).acquire_owned().await else { return };
+            this.reporting.look_at_token().await;
             let ours = this.cards.now().await;
             let refusal = match &ours {
                 Err(error) => Some(error.to_string()),
@@ -185,6 +187,7 @@ impl Proving {
         let mut first = true;
         loop {
             ticks.tick().await;
+            self.reporting.look_at_token().await;
             self.reporting.look_at_records().await;
             match self.store.role().await {
                 Ok(role) if role.writes => self.have_all_proved(role.epoch, &mut proofs).await,
@@ -225,7 +228,7 @@ impl Proving {
         }
     }
 
-    /// At a site that follows, of which its peer has not reported lately: it opens all blocks for itself. Less than a
+    /// At a site that follows, of whose token in use here its peer has not reported lately: it opens all blocks for itself. Less than a
     /// proof, since nobody holds it against what the other site has; more than nothing when that one is gone.
     async fn follow_on(&self, first: bool) {
         let Ok(card) = self.cards.now().await else { return };
@@ -239,8 +242,12 @@ impl Proving {
         }
         let interval_ms = u64::try_from(self.config.prove_interval.as_millis()).unwrap_or(u64::MAX);
         let since = self.clock.unix_ms().saturating_sub(interval_ms.saturating_mul(2));
-        let is_lately = |of: Epoch, at_ms| of == card.epoch && at_ms >= since;
-        if self.status.report(&card.site).is_some_and(|it| is_lately(it.epoch, it.at_ms)) {
+        // What the peer had another token of this site prove says nothing of this one.
+        let is_lately = |it: &ReadinessReport| {
+            let is_ours = it.token.is_none() || it.token == card.token;
+            is_ours && it.epoch == card.epoch && it.at_ms >= since
+        };
+        if self.status.report(&card.site).is_some_and(|it| is_lately(&it)) {
             return;
         }
         let (proofs, fault) = self.open_all(&card.site, card.epoch).await;
@@ -254,6 +261,7 @@ impl Proving {
     async fn open_all(&self, site: &str, epoch: Epoch) -> (Proofs, Option<String>) {
         let mut proofs = self.proofs();
         proofs.stand(epoch);
+        proofs.answered_by(self.cards.makeup().token());
         proofs.begin_round();
         let question = proofs.question(self.clock.stamp());
         if let Err(error) = self.prover.check_token().await {
@@ -348,6 +356,8 @@ impl Proving {
                 theirs.site, theirs.epoch.0
             ));
         }
+        self.check_token_of(&theirs).await?;
+        proofs.answered_by(theirs.token);
         for ((block, nonce), answer) in challenges.into_iter().zip(answers) {
             if answer.block != block {
                 return Err("the peer's proofs are not in the order of the challenges".to_owned());
@@ -358,6 +368,20 @@ impl Proving {
             proofs.take(&question, block, outcome);
         }
         Ok(())
+    }
+
+    /// A proof of a token whose signatures count for nothing here is none: that token could not take over.
+    async fn check_token_of(&self, theirs: &SiteCard) -> Result<(), String> {
+        let Some(token) = theirs.token else { return Ok(()) };
+        let keys = self.reporting.keys_of(&theirs.site).await?;
+        match keys.is_some_and(|keys| keys.iter().any(|key| TokenId::of(key) == token)) {
+            true => Ok(()),
+            false => Err(format!(
+                "site {} answers with its token {token}, which is not known here: what it signs does not count; `site status` \
+                 at both sites names the tokens",
+                theirs.site
+            )),
+        }
     }
 
     async fn judge(

@@ -1,7 +1,10 @@
 //! Reports of readiness: signed by the site that asked for the proofs, handed to the one that they are about, and kept
 //! by both. So what was proved last is known when the site that asked is gone.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -22,7 +25,7 @@ use kms_core::{
         proving::{About, KnownReports, Readiness},
         readiness::{ReadinessReport, SignedReadiness},
         role::RoleChange,
-        tokens::SignedSiteTokens,
+        tokens::{SignedSiteTokens, TokenId},
     },
 };
 
@@ -53,6 +56,18 @@ impl Reporting {
                 self.grounds.cards.makeup().unknown_records(count);
             }
             Err(error) => tracing::warn!(%error, "records were not looked at"),
+        }
+    }
+
+    /// Has our cards name this server's token, once that says its name.
+    pub(super) async fn look_at_token(&self) {
+        let makeup = self.grounds.cards.makeup();
+        if makeup.token().is_some() {
+            return;
+        }
+        match self.prover.token().await {
+            Ok(token) => makeup.has_token(token),
+            Err(error) => tracing::warn!(%error, "the token did not say its name"),
         }
     }
 
@@ -120,14 +135,43 @@ impl Reporting {
         Ok(self.enrolled(site).await?.map(|peer| peer.keys()))
     }
 
-    /// Takes up what a site shows of its tokens.
+    /// Takes up what a site shows of its tokens, the one of the server that answers among them. What is not known of it
+    /// afterwards, as a sentence each.
     pub(super) async fn take_tokens(
         &self,
-        site: &str,
+        theirs: &SiteCard,
         shown: &[SignedSiteTokens],
-    ) -> Result<(), String> {
+    ) -> Result<Vec<String>, String> {
+        let site = &theirs.site;
         let taken = self.roles.take_tokens(site, shown).await;
-        taken.map(drop).map_err(|error| error.to_string())
+        taken.map_err(|error| error.to_string())?;
+        let Some(peer) = self.enrolled(site).await? else { return Ok(Vec::new()) };
+        let known: Vec<TokenId> = peer.keys().iter().map(TokenId::of).collect();
+        let strange = theirs.token.into_iter().filter(|token| !known.contains(token));
+        let strange: BTreeSet<TokenId> =
+            strange.chain(shown.iter().flat_map(|list| peer.strangers(list))).collect();
+        Ok(strange.into_iter().map(|token| not_known(site, token, &known)).collect())
+    }
+
+    /// The sites of the configuration that are not enrolled here, as a sentence each: a replica that was enrolled before the
+    /// second site joined does not learn of it.
+    pub(super) async fn not_enrolled(&self) -> Result<Vec<String>, String> {
+        let Grounds { config, cards, .. } = &self.grounds;
+        let peers = self.roles.peers().await.map_err(|error| error.to_string())?;
+        let is_known = |site: &&str| peers.iter().any(|peer| peer.site == *site);
+        let what_to_do = match cards.is_replica() {
+            true => {
+                "this replica was enrolled before that site was: build it anew and have it enrolled once more at the site that \
+                     writes, which names both then"
+            }
+            false => "enrol it at the site that writes",
+        };
+        let sentence = |site: &str| {
+            format!(
+                "site {site} is not enrolled here, and nothing that it signs counts, a promotion neither: {what_to_do}"
+            )
+        };
+        Ok(config.peers().filter(|site| !is_known(site)).map(sentence).collect())
     }
 
     /// A site that our token has signed for.
@@ -164,6 +208,21 @@ impl Reporting {
             tracing::warn!(%error, "a report of readiness is not kept");
         }
     }
+}
+
+fn not_known(site: &str, token: TokenId, known: &[TokenId]) -> String {
+    format!(
+        "token {token} of site {site} is not known here, and what it signs does not count ({}): if it was made anew at {site}, \
+         let the servers there use one that is known, or build {site} anew and enrol it with `--replace`; if nobody there \
+         made it, a token of {site} is in wrong hands",
+        names(known)
+    )
+}
+
+/// Tokens of a site, for people.
+pub(super) fn names(known: &[TokenId]) -> String {
+    let names: Vec<String> = known.iter().map(TokenId::to_string).collect();
+    format!("known: {}", names.join(", "))
 }
 
 fn about(ours: SiteCard, site: &str, status: &Status) -> About {

@@ -27,6 +27,7 @@ use kms_core::{
         makeup::Difference,
         proving::{KnownReports, NotReady, Readiness},
         readiness::{Colour, ReadinessReport, SignedReadiness},
+        tokens::TokenId,
     },
 };
 
@@ -148,6 +149,8 @@ struct Known {
     witnessed_ms: Option<u64>,
     /// What is wrong with the peer's audit chains.
     audit_broken: Vec<String>,
+    /// Tokens of either site that the other one does not know.
+    strange_tokens: Vec<String>,
 }
 
 impl Known {
@@ -176,7 +179,14 @@ impl Status {
         let now = self.clock.stamp();
         let mut known = self.known();
         // Both sites, and no others: who verified it has seen to that.
-        known.reports.entry(signed.report.site.clone()).or_default().learn(signed, epoch, now);
+        let (site, own) = (signed.report.site.clone(), self.token_of(&signed.report.site));
+        known.reports.entry(site).or_default().learn(signed, (epoch, own), now);
+    }
+
+    /// The token by which a site's readiness is judged here: of our own site the one that this server has. The other one says
+    /// in its reports which it is.
+    fn token_of(&self, site: &str) -> Option<TokenId> {
+        if self.config.is_peer(site) { None } else { self.makeup.token() }
     }
 
     /// This site follows now, in this epoch: the one that it is about when readiness is told.
@@ -204,6 +214,15 @@ impl Status {
         known.went_back = what;
     }
 
+    /// The tokens of either site that the other one does not know; none: all is well.
+    pub(super) fn strange_tokens(&self, what: Vec<String>) {
+        let mut known = self.known();
+        for new in what.iter().filter(|new| !known.strange_tokens.contains(new)) {
+            tracing::error!("{new}");
+        }
+        known.strange_tokens = what;
+    }
+
     /// What is wrong with the peer's audit chains; nothing: all is well.
     pub(super) fn audit_broken(&self, what: Vec<String>) {
         let mut known = self.known();
@@ -223,7 +242,7 @@ impl Status {
         let now = self.clock.stamp();
         let known = self.known();
         let reports = known.reports.get(site).ok_or(NotReady::Nothing)?;
-        reports.ready(epoch, self.config.proof_age_max, now)
+        reports.ready((epoch, self.token_of(site)), self.config.proof_age_max, now)
     }
 
     /// A site was heard of: the peer, or one that follows for ever.
@@ -341,7 +360,7 @@ impl Status {
         faults.extend(known.not_a_witness.clone());
         faults.extend(waits(undecided));
         faults.extend(known.went_back.iter().cloned());
-        faults.extend(known.audit_broken.iter().cloned());
+        faults.extend(known.audit_broken.iter().chain(&known.strange_tokens).cloned());
         drop(known);
         let ours = self.makeup.now();
         let differences =
@@ -396,7 +415,9 @@ impl Status {
 /// Readiness at a glance; `None`: nothing is known in this epoch.
 fn colour(ready: &Result<(), NotReady>, differences: &[Difference]) -> Option<Colour> {
     match (ready, differences) {
-        (Err(NotReady::Nothing | NotReady::OtherEpoch { .. }), _) => None,
+        (Err(NotReady::Nothing | NotReady::OtherEpoch { .. } | NotReady::OtherToken { .. }), _) => {
+            None
+        }
         (Err(_), _) => Some(Colour::Red),
         (Ok(()), []) => Some(Colour::Green),
         (Ok(()), _) => Some(Colour::Yellow),

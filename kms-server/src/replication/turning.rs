@@ -124,6 +124,7 @@ mod tests {
             epoch: Epoch(epoch),
             writes,
             makeup: None,
+            token: None,
         };
         assert!(writes(&card(2, true), Some(PeerKind::Even)));
         assert!(writes(&card(3, true), Some(PeerKind::Odd)));

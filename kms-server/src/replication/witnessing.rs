@@ -1,7 +1,10 @@
 //! Each site keeps the newest head table that the other one has shown: its witness. A site that later shows an older
 //! one is named; and a site is told by the other one what it had shown itself, before its database was put back.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use sha2::{Digest as _, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
@@ -10,7 +13,7 @@ use super::{
     card::SiteCard,
     grounds::Grounds,
     messages::{HeadTablesSaid, ShownTable},
-    reporting::Reporting,
+    reporting::{Reporting, names},
 };
 use crate::{
     keyring::Prover,
@@ -24,10 +27,13 @@ use kms_core::{
     audit::SiteKeys,
     freshness::{HeadTable, SignedHeadTable},
     site::{
-        tokens::SignedSiteTokens,
+        tokens::{SignedSiteTokens, TokenId},
         witness::{TablePlace, hold_against},
     },
 };
+
+/// The peer is told of a new token when it looks at this site, and this one looks at the peer meanwhile.
+const LOOKS_UNKNOWN_MAX: u32 = 2;
 
 /// Where head tables are: our own, and those that were witnessed.
 pub trait Tables: AuditStore + PaperStore {}
@@ -39,6 +45,8 @@ pub struct Witnessing {
     prover: Arc<Prover>,
     reporting: Arc<Reporting>,
     tables: Arc<dyn Tables>,
+    /// Looks in a row in which the peer did not know this server's token.
+    looks_unknown: AtomicU32,
 }
 
 impl Witnessing {
@@ -49,7 +57,7 @@ impl Witnessing {
         reporting: Arc<Reporting>,
         tables: Arc<dyn Tables>,
     ) -> Self {
-        Self { grounds, prover, reporting, tables }
+        Self { grounds, prover, reporting, tables, looks_unknown: AtomicU32::new(0) }
     }
 
     /// Runs until the process ends.
@@ -73,9 +81,12 @@ impl Witnessing {
             return Err(format!("site {} answers", said.card.site));
         }
         status.heard(&said.card);
-        let HeadTablesSaid { own, witnessed, card: by, tokens } = said;
+        let HeadTablesSaid { own, witnessed, card: by, tokens, known } = said;
         // First: a token that was enrolled there since may have signed all that follows.
-        self.reporting.take_tokens(&by.site, &tokens).await?;
+        let mut strange = self.reporting.take_tokens(&by, &tokens).await?;
+        strange.extend(self.not_known_there(&by, &known));
+        strange.extend(self.reporting.not_enrolled().await?);
+        status.strange_tokens(strange);
         let theirs = match own {
             Some(shown) => self.witness(&card, &by.site, &shown).await?,
             None => None,
@@ -91,6 +102,30 @@ impl Witnessing {
     /// For the peer: the lists of this site's tokens.
     pub fn token_lists(&self) -> Vec<SignedSiteTokens> {
         self.prover.token_lists()
+    }
+
+    /// For the peer: those of its tokens whose signatures count here.
+    pub async fn known_tokens(&self, site: &str) -> Vec<TokenId> {
+        let keys = self.reporting.keys_of(site).await.ok().flatten();
+        keys.map_or_else(Vec::new, |keys| keys.iter().map(TokenId::of).collect())
+    }
+
+    /// Why what this server's token signs does not count at the peer, if it does not: one look after it was shown there it does.
+    fn not_known_there(&self, peer: &SiteCard, known: &[TokenId]) -> Option<String> {
+        let own = self.grounds.cards.makeup().token()?;
+        if known.is_empty() || known.contains(&own) {
+            self.looks_unknown.store(0, Ordering::Relaxed);
+            return None;
+        }
+        if self.looks_unknown.fetch_add(1, Ordering::Relaxed) < LOOKS_UNKNOWN_MAX {
+            return None;
+        }
+        Some(format!(
+            "this server's token {own} is not known at site {}, and what it signs does not count there, a promotion neither ({} \
+             of this site): use one of these tokens, or build this site anew and have it enrolled there with `--replace`",
+            peer.site,
+            names(known)
+        ))
     }
 
     /// For the peer: our head table, and the newest of its that was witnessed here.

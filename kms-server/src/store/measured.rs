@@ -13,7 +13,8 @@ use super::{
     papers::{Paper, PaperStore, Strange},
     peer_audit::PeerAuditStore,
     sites::{
-        BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
+        BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep, RoleRow,
+        RoleStep,
     },
     whole::RestoreState,
 };
@@ -495,8 +496,8 @@ impl<S: WriteStore + ?Sized> WriteStore for Measured<S> {
         self.measure(Operation::ChangeRole, self.inner.change_role(step, audit)).await
     }
 
-    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
-        self.measure(Operation::PutPeer, self.inner.put_peer(peer, audit)).await
+    async fn put_peer(&self, step: &PeerStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.measure(Operation::PutPeer, self.inner.put_peer(step, audit)).await
     }
 
     async fn put_divergence(

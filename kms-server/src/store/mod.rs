@@ -39,7 +39,8 @@ pub use nouns::{
 use papers::{PaperStore, Strange};
 use peer_audit::PeerAuditStore;
 use sites::{
-    BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow, RoleStep,
+    BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep, RoleRow,
+    RoleStep,
 };
 
 /// Follows what other processes write to a store. Made by [`ReadStore::follow`].
@@ -266,8 +267,9 @@ pub trait WriteStore:
     /// after it in another role or epoch.
     async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError>;
 
-    /// A peer is enrolled, or enrolled anew: its keys replace the former ones.
-    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError>;
+    /// A peer is enrolled, or enrolled anew: its keys replace the former ones. [`StoreError::Taken`] where its row is not
+    /// the one that the step was made from: nothing was written, read it again and decide anew.
+    async fn put_peer(&self, step: &PeerStep, audit: ChainLink<'_>) -> Result<(), StoreError>;
 
     /// Divergent records become known, or are decided about. The same twice changes nothing.
     async fn put_divergence(
@@ -307,7 +309,7 @@ pub trait AuditedStore: Send + Sync + 'static {
     -> Result<(), StoreError>;
 
     /// As [`WriteStore::put_peer`]. Runs to its end even if the future is dropped.
-    async fn put_peer(&self, peer: SignedPeer, entries: Vec<AuditEntry>) -> Result<(), StoreError>;
+    async fn put_peer(&self, step: PeerStep, entries: Vec<AuditEntry>) -> Result<(), StoreError>;
 
     /// As [`WriteStore::put_divergence`]. Runs to its end even if the future is dropped.
     async fn put_divergence(

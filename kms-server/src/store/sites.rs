@@ -11,8 +11,24 @@ use kms_core::{
     block::BlockMark,
     counters::mark::StoredMark,
     freshness::SignedHeadTable,
-    site::role::{RoleChange, SignedRoleRecord},
+    site::{
+        peer::SignedPeer,
+        role::{RoleChange, SignedRoleRecord},
+    },
 };
+
+/// Said where the row of a peer is another one than a step was made from.
+pub const PEER_ROW: &str = "the row of the peer";
+
+/// A peer is enrolled, is enrolled anew, or is known with more of its tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStep {
+    /// The signature of the row that it was made from; `None`: there was none. Where another one is there by now,
+    /// somebody else was first, and what he wrote stays: [`StoreError::Taken`].
+    pub expected: Option<Signature>,
+    /// The peer from now on.
+    pub now: SignedPeer,
+}
 
 /// A change of role: all of it in one transaction, in which no commit is under way.
 #[derive(Clone, Debug)]

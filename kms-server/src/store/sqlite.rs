@@ -46,8 +46,8 @@ use super::{
     papers::{Paper, PaperStore, Strange},
     rules,
     sites::{
-        AloneLock, BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
-        RoleStep,
+        AloneLock, BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep,
+        RoleRow, RoleStep,
     },
     whole::{Pieces, RestoreState, RollBack, WholeStore},
     work::Work,
@@ -541,8 +541,8 @@ impl WriteStore for SqliteStore {
         self.write(Work::ChangeRole(step), audit).await
     }
 
-    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
-        self.write(Work::PutPeer(peer), audit).await
+    async fn put_peer(&self, step: &PeerStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.write(Work::PutPeer(step), audit).await
     }
 
     async fn put_divergence(

@@ -5,9 +5,9 @@ use super::{
     BlockChange, ChainLink, StoreError,
     approvals::ApprovalStep,
     rules,
-    sites::{BlockAdoption, Divergent, RoleStep},
+    sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
-use kms_core::{BlockNo, site::peer::SignedPeer};
+use kms_core::BlockNo;
 
 /// The methods of [`super::WriteStore`] that bring events.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ pub(super) enum Work<'a> {
     Commit(&'a [BlockChange]),
     Adopt(&'a [BlockAdoption]),
     ChangeRole(&'a RoleStep),
-    PutPeer(&'a SignedPeer),
+    PutPeer(&'a PeerStep),
     PutApproval(&'a ApprovalStep),
     PutDivergence(&'a [Divergent]),
 }

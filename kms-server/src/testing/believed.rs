@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use kms_core::{
-    BlockNo, Epoch, Record, audit::AuditEntry, block::BlockMark, site::peer::SignedPeer,
-};
+use kms_core::{BlockNo, Epoch, Record, audit::AuditEntry, block::BlockMark};
 
 use super::{
     home::at_two_homes,
@@ -19,7 +17,7 @@ use crate::{
     replication::{Peer, PeerError, SiteCard},
     store::{
         AuditedStore, BlockChange, StoreError,
-        sites::{BlockAdoption, Divergent, RoleStep},
+        sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
     },
 };
 
@@ -149,7 +147,7 @@ impl AuditedStore for FirstAt {
         Err(StoreError::ReadOnly)
     }
 
-    async fn put_peer(&self, _: SignedPeer, _: Vec<AuditEntry>) -> Result<(), StoreError> {
+    async fn put_peer(&self, _: PeerStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     app::Beside,
     replication::{AuditAsked, AuditSaid, Grounds, PeerError},
-    store::{AuditStore as _, peer_audit::PeerAuditStore as _},
+    store::{AuditStore as _, peer_audit::PeerAuditStore as _, sites::PeerStep},
 };
 
 async fn end(site: &Site, node: NodeId) -> ChainTip {
@@ -295,13 +295,14 @@ fn a_copy_is_verified_under_the_key_that_signed_it_when_its_site_was_enrolled_an
         let (_, honest) = beside_a_liar(&b, &network, Lies::default());
         honest.auditing.look().await.unwrap();
         // The other site comes back with another token, and with chains of its own.
-        let SignedPeer { mut peer, .. } = b.store.peers().await.unwrap().remove(0);
+        let SignedPeer { mut peer, signature: before } = b.store.peers().await.unwrap().remove(0);
         peer.former = vec![FormerSigner { key: peer.signing, until: Epoch(2) }];
         (peer.signing, peer.enrolled_ms) = ([7; 65], 2);
         let key = peer.former[0].key;
         let signature = b.hsm.sign(peer.message()).await.unwrap();
         let entry = entry("Site/EnrolPeer");
-        b.commits.put_peer(SignedPeer { peer, signature }, vec![entry]).await.unwrap();
+        let step = PeerStep { expected: Some(before), now: SignedPeer { peer, signature } };
+        b.commits.put_peer(step, vec![entry]).await.unwrap();
         let found = honest.auditing.verify(a.node).await.unwrap().unwrap();
         assert!(found.broken.is_none() && found.heads > 0, "{found:?}");
         assert_eq!(honest.auditing.keys(a.node).await, Ok(SiteKeys::new(key, [[7; 65]])));

@@ -39,14 +39,14 @@ use crate::{
     },
 };
 
-struct Joining {
-    signing: EcdsaKeyPair,
-    request: JoinRequest,
+pub(super) struct Joining {
+    pub(super) signing: EcdsaKeyPair,
+    pub(super) request: JoinRequest,
 }
 
 impl Joining {
     /// A site of the other parity, whose token is one in memory.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
         let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
         let signing = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
@@ -67,26 +67,26 @@ impl Joining {
         Self { signing, request }
     }
 
-    fn asks(&self, request: JoinRequest) -> Enrolling {
+    pub(super) fn asks(&self, request: JoinRequest) -> Enrolling {
         let signature = self.signing.sign(&SystemRandom::new(), &request.message()).unwrap();
         let signature = signature.as_ref().try_into().unwrap();
         let request = SignedRequest { request, signature }.encode();
         Enrolling { fingerprint: Fingerprint::of(&request), request, replace: false }
     }
 
-    fn asked(&self) -> Enrolling {
+    pub(super) fn asked(&self) -> Enrolling {
         self.asks(self.request.clone())
     }
 }
 
 /// The officer was there.
-fn trust(home: &Home, asked: &Enrolling) {
+pub(super) fn trust(home: &Home, asked: &Enrolling) {
     let request = SignedRequest::decode(&asked.request).unwrap().request;
     let key = RsaKey::from_der(&request.ceremony).unwrap();
     home.token.trust(CeremonyKey::of(&asked.fingerprint, key, OaepHash::Sha256));
 }
 
-async fn enroller(site: &Site) -> Enroller {
+pub(super) async fn enroller(site: &Site) -> Enroller {
     let domain: DomainRecord = site.store.domain().await.unwrap().unwrap();
     assert_eq!(domain.kind, PeerKind::Even, "the joining site of these tests is the odd one");
     Enroller {
@@ -100,7 +100,10 @@ async fn enroller(site: &Site) -> Enroller {
     }
 }
 
-async fn enrol(enroller: &Enroller, asked: &Enrolling) -> Result<SignedEnrolment, EnrolError> {
+pub(super) async fn enrol(
+    enroller: &Enroller,
+    asked: &Enrolling,
+) -> Result<SignedEnrolment, EnrolError> {
     enroller.enrol(&call("Site/EnrolPeer"), asked).await
 }
 
@@ -407,7 +410,6 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
         let asked = joining.asked();
         trust(home, &asked);
         enrol(&enroller, &asked).await.unwrap();
-        let peers = site.store.peers().await.unwrap();
         let over = |store: Tampered| Enroller {
             domain: enroller.domain.clone(),
             hsm: enroller.hsm.clone(),
@@ -417,13 +419,13 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
             roles: Arc::clone(&site.keyring.roles),
             kept: Kept::default(),
         };
-        let as_it_is = || Tampered {
+        let as_it_is = async || Tampered {
             inner: site.measured.clone(),
             role_records: Vec::new(),
-            peers: peers.clone(),
+            peers: site.store.peers().await.unwrap(),
             writes: true,
         };
-        enrol(&over(as_it_is()), &asked).await.unwrap();
+        enrol(&over(as_it_is().await), &asked).await.unwrap();
         // A promotion of the joining site that it never signed.
         let record = promotion_of_south(&enroller);
         let signature = joining.signing.sign(&SystemRandom::new(), &record.message()).unwrap();
@@ -431,18 +433,18 @@ fn what_no_site_signed_is_not_handed_on_and_a_site_that_does_not_write_enrols_no
         let genuine = SignedRoleRecord { record, signature };
         let mut forged = genuine.clone();
         forged.record.at_ms = 2;
-        let with = |record| Tampered { role_records: vec![record], ..as_it_is() };
-        enrol(&over(with(genuine)), &asked).await.unwrap();
-        let refused = enrol(&over(with(forged)), &asked).await;
+        let with = async |record| Tampered { role_records: vec![record], ..as_it_is().await };
+        enrol(&over(with(genuine).await), &asked).await.unwrap();
+        let refused = enrol(&over(with(forged).await), &asked).await;
         let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
         assert!(what.contains("the role record of epoch 3"), "{what}");
         // A peer whom this site's token never saw.
-        let mut strangers = peers.clone();
-        strangers[0].peer.signing = [4; 65];
-        let refused = enrol(&over(Tampered { peers: strangers, ..as_it_is() }), &asked).await;
+        let mut strangers = as_it_is().await;
+        strangers.peers[0].peer.signing = [4; 65];
+        let refused = enrol(&over(strangers), &asked).await;
         let Err(EnrolError::Damaged(what)) = refused else { panic!("{refused:?}") };
         assert!(what.contains("south"), "{what}");
-        let refused = enrol(&over(Tampered { writes: false, ..as_it_is() }), &asked).await;
+        let refused = enrol(&over(Tampered { writes: false, ..as_it_is().await }), &asked).await;
         assert!(matches!(refused, Err(EnrolError::NotPrimary)), "{refused:?}");
     });
 }

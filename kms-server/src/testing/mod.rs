@@ -6,6 +6,7 @@ mod adopting;
 mod believed;
 mod ciphering;
 mod copies;
+mod enrolled_anew;
 mod enrolment;
 mod facts;
 mod floors;

@@ -39,7 +39,7 @@ use crate::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
         Role, TlsConfig,
     },
-    store::{BlockChange, SealedSecret, StoredBlock},
+    store::{BlockChange, SealedSecret, StoredBlock, sites::PeerStep},
     transmitting::{OtherSite, Transmitting},
 };
 
@@ -146,8 +146,11 @@ pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
         tokens: None,
     };
     let signature = site.hsm.sign(peer.message()).await.unwrap();
-    let signed = SignedPeer { peer, signature };
-    site.commits.put_peer(signed, vec![entry("Site/EnrolPeer")]).await.unwrap();
+    let there = site.store.peers().await.unwrap();
+    let there = there.iter().find(|row| row.peer.site == peer.site);
+    let expected = there.map(|row| row.signature);
+    let step = PeerStep { expected, now: SignedPeer { peer, signature } };
+    site.commits.put_peer(step, vec![entry("Site/EnrolPeer")]).await.unwrap();
 }
 
 /// Promotes a site whose peer is lost; the record of it.

@@ -39,6 +39,7 @@ use crate::{
     },
     store::{
         AuditStore as _,
+        sites::PeerStep,
         sqlite::{self, SqliteStore},
         whole::WholeStore as _,
     },
@@ -276,7 +277,9 @@ fn invariant_5_a_peer_that_was_enrolled_anew_is_not_taken_as_it_was_before() {
         enrol_in(&a, &b, met(2, 4)).await;
         a.keyring.roles.look().await.unwrap();
         let entry = || call("x/y").entry(0, Subject::NONE, AuditOutcome::Done);
-        a.commits.put_peer(before, vec![entry()]).await.unwrap();
+        let now = a.store.peers().await.unwrap().remove(0);
+        let back = PeerStep { expected: Some(now.signature), now: before };
+        a.commits.put_peer(back, vec![entry()]).await.unwrap();
         let refused = a.keyring.roles.look().await.unwrap_err();
         assert!(matches!(refused, NotChanged::OldPeer(_)), "{refused}");
         assert!(!a.keyring.roles.standing().writes());

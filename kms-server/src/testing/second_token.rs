@@ -9,8 +9,9 @@ use kms_core::{
     audit::{Checkpoint, SiteKeys, Subject},
     freshness::{HeadTable, SignedHeadTable},
     site::{
+        peer::SignedPeer,
         readiness::ReadinessReport,
-        tokens::{SignedSiteTokens, SiteTokens},
+        tokens::{SignedSiteTokens, SiteTokens, TokenId},
     },
     two_people::{NotSigned, WaitingCall},
 };
@@ -18,7 +19,7 @@ use kms_core::{
 use super::{
     home::{at_home, at_two_homes},
     lying::{Lies, beside_a_liar},
-    pair::{Network, Running, eventually, opened, sites},
+    pair::{Network, Running, entry, eventually, opened, sites},
     restored::whole,
     site_common::{Site, meter},
 };
@@ -28,6 +29,7 @@ use crate::{
     store::{
         AuditStore as _,
         papers::{Paper, PaperKind, PaperStore as _},
+        sites::PeerStep,
     },
 };
 
@@ -165,9 +167,145 @@ fn reported(by: &Site, site: &Site, token: &MemoryToken) -> Paper {
         heads: [0; 32],
         differences: Vec::new(),
         failures: Vec::new(),
+        token: None,
     };
     let body = report.message();
     let signature = token.sign(&body).unwrap();
     let (site, place) = (report.site, (report.epoch, report.at_ms));
     Paper { kind: PaperKind::Readiness, site, place, body, signature, signer: [0; 32] }
+}
+
+/// As north would sign it: `site` has opened all, on this token.
+async fn complete(by: &Site, site: &Site, token: TokenId) -> Paper {
+    let blocks = site.domain.blocks.get();
+    let at_ms = site.clock.unix_ms() + 60_000;
+    let own = reported(by, site, &MemoryToken::new().unwrap());
+    let report = ReadinessReport::decode(&own.body).unwrap();
+    let done = ReadinessReport { proved: blocks, keks: true, oldest_ms: at_ms, ..report };
+    let report = ReadinessReport { token: Some(token), at_ms, ..done };
+    let body = report.message();
+    let signature = by.hsm.sign(body.clone()).await.unwrap();
+    Paper { place: (report.epoch, at_ms), body, signature, ..own }
+}
+
+#[test]
+fn invariant_11_a_server_proves_its_own_token_although_the_peer_reports_about_the_other_one() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let own = TokenId::of(&b.hsm.public_key().await.unwrap());
+        let other = TokenId([7; 8]);
+        let paper = complete(&a, &b, other).await;
+        assert!(b.measured.put_paper(&paper).await.unwrap());
+        let (grounds, beside) = beside_a_liar(&b, &network, Lies::default());
+        let proving = Arc::clone(&beside.proving);
+        let proving = tokio::spawn(async move { proving.run().await });
+        let newest = || grounds.status.all().reports.newest.map(|newest| newest.report);
+        eventually("it has the report", async || newest().is_some()).await;
+        let refused = beside.planning.ready().await;
+        if newest().is_some_and(|report| report.by == "north") {
+            let refused = refused.unwrap_err().to_string();
+            assert!(refused.contains(&format!("nothing of token {own}")), "{refused}");
+        }
+        eventually("it opens all for itself", async || {
+            newest().is_some_and(|it| it.by == "south" && it.token == Some(own) && it.is_complete())
+        })
+        .await;
+        beside.planning.ready().await.unwrap();
+        // The peer's word about the other token takes nothing of that back.
+        beside.reporting.load().await.unwrap();
+        assert_eq!(newest().unwrap().token, Some(own));
+        beside.planning.ready().await.unwrap();
+        proving.abort();
+    });
+}
+
+#[test]
+fn invariant_11_a_report_names_the_token_that_proved_and_one_that_is_not_known_proves_nothing() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let south_runs = Running::start(Arc::clone(&b), &network).await;
+        let north_runs = Running::start(Arc::clone(&a), &network).await;
+        let token = TokenId::of(&b.hsm.public_key().await.unwrap());
+        for running in [&north_runs, &south_runs] {
+            eventually("it is proved, by name", async || {
+                let newest = running.status.all().reports.newest;
+                newest.is_some_and(|it| it.report.is_complete() && it.report.token == Some(token))
+            })
+            .await;
+        }
+        // Here its site was enrolled with another token, and what this one signs counts for nothing.
+        let SignedPeer { mut peer, signature } = a.store.peers().await.unwrap().remove(0);
+        (peer.signing, peer.enrolled_ms) = (MemoryToken::new().unwrap().public_key().unwrap(), 2);
+        let signed = a.hsm.sign(peer.message()).await.unwrap();
+        let now = SignedPeer { peer, signature: signed };
+        let step = PeerStep { expected: Some(signature), now };
+        a.commits.put_peer(step, vec![entry("Site/EnrolPeer")]).await.unwrap();
+        eventually("its proofs count no more", async || {
+            let readiness = north_runs.status.all().readiness.unwrap_or_default();
+            let why = readiness.failures.first().cloned().unwrap_or_default();
+            why.contains(&format!("its token {token}, which is not known here"))
+        })
+        .await;
+        let of = |running: &Running| running.status.all().faults;
+        let named = format!("token {token} of site south is not known here");
+        eventually("it is named", async || of(&north_runs).iter().any(|it| it.contains(&named)))
+            .await;
+        let named = format!("this server's token {token} is not known at site north");
+        eventually("there, too", async || of(&south_runs).iter().any(|it| it.contains(&named)))
+            .await;
+        north_runs.cut().await;
+        south_runs.cut().await;
+    });
+}
+
+#[test]
+fn a_second_token_that_was_made_anew_is_named_and_not_taken_up_by_itself() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let [before, anew] = [(); 2].map(|()| Arc::new(MemoryToken::new().unwrap()));
+        let running = Running::start(Arc::clone(&a), &network).await;
+        has_too(&a, &before).await;
+        let (grounds, beside) = beside_a_liar(&b, &network, Lies::default());
+        beside.witnessing.look().await.unwrap();
+        assert_eq!(grounds.status.all().faults, Vec::<String>::new());
+        let known = b.keyring.roles.peers().await.unwrap();
+        assert_eq!(known[0].keys().iter().count(), 2);
+        // The site was put back, and its second token made once more.
+        has_too(&a, &anew).await;
+        beside.witnessing.look().await.unwrap();
+        let id = TokenId::of(&anew.public_key().unwrap());
+        let faults = grounds.status.all().faults;
+        let named = format!("token {id} of site north is not known here");
+        assert!(faults.len() == 1 && faults[0].starts_with(&named), "{faults:?}");
+        assert_eq!(b.keyring.roles.peers().await.unwrap(), known);
+        // With the one that is known it is well again.
+        has_too(&a, &before).await;
+        beside.witnessing.look().await.unwrap();
+        assert_eq!(grounds.status.all().faults, Vec::<String>::new());
+        running.cut().await;
+    });
+}
+
+#[test]
+fn a_site_that_is_configured_and_not_enrolled_is_named() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let running = Running::start(Arc::clone(&a), &network).await;
+        // Its row is there, and our token did not sign it: it is nobody's.
+        let SignedPeer { peer, signature } = b.store.peers().await.unwrap().remove(0);
+        let now = SignedPeer { peer, signature: [1; 64] };
+        let step = PeerStep { expected: Some(signature), now };
+        b.commits.put_peer(step, vec![entry("Site/EnrolPeer")]).await.unwrap();
+        let (grounds, beside) = beside_a_liar(&b, &network, Lies::default());
+        let refused = beside.witnessing.look().await.unwrap_err();
+        assert!(refused.contains("not enrolled"), "{refused}");
+        let faults = grounds.status.all().faults;
+        let named = "site north is not enrolled here";
+        assert!(faults.iter().any(|fault| fault.starts_with(named)), "{faults:?}");
+        running.cut().await;
+    });
 }

@@ -25,8 +25,8 @@ use kms_server::{
         papers::{Paper, PaperStore, Strange},
         peer_audit::PeerAuditStore,
         sites::{
-            BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow,
-            RoleStep,
+            BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep,
+            RoleRow, RoleStep,
         },
         sqlite::SqliteStore,
         whole::RestoreState,
@@ -324,8 +324,8 @@ impl WriteStore for Lossy {
     async fn change_role(&self, step: &RoleStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
         self.inner.change_role(step, audit).await
     }
-    async fn put_peer(&self, peer: &SignedPeer, audit: ChainLink<'_>) -> Result<(), StoreError> {
-        self.inner.put_peer(peer, audit).await
+    async fn put_peer(&self, step: &PeerStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.inner.put_peer(step, audit).await
     }
     async fn put_divergence(
         &self,

@@ -219,6 +219,10 @@ async fn a_promotion_over_a_table_that_was_signed_meanwhile_is_a_conflict_and_le
     assert_eq!(process.audit.status().sequence, before + 1);
 }
 
+fn first(now: kms_core::site::peer::SignedPeer) -> kms_server::store::sites::PeerStep {
+    kms_server::store::sites::PeerStep { expected: None, now }
+}
+
 #[tokio::test]
 async fn roles_peers_and_decisions_are_written_with_their_events_or_not_at_all() {
     let place_of = Place::new();
@@ -226,7 +230,7 @@ async fn roles_peers_and_decisions_are_written_with_their_events_or_not_at_all()
     let process = Process::start(&place_of, &Arc::default()).await;
     let store: Store = process.store.clone();
     let (audit, began) = (&process.audit, process.audit.status().sequence);
-    audit.put_peer(peer("south", 1), vec![entry(1)]).await.unwrap();
+    audit.put_peer(first(peer("south", 1)), vec![entry(1)]).await.unwrap();
     let step = learnt(&store, RoleChange::Promotion, 3).await.unwrap();
     audit.change_role(step, vec![entry(2)]).await.unwrap();
     let refused = scene.steps(1, FOUNDED, &[meter(1, "a", &[])]);
@@ -248,7 +252,7 @@ async fn roles_peers_and_decisions_are_written_with_their_events_or_not_at_all()
     assert_eq!(store.divergence(DivergenceAsked::first(9)).await.unwrap(), [divergent.clone()]);
     // Nothing is done of which nothing is said.
     for refused in [
-        audit.put_peer(peer("west", 1), Vec::new()).await,
+        audit.put_peer(first(peer("west", 1)), Vec::new()).await,
         audit.put_divergence(vec![divergent], Vec::new()).await,
         audit.change_role(learnt(&store, RoleChange::Demotion, 3).await.unwrap(), Vec::new()).await,
     ] {

@@ -107,6 +107,7 @@ where
         of_two_changes_of_role_exactly_one_wins
         a_role_is_learnt_from_a_peers_record_once
         a_peer_is_enrolled_and_enrolled_anew
+        a_peers_row_that_somebody_else_wrote_meanwhile_stays
         the_lock_of_the_follower_is_had
     }
     each! { counter_cases:

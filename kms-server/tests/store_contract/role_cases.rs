@@ -9,8 +9,17 @@ use super::{
         role_record, row, table,
     },
 };
-use kms_core::{Epoch, Head, Position, Sequence, site::role::RoleChange};
-use kms_server::store::{BlockChange, Founding, StoreError, rules, sites::RoleStep};
+use kms_core::{
+    Epoch, Head, Position, Sequence,
+    site::{
+        peer::{Peer, SignedPeer},
+        role::RoleChange,
+    },
+};
+use kms_server::store::{
+    BlockChange, Founding, StoreError, rules,
+    sites::{PeerStep, RoleStep},
+};
 
 type Outcome = Result<(), Seen>;
 
@@ -211,10 +220,48 @@ pub(super) async fn a_role_is_learnt_from_a_peers_record_once(store: Store) -> O
 
 pub(super) async fn a_peer_is_enrolled_and_enrolled_anew(store: Store) -> Outcome {
     found(&store, true).await?;
-    for (site, transport) in [("west", 1), ("east", 2), ("west", 3)] {
-        store.put_peer(&peer(site, transport), Said::new().link()).await?;
+    for step in [first(peer("west", 1)), first(peer("east", 2)), after(peer("west", 1), 3)] {
+        store.put_peer(&step, Said::new().link()).await?;
     }
-    same(store.peers().await?, vec![peer("east", 2), peer("west", 3)])?;
+    same(store.peers().await?, vec![peer("east", 2), after(peer("west", 1), 3).now])?;
+    same(store.audit_chains().await?.len(), 3)
+}
+
+/// As if this were the first that is known of it.
+fn first(now: SignedPeer) -> PeerStep {
+    PeerStep { expected: None, now }
+}
+
+/// The same peer, with another transport key and another signature.
+fn after(before: SignedPeer, transport: u8) -> PeerStep {
+    let peer = Peer { transport_block: vec![transport; 9], ..before.peer };
+    let now = SignedPeer { peer, signature: [transport; 64] };
+    PeerStep { expected: Some(before.signature), now }
+}
+
+pub(super) async fn a_peers_row_that_somebody_else_wrote_meanwhile_stays(store: Store) -> Outcome {
+    found(&store, true).await?;
+    let west = peer("west", 1);
+    let lone = after(west.clone(), 2);
+    let ask = async |step: PeerStep| store.put_peer(&step, Said::new().link()).await;
+    refused_as_taken(ask(lone).await, "the row of the peer")?;
+    same((store.peers().await?, store.audit_chains().await?.len()), (Vec::new(), 0))?;
+    ask(first(west.clone())).await?;
+    refused_as_taken(ask(first(after(west.clone(), 5).now)).await, "the row of the peer")?;
+    // Two that read the same row.
+    let (one, other) = (after(west.clone(), 3), after(west.clone(), 4));
+    let (said, also) = (Said::new(), Said::new());
+    let (one_done, other_done) =
+        tokio::join!(store.put_peer(&one, said.link()), store.put_peer(&other, also.link()));
+    let (there, refused) = match (one_done, other_done) {
+        (Ok(()), refused) => (one.now, refused),
+        (refused, done) => done.map(|()| (other.now, refused))?,
+    };
+    refused_as_taken(refused, "the row of the peer")?;
+    same((store.peers().await?, store.audit_chains().await?.len()), (vec![there.clone()], 2))?;
+    // The former row does not come back, either.
+    refused_as_taken(ask(after(west, 6)).await, "the row of the peer")?;
+    ask(after(there, 7)).await?;
     same(store.audit_chains().await?.len(), 3)
 }
 

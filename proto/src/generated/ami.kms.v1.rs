@@ -4143,6 +4143,10 @@ pub struct SiteCard {
     /// Absent: its release does not say.
     #[prost(message, optional, tag = "8")]
     pub makeup: ::core::option::Option<SiteMakeup>,
+    /// The token of the server that says it: the first 8 bytes of SHA-256 over its signing key. Empty: its release does not
+    /// say, or it has not asked its token yet.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub token: ::prost::bytes::Bytes,
 }
 /// What a site is made of, for the other one to compare. Digests have 32 bytes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4514,6 +4518,9 @@ pub struct ShowHeadTablesResponse {
     /// The lists of the tokens of the answering site, each signed by one of them, two at most; none: it has one token.
     #[prost(message, repeated, tag = "4")]
     pub tokens: ::prost::alloc::vec::Vec<SignedPaper>,
+    /// The asker's tokens whose signatures count at the answering site, each as in SiteCard; none: its release does not say.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub asker_tokens: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchAuditEventsRequest {
@@ -5785,6 +5792,24 @@ pub struct GetStatusResponse {
     /// Records that were set aside and wait for a decision.
     #[prost(uint64, tag = "14")]
     pub undecided_divergence: u64,
+    /// The tokens of this site and of the others, as this server believes them; empty: its own token or its database is away.
+    #[prost(message, repeated, tag = "15")]
+    pub tokens: ::prost::alloc::vec::Vec<SiteToken>,
+}
+/// A token whose signatures count for its site.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SiteToken {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    /// The beginning of its fingerprint, 16 hex digits: so the audit log, reports of readiness and faults name it.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// SHA-256 over its signing key, 64 hex digits, as `kms-server init` tells it.
+    #[prost(string, tag = "3")]
+    pub fingerprint: ::prost::alloc::string::String,
+    /// Of this site: this server has it. Of the peer: the server of it that was heard last has it.
+    #[prost(bool, tag = "4")]
+    pub in_use: bool,
 }
 /// The other site, and how far it is in step.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -5877,6 +5902,9 @@ pub struct ReadinessStatus {
     /// What failed, in sentences; at most 16.
     #[prost(string, repeated, tag = "5")]
     pub failures: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The token of the peer that proved it, by its id; empty: its release does not say.
+    #[prost(string, tag = "6")]
+    pub token: ::prost::alloc::string::String,
 }
 /// A site's role, and the epoch that goes with it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -381,7 +381,8 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "BAD_JOIN_REQUEST",
         No,
-        "have the joining site run `kms-server init --join --request` and bring that file",
+        "have the joining site run `kms-server init --join --request` and bring that file; for a second token of one site \
+         that is this site, with `--same-site` and the second token in [hsm]. A third token there is none",
     ),
     row(
         Refused,
@@ -390,7 +391,12 @@ pub(crate) const HINTS: &[Hint] = &[
         "have the fingerprint read out once more, by somebody at the joining site",
     ),
     row(Refused, "PEER_NOT_TRUSTED", No, ""),
-    row(Refused, "PEER_EXISTS", No, ""),
+    row(
+        Refused,
+        "PEER_EXISTS",
+        No,
+        "`site status` names the tokens that are known, with their fingerprints: compare them with the people at that site",
+    ),
     row(Refused, "METER_EXISTS", No, "`meter get` shows it; `meter import` adds keys to it"),
     row(
         Refused,

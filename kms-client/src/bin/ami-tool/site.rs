@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use kms_client::{
     KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding, SiteStatus,
-    StoreStatus, TokenStatus, WarmUp,
+    SiteToken, StoreStatus, TokenStatus, WarmUp,
 };
 use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
@@ -45,7 +45,7 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
     Ok(exit)
 }
 
-fn rows(status: &SiteStatus) -> [(&'static str, String); 13] {
+fn rows(status: &SiteStatus) -> [(&'static str, String); 14] {
     let single = if status.single_site { " (single site)" } else { "" };
     let faults = match status.faults.as_slice() {
         [] => "none known".to_owned(),
@@ -61,6 +61,7 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 13] {
         ("up for", format!("{} s", status.uptime_ms / 1_000)),
         ("warm-up", warm_up(&status.warm_up)),
         ("token", token(&status.token)),
+        ("known tokens", tokens(&status.tokens)),
         ("store", store(&status.store)),
         ("keyring", keyring(&status.keyring)),
         ("device profiles", profiles(&status.keyring)),
@@ -82,10 +83,13 @@ fn peer(replication: &ReplicationStatus) -> String {
     };
     let mut text = format!("{}, {heard}", replication.peer);
     if let Some(readiness) = &replication.readiness {
-        let ReadinessStatus { proved, unproved, failed, .. } = readiness;
+        let ReadinessStatus { proved, unproved, failed, token, .. } = readiness;
         let all = proved + unproved + failed;
         let ready = if proved == &all { "READY" } else { "NOT ready" };
         text.push_str(&format!(", {ready}: {proved} of {all} blocks proved, {failed} failed"));
+        if !token.is_empty() {
+            text.push_str(&format!(", by its token {token}"));
+        }
     }
     if !replication.colour.is_empty() {
         text.push_str(&format!(", readiness {}", replication.colour));
@@ -127,6 +131,19 @@ fn token(token: &TokenStatus) -> String {
         token.calls,
         token.connection_epoch
     )
+}
+
+/// A line for each token whose signatures count.
+fn tokens(tokens: &[SiteToken]) -> String {
+    if tokens.is_empty() {
+        return "not to be told now".to_owned();
+    }
+    let line = |token: &SiteToken| {
+        let SiteToken { site, id, fingerprint, in_use } = token;
+        let in_use = if *in_use { ", in use" } else { "" };
+        format!("{site} {id}{in_use} (fingerprint {fingerprint})")
+    };
+    tokens.iter().map(line).collect::<Vec<_>>().join("\n        ")
 }
 
 fn store(store: &StoreStatus) -> String {
@@ -250,7 +267,15 @@ pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result
             ("fingerprint", bundle_fingerprint),
             ("signing key", signing),
         ]))?;
-        say("take the file to the joining site, and read its fingerprint out to somebody there")?;
+        say(match request.request.same_site {
+            true => {
+                "with the second token in [hsm], at this site: `kms-server init --join --bundle`; its server has to stand still \
+                     over SQLite"
+            }
+            false => {
+                "take the file to the joining site, and read its fingerprint out to somebody there"
+            }
+        })?;
     }
     Ok(Exit::Good)
 }

@@ -83,7 +83,7 @@ fn a_token_believes_the_list_that_it_signed_and_no_other_one() {
 fn a_peer_shows_a_further_token_with_a_signature_that_is_known_and_never_an_older_list() {
     let (first, second, stranger) = (Token::new(), Token::new(), Token::new());
     let (one, both) = (peer(first.key()), [first.key(), second.key()]);
-    let knows = one.showing(&first.sign(list(2, &both))).unwrap();
+    let knows = one.showing(&first.sign(list(1_700_000_000_000, &both))).unwrap();
     assert_eq!(knows.keys(), SiteKeys::new(first.key(), [second.key()]));
     assert_eq!((knows.signing, knows.enrolled_ms, knows.former.len()), (first.key(), 13, 0));
     assert_eq!(Peer::decode(&knows.message()), Ok(knows.clone()));
@@ -100,6 +100,7 @@ fn a_peer_shows_a_further_token_with_a_signature_that_is_known_and_never_an_olde
         (&knows, first.sign(list(1, &both))),
         // No list is the last one for good, comes twice, or takes a key away.
         (&one, first.sign(list(u64::MAX, &both))),
+        (&one, first.sign(list(1, &both))),
         (&one, first.sign(list(2, &[first.key()]))),
         (&knows, first.sign(list(2, &both))),
         (&knows, second.sign(list(3, &[second.key()]))),
@@ -107,4 +108,13 @@ fn a_peer_shows_a_further_token_with_a_signature_that_is_known_and_never_an_olde
     ] {
         assert_eq!(peer.showing(&shown), None);
     }
+    // One that was made anew is named, and so is one that only a stranger signed for.
+    let id = |token: &Token| TokenId::of(&token.key());
+    for anew in [first.sign(list(9, &three)), stranger.sign(list(9, &three))] {
+        assert_eq!(knows.strangers(&anew), [id(&stranger)]);
+    }
+    assert_eq!(one.strangers(&first.sign(list(9, &both))), [id(&second)]);
+    assert_eq!(knows.strangers(&first.sign(list(9, &both))), []);
+    let elsewhere = SiteTokens { site: "south".to_owned(), ..list(9, &three) };
+    assert_eq!(knows.strangers(&first.sign(elsewhere)), []);
 }

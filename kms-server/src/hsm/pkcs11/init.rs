@@ -232,12 +232,20 @@ pub(super) fn logged_in(
     let slot = match (library.slot(&config.token_label), so_pin) {
         (Ok(slot), _) => slot,
         (Err(_), Some(so_pin)) => initialise_blank(library, config, so_pin)?,
-        (Err(failure), None) => return Err(failure.into()),
+        (Err(failure @ Failure::Unfit(_)), None) => return Err(failure.into()),
+        (Err(failure), None) => {
+            let reason = failure.reason();
+            return Err(InitError::Token(format!("{reason}; {MAKES_ONE}")));
+        }
     };
     let session = library.pkcs11().open_rw_session(slot)?;
     library.login(&session, config)?;
     Ok((slot, session))
 }
+
+/// Said where the token is not there and nobody said that it is to be made.
+const MAKES_ONE: &str =
+    "if it is to be a new one, `--create-token --so-pin-file FILE` makes it of a blank token";
 
 /// C_InitToken and C_InitPIN on the first slot that has a blank token.
 fn initialise_blank(library: &Library, config: &Config, so_pin: &Pin) -> Result<Slot, InitError> {

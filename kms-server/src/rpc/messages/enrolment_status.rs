@@ -15,6 +15,7 @@ pub(crate) fn word_of_enrolment(error: &EnrolError) -> (&'static str, bool) {
         | EnrolError::NotPrimary
         | EnrolError::NotTrusted(_)
         | EnrolError::Known { .. }
+        | EnrolError::Meanwhile(_)
         | EnrolError::Store(StoreError::NotWriter(_) | StoreError::ReadOnly) => false,
         EnrolError::Damaged(_)
         | EnrolError::Token(_)
@@ -59,7 +60,9 @@ fn row_of(error: &EnrolError) -> Row {
             (Code::FailedPrecondition, "NOT_PRIMARY", Never)
         }
         EnrolError::NotTrusted(_) => (Code::FailedPrecondition, "PEER_NOT_TRUSTED", Never),
-        EnrolError::Known { .. } => (Code::AlreadyExists, "PEER_EXISTS", Never),
+        EnrolError::Known { .. } | EnrolError::Meanwhile(_) => {
+            (Code::AlreadyExists, "PEER_EXISTS", Never)
+        }
         EnrolError::Store(error) => return of_store(error),
         EnrolError::Token(
             TokenError::Unreachable { .. } | TokenError::Busy | TokenError::TimedOut { .. },

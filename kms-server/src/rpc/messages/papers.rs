@@ -9,7 +9,7 @@ use crate::replication::ShownTable;
 use kms_core::site::{
     makeup::Makeup,
     readiness::{ReadinessReport, SignedReadiness},
-    tokens::{SignedSiteTokens, SiteTokens},
+    tokens::{SignedSiteTokens, SiteTokens, TokenId},
 };
 
 /// A message that no site writes.
@@ -119,6 +119,12 @@ pub(super) fn token_lists(
         Ok(SignedSiteTokens { tokens, signature: array("tokens.signature", &signature)? })
     };
     papers.into_iter().take(SiteTokens::COUNT_MAX).map(list).collect()
+}
+
+/// The names of a site's tokens: no more than it has tokens.
+pub(super) fn token_ids(ids: &[Bytes]) -> Result<Vec<TokenId>, BadMessage> {
+    let ids = ids.iter().take(SiteTokens::COUNT_MAX);
+    ids.map(|id| Ok(TokenId(array("asker_tokens", id)?))).collect()
 }
 
 pub(super) fn wire_token_list(signed: &SignedSiteTokens) -> v1::SignedPaper {

@@ -16,6 +16,7 @@ use kms_core::{
     site::{
         readiness::SignedReadiness,
         role::{RoleRecord, SignedRoleRecord},
+        tokens::TokenId,
     },
 };
 
@@ -25,18 +26,23 @@ pub(super) fn at(epoch: u64, sequence: u64) -> Position {
 
 /// A card, which each message has that begins something.
 pub(crate) fn card(card: Option<v1::SiteCard>) -> Result<SiteCard, BadMessage> {
-    let v1::SiteCard { site, domain_id, blocks, release, record_schema, epoch, writes, makeup } =
-        card.ok_or(BadMessage("card"))?;
+    let wire = card.ok_or(BadMessage("card"))?;
+    let v1::SiteCard { site, domain_id, blocks, release, record_schema, epoch, writes, .. } = wire;
     if site.is_empty() || site.len() > 64 || release.len() > 64 {
         return Err(BadMessage("card.site"));
     }
     let domain = DomainId(array("card.domain_id", &domain_id)?);
-    let (epoch, makeup) = (Epoch(epoch), makeup.map(papers::read).transpose()?);
-    Ok(SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup })
+    let (epoch, makeup) = (Epoch(epoch), wire.makeup.map(papers::read).transpose()?);
+    let token = match wire.token.is_empty() {
+        true => None,
+        false => Some(TokenId(array("card.token", &wire.token)?)),
+    };
+    Ok(SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup, token })
 }
 
 pub(crate) fn wire_card(card: SiteCard) -> v1::SiteCard {
-    let SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup } = card;
+    let SiteCard { site, domain, blocks, release, record_schema, epoch, writes, makeup, token } =
+        card;
     v1::SiteCard {
         site,
         domain_id: Bytes::copy_from_slice(&domain.0),
@@ -46,6 +52,7 @@ pub(crate) fn wire_card(card: SiteCard) -> v1::SiteCard {
         epoch: epoch.0,
         writes,
         makeup: makeup.map(papers::wire),
+        token: token.map_or_else(Bytes::new, |token| Bytes::copy_from_slice(&token.0)),
     }
 }
 
@@ -301,22 +308,24 @@ pub(crate) fn wire_role_record(signed: &SignedRoleRecord) -> v1::SignedRoleRecor
 pub(crate) fn head_tables(
     response: v1::ShowHeadTablesResponse,
 ) -> Result<HeadTablesSaid, BadMessage> {
-    let v1::ShowHeadTablesResponse { card, own, witnessed, tokens } = response;
+    let v1::ShowHeadTablesResponse { card, own, witnessed, tokens, asker_tokens } = response;
     Ok(HeadTablesSaid {
         card: self::card(card)?,
         own: own.map(papers::table).transpose()?,
         witnessed: witnessed.map(papers::table).transpose()?,
         tokens: papers::token_lists(tokens)?,
+        known: papers::token_ids(&asker_tokens)?,
     })
 }
 
 pub(crate) fn wire_head_tables(said: HeadTablesSaid) -> v1::ShowHeadTablesResponse {
-    let HeadTablesSaid { card, own, witnessed, tokens } = said;
+    let HeadTablesSaid { card, own, witnessed, tokens, known } = said;
     v1::ShowHeadTablesResponse {
         card: Some(wire_card(card)),
         own: own.map(papers::wire_table),
         witnessed: witnessed.map(papers::wire_table),
         tokens: tokens.iter().map(papers::wire_token_list).collect(),
+        asker_tokens: known.iter().map(|id| Bytes::copy_from_slice(&id.0)).collect(),
     }
 }
 

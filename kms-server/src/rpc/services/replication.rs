@@ -279,14 +279,16 @@ impl replication_server::Replication for ReplicationService {
         request: Request<ShowHeadTablesRequest>,
     ) -> Result<Response<ShowHeadTablesResponse>, Status> {
         let permit = Permit::of(&request, Verb::ShowHeadTables)?;
-        let (_, card) = self.greet(&permit, request.into_inner().card).await?;
+        let (theirs, card) = self.greet(&permit, request.into_inner().card).await?;
         let witnessing = &self.parts()?.witnessing;
         let shown = witnessing.shown().await;
         let (own, witnessed) = shown.map_err(|error| {
             tracing::warn!(error, "head tables can't be read");
             Refused::PeerStore
         })?;
-        let said = HeadTablesSaid { card, own, witnessed, tokens: witnessing.token_lists() };
+        let known = witnessing.known_tokens(&theirs.site).await;
+        let tokens = witnessing.token_lists();
+        let said = HeadTablesSaid { card, own, witnessed, tokens, known };
         Ok(Response::new(sites::wire_head_tables(said)))
     }
 

@@ -11,7 +11,7 @@ use kms_proto::v1::{
     ListDivergenceRequest, ListDivergenceResponse, PlanPromotionRequest, PlanPromotionResponse,
     PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
     ReplicationStatus as WireReplication, ResolveDivergenceRequest, ResolveDivergenceResponse,
-    StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
+    SiteToken, StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
     TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio::time::timeout;
@@ -23,7 +23,7 @@ use crate::{
     ciphering::Floors,
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
-    keyring::{KeyringStatus, NotChanged, Promotion, Roles, Wish},
+    keyring::{KeyringStatus, KnownToken, NotChanged, Promotion, Roles, Wish},
     lifecycle::{AsidePage, Lifecycle},
     replication::{
         self, Fencing, FollowingStatus, PeerHeard, Planning, ReplicationStatus, SyncAsked, Syncing,
@@ -54,7 +54,7 @@ use kms_core::{
     enrolment::Fingerprint,
     moment::Moment,
     ports::Clock,
-    site::{changing, proving::Readiness},
+    site::{changing, proving::Readiness, tokens::TokenId},
 };
 
 /// Our certificate's end is a fault from this long before it on.
@@ -116,6 +116,9 @@ impl site_server::Site for SiteService {
             )
         });
         facts.replication_faults = told.chain(rolled_back).chain(self.old_peer().await).collect();
+        let heard = replication.as_ref().and_then(|status| status.heard.as_ref());
+        let in_use = heard.and_then(|heard| heard.card.token);
+        let tokens = self.tokens(in_use).await;
         facts.floor_faults = self.floors.faults();
         facts.counter_faults = self.transmitting.faults();
         let faults = SiteHealth::of(&facts).faults.into_iter().map(|fault| fault.sentence);
@@ -134,6 +137,7 @@ impl site_server::Site for SiteService {
             standing: Some(wire_standing(&standing)),
             undecided_divergence: replication.as_ref().map_or(0, |status| status.undecided),
             replication: replication.map(wire_replication),
+            tokens,
         }))
     }
 
@@ -398,9 +402,10 @@ fn wire_following(following: FollowingStatus) -> WireFollowing {
 }
 
 fn wire_readiness(readiness: Readiness) -> ReadinessStatus {
-    let Readiness { proved, unproved, failed, oldest_ms, failures, .. } = readiness;
+    let Readiness { proved, unproved, failed, oldest_ms, failures, token, .. } = readiness;
     let oldest_proof_ms = oldest_ms.unwrap_or(0);
-    ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures }
+    let token = token.map_or_else(String::new, |token| token.to_string());
+    ReadinessStatus { proved, unproved, failed, oldest_proof_ms, failures, token }
 }
 
 impl SiteService {
@@ -410,6 +415,20 @@ impl SiteService {
             Ok(Err(error @ NotChanged::OldPeer(_))) => Some(error.to_string()),
             _ => None,
         }
+    }
+
+    /// The tokens that count, those in use named; none, while that can't be told. `peers`: of the server that was heard last.
+    async fn tokens(&self, peers: Option<TokenId>) -> Vec<SiteToken> {
+        let Ok(Ok(known)) = timeout(PEERS_PATIENCE, self.roles.tokens()).await else {
+            return Vec::new();
+        };
+        let wire = |token: KnownToken| SiteToken {
+            in_use: token.is_own || token.site != self.domain.site && Some(token.id) == peers,
+            id: token.id.to_string(),
+            fingerprint: hex::encode(token.fingerprint),
+            site: token.site,
+        };
+        known.into_iter().map(wire).collect()
     }
 
     /// Refuses a change of role at a site that has none to change.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::store::{
     StoreError, indexing, rules,
-    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent},
+    sites::{BlockAdoption, BlockChanges, Decided, DivergenceAsked, Divergent, PEER_ROW, PeerStep},
 };
 use kms_core::{
     BlockNo, Head, Position, RecordKey, StoredRecord,
@@ -33,16 +33,26 @@ pub(super) async fn peers(connection: &mut PgConnection) -> Result<Vec<SignedPee
         .collect()
 }
 
+/// In the place of the row that it was made from, and of no other.
 pub(super) async fn put_peer(
     connection: &mut PgConnection,
-    SignedPeer { peer, signature }: &SignedPeer,
+    PeerStep { expected, now: SignedPeer { peer, signature } }: &PeerStep,
 ) -> Result<(), WriteError> {
-    let statement = "INSERT INTO peers (site, body, signature) VALUES ($1, $2, $3) \
-                     ON CONFLICT (site) DO UPDATE SET body = excluded.body, \
-                     signature = excluded.signature";
-    let peer = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
-    peer.execute(connection).await?;
-    Ok(())
+    let statement = match expected {
+        None => {
+            "INSERT INTO peers (site, body, signature) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+        }
+        Some(_) => "UPDATE peers SET body = $2, signature = $3 WHERE site = $1 AND signature = $4",
+    };
+    let query = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
+    let query = match expected {
+        None => query,
+        Some(expected) => query.bind(&expected[..]),
+    };
+    if query.execute(connection).await?.rows_affected() == 1 {
+        return Ok(());
+    }
+    Err(StoreError::Taken { what: PEER_ROW, value: peer.site.clone() }.into())
 }
 
 /// A block's head and its records after a position, in one statement: of one moment. Columns as in a block's.

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    tokens::{FurtherToken, TokenStore},
+    tokens::{FurtherToken, TOKEN_LISTS, TokenStore},
 };
 use kms_core::site::tokens::{SignedSiteTokens, SiteTokens};
 
@@ -53,11 +53,22 @@ async fn lists(connection: &mut PgConnection) -> Result<Vec<SignedSiteTokens>, S
 async fn add(connection: &mut PgConnection, token: &FurtherToken) -> Result<(), WriteError> {
     let seals = token.seals.iter().map(|(block, seals)| (*block, &seals[..]));
     rows::add_seals(connection, seals).await?;
-    sqlx::query("DELETE FROM site_tokens").execute(&mut *connection).await?;
-    let statement = "INSERT INTO site_tokens (place, body, signature) VALUES ($1, $2, $3)";
+    let taken = |place: u64| StoreError::Taken { what: TOKEN_LISTS, value: place.to_string() };
+    let statement = "DELETE FROM site_tokens WHERE signature = $1";
+    for (place, expected) in (0..).zip(&token.expected) {
+        let gone = sqlx::query(statement).bind(&expected[..]).execute(&mut *connection).await?;
+        if gone.rows_affected() != 1 {
+            return Err(taken(place).into());
+        }
+    }
+    let statement = "INSERT INTO site_tokens (place, body, signature) VALUES ($1, $2, $3) \
+                     ON CONFLICT DO NOTHING";
     for (place, list) in (0..).zip(&token.lists) {
         let row = sqlx::query(statement).bind(signed(place)?).bind(list.tokens.message());
-        row.bind(&list.signature[..]).execute(&mut *connection).await?;
+        let put = row.bind(&list.signature[..]).execute(&mut *connection).await?;
+        if put.rows_affected() != 1 {
+            return Err(taken(place).into());
+        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::store::{
     StoreError, indexing, rules,
-    sites::{BlockAdoption, Decided, DivergenceAsked, Divergent},
+    sites::{BlockAdoption, Decided, DivergenceAsked, Divergent, PEER_ROW, PeerStep},
 };
 use kms_core::{
     BlockNo, Head, Position, RecordKey, StoredRecord,
@@ -34,16 +34,24 @@ pub(super) async fn peers(
         .collect()
 }
 
+/// In the place of the row that it was made from, and of no other.
 pub(super) async fn put_peer(
     connection: &mut SqliteConnection,
-    SignedPeer { peer, signature }: &SignedPeer,
+    PeerStep { expected, now: SignedPeer { peer, signature } }: &PeerStep,
 ) -> Result<(), WriteError> {
-    let statement = "INSERT INTO peers (site, body, signature) VALUES (?, ?, ?) \
-                     ON CONFLICT (site) DO UPDATE SET body = excluded.body, \
-                     signature = excluded.signature";
-    let peer = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
-    peer.execute(connection).await?;
-    Ok(())
+    let statement = match expected {
+        None => "INSERT INTO peers (site, body, signature) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        Some(_) => "UPDATE peers SET body = ?2, signature = ?3 WHERE site = ?1 AND signature = ?4",
+    };
+    let query = sqlx::query(statement).bind(&peer.site).bind(peer.message()).bind(&signature[..]);
+    let query = match expected {
+        None => query,
+        Some(expected) => query.bind(&expected[..]),
+    };
+    if query.execute(connection).await?.rows_affected() == 1 {
+        return Ok(());
+    }
+    Err(StoreError::Taken { what: PEER_ROW, value: peer.site.clone() }.into())
 }
 
 /// Applies `adoptions`, which [`crate::store::rules::check_adoptions`] has passed. `at_ms`: now.

@@ -15,7 +15,9 @@ use super::{
     rows::{add_seals, check_counts, put_heads, put_records},
     sites,
 };
-use crate::store::{BlockChange, ChainLink, Founding, StoreError, indexing, rules, work::Work};
+use crate::store::{
+    BlockChange, ChainLink, Founding, StoreError, indexing, rules, sites::PeerStep, work::Work,
+};
 use kms_core::{BlockNo, DomainRecord, Head, Position, site::peer::PeerKind};
 
 pub(super) async fn create_domain(
@@ -74,7 +76,8 @@ pub(super) async fn found(
         role::add_record(connection, record).await?;
     }
     for peer in &founding.peers {
-        sites::put_peer(connection, peer).await?;
+        let first = PeerStep { expected: None, now: peer.clone() };
+        sites::put_peer(connection, &first).await?;
     }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
@@ -100,7 +103,7 @@ pub(super) async fn work(
             role::change(connection, step).await?;
             counters::begin(connection, &step.marks).await
         }
-        Work::PutPeer(peer) => sites::put_peer(connection, peer).await,
+        Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
     }
