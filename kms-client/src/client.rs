@@ -159,10 +159,10 @@ impl KmsClient {
         approvals::list(&self.transport).await
     }
 
-    /// Is the second person of the call that waits under this number. Whoever made it makes it again;
-    /// then it passes, once. Both must talk to the same server.
-    pub async fn approve_call(&self, approval_id: &str) -> Result<Approval, CallError> {
-        approvals::approve(&self.transport, approval_id).await
+    /// Is the second person of this call, as [`KmsClient::approvals`] showed it: another one that waits under its number
+    /// by now is refused. Whoever made it makes it again; then it passes, once. Both must talk to the same site.
+    pub async fn approve_call(&self, shown: &Approval) -> Result<Approval, CallError> {
+        approvals::approve(&self.transport, shown).await
     }
 
     /// The status of the site.

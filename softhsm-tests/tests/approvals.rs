@@ -94,7 +94,7 @@ impl Node {
 
     #[track_caller]
     fn approves(&self, number: &str) {
-        let (code, said) = run(&self.approver, &["approvals", "approve", number], "");
+        let (code, said) = run(&self.approver, &["approvals", "approve", number, "--yes"], "");
         assert_eq!(code, Some(0), "{said}");
     }
 
@@ -173,7 +173,7 @@ fn invariant_5_an_approval_that_was_changed_copied_or_put_back_is_refused_by_nam
     let other = one.asks(&id(2));
     at(&cluster, &copied.replace(&format!("number = {again})"), "number = 0)"));
     at(&cluster, &format!("UPDATE approvals SET number = 7 WHERE number = {other}"));
-    let (code, said) = run(&two.approver, &["approvals", "approve", "7"], "");
+    let (code, said) = run(&two.approver, &["approvals", "approve", "7", "--yes"], "");
     assert!(code != Some(0) && said.contains("was not signed by the site's token"), "{said}");
     // Put back: used at one server, and used up for the other one, too, and after a restart.
     at(&cluster, "CREATE TABLE kept AS SELECT * FROM approvals");

@@ -7329,11 +7329,17 @@ pub struct Approval {
     /// Empty: nobody yet.
     #[prost(string, tag = "7")]
     pub approved_by: ::prost::alloc::string::String,
+    /// 32 bytes: the name of this one call, a digest over verb, requester and request. Numbers come again, it does not.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApproveCallRequest {
     #[prost(string, tag = "1")]
     pub approval_id: ::prost::alloc::string::String,
+    /// `digest` of the Approval that the second person was shown. Another call under this number is refused (OTHER_CALL).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApproveCallResponse {

@@ -148,6 +148,9 @@ pub(crate) struct Approve {
     /// The number in the refusal, and in `approvals list`
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    /// Do not show the call and ask: approve what waits under this number now
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Subcommand)]

@@ -250,6 +250,12 @@ pub(crate) const HINTS: &[Hint] = &[
         NotNow,
         "have some of what waits approved (`approvals list`), then run it again",
     ),
+    row(
+        Busy,
+        "TOO_MANY_ASKED",
+        NotNow,
+        "wait as long as it says; calls that were asked for already may be approved and made meanwhile",
+    ),
     row(Busy, "BATCH_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "MESSAGE_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "*", NotNow, "run it again later"),
@@ -292,6 +298,13 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "a second person runs `ami-tool approvals approve ID` at this site (`approvals list` shows the \
          call); then run the same command again",
+    ),
+    row(
+        Refused,
+        "OTHER_CALL",
+        No,
+        "nothing was approved. `approvals list` shows what waits under that number now; approve it only if it is what \
+         you were asked about",
     ),
     row(
         Refused,
