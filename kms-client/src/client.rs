@@ -222,6 +222,17 @@ impl KmsClient {
         divergence::admit(&self.transport, epoch).await
     }
 
+    /// Has the domain forget how new the revocation list of an authority was, so that lists from another number on count
+    /// again: how often that was done. Takes two people.
+    pub async fn forget_revocation_list(
+        &self,
+        authority: &[u8],
+        number: &[u8],
+        from: &[u8],
+    ) -> Result<u32, CallError> {
+        divergence::forget_list(&self.transport, [authority, number, from]).await
+    }
+
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream
     /// breaks before, it can be asked for again.
     pub async fn sync_site(

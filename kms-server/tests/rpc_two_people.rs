@@ -254,12 +254,10 @@ async fn what_waits_is_bounded_for_each_and_for_all() {
 async fn a_number_finds_a_call_and_only_its_digest_approves_it() {
     let site = site().await;
     let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
-    let [shown, meant] =
-        [number(delete(&cid, "m-1").await), number(delete(&cid, "m-2").await)];
+    let [shown, meant] = [number(delete(&cid, "m-1").await), number(delete(&cid, "m-2").await)];
     let waiting = list(&dora).await;
-    let digest_of = |id: &String| {
-        waiting.iter().find(|one| one.approval_id == *id).unwrap().digest.to_vec()
-    };
+    let digest_of =
+        |id: &String| waiting.iter().find(|one| one.approval_id == *id).unwrap().digest.to_vec();
     assert_ne!(digest_of(&shown), digest_of(&meant));
     // As if the number had come again for another call than the one that was shown.
     let other = (Code::FailedPrecondition, "OTHER_CALL");

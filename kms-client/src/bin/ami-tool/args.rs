@@ -10,7 +10,7 @@ use kms_client::{
 };
 
 use crate::burying_args::{Bury, Readmit};
-use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
+use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::site_args::{Plan, SiteStatusArgs};
@@ -179,6 +179,8 @@ pub(crate) enum SiteCommand {
     },
     /// Take in a promotion of the other site that is more than one step ahead; takes a second person
     AdmitEpoch(AdmitEpoch),
+    /// Forget how new an authority's revocation list was; takes a second person
+    ForgetList(ForgetList),
 }
 
 #[derive(Args)]

@@ -96,6 +96,9 @@ fn next_after(code: RefusalCode) -> &'static str {
         }
         RefusalCode::MeterNotDeleted => "`meter get` shows it",
         RefusalCode::NotSetAside => "`site divergence list` shows what was set aside",
+        RefusalCode::ListMoved => {
+            "the log of the server that refuses the list says authority and number"
+        }
         RefusalCode::NotReadable => "`site divergence show` says what is known of it",
         RefusalCode::MeterDamaged => "`site status` names what is damaged",
         RefusalCode::FileOlder
@@ -305,6 +308,12 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "nothing was approved. `approvals list` shows what waits under that number now; approve it only if it is what \
          you were asked about",
+    ),
+    row(
+        Refused,
+        "SERVER_YOUNGER",
+        No,
+        "run it again: it is asked anew, and a second person approves it once more",
     ),
     row(
         Refused,

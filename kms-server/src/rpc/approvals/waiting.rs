@@ -250,6 +250,10 @@ impl Approvals {
         if may_go_on {
             return Ok(Some(second));
         }
+        // Its use would stand in a chain that the row does not name: with all of that chain it could be taken back.
+        if !self.audit.is_older_than(waiting) {
+            return self.take_out(row, call, Unfit::YoungerServer).await;
+        }
         if self.audit.uses(waiting).await.map_err(not_recorded)? > 0 {
             return self.take_out(row, call, Unfit::Used).await;
         }
