@@ -2,14 +2,14 @@
 
 use kms_proto::v1;
 use kms_proto::v1::approvals_client::ApprovalsClient;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::call::{CallError, ProtocolError};
 use crate::sites::Errand;
 use crate::transport::Transport;
 
 /// A call that waits for its second person, or has one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Approval {
     /// The number to approve it by.
     pub approval_id: String,
@@ -25,6 +25,13 @@ pub struct Approval {
     pub expires_in_ms: u64,
     /// Empty: nobody yet.
     pub approved_by: String,
+    /// The name of this one call, as hex. Numbers come again; whoever approves says which call he was shown.
+    #[serde(serialize_with = "as_hex")]
+    pub digest: Vec<u8>,
+}
+
+fn as_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex::encode(bytes))
 }
 
 pub(crate) async fn list(transport: &Transport) -> Result<Vec<Approval>, CallError> {
@@ -38,17 +45,21 @@ pub(crate) async fn list(transport: &Transport) -> Result<Vec<Approval>, CallErr
 /// To approve again changes nothing, so it may be sent again.
 pub(crate) async fn approve(
     transport: &Transport,
-    approval_id: &str,
+    shown: &Approval,
 ) -> Result<Approval, CallError> {
     let send =
         |link, request| async move { ApprovalsClient::new(link).approve_call(request).await };
-    let request = v1::ApproveCallRequest { approval_id: approval_id.to_owned() };
+    let request = v1::ApproveCallRequest {
+        approval_id: shown.approval_id.clone(),
+        digest: shown.digest.clone().into(),
+    };
     let reply = transport.call(Errand::AtPrimary, request, send).await?;
     Ok(reply.approval.map(from_wire).ok_or(ProtocolError::Missing("approval"))?)
 }
 
 fn from_wire(wire: v1::Approval) -> Approval {
-    let v1::Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by } =
-        wire;
-    Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by }
+    let v1::Approval { approval_id, verb, requester, summary, .. } = wire;
+    let v1::Approval { age_ms, expires_in_ms, approved_by, digest, .. } = wire;
+    let digest = digest.to_vec();
+    Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by, digest }
 }

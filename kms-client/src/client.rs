@@ -159,10 +159,10 @@ impl KmsClient {
         approvals::list(&self.transport).await
     }
 
-    /// Is the second person of the call that waits under this number. Whoever made it makes it again;
-    /// then it passes, once. Both must talk to the same server.
-    pub async fn approve_call(&self, approval_id: &str) -> Result<Approval, CallError> {
-        approvals::approve(&self.transport, approval_id).await
+    /// Is the second person of this call, as [`KmsClient::approvals`] showed it: another one that waits under its number
+    /// by now is refused. Whoever made it makes it again; then it passes, once. Both must talk to the same site.
+    pub async fn approve_call(&self, shown: &Approval) -> Result<Approval, CallError> {
+        approvals::approve(&self.transport, shown).await
     }
 
     /// The status of the site.
@@ -220,6 +220,17 @@ impl KmsClient {
     /// Has the site take in a promotion of the other one that is more than one step ahead. Takes two people.
     pub async fn admit_epoch(&self, epoch: u64) -> Result<SiteStanding, CallError> {
         divergence::admit(&self.transport, epoch).await
+    }
+
+    /// Has the domain forget how new the revocation list of an authority was, so that lists from another number on count
+    /// again: how often that was done. Takes two people.
+    pub async fn forget_revocation_list(
+        &self,
+        authority: &[u8],
+        number: &[u8],
+        from: &[u8],
+    ) -> Result<u32, CallError> {
+        divergence::forget_list(&self.transport, [authority, number, from]).await
     }
 
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream

@@ -180,6 +180,21 @@ pub(crate) async fn admit(transport: &Transport, epoch: u64) -> Result<SiteStand
     Ok(present(reply.standing)?)
 }
 
+/// Not tried again once it may have arrived.
+pub(crate) async fn forget_list(
+    transport: &Transport,
+    [authority, number, from]: [&[u8]; 3],
+) -> Result<u32, CallError> {
+    let send =
+        |link, request| async move { SiteClient::new(link).forget_revocation_list(request).await };
+    let request = v1::ForgetRevocationListRequest {
+        authority: authority.to_vec().into(),
+        number: number.to_vec().into(),
+        from_number: from.to_vec().into(),
+    };
+    Ok(transport.call(Errand::Write, request, send).await?.resets)
+}
+
 fn row(wire: v1::DivergenceRow) -> Result<DivergenceRow, ProtocolError> {
     let v1::DivergenceRow {
         id,

@@ -8,6 +8,7 @@
 
 pub mod copying;
 mod encoding;
+pub mod room;
 mod signers;
 mod walk;
 pub mod writer;

@@ -2,6 +2,8 @@
 //! goes on alone. Each is a record in the block that its name leads to, so it is MACed, counted in the block's head
 //! and replicated as all records are. Two states of one fact merge by rule, and nobody has to decide.
 
+use std::cmp::Ordering;
+
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -83,6 +85,24 @@ pub struct NewestList {
     pub number: Option<Vec<u8>>,
     /// Its date; milliseconds since 1970.
     pub this_update_ms: u64,
+    /// How often two people had the domain forget how new it was. What was remembered before counts no more.
+    pub resets: u32,
+}
+
+/// A list can't be forgotten so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotForgotten {
+    /// Another number is remembered.
+    #[error("the number that is remembered is another one: look again")]
+    Moved,
+    /// The new number is no lower one, or none at all.
+    #[error(
+        "lists are to count again from a lower number on, of at most {NUMBER_MAX} bytes and without zeros in front"
+    )]
+    NotLower,
+    /// It was done too often.
+    #[error("it was done so often that it can't be done again")]
+    TooOften,
 }
 
 /// A fact of the domain.
@@ -129,11 +149,15 @@ impl Fact {
                 out.extend_from_slice(&sealed_ms.to_be_bytes());
                 out.extend_from_slice(&taken_ms.to_be_bytes());
             }
-            Self::List(NewestList { authority, number, this_update_ms }) => {
+            Self::List(NewestList { authority, number, this_update_ms, resets }) => {
                 out.push(FactName::LIST);
                 out.extend_from_slice(authority);
                 out.extend_from_slice(&this_update_ms.to_be_bytes());
-                out.push(u8::from(number.is_some()));
+                // Most were never forgotten, and stand as they always did.
+                out.push(u8::from(number.is_some()) | (u8::from(*resets > 0) << 1));
+                if *resets > 0 {
+                    out.extend_from_slice(&resets.to_be_bytes());
+                }
                 if let Some(number) = number {
                     put_bytes(out, number);
                 }
@@ -154,8 +178,13 @@ impl Fact {
             }),
             FactName::LIST => {
                 let (authority, this_update_ms) = (input.array()?, input.u64()?);
-                let number = input.flag()?.then(|| number(&mut input)).transpose()?;
-                Self::List(NewestList { authority, number, this_update_ms })
+                let flags = input.u8()?;
+                let resets = if flags & 2 == 0 { 0 } else { input.u32()? };
+                if flags > 3 || (flags & 2 != 0 && resets == 0) {
+                    return Err(BadEncoding);
+                }
+                let number = (flags & 1 != 0).then(|| number(&mut input)).transpose()?;
+                Self::List(NewestList { authority, number, this_update_ms, resets })
             }
             _ => return Err(BadEncoding),
         };
@@ -165,16 +194,36 @@ impl Fact {
 }
 
 impl NewestList {
-    /// The later of both, in number and in date.
+    /// The later of both, in number and in date. Of two that were not forgotten equally often, the one that was more often.
     #[must_use]
     pub fn merged(&self, other: &Self) -> Self {
+        match self.resets.cmp(&other.resets) {
+            Ordering::Less => return other.clone(),
+            Ordering::Greater => return self.clone(),
+            Ordering::Equal => {}
+        }
         let order = |list: &Self| list.number.as_ref().map(|bytes| (bytes.len(), bytes.clone()));
         let number = if order(self) > order(other) { &self.number } else { &other.number };
         Self {
             authority: self.authority,
             number: number.clone(),
             this_update_ms: self.this_update_ms.max(other.this_update_ms),
+            resets: self.resets,
         }
+    }
+
+    /// The memory once two people had `number` forgotten: lists count again from `from` on, whatever their date.
+    pub fn forgotten(&self, number: &[u8], from: &[u8]) -> Result<Self, NotForgotten> {
+        let known = self.number.as_deref().filter(|known| *known == number);
+        let known = known.ok_or(NotForgotten::Moved)?;
+        let is_shortest = from == [0] || from.first().is_some_and(|first| *first != 0);
+        let order = |number: &[u8]| (number.len(), number.to_vec());
+        if !is_shortest || order(from) >= order(known) {
+            return Err(NotForgotten::NotLower);
+        }
+        let resets = self.resets.checked_add(1).ok_or(NotForgotten::TooOften)?;
+        let (authority, number) = (self.authority, Some(from.to_vec()));
+        Ok(Self { authority, number, this_update_ms: 0, resets })
     }
 }
 

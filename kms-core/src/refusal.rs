@@ -92,5 +92,7 @@ crate::numbered! {
         FileIdTaken = 43 "FILE_ID_TAKEN",
         /// No further file can be remembered where this one belongs.
         FilesFull = 44 "FILES_FULL",
+        /// The domain remembers another number of the revocation list, or it can't be forgotten so.
+        ListMoved = 45 "LIST_MOVED",
     }
 }

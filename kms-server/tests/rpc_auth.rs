@@ -158,7 +158,7 @@ async fn every_role_is_refused_exactly_the_calls_it_lacks() {
                     Verb::ListApprovals => (Code::Ok, String::new()),
                     Verb::ApproveCall => (Code::InvalidArgument, "BAD_FIELD".to_owned()),
                     // Never by one person alone.
-                    Verb::ReadmitMeter | Verb::AdmitEpoch => {
+                    Verb::ReadmitMeter | Verb::AdmitEpoch | Verb::ForgetRevocationList => {
                         (Code::FailedPrecondition, "SECOND_PERSON_NEEDED".to_owned())
                     }
                     _ => (Code::Unimplemented, String::new()),

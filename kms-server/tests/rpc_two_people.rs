@@ -61,17 +61,29 @@ async fn delete(channel: &Channel, meter_id: &str) -> Result<(), Status> {
     send(channel, DELETE, DeleteMeterRequest { meter_id: meter_id.to_owned() }).await
 }
 
+/// As somebody who was shown what waits under this number now.
 async fn approve(channel: &Channel, id: &str) -> Result<Approval, Status> {
-    let request = ApproveCallRequest { approval_id: id.to_owned() };
+    let shown = try_list(channel).await.unwrap_or_default();
+    let shown = shown.into_iter().find(|one| one.approval_id == id);
+    approve_shown(channel, id, &shown.map_or_else(|| vec![0; 32], |one| one.digest.to_vec())).await
+}
+
+async fn approve_shown(channel: &Channel, id: &str, digest: &[u8]) -> Result<Approval, Status> {
+    let digest = digest.to_vec().into();
+    let request = ApproveCallRequest { approval_id: id.to_owned(), digest };
     let answer: ApproveCallResponse =
         send(channel, "/ami.kms.v1.Approvals/ApproveCall", request).await?;
     Ok(answer.approval.unwrap())
 }
 
 async fn list(channel: &Channel) -> Vec<Approval> {
+    try_list(channel).await.unwrap()
+}
+
+async fn try_list(channel: &Channel) -> Result<Vec<Approval>, Status> {
     let path = "/ami.kms.v1.Approvals/ListApprovals";
-    let answer: ListApprovalsResponse = send(channel, path, ListApprovalsRequest {}).await.unwrap();
-    answer.approvals
+    let answer: ListApprovalsResponse = send(channel, path, ListApprovalsRequest {}).await?;
+    Ok(answer.approvals)
 }
 
 /// The number under which a refused call waits.
@@ -112,7 +124,9 @@ async fn one_person_asks_another_approves_and_the_first_passes_once() {
         age_ms: 60_000,
         expires_in_ms: 14 * 60_000,
         approved_by: String::new(),
+        digest: waiting[0].digest.clone(),
     };
+    assert_eq!(due.digest.len(), 32);
     assert_eq!(waiting, std::slice::from_ref(&due));
     let approved = approve(&dora, &id).await.unwrap();
     assert_eq!(approved, Approval { approved_by: "dora".into(), ..due });
@@ -234,6 +248,55 @@ async fn what_waits_is_bounded_for_each_and_for_all() {
     is(&delete(&late, "m-1").await, full);
     site.clock.advance(LIFE);
     is(&delete(&late, "m-1").await, NEEDED);
+}
+
+#[tokio::test]
+async fn a_number_finds_a_call_and_only_its_digest_approves_it() {
+    let site = site().await;
+    let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
+    let [shown, meant] = [number(delete(&cid, "m-1").await), number(delete(&cid, "m-2").await)];
+    let waiting = list(&dora).await;
+    let digest_of =
+        |id: &String| waiting.iter().find(|one| one.approval_id == *id).unwrap().digest.to_vec();
+    assert_ne!(digest_of(&shown), digest_of(&meant));
+    // As if the number had come again for another call than the one that was shown.
+    let other = (Code::FailedPrecondition, "OTHER_CALL");
+    is(&approve_shown(&dora, &meant, &digest_of(&shown)).await, other);
+    // A client that says none approves none.
+    let none = approve_shown(&dora, &meant, &[]).await;
+    is(&none, (Code::InvalidArgument, "BAD_FIELD"));
+    let details = none.unwrap_err().get_error_details();
+    assert_eq!(details.error_info().unwrap().metadata["field"], "digest");
+    is(&delete(&cid, "m-2").await, NEEDED);
+    assert!(list(&dora).await.iter().all(|one| one.approved_by.is_empty()));
+    approve_shown(&dora, &meant, &digest_of(&meant)).await.unwrap();
+    is(&delete(&cid, "m-2").await, PASSED);
+    is(&delete(&cid, "m-1").await, NEEDED);
+}
+
+#[tokio::test]
+async fn who_asks_for_very_many_calls_is_told_when_he_may_ask_again() {
+    let site = site().await;
+    let (cid, ann, dora) =
+        (site.caller("cid").await, site.caller("ann").await, site.caller("dora").await);
+    // Each is approved and made at once, so that none waits.
+    for n in 0..32 {
+        let id = number(delete(&cid, &format!("m-{n}")).await);
+        approve(&dora, &id).await.unwrap();
+        is(&delete(&cid, &format!("m-{n}")).await, PASSED);
+        site.clock.advance(Duration::from_secs(1));
+    }
+    let full = delete(&cid, "m-33").await;
+    is(&full, (Code::ResourceExhausted, "TOO_MANY_ASKED"));
+    let details = full.unwrap_err().get_error_details();
+    let delay = details.retry_info().unwrap().retry_delay.unwrap();
+    assert_eq!(delay, Duration::from_secs(60 - 32));
+    // It is his own bound, and ends when it said.
+    is(&delete(&ann, "m-33").await, NEEDED);
+    site.clock.advance(delay - Duration::from_millis(1));
+    is(&delete(&cid, "m-33").await, (Code::ResourceExhausted, "TOO_MANY_ASKED"));
+    site.clock.advance(Duration::from_millis(1));
+    is(&delete(&cid, "m-33").await, NEEDED);
 }
 
 #[tokio::test]

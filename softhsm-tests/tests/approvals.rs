@@ -26,6 +26,8 @@ fn blank(cluster: &Cluster, tokens: Option<&Home>) -> Home {
     let (host, user) = (quoted(&host), quoted(USER));
     let mut settings = vec![
         ("rpc", "dual_control", CALLS),
+        // Tables are signed soon.
+        ("audit", "checkpoint_interval_s", "1"),
         ("store", "kind", "\"postgresql\""),
         ("store", "path", ""),
         ("store", "host", &host),
@@ -94,7 +96,7 @@ impl Node {
 
     #[track_caller]
     fn approves(&self, number: &str) {
-        let (code, said) = run(&self.approver, &["approvals", "approve", number], "");
+        let (code, said) = run(&self.approver, &["approvals", "approve", number, "--yes"], "");
         assert_eq!(code, Some(0), "{said}");
     }
 
@@ -173,7 +175,7 @@ fn invariant_5_an_approval_that_was_changed_copied_or_put_back_is_refused_by_nam
     let other = one.asks(&id(2));
     at(&cluster, &copied.replace(&format!("number = {again})"), "number = 0)"));
     at(&cluster, &format!("UPDATE approvals SET number = 7 WHERE number = {other}"));
-    let (code, said) = run(&two.approver, &["approvals", "approve", "7"], "");
+    let (code, said) = run(&two.approver, &["approvals", "approve", "7", "--yes"], "");
     assert!(code != Some(0) && said.contains("was not signed by the site's token"), "{said}");
     // Put back: used at one server, and used up for the other one, too, and after a restart.
     at(&cluster, "CREATE TABLE kept AS SELECT * FROM approvals");
@@ -194,6 +196,69 @@ fn invariant_5_an_approval_that_was_changed_copied_or_put_back_is_refused_by_nam
     at(&cluster, "DELETE FROM audit_events WHERE position('Approvals/Use'::bytea IN body) > 0");
     two.is_refused(&id(1), "AUDIT_NOT_WRITABLE");
     two.running.kill_9().unwrap();
+}
+
+#[test]
+fn invariant_5_an_approval_is_not_used_in_a_chain_that_nobody_would_miss() {
+    let (cluster, homes) = site();
+    let one = Node::start(&homes[0]);
+    one.import(1..3);
+    let number = one.asks(&id(1));
+    one.approves(&number);
+    // It began after that: were the call made here, its use would go with this server's whole chain.
+    let two = Node::start(&homes[1]);
+    two.is_refused(&id(1), "SERVER_YOUNGER");
+    assert!(two.has(&id(1)));
+    let again = two.asks(&id(1));
+    assert_ne!(again, number, "it is asked anew");
+    one.approves(&again);
+    two.makes(&id(1));
+    for node in [one, two] {
+        assert!(node.running.stop().unwrap().success());
+    }
+}
+
+/// The last events of a chain, from number `$from` on, taken back as if they had never been.
+const TAKEN_BACK: &str = "DELETE FROM audit_checkpoints WHERE node = $node AND sequence > $from; \
+     DELETE FROM audit_events WHERE node = $node AND sequence > $from; \
+     UPDATE audit_chains SET (sequence, hash) = (SELECT sequence, hash FROM audit_events \
+     WHERE node = $node AND sequence = $from) WHERE node = $node";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_5_a_use_that_another_server_signed_for_and_that_is_gone_lets_no_call_through() {
+    let (cluster, homes) = site();
+    let [one, two] = homes.each_ref().map(Node::start);
+    one.import(1..3);
+    let number = one.asks(&id(1));
+    one.approves(&number);
+    at(&cluster, "CREATE TABLE kept AS SELECT * FROM approvals");
+    let mut beside = cluster.beside("ami").await;
+    let node = fs::read_to_string(homes[1].places().data.join("node-id")).unwrap();
+    let node = format!("'\\x{}'::bytea", node.trim());
+    let end = async |beside: &mut sqlx::PgConnection| -> i64 {
+        let query = format!("SELECT sequence FROM ami_kms.audit_chains WHERE node = {node}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_one(beside).await.unwrap()
+    };
+    let from = end(&mut beside).await;
+    two.makes(&id(1));
+    assert!(end(&mut beside).await > from);
+    two.running.kill_9().unwrap();
+    // The first server signs for what the second one wrote, and sees it so.
+    let tables = "SELECT number FROM ami_kms.head_table";
+    let before: i64 = sqlx::query_scalar(tables).fetch_one(&mut beside).await.unwrap();
+    one.import(2..3);
+    for _ in 0..600 {
+        let now: i64 = sqlx::query_scalar(tables).fetch_one(&mut beside).await.unwrap();
+        if now >= before + 2 {
+            break;
+        }
+        one.import(2..3);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    at(&cluster, &TAKEN_BACK.replace("$node", &node).replace("$from", &from.to_string()));
+    at(&cluster, "INSERT INTO approvals SELECT * FROM kept");
+    one.is_refused(&id(1), "AUDIT_NOT_WRITABLE");
+    one.running.kill_9().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

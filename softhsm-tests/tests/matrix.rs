@@ -81,7 +81,7 @@ fn row(method: Method) -> Row {
         Method::SiteEnrolPeer | Method::SiteResolveDivergence => (&[AmiAdmin], BAD_FIELD),
         Method::SiteListDivergence => (&[AmiAdmin, Auditor], DONE),
         // Never by one person alone.
-        Method::SiteAdmitEpoch => (&[AmiAdmin], SECOND_PERSON),
+        Method::SiteAdmitEpoch | Method::SiteForgetRevocationList => (&[AmiAdmin], SECOND_PERSON),
     };
     Row { roles, answer }
 }
@@ -132,6 +132,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::SiteListDivergence
         | Method::SiteResolveDivergence
         | Method::SiteAdmitEpoch
+        | Method::SiteForgetRevocationList
         | Method::SiteDemote => true,
     }
 }

@@ -103,7 +103,7 @@ fn enrol(home: &Home, request: &str, fingerprint: &str, more: &[&str]) -> (Optio
     let (listed, text) = tool(&approver, &["approvals", "list"]);
     assert_eq!(listed, Some(0), "{text}");
     assert!(text.contains("enrol: join request of site"), "{text}");
-    assert_eq!(tool(&approver, &["approvals", "approve", &number]).0, Some(0));
+    assert_eq!(tool(&approver, &["approvals", "approve", &number, "--yes"]).0, Some(0));
     tool(&admin, &arguments)
 }
 

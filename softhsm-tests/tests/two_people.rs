@@ -47,7 +47,7 @@ fn invariant_3_two_people_take_a_healthy_site_above_an_epoch_whatever_the_policy
         listed.contains("takes 199 of every key's 256 counter epochs and leaves at most 57"),
         "{listed}"
     );
-    let (code, _, said) = run(&approver, &["approvals", "approve", &number], "");
+    let (code, _, said) = run(&approver, &["approvals", "approve", &number, "--yes"], "");
     assert_eq!(code, Some(0), "{said}");
     let (code, done, said) = run(&admin, &promote, "");
     assert_eq!(code, Some(0), "{said}");
@@ -66,7 +66,7 @@ fn two_people_delete_a_meter_and_one_does_not() {
     let meter = id(1);
 
     let number = refused(&admin, &meter);
-    let (code, _, said) = run(&admin, &["approvals", "approve", &number], "");
+    let (code, _, said) = run(&admin, &["approvals", "approve", &number, "--yes"], "");
     assert_eq!(code, Some(5), "{said}");
     // What waits is no process's memory.
     assert!(running.stop().unwrap().success());
@@ -81,7 +81,7 @@ fn two_people_delete_a_meter_and_one_does_not() {
     let first = waiting.iter().find(|one| one["approval_id"] == number.as_str()).unwrap();
     assert_eq!(first["requester"], Role::AmiAdmin.caller());
     assert_eq!(first["summary"], format!("meter \"{meter}\""));
-    let (code, said, _) = run(&approver, &["approvals", "approve", &number], "");
+    let (code, said, _) = run(&approver, &["approvals", "approve", &number, "--yes"], "");
     assert_eq!(code, Some(0));
     assert!(said.contains("admin-1 now makes the same call again"), "{said}");
     // It is not the other person's approval.
@@ -139,7 +139,7 @@ fn approve(tool: &AmiTool, number: &str) -> String {
     let (_, listed, _) = run(tool, &["approvals", "list", "--json"], "");
     let mut waiting = listed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let one = waiting.find(|one| one["approval_id"] == number).unwrap();
-    assert_eq!(run(tool, &["approvals", "approve", number], "").0, Some(0));
+    assert_eq!(run(tool, &["approvals", "approve", number, "--yes"], "").0, Some(0));
     one["summary"].as_str().unwrap().to_owned()
 }
 

@@ -13,7 +13,7 @@ use common::{
     programs,
 };
 use kms_client::{ImportRules, Verdict};
-use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions};
+use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions, sealing::Signing};
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
@@ -23,13 +23,18 @@ const KILLS: u64 = 6;
 
 /// Two sites of one domain, enrolled and serving, in memory.
 fn pair() -> (TempDir, Pair, (Running, Running)) {
+    pair_with(Vec::new())
+}
+
+fn pair_with(more: Vec<Setting>) -> (TempDir, Pair, (Running, Running)) {
     let dir = tempfile::Builder::new().prefix("kms-pair-").tempdir_in("/dev/shm").unwrap();
     let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
-    let settings = vec![
+    let mut settings = vec![
         set("heartbeat_ms", "300"),
         set("write_wait_ms", "5000"),
         set("compare_interval_s", "5"),
     ];
+    settings.extend(more);
     let options = SiteOptions { settings, ..SiteOptions::default() };
     let pair = Pair::make(dir.path(), &programs(), &options).unwrap();
     let running = pair.start().unwrap();
@@ -163,11 +168,74 @@ async fn a_revocation_list_that_one_site_has_replaced_is_refused_at_the_other_wh
     a.stop().unwrap();
 }
 
-/// Exit code and what `ami-tool` said, as an auditor at this site.
-fn auditor(site: &Site, arguments: &[&str]) -> (Option<i32>, String) {
-    let output = site.ami_tool(Role::Auditor).run(arguments, "").unwrap();
+#[tokio::test(flavor = "multi_thread")]
+async fn sites_that_take_files_of_other_signers_name_that_and_a_promotion_says_it() {
+    let (dir, pair, (a, b)) = pair();
+    let (first, second) = (&pair.a, &pair.b);
+    let admin = client(first, Role::AmiAdmin).await;
+    let named = async || {
+        let status = admin.site_status().await.unwrap();
+        let replication = status.replication;
+        format!("{:?}", replication.map(|it| it.differences)).contains("SIGNERS")
+    };
+    assert!(!named().await);
+    // The second site knows one more.
+    b.stop().unwrap();
+    let Setting { value, .. } = Signing::make(dir.path()).unwrap().setting();
+    let text = std::fs::read_to_string(&second.places().kms_toml).unwrap();
+    let with = match text.contains("[import]\n") {
+        true => text.replace("[import]\n", &format!("[import]\nsigners = {value}\n")),
+        false => format!("{text}\n[import]\nsigners = {value}\n"),
+    };
+    std::fs::write(&second.places().kms_toml, with).unwrap();
+    let b = second.start().unwrap();
+    eventually("the difference is named", named).await;
+    // Who plans to promote reads it there, too, with what to do.
+    let (_, plan) = said(second, Role::AmiAdmin, &["site", "plan"]);
+    assert!(plan.contains("[[import.signers]]"), "{plan}");
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_promote_a_site_whose_primary_is_dead() {
+    let set = |section, key, value: &str| Setting { section, key, value: value.to_owned() };
+    let (_dir, pair, (a, b)) = pair_with(vec![set("rpc", "dual_control", "[\"Site/Promote\"]")]);
+    let (first, second) = (&pair.a, &pair.b);
+    let at_a = client(first, Role::Dev).await;
+    add(&at_a, &[line(1)]).await;
+    in_step(first, second).await;
+    pair.until_proved(first).unwrap();
+    a.kill_9().unwrap();
+    let promote = ["site", "promote", "--primary-is-lost", "--yes"];
+    let (code, refused) = said(second, Role::AmiAdmin, &promote);
+    assert!(code == Some(1) && refused.contains("needs a second person"), "{refused}");
+    let (_, rest) = refused.split_once("ami-tool approvals approve ").unwrap();
+    let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    let (_, listed) = said(second, Role::Approver, &["approvals", "list"]);
+    assert!(listed.contains(&number) && listed.contains("Site/Promote"), "{listed}");
+    let (code, text) = said(second, Role::Approver, &["approvals", "approve", &number, "--yes"]);
+    assert_eq!(code, Some(0), "{text}");
+    // Another promise is another call.
+    let (code, text) = said(second, Role::AmiAdmin, &["site", "promote", "--yes"]);
+    assert!(code == Some(1) && text.contains("needs a second person"), "{text}");
+    let (code, text) = said(second, Role::AmiAdmin, &promote);
+    assert_eq!(code, Some(0), "{text}");
+    let at_b = client(second, Role::Dev).await;
+    add(&at_b, &[line(2)]).await;
+    b.stop().unwrap();
+}
+
+/// Exit code and what `ami-tool` said, as one of these at this site.
+fn said(site: &Site, role: Role, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = site.ami_tool(role).run(arguments, "").unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     (output.status.code(), said + &String::from_utf8_lossy(&output.stderr))
+}
+
+/// The same as an auditor.
+fn auditor(site: &Site, arguments: &[&str]) -> (Option<i32>, String) {
+    said(site, Role::Auditor, arguments)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -486,6 +486,14 @@ impl Site for Fake {
         Ok(Response::new(v1::AdmitEpochResponse { standing: Some(*standing) }))
     }
 
+    async fn forget_revocation_list(
+        &self,
+        request: Request<v1::ForgetRevocationListRequest>,
+    ) -> Result<Response<v1::ForgetRevocationListResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        Ok(Response::new(v1::ForgetRevocationListResponse { resets: 1 }))
+    }
+
     type SyncNowStream = Replies<v1::SyncProgress>;
 
     async fn sync_now(

@@ -89,7 +89,7 @@ impl Copied {
 /// A chain whose end the other site has signed, and does not give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the audit chain of node {} is withheld: its token has signed event {}, and no event behind {copied} is given",
+    "the audit chain of node {} is withheld: its token has signed event {}, and only those up to {copied} were given",
     signed.node, signed.sequence
 )]
 pub struct Withheld {
@@ -99,12 +99,37 @@ pub struct Withheld {
     pub copied: u64,
 }
 
+/// A copy of which the newest events are signed by nobody, for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the audit chain of node {} is copied up to event {}, and for two hours its token has signed nothing behind event {signed}",
+    copied.node, copied.sequence
+)]
+pub struct Unproved {
+    /// The last event that was copied.
+    pub copied: ChainTip,
+    /// The last one that was signed, by a head or a table.
+    pub signed: u64,
+}
+
+/// Looks at one chain that is not yet whole.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    /// Looks at which nothing more was given although there was more.
+    looks: u32,
+    /// The end that it did not reach since.
+    end: u64,
+    /// Looks since.
+    since: u32,
+}
+
 /// Holds copies against the ends of the chains in a table that the other site has signed: whoever leaves events out has
 /// said that there are some.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// By node, the looks at which nothing more was given although there was more.
-    looks: BTreeMap<NodeId, u32>,
+    behind: BTreeMap<NodeId, Behind>,
+    /// By node, the last event that was signed, and the looks since at which there was more.
+    unsigned: BTreeMap<NodeId, (u64, u32)>,
     /// The number of the table at the last of them.
     table: u64,
 }
@@ -123,6 +148,11 @@ pub enum Look {
 impl Ends {
     /// Looks at which nothing more is given before that is told: a database that is read may be a standby's.
     pub const GRACE: u32 = 30;
+    /// Looks in which an end that was signed has to be reached, however much there is: half an hour, in which an honest
+    /// site gives fourteen million events. Who lets them drip withholds them.
+    pub const REACHED: u32 = 900;
+    /// Looks in which a token has to sign something of a chain that goes on: two hours. It signs every hour at the latest.
+    pub const SIGNED: u32 = 3_600;
     /// A site that answers other questions and not this one counts for so many, with each table that it shows.
     const UNANSWERED: u32 = 10;
 
@@ -146,13 +176,44 @@ impl Ends {
         };
         let behind = signed.iter().map(|end| Withheld { signed: *end, copied: copied(end.node) });
         let behind: Vec<Withheld> = behind.filter(|it| it.copied < it.signed.sequence).collect();
-        let before = std::mem::take(&mut self.looks);
-        for Withheld { signed: end, .. } in &behind {
-            let looks = before.get(&end.node).copied().unwrap_or(0).saturating_add(counts);
-            self.looks.insert(end.node, looks);
+        let before = std::mem::take(&mut self.behind);
+        for Withheld { signed: end, copied } in &behind {
+            let begun = Behind { looks: 0, end: end.sequence, since: 0 };
+            let mut it = before.get(&end.node).copied().unwrap_or(begun);
+            it.looks = it.looks.saturating_add(counts);
+            let passed = if look == Look::More { 1 } else { counts };
+            it.since = it.since.saturating_add(passed);
+            if *copied >= it.end {
+                (it.end, it.since) = (end.sequence, 0);
+            }
+            self.behind.insert(end.node, it);
         }
-        let is_told = |it: &Withheld| self.looks.get(&it.signed.node) >= Some(&Self::GRACE);
+        let is_told = |it: &Withheld| {
+            let behind = self.behind.get(&it.signed.node);
+            behind.is_some_and(|it| it.looks >= Self::GRACE || it.since >= Self::REACHED)
+        };
         behind.into_iter().filter(is_told).collect()
+    }
+
+    /// After a look: copies of which the newest events are signed neither by a head nor with one of these ends.
+    pub fn unproved(&mut self, copies: &[Copied], ends: &[ChainTip], look: Look) -> Vec<Unproved> {
+        let passed = u32::from(look != Look::Unanswered);
+        let before = std::mem::take(&mut self.unsigned);
+        let mut told = Vec::new();
+        for Copied { tip, signed, .. } in copies {
+            let end = ends.iter().find(|end| end.node == tip.node);
+            let signed = end.map_or(0, |end| end.sequence).max(*signed);
+            if signed >= tip.sequence {
+                continue;
+            }
+            let known = before.get(&tip.node).filter(|(known, _)| *known == signed);
+            let looks = known.map_or(0, |(_, looks)| looks.saturating_add(passed));
+            self.unsigned.insert(tip.node, (signed, looks));
+            if looks >= Self::SIGNED {
+                told.push(Unproved { copied: *tip, signed });
+            }
+        }
+        told
     }
 }
 

@@ -39,15 +39,29 @@ pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
     (theirs != Some(&Record::Line(merged))).then_some(merged)
 }
 
-/// The fact that the peer has to write, if the one that was set aside says more: facts merge by rule.
+/// The fact that the peer has to write, if the one that was set aside says more: facts merge by rule. That a list was
+/// forgotten is not taken over so: it lets older ones be used, and two people do it again at the site that writes.
 pub fn learnt(set_aside: &Record, theirs: Option<&Record>) -> Option<Fact> {
     let Record::Fact(ours) = set_aside else { return None };
     let merged = match theirs {
+        _ if forgets_more(ours, theirs) => return None,
         Some(Record::Fact(theirs)) => theirs.merged(ours),
         _ => ours.clone(),
     };
     let stands = matches!(theirs, Some(Record::Fact(theirs)) if *theirs == merged);
     (!stands).then_some(merged)
+}
+
+fn forgets_more(ours: &Fact, theirs: Option<&Record>) -> bool {
+    let resets = |fact: &Fact| match fact {
+        Fact::List(list) => list.resets,
+        Fact::File(_) => 0,
+    };
+    let theirs = match theirs {
+        Some(Record::Fact(theirs)) => resets(theirs),
+        _ => 0,
+    };
+    resets(ours) > theirs
 }
 
 fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {

@@ -1,7 +1,8 @@
 use super::*;
 
 fn list(number: Option<&[u8]>, this_update_ms: u64) -> NewestList {
-    NewestList { authority: [1; 32], number: number.map(<[u8]>::to_vec), this_update_ms }
+    let number = number.map(<[u8]>::to_vec);
+    NewestList { authority: [1; 32], number, this_update_ms, resets: 0 }
 }
 
 fn file(header: u8, taken_ms: u64) -> Fact {
@@ -44,4 +45,29 @@ fn a_fact_is_read_as_it_was_put_and_in_no_other_form() {
         Fact::List(list(Some(number), 3)).put(&mut bytes);
         assert_eq!(Fact::take(&bytes), Err(BadEncoding), "{number:?}");
     }
+}
+
+#[test]
+fn a_list_that_two_people_had_forgotten_counts_from_a_lower_number_on() {
+    let huge = list(Some(&[0xFF; NUMBER_MAX]), u64::MAX);
+    let forgotten = huge.forgotten(&[0xFF; NUMBER_MAX], &[7]).unwrap();
+    assert_eq!(forgotten, NewestList { resets: 1, ..list(Some(&[7]), 0) });
+    // From then on it rises as ever, and what was remembered before says nothing, in whichever order they meet.
+    assert_eq!(forgotten.merged(&huge), forgotten);
+    assert_eq!(huge.merged(&forgotten), forgotten);
+    let next = NewestList { resets: 1, ..list(Some(&[8]), 3) };
+    assert_eq!(forgotten.merged(&next), next);
+    let fact = Fact::List(next.clone());
+    let mut bytes = Vec::new();
+    fact.put(&mut bytes);
+    assert_eq!(Fact::take(&bytes), Ok(fact));
+    assert!((0..bytes.len()).all(|end| Fact::take(&bytes[..end]).is_err()));
+    // Only what is remembered, only downwards, and once by each word of two people.
+    let refused = |number: &[u8], from: &[u8]| next.forgotten(number, from).unwrap_err();
+    assert_eq!(refused(&[9], &[1]), NotForgotten::Moved);
+    for from in [&[8][..], &[1, 0], &[], &[0, 1]] {
+        assert_eq!(refused(&[8], from), NotForgotten::NotLower, "{from:?}");
+    }
+    let often = NewestList { resets: u32::MAX, ..next };
+    assert_eq!(often.forgotten(&[8], &[0]), Err(NotForgotten::TooOften));
 }

@@ -150,7 +150,7 @@ fn list() -> impl Strategy<Value = Record> {
     let number = prop::collection::vec(1u8.., 1..=NUMBER_MAX);
     (any::<[u8; 32]>(), prop::option::of(number), any::<u64>()).prop_map(
         |(authority, number, this_update_ms)| {
-            Record::Fact(Fact::List(NewestList { authority, number, this_update_ms }))
+            Record::Fact(Fact::List(NewestList { authority, number, this_update_ms, resets: 0 }))
         },
     )
 }

@@ -1,5 +1,6 @@
 //! Calls that wait for their second person: rows that the token signs, written with the events about them. That one was
-//! used stands in the chains alone, which nobody takes back unseen: a row that is put back is found used.
+//! used stands in the chains alone, which nobody takes back unseen: a row that is put back is found used. So it stands
+//! in a chain only that the row names: one that is gone with all of its events would be missed by nobody else.
 
 use super::{error::AuditError, log::Audit, paging::PAGE_MAX, written::Written};
 use crate::store::{
@@ -48,21 +49,41 @@ impl Audit {
         }
     }
 
+    /// Whether this server's chain is named by the row of the call, so that its end can't go unseen.
+    pub fn is_older_than(&self, call: &WaitingCall) -> bool {
+        call.end_of(self.chain.tip().node).sequence > 0
+    }
+
     /// The times that a call was made under the approval that it has, by all servers of this site.
     pub async fn uses(&self, call: &WaitingCall) -> Result<usize, AuditError> {
+        // First what is known: chains go on meanwhile.
+        let known = self.tables.known_ends().await?;
         let chains = self.chains().await?;
+        let is_there = |tip: &ChainTip| {
+            chains.iter().any(|end| end.node == tip.node && end.sequence >= tip.sequence)
+        };
+        if let Some(ChainTip { node, sequence, .. }) = known.iter().find(|tip| !is_there(tip)) {
+            return Err(went_back(format!(
+                "event {sequence} of node {node}, which was signed, is gone"
+            )));
+        }
         let gone = |end: &&ChainTip| !chains.iter().any(|chain| chain.node == end.node);
         if let Some(end) = call.ends.iter().filter(|end| end.sequence > 0).find(gone) {
             return Err(went_back(format!("the chain of node {} is missing", end.node)));
         }
         let mut uses = 0;
         for end in chains {
-            uses += self.uses_in(call, end).await?;
+            uses += self.uses_in(call, end, &known).await?;
         }
         Ok(uses)
     }
 
-    async fn uses_in(&self, call: &WaitingCall, end: ChainTip) -> Result<usize, AuditError> {
+    async fn uses_in(
+        &self,
+        call: &WaitingCall,
+        end: ChainTip,
+        known: &[ChainTip],
+    ) -> Result<usize, AuditError> {
         let from = call.end_of(end.node);
         if end.sequence < from.sequence {
             let (node, at) = (end.node, end.sequence);
@@ -81,6 +102,15 @@ impl Audit {
                 let event = verifier.event(stored);
                 let event = event.map_err(|broken| went_back(broken.to_string()))?;
                 uses += usize::from(is_use_of(call.number, &event));
+                let tip = verifier.tip();
+                let mut here =
+                    known.iter().filter(|it| (it.node, it.sequence) == (tip.node, tip.sequence));
+                if here.any(|it| it.hash != tip.hash) {
+                    let (node, at) = (tip.node, tip.sequence);
+                    return Err(went_back(format!(
+                        "event {at} of node {node} is another than was signed"
+                    )));
+                }
             }
         }
         let whole = verifier.finish(Some(end));

@@ -72,7 +72,7 @@ pub struct Audit {
     config: Config,
     pub(super) chain: Arc<Chain>,
     heads: Heads,
-    tables: Tables,
+    pub(super) tables: Tables,
     blocks: BlockCount,
     freshness: Arc<Freshness>,
     /// The chain was opened while the database was not the newest: it is opened again once it is.

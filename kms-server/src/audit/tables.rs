@@ -420,6 +420,20 @@ impl Tables {
         }
     }
 
+    /// The ends of the site's chains that this server knows of: those of the newest table that it has seen signed, and
+    /// what it has noted outside the database. The table that the database has counts if it is signed.
+    pub(super) async fn known_ends(&self) -> Result<Vec<ChainTip>, AuditError> {
+        let KnownTips { tips: mut known, .. } =
+            self.parts.witness.known().await.map_err(|error| AuditError::Witness(error.0))?;
+        let stored = self.parts.store.head_table().await.map_err(AuditError::of_read)?;
+        let stored = stored.and_then(|stored| stored.open(&self.scope.domain, &self.keys()));
+        let state = self.state.lock().await;
+        let tables = [&state.table, &stored];
+        known.extend(tables.into_iter().flatten().flat_map(|table| &table.tips).copied());
+        known.retain(|tip| tip.sequence > 0);
+        Ok(known)
+    }
+
     /// Brings `table` to what a newer one says.
     async fn take_in(&self, table: &mut HeadTable, stored: &SignedHeadTable) -> Result<(), Failed> {
         let newer = self.opened(stored)?;

@@ -31,8 +31,8 @@ const PAGE: u32 = 256;
 pub const DECIDED_MAX: usize = 1_000;
 /// Records that are taken in from the other site and wait for a decision.
 const REPORTED_MAX: u64 = 1_000_000;
-/// The same from read-only replicas: they can't use up what the other site may need.
-const OF_REPLICAS_MAX: u64 = 10_000;
+/// The same from one read-only replica. Each site has room of its own: none can take another one's.
+const OF_A_REPLICA_MAX: u64 = 10_000;
 
 /// A record that was set aside, beside what stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,7 +304,7 @@ impl Lifecycle {
         reported: Vec<Divergent>,
         is_replica: bool,
     ) -> Result<Vec<Result<Option<Decided>, String>>, LifecycleError> {
-        let most = if is_replica { OF_REPLICAS_MAX } else { REPORTED_MAX };
+        let most = if is_replica { OF_A_REPLICA_MAX } else { REPORTED_MAX };
         self.writer.check_writes()?;
         let mut answers = Vec::with_capacity(reported.len());
         for divergent in reported {
@@ -339,8 +339,10 @@ impl Lifecycle {
             return Ok(Err("it stands here as it is".to_owned()));
         }
         drop(changes);
-        if self.store.count_undecided().await? >= most {
-            return Ok(Err("too many wait for a decision already".to_owned()));
+        let site = &divergent.site;
+        if self.store.count_undecided_of(site).await? >= most {
+            let many = format!("{most} records of site {site} wait for a decision already");
+            return Ok(Err(many));
         }
         let now_ms = self.clock.unix_ms();
         let record = Record::decode(&divergent.record.body).ok();

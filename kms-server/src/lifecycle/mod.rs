@@ -28,6 +28,7 @@ pub use import::{
     value::{KeyValue, TakenValue},
 };
 pub use listing::{DamagedMeter, Page};
+pub use lists::ForgetList;
 pub use meters::Created;
 pub use refusal::Refusal;
 pub use standing::Readmitted;

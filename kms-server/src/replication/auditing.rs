@@ -23,6 +23,7 @@ use kms_core::{
     audit::{
         Broken, ChainTip, NodeId, PublicKey, SiteKeys, StoredEvent, What,
         copying::{Copied, Ends, Look, Piece, signer_of},
+        room::{NotTaken, PIECE_BYTES, PIECE_EVENTS, Room},
     },
     freshness::HeadTable,
     site::peer::Peer as Enrolled,
@@ -32,12 +33,6 @@ use kms_core::{
 const LOOK: Duration = Duration::from_secs(2);
 /// Pieces that are copied in one look. The next one goes on from there.
 const PIECES_A_LOOK: usize = 32;
-/// Chains of the other site that are copied: each server of it that ever was has one.
-const CHAINS_MAX: usize = 1_024;
-/// Bytes of events in one piece. A single event may be longer.
-const PIECE_BYTES: usize = 256 << 10;
-/// Events in one piece, and heads.
-const PIECE_EVENTS: u32 = 500;
 
 /// Where our own chains are, and the copies of the other site's.
 pub trait Chains: AuditStore + PeerAuditStore {}
@@ -52,12 +47,30 @@ pub struct Auditing {
     known: Mutex<Known>,
 }
 
+/// Why a copy does not go on.
+enum Fault {
+    /// The chain is not what it was: that is kept.
+    Broken(Broken),
+    /// More than is taken: that holds for as long as it is given.
+    NotTaken(NotTaken),
+}
+
+/// How a look goes on with each chain.
+struct Taking<'a> {
+    keys: SiteKeys,
+    pieces: &'a mut usize,
+    room: Room,
+}
+
 /// What came of the looks so far.
 #[derive(Default)]
 struct Known {
     ends: Ends,
     /// Chains that are not what they were, at the last look that was answered.
     broken: Vec<String>,
+    /// The chain with which the next look begins: the last one had taken enough before it. Else the first chains could
+    /// keep the others from being copied.
+    from: Option<NodeId>,
 }
 
 impl Auditing {
@@ -101,7 +114,11 @@ impl Auditing {
             let signed = signed.as_ref().map(|table| (table.number, &table.tips[..]));
             let withheld = signed.map(|signed| known.ends.looked(&copies, signed, look));
             let withheld = withheld.iter().flatten().map(|withheld| self.fault(withheld));
-            (withheld.collect::<Vec<_>>(), answer.map(|()| known.broken.clone()))
+            let mut faults: Vec<String> = withheld.collect();
+            let tips = signed.map_or(&[][..], |(_, tips)| tips);
+            let unproved = known.ends.unproved(&copies, tips, look);
+            faults.extend(unproved.iter().map(|unproved| self.fault(unproved)));
+            (faults, answer.map(|()| known.broken.clone()))
         };
         let broken = answer.as_ref().map_or_else(|_| self.known().broken.clone(), Clone::clone);
         faults.extend(broken);
@@ -109,28 +126,49 @@ impl Auditing {
         answer.map(drop)
     }
 
-    /// Copies each chain; the sentences that say which are not what was copied before, or what was signed.
+    /// Copies each chain; the sentences that say which are not what was copied before, or what was signed, or more than is
+    /// taken.
     async fn copy_all(
         &self,
         peer: &Enrolled,
         signed: Option<&HeadTable>,
-        budget: &mut usize,
+        pieces: &mut usize,
     ) -> Result<Vec<String>, String> {
         let said = self.ask(AuditAsked::default()).await?;
         let (epoch, promoted) = self.reporting.proved(peer.kind).await?;
-        let copies = self.copies().await?;
-        let new = said.chains.iter().filter(|told| !copies.iter().any(|it| is_of(it, told)));
-        let new: Vec<Copied> = new.map(|told| Copied::nothing_of(told.node)).collect();
+        let mut copies = self.copies().await?;
+        let room = Room::beside(&copies, signed.map_or(&[][..], |table| &table.tips));
+        let mut taking = Taking { keys: peer.keys(), pieces, room };
         let mut faults = Vec::new();
-        for copy in copies.into_iter().chain(new).take(CHAINS_MAX) {
-            let told = said.chains.iter().find(|told| is_of(&copy, told));
-            // A chain of a token that the site has no more ended with it.
-            let keys = peer.keys();
-            if told.is_none() && self.signers(&copy.tip.node, peer).await? != keys {
+        for told in &said.chains {
+            if copies.iter().any(|it| is_of(it, told)) {
                 continue;
             }
-            let went_on = self.go_on(copy, told, &keys, budget).await?;
-            let Err(broken) = self.and_as_signed(went_on, signed).await? else { continue };
+            match taking.room.begin(told.node) {
+                Ok(()) => copies.push(Copied::nothing_of(told.node)),
+                // One of them is named: there may be any number.
+                Err(full) => faults = vec![self.fault(&full)],
+            }
+        }
+        let mut from = None;
+        for copy in self.in_turn(copies) {
+            if *taking.pieces == 0 {
+                from.get_or_insert(copy.tip.node);
+            }
+            let told = said.chains.iter().find(|told| is_of(&copy, told));
+            // A chain of a token that the site has no more ended with it.
+            if told.is_none() && self.signers(&copy.tip.node, peer).await? != taking.keys {
+                continue;
+            }
+            let went_on = self.go_on(copy, told, &mut taking).await?;
+            let broken = match self.and_as_signed(went_on, signed).await? {
+                Ok(()) => continue,
+                Err(Fault::NotTaken(why)) => {
+                    faults.push(self.fault(&why));
+                    continue;
+                }
+                Err(Fault::Broken(broken)) => broken,
+            };
             // A standby can't note it, and tells it all the same.
             if let Err(error) = self.chains.note_peer_audit_broken(&copy.tip.node, epoch).await {
                 tracing::debug!(%error, "a break of the peer's audit chain is not noted");
@@ -141,7 +179,17 @@ impl Auditing {
                 faults.push(self.fault(&broken));
             }
         }
+        self.known().from = from;
         Ok(faults)
+    }
+
+    /// The chains in the order of their nodes, from where the last look had taken enough.
+    fn in_turn(&self, mut copies: Vec<Copied>) -> Vec<Copied> {
+        copies.sort_by_key(|copy| copy.tip.node);
+        let from = self.known().from;
+        let first = copies.partition_point(|copy| from.is_some_and(|from| copy.tip.node < from));
+        copies.rotate_left(first);
+        copies
     }
 
     fn fault(&self, what: &dyn Display) -> String {
@@ -154,9 +202,9 @@ impl Auditing {
     /// The copy has gone on: holds it against the end that the other site's token has signed.
     async fn and_as_signed(
         &self,
-        went_on: Result<Copied, Broken>,
+        went_on: Result<Copied, Fault>,
         signed: Option<&HeadTable>,
-    ) -> Result<Result<(), Broken>, String> {
+    ) -> Result<Result<(), Fault>, String> {
         let (copy, table) = match (went_on, signed) {
             (Ok(copy), Some(table)) => (copy, table),
             (went_on, _) => return Ok(went_on.map(drop)),
@@ -169,7 +217,7 @@ impl Auditing {
         let event = event.map_err(|error| error.to_string())?;
         let is_signed = event.first().is_some_and(|event| event.hash == hash);
         let broken = Broken { node, sequence, what: What::OtherThanSigned };
-        Ok(if is_signed { Ok(()) } else { Err(broken) })
+        Ok(if is_signed { Ok(()) } else { Err(Fault::Broken(broken)) })
     }
 
     /// Held for a few comparisons, never across an `.await`.
@@ -182,14 +230,15 @@ impl Auditing {
         &self,
         mut copy: Copied,
         told: Option<&ChainTip>,
-        keys: &SiteKeys,
-        budget: &mut usize,
-    ) -> Result<Result<Copied, Broken>, String> {
-        if let Err(broken) = copy.held_against(told) {
-            return Ok(Err(broken));
+        taking: &mut Taking<'_>,
+    ) -> Result<Result<Copied, Fault>, String> {
+        match copy.held_against(told) {
+            Err(broken) => return Ok(Err(Fault::Broken(broken))),
+            Ok(false) if copy.signed == copy.tip.sequence => return Ok(Ok(copy)),
+            Ok(_) => {}
         }
-        while *budget > 0 {
-            *budget -= 1;
+        while *taking.pieces > 0 {
+            *taking.pieces -= 1;
             let asked = AuditAsked {
                 node: Some(copy.tip.node),
                 after: copy.tip.sequence,
@@ -199,11 +248,17 @@ impl Auditing {
             if piece.events.is_empty() && piece.heads.is_empty() {
                 break;
             }
+            if let Err(why) = piece.fits(copy.tip.node) {
+                return Ok(Err(Fault::NotTaken(why)));
+            }
             let copied = self.signed_again(&copy, &piece).await.map_err(|it| it.to_string())?;
-            let next = match copy.with(&piece, &copied, keys) {
+            let next = match copy.with(&piece, &copied, &taking.keys) {
                 Ok(next) => next,
-                Err(broken) => return Ok(Err(broken)),
+                Err(broken) => return Ok(Err(Fault::Broken(broken))),
             };
+            if let Err(why) = taking.room.go_on(&copy, &next) {
+                return Ok(Err(Fault::NotTaken(why)));
+            }
             let kept =
                 self.chains.append_peer_audit(&self.grounds.config.peer, (&copy, &next), &piece);
             if !kept.await.map_err(|error| error.to_string())? {
@@ -248,7 +303,7 @@ impl Auditing {
         // First the ends: no piece is shorter than what is told.
         let chains = self.chains.audit_chains().await?;
         let Some(node) = asked.node else { return Ok((chains, Piece::default())) };
-        let mut events = self.chains.audit_events(&node, asked.after, PIECE_EVENTS).await?;
+        let mut events = self.chains.audit_events(&node, asked.after, PIECE_EVENTS as u32).await?;
         let mut bytes = 0;
         let fit = events.iter().take_while(|event| {
             bytes += event.body.len();
@@ -257,7 +312,8 @@ impl Auditing {
         let fit = fit.count().max(1);
         events.truncate(fit);
         let last = events.last().map_or(asked.after, |event| event.sequence);
-        let heads = self.chains.audit_checkpoints(&node, asked.heads_after, PIECE_EVENTS).await?;
+        let heads =
+            self.chains.audit_checkpoints(&node, asked.heads_after, PIECE_EVENTS as u32).await?;
         let heads = heads.into_iter().filter(|head| head.tip.sequence <= last).collect();
         Ok((chains, Piece { events, heads }))
     }

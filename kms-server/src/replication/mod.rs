@@ -64,7 +64,7 @@ pub use planning::{CostlyBlock, KnownFrom, Plan, Planning};
 pub use proving::{Answering, Proving};
 pub use remembering::{PeersMemory, Remembering};
 pub use reporting::Reporting;
-pub use serving::Serving;
+pub use serving::{MayNot, Serving};
 pub use status::{FollowingStatus, PeerHeard, RefusedBlock, ReplicationStatus, Reports, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
 pub use telling::{REPORTED_AT_ONCE, Telling};

@@ -67,6 +67,17 @@ impl Places {
     }
 }
 
+/// Why a site may not report a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MayNot {
+    /// It stands in the lineage of its block.
+    #[error("it is a part of the block's past: a replica does not report it")]
+    OfThePast,
+    /// It may have been made up; once the records have come, it is taken.
+    #[error("epoch {} is proved by no signed record here: the role records come first", .0.0)]
+    EpochNotProved(Epoch),
+}
+
 impl Serving {
     /// Over what is stored here, which moves as `ledger` says.
     pub fn new(grounds: &Grounds, ledger: Arc<Ledger>, fencing: Arc<Fencing>) -> Self {
@@ -239,19 +250,33 @@ impl Serving {
         Ok(records)
     }
 
-    /// Which of these rows that site may report. The other site may all: a database that was put back has rows of its own
-    /// at places that look like the past. A replica may what parted from the block at a place that its lineage has not.
-    pub async fn may_report(&self, site: &str, rows: &[Divergent]) -> Result<Vec<bool>, NotServed> {
-        if self.config.is_peer(site) {
-            return Ok(vec![true; rows.len()]);
-        }
+    /// Which of these rows that site may report: such as were written in an epoch that signed records prove. Nobody wrote
+    /// in another one, and what a record does at contact must not be had by making up an epoch. Of these the other site
+    /// may all: a database that was put back has rows of its own at places that look like the past. A replica may what
+    /// parted from the block at a place that its lineage has not.
+    pub async fn may_report(
+        &self,
+        site: &str,
+        rows: &[Divergent],
+    ) -> Result<Vec<Result<(), MayNot>>, NotServed> {
         let epoch = self.card().await?.epoch;
         let known = self.fencing.records().await.map_err(NotServed::EpochNotProved)?;
-        let parted = |row: &Divergent| {
-            let is_there = self.check([row.block].iter()).is_ok();
-            is_there && !lineage(&known, row.block, epoch).has(row.record.position)
+        let promotions = || known.iter().map(|signed| &signed.record);
+        let is_proved = |at: Epoch| {
+            at == epoch
+                || promotions().any(|promotion| promotion.epoch == at || promotion.after == at)
         };
-        Ok(rows.iter().map(parted).collect())
+        let is_peer = self.config.is_peer(site);
+        let may = |row: &Divergent| {
+            let position = row.record.position;
+            if !is_proved(position.epoch) {
+                return Err(MayNot::EpochNotProved(position.epoch));
+            }
+            let is_there = || self.check([row.block].iter()).is_ok();
+            let parted = || is_there() && !lineage(&known, row.block, epoch).has(position);
+            if is_peer || parted() { Ok(()) } else { Err(MayNot::OfThePast) }
+        };
+        Ok(rows.iter().map(may).collect())
     }
 
     fn check<'a>(&self, mut blocks: impl Iterator<Item = &'a BlockNo>) -> Result<(), NotServed> {

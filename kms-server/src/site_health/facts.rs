@@ -252,6 +252,10 @@ mod tests {
             Ok(0)
         }
 
+        async fn count_undecided_of(&self, _: &str) -> Result<u64, StoreError> {
+            Ok(0)
+        }
+
         async fn strange_records(&self, _: &[[u8; 2]], _: u32) -> Result<Strange, StoreError> {
             Ok(Strange::default())
         }

@@ -286,6 +286,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::Divergence, self.inner.count_undecided()).await
     }
 
+    async fn count_undecided_of(&self, site: &str) -> Result<u64, StoreError> {
+        self.measure(Operation::Divergence, self.inner.count_undecided_of(site)).await
+    }
+
     async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
         self.measure(Operation::StrangeRecords, self.inner.strange_records(known, limit)).await
     }

@@ -165,6 +165,9 @@ pub trait ReadStore: Send + Sync + 'static {
     /// The number of records that were set aside and about which nothing was decided.
     async fn count_undecided(&self) -> Result<u64, StoreError>;
 
+    /// How many of them this site has written, or reported.
+    async fn count_undecided_of(&self, site: &str) -> Result<u64, StoreError>;
+
     /// Records that begin with none of these bytes; at most `limit` by name.
     async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError>;
 

@@ -367,6 +367,10 @@ impl ReadStore for SqliteStore {
         reading!(self, sites::count_undecided)
     }
 
+    async fn count_undecided_of(&self, site: &str) -> Result<u64, StoreError> {
+        reading!(self, sites::count_undecided_of, site)
+    }
+
     async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
         reading!(self, papers::strange_records, known, limit)
     }

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use kms_core::{BlockNo, Epoch, Record, audit::AuditEntry, block::BlockMark};
+use kms_core::{BlockNo, Epoch, Record, StoredRecord, audit::AuditEntry, block::BlockMark};
 
 use super::{
     home::at_two_homes,
-    pair::{Network, Running, beside, entry, news, nowhere, sites, with_replica},
+    pair::{Network, Running, beside, entry, news, nowhere, promote, sites, with_replica},
     site_common::{Site, call, id, meter, title},
+    transmitting::{declare, talking},
 };
 use crate::{
     keyring::{Arrived, Outcome, Taken},
@@ -116,6 +117,69 @@ fn a_replica_makes_the_writer_take_in_nothing_of_the_past() {
         let card = SiteCard { site: "south".to_owned(), ..own };
         let told = south.report_divergence(card, vec![row]).await.unwrap().1;
         assert_eq!(told, [Ok(None)]);
+        running.cut().await;
+    });
+}
+
+#[test]
+fn invariant_12_what_one_replica_reports_has_a_bound_and_takes_no_room_from_others() {
+    at_two_homes(async |north, south| {
+        let (a, _b) = sites(north, south).await;
+        a.add(meter(1)).await;
+        let block = a.keyring.records.block_of(&title(1));
+        let record = a.store.block(block).await.unwrap().unwrap().records.remove(0);
+        let meter_id = kms_core::MeterId::new(&id(1)).unwrap();
+        a.lifecycle.delete(&call("Meters/DeleteMeter"), &meter_id).await.unwrap();
+        let row = |record: StoredRecord, site: &str| {
+            let site = site.to_owned();
+            Divergent { block, record, site, at_ms: 1, decided: None }
+        };
+        let waiting = (0..10_000u64).map(|n| {
+            let mut other = record.clone();
+            other.mac[..8].copy_from_slice(&n.to_be_bytes());
+            row(other, "east")
+        });
+        let waiting: Vec<Divergent> = waiting.collect();
+        for rows in waiting.chunks(1_000) {
+            a.commits.put_divergence(rows.to_vec(), vec![entry("x/y")]).await.unwrap();
+        }
+        let by = call("Replication/ReportDivergence");
+        let told = a.lifecycle.take_report(&by, vec![row(record.clone(), "east")], true).await;
+        let said = told.unwrap().remove(0).unwrap_err();
+        assert!(said.contains("10000 records of site east wait"), "{said}");
+        assert_eq!(a.store.count_undecided().await.unwrap(), 10_000);
+        // Another replica has room of its own.
+        let told = a.lifecycle.take_report(&by, vec![row(record, "west")], true).await;
+        assert_eq!(told.unwrap(), [Ok(None)]);
+    });
+}
+
+#[test]
+fn invariant_5_what_nobody_can_have_written_raises_no_counter_line() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        // The other site has the keys of all blocks: what it makes up is authentic. Here it makes up an epoch with it.
+        let record = promote(&b).await;
+        b.add(talking(1)).await;
+        let sending = b.transmitting(true, None);
+        let declared = declare(&sending, 1, Some(0x0300_0005)).await.unwrap();
+        let block = declared.states[0].block;
+        let lines = b.store.block(block).await.unwrap().unwrap().records.into_iter();
+        let is_line = |it: &StoredRecord| matches!(Record::decode(&it.body), Ok(Record::Line(_)));
+        let line = lines.filter(is_line).next_back().unwrap();
+        assert_eq!(line.position.epoch, record.record.epoch);
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let (grounds, _) = beside(&a, &network, network.south);
+        let theirs = grounds.cards.now().await.unwrap();
+        let card = SiteCard { site: "south".to_owned(), writes: false, ..theirs };
+        let row = Divergent { block, record: line, site: "x".into(), at_ms: 1, decided: None };
+        let before = a.store.heads().await.unwrap();
+        let client = network.client("south", network.north);
+        let told = client.report_divergence(card, vec![row]).await.unwrap().1;
+        assert!(told[0].as_ref().unwrap_err().contains("epoch 3 is proved by no"), "{told:?}");
+        assert_eq!(a.store.heads().await.unwrap(), before, "no line rises");
+        assert_eq!(a.store.count_undecided().await.unwrap(), 0);
         running.cut().await;
     });
 }

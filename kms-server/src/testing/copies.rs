@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use kms_core::{
     Epoch,
     audit::{
-        AuditEvent, AuditedCall, ChainTip, NodeId, SiteKeys,
+        AuditEvent, AuditOutcome, AuditedCall, ChainTip, NodeId, SiteKeys, Subject,
         copying::{Ends, Piece},
+        room::{PIECE_EVENTS, UNSIGNED_CHAINS_MAX},
     },
     site::peer::{FormerSigner, SignedPeer},
 };
@@ -222,6 +223,72 @@ fn events_that_a_site_has_signed_and_does_not_give_are_named() {
             honest.auditing.look().await.unwrap();
         }
         assert_eq!(faults(&grounds), Vec::<String>::new());
+        running.cut().await;
+    });
+}
+
+#[test]
+fn invariant_12_a_piece_that_is_longer_than_agreed_is_named_and_nothing_of_it_is_kept() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        let running = Running::start(Arc::clone(&a), &network).await;
+        let audit = Box::new(|_, mut said: AuditSaid| {
+            let events = said.piece.events.clone();
+            let times = PIECE_EVENTS / events.len().max(1) + 1;
+            said.piece.events = (0..times).flat_map(|_| events.clone()).collect();
+            Ok(said)
+        });
+        let (grounds, liar) = beside_a_liar(&b, &network, Lies { audit, ..Lies::default() });
+        liar.auditing.look().await.unwrap();
+        let told = faults(&grounds);
+        assert!(told[0].contains("more than a piece may have"), "{told:?}");
+        assert_eq!(b.measured.peer_chains("north").await.unwrap(), []);
+        // It says nothing of the chain: what comes as agreed is copied.
+        let (grounds, honest) = beside_a_liar(&b, &network, Lies::default());
+        honest.auditing.look().await.unwrap();
+        assert_eq!(faults(&grounds), Vec::<String>::new());
+        assert_eq!(b.measured.peer_chains("north").await.unwrap()[0].tip, end(&a, a.node).await);
+        running.cut().await;
+    });
+}
+
+#[test]
+fn invariant_12_chains_that_a_site_makes_up_take_a_bounded_number_of_places() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        a.add(meter(1)).await;
+        a.audit.sign_table(true).await;
+        let running = Running::start(Arc::clone(&a), &network).await;
+        // Any number of chains, each of one event that no token has signed.
+        let made_up = |n: u16| {
+            let mut node = [7; 16];
+            node[..2].copy_from_slice(&n.to_be_bytes());
+            let made = AuditedCall::new("eve", "Meters/GetMeter");
+            let made = made.entry(1, Subject::NONE, AuditOutcome::Done);
+            ChainTip::empty(NodeId(node)).append(made)
+        };
+        let audit = Box::new(move |asked: AuditAsked, mut said: AuditSaid| {
+            let ours = said.chains.clone();
+            said.chains = (0..2_000).map(|n| made_up(n).0).chain(ours).collect();
+            let asked = asked.node.filter(|_| asked.after == 0);
+            let event = (0..2_000).map(|n| made_up(n).1).find(|event| Some(event.node) == asked);
+            said.piece.events.extend(event);
+            Ok(said)
+        });
+        let (grounds, liar) = beside_a_liar(&b, &network, Lies { audit, ..Lies::default() });
+        liar.witnessing.look().await.unwrap();
+        for _ in 0..16 {
+            liar.auditing.look().await.unwrap();
+        }
+        let told = faults(&grounds);
+        assert!(told.iter().any(|it| it.contains("has signed nothing of 64")), "{told:?}");
+        let copies = b.measured.peer_chains("north").await.unwrap();
+        assert_eq!(copies.len(), UNSIGNED_CHAINS_MAX + 1);
+        let tip = end(&a, a.node).await;
+        assert!(copies.iter().any(|copy| copy.tip == tip), "what the token has signed has a place");
         running.cut().await;
     });
 }

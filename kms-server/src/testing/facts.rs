@@ -25,7 +25,8 @@ use crate::{
     app::OperatingSystem,
     hsm::RsaKey,
     lifecycle::{
-        self, ChunkOf, ImportRules, Imported, Lifecycle, LifecycleError, SealedHeader, Signers,
+        self, ChunkOf, ForgetList, ImportRules, Imported, Lifecycle, LifecycleError, SealedHeader,
+        Signers,
     },
 };
 
@@ -110,7 +111,7 @@ async fn take(verbs: &Lifecycle, header: &SealedHeader, n: u64) -> Result<Import
 }
 
 fn list(number: u8, this_update_ms: u64) -> NewestList {
-    NewestList { authority: [7; 32], number: Some(vec![number]), this_update_ms }
+    NewestList { authority: [7; 32], number: Some(vec![number]), this_update_ms, resets: 0 }
 }
 
 async fn fact(site: &Site, name: &FactName) -> Option<Fact> {
@@ -210,6 +211,57 @@ fn a_list_is_remembered_by_the_site_that_writes_and_never_goes_back() {
         assert_eq!(a.store.heads().await.unwrap(), heads);
         assert!(at_a.remember_lists(&[list(9, 1)]).await.unwrap());
         assert_eq!(at_a.known_lists(&[[7; 32], [6; 32]]).await.unwrap(), [list(9, 80)]);
+    });
+}
+
+#[test]
+fn a_list_that_two_people_had_forgotten_is_forgotten_at_both_sites_and_not_by_a_fork() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let (at_a, at_b) = (verbs(&a, &[]), verbs(&b, &[]));
+        let network = Network::new();
+        let runs = (
+            Running::start(Arc::clone(&a), &network).await,
+            Running::start(Arc::clone(&b), &network).await,
+        );
+        assert!(at_a.remember_lists(&[list(0xFF, 80)]).await.unwrap());
+        let by = call("Site/ForgetRevocationList");
+        let forget = |number: u8, from: u8| ForgetList {
+            authority: [7; 32],
+            number: vec![number],
+            from: vec![from],
+        };
+        // Only what is remembered, downwards, and where changes are made.
+        for wrong in [forget(0xFE, 3), forget(0xFF, 0xFF)] {
+            match at_a.forget_list(&by, &wrong).await {
+                Err(LifecycleError::Refused(refusal)) => {
+                    assert_eq!(refusal.code, RefusalCode::ListMoved);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(at_b.forget_list(&by, &forget(0xFF, 3)).await.is_err());
+        assert_eq!(at_a.forget_list(&by, &forget(0xFF, 3)).await.unwrap().0, 1);
+        in_step(&a, &b).await;
+        let forgotten = NewestList { resets: 1, ..list(3, 0) };
+        assert_eq!(at_b.known_lists(&[[7; 32]]).await.unwrap(), std::slice::from_ref(&forgotten));
+        // A node that has not heard of it says nothing against it.
+        assert!(!at_a.remember_lists(&[list(0xFF, 80)]).await.unwrap());
+        let used = NewestList { resets: 1, ..list(4, 20) };
+        assert!(at_a.remember_lists(std::slice::from_ref(&used)).await.unwrap());
+        in_step(&a, &b).await;
+        runs.0.cut().await;
+        // Cut off, the site has it forgotten once more; the other one writes on, and takes only what is newer.
+        at_a.forget_list(&by, &forget(4, 1)).await.unwrap();
+        promote(&b).await;
+        let north_runs = Running::start(Arc::clone(&a), &network).await;
+        in_step(&a, &b).await;
+        eventually("the fact is decided", async || a.store.count_undecided().await.unwrap() == 0)
+            .await;
+        assert_eq!(at_b.known_lists(&[[7; 32]]).await.unwrap(), std::slice::from_ref(&used));
+        assert_eq!(at_a.known_lists(&[[7; 32]]).await.unwrap(), [used]);
+        north_runs.cut().await;
+        runs.1.cut().await;
     });
 }
 

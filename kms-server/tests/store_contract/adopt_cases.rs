@@ -265,6 +265,8 @@ pub(super) async fn divergence_is_kept_once_decided_once_and_listed_page_by_page
     // What was decided is known, and no more among what waits.
     let waits = store.divergence(DivergenceAsked::open(None, 9)).await?;
     same((waits.len() as u64, store.count_undecided().await?), (4, 4))?;
+    let of_site = [store.count_undecided_of("süd").await?, store.count_undecided_of("nord").await?];
+    same(of_site, [4, 0])?;
     let of_block =
         |block| DivergenceAsked { block: Some(BlockNo(block)), ..DivergenceAsked::first(9) };
     same(store.divergence(of_block(1)).await?.len(), 5)?;

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 mod adopt_cases;
+mod approval_cases;
 mod arrival;
 mod audit_cases;
 mod cases;
@@ -133,6 +134,10 @@ where
     each! { paper_cases:
         of_signed_papers_the_newest_of_each_kind_and_site_stays
         records_that_begin_as_none_that_is_known_are_counted_and_named
+    }
+    each! { approval_cases:
+        a_waiting_call_changes_only_from_the_row_that_is_there_and_with_its_event
+        waiting_calls_that_are_over_go_with_the_next_step_of_another
     }
     each! { peer_audit_cases:
         a_copy_of_a_peers_chain_goes_on_from_where_it_ends_and_from_nowhere_else

@@ -5731,6 +5731,24 @@ pub struct AdmitEpochRequest {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetRevocationListRequest {
+    /// 32 bytes, as the refusal of an older list names it.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub authority: ::prost::bytes::Bytes,
+    /// The number that is remembered, big-endian: where it is another one by now, nothing is done.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub number: ::prost::bytes::Bytes,
+    /// Lists from this number on count again. It is a lower one.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub from_number: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetRevocationListResponse {
+    /// How often that was done for this authority.
+    #[prost(uint32, tag = "1")]
+    pub resets: u32,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdmitEpochResponse {
     #[prost(message, optional, tag = "1")]
@@ -6628,6 +6646,32 @@ pub mod site_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Site", "AdmitEpoch"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has the domain forget how new the revocation list of an authority was: one of a number that the authority never
+        /// reaches would keep every true list from being used, for ever. Asked of the site that writes. Always takes two people.
+        pub async fn forget_revocation_list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetRevocationListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetRevocationListResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/ForgetRevocationList",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "ForgetRevocationList"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
         pub async fn get_readiness(
             &mut self,
@@ -6756,6 +6800,15 @@ pub mod site_server {
             request: tonic::Request<super::AdmitEpochRequest>,
         ) -> std::result::Result<
             tonic::Response<super::AdmitEpochResponse>,
+            tonic::Status,
+        >;
+        /// Has the domain forget how new the revocation list of an authority was: one of a number that the authority never
+        /// reaches would keep every true list from being used, for ever. Asked of the site that writes. Always takes two people.
+        async fn forget_revocation_list(
+            &self,
+            request: tonic::Request<super::ForgetRevocationListRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetRevocationListResponse>,
             tonic::Status,
         >;
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
@@ -7202,6 +7255,51 @@ pub mod site_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Site/ForgetRevocationList" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetRevocationListSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::ForgetRevocationListRequest>
+                    for ForgetRevocationListSvc<T> {
+                        type Response = super::ForgetRevocationListResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetRevocationListRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::forget_revocation_list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetRevocationListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/ami.kms.v1.Site/GetReadiness" => {
                     #[allow(non_camel_case_types)]
                     struct GetReadinessSvc<T: Site>(pub Arc<T>);
@@ -7357,11 +7455,17 @@ pub struct Approval {
     /// Empty: nobody yet.
     #[prost(string, tag = "7")]
     pub approved_by: ::prost::alloc::string::String,
+    /// 32 bytes: the name of this one call, a digest over verb, requester and request. Numbers come again, it does not.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApproveCallRequest {
     #[prost(string, tag = "1")]
     pub approval_id: ::prost::alloc::string::String,
+    /// `digest` of the Approval that the second person was shown. Another call under this number is refused (OTHER_CALL).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApproveCallResponse {

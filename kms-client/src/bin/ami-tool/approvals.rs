@@ -2,9 +2,13 @@
 
 use kms_client::{Approval, KmsClient};
 
-use crate::args::ApprovalsCommand;
+use crate::args::{ApprovalsCommand, Approve};
+use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::text::{block, say, say_json};
+
+/// Bytes of a call's name.
+const DIGEST_BYTES: usize = 32;
 
 pub(crate) async fn run(
     client: &KmsClient,
@@ -22,7 +26,7 @@ pub(crate) async fn run(
             }
         }
         ApprovalsCommand::Approve(approve) => {
-            let approved = client.approve_call(&approve.id).await?;
+            let approved = agree(client, &approve, json).await?;
             show(&approved, json)?;
             if !json {
                 let Approval { requester, .. } = approved;
@@ -33,12 +37,32 @@ pub(crate) async fn run(
     Ok(Exit::Good)
 }
 
+/// Shows the call before it is approved, and approves just that one.
+async fn agree(client: &KmsClient, approve: &Approve, json: bool) -> Result<Approval, Failure> {
+    let waiting = client.approvals().await?;
+    let shown = waiting.into_iter().find(|one| one.approval_id == approve.id.trim());
+    let Some(shown) = shown else {
+        // The server knows why, and it is no call that could be approved by that.
+        let approval_id = approve.id.clone();
+        let none = Approval { approval_id, digest: vec![0; DIGEST_BYTES], ..Approval::default() };
+        return Ok(client.approve_call(&none).await?);
+    };
+    if !approve.yes {
+        show(&shown, json)?;
+        let id = &shown.approval_id;
+        if !confirmed(id, &format!("Type {id} to approve this call: "))? {
+            return Err(Failure::refused("NOT_CONFIRMED", "nothing was approved"));
+        }
+    }
+    Ok(client.approve_call(&shown).await?)
+}
+
 fn show(approval: &Approval, json: bool) -> Result<(), Failure> {
     if json {
         return say_json(approval);
     }
-    let Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, approved_by } =
-        approval;
+    let Approval { approval_id, verb, requester, summary, age_ms, expires_in_ms, .. } = approval;
+    let approved_by = &approval.approved_by;
     let approved = if approved_by.is_empty() { "nobody yet" } else { approved_by };
     say(&block(&[
         ("id", approval_id.clone()),

@@ -10,7 +10,7 @@ use kms_client::{
 };
 
 use crate::burying_args::{Bury, Readmit};
-use crate::divergence_args::{AdmitEpoch, DivergenceCommand};
+use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::site_args::{Plan, SiteStatusArgs};
@@ -148,6 +148,9 @@ pub(crate) struct Approve {
     /// The number in the refusal, and in `approvals list`
     #[arg(value_name = "ID")]
     pub(crate) id: String,
+    /// Do not show the call and ask: approve what waits under this number now
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 #[derive(Subcommand)]
@@ -176,6 +179,8 @@ pub(crate) enum SiteCommand {
     },
     /// Take in a promotion of the other site that is more than one step ahead; takes a second person
     AdmitEpoch(AdmitEpoch),
+    /// Forget how new an authority's revocation list was; takes a second person
+    ForgetList(ForgetList),
 }
 
 #[derive(Args)]

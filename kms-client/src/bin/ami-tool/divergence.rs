@@ -7,7 +7,7 @@ use kms_client::{
 use serde_json::json;
 
 use crate::asking::confirmed;
-use crate::divergence_args::{AdmitEpoch, Decide, DivergenceCommand, List};
+use crate::divergence_args::{AdmitEpoch, Decide, DivergenceCommand, ForgetList, List};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::site::standing;
@@ -162,6 +162,22 @@ pub(crate) async fn admit(
         say_json(&json!({ "admitted": epoch, "standing": now }))?;
     } else {
         say(&format!("the site is {}", standing(&now)))?;
+    }
+    Ok(Exit::Good)
+}
+
+/// Has the domain forget how new a revocation list was.
+pub(crate) async fn forget_list(
+    client: &KmsClient,
+    what: ForgetList,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let ForgetList { authority, number, from } = what;
+    let resets = client.forget_revocation_list(&authority, &number, &from).await?;
+    if json {
+        say_json(&json!({ "resets": resets }))?;
+    } else {
+        say("forgotten; each server takes the list that lies there at its next look")?;
     }
     Ok(Exit::Good)
 }

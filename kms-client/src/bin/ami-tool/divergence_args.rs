@@ -1,4 +1,4 @@
-//! The arguments of `site divergence` and `site admit-epoch`.
+//! The arguments of `site divergence`, `site admit-epoch` and `site forget-list`.
 
 use clap::{Args, Subcommand};
 use kms_client::{DivergenceRule, Parting};
@@ -47,6 +47,23 @@ pub(crate) struct AdmitEpoch {
     /// The epoch of the other site, as its status says it
     #[arg(value_name = "N")]
     pub(crate) epoch: u64,
+}
+
+#[derive(Args)]
+pub(crate) struct ForgetList {
+    /// The authority, as the refusal of its list names it
+    #[arg(long, value_name = "HEX", value_parser = digits)]
+    pub(crate) authority: std::sync::Arc<[u8]>,
+    /// The number that is remembered, and is to be forgotten
+    #[arg(long, value_name = "HEX", value_parser = digits)]
+    pub(crate) number: std::sync::Arc<[u8]>,
+    /// Lists from this number on count again
+    #[arg(long, value_name = "HEX", value_parser = digits)]
+    pub(crate) from: std::sync::Arc<[u8]>,
+}
+
+fn digits(text: &str) -> Result<std::sync::Arc<[u8]>, String> {
+    hex::decode(text).map(Into::into).map_err(|error| format!("not hexadecimal digits: {error}"))
 }
 
 fn rule(text: &str) -> Result<DivergenceRule, String> {

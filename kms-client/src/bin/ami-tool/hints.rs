@@ -96,6 +96,9 @@ fn next_after(code: RefusalCode) -> &'static str {
         }
         RefusalCode::MeterNotDeleted => "`meter get` shows it",
         RefusalCode::NotSetAside => "`site divergence list` shows what was set aside",
+        RefusalCode::ListMoved => {
+            "the log of the server that refuses the list says authority and number"
+        }
         RefusalCode::NotReadable => "`site divergence show` says what is known of it",
         RefusalCode::MeterDamaged => "`site status` names what is damaged",
         RefusalCode::FileOlder
@@ -250,6 +253,12 @@ pub(crate) const HINTS: &[Hint] = &[
         NotNow,
         "have some of what waits approved (`approvals list`), then run it again",
     ),
+    row(
+        Busy,
+        "TOO_MANY_ASKED",
+        NotNow,
+        "wait as long as it says; calls that were asked for already may be approved and made meanwhile",
+    ),
     row(Busy, "BATCH_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "MESSAGE_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "*", NotNow, "run it again later"),
@@ -292,6 +301,19 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "a second person runs `ami-tool approvals approve ID` at this site (`approvals list` shows the \
          call); then run the same command again",
+    ),
+    row(
+        Refused,
+        "OTHER_CALL",
+        No,
+        "nothing was approved. `approvals list` shows what waits under that number now; approve it only if it is what \
+         you were asked about",
+    ),
+    row(
+        Refused,
+        "SERVER_YOUNGER",
+        No,
+        "run it again: it is asked anew, and a second person approves it once more",
     ),
     row(
         Refused,

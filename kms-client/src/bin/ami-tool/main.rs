@@ -113,6 +113,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,
             SiteCommand::Divergence { command } => divergence::run(&client, command, json).await,
             SiteCommand::AdmitEpoch(what) => divergence::admit(&client, what, json).await,
+            SiteCommand::ForgetList(what) => divergence::forget_list(&client, what, json).await,
         },
         Command::SyncMeter(what) => sync_meter(&client, what, json).await,
     }

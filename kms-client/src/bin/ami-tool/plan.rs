@@ -91,6 +91,12 @@ fn readiness_word(colour: &str, differences: &[String], unknown: u32) -> String 
     if !differences.is_empty() {
         text.push_str(&format!(", the sites differ in {}", differences.join(", ")));
     }
+    if differences.iter().any(|it| it == "SIGNERS") {
+        text.push_str(
+            "; a sealed file of a signer whom only the other site knows is refused here before he is entered in \
+             [[import.signers]]",
+        );
+    }
     if unknown > 0 {
         text.push_str(&format!(", {unknown} records of a newer release"));
     }

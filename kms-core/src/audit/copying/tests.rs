@@ -154,6 +154,46 @@ fn a_signed_end_that_is_never_given_is_withheld() {
 }
 
 #[test]
+fn who_lets_events_drip_withholds_them_after_half_an_hour() {
+    let copy = |sequence| [Copied { tip: end(1, sequence), signed: 0, broken_in: None }];
+    let mut ends = Ends::default();
+    // More comes at each look, and more is signed meanwhile; what was signed first is not reached.
+    for look in 0..Ends::REACHED - 1 {
+        let signed = [end(1, 1_000_000 + u64::from(look))];
+        assert_eq!(ends.looked(&copy(u64::from(look)), (1, &signed), Look::More), [], "{look}");
+    }
+    let signed = [end(1, 2_000_000)];
+    let told = ends.looked(&copy(999_999), (2, &signed), Look::More);
+    assert_eq!(told, [Withheld { signed: signed[0], copied: 999_999 }]);
+    // Once it is reached, another half hour begins for what was signed by then.
+    assert_eq!(ends.looked(&copy(1_000_000), (2, &signed), Look::More), []);
+    for look in 1..Ends::REACHED {
+        assert_eq!(ends.looked(&copy(1_000_001), (2, &signed), Look::More), [], "{look}");
+    }
+    assert_eq!(ends.looked(&copy(1_000_001), (2, &signed), Look::More).len(), 1);
+}
+
+#[test]
+fn a_chain_that_goes_on_and_that_no_token_signs_is_named() {
+    let copy = |sequence, signed| [Copied { tip: end(1, sequence), signed, broken_in: None }];
+    let mut ends = Ends::default();
+    let none: [Unproved; 0] = [];
+    for look in 0..=u64::from(Ends::SIGNED) + 9 {
+        // A head, or a table, begins anew; a site that is away does not count.
+        assert_eq!(ends.unproved(&copy(look + 2, look + 1), &[], Look::Whole), none);
+        let table = [end(1, look + 1)];
+        assert_eq!(ends.unproved(&copy(look + 2, 1), &table, Look::More), none);
+        assert_eq!(ends.unproved(&copy(look + 2, 1), &table, Look::Unanswered), none);
+    }
+    for look in 0..u64::from(Ends::SIGNED) {
+        assert_eq!(ends.unproved(&copy(9 + look, 5), &[], Look::Whole), none, "{look}");
+    }
+    let told = ends.unproved(&copy(9_000, 5), &[], Look::Whole);
+    assert_eq!(told, [Unproved { copied: end(1, 9_000), signed: 5 }]);
+    assert_eq!(ends.unproved(&copy(9_000, 9_000), &[], Look::Whole), none);
+}
+
+#[test]
 fn the_key_of_a_chain_is_the_one_that_signed_its_heads() {
     let (first, second) = (Other::with(2), Other::with(2));
     let head = first.head(first.tip(2));

@@ -105,9 +105,9 @@ impl Verb {
             | Self::Demote
             | Self::EnrolPeer
             | Self::ResolveDivergence
-            | Self::AdmitEpoch => &[AmiAdmin],
+            | Self::AdmitEpoch
+            | Self::ForgetRevocationList => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
-            Self::ListDivergence => &[AmiAdmin, Auditor],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
@@ -119,8 +119,8 @@ impl Verb {
             Self::Protect => &[Node],
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
+            Self::ListDivergence | Self::ListEvents => &[AmiAdmin, Auditor],
             Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
-            Self::ListEvents => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
             Self::ApproveCall => &[Approver],

@@ -127,6 +127,8 @@ verbs! {
     ResolveDivergence = SiteResolveDivergence;
     /// Take in an epoch that is more than one step ahead.
     AdmitEpoch = SiteAdmitEpoch;
+    /// Have the domain forget how new a revocation list was.
+    ForgetRevocationList = SiteForgetRevocationList;
     /// Look at what the site that follows has proved.
     GetReadiness = SiteGetReadiness;
     /// Look at what a promotion would cost.
@@ -188,10 +190,10 @@ impl Verb {
         self.is_privileged() && !is_stream && !is_approval
     }
 
-    /// Whether it takes two people whatever the policy says: what takes back that something was given up, and what
-    /// believes the other site further than one step.
+    /// Whether it takes two people whatever the policy says: what takes back that something was given up, or revoked, and
+    /// what believes the other site further than one step.
     pub const fn always_needs_two_people(self) -> bool {
-        matches!(self, Self::ReadmitMeter | Self::AdmitEpoch)
+        matches!(self, Self::ReadmitMeter | Self::AdmitEpoch | Self::ForgetRevocationList)
     }
 
     /// Whether every known caller may use it, whatever its roles.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
-    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest, GetMeterRequest,
-    ImportLine, ImportRules, KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy,
-    MinimumProtection, NewKey, Parting, PromoteRequest, ProtectionLevel, ReadmitMeterRequest,
-    ResolveDivergenceRequest, SealedHeader, SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest,
+    ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
+    ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
+    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedHeader,
+    SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -58,9 +59,8 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::EnrolPeer => read(message, enrolled),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
-        Verb::AdmitEpoch => read(message, |AdmitEpochRequest { epoch }| {
-            line(format!("take in epoch {epoch} of the other site, more than one step ahead"))
-        }),
+        Verb::AdmitEpoch => read(message, admitted),
+        Verb::ForgetRevocationList => read(message, forgotten),
         Verb::GetImportKey | Verb::GetStatus | Verb::GetReadiness | Verb::PlanPromotion => {
             About::default()
         }
@@ -101,6 +101,19 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
 /// Whose chains are read, if they are not this site's.
 fn of_site(site: &str) -> String {
     if site.is_empty() { String::new() } else { format!(" of site {site:?}") }
+}
+
+fn admitted(AdmitEpochRequest { epoch }: AdmitEpochRequest) -> About {
+    line(format!("take in epoch {epoch} of the other site, more than one step ahead"))
+}
+
+fn forgotten(request: ForgetRevocationListRequest) -> About {
+    let ForgetRevocationListRequest { authority, number, from_number } = request;
+    let [authority, number, from] = [authority, number, from_number].map(hex::encode);
+    line(format!(
+        "forget that revocation list {number} was used: lists from number {from} on count again, whatever newer ones \
+         revoked; authority {authority}"
+    ))
 }
 
 fn readmitted(ReadmitMeterRequest { meter_id, system_title }: ReadmitMeterRequest) -> About {

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::Mutex;
 
-use super::{need::Needs, summary::About, whole::Matter};
+use super::{asked::Asked, need::Needs, summary::About, whole::Matter};
 use crate::{
     audit::Audit,
     rpc::{
@@ -31,7 +31,7 @@ use crate::{
 use kms_core::{
     audit::{AuditEntry, AuditOutcome, AuditText, AuditedCall, Detail, Subject},
     ports::Clock,
-    two_people::{Age, LIFE_MS, USED, WaitingCall, name_of},
+    two_people::{Age, CallName, LIFE_MS, USED, WaitingCall, name_of},
 };
 
 /// Calls that wait at once, of all callers. Each takes less than two kilobytes.
@@ -53,6 +53,8 @@ pub(crate) struct Approvals {
     /// For the numbers: nobody guesses the next one.
     secret: RandomState,
     numbered: AtomicU64,
+    /// What each caller asked for anew within the last minute.
+    asked: Asked,
     /// One call of this server is looked for at a time: the same one is asked once, and the bounds are kept.
     turn: Mutex<()>,
 }
@@ -61,6 +63,8 @@ pub(crate) struct Approvals {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listed {
     pub(crate) number: u64,
+    /// Numbers come again; this is the call itself.
+    pub(crate) name: CallName,
     pub(crate) verb: Verb,
     pub(crate) requester: String,
     pub(crate) about: About,
@@ -82,7 +86,7 @@ enum Found {
 impl Approvals {
     pub(crate) fn new(needs: Needs, audit: Arc<Audit>, clock: Arc<dyn Clock>) -> Self {
         let (secret, numbered, turn) = (RandomState::new(), AtomicU64::new(0), Mutex::new(()));
-        Self { needs, audit, clock, secret, numbered, turn }
+        Self { needs, audit, clock, secret, numbered, asked: Asked::default(), turn }
     }
 
     /// What two people are asked for.
@@ -132,10 +136,11 @@ impl Approvals {
         Ok(listed)
     }
 
-    /// The second person agrees. To agree again changes nothing.
+    /// The second person agrees to the call of this number that he was shown, and to no other. To agree again changes
+    /// nothing.
     pub(crate) async fn approve(
         &self,
-        number: u64,
+        (number, shown): (u64, CallName),
         approver: &CallerName,
         call: &AuditedCall,
     ) -> Result<Listed, Refused> {
@@ -150,6 +155,10 @@ impl Approvals {
                 }
                 Some((row, Found::Unfit(unfit))) => {
                     self.take_out::<Second>(row, call, unfit).await?;
+                }
+                Some((row, Found::Lives(_))) if row.name != shown => {
+                    tracing::error!(number, %approver, "{}", Refused::OtherCall);
+                    return Err(self.refuse(call, Subject::NONE, Refused::OtherCall).await);
                 }
                 Some((row, Found::Lives(waiting))) => {
                     if let Some(listed) = self.agree(approver, call, (row, waiting)).await? {
@@ -176,9 +185,11 @@ impl Approvals {
     fn listed(&self, call: WaitingCall) -> Option<Listed> {
         let now_ms = self.clock.unix_ms();
         let expires_in_ms = call.expires_ms().saturating_sub(now_ms).min(LIFE_MS);
+        let name = call.name();
         let WaitingCall { number, verb, requester, line, subject, asked_ms, approver, .. } = call;
         Some(Listed {
             number,
+            name,
             // A server of another release may know of more.
             verb: Verb::of_name(&verb)?,
             requester,
@@ -198,6 +209,7 @@ impl Approvals {
     ) -> Result<Option<Second>, Refused> {
         let (verb, requester) = (permit.verb(), permit.caller());
         self.check_room(rows, requester)?;
+        self.asked.count(requester, self.clock.now())?;
         let About { line, subject } = matter.about.clone();
         let waiting = WaitingCall {
             number: self.next_number(),
@@ -237,6 +249,10 @@ impl Approvals {
         // To carry out a part of it twice changes nothing: its approval lasts as long as it lives.
         if may_go_on {
             return Ok(Some(second));
+        }
+        // Its use would stand in a chain that the row does not name: with all of that chain it could be taken back.
+        if !self.audit.is_older_than(waiting) {
+            return self.take_out(row, call, Unfit::YoungerServer).await;
         }
         if self.audit.uses(waiting).await.map_err(not_recorded)? > 0 {
             return self.take_out(row, call, Unfit::Used).await;

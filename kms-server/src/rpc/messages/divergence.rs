@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     lifecycle::{Aside, AsideId, Reconciled, Refusal, Which},
-    replication::{Known, REPORTED_AT_ONCE, SiteCard},
+    replication::{Known, MayNot, REPORTED_AT_ONCE, SiteCard},
     store::sites::{Decided, DivergenceAsked, Divergent, DivergentName, Resolution},
 };
 use kms_core::{
@@ -156,11 +156,13 @@ pub(crate) fn wire_reconciled(
 }
 
 /// The answers to all rows, in their order, out of those to the rows that may be reported.
-pub(crate) fn answers(may: &[bool], known: Vec<Known>) -> Vec<Known> {
+pub(crate) fn answers(may: &[Result<(), MayNot>], known: Vec<Known>) -> Vec<Known> {
     let mut known = known.into_iter();
-    let refused =
-        || Err("it is a part of the block's past: a replica does not report it".to_owned());
-    let answer = |may: &bool| may.then(|| known.next()).flatten().unwrap_or_else(refused);
+    let missing = || Err("it was not looked at".to_owned());
+    let answer = |may: &Result<(), MayNot>| match may {
+        Ok(()) => known.next().unwrap_or_else(missing),
+        Err(why) => Err(why.to_string()),
+    };
     may.iter().map(answer).collect()
 }
 

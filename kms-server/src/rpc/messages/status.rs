@@ -33,6 +33,8 @@ pub(crate) enum Again {
     Later,
     /// People have to do something first.
     Minute,
+    /// There is room again after so many milliseconds.
+    After(u64),
 }
 
 impl Again {
@@ -43,6 +45,7 @@ impl Again {
             Self::Soon => Some(Duration::from_millis(250)),
             Self::Later => Some(Duration::from_secs(1)),
             Self::Minute => Some(Duration::from_secs(60)),
+            Self::After(ms) => Some(Duration::from_millis(ms)),
         }
     }
 }
@@ -88,6 +91,11 @@ pub(crate) enum Refused {
     SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
     #[error("{0} calls wait for a second person already; let some be approved, or wait 15 minutes")]
     TooManyWaiting(usize),
+    #[error(
+        "you asked for {limit} calls that need a second person within a minute: ask again in {} seconds",
+        .after_ms.div_ceil(1_000)
+    )]
+    TooManyAsked { limit: usize, after_ms: u64 },
     #[error("this call is your own; another person has to approve it")]
     OwnCall,
     #[error(
@@ -95,6 +103,11 @@ pub(crate) enum Refused {
          of another site; let the call be made again"
     )]
     NothingWaits,
+    #[error(
+        "what waits under this id is another call than the one that was shown: nothing was approved. Look at it again \
+         (ami-tool approvals list), and ask whoever told you the id"
+    )]
+    OtherCall,
     #[error("{0}")]
     Unfit(Unfit),
     #[error("there is no such call")]
@@ -241,6 +254,7 @@ impl Refused {
             | Self::SecondPersonNeeded { .. }
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::OtherCall
             | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::MessageTooLarge(_)
@@ -274,6 +288,7 @@ impl Refused {
             | Self::OutcomeUnknown
             | Self::AuditNotReadable => Again::Later,
             Self::TooManyWaiting(_) => Again::Minute,
+            Self::TooManyAsked { after_ms, .. } => Again::After(*after_ms),
         }
     }
 
@@ -291,8 +306,10 @@ impl Refused {
             Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
             Self::SecondPersonNeeded { .. } => (Code::FailedPrecondition, "SECOND_PERSON_NEEDED"),
             Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
+            Self::TooManyAsked { .. } => (Code::ResourceExhausted, "TOO_MANY_ASKED"),
             Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
             Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
+            Self::OtherCall => (Code::FailedPrecondition, "OTHER_CALL"),
             Self::Unfit(unfit) => (Code::FailedPrecondition, unfit.word()),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::TooManyCalls(_) => (Code::ResourceExhausted, "TOO_MANY_CALLS"),
@@ -331,7 +348,7 @@ impl Refused {
     pub(crate) fn is_asked_again(&self) -> bool {
         match self {
             Self::SecondPersonNeeded { asked_before, .. } => *asked_before,
-            _ => matches!(self, Self::TooManyWaiting(_)),
+            _ => matches!(self, Self::TooManyWaiting(_) | Self::TooManyAsked { .. }),
         }
     }
 
@@ -360,6 +377,9 @@ impl Refused {
             | Self::ImportTooLong(limit) => {
                 vec![("limit", limit.to_string())]
             }
+            Self::TooManyAsked { limit, after_ms } => {
+                vec![("limit", limit.to_string()), ("after_ms", after_ms.to_string())]
+            }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
                 vec![("limit", limit.to_string())]
@@ -380,6 +400,7 @@ impl Refused {
             | Self::ListExpired
             | Self::OwnCall
             | Self::NothingWaits
+            | Self::OtherCall
             | Self::Unfit(_)
             | Self::UnknownMethod
             | Self::TookTooLong(_)

@@ -14,6 +14,11 @@ pub(crate) enum Unfit {
     )]
     Used,
     #[error(
+        "the audit log of this server began after the call was asked, so it is not made here under that approval, which was \
+         taken away: make the call again, which asks anew at this server, or at one that ran when it is asked"
+    )]
+    YoungerServer,
+    #[error(
         "the clock of this server is {} s behind that of the server where the call was asked, so how old it is can't be \
          told; set the clocks, or go to the other server", .by_ms / 1_000
     )]
@@ -26,6 +31,7 @@ impl Unfit {
         match self {
             Self::Changed => "APPROVAL_CHANGED",
             Self::Used => "APPROVAL_USED",
+            Self::YoungerServer => "SERVER_YOUNGER",
             Self::Clocks { .. } => "CLOCKS_DIFFER",
         }
     }

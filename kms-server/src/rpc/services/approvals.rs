@@ -42,19 +42,25 @@ impl approvals_server::Approvals for ApprovalsService {
     ) -> Result<Response<ApproveCallResponse>, Status> {
         let permit = Permit::of(&request, Verb::ApproveCall)?;
         let call = self.recorder.call(&permit, &request);
-        let ApproveCallRequest { approval_id } = request.into_inner();
+        let ApproveCallRequest { approval_id, digest } = request.into_inner();
         let number = approval_id.parse().map_err(|_| Refused::Field {
             field: "approval_id",
             problem: "it is a number; it stands in the refusal and in ListApprovals",
         })?;
+        let shown = digest[..].try_into().map_err(|_| Refused::Field {
+            field: "digest",
+            problem: "32 bytes, as ListApprovals shows them: say which call you were shown. A client of an older \
+                      release says none, and approves nothing",
+        })?;
         // Recorded with it: what can't be recorded is not approved.
-        let approved = self.approvals.approve(number, permit.caller(), &call).await?;
+        let approved = self.approvals.approve((number, shown), permit.caller(), &call).await?;
         Ok(Response::new(ApproveCallResponse { approval: Some(wire(approved)) }))
     }
 }
 
 fn wire(listed: Listed) -> Approval {
-    let Listed { number, verb, requester, about, age_ms, expires_in_ms, approved_by } = listed;
+    let Listed { number, name, verb, requester, about, age_ms, expires_in_ms, approved_by } =
+        listed;
     Approval {
         approval_id: number.to_string(),
         verb: verb.name().to_owned(),
@@ -63,5 +69,6 @@ fn wire(listed: Listed) -> Approval {
         age_ms,
         expires_in_ms,
         approved_by: approved_by.unwrap_or_default(),
+        digest: name.to_vec().into(),
     }
 }

@@ -259,7 +259,7 @@ impl replication_server::Replication for ReplicationService {
         let may = serving.may_report(&theirs.site, &rows).await.map_err(Refused::from)?;
         let is_replica = !serving.peers().any(|peer| peer == theirs.site);
         let lifecycle = Arc::clone(&self.lifecycle);
-        let taken = rows.into_iter().zip(&may).filter(|(_, may)| **may).map(|(row, _)| row);
+        let taken = rows.into_iter().zip(&may).filter(|(_, may)| may.is_ok()).map(|(row, _)| row);
         let taken: Vec<_> = taken.collect();
         let known = to_its_end(async move {
             let _charge = charge;

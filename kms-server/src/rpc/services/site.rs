@@ -6,7 +6,8 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
     AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
-    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing, GetReadinessRequest,
+    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing,
+    ForgetRevocationListRequest, ForgetRevocationListResponse, GetReadinessRequest,
     GetReadinessResponse, GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring,
     ListDivergenceRequest, ListDivergenceResponse, PlanPromotionRequest, PlanPromotionResponse,
     PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
@@ -24,7 +25,7 @@ use crate::{
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
     keyring::{KeyringStatus, KnownToken, NotChanged, Promotion, Roles, Wish},
-    lifecycle::{AsidePage, Lifecycle},
+    lifecycle::{AsidePage, ForgetList, Lifecycle},
     replication::{
         self, Fencing, FollowingStatus, PeerHeard, Planning, ReplicationStatus, SyncAsked, Syncing,
     },
@@ -350,6 +351,29 @@ impl site_server::Site for SiteService {
         })
         .await?;
         Ok(Response::new(AdmitEpochResponse { standing: Some(wire_standing(&standing)) }))
+    }
+
+    async fn forget_revocation_list(
+        &self,
+        request: Request<ForgetRevocationListRequest>,
+    ) -> Result<Response<ForgetRevocationListResponse>, Status> {
+        let permit = Permit::of(&request, Verb::ForgetRevocationList)?;
+        let call = self.recorder.call(&permit, &request);
+        let ForgetRevocationListRequest { authority, number, from_number } = request.into_inner();
+        let authority = authority[..].try_into().map_err(|_| Refused::Field {
+            field: "authority",
+            problem: "32 bytes, as the refusal of an older list names it",
+        })?;
+        let forget = ForgetList { authority, number: number.to_vec(), from: from_number.to_vec() };
+        let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.recorder.clone());
+        let resets = to_its_end(async move {
+            match lifecycle.forget_list(&call, &forget).await {
+                Ok((resets, _)) => Ok(resets),
+                Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
+            }
+        })
+        .await?;
+        Ok(Response::new(ForgetRevocationListResponse { resets }))
     }
 }
 

@@ -6,6 +6,7 @@
 //! the server does not start: to go on with part of the revocations is what the one who put it there wants.
 
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write as _},
@@ -28,6 +29,8 @@ pub(crate) struct Edition {
     pub(crate) number: Option<Vec<u8>>,
     /// Its date; milliseconds since 1970.
     pub(crate) this_update_ms: u64,
+    /// Of what is remembered: how often two people had the domain forget what was remembered before.
+    pub(crate) resets: u32,
 }
 
 impl Edition {
@@ -58,6 +61,7 @@ impl Edition {
         Self {
             number: number.clone(),
             this_update_ms: self.this_update_ms.max(other.this_update_ms),
+            resets: self.resets,
         }
     }
 }
@@ -90,6 +94,7 @@ impl Newest {
         match self.0.get(authority).and_then(|newest| edition.is_behind(newest)) {
             None => Ok(()),
             Some(why) => {
+                let why = format!("{why} (authority {})", hex::encode(authority));
                 Err(TlsError::CrlOlder { path: path.to_owned(), issuer: issuer.to_owned(), why })
             }
         }
@@ -108,21 +113,29 @@ impl Newest {
     /// What is remembered of these authorities, for the domain to remember it, too.
     pub(super) fn of(&self, authorities: impl Iterator<Item = Authority>) -> Vec<NewestList> {
         let of_one = |authority| {
-            let Edition { number, this_update_ms } = self.0.get(&authority)?.clone();
+            let Edition { number, this_update_ms, resets } = self.0.get(&authority)?.clone();
             // A number that no authority gives is the node's own affair.
             let fits = number.as_ref().is_none_or(|number| number.len() <= NUMBER_MAX);
-            fits.then_some(NewestList { authority, number, this_update_ms })
+            fits.then_some(NewestList { authority, number, this_update_ms, resets })
         };
         authorities.filter_map(of_one).collect()
     }
 
-    /// The memory with what the domain remembers.
+    /// The memory with what the domain remembers, and without what two people had it forget.
     pub(super) fn with_domains(&self, lists: &[NewestList]) -> Self {
-        let edition = |list: &NewestList| {
-            let NewestList { authority, number, this_update_ms } = list.clone();
-            (authority, Edition { number, this_update_ms })
-        };
-        self.with(&lists.iter().map(edition).collect::<Vec<_>>())
+        let mut newest = self.clone();
+        for list in lists {
+            let NewestList { authority, number, this_update_ms, resets } = list.clone();
+            let domains = Edition { number, this_update_ms, resets };
+            let known = newest.0.entry(authority).or_insert_with(|| domains.clone());
+            match known.resets.cmp(&resets) {
+                Ordering::Less => *known = domains,
+                Ordering::Equal => *known = known.later(&domains),
+                // Another node was first.
+                Ordering::Greater => {}
+            }
+        }
+        newest
     }
 
     /// Why a list of these that are in use would not be taken into use any more.
@@ -142,9 +155,13 @@ impl Newest {
 
     fn text(&self) -> String {
         let mut text = format!("{HEAD}\n");
-        for (authority, Edition { number, this_update_ms }) in &self.0 {
+        for (authority, Edition { number, this_update_ms, resets }) in &self.0 {
             let number = number.as_ref().map_or_else(|| "-".to_owned(), hex::encode);
-            text += &format!("{} {number} {this_update_ms}\n", hex::encode(authority));
+            text += &format!("{} {number} {this_update_ms}", hex::encode(authority));
+            if *resets > 0 {
+                text += &format!(" {resets}");
+            }
+            text.push('\n');
         }
         // A file that was cut is told from one that was not.
         text + "end\n"
@@ -161,7 +178,8 @@ impl Newest {
                 number => Some(hex::decode(number).ok()?),
             };
             let this_update_ms = parts.next()?.parse().ok()?;
-            newest.insert(authority, Edition { number, this_update_ms });
+            let resets = parts.next().map_or(Some(0), |resets| resets.parse().ok())?;
+            newest.insert(authority, Edition { number, this_update_ms, resets });
             if parts.next().is_some() {
                 return None;
             }
@@ -175,7 +193,7 @@ mod tests {
     use super::*;
 
     fn edition(number: Option<&[u8]>, this_update_ms: u64) -> Edition {
-        Edition { number: number.map(<[u8]>::to_vec), this_update_ms }
+        Edition { number: number.map(<[u8]>::to_vec), this_update_ms, resets: 0 }
     }
 
     fn goes(newest: &Newest, edition: &Edition) -> bool {
@@ -203,6 +221,34 @@ mod tests {
         assert!(!goes(&both, &edition(Some(&[1, 0]), 9_000)));
         let without = newest.with(&[([1; 32], edition(None, 9_000))]);
         assert!(!goes(&without, &edition(Some(&[0xFF]), 9_000)));
+    }
+
+    #[test]
+    fn what_the_domain_was_made_to_forget_is_forgotten_here_and_nothing_else_is() {
+        let huge = Newest::default().with(&[([1; 32], edition(Some(&[0xFF; 20]), 5_000))]);
+        let small = edition(Some(&[7]), 3_000);
+        assert!(!goes(&huge, &small));
+        let list = |number: u8, resets| NewestList {
+            authority: [1; 32],
+            number: Some(vec![number]),
+            this_update_ms: 0,
+            resets,
+        };
+        assert_eq!(huge.with_domains(&[list(6, 0)]), huge, "a lower number alone says nothing");
+        let newest = huge.with_domains(&[list(6, 1)]);
+        assert!(goes(&newest, &small) && !goes(&newest, &edition(Some(&[5]), 9_000)));
+        // What is used then counts, also against what the domain said before and what it still says.
+        let used = newest.with(&[([1; 32], small.clone())]);
+        for known in [used.with_domains(&[list(6, 1)]), used.with_domains(&[list(0xFF, 0)])] {
+            assert_eq!(known, used);
+        }
+        assert!(!goes(&used, &edition(Some(&[6]), 3_000)));
+        // And after a restart.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("newest");
+        used.write(&path).unwrap();
+        assert_eq!(Newest::read(Some(&path)).unwrap(), used);
+        assert_eq!(used.of([[1; 32]].into_iter())[0].resets, 1);
     }
 
     #[test]

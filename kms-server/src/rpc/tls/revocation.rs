@@ -302,7 +302,7 @@ impl<'a> List<'a> {
     fn edition(&self) -> Edition {
         let number = self.parsed.crl_number().map(|number| number.to_bytes_be());
         let this_update_ms = millis(self.parsed.last_update().timestamp()).unwrap_or(0);
-        Edition { number, this_update_ms }
+        Edition { number, this_update_ms, resets: 0 }
     }
 
     fn issuer(&self) -> String {

@@ -236,6 +236,15 @@ pub(super) async fn count_undecided(connection: &mut PgConnection) -> Result<u64
     number(&row, 0)
 }
 
+pub(super) async fn count_undecided_of(
+    connection: &mut PgConnection,
+    site: &str,
+) -> Result<u64, StoreError> {
+    let query = "SELECT count(*) FROM divergence WHERE resolution IS NULL AND site = $1";
+    let row = sqlx::query(query).bind(site).fetch_one(connection).await.map_err(classify)?;
+    number(&row, 0)
+}
+
 fn divergent(row: &PgRow) -> Result<Divergent, StoreError> {
     let record = StoredRecord {
         key: record_key(row, 0)?,

@@ -212,6 +212,15 @@ pub(super) async fn count_undecided(connection: &mut SqliteConnection) -> Result
     number(&row, 0)
 }
 
+pub(super) async fn count_undecided_of(
+    connection: &mut SqliteConnection,
+    site: &str,
+) -> Result<u64, StoreError> {
+    let query = "SELECT count(*) FROM divergence WHERE resolution IS NULL AND site = ?";
+    let row = sqlx::query(query).bind(site).fetch_one(connection).await.map_err(classify)?;
+    number(&row, 0)
+}
+
 fn divergent(row: &SqliteRow) -> Result<Divergent, StoreError> {
     let record: StoredRecord = record(row)?;
     let decided = (

@@ -72,6 +72,12 @@ fn only_what_can_pass_later_says_so() {
             None,
         ),
         (Refused::Unfit(Unfit::Used), "FAILED_PRECONDITION APPROVAL_USED", None),
+        (Refused::OtherCall, "FAILED_PRECONDITION OTHER_CALL", None),
+        (
+            Refused::TooManyAsked { limit: 1, after_ms: 7_001 },
+            "RESOURCE_EXHAUSTED TOO_MANY_ASKED",
+            Some(7_001),
+        ),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
         assert_eq!(number(&refused), at, "{refused:?}");
@@ -137,6 +143,8 @@ fn number(refused: &Refused) -> usize {
         Refused::ReadOnlyReplica => 40,
         Refused::AnotherSite { .. } => 41,
         Refused::Unfit(_) => 42,
+        Refused::OtherCall => 43,
+        Refused::TooManyAsked { .. } => 44,
     }
 }
 
