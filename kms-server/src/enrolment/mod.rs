@@ -150,7 +150,13 @@ impl Enroller {
             role_records = self.role_records(&own, &peers).await?;
         }
         let enrolment = self.enrolment(&good, signing).await?;
-        let mut enrolment = Enrolment { role_records, others, same_site, ..enrolment };
+        let is_known = |peer: &Peer| peer.site == good.request.site;
+        // Who asks once more with the request of the bundle that was made last has not joined with it yet.
+        let rebuilt = match kept.as_ref().filter(|kept| kept.request == good.fingerprint) {
+            Some(before) => before.bundle.enrolment.rebuilt,
+            None => same_site.is_none() && peers.iter().any(is_known),
+        };
+        let mut enrolment = Enrolment { role_records, others, same_site, rebuilt, ..enrolment };
         enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
@@ -322,6 +328,7 @@ impl Enroller {
             role_records: Vec::new(),
             others: Vec::new(),
             same_site: None,
+            rebuilt: false,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms,
         })
@@ -395,7 +402,11 @@ impl Enroller {
         // Later than the one before, whatever the clock says: an earlier one is an old row.
         let at_ms = before.map_or(at_ms, |peer| at_ms.max(peer.enrolled_ms + 1));
         // One of a release that did not note it was there before anything could be restored.
-        let met = |peer: &Peer| peer.enrolled_in.map_or(self.domain.epoch, |it| it.first);
+        let met = |peer: &Peer| match peer.enrolled_in {
+            Some(it) if it.is_met() => it.first,
+            Some(_) => epoch,
+            None => self.domain.epoch,
+        };
         let first = before.map_or(epoch, met);
         let peer = Peer {
             domain: self.domain.domain,

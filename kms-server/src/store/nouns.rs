@@ -167,6 +167,8 @@ pub struct Founding {
     pub role_records: Vec<SignedRoleRecord>,
     /// The other sites that a site knows from the beginning: those that it joins.
     pub peers: Vec<SignedPeer>,
+    /// The site was there before, and lost its database: the mark of that, and the signature of the domain's record over it.
+    pub rebuilt: Option<(SignedRestoreMark, Signature)>,
 }
 
 impl Founding {
@@ -176,12 +178,13 @@ impl Founding {
         blocks: Vec<BlockChange>,
         table: SignedHeadTable,
     ) -> Self {
-        Self { domain, blocks, table, role_records: Vec::new(), peers: Vec::new() }
+        let role_records = Vec::new();
+        Self { domain, blocks, table, role_records, peers: Vec::new(), rebuilt: None }
     }
 
     /// The role that the site begins with. One that joins others does not write, whatever its parity: what
     /// it founds is the beginning, and the others are beyond that.
-    pub(super) fn role(&self) -> RoleRow {
+    pub fn role(&self) -> RoleRow {
         let begins = RoleRow::founding(&self.domain);
         let newest = self.role_records.iter().map(|record| record.record.epoch).max();
         let joins = newest.is_some() || !self.peers.is_empty();

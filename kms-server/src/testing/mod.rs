@@ -17,6 +17,7 @@ mod lifecycle;
 mod lying;
 mod pair;
 mod readiness;
+mod rebuilt;
 mod replica;
 mod restored;
 mod roles;

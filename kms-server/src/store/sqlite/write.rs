@@ -12,9 +12,11 @@ use super::{
     pieces::pieces,
     role,
     rows::{add_seals, check_counts, put_heads, put_records},
-    sites,
+    sites, whole,
 };
-use crate::store::{BlockChange, ChainLink, Founding, StoreError, indexing, rules, work::Work};
+use crate::store::{
+    BlockChange, ChainLink, Founding, StoreError, indexing, rules, whole::RollBack, work::Work,
+};
 use kms_core::{BlockNo, DomainRecord, Head, Position, site::peer::PeerKind};
 
 pub(super) async fn create_domain(
@@ -73,6 +75,9 @@ pub(super) async fn found(
     }
     for peer in &founding.peers {
         sites::put_peer(connection, peer).await?;
+    }
+    if let Some((mark, domain)) = founding.rebuilt.clone() {
+        whole::mark(connection, &RollBack { mark, domain }).await?;
     }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
