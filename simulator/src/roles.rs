@@ -175,7 +175,8 @@ impl World<'_> {
     ) -> Result<Result<(), NotAdmitted>, Broken> {
         let domain = &self.domains[site];
         let db = &self.sites[site];
-        let view = View { domain, known: &db.roles, writers: &self.realm.writers[site] };
+        let writers = &self.realm.writers[site];
+        let view = View { domain, known: &db.roles, writers, peers: &[] };
         // Two people let a site be told of a restore's epoch, which may be far away.
         let admitted = match admit(&view, record, true) {
             Ok(admitted) => admitted,

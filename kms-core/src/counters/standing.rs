@@ -62,15 +62,18 @@ fn may_forget(promotion: &RoleRecord, block: BlockNo) -> bool {
 }
 
 /// The epoch since which a site's database has lost nothing of a block, as it says itself: the one in which it met the
-/// asker, or its newest promotion with which it may have forgotten lines.
+/// asker, or its newest promotion with which it may have forgotten lines. `None`: the two have not met.
 pub fn remembers_since<R: Borrow<RoleRecord>>(
     domain: &DomainRecord,
     known: &[R],
     block: BlockNo,
     met: Option<EnrolledIn>,
-) -> Epoch {
-    let met = met.map_or(domain.epoch, |met| met.first);
-    forgotten(domain, known, block).map_or(met, |epoch| epoch.max(met))
+) -> Option<Epoch> {
+    let met = match met {
+        Some(met) => met.is_met().then_some(met.first)?,
+        None => domain.epoch,
+    };
+    Some(forgotten(domain, known, block).map_or(met, |epoch| epoch.max(met)))
 }
 
 /// The epoch of the newest promotion with which a site may have forgotten lines of a block, and of which nobody who is
@@ -89,6 +92,8 @@ pub fn unwitnessed<R: Borrow<RoleRecord>>(
     remembers: Option<Epoch>,
 ) -> Option<Epoch> {
     let (first, last) = match met {
+        // Whatever was forgotten, nobody has told of it yet.
+        Some(met) if !met.is_met() => (Epoch(u64::MAX), Epoch(u64::MAX)),
         Some(EnrolledIn { first, last }) => (first, last.max(remembers.unwrap_or(last))),
         None => (domain.epoch, remembers?),
     };
@@ -199,9 +204,31 @@ mod tests {
     fn invariant_3_a_site_remembers_since_it_met_the_other_one_or_was_put_back_itself() {
         let records = [promotion(3, 2, (2, 1)), promotion(6, 2, (2, 1)), promotion(7, 6, (6, 1))];
         let met = |first| Some(EnrolledIn { first: Epoch(first), last: Epoch(9) });
-        let since = |even, met| remembers_since(&domain(even), &records, BlockNo(0), met).0;
-        assert_eq!((since(true, met(2)), since(true, None), since(true, met(8))), (6, 6, 8));
-        assert_eq!((since(false, met(3)), since(false, None)), (3, 2));
+        let since = |even, met| {
+            remembers_since(&domain(even), &records, BlockNo(0), met).map(|epoch| epoch.0)
+        };
+        let (six, eight) = (Some(6), Some(8));
+        assert_eq!(
+            (since(true, met(2)), since(true, None), since(true, met(8))),
+            (six, six, eight)
+        );
+        assert_eq!((since(false, met(3)), since(false, None)), (Some(3), Some(2)));
+    }
+
+    #[test]
+    fn invariant_3_a_site_that_has_not_met_the_other_one_remembers_nothing_and_believes_nothing() {
+        // It joined with a bundle of epoch 2, and the other one was put back since.
+        let records = [promotion(4, 2, (2, 1)), promotion(7, 4, (4, 1)), promotion(9, 7, (7, 1))];
+        let met = EnrolledIn { first: Epoch(2), last: Epoch(2) };
+        let said = |even, met| {
+            let (domain, met) = (domain(even), Some(met));
+            let since = unwitnessed(&domain, &records, BlockNo(0), met, None).map(|epoch| epoch.0);
+            (remembers_since(&domain, &records, BlockNo(0), met).map(|epoch| epoch.0), since)
+        };
+        assert_eq!(said(false, met.not_met()), (None, Some(9)));
+        assert_eq!(said(true, met.not_met()), (None, Some(9)));
+        let met = EnrolledIn { first: Epoch(4), last: Epoch(4) };
+        assert_eq!((said(false, met).1, said(true, met).1), (Some(4), Some(4)));
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct Enrolment {
     pub others: Vec<Peer>,
     /// For a second token of the sender's own site: the site's tokens, as the sender's token signs them.
     pub same_site: Option<SignedSiteTokens>,
+    /// The sender knew the recipient before: it lost its database, and may have written in epochs that nobody else saw.
+    pub rebuilt: bool,
     /// The sender's release.
     pub release: String,
     /// Milliseconds since 1970.
@@ -111,6 +113,14 @@ impl Enrolment {
         }
     }
 
+    /// Whether the recipient was a site of the domain before: by the sender's word, or since it founded the domain or
+    /// changed its role.
+    pub fn is_of_rebuilt(&self) -> bool {
+        let mut epochs = self.role_records.iter().map(|signed| signed.record.epoch);
+        self.same_site.is_none()
+            && (self.rebuilt || self.kind.owns(self.founded) || epochs.any(|it| self.kind.owns(it)))
+    }
+
     /// The number of blocks of the domain.
     pub fn block_count(&self) -> Option<BlockCount> {
         BlockCount::new(u32::try_from(self.blocks.len()).ok()?).ok()
@@ -124,7 +134,12 @@ impl Enrolment {
     /// The message that is signed, which is its encoding.
     pub fn message(&self) -> Vec<u8> {
         let Self { sender, recipient, kind, founded, nonce, request, oaep, keks, .. } = self;
-        let mut out = if self.same_site.is_some() { LABEL_SAME_SITE } else { LABEL }.to_vec();
+        let label = match (&self.same_site, self.rebuilt) {
+            (Some(_), _) => LABEL_SAME_SITE,
+            (None, true) => LABEL_REBUILT,
+            (None, false) => LABEL,
+        };
+        let mut out = label.to_vec();
         put_bytes(&mut out, &sender.message());
         put_bytes(&mut out, recipient.as_bytes());
         out.push(*kind as u8);
@@ -186,7 +201,7 @@ impl Enrolment {
 
     fn read(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
         let label = input.array::<{ LABEL.len() }>()?;
-        if ![LABEL, LABEL_SAME_SITE].contains(&&label) {
+        if ![LABEL, LABEL_SAME_SITE, LABEL_REBUILT].contains(&&label) {
             return Err(BadEncoding);
         }
         let sender = Peer::decode(input.bytes()?)?;
@@ -216,6 +231,7 @@ impl Enrolment {
             role_records,
             others,
             same_site,
+            rebuilt: label == *LABEL_REBUILT,
             release: text(input, RELEASE_LEN_MAX)?,
             at_ms: input.u64()?,
         })
@@ -337,6 +353,8 @@ fn site_tokens(input: &mut Reader<'_>) -> Result<SignedSiteTokens, BadEncoding> 
 
 const LABEL: &[u8; 19] = b"ami.kms/enrolment/2";
 const LABEL_SAME_SITE: &[u8; 19] = b"ami.kms/enrolment/3";
+/// A release that does not know it refuses the bundle, and founds no site that would take an epoch twice.
+const LABEL_REBUILT: &[u8; 19] = b"ami.kms/enrolment/4";
 const TITLE: &str = "ENROLMENT OF A SITE IN A KEY DOMAIN";
 const WHAT: &str = "enrolment bundle";
 const WHAT_FILE: &str = "the file of an enrolment bundle";

@@ -59,10 +59,10 @@ fn request_of(same_site: bool) -> SignedRequest {
 }
 
 fn bundle() -> SignedEnrolment {
-    bundle_of(false)
+    bundle_of(false, false)
 }
 
-fn bundle_of(same_site: bool) -> SignedEnrolment {
+fn bundle_of(same_site: bool, rebuilt: bool) -> SignedEnrolment {
     let signer = Signer::new();
     let secret =
         |version| WrappedSecret { secret_version: version, wrapped: vec![version as u8; 40] };
@@ -115,6 +115,7 @@ fn bundle_of(same_site: bool) -> SignedEnrolment {
             };
             SignedSiteTokens { signature: signer.sign(&tokens.message()), tokens }
         }),
+        rebuilt,
         release: "0.1.0".to_owned(),
         at_ms: 12,
     };
@@ -170,7 +171,7 @@ fn a_join_request_comes_back_whole_and_with_any_bit_flipped_it_is_refused() {
 
 #[test]
 fn an_enrolment_bundle_comes_back_whole_and_with_any_bit_flipped_it_is_refused() {
-    for signed in [bundle_of(false), bundle_of(true)] {
+    for signed in [bundle_of(false, false), bundle_of(true, false), bundle_of(false, true)] {
         let bytes = signed.encode();
         assert_eq!(SignedEnrolment::decode(&bytes), Ok(signed));
         for end in 0..bytes.len() {
@@ -181,6 +182,18 @@ fn an_enrolment_bundle_comes_back_whole_and_with_any_bit_flipped_it_is_refused()
             assert!(SignedEnrolment::decode(&other).is_err());
         }
     }
+}
+
+#[test]
+fn invariant_3_a_bundle_tells_a_site_that_it_was_there_before() {
+    let first = bundle().enrolment;
+    assert!(!first.is_of_rebuilt() && bundle_of(false, true).enrolment.is_of_rebuilt());
+    assert!(!bundle_of(true, false).enrolment.is_of_rebuilt(), "a second token of one site");
+    // A release that does not say so hands on what the site did.
+    let founder = Enrolment { founded: Epoch(3), ..first.clone() };
+    let mut promoted = first;
+    promoted.role_records[0].record.epoch = Epoch(3);
+    assert!(founder.is_of_rebuilt() && promoted.is_of_rebuilt());
 }
 
 #[test]

@@ -116,6 +116,8 @@ pub struct View<'a, R> {
     pub known: &'a [R],
     /// Whose signatures count.
     pub writers: &'a Writers,
+    /// The enrolled peers, with the keys that they had before: these count for what is over.
+    pub peers: &'a [Peer],
 }
 
 /// Admits a role record, or says why it does not count. `two_people`: two people have said that a step of more than one
@@ -126,11 +128,20 @@ pub fn admit<R: Borrow<RoleRecord>>(
     two_people: bool,
 ) -> Result<Admitted, NotAdmitted> {
     let record = &new.record;
-    check_itself(view.domain, view.writers, new)?;
+    check_content(view.domain, record)?;
     let at_its_place = |known: &&RoleRecord| known.place() == record.place();
-    if let Some(known) = view.known.iter().map(Borrow::borrow).find(at_its_place) {
-        let same = known == record;
-        return if same {
+    let known = view.known.iter().map(Borrow::borrow).find(at_its_place);
+    let is_same = known.is_some_and(|known| known == record);
+    // A site that was rebuilt has signed its own anew, and is shown them as its lost token signed them.
+    if is_same && view.writers.own == Some(record.epoch.is_even()) {
+        return Ok(Admitted::Known);
+    }
+    let is_of_former = is_of_former(view.peers, new);
+    if !is_of_former {
+        check_signature(view.writers, new)?;
+    }
+    if known.is_some() {
+        return if is_same {
             Ok(Admitted::Known)
         } else {
             Err(NotAdmitted::Contradicts(record.epoch))
@@ -144,6 +155,10 @@ pub fn admit<R: Borrow<RoleRecord>>(
     };
     if !is_news {
         return Ok(Admitted::Past);
+    }
+    // A token that is lost says nothing new.
+    if is_of_former {
+        check_signature(view.writers, new)?;
     }
     // What our own token signed stands in our own database, in the transaction in which it counted.
     if view.writers.own == Some(record.epoch.is_even()) {
@@ -185,15 +200,6 @@ pub fn is_of_former(peers: &[Peer], signed: &SignedRoleRecord) -> bool {
     let kind = PeerKind::of_epochs(signed.record.epoch.is_even());
     let mut former = peers.iter().filter(|peer| peer.kind == kind).flat_map(|peer| &peer.former);
     former.any(|it| signed.record.epoch <= it.until && signed.is_signed_by(&it.key))
-}
-
-fn check_itself(
-    domain: &DomainRecord,
-    writers: &Writers,
-    new: &SignedRoleRecord,
-) -> Result<(), NotAdmitted> {
-    check_content(domain, &new.record)?;
-    check_signature(writers, new)
 }
 
 fn check_content(domain: &DomainRecord, record: &RoleRecord) -> Result<(), NotAdmitted> {

@@ -42,6 +42,20 @@ pub struct EnrolledIn {
     pub last: Epoch,
 }
 
+impl EnrolledIn {
+    /// As a site that joins has the other one, until it has met it: a bundle may be older than what the other one did and
+    /// forgot since. There is no epoch 0.
+    #[must_use]
+    pub const fn not_met(self) -> Self {
+        Self { last: Epoch(0), ..self }
+    }
+
+    /// Whether the two have met.
+    pub const fn is_met(self) -> bool {
+        self.last.0 != 0
+    }
+}
+
 /// A key that a site signed with before its token was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FormerSigner {
@@ -105,6 +119,14 @@ impl Peer {
         let too_many = former.len().saturating_sub(Self::FORMER_MAX);
         former.drain(..too_many);
         former
+    }
+
+    /// The same once it is met, in this epoch; `None`: it was met already.
+    #[must_use]
+    pub fn met_in(&self, epoch: Epoch) -> Option<Self> {
+        self.enrolled_in.filter(|it| !it.is_met())?;
+        let enrolled_in = Some(EnrolledIn { first: epoch, last: epoch });
+        Some(Self { enrolled_in, enrolled_ms: self.enrolled_ms + 1, ..self.clone() })
     }
 
     /// The message that is signed, which is its encoding.

@@ -1,5 +1,5 @@
-//! The mark of a database that was rolled back: by a restore from a backup, or by a failover that lost its tail. The
-//! token signs it, and signs the domain's record anew, over the mark: without the mark that record is nobody's, so a
+//! The mark of a database that was rolled back: by a restore from a backup, by a failover that lost its tail, or since the
+//! site lost it and began anew. The token signs it, and signs the domain's record anew, over the mark: without the mark that record is nobody's, so a
 //! database can't lose it by leaving it out.
 
 use sha2::{Digest as _, Sha256};
@@ -20,6 +20,18 @@ crate::numbered! {
         LostTail = 2 "LOST_TAIL",
         /// A copy was put back: the other site has what this one wrote, and the database has not.
         Copy = 3 "COPY",
+        /// The site lost it, and was enrolled anew: what it did before is known elsewhere, or to nobody.
+        Rebuilt = 4 "REBUILT",
+    }
+}
+
+impl RolledBackBy {
+    /// Of the database, for people.
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Backup | Self::LostTail | Self::Copy => "was rolled back",
+            Self::Rebuilt => "is a new one",
+        }
     }
 }
 

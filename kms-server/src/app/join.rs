@@ -25,16 +25,18 @@ use super::{
     runtime::runtime,
 };
 use crate::{
+    backup::roll_back,
     config::{Config, Site},
     hsm::{
         HandedKek, HandedKeks, Hsm, OaepHash, RsaKey,
         pkcs11::{self, InitError, JoinKeys, Pkcs11Token, ProbeDepth, Received},
     },
     keyring::founding::take_over_blocks,
-    store::Founding,
+    store::{Founding, whole::RollBack},
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
+    audit::Signature,
     enrolment::{
         BadPaper, Fingerprint, Oaep,
         bundle::{EnrolledBlock, Enrolment, SignedEnrolment, WrappedKek},
@@ -43,7 +45,8 @@ use kms_core::{
     ports::Clock as _,
     site::{
         admission::is_of_former,
-        peer::{PeerKind, SignedPeer},
+        peer::{EnrolledIn, PeerKind, SignedPeer},
+        restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
         role::SignedRoleRecord,
     },
 };
@@ -349,8 +352,13 @@ async fn found(
     let token = |error| Fault::Token(Box::new(error));
     let mut peers = Vec::new();
     for peer in [&enrolment.sender].into_iter().chain(&enrolment.others) {
+        let mut peer = peer.clone();
+        // Until the two meet: the bundle may be older than what the sender did, and forgot, since.
+        if peer.site == enrolment.sender.site && domain.kind != PeerKind::Replica {
+            peer.enrolled_in = peer.enrolled_in.map(EnrolledIn::not_met);
+        }
         let signature = hsm.sign(peer.message()).await.map_err(token)?;
-        peers.push(SignedPeer { peer: peer.clone(), signature });
+        peers.push(SignedPeer { peer, signature });
     }
     let mut role_records = enrolment.role_records.clone();
     for known in &mut role_records {
@@ -359,7 +367,33 @@ async fn found(
             known.signature = hsm.sign(known.record.message()).await.map_err(token)?;
         }
     }
-    Ok(Founding { role_records, peers, ..Founding::new(domain, blocks, table) })
+    let mut founding = Founding { role_records, peers, ..Founding::new(domain, blocks, table) };
+    if enrolment.is_of_rebuilt() && founding.domain.kind != PeerKind::Replica {
+        founding.rebuilt = Some(mark_as_rebuilt(&hsm, &founding, &enrolment.sender.site).await?);
+    }
+    Ok(founding)
+}
+
+/// A site that lost its database may have written in epochs that no other site has seen: it takes none before people name
+/// the highest one.
+async fn mark_as_rebuilt(
+    hsm: &Hsm,
+    founding: &Founding,
+    sender: &str,
+) -> Result<(SignedRestoreMark, Signature), Fault> {
+    let Founding { domain, .. } = founding;
+    let mark = RestoreMark {
+        domain: domain.domain,
+        site: domain.site.clone(),
+        id: random()?,
+        by: RolledBackBy::Rebuilt,
+        at_ms: domain.created_ms,
+        epoch: founding.role().epoch,
+        from: format!("rebuilt: site {sender} knew a site {} before", domain.site),
+    };
+    let rolled_back = roll_back(hsm, domain, mark).await;
+    let RollBack { mark, domain } = rolled_back.map_err(|error| Fault::Token(Box::new(error)))?;
+    Ok((mark, domain))
 }
 
 fn report(site: &Site, founding: &Founding, received: Received, enrolment: &Enrolment) -> Report {
@@ -375,6 +409,11 @@ fn report(site: &Site, founding: &Founding, received: Received, enrolment: &Enro
     let further =
         further.map(|peer| ("further site".to_owned(), format!("{} ({})", peer.site, peer.kind)));
     lines.splice(5..5, further);
+    if founding.rebuilt.is_some() {
+        let told =
+            "it was rebuilt: it follows, and is promoted with --above-epoch alone".to_owned();
+        lines.push(("writing".to_owned(), told));
+    }
     lines.extend(received.keys.into_iter().map(|key| {
         let public = key.fingerprint.map_or(String::new(), |f| format!(", public key {f}"));
         (key.label, format!("id {}{public}", key.id))
@@ -486,6 +525,7 @@ mod tests {
             role_records: Vec::new(),
             others,
             same_site: None,
+            rebuilt: false,
             release: String::new(),
             at_ms: 0,
         }

@@ -28,8 +28,9 @@ pub(super) fn begin_anew_after(data_dir: &Path, mark: &RestoreMark) -> Result<()
     tracing::error!(
         from = mark.from,
         epoch = mark.epoch.0,
-        "the database was rolled back: this site reads, and changes nothing, until it is promoted above the highest \
-         epoch that the other site, a coordinator or two people name (`ami-tool site promote --above-epoch N`)"
+        "the database {}: this site reads, and changes nothing, until it is promoted above the highest epoch that the \
+         other site, a coordinator or two people name (`ami-tool site promote --above-epoch N`)",
+        mark.by.what()
     );
     // What this server knows of a copy is what is in it: it goes on as the node that it is.
     if mark.by == RolledBackBy::Copy {

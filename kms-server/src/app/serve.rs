@@ -313,6 +313,7 @@ impl Ground {
         let peers = Box::new(PeersFile::of(&self.site.data_dir));
         let remembered = keyring.roles.remember_peers_in(peers);
         remembered.map_err(|error| Fault::Setting(error.into()))?;
+        keyring.roles.keep_epochs_in(Arc::new(self.failovers()));
         Ok(keyring)
     }
 

@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
+
 use super::{
     fault::Fault,
     node::{HeadFile, node_id, replace},
@@ -22,8 +24,8 @@ use crate::{
     audit::{self, Audit, AuditError},
     backup::roll_back,
     hsm::Hsm,
-    keyring::Roles,
-    store::{Timeline, whole::WholeStore},
+    keyring::{EpochMemory, Roles},
+    store::{StoreError, Timeline, whole::WholeStore},
 };
 use kms_core::{
     DomainRecord, Epoch,
@@ -117,11 +119,13 @@ impl Failovers {
         {
             return Ok(Some(begins_anew(&mark)));
         }
+        // By the signed records. Before the timeline: what was known while the database was on it is of it.
+        let known = roles.standing().epoch;
         let Some(now) = self.store.timeline().await? else { return Ok(None) };
         let noted = self.noted().map_err(|error| self.not_kept(&error))?;
         let before = noted.unwrap_or(Whole { timeline: now.clone(), epoch: None });
-        // By the signed records, and never a lower one: what the database says besides excuses nothing.
-        let epoch = before.epoch.max(Some(roles.standing().epoch));
+        // Never a lower one: what the database says besides excuses nothing.
+        let epoch = before.epoch.max(Some(known));
         if before.timeline != now {
             let acknowledged = *audit.follow().borrow();
             match self.lost(&before, &[acknowledged]).await? {
@@ -240,6 +244,32 @@ impl Failovers {
     fn not_kept(&self, error: &io::Error) -> Fault {
         let sentence = format!("cannot read or write {}: {error}", self.file().display());
         Fault::Setting(sentence.into())
+    }
+}
+
+#[async_trait]
+impl EpochMemory for Failovers {
+    /// On the timeline that was noted: of another one it is not known yet whether this epoch was taken before it began or
+    /// since. The next look tells, by what was noted.
+    async fn see(&self, epoch: Epoch) -> bool {
+        let now = match self.store.timeline().await {
+            Ok(Some(now)) => now,
+            Ok(None) => return true,
+            Err(StoreError::Unreachable { .. }) => return false,
+            // No failover is noticed here.
+            Err(_) => return true,
+        };
+        let noted = match self.noted() {
+            Ok(noted) => noted.filter(|noted| noted.timeline == now && noted.epoch < Some(epoch)),
+            Err(error) => {
+                tracing::error!(error = %self.not_kept(&error), "this epoch is not noted");
+                return true;
+            }
+        };
+        if let Some(Err(error)) = noted.map(|_| self.note(now, Some(epoch))) {
+            tracing::error!(error = %self.not_kept(&error), "this epoch is not noted");
+        }
+        true
     }
 }
 

@@ -151,7 +151,13 @@ impl Enroller {
             role_records = self.role_records(&own, &peers).await?;
         }
         let enrolment = self.enrolment(&good, signing).await?;
-        let mut enrolment = Enrolment { role_records, others, same_site, ..enrolment };
+        let is_known = |peer: &Peer| peer.site == good.request.site;
+        // Who asks once more with the request of the bundle that was made last has not joined with it yet.
+        let rebuilt = match kept.as_ref().filter(|kept| kept.request == good.fingerprint) {
+            Some(before) => before.bundle.enrolment.rebuilt,
+            None => same_site.is_none() && peers.iter().any(is_known),
+        };
+        let mut enrolment = Enrolment { role_records, others, same_site, rebuilt, ..enrolment };
         enrolment.sender.enrolled_in = Some(EnrolledIn { first: row.epoch, last: row.epoch });
         let signature = self.hsm.sign(enrolment.message()).await?;
         let signed = SignedEnrolment { enrolment, signature };
@@ -293,6 +299,7 @@ impl Enroller {
             role_records: Vec::new(),
             others: Vec::new(),
             same_site: None,
+            rebuilt: false,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms,
         })

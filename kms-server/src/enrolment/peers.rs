@@ -80,7 +80,11 @@ impl Enroller {
         // Later than the one before, whatever the clock says: an earlier one is an old row.
         let at_ms = before.map_or(at_ms, |peer| at_ms.max(peer.enrolled_ms + 1));
         // One of a release that did not note it was there before anything could be restored.
-        let met = |peer: &Peer| peer.enrolled_in.map_or(self.domain.epoch, |it| it.first);
+        let met = |peer: &Peer| match peer.enrolled_in {
+            Some(it) if it.is_met() => it.first,
+            Some(_) => epoch,
+            None => self.domain.epoch,
+        };
         let first = before.map_or(epoch, met);
         // The same token once more is no reason to forget the one beside it.
         let stays = |peer: &&Peer| !replace && peer.signing == request.signing;

@@ -8,7 +8,6 @@
 //! which reads, verifies and publishes, and can write nothing to the database.
 
 mod adopting;
-mod after_rollback;
 mod config;
 mod counting;
 mod damage;
@@ -35,6 +34,7 @@ mod renewing;
 mod resident;
 mod role;
 mod roles;
+mod seen_epochs;
 mod seen_peers;
 mod taking;
 mod turns;
@@ -63,6 +63,7 @@ pub use resident::{
 };
 pub use role::SiteRole;
 pub use roles::{NotChanged, Promotion, Roles, Wish};
+pub use seen_epochs::EpochMemory;
 pub use seen_peers::{PeerMemory, SeenPeer};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

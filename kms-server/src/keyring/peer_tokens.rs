@@ -1,11 +1,12 @@
-//! The other sites, as our token has signed for them; and another site shows its tokens: whose signatures count for it
-//! from then on.
+//! The other sites, as our token has signed for them; and another site is met, and shows its tokens: since when it is known,
+//! and whose signatures count for it from then on.
 
 use sha2::{Digest as _, Sha256};
 
 use super::roles::{NotChanged, Roles, TRIES_MAX};
 use crate::store::{StoreError, sites::PeerStep};
 use kms_core::{
+    Epoch,
     audit::{AuditOutcome, AuditedCall, Detail, PublicKey, Subject},
     site::{
         peer::{Peer, SignedPeer},
@@ -60,6 +61,33 @@ impl Roles {
         match peers.iter().find(|signed| !self.seen_peers.admit(&signed.peer)) {
             Some(old) => Err(NotChanged::OldPeer(old.peer.site.clone())),
             None => Ok(peers),
+        }
+    }
+
+    /// This site, which joined with a bundle of `site`, meets it for the first time, in this epoch: since then it knows what
+    /// that one does. Nothing where they have met.
+    pub async fn meet(&self, site: &str, epoch: Epoch) -> Result<(), NotChanged> {
+        let mut tried = 0;
+        loop {
+            tried += 1;
+            let known = self.signed_peers().await?;
+            let Some(row) = known.iter().find(|row| row.peer.site == site) else { return Ok(()) };
+            let Some(peer) = row.peer.met_in(epoch) else { return Ok(()) };
+            let signature = self.signature(peer.message()).await?;
+            let call = AuditedCall::new("kms-server", "Site/Meet");
+            let at_ms = self.opener.clock.unix_ms();
+            let entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+            let entry = entry.with(Detail::Epoch, epoch.0);
+            let now = SignedPeer { peer, signature };
+            let step = PeerStep { expected: Some(row.signature), now };
+            match self.commits.put_peer(step, vec![entry]).await {
+                // Somebody wrote the row meanwhile: it is read anew.
+                Err(StoreError::Taken { .. }) if tried < TRIES_MAX => {}
+                outcome => {
+                    outcome?;
+                    return self.look().await.map(drop);
+                }
+            }
         }
     }
 

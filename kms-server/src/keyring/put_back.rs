@@ -9,6 +9,7 @@ use std::{
 use super::{
     error::KeyringError,
     roles::{NotChanged, Roles},
+    seen_epochs::EpochMemory,
     seen_peers::PeerMemory,
 };
 use crate::{
@@ -28,7 +29,7 @@ use kms_core::{
     freshness::SignedHeadTable,
     site::{
         restored::{Condition, RestoreMark, RolledBackBy, SignedRestoreMark},
-        role::{RoleRecord, SignedRoleRecord},
+        role::{RoleRecord, SignedRoleRecord, Standing},
     },
 };
 
@@ -47,6 +48,28 @@ impl Roles {
     /// what it was shown.
     pub fn keep_marks_in(&self, store: Arc<dyn WholeStore>) {
         let _ = self.marks.set(store);
+    }
+
+    /// From now on epochs are kept there.
+    pub fn keep_epochs_in(&self, memory: Arc<dyn EpochMemory>) {
+        let _ = self.epochs.set(memory);
+    }
+
+    /// This process goes by a role that is stored. One of a higher epoch is seen before anything is done in it; as long as
+    /// that fails, the process stays with what it knew, and looks again.
+    pub(super) async fn goes_by(&self, standing: Standing) {
+        let role = &self.opener.role;
+        if standing.epoch > role.now().epoch
+            && let Some(memory) = self.epochs.get()
+            && !memory.see(standing.epoch).await
+        {
+            tracing::warn!(
+                epoch = standing.epoch.0,
+                "the database does not say now whether it failed over: this server looks again before it goes by this epoch"
+            );
+            return;
+        }
+        role.becomes(standing);
     }
 
     /// Stores that this site was put back, if that is known and not stored, and `signed` proves it: so each server of it goes
@@ -142,8 +165,13 @@ impl Roles {
         self.above.load(Ordering::Relaxed)
     }
 
-    /// The epoch since which our database has lost nothing of a block that the site of this name may ask for.
-    pub async fn remembers_since(&self, site: &str, block: BlockNo) -> Result<Epoch, NotChanged> {
+    /// The epoch since which our database has lost nothing of a block that the site of this name may ask for; `None`: the two
+    /// have not met.
+    pub async fn remembers_since(
+        &self,
+        site: &str,
+        block: BlockNo,
+    ) -> Result<Option<Epoch>, NotChanged> {
         let (records, peers) = (self.records().await?, self.peers().await?);
         let met = peers.iter().find(|peer| peer.site == site).and_then(|peer| peer.enrolled_in);
         Ok(remembers_since(&self.opener.domain, &records, block, met))

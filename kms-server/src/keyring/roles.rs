@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    after_rollback::is_since, error::KeyringError, opening::Opener, seen_peers::SeenPeers,
+    error::KeyringError, opening::Opener, seen_epochs::EpochMemory, seen_peers::SeenPeers,
     turns::Turn, unknown,
 };
 use crate::{
@@ -155,6 +155,7 @@ pub struct Roles {
     /// Where a mark is stored.
     pub(super) marks: OnceLock<Arc<dyn WholeStore>>,
     pub(super) seen_peers: SeenPeers,
+    pub(super) epochs: OnceLock<Arc<dyn EpochMemory>>,
     /// Promotions of this site above an epoch, by signed records, as they were verified last.
     pub(super) above: AtomicU32,
 }
@@ -181,8 +182,8 @@ struct Stored {
 impl Roles {
     /// Over the same blocks as `opener`.
     pub(super) fn new(opener: Arc<Opener>, commits: Arc<dyn AuditedStore>) -> Self {
-        let (mark, marks, seen_peers, above) = Default::default();
-        Self { opener, commits, mark, marks, seen_peers, above }
+        let (mark, marks, seen_peers, epochs, above) = Default::default();
+        Self { opener, commits, mark, marks, seen_peers, epochs, above }
     }
 
     /// The role now, as this process knows it. One that was rolled back writes nothing.
@@ -236,9 +237,8 @@ impl Roles {
             return Err(NotChanged::PrimaryWrites(standing.epoch));
         }
         let mark = self.signed_mark().await?;
-        let is_since = mark.as_ref().is_some_and(|it| is_since(&it.mark, &records, &standing));
-        let is_in_order = is_since && !is_lost;
-        if let Some(mark) = mark.as_ref().filter(|_| above.is_none() && !is_in_order) {
+        // In order, too: it may have taken an epoch that the other site never heard of, whenever that ended its own.
+        if let Some(mark) = mark.as_ref().filter(|_| above.is_none()) {
             let RestoreMark { from, epoch, .. } = mark.mark.clone();
             return Err(NotChanged::RolledBack { from, epoch });
         }
@@ -249,7 +249,9 @@ impl Roles {
         let domain = &self.opener.domain;
         let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
         let record = site.promotion(above)?;
-        if !standing.open && !is_lost && (mark.is_none() || is_in_order) {
+        // A site that wrote last, and was put back, can't be in step with itself.
+        let is_put_back = mark.is_some() && standing.role == Role::Primary;
+        if !standing.open && !is_lost && !is_put_back {
             match changing::behind(&records, &found.marks).len() {
                 0 => {}
                 differing => return Err(NotChanged::NotInStep { differing }),
@@ -283,7 +285,7 @@ impl Roles {
         self.commits.change_role(step, vec![entry]).await?;
         heads.iter().for_each(|head| self.opener.entered(head));
         let standing = Standing { role: Role::Primary, epoch, open: true };
-        self.opener.role.becomes(standing);
+        self.goes_by(standing).await;
         self.keep_mark(None);
         tracing::warn!(epoch = epoch.0, "this site was promoted: it writes");
         drop(all);
@@ -360,11 +362,11 @@ impl Roles {
         entry: AuditEntry,
         two_people: bool,
     ) -> Result<(), NotChanged> {
-        let (writers, _) = self.signers().await?;
+        let (writers, peers) = self.signers().await?;
         let row = self.opener.store.role().await?;
         let known = self.records().await?;
         let domain = &self.opener.domain;
-        let view = View { domain, known: &known, writers: &writers };
+        let view = View { domain, known: &known, writers: &writers, peers: &peers };
         let now = match admission::admit(&view, &signed, two_people)? {
             Admitted::Known => return Ok(()),
             Admitted::Past => row,
@@ -408,7 +410,7 @@ impl Roles {
         let before = self.opener.role.now();
         let found = self.stored_standing(before.epoch).await;
         match &found {
-            Ok(standing) => self.opener.role.becomes(*standing),
+            Ok(standing) => self.goes_by(*standing).await,
             // Nothing was heard: what is known stays, and each commit asks the database itself.
             Err(NotChanged::Store(_) | NotChanged::Token(_)) => {}
             Err(_) => self.opener.role.becomes(Standing { open: false, ..before }),

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -112,6 +112,8 @@ pub struct Fencing {
     one: Mutex<()>,
     /// Role records as they were verified in this standing: they are large, each block that is taken over asks.
     verified: StdMutex<Option<(Standing, Arc<[SignedRoleRecord]>)>>,
+    /// The peer was met, and that is stored.
+    has_met: OnceLock<()>,
 }
 
 impl Fencing {
@@ -119,7 +121,8 @@ impl Fencing {
     pub fn new(grounds: &Grounds, roles: Arc<Roles>) -> Self {
         let Grounds { config, peer, store, cards, clock, status, .. } = grounds.clone();
         let (one, verified) = (Mutex::default(), StdMutex::default());
-        Self { roles, store, peer, cards, clock, status, peer_name: config.peer, one, verified }
+        let (peer_name, has_met) = (config.peer, OnceLock::new());
+        Self { roles, store, peer, cards, clock, status, peer_name, one, verified, has_met }
     }
 
     /// Meets a peer. If it names a higher epoch than ours, this site is fenced when this returns, or an error is.
@@ -127,12 +130,22 @@ impl Fencing {
         self.meet_at(theirs, self.peer.as_ref()).await
     }
 
-    /// Meets a peer that shows its records there.
+    /// Meets a peer that shows its records there. What it does from then on is known here.
     pub(super) async fn meet_at(
         &self,
         theirs: &SiteCard,
         at: &dyn Peer,
     ) -> Result<RoleRow, NotFenced> {
+        let row = self.fence(theirs, at).await?;
+        if theirs.site == self.peer_name && self.has_met.get().is_none() {
+            let met = self.roles.meet(&theirs.site, row.epoch).await;
+            met.map_err(|why| NotFenced::Records(Box::new(why)))?;
+            let _ = self.has_met.set(());
+        }
+        Ok(row)
+    }
+
+    async fn fence(&self, theirs: &SiteCard, at: &dyn Peer) -> Result<RoleRow, NotFenced> {
         let row = self.store.role().await?;
         if theirs.epoch <= row.epoch && !self.has_ended(theirs, row) {
             self.status.proved_epoch(&theirs.site, row.epoch);

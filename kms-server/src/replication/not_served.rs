@@ -44,6 +44,17 @@ pub enum NotServed {
     /// It is asked what it knows of the past, and its own role or its peers can't be told.
     #[error("this site can't say since when it remembers counters: {0}")]
     Past(String),
+    /// More lines were set aside of a block than one answer takes, and a part of them is no answer.
+    #[error(
+        "more than {most} records of counters were set aside of block {block}: they can't be told, and the other site \
+         sends nothing on lines of that block before their counters are declared again"
+    )]
+    TooMuchAside {
+        /// The block.
+        block: BlockNo,
+        /// So many are told.
+        most: usize,
+    },
     /// It is asked to remember counters, and is never promoted.
     #[error("this site is a read-only replica: it witnesses nothing")]
     ReadOnlyReplica,

@@ -208,10 +208,12 @@ impl Planning {
         if let Some((first, _)) = unknown.first() {
             return Some(NotChanged::UnknownRecords { count: unknown.len(), first: *first });
         }
-        if let Ok(Some(mark)) = self.roles.restore_mark().await {
-            return Some(NotChanged::RolledBack { from: mark.from, epoch: mark.epoch });
+        if let Err(error) = self.ready().await {
+            return Some(error);
         }
-        self.ready().await.err()
+        // Last: all else is so once somebody names an epoch.
+        let mark = self.roles.restore_mark().await.ok()??;
+        Some(NotChanged::RolledBack { from: mark.from, epoch: mark.epoch })
     }
 
     /// The other site's heads, if it answers.

@@ -27,6 +27,7 @@ use kms_core::{
     BlockCount, BlockNo, StoredRecord,
     counters::{allocator::Witnessed, line::SEQUENCES},
     ports::{CounterWitness, WitnessSaid},
+    site::restored::RolledBackBy,
 };
 
 /// The longest wait for the other site's answer.
@@ -43,13 +44,20 @@ pub struct Remembering {
     roles: Arc<Roles>,
     cards: Cards,
     blocks: BlockCount,
+    set_aside_max: usize,
 }
 
 impl Remembering {
     /// In `marks`, with what `grounds` reads; `roles` says since when.
     pub fn new(grounds: &Grounds, marks: Arc<dyn CounterStore>, roles: Arc<Roles>) -> Self {
         let Grounds { store, cards, blocks, .. } = grounds.clone();
-        Self { store, marks, roles, cards, blocks }
+        Self { store, marks, roles, cards, blocks, set_aside_max: SET_ASIDE_MAX }
+    }
+
+    /// The same, with a lower bound, for a test.
+    #[cfg(test)]
+    pub(crate) fn with_set_aside_max(self, set_aside_max: usize) -> Self {
+        Self { set_aside_max, ..self }
     }
 
     /// Keeps the marks of `site`, and says which are known of these blocks; of all, if it tells none and asks nothing else.
@@ -66,13 +74,17 @@ impl Remembering {
         }
         self.marks.witness_marks(site, &marks).await?;
         if let Some(block) = lines_of {
-            // Whoever was put back himself can't say that nothing was set aside.
-            if self.store.restore_state().await?.mark().is_some() {
+            // Whoever was put back himself can't say that nothing was set aside; one that was rebuilt says since when he
+            // can.
+            let mark = self.store.restore_state().await?.mark();
+            if mark.is_some_and(|signed| signed.mark.by != RolledBackBy::Rebuilt) {
                 return Err(NotServed::PutBack);
             }
             let set_aside = self.set_aside(block).await?;
             let since = self.roles.remembers_since(site, block).await;
             let since = since.map_err(|error| NotServed::Past(error.to_string()))?;
+            let not_met = || NotServed::Past(format!("it has not met site {site} yet"));
+            let since = since.ok_or_else(not_met)?;
             return Ok(Remembered { set_aside, since: Some(since), ..Remembered::default() });
         }
         let mut known = self.marks.witnessed_marks(site).await?;
@@ -95,18 +107,21 @@ impl Remembering {
     /// What was set aside of a block and is no meter's: whatever was decided of it, offsets merge by maximum.
     async fn set_aside(&self, block: BlockNo) -> Result<Vec<StoredRecord>, NotServed> {
         let (mut after, mut found) = (None, Vec::new());
-        while found.len() < SET_ASIDE_MAX {
+        loop {
             let asked =
                 DivergenceAsked { after, block: Some(block), undecided: false, limit: PAGE };
             let page = self.store.divergence(asked).await?;
             after = page.last().map(Divergent::name);
             let is_last = page.len() < PAGE as usize;
             found.extend(page.into_iter().map(|one| one.record).filter(|it| !it.key.is_meter()));
+            // What is left out would be taken for nothing.
+            if found.len() > self.set_aside_max {
+                return Err(NotServed::TooMuchAside { block, most: self.set_aside_max });
+            }
             if is_last {
-                break;
+                return Ok(found);
             }
         }
-        Ok(found)
     }
 }
 

@@ -170,18 +170,20 @@ pub struct Founding {
     pub role_records: Vec<SignedRoleRecord>,
     /// The other sites that a site knows from the beginning: those that it joins.
     pub peers: Vec<SignedPeer>,
+    /// The site was there before, and lost its database: the mark of that, and the signature of the domain's record over it.
+    pub rebuilt: Option<(SignedRestoreMark, Signature)>,
 }
 
 impl Founding {
     /// A domain that begins here, without another site.
     pub fn new(domain: DomainRecord, blocks: Vec<BlockChange>, table: SignedHeadTable) -> Self {
         let (marks, role_records, peers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { domain, blocks, marks, table, role_records, peers }
+        Self { domain, blocks, marks, table, role_records, peers, rebuilt: None }
     }
 
     /// The role that the site begins with. One that joins others does not write, whatever its parity: what
     /// it founds is the beginning, and the others are beyond that.
-    pub(super) fn role(&self) -> RoleRow {
+    pub fn role(&self) -> RoleRow {
         let begins = RoleRow::founding(&self.domain);
         let newest = self.role_records.iter().map(|record| record.record.epoch).max();
         let joins = newest.is_some() || !self.peers.is_empty();

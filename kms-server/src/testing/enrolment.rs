@@ -352,6 +352,33 @@ fn who_asks_once_more_waits_for_what_is_under_way_and_gets_that_bundle() {
 }
 
 #[test]
+fn invariant_3_a_site_that_was_enrolled_before_is_told_so_and_one_that_asks_once_more_is_not() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let (enroller, joining) = (enroller(&site).await, Joining::new());
+        let asked = joining.asked();
+        trust(home, &asked);
+        for _ in 0..2 {
+            assert!(!enrol(&enroller, &asked).await.unwrap().enrolment.is_of_rebuilt());
+        }
+        // The same token, and another ceremony: its database is gone.
+        let again = joining.asks(JoinRequest { nonce: [8; 32], ..joining.request.clone() });
+        trust(home, &again);
+        let bundle = enrol(&enroller, &again).await.unwrap().enrolment;
+        assert!(bundle.rebuilt && bundle.is_of_rebuilt());
+        assert!(enrol(&enroller, &again).await.unwrap().enrolment.rebuilt);
+        // Another token.
+        let fresh = Joining::new();
+        let asked = Enrolling { replace: true, ..fresh.asked() };
+        trust(home, &asked);
+        assert!(enrol(&enroller, &asked).await.unwrap().enrolment.rebuilt);
+        // Another server of this site does not know what this one gave out: it says more than less.
+        let other = Enroller { kept: Kept::default(), ..enroller };
+        assert!(enrol(&other, &asked).await.unwrap().enrolment.rebuilt);
+    });
+}
+
+#[test]
 fn a_row_that_says_that_this_site_writes_lets_it_enrol_nobody() {
     at_home(async |home| {
         let site = Site::new(home).await;

@@ -19,6 +19,7 @@ mod lying;
 mod marks;
 mod pair;
 mod readiness;
+mod rebuilt;
 mod replica;
 mod restored;
 mod roles;

@@ -54,7 +54,7 @@ pub(super) async fn above(site: &Site) -> Epoch {
     site.keyring.roles.promote(wish, entry, 0).await.unwrap().standing.epoch
 }
 
-const fn met(first: u64, last: u64) -> EnrolledIn {
+pub(super) const fn met(first: u64, last: u64) -> EnrolledIn {
     EnrolledIn { first: Epoch(first), last: Epoch(last) }
 }
 
@@ -71,8 +71,13 @@ async fn mark(site: &Site) -> RestoreMark {
 }
 
 /// Marks the site's database as a restore does.
-async fn bear_a_mark(site: &Site) {
-    let rolled_back = roll_back(&site.hsm, &site.domain, mark(site).await).await.unwrap();
+pub(super) async fn bear_a_mark(site: &Site) {
+    bear_a_mark_by(site, RolledBackBy::Backup).await;
+}
+
+pub(super) async fn bear_a_mark_by(site: &Site, by: RolledBackBy) {
+    let mark = RestoreMark { by, ..mark(site).await };
+    let rolled_back = roll_back(&site.hsm, &site.domain, mark).await.unwrap();
     whole(site).await.mark_rolled_back(&rolled_back).await.unwrap();
 }
 
@@ -213,7 +218,7 @@ fn invariant_3_what_a_restore_forgot_is_asked_for_in_later_epochs_too() {
 }
 
 /// All blocks as one site has them become the other one's.
-async fn move_all(from: &Site, to: &Arc<Site>, records: &[SignedRoleRecord]) {
+pub(super) async fn move_all(from: &Site, to: &Arc<Site>, records: &[SignedRoleRecord]) {
     let mut sent = Vec::new();
     for block in 0..BLOCKS {
         sent.push(every(from, BlockNo(block)).await);

@@ -242,6 +242,9 @@ pub(crate) struct Switchover {
     /// Wait so long for it to have all that the primary left
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) wait: u64,
+    /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
+    #[arg(long, value_name = "N")]
+    pub(crate) above_epoch: Option<u64>,
     /// Do not ask
     #[arg(long)]
     pub(crate) yes: bool,

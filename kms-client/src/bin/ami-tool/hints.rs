@@ -388,8 +388,8 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "ROLLED_BACK",
         No,
-        "promote the other site, which has what is missing here; or this one: `site promote --above-epoch N`, N the \
-         highest epoch that the other site, a coordinator or two people name",
+        "promote the other site, which has what is missing here; or this one: `site promote --above-epoch N`, or \
+         `site switchover` with it, N the highest epoch that the other site, a coordinator or two people name",
     ),
     row(Refused, "BLOCK_UNKNOWN", No, ""),
     row(Refused, "ROLE_RECORD_REFUSED", No, ""),

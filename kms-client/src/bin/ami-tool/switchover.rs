@@ -60,7 +60,7 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
     demote_the_other(client, &what, &name, until).await?;
     // Until here the other one wrote, while this one was being proved; from here on nobody does.
     let demoted = Instant::now();
-    let promoted = promote(&to, until).await?;
+    let promoted = promote(&to, what.above_epoch, until).await?;
     let (ms, now) = (demoted.elapsed().as_millis(), promoted.standing);
     if json {
         let left = &promoted.left;
@@ -100,17 +100,22 @@ async fn demote_the_other(
     if !what.yes && !confirmed(to, &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was changed"));
     }
-    wait_for_readiness(&at(client, &what.to)?, until).await?;
+    wait_for_readiness(&at(client, &what.to)?, what.above_epoch, until).await?;
     site.demote_site(now.epoch).await?;
     Ok(())
 }
 
 /// Refuses before anybody is demoted where the other one would not be promoted; waits for what it has yet to prove.
-async fn wait_for_readiness(to: &KmsClient, until: Instant) -> Result<(), Failure> {
+async fn wait_for_readiness(
+    to: &KmsClient,
+    above: Option<u64>,
+    until: Instant,
+) -> Result<(), Failure> {
     loop {
         let plan = to.plan_promotion(false).await?;
         match plan.refusal.as_str() {
             "" => return Ok(()),
+            "ROLLED_BACK" if above.is_some() => return Ok(()),
             "NOT_READY" if Instant::now() < until => tokio::time::sleep(ASK_AGAIN).await,
             word => return Err(Failure::refused(word, plan.refusal_reason)),
         }
@@ -118,11 +123,16 @@ async fn wait_for_readiness(to: &KmsClient, until: Instant) -> Result<(), Failur
 }
 
 /// Promotes the site as soon as it has everything.
-async fn promote(to: &KmsClient, until: Instant) -> Result<Promoted, Failure> {
+async fn promote(
+    to: &KmsClient,
+    above_epoch: Option<u64>,
+    until: Instant,
+) -> Result<Promoted, Failure> {
     let mut is_said = false;
     loop {
         let (_, now) = looked(to).await?;
-        let options = PromoteOptions { expected_epoch: now.epoch, ..PromoteOptions::default() };
+        let expected_epoch = now.epoch;
+        let options = PromoteOptions { expected_epoch, above_epoch, ..PromoteOptions::default() };
         let error = match to.promote_site(options).await {
             Ok(promoted) => return Ok(promoted),
             Err(error) => error,

@@ -104,7 +104,8 @@ fn shown_to_two(
     two_people: bool,
 ) -> Result<Admitted, NotAdmitted> {
     let known: Vec<&RoleRecord> = known.iter().map(|known| &known.record).collect();
-    let view = View { domain: &domain(even), known: &known, writers: &writers_of(even) };
+    let view =
+        View { domain: &domain(even), known: &known, writers: &writers_of(even), peers: &[] };
     admit(&view, new, two_people)
 }
 
@@ -164,7 +165,8 @@ fn a_replica_follows_whoever_is_promoted_and_no_record_is_its_own() {
     let writers = Writers { own: None, ..writers() };
     let domain = DomainRecord { kind: PeerKind::Replica, ..domain(true) };
     for epoch in [3, 4] {
-        let view = View { domain: &domain, known: &[] as &[RoleRecord], writers: &writers };
+        let view =
+            View { domain: &domain, known: &[] as &[RoleRecord], writers: &writers, peers: &[] };
         let admitted = admit(&view, &promotion(epoch, 2), false);
         assert_eq!(admitted, news(Role::Replica, epoch, true));
     }
@@ -301,6 +303,46 @@ fn what_is_known_of_a_site_stays_known_when_its_token_is_lost_and_nothing_new_co
     let nobody = [peer(&TOKENS[2], Vec::new())];
     let refused = verify(&domain(true), (&writers, &nobody), &stored);
     assert_eq!(refused, Err(NotAdmitted::NotSigned(Epoch(3))));
-    let view = View { domain: &domain(true), known: &stored, writers: &writers };
+    let view = View { domain: &domain(true), known: &stored, writers: &writers, peers: &[] };
     assert_eq!(admit(&view, &later, false), Err(NotAdmitted::NotSigned(Epoch(5))));
+}
+
+#[test]
+fn what_a_lost_token_signed_is_taken_in_as_the_past_and_never_as_news() {
+    let (three, four, five) = (promotion(3, 2), promotion(4, 3), promotion(5, 4));
+    let rebuilt = [Peer {
+        domain: DomainId([7; 16]),
+        site: "south".to_owned(),
+        kind: PeerKind::Odd,
+        signing: TOKENS[2].public(),
+        transport_block: Vec::new(),
+        enrolled_ms: 0,
+        former: vec![FormerSigner { key: TOKENS[1].public(), until: Epoch(4) }],
+        enrolled_in: None,
+        tokens: None,
+    }];
+    let writers = Writers::of_peers(&rebuilt).with_own(&domain(true), TOKENS[0].public());
+    let domain = domain(true);
+    let shown = |known: &[&SignedRoleRecord], new: &SignedRoleRecord| {
+        let known: Vec<&RoleRecord> = known.iter().map(|known| &known.record).collect();
+        let view = View { domain: &domain, known: &known, writers: &writers, peers: &rebuilt };
+        admit(&view, new, true)
+    };
+    // Known, whichever of its keys signed it.
+    let anew = TOKENS[2].sign(three.record.clone());
+    for signed in [&three, &anew] {
+        assert_eq!(shown(&[&three], signed), Ok(Admitted::Known));
+    }
+    // The rebuilt site itself knows nothing of its former keys, and is shown what they signed.
+    let lost = TOKENS[2].sign(four.record.clone());
+    assert_eq!(shown(&[&three, &four], &lost), Ok(Admitted::Known));
+    assert_eq!(shown(&[&three], &lost), Err(NotAdmitted::NotSigned(Epoch(4))));
+    assert_eq!(shown(&[&four], &three), Ok(Admitted::Past));
+    assert_eq!(shown(&[], &three), Err(NotAdmitted::NotSigned(Epoch(3))), "not as news");
+    assert_eq!(shown(&[&three, &four], &five), Err(NotAdmitted::NotSigned(Epoch(5))));
+    let mut other = three.record.clone();
+    other.at_ms = 7;
+    let contradicts = Err(NotAdmitted::Contradicts(Epoch(3)));
+    assert_eq!(shown(&[&three], &TOKENS[1].sign(other.clone())), contradicts);
+    assert_eq!(shown(&[&three], &TOKENS[0].sign(other)), Err(NotAdmitted::NotSigned(Epoch(3))));
 }

@@ -225,6 +225,10 @@ impl From<NotServed> for Refused {
                 tracing::warn!(why, "a peer is not told since when this site remembers counters");
                 Self::PeerStore
             }
+            NotServed::TooMuchAside { .. } => {
+                tracing::warn!(%error, "a peer is not told what was set aside");
+                Self::PeerStore
+            }
             NotServed::ReadOnlyReplica => Self::ReadOnlyReplica,
             NotServed::Store(error) => {
                 tracing::warn!(%error, "a peer is not answered");

@@ -111,8 +111,9 @@ impl site_server::Site for SiteService {
         let told = replication.iter().flat_map(|status| status.faults.clone());
         let rolled_back = self.roles.known_mark().map(|mark| {
             format!(
-                "the database was rolled back ({}): this site reads, and changes nothing until it is promoted above every \
-                 epoch that is known (`site promote --above-epoch`)",
+                "the database {} ({}): this site reads, and changes nothing until it is promoted above every epoch that is \
+                 known (`site promote --above-epoch`)",
+                mark.by.what(),
                 mark.from
             )
         });

@@ -184,7 +184,7 @@ pub(super) async fn end_copy_in(
 }
 
 /// The site does not write, and its domain's record is signed over the mark.
-async fn mark(
+pub(super) async fn mark(
     connection: &mut SqliteConnection,
     RollBack { mark, domain }: &RollBack,
 ) -> Result<(), WriteError> {

@@ -13,10 +13,11 @@ use super::{
     pieces::pieces,
     role,
     rows::{add_seals, check_counts, put_heads, put_records},
-    sites,
+    sites, whole,
 };
 use crate::store::{
-    BlockChange, ChainLink, Founding, StoreError, indexing, rules, sites::PeerStep, work::Work,
+    BlockChange, ChainLink, Founding, StoreError, indexing, rules, sites::PeerStep,
+    whole::RollBack, work::Work,
 };
 use kms_core::{BlockNo, DomainRecord, Head, Position, site::peer::PeerKind};
 
@@ -78,6 +79,9 @@ pub(super) async fn found(
     for peer in &founding.peers {
         let first = PeerStep { expected: None, now: peer.clone() };
         sites::put_peer(connection, &first).await?;
+    }
+    if let Some((mark, domain)) = founding.rebuilt.clone() {
+        whole::mark(connection, &RollBack { mark, domain }).await?;
     }
     if audit::put_head_table(connection, None, &founding.table).await? {
         return Ok(());
