@@ -8,7 +8,7 @@ use std::{
 };
 
 use kms_server::config::{Config, Store};
-use softhsm_tests::{Setting, Site, settings::quoted};
+use softhsm_tests::{Setting, Site, settings::postgresql};
 
 use crate::Error;
 
@@ -103,15 +103,8 @@ impl Place {
     /// The settings of a site whose rows are there.
     pub fn settings(&self, of: Databases) -> Vec<Setting> {
         let Self::Postgres(sockets) = self else { return Vec::new() };
-        let set = |key, value| Setting { section: "store", key, value };
-        vec![
-            set("kind", quoted("postgresql")),
-            set("path", String::new()),
-            set("host", quoted(&sockets.display().to_string())),
-            set("database", quoted(of.name())),
-            set("user", quoted(OWNER)),
-            set("allow_no_tls", "true".to_owned()),
-        ]
+        let store = postgresql(sockets, of.name(), OWNER).into_iter();
+        store.map(|(section, key, value)| Setting { section, key, value }).collect()
     }
 
     /// How long the database itself takes to copy the rows of `site`, the one of even epochs, and how many records these

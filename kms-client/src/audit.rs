@@ -43,8 +43,9 @@ pub struct ChainEnd {
 /// Knowledge that whoever checks brings along.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
-    /// The fingerprint of the signing key, as `kms-server init` told it.
-    pub key_fingerprint: Option<[u8; 32]>,
+    /// The fingerprints of the signing keys, as `kms-server init` told them: one of each token that the site has or had.
+    /// None: those that the server shows are taken.
+    pub key_fingerprints: Vec<[u8; 32]>,
     /// Ends of the chain that were found good before.
     pub heads: Vec<KnownHead>,
 }
@@ -149,7 +150,7 @@ impl Audit {
                 }
             };
         }
-        attempt!(chain.check_key(expected.key_fingerprint.as_ref()));
+        attempt!(chain.check_keys(&expected.key_fingerprints));
         let node = chain.node();
         for head in expected.heads.iter().filter(|head| head.node == node) {
             chain.know(head);

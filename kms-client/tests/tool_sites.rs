@@ -120,6 +120,26 @@ async fn a_switchover_waits_until_nothing_would_be_lost_and_goes_on_where_it_sto
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_switchover_is_told_what_for_and_is_not_sent_to_a_promotion() {
+    let pair = pair().await;
+    pair.south.out_of_step.store(3, Ordering::SeqCst);
+    let text = said(&tool(&pair.config, "site switchover south --yes").await);
+    let waits = "can't be promoted yet: it takes over what the other site wrote last";
+    assert!(text.contains(waits) && !text.contains("waiting: refused"), "{text}");
+    // The primary is dead, or only can't be reached.
+    let pair = self::pair().await;
+    let text = std::fs::read_to_string(&pair.config).unwrap();
+    let north = text.split("localhost:").nth(1).unwrap().split('"').next().unwrap();
+    std::fs::write(&pair.config, text.replace(north, "1")).unwrap();
+    let output = tool(&pair.config, "site switchover south --yes").await;
+    let text = said(&output);
+    assert_eq!(code(&output), 4, "{text}");
+    let told = ["site north: ", "Find out whether that site still runs", "and stay off"];
+    assert!(told.iter().all(|part| text.contains(part)), "{text}");
+    assert_eq!(*pair.south.standing.lock().unwrap(), SECONDARY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_demotion_says_that_nobody_writes() {
     let pair = pair().await;
     let output = tool(&pair.config, "site demote north --yes").await;
@@ -152,9 +172,20 @@ async fn what_was_set_aside_is_listed_page_by_page_and_decided_until_no_more_fal
     let pair = pair().await;
     let rows = [(1, v1::Parting::Keys), (2, v1::Parting::NewMeter), (3, v1::Parting::NewMeter)];
     *pair.north.aside.lock().unwrap() = rows.map(|(n, parting)| aside(n, parting)).to_vec();
+    // One that can't be told lies at the other site alone.
+    *pair.south.aside.lock().unwrap() = vec![aside(4, v1::Parting::Unreadable)];
     let text = said(&tool(&pair.config, "site divergence list").await);
-    let all = ["meter-1", "meter-2", "meter-3", "NEW_METER", "3 wait for a decision"];
+    let all = ["meter-1", "meter-2", "meter-3", "NEW_METER", "site north: 3 wait for a decision"];
     assert!(all.iter().all(|part| text.contains(part)), "{text}");
+    assert!(text.contains("meter-4") && text.contains("site south: 1 wait"), "{text}");
+    let output = tool(&pair.config, "site divergence list --json").await;
+    let told = |row: &str| serde_json::from_str::<Value>(row).unwrap()["told_by"].clone();
+    let by: Vec<Value> = said(&output).lines().map(told).collect();
+    assert_eq!(by, ["north", "north", "north", "south"]);
+    let output =
+        tool(&pair.config, &format!("site divergence show {} --json", "04".repeat(20))).await;
+    assert_eq!(object(&output)["parting"], "UNREADABLE");
+    pair.south.aside.lock().unwrap().clear();
     let output =
         tool(&pair.config, &format!("site divergence show {} --json", "02".repeat(20))).await;
     let row = object(&output);

@@ -10,6 +10,7 @@ pub mod block;
 pub mod client_title;
 pub mod codec;
 pub mod counters;
+pub mod date;
 pub mod enrolment;
 pub mod fact;
 pub mod floors;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use kms_core::enrolment::Fingerprint;
 use kms_server::{
     app::{self, BackupOptions, Fault, InitOptions, JoinOptions, RestoreOptions, TrustOptions},
@@ -47,6 +47,7 @@ fn run(Arguments { config: path, verb }: Arguments, log: &Log) -> Result<ExitCod
     match verb {
         Verb::Init(init) => init.run(config)?,
         Verb::TrustPeer { request, fingerprint, so_pin_file, withdraw, output, .. } => {
+            let fingerprint = fingerprint_of(&fingerprint);
             let options = TrustOptions { request, fingerprint, so_pin_file, withdraw };
             output.say(&app::trust_peer(config, &options)?);
         }
@@ -150,8 +151,8 @@ enum Verb {
         )]
         request: Option<PathBuf>,
         /// Its fingerprint, as somebody at that site read it out.
-        #[arg(long, value_name = "HEX", requires = "request")]
-        fingerprint: Option<Fingerprint>,
+        #[arg(long, value_name = "HEX", requires = "request", num_args = 1..=GROUPS_MAX)]
+        fingerprint: Vec<String>,
         /// The security officer's PIN, in a file of mode 600.
         #[arg(long, value_name = "FILE")]
         so_pin_file: PathBuf,
@@ -206,6 +207,21 @@ enum Verb {
     },
 }
 
+/// The groups in which a fingerprint is printed: the command line may have it so, without quotes.
+const GROUPS_MAX: usize = 16;
+
+/// A fingerprint out of its groups; `None`: there is none.
+fn fingerprint_of(groups: &[String]) -> Option<Fingerprint> {
+    if groups.is_empty() {
+        return None;
+    }
+    let read = groups.concat().parse();
+    let wrong_usage = |error| {
+        clap::Error::raw(ErrorKind::ValueValidation, format!("--fingerprint: {error}\n")).exit()
+    };
+    Some(read.unwrap_or_else(wrong_usage))
+}
+
 /// Options of `init`.
 #[derive(Args)]
 struct Init {
@@ -228,8 +244,8 @@ struct Init {
     #[arg(long, value_name = "FILE", requires_all = ["join", "fingerprint"], group = "step", conflicts_with = "create_token")]
     bundle: Option<PathBuf>,
     /// The bundle's fingerprint, as somebody at the other site read it out.
-    #[arg(long, value_name = "HEX", requires = "bundle")]
-    fingerprint: Option<Fingerprint>,
+    #[arg(long, value_name = "HEX", requires = "bundle", num_args = 1..=GROUPS_MAX)]
+    fingerprint: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -237,7 +253,8 @@ struct Init {
 impl Init {
     fn run(self, config: Config) -> Result<(), Fault> {
         let create_token = self.so_pin_file;
-        let report = match (self.request, self.bundle.zip(self.fingerprint)) {
+        let fingerprint = fingerprint_of(&self.fingerprint);
+        let report = match (self.request, self.bundle.zip(fingerprint)) {
             (Some(request), _) => {
                 let options = JoinOptions { create_token, same_site: self.same_site };
                 app::request_to_join(config, &options, &request)?

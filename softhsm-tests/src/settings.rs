@@ -116,6 +116,23 @@ pub struct Setting {
     pub value: String,
 }
 
+/// The `[store]` of a server that reaches a PostgreSQL by the socket in `sockets`, as section, key and value. A port
+/// other than 5432 has to be added.
+pub fn postgresql(
+    sockets: &Path,
+    database: &str,
+    user: &str,
+) -> Vec<(&'static str, &'static str, String)> {
+    vec![
+        ("store", "kind", quoted("postgresql")),
+        ("store", "path", String::new()),
+        ("store", "host", quoted(&sockets.display().to_string())),
+        ("store", "database", quoted(database)),
+        ("store", "user", quoted(user)),
+        ("store", "allow_no_tls", "true".to_owned()),
+    ]
+}
+
 /// The options of a site.
 #[derive(Clone, Debug)]
 pub struct SiteOptions {

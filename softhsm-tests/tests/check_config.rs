@@ -67,6 +67,48 @@ async fn what_our_own_clients_refuse_is_found_first() {
 }
 
 #[test]
+fn what_this_server_needs_as_a_client_of_others_is_found() {
+    let home = home();
+    let missing = home.places().dir.join("no-such-ca.pem");
+    let nodes = |ca: &std::path::Path| {
+        let id = "0123456789abcdef0123456789abcdef";
+        format!(
+            "[[nodes]]\nnode = \"{id}\"\nendpoint = \"https://localhost:1\"\nca = \"{}\"\n",
+            ca.display()
+        )
+    };
+    let toml = fs::read_to_string(&home.places().kms_toml).unwrap();
+    let with = |more: &str| fs::write(&home.places().kms_toml, format!("{toml}\n{more}")).unwrap();
+    // Good for servers only: enough for one that calls nobody.
+    assert_eq!(findings(&home), []);
+    with(&nodes(&home.places().certificate("ca")));
+    only(&home, "rpc.tls.certificate", "is not for clients");
+    install(&home, &home.authority().unwrap().site("kms-server").unwrap());
+    assert_eq!(findings(&home), []);
+    with(&nodes(&missing));
+    only(&home, "nodes.ca", "can't be read");
+    with(&nodes(&home.places().pin));
+    only(&home, "nodes.ca", "holds no PEM certificate");
+
+    let peer = |ca: &std::path::Path| {
+        let ca = ca.display();
+        let toml = toml.replace("single_site = true", "single_site = false");
+        let peer = "[peer]\nsite = \"site-b\"\nendpoints = [\"https://localhost:1\"]";
+        fs::write(&home.places().kms_toml, format!("{toml}\n{peer}\nca = \"{ca}\"\n")).unwrap();
+    };
+    peer(&home.places().certificate("ca"));
+    assert_eq!(findings(&home), []);
+    peer(&missing);
+    only(&home, "peer.ca", "can't be read");
+    // A site that is to join is not told to found a domain of its own.
+    fs::remove_file(home.places().data.join("kms.db")).unwrap();
+    peer(&home.places().certificate("ca"));
+    let found = findings(&home);
+    let told = |(key, said): &(String, String)| key == "site" && said.contains("init --join");
+    assert!(found.iter().any(told), "{found:?}");
+}
+
+#[test]
 fn a_private_key_that_others_can_read_is_found() {
     let home = home();
     let key = home.places().private_key("server");

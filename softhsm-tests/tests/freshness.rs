@@ -17,7 +17,10 @@ use common::{
 use kms_client::{ImportRules, KmsClient, MeterId, MeterName, Verdict};
 use kms_core::BlockCount;
 use postgres_common::{Cluster, USER};
-use softhsm_tests::{Role, Running, settings::quoted};
+use softhsm_tests::{
+    Role, Running,
+    settings::{postgresql, quoted},
+};
 use sqlx::{
     AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions,
 };
@@ -334,15 +337,9 @@ async fn a_site_of_an_older_version_is_migrated_once_and_only_when_asked() {
 }
 
 fn settings(cluster: &Cluster) -> Vec<(&'static str, &'static str, String)> {
-    vec![
-        ("store", "kind", quoted("postgresql")),
-        ("store", "path", String::new()),
-        ("store", "host", quoted(&cluster.sockets().display().to_string())),
-        ("store", "port", cluster.port().to_string()),
-        ("store", "database", quoted("ami")),
-        ("store", "user", quoted(USER)),
-        ("store", "allow_no_tls", "true".to_owned()),
-    ]
+    let mut store = postgresql(&cluster.sockets(), "ami", USER);
+    store.push(("store", "port", cluster.port().to_string()));
+    store
 }
 
 /// A node of the site whose first one is `first`: a data directory and port of its own.

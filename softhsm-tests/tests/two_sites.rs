@@ -89,6 +89,20 @@ async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
     a.stop().unwrap();
 }
 
+/// The follower's stream never ends by itself: whoever waited for it waited for half of `drain_timeout_ms`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_is_followed_and_does_nothing_else_ends_at_once() {
+    let (_dir, pair, (a, b)) = pair();
+    pair.until_proved(&pair.a).unwrap();
+    let log = pair.a.places().log.clone();
+    a.stop().unwrap();
+    let said = std::fs::read_to_string(&log).unwrap();
+    let last = said.lines().rfind(|line| line.contains("all connections have ended"));
+    let last = last.unwrap_or_else(|| panic!("{said}"));
+    assert!(["Draining", "Idle"].iter().any(|phase| last.contains(phase)), "{last}");
+    b.stop().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_4_a_kill_of_either_site_in_mid_copy_loses_nothing_and_both_end_alike() {
     let (_dir, pair, (mut a, mut b)) = pair();

@@ -53,6 +53,9 @@ pub struct ChainReport {
     pub reason: Option<String>,
     /// SHA-256 of the key that signs, as `kms-server init` told it.
     pub key_fingerprint: String,
+    /// Of the site's other tokens, of which the heads may be as well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub further_key_fingerprints: Vec<String>,
 }
 
 /// A signed head.
@@ -126,19 +129,18 @@ impl Chain {
         self.sequence
     }
 
-    fn fingerprint(&self) -> [u8; 32] {
-        Sha256::digest(self.key).into()
-    }
-
-    /// That the heads are signed with the key that was expected: then with that one alone, since the server says which
+    /// That the heads are signed with keys that were expected: then with those alone, since the server says which
     /// further ones there are.
-    pub(super) fn check_key(&mut self, expected: Option<&[u8; 32]>) -> Result<(), BrokenChain> {
-        let Some(expected) = expected else { return Ok(()) };
-        let mut keys = [self.key].into_iter().chain(std::mem::take(&mut self.further));
-        let found = keys.find(|key| Sha256::digest(key)[..] == expected[..]);
-        self.key = found.ok_or_else(|| {
+    pub(super) fn check_keys(&mut self, expected: &[[u8; 32]]) -> Result<(), BrokenChain> {
+        if expected.is_empty() {
+            return Ok(());
+        }
+        let shown = [self.key].into_iter().chain(std::mem::take(&mut self.further));
+        let mut meant = shown.filter(|key| expected.contains(&Sha256::digest(key).into()));
+        self.key = meant.next().ok_or_else(|| {
             broken(1, "the heads are signed with another key than the expected one")
         })?;
+        self.further = meant.collect();
         Ok(())
     }
 
@@ -228,9 +230,14 @@ impl Chain {
             checkpoints: self.checkpoints,
             first_bad_sequence,
             reason,
-            key_fingerprint: hex::encode(self.fingerprint()),
+            key_fingerprint: fingerprint(&self.key),
+            further_key_fingerprints: self.further.iter().map(fingerprint).collect(),
         }
     }
+}
+
+fn fingerprint(key: &[u8; 65]) -> String {
+    hex::encode(Sha256::digest(key))
 }
 
 fn broken(sequence: u64, reason: &str) -> BrokenChain {
@@ -435,9 +442,20 @@ mod tests {
         assert_eq!(run(head(4, [1; 32]), &good).unwrap_err().sequence, 4);
         let moved = Head { at_ms: 8, ..head(4, hash) };
         assert!(run(moved, &good).unwrap_err().reason.contains("not signed"));
-        let mut chain = Chain::new(NODE, key);
-        let pinned = chain.fingerprint();
-        assert!(chain.check_key(Some(&pinned)).is_ok());
-        assert!(chain.check_key(Some(&[0; 32])).is_err());
+    }
+
+    #[test]
+    fn heads_of_each_pinned_key_count_and_of_no_other() {
+        let (own, second, third) = ([1; 65], [2; 65], [3; 65]);
+        let pin = |key: [u8; 65]| <[u8; 32]>::from(Sha256::digest(key));
+        let left = |expected: &[[u8; 32]]| {
+            let mut chain = Chain::new(NODE, own).with_further(vec![second, third]);
+            chain.check_keys(expected).map(|()| [vec![chain.key], chain.further].concat())
+        };
+        assert_eq!(left(&[]), Ok(vec![own, second, third]));
+        assert_eq!(left(&[pin(second)]), Ok(vec![second]));
+        assert_eq!(left(&[pin(third), pin(own)]), Ok(vec![own, third]));
+        assert_eq!(left(&[pin(own), [0; 32]]), Ok(vec![own]));
+        assert!(left(&[[0; 32]]).is_err());
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     BlockCount, BlockNo, Epoch, RecordMac,
     audit::{Signature, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
+    date::date,
     numbered::Numbered as _,
     site::{
         peer::{Peer, PeerKind},
@@ -283,7 +284,7 @@ impl SignedEnrolment {
             ("key blocks", blocks.len().to_string()),
             ("answers the request", request.to_string()),
             ("release", release.clone()),
-            ("made (ms since 1970)", at_ms.to_string()),
+            ("made", date(*at_ms)),
             ("fingerprint", self.fingerprint().to_string()),
         ];
         file::write(TITLE, &header, &self.encode())

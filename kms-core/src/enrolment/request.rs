@@ -7,6 +7,7 @@ use super::{
 use crate::{
     audit::{PublicKey, Signature, is_signed},
     codec::{BadEncoding, Reader, put_bytes},
+    date::date,
     numbered::Numbered as _,
     site::peer::PeerKind,
 };
@@ -139,7 +140,7 @@ impl SignedRequest {
             ("wants to be", self.request.what()),
             ("OAEP", oaep.to_string()),
             ("release", release.clone()),
-            ("made (ms since 1970)", at_ms.to_string()),
+            ("made", date(*at_ms)),
             ("fingerprint", self.fingerprint().to_string()),
         ];
         file::write(TITLE, &header, &self.encode())

@@ -230,10 +230,12 @@ impl Readiness {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
     /// No report of it is known.
-    #[error("nothing was proved yet")]
+    #[error(
+        "nothing was proved yet: wait for one `peer.prove_interval_s` (60 s unless set), then ask again"
+    )]
     Nothing,
     /// The newest one is of another epoch.
-    #[error("what was proved last is of epoch {}, and nothing of epoch {} yet", of.0, now.0)]
+    #[error("what was proved last is of epoch {}, and nothing of epoch {} yet: wait for one `peer.prove_interval_s` (60 s unless set), then ask again", of.0, now.0)]
     OtherEpoch {
         /// Of the report.
         of: Epoch,

@@ -39,6 +39,7 @@ use crate::{
 use kms_core::{
     DomainRecord,
     backup::{header::Header, summary::Summary},
+    date::date,
     freshness::Freshness,
     ports::Clock as _,
 };
@@ -391,7 +392,7 @@ fn lines_of(header: &Header, summary: &Summary) -> Vec<(&'static str, String)> {
         ("backup", hex::encode(header.id)),
         ("site", header.site.clone()),
         ("key domain", hex::encode(header.domain.0)),
-        ("begun at (ms)", header.at_ms.to_string()),
+        ("begun at", date(header.at_ms)),
         ("release", header.release.clone()),
         ("schema", header.schema.to_string()),
         ("epoch", format!("{} ({does})", summary.epoch.0)),

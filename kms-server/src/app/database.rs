@@ -24,7 +24,7 @@ pub(super) fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
 }
 
 /// Said where `init` has not been.
-pub(super) const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration, or restore the database that has it";
+pub(super) const NO_DOMAIN: &str = "there is no key domain in this database yet: run `kms-server init` with the same configuration at the first site of a domain, and `kms-server init --join --request FILE` at one that joins it (plain `init` there would found another domain, which can never be joined to the first); or restore the database that has it";
 
 /// The key domain of an opened database.
 pub(super) async fn domain_of(store: &dyn ReadStore) -> Result<DomainRecord, Fault> {

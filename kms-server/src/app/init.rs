@@ -62,7 +62,14 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         tried.map_or_else(|error| error.to_string(), |()| CAN_HAND_ON.to_owned())
     });
     let token = config.hsm.again();
+    let peer = config.peer.as_ref().map(|peer| peer.replication.peer.clone());
     let founded = found(&runtime, store.as_ref(), config, &made);
+    let peer = peer.map(|peer| {
+        format!(
+            "{peer} joins this domain by `kms-server init --join`. If it has a domain already, the two can't be joined: \
+             begin again here with `init --join`, on a fresh token and an empty database"
+        )
+    });
     let domain = founded.map_err(|failed| match failed {
         // The database may have it all the same: the keys stay.
         NotFounded { fault, may_be_there: true } => fault,
@@ -89,6 +96,7 @@ pub fn init(config: Config, options: &InitOptions) -> Result<Report, Fault> {
         (key.label, format!("id {}{public}", key.id))
     }));
     lines.extend(handing_on.map(|told| ("a second site".to_owned(), told)));
+    lines.extend(peer.map(|told| ("the other site".to_owned(), told)));
     Ok(Report { lines })
 }
 

@@ -426,8 +426,7 @@ fn connect_token(
     match report.refusal() {
         Some(why) => Err(Fault::Token(why.into())),
         None => {
-            let unmet = report.rows.iter().filter(|row| !row.ok).map(|row| row.what.clone());
-            let unmet = unmet.collect();
+            let unmet = report.unmet().collect();
             Ok((Hsm::new(Arc::new(token), width, patience, call_timeout), unmet))
         }
     }

@@ -19,6 +19,7 @@ use kms_core::{
         part::{Cell, Part, Rows, Table},
         summary::Summary,
     },
+    date::date,
     site::{
         peer::PeerKind,
         restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
@@ -55,7 +56,7 @@ pub async fn load(
         return Err(BackupError::Schema { found, release, known: store.schema() });
     }
     let mut reading = Reading::begin(hsm, header, input).await?;
-    let from = format!("backup {} of {}", hex::encode(header.id), header.at_ms);
+    let from = format!("backup {} of {}", hex::encode(header.id), date(header.at_ms));
     store.begin_copy_in(&from).await?;
     let mut kept: Vec<(Table, Rows)> = Vec::new();
     let mut table: Option<Table> = None;

@@ -2,6 +2,7 @@
 //! `check-config`, which tells all of it at once; the parts check again when they start.
 
 use std::{
+    collections::BTreeSet,
     error::Error,
     fmt,
     net::{SocketAddr, TcpListener},
@@ -61,6 +62,7 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
     }
     findings.extend(small_memlock(&config.keyring));
     findings.extend(bad_certificates(&config.rpc, now_ms));
+    findings.extend(bad_ways(config));
     findings.extend(busy_address("rpc.listen", config.rpc.listen));
     let metrics = config.rpc.metrics.map(|metrics| metrics.listen());
     findings.extend(metrics.and_then(|address| busy_address("metrics.listen", address)));
@@ -156,6 +158,19 @@ fn bad_certificates(rpc: &rpc::Config, now_ms: u64) -> Vec<Finding> {
     let wrong = rpc::check_certificates(&rpc.tls, now_ms);
     let refused = rpc::check_presented(&rpc.tls, now_ms);
     wrong.iter().chain(&refused).map(|(key, error)| Finding::of(key, error)).collect()
+}
+
+/// The faults of this server where it is a client, of the other site or of other servers of this one.
+fn bad_ways(config: &Config) -> Vec<Finding> {
+    let nodes = config.nodes.values().map(|way| ("nodes.ca", &*way.ca));
+    let mut ways: BTreeSet<(&'static str, &Path)> = nodes.collect();
+    if let Some(peer) = &config.peer {
+        ways.insert(("peer.ca", &peer.connection.ca));
+        ways.extend(peer.second.as_ref().map(|way| ("second_peer.ca", &*way.ca)));
+    }
+    let own = (!ways.is_empty()).then(|| rpc::check_as_client(&config.rpc.tls)).flatten();
+    let wrong = ways.into_iter().filter_map(|(key, ca)| Some((key, rpc::check_ca(ca)?)));
+    own.into_iter().chain(wrong).map(|(key, error)| Finding::of(key, &error)).collect()
 }
 
 fn busy_address(key: &'static str, address: SocketAddr) -> Option<Finding> {

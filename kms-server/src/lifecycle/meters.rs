@@ -49,19 +49,31 @@ impl Lifecycle {
         if let Some(Record::Meter(known)) = self.records.read(&title).await? {
             return Err(LifecycleError::AlreadyExists(known.meter_id.to_string()));
         }
+        let planned = rules.dry_run.then(|| self.planned(&meter));
         let Imports { results, states } = self.import(call, vec![meter], rules).await?;
         let Some(ImportResult { outcome, warnings }) = results.into_iter().next() else {
             let reason = "an import of one line has no result".to_owned();
             return Err(LifecycleError::OurFault { reason });
         };
         outcome?;
-        if rules.dry_run {
-            return Err(LifecycleError::Refused(Refusal {
-                code: RefusalCode::DryRun,
-                reason: "the meter could be created; nothing was changed".to_owned(),
-            }));
+        if let Some(planned) = planned {
+            let warnings = warnings.iter().map(|warning| format!("; warning: {warning}"));
+            let reason = format!("{planned}{}; nothing was changed", warnings.collect::<String>());
+            return Err(LifecycleError::Refused(Refusal { code: RefusalCode::DryRun, reason }));
         }
         Ok(Created { view: self.get_by_title(&title).await?, warnings, states })
+    }
+
+    /// What would be made, for a dry run.
+    fn planned(&self, meter: &NewMeter) -> String {
+        let NewMeter { meter_id, system_title, keys, .. } = meter;
+        let block = self.records.block_of(system_title).0;
+        let keys = keys.iter().map(|key| {
+            let (kind, protection) = (key.kind.word(), key.wanted_protection().word());
+            format!(" {kind} (setup {}, {protection})", key.setup.0)
+        });
+        let keys = keys.collect::<Vec<_>>().join(",");
+        format!("{meter_id} ({system_title}) would be created in block {block} with the keys{keys}")
     }
 
     /// The meter with this id.

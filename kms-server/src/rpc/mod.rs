@@ -33,5 +33,8 @@ pub use peer::{NodesClient, PeerClient};
 pub use server::{Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services};
 pub use services::replication::ReplicationParts;
 pub use tls::{
-    checking::check_certificates, error::TlsError, in_use::Reloaded, presented::check_presented,
+    checking::{check_ca, check_certificates},
+    error::TlsError,
+    in_use::Reloaded,
+    presented::{check_as_client, check_presented},
 };

@@ -61,6 +61,23 @@ fn a_dry_run_says_the_same_and_changes_nothing() {
 }
 
 #[test]
+fn a_dry_run_of_one_meter_says_what_would_be_made() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let rules = ImportRules { dry_run: true, ..ImportRules::default() };
+        let Err(LifecycleError::Refused(refusal)) =
+            site.lifecycle.create(&call("dry"), meter(1), rules).await
+        else {
+            panic!("it was made");
+        };
+        assert_eq!(refusal.code.word(), "DRY_RUN");
+        let told = ["would be created in block ", "GUEK (setup 0, MEMORY)", "nothing was changed"];
+        assert!(told.iter().all(|part| refusal.reason.contains(part)), "{}", refusal.reason);
+        site.add(meter(1)).await;
+    });
+}
+
+#[test]
 fn one_value_is_of_one_kind_in_line_meter_and_fleet() {
     at_home(async |home| {
         let site = Site::new(home).await;

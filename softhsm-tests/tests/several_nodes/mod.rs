@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use softhsm_tests::settings::quoted;
+use softhsm_tests::settings::{postgresql, quoted};
 
 use crate::{
     common::{Home, blank_home, copy},
@@ -15,15 +15,9 @@ pub type Settings = Vec<(&'static str, &'static str, String)>;
 
 /// The `[store]` of a server that reaches `cluster` by its socket.
 pub fn store(cluster: &Cluster) -> Settings {
-    vec![
-        ("store", "kind", quoted("postgresql")),
-        ("store", "path", String::new()),
-        ("store", "host", quoted(&cluster.sockets().display().to_string())),
-        ("store", "port", cluster.port().to_string()),
-        ("store", "database", quoted("ami")),
-        ("store", "user", quoted(USER)),
-        ("store", "allow_no_tls", "true".to_owned()),
-    ]
+    let mut store = postgresql(&cluster.sockets(), "ami", USER);
+    store.push(("store", "port", cluster.port().to_string()));
+    store
 }
 
 pub fn blank(settings: &Settings) -> Home {

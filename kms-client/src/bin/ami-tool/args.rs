@@ -13,7 +13,7 @@ use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
-use crate::site_args::{Plan, SiteStatusArgs};
+use crate::site_args::{Enrol, Plan, SiteStatusArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -184,22 +184,6 @@ pub(crate) enum SiteCommand {
 }
 
 #[derive(Args)]
-pub(crate) struct Enrol {
-    /// The join request, as `kms-server init --join --request` wrote it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) request: PathBuf,
-    /// Its fingerprint, as somebody at the joining site read it out
-    #[arg(long, value_name = "HEX")]
-    pub(crate) fingerprint: String,
-    /// Write the bundle for the joining site to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// The site is known already, lost its token, and comes back with new keys
-    #[arg(long)]
-    pub(crate) replace: bool,
-}
-
-#[derive(Args)]
 pub(crate) struct Promote {
     /// The site, as the client's configuration calls it; needed where that names several
     #[arg(value_name = "SITE")]
@@ -307,16 +291,18 @@ pub(crate) struct AuditVerify {
     /// Whose chain, 32 hex digits; that of the node that answers otherwise
     #[arg(long, value_name = "HEX", value_parser = parse_array::<16>)]
     pub(crate) node: Option<[u8; 16]>,
-    /// The key that heads are to be signed with: what `kms-server init` told of ami-signing
+    /// The key that heads are to be signed with: what `kms-server init` told of ami-signing. Once for each
+    /// token that the site has or had since the chain began
     #[arg(long, value_name = "HEX", value_parser = parse_array::<32>)]
-    pub(crate) key_fingerprint: Option<[u8; 32]>,
+    pub(crate) key_fingerprint: Vec<[u8; 32]>,
     /// Remember in this file what was found good, and hold the chain against what it remembers
     #[arg(long, value_name = "FILE")]
     pub(crate) seen: Option<PathBuf>,
 }
 
 fn parse_array<const N: usize>(text: &str) -> Result<[u8; N], String> {
-    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    let digits: String = text.chars().filter(|c| !matches!(c, ':' | ' ')).collect();
+    let bytes = hex::decode(digits).ok().and_then(|bytes| bytes.try_into().ok());
     bytes.ok_or_else(|| format!("{} hex digits are needed", 2 * N))
 }
 

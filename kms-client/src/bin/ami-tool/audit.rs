@@ -4,11 +4,12 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{AuditEvent, AuditOutcome, ChainReport, Expected, KmsClient, KnownHead};
+use kms_core::date::date;
 use serde_json::json;
 
 use crate::args::{AuditCommand, AuditList, AuditVerify};
 use crate::failure::{Exit, Failure};
-use crate::text::{block, date, say, say_json};
+use crate::text::{block, say, say_json};
 
 pub(crate) async fn run(
     client: &KmsClient,
@@ -125,12 +126,12 @@ fn line(event: &AuditEvent) -> String {
 }
 
 async fn verify(client: &KmsClient, what: AuditVerify, json: bool) -> Result<Exit, Failure> {
-    let AuditVerify { of, node, key_fingerprint, seen } = what;
+    let AuditVerify { of, node, key_fingerprint: key_fingerprints, seen } = what;
     let heads = match &seen {
         Some(path) => read_heads(path)?,
         None => Vec::new(),
     };
-    let expected = Expected { key_fingerprint, heads };
+    let expected = Expected { key_fingerprints, heads };
     let report = client.audit().of_site(&of).verify(node, &expected).await?;
     if let (true, Some(path)) = (report.intact, &seen) {
         write_head(path, &expected.heads, &report)?;
@@ -138,7 +139,7 @@ async fn verify(client: &KmsClient, what: AuditVerify, json: bool) -> Result<Exi
     if json {
         say_json(&report)?;
     } else {
-        say(&told(&report, expected.key_fingerprint.is_some()))?;
+        say(&told(&report, !expected.key_fingerprints.is_empty()))?;
     }
     Ok(Exit::good_if(report.intact))
 }
@@ -148,10 +149,11 @@ fn told(report: &ChainReport, pinned: bool) -> String {
         (Some(sequence), Some(reason)) => format!("BROKEN at event {sequence}: {reason}"),
         _ => "intact".to_owned(),
     };
-    let key = if pinned {
-        report.key_fingerprint.clone()
-    } else {
-        format!("{} (compare with what `init` told of ami-signing)", report.key_fingerprint)
+    let keys = [&report.key_fingerprint].into_iter().chain(&report.further_key_fingerprints);
+    let keys = keys.map(String::as_str).collect::<Vec<_>>().join(", ");
+    let key = match pinned {
+        true => keys,
+        false => format!("{keys} (compare with what `init` told of ami-signing)"),
     };
     block(&[
         ("node", report.node_id.clone()),
@@ -213,6 +215,7 @@ mod tests {
             first_bad_sequence: None,
             reason: None,
             key_fingerprint: String::new(),
+            further_key_fingerprints: Vec::new(),
         }
     }
 

@@ -1,17 +1,19 @@
 //! `site divergence list | show | accept | discard`, and `site admit-epoch`.
 
 use kms_client::{
-    Decision, DivergenceResolved, DivergenceRow, DivergenceRule, DivergentKey, KmsClient,
-    Replicated,
+    CallError, Decision, DivergenceResolved, DivergenceRow, DivergenceRule, DivergentKey,
+    KmsClient, Replicated,
 };
+use kms_core::date::date;
 use serde_json::json;
 
 use crate::asking::confirmed;
 use crate::divergence_args::{AdmitEpoch, Decide, DivergenceCommand, ForgetList, List};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::roles::at;
 use crate::site::standing;
-use crate::text::{UNREPLICATED, block, date, say, say_json};
+use crate::text::{UNREPLICATED, block, say, say_json};
 
 pub(crate) async fn run(
     client: &KmsClient,
@@ -26,25 +28,82 @@ pub(crate) async fn run(
     }
 }
 
+/// Shows the rows of each site: what the one that writes was told of, and what lies at another one and can't be told.
 async fn list(client: &KmsClient, decided: bool, json: bool) -> Result<Exit, Failure> {
+    let (mut answered, mut last) = (false, None);
+    for name in client.site_names() {
+        match list_at(&at(client, &name)?, &name, (decided, json)).await? {
+            Ok(()) => answered = true,
+            Err(error) => {
+                let reason = error.to_string();
+                if json {
+                    say_json(&json!({ "site": name, "error": reason }))?;
+                } else {
+                    say(&format!("site {name} does NOT answer: {reason}"))?;
+                }
+                last = Some(error);
+            }
+        }
+    }
+    match last {
+        Some(error) if !answered => Err(error.into()),
+        Some(_) => Ok(Exit::Unreachable),
+        None => Ok(Exit::Good),
+    }
+}
+
+async fn list_at(
+    client: &KmsClient,
+    name: &str,
+    (decided, json): (bool, bool),
+) -> Result<Result<(), CallError>, Failure> {
     let (mut after, mut undecided, mut shown) = (None, 0, 0);
     loop {
-        let page = client.divergence(after, decided).await?;
+        let page = match client.divergence(after, decided).await {
+            Ok(page) => page,
+            Err(error) => return Ok(Err(error)),
+        };
         undecided = page.undecided.max(undecided);
         shown += page.rows.len();
-        let mut rows = page.rows.iter();
-        rows.try_for_each(|row| if json { say_json(row) } else { say(&line(row)) })?;
+        for row in &page.rows {
+            if json {
+                say_json(&Told { told_by: name, row })?;
+            } else {
+                say(&line(row))?;
+            }
+        }
         match page.next {
             Some(next) => after = Some(next),
             None => break,
         }
     }
     if !json && shown == 0 {
-        say("nothing is set aside that waits for a decision")?;
+        say(&format!("site {name}: nothing is set aside that waits for a decision"))?;
     } else if !json {
-        say(&format!("{undecided} wait for a decision"))?;
+        say(&format!("site {name}: {undecided} wait for a decision"))?;
     }
-    Ok(Exit::Good)
+    Ok(Ok(()))
+}
+
+/// A row, and the site that told it.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    told_by: &'a str,
+    #[serde(flatten)]
+    row: &'a DivergenceRow,
+}
+
+/// The rows of this id at the first site that has any.
+async fn rows_of(client: &KmsClient, id: &[u8]) -> Result<Vec<DivergenceRow>, Failure> {
+    let mut last = None;
+    for name in client.site_names() {
+        match at(client, &name)?.divergence_of(id.to_vec()).await {
+            Ok(rows) if !rows.is_empty() => return Ok(rows),
+            Ok(_) => {}
+            Err(error) => last = Some(error),
+        }
+    }
+    last.map_or_else(|| Ok(Vec::new()), |error| Err(error.into()))
 }
 
 fn line(row: &DivergenceRow) -> String {
@@ -61,7 +120,7 @@ fn line(row: &DivergenceRow) -> String {
 }
 
 async fn show(client: &KmsClient, id: &str, json: bool) -> Result<Exit, Failure> {
-    let rows = client.divergence_of(bytes(id)?).await?;
+    let rows = rows_of(client, &bytes(id)?).await?;
     if rows.is_empty() {
         let what = "no record of this id was set aside: see `site divergence list`";
         return Err(Failure::refused("NOT_SET_ASIDE", what.to_owned()));

@@ -46,6 +46,12 @@ impl Failure {
         self
     }
 
+    /// Adds which of the sites it was.
+    pub(crate) fn of_site(mut self, name: &str) -> Self {
+        self.reason = format!("site {name}: {}", self.reason).into();
+        self
+    }
+
     /// Another next step than its row's, which knows nothing of the command.
     pub(crate) fn with_next(self, next_step: &'static str) -> Self {
         Self { next_step, ..self }

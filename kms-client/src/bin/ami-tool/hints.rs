@@ -347,7 +347,13 @@ pub(crate) const HINTS: &[Hint] = &[
          it in: `site admit-epoch N`",
     ),
     row(Refused, "EPOCH_MOVED", No, "look at `site status`, and decide anew"),
-    row(Refused, "PRIMARY_WRITES", No, "demote the primary first, or say that it is lost"),
+    row(
+        Refused,
+        "PRIMARY_WRITES",
+        No,
+        "`site switchover SITE` demotes the one that writes and loses nothing. Only where that one is known to be off, and to \
+         stay off: --primary-is-lost",
+    ),
     row(Service, "ROLE_DAMAGED", NotNow, "put the newest copy of the database back"),
     row(
         Refused,
@@ -376,7 +382,8 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "NOT_READY",
         No,
-        "`site plan` says what a promotion would cost; mend that, or say --although-unproved",
+        "`site plan` says what a promotion would cost. Where nothing was proved yet, wait for one `peer.prove_interval_s`; else \
+         mend what it names, or say --although-unproved",
     ),
     row(
         Refused,

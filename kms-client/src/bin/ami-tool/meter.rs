@@ -9,6 +9,7 @@ use kms_client::{
     CallError, DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName,
     MeterPolicy, NewMeter, Replicated, TextReader, title_text,
 };
+use kms_core::date::date;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -17,7 +18,7 @@ use crate::asking::confirmed;
 use crate::burying_args::{Bury, Readmit};
 use crate::failure::{Exit, Failure};
 use crate::import;
-use crate::text::{UNREPLICATED, block, date, say, say_json};
+use crate::text::{UNREPLICATED, block, say, say_json};
 
 pub(crate) async fn run(
     client: &KmsClient,

@@ -1,6 +1,7 @@
 //! `site plan`, and `site status --readiness`: what a promotion would cost, and what was proved.
 
 use kms_client::{KmsClient, PlanBlock, PromotionPlan, SignedReport, SigningKey, SiteReadiness};
+use kms_core::date::date;
 use serde_json::json;
 
 use crate::failure::{Exit, Failure};
@@ -24,7 +25,7 @@ pub(crate) async fn plan(client: &KmsClient, what: Plan, json: bool) -> Result<E
             costs(blocks, count, what)?;
         }
         for what in &plan.token_unmet {
-            say(&format!("token does NOT do everything: {what}"))?;
+            say(&format!("the token has a limit: {what}"))?;
         }
     }
     Ok(Exit::good_if(plan.refusal.is_empty()))
@@ -53,8 +54,8 @@ fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
     let known = match plan.known_from.as_str() {
         "PEER" => "from the other site, now".to_owned(),
         "HEAD_TABLE" => format!(
-            "from its signed head table of {} ms since 1970; what it wrote later and did not send is lost, too",
-            plan.known_ms
+            "from its signed head table of {}; what it wrote later and did not send is lost, too",
+            date(plan.known_ms)
         ),
         _ => "NOTHING is known of what the other site has".to_owned(),
     };
@@ -86,8 +87,11 @@ fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
     ]
 }
 
+/// After a start or a change of role.
+const NOT_PROVED_YET: &str = "nothing was proved yet: that takes one `peer.prove_interval_s` (60 s unless set); ask again then";
+
 fn readiness_word(colour: &str, differences: &[String], unknown: u32) -> String {
-    let mut text = if colour.is_empty() { "nothing was proved yet" } else { colour }.to_owned();
+    let mut text = if colour.is_empty() { NOT_PROVED_YET } else { colour }.to_owned();
     if !differences.is_empty() {
         text.push_str(&format!(", the sites differ in {}", differences.join(", ")));
     }
@@ -137,7 +141,7 @@ pub(crate) async fn readiness(
             }
         };
         answered = true;
-        let verified = what.verify.then(|| verify(&readiness, what.signing_key.as_deref()));
+        let verified = what.verify.then(|| verify(&readiness, &what.signing_key));
         all_good &= verified.as_ref().is_none_or(Result::is_ok);
         if json {
             let said = verified.map(|it| it.err().unwrap_or_else(|| "GOOD".to_owned()));
@@ -153,21 +157,24 @@ pub(crate) async fn readiness(
 }
 
 /// What was verified, as a sentence; `Err`: why it does not hold.
-fn verify(readiness: &SiteReadiness, pinned: Option<&str>) -> Result<String, String> {
+fn verify(readiness: &SiteReadiness, pinned: &[String]) -> Result<String, String> {
     let Some(newest) = &readiness.newest else { return Err("there is no report".to_owned()) };
     let mut said = Vec::new();
     for report in [newest].into_iter().chain(&readiness.last_complete) {
         let is_meant = |key: &&SigningKey| match pinned {
-            Some(pinned) => key.fingerprint.eq_ignore_ascii_case(pinned),
-            None => key.site == report.by,
+            [] => true,
+            pinned => pinned.iter().any(|it| key.fingerprint.eq_ignore_ascii_case(it)),
         };
+        let is_meant = |key: &&SigningKey| key.site == report.by && is_meant(key);
         let meant: Vec<&SigningKey> = readiness.keys.iter().filter(is_meant).collect();
         let key = meant.first().ok_or_else(|| "no key of that fingerprint is shown".to_owned())?;
         // A site may have two tokens, and either signs for it.
         let Some(key) = meant.iter().find(|key| report.is_signed_by(&key.key)) else {
             return Err(format!(
                 "the report of {} is NOT signed by the key {} of site {}",
-                report.at_ms, key.fingerprint, key.site
+                date(report.at_ms),
+                key.fingerprint,
+                key.site
             ));
         };
         said.push(format!("signed by {} of site {}", key.fingerprint, key.site));
@@ -207,9 +214,10 @@ fn told(report: &SignedReport) -> String {
         all => format!(", differs in {}", all.join(", ")),
     };
     format!(
-        "site {site} by site {by} in epoch {}, at {at_ms}: {proved} of {blocks} proved, {failed} failed, {keks}, heads \
+        "site {site} by site {by} in epoch {}, at {}: {proved} of {blocks} proved, {failed} failed, {keks}, heads \
          {}{differs}",
         report.epoch,
+        date(*at_ms),
         &heads[..16]
     )
 }

@@ -14,6 +14,7 @@ pub(crate) fn at(client: &KmsClient, name: &str) -> Result<KmsClient, Failure> {
     client.at_site(name).ok_or_else(|| {
         let names = client.site_names().join(", ");
         Failure::usage(format!("the client's configuration knows no site {name:?}, only {names}"))
+            .with_next("name one of these, as `[[sites]]` of client.toml calls it")
     })
 }
 

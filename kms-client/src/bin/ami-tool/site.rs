@@ -9,8 +9,9 @@ use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::args::{Enrol, ImportKey};
+use crate::args::ImportKey;
 use crate::failure::{Exit, Failure};
+use crate::site_args::Enrol;
 use crate::text::{block, say, say_json};
 
 /// Shows each site. One that can't be asked is said to be so, and the others are shown.
@@ -230,8 +231,10 @@ pub(crate) async fn import_key(
 /// Enrols the site that made a join request, and keeps the bundle for it.
 pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result<Exit, Failure> {
     let Enrol { request: path, fingerprint, out, replace } = what;
-    let fingerprint: Fingerprint =
-        fingerprint.parse().map_err(|error| Failure::usage(format!("--fingerprint: {error}")))?;
+    let fingerprint: Fingerprint = fingerprint
+        .concat()
+        .parse()
+        .map_err(|error| Failure::usage(format!("--fingerprint: {error}")))?;
     let unread = |why: String| Failure::files(format!("{}: {why}", path.display()));
     let text = std::fs::read_to_string(&path).map_err(|error| unread(error.to_string()))?;
     let request = SignedRequest::from_file(&text).map_err(|error| unread(error.to_string()))?;

@@ -1,4 +1,6 @@
-//! The arguments of `site status` and `site plan`.
+//! The arguments of `site status`, `site plan` and `site enrol`.
+
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -10,9 +12,10 @@ pub(crate) struct SiteStatusArgs {
     /// Verify their signatures here; exit code 1 if one is not good
     #[arg(long, requires = "readiness")]
     pub(crate) verify: bool,
-    /// With the key of this fingerprint, which `site enrol` showed, and no other
+    /// With the key of this fingerprint, which `site enrol` showed, and no other; once for each token of the
+    /// sites
     #[arg(long, value_name = "HEX", requires = "verify")]
-    pub(crate) signing_key: Option<String>,
+    pub(crate) signing_key: Vec<String>,
 }
 
 #[derive(Args)]
@@ -23,4 +26,50 @@ pub(crate) struct Plan {
     /// Have the site's token open every block for it
     #[arg(long)]
     pub(crate) open_blocks: bool,
+}
+
+/// The groups in which a fingerprint is printed: the command line may have it so, without quotes.
+const GROUPS_MAX: usize = 16;
+
+#[derive(Args)]
+pub(crate) struct Enrol {
+    /// The join request, as `kms-server init --join --request` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request: PathBuf,
+    /// Its fingerprint, as somebody at the joining site read it out; with its blanks or without
+    #[arg(long, value_name = "HEX", required = true, num_args = 1..=GROUPS_MAX)]
+    pub(crate) fingerprint: Vec<String>,
+    /// Write the bundle for the joining site to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// The site is known already, lost its token, and comes back with new keys
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        enrol: Enrol,
+    }
+
+    #[test]
+    fn a_fingerprint_may_stand_as_it_is_printed() {
+        let groups = ["b9a4", "51d8", "71e2", "8a44", "0c20", "e42f", "4add", "0936"].repeat(2);
+        let quoted = groups.join(" ");
+        for said in [&groups[..], &[&*quoted], &[&*groups.concat()]] {
+            let line = [&["x", "--request", "r", "--fingerprint"], said, &["--out", "b"]].concat();
+            let only = Only::try_parse_from(line).unwrap_or_else(|error| panic!("{error}"));
+            let read: kms_core::enrolment::Fingerprint =
+                only.enrol.fingerprint.concat().parse().unwrap();
+            assert_eq!(read.to_string(), quoted);
+            assert_eq!(only.enrol.out, PathBuf::from("b"));
+        }
+    }
 }

@@ -20,22 +20,27 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 const NOT_IN_STEP: &str = "nobody writes now. Run the same command again to go on waiting; `site promote` of the \
     site that was demoted gives its role back; with --primary-is-lost the other one takes over what it has";
 
-/// Refusals that pass once the site has followed.
-fn passes(error: &CallError) -> bool {
+/// A switchover asks the site that writes. Beside one that only can't be reached a promotion would make two that write.
+const NOT_ASKED: &str = "a switchover needs both sites. Find out whether that site still runs: if it does, mend the way to it \
+    and switch over then. Only if its servers are off, and stay off: `site plan SITE`, then `site promote SITE \
+    --primary-is-lost` for the site that is left";
+
+/// The reason to wait, as people say it; `None`: a refusal that does not pass once the site has followed.
+fn waits_for(error: &CallError) -> Option<&'static str> {
     let word = match error {
         CallError::Refused { code, .. } | CallError::Unavailable { code, .. } => code.as_str(),
-        CallError::Unreachable { .. } => return true,
-        _ => return false,
+        CallError::Unreachable { .. } => return Some("it can't be reached at the moment"),
+        _ => return None,
     };
-    matches!(
-        word,
-        "NOT_IN_STEP"
-            | "NOT_READY"
-            | "PRIMARY_WRITES"
-            | "EPOCH_MOVED"
-            | "BLOCK_BUSY"
-            | "NOT_REACHABLE"
-    )
+    Some(match word {
+        "PRIMARY_WRITES" => "it has not heard of the demotion yet",
+        "NOT_IN_STEP" => "it takes over what the other site wrote last",
+        "NOT_READY" => "it is being proved that it can open what it stores",
+        "EPOCH_MOVED" => "its epoch has just moved on",
+        "BLOCK_BUSY" => "its blocks are being written",
+        "NOT_REACHABLE" => "its token or its database is away at the moment",
+        _ => return None,
+    })
 }
 
 pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Result<Exit, Failure> {
@@ -83,7 +88,8 @@ async fn demote_the_other(
     let mut found = Vec::new();
     for other in client.site_names().iter().filter(|name| **name != what.to) {
         let site = at(client, other)?;
-        let (name, now) = looked(&site).await?;
+        let asked = looked(&site).await;
+        let (name, now) = asked.map_err(|failure| failure.of_site(other).with_next(NOT_ASKED))?;
         if now.writes {
             found.push((site, name, now));
         }
@@ -128,22 +134,22 @@ async fn promote(
     above_epoch: Option<u64>,
     until: Instant,
 ) -> Result<Promoted, Failure> {
-    let mut is_said = false;
+    let mut said = None;
     loop {
-        let (_, now) = looked(to).await?;
+        let (name, now) = looked(to).await?;
         let expected_epoch = now.epoch;
         let options = PromoteOptions { expected_epoch, above_epoch, ..PromoteOptions::default() };
         let error = match to.promote_site(options).await {
             Ok(promoted) => return Ok(promoted),
             Err(error) => error,
         };
-        if !passes(&error) || Instant::now() > until {
+        let Some(waits) = waits_for(&error).filter(|_| Instant::now() <= until) else {
             return Err(Failure::from(error).with_next(NOT_IN_STEP));
-        }
-        if !is_said {
+        };
+        if said != Some(waits) {
             // A closed standard error is no reason to stop half-way.
-            let _ = writeln!(io::stderr(), "waiting: {error}");
-            is_said = true;
+            let _ = writeln!(io::stderr(), "waiting: {name} can't be promoted yet: {waits}");
+            said = Some(waits);
         }
         tokio::time::sleep(ASK_AGAIN).await;
     }

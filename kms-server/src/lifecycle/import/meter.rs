@@ -67,7 +67,7 @@ pub struct ImportResult {
 
 impl NewKey {
     /// The protection that it is to have.
-    pub(super) fn wanted_protection(&self) -> Protection {
+    pub(in crate::lifecycle) fn wanted_protection(&self) -> Protection {
         self.protection.unwrap_or_else(|| self.kind.default_protection())
     }
 }

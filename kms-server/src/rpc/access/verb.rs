@@ -164,6 +164,11 @@ impl Verb {
         self.method().is_none_or(Method::is_stream)
     }
 
+    /// Whether it is a stream that goes on until one of its ends goes away.
+    pub const fn is_endless(self) -> bool {
+        matches!(self, Self::FollowChanges | Self::FollowEvents)
+    }
+
     /// The grantable verb with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::GRANTABLE.iter().copied().find(|verb| verb.name() == name)

@@ -8,6 +8,7 @@ use tracing::Span;
 use super::peer::{Peer, Place};
 use crate::rpc::{
     access::{policy::Permit, verb::Verb},
+    drain::Work,
     figures::Figures,
     messages::request_id::RequestId,
     shares::ledger::Ledger,
@@ -25,6 +26,7 @@ pub(super) struct Call {
     /// The cost of its messages.
     ledger: Ledger,
     _place: Place,
+    _work: Option<Work>,
 }
 
 impl Call {
@@ -45,7 +47,24 @@ impl Call {
         );
         let (verb, begun) = (permit.verb(), Instant::now());
         let ledger = Ledger::default();
-        Self { id, verb, figures, span, peer, begun, code: None, ledger, _place: place }
+        Self {
+            id,
+            verb,
+            figures,
+            span,
+            peer,
+            begun,
+            code: None,
+            ledger,
+            _place: place,
+            _work: None,
+        }
+    }
+
+    /// The same, and the server's end waits for it.
+    pub(super) fn waited_for(mut self, work: Option<Work>) -> Self {
+        self._work = work;
+        self
     }
 
     pub(super) fn verb(&self) -> Verb {

@@ -129,7 +129,12 @@ where
         request.extensions_mut().insert(id.clone());
         let Entered { permit, peer, place } = entered;
         let call = Call::begin(&permit, peer, place, id, Arc::clone(&keeper.figures));
-        let ends_at = if permit.verb().is_open() { Phase::Draining } else { Phase::Closing };
+        let (ends_at, is_waited_for) = match permit.verb() {
+            verb if verb.is_open() => (Phase::Draining, false),
+            verb if verb.is_endless() => (Phase::Idle, false),
+            _ => (Phase::Closing, true),
+        };
+        let call = call.waited_for(is_waited_for.then(|| keeper.drain.work()));
         let span = call.span();
         let permit = Arc::new(permit);
         request.extensions_mut().insert(Arc::clone(&permit));

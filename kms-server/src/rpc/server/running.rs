@@ -1,6 +1,10 @@
 //! A server from its sockets to the end of its drain.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -153,22 +157,37 @@ trait Serving: Future<Output = Result<(), TransportError>> + Send {}
 impl<F: Future<Output = Result<(), TransportError>> + Send> Serving for F {}
 
 /// Drains: the first half of the time is for calls to end by themselves, the second for streams that were told
-/// to. What is left then is cut.
+/// to; those without an end of their own are told as soon as nothing else runs. What is left then is cut.
 async fn end(
     mut serving: Pin<&mut impl Serving>,
     drain: &Drain,
     drain_timeout: Duration,
 ) -> Result<(), RpcError> {
-    let half = drain_timeout / 2;
-    for (phase, patience) in
-        [(Phase::Draining, half), (Phase::Closing, half), (Phase::Cut, CUT_PATIENCE)]
-    {
+    let (calls, begun, half) = (drain.working(), Instant::now(), drain_timeout / 2);
+    if calls > 0 {
+        let at_most_ms = drain_timeout.as_millis() as u64;
+        tracing::info!(calls, at_most_ms, "waiting for calls that run to end");
+    }
+    drain.enter(Phase::Draining);
+    tokio::select! {
+        ended = serving.as_mut() => return all_ended(ended, Phase::Draining),
+        _ = timeout(half, drain.idle()) => {}
+    }
+    let patience = half.saturating_sub(begun.elapsed());
+    let phases = [(Phase::Idle, patience), (Phase::Closing, half), (Phase::Cut, CUT_PATIENCE)];
+    for (phase, patience) in phases {
         drain.enter(phase);
         if let Ok(ended) = timeout(patience, serving.as_mut()).await {
-            tracing::info!(?phase, "all connections have ended");
-            return ended.map_err(|error| RpcError::Transport(error.into()));
+            return all_ended(ended, phase);
         }
+        let calls = drain.working();
+        tracing::info!(?phase, calls, "connections are still open");
     }
     tracing::warn!("shut down with connections that did not end");
     Ok(())
+}
+
+fn all_ended(ended: Result<(), TransportError>, phase: Phase) -> Result<(), RpcError> {
+    tracing::info!(?phase, "all connections have ended");
+    ended.map_err(|error| RpcError::Transport(error.into()))
 }

@@ -62,6 +62,16 @@ pub enum TlsError {
         /// The reason, and what to do.
         reason: String,
     },
+    /// The server's certificate is of no use where it is a client: of the other site, or of other servers of this one.
+    #[error(
+        "the certificate in {} is not for clients, and with it this server calls the other site, or other servers of this \
+         one: issue it again with the extended key usages serverAuth and clientAuth",
+        path.display()
+    )]
+    NotForClients {
+        /// The file.
+        path: PathBuf,
+    },
     /// A private key that others can read.
     #[error(
         "{} holds a private key that other accounts can read (mode {mode:03o}): run `chmod o= {}`",

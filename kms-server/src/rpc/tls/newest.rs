@@ -14,7 +14,10 @@ use std::{
 };
 
 use super::error::TlsError;
-use kms_core::fact::{NUMBER_MAX, NewestList};
+use kms_core::{
+    date::date,
+    fact::{NUMBER_MAX, NewestList},
+};
 
 /// The first line of the file.
 const HEAD: &str = "ami-kms newest revocation lists 1";
@@ -48,8 +51,8 @@ impl Edition {
             _ => {}
         }
         (self.this_update_ms < newest.this_update_ms).then(|| {
-            let (is, was) = (self.this_update_ms / 1_000, newest.this_update_ms / 1_000);
-            format!("it is of {is} (seconds since 1970), and one of {was} was used already")
+            let (is, was) = (date(self.this_update_ms), date(newest.this_update_ms));
+            format!("it is of {is}, and one of {was} was used already")
         })
     }
 

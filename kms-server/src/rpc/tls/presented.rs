@@ -30,6 +30,16 @@ pub fn check_presented(tls: &TlsConfig, now_ms: u64) -> Vec<(&'static str, TlsEr
     refused.chain(exposed).collect()
 }
 
+/// The fault of the certificate for which other servers refuse it, where this one is their client.
+pub fn check_as_client(tls: &TlsConfig) -> Option<(&'static str, TlsError)> {
+    let path = &tls.certificate;
+    let chain = read(path).and_then(|pem| load_chain(path, &pem)).ok()?;
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    let usage = leaf.extended_key_usage().ok().flatten()?;
+    let error = TlsError::NotForClients { path: path.clone() };
+    (!usage.value.client_auth).then_some(("rpc.tls.certificate", error))
+}
+
 fn exposed(path: &Path) -> Option<TlsError> {
     let mode = fs::metadata(path).ok()?.mode() & 0o777;
     // The group may read it: it is how a key of root's reaches the service's account.

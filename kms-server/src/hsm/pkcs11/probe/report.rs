@@ -57,6 +57,19 @@ impl ProbeReport {
         if failed.is_empty() { Ok(()) } else { Err(failed) }
     }
 
+    /// What it does not do and what that costs. The OAEP hash that is not the chosen one costs nothing: nothing asks
+    /// for it.
+    pub fn unmet(&self) -> impl Iterator<Item = String> {
+        let is_oaep = |row: &ProbeRow| {
+            [OaepHash::Sha1, OaepHash::Sha256].iter().any(|hash| row.what == oaep::name(*hash))
+        };
+        let costly = self.rows.iter().filter(move |row| !row.ok && (row.required || !is_oaep(row)));
+        costly.map(|row| match row.path.as_str() {
+            "" => row.what.clone(),
+            price => format!("{}: {price}", row.what),
+        })
+    }
+
     /// The security officer has found out that nobody can make a trusted key (`Quirk::NobodyTrusts`): no reason to
     /// refuse the token, and one not to found a domain on it.
     pub fn hands_no_keks_on(&mut self, told: String) {
@@ -159,5 +172,30 @@ impl ProbeRow {
         let kind = format!("{:?}", self.kind).to_lowercase();
         write!(f, "{mark} {kind:<7} {:<width$}  {}", self.what, self.outcome)?;
         if self.path.is_empty() { writeln!(f) } else { writeln!(f, " -> {}", self.path) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(what: &str, path: &str, (required, ok): (bool, bool)) -> ProbeRow {
+        let (kind, outcome, why) = (RowKind::Ability, String::new(), String::new());
+        ProbeRow { kind, what: what.to_owned(), outcome, path: path.to_owned(), why, required, ok }
+    }
+
+    #[test]
+    fn a_limit_is_told_where_it_costs_something_and_with_its_price() {
+        let (sha1, sha256) = (oaep::name(OaepHash::Sha1), oaep::name(OaepHash::Sha256));
+        let rows = vec![
+            row("AES-CMAC", "fingerprints come with the key", (false, false)),
+            row("random bytes", "C_GenerateRandom", (true, true)),
+            row(sha1, "with oaep_hash", (true, true)),
+            row(sha256, "not needed", (false, false)),
+        ];
+        let (token_label, model) = (String::new(), String::new());
+        let report = ProbeReport { token_label, model, rows, elapsed_ms: 0 };
+        let unmet: Vec<_> = report.unmet().collect();
+        assert_eq!(unmet, ["AES-CMAC: fingerprints come with the key"]);
     }
 }
