@@ -8,7 +8,12 @@ mod common;
 mod postgres_common;
 mod several_nodes;
 
-use std::{collections::BTreeMap, fs, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use common::{
     Home, client, eventually,
@@ -21,13 +26,15 @@ use kms_client::{
     AuditEvent, CounterDeclaration, KmsClient, MeterName, PlainApdu, Protected, Protecting,
     TransmitRefusal, Verdict,
 };
-use kms_proto::v1::{PlainBatch, ProtectRequest, nodes_client::NodesClient};
+use kms_proto::v1::{
+    PlainBatch, ProtectRequest, ciphering_client::CipheringClient, nodes_client::NodesClient,
+};
 use postgres_common::Cluster;
 use rustix::process::Signal;
 use several_nodes::{cluster, first_node, further_node};
 use softhsm_tests::{Role, Running, settings::quoted};
 use tokio_stream::StreamExt as _;
-use tonic::Code;
+use tonic::{Code, Request};
 
 const FLEET: u64 = 20;
 const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
@@ -224,6 +231,27 @@ async fn invariant_3_counters_rise_without_a_repeat_at_either_node_and_a_holder_
     .await;
     seen.take(5, &encrypt(&second.client, 5).await);
     drop(first.home);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_do_not_wait_do_not_have_a_healthy_holder_taken_over_from() {
+    let cluster = cluster();
+    let (first, second, seen) = two_nodes(&cluster, |_| {}).await;
+    let mut hurried = CipheringClient::new(channel_as(&second.home, Role::Dev));
+    let batch = forwarded("dev", 3).batch.unwrap();
+    // For longer than a silent holder is waited for.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        let mut request = Request::new(batch.clone());
+        request.set_timeout(Duration::from_millis(2));
+        let _ = hurried.encrypt_batch(request).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    seen.send(&second.client).await;
+    // A take-over goes on behind all that the holder had reserved.
+    let highest = seen.0.lock().unwrap().clone();
+    assert!(highest.values().all(|counter| *counter < 1_000), "{highest:?}");
+    drop((first.home, first.running));
 }
 
 #[tokio::test(flavor = "multi_thread")]

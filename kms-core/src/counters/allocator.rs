@@ -251,7 +251,9 @@ impl Allocator {
     /// that the site writes in this epoch. Then [`Allocator::reserved`], or [`Allocator::let_go`].
     pub fn reserve(&mut self, now: Moment, stored: Option<&Mark>) -> Result<Mark, NotReserved> {
         let epoch = self.epoch.ok_or(NotReserved::DoesNotWrite)?;
-        self.check_witness(epoch, stored)?;
+        if !self.witnessed {
+            return Err(NotReserved::NotWitnessed);
+        }
         let stored = stored.filter(|mark| mark.epoch >= epoch).ok_or_else(|| {
             self.let_go();
             NotReserved::MarkGone { block: self.block, epoch }
@@ -259,6 +261,7 @@ impl Allocator {
         if stored.epoch > epoch {
             return Err(NotReserved::HigherEpoch(stored.epoch));
         }
+        self.check_known(epoch, stored)?;
         let (start, end) = self.range_behind(now, stored)?;
         let term = stored.term + 1;
         let mark = Mark { block: self.block, epoch, end, holder: Some(self.node), term };
@@ -266,11 +269,8 @@ impl Allocator {
         Ok(mark)
     }
 
-    fn check_witness(&mut self, epoch: Epoch, stored: Option<&Mark>) -> Result<(), NotReserved> {
-        if !self.witnessed {
-            return Err(NotReserved::NotWitnessed);
-        }
-        let found = stored.map(|mark| Witnessed { epoch: mark.epoch, end: mark.end });
+    fn check_known(&mut self, epoch: Epoch, stored: &Mark) -> Result<(), NotReserved> {
+        let found = Some(Witnessed::from(stored));
         let more = self.known.filter(|known| found < Some(*known) && known.epoch >= epoch);
         let Some(known) = more else { return Ok(()) };
         self.let_go();

@@ -225,7 +225,7 @@ impl Roles {
         entry: AuditEntry,
         now_ms: u64,
     ) -> Result<Promotion, NotChanged> {
-        let all = self.take_all().await;
+        let _all = self.take_all().await;
         let row = self.opener.store.role().await?;
         let records = self.records().await?;
         let standing = self.standing_of(&records, row)?;
@@ -288,7 +288,6 @@ impl Roles {
         self.goes_by(standing).await;
         self.keep_mark(None);
         tracing::warn!(epoch = epoch.0, "this site was promoted: it writes");
-        drop(all);
         Ok(Promotion { standing, left: entered.left })
     }
 

@@ -164,7 +164,8 @@ async fn ask(
     };
     judging.begin().await;
     let Some(turn) = way.holders.begin(holder) else {
-        let answer = answered(way.nodes.protect(holder, way.origin, &theirs).await);
+        let answer = timeout(wait, way.nodes.protect(holder, way.origin, &theirs)).await;
+        let answer = answer.map_or_else(|_| silent(), answered);
         judging.end(&answer, wait >= SILENCE).await;
         return answer;
     };

@@ -186,8 +186,7 @@ fn invariant_3_a_block_without_a_mark_of_the_epoch_begins_nowhere() {
     // Nor while it holds a range of it.
     let (mut one, mut stored) = (node(1), first());
     reserve(&mut one, 0, &mut stored).unwrap();
-    let gone =
-        NotReserved::RolledBack { found: None, known: Witnessed { epoch: EPOCH, end: RANGE } };
+    let gone = NotReserved::MarkGone { block: BLOCK, epoch: EPOCH };
     assert_eq!(one.reserve(ms(1), None), Err(gone));
     assert_eq!(take(&mut one, 1, &line(1, 0)), Err(NotAllocated::Reserve));
 }
