@@ -269,22 +269,27 @@ fn a_second_token_that_was_made_anew_is_named_and_not_taken_up_by_itself() {
         let running = Running::start(Arc::clone(&a), &network).await;
         has_too(&a, &before).await;
         let (grounds, beside) = beside_a_liar(&b, &network, Lies::default());
+        let strange = || {
+            let mut faults = grounds.status.all().faults;
+            faults.retain(|fault| fault.contains("not known"));
+            faults
+        };
         beside.witnessing.look().await.unwrap();
-        assert_eq!(grounds.status.all().faults, Vec::<String>::new());
+        assert_eq!(strange(), Vec::<String>::new());
         let known = b.keyring.roles.peers().await.unwrap();
         assert_eq!(known[0].keys().iter().count(), 2);
         // The site was put back, and its second token made once more.
         has_too(&a, &anew).await;
         beside.witnessing.look().await.unwrap();
         let id = TokenId::of(&anew.public_key().unwrap());
-        let faults = grounds.status.all().faults;
+        let faults = strange();
         let named = format!("token {id} of site north is not known here");
         assert!(faults.len() == 1 && faults[0].starts_with(&named), "{faults:?}");
         assert_eq!(b.keyring.roles.peers().await.unwrap(), known);
         // With the one that is known it is well again.
         has_too(&a, &before).await;
         beside.witnessing.look().await.unwrap();
-        assert_eq!(grounds.status.all().faults, Vec::<String>::new());
+        assert_eq!(strange(), Vec::<String>::new());
         running.cut().await;
     });
 }
