@@ -6,6 +6,7 @@
 mod common;
 
 use common::{
+    Home, eventually,
     fleet::{id, line},
     home_with,
 };
@@ -205,5 +206,60 @@ fn two_people_import_set_a_policy_and_readmit_a_deleted_meter() {
     let done =
         events.find(|event| event["verb"] == "Meters/ReadmitMeter" && event["outcome"] == "DONE");
     assert_eq!(done.expect(&listed)["meter_id"], meter.as_str());
+    assert!(running.stop().unwrap().success());
+}
+
+/// Names a revocation list in `kms.toml`.
+fn use_list(home: &Home, list: &str) {
+    let path = home.places().dir.join("certificates/clients.crl");
+    std::fs::write(&path, list).unwrap();
+    let text = std::fs::read_to_string(&home.places().kms_toml).unwrap();
+    if !text.contains("client_crl") {
+        let named = format!("[rpc.tls]\nclient_crl = \"{}\"\n", path.display());
+        std::fs::write(&home.places().kms_toml, text.replace("[rpc.tls]\n", &named)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_take_back_the_number_of_a_revocation_list_that_no_true_list_reaches() {
+    let home = home_with(&[("rpc", "reload_poll_s", "1")]);
+    let authority = home.authority().unwrap();
+    let true_list = authority.empty_revocation_list().unwrap();
+    let (_, beyond) = authority.revoked_client("nobody-1").unwrap();
+    use_list(&home, &beyond);
+    let running = home.start().unwrap();
+    let [admin, approver, auditor] =
+        [Role::AmiAdmin, Role::Approver, Role::Auditor].map(|role| home.ami_tool(role));
+    eventually("the domain remembers its number", async || {
+        run(&auditor, &["audit", "list"], "").1.contains("RevocationLists/Remember")
+    })
+    .await;
+    use_list(&home, &true_list);
+    let status = || run(&admin, &["site", "status"], "").1;
+    let older = "its number is 01, and 02 was used already (authority ";
+    eventually("the true list is refused", async || status().contains(older)).await;
+    let said = status();
+    let (_, rest) = said.split_once(older).unwrap();
+    let authority: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+    let forget = |number: &'static str, from: &'static str| {
+        let authority = authority.clone();
+        ["site", "forget-list", "--authority", &authority, "--number", number, "--from", from]
+            .map(str::to_owned)
+    };
+    let arguments = forget("02", "01");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let waits = number(&admin, &arguments, "");
+    let shown = approve(&approver, &waits);
+    assert!(shown.contains("forget that revocation list 02 was used"), "{shown}");
+    let (code, _, said) = run(&admin, &arguments, "");
+    assert_eq!(code, Some(0), "{said}");
+    eventually("the true list is in use", async || !status().contains("revocation list")).await;
+    // Once: the number that was forgotten is remembered no more, and a restart forgets nothing of that.
+    assert!(running.stop().unwrap().success());
+    let running = home.start().unwrap();
+    let waits = number(&admin, &arguments, "");
+    approve(&approver, &waits);
+    let (code, _, said) = run(&admin, &arguments, "");
+    assert!(code == Some(1) && said.contains("another one"), "{said}");
     assert!(running.stop().unwrap().success());
 }
