@@ -127,7 +127,7 @@ pub use records::{
     TextReader, WipedLines,
 };
 pub use replicated::Replicated;
-pub use replication::{FollowingStatus, ReadinessStatus, ReplicationStatus};
+pub use replication::{FollowerStatus, FollowingStatus, ReadinessStatus, ReplicationStatus};
 pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
 pub use role::{BlockLeft, PromoteOptions, Promoted, SiteRole, SiteStanding};

@@ -32,6 +32,21 @@ pub struct ReplicationStatus {
     pub peer_unknown_records: u32,
     /// The time of its newest head table that was witnessed at this site; milliseconds since 1970, 0: none was.
     pub witnessed_ms: u64,
+    /// The peer and replicas that follow the server that answered.
+    pub followers: Vec<FollowerStatus>,
+}
+
+/// One that follows a server's changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FollowerStatus {
+    /// Its site.
+    pub site: String,
+    /// Blocks in which it is behind, by what it said that it has stored.
+    pub blocks_behind: u32,
+    /// Changes of these.
+    pub changes_behind: u64,
+    /// Milliseconds since it last had everything; `None`: it has.
+    pub behind_ms: Option<u64>,
 }
 
 /// Taking over of the peer's changes.
@@ -80,6 +95,12 @@ pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
         compared_ms: wire.compared_ms,
         differed: wire.differed,
     };
+    let follower = |wire: v1::FollowerStatus| FollowerStatus {
+        site: wire.site,
+        blocks_behind: wire.blocks_behind,
+        changes_behind: wire.changes_behind,
+        behind_ms: wire.behind_ms,
+    };
     let readiness = |wire: v1::ReadinessStatus| ReadinessStatus {
         proved: wire.proved,
         unproved: wire.unproved,
@@ -102,5 +123,6 @@ pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
         peer_unmet: wire.peer_unmet,
         peer_unknown_records: wire.peer_unknown_records,
         witnessed_ms: wire.witnessed_ms,
+        followers: wire.followers.into_iter().map(follower).collect(),
     }
 }

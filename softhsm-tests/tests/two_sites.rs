@@ -13,6 +13,7 @@ use common::{
     programs,
 };
 use kms_client::{ImportRules, Verdict};
+use rustix::process::Signal;
 use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions, sealing::Signing};
 use sqlx::{Connection as _, Row as _, SqliteConnection};
 use tempfile::TempDir;
@@ -85,6 +86,41 @@ async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
     let mut results = at_b.meters().import(late, ImportRules::default());
     let refused = results.next().await.unwrap().unwrap_err().to_string();
     assert!(refused.contains("changes go to the primary site"), "{refused}");
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_of_the_site_that_writes_says_how_far_its_follower_is_behind() {
+    let (_dir, pair, (a, b)) = pair();
+    pair.until_proved(&pair.a).unwrap();
+    let at_a = client(&pair.a, Role::Dev).await;
+    let lag = || async {
+        let status = at_a.site_status().await.unwrap();
+        let followers = status.replication.unwrap().followers;
+        assert!(followers.len() < 2, "{followers:?}");
+        followers.into_iter().next()
+    };
+    eventually("the follower has everything", || async {
+        lag().await.is_some_and(|it| it.site == "site-b" && it.behind_ms.is_none())
+    })
+    .await;
+    b.signal(Signal::STOP).unwrap();
+    add(&at_a, &[line(1), line(2)]).await;
+    eventually("it is behind by what was imported", || async {
+        let lag = lag().await;
+        lag.is_some_and(|it| {
+            it.behind_ms.is_some() && it.changes_behind >= 2 && it.blocks_behind > 0
+        })
+    })
+    .await;
+    let said = pair.a.ami_tool(Role::Dev).status().unwrap();
+    assert!(said.contains("site-b is BEHIND by "), "{said}");
+    b.signal(Signal::CONT).unwrap();
+    eventually("it has caught up", || async {
+        lag().await.is_some_and(|it| it.behind_ms.is_none())
+    })
+    .await;
     b.stop().unwrap();
     a.stop().unwrap();
 }

@@ -12,6 +12,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
+use super::lagging::Behind;
 use crate::store::{
     AuditedStore, BlockChange, Positions, ReadStore, StoreError,
     sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
@@ -72,6 +73,16 @@ impl Ledger {
         let known = self.known();
         let both = (0u32..).zip(known.iter().zip(seen));
         both.filter(|(_, (known, seen))| known > seen).map(|(block, _)| BlockNo(block)).collect()
+    }
+
+    /// How far these positions of all blocks, in order, are behind.
+    pub(super) fn behind(&self, stored: impl Iterator<Item = Position>) -> Behind {
+        let known = self.known();
+        let lacking = known.iter().zip(stored).filter(|(known, stored)| stored < *known);
+        lacking.fold(Behind::default(), |sum, (known, stored)| Behind {
+            blocks: sum.blocks + 1,
+            changes: sum.changes + known.sequence.0.saturating_sub(stored.sequence.0),
+        })
     }
 
     /// Runs until the process ends: hears of what other servers of this site commit.

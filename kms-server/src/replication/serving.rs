@@ -216,7 +216,7 @@ impl Serving {
         }
         let place = place(&self.places(site).followers)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
-        let session = Session::new(self.source.clone(), cursors);
+        let session = Session::new(self.source.clone(), self.status.followers.begin(site), cursors);
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = session.run(said, &out).await {

@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     card::Cards,
+    lagging::Seat,
     ledger::Ledger,
     messages::{BlockUpdate, PeerSaid},
     not_served::NotServed,
@@ -48,6 +49,8 @@ pub(super) struct Source {
 /// One follower. Takes memory by the number of blocks, and for one block's records.
 pub(super) struct Session {
     source: Source,
+    /// Where it is told how far the follower is behind.
+    seat: Seat,
     /// Where the follower's blocks stand.
     stored: Vec<BlockMark>,
     /// Where they will stand with what was sent.
@@ -64,10 +67,11 @@ pub(super) struct Session {
 
 impl Session {
     /// Nothing was sent yet. `cursors` has each block once, in order.
-    pub(super) fn new(source: Source, cursors: Vec<BlockMark>) -> Self {
+    pub(super) fn new(source: Source, seat: Seat, cursors: Vec<BlockMark>) -> Self {
         let count = cursors.len();
         Self {
             source,
+            seat,
             sent: cursors.iter().map(|cursor| cursor.position).collect(),
             stored: cursors,
             due: VecDeque::new(),
@@ -109,6 +113,7 @@ impl Session {
                     Err(_) => return Ok(()),
                 },
                 _ = heartbeat.tick() => {
+                    self.tell_lag();
                     let card = self.source.cards.now().await?;
                     // One that reads nothing is not there to be told that we are.
                     if let Err(mpsc::error::TrySendError::Closed(_)) = out.try_send(Ok(PeerSaid::Card(card))) {
@@ -132,6 +137,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    fn tell_lag(&self) {
+        let stored = self.stored.iter().map(|mark| mark.position);
+        self.seat.is(self.source.ledger.behind(stored));
     }
 
     /// Blocks that moved are due.

@@ -8,15 +8,17 @@ use std::{
 use super::{
     card::{SiteCard, differences},
     config::Config,
+    lagging::{FollowerStatus, Followers},
     makeup::OwnMakeup,
 };
 use crate::telemetry::{
     catalogue::{
-        DIVERGENCE_UNDECIDED, PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED,
-        PEER_DIFFERENCES, PEER_PROOF_AGE, PEER_PROVED, PEER_RECORDS_ADOPTED, PEER_UNPROVED,
-        PEER_WENT_BACK, PEER_WITNESSED, SITE_READINESS, SITE_UNKNOWN_RECORDS,
+        DIVERGENCE_UNDECIDED, FOLLOWER_BEHIND, FOLLOWER_BLOCKS_BEHIND, PEER_BLOCKS_ADOPTED,
+        PEER_BLOCKS_REFUSED, PEER_CONNECTED, PEER_DIFFERENCES, PEER_PROOF_AGE, PEER_PROVED,
+        PEER_RECORDS_ADOPTED, PEER_UNPROVED, PEER_WENT_BACK, PEER_WITNESSED, SITE_READINESS,
+        SITE_UNKNOWN_RECORDS,
     },
-    metrics::{Page, Source},
+    metrics::{Label, Page, Source},
 };
 use kms_core::{
     BlockNo, Epoch,
@@ -84,6 +86,8 @@ pub struct ReplicationStatus {
     pub heard: Option<PeerHeard>,
     /// Further sites that have called this one: read-only replicas.
     pub replicas: Vec<PeerHeard>,
+    /// Those who follow this server's changes, now.
+    pub followers: Vec<FollowerStatus>,
     /// `None`: this site writes, and follows nobody.
     pub following: Option<FollowingStatus>,
     /// `None`: this site does not write, and asks for no proofs.
@@ -122,6 +126,8 @@ pub struct Status {
     config: Config,
     clock: Arc<dyn Clock>,
     makeup: Arc<OwnMakeup>,
+    /// Those who follow this server.
+    pub(super) followers: Arc<Followers>,
     known: Mutex<Known>,
 }
 
@@ -171,7 +177,8 @@ impl Known {
 impl Status {
     /// Of a site with these settings, made of this.
     pub fn new(config: &Config, clock: Arc<dyn Clock>, makeup: Arc<OwnMakeup>) -> Self {
-        Self { config: config.clone(), clock, makeup, known: Mutex::default() }
+        let followers = Arc::new(Followers::new(Arc::clone(&clock)));
+        Self { config: config.clone(), clock, makeup, followers, known: Mutex::default() }
     }
 
     /// A report of readiness that was verified, while this site is in this epoch.
@@ -395,6 +402,7 @@ impl Status {
             peer,
             heard,
             replicas,
+            followers: self.followers.all(),
             following,
             readiness,
             colour,
@@ -464,6 +472,12 @@ impl Source for Status {
         if let Some(at_ms) = all.witnessed_ms {
             let age_ms = self.clock.unix_ms().saturating_sub(at_ms);
             page.sample(&PEER_WITNESSED, &[], age_ms as f64 / 1e3);
+        }
+        for follower in &all.followers {
+            let site = [Label::Configured(&follower.site)];
+            page.sample(&FOLLOWER_BLOCKS_BEHIND, &site, u64::from(follower.behind.blocks));
+            let behind_s = follower.behind_ms.unwrap_or(0) as f64 / 1e3;
+            page.sample(&FOLLOWER_BEHIND, &site, behind_s);
         }
         let ReplicationStatus { following, readiness, .. } = all;
         if let Some(following) = following {

@@ -220,6 +220,13 @@ catalogue! {
     PEER_PROOF_AGE = "kms_peer_oldest_proof_seconds", Gauge, [],
         "Age of the oldest proof, while all blocks are proved.",
         "Goes up and down with `peer.prove_interval_s`.", "";
+    FOLLOWER_BLOCKS_BEHIND = "kms_follower_blocks_behind", Gauge, ["site"],
+        "Blocks in which a site or replica that follows this server has not stored all changes, by what it said.",
+        "Looked at once in each `peer.heartbeat_ms`. Without a sample: it does not follow this server.", "";
+    FOLLOWER_BEHIND = "kms_follower_behind_seconds", Gauge, ["site"],
+        "Time since a site or replica that follows this server last had stored all changes; 0: it has.",
+        "The line to it, its token or its database is slow or away; `site status` says by how many changes it is behind.",
+        "above 60 for a site, 600 for a replica";
     DIVERGENCE_UNDECIDED = "kms_divergence_undecided", Gauge, [],
         "Records that one site wrote alone and that wait for a decision.",
         "After a failover with the former primary alive. `ami-tool site divergence list` shows them.",

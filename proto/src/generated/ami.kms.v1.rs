@@ -5871,6 +5871,22 @@ pub struct ReplicationStatus {
     /// Milliseconds since 1970 of the peer's newest head table that was witnessed here; 0: none.
     #[prost(uint64, tag = "13")]
     pub witnessed_ms: u64,
+    /// The peer and replicas that follow the server that answers, now. At a site of several servers each is at one of them.
+    #[prost(message, repeated, tag = "14")]
+    pub followers: ::prost::alloc::vec::Vec<FollowerStatus>,
+}
+/// One that follows this server's changes, and how far it is behind by what it said that it has stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowerStatus {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub blocks_behind: u32,
+    #[prost(uint64, tag = "3")]
+    pub changes_behind: u64,
+    /// Milliseconds since it last had everything; absent: it has.
+    #[prost(uint64, optional, tag = "4")]
+    pub behind_ms: ::core::option::Option<u64>,
 }
 /// Taking over of the peer's changes.
 #[derive(Clone, PartialEq, ::prost::Message)]

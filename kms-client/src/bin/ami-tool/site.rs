@@ -1,9 +1,15 @@
 //! `site status | import-key | enrol`. The reports that `status --readiness` shows are another file's.
 
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
 use futures_util::future::join_all;
+use indicatif::{ProgressBar, ProgressStyle};
 use kms_client::{
-    KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding, SiteStatus,
-    SiteToken, StoreStatus, TokenStatus, WarmUp,
+    FollowerStatus, KeyringStatus, KmsClient, ReadinessStatus, ReplicationStatus, SiteStanding,
+    SiteStatus, SiteToken, StoreStatus, TokenStatus, WarmUp,
 };
 use kms_core::enrolment::{Fingerprint, request::SignedRequest};
 use serde_json::json;
@@ -56,6 +62,7 @@ fn rows(status: &SiteStatus) -> [(&'static str, String); 14] {
         ("site", format!("{}{single}", status.site)),
         ("role", status.standing.as_ref().map_or_else(|| "-".to_owned(), standing)),
         ("peer", status.replication.as_ref().map_or_else(|| "-".to_owned(), peer)),
+        ("followers", status.replication.as_ref().map_or_else(|| "-".to_owned(), followers)),
         ("domain", status.domain_id.clone()),
         ("version", status.version.clone()),
         ("epoch", status.epoch.to_string()),
@@ -105,6 +112,24 @@ fn peer(replication: &ReplicationStatus) -> String {
         text.push_str(&format!(", {connected}, {blocks} blocks taken over, {refused} refused"));
     }
     text
+}
+
+/// Those who follow the server that answered, and by how much they are behind.
+fn followers(replication: &ReplicationStatus) -> String {
+    let told = |follower: &FollowerStatus| {
+        let FollowerStatus { site, blocks_behind, changes_behind, behind_ms } = follower;
+        match behind_ms {
+            None => format!("{site} has all changes"),
+            Some(ms) => format!(
+                "{site} is BEHIND by {changes_behind} changes in {blocks_behind} blocks, for {:.1} s",
+                *ms as f64 / 1_000.0
+            ),
+        }
+    };
+    match replication.followers.as_slice() {
+        [] => "none at the server that answered".to_owned(),
+        all => all.iter().map(told).collect::<Vec<_>>().join("; "),
+    }
 }
 
 fn state(reachable: bool, fault: &str) -> String {
@@ -228,6 +253,19 @@ pub(crate) async fn import_key(
     Ok(Exit::Good)
 }
 
+/// Says on a terminal that work goes on, and for how long: one answer comes, at its end.
+fn waiting(json: bool) -> ProgressBar {
+    if json || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+    let bar = ProgressBar::new_spinner()
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+        .with_message("the site wraps the secret of each of its blocks for the other token");
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
 /// Enrols the site that made a join request, and keeps the bundle for it.
 pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result<Exit, Failure> {
     let Enrol { request: path, fingerprint, out, replace } = what;
@@ -249,7 +287,10 @@ pub(crate) async fn enrol(client: &KmsClient, what: Enrol, json: bool) -> Result
             ),
         ));
     }
-    let bundle = client.enrol_peer(&request, fingerprint, replace).await?;
+    let bar = waiting(json);
+    let bundle = client.enrol_peer(&request, fingerprint, replace).await;
+    bar.finish_and_clear();
+    let bundle = bundle?;
     let written = std::fs::write(&out, bundle.to_file());
     written.map_err(|error| Failure::files(format!("writing {}: {error}", out.display())))?;
     let sender = &bundle.enrolment.sender;

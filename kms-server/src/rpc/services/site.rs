@@ -6,14 +6,14 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
     AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
-    EnrolPeerRequest, EnrolPeerResponse, FollowingStatus as WireFollowing,
-    ForgetRevocationListRequest, ForgetRevocationListResponse, GetReadinessRequest,
-    GetReadinessResponse, GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring,
-    ListDivergenceRequest, ListDivergenceResponse, PlanPromotionRequest, PlanPromotionResponse,
-    PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
-    ReplicationStatus as WireReplication, ResolveDivergenceRequest, ResolveDivergenceResponse,
-    SiteToken, StandbyStatus, StoreStatus, SyncNowRequest, SyncProgress as WireProgress,
-    TokenStatus as WireToken, WarmUp, site_server,
+    EnrolPeerRequest, EnrolPeerResponse, FollowerStatus as WireFollower,
+    FollowingStatus as WireFollowing, ForgetRevocationListRequest, ForgetRevocationListResponse,
+    GetReadinessRequest, GetReadinessResponse, GetStatusRequest, GetStatusResponse,
+    KeyringStatus as WireKeyring, ListDivergenceRequest, ListDivergenceResponse,
+    PlanPromotionRequest, PlanPromotionResponse, PromoteRequest, PromoteResponse, ReadinessStatus,
+    RefusedBlock, ReplicationStatus as WireReplication, ResolveDivergenceRequest,
+    ResolveDivergenceResponse, SiteToken, StandbyStatus, StoreStatus, SyncNowRequest,
+    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,7 +27,8 @@ use crate::{
     keyring::{KeyringStatus, KnownToken, NotChanged, Promotion, Roles, Wish},
     lifecycle::{AsidePage, ForgetList, Lifecycle},
     replication::{
-        self, Fencing, FollowingStatus, PeerHeard, Planning, ReplicationStatus, SyncAsked, Syncing,
+        self, Fencing, FollowerStatus, FollowingStatus, PeerHeard, Planning, ReplicationStatus,
+        SyncAsked, Syncing,
     },
     rpc::{
         access::{policy::Permit, verb::Verb},
@@ -380,6 +381,7 @@ impl site_server::Site for SiteService {
 
 fn wire_replication(status: ReplicationStatus) -> WireReplication {
     let ReplicationStatus { peer, heard, following, readiness, colour, differences, .. } = status;
+    let followers = status.followers.into_iter().map(wire_follower).collect();
     let (card, heard_ms) = match heard {
         Some(PeerHeard { card, ms }) => (Some(card), Some(ms)),
         None => (None, None),
@@ -397,9 +399,16 @@ fn wire_replication(status: ReplicationStatus) -> WireReplication {
         witnessed_ms: status.witnessed_ms.unwrap_or(0),
         peer_release: card.map_or_else(String::new, |card| card.release),
         heard_ms,
+        followers,
         following: following.map(wire_following),
         readiness: readiness.map(wire_readiness),
     }
+}
+
+fn wire_follower(follower: FollowerStatus) -> WireFollower {
+    let FollowerStatus { site, behind, behind_ms } = follower;
+    let (blocks_behind, changes_behind) = (behind.blocks, behind.changes);
+    WireFollower { site, blocks_behind, changes_behind, behind_ms }
 }
 
 fn wire_following(following: FollowingStatus) -> WireFollowing {
