@@ -132,6 +132,48 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invariant_4_a_tail_that_is_lost_right_after_a_promotion_was_not_dealt_with_by_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("database");
+    let mut first = Cluster::new(&[]);
+    first.database("ami");
+    point(&name, &first);
+    let home = home(&name);
+    home.init().unwrap();
+    let running = home.start().unwrap();
+    let serving = client(&home, Role::Dev).await;
+    warm(&serving).await;
+    add(&serving, &[line(1)]).await;
+    let noted = || {
+        let line = std::fs::read_to_string(home.places().data.join("database-timeline")).unwrap();
+        line.split_whitespace().nth(2).map(str::to_owned)
+    };
+    eventually("the epoch is noted", async || noted().as_deref() == Some("2")).await;
+    let site = |what: &str| said_by(&home, "role", &["site", what, "--yes"]).unwrap();
+    site("demote");
+    site("promote");
+    // Not a second later: whatever is acknowledged from now on is acknowledged in this epoch.
+    assert_eq!(noted().as_deref(), Some("4"));
+    let mut second = first.standby();
+    second.until_it_has_all_of(&first).await;
+    second.stop();
+    add(&serving, &[line(2)]).await;
+    running.kill_9().unwrap();
+    first.kill();
+    second.start();
+    second.promote();
+    point(&name, &second);
+    // The promotion is in the database, and what came behind it is not: that is a restore.
+    let _running = home.start().unwrap();
+    let restored = client(&home, Role::Dev).await;
+    warm(&restored).await;
+    let refused = outcome_of_import(&restored, 3).await;
+    assert!(refused.contains("NOT_PRIMARY"), "{refused}");
+    let faults = restored.site_status().await.unwrap().faults.join("; ");
+    assert!(faults.contains("failover to timeline 2"), "{faults}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn invariant_4_what_waits_for_a_frozen_standby_is_unknown_and_settled_before_the_next_one() {
     let dir = tempfile::tempdir().unwrap();
     let name = dir.path().join("database");

@@ -5,10 +5,12 @@
 
 mod common;
 
-use std::{ffi::OsStr, fs, path::Path};
+use std::{cell::Cell, ffi::OsStr, fs, path::Path};
 
-use common::fleet::{add, apdu, line, push};
-use kms_client::{ClientConfig, KmsClient, Verdict};
+use common::fleet::{add, apdu, line, push, title};
+use kms_client::{
+    ClientConfig, CounterDeclaration, KmsClient, MeterName, PlainApdu, Protecting, Verdict,
+};
 use softhsm_tests::{Pair, Programs, Role, ServerError, Site, SiteOptions, pair::said_by};
 
 async fn client(site: &Site) -> KmsClient {
@@ -62,7 +64,30 @@ async fn invariant_4_a_site_that_lost_token_and_database_gets_everything_from_th
     tool(other, &["site", "promote", "--primary-is-lost", "--yes"]);
     add(&client(other).await, &[line(3)]).await;
 
-    // It joins anew, with a new token.
+    joins_anew(lost, other);
+    let _a = lost.start().unwrap();
+    pair.until_proved(other).unwrap();
+    for n in 1..4 {
+        assert_eq!(opens(lost, n).await, Verdict::Ok, "{n}");
+    }
+    // What the old token made is nothing any more.
+    let from = ["--verify-only", "--from", backup.to_str().unwrap()].map(OsStr::new);
+    let Err(ServerError::Failed { output, .. }) = lost.run("restore", &from) else {
+        panic!("a backup of a token that is gone was opened");
+    };
+    println!("{output}");
+    // And it becomes the primary again, in order, above all epochs that it may have been in.
+    let both = pair.client_toml(Role::AmiAdmin).unwrap();
+    let tool = softhsm_tests::AmiTool::new(&lost.programs().ami_tool, &both);
+    let back = ["site", "switchover", "site-a", "--yes", "--above-epoch", "3"];
+    println!("{}", tool.succeed(&back).unwrap());
+    pair.until_it_is(lost, "PRIMARY", 4).unwrap();
+    add(&client(lost).await, &[line(4)]).await;
+    assert_eq!(opens(lost, 4).await, Verdict::Ok);
+}
+
+/// A site whose token and database are gone joins with new ones.
+fn joins_anew(lost: &Site, other: &Site) {
     let place = |site: &Site, name: &str| site.places().dir.join(name).display().to_string();
     let (request, bundle) = (place(lost, "join.request"), place(other, "bundle"));
     let so_pin = |site: &Site| site.places().so_pin.display().to_string();
@@ -85,22 +110,96 @@ async fn invariant_4_a_site_that_lost_token_and_database_gets_everything_from_th
     assert!(refused.contains("PEER_EXISTS"), "{refused}");
     let said = tool(other, &[&enrol[..], &["--replace"]].concat());
     let fingerprint = told(&said, "fingerprint");
-    run(lost, "init", &["--join", "--bundle", &bundle, "--fingerprint", &fingerprint]);
+    let said = run(lost, "init", &["--join", "--bundle", &bundle, "--fingerprint", &fingerprint]);
+    assert!(said.contains("it was rebuilt"), "{said}");
+}
+
+const CLIENT: &str = "414D494845530001";
+
+/// A meter that is sent to.
+fn talking(n: u64) -> String {
+    let line = line(n);
+    let head = line.strip_suffix('}').unwrap();
+    format!(r#"{head},"policy":{{"client_title":"{CLIENT}"}}}}"#)
+}
+
+async fn declare(client: &KmsClient, n: u64) {
+    let declaration = CounterDeclaration {
+        meter: MeterName::Title(title(n)),
+        security_setup: 0,
+        client: 0,
+        broadcast: false,
+        last_invocation_counter: Some(0x1234),
+    };
+    client.meters().declare_counter(&declaration).await.unwrap();
+}
+
+/// The counter of what is sent to a meter, once something is.
+async fn sent(client: &KmsClient, n: u64) -> u32 {
+    let apdu =
+        PlainApdu { bytes: [0xC0, 1, 0xC1].as_slice().into(), meter: MeterName::Title(title(n)) };
+    let counter = Cell::new(None);
+    common::eventually("something is sent", || async {
+        let all = client.encrypt_batch(std::slice::from_ref(&apdu), Protecting::default()).await;
+        let protected = all.unwrap().remove(0);
+        if let Some(reason) = protected.reason {
+            println!("{reason}");
+        }
+        counter.set(protected.invocation_counter);
+        counter.get().is_some()
+    })
+    .await;
+    counter.get().unwrap()
+}
+
+#[tokio::test]
+async fn invariant_3_a_site_that_was_promoted_unheard_of_and_lost_takes_no_epoch_of_then_again() {
+    let dir = tempfile::Builder::new().prefix("kms-loss-").tempdir_in("/dev/shm").unwrap();
+    let pair = Pair::make(dir.path(), &Programs::find().unwrap(), &SiteOptions::default()).unwrap();
+    let (a, b) = pair.start().unwrap();
+    let (lost, other) = (&pair.a, &pair.b);
+    let both = pair.client_toml(Role::AmiAdmin).unwrap();
+    let both = softhsm_tests::AmiTool::new(&lost.programs().ami_tool, &both);
+    let at_lost = client(lost).await;
+    add(&at_lost, &[talking(1)]).await;
+    declare(&at_lost, 1).await;
+    pair.until_proved(lost).unwrap();
+    // The second site, which is new, is asked for no epoch.
+    both.succeed(&["site", "switchover", "site-b", "--yes"]).unwrap();
+    pair.until_proved(other).unwrap();
+    // Cut off, the first one is promoted, and sends at once. The other one writes in 3 and never hears of it.
+    b.kill_9().unwrap();
+    tool(lost, &["site", "promote", "--primary-is-lost", "--yes"]);
+    pair.until_it_is(lost, "PRIMARY", 4).unwrap();
+    let before = sent(&client(lost).await, 1).await;
+    a.kill_9().unwrap();
+    empty(&lost.places().tokens);
+    empty(&lost.places().data);
+    let _b = other.start().unwrap();
+    pair.until_it_is(other, "PRIMARY", 3).unwrap();
+    joins_anew(lost, other);
     let _a = lost.start().unwrap();
     pair.until_proved(other).unwrap();
-    for n in 1..4 {
-        assert_eq!(opens(lost, n).await, Verdict::Ok, "{n}");
-    }
-    // What the old token made is nothing any more.
-    let from = ["--verify-only", "--from", backup.to_str().unwrap()].map(OsStr::new);
-    let Err(ServerError::Failed { output, .. }) = lost.run("restore", &from) else {
-        panic!("a backup of a token that is gone was opened");
-    };
-    println!("{output}");
-    // And it becomes the primary again, in order.
-    let both = pair.client_toml(Role::AmiAdmin).unwrap();
-    let tool = softhsm_tests::AmiTool::new(&lost.programs().ami_tool, &both);
-    println!("{}", tool.succeed(&["site", "switchover", "site-a", "--yes"]).unwrap());
-    add(&client(lost).await, &[line(4)]).await;
-    assert_eq!(opens(lost, 4).await, Verdict::Ok);
+    let faults = client(lost).await.site_status().await.unwrap().faults.join("; ");
+    assert!(faults.contains("is a new one (rebuilt: site site-b knew"), "{faults}");
+    // Nobody is demoted before somebody names the epoch.
+    let switchover = ["site", "switchover", "site-a", "--yes"];
+    let refused = both.succeed(&switchover).unwrap_err().to_string();
+    assert!(refused.contains("rebuilt: site site-b knew a site site-a before"), "{refused}");
+    pair.until_it_is(other, "PRIMARY", 3).unwrap();
+    both.succeed(&[&switchover[..], &["--above-epoch", "4"]].concat()).unwrap();
+    pair.until_it_is(lost, "PRIMARY", 6).unwrap();
+    // Two people tell the other site of an epoch that is more than one step ahead: of records that a lost token signed, too.
+    let admit = ["site", "admit-epoch", "6"];
+    let asked = other.ami_tool(Role::AmiAdmin).succeed(&admit).unwrap_err().to_string();
+    let (_, rest) = asked.split_once("approvals approve ").expect(&asked);
+    let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    other.ami_tool(Role::Approver).succeed(&["approvals", "approve", &number]).unwrap();
+    other.ami_tool(Role::AmiAdmin).succeed(&admit).unwrap();
+    pair.until_it_is(other, "SECONDARY", 6).unwrap();
+    let after = sent(&client(lost).await, 1).await;
+    println!("{before:08X} in epoch 4, {after:08X} in epoch 6");
+    assert!(after >> 24 > before >> 24, "{after:08X} after {before:08X}");
+    let faults = client(lost).await.site_status().await.unwrap().faults.join("; ");
+    assert!(!faults.contains("rebuilt"), "{faults}");
 }

@@ -250,8 +250,7 @@ impl Roles {
         let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
         let record = site.promotion(above)?;
         // A site that wrote last, and was put back, can't be in step with itself.
-        let is_put_back = mark.is_some() && standing.role == Role::Primary;
-        if !standing.open && !is_lost && !is_put_back {
+        if !standing.open && !is_lost && (mark.is_none() || standing.role != Role::Primary) {
             match changing::behind(&records, &found.marks).len() {
                 0 => {}
                 differing => return Err(NotChanged::NotInStep { differing }),

@@ -13,6 +13,7 @@ use kms_core::{
     Epoch, Head, Position, Sequence,
     site::{
         peer::{Peer, SignedPeer},
+        restored::{RestoreMark, RolledBackBy, SignedRestoreMark},
         role::RoleChange,
     },
 };
@@ -31,8 +32,21 @@ pub(super) async fn a_site_begins_in_the_role_of_its_founding(store: Store) -> O
     founding.role_records =
         vec![role_record(RoleChange::Promotion, 4), role_record(RoleChange::Promotion, 3)];
     founding.peers = vec![peer("b", 1), peer("Ä", 2), peer("a", 3)];
+    let mark = RestoreMark {
+        domain: founding.domain.domain,
+        site: founding.domain.site.clone(),
+        id: [5; 16],
+        by: RolledBackBy::Rebuilt,
+        at_ms: 9,
+        epoch: Epoch(4),
+        from: "rebuilt".to_owned(),
+    };
+    let mark = SignedRestoreMark { mark, signature: [7; 64] };
+    founding.rebuilt = Some((mark.clone(), [8; 64]));
     store.create_domain(&founding).await?;
     same(store.role().await?, row(4, false))?;
+    same(store.restore_state().await?.mark(), Some(mark))?;
+    same(store.domain().await?.and_then(|domain| domain.signature), Some([8; 64]))?;
     let mut records = founding.role_records;
     records.reverse();
     same(store.role_records().await?, records)?;
