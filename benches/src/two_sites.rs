@@ -51,6 +51,9 @@ struct Options {
     /// Meters that are copied
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1_024..))]
     meters: u32,
+    /// Blocks of the key domain. A tenth of the default and of the meters is what a million have a block
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    blocks: Option<u32>,
     /// Key changes a second
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(40..))]
     rate: u32,
@@ -77,9 +80,10 @@ async fn run(options: &Options) -> Result<(), Error> {
     let more = options.rate / KEYS_A_METER * u32::try_from(options.seconds)? * 3;
     let stored = Stored::of(options.postgres.as_deref());
     let of = |site| {
-        let mut options = site_options(options.meters + more);
-        options.settings.extend(stored.settings(site));
-        options
+        let mut of_site = site_options(options.meters + more);
+        of_site.block_count = options.blocks.unwrap_or(of_site.block_count);
+        of_site.settings.extend(stored.settings(site));
+        of_site
     };
     let pair =
         Pair::make_of(dir.path(), &Programs::find()?, [&of(Databases::A), &of(Databases::B)])?;

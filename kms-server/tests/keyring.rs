@@ -6,8 +6,8 @@ mod site_common;
 
 use std::{fs, sync::Arc};
 
-use kms_core::{MeterId, Verdict};
-use kms_server::{ciphering::Named, keyring::KeyringError};
+use kms_core::{KeyKind, MeterId, RefusalCode, Verdict};
+use kms_server::{ciphering::Named, keyring::KeyringError, lifecycle::NewMeter};
 use site_common::*;
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
@@ -155,6 +155,94 @@ on_a_token! {
             }
             let id = MeterId::new("meter-1").unwrap();
             assert!(site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.is_err(), "nothing is built on a stale block");
+        });
+    }
+
+    fn a_change_beside_others_keeps_what_the_block_has_besides(home) {
+        run(async {
+            let options = || Options { blocks: 1, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            // In turn those that fit an entry and those that have keys beside it.
+            let old = |n| push_with(n, 0x30, &value(n, GUEK), &value(n, GAK), PLAIN);
+            let new = |n| push_with(n, 0x30, &value(n, 0x77), &value(n, GAK), PLAIN);
+            for n in 0..12 {
+                site.add(meter(n)).await;
+                if n % 3 == 0 {
+                    let second = vec![key(KeyKind::Guek, value(n, 0x77))];
+                    site.add_versions(NewMeter { keys: second, ..meter(n) }).await;
+                }
+            }
+            let id = MeterId::new("meter-4").unwrap();
+            site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.unwrap();
+            let fresh = Site::with(home, options()).await;
+            for of in [&site, &fresh] {
+                for n in 0..12 {
+                    let wanted = if n == 4 { Verdict::UnknownMeter } else { Verdict::Ok };
+                    assert_eq!(of.verdict(&old(n)).await, wanted, "meter {n}");
+                    let id = format!("meter-{n}");
+                    let found = of.open(&old(n), Named::Id(&id)).await.0.verdict;
+                    assert_eq!(found == Verdict::Ok, n != 4, "meter {n} by its id: {found:?}");
+                    if n % 3 == 0 {
+                        assert_eq!(of.verdict(&new(n)).await, Verdict::Ok, "second key of meter {n}");
+                    }
+                }
+            }
+        });
+    }
+
+    fn invariant_5_a_record_tampered_with_between_two_changes_is_not_signed_over(home) {
+        run(async {
+            let options = || Options { blocks: 1, ..Options::default() };
+            let site = Site::with(home, options()).await;
+            for n in 0..4 {
+                site.add(meter(n)).await;
+            }
+            let first = "key = (SELECT min(key) FROM records)";
+            let spoil = format!("UPDATE records SET body = zeroblob(length(body)) WHERE {first}");
+            assert_eq!(tamper(&site, spoil.leak()).await, 1);
+            site.add(meter(4)).await;
+            let fresh = Site::with(home, options()).await;
+            let mut out = Vec::new();
+            for n in 0..5 {
+                match fresh.verdict(&push(n, PLAIN)).await {
+                    Verdict::Ok => {}
+                    Verdict::Unavailable => out.push(n),
+                    other => panic!("meter {n}: {other:?}"),
+                }
+            }
+            assert_eq!(out.len(), 1, "the damaged one alone is out, and nobody signed for it: {out:?}");
+            // Whoever asks for it is told, and from then on all of the block is read.
+            let id = MeterId::new(&format!("meter-{}", out[0])).unwrap();
+            assert!(site.lifecycle.delete(&call("Meters/DeleteMeter"), &id).await.is_err());
+            assert!(site.lifecycle.get(&id).await.is_err());
+            let import = async |n| {
+                site.lifecycle.import(&call("Meters/ImportMeters"), vec![meter(n)], Default::default()).await
+            };
+            let refused = import(5).await.unwrap().results.remove(0).outcome.unwrap_err();
+            assert_eq!(refused.code, RefusalCode::MeterDamaged);
+
+            let forge = format!("UPDATE records SET mac = zeroblob(16) WHERE {first}");
+            assert_eq!(tamper(&site, forge.leak()).await, 1);
+            assert!(import(6).await.is_err(), "nothing is built on a block that is not its head's");
+        });
+    }
+
+    fn a_change_beside_another_servers_commit_builds_on_that(home) {
+        run(async {
+            let options = || Options { blocks: 1, ..Options::default() };
+            let (one, other) = (Site::with(home, options()).await, Site::with(home, options()).await);
+            for n in 0..3 {
+                one.add(meter(3 * n)).await;
+                other.add(meter(3 * n + 1)).await;
+                one.add(meter(3 * n + 2)).await;
+                for known in 0..3 * n + 3 {
+                    assert_eq!(one.verdict(&push(known, PLAIN)).await, Verdict::Ok, "meter {known}");
+                }
+            }
+            let fresh = Site::with(home, options()).await;
+            for n in 0..9 {
+                assert_eq!(fresh.verdict(&push(n, PLAIN)).await, Verdict::Ok, "meter {n}");
+            }
         });
     }
 

@@ -1,7 +1,7 @@
 //! Key blocks: the unit of wrapping, writing, replication, proof and sharding.
 //!
 //! Here the nouns; below, the rules: [`keys`] derives what a block is MACed and wrapped under,
-//! [`verified`] believes what is stored or names what is wrong, [`extending`] adds our own changes,
+//! [`verified`] believes what is stored or names what is wrong ([`known`]: without reading all of it again), [`extending`] adds our own changes,
 //! [`accepting`] takes a peer's over as they are, [`returning`] brings a block that has parted back to the peer's
 //! [`lineage`], [`reconciling`] merges what was set aside then ([`withdrawing`]: what waits for nobody), [`entering`]
 //! brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here, [`local`] keys the rows
@@ -11,6 +11,7 @@ pub mod accepting;
 pub mod entering;
 pub mod extending;
 pub mod keys;
+pub mod known;
 pub mod lineage;
 pub mod local;
 pub mod proof;
@@ -135,6 +136,8 @@ pub struct BlockMark {
     pub digest: Digest,
 }
 
+#[cfg(test)]
+mod known_tests;
 #[cfg(test)]
 mod returning_tests;
 #[cfg(test)]

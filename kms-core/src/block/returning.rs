@@ -82,7 +82,7 @@ pub fn bring_back(
     let there: BTreeSet<RecordKey> = theirs.records.iter().map(|record| record.key).collect();
     let gone = ours.records.iter().map(|record| record.key).filter(|key| !there.contains(key));
     let gone = gone.collect();
-    let Verified { head, records, damaged: _ } = theirs;
+    let Verified { head, records, .. } = theirs;
     let news = |record: &StoredRecord| ours.stored(&record.key) != Some(record);
     let mut records: Vec<StoredRecord> = records.into_iter().filter(news).collect();
     records.sort_unstable_by_key(|record| record.position);

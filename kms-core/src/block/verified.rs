@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    BlockNo, Head, Position, Record, RecordKey, StoredRecord, SystemTitle,
+    BlockNo, Head, Position, Record, RecordKey, RecordMac, StoredRecord, SystemTitle,
     block::BlockMark,
     counters::{Line, LineName},
     freshness::{Freshness, NotFresh},
@@ -14,7 +14,8 @@ use super::{
     keys::{BlockKeys, digest},
 };
 
-/// A block of which head, freshness, digest and records were verified.
+/// A block of which head, freshness, digest and records were verified; of one that was [read in part](super::known),
+/// the others of its records earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     pub(super) head: Head,
@@ -22,6 +23,21 @@ pub struct Verified {
     pub(super) records: Vec<StoredRecord>,
     /// In key order, too.
     pub(super) damaged: Vec<RecordKey>,
+    /// The records that were not read this time, as they are [known](super::known); in key order.
+    unread: Vec<Leaf>,
+}
+
+/// A record in its block's digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leaf {
+    pub(super) key: RecordKey,
+    pub(super) mac: RecordMac,
+}
+
+impl Leaf {
+    pub(super) fn of(record: &StoredRecord) -> Self {
+        Self { key: record.key, mac: record.mac }
+    }
 }
 
 /// The reason why nothing of a block is believed.
@@ -61,6 +77,9 @@ pub enum Unreadable {
     /// There is none, and one of so many damaged records may have been it: a key is under its MAC, too.
     #[error("there is none, and {0} of its block's records were changed outside this service")]
     OneOfDamaged(usize),
+    /// There is one, and it was not asked for when the block was read in part.
+    #[error("its record was not read")]
+    NotRead,
 }
 
 impl Verified {
@@ -101,7 +120,41 @@ impl Verified {
         };
         let wrong = records.iter().filter(|record| !authentic(record, &mut scratch));
         let damaged = wrong.map(|record| record.key).collect();
-        Self { head, records, damaged }
+        Self { head, records, damaged, unread: Vec::new() }
+    }
+
+    /// A block of which these records alone were read. Of it nothing is damaged, as far as is known.
+    pub(super) fn in_part(head: Head, records: Vec<StoredRecord>, unread: Vec<Leaf>) -> Self {
+        Self { head, records, damaged: Vec::new(), unread }
+    }
+
+    /// Whether all of its records were read.
+    pub fn is_whole(&self) -> bool {
+        self.unread.is_empty()
+    }
+
+    /// Whether it says all that there is to say under this key: its record was read, or there is none.
+    pub fn was_read(&self, key: &RecordKey) -> bool {
+        self.unread.binary_search_by_key(key, |leaf| leaf.key).is_err()
+    }
+
+    /// All records, read or not, in key order.
+    pub(super) fn leaves(&self) -> Vec<Leaf> {
+        self.leaves_with(&[], &[])
+    }
+
+    fn leaves_with(&self, new: &[StoredRecord], gone: &[RecordKey]) -> Vec<Leaf> {
+        let mut new: Vec<Leaf> = new.iter().map(Leaf::of).collect();
+        new.sort_by_key(|leaf| leaf.key);
+        let stays = |leaf: &Leaf| {
+            !gone.contains(&leaf.key) && new.binary_search_by_key(&leaf.key, |new| new.key).is_err()
+        };
+        let read = self.records.iter().map(Leaf::of);
+        let mut leaves: Vec<Leaf> = read.chain(self.unread.iter().copied()).filter(stays).collect();
+        leaves.extend(new);
+        // Three runs that are in order already.
+        leaves.sort_by_key(|leaf| leaf.key);
+        leaves
     }
 
     /// Its head.
@@ -130,24 +183,29 @@ impl Verified {
         self.damaged.iter().filter_map(RecordKey::system_title).collect()
     }
 
-    /// All records that are what was written, in key order.
+    /// All records that were read and are what was written, in key order.
     pub fn authentic(&self) -> impl Iterator<Item = &StoredRecord> {
         self.records.iter().filter(|record| !self.is_damaged(&record.key))
     }
 
     /// Whether there is a record under this key, damaged or not.
     pub fn has(&self, key: &RecordKey) -> bool {
-        self.stored(key).is_some()
+        self.stored(key).is_some() || !self.was_read(key)
+    }
+
+    /// The answer where none was read under this key.
+    fn has_none<T>(&self, key: &RecordKey) -> Result<Option<T>, Unreadable> {
+        match self.damaged.len() {
+            _ if !self.was_read(key) => Err(Unreadable::NotRead),
+            0 => Ok(None),
+            damaged => Err(Unreadable::OneOfDamaged(damaged)),
+        }
     }
 
     /// The record of a meter; `None`: it has none here.
     pub fn record(&self, title: &SystemTitle) -> Result<Option<Record>, Unreadable> {
-        let Some(stored) = self.stored(&RecordKey::meter(title)) else {
-            return match self.damaged.len() {
-                0 => Ok(None),
-                damaged => Err(Unreadable::OneOfDamaged(damaged)),
-            };
-        };
+        let key = RecordKey::meter(title);
+        let Some(stored) = self.stored(&key) else { return self.has_none(&key) };
         if self.is_damaged(&stored.key) {
             return Err(Unreadable::Damaged);
         }
@@ -159,12 +217,8 @@ impl Verified {
 
     /// A counter line. One that can't be read is not to be made anew: what it said of the counters counts.
     pub fn line(&self, name: &LineName) -> Result<Option<Line>, Unreadable> {
-        let Some(stored) = self.stored(&RecordKey::line(name)) else {
-            return match self.damaged.len() {
-                0 => Ok(None),
-                damaged => Err(Unreadable::OneOfDamaged(damaged)),
-            };
-        };
+        let key = RecordKey::line(name);
+        let Some(stored) = self.stored(&key) else { return self.has_none(&key) };
         match Record::decode(&stored.body) {
             Ok(Record::Line(line)) if line.name == *name && !self.is_damaged(&stored.key) => {
                 Ok(Some(line))
@@ -173,7 +227,7 @@ impl Verified {
         }
     }
 
-    /// All counter lines that are what was written, and where each was written last.
+    /// All counter lines of a whole block that are what was written, and where each was written last.
     pub fn lines(&self) -> impl Iterator<Item = (Line, Position)> {
         let others = self.authentic().filter(|record| !record.key.is_meter());
         others.filter_map(|record| match Record::decode(&record.body) {
@@ -186,17 +240,13 @@ impl Verified {
 
     /// The number of records whose keys begin with this byte, damaged or not.
     pub fn count_of(&self, kind: u8) -> usize {
-        self.records.iter().filter(|it| it.key.as_bytes().first() == Some(&kind)).count()
+        let is_it = |leaf: &&Leaf| leaf.key.as_bytes().first() == Some(&kind);
+        self.leaves().iter().filter(is_it).count()
     }
 
     /// The record under this key, of whatever kind this release knows.
     pub fn stands(&self, key: &RecordKey) -> Result<Option<Record>, Unreadable> {
-        let Some(stored) = self.stored(key) else {
-            return match self.damaged.len() {
-                0 => Ok(None),
-                damaged => Err(Unreadable::OneOfDamaged(damaged)),
-            };
-        };
+        let Some(stored) = self.stored(key) else { return self.has_none(key) };
         match Record::decode(&stored.body) {
             Ok(record) if record.key() == *key && !self.is_damaged(key) => Ok(Some(record)),
             _ => Err(Unreadable::Damaged),
@@ -236,19 +286,17 @@ impl Verified {
         let mut records: BTreeMap<_, _> =
             self.records.into_iter().map(|record| (record.key, record)).collect();
         records.retain(|key, _| !gone.contains(key));
-        let mut damaged = self.damaged;
+        let (mut damaged, mut unread) = (self.damaged, self.unread);
         damaged.retain(|key| !gone.contains(key) && !new.iter().any(|record| record.key == *key));
         records.extend(new.into_iter().map(|record| (record.key, record)));
-        Self { head, records: records.into_values().collect(), damaged }
+        unread.retain(|leaf| !gone.contains(&leaf.key) && !records.contains_key(&leaf.key));
+        Self { head, records: records.into_values().collect(), damaged, unread }
     }
 
     /// The number of records that [`Verified::replaced`] would have, and the digest over all.
     pub(super) fn counted_with(&self, new: &[StoredRecord], gone: &[RecordKey]) -> (u32, Digest) {
-        let mut macs: BTreeMap<_, _> =
-            self.records.iter().map(|record| (record.key, &record.mac)).collect();
-        macs.retain(|key, _| !gone.contains(key));
-        macs.extend(new.iter().map(|record| (record.key, &record.mac)));
-        (macs.len() as u32, digest(macs.into_values()))
+        let leaves = self.leaves_with(new, gone);
+        (leaves.len() as u32, digest(leaves.iter().map(|leaf| &leaf.mac)))
     }
 
     /// Whether the record under this key is one of [`Verified::damaged`].

@@ -58,6 +58,17 @@ impl RecordKey {
         (1..=Self::LEN_MAX).contains(&bytes.len()).then(|| Self::filled(bytes))
     }
 
+    /// The well-formed key that these bytes begin with, and what comes behind it.
+    pub(crate) fn first_of(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let len = match bytes {
+            [Self::METER, ..] => Self::METER_LEN,
+            [_, len, ..] => usize::from(*len),
+            _ => return None,
+        };
+        let (key, rest) = bytes.split_at_checked(len)?;
+        Some((Self::from_bytes(key)?, rest))
+    }
+
     fn filled(bytes: &[u8]) -> Self {
         let mut filled = [0; Self::LEN_MAX];
         for (to, from) in filled.iter_mut().zip(bytes) {

@@ -65,8 +65,12 @@ pub struct RestoreOptions {
 }
 
 /// The arena of a drill: blocks are read and verified, and none is kept.
-const DRILL_ARENA: keyring::Config =
-    keyring::Config { arena_bytes: 1 << 20, allow_unlocked: true, warm_up_parallelism: 1 };
+const DRILL_ARENA: keyring::Config = keyring::Config {
+    arena_bytes: 1 << 20,
+    block_states_bytes: 0,
+    allow_unlocked: true,
+    warm_up_parallelism: 1,
+};
 
 impl From<BackupError> for Fault {
     fn from(error: BackupError) -> Self {

@@ -276,14 +276,10 @@ fn a_number_outside_its_bounds_is_refused_with_them() {
         ("#sessions_max = 8", "sessions_max = 0", "`hsm.sessions_max` is 0", "1 to 64"),
         ("#call_timeout_ms = 5000", "call_timeout_ms = 1", "`hsm.call_timeout_ms`", "10 to 600000"),
         ("#patience_ms = 1000", "patience_ms = 0", "`hsm.patience_ms`", "1 to 60000"),
-        (
-            "#unwrapped_keys_max = 1000",
-            "unwrapped_keys_max = 0",
-            "`hsm.unwrapped_keys_max`",
-            "1 to",
-        ),
+        ("#unwrapped_keys_max = 1000", "unwrapped_keys_max = 0", "unwrapped_keys_max`", "1 to"),
         ("#block_count = 4096", "block_count = 0", "`site.block_count` is 0", "1 to 65536"),
         ("arena_mib = 1", "arena_mib = 0", "`keyring.arena_mib` is 0", "1 to 65536"),
+        ("#block_states_mib = 32", "block_states_mib = 70000", "block_states_mib` is 7", "0 to 65"),
         (
             "#warm_up_parallelism = 4",
             "warm_up_parallelism = 99",

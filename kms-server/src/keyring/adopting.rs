@@ -249,7 +249,13 @@ impl Adopter {
         roles: &[SignedRoleRecord],
     ) -> Result<Result<Step, Outcome>, KeyringError> {
         let block = arrived.head.block;
-        let (unsealed, ours) = match self.opener.verified(block).await {
+        let asked: Vec<RecordKey> = arrived.records.iter().map(|record| record.key).collect();
+        let ours = match arrived.is_whole {
+            // It may mend what is damaged here, wherever that is.
+            true => self.opener.verified(block).await,
+            false => self.opener.verified_for(block, &asked).await,
+        };
+        let (unsealed, ours) = match ours {
             Ok(ours) => ours,
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => {

@@ -121,6 +121,11 @@ impl Damage {
         self.set(block, titles, |of, titles| of.unreadable = titles);
     }
 
+    /// Whether records of this block are damaged.
+    pub(super) fn is_in(&self, block: BlockNo) -> bool {
+        self.known().blocks.contains_key(&block)
+    }
+
     fn set(&self, block: BlockNo, titles: &[SystemTitle], put: impl FnOnce(&mut OfBlock, Titles)) {
         let mut known = self.known();
         if titles.is_empty() && !known.blocks.contains_key(&block) {

@@ -127,6 +127,8 @@ impl KeyringError {
             Unreadable::OneOfDamaged(damaged) => {
                 Self::RecordMissing { block, system_title, damaged }
             }
+            // Nobody was lied to: it is to be taken anew, and asked for.
+            Unreadable::NotRead => StoreError::Conflict(block).into(),
         }
     }
 

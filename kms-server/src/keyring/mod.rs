@@ -17,6 +17,7 @@ mod faults;
 mod following;
 pub mod founding;
 mod identities;
+mod known_states;
 mod local;
 mod mending;
 mod opening;

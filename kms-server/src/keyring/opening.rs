@@ -14,11 +14,12 @@ use crate::{
     store::{ReadStore, SealedSecret, StoreError, StoredBlock},
 };
 use kms_core::{
-    BlockNo, BlockSecret, DomainRecord, Head, MeterRecord, Record,
+    BlockNo, BlockSecret, DomainRecord, Head, MeterRecord, Record, RecordKey,
     block::{
         BlockMark,
         entering::is_entry,
         keys::{BlockKeys, SUBKEYS_LEN, SecretBinding},
+        known::InPart,
         proof::ProofKey,
         verified::Verified,
     },
@@ -31,7 +32,8 @@ use kms_core::{
 use super::{
     error::{KeyringError, SharedError},
     faults::Faults,
-    resident::{BlockTable, Resident, Row, arena::Segment, piece_len, scrub_stack},
+    known_states::{KnownStates, State},
+    resident::{BlockTable, Resident, ResidentMeter, Row, arena::Segment, piece_len, scrub_stack},
     role::SiteRole,
     turns::Turns,
 };
@@ -63,6 +65,15 @@ pub(super) struct Unsealed {
     pub(super) subkeys: Segment,
     pub(super) keys: BlockKeys,
     pub(super) secret_version: u32,
+    /// The table of the block as it stands, where not all of its records were read.
+    pub(super) base: Option<Base>,
+}
+
+/// A resident table to build the next one on.
+pub(super) struct Base {
+    pub(super) table: Arc<BlockTable>,
+    /// When all of the block was read.
+    pub(super) since: Moment,
 }
 
 type Opening = Arc<OnceCell<Result<Arc<BlockTable>, SharedError>>>;
@@ -96,6 +107,7 @@ pub(super) struct Opener {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) role: Arc<SiteRole>,
     pub(super) profiles: Arc<Profiles>,
+    pub(super) states: KnownStates,
     /// Openings under way: many ask, one opens.
     opening: Mutex<HashMap<BlockNo, Opening>>,
     /// The seal that each block's resident subkeys came from: its SHA-256.
@@ -104,7 +116,12 @@ pub(super) struct Opener {
 
 impl Opener {
     /// Nothing is open yet.
-    pub(super) fn new(domain: DomainRecord, resident: Resident, below: Below) -> Self {
+    pub(super) fn new(
+        domain: DomainRecord,
+        resident: Resident,
+        states: KnownStates,
+        below: Below,
+    ) -> Self {
         let Below { hsm, store, clock, freshness, role, profiles } = below;
         Self {
             domain,
@@ -117,6 +134,7 @@ impl Opener {
             clock,
             role,
             profiles,
+            states,
             opening: Mutex::default(),
             seals: Mutex::default(),
         }
@@ -186,7 +204,47 @@ impl Opener {
                 _ => break,
             }
         }
+        // Once damage was found, whoever comes next looks at all of it.
+        if !matches!(&outcome, Ok((_, verified)) if verified.damaged().is_empty()) {
+            self.states.forget(block);
+        }
         self.faults.note_lasting(block, outcome.map_err(|(error, _)| error))
+    }
+
+    /// The same, of a block whose turn the caller has: with the records under these keys alone, if the others are known
+    /// from before and the head is the one of then; else with all of them.
+    pub(super) async fn verified_for(
+        &self,
+        block: BlockNo,
+        asked: &[RecordKey],
+    ) -> Result<(Unsealed, Verified), KeyringError> {
+        match self.verified_in_part(block, asked).await {
+            Some(part) => Ok(part),
+            None => {
+                self.states.forget(block);
+                self.verified(block).await
+            }
+        }
+    }
+
+    /// `None`: whatever it is, reading all of it tells.
+    async fn verified_in_part(
+        &self,
+        block: BlockNo,
+        asked: &[RecordKey],
+    ) -> Option<(Unsealed, Verified)> {
+        let State { known, since } = self.states.get(block, self.now())?;
+        self.not_refused().ok()?;
+        let table = self.resident.table(block)?;
+        if table.position() != known.head().position {
+            return None;
+        }
+        let stored = self.store.block_in_part(block, asked).await.ok()??;
+        let mut unsealed = self.unseal(&stored).await.ok()?;
+        unsealed.base = Some(Base { table, since });
+        let read = InPart { head: stored.head, asked, records: stored.records };
+        let verified = known.verified(read, &unsealed.keys, &self.freshness)?;
+        Some((unsealed, verified))
     }
 
     async fn read_and_verify(
@@ -306,7 +364,7 @@ impl Opener {
         let keys = BlockKeys::new(self.domain.domain, subkeys.bytes()).ok_or_else(|| {
             KeyringError::Damaged { block, what: "its subkeys are incomplete".to_owned() }
         })?;
-        Ok(Unsealed { subkeys, keys, secret_version })
+        Ok(Unsealed { subkeys, keys, secret_version, base: None })
     }
 
     /// Verifies head, freshness, digest and every record (invariant 5), and tells what is damaged.
@@ -327,7 +385,7 @@ impl Opener {
         Ok(verified)
     }
 
-    /// Fills a table from what was verified.
+    /// Fills a table from what was verified; what was not read is as it is in the table before.
     pub(super) fn build(
         &self,
         verified: &Verified,
@@ -354,12 +412,16 @@ impl Opener {
         }
         // Behind the meters: a title whose kind was changed must not come before a meter's own.
         let damaged = verified.damaged_titles().into_iter().map(Row::Damaged);
-        let rows: Vec<Row<'_>> = meters
-            .iter()
-            .map(|meter| {
+        let base = unsealed.base.as_ref().map(|base| &*base.table);
+        let was_read =
+            |meter: &ResidentMeter<'_>| verified.was_read(&RecordKey::meter(&meter.title()));
+        let kept = base.into_iter().flat_map(BlockTable::iter).filter(|meter| !was_read(meter));
+        let rows: Vec<Row<'_>> = kept
+            .map(Row::Kept)
+            .chain(meters.iter().map(|meter| {
                 let tag = self.resident.tag(meter.meter_id.as_str());
                 Row::Meter(meter, tag, self.floors_of(meter))
-            })
+            }))
             .chain(unreadable.iter().copied().map(Row::Unreadable))
             .chain(damaged)
             .collect();
@@ -377,7 +439,10 @@ impl Opener {
             tracing::error!(block = block.0, %system_title, "a key does not open although its record is authentic; its meter is not served");
         }
         unreadable.extend(unopened);
-        self.faults.damage.set_unreadable(block, &unreadable);
+        // What was found meanwhile in what was not read here is not taken back.
+        if verified.is_whole() || !unreadable.is_empty() {
+            self.faults.damage.set_unreadable(block, &unreadable);
+        }
         Ok(table)
     }
 

@@ -8,6 +8,7 @@ use super::{
     counting::Counting,
     following::Following,
     identities::Identities,
+    known_states::KnownStates,
     local::LocalKeys,
     mending::Mending,
     opening::{Below, Opener},
@@ -66,7 +67,8 @@ impl Keyring {
         let shared = below.store.follow().is_some();
         let resident = Resident::new(domain.blocks, config.arena_bytes, config.allow_unlocked)?;
         let identities = Arc::new(Identities::new(domain.domain));
-        let opener = Arc::new(Opener::new(domain, resident, below));
+        let states = KnownStates::new(config.block_states_bytes);
+        let opener = Arc::new(Opener::new(domain, resident, states, below));
         let renewer = Arc::new(Renewer::new(Arc::clone(&opener)));
         let records = Arc::new(Records::new(Arc::clone(&opener)));
         let patrol = Arc::new(Patrol::new(Arc::clone(&opener), shared));

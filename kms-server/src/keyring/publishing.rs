@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::{
+    known_states::State,
     opening::{Opener, Room, Unsealed},
+    resident::BlockTable,
     turns::Turn,
 };
-use kms_core::block::{BlockMark, verified::Verified};
+use kms_core::block::{BlockMark, known::Known, verified::Verified};
 
 /// A block as it is stored now.
 pub(super) struct Changed {
@@ -26,7 +28,10 @@ pub(super) fn publish(opener: &Opener, changed: Vec<Changed>) -> Vec<BlockMark> 
         let block = verified.block();
         marks.push(verified.mark());
         opener.freshness.know(&verified.mark());
-        opener.faults.damage.set_changed(block, &verified.damaged_titles());
+        if verified.is_whole() {
+            opener.faults.damage.set_changed(block, &verified.damaged_titles());
+        }
+        let since = unsealed.base.as_ref().map_or_else(|| opener.now(), |base| base.since);
         let table = match opener.build(&verified, unsealed, Room::AsItIs) {
             Ok(table) => Some(Arc::new(table)),
             Err(error) => {
@@ -34,6 +39,14 @@ pub(super) fn publish(opener: &Opener, changed: Vec<Changed>) -> Vec<BlockMark> 
                 None
             }
         };
+        // A meter that is not served for a reason of its own is looked at with each change.
+        let is_well = |table: &BlockTable| {
+            !opener.faults.damage.is_in(block) && !table.iter().any(|meter| meter.is_damaged())
+        };
+        match Known::of(&verified).filter(|_| table.as_deref().is_some_and(is_well)) {
+            Some(known) => opener.states.put(block, State { known: Arc::new(known), since }),
+            None => opener.states.forget(block),
+        }
         tables.push((block, table));
         turns.push(turn);
     }

@@ -1,7 +1,10 @@
 //! Changing blocks: read, verify, decide, MAC, commit, publish. A change never builds on anything
 //! that was not verified first.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::store::{
     AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError,
@@ -75,6 +78,11 @@ impl Change {
         let record = self.staged.stands(key);
         let title = key.system_title().unwrap_or(SystemTitle::new([0; 8]));
         record.map_err(|why| KeyringError::unreadable(self.block(), title, why))
+    }
+
+    /// Whether the change says what stands under this key: its record was read, or there is none.
+    pub fn was_read(&self, key: &RecordKey) -> bool {
+        self.staged.base().was_read(key)
     }
 
     /// Whether this very record stands here.
@@ -204,7 +212,28 @@ impl Writer {
         let mut changes = Vec::with_capacity(blocks.len());
         for block in blocks {
             let turn = self.opener.turns.take(block).await;
-            changes.push(self.begin(block, turn).await?);
+            let (unsealed, verified) = self.opener.verified(block).await?;
+            changes.push(Change { unsealed, staged: Staged::on(verified), turn });
+        }
+        Ok(changes)
+    }
+
+    /// The same, to change these records alone, and to look at no other one: what a block that was changed here a
+    /// while ago has besides is not read again.
+    pub async fn change_records(
+        &self,
+        records: impl IntoIterator<Item = (BlockNo, RecordKey)>,
+    ) -> Result<Vec<Change>, KeyringError> {
+        let mut blocks = BTreeMap::<BlockNo, BTreeSet<RecordKey>>::new();
+        for (block, key) in records {
+            blocks.entry(block).or_default().insert(key);
+        }
+        let mut changes = Vec::with_capacity(blocks.len());
+        for (block, keys) in blocks {
+            let turn = self.opener.turns.take(block).await;
+            let keys: Vec<RecordKey> = keys.into_iter().collect();
+            let (unsealed, verified) = self.opener.verified_for(block, &keys).await?;
+            changes.push(Change { unsealed, staged: Staged::on(verified), turn });
         }
         Ok(changes)
     }
@@ -281,11 +310,6 @@ impl Writer {
             turn,
         });
         publish(&self.opener, changed.collect())
-    }
-
-    async fn begin(&self, block: BlockNo, turn: Turn) -> Result<Change, KeyringError> {
-        let (unsealed, verified) = self.opener.verified(block).await?;
-        Ok(Change { unsealed, staged: Staged::on(verified), turn })
     }
 
     /// Wraps a clear key for its meter's record: under the block's `wrap` key, a sealed KEK in the

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::keyring::Found;
 use kms_core::{
-    FormerKey, MeterId, Record, RefusalCode,
+    FormerKey, MeterId, Record, RecordKey, RefusalCode,
     audit::{AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     record::Tombstone,
@@ -112,7 +112,8 @@ impl Lifecycle {
     ) -> Result<Vec<BlockMark>, LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
         let title = self.title_of(id).await?;
-        let mut changes = self.writer.change(&[self.records.block_of(&title)]).await?;
+        let key = (self.records.block_of(&title), RecordKey::meter(&title));
+        let mut changes = self.writer.change_records([key]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(meter)) = change.record(&title)? else {
             return Err(not_found());

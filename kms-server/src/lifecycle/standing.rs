@@ -8,7 +8,7 @@ use super::{
     view::MeterView,
 };
 use kms_core::{
-    FormerKey, MeterId, MeterPolicy, Record, RefusalCode, SystemTitle,
+    FormerKey, MeterId, MeterPolicy, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
 };
 
@@ -56,7 +56,8 @@ impl Lifecycle {
         {
             return Err(LifecycleError::Damaged { reason });
         }
-        let mut changes = self.writer.change(&[self.records.block_of(&title)]).await?;
+        let key = (self.records.block_of(&title), RecordKey::meter(&title));
+        let mut changes = self.writer.change_records([key]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(mut meter)) = change.record(&title)? else {
             return Err(not_found());

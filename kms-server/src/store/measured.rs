@@ -23,7 +23,7 @@ use crate::telemetry::{
     metrics::{Histogram, Page, Source},
 };
 use kms_core::{
-    BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{
         ChainTip, Checkpoint, NodeId, StoredEvent,
         copying::{Copied, Piece},
@@ -200,6 +200,14 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
 
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         self.measure(Operation::Block, self.inner.block(block)).await
+    }
+
+    async fn block_in_part(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Option<StoredBlock>, StoreError> {
+        self.measure(Operation::Block, self.inner.block_in_part(block, keys)).await
     }
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {

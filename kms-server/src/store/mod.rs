@@ -23,7 +23,7 @@ mod work;
 use async_trait::async_trait;
 
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{AuditEntry, ChainTip, Checkpoint, NodeId, StoredEvent},
     freshness::SignedHeadTable,
     site::{peer::SignedPeer, role::SignedRoleRecord},
@@ -81,6 +81,17 @@ pub trait ReadStore: Send + Sync + 'static {
 
     /// One block; `None` if nothing was ever written to it.
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError>;
+
+    /// The same, of its records those alone that have one of these keys. All of one moment.
+    async fn block_in_part(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Option<StoredBlock>, StoreError> {
+        let mut stored = self.block(block).await?;
+        stored.iter_mut().for_each(|it| it.records.retain(|record| keys.contains(&record.key)));
+        Ok(stored)
+    }
 
     /// Where the living meter with this id is.
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError>;

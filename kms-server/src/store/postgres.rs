@@ -62,7 +62,7 @@ use super::{
     work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     backup::part::{Part, Rows, Table},
     counters::{allocator::Witnessed, mark::StoredMark},
@@ -210,6 +210,14 @@ impl ReadStore for PostgresStore {
 
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         reading!(self, block, block)
+    }
+
+    async fn block_in_part(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Option<StoredBlock>, StoreError> {
+        reading!(self, block_in_part, block, keys)
     }
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {

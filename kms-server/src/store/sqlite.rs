@@ -23,10 +23,13 @@ mod tokens;
 mod waiting;
 mod whole;
 mod write;
+mod writer;
+
+use std::{path::PathBuf, time::Instant};
 
 use async_trait::async_trait;
 use sqlx::{
-    Connection as _, Sqlite, SqliteConnection, SqlitePool,
+    Connection as _, Sqlite, SqlitePool,
     pool::PoolConnection,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
 };
@@ -37,6 +40,7 @@ pub use open::{Config, OpenError};
 use self::{
     columns::{classify, is_disk_failure},
     failure::WriteError,
+    writer::Writer,
 };
 use super::{
     AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter, Positions, ReadStore,
@@ -53,7 +57,7 @@ use super::{
     work::Work,
 };
 use kms_core::{
-    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, SystemTitle,
+    BlockNo, DomainRecord, Fingerprint, Head, MeterId, Position, RecordKey, SystemTitle,
     audit::{ChainTip, Checkpoint, NodeId, StoredEvent},
     backup::part::{Part, Rows, Table},
     counters::{allocator::Witnessed, mark::StoredMark},
@@ -65,15 +69,6 @@ use kms_core::{
 /// Reading connections, a thread each: enough for two cores to read while others wait for the disk.
 const READERS: u32 = 4;
 
-/// Size of the log at which it is copied into the file and cut. Measured in bytes and not in changes:
-/// one record touches from one to some thirty pages of 4 KiB. It is looked at after each commit, so the
-/// log is never longer than this and the pages of one commit, or [`LOG_GROWTH_BYTES`], as long as nobody
-/// reads all the time. Another program that does (a backup) holds the log back for as long.
-const LOG_BYTES: u64 = 8 << 20;
-
-/// The log's growth between two tries while a reader keeps it from being cut.
-const LOG_GROWTH_BYTES: u64 = 2 << 20;
-
 /// The store in one SQLite file.
 pub struct SqliteStore {
     readers: SqlitePool,
@@ -82,12 +77,6 @@ pub struct SqliteStore {
     writer: Mutex<Option<Writer>>,
     writer_options: SqliteConnectOptions,
     failure: watch::Sender<Option<String>>,
-}
-
-struct Writer {
-    connection: SqliteConnection,
-    /// The log's size at which it is to be cut next.
-    cut_at: u64,
 }
 
 /// A write that has begun. Dropped before its end, it rolls back.
@@ -113,7 +102,7 @@ impl SqliteStore {
         let mut connection = open::connect(&writer_options).await?;
         open::migrate(&mut connection, &config.path, migrates).await?;
         // The log that a killed process has left: a restart each minute would add to it otherwise.
-        let cut = write::cut_log(&mut connection).await;
+        let cut = writer::cut_log(&mut connection).await;
         cut.map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -129,7 +118,7 @@ impl SqliteStore {
             .connect_with(open::reader_options(&config.path))
             .await
             .map_err(|source| OpenError::Failed { path: config.path.clone(), source })?;
-        let writer = Writer { connection, cut_at: LOG_BYTES };
+        let writer = Writer::new(connection);
         Ok(Self {
             readers,
             writer: Mutex::new(Some(writer)),
@@ -179,7 +168,7 @@ impl SqliteStore {
         let connection = open::connect(&self.writer_options).await;
         let connection =
             connection.map_err(|error| StoreError::Unreachable { reason: error.to_string() })?;
-        Ok(Writer { connection, cut_at: LOG_BYTES })
+        Ok(Writer::new(connection))
     }
 
     /// Commits if all went well, rolls back if not.
@@ -199,30 +188,19 @@ impl SqliteStore {
             return Err(classify(error));
         }
         if outcome.is_ok() {
-            self.cut_log_if_due(&mut begun.writer).await;
+            // The commit is safe in the log, whatever becomes of its copy; but the disk is watched.
+            let tidied = begun.writer.tidy_up(&self.log(), Instant::now()).await;
+            let _ = tidied.inspect_err(|error| self.notice(error));
         }
         *begun.slot = Some(begun.writer);
         Ok(outcome?)
     }
 
-    /// Commits are safe in the log, whatever becomes of its copy; but the disk is watched.
-    async fn cut_log_if_due(&self, writer: &mut Writer) {
-        let size = self.log_bytes();
-        if size < writer.cut_at {
-            return;
-        }
-        match write::cut_log(&mut writer.connection).await {
-            Ok(true) => writer.cut_at = LOG_BYTES,
-            Ok(false) => writer.cut_at = size + LOG_GROWTH_BYTES,
-            Err(error) => self.notice(&error),
-        }
-    }
-
-    /// The size of the log beside the file.
-    fn log_bytes(&self) -> u64 {
+    /// The log beside the file.
+    fn log(&self) -> PathBuf {
         let mut log = self.writer_options.get_filename().as_os_str().to_owned();
         log.push("-wal");
-        std::fs::metadata(log).map_or(0, |log| log.len())
+        log.into()
     }
 
     fn notice(&self, error: &sqlx::Error) {
@@ -301,6 +279,14 @@ impl ReadStore for SqliteStore {
 
     async fn block(&self, block: BlockNo) -> Result<Option<StoredBlock>, StoreError> {
         reading!(self, block, block)
+    }
+
+    async fn block_in_part(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Option<StoredBlock>, StoreError> {
+        reading!(self, block_in_part, block, keys)
     }
 
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError> {

@@ -253,6 +253,7 @@ impl Site {
             keyring::Config {
                 arena_bytes: options.arena_bytes,
                 allow_unlocked: true,
+                block_states_bytes: 1 << 20,
                 warm_up_parallelism: 2,
             },
             domain.clone(),

@@ -153,6 +153,26 @@ pub(super) async fn a_block_comes_back_byte_for_byte_and_in_key_order(store: Sto
     same(block.records, records)
 }
 
+pub(super) async fn a_block_in_part_has_those_that_were_asked_for(store: Store) -> Outcome {
+    let mut scene = Scene::default();
+    let meters: Vec<Step> = (0..150).map(tombstone).collect();
+    let mut change = scene.steps(7, 2, &meters);
+    change.seals = vec![seal(1, 1), seal(2, 1)];
+    store.commit(&[change], Said::new().link()).await?;
+    let all = existing(&store, 7).await?;
+    let unknown = RecordKey::meter(&title(900));
+    let keys: Vec<RecordKey> = all.records.iter().map(|record| record.key).collect();
+    for asked in [&keys[..0], &keys[..1], &keys[3..6], &keys[20..84], &keys[9..74], &keys[..]] {
+        let asked = [asked, &[unknown]].concat();
+        let part = store.block_in_part(BlockNo(7), &asked).await?;
+        let mut wanted = existing(&store, 7).await?;
+        wanted.records.retain(|record| asked.contains(&record.key));
+        same(part, Some(wanted))?;
+    }
+    same(store.block_in_part(BlockNo(7), &[]).await?.map(|part| part.records.len()), Some(0))?;
+    same(store.block_in_part(BlockNo(8), &keys[..1]).await?, None)
+}
+
 pub(super) async fn heads_are_in_order_and_only_of_blocks_that_exist(store: Store) -> Outcome {
     let mut scene = Scene::default();
     let changes = [

@@ -79,6 +79,7 @@ where
         an_old_domain_is_completed_once
         a_head_table_is_replaced_only_by_who_knows_it
         a_block_comes_back_byte_for_byte_and_in_key_order
+        a_block_in_part_has_those_that_were_asked_for
         heads_are_in_order_and_only_of_blocks_that_exist
         a_change_replaces_the_record_and_leaves_the_others
         a_head_that_moved_is_a_conflict

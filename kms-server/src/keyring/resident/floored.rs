@@ -3,11 +3,13 @@
 use kms_core::{Fingerprint, KeyKind, KeyRecord, SecuritySetup, profile::FloorRule};
 
 /// What a meter's receive floors are found by.
+#[derive(Clone)]
 pub(super) struct Floored {
     rule: FloorRule,
     lines: Box<[FlooredKey]>,
 }
 
+#[derive(Clone)]
 struct FlooredKey {
     kind: KeyKind,
     setup: SecuritySetup,

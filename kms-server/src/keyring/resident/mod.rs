@@ -3,6 +3,7 @@
 pub mod arena;
 mod candidate;
 mod directory;
+mod extra;
 mod floored;
 mod ids;
 mod policy;

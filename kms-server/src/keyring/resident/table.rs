@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hsm::WrappedKey;
 use kms_core::{
-    ClientTitles, Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position,
-    Protection, SecuritySetup, Sequence, SystemTitle,
+    Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
+    SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
@@ -22,6 +22,7 @@ use kms_core::{
 use super::{
     arena::Segment,
     candidate::{Candidate, KeyMaterial},
+    extra::{Extra, Held, SlotInfo},
     floored::Floored,
     ids::IdTag,
     policy::PolicyBits,
@@ -69,33 +70,6 @@ const GAK_PROTECTS: u8 = 64;
 
 const NO_EXTRA: u32 = u32::MAX;
 
-/// The attributes that most meters don't have.
-#[derive(Default)]
-struct Extra {
-    default_title: Option<SystemTitle>,
-    client_title: Option<SystemTitle>,
-    client_titles: ClientTitles,
-    floors: Option<Box<Floored>>,
-    /// Ordered: by setup, then as they are to be tried.
-    keys: Box<[SlotInfo]>,
-}
-
-struct SlotInfo {
-    kind: KeyKind,
-    setup: SecuritySetup,
-    version: u16,
-    protects: bool,
-    held: Held,
-}
-
-/// The way in which a key of a slot is held.
-enum Held {
-    /// At this offset of the piece, this many bytes.
-    Arena { at: u32, len: u8 },
-    /// Only in the token.
-    Token(WrappedKey),
-}
-
 /// One open block. On a cache line of its own: a look-up begins with it.
 #[repr(align(64))]
 pub struct BlockTable {
@@ -125,6 +99,8 @@ pub(in crate::keyring) enum Row<'a> {
     Damaged(SystemTitle),
     /// The title of a record that is authentic and can't be read.
     Unreadable(SystemTitle),
+    /// A meter as it is in the table before.
+    Kept(ResidentMeter<'a>),
 }
 
 impl Row<'_> {
@@ -132,6 +108,7 @@ impl Row<'_> {
         match self {
             Self::Meter(meter, ..) => meter.system_title,
             Self::Damaged(title) | Self::Unreadable(title) => *title,
+            Self::Kept(meter) => meter.title(),
         }
     }
 }
@@ -152,7 +129,8 @@ fn slots_of(row: &Row<'_>) -> usize {
         Row::Meter(meter, ..) if !is_plain(meter) => {
             live_keys(meter).filter(|key| key.protection == Protection::Memory).count()
         }
-        _ => 0,
+        Row::Kept(meter) => meter.extra().map_or(0, Extra::slots),
+        Row::Meter(..) | Row::Damaged(_) | Row::Unreadable(_) => 0,
     }
 }
 
@@ -313,6 +291,7 @@ impl Filling<'_> {
                 self.put_damaged(at, &row.title());
                 Ok(())
             }
+            Row::Kept(meter) => self.put_kept(at, meter),
             Row::Meter(meter, id, floors) => {
                 let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
                 entry[TITLE..TITLE + 8].copy_from_slice(meter.system_title.as_bytes());
@@ -374,6 +353,23 @@ impl Filling<'_> {
             entry[version..version + 2].copy_from_slice(&key.version.to_le_bytes());
             entry[FLAGS] |= if key.state.may_protect() { flag | protects } else { flag };
         }
+        Ok(())
+    }
+
+    /// An entry as it was, and its keys beside it.
+    fn put_kept(&mut self, at: usize, meter: &ResidentMeter<'_>) -> Result<(), DoesNotOpen> {
+        self.piece.bytes_mut()[at..at + ENTRY_LEN].copy_from_slice(meter.entry);
+        let Some(extra) = meter.extra() else { return Ok(()) };
+        let mut extra = extra.clone();
+        for key in &mut extra.keys {
+            let Held::Arena { at: from, len } = &mut key.held else { continue };
+            let bytes = meter.table.bytes_at(*from, *len);
+            let room = self.piece.bytes_mut().get_mut(self.next_slot..).unwrap_or_default();
+            room.get_mut(..bytes.len()).ok_or(DoesNotOpen)?.copy_from_slice(bytes);
+            *from = self.next_slot as u32;
+            self.next_slot += SLOT_LEN;
+        }
+        self.add_extra(at, extra);
         Ok(())
     }
 
@@ -550,11 +546,13 @@ impl BlockTable {
     fn material<'a>(&'a self, held: &'a Held) -> KeyMaterial<'a> {
         match held {
             Held::Token(key) => KeyMaterial::Token(key),
-            Held::Arena { at, len } => {
-                let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
-                KeyMaterial::Bytes(&bytes[*at as usize..][..usize::from(*len)])
-            }
+            Held::Arena { at, len } => KeyMaterial::Bytes(self.bytes_at(*at, *len)),
         }
+    }
+
+    fn bytes_at(&self, at: u32, len: u8) -> &[u8] {
+        let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
+        &bytes[at as usize..][..usize::from(len)]
     }
 }
 

@@ -118,8 +118,12 @@ impl Resident {
         let new = Arc::new(Directory { blocks, open });
         // Ids come before their block and go after it: who misses an id in a directory of which every block
         // is open may say that there is none.
-        for new in tables.iter().filter_map(|(_, table)| table.as_deref()) {
-            for meter in new.iter().filter(|meter| !meter.is_damaged()) {
+        for (block, new) in tables.iter().filter_map(|(at, table)| Some((*at, table.as_deref()?))) {
+            let is_there = |meter: &ResidentMeter<'_>| {
+                let before = old.table(block).and_then(|table| table.find(&meter.title()));
+                before.is_some_and(|was| !was.is_damaged() && was.id() == meter.id())
+            };
+            for meter in new.iter().filter(|meter| !meter.is_damaged() && !is_there(meter)) {
                 self.ids.put(meter.id().hash, meter.title());
             }
         }

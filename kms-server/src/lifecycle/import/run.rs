@@ -21,7 +21,7 @@ use crate::{
     store::StoreError,
 };
 use kms_core::{
-    BlockNo, MeterId, RefusalCode, SystemTitle,
+    BlockNo, MeterId, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     block::BlockMark,
 };
@@ -118,11 +118,13 @@ impl Lifecycle {
             lines.push(self.checked(import, meter, attempt).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
-        let mut blocks: Vec<BlockNo> = titles.map(|title| self.records.block_of(&title)).collect();
+        let of_title = |title| (self.records.block_of(&title), RecordKey::meter(&title));
+        let mut records: Vec<(BlockNo, RecordKey)> = titles.map(of_title).collect();
         let file = chunk.map(|ChunkOf { file, .. }| file.accepted(self.clock.unix_ms()));
-        let block_of_file = file.map(|file| self.records.block_of_fact(&accepted::name(&file)));
-        blocks.extend(block_of_file);
-        let changes = self.writer.change(&blocks).await?;
+        let name = file.map(|file| accepted::name(&file));
+        let block_of_file = name.as_ref().map(|name| self.records.block_of_fact(name));
+        records.extend(block_of_file.zip(name.as_ref().map(RecordKey::fact)));
+        let changes = self.writer.change_records(records).await?;
         let mut changes: BTreeMap<BlockNo, Change> =
             changes.into_iter().map(|change| (change.block(), change)).collect();
         if let Some(ChunkOf { file, .. }) = chunk {

@@ -17,7 +17,8 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, RefusalCode, SystemTitle,
+    BlockNo, Fingerprint, KeyKind, MeterId, MeterRecord, Record, RecordKey, RefusalCode,
+    SystemTitle,
 };
 
 /// Holders of one value that are looked at, and at most named in a warning.
@@ -89,8 +90,10 @@ impl Lifecycle {
             return Ok(Some(known));
         }
         let record = match changes.get(&self.records.block_of(title)) {
-            Some(change) => change.record(title).map_err(LifecycleError::from),
-            None => self.records.read(title).await.map_err(LifecycleError::from),
+            Some(change) if change.was_read(&RecordKey::meter(title)) => {
+                change.record(title).map_err(LifecycleError::from)
+            }
+            _ => self.records.read(title).await.map_err(LifecycleError::from),
         };
         let kind = match record {
             Ok(record) => record.and_then(|record| kind_in(&record, fingerprint)),

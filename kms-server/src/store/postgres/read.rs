@@ -10,7 +10,7 @@ use crate::store::{
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-    StoredRecord, SystemTitle, site::peer::PeerKind,
+    RecordKey, StoredRecord, SystemTitle, site::peer::PeerKind,
 };
 
 pub(super) async fn domain(
@@ -79,23 +79,45 @@ pub(super) mod part {
 
 /// All of a block in one statement, so that its parts are of one moment without a transaction around
 /// them. Columns: part, key, epoch, sequence, secret version, MAC, bytes, count.
-const BLOCK: &str = "\
+macro_rules! block_query {
+    () => {
+        "\
 SELECT 0::bigint, ''::bytea, epoch, sequence, secret_version, mac, digest, count \
   FROM blocks WHERE block = $1 \
 UNION ALL \
 SELECT 1, kek_id, 0, 0, secret_version, ''::bytea, sealed, 0 FROM block_seals WHERE block = $1 \
 UNION ALL \
-SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records WHERE block = $1";
+SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records WHERE block = $1"
+    };
+}
+
+const BLOCK: &str = block_query!();
+
+const BLOCK_IN_PART: &str = concat!(block_query!(), " AND key = ANY($2)");
 
 pub(super) async fn block(
     connection: &mut PgConnection,
     block: BlockNo,
 ) -> Result<Option<StoredBlock>, StoreError> {
     let rows = sqlx::query(BLOCK).bind(i64::from(block.0)).fetch_all(connection).await;
+    stored(block, &rows.map_err(classify)?)
+}
+
+/// The same, with those of its records that have one of these keys.
+pub(super) async fn block_in_part(
+    connection: &mut PgConnection,
+    block: BlockNo,
+    keys: &[RecordKey],
+) -> Result<Option<StoredBlock>, StoreError> {
+    let keys: Vec<&[u8]> = keys.iter().map(RecordKey::as_bytes).collect();
+    let asked = sqlx::query(BLOCK_IN_PART).bind(i64::from(block.0)).bind(keys);
+    stored(block, &asked.fetch_all(connection).await.map_err(classify)?)
+}
+
+fn stored(block: BlockNo, rows: &[PgRow]) -> Result<Option<StoredBlock>, StoreError> {
     let (mut head, mut seals) = (None, Vec::new());
-    let rows = rows.map_err(classify)?;
     let mut records = Vec::with_capacity(rows.len());
-    for row in &rows {
+    for row in rows {
         match number(row, 0)? {
             part::HEAD => head = Some(head_of(block, row)?),
             part::SEAL => seals.push(seal(row)?),

@@ -141,10 +141,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_millis(5_000);
 /// The same, for a connection that was told not to wait.
 pub(super) const WAIT: &str = "PRAGMA busy_timeout = 5000";
 
-/// Page cache of the writer in KiB (hence the minus): keeps the upper levels of the indexes of a
-/// million meters, which an import touches at random places.
-const WRITER_CACHE_KIB: &str = "-65536";
-
 /// Rows that a connection's thread may run ahead of their reader: a block's, about.
 const ROWS_AHEAD: usize = 256;
 
@@ -180,13 +176,10 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// The one connection that writes. It checkpoints by itself (see `write::cut_log`): SQLite's own
+/// The one connection that writes. It checkpoints by itself (see `writer::cut_log`): SQLite's own
 /// checkpoint hides a failed fsync.
 pub(super) fn writer_options(path: &Path) -> SqliteConnectOptions {
-    options(path)
-        .pragma("wal_autocheckpoint", "0")
-        .pragma("cache_size", WRITER_CACHE_KIB)
-        .pragma("temp_store", "MEMORY")
+    options(path).pragma("wal_autocheckpoint", "0").pragma("temp_store", "MEMORY")
 }
 
 /// Connections that can only read.

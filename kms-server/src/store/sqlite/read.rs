@@ -1,6 +1,6 @@
 //! Queries. Each is one range scan or one look-up.
 
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row as _, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     columns::{
@@ -14,7 +14,7 @@ use crate::store::{
 };
 use kms_core::{
     BlockCount, BlockNo, DomainId, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position,
-    StoredRecord, SystemTitle, site::peer::PeerKind,
+    RecordKey, StoredRecord, SystemTitle, site::peer::PeerKind,
 };
 
 pub(super) async fn domain(
@@ -101,6 +101,9 @@ SELECT 1, kek_id, 0, 0, secret_version, NULL, sealed, 0 FROM block_seals WHERE b
 UNION ALL \
 SELECT 2, key, epoch, sequence, secret_version, mac, body, 0 FROM records WHERE block = ?1";
 
+/// The most keys of a statement that reads a block in part: one with more is hardly read in part.
+const KEYS_MAX: usize = 64;
+
 /// A block's head and its records after a position. Columns as in [`BLOCK`].
 const CHANGES: &str = "\
 SELECT 0, NULL, epoch, sequence, secret_version, mac, digest, count FROM blocks WHERE block = ?1 \
@@ -114,9 +117,35 @@ pub(super) async fn block(
     block: BlockNo,
 ) -> Result<Option<StoredBlock>, StoreError> {
     let rows = sqlx::query(BLOCK).bind(block.0).fetch_all(connection).await.map_err(classify)?;
+    stored(block, &rows)
+}
+
+/// The same, with those of its records that have one of these keys.
+pub(super) async fn block_in_part(
+    connection: &mut SqliteConnection,
+    block: BlockNo,
+    keys: &[RecordKey],
+) -> Result<Option<StoredBlock>, StoreError> {
+    let Some(last) = keys.last().filter(|_| keys.len() <= KEYS_MAX) else {
+        let mut all = self::block(connection, block).await?;
+        all.iter_mut().for_each(|it| it.records.retain(|record| keys.contains(&record.key)));
+        return Ok(all);
+    };
+    // Filled up to a power of two: few texts, so that they are found again among the prepared ones.
+    let places = keys.len().next_power_of_two();
+    let list: Vec<String> = (2..2 + places).map(|nth| format!("?{nth}")).collect();
+    let statement = format!("{BLOCK} AND key IN ({})", list.join(", "));
+    let mut asked = sqlx::query(AssertSqlSafe(statement)).bind(block.0);
+    for nth in 0..places {
+        asked = asked.bind(keys.get(nth).unwrap_or(last).as_bytes());
+    }
+    stored(block, &asked.fetch_all(connection).await.map_err(classify)?)
+}
+
+fn stored(block: BlockNo, rows: &[SqliteRow]) -> Result<Option<StoredBlock>, StoreError> {
     let (mut head, mut seals) = (None, Vec::new());
     let mut records = Vec::with_capacity(rows.len());
-    for row in &rows {
+    for row in rows {
         match number(row, 0)? {
             part::HEAD => head = Some(head_part(block, row)?),
             part::SEAL => seals.push(seal_part(row)?),

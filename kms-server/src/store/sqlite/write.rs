@@ -163,22 +163,3 @@ async fn old_counts(
         })
         .collect()
 }
-
-/// Copies the log into the file and cuts it. `false`: somebody reads what is in it, so it stays; it is
-/// not waited for, since nothing else is written meanwhile.
-///
-/// SQLite would copy by itself at the end of a commit, and ignore that the fsync failed.
-pub(super) async fn cut_log(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
-    const DO_NOT_WAIT: &str = "PRAGMA busy_timeout = 0";
-    sqlx::query(DO_NOT_WAIT).execute(&mut *connection).await?;
-    let cut = sqlx::query_scalar::<_, i64>("PRAGMA wal_checkpoint(TRUNCATE)")
-        .fetch_one(&mut *connection)
-        .await;
-    sqlx::raw_sql(super::open::WAIT).execute(connection).await?;
-    match cut {
-        Ok(busy) => Ok(busy == 0),
-        // Somebody else copies it right now.
-        Err(error) if super::columns::is_busy(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
