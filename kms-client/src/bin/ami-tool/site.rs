@@ -52,7 +52,7 @@ pub(crate) async fn status(client: &KmsClient, json: bool) -> Result<Exit, Failu
     Ok(exit)
 }
 
-fn rows(status: &SiteStatus) -> [(&'static str, String); 14] {
+fn rows(status: &SiteStatus) -> [(&'static str, String); 15] {
     let single = if status.single_site { " (single site)" } else { "" };
     let faults = match status.faults.as_slice() {
         [] => "none known".to_owned(),
