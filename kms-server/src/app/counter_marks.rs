@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::fault::Fault;
 use kms_core::{
@@ -102,9 +102,18 @@ impl CounterMemory for CounterFile {
         let inner = Arc::clone(&self.0);
         let failed =
             |error: io::Error| WitnessFailed(format!("{}: {error}", self.0.path.display()));
-        let kept = spawn_blocking(move || inner.keep(&marks)).await;
+        let kept = beside(inner, marks).await;
         kept.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)
     }
+}
+
+/// A disk may be slow: no task of the runtime waits for it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a local file; as many at once as blocks are reserved"
+)]
+fn beside(inner: Arc<Inner>, marks: Vec<(BlockNo, Witnessed)>) -> JoinHandle<io::Result<()>> {
+    spawn_blocking(move || inner.keep(&marks))
 }
 
 impl Inner {
