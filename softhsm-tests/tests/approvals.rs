@@ -200,7 +200,7 @@ fn invariant_5_an_approval_that_was_changed_copied_or_put_back_is_refused_by_nam
 
 #[test]
 fn invariant_5_an_approval_is_not_used_in_a_chain_that_nobody_would_miss() {
-    let (cluster, homes) = site();
+    let (_cluster, homes) = site();
     let one = Node::start(&homes[0]);
     one.import(1..3);
     let number = one.asks(&id(1));

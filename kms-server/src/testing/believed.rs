@@ -165,9 +165,9 @@ fn invariant_5_what_nobody_can_have_written_raises_no_counter_line() {
         let sending = b.transmitting(true, None);
         let declared = declare(&sending, 1, Some(0x0300_0005)).await.unwrap();
         let block = declared.states[0].block;
-        let lines = b.store.block(block).await.unwrap().unwrap().records.into_iter();
+        let mut lines = b.store.block(block).await.unwrap().unwrap().records.into_iter();
         let is_line = |it: &StoredRecord| matches!(Record::decode(&it.body), Ok(Record::Line(_)));
-        let line = lines.filter(is_line).next_back().unwrap();
+        let line = lines.rfind(is_line).unwrap();
         assert_eq!(line.position.epoch, record.record.epoch);
         let running = Running::start(Arc::clone(&a), &network).await;
         let (grounds, _) = beside(&a, &network, network.south);

@@ -131,6 +131,9 @@ impl ReadStore for Lossy {
     async fn count_undecided(&self) -> Result<u64, StoreError> {
         self.inner.count_undecided().await
     }
+    async fn count_undecided_of(&self, site: &str) -> Result<u64, StoreError> {
+        self.inner.count_undecided_of(site).await
+    }
     async fn strange_records(&self, known: &[[u8; 2]], limit: u32) -> Result<Strange, StoreError> {
         self.inner.strange_records(known, limit).await
     }
