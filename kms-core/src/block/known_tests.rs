@@ -43,7 +43,7 @@ proptest! {
         let (mut whole, mut other) = (empty(), empty());
         let mut known = Known::of(&whole).unwrap();
         for (nth, (titles, buries, epochs)) in steps.into_iter().enumerate() {
-            let record = |n: &u8| if buries && n % 3 == 0 { gone(*n) } else { meter(*n, nth as u64) };
+            let record = |n: &u8| if buries && n.is_multiple_of(3) { gone(*n) } else { meter(*n, nth as u64) };
             let records: Vec<Record> = titles.iter().map(record).collect();
             let epoch = Epoch(whole.head().position.epoch.0 + epochs / 2 * 2);
             let asked: Vec<RecordKey> = titles.iter().map(|n| key(*n)).collect();
