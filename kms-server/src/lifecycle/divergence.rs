@@ -23,6 +23,7 @@ use kms_core::{
             Decision, Differences, NotReconciled, Parting, at_contact, differences, reconcile,
         },
     },
+    fact::FILES_A_BLOCK,
 };
 
 /// Rows that are read at once.
@@ -338,6 +339,17 @@ impl Lifecycle {
         if change.is_stored(&divergent.record) {
             return Ok(Err("it stands here as it is".to_owned()));
         }
+        let record = Record::decode(&divergent.record.body).ok();
+        // Facts merge without a decision, so nothing else bounds what a site can have this one remember.
+        if let Some(Record::Fact(fact)) = &record
+            && change.fact(&fact.name()).is_none()
+            && change.facts(fact.name().kind) >= FILES_A_BLOCK
+        {
+            let full = format!(
+                "its block remembers {FILES_A_BLOCK} facts of its kind, and that is the most"
+            );
+            return Ok(Err(full));
+        }
         drop(changes);
         let site = &divergent.site;
         if self.store.count_undecided_of(site).await? >= most {
@@ -345,7 +357,6 @@ impl Lifecycle {
             return Ok(Err(many));
         }
         let now_ms = self.clock.unix_ms();
-        let record = Record::decode(&divergent.record.body).ok();
         let subject = subject_of(&divergent, record.as_ref());
         let entry = || call.entry(now_ms, subject.clone(), AuditOutcome::Done);
         if let Some(record) = &record {

@@ -28,6 +28,7 @@ use crate::{
         self, ChunkOf, ForgetList, ImportRules, Imported, Lifecycle, LifecycleError, SealedHeader,
         Signers,
     },
+    store::sites::Divergent,
 };
 
 /// Somebody who seals files.
@@ -286,5 +287,39 @@ fn a_block_remembers_so_many_files_and_refuses_the_next_one_by_name() {
         assert_eq!(take(&verbs, &header, 1).await, Err(RefusalCode::FilesFull));
         // Lists have a room of their own.
         assert!(verbs.remember_lists(&[list(1, 1)]).await.unwrap());
+    });
+}
+
+#[test]
+fn a_site_that_reports_facts_can_fill_no_block_beyond_what_it_may_remember() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let ann = Sealer::new("ann", 3);
+        let block = a.keyring.records.block_of_fact(&ann.fact([1; 16]));
+        let blocks = BlockCount::new(BLOCKS).unwrap();
+        let ids = (0u64..).map(|n| [[0; 8], n.to_be_bytes()].concat().try_into().unwrap());
+        let mut ids = ids.filter(|id| ann.fact(*id).block(blocks) == block);
+        let fact = |file_id| {
+            let (signer, header) = (ann.hash(), [1; 32]);
+            let file = AcceptedFile { signer, file_id, header, sealed_ms: 1, taken_ms: 1 };
+            Record::Fact(Fact::File(file))
+        };
+        promote(&b).await;
+        let mut changes = b.keyring.writer.change(&[block]).await.unwrap();
+        (0..2).for_each(|_| changes[0].put(fact(ids.next().unwrap())));
+        b.keyring.writer.commit(changes, vec![entry("x/y")]).await.unwrap();
+        let mut changes = a.keyring.writer.change(&[block]).await.unwrap();
+        (1..FILES_A_BLOCK).for_each(|_| changes[0].put(fact(ids.next().unwrap())));
+        a.keyring.writer.commit(changes, vec![entry("x/y")]).await.unwrap();
+
+        let theirs = b.store.block(block).await.unwrap().unwrap().records;
+        let row =
+            |record| Divergent { block, record, site: "south".into(), at_ms: 1, decided: None };
+        let rows: Vec<_> = theirs.into_iter().map(row).collect();
+        let told = a.lifecycle.take_report(&call("x/y"), rows, false).await.unwrap();
+        assert!(matches!(&told[0], Ok(Some(_))), "{told:?}");
+        assert!(told[1].as_ref().unwrap_err().contains("that is the most"), "{told:?}");
+        let changes = a.keyring.writer.change(&[block]).await.unwrap();
+        assert_eq!(changes[0].facts(FactName::FILE), FILES_A_BLOCK);
     });
 }
