@@ -237,9 +237,7 @@ struct Follow {
 
 impl Follow {
     async fn next(&mut self) -> Result<AuditEvent, CallError> {
-        if self.node.is_none() {
-            self.node = Some(self.audit.last(None).await?.0);
-        }
+        self.choose_node().await?;
         let transport = Arc::clone(&self.audit.transport);
         let mut tries = transport.tries(Errand::AtPrimary, None);
         loop {
@@ -259,6 +257,13 @@ impl Follow {
                 }
             }
         }
+    }
+
+    async fn choose_node(&mut self) -> Result<(), CallError> {
+        if self.node.is_none() {
+            self.node = Some(self.audit.last(None).await?.0);
+        }
+        Ok(())
     }
 
     /// Waits without end for the next events, but only until `until` for the stream to begin.

@@ -159,6 +159,21 @@ fn beginning(config: &Config) -> String {
 
 const ENDING: &str = ".backup";
 
+/// The backups of this name, by the times that they name.
+fn backups(directory: &Path, beginning: &str) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let time = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(ENDING));
+        if let Some(at_ms) = time.and_then(|time| time.parse().ok()) {
+            found.push((at_ms, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// The older backups, after they were looked through.
 struct Removed {
     gone: usize,
@@ -172,19 +187,9 @@ fn remove_older(
     (beginning, written): (&str, &Path),
     keep: usize,
 ) -> io::Result<Removed> {
-    let (mut found, mut ours): (Vec<(u64, PathBuf)>, u64) = (Vec::new(), 0);
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let time = name.strip_prefix(beginning).and_then(|rest| rest.strip_suffix(ENDING));
-        let Some(at_ms) = time.and_then(|time| time.parse().ok()) else { continue };
-        match Some(name.as_ref()) == written.file_name().and_then(|name| name.to_str()) {
-            true => ours = at_ms,
-            false => found.push((at_ms, entry.path())),
-        }
-    }
-    found.sort();
+    let mut found = backups(directory, beginning)?;
+    let ours = found.iter().position(|(_, path)| path.file_name() == written.file_name());
+    let ours = ours.map_or(0, |at| found.remove(at).0);
     let gone = found.len().saturating_sub(keep.max(1) - 1);
     for (_, path) in found.iter().take(gone) {
         fs::remove_file(path)?;

@@ -80,8 +80,7 @@ async fn left_in_place(store: &dyn WriteStore, data_dir: &Path) -> Option<Findin
     if matches!(store.restore_state().await, Ok(RestoreState::Marked(_))) {
         return None;
     }
-    let head = node::signed_head(data_dir)?;
-    let tip = head.tip;
+    let tip = node::signed_head(data_dir)?.tip;
     let chains = store.audit_chains().await.ok()?;
     let end = chains.iter().find(|chain| chain.node == tip.node).map_or(0, |chain| chain.sequence);
     let before = tip.sequence.checked_sub(1)?;

@@ -410,8 +410,7 @@ fn report(site: &Site, founding: &Founding, received: Received, enrolment: &Enro
         further.map(|peer| ("further site".to_owned(), format!("{} ({})", peer.site, peer.kind)));
     lines.splice(5..5, further);
     if founding.rebuilt.is_some() {
-        let told =
-            "it was rebuilt: it follows, and is promoted with --above-epoch alone".to_owned();
+        let told = "it was rebuilt: it is promoted with --above-epoch alone".to_owned();
         lines.push(("writing".to_owned(), told));
     }
     lines.extend(received.keys.into_iter().map(|key| {

@@ -49,9 +49,7 @@ impl Enroller {
         (request, replace): (&JoinRequest, bool),
         known: &[SignedPeer],
     ) -> Result<(), EnrolError> {
-        let row_in = |rows: &[SignedPeer]| -> Option<SignedPeer> {
-            rows.iter().find(|row| row.peer.site == request.site).cloned()
-        };
+        let row_in = |rows: &[SignedPeer]| row_of(rows, &request.site).cloned();
         let (mut before, mut tried) = (row_in(known), 0);
         loop {
             tried += 1;
@@ -111,6 +109,10 @@ impl Enroller {
         let _ = self.roles.look().await;
         Ok(())
     }
+}
+
+fn row_of<'a>(rows: &'a [SignedPeer], site: &str) -> Option<&'a SignedPeer> {
+    rows.iter().find(|row| row.peer.site == site)
 }
 
 /// Whether a row that is there now is neither of the enrolment that was there before nor of the one that is under way.

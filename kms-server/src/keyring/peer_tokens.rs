@@ -83,10 +83,8 @@ impl Roles {
             match self.commits.put_peer(step, vec![entry]).await {
                 // Somebody wrote the row meanwhile: it is read anew.
                 Err(StoreError::Taken { .. }) if tried < TRIES_MAX => {}
-                outcome => {
-                    outcome?;
-                    return self.look().await.map(drop);
-                }
+                Err(error) => return Err(error.into()),
+                Ok(()) => return self.look().await.map(drop),
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockCount, BlockNo, StoredRecord,
+    BlockCount, BlockNo, Epoch, StoredRecord,
     counters::{allocator::Witnessed, line::SEQUENCES},
     ports::{CounterWitness, WitnessSaid},
     site::restored::RolledBackBy,
@@ -144,6 +144,12 @@ impl PeersMemory {
         Self { peer, cards, status, roles, fencing, blocks, site: config.peer }
     }
 
+    /// Whether this site can have reserved these counters.
+    fn may_be_ours(&self, (block, mark): &(BlockNo, Witnessed), proved: Epoch) -> bool {
+        let is_ours = self.roles.owns(mark.epoch) && mark.epoch <= proved;
+        block.0 < self.blocks.get() && is_ours && mark.end <= SEQUENCES
+    }
+
     /// Why an answer does not count: it speaks of counters that this site can't have reserved, by signed role records. Who
     /// was put back has forgotten some of them: whoever names a higher epoch shows them first. An answer that is not proved is
     /// none, and not half of one: what it hides may be what was reserved.
@@ -151,12 +157,8 @@ impl PeersMemory {
         if let Err(why) = self.fencing.meet(&said.card).await {
             return Some(why.to_string());
         }
-        let proved = self.roles.standing().epoch;
-        let is_ours = |mark: &Witnessed| self.roles.owns(mark.epoch) && mark.epoch <= proved;
-        let wrong = said.marks.iter().find(|(block, mark)| {
-            block.0 >= self.blocks.get() || !is_ours(mark) || mark.end > SEQUENCES
-        });
-        let site = &self.site;
+        let (proved, site) = (self.roles.standing().epoch, &self.site);
+        let wrong = said.marks.iter().find(|mark| !self.may_be_ours(mark, proved));
         if let Some((block, Witnessed { epoch, end })) = wrong {
             return Some(format!(
                 "site {site} says that counters of block {block} up to {end} of epoch {} were reserved here, and no signed \

@@ -266,7 +266,6 @@ impl Serving {
             at == epoch
                 || promotions().any(|promotion| promotion.epoch == at || promotion.after == at)
         };
-        let is_peer = self.config.is_peer(site);
         let may = |row: &Divergent| {
             let position = row.record.position;
             if !is_proved(position.epoch) {
@@ -274,7 +273,7 @@ impl Serving {
             }
             let is_there = || self.check([row.block].iter()).is_ok();
             let parted = || is_there() && !lineage(&known, row.block, epoch).has(position);
-            if is_peer || parted() { Ok(()) } else { Err(MayNot::OfThePast) }
+            if self.config.is_peer(site) || parted() { Ok(()) } else { Err(MayNot::OfThePast) }
         };
         Ok(rows.iter().map(may).collect())
     }

@@ -265,9 +265,8 @@ impl Transmitting {
         items: &[Plain<'_>],
         prepared: &[Result<Prepared, Outcome>],
     ) -> Vec<(usize, Given)> {
-        let mut given = Vec::with_capacity(indexes.len());
         // Whoever holds the block holds it for all of them.
-        let mut held = None;
+        let (mut given, mut held) = (Vec::with_capacity(indexes.len()), None);
         for index in indexes {
             let (Some(Ok(prepared)), Some(item)) = (prepared.get(index), items.get(index)) else {
                 continue;

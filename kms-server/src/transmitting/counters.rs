@@ -349,9 +349,9 @@ impl Counters {
             return Ok(Told { merged: false, remembers });
         }
         let since = past.since(domain, mark.block, Witness::Peer(remembers)).unwrap_or_default();
-        let set_aside = [said.set_aside, self.set_aside_here(mark.block).await?].concat();
-        let set_aside = written_since(set_aside, since);
-        let lines = self.parts.counting.authentic(mark.block, &set_aside).await?;
+        let all = [said.set_aside, self.set_aside_here(mark.block).await?].concat();
+        let lines = written_since(all, since);
+        let lines = self.parts.counting.authentic(mark.block, &lines).await?;
         self.merge(mark.block, &lines, Some(since)).await?;
         Ok(Told { merged: true, remembers })
     }

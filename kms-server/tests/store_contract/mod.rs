@@ -116,6 +116,7 @@ where
         a_mark_is_replaced_only_by_who_knows_it
         a_site_that_does_not_write_in_a_marks_epoch_reserves_nothing
         a_mark_that_falls_is_refused
+        a_promotion_without_the_mark_of_each_block_is_refused
         of_two_reservations_exactly_one_wins
         marks_of_another_site_are_merged_by_maximum
     }

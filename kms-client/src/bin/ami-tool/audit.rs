@@ -19,22 +19,28 @@ pub(crate) async fn run(
     match command {
         AuditCommand::List(list) => self::list(client, list, json).await,
         AuditCommand::Nodes => nodes(client, json).await,
-        AuditCommand::Follow { node, after } => {
-            let (node, after) = match after {
-                Some(after) => (node, after),
-                None => {
-                    let (node, last) = client.audit().last(node).await?;
-                    (Some(node), last)
-                }
-            };
-            let mut events = client.audit().follow(node, after);
-            while let Some(event) = events.next().await {
-                show(&event?, json)?;
-            }
-            Ok(Exit::Good)
-        }
+        AuditCommand::Follow { node, after } => follow(client, (node, after), json).await,
         AuditCommand::Verify(what) => verify(client, what, json).await,
     }
+}
+
+async fn follow(
+    client: &KmsClient,
+    (node, after): (Option<[u8; 16]>, Option<u64>),
+    json: bool,
+) -> Result<Exit, Failure> {
+    let (node, after) = match after {
+        Some(after) => (node, after),
+        None => {
+            let (node, last) = client.audit().last(node).await?;
+            (Some(node), last)
+        }
+    };
+    let mut events = client.audit().follow(node, after);
+    while let Some(event) = events.next().await {
+        show(&event?, json)?;
+    }
+    Ok(Exit::Good)
 }
 
 async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, Failure> {
