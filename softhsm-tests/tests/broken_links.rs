@@ -14,7 +14,7 @@ use std::{
 };
 
 use common::{
-    Home,
+    Home, eventually,
     fleet::{add, apdu, id, line, parsed, push},
     free_address, home, home_with, metrics_of,
 };
@@ -231,6 +231,7 @@ async fn a_write_whose_answer_is_lost_says_that_its_outcome_is_unknown() {
         assert!(error.to_string().contains("may have been carried out"), "{manner:?}: {error}");
         // A connection that ends before anything went out on it may be replaced: what arrives counts.
         tokio::time::sleep(Duration::from_millis(500)).await;
+        eventually("the write arrives", async || deletes(metrics) > arrived).await;
         let before = std::mem::replace(&mut arrived, deletes(metrics));
         assert_eq!(arrived - before, 1, "{manner:?}: so often a write arrived");
     }

@@ -194,7 +194,7 @@ async fn invariant_3_a_site_that_was_promoted_unheard_of_and_lost_takes_no_epoch
     let asked = other.ami_tool(Role::AmiAdmin).succeed(&admit).unwrap_err().to_string();
     let (_, rest) = asked.split_once("approvals approve ").expect(&asked);
     let number: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    other.ami_tool(Role::Approver).succeed(&["approvals", "approve", &number]).unwrap();
+    other.ami_tool(Role::Approver).succeed(&["approvals", "approve", &number, "--yes"]).unwrap();
     other.ami_tool(Role::AmiAdmin).succeed(&admit).unwrap();
     pair.until_it_is(other, "SECONDARY", 6).unwrap();
     let after = sent(&client(lost).await, 1).await;

@@ -359,7 +359,8 @@ impl Allocator {
     /// The mark to write so that another node need not wait, for a node that stops in order. It gives nothing out after
     /// that.
     pub fn give_back(&mut self, stored: &Mark) -> Option<Mark> {
-        let held = self.held.filter(|held| held.term == stored.term)?;
+        let as_held = |held: &Held| (held.term, held.end) == (stored.term, stored.end);
+        let held = self.held.filter(as_held)?;
         self.let_go();
         Some(Mark { holder: None, term: held.term + 1, ..*stored })
     }

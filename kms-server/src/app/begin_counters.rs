@@ -23,7 +23,7 @@ use kms_core::{
 const NOTHING_TO_DO: &str = "this key domain is migrated: there is nothing to do";
 
 /// Said where this server has seen marks.
-const TAKEN_AWAY: &str = "this server knows that the counters of this site had marks: somebody took some of them away; take \
+const TAKEN_AWAY: &str = "this server knows that the counters of blocks without a mark had one: somebody took them away; take \
                           a higher epoch (`ami-tool site promote --above-epoch N`)";
 
 /// The ground of it: a token and a database that belong together.
@@ -61,7 +61,7 @@ pub(super) async fn begin_counters(
     if without.is_empty() {
         return Err(Fault::Store(NOTHING_TO_DO.into()));
     }
-    if !known.is_empty() {
+    if known.has_any_of(without.iter().map(|(block, _)| *block), standing.epoch) {
         return Err(Fault::Store(TAKEN_AWAY.into()));
     }
     for (block, stored) in &without {

@@ -62,6 +62,7 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canar
             refuse_a_part(store.as_ref()).await.err().map(|fault| Finding::of("store", &fault)),
         );
         wrong.extend(left_in_place(store.as_ref(), &config.site.data_dir).await);
+        wrong.extend(without_marks(store.as_ref()).await);
         let (domain, lists) = (store.domain().await, store.site_tokens().await);
         store.close().await;
         Ok::<_, Fault>((domain?.zip(Some(lists?)), wrong))
@@ -71,6 +72,23 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canar
         findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
     }
     known.map(|known| canaries_in(&known)).transpose()
+}
+
+/// Counters of a site that writes and has no mark of all of its blocks: an older version made them one by one.
+async fn without_marks(store: &dyn WriteStore) -> Option<Finding> {
+    let (domain, role) = (store.domain().await.ok()??, store.role().await.ok()?);
+    if migrate::is_unsigned(&domain) || !role.writes {
+        return None;
+    }
+    let marks = store.counter_marks().await.ok()?;
+    let of_epoch = marks.iter().filter(|stored| stored.mark.epoch >= role.epoch).count();
+    let without = (domain.blocks.get() as usize).saturating_sub(of_epoch);
+    let sentence = format!(
+        "the counters of {without} blocks have no mark of epoch {}, and nothing is sent under them: if an older version \
+         made this site, stop all of its servers and run `kms-server migrate`; else somebody took marks away",
+        role.epoch.0
+    );
+    (without > 0).then(|| Finding::new("site", sentence))
 }
 
 /// A database that was restored beside a node's own files: its audit chain is shorter than they say, or

@@ -3,6 +3,7 @@
 //! database.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, ErrorKind},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
@@ -23,6 +24,11 @@ use kms_core::{
 
 const NAME: &str = "counter-marks";
 const MAGIC: [u8; 8] = *b"AMICM\x01\0\0";
+const ANOTHER_FORMAT: &str =
+    "it is of another format: a later version wrote it, which is to run here, or it was changed";
+/// Said once what was written may be lost although a later sync succeeds: only what is read anew is known to be there.
+const NOT_SYNCED: &str =
+    "what was written could not be brought to the disk: see to the disk, and start the server anew";
 const HEADER_LEN: usize = MAGIC.len() + 16;
 /// Epoch, end, and the first bytes of a sum over both and the block's number.
 const PLACE_LEN: usize = 8 + 4 + 8;
@@ -37,8 +43,14 @@ struct Inner {
     path: PathBuf,
     file: fs::File,
     written: Mutex<Written>,
+    synced: Mutex<Synced>,
+}
+
+#[derive(Default)]
+struct Synced {
     /// The number of the last write that is on disk.
-    synced: Mutex<u64>,
+    number: u64,
+    failed: bool,
 }
 
 struct Written {
@@ -62,6 +74,9 @@ impl CounterFile {
                 read => read?,
             };
             let header = [&MAGIC[..], &domain.0].concat();
+            if !bytes.is_empty() && !bytes.starts_with(&MAGIC) {
+                return Err(io::Error::new(ErrorKind::InvalidData, ANOTHER_FORMAT));
+            }
             if !bytes.starts_with(&header) {
                 super::node::replace(&path, &header)?;
             }
@@ -71,12 +86,17 @@ impl CounterFile {
         };
         let (file, places) = open().map_err(|error| not_usable(&path, &error))?;
         let written = Mutex::new(Written { places, number: 0 });
-        Ok(Self(Arc::new(Inner { path, file, written, synced: Mutex::new(0) })))
+        Ok(Self(Arc::new(Inner { path, file, written, synced: Mutex::default() })))
     }
 
-    /// Whether it knows of any mark.
-    pub(super) fn is_empty(&self) -> bool {
-        self.known().is_empty()
+    /// Whether it knows of a mark of one of these blocks, of this epoch or a higher one.
+    pub(super) fn has_any_of(
+        &self,
+        mut blocks: impl Iterator<Item = BlockNo>,
+        epoch: Epoch,
+    ) -> bool {
+        let known: BTreeMap<BlockNo, Witnessed> = self.known().into_iter().collect();
+        blocks.any(|block| known.get(&block).is_some_and(|mark| mark.epoch >= epoch))
     }
 }
 
@@ -121,10 +141,13 @@ impl Inner {
         let Some(number) = self.write(marks)? else { return Ok(()) };
         let mut synced = lock(&self.synced);
         // Who waited for another one's turn has been synced with it.
-        if *synced < number {
+        if synced.failed {
+            return Err(io::Error::other(NOT_SYNCED));
+        }
+        if synced.number < number {
             let until = lock(&self.written).number;
-            self.file.sync_data()?;
-            *synced = until;
+            self.file.sync_data().inspect_err(|_| synced.failed = true)?;
+            synced.number = until;
         }
         Ok(())
     }
@@ -197,7 +220,7 @@ mod tests {
     async fn invariant_3_what_was_reserved_comes_back_and_nothing_lowers_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = open(dir.path());
-        assert!(file.is_empty());
+        assert!(file.known().is_empty());
         file.keep(vec![mark(1, 2, 1_024), mark(3, 2, 2_048)]).await.unwrap();
         for end in [2_048, 1_024, 3_072] {
             file.keep(vec![mark(1, 2, end)]).await.unwrap();
@@ -210,7 +233,32 @@ mod tests {
         assert_eq!(open(dir.path()).known()[0], mark(1, 4, 1));
         // Another domain's counters are others.
         let other = CounterFile::open(dir.path(), &DomainId([8; 16]), BlockCount::new(4).unwrap());
-        assert!(other.unwrap().is_empty());
+        assert!(other.unwrap().known().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_of_another_format_is_refused_and_not_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = open(dir.path());
+        file.keep(vec![mark(1, 2, 1_024)]).await.unwrap();
+        let path = dir.path().join(NAME);
+        let bytes = fs::read(&path).unwrap();
+        let later = [b"AMICM\x02\0\0", &bytes[MAGIC.len()..]].concat();
+        fs::write(&path, &later).unwrap();
+        let refused = CounterFile::open(dir.path(), &DOMAIN, BlockCount::new(4).unwrap());
+        let Err(Fault::Setting(sentence)) = refused.map(drop) else { panic!("it was taken") };
+        assert!(sentence.to_string().contains("another format"), "{sentence}");
+        assert_eq!(fs::read(&path).unwrap(), later);
+    }
+
+    #[tokio::test]
+    async fn of_blocks_without_a_mark_those_count_of_which_one_of_this_epoch_was_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = open(dir.path());
+        file.keep(vec![mark(1, 2, 1_024), mark(2, 4, 1)]).await.unwrap();
+        let has = |block, epoch| file.has_any_of([BlockNo(block)].into_iter(), Epoch(epoch));
+        assert!(has(1, 2) && has(2, 4) && has(2, 2));
+        assert!(!has(1, 4) && !has(0, 2) && !has(3, 2));
     }
 
     #[tokio::test]

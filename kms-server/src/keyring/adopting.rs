@@ -317,7 +317,6 @@ impl Step {
     }
 }
 
-/// Nothing of this block was taken over, and it may be later.
 /// A block that was decided about and could not be written.
 fn not_written(block: BlockNo, error: &KeyringError) -> Outcome {
     match error {
@@ -328,6 +327,7 @@ fn not_written(block: BlockNo, error: &KeyringError) -> Outcome {
     }
 }
 
+/// Nothing of this block was taken over, and it may be later.
 fn not_yet(block: BlockNo, error: &KeyringError) -> Outcome {
     Outcome { block, stored: None, taken: Taken::NotYet(error.to_string()) }
 }

@@ -8,7 +8,7 @@ use std::sync::{
 };
 
 use kms_core::{
-    BlockNo, Epoch,
+    BlockNo, Epoch, Verdict,
     block::BlockMark,
     counters::{
         allocator::{RANGE, Witnessed},
@@ -25,7 +25,7 @@ use super::{
     pair::{BLOCKS, Network, Running, beside, sites},
     restored::remembering_of,
     site_common::Site,
-    transmitting::{counter, declare, refusal_or, settled, talking},
+    transmitting::{counter, declare, plain, refusal_or, send, settled, talking},
 };
 use crate::{
     replication::{MarksAsked, MarksSaid, NotServed, PeersMemory},
@@ -126,6 +126,36 @@ fn invariant_3_a_mark_that_was_put_back_is_held_against_the_other_site_before_it
         asking.abort();
         witness.knows(4 * RANGE);
         assert_eq!(refusal_or(&two, 1).await, Some(Refusal::CountersRolledBack));
+    });
+}
+
+#[test]
+fn a_server_that_can_remember_no_mark_burns_one_range_and_not_one_a_try_and_says_so() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let sending = site.transmitting_among(true, None, false);
+        site.add(talking(1)).await;
+        declare(&sending, 1, None).await.unwrap();
+        assert_eq!(refusal_or(&sending, 1).await, None);
+        let end = async || {
+            let marks = site.store.counter_marks().await.unwrap();
+            marks.iter().map(|stored| stored.mark.end).max().unwrap()
+        };
+        site.counters.is_full.store(true, Ordering::SeqCst);
+        let mut sent = 1;
+        while send(&sending, plain(1)).await.0.verdict == Verdict::Ok {
+            sent += 1;
+            assert!(sent < RANGE, "it goes on without a memory");
+        }
+        assert_eq!((sent + 1, end().await), (RANGE, 2 * RANGE));
+        for _ in 0..5 {
+            assert_ne!(send(&sending, plain(1)).await.0.verdict, Verdict::Ok);
+        }
+        assert_eq!(end().await, 2 * RANGE, "nothing more is burnt");
+        assert!(sending.faults().iter().any(|fault| fault.contains("the disk is full")));
+        site.counters.is_full.store(false, Ordering::SeqCst);
+        assert_eq!(send(&sending, plain(1)).await.0.verdict, Verdict::Ok);
+        assert_eq!((end().await, sending.faults()), (3 * RANGE, Vec::new()));
     });
 }
 

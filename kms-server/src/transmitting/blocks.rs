@@ -24,6 +24,8 @@ pub(super) struct BlockCounters {
     pub(super) witnessed: u64,
     /// The mark that nobody who was asked knows more than.
     pub(super) confirmed: Option<Mark>,
+    /// A mark that stands in the database and is not remembered outside it yet.
+    pub(super) unkept: Option<Witnessed>,
     /// A mark that the other site is to know before it is used.
     pub(super) untold: Option<Witnessed>,
     /// The block, as its lines were read last.
@@ -49,6 +51,7 @@ impl BlockCounters {
             allocator: Allocator::new(block, node),
             witnessed: 0,
             confirmed: None,
+            unkept: None,
             untold: None,
             read: None,
             lines: BTreeMap::new(),

@@ -283,6 +283,11 @@ impl Counters {
     ) -> Result<Step, NotSent> {
         let Parts { store, counting, .. } = &self.parts;
         self.witnessing.tell(counters, block, counting.began_here(self.epoch()?));
+        // A range that could not be remembered is burnt, and no other one before it can.
+        if let Some(mark) = counters.unkept {
+            self.remembered.keep(vec![(block, mark)]).await?;
+            counters.unkept = None;
+        }
         let stored = store.counter_mark(block).await?;
         if let Some(stored) = &stored {
             counting.check(stored).await?;
@@ -299,7 +304,7 @@ impl Counters {
             return Ok(Step::Confirm(found));
         }
         let sealed = counting.seal(mark).await?;
-        match self.store_mark(stored.as_ref(), &sealed).await {
+        match self.store_mark(counters, stored.as_ref(), &sealed).await {
             Ok(true) => {
                 counters.allocator.reserved(&mark);
                 self.witnessing.note(block, Witnessed::from(&mark));
@@ -320,13 +325,17 @@ impl Counters {
     /// Stores a mark, and has this server remember it outside the database. False: another one is there.
     async fn store_mark(
         &self,
+        counters: &mut BlockCounters,
         expected: Option<&StoredMark>,
         sealed: &StoredMark,
     ) -> Result<bool, NotSent> {
         if !self.parts.store.put_counter_mark(expected, sealed).await? {
             return Ok(false);
         }
-        self.remembered.keep(vec![(sealed.mark.block, Witnessed::from(&sealed.mark))]).await?;
+        let mark = Witnessed::from(&sealed.mark);
+        counters.unkept = Some(mark);
+        self.remembered.keep(vec![(sealed.mark.block, mark)]).await?;
+        counters.unkept = None;
         Ok(true)
     }
 
@@ -452,6 +461,7 @@ impl Counters {
     ) -> Result<(), NotSent> {
         let Parts { store, counting, .. } = &self.parts;
         let Some(stored) = store.counter_mark(block).await? else { return Ok(()) };
+        counting.check(&stored).await?;
         let Some(mark) = counters.allocator.give_back(&stored.mark) else { return Ok(()) };
         let sealed = counting.seal(mark).await?;
         let _ = store.put_counter_mark(Some(&stored), &sealed).await?;

@@ -38,7 +38,9 @@ impl Counters {
             known.epoch >= epoch && stored < Some(**known) && of_epoch(block)
         };
         let back = known.iter().filter(is_back).map(|(block, _)| *block).collect();
-        self.remembered.found(sentences(epoch, &gone, back, known.is_empty()));
+        let was_there = |block| known.get(block).is_some_and(|known| known.epoch >= epoch);
+        let is_new = !gone.iter().any(was_there);
+        self.remembered.found(sentences(epoch, &gone, back, is_new));
         let news = marks.values().filter(|stored| {
             known.get(&stored.mark.block) < Some(&Witnessed::from(&stored.mark))
                 && counting.is_authentic_here(stored)

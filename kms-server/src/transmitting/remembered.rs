@@ -17,12 +17,14 @@ pub(super) struct Remembered {
     memory: Arc<dyn CounterMemory>,
     known: Mutex<BTreeMap<BlockNo, Witnessed>>,
     faults: Mutex<Vec<String>>,
+    /// Why nothing can be remembered, since that failed last.
+    failure: Mutex<Option<String>>,
 }
 
 impl Remembered {
     pub(super) fn new(memory: Arc<dyn CounterMemory>) -> Self {
         let known = Mutex::new(memory.known().into_iter().collect());
-        Self { memory, known, faults: Mutex::default() }
+        Self { memory, known, faults: Mutex::default(), failure: Mutex::default() }
     }
 
     pub(super) fn of(&self, block: BlockNo) -> Option<Witnessed> {
@@ -31,8 +33,11 @@ impl Remembered {
 
     /// On disk when this returns: nothing of what a mark reserves is given out before.
     pub(super) async fn keep(&self, marks: Vec<(BlockNo, Witnessed)>) -> Result<(), NotSent> {
-        let failed = |error: WitnessFailed| NotSent::Unavailable(error.0.into());
-        self.memory.keep(marks.clone()).await.map_err(failed)?;
+        let kept = self.memory.keep(marks.clone()).await;
+        *lock(&self.failure) = kept.as_ref().err().map(|WitnessFailed(why)| {
+            format!("counters: marks can't be remembered outside the database, and nothing is sent: {why}")
+        });
+        kept.map_err(|error| NotSent::Unavailable(error.0.into()))?;
         let mut known = lock(&self.known);
         for (block, mark) in marks {
             let kept = known.entry(block).or_insert(mark);
@@ -53,8 +58,9 @@ impl Remembered {
         }
         *known = faults;
     }
+
     pub(super) fn faults(&self) -> Vec<String> {
-        lock(&self.faults).clone()
+        lock(&self.failure).iter().chain(lock(&self.faults).iter()).cloned().collect()
     }
 }
 

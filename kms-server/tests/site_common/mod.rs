@@ -75,15 +75,22 @@ pub struct Site {
 
 /// A memory of counters, as long as it lives.
 #[derive(Default)]
-pub struct Remembered(std::sync::Mutex<BTreeMap<BlockNo, Witnessed>>);
+pub struct Remembered {
+    marks: std::sync::Mutex<BTreeMap<BlockNo, Witnessed>>,
+    /// Its disk takes nothing.
+    pub is_full: std::sync::atomic::AtomicBool,
+}
 
 #[async_trait::async_trait]
 impl CounterMemory for Remembered {
     fn known(&self) -> Vec<(BlockNo, Witnessed)> {
-        self.0.lock().unwrap().iter().map(|(block, mark)| (*block, *mark)).collect()
+        self.marks.lock().unwrap().iter().map(|(block, mark)| (*block, *mark)).collect()
     }
     async fn keep(&self, marks: Vec<(BlockNo, Witnessed)>) -> Result<(), WitnessFailed> {
-        let mut known = self.0.lock().unwrap();
+        if self.is_full.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(WitnessFailed("the disk is full".to_owned()));
+        }
+        let mut known = self.marks.lock().unwrap();
         for (block, mark) in marks {
             let kept = known.entry(block).or_insert(mark);
             *kept = (*kept).max(mark);

@@ -140,11 +140,14 @@ pub(super) async fn a_refused_change_of_role_leaves_everything_as_it_was(store: 
     refused_as_conflict(ask(with(&|step| step.table = Some((Some(7), table(8))))).await)?;
     refused_as_conflict(ask(with(&|step| step.table = Some((None, table(8))))).await)?;
     let broken: [(&str, Break<'_>); 12] = [
-        (rules::ROLE_BLOCKS, &|step| drop(step.blocks.pop())),
+        (rules::ROLE_BLOCKS, &|step| drop((step.blocks.pop(), step.marks.pop()))),
         (rules::ROLE_BLOCKS, &|step| step.blocks.clear()),
         (rules::ROLE_BLOCKS, &|step| step.now.writes = false),
         (rules::ROLE_BLOCKS, &|step| step.blocks[1].head.position.epoch = Epoch(6)),
-        (rules::BLOCK_ONCE, &|step| step.blocks.push(step.blocks[0].clone())),
+        (rules::BLOCK_ONCE, &|step| {
+            step.blocks.push(step.blocks[0].clone());
+            step.marks.push(step.marks[0]);
+        }),
         (rules::HEAD_SEQUENCE, &|step| step.blocks[1].head.position.sequence = Sequence(9)),
         (rules::ROLE_RECORDS, &|step| step.blocks[1].head.digest = [0; 32]),
         (rules::ROLE_RECORDS, &|step| step.blocks[1].head.count += 1),
@@ -156,6 +159,7 @@ pub(super) async fn a_refused_change_of_role_leaves_everything_as_it_was(store: 
             step.now.epoch = most;
             step.record.record.epoch = most;
             step.blocks.iter_mut().for_each(|change| change.head.position.epoch = most);
+            step.marks.iter_mut().for_each(|stored| stored.mark.epoch = most);
         }),
     ];
     for (rule, change) in broken {
@@ -190,6 +194,7 @@ pub(super) async fn a_promotion_leaves_the_blocks_of_which_nothing_is_known(
     found(&store, true).await?;
     let mut step = promotion(&store, 4).await?;
     let left = step.blocks.remove(1).head.block;
+    step.marks.remove(1);
     step.left = vec![left];
     change_role(&store, &step).await?;
     let epochs = store.heads().await?.into_iter().map(|head| head.position.epoch.0).collect();
