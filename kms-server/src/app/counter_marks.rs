@@ -138,7 +138,7 @@ fn beside(inner: Arc<Inner>, marks: Vec<(BlockNo, Witnessed)>) -> JoinHandle<io:
 
 impl Inner {
     fn keep(&self, marks: &[(BlockNo, Witnessed)]) -> io::Result<()> {
-        let Some(number) = self.write(marks)? else { return Ok(()) };
+        let number = self.write(marks)?;
         let mut synced = lock(&self.synced);
         // Who waited for another one's turn has been synced with it.
         if synced.failed {
@@ -152,8 +152,8 @@ impl Inner {
         Ok(())
     }
 
-    /// The number of the write; `None`: all of it was known.
-    fn write(&self, marks: &[(BlockNo, Witnessed)]) -> io::Result<Option<u64>> {
+    /// The number of the last write: what was known already may still be on its way to the disk.
+    fn write(&self, marks: &[(BlockNo, Witnessed)]) -> io::Result<u64> {
         let mut written = lock(&self.written);
         let mut is_news = false;
         for (block, mark) in marks {
@@ -167,11 +167,8 @@ impl Inner {
             places[lower] = Some(*mark);
             is_news = true;
         }
-        if !is_news {
-            return Ok(None);
-        }
-        written.number += 1;
-        Ok(Some(written.number))
+        written.number += u64::from(is_news);
+        Ok(written.number)
     }
 }
 
@@ -234,6 +231,18 @@ mod tests {
         // Another domain's counters are others.
         let other = CounterFile::open(dir.path(), &DomainId([8; 16]), BlockCount::new(4).unwrap());
         assert!(other.unwrap().known().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_not_synced_once_is_not_taken_for_kept_when_it_is_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = open(dir.path());
+        file.keep(vec![mark(1, 2, 1_024)]).await.unwrap();
+        lock(&file.0.synced).failed = true;
+        for marks in [vec![mark(1, 2, 2_048)], vec![mark(1, 2, 2_048)], Vec::new()] {
+            let WitnessFailed(why) = file.keep(marks).await.unwrap_err();
+            assert!(why.contains("start the server anew"), "{why}");
+        }
     }
 
     #[tokio::test]
