@@ -133,8 +133,11 @@ async fn a_dry_run_lists_what_differs_and_ends_with_one_if_anything_does() {
 async fn an_unknown_target_is_refused_with_the_known_ones() {
     let (_world, _script, config) = world(vec![]).await;
     let (code, said) = run(SYNC_KEYS, &config, "--mode=secure --target=west").await;
-    assert_eq!(code, 1, "{said}");
+    // As `--help` says.
+    assert_eq!(code, 2, "{said}");
     assert!(said.contains("north and south") && said.contains("site status"), "{said}");
+    let (_, help) = run(SYNC_KEYS, &config, "--help").await;
+    assert!(help.contains("2  the command line is wrong") && help.contains("unknown target"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

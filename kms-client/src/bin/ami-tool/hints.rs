@@ -55,7 +55,9 @@ pub(crate) fn hint(source: Source, word: &str) -> Hint {
 /// Every source has a row `*`, so nothing comes to this.
 const UNKNOWN: Hint = row(Source::Service, "*", Exit::Unreachable, "");
 
-use Exit::{Certificate as NoTrust, Denied as NoGrant, Refused as No, Unreachable as NotNow};
+use Exit::{
+    Certificate as NoTrust, Denied as NoGrant, Refused as No, Unreachable as NotNow, Usage as Wrong,
+};
 use Source::{Busy, Certificate, Denied, NotFound, Refused, Service, Transport, Unavailable};
 
 const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
@@ -330,7 +332,8 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Refused, "CLOCKS_DIFFER", No, "set the clocks of the site's servers"),
     row(Refused, "READ_ONLY", No, "name a server in `endpoints` whose database is the primary"),
     row(Refused, "READ_ONLY_PRIMARY", No, ""),
-    row(NotFound, "UNKNOWN_SITE", No, "`site status` says what the sites are called"),
+    // A name on the command line that nobody has, as one that client.toml does not know.
+    row(NotFound, "UNKNOWN_SITE", Wrong, "`site status` says what the sites are called"),
     row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
     row(
         Denied,
