@@ -72,6 +72,21 @@ async fn the_status_of_each_site_says_who_writes_and_one_that_is_away_is_said_to
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_no_more_gets_no_complaint() {
+    let pair = pair().await;
+    for arguments in ["site status", "site status --json", "site divergence list"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
+        command.arg("--config").arg(&pair.config).args(arguments.split_whitespace());
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let ended = tokio::task::spawn(async move { command.spawn().unwrap().wait_with_output() });
+        let output = ended.await.unwrap().unwrap();
+        assert_eq!((code(&output), said(&output)), (141, String::new()), "{arguments}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_site_that_nobody_knows_or_that_is_not_named_is_a_fault_of_the_command_line() {
     let pair = pair().await;
     for arguments in ["site promote --yes", "site promote west --yes", "site status --site west"] {

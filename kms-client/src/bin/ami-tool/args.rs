@@ -23,7 +23,8 @@ Exit codes:
   3  the configuration or a file cannot be used
   4  the service is unreachable, busy, late or failing
   5  the certificate does not grant the call
-  6  the certificate, or the server's, is not accepted";
+  6  the certificate, or the server's, is not accepted
+  141  whoever read the output went away before its end (`| head`)";
 
 /// Meters and their messages from the command line
 #[derive(Parser)]

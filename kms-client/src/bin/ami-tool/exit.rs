@@ -13,6 +13,8 @@ pub(crate) enum Exit {
     Unreachable = 4,
     Denied = 5,
     Certificate = 6,
+    /// As a shell tells of a program that wrote to a reader who had gone (128 + SIGPIPE).
+    ReaderGone = 141,
 }
 
 impl Exit {

@@ -31,6 +31,11 @@ impl Failure {
         Self::new(Exit::Files, "FILES", reason.into(), "")
     }
 
+    /// Whoever read standard output has seen enough (`| head`): there is nothing to say, and to nobody.
+    pub(crate) fn reader_gone() -> Self {
+        Self::new(Exit::ReaderGone, "READER_GONE", String::new(), "")
+    }
+
     pub(crate) fn refused(code: &str, reason: impl Into<String>) -> Self {
         Self::new(Exit::Refused, code, reason.into(), "")
     }
@@ -68,6 +73,9 @@ impl Failure {
     /// Says it on standard error, and gives the exit code.
     pub(crate) fn report(self, json: bool) -> ExitCode {
         let Self { exit, code, word, reason, next_step, request } = self;
+        if exit == Exit::ReaderGone {
+            return exit.into();
+        }
         let request = request.as_ref().map(RequestId::as_str);
         let text = if json {
             let mut error =

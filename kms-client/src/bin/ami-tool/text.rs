@@ -9,7 +9,10 @@ use crate::failure::Failure;
 /// Writes one line to standard output. Ends quietly when nobody reads it any more.
 pub(crate) fn say(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}").map_err(|error| Failure::files(format!("standard output: {error}")))
+    writeln!(out, "{line}").map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::reader_gone(),
+        _ => Failure::files(format!("standard output: {error}")),
+    })
 }
 
 /// Writes one JSON object on one line.

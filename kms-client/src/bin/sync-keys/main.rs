@@ -30,7 +30,8 @@ Exit codes:
   3  the configuration or a file cannot be used
   4  the service is unreachable, busy, late or failing
   5  the certificate does not grant the call
-  6  the certificate, or the server's, is not accepted";
+  6  the certificate, or the server's, is not accepted
+  141  whoever read the output went away before its end";
 
 /// The meaning of the one mode, for who asks for another.
 const SECURE: &str = "`secure` is the only mode: keys cross as they are stored, wrapped under secrets that \
