@@ -320,8 +320,16 @@ async fn an_auditor_reads_and_checks_the_log_of_a_site_that_is_lost_at_the_other
     for what in ["node", "signing key"] {
         assert_ne!(of(&said, what), of(&own, what));
     }
-    let (code, said) = auditor(second, &["audit", "list", "--of", "nowhere"]);
-    assert!(code != Some(0) && said.contains("has this name"), "{said}");
+    // Its chain is among those that were copied, and is nobody's who answers.
+    let node = of(&said, "node").split_whitespace().last().unwrap().to_owned();
+    let (code, copied) = auditor(second, &["audit", "nodes", "--of", "site-a"]);
+    assert!(code == Some(0) && copied.starts_with(&node), "{copied}");
+    assert!(copied.lines().count() == 1 && !copied.contains("this node"), "{copied}");
+    assert!(!auditor(second, &["audit", "nodes"]).1.contains(&node));
+    for verb in ["list", "nodes"] {
+        let (code, said) = auditor(second, &["audit", verb, "--of", "nowhere"]);
+        assert!(code != Some(0) && said.contains("has this name"), "{said}");
+    }
     // Nobody changes what was copied without being found out.
     b.stop().unwrap();
     let url = format!("sqlite://{}", second.places().data.join("kms.db").display());

@@ -250,7 +250,11 @@ pub(crate) enum AuditCommand {
     /// Show what was done, in order
     List(AuditList),
     /// List the chains of this site: one a node, that of the node that answers first
-    Nodes,
+    Nodes {
+        /// Of the other site, by its name: its chains as the site that answers has copied them
+        #[arg(long, value_name = "SITE", default_value = "", hide_default_value = true)]
+        of: String,
+    },
     /// Show what is done, as it is done; until it is interrupted
     Follow {
         /// Whose chain, 32 hex digits; that of the node that answers otherwise

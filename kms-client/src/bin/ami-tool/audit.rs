@@ -18,7 +18,7 @@ pub(crate) async fn run(
 ) -> Result<Exit, Failure> {
     match command {
         AuditCommand::List(list) => self::list(client, list, json).await,
-        AuditCommand::Nodes => nodes(client, json).await,
+        AuditCommand::Nodes { of } => nodes(client, &of, json).await,
         AuditCommand::Follow { node, after } => follow(client, (node, after), json).await,
         AuditCommand::Verify(what) => verify(client, what, json).await,
     }
@@ -62,13 +62,15 @@ async fn list(client: &KmsClient, list: AuditList, json: bool) -> Result<Exit, F
     Ok(Exit::Good)
 }
 
-async fn nodes(client: &KmsClient, json: bool) -> Result<Exit, Failure> {
-    for (index, chain) in client.audit().chains().await?.iter().enumerate() {
+async fn nodes(client: &KmsClient, of: &str, json: bool) -> Result<Exit, Failure> {
+    for (index, chain) in client.audit().of_site(of).chains().await?.iter().enumerate() {
         let last = chain.last_ms;
+        // No node of another site answers: of that there are copies.
+        let answers = index == 0 && of.is_empty();
         if json {
             say_json(&json!({
                 "node_id": hex::encode(chain.node),
-                "answers": index == 0,
+                "answers": answers,
                 "sequence": chain.sequence,
                 "hash": hex::encode(chain.hash),
                 "last_ms": last,
@@ -76,7 +78,7 @@ async fn nodes(client: &KmsClient, json: bool) -> Result<Exit, Failure> {
         } else {
             let last =
                 last.map_or_else(|| "no event yet".to_owned(), |at| format!("last {}", date(at)));
-            let answers = if index == 0 { "  (this node)" } else { "" };
+            let answers = if answers { "  (this node)" } else { "" };
             let node = hex::encode(chain.node);
             say(&format!("{node}  {:>8} events  {last}{answers}", chain.sequence))?;
         }
