@@ -31,18 +31,27 @@ pub(crate) async fn plan(client: &KmsClient, what: Plan, json: bool) -> Result<E
     Ok(Exit::good_if(plan.refusal.is_empty()))
 }
 
-fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
-    let answer = match (plan.refusal.as_str(), plan.needs_primary_is_lost) {
-        ("", false) => format!("would write in epoch {}", plan.next_epoch),
+/// After a demotion, until its signed record has come here; or that site was put back, and ended nothing.
+const NOT_HEARD_YET: &str = "without --primary-is-lost, once the site has taken in that the other one, which does not write, \
+    ended its epoch: seconds. If this stays so, the other one was put back: its `site status` says so";
+
+/// Whether it would write, and what has to be said or done for that.
+fn answer(plan: &PromotionPlan) -> String {
+    let PromotionPlan { refusal, refusal_reason, next_epoch, .. } = plan;
+    if !refusal.is_empty() {
+        return format!("REFUSED, {refusal}: {refusal_reason}");
+    }
+    let after = match (plan.needs_primary_is_lost, plan.peer_answers, plan.peer_writes) {
+        (false, _, _) => return format!("would write in epoch {next_epoch}"),
         // Two that write at once is what that flag makes of a primary that lives.
-        ("", true) if plan.peer_writes => {
-            format!("would write in epoch {}, after a `site switchover`", plan.next_epoch)
-        }
-        ("", true) => {
-            format!("would write in epoch {}, with --primary-is-lost", plan.next_epoch)
-        }
-        (word, _) => format!("REFUSED, {word}: {}", plan.refusal_reason),
+        (true, _, true) => "after a `site switchover`",
+        (true, true, false) => NOT_HEARD_YET,
+        (true, false, false) => "with --primary-is-lost",
     };
+    format!("would write in epoch {next_epoch}, {after}")
+}
+
+fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
     let peer = match (plan.peer_answers, plan.peer_writes, plan.peer_heard_ms) {
         (true, true, _) => "answers, and WRITES: a switchover loses nothing".to_owned(),
         (true, false, _) => "answers, and does not write".to_owned(),
@@ -76,7 +85,7 @@ fn rows(plan: &PromotionPlan) -> [(&'static str, String); 9] {
     };
     [
         ("site", format!("{}, {}", plan.site, standing(&plan.standing))),
-        ("promoted", answer),
+        ("promoted", answer(plan)),
         ("people", if plan.needs_two_people { "two" } else { "one" }.to_owned()),
         ("peer", format!("{} {peer}", plan.peer)),
         ("known", known),
@@ -220,4 +229,56 @@ fn told(report: &SignedReport) -> String {
         date(*at_ms),
         &heads[..16]
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use kms_client::{SiteRole, SiteStanding};
+
+    use super::*;
+
+    /// Of a site that follows and is ready.
+    fn plan() -> PromotionPlan {
+        PromotionPlan {
+            site: "south".into(),
+            standing: SiteStanding { role: SiteRole::Secondary, epoch: 6, writes: false },
+            next_epoch: 7,
+            refusal: String::new(),
+            refusal_reason: String::new(),
+            needs_primary_is_lost: false,
+            needs_two_people: false,
+            peer: "north".into(),
+            peer_answers: true,
+            peer_writes: false,
+            peer_heard_ms: Some(10),
+            known_from: "PEER".into(),
+            known_ms: 0,
+            behind: Vec::new(),
+            behind_count: 0,
+            changes_missing: 0,
+            unopened: Vec::new(),
+            unopened_count: 0,
+            blocks_were_opened: false,
+            colour: "GREEN".into(),
+            differences: Vec::new(),
+            unknown_records: 0,
+            token_fault: String::new(),
+            token_unmet: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_a_primary_that_does_not_answer_is_to_be_called_lost() {
+        let of = |needs_primary_is_lost, peer_answers, peer_writes| {
+            answer(&PromotionPlan { needs_primary_is_lost, peer_answers, peer_writes, ..plan() })
+        };
+        assert_eq!(of(false, true, false), "would write in epoch 7");
+        assert!(of(true, true, true).ends_with("after a `site switchover`"));
+        assert!(of(true, false, false).ends_with("with --primary-is-lost"));
+        // In a planned switchover, in the seconds before the demotion is known here.
+        let demoted = of(true, true, false);
+        assert!(demoted.contains("without --primary-is-lost") && !demoted.contains("with --"));
+        let refused = PromotionPlan { refusal: "NOT_READY".into(), ..plan() };
+        assert!(answer(&refused).starts_with("REFUSED, NOT_READY"));
+    }
 }
