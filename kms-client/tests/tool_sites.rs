@@ -239,6 +239,37 @@ async fn what_was_set_aside_is_listed_page_by_page_and_decided_until_no_more_fal
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_record_is_asked_about_like_many_and_a_decision_that_was_none_is_told() {
+    let pair = pair().await;
+    *pair.north.aside.lock().unwrap() = vec![aside(1, v1::Parting::Keys)];
+    let decide = async |arguments: &str| {
+        let output = tool(&pair.config, &format!("site divergence {arguments}")).await;
+        (code(&output), said(&output))
+    };
+    let (known, unknown) = ("01".repeat(20), "09".repeat(20));
+    // Nobody sits at the terminal.
+    let (code, text) = decide(&format!("discard {known}")).await;
+    assert!(code == 2 && text.contains("--yes"), "{text}");
+    let (code, text) = decide(&format!("discard {unknown}")).await;
+    assert!(code == 1 && text.contains("no record of this id"), "{text}");
+    assert!(pair.north.decided.lock().unwrap().is_empty());
+    let (code, text) = decide(&format!("discard {known} --yes")).await;
+    assert!(code == 0 && text.contains("1 decided"), "{text}");
+    // It is gone in this fake: of a real site it stays known, with the decision.
+    for verb in ["accept", "discard"] {
+        let (code, text) = decide(&format!("{verb} {unknown} --yes --json")).await;
+        assert!(code == 1 && text.contains("NOT_SET_ASIDE"), "{text}");
+    }
+    let decided = v1::DivergenceDecision { decision: 2, at_ms: 1, by: "ann".into() };
+    let row = v1::DivergenceRow { decided: Some(decided), ..aside(1, v1::Parting::Keys) };
+    *pair.north.aside.lock().unwrap() = vec![row];
+    let (code, text) = decide(&format!("discard {known} --yes")).await;
+    assert!(code == 0 && text.contains("ann decided about it"), "{text}");
+    let (code, text) = decide(&format!("accept {known} --yes")).await;
+    assert!(code == 1 && text.contains("DISCARD"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_epoch_that_is_far_ahead_is_taken_in_by_the_site_that_is_named() {
     let pair = pair().await;
     let output = tool(&pair.config, "site admit-epoch 21 --site south").await;

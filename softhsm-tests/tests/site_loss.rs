@@ -208,10 +208,21 @@ async fn invariant_4_what_the_lost_site_alone_wrote_is_set_aside_when_it_comes_b
     let told = divergence(&world.pair.b, &["list"]);
     let all = ["NEW_METER", "DELETED", "2 wait for a decision", "by site-a"];
     assert!(all.iter().all(|part| told.contains(part)), "{told}");
+    let tool = world.pair.b.ami_tool(Role::AmiAdmin);
+    let one = |verb, id: &str| tool.succeed(&["site", "divergence", verb, id, "--yes"]);
+    for id in ["00".repeat(20), "ff".repeat(20)] {
+        let refused = one("discard", &id).unwrap_err().to_string();
+        assert!(refused.contains("no record of this id"), "{refused}");
+    }
     let said = divergence(&world.pair.b, &["accept", "--rule", "new_meter", "--yes"]);
     assert!(said.contains("1 decided, 1 records changed"), "{said}");
     let said = divergence(&world.pair.b, &["discard", "--rule", "all", "--yes"]);
     assert!(said.contains("1 decided, 0 records changed"), "{said}");
+    let told = divergence(&world.pair.b, &["list", "--decided"]);
+    let id = told.lines().find(|line| line.contains("ACCEPT")).and_then(|it| it.split(' ').next());
+    let (again, other) = (one("accept", id.unwrap()), one("discard", id.unwrap()));
+    assert!(again.unwrap().contains("decided about it"), "the same is no fault");
+    assert!(other.unwrap_err().to_string().contains("ACCEPT. That stays"), "another is");
     let decided =
         "SELECT count(*) || '' FROM divergence WHERE resolution IS NOT NULL AND decided_by <> ''";
     eventually("A knows what was decided", async || rows(&world.pair.a, decided).await == ["2"])

@@ -462,7 +462,7 @@ impl Site for Fake {
         self.0.begin_change(&request).await?;
         self.0.decided.lock().unwrap().push(request.into_inner());
         let mut all = self.0.aside.lock().unwrap();
-        let decided = u32::from(!all.is_empty());
+        let decided = u32::from(all.first().is_some_and(|row| row.decided.is_none()));
         all.drain(..decided as usize);
         let more = !all.is_empty();
         let replicated = self.0.replicated.load(Ordering::SeqCst);

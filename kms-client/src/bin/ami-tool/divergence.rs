@@ -1,8 +1,8 @@
 //! `site divergence list | show | accept | discard`, and `site admit-epoch`.
 
 use kms_client::{
-    CallError, Decision, DivergenceResolved, DivergenceRow, DivergenceRule, DivergentKey,
-    KmsClient, Replicated,
+    CallError, Decision, DivergenceDecision, DivergenceResolved, DivergenceRow, DivergenceRule,
+    DivergentKey, KmsClient, Replicated,
 };
 use kms_core::date::date;
 use serde_json::json;
@@ -122,8 +122,7 @@ fn line(row: &DivergenceRow) -> String {
 async fn show(client: &KmsClient, id: &str, json: bool) -> Result<Exit, Failure> {
     let rows = rows_of(client, &bytes(id)?).await?;
     if rows.is_empty() {
-        let what = "no record of this id was set aside: see `site divergence list`";
-        return Err(Failure::refused("NOT_SET_ASIDE", what.to_owned()));
+        return Err(not_set_aside());
     }
     for row in &rows {
         if json {
@@ -173,12 +172,8 @@ async fn decide(
         (None, Some(rule)) => rule,
         (None, None) => return Err(Failure::usage("name a record, or a rule")),
     };
-    if !yes && !matches!(rule, DivergenceRule::One(_)) {
-        let word = decision.word().to_lowercase();
-        let question = format!("this is to {word} many records at once. Type {word} to go on: ");
-        if !confirmed(&word, &question)? {
-            return Err(Failure::usage("nothing was decided"));
-        }
+    if !yes {
+        agreed(client, &rule, decision).await?;
     }
     let mut all = DivergenceResolved::default();
     loop {
@@ -195,6 +190,12 @@ async fn decide(
             break;
         }
     }
+    if let DivergenceRule::One(id) = &rule
+        && all.decided == 0
+        && all.left.is_empty()
+    {
+        return decided_before(client, id, decision, json).await;
+    }
     if json {
         say_json(&json!({ "decision": decision.word(), "outcome": all }))?;
     } else {
@@ -207,6 +208,58 @@ async fn decide(
         }
     }
     Ok(Exit::good_if(all.left.is_empty() && !all.more))
+}
+
+/// Asks whoever sits at the terminal: a decision stays.
+async fn agreed(
+    client: &KmsClient,
+    rule: &DivergenceRule,
+    decision: Decision,
+) -> Result<(), Failure> {
+    let what = match rule {
+        DivergenceRule::One(id) => match rows_of(client, id).await?.first() {
+            Some(row) => format!("one record: {}", line(row)),
+            None => return Err(not_set_aside()),
+        },
+        DivergenceRule::Parting(_) | DivergenceRule::All => "many records at once".to_owned(),
+    };
+    let word = decision.word().to_lowercase();
+    if confirmed(&word, &format!("this is to {word} {what}. Type {word} to go on: "))? {
+        return Ok(());
+    }
+    Err(Failure::usage("nothing was decided"))
+}
+
+fn not_set_aside() -> Failure {
+    let what = "no record of this id was set aside: see `site divergence list`";
+    Failure::refused("NOT_SET_ASIDE", what)
+}
+
+/// Nothing was decided about the one record: it is no such one, or somebody was here before. The same decision once more
+/// is none, and no fault.
+async fn decided_before(
+    client: &KmsClient,
+    id: &[u8],
+    decision: Decision,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let rows = rows_of(client, id).await?;
+    let row = rows.first().ok_or_else(not_set_aside)?;
+    let Some(DivergenceDecision { decision: word, at_ms, by }) = &row.decided else {
+        let reason = "nothing was decided about it: look with `site divergence show`";
+        return Err(Failure::refused("NOT_DECIDED", reason));
+    };
+    let before = format!("{by} decided about it at {}: {word}. That stays", date(*at_ms));
+    if *word != decision.word() {
+        return Err(Failure::refused("DECIDED_ALREADY", before));
+    }
+    if json {
+        let outcome = DivergenceResolved::default();
+        say_json(&json!({ "decision": word, "outcome": outcome, "decided_before": row.decided }))?;
+    } else {
+        say(&before)?;
+    }
+    Ok(Exit::Good)
 }
 
 /// Has the site that `--site` names take in an epoch of the other one that is more than one step ahead.
