@@ -65,6 +65,17 @@ pub enum NotFenced {
         /// The reason.
         why: Box<NotChanged>,
     },
+    /// Two people named an epoch that this site has gone through, or is in.
+    #[error(
+        "this site is in epoch {} by verified records, so that there is nothing to take in of epoch {}: name the epoch in \
+         which the other site says that it is, if that is a higher one", now.0, epoch.0
+    )]
+    KnownAlready {
+        /// The epoch that was named.
+        epoch: Epoch,
+        /// The highest one that is known.
+        now: Epoch,
+    },
     /// The records that are kept here don't verify.
     #[error("the role records of this site: {0}")]
     Records(Box<NotChanged>),
@@ -188,6 +199,10 @@ impl Fencing {
     /// have said so.
     pub async fn admit(&self, epoch: Epoch, entry: AuditEntry) -> Result<Standing, NotFenced> {
         let _one = self.one.lock().await;
+        let now = self.store.role().await?.epoch;
+        if now >= epoch {
+            return Err(NotFenced::KnownAlready { epoch, now });
+        }
         let shown = Shown { at: self.peer.as_ref(), until: Instant::now() + PATIENCE };
         let learnt = self.take_in(&shown, self.roles.founded(), Some(epoch), &entry).await?;
         *self.verified() = None;

@@ -295,6 +295,14 @@ fn invariant_7_an_epoch_that_is_more_than_one_step_ahead_is_taken_in_once_two_pe
         assert!(refused.is_err(), "{refused:?}");
         let now = runs.0.fencing.admit(Epoch(21), entry("Site/AdmitEpoch")).await.unwrap();
         assert!(!now.writes() && now.epoch == Epoch(21), "{now:?}");
+        // It is there by now: of that epoch, and of those before, nothing is taken in, and that is said.
+        let before = a.store.role_records().await.unwrap();
+        for epoch in [21, 20, 3, 0] {
+            let refused = runs.0.fencing.admit(Epoch(epoch), entry("Site/AdmitEpoch")).await;
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains("this site is in epoch 21"), "{said}");
+        }
+        assert_eq!(a.store.role_records().await.unwrap(), before);
         in_step(&a, &b).await;
         runs.0.cut().await;
         runs.1.cut().await;

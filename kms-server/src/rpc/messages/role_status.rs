@@ -32,6 +32,7 @@ pub(crate) fn of_role(error: &NotChanged) -> Status {
 pub(crate) fn word_of_fencing(error: &NotFenced) -> &'static str {
     match error {
         NotFenced::NoRecord { .. } | NotFenced::NotLearnt { .. } => "EPOCH_NOT_PROVED",
+        NotFenced::KnownAlready { .. } => "ROLE_UNFIT",
         NotFenced::Records(why) => word_of_role(why).0,
         NotFenced::Peer(_) | NotFenced::Store(_) => "NOT_REACHABLE",
     }
@@ -41,7 +42,9 @@ pub(crate) fn word_of_fencing(error: &NotFenced) -> &'static str {
 pub(crate) fn of_fencing(error: &NotFenced) -> Status {
     let word = word_of_fencing(error);
     match error {
-        NotFenced::NoRecord { .. } | NotFenced::NotLearnt { .. } => {
+        NotFenced::NoRecord { .. }
+        | NotFenced::NotLearnt { .. }
+        | NotFenced::KnownAlready { .. } => {
             let row = Row { code: Code::FailedPrecondition, word, again: Again::Never };
             status(row, error.to_string(), Vec::new())
         }
