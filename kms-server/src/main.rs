@@ -170,7 +170,7 @@ enum Verb {
         /// The file, of which there must be none; or a directory, in which it gets a name of its own.
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
-        /// In a directory: keep so many backups of this site, and remove older ones once this one is whole.
+        /// Only with a directory: keep so many backups of this site, and remove older ones once this one is whole.
         #[arg(long, value_name = "N")]
         keep: Option<usize>,
         /// Restore it at once into a database that goes again, and open every block of it.

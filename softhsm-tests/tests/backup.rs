@@ -76,6 +76,19 @@ async fn invariant_3_a_restored_site_reads_at_once_and_writes_only_above_every_e
     println!("{said}");
     assert!(said.contains("blocks opened, 21 records"), "{said}");
     assert!(refused(&site, "backup", &out).contains("is there already"));
+    // There is nothing to keep where there is no directory, be it misspelt; and what fails says of which file.
+    for (out, more, said) in [
+        ("one.backup", &["--keep", "3"][..], "--keep removes older backups from a directory"),
+        ("misspelt/", &["--keep", "3"], "misspelt/ is none: name a directory"),
+        ("misspelt/one.backup", &[], "misspelt/one.backup: the backup's file"),
+    ] {
+        let out = dir.path().join(out);
+        let more = more.iter().map(OsStr::new);
+        let arguments: Vec<&OsStr> =
+            ["--out".as_ref(), out.as_os_str()].into_iter().chain(more).collect();
+        let refusal = refused(&site, "backup", &arguments);
+        assert!(refusal.contains(said) && !out.exists(), "{refusal}");
+    }
     // No key, and no meter's name, in clear.
     let bytes = fs::read(&backup).unwrap();
     let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
@@ -98,6 +111,9 @@ async fn invariant_3_a_restored_site_reads_at_once_and_writes_only_above_every_e
     fs::write(&bad, &flipped).unwrap();
     let said = refused(&site, "restore", &file(&bad));
     assert!(said.contains("chunk") && said.contains("was changed"), "{said}");
+    assert!(said.contains("bad.backup: "), "{said}");
+    let said = refused(&site, "restore", &file(&dir.path().join("none.backup")));
+    assert!(said.contains("none.backup: ") && said.contains("No such file"), "{said}");
     fs::write(&bad, &bytes[..bytes.len() - 1]).unwrap();
     assert!(refused(&site, "restore", &file(&bad)).contains("the backup is cut"));
     assert!(refused(&site, "serve", &[]).contains("no database"), "nothing was made of it");

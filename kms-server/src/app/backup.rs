@@ -26,7 +26,7 @@ use crate::{
     backup::{self, BackupError, Drill, Drilled, Ends, Loaded},
     config::Config,
     hsm::{
-        self, Hsm,
+        self, BoxError, Hsm,
         pkcs11::{Canaries, Pkcs11Token, own_canaries},
     },
     keyring::{self, Below, Keyring, SiteRole},
@@ -84,6 +84,28 @@ impl From<BackupError> for Fault {
     }
 }
 
+/// What is wrong with a backup, and which file that is.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", path.display())]
+struct OfFile {
+    path: PathBuf,
+    source: BoxError,
+}
+
+/// A fault that names the file. What the token or the database says is of no file.
+fn of_file(path: &Path) -> impl Fn(BackupError) -> Fault {
+    move |error| {
+        let is_of_file = !matches!(error, BackupError::Token(_) | BackupError::Store(_));
+        let named = |source| OfFile { path: path.to_owned(), source }.into();
+        match error.into() {
+            Fault::Setting(source) if is_of_file => Fault::Setting(named(source)),
+            Fault::Token(source) if is_of_file => Fault::Token(named(source)),
+            Fault::Store(source) if is_of_file => Fault::Store(named(source)),
+            fault => fault,
+        }
+    }
+}
+
 /// Writes all of the database into a file that only this site's token opens; a server may run meanwhile.
 pub fn backup(config: Config, options: &BackupOptions) -> Result<Report, Fault> {
     runtime(2)?.block_on(back_up(config, options))
@@ -91,15 +113,7 @@ pub fn backup(config: Config, options: &BackupOptions) -> Result<Report, Fault> 
 
 async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Fault> {
     let at_ms = SystemClock::new().unix_ms();
-    let directory = options.out.is_dir().then_some(&options.out);
-    let out = &match directory {
-        Some(directory) => directory.join(format!("{}{at_ms}{ENDING}", beginning(&config))),
-        None => options.out.clone(),
-    };
-    if out.exists() {
-        let sentence = format!("{} is there already: a backup replaces no file", out.display());
-        return Err(Fault::Setting(sentence.into()));
-    }
+    let out = &target(&config, options, at_ms)?;
     let store = open_as_it_is(&config).await?;
     let (domain, canaries) = named_in(store.as_ref()).await?;
     let canaries = own_canaries(&config.hsm, canaries)?;
@@ -115,8 +129,9 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
         sync_directory(out)?;
         Ok::<_, BackupError>(written)
     };
-    let written = written.and_then(put).inspect_err(|_| {
+    let written = written.and_then(put).map_err(|error| {
         let _ = fs::remove_file(&part);
+        of_file(out)(error)
     })?;
     store.close().await;
     let mut lines = lines_of(&written.header, &written.summary);
@@ -129,27 +144,61 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
     // Only now: a drill that fails leaves no good backup.
     let noted = last_backup::note(&config.site.data_dir, written.header.at_ms);
     noted.map_err(|error| {
-        let sentence = format!("the backup is whole, and that can't be noted: {error}");
+        let dir = config.site.data_dir.display();
+        let sentence = format!("the backup is whole, and that can't be noted in {dir}: {error}");
         Fault::Setting(sentence.into())
     })?;
-    if let Some((directory, keep)) = directory.zip(options.keep) {
-        let removed = remove_older(directory, (&beginning(&config), out), keep);
-        let removed = removed.map_err(|error| Fault::from(BackupError::File(error)))?;
-        lines.push(("older ones removed", removed.gone.to_string()));
-        if removed.later > 0 {
-            let file = if removed.later == 1 {
-                "1 file".to_owned()
-            } else {
-                format!("{} files", removed.later)
-            };
-            let sentence = format!(
-                "{file} in this directory name a time after this backup's: a clock was wrong. They count as newer until \
-                 they are renamed or removed"
-            );
-            lines.push(("look at", sentence));
-        }
+    if let Some(keep) = options.keep {
+        lines.extend(thin_out(&config, (&options.out, out), keep)?);
     }
     Ok(report(lines))
+}
+
+/// The file to write, of which there is none yet.
+fn target(config: &Config, options: &BackupOptions, at_ms: u64) -> Result<PathBuf, Fault> {
+    let BackupOptions { out, keep, .. } = options;
+    let is_directory = out.is_dir();
+    if keep.is_some() && !is_directory {
+        let sentence = format!(
+            "--keep removes older backups from a directory, and {} is none: name a directory with --out, in which the \
+             backup gets a name of its own, or leave --keep away",
+            out.display()
+        );
+        return Err(Fault::Setting(sentence.into()));
+    }
+    let out = match is_directory {
+        true => out.join(format!("{}{at_ms}{ENDING}", beginning(config))),
+        false => out.clone(),
+    };
+    if out.exists() {
+        let sentence = format!("{} is there already: a backup replaces no file", out.display());
+        return Err(Fault::Setting(sentence.into()));
+    }
+    Ok(out)
+}
+
+/// Removes the older backups beside the one that was written, and says so.
+fn thin_out(
+    config: &Config,
+    (directory, out): (&Path, &Path),
+    keep: usize,
+) -> Result<Vec<(&'static str, String)>, Fault> {
+    let removed = remove_older(directory, (&beginning(config), out), keep);
+    let removed = removed.map_err(|error| of_file(directory)(error.into()))?;
+    let mut lines = vec![("older ones removed", removed.gone.to_string())];
+    if removed.later > 0 {
+        let file = if removed.later == 1 {
+            "1 file".to_owned()
+        } else {
+            format!("{} files", removed.later)
+        };
+        let sentence = format!(
+            "{file} in this directory name a time after this backup's: a clock was wrong. They count as newer until \
+             they are renamed or removed"
+        );
+        lines.push(("look at", sentence));
+    }
+    Ok(lines)
 }
 
 /// Names of backups in a directory: the site's, and the time at which they began.
@@ -228,13 +277,15 @@ async fn bring_back(config: Config, options: &RestoreOptions) -> Result<Report, 
     let (header, input) = open(from)?;
     if header.site != config.site.name {
         let sentence = format!(
-            "the backup is of the site {:?}, this one is {:?}: take the right file, or correct [site] name",
-            header.site, config.site.name
+            "{} is of the site {:?}, this one is {:?}: take the right file, or correct [site] name",
+            from.display(),
+            header.site,
+            config.site.name
         );
         return Err(Fault::Setting(sentence.into()));
     }
     let canaries = Canaries::decode(&header.canaries);
-    let canaries = canaries.map_err(|_| Fault::from(BackupError::Header))?;
+    let canaries = canaries.map_err(|_| of_file(from)(BackupError::Header))?;
     let hsm = connected(config.hsm.again(), canaries).await?;
     if options.verify_only {
         drop(input);
@@ -244,7 +295,7 @@ async fn bring_back(config: Config, options: &RestoreOptions) -> Result<Report, 
         return Ok(report(lines));
     }
     // All of it is read once before anything is written.
-    backup::verify(&hsm, &header, input).await?;
+    backup::verify(&hsm, &header, input).await.map_err(of_file(from))?;
     let store = open_store(&config, true).await?;
     let _alone = alone_over(&config.store)?;
     let loaded = load(&hsm, &store, from).await?;
@@ -285,7 +336,7 @@ async fn load(hsm: &Hsm, store: &Arc<dyn WholeStore>, from: &Path) -> Result<Loa
     };
     let at_ms = SystemClock::new().unix_ms();
     let ends = Ends { hsm: hsm.clone(), store: Arc::clone(store), at_ms };
-    Ok(backup::load(&ends, &header, input, tell).await?)
+    backup::load(&ends, &header, input, tell).await.map_err(of_file(from))
 }
 
 /// Goes through a database with the token, block by block and event by event.
@@ -323,7 +374,10 @@ fn open(from: &Path) -> Result<(Header, BufReader<fs::File>), Fault> {
         let mut input = BufReader::with_capacity(1 << 20, fs::File::open(from)?);
         Ok::<_, BackupError>((backup::header_of(&mut input)?, input))
     };
-    read().map_err(|error| Fault::Setting(format!("{}: {error}", from.display()).into()))
+    read().map_err(|error| {
+        let (path, source) = (from.to_owned(), error.into());
+        Fault::Setting(OfFile { path, source }.into())
+    })
 }
 
 async fn connected(config: hsm::Config, canaries: Canaries) -> Result<Hsm, Fault> {
