@@ -180,8 +180,15 @@ fn a_token_that_comes_back_is_found_by_the_next_start() {
     let home = home();
     let aside = home.places().tokens.with_extension("aside");
     fs::rename(&home.places().tokens, &aside).unwrap();
-    serve_refused("token away", &home, AWAY, &["the token is not reachable"]);
+    // The library says no more than a code: what to look at stands behind it.
+    let words = ["the token is not reachable", "C_Initialize", "SOFTHSM2_CONF", "hsm.token_dir"];
+    serve_refused("token away", &home, AWAY, &words);
     fs::rename(&aside, &home.places().tokens).unwrap();
+    let conf = &home.places().softhsm_conf;
+    let aside = conf.with_extension("aside");
+    fs::rename(conf, &aside).unwrap();
+    serve_refused("no SOFTHSM2_CONF", &home, AWAY, &words);
+    fs::rename(&aside, conf).unwrap();
     assert!(home.start().unwrap().stop().unwrap().success());
 }
 

@@ -3,6 +3,10 @@
 
 use crate::hsm::Config;
 
+/// What to look at where a library can't be initialised, and says no more than that.
+pub(crate) const NEEDED: &str =
+    "With SoftHSM that is SOFTHSM2_CONF and the directory of tokens that it names (hsm.token_dir)";
+
 kms_core::numbered! {
     /// The ways in which tokens do otherwise than one would expect.
     pub enum Quirk "quirk" {

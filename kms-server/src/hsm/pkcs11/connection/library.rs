@@ -29,7 +29,7 @@ use crate::hsm::{
     Config,
     pkcs11::{
         failure::{Failure, ckr},
-        quirks::Quirk,
+        quirks::{NEEDED, Quirk},
     },
 };
 
@@ -74,6 +74,11 @@ fn not_initialised(error: &Error) -> String {
         Error::Pkcs11(RvError::ArgumentsBad, _) => format!(
             "{told}: the library wants parameters of its own, as NSS's softokn does, and this service \
              gives none: such a library can't be used"
+        ),
+        // The one code for all that a library misses before it has a token to speak of.
+        Error::Pkcs11(RvError::GeneralError, _) => format!(
+            "{told}: mostly, something that the library needs is not there, or this account can't read it. {NEEDED}; else \
+             see the vendor's settings and log"
         ),
         _ => told,
     }
