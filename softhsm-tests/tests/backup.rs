@@ -131,6 +131,17 @@ async fn invariant_3_a_restored_site_reads_at_once_and_writes_only_above_every_e
         assert_eq!(opens(&restored, n).await, verdict, "{n}");
     }
     assert_eq!(refusal_of_a_write(&restored, 40).await, "NOT_PRIMARY");
+    // What it says of that, and what to do: there is no other site whose servers could be named.
+    let meter = dir.path().join("meter.json");
+    fs::write(&meter, line(40)).unwrap();
+    let create = ["meter", "create", "--from", meter.to_str().unwrap()];
+    let encrypt = ["encrypt", "--meter", &id(1), "--apdu", "c001c100"];
+    for (role, arguments) in [(Role::AmiAdmin, &create[..]), (Role::Dev, &encrypt)] {
+        let said = site.ami_tool(role).succeed(arguments).unwrap_err().to_string();
+        assert!(said.contains("was put back (ROLLED_BACK)"), "{said}");
+        let next = said.split_once("next: ").unwrap().1;
+        assert!(next.starts_with("`ami-tool site promote --above-epoch N`"), "{said}");
+    }
     let faults = restored.site_status().await.unwrap().faults.join("; ");
     assert!(faults.contains("the database was rolled back (backup "), "{faults}");
     let promote = |more: &[&str]| {

@@ -54,6 +54,9 @@ pub enum KeyringError {
     /// The peer has states of our epoch that our database has not: it was put back.
     #[error("{0}")]
     BehindPeer(Arc<str>),
+    /// The database bears the mark of a restore, so that this site does not write.
+    #[error("{0}")]
+    PutBack(Arc<str>),
     /// One record is not what was written. The rest of its block is.
     #[error(
         "the record of meter {system_title} in block {block} was changed outside this service: restore \
@@ -157,7 +160,7 @@ impl KeyringError {
                 | StoreError::Damaged(_) => false,
             },
             Self::ArenaFull { .. } => true,
-            Self::RolledBack(_) => true,
+            Self::RolledBack(_) | Self::PutBack(_) => true,
             Self::NotSealedForUs(_)
             | Self::Damaged { .. }
             | Self::RecordDamaged { .. }

@@ -39,6 +39,11 @@ impl Roles {
         self.opener.role.rolled_back()
     }
 
+    /// Why this site does not write, where the mark of its database says so.
+    pub fn put_back_sentence(&self) -> Option<Arc<str>> {
+        self.opener.role.put_back()
+    }
+
     /// Remembers enrolments beyond this process. What can't be read says so.
     pub fn remember_peers_in(&self, memory: Box<dyn PeerMemory>) -> io::Result<()> {
         self.seen_peers.remember_in(memory)
@@ -238,6 +243,15 @@ impl Roles {
     }
 
     pub(super) fn keep_mark(&self, mark: Option<RestoreMark>) {
+        let why = mark.as_ref().map(|RestoreMark { by, from, .. }| {
+            format!(
+                "the database {} ({from}): this site was put back (ROLLED_BACK), and changes nothing until it is promoted \
+                 above every epoch that is known: `ami-tool site promote --above-epoch N`; where the other site writes, \
+                 changes go there",
+                by.what()
+            )
+        });
+        self.opener.role.is_put_back(why.map(Into::into));
         *self.mark.lock().unwrap_or_else(PoisonError::into_inner) = mark;
     }
 

@@ -16,6 +16,8 @@ pub struct SiteRole {
     standing: watch::Sender<Standing>,
     /// The epoch in which this site was rolled back, and the sentence that says so.
     rolled_back: Mutex<Option<(Epoch, Arc<str>)>>,
+    /// Why this site's role is closed, as the mark of its database says.
+    put_back: Mutex<Option<Arc<str>>>,
     /// The epoch that signed records said first. What this process went by before, since the database or the token was
     /// away, says nothing of when an epoch began.
     first: OnceLock<Epoch>,
@@ -25,7 +27,8 @@ impl SiteRole {
     /// A role that was verified.
     pub fn new(standing: Standing) -> Self {
         let standing = watch::Sender::new(standing);
-        Self { standing, rolled_back: Mutex::default(), first: OnceLock::new() }
+        let (rolled_back, put_back, first) = Default::default();
+        Self { standing, rolled_back, put_back, first }
     }
 
     /// The role that a site begins with, before any promotion.
@@ -59,6 +62,16 @@ impl SiteRole {
         let epoch = self.now().epoch;
         let known = self.rolled_back.lock();
         *known.unwrap_or_else(PoisonError::into_inner) = Some((epoch, reason.into()));
+    }
+
+    /// The sentence of the mark that closes this site's role, if its database bears one.
+    pub(super) fn put_back(&self) -> Option<Arc<str>> {
+        self.put_back.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The database bears a mark, or none any more.
+    pub(super) fn is_put_back(&self, why: Option<Arc<str>>) {
+        *self.put_back.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// Signed records say that this epoch is the highest.

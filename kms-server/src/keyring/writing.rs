@@ -11,8 +11,8 @@ use crate::store::{
     sites::{Divergent, RoleRow},
 };
 use kms_core::{
-    BlockNo, ClearKey, Fingerprint, Kcv, KeyId, KeyKind, Position, Protection, Record, RecordKey,
-    SealedKek, StoredRecord, SystemTitle,
+    BlockNo, ClearKey, Epoch, Fingerprint, Kcv, KeyId, KeyKind, Position, Protection, Record,
+    RecordKey, SealedKek, StoredRecord, SystemTitle,
     audit::AuditEntry,
     block::{
         BlockMark,
@@ -255,7 +255,7 @@ impl Writer {
             self.check_not_rolled_back()?;
         }
         if !role.writes() && !changes.is_empty() {
-            return Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into());
+            return Err(self.not_writer(epoch));
         }
         let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
         let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
@@ -281,7 +281,14 @@ impl Writer {
         let epoch = role.epoch;
         match role.writes() {
             true => Ok(()),
-            false => Err(StoreError::NotWriter(RoleRow { epoch, writes: false }).into()),
+            false => Err(self.not_writer(epoch)),
+        }
+    }
+
+    fn not_writer(&self, epoch: Epoch) -> KeyringError {
+        match self.opener.role.put_back() {
+            Some(why) => KeyringError::PutBack(why),
+            None => StoreError::NotWriter(RoleRow { epoch, writes: false }).into(),
         }
     }
 

@@ -61,9 +61,9 @@ pub enum LifecycleError {
         reason: String,
     },
     /// Another site of the domain writes, or none does. Nothing was written.
-    #[error("{reason}: changes go to the primary site")]
+    #[error("{reason}")]
     NotPrimary {
-        /// The reason, with the epoch.
+        /// The reason, with the epoch, and where changes go.
         reason: String,
     },
     /// Token or database can't be reached.
@@ -129,6 +129,7 @@ impl LifecycleError {
             KeyringError::Token { .. } => Self::Unavailable { reason },
             KeyringError::RolledBack(_) => Self::NotNewest { reason },
             KeyringError::BehindPeer(_) => Self::RolledBack { reason },
+            KeyringError::PutBack(_) => Self::NotPrimary { reason },
             KeyringError::ArenaFull { .. } => Self::ArenaFull { reason },
             KeyringError::NotSealedForUs(_) => Self::NotSealedForUs { reason },
             // The bounds of an import keep every record short enough and every key of a length that is wrapped.
@@ -142,7 +143,9 @@ impl LifecycleError {
             StoreError::Conflict(_) | StoreError::Taken { .. } => Self::Busy,
             StoreError::ReadOnly => Self::ReadOnly,
             StoreError::ReadOnlyPrimary => Self::ReadOnlyPrimary,
-            StoreError::NotWriter(_) => Self::NotPrimary { reason },
+            StoreError::NotWriter(_) => {
+                Self::NotPrimary { reason: format!("{reason}: changes go to the primary site") }
+            }
             StoreError::AuditNotWritten { .. } | StoreError::AuditMoved(_) => {
                 Self::AuditNotWritable { reason }
             }

@@ -50,7 +50,10 @@ impl Lifecycle {
             match self.remember_list(list).await {
                 Ok(one) => written |= one,
                 // Another node was first, or this site is none that writes.
-                Err(KeyringError::Store(StoreError::Conflict(_) | StoreError::NotWriter(_))) => {}
+                Err(
+                    KeyringError::Store(StoreError::Conflict(_) | StoreError::NotWriter(_))
+                    | KeyringError::PutBack(_),
+                ) => {}
                 Err(error) => return Err(error.into()),
             }
         }

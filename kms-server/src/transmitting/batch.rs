@@ -115,8 +115,8 @@ impl Transmitting {
     }
 
     /// Whether this site transmits at all: the one that writes does.
-    pub fn writes(&self) -> Result<(), NotSent> {
-        self.counters.epoch().map(drop)
+    pub fn writes(&self) -> Result<(), String> {
+        self.counters.epoch().map(drop).map_err(|why| self.counters.where_else(&why))
     }
 
     /// Runs until the process ends: what the other site remembers of our counters, and what this server does.

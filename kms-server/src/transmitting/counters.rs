@@ -113,6 +113,14 @@ impl Counters {
         writes.ok_or(NotSent::NotAllocated(NotAllocated::DoesNotWrite))
     }
 
+    /// The same for people, with what to do: a site that was put back is another case than one that follows.
+    pub(super) fn where_else(&self, why: &NotSent) -> String {
+        match self.parts.roles.put_back_sentence() {
+            Some(sentence) => sentence.to_string(),
+            None => format!("{why}: changes go to the primary site"),
+        }
+    }
+
     /// A counter of this line, which nobody was given before and nobody will be, and the epoch that it is of.
     pub(super) async fn allocate(
         &self,

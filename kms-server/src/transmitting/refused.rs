@@ -169,6 +169,7 @@ impl From<KeyringError> for NotSent {
     fn from(error: KeyringError) -> Self {
         match error {
             KeyringError::Store(error) => error.into(),
+            KeyringError::PutBack(_) => Self::NotAllocated(NotAllocated::DoesNotWrite),
             KeyringError::Damaged { .. } | KeyringError::Stale { .. } => {
                 Self::Damaged(error.to_string().into())
             }

@@ -7,7 +7,7 @@ use kms_client::{CallError, ConfigError, ConnectError, RequestId};
 use serde_json::json;
 
 pub(crate) use crate::exit::Exit;
-use crate::hints::{Source, hint};
+use crate::hints::{PUT_BACK, Source, hint};
 
 /// The reason why the command was not carried out, and what to do.
 #[derive(Debug)]
@@ -146,7 +146,9 @@ impl From<CallError> for Failure {
         };
         let word = if word.is_empty() { code } else { word };
         let hint = hint(source, word);
-        Self { word: word.into(), ..Self::new(hint.exit, code, reason, hint.next) }
+        let is_put_back = word == "NOT_PRIMARY" && reason.contains("ROLLED_BACK");
+        let next = if is_put_back { PUT_BACK } else { hint.next };
+        Self { word: word.into(), ..Self::new(hint.exit, code, reason, next) }
     }
 }
 
@@ -167,6 +169,16 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_site_that_was_put_back_is_not_a_fault_of_the_endpoints() {
+        let of = |reason: &str| {
+            let (code, reason) = ("NOT_PRIMARY".to_owned(), reason.to_owned());
+            Failure::from(CallError::Refused { code, reason }).next_step
+        };
+        assert!(of("this site does not write").starts_with("name servers of the primary"));
+        assert!(of("this site was put back (ROLLED_BACK), and …").contains("--above-epoch"));
+    }
 
     fn exit_of(error: CallError) -> Exit {
         Failure::from(error).exit

@@ -61,6 +61,9 @@ use Exit::{
 use Source::{Busy, Certificate, Denied, NotFound, Refused, Service, Transport, Unavailable};
 
 const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
+/// After `NOT_PRIMARY` of a site that says that it was put back: other servers are no way out where there is no other site.
+pub(crate) const PUT_BACK: &str = "`ami-tool site promote --above-epoch N`, N the highest epoch that the other site, a \
+    coordinator or two people name; where the other site writes, leave it so, and name its servers in `endpoints`";
 const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 const TOKEN_OR_STORE: &str = "`site status` says whether the token or the database is away; the server runs, so \
     `endpoints` need no look. Run it again when it is back";

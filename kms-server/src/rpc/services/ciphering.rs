@@ -227,8 +227,8 @@ impl CipheringService {
         items: &[Plain<'_>],
     ) -> Result<ProtectedBatch, Status> {
         // Said of the whole call, so that it is made at the site that writes.
-        if let Err(why) = self.transmitting.writes() {
-            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason: why.to_string() }));
+        if let Err(reason) = self.transmitting.writes() {
+            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason }));
         }
         let roles = self.policy.roles(permit.caller()).map_err(Refused::from)?;
         let origin = Origin {

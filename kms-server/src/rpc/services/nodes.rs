@@ -61,8 +61,8 @@ impl NodesService {
         // His share here is as large as at the node that he called.
         let _charge = self.budget.charge(permit, batch.lengths.len())?;
         let items = transmitting::items(batch, how)?;
-        if let Err(why) = self.transmitting.writes() {
-            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason: why.to_string() }));
+        if let Err(reason) = self.transmitting.writes() {
+            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason }));
         }
         // One hop: what is not held here is refused, by the holder's name.
         let protected = self.transmitting.protect_batch(&items).await;
