@@ -97,9 +97,13 @@ fn what_this_server_needs_as_a_client_of_others_is_found() {
         fs::write(&home.places().kms_toml, format!("{toml}\n{peer}\nca = \"{ca}\"\n")).unwrap();
     };
     peer(&home.places().certificate("ca"));
-    assert_eq!(findings(&home), []);
+    // Nothing is wrong with the certificates; but the key domain knows no such site.
+    only(&home, "peer.site", "knows no site \"site-b\"");
     peer(&missing);
-    only(&home, "peer.ca", "can't be read");
+    let found = findings(&home);
+    let keys: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["peer.ca", "peer.site"], "{found:?}");
+    assert!(found[0].1.contains("can't be read"), "{found:?}");
     // A site that is to join is not told to found a domain of its own.
     fs::remove_file(home.places().data.join("kms.db")).unwrap();
     peer(&home.places().certificate("ca"));

@@ -10,6 +10,7 @@ use super::{
     outside::SystemClock,
     probe::try_token,
     runtime::runtime,
+    serve::REPLICA,
     site_tokens::canaries_in,
 };
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     hsm::pkcs11::{Canaries, ProbeDepth},
     store::{WriteStore, whole::RestoreState},
 };
-use kms_core::ports::Clock;
+use kms_core::{ports::Clock, site::peer::PeerKind};
 
 /// Everything that is wrong with `config` and around it; empty if the service can start. Asks the
 /// token, with the one try that its PIN has.
@@ -63,6 +64,7 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canar
         );
         wrong.extend(left_in_place(store.as_ref(), &config.site.data_dir).await);
         wrong.extend(without_marks(store.as_ref()).await);
+        wrong.extend(strange_peers(store.as_ref(), config).await);
         let (domain, lists) = (store.domain().await, store.site_tokens().await);
         store.close().await;
         Ok::<_, Fault>((domain?.zip(Some(lists?)), wrong))
@@ -72,6 +74,39 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canar
         findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
     }
     known.map(|known| canaries_in(&known)).transpose()
+}
+
+/// Other sites of the settings that the key domain does not know, or knows as others.
+async fn strange_peers(store: &dyn WriteStore, config: &Config) -> Vec<Finding> {
+    let (Some(peer), Ok(Some(_))) = (&config.peer, store.domain().await) else { return Vec::new() };
+    let Ok(known) = store.peers().await else { return Vec::new() };
+    let second = peer.replication.second.as_ref().map(|site| ("second_peer.site", site));
+    let named = [("peer.site", &peer.replication.peer)].into_iter().chain(second);
+    let stranger = |(key, site): (&'static str, &String)| {
+        let of_it = known.iter().map(|signed| &signed.peer).find(|peer| peer.site == *site);
+        match of_it {
+            Some(peer) if peer.kind != PeerKind::Replica => None,
+            Some(_) => Some(Finding::new(key, format!("site {site:?} is {REPLICA}"))),
+            None => {
+                let known = known.iter().map(|signed| signed.peer.site.as_str());
+                Some(not_enrolled((key, site), known))
+            }
+        }
+    };
+    named.filter_map(stranger).collect()
+}
+
+fn not_enrolled<'a>(
+    (key, site): (&'static str, &str),
+    known: impl Iterator<Item = &'a str>,
+) -> Finding {
+    let known: Vec<String> = known.map(|site| format!("{site:?}")).collect();
+    let known = if known.is_empty() { "no other one".to_owned() } else { known.join(", ") };
+    let sentence = format!(
+        "the key domain knows no site {site:?}, and nothing is given to it or taken from it: enrol it (`ami-tool site \
+         enrol`), or correct the name; known here: {known}"
+    );
+    Finding::new(key, sentence)
 }
 
 /// Counters of a site that writes and has no mark of all of its blocks: an older version made them one by one.

@@ -67,7 +67,7 @@ const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// Said where the settings are others than the ceremony.
 const NEVER: &str = "correct the setting; what a site may become never changes";
-const REPLICA: &str = "a read-only replica: it can neither write nor witness; name the other of the two sites that may write";
+pub(super) const REPLICA: &str = "a read-only replica: it can neither write nor witness; name the other of the two sites that may write";
 
 /// Libraries that we stand on panic there, and no certificate is valid.
 const BEFORE_1970: &str = "this machine's clock says a time before 1970: set it (timedatectl), and see to it that it is set before the service starts";

@@ -15,7 +15,11 @@ use rustix::{
 };
 
 use super::{Config, Store};
-use crate::{keyring, rpc, store::postgres::Tls};
+use crate::{
+    keyring,
+    rpc::{self, access::sites::Sites},
+    store::postgres::Tls,
+};
 
 /// One thing that is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -63,6 +67,7 @@ pub fn check(config: &Config, now_ms: u64) -> Vec<Finding> {
     findings.extend(small_memlock(&config.keyring));
     findings.extend(bad_certificates(&config.rpc, now_ms));
     findings.extend(bad_ways(config));
+    findings.extend(stranger_as_peer(config));
     findings.extend(busy_address("rpc.listen", config.rpc.listen));
     let metrics = config.rpc.metrics.map(|metrics| metrics.listen());
     findings.extend(metrics.and_then(|address| busy_address("metrics.listen", address)));
@@ -171,6 +176,25 @@ fn bad_ways(config: &Config) -> Vec<Finding> {
     let own = (!ways.is_empty()).then(|| rpc::check_as_client(&config.rpc.tls)).flatten();
     let wrong = ways.into_iter().filter_map(|(key, ca)| Some((key, rpc::check_ca(ca)?)));
     own.into_iter().chain(wrong).map(|(key, error)| Finding::of(key, &error)).collect()
+}
+
+/// The other site is somebody whom this one would refuse as a caller. Nobody calls a read-only site.
+fn stranger_as_peer(config: &Config) -> Vec<Finding> {
+    let Some(peer) = config.peer.as_ref().filter(|_| !config.site.read_only) else {
+        return Vec::new();
+    };
+    let site = &peer.replication.peer;
+    let sites = Sites::new(&config.rpc.policy, &config.rpc.sites, vec![site.clone()]);
+    let unknown = (!sites.know(site)).then(|| {
+        let sentence = format!(
+            "no caller of the role peer can be site {site:?}, so that it is refused here: enter the name in its \
+             certificate, with roles = [\"peer\"], and site = {site:?} where another site's stands"
+        );
+        Finding::new("rpc.callers", sentence)
+    });
+    let turned_away = rpc::check_peer_as_caller(&config.rpc.tls, &peer.connection.ca);
+    let turned_away = turned_away.map(|error| Finding::of("rpc.tls.client_ca", &error));
+    unknown.into_iter().chain(turned_away).collect()
 }
 
 fn busy_address(key: &'static str, address: SocketAddr) -> Option<Finding> {

@@ -33,7 +33,8 @@ pub use peer::{NodesClient, PeerClient};
 pub use server::{Bound, Control, GateParts, Parts, Replicating, RpcError, serve, serve_services};
 pub use services::replication::ReplicationParts;
 pub use tls::{
-    checking::{check_ca, check_certificates},
+    authorities::{check_ca, check_peer_as_caller},
+    checking::check_certificates,
     error::TlsError,
     in_use::Reloaded,
     presented::{check_as_client, check_presented},

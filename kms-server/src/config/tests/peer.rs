@@ -72,6 +72,93 @@ fn a_peer_that_can_t_be_is_refused_by_the_setting() {
     }
 }
 
+/// An authority, by its name and key, and the certificate of a server that it issued.
+fn authority(name: &str) -> (String, String) {
+    let named = |name: &str| {
+        let mut params =
+            rcgen::CertificateParams::new(vec!["kms.south.example.org".into()]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = named(name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let own = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let server = named("a server").signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer);
+    (own, server.unwrap().pem())
+}
+
+const PEER: &str = "name = \"kms.south\"\nroles = [\"peer\"]";
+
+/// The findings of a site with another one by the authorities in `ca`, with these authorities of callers, and this caller.
+fn found(ca: &str, clients: &str, caller: &str) -> Vec<String> {
+    let folder = Folder::new();
+    folder.furnish();
+    let ca = folder.write("south.pem", ca.as_bytes(), 0o644).display().to_string();
+    folder.write("tls/clients.pem", clients.as_bytes(), 0o644);
+    let text = folder.text.replace("single_site = true", "single_site = false");
+    let peer = FIRST.replace("/ca.pem", &ca);
+    let text = text.replace("\n[audit]", &format!("\n{peer}\n[audit]"));
+    let text = text.replace("\n[log]", &format!("\n[[rpc.callers]]\n{caller}\n\n[log]"));
+    let config = Config::load(&folder.write("kms.toml", text.as_bytes(), 0o644)).unwrap();
+    super::check(&config, super::NOW_MS).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn check_finds_that_no_caller_can_be_the_other_site() {
+    let (ours, _) = authority("ours");
+    for caller in [PEER, "name = \"x\"\nroles = [\"peer\", \"hes\"]\nsite = \"south\""] {
+        assert_eq!(found(&ours, &ours, caller), [""; 0]);
+    }
+    for caller in [
+        "name = \"kms.south\"\nroles = [\"replica\"]",
+        "name = \"south\"\nroles = [\"hes\"]",
+        "name = \"kms.south\"\nroles = [\"peer\"]\nsite = \"west\"",
+    ] {
+        let found = found(&ours, &ours, caller);
+        assert_eq!(found.len(), 1, "{found:?}");
+        says(&found[0], &["rpc.callers: no caller", "site \"south\"", "roles = [\"peer\"]"]);
+    }
+}
+
+#[test]
+fn check_finds_an_authority_of_the_other_site_that_is_none_of_its_callers() {
+    // Of one name, as the handbook has it.
+    let ((ours, _), (theirs, _)) = (authority("one name"), authority("one name"));
+    let found_so = found(&theirs, &ours, PEER);
+    assert_eq!(found_so.len(), 1, "{found_so:?}");
+    says(&found_so[0], &["rpc.tls.client_ca: no authority in", "CN=one name", "clients.pem"]);
+    assert_eq!(found(&theirs, &format!("{ours}{theirs}"), PEER), [""; 0]);
+}
+
+#[test]
+fn check_says_nothing_of_authorities_whose_own_stand_in_neither_file() {
+    let ((ours, server), (theirs, _)) = (authority("ours"), authority("theirs"));
+    let params = || {
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+    };
+    let root = rcgen::Issuer::new(params(), rcgen::KeyPair::generate().unwrap());
+    let mut middle = params();
+    middle.distinguished_name.push(rcgen::DnType::CommonName, "in the middle");
+    let middle = middle.signed_by(&rcgen::KeyPair::generate().unwrap(), &root).unwrap().pem();
+    assert_eq!(found(&theirs, &middle, PEER), [""; 0]);
+    assert_eq!(found(&middle, &ours, PEER), [""; 0]);
+    // One of a file's certificates is enough.
+    assert_eq!(found(&format!("{server}{ours}"), &ours, PEER), [""; 0]);
+}
+
+#[test]
+fn check_finds_a_servers_certificate_in_the_place_of_its_authority() {
+    let ((ours, _), (_, of_theirs)) = (authority("ours"), authority("theirs"));
+    let found = found(&of_theirs, &ours, PEER);
+    assert_eq!(found.len(), 1, "{found:?}");
+    says(&found[0], &["peer.ca: ", "south.pem holds no certificate of an authority"]);
+}
+
 /// The example as a read-only site, with these sections.
 fn read_only(sections: &str) -> Result<Config, ConfigError> {
     let folder = Folder::new();

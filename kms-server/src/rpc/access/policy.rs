@@ -373,6 +373,11 @@ impl Policy {
         &self.dual_control
     }
 
+    /// All callers that it names.
+    pub fn callers(&self) -> impl Iterator<Item = &CallerName> {
+        self.callers.keys()
+    }
+
     /// Asks the policy once, at the edge.
     pub fn permit(&self, caller: &CallerName, verb: Verb) -> Result<Permit, Forbidden> {
         let roles = self.roles(caller)?;
@@ -427,15 +432,10 @@ mod tests {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
             }
             Role::Auditor => {
+                use Verb::{GetReadiness, ListApprovals, ListDivergence, PlanPromotion};
                 service == "Audit"
                     || expected(Role::Rotator, verb)
-                    || matches!(
-                        verb,
-                        Verb::ListApprovals
-                            | Verb::ListDivergence
-                            | Verb::GetReadiness
-                            | Verb::PlanPromotion
-                    )
+                    || matches!(verb, ListApprovals | ListDivergence | GetReadiness | PlanPromotion)
             }
             Role::Node => service == "Nodes",
             Role::Peer => service == "Replication" || verb == Verb::GetStatus,

@@ -24,6 +24,11 @@ impl Sites {
         Self { policy: policy.clone(), named: named.clone(), peers }
     }
 
+    /// Whether any caller is that site.
+    pub(crate) fn know(&self, site: &str) -> bool {
+        self.policy.callers().any(|caller| self.is(caller, site))
+    }
+
     /// Whether this caller is that site. A replica is never one that may write, and one site is no other.
     pub(crate) fn is(&self, caller: &CallerName, site: &str) -> bool {
         let Ok(roles) = self.policy.roles(caller) else { return false };
@@ -67,6 +72,7 @@ mod tests {
         };
         assert_eq!(of("south"), ["south"]);
         assert_eq!(of("kms-2.west.example"), ["west"]);
+        assert!(sites.know("isle") && !sites.know("north"));
         // Of two that may write, its certificate does not say which one.
         assert_eq!(of("any.example"), ["south", "west"]);
         assert_eq!(of("east"), ["east"]);

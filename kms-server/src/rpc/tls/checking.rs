@@ -1,7 +1,5 @@
 //! The check of the certificate files before a server uses them.
 
-use std::path::Path;
-
 use rustls::pki_types::CertificateDer;
 
 use super::{
@@ -30,11 +28,6 @@ fn check_authorities(tls: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, Tl
     let pem = read(&tls.client_ca)?;
     load_authorities(&tls.client_ca, &pem)?;
     load_chain(&tls.client_ca, &pem)
-}
-
-/// The fault of the authorities in the file at `path`, by whom another server is believed.
-pub fn check_ca(path: &Path) -> Option<TlsError> {
-    read(path).and_then(|pem| load_authorities(path, &pem).map(drop)).err()
 }
 
 fn check_lists(

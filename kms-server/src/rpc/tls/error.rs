@@ -72,6 +72,33 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
+    /// Certificates of servers in the place of those who issue them.
+    #[error(
+        "{} holds no certificate of an authority ({subjects}), and so nobody by whom a server could be believed: put the \
+         certificate there of whoever issued that server's",
+        path.display()
+    )]
+    NoAuthority {
+        /// The file.
+        path: PathBuf,
+        /// The holders of what it holds.
+        subjects: String,
+    },
+    /// Whom this server believes as the other site's, and turns away as a caller.
+    #[error(
+        "no authority in {} ({subjects}) stands in {}, and none of either has another one above it: the other site calls with \
+         the certificate that its servers show, which is turned away; put its authority into rpc.tls.client_ca as well",
+        ca.display(),
+        client_ca.display()
+    )]
+    PeerTurnedAway {
+        /// The authorities of the other site's servers.
+        ca: PathBuf,
+        /// The names of these.
+        subjects: String,
+        /// The authorities of callers.
+        client_ca: PathBuf,
+    },
     /// A private key that others can read.
     #[error(
         "{} holds a private key that other accounts can read (mode {mode:03o}): run `chmod o= {}`",
