@@ -8,16 +8,14 @@ mod common;
 use std::{collections::BTreeSet, fs};
 
 use common::{
-    Home, client, eventually,
+    Home, eventually,
     fleet::{GAK, GUEK, add, id, title, value},
-    home, warm,
+    home,
+    up::{Up, sql},
 };
 use kms_client::{
-    CounterDeclaration, KmsClient, MeterName, PlainApdu, Protected, Protecting, TransmitRefusal,
-    Verdict,
+    CounterDeclaration, MeterName, PlainApdu, Protected, Protecting, TransmitRefusal, Verdict,
 };
-use softhsm_tests::{Role, Running};
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 const GET: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
 
@@ -31,27 +29,7 @@ fn line(n: u64) -> String {
     )
 }
 
-async fn sql(home: &Home, statements: &str) {
-    let database = home.places().data.join("kms.db");
-    let options = SqliteConnectOptions::new().filename(database).foreign_keys(false);
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-}
-
-struct Up {
-    running: Running,
-    client: KmsClient,
-}
-
 impl Up {
-    async fn of(home: &Home) -> Self {
-        let running = home.start().unwrap();
-        let client = client(home, Role::Dev).await;
-        warm(&client).await;
-        Self { running, client }
-    }
-
     async fn send(&self) -> Protected {
         let meter = MeterName::Title(title(1));
         let plain = PlainApdu { bytes: GET.into(), meter };
@@ -81,10 +59,6 @@ impl Up {
             assert_eq!(protected.verdict, Verdict::Ok, "{protected:?}");
             assert!(seen.insert(protected.invocation_counter.unwrap()), "{protected:?}");
         }
-    }
-
-    fn stop(self) {
-        assert!(self.running.stop().unwrap().success());
     }
 }
 

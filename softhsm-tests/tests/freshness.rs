@@ -10,47 +10,19 @@ mod postgres_common;
 use std::{fs, path::PathBuf, time::Duration};
 
 use common::{
-    Home, blank_home, client, copy,
+    Home, blank_home, copy,
     fleet::{add, apdu, id, line, parsed, push, title},
-    home, warm,
+    home,
+    up::{Up, database, sql},
 };
-use kms_client::{ImportRules, KmsClient, MeterId, MeterName, Verdict};
+use kms_client::{ImportRules, MeterId, MeterName, Verdict};
 use kms_core::BlockCount;
 use postgres_common::{Cluster, USER};
-use softhsm_tests::{
-    Role, Running,
-    settings::{postgresql, quoted},
-};
-use sqlx::{
-    AssertSqlSafe, Connection as _, PgConnection, SqliteConnection, sqlite::SqliteConnectOptions,
-};
+use softhsm_tests::settings::{postgresql, quoted};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio_stream::StreamExt as _;
 
-fn database(home: &Home) -> PathBuf {
-    home.places().data.join("kms.db")
-}
-
-async fn sql(home: &Home, statements: &str) {
-    let options = SqliteConnectOptions::new().filename(database(home)).foreign_keys(false);
-    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
-}
-
-/// A running server and a client that is everything to it.
-struct Up {
-    running: Running,
-    client: KmsClient,
-}
-
 impl Up {
-    async fn of(home: &Home) -> Self {
-        let running = home.start().unwrap();
-        let client = client(home, Role::Dev).await;
-        warm(&client).await;
-        Self { running, client }
-    }
-
     async fn verdict(&self, n: u64) -> Verdict {
         self.client.decrypt(&apdu(push(n))).await.unwrap().verdict()
     }
@@ -62,10 +34,6 @@ impl Up {
     async fn delete(&self, n: u64) {
         let id = MeterId::new(&id(n)).unwrap();
         self.client.meters().delete(&id).await.unwrap();
-    }
-
-    fn stop(self) {
-        assert!(self.running.stop().unwrap().success());
     }
 }
 

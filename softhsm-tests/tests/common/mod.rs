@@ -8,6 +8,7 @@
 pub mod fleet;
 pub mod relay;
 pub mod search;
+pub mod up;
 pub mod wire;
 
 use std::{
