@@ -59,12 +59,19 @@ async fn invariant_4_a_site_that_lost_token_and_database_gets_everything_from_th
 
     // The primary burns down.
     a.kill_9().unwrap();
-    empty(&lost.places().tokens);
-    empty(&lost.places().data);
+    let former = dir.path().join("former");
+    for (place, name) in [(&lost.places().tokens, "tokens"), (&lost.places().data, "data")] {
+        common::copy(place, &former.join(name));
+        empty(place);
+    }
     tool(other, &["site", "promote", "--primary-is-lost", "--yes"]);
     add(&client(other).await, &[line(3)]).await;
 
     joins_anew(lost, other);
+    let a = lost.start().unwrap();
+    pair.until_proved(other).unwrap();
+    assert!(a.stop().unwrap().success());
+    an_old_copy_comes_back(lost, other, &former).await;
     let _a = lost.start().unwrap();
     pair.until_proved(other).unwrap();
     for n in 1..4 {
@@ -84,6 +91,31 @@ async fn invariant_4_a_site_that_lost_token_and_database_gets_everything_from_th
     pair.until_it_is(lost, "PRIMARY", 4).unwrap();
     add(&client(lost).await, &[line(4)]).await;
     assert_eq!(opens(lost, 4).await, Verdict::Ok);
+}
+
+/// Somebody starts what was left of the lost site, in the place of the rebuilt one. Both sites say what it is.
+async fn an_old_copy_comes_back(lost: &Site, other: &Site, former: &Path) {
+    let places = [(&lost.places().tokens, "tokens"), (&lost.places().data, "data")];
+    for (place, name) in places {
+        fs::rename(place, place.with_extension("rebuilt")).unwrap();
+        common::copy(&former.join(name), place);
+    }
+    let old = lost.start().unwrap();
+    for (site, what) in [
+        (other, "an old copy of site site-a answers in its place"),
+        (lost, "this is an old copy of it, to be stopped for good"),
+    ] {
+        common::eventually(what, async || {
+            let status = client(site).await.site_status().await.unwrap();
+            status.faults.iter().any(|fault| fault.contains(what))
+        })
+        .await;
+    }
+    assert!(old.stop().unwrap().success());
+    for (place, _) in places {
+        fs::remove_dir_all(place).unwrap();
+        fs::rename(place.with_extension("rebuilt"), place).unwrap();
+    }
 }
 
 /// A site whose token and database are gone joins with new ones.

@@ -17,7 +17,7 @@ use super::{
     messages::BlockProof,
     not_served::{NotServed, place},
     peer::Peer,
-    reporting::Reporting,
+    reporting::{Reporting, old_copy},
     status::Status,
 };
 use crate::{
@@ -373,15 +373,18 @@ impl Proving {
     /// A proof of a token whose signatures count for nothing here is none: that token could not take over.
     async fn check_token_of(&self, theirs: &SiteCard) -> Result<(), String> {
         let Some(token) = theirs.token else { return Ok(()) };
-        let keys = self.reporting.keys_of(&theirs.site).await?;
-        match keys.is_some_and(|keys| keys.iter().any(|key| TokenId::of(key) == token)) {
-            true => Ok(()),
-            false => Err(format!(
+        let peer = self.reporting.enrolled(&theirs.site).await?;
+        if peer.as_ref().is_some_and(|peer| peer.keys().iter().any(|key| TokenId::of(key) == token))
+        {
+            return Ok(());
+        }
+        Err(peer.and_then(|peer| old_copy(&peer, token)).unwrap_or_else(|| {
+            format!(
                 "site {} answers with its token {token}, which is not known here: what it signs does not count; `site status` \
                  at both sites names the tokens",
                 theirs.site
-            )),
-        }
+            )
+        }))
     }
 
     async fn judge(

@@ -150,7 +150,9 @@ impl Reporting {
         let strange = theirs.token.into_iter().filter(|token| !known.contains(token));
         let strange: BTreeSet<TokenId> =
             strange.chain(shown.iter().flat_map(|list| peer.strangers(list))).collect();
-        Ok(strange.into_iter().map(|token| not_known(site, token, &known)).collect())
+        let sentence =
+            |token| old_copy(&peer, token).unwrap_or_else(|| not_known(site, token, &known));
+        Ok(strange.into_iter().map(sentence).collect())
     }
 
     /// The sites of the configuration that are not enrolled here, as a sentence each: a replica that was enrolled before the
@@ -208,6 +210,20 @@ impl Reporting {
             tracing::warn!(%error, "a report of readiness is not kept");
         }
     }
+}
+
+/// The sentence of a token that a site had before it was enrolled anew: what answers with it is what was lost then.
+pub(super) fn old_copy(peer: &Enrolled, token: TokenId) -> Option<String> {
+    let is_former = peer.former.iter().any(|former| TokenId::of(&former.key) == token);
+    let site = &peer.site;
+    is_former.then(|| {
+        format!(
+            "an old copy of site {site} answers in its place: it has token {token}, which {site} had before it was built and \
+             enrolled anew ({}), and nothing that it signs counts; stop that copy for good, and start the servers of the \
+             rebuilt site",
+            names(&peer.keys().iter().map(TokenId::of).collect::<Vec<_>>())
+        )
+    })
 }
 
 fn not_known(site: &str, token: TokenId, known: &[TokenId]) -> String {

@@ -122,7 +122,8 @@ impl Witnessing {
         }
         Some(format!(
             "this server's token {own} is not known at site {}, and what it signs does not count there, a promotion neither ({} \
-             of this site): use one of these tokens, or build this site anew and have it enrolled there with `--replace`",
+             of this site): if this site was built anew since, this is an old copy of it, to be stopped for good; else use one \
+             of these tokens, or build this site anew and have it enrolled there with `--replace`",
             peer.site,
             names(known)
         ))

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use kms_core::{
-    BlockNo,
+    BlockNo, Epoch,
     audit::{Checkpoint, SiteKeys, Subject},
     freshness::{HeadTable, SignedHeadTable},
     site::{
-        peer::SignedPeer,
+        peer::{FormerSigner, SignedPeer},
         readiness::ReadinessReport,
         tokens::{SignedSiteTokens, SiteTokens, TokenId},
     },
@@ -255,6 +255,42 @@ fn invariant_11_a_report_names_the_token_that_proved_and_one_that_is_not_known_p
         let named = format!("this server's token {token} is not known at site north");
         eventually("there, too", async || of(&south_runs).iter().any(|it| it.contains(&named)))
             .await;
+        north_runs.cut().await;
+        south_runs.cut().await;
+    });
+}
+
+#[test]
+fn an_old_copy_of_a_site_that_was_built_anew_is_called_so_at_both_sites() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let network = Network::new();
+        let south_runs = Running::start(Arc::clone(&b), &network).await;
+        let north_runs = Running::start(Arc::clone(&a), &network).await;
+        let key = b.hsm.public_key().await.unwrap();
+        let token = TokenId::of(&key);
+        // South was lost and built anew, with another token. What answers is what was there before.
+        let SignedPeer { mut peer, signature } = a.store.peers().await.unwrap().remove(0);
+        (peer.signing, peer.enrolled_ms) = (MemoryToken::new().unwrap().public_key().unwrap(), 2);
+        peer.former = vec![FormerSigner { key, until: Epoch(2) }];
+        let signed = a.hsm.sign(peer.message()).await.unwrap();
+        let now = SignedPeer { peer, signature: signed };
+        let step = PeerStep { expected: Some(signature), now };
+        a.commits.put_peer(step, vec![entry("Site/EnrolPeer")]).await.unwrap();
+        let old = format!("an old copy of site south answers in its place: it has token {token}");
+        eventually("its proofs count no more", async || {
+            let readiness = north_runs.status.all().readiness.unwrap_or_default();
+            readiness.failures.first().is_some_and(|why| why.contains(&old))
+        })
+        .await;
+        let named = async |running: &Running, what: &str| {
+            eventually(what, async || {
+                running.status.all().faults.iter().any(|fault| fault.contains(what))
+            })
+            .await;
+        };
+        named(&north_runs, &old).await;
+        named(&south_runs, "this is an old copy of it, to be stopped for good").await;
         north_runs.cut().await;
         south_runs.cut().await;
     });
