@@ -178,6 +178,27 @@ async fn the_lock_of_the_follower_is_one_servers_and_goes_with_its_connection() 
     }
 }
 
+/// The peer follows one server of a site: the others go by this, and name nobody as missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_the_peer_follows_one_server_is_known_to_the_others_until_its_connection_ends() {
+    let cluster = Cluster::new(&[]);
+    let (store, other, _) = two_servers(&cluster).await;
+    // The lock of a server that follows says nothing of it.
+    let _follows = store.follower_lock().await.unwrap().expect("nobody has it");
+    assert!(!store.is_followed().await.unwrap() && !other.is_followed().await.unwrap());
+    let followed = store.followed_lock().await.unwrap().expect("nobody has it");
+    for _ in 0..20 {
+        assert!(other.is_followed().await.unwrap() && store.is_followed().await.unwrap());
+        assert!(other.followed_lock().await.unwrap().is_none(), "two have it");
+    }
+    drop(followed);
+    let begun = Instant::now();
+    while other.is_followed().await.unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it is not let go");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// The schema as version 3 left it.
 const SCHEMA_3: [&str; 3] = [
     include_str!("../migrations/postgres/0001_blocks.sql"),

@@ -5874,6 +5874,10 @@ pub struct ReplicationStatus {
     /// The peer and replicas that follow the server that answers, now. At a site of several servers each is at one of them.
     #[prost(message, repeated, tag = "14")]
     pub followers: ::prost::alloc::vec::Vec<FollowerStatus>,
+    /// Milliseconds for which the peer has followed no server of this site, which writes; absent: it follows, or may only
+    /// have lost its connection, or this site does not write.
+    #[prost(uint64, optional, tag = "15")]
+    pub unfollowed_ms: ::core::option::Option<u64>,
 }
 /// One that follows this server's changes, and how far it is behind by what it said that it has stored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -400,6 +400,7 @@ fn wire_replication(status: ReplicationStatus) -> WireReplication {
         peer_release: card.map_or_else(String::new, |card| card.release),
         heard_ms,
         followers,
+        unfollowed_ms: status.unfollowed_ms,
         following: following.map(wire_following),
         readiness: readiness.map(wire_readiness),
     }
