@@ -15,7 +15,7 @@ use common::{
 use kms_client::{ImportRules, Verdict};
 use rustix::process::Signal;
 use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions, sealing::Signing};
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Connection as _, Row as _, SqliteConnection, sqlite::SqliteRow};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 
@@ -33,6 +33,17 @@ fn pair_with(more: Vec<Setting>) -> (TempDir, Pair, (Running, Running)) {
 
 /// The same, each with settings of its own.
 fn pair_of(more: [Vec<Setting>; 2]) -> (TempDir, Pair, (Running, Running)) {
+    pair_like(more, SiteOptions::default())
+}
+
+fn pair_of_blocks(block_count: u32) -> (TempDir, Pair, (Running, Running)) {
+    pair_like([Vec::new(), Vec::new()], SiteOptions { block_count, ..SiteOptions::default() })
+}
+
+fn pair_like(
+    more: [Vec<Setting>; 2],
+    like: SiteOptions,
+) -> (TempDir, Pair, (Running, Running)) {
     let dir = tempfile::Builder::new().prefix("kms-pair-").tempdir_in("/dev/shm").unwrap();
     let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
     let options = more.map(|more| {
@@ -42,7 +53,7 @@ fn pair_of(more: [Vec<Setting>; 2]) -> (TempDir, Pair, (Running, Running)) {
             set("compare_interval_s", "5"),
         ];
         settings.extend(more);
-        SiteOptions { settings, ..SiteOptions::default() }
+        SiteOptions { settings, ..like.clone() }
     });
     let pair = Pair::make_of(dir.path(), &programs(), options.each_ref()).unwrap();
     let running = pair.start().unwrap();
@@ -130,6 +141,53 @@ async fn the_status_of_the_site_that_writes_says_how_far_its_follower_is_behind(
     .await;
     b.stop().unwrap();
     a.stop().unwrap();
+}
+
+/// More blocks than may be on their way are damaged at the site that follows, and each changes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_are_refused_keep_none_of_the_others_waiting_however_many_they_are() {
+    const BLOCKS: u32 = 1_024;
+    const DAMAGED: u32 = 700;
+    let (_dir, pair, (a, b)) = pair_of_blocks(BLOCKS);
+    let (first, second) = (&pair.a, &pair.b);
+    b.stop().unwrap();
+    let mut database = database(second).await;
+    let damage = "UPDATE blocks SET mac = zeroblob(16) WHERE block < ?";
+    sqlx::query(damage).bind(DAMAGED).execute(&mut database).await.unwrap();
+    let b = second.start().unwrap();
+    let at_a = client(first, Role::Dev).await;
+    let admin = client(second, Role::Dev).await;
+    let refused = || async {
+        let replication = admin.site_status().await.unwrap().replication.unwrap();
+        replication.following.unwrap().refused_count
+    };
+    let mut number = 0;
+    for round in 1..=3 {
+        let lines: Vec<String> = (number + 1..=number + 4_000).map(line).collect();
+        number += 4_000;
+        add(&at_a, &lines).await;
+        let sound = "SELECT block, epoch, sequence FROM blocks WHERE block >= ? ORDER BY block";
+        eventually("the sound blocks are in step", || async {
+            let mut both = Vec::new();
+            for site in [first, second] {
+                let mut database = self::database(site).await;
+                let rows = sqlx::query(sound).bind(DAMAGED).fetch_all(&mut database).await.unwrap();
+                let row = |row: &SqliteRow| (row.get::<i64, _>(1), row.get::<i64, _>(2));
+                both.push(rows.iter().map(row).collect::<Vec<_>>());
+            }
+            both[0] == both[1]
+        })
+        .await;
+        eventually("the damaged ones are refused", || async { refused().await >= DAMAGED - 20 }).await;
+        assert!(round == 1 || refused().await <= DAMAGED);
+    }
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+async fn database(site: &Site) -> SqliteConnection {
+    let url = format!("sqlite://{}", site.places().data.join("kms.db").display());
+    SqliteConnection::connect(&url).await.unwrap()
 }
 
 /// The entry by which the other site is let in.

@@ -25,6 +25,7 @@ mod following;
 mod grounds;
 mod lagging;
 mod ledger;
+mod letting_go;
 mod makeup;
 mod meeting;
 mod messages;
