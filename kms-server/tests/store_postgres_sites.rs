@@ -21,6 +21,7 @@ use postgres_common::Cluster;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use store_contract::{
     Said, Scene,
+    counter_cases::a_mark_that_is_there_stays_when_a_domain_is_completed,
     made_up::meter,
     site_scene::{self, FOUNDED, Store, learnt, promotion, row},
 };
@@ -176,6 +177,15 @@ async fn the_lock_of_the_follower_is_one_servers_and_goes_with_its_connection() 
         assert!(begun.elapsed() < Duration::from_secs(5), "it is not let go");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn invariant_3_a_mark_that_is_there_stays_when_a_domain_is_completed() {
+    let cluster = Cluster::new(&[]);
+    cluster.database("ami");
+    let store: Store = Arc::new(cluster.open("ami").await);
+    let take_away = async { cluster.sql("ami", "DELETE FROM ami_kms.head_table") };
+    a_mark_that_is_there_stays_when_a_domain_is_completed(store, take_away).await.unwrap();
 }
 
 /// The peer follows one server of a site: the others go by this, and name nobody as missing.
