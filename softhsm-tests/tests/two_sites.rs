@@ -9,10 +9,10 @@ use std::{net::SocketAddr, time::Duration};
 
 use common::{
     Numbers, client, eventually,
-    fleet::{PLAIN, add, apdu, line, line_in_hsm, parsed, push},
+    fleet::{PLAIN, add, apdu, id, line, line_in_hsm, parsed, push},
     free_address, metrics_of, programs,
 };
-use kms_client::{ImportRules, Verdict};
+use kms_client::{ImportRules, MeterPolicy, Replicated, Verdict};
 use rustix::process::Signal;
 use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions, sealing::Signing};
 use sqlx::{Connection as _, Row as _, SqliteConnection, sqlite::SqliteRow};
@@ -40,10 +40,7 @@ fn pair_of_blocks(block_count: u32) -> (TempDir, Pair, (Running, Running)) {
     pair_like([Vec::new(), Vec::new()], SiteOptions { block_count, ..SiteOptions::default() })
 }
 
-fn pair_like(
-    more: [Vec<Setting>; 2],
-    like: SiteOptions,
-) -> (TempDir, Pair, (Running, Running)) {
+fn pair_like(more: [Vec<Setting>; 2], like: SiteOptions) -> (TempDir, Pair, (Running, Running)) {
     let dir = tempfile::Builder::new().prefix("kms-pair-").tempdir_in("/dev/shm").unwrap();
     let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
     let options = more.map(|more| {
@@ -99,12 +96,19 @@ async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
         assert_eq!(opened.verdict(), Verdict::Ok, "{opened:?}");
         assert_eq!(opened.plaintext.as_deref(), Some(PLAIN));
     }
+    // A policy is a change like others: it says whether the other site has it.
+    let set = async || {
+        let policy = MeterPolicy::default();
+        at_a.meters().set_policy(&id(1).parse().unwrap(), &policy).await.unwrap().1
+    };
+    assert_eq!(set().await, Replicated::Replicated);
     // The site that follows takes no change.
     let late = tokio_stream::iter(parsed(&line(99)));
     let mut results = at_b.meters().import(late, ImportRules::default());
     let refused = results.next().await.unwrap().unwrap_err().to_string();
     assert!(refused.contains("changes go to the primary site"), "{refused}");
     b.stop().unwrap();
+    assert_eq!(set().await, Replicated::Unreplicated);
     a.stop().unwrap();
 }
 
@@ -178,7 +182,8 @@ async fn blocks_that_are_refused_keep_none_of_the_others_waiting_however_many_th
             both[0] == both[1]
         })
         .await;
-        eventually("the damaged ones are refused", || async { refused().await >= DAMAGED - 20 }).await;
+        eventually("the damaged ones are refused", || async { refused().await >= DAMAGED - 20 })
+            .await;
         assert!(round == 1 || refused().await <= DAMAGED);
     }
     b.stop().unwrap();
@@ -249,7 +254,8 @@ async fn a_site_that_nobody_follows_says_so_by_name_and_a_short_reconnect_is_no_
     b.kill_9().unwrap();
     eventually("it is missed", || async {
         told(first, metrics).await.1.is_some_and(|fault| {
-            fault.contains("does not follow this site any more") && fault.contains("does not answer")
+            fault.contains("does not follow this site any more")
+                && fault.contains("does not answer")
         })
     })
     .await;

@@ -368,14 +368,15 @@ impl site_server::Site for SiteService {
         })?;
         let forget = ForgetList { authority, number: number.to_vec(), from: from_number.to_vec() };
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.recorder.clone());
-        let resets = to_its_end(async move {
+        let (resets, states) = to_its_end(async move {
             match lifecycle.forget_list(&call, &forget).await {
-                Ok((resets, _)) => Ok(resets),
+                Ok(forgotten) => Ok(forgotten),
                 Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
             }
         })
         .await?;
-        Ok(Response::new(ForgetRevocationListResponse { resets }))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(Response::new(ForgetRevocationListResponse { resets, replicated }))
     }
 }
 
