@@ -37,7 +37,10 @@ fn pair_of(more: [Vec<Setting>; 2]) -> (TempDir, Pair, (Running, Running)) {
 }
 
 fn pair_of_blocks(block_count: u32) -> (TempDir, Pair, (Running, Running)) {
-    pair_like([Vec::new(), Vec::new()], SiteOptions { block_count, ..SiteOptions::default() })
+    // Writes to blocks that are refused would wait for the other site.
+    let wait = Setting { section: "peer", key: "write_wait_ms", value: "0".to_owned() };
+    let like = SiteOptions { block_count, ..SiteOptions::default() };
+    pair_like([vec![wait.clone()], vec![wait]], like)
 }
 
 fn pair_like(more: [Vec<Setting>; 2], like: SiteOptions) -> (TempDir, Pair, (Running, Running)) {
