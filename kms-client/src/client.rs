@@ -18,6 +18,7 @@ use crate::divergence::{
 use crate::flow::Results;
 use crate::meters::Meters;
 use crate::readiness::{self, PromotionPlan, SiteReadiness};
+use crate::replicated::Replicated;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
@@ -223,13 +224,13 @@ impl KmsClient {
     }
 
     /// Has the domain forget how new the revocation list of an authority was, so that lists from another number on count
-    /// again: how often that was done. Takes two people.
+    /// again: how often that was done, and whether the other site has that. Takes two people.
     pub async fn forget_revocation_list(
         &self,
         authority: &[u8],
         number: &[u8],
         from: &[u8],
-    ) -> Result<u32, CallError> {
+    ) -> Result<(u32, Replicated), CallError> {
         divergence::forget_list(&self.transport, [authority, number, from]).await
     }
 

@@ -184,7 +184,7 @@ pub(crate) async fn admit(transport: &Transport, epoch: u64) -> Result<SiteStand
 pub(crate) async fn forget_list(
     transport: &Transport,
     [authority, number, from]: [&[u8]; 3],
-) -> Result<u32, CallError> {
+) -> Result<(u32, Replicated), CallError> {
     let send =
         |link, request| async move { SiteClient::new(link).forget_revocation_list(request).await };
     let request = v1::ForgetRevocationListRequest {
@@ -192,7 +192,8 @@ pub(crate) async fn forget_list(
         number: number.to_vec().into(),
         from_number: from.to_vec().into(),
     };
-    Ok(transport.call(Errand::Write, request, send).await?.resets)
+    let reply = transport.call(Errand::Write, request, send).await?;
+    Ok((reply.resets, Replicated::from_wire(reply.replicated)?))
 }
 
 fn row(wire: v1::DivergenceRow) -> Result<DivergenceRow, ProtocolError> {

@@ -50,6 +50,9 @@ pub struct Readmitted {
     pub keys_known: u32,
     /// Those of them that were active, and may come back.
     pub keys_that_may_come_back: u32,
+    /// Whether the other site has that.
+    #[serde(skip_serializing_if = "Replicated::is_nothing")]
+    pub replicated: Replicated,
 }
 
 impl Meters {
@@ -107,13 +110,19 @@ impl Meters {
     }
 
     /// Puts a tombstone in the place of a meter's damaged record; `block` where that is not in its
-    /// title's own. The block that has it now. Not tried again once it may have arrived.
-    pub async fn bury(&self, title: &SystemTitle, block: Option<u32>) -> Result<u32, CallError> {
+    /// title's own. The block that has it now, and whether the other site has that. Not tried again once it may have
+    /// arrived.
+    pub async fn bury(
+        &self,
+        title: &SystemTitle,
+        block: Option<u32>,
+    ) -> Result<(u32, Replicated), CallError> {
         let system_title = title.as_bytes().to_vec().into();
         let request = v1::BuryDamagedMeterRequest { system_title, block };
         let send =
             |link, request| async move { stubs::meters(link).bury_damaged_meter(request).await };
-        Ok(self.transport.call(Errand::Write, request, send).await?.block)
+        let reply = self.transport.call(Errand::Write, request, send).await?;
+        Ok((reply.block, Replicated::from_wire(reply.replicated)?))
     }
 
     /// Asks whether the caller may import, and the site takes keys in clear at all, before any is sent. What
@@ -146,8 +155,10 @@ impl Meters {
         };
         let send = |link, request| async move { stubs::meters(link).readmit_meter(request).await };
         let reply = self.transport.call(Errand::Write, request, send).await?;
-        let v1::ReadmitMeterResponse { deleted_ms, keys_known, keys_that_may_come_back } = reply;
-        Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back })
+        let v1::ReadmitMeterResponse { deleted_ms, keys_known, .. } = reply;
+        let keys_that_may_come_back = reply.keys_that_may_come_back;
+        let replicated = Replicated::from_wire(reply.replicated)?;
+        Ok(Readmitted { deleted_ms, keys_known, keys_that_may_come_back, replicated })
     }
 
     /// Says which counter a meter's key was used with last, elsewhere or before. Nothing is ever lowered. Not tried again
@@ -159,17 +170,18 @@ impl Meters {
         transmitting::declare(&self.transport, declaration).await
     }
 
-    /// Replaces all of a meter's policy. Not tried again once it may have arrived.
+    /// Replaces all of a meter's policy; the meter, and whether the other site has that. Not tried again once it may have
+    /// arrived.
     pub async fn set_policy(
         &self,
         meter_id: &MeterId,
         policy: &MeterPolicy,
-    ) -> Result<Meter, CallError> {
+    ) -> Result<(Meter, Replicated), CallError> {
         let request =
             v1::SetPolicyRequest { meter_id: meter_id.to_string(), policy: Some(policy.to_wire()) };
         let send = |link, request| async move { stubs::meters(link).set_policy(request).await };
         let reply = self.transport.call(Errand::Write, request, send).await?;
-        Ok(present(reply.meter)?)
+        Ok((present(reply.meter)?, Replicated::from_wire(reply.replicated)?))
     }
 
     /// Imports records: one result a record, in order. To import the same ones again changes nothing,

@@ -34,6 +34,9 @@ pub struct ReplicationStatus {
     pub witnessed_ms: u64,
     /// The peer and replicas that follow the server that answered.
     pub followers: Vec<FollowerStatus>,
+    /// Milliseconds for which the peer has followed no server of the site, which writes; `None`: it follows, or may only
+    /// have lost its connection, or the site does not write.
+    pub unfollowed_ms: Option<u64>,
 }
 
 /// One that follows a server's changes.
@@ -124,5 +127,6 @@ pub(crate) fn from_wire(wire: v1::ReplicationStatus) -> ReplicationStatus {
         peer_unknown_records: wire.peer_unknown_records,
         witnessed_ms: wire.witnessed_ms,
         followers: wire.followers.into_iter().map(follower).collect(),
+        unfollowed_ms: wire.unfollowed_ms,
     }
 }

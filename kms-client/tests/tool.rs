@@ -6,9 +6,10 @@ mod fake;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use fake::{Script, World};
+use kms_proto::v1;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
@@ -174,6 +175,28 @@ async fn a_meter_is_created_from_standard_input_and_meters_are_listed() {
     assert_eq!(objects(&output)[0]["meter"]["meter_id"], "m-7", "{}", all_text(&output));
     let output = tool(&config, "meter list --limit 2 --json", "").await;
     assert_eq!(objects(&output).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_change_that_the_other_site_has_not_is_said_to_be_lost_with_this_one() {
+    let script = Arc::new(Script::default());
+    script.replicated.store(v1::Replicated::Unreplicated as i32, Ordering::SeqCst);
+    let (_world, config) = world(script).await;
+    let title = "--system-title 4D4D4D0000BC614E";
+    let digits = "00".repeat(32);
+    let changes = [
+        ("meter set-policy m --from -".to_owned(), "{}"),
+        (format!("meter bury {title} --yes"), ""),
+        (format!("meter readmit m {title}"), ""),
+        ("meter delete m --yes".to_owned(), ""),
+        (format!("site forget-list --authority {digits} --number 09 --from 01"), ""),
+    ];
+    for (change, input) in changes {
+        let said = all_text(&tool(&config, &change, input).await);
+        assert!(said.contains("changes are here and"), "{change}: {said}");
+        let output = tool(&config, &format!("{change} --json"), input).await;
+        assert!(all_text(&output).contains(r#""replicated":"UNREPLICATED""#), "{change}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The parts put together: what each verb of the command line does.
 
 mod alone;
+mod asking_peer;
 mod backup;
 mod begin_counters;
 mod check;
@@ -18,6 +19,7 @@ mod migrate;
 mod no_commits;
 mod node;
 mod outside;
+mod own_chain;
 mod peers_seen;
 mod probe;
 mod report;

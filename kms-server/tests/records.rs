@@ -244,7 +244,7 @@ async fn a_lie_in_the_way_of_a_change(home: &Home, database: &Database) {
     database.write("DELETE FROM meters WHERE meter_id = 'meter-1'".into()).await;
     let policy = MeterPolicy { allow_encryption_only: true, ..MeterPolicy::default() };
     let set = site.lifecycle.set_policy(&call("Meters/SetPolicy"), &id(1), &policy).await;
-    assert_eq!(set.unwrap().record.policy, policy);
+    assert_eq!(set.unwrap().0.record.policy, policy);
     site.store.close().await;
 }
 

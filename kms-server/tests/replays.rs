@@ -154,7 +154,8 @@ impl World {
 
     async fn readmit(&self, n: u64) -> Result<kms_server::lifecycle::Readmitted, LifecycleError> {
         let id = MeterId::new(&id(n)).unwrap();
-        self.site.lifecycle.readmit(&call("Meters/ReadmitMeter"), &id, &title(n)).await
+        let call = call("Meters/ReadmitMeter");
+        self.site.lifecycle.readmit(&call, &id, &title(n)).await.map(|(readmitted, _)| readmitted)
     }
 
     async fn set_policy(&self, n: u64, policy: MeterPolicy) {

@@ -21,6 +21,7 @@ use postgres_common::Cluster;
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use store_contract::{
     Said, Scene,
+    counter_cases::a_mark_that_is_there_stays_when_a_domain_is_completed,
     made_up::meter,
     site_scene::{self, FOUNDED, Store, learnt, promotion, row},
 };
@@ -173,6 +174,36 @@ async fn the_lock_of_the_follower_is_one_servers_and_goes_with_its_connection() 
     drop(taken);
     let begun = Instant::now();
     while store.follower_lock().await.unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "it is not let go");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_3_a_mark_that_is_there_stays_when_a_domain_is_completed() {
+    let cluster = Cluster::new(&[]);
+    cluster.database("ami");
+    let store: Store = Arc::new(cluster.open("ami").await);
+    let take_away = async { cluster.sql("ami", "DELETE FROM ami_kms.head_table") };
+    a_mark_that_is_there_stays_when_a_domain_is_completed(store, take_away).await.unwrap();
+}
+
+/// The peer follows one server of a site: the others go by this, and name nobody as missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_the_peer_follows_one_server_is_known_to_the_others_until_its_connection_ends() {
+    let cluster = Cluster::new(&[]);
+    let (store, other, _) = two_servers(&cluster).await;
+    // The lock of a server that follows says nothing of it.
+    let _follows = store.follower_lock().await.unwrap().expect("nobody has it");
+    assert!(!store.is_followed().await.unwrap() && !other.is_followed().await.unwrap());
+    let followed = store.followed_lock().await.unwrap().expect("nobody has it");
+    for _ in 0..20 {
+        assert!(other.is_followed().await.unwrap() && store.is_followed().await.unwrap());
+        assert!(other.followed_lock().await.unwrap().is_none(), "two have it");
+    }
+    drop(followed);
+    let begun = Instant::now();
+    while other.is_followed().await.unwrap() {
         assert!(begun.elapsed() < Duration::from_secs(5), "it is not let go");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

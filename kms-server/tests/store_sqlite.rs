@@ -24,7 +24,9 @@ use kms_server::store::{
     sqlite::{Config, SqliteStore},
 };
 use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
-use store_contract::{Said, Scene};
+use store_contract::{
+    Said, Scene, counter_cases::a_mark_that_is_there_stays_when_a_domain_is_completed,
+};
 
 fn config(path: impl Into<PathBuf>, create: bool) -> Config {
     Config { path: path.into(), create }
@@ -55,6 +57,18 @@ async fn sqlite_keeps_the_stores_contract() {
     if let Err(broken) = store_contract::run(fresh).await {
         panic!("{broken}");
     }
+}
+
+#[tokio::test]
+async fn invariant_3_a_mark_that_is_there_stays_when_a_domain_is_completed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.db");
+    let store = Arc::new(open(&path).await) as Arc<dyn WriteStore>;
+    let take_away = async {
+        let mut beside = beside(&path).await;
+        sqlx::query("DELETE FROM head_table").execute(&mut beside).await.unwrap();
+    };
+    a_mark_that_is_there_stays_when_a_domain_is_completed(store, take_away).await.unwrap();
 }
 
 #[tokio::test]

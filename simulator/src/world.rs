@@ -289,7 +289,8 @@ impl<'a> World<'a> {
                     self.break_connection(number);
                 }
             }
-            Output::Wait(..) | Output::Report(..) => {}
+            // Nobody has to wait for room in a history.
+            Output::Wait(..) | Output::Report(..) | Output::LetGo(_) => {}
         }
     }
 

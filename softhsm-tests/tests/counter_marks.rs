@@ -8,14 +8,17 @@ mod common;
 use std::{collections::BTreeSet, fs};
 
 use common::{
-    Home, eventually,
+    Home, client, eventually,
     fleet::{GAK, GUEK, add, id, title, value},
-    home,
+    home, programs,
     up::{Up, sql},
 };
 use kms_client::{
-    CounterDeclaration, MeterName, PlainApdu, Protected, Protecting, TransmitRefusal, Verdict,
+    CounterDeclaration, KmsClient, MeterName, PlainApdu, Protected, Protecting, TransmitRefusal,
+    Verdict,
 };
+use softhsm_tests::{Pair, Role, Site, SiteOptions};
+use sqlx::{Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 const GET: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
 
@@ -29,11 +32,26 @@ fn line(n: u64) -> String {
     )
 }
 
+async fn send(client: &KmsClient) -> Protected {
+    let meter = MeterName::Title(title(1));
+    let plain = PlainApdu { bytes: GET.into(), meter };
+    client.encrypt(&plain, Protecting::default()).await.unwrap()
+}
+
+async fn declare(client: &KmsClient) {
+    let declaration = CounterDeclaration {
+        meter: MeterName::Title(title(1)),
+        security_setup: 0,
+        client: 0,
+        broadcast: false,
+        last_invocation_counter: None,
+    };
+    client.meters().declare_counter(&declaration).await.unwrap();
+}
+
 impl Up {
     async fn send(&self) -> Protected {
-        let meter = MeterName::Title(title(1));
-        let plain = PlainApdu { bytes: GET.into(), meter };
-        self.client.encrypt(&plain, Protecting::default()).await.unwrap()
+        send(&self.client).await
     }
 
     async fn refusal(&self) -> TransmitRefusal {
@@ -67,14 +85,7 @@ async fn sent() -> (Home, BTreeSet<u32>) {
     let home = home();
     let up = Up::of(&home).await;
     add(&up.client, &[line(1)]).await;
-    let declaration = CounterDeclaration {
-        meter: MeterName::Title(title(1)),
-        security_setup: 0,
-        client: 0,
-        broadcast: false,
-        last_invocation_counter: None,
-    };
-    up.client.meters().declare_counter(&declaration).await.unwrap();
+    declare(&up.client).await;
     up.stop();
     sql(&home, "CREATE TABLE saved AS SELECT * FROM counter_marks").await;
     let up = Up::of(&home).await;
@@ -141,8 +152,43 @@ async fn a_site_without_marks_is_migrated_once_and_not_where_its_server_knows_th
     assert!(told.contains("blocks whose counters begin"), "{told}");
     let refused = home.run("migrate", &[]).unwrap_err().to_string();
     assert!(refused.contains("nothing to do"), "{refused}");
+    let begun =
+        "SELECT count(*) FROM audit_events WHERE instr(body, CAST('Counters/Begin' AS BLOB)) > 0";
+    assert_eq!(count(&home, begun).await, 1, "one event says what migrate began");
     let up = Up::of(&home).await;
     assert_eq!(up.send().await.verdict, Verdict::Ok);
     assert_eq!(up.client.site_status().await.unwrap().faults, [""; 0]);
     up.stop();
+}
+
+async fn count(site: &Site, query: &'static str) -> i64 {
+    let options = SqliteConnectOptions::new().filename(site.places().data.join("kms.db"));
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap()
+}
+
+/// `data_dir` is lost, and with it what this server has seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_3_counters_that_the_other_site_remembers_do_not_begin_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Pair::make(dir.path(), &programs(), &SiteOptions::default()).unwrap();
+    let (a, b) = pair.start().unwrap();
+    let at_a = client(&pair.a, Role::Dev).await;
+    add(&at_a, &[line(1)]).await;
+    declare(&at_a).await;
+    eventually("something is sent", async || send(&at_a).await.verdict == Verdict::Ok).await;
+    eventually("the other site has the mark", async || {
+        count(&pair.b, "SELECT count(*) FROM witnessed_marks").await > 0
+    })
+    .await;
+    a.stop().unwrap();
+    sql(&pair.a, "DELETE FROM counter_marks").await;
+    fs::remove_file(pair.a.places().data.join("counter-marks")).unwrap();
+    let refused = pair.a.run("migrate", &[]).unwrap_err().to_string();
+    assert!(refused.contains("the other site remembers counters"), "{refused}");
+    assert_eq!(count(&pair.a, "SELECT count(*) FROM counter_marks").await, 0);
+    b.stop().unwrap();
+    let refused = pair.a.run("migrate", &[]).unwrap_err().to_string();
+    assert!(refused.contains("can't say whether counters"), "{refused}");
+    assert_eq!(count(&pair.a, "SELECT count(*) FROM counter_marks").await, 0);
 }

@@ -5,17 +5,17 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use common::{
     Numbers, client, eventually,
-    fleet::{PLAIN, add, apdu, line, line_in_hsm, parsed, push},
-    programs,
+    fleet::{PLAIN, add, apdu, id, line, line_in_hsm, parsed, push},
+    free_address, metrics_of, programs,
 };
-use kms_client::{ImportRules, Verdict};
+use kms_client::{ImportRules, MeterPolicy, Replicated, Verdict};
 use rustix::process::Signal;
 use softhsm_tests::{Pair, Role, Running, Setting, Site, SiteOptions, sealing::Signing};
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{Connection as _, Row as _, SqliteConnection, sqlite::SqliteRow};
 use tempfile::TempDir;
 use tokio_stream::StreamExt as _;
 
@@ -28,16 +28,34 @@ fn pair() -> (TempDir, Pair, (Running, Running)) {
 }
 
 fn pair_with(more: Vec<Setting>) -> (TempDir, Pair, (Running, Running)) {
+    pair_of([more.clone(), more])
+}
+
+/// The same, each with settings of its own.
+fn pair_of(more: [Vec<Setting>; 2]) -> (TempDir, Pair, (Running, Running)) {
+    pair_like(more, SiteOptions::default())
+}
+
+fn pair_of_blocks(block_count: u32) -> (TempDir, Pair, (Running, Running)) {
+    // Writes to blocks that are refused would wait for the other site.
+    let wait = Setting { section: "peer", key: "write_wait_ms", value: "0".to_owned() };
+    let like = SiteOptions { block_count, ..SiteOptions::default() };
+    pair_like([vec![wait.clone()], vec![wait]], like)
+}
+
+fn pair_like(more: [Vec<Setting>; 2], like: SiteOptions) -> (TempDir, Pair, (Running, Running)) {
     let dir = tempfile::Builder::new().prefix("kms-pair-").tempdir_in("/dev/shm").unwrap();
     let set = |key, value: &str| Setting { section: "peer", key, value: value.to_owned() };
-    let mut settings = vec![
-        set("heartbeat_ms", "300"),
-        set("write_wait_ms", "5000"),
-        set("compare_interval_s", "5"),
-    ];
-    settings.extend(more);
-    let options = SiteOptions { settings, ..SiteOptions::default() };
-    let pair = Pair::make(dir.path(), &programs(), &options).unwrap();
+    let options = more.map(|more| {
+        let mut settings = vec![
+            set("heartbeat_ms", "300"),
+            set("write_wait_ms", "5000"),
+            set("compare_interval_s", "5"),
+        ];
+        settings.extend(more);
+        SiteOptions { settings, ..like.clone() }
+    });
+    let pair = Pair::make_of(dir.path(), &programs(), options.each_ref()).unwrap();
     let running = pair.start().unwrap();
     (dir, pair, running)
 }
@@ -81,12 +99,19 @@ async fn what_one_site_imports_opens_at_the_other_under_a_token_of_its_own() {
         assert_eq!(opened.verdict(), Verdict::Ok, "{opened:?}");
         assert_eq!(opened.plaintext.as_deref(), Some(PLAIN));
     }
+    // A policy is a change like others: it says whether the other site has it.
+    let set = async || {
+        let policy = MeterPolicy::default();
+        at_a.meters().set_policy(&id(1).parse().unwrap(), &policy).await.unwrap().1
+    };
+    assert_eq!(set().await, Replicated::Replicated);
     // The site that follows takes no change.
     let late = tokio_stream::iter(parsed(&line(99)));
     let mut results = at_b.meters().import(late, ImportRules::default());
     let refused = results.next().await.unwrap().unwrap_err().to_string();
     assert!(refused.contains("changes go to the primary site"), "{refused}");
     b.stop().unwrap();
+    assert_eq!(set().await, Replicated::Unreplicated);
     a.stop().unwrap();
 }
 
@@ -123,6 +148,126 @@ async fn the_status_of_the_site_that_writes_says_how_far_its_follower_is_behind(
     .await;
     b.stop().unwrap();
     a.stop().unwrap();
+}
+
+/// More blocks than may be on their way are damaged at the site that follows, and each changes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_are_refused_keep_none_of_the_others_waiting_however_many_they_are() {
+    const BLOCKS: u32 = 1_024;
+    const DAMAGED: u32 = 700;
+    let (_dir, pair, (a, b)) = pair_of_blocks(BLOCKS);
+    let (first, second) = (&pair.a, &pair.b);
+    b.stop().unwrap();
+    let mut database = database(second).await;
+    let damage = "UPDATE blocks SET mac = zeroblob(16) WHERE block < ?";
+    sqlx::query(damage).bind(DAMAGED).execute(&mut database).await.unwrap();
+    let b = second.start().unwrap();
+    let at_a = client(first, Role::Dev).await;
+    let admin = client(second, Role::Dev).await;
+    let refused = || async {
+        let replication = admin.site_status().await.unwrap().replication.unwrap();
+        replication.following.unwrap().refused_count
+    };
+    let mut number = 0;
+    for round in 1..=3 {
+        let lines: Vec<String> = (number + 1..=number + 4_000).map(line).collect();
+        number += 4_000;
+        add(&at_a, &lines).await;
+        let sound = "SELECT block, epoch, sequence FROM blocks WHERE block >= ? ORDER BY block";
+        eventually("the sound blocks are in step", || async {
+            let mut both = Vec::new();
+            for site in [first, second] {
+                let mut database = self::database(site).await;
+                let rows = sqlx::query(sound).bind(DAMAGED).fetch_all(&mut database).await.unwrap();
+                let row = |row: &SqliteRow| (row.get::<i64, _>(1), row.get::<i64, _>(2));
+                both.push(rows.iter().map(row).collect::<Vec<_>>());
+            }
+            both[0] == both[1]
+        })
+        .await;
+        eventually("the damaged ones are refused", || async { refused().await >= DAMAGED - 20 })
+            .await;
+        assert!(round == 1 || refused().await <= DAMAGED);
+    }
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+async fn database(site: &Site) -> SqliteConnection {
+    let url = format!("sqlite://{}", site.places().data.join("kms.db").display());
+    SqliteConnection::connect(&url).await.unwrap()
+}
+
+/// The entry by which the other site is let in.
+const LETS_IN: &str = "[[rpc.callers]]\nname = \"site-b\"\nroles = [\"peer\"]\n\n";
+
+/// As the site that writes says it: the colour, its sentence about nobody who follows, its figure.
+async fn told(site: &Site, metrics: SocketAddr) -> (String, Option<String>, String) {
+    let status = client(site, Role::Dev).await.site_status().await.unwrap();
+    let replication = status.replication.unwrap();
+    let fault = status.faults.into_iter().find(|it| it.contains("does not follow this site"));
+    assert_eq!(fault.is_some(), replication.unfollowed_ms.is_some(), "{fault:?}");
+    let page = metrics_of(metrics);
+    let figure = page.lines().find(|line| line.starts_with("kms_followed "));
+    (replication.colour, fault, figure.unwrap_or_default().to_owned())
+}
+
+/// All blocks stay proved meanwhile: proofs go the other way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_nobody_follows_says_so_by_name_and_a_short_reconnect_is_no_alarm() {
+    let metrics = free_address();
+    let address = Setting { section: "metrics", key: "listen", value: format!("\"{metrics}\"") };
+    let (_dir, pair, (a, b)) = pair_of([vec![address], Vec::new()]);
+    let (first, second) = (&pair.a, &pair.b);
+    pair.until_proved(first).unwrap();
+    let green = ("GREEN".to_owned(), None, "kms_followed 1".to_owned());
+    eventually("it is followed", || async { told(first, metrics).await == green }).await;
+    // A restart of the follower, and of the site that writes.
+    b.stop().unwrap();
+    let b = second.start().unwrap();
+    eventually("it is followed again", || async {
+        let (_, fault, figure) = told(first, metrics).await;
+        assert_eq!((fault, figure.as_str()), (None, "kms_followed 1"));
+        followers(first).await == 1
+    })
+    .await;
+    a.stop().unwrap();
+    let text = std::fs::read_to_string(&first.places().kms_toml).unwrap();
+    assert!(text.contains(LETS_IN), "{text}");
+    std::fs::write(&first.places().kms_toml, text.replace(LETS_IN, "")).unwrap();
+    let a = first.start().unwrap();
+    assert_eq!(told(first, metrics).await.1, None, "it has just started");
+    eventually("it says whom it turns away", || async {
+        let (colour, fault, figure) = told(first, metrics).await;
+        fault.is_some_and(|fault| {
+            assert_eq!((colour.as_str(), figure.as_str()), ("YELLOW", "kms_followed 0"), "{fault}");
+            fault.contains("site-b does not follow this site at all")
+                && fault.contains("site-b, was turned away")
+                && fault.contains("the policy does not know site-b (UNKNOWN_CALLER)")
+        })
+    })
+    .await;
+    let said = first.ami_tool(Role::Dev).status().unwrap();
+    assert!(said.contains("site-b does NOT FOLLOW, for "), "{said}");
+    a.stop().unwrap();
+    std::fs::write(&first.places().kms_toml, text).unwrap();
+    let a = first.start().unwrap();
+    eventually("it is let in", || async { told(first, metrics).await == green }).await;
+    eventually("it follows", || async { followers(first).await == 1 }).await;
+    b.kill_9().unwrap();
+    eventually("it is missed", || async {
+        told(first, metrics).await.1.is_some_and(|fault| {
+            fault.contains("does not follow this site any more")
+                && fault.contains("does not answer")
+        })
+    })
+    .await;
+    a.stop().unwrap();
+}
+
+async fn followers(site: &Site) -> usize {
+    let status = client(site, Role::Dev).await.site_status().await.unwrap();
+    status.replication.unwrap().followers.len()
 }
 
 /// The follower's stream never ends by itself: whoever waited for it waited for half of `drain_timeout_ms`.

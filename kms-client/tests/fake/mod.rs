@@ -46,20 +46,19 @@ pub(crate) struct Script {
     pub(crate) replicated: AtomicI32,
     /// Streams break after so many messages, `failures` times.
     pub(crate) break_after: AtomicU32,
-    /// Calls, broken ones included.
     pub(crate) calls: AtomicU32,
-    /// Counters that were given out.
     pub(crate) counter: AtomicU32,
-    /// Items of each batch.
     pub(crate) batches: Mutex<Vec<usize>>,
-    /// Of each page of a list.
     pub(crate) page_sizes: Mutex<Vec<u32>>,
     pub(crate) timeouts: Mutex<Vec<String>>,
-    /// The name of each call.
     pub(crate) request_ids: Mutex<Vec<String>>,
 }
 
 impl Script {
+    pub(crate) fn replicated(&self) -> i32 {
+        self.replicated.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn failing(code: Code, times: u32) -> Arc<Self> {
         let script = Self { code: Mutex::new(Some(code)), ..Self::default() };
         script.failures.store(times, Ordering::SeqCst);
@@ -247,7 +246,7 @@ impl Meters for Fake {
                 ..Default::default()
             }),
             warnings: vec![],
-            replicated: self.0.replicated.load(Ordering::SeqCst),
+            replicated: self.0.replicated(),
         }))
     }
 
@@ -292,7 +291,8 @@ impl Meters for Fake {
         request: Request<v1::BuryDamagedMeterRequest>,
     ) -> Result<Response<v1::BuryDamagedMeterResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::BuryDamagedMeterResponse { block: 7 }))
+        let replicated = self.0.replicated();
+        Ok(Response::new(v1::BuryDamagedMeterResponse { block: 7, replicated }))
     }
 
     async fn delete_meter(
@@ -300,8 +300,7 @@ impl Meters for Fake {
         request: Request<v1::DeleteMeterRequest>,
     ) -> Result<Response<v1::DeleteMeterResponse>, Status> {
         self.0.begin_change(&request).await?;
-        let replicated = self.0.replicated.load(Ordering::SeqCst);
-        Ok(Response::new(v1::DeleteMeterResponse { replicated }))
+        Ok(Response::new(v1::DeleteMeterResponse { replicated: self.0.replicated() }))
     }
 
     async fn readmit_meter(
@@ -309,7 +308,8 @@ impl Meters for Fake {
         request: Request<v1::ReadmitMeterRequest>,
     ) -> Result<Response<v1::ReadmitMeterResponse>, Status> {
         self.0.begin(&request).await?;
-        Ok(Response::new(v1::ReadmitMeterResponse::default()))
+        let replicated = self.0.replicated();
+        Ok(Response::new(v1::ReadmitMeterResponse { replicated, ..Default::default() }))
     }
 
     async fn declare_counter(
@@ -328,9 +328,9 @@ impl Meters for Fake {
     ) -> Result<Response<v1::SetPolicyResponse>, Status> {
         self.0.begin(&request).await?;
         let v1::SetPolicyRequest { meter_id, policy } = request.into_inner();
-        let system_title = vec![1; 8].into();
+        let (system_title, replicated) = (vec![1; 8].into(), self.0.replicated());
         let meter = v1::Meter { meter_id, system_title, policy, ..Default::default() };
-        Ok(Response::new(v1::SetPolicyResponse { meter: Some(meter) }))
+        Ok(Response::new(v1::SetPolicyResponse { meter: Some(meter), replicated }))
     }
 
     async fn get_import_key(
@@ -350,7 +350,7 @@ impl Meters for Fake {
         let script = Arc::clone(&self.0);
         let break_after = script.break_after.load(Ordering::SeqCst);
         let breaks = break_after > 0 && script.fails();
-        let replicated = script.replicated.load(Ordering::SeqCst);
+        let replicated = script.replicated();
         // Answers line by line, and may break in the middle of a message.
         let replies = request.into_inner().flat_map(move |message| {
             let script = Arc::clone(&script);
@@ -465,12 +465,11 @@ impl Site for Fake {
         let decided = u32::from(all.first().is_some_and(|row| row.decided.is_none()));
         all.drain(..decided as usize);
         let more = !all.is_empty();
-        let replicated = self.0.replicated.load(Ordering::SeqCst);
         Ok(Response::new(v1::ResolveDivergenceResponse {
             decided,
             changed: decided,
             more,
-            replicated,
+            replicated: self.0.replicated(),
             ..Default::default()
         }))
     }
@@ -491,7 +490,8 @@ impl Site for Fake {
         request: Request<v1::ForgetRevocationListRequest>,
     ) -> Result<Response<v1::ForgetRevocationListResponse>, Status> {
         self.0.begin_change(&request).await?;
-        Ok(Response::new(v1::ForgetRevocationListResponse { resets: 1 }))
+        let replicated = self.0.replicated();
+        Ok(Response::new(v1::ForgetRevocationListResponse { resets: 1, replicated }))
     }
 
     type SyncNowStream = Replies<v1::SyncProgress>;

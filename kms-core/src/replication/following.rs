@@ -174,6 +174,9 @@ pub enum Output {
     AskWhole(BlockNo),
     /// Tell the peer that the block stands here in this state.
     Acknowledge(BlockMark),
+    /// Tell the peer where the block stands here now: what it sent of it is not taken over, and is not under way any more.
+    /// Else what is refused would fill up what the peer may be ahead by, and no other block came.
+    LetGo(BlockNo),
     /// End the connection, or the attempt to make one. Not answered: nothing of it is told any more.
     Disconnect,
     /// Try again after this time: worth a line in the log, with the reason.
@@ -325,8 +328,12 @@ impl Follower {
                 }
                 match self.busy.remove(&block) {
                     Some(Busy { whole: true, .. }) => self.refuse(now, block, reason, outputs),
-                    _ if remedy == Remedy::Leave => {}
-                    _ => drop(self.wanted.insert(block)),
+                    _ => {
+                        if remedy != Remedy::Leave {
+                            self.wanted.insert(block);
+                        }
+                        self.let_go(block, outputs);
+                    }
                 }
             }
             Input::RoleRecords(standing) => {
@@ -477,7 +484,7 @@ impl Follower {
             || self.wanted.contains(&block)
             || self.refused.contains_key(&block)
         {
-            return;
+            return self.let_go(block, outputs);
         }
         if self.standing.is_some_and(|standing| update.head.position.epoch > standing.epoch) {
             self.ask_role_records(outputs);
@@ -495,6 +502,13 @@ impl Follower {
         let refusal = Refusal { again, times: times.saturating_add(1), reason: reason.clone() };
         self.refused.insert(block, refusal);
         outputs.push(Output::Report(block, reason));
+        self.let_go(block, outputs);
+    }
+
+    fn let_go(&self, block: BlockNo, outputs: &mut Vec<Output>) {
+        if matches!(self.link, Link::Open(_)) {
+            outputs.push(Output::LetGo(block));
+        }
     }
 
     fn end(&mut self, now: Moment, reason: String, outputs: &mut Vec<Output>) {

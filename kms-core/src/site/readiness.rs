@@ -15,7 +15,7 @@ crate::numbered! {
     pub enum Colour "colour" {
         /// All is proved, and both sites are alike.
         Green = 1 "GREEN",
-        /// All is proved, and the sites differ in something that is named.
+        /// All is proved, and the sites differ in something that is named, or the site does not follow.
         Yellow = 2 "YELLOW",
         /// Not all is proved.
         Red = 3 "RED",

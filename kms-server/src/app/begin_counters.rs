@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use super::{
-    counter_marks::CounterFile, fault::Fault, no_commits::NoCommits, outside::SystemClock,
-    report::Report,
+    asking_peer::Asking, counter_marks::CounterFile, fault::Fault, no_commits::NoCommits,
+    outside::SystemClock, own_chain::OwnChain, report::Report,
 };
 use crate::{
+    audit,
     config::Site,
     hsm::Hsm,
     keyring::{self, Below, Keyring, SiteRole},
@@ -15,6 +16,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, DomainRecord, Epoch,
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     counters::{allocator::Mark, mark::StoredMark},
     freshness::Freshness,
     profile::Profiles,
@@ -33,6 +35,8 @@ pub(super) struct Grounds {
     pub(super) keyring: keyring::Config,
     pub(super) profiles: Arc<Profiles>,
     pub(super) store: Arc<dyn WholeStore>,
+    pub(super) audit: audit::Config,
+    pub(super) asking: Asking,
 }
 
 /// Marks where the counters of each block begin that has no mark of the epoch in which this site writes. No server may run
@@ -41,10 +45,10 @@ pub(super) async fn begin_counters(
     grounds: Grounds,
     domain: DomainRecord,
 ) -> Result<Report, Fault> {
-    let Grounds { site, hsm, keyring, profiles, store } = grounds;
+    let Grounds { site, hsm, keyring, profiles, store, audit, asking } = grounds;
     let known = CounterFile::open(&site.data_dir, &domain.domain, domain.blocks)?;
     let below = Below {
-        hsm,
+        hsm: hsm.clone(),
         store: store.clone(),
         clock: Arc::new(SystemClock::new()),
         freshness: Arc::new(Freshness::default()),
@@ -64,6 +68,12 @@ pub(super) async fn begin_counters(
     if known.has_any_of(without.iter().map(|(block, _)| *block), standing.epoch) {
         return Err(Fault::Store(TAKEN_AWAY.into()));
     }
+    // Who lost `data_dir` has forgotten what this server saw: the other site has not.
+    let memory = asking.ask(store.clone(), &domain).await?;
+    let blocks: Vec<BlockNo> = without.iter().map(|(block, _)| *block).collect();
+    memory.check(&blocks, standing.epoch)?;
+    let begun = Begun { blocks: without.len(), epoch: standing.epoch };
+    let log = begun.log(&site, &domain, (store.clone(), hsm), audit).await?;
     for (block, stored) in &without {
         let term = stored.as_ref().map_or(0, |stored| stored.mark.term + 1);
         let mark = Mark { term, ..Mark::first(*block, standing.epoch) };
@@ -71,17 +81,56 @@ pub(super) async fn begin_counters(
         let sealed = sealed.map_err(|error| Fault::Store(error.into()))?;
         store.put_counter_mark(stored.as_ref(), &sealed).await?;
     }
+    log.close().await;
     store.close().await;
     let lines = [
         ("site", domain.site),
         ("epoch", standing.epoch.0.to_string()),
         ("blocks whose counters begin", without.len().to_string()),
+        ("the other site", memory.said()),
     ];
     Ok(Report { lines: lines.map(|(what, is)| (what.to_owned(), is)).into() })
 }
 
+/// Counters that begin because somebody asked for it.
+pub(super) struct Begun {
+    pub(super) blocks: usize,
+    pub(super) epoch: Epoch,
+}
+
+impl Begun {
+    /// Says so in the audit log, in a chain of this node, which is to be closed. It is on disk when this returns.
+    pub(super) async fn log(
+        &self,
+        site: &Site,
+        domain: &DomainRecord,
+        (store, hsm): (Arc<dyn WholeStore>, Hsm),
+        config: audit::Config,
+    ) -> Result<Arc<audit::Audit>, Fault> {
+        let chain = OwnChain {
+            data_dir: &site.data_dir,
+            domain,
+            freshness: Arc::default(),
+            store,
+            hsm,
+            clock: Arc::new(SystemClock::new()),
+        };
+        let log = chain.open(config).await?;
+        let recorded = log.record(self.entry(log.now_ms())).await;
+        recorded.map_err(|error| Fault::Store(error.into()))?;
+        Ok(log)
+    }
+
+    fn entry(&self, at_ms: u64) -> AuditEntry {
+        let call = AuditedCall::new("kms-server", "Counters/Begin");
+        let entry = call.entry(at_ms, Subject::NONE, AuditOutcome::Done);
+        let blocks = u64::try_from(self.blocks).unwrap_or(u64::MAX);
+        entry.with(Detail::Items, blocks).with(Detail::Epoch, self.epoch.0)
+    }
+}
+
 /// Blocks without a mark of this epoch, each with the one that it has.
-async fn without_mark(
+pub(super) async fn without_mark(
     store: &dyn WholeStore,
     domain: &DomainRecord,
     epoch: Epoch,

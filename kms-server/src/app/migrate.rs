@@ -5,7 +5,8 @@
 use std::{collections::BTreeSet, io, path::Path, sync::Arc};
 
 use super::{
-    begin_counters::{Grounds, begin_counters},
+    asking_peer::Asking,
+    begin_counters::{Begun, Grounds, begin_counters, without_mark},
     database::{alone_over, canaries_of, domain_of, open_store},
     fault::Fault,
     founding::{PATIENCE, sign, tell_of},
@@ -85,18 +86,35 @@ pub fn migrate(config: Config) -> Result<Report, Fault> {
 }
 
 async fn run(config: Config) -> Result<Report, Fault> {
-    let store_fault = |error: StoreError| Fault::Store(error.into());
     let _database = alone_over(&config.store)?;
     let store = open_store(&config, false).await?;
-    let mut domain = domain_of(store.as_ref()).await?;
+    let domain = domain_of(store.as_ref()).await?;
     if domain.signature.is_some() {
         let hsm = connect(config.hsm, &domain)?;
         check_domain(&hsm, store.as_ref(), &domain).await?;
-        let Config { site, keyring, profiles, .. } = config;
-        return begin_counters(Grounds { site, hsm, keyring, profiles, store }, domain).await;
+        let Config { site, keyring, profiles, audit, peer, rpc, .. } = config;
+        let asking = Asking { peer, tls: rpc.tls };
+        let grounds = Grounds { site, hsm, keyring, profiles, store, audit, asking };
+        return begin_counters(grounds, domain).await;
     }
     refuse_if_signed_before(&config.site.data_dir).await?;
+    complete(config, store, domain).await
+}
+
+/// Makes and signs what the domain has not.
+async fn complete(
+    config: Config,
+    store: Arc<dyn WholeStore>,
+    mut domain: DomainRecord,
+) -> Result<Report, Fault> {
+    let store_fault = |error: StoreError| Fault::Store(error.into());
     let hsm = connect(config.hsm, &domain)?;
+    // Who takes the signature away may have taken marks away, too.
+    let asking = Asking { peer: config.peer, tls: config.rpc.tls };
+    let memory = asking.ask(store.clone(), &domain).await?;
+    let unmarked = without_mark(store.as_ref(), &domain, domain.epoch).await?;
+    let unmarked: Vec<BlockNo> = unmarked.into_iter().map(|(block, _)| block).collect();
+    memory.check(&unmarked, domain.epoch)?;
 
     let found = store.positions().await.map_err(store_fault)?;
     let there: BTreeSet<BlockNo> = found.at.into_iter().map(|(block, _)| block).collect();
@@ -136,6 +154,9 @@ async fn run(config: Config) -> Result<Report, Fault> {
     let table = sign(&hsm, &mut domain, tips, heads).await?;
     let founding = Founding { marks, ..Founding::new(domain, blocks, table) };
     store.complete_domain(&founding).await.map_err(store_fault)?;
+    let begun = Begun { blocks: unmarked.len(), epoch: founding.domain.epoch };
+    let chain = (store.clone(), hsm);
+    begun.log(&config.site, &founding.domain, chain, config.audit).await?.close().await;
     let meters = store.count_meters().await.map_err(store_fault)?;
     store.close().await;
     let there = founding.domain.blocks.get() as usize - made;
@@ -145,6 +166,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
         ("meters", meters.to_string()),
         ("blocks that were there", there.to_string()),
         ("blocks made", made.to_string()),
+        ("the other site", memory.said()),
     ];
     Ok(Report { lines: lines.map(|(what, is)| (what.to_owned(), is)).into() })
 }

@@ -18,8 +18,9 @@ use super::{
     handing_on,
     last_backup::LastBackup,
     migrate::check_domain,
-    node::{HeadFile, node_id},
+    node::node_id,
     outside::{OperatingSystem, SystemClock},
+    own_chain::OwnChain,
     peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
@@ -29,7 +30,7 @@ use super::{
     two_sites::TwoSites,
 };
 use crate::{
-    audit::{self, Audit, AuditError},
+    audit::{self, Audit},
     ciphering::{Ciphering, Floors, FloorsConfig},
     config::Config,
     hsm::{
@@ -269,30 +270,17 @@ impl Ground {
         Ok(mark)
     }
 
-    /// Opens this node's audit chain. One that is broken is a fault to be seen in the status: crypto calls
-    /// go on.
+    /// Opens this node's audit chain.
     async fn open_audit(&self, config: audit::Config) -> Result<Arc<Audit>, Fault> {
-        let data_dir = &self.site.data_dir;
-        let node = node_id(data_dir, &OperatingSystem)?;
-        let witness = HeadFile::of(data_dir, node);
-        let witness = witness.map_err(|error| Fault::Setting(error.into()))?;
-        let scope = audit::Scope {
-            node,
-            domain: self.domain.domain,
-            blocks: self.domain.blocks,
+        let chain = OwnChain {
+            data_dir: &self.site.data_dir,
+            domain: &self.domain,
             freshness: Arc::clone(&self.freshness),
-        };
-        let parts = audit::Parts {
             store: self.measured.clone(),
             hsm: self.hsm.clone(),
             clock: Arc::clone(&self.clock),
-            witness: Arc::new(witness),
         };
-        Audit::open(config, scope, parts).await.map_err(|error| match error {
-            AuditError::Witness(_) => Fault::Setting(error.into()),
-            // The database and the token were there a moment ago.
-            _ => Fault::Away(error.into()),
-        })
+        chain.open(config).await
     }
 
     fn keyring(

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -226,15 +226,11 @@ impl Failovers {
     }
 
     fn noted(&self) -> io::Result<Option<Whole>> {
-        match fs::read_to_string(self.file()) {
-            Ok(text) => Ok(of_line(&text)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        noted_in(&self.file())
     }
 
     fn note(&self, timeline: Timeline, epoch: Option<Epoch>) -> io::Result<()> {
-        replace(&self.file(), line_of(&Whole { timeline, epoch }).as_bytes())
+        note_in(&self.file(), Whole { timeline, epoch })
     }
 
     fn file(&self) -> PathBuf {
@@ -259,17 +255,43 @@ impl EpochMemory for Failovers {
             // No failover is noticed here.
             Err(_) => return true,
         };
-        let noted = match self.noted() {
-            Ok(noted) => noted.filter(|noted| noted.timeline == now && noted.epoch < Some(epoch)),
-            Err(error) => {
-                tracing::error!(error = %self.not_kept(&error), "this epoch is not noted");
-                return true;
-            }
-        };
-        if let Some(Err(error)) = noted.map(|_| self.note(now, Some(epoch))) {
+        if let Err(error) = raise_in(&self.file(), &now, epoch) {
             tracing::error!(error = %self.not_kept(&error), "this epoch is not noted");
         }
         true
+    }
+}
+
+/// Whoever reads the note to write it: the look at the timeline, and who sees an epoch. A process has one such file.
+static NOTING: Mutex<()> = Mutex::new(());
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    NOTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn noted_in(file: &Path) -> io::Result<Option<Whole>> {
+    match fs::read_to_string(file) {
+        Ok(text) => Ok(of_line(&text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes it; of one timeline never an epoch below the one that stands there, which somebody may have seen meanwhile.
+fn note_in(file: &Path, whole: Whole) -> io::Result<()> {
+    let _one = one_at_a_time();
+    let there = noted_in(file)?.filter(|noted| noted.timeline == whole.timeline);
+    let epoch = whole.epoch.max(there.and_then(|noted| noted.epoch));
+    replace(file, line_of(&Whole { epoch, ..whole }).as_bytes())
+}
+
+/// Notes an epoch that was seen on the timeline that is noted, if it is a higher one.
+fn raise_in(file: &Path, now: &Timeline, epoch: Epoch) -> io::Result<()> {
+    let _one = one_at_a_time();
+    let there = noted_in(file)?;
+    match there.filter(|noted| noted.timeline == *now && noted.epoch < Some(epoch)) {
+        Some(noted) => replace(file, line_of(&Whole { epoch: Some(epoch), ..noted }).as_bytes()),
+        None => Ok(()),
     }
 }
 
@@ -299,6 +321,34 @@ fn of_line(text: &str) -> Option<Whole> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_epoch_that_is_seen_while_the_timeline_is_looked_at_stays_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        let timeline = |number| Timeline { system: "73".to_owned(), number };
+        let whole = |number, epoch| Whole { timeline: timeline(number), epoch };
+        note_in(&file, whole(4, None)).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    (0..100).for_each(|_| note_in(&file, whole(4, Some(Epoch(1)))).unwrap())
+                });
+            }
+            for first in 0..4 {
+                let file = &file;
+                let raise =
+                    move |n| raise_in(file, &timeline(4), Epoch(2 + first + 4 * n)).unwrap();
+                scope.spawn(move || (0..50u64).for_each(raise));
+            }
+        });
+        assert_eq!(noted_in(&file).unwrap(), Some(whole(4, Some(Epoch(201)))));
+        // Of another timeline nothing is known of it.
+        raise_in(&file, &timeline(5), Epoch(300)).unwrap();
+        assert_eq!(noted_in(&file).unwrap(), Some(whole(4, Some(Epoch(201)))));
+        note_in(&file, whole(5, None)).unwrap();
+        assert_eq!(noted_in(&file).unwrap(), Some(whole(5, None)));
+    }
 
     #[test]
     fn a_timeline_comes_back_from_its_line_with_its_epoch_or_without_one() {

@@ -10,7 +10,7 @@ use crate::{
     replication::{
         Answering, Auditing, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
         Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
-        Status, Syncing, Telling, Witnessing,
+        Status, Syncing, Telling, Watching, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured, whole::WholeStore},
@@ -86,6 +86,7 @@ impl TwoSites {
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
         tokio::spawn(async move { proving.run().await });
+        tokio::spawn(Watching::new(&grounds).run());
         tokio::spawn(async move { flooring.run().await });
         tokio::spawn(async move { telling.run().await });
         let witness = Arc::clone(&witnessing);

@@ -7,6 +7,7 @@ use super::{
 use kms_core::{
     BlockNo, ChangeMark, RecordKey, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Subject},
+    block::BlockMark,
     record::Tombstone,
 };
 
@@ -15,13 +16,14 @@ impl Lifecycle {
     /// name: it does not know which keys the meter had. Refused for a meter whose record is good.
     ///
     /// `block`: where the record is, if not in its title's own block; a record whose title was changed
-    /// stands in another. Also buries a title of which only the index knows.
+    /// stands in another. Also buries a title of which only the index knows. What comes back is the block that has the
+    /// tombstone, and its state.
     pub async fn bury(
         &self,
         call: &AuditedCall,
         title: &SystemTitle,
         block: Option<BlockNo>,
-    ) -> Result<BlockNo, LifecycleError> {
+    ) -> Result<(BlockNo, Vec<BlockMark>), LifecycleError> {
         for attempt in 0..TRIES {
             match self.bury_once(call, title, block).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
@@ -36,7 +38,7 @@ impl Lifecycle {
         call: &AuditedCall,
         title: &SystemTitle,
         block: Option<BlockNo>,
-    ) -> Result<BlockNo, LifecycleError> {
+    ) -> Result<(BlockNo, Vec<BlockMark>), LifecycleError> {
         let own = self.records.block_of(title);
         let block = block.unwrap_or(own);
         let not_damaged = || LifecycleError::NotDamaged { title: *title, block };
@@ -70,7 +72,7 @@ impl Lifecycle {
         }
         let subject = Subject { block: Some(block), ..Subject::title(*title) };
         let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-        self.writer.commit(changes, vec![entry]).await?;
-        Ok(block)
+        let states = self.writer.commit(changes, vec![entry]).await?;
+        Ok((block, states))
     }
 }

@@ -373,14 +373,15 @@ impl Lifecycle {
                 }
             }
         }
-        // A fact has merged by rule: nobody has to decide.
-        let is_fact = matches!(record, Some(Record::Fact(_)));
-        let by = call.caller.as_str().to_owned();
-        let merged = Decided { resolution: Resolution::Merged, at_ms: now_ms, by };
-        let decided = is_fact.then_some(merged);
-        let row = Divergent { decided: decided.clone(), ..divergent };
+        if matches!(record, Some(Record::Fact(_))) {
+            // It has merged by rule, and nobody has to decide. It leaves no row: decided ones are not counted, and a site
+            // could tell any number of states of one fact. Told again, it merges into itself.
+            let by = call.caller.as_str().to_owned();
+            return Ok(Ok(Some(Decided { resolution: Resolution::Merged, at_ms: now_ms, by })));
+        }
+        let row = Divergent { decided: None, ..divergent };
         self.writer.keep_divergence(vec![row], entry().with(Detail::SetAside, 1)).await?;
-        Ok(Ok(decided))
+        Ok(Ok(None))
     }
 }
 

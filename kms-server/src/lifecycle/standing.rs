@@ -10,6 +10,7 @@ use super::{
 use kms_core::{
     FormerKey, MeterId, MeterPolicy, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    block::BlockMark,
 };
 
 /// A deleted meter that may come back.
@@ -25,18 +26,18 @@ pub struct Readmitted {
 
 impl Lifecycle {
     /// Replaces a meter's policy. What was done is in the audit log as `call` when this returns; a
-    /// failure is for the caller to record.
+    /// failure is for the caller to record. What comes back is the meter, and the state that its block has now.
     pub async fn set_policy(
         &self,
         call: &AuditedCall,
         id: &MeterId,
         policy: &MeterPolicy,
-    ) -> Result<MeterView, LifecycleError> {
+    ) -> Result<(MeterView, Vec<BlockMark>), LifecycleError> {
         for attempt in 0..TRIES {
             match self.set_policy_once(call, id, policy, attempt).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
                 Err(error) => return Err(error),
-                Ok(title) => return self.get_by_title(&title).await,
+                Ok((title, states)) => return Ok((self.get_by_title(&title).await?, states)),
             }
         }
         Err(LifecycleError::Busy)
@@ -48,7 +49,7 @@ impl Lifecycle {
         id: &MeterId,
         policy: &MeterPolicy,
         attempt: u32,
-    ) -> Result<SystemTitle, LifecycleError> {
+    ) -> Result<(SystemTitle, Vec<BlockMark>), LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
         let title = self.title_of(id).await?;
         if attempt > 0
@@ -80,20 +81,20 @@ impl Lifecycle {
         // them brings another policy.
         meter.changed_by = meter.changed_by.next(now_ms);
         change.put(Record::Meter(meter));
-        self.writer.commit(changes, vec![entry]).await?;
-        Ok(title)
+        let states = self.writer.commit(changes, vec![entry]).await?;
+        Ok((title, states))
     }
 
     /// Lets a deleted meter come back: what is sealed after its deletion, or comes in clear where that is
     /// allowed, creates it again, without the keys that were given up. To readmit it twice changes
     /// nothing. What was done is in the audit log as `call` when this returns; a failure is for the caller
-    /// to record.
+    /// to record. What comes back besides is the state that its block has now.
     pub async fn readmit(
         &self,
         call: &AuditedCall,
         id: &MeterId,
         title: &SystemTitle,
-    ) -> Result<Readmitted, LifecycleError> {
+    ) -> Result<(Readmitted, Vec<BlockMark>), LifecycleError> {
         for attempt in 0..TRIES {
             match self.readmit_once(call, id, title).await {
                 Err(LifecycleError::Busy) => self.step_back(attempt).await,
@@ -108,7 +109,7 @@ impl Lifecycle {
         call: &AuditedCall,
         id: &MeterId,
         title: &SystemTitle,
-    ) -> Result<Readmitted, LifecycleError> {
+    ) -> Result<(Readmitted, Vec<BlockMark>), LifecycleError> {
         let not_found = || LifecycleError::NotFound(format!("{id} with system title {title}"));
         let mut changes = self.writer.change(&[self.records.block_of(title)]).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
@@ -146,8 +147,8 @@ impl Lifecycle {
             tombstone.readmitted_ms = Some(now_ms);
             change.put(Record::Tombstone(tombstone));
         }
-        self.writer.commit(changes, vec![entry]).await?;
-        Ok(readmitted)
+        let states = self.writer.commit(changes, vec![entry]).await?;
+        Ok((readmitted, states))
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     failure::PeerError,
     fencing::{Fencing, NotFenced, OURSELVES},
     grounds::Grounds,
+    letting_go::LettingGo,
     meeting::{Meeting, NotMet},
     messages::{BlockUpdate, Followed, HeadsAsked, HeadsSaid, PeerSaid},
     peer::Peer,
@@ -29,7 +30,7 @@ use crate::{
     store::{ReadStore, StoreError},
 };
 use kms_core::{
-    BlockCount, BlockNo, Head, Position, StoredRecord,
+    BlockCount, BlockNo, Head, StoredRecord,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
     ports::Clock,
@@ -90,20 +91,7 @@ struct Inner {
 }
 
 /// What is under way; each answers with what the follower is to hear.
-type UnderWay = FuturesUnordered<BoxFuture<'static, Heard>>;
-
-/// What the follower is to hear, and what the peer is to be told of blocks that were refused: where they stand here.
-#[derive(Default)]
-struct Heard {
-    inputs: Vec<Input>,
-    refused: Vec<BlockMark>,
-}
-
-impl From<Input> for Heard {
-    fn from(input: Input) -> Self {
-        Self { inputs: vec![input], refused: Vec::new() }
-    }
-}
+type UnderWay = FuturesUnordered<BoxFuture<'static, Vec<Input>>>;
 
 /// An attempt to connect.
 type Connecting = BoxFuture<'static, Result<Followed, Ended>>;
@@ -121,6 +109,8 @@ struct Turn {
     adopting: Vec<Update>,
     /// What the peer is to be told of what is stored here, in one message.
     telling: Vec<BlockMark>,
+    /// Blocks that it is told of because they were refused.
+    letting_go: LettingGo,
 }
 
 impl Following {
@@ -254,7 +244,7 @@ impl Inner {
     }
 
     /// Takes over what came, in one transaction.
-    async fn adopt(&self, updates: Vec<Update>) -> Heard {
+    async fn adopt(&self, updates: Vec<Update>) -> Vec<Input> {
         let blocks: Vec<BlockNo> = updates.iter().map(|update| update.head.block).collect();
         let arrived = |Update { head, records, whole }| Arrived { head, records, is_whole: whole };
         let arrived = updates.into_iter().map(arrived).collect();
@@ -262,41 +252,22 @@ impl Inner {
             Ok(roles) => roles,
             Err(error) => return all_refused(&blocks, &error.to_string()),
         };
-        let mut heard = Heard::default();
         match self.adopter.adopt(arrived, &roles, self.entry()).await {
-            Ok(outcomes) => {
-                for outcome in outcomes {
-                    let block = outcome.block;
-                    let may_be_later = matches!(outcome.taken, Taken::NotYet(_) | Taken::Conflict);
-                    let is_unread = outcome.stored.is_none() && !may_be_later;
-                    self.told(outcome, &mut heard);
-                    if is_unread {
-                        heard.refused.push(self.as_stored(block).await);
-                    }
-                }
-            }
+            Ok(outcomes) => outcomes.into_iter().map(|outcome| self.told(outcome)).collect(),
             Err(KeyringError::Store(StoreError::Conflict(_))) => {
-                heard.inputs.extend(blocks.into_iter().map(Input::Conflict));
+                blocks.into_iter().map(Input::Conflict).collect()
             }
             Err(error) => {
                 tracing::warn!(%error, "blocks of the peer are not taken over yet");
-                return all_refused(&blocks, &error.to_string());
+                all_refused(&blocks, &error.to_string())
             }
         }
-        heard
     }
 
-    /// Where a block stands that can't be read: what the peer was told of it when this site connected. To tell it so
-    /// again takes it out of what the peer waits for.
-    async fn as_stored(&self, block: BlockNo) -> BlockMark {
-        let heads = self.store.heads_of(&[block]).await.unwrap_or_default();
-        let none = BlockMark { block, position: Position::default(), digest: [0; 32] };
-        heads.first().map_or(none, mark)
-    }
-
-    fn told(&self, Outcome { block, stored, taken }: Outcome, heard: &mut Heard) {
+    /// What the follower is to hear of a block.
+    fn told(&self, Outcome { block, stored, taken }: Outcome) -> Input {
         let (remedy, reason) = match (taken, stored) {
-            (Taken::Conflict, _) => return heard.inputs.push(Input::Conflict(block)),
+            (Taken::Conflict, _) => return Input::Conflict(block),
             (Taken::NotYet(reason), _) => {
                 tracing::warn!(
                     block = block.0,
@@ -304,7 +275,7 @@ impl Inner {
                     "a block of the peer is not taken over yet"
                 );
                 let remedy = Remedy::Whole;
-                return heard.inputs.push(Input::Refused { block, remedy, reason });
+                return Input::Refused { block, remedy, reason };
             }
             (Taken::NotAccepted(why), _) => (Remedy::of(&why), why.to_string()),
             (Taken::Refused(reason), _) => (Remedy::Whole, reason),
@@ -313,13 +284,12 @@ impl Inner {
                 if let Taken::Adopted { records, set_aside } = taken {
                     self.adopted(block, records, set_aside);
                 }
-                return heard.inputs.push(Input::Stored(mark));
+                return Input::Stored(mark);
             }
-            (_, None) => return heard.inputs.push(Input::Conflict(block)),
+            (_, None) => return Input::Conflict(block),
         };
         self.status.refused(block, reason.clone());
-        heard.refused.extend(stored);
-        heard.inputs.push(Input::Refused { block, remedy, reason });
+        Input::Refused { block, remedy, reason }
     }
 
     fn adopted(&self, block: BlockNo, records: usize, set_aside: usize) {
@@ -358,7 +328,7 @@ impl Inner {
                         repaired.records += records as u64;
                         repaired.bytes += bytes;
                     }
-                    self.told(outcome, &mut Heard::default());
+                    self.told(outcome);
                 }
                 Ok(())
             }
@@ -417,6 +387,7 @@ impl Inner {
 
 impl Turn {
     fn of(of: Arc<Inner>) -> Self {
+        let letting_go = LettingGo::new(Arc::clone(&of.store));
         Self {
             of,
             follower: Follower::default(),
@@ -426,6 +397,7 @@ impl Turn {
             taking_over: UnderWay::new(),
             adopting: Vec::new(),
             telling: Vec::new(),
+            letting_go,
         }
     }
 
@@ -451,6 +423,7 @@ impl Turn {
                 connected = next_try(&mut self.connecting) => self.connected(connected),
                 Some(heard) = self.under_way.next() => self.answered(heard),
                 Some(heard) = self.taking_over.next() => self.answered(heard),
+                stand = self.letting_go.next() => self.telling.extend(stand),
                 _ = ticks.tick() => self.step(Input::Tick),
                 _ = comparisons.tick(), if self.connection.is_some() && comparing.is_empty() => {
                     comparing.spawn(Arc::clone(&self.of).repair());
@@ -483,13 +456,14 @@ impl Turn {
             // Card and heads went out with the call itself.
             Output::Hello => {}
             Output::AskRoleRecords(_) => {
-                self.under_way.push(async move { of.ask_role_records().await.into() }.boxed());
+                self.under_way.push(async move { vec![of.ask_role_records().await] }.boxed());
             }
             Output::Adopt(update) => self.adopting.push(update),
             Output::AskWhole(block) => {
-                self.under_way.push(async move { of.whole(block).await.into() }.boxed());
+                self.under_way.push(async move { vec![of.whole(block).await] }.boxed());
             }
             Output::Acknowledge(mark) => self.telling.push(mark),
+            Output::LetGo(block) => self.letting_go.add(block),
             Output::Disconnect => (self.connecting, self.connection) = (None, None),
             Output::Wait(_, reason) => {
                 of.lost(Some(format!("not following site {}: {reason}", of.config.peer)));
@@ -508,8 +482,7 @@ impl Turn {
     }
 
     /// What was under way has ended.
-    fn answered(&mut self, Heard { inputs, refused }: Heard) {
-        self.telling.extend(refused);
+    fn answered(&mut self, inputs: Vec<Input>) {
         inputs.into_iter().for_each(|input| self.step(input));
     }
 
@@ -587,11 +560,11 @@ fn mark(head: &Head) -> BlockMark {
 }
 
 /// Nothing of these was taken over, for a reason that is nobody's of them.
-fn all_refused(blocks: &[BlockNo], reason: &str) -> Heard {
+fn all_refused(blocks: &[BlockNo], reason: &str) -> Vec<Input> {
     let refused = |block: &BlockNo| Input::Refused {
         block: *block,
         remedy: Remedy::Whole,
         reason: reason.to_owned(),
     };
-    Heard { inputs: blocks.iter().map(refused).collect(), refused: Vec::new() }
+    blocks.iter().map(refused).collect()
 }

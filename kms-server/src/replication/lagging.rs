@@ -66,6 +66,11 @@ impl Followers {
         self.known().iter().map(of).collect()
     }
 
+    /// Whether somebody of this site follows.
+    pub(super) fn has(&self, site: &str) -> bool {
+        self.known().contains_key(site)
+    }
+
     /// Held for a few assignments, never across an `.await`.
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, Follower>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

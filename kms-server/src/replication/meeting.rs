@@ -93,13 +93,20 @@ impl Meeting {
         let blocks = if all { Vec::new() } else { vec![BlockNo(0)] };
         let asked = HeadsAsked { blocks, ..HeadsAsked::default() };
         let said = timeout(PATIENCE, peer.list_heads(cards.now().await?, asked)).await;
-        let Ok(Ok(HeadsSaid { card, heads, .. })) = said else {
-            if all {
-                // It is asked for all of them as soon as it is there.
-                self.looks.store(0, Ordering::Relaxed);
-            }
-            return Ok(());
-        };
+        let said = said.map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()));
+        let HeadsSaid { card, heads, .. } =
+            match said.map(|said| said.map_err(|why| why.to_string())) {
+                Ok(Ok(said)) => said,
+                Ok(Err(why)) | Err(why) => {
+                    status.asked(Some(why));
+                    if all {
+                        // It is asked for all of them as soon as it is there.
+                        self.looks.store(0, Ordering::Relaxed);
+                    }
+                    return Ok(());
+                }
+            };
+        status.asked(None);
         self.check_name(&card)?;
         status.heard(&card);
         self.meet(&card, &heads).await

@@ -5,7 +5,7 @@
 //! names a higher epoch; [`meeting`] finds out whether this site was promoted over or put back; [`proving`] asks the peer
 //! for proofs and sums them up; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has
 //! shown of itself; [`planning`] says what a promotion would cost; [`confirming`] learns whether a write is replicated;
-//! [`auditing`] copies the peer's audit log; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its
+//! [`auditing`] copies the peer's audit log; [`watching`] looks whether anybody follows; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its
 //! receive floors; [`telling`] tells the site that writes what this one wrote alone; [`turning`] turns a read-only replica
 //! to the one of two that writes. They reach the other site through [`Peer`], and know nothing of how:
 //! `rpc/peer` does.
@@ -20,10 +20,12 @@ mod either;
 mod failure;
 mod fencing;
 mod flooring;
+mod followed;
 mod following;
 mod grounds;
 mod lagging;
 mod ledger;
+mod letting_go;
 mod makeup;
 mod meeting;
 mod messages;
@@ -40,6 +42,7 @@ mod status;
 mod syncing;
 mod telling;
 mod turning;
+mod watching;
 mod witnessing;
 
 pub use auditing::{Auditing, Chains};
@@ -70,4 +73,5 @@ pub use serving::{MayNot, Serving};
 pub use status::{FollowingStatus, PeerHeard, RefusedBlock, ReplicationStatus, Reports, Status};
 pub use syncing::{Difference, NotSynced, SyncAsked, SyncProgress, Syncing};
 pub use telling::{REPORTED_AT_ONCE, Telling};
+pub use watching::Watching;
 pub use witnessing::{Tables, Witnessing};

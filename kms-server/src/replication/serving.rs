@@ -217,15 +217,25 @@ impl Serving {
         let place = place(&self.places(site).followers)?;
         let (out, sent) = mpsc::channel(MESSAGES_AHEAD);
         let session = Session::new(self.source.clone(), self.status.followers.begin(site), cursors);
+        if self.config.is_peer(site) {
+            self.status.followed_here();
+        }
+        let (status, site) = (Arc::clone(&self.status), site.to_owned());
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = session.run(said, &out).await {
                 tracing::warn!(%error, "a peer that followed is told to come again");
+                status.turned_away(&site, error.to_string());
                 // Nobody waits for a follower that takes nothing.
                 let _ = out.try_send(Err(error));
             }
         });
         Ok(sent)
+    }
+
+    /// One who asked to follow was refused, for this reason.
+    pub fn turned_away(&self, who: &str, why: String) {
+        self.status.turned_away(who, why);
     }
 
     /// A follower that says to have states of our epoch which we don't have makes us ask it for its heads, which are

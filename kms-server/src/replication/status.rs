@@ -8,15 +8,16 @@ use std::{
 use super::{
     card::{SiteCard, differences},
     config::Config,
+    followed::{Followed, grace},
     lagging::{FollowerStatus, Followers},
     makeup::OwnMakeup,
 };
 use crate::telemetry::{
     catalogue::{
-        DIVERGENCE_UNDECIDED, FOLLOWER_BEHIND, FOLLOWER_BLOCKS_BEHIND, PEER_BLOCKS_ADOPTED,
-        PEER_BLOCKS_REFUSED, PEER_CONNECTED, PEER_DIFFERENCES, PEER_PROOF_AGE, PEER_PROVED,
-        PEER_RECORDS_ADOPTED, PEER_UNPROVED, PEER_WENT_BACK, PEER_WITNESSED, SITE_READINESS,
-        SITE_UNKNOWN_RECORDS,
+        DIVERGENCE_UNDECIDED, FOLLOWED, FOLLOWER_BEHIND, FOLLOWER_BLOCKS_BEHIND,
+        PEER_BLOCKS_ADOPTED, PEER_BLOCKS_REFUSED, PEER_CONNECTED, PEER_DIFFERENCES, PEER_PROOF_AGE,
+        PEER_PROVED, PEER_RECORDS_ADOPTED, PEER_UNPROVED, PEER_WENT_BACK, PEER_WITNESSED,
+        SITE_READINESS, SITE_UNKNOWN_RECORDS,
     },
     metrics::{Label, Page, Source},
 };
@@ -88,6 +89,9 @@ pub struct ReplicationStatus {
     pub replicas: Vec<PeerHeard>,
     /// Those who follow this server's changes, now.
     pub followers: Vec<FollowerStatus>,
+    /// For how long the peer has followed no server of this site, which writes, in milliseconds; `None`: it follows, or
+    /// may only have lost its connection.
+    pub unfollowed_ms: Option<u64>,
     /// `None`: this site writes, and follows nobody.
     pub following: Option<FollowingStatus>,
     /// `None`: this site does not write, and asks for no proofs.
@@ -157,9 +161,24 @@ struct Known {
     audit_broken: Vec<String>,
     /// Tokens of either site that the other one does not know.
     strange_tokens: Vec<String>,
+    /// `None`: this site does not write, or its role was not looked at yet.
+    followed: Option<Followed>,
 }
 
 impl Known {
+    /// What is wrong, as it was found.
+    fn faults(&self, config: &Config, now: Moment) -> Vec<String> {
+        let mut faults: Vec<String> = self.rolled_back.iter().cloned().collect();
+        faults.extend(self.unproved.values().map(|(_, reason)| reason.clone()));
+        faults.extend(self.not_a_witness.clone());
+        faults.extend(waits(self.undecided));
+        faults.extend(self.went_back.iter().cloned());
+        faults.extend(self.audit_broken.iter().chain(&self.strange_tokens).cloned());
+        let followed = self.followed.as_ref();
+        faults.extend(followed.and_then(|it| it.fault(&config.peer, now, grace(config.heartbeat))));
+        faults
+    }
+
     fn following(&self, now: Moment) -> Option<FollowingStatus> {
         let following = self.following.clone()?;
         let named = self.refused.iter().take(NAMED_MAX);
@@ -250,6 +269,50 @@ impl Status {
         let known = self.known();
         let reports = known.reports.get(site).ok_or(NotReady::Nothing)?;
         reports.ready((epoch, self.token_of(site)), self.config.proof_age_max, now)
+    }
+
+    /// Whether the peer follows this server.
+    pub(super) fn is_followed_here(&self) -> bool {
+        self.config.peers().any(|peer| self.followers.has(peer))
+    }
+
+    /// This site writes: the peer follows one of its servers, or none.
+    pub(super) fn looked_for_followers(&self, is_followed: bool) {
+        let (now, grace) = (self.clock.now(), grace(self.config.heartbeat));
+        let mut known = self.known();
+        let followed = known.followed.get_or_insert_default();
+        followed.look(now, is_followed);
+        if let Some(fault) = followed.news(&self.config.peer, now, grace) {
+            tracing::error!("{fault}");
+        }
+    }
+
+    /// The peer follows this server from now on: between two looks it could come and go.
+    pub(super) fn followed_here(&self) {
+        let now = self.clock.now();
+        if let Some(followed) = &mut self.known().followed {
+            followed.look(now, true);
+        }
+    }
+
+    /// This site does not write: nobody has to follow it.
+    pub(super) fn needs_no_follower(&self) {
+        self.known().followed = None;
+    }
+
+    /// One that asked to follow this server was turned away, for this reason.
+    pub fn turned_away(&self, who: &str, why: String) {
+        let now = self.clock.now();
+        if let Some(followed) = &mut self.known().followed {
+            followed.turned_away(now, who, why);
+        }
+    }
+
+    /// The peer was asked for its card; why that came to nothing, or `None`.
+    pub(super) fn asked(&self, unheard: Option<String>) {
+        if let Some(followed) = &mut self.known().followed {
+            followed.asked(unheard);
+        }
     }
 
     /// A site was heard of: the peer, or one that follows for ever.
@@ -362,18 +425,17 @@ impl Status {
         let (follower, witnessed_ms) = (known.follower.clone(), known.witnessed_ms);
         let reports = follower.as_ref().and_then(|(site, _)| known.reports.get(site));
         let reports = reports.map(Reports::of);
-        let mut faults: Vec<String> = known.rolled_back.iter().cloned().collect();
-        faults.extend(known.unproved.values().map(|(_, reason)| reason.clone()));
-        faults.extend(known.not_a_witness.clone());
-        faults.extend(waits(undecided));
-        faults.extend(known.went_back.iter().cloned());
-        faults.extend(known.audit_broken.iter().chain(&known.strange_tokens).cloned());
+        let mut faults = known.faults(&self.config, now);
+        let followed = known.followed.as_ref();
+        let unfollowed_ms = followed.and_then(|it| it.missing(now, grace(self.config.heartbeat)));
         drop(known);
         let ours = self.makeup.now();
         let differences =
             heard.as_ref().map_or_else(Vec::new, |heard| differences(&ours, &heard.card));
         let ready = follower.as_ref().map(|(site, epoch)| self.ready(site, *epoch));
-        let colour = ready.as_ref().and_then(|ready| colour(ready, &differences));
+        let colour = ready
+            .as_ref()
+            .and_then(|ready| colour(ready, differences.is_empty() && unfollowed_ms.is_none()));
         if let Some(following) = &following {
             faults.extend(following.fault.clone());
             faults.extend(following.refused.iter().map(|refused| {
@@ -403,6 +465,7 @@ impl Status {
             heard,
             replicas,
             followers: self.followers.all(),
+            unfollowed_ms,
             following,
             readiness,
             colour,
@@ -420,15 +483,15 @@ impl Status {
     }
 }
 
-/// Readiness at a glance; `None`: nothing is known in this epoch.
-fn colour(ready: &Result<(), NotReady>, differences: &[Difference]) -> Option<Colour> {
-    match (ready, differences) {
+/// Readiness at a glance, of sites that are alike and in step, or not; `None`: nothing is known in this epoch.
+fn colour(ready: &Result<(), NotReady>, are_alike: bool) -> Option<Colour> {
+    match (ready, are_alike) {
         (Err(NotReady::Nothing | NotReady::OtherEpoch { .. } | NotReady::OtherToken { .. }), _) => {
             None
         }
         (Err(_), _) => Some(Colour::Red),
-        (Ok(()), []) => Some(Colour::Green),
-        (Ok(()), _) => Some(Colour::Yellow),
+        (Ok(()), true) => Some(Colour::Green),
+        (Ok(()), false) => Some(Colour::Yellow),
     }
 }
 
@@ -472,6 +535,9 @@ impl Source for Status {
         if let Some(at_ms) = all.witnessed_ms {
             let age_ms = self.clock.unix_ms().saturating_sub(at_ms);
             page.sample(&PEER_WITNESSED, &[], age_ms as f64 / 1e3);
+        }
+        if self.known().followed.is_some() {
+            page.sample(&FOLLOWED, &[], all.unfollowed_ms.is_none());
         }
         for follower in &all.followers {
             let site = [Label::Configured(&follower.site)];

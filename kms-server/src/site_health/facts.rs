@@ -263,6 +263,14 @@ mod tests {
         async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
             Ok(Some(Box::new(AloneLock)))
         }
+
+        async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+            Ok(Some(Box::new(AloneLock)))
+        }
+
+        async fn is_followed(&self) -> Result<bool, StoreError> {
+            Ok(false)
+        }
     }
 
     #[tokio::test]

@@ -306,6 +306,14 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::FollowerLock, self.inner.follower_lock()).await
     }
 
+    async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.measure(Operation::FollowerLock, self.inner.followed_lock()).await
+    }
+
+    async fn is_followed(&self) -> Result<bool, StoreError> {
+        self.measure(Operation::FollowerLock, self.inner.is_followed()).await
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }

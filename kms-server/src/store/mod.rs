@@ -185,6 +185,13 @@ pub trait ReadStore: Send + Sync + 'static {
     /// Takes the lock of the server that follows the peer; `None`: another server of this site has it.
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;
 
+    /// Takes the lock by which a server says to the others of this site that the peer follows it; `None`: another one
+    /// says so already.
+    async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError>;
+
+    /// Whether a server of this site holds [`Self::followed_lock`]. On a standby, where nobody can say: yes.
+    async fn is_followed(&self) -> Result<bool, StoreError>;
+
     /// Ends all connections. Everything acknowledged is on disk already.
     async fn close(&self) {}
 }

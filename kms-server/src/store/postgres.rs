@@ -313,7 +313,15 @@ impl ReadStore for PostgresStore {
     }
 
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
-        follower::lock(&self.pool).await
+        follower::lock(&self.pool, follower::FOLLOWER_LOCK).await
+    }
+
+    async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        follower::lock(&self.pool, follower::FOLLOWED_LOCK).await
+    }
+
+    async fn is_followed(&self) -> Result<bool, StoreError> {
+        reading!(self, follower::is_followed)
     }
 
     async fn close(&self) {

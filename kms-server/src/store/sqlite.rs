@@ -365,6 +365,14 @@ impl ReadStore for SqliteStore {
         Ok(Some(Box::new(AloneLock)))
     }
 
+    async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        Ok(Some(Box::new(AloneLock)))
+    }
+
+    async fn is_followed(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// The last connection copies the log into the file.
     async fn close(&self) {
         self.readers.close().await;

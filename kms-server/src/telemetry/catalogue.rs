@@ -220,6 +220,10 @@ catalogue! {
     PEER_PROOF_AGE = "kms_peer_oldest_proof_seconds", Gauge, [],
         "Age of the oldest proof, while all blocks are proved.",
         "Goes up and down with `peer.prove_interval_s`.", "";
+    FOLLOWED = "kms_followed", Gauge, [],
+        "1: the other site follows this one; 0: it follows no server of this site for longer than it takes to come back.",
+        "Only where this site writes. What is written meanwhile is at this site alone. `site status` says whom it turned away and why.",
+        "0 for 1 minute";
     FOLLOWER_BLOCKS_BEHIND = "kms_follower_blocks_behind", Gauge, ["site"],
         "Blocks in which a site or replica that follows this server has not stored all changes, by what it said.",
         "Looked at once in each `peer.heartbeat_ms`. Without a sample: it does not follow this server.", "";

@@ -33,6 +33,41 @@ fn in_block(site: &Site, block: BlockNo) -> Vec<u64> {
     (0..2_000).filter(|n| site.keyring.records.block_of(&title(*n)) == block).take(3).collect()
 }
 
+/// The block that it went to comes first, and the other one when it is back: no block is looked at in between.
+#[test]
+fn an_id_that_moved_and_moved_back_is_found_in_memory() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let home = a.keyring.records.block_of(&title(1));
+        let other = (2..).find(|n| a.keyring.records.block_of(&title(*n)) != home).unwrap();
+        let away = a.keyring.records.block_of(&title(other));
+        let one = MeterId::new(&id(1)).unwrap();
+        let delete = async || {
+            a.lifecycle.delete(&call("Meters/DeleteMeter"), &one).await.unwrap();
+        };
+        a.add(meter(1)).await;
+        adopt(&b, vec![whole(&a, home).await]).await;
+        let (first, second) = (push(1, PLAIN), push(other, PLAIN));
+        // Both blocks are open from now on.
+        assert_eq!(b.verdict(&first).await, Verdict::Ok);
+        assert_eq!(b.verdict(&second).await, Verdict::UnknownMeter);
+        let found = || b.keyring.reader.title_of(&b.keyring.reader.snapshot(), one.as_str());
+        assert_eq!(found(), Some(title(1)));
+        delete().await;
+        a.add(NewMeter { meter_id: one.clone(), ..meter(other) }).await;
+        adopt(&b, vec![whole(&a, away).await]).await;
+        assert_eq!(found(), Some(title(other)));
+        delete().await;
+        let readmit = call("Meters/ReadmitMeter");
+        a.lifecycle.readmit(&readmit, &one, &title(1)).await.unwrap();
+        a.add(meter(1)).await;
+        for block in [away, home] {
+            adopt(&b, vec![whole(&a, block).await]).await;
+            assert_eq!(found(), Some(title(1)), "after block {block}");
+        }
+    });
+}
+
 /// All fields of a block, one after the other; and back.
 fn bytes_of(arrived: &Arrived) -> Vec<u8> {
     let Head { block, secret_version, position, count, digest, mac } = &arrived.head;

@@ -188,6 +188,14 @@ impl ReadStore for Tampered {
     async fn follower_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
         self.inner.follower_lock().await
     }
+
+    async fn followed_lock(&self) -> Result<Option<Box<dyn FollowerLock>>, StoreError> {
+        self.inner.followed_lock().await
+    }
+
+    async fn is_followed(&self) -> Result<bool, StoreError> {
+        self.inner.is_followed().await
+    }
 }
 
 #[test]

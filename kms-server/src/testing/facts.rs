@@ -28,7 +28,7 @@ use crate::{
         self, ChunkOf, ForgetList, ImportRules, Imported, Lifecycle, LifecycleError, SealedHeader,
         Signers,
     },
-    store::sites::Divergent,
+    store::sites::{DivergenceAsked, Divergent},
 };
 
 /// Somebody who seals files.
@@ -321,5 +321,37 @@ fn a_site_that_reports_facts_can_fill_no_block_beyond_what_it_may_remember() {
         assert!(told[1].as_ref().unwrap_err().contains("that is the most"), "{told:?}");
         let changes = a.keyring.writer.change(&[block]).await.unwrap();
         assert_eq!(changes[0].facts(FactName::FILE), FILES_A_BLOCK);
+    });
+}
+
+#[test]
+fn invariant_12_facts_that_a_site_reports_leave_no_row_however_many_states_of_one_it_tells() {
+    at_two_homes(async |north, south| {
+        let (a, b) = sites(north, south).await;
+        let ann = Sealer::new("ann", 3);
+        let block = a.keyring.records.block_of_fact(&ann.fact([1; 16]));
+        promote(&b).await;
+        let mut rows = Vec::new();
+        for taken_ms in (1..=5).rev() {
+            let (signer, file_id, header) = (ann.hash(), [1; 16], [1; 32]);
+            let file = AcceptedFile { signer, file_id, header, sealed_ms: 1, taken_ms };
+            let mut changes = b.keyring.writer.change(&[block]).await.unwrap();
+            changes[0].put(Record::Fact(Fact::File(file)));
+            b.keyring.writer.commit(changes, vec![entry("x/y")]).await.unwrap();
+            let record = b.store.block(block).await.unwrap().unwrap().records.remove(0);
+            let site = "south".to_owned();
+            rows.push(Divergent { block, record, site, at_ms: 1, decided: None });
+        }
+        let mut heads = Vec::new();
+        for _ in 0..2 {
+            let told = a.lifecycle.take_report(&call("x/y"), rows.clone(), false).await.unwrap();
+            assert!(told.iter().all(|known| matches!(known, Ok(Some(_)))), "{told:?}");
+            heads.push(a.store.heads().await.unwrap());
+        }
+        assert_eq!(heads[0], heads[1], "told again it changes nothing");
+        let merged = fact(&a, &ann.fact([1; 16])).await.unwrap();
+        assert!(matches!(merged, Fact::File(file) if file.taken_ms == 1), "{merged:?}");
+        let all = DivergenceAsked { undecided: false, ..DivergenceAsked::first(10) };
+        assert_eq!(a.store.divergence(all).await.unwrap(), []);
     });
 }

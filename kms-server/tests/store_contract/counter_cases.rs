@@ -1,11 +1,14 @@
 //! The cases of transmit counters' marks.
 
 use super::{
-    Said, Seen, refused_by, same,
-    site_scene::{BLOCKS, FOUNDED, Store, change_role, first_mark, found, learnt, promotion, row},
+    Said, Scene, Seen, refused_by, same,
+    site_scene::{
+        BLOCKS, FOUNDED, Store, change_role, domain, first_mark, found, learnt, promotion, row,
+        table,
+    },
 };
 use kms_core::{
-    BlockNo, Epoch,
+    BlockNo, DomainRecord, Epoch,
     audit::NodeId,
     counters::{
         allocator::{Mark, Witnessed},
@@ -13,7 +16,7 @@ use kms_core::{
     },
     site::role::RoleChange,
 };
-use kms_server::store::{StoreError, rules};
+use kms_server::store::{Founding, StoreError, rules};
 
 type Outcome = Result<(), Seen>;
 
@@ -59,6 +62,25 @@ pub(super) async fn a_mark_is_replaced_only_by_who_knows_it(store: Store) -> Out
     same(store.put_counter_mark(None, &late).await?, true)?;
     let all = vec![founded[0], other, founded[2], given_back, late];
     same(store.counter_marks().await?, all)
+}
+
+/// A domain that an older version made has no head table: `take_away` takes that of this one, past the store.
+pub async fn a_mark_that_is_there_stays_when_a_domain_is_completed(
+    store: Store,
+    take_away: impl Future<Output = ()>,
+) -> Outcome {
+    let unsigned = DomainRecord { signature: None, ..domain(true) };
+    let mut scene = Scene::default();
+    let blocks = (0..BLOCKS).map(|block| scene.steps(block, FOUNDED, &[])).collect();
+    store.create_domain(&Founding::new(unsigned, blocks, table(1))).await?;
+    let reserved = mark(3, FOUNDED, 1_024, 1);
+    same(store.put_counter_mark(None, &reserved).await?, true)?;
+    take_away.await;
+    let mut marks: Vec<_> = (0..BLOCKS).map(|block| first_mark(block, FOUNDED)).collect();
+    let signed = Founding::new(domain(true), Vec::new(), table(1));
+    store.complete_domain(&Founding { marks: marks.clone(), ..signed }).await?;
+    marks[3] = reserved;
+    same(store.counter_marks().await?, marks)
 }
 
 pub(super) async fn a_site_that_does_not_write_in_a_marks_epoch_reserves_nothing(

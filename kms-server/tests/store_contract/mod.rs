@@ -8,7 +8,7 @@ mod approval_cases;
 mod arrival;
 mod audit_cases;
 mod cases;
-mod counter_cases;
+pub mod counter_cases;
 mod floor_cases;
 pub mod made_up;
 mod paper_cases;

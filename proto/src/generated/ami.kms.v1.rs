@@ -2440,6 +2440,8 @@ pub struct BuryDamagedMeterResponse {
     /// The block that has the tombstone.
     #[prost(uint32, tag = "1")]
     pub block: u32,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadmitMeterRequest {
@@ -2459,6 +2461,8 @@ pub struct ReadmitMeterResponse {
     pub keys_known: u32,
     #[prost(uint32, tag = "3")]
     pub keys_that_may_come_back: u32,
+    #[prost(enumeration = "Replicated", tag = "4")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetPolicyRequest {
@@ -2472,6 +2476,8 @@ pub struct SetPolicyRequest {
 pub struct SetPolicyResponse {
     #[prost(message, optional, tag = "1")]
     pub meter: ::core::option::Option<Meter>,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeclareCounterRequest {
@@ -5748,6 +5754,8 @@ pub struct ForgetRevocationListResponse {
     /// How often that was done for this authority.
     #[prost(uint32, tag = "1")]
     pub resets: u32,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AdmitEpochResponse {
@@ -5874,6 +5882,10 @@ pub struct ReplicationStatus {
     /// The peer and replicas that follow the server that answers, now. At a site of several servers each is at one of them.
     #[prost(message, repeated, tag = "14")]
     pub followers: ::prost::alloc::vec::Vec<FollowerStatus>,
+    /// Milliseconds for which the peer has followed no server of this site, which writes; absent: it follows, or may only
+    /// have lost its connection, or this site does not write.
+    #[prost(uint64, optional, tag = "15")]
+    pub unfollowed_ms: ::core::option::Option<u64>,
 }
 /// One that follows this server's changes, and how far it is behind by what it said that it has stored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

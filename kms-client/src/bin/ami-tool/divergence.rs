@@ -285,11 +285,15 @@ pub(crate) async fn forget_list(
     json: bool,
 ) -> Result<Exit, Failure> {
     let ForgetList { authority, number, from } = what;
-    let resets = client.forget_revocation_list(&authority, &number, &from).await?;
+    let forgotten = client.forget_revocation_list(&authority, &number, &from).await?;
+    let (resets, replicated) = forgotten;
     if json {
-        say_json(&json!({ "resets": resets }))?;
+        say_json(&json!({ "resets": resets, "replicated": replicated }))?;
     } else {
         say("forgotten; each server takes the list that lies there at its next look")?;
+        if replicated == Replicated::Unreplicated {
+            say(&format!("changes are here and {UNREPLICATED}"))?;
+        }
     }
     Ok(Exit::Good)
 }

@@ -141,11 +141,12 @@ async fn bury(client: &KmsClient, what: Bury, json: bool) -> Result<Exit, Failur
     if !yes && !confirmed(&title, &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was buried"));
     }
-    let block = client.meters().bury(&system_title, block).await?;
+    let (block, replicated) = client.meters().bury(&system_title, block).await?;
     if json {
-        say_json(&json!({ "buried": title, "block": block }))?;
+        say_json(&json!({ "buried": title, "block": block, "replicated": replicated }))?;
     } else {
         say(&format!("meter {title} is buried in block {block}"))?;
+        say_unreplicated(replicated)?;
     }
     Ok(Exit::Good)
 }
@@ -184,6 +185,7 @@ async fn readmit(client: &KmsClient, what: Readmit, json: bool) -> Result<Exit, 
             date(readmitted.deleted_ms),
             former_keys(readmitted.keys_known, readmitted.keys_that_may_come_back)
         ))?;
+        say_unreplicated(readmitted.replicated)?;
     }
     Ok(Exit::Good)
 }
@@ -210,11 +212,14 @@ async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<E
     let policy: MeterPolicy = serde_json::from_slice(&read_wiped(&from)?).map_err(|error| {
         Failure::files(format!("{} is no policy in JSON: {error}", from.display()))
     })?;
-    let meter = client.meters().set_policy(&meter_id, &policy).await?;
+    let (meter, replicated) = client.meters().set_policy(&meter_id, &policy).await?;
     if json {
-        say_json(&meter)?;
+        let mut said = json!(meter);
+        said["replicated"] = json!(replicated);
+        say_json(&said)?;
     } else {
         say(&described(&meter))?;
+        say_unreplicated(replicated)?;
     }
     Ok(Exit::Good)
 }

@@ -126,9 +126,14 @@ fn followers(replication: &ReplicationStatus) -> String {
             ),
         }
     };
-    match replication.followers.as_slice() {
-        [] => "none at the server that answered".to_owned(),
-        all => all.iter().map(told).collect::<Vec<_>>().join("; "),
+    let mut all: Vec<_> = replication.followers.iter().map(told).collect();
+    if let Some(ms) = replication.unfollowed_ms {
+        let (peer, s) = (&replication.peer, ms / 1_000);
+        all.insert(0, format!("{peer} does NOT FOLLOW, for {s} s: the faults say why"));
+    }
+    match all.is_empty() {
+        true => "none at the server that answered".to_owned(),
+        false => all.join("; "),
     }
 }
 

@@ -224,7 +224,9 @@ fn a_refused_update_is_asked_for_as_a_whole_and_keeps_no_other_block_waiting() {
     follower.step(ms(1), piece(1, 5));
     follower.step(ms(1), piece(1, 6));
     let outputs = follower.step(ms(2), refused(1, Remedy::Whole));
-    assert_eq!(outputs, [Output::AskWhole(BlockNo(1))], "and the next one of it is of no use");
+    let let_go = Output::LetGo(BlockNo(1));
+    let ask = Output::AskWhole(BlockNo(1));
+    assert_eq!(outputs, [let_go, ask], "and the next one of it is of no use");
     assert_eq!(adopts(&follower.step(ms(2), piece(2, 5))), [2]);
     assert_eq!(adopts(&follower.step(ms(2), piece(1, 7))), []);
     let outputs = follower.step(ms(3), Input::Whole(head_of(1, 2, 7), Vec::new()));
@@ -244,7 +246,8 @@ fn a_block_that_is_refused_as_a_whole_is_reported_and_tried_again_less_and_less_
         let outputs = follower.step(ms(now), Input::Whole(head_of(1, 2, 7), Vec::new()));
         assert_eq!(outputs, [Output::Adopt(whole(1, 7))]);
         let outputs = follower.step(ms(now), refused(1, Remedy::Whole));
-        assert_eq!(outputs, [Output::Report(BlockNo(1), "why".to_owned())]);
+        let report = Output::Report(BlockNo(1), "why".to_owned());
+        assert_eq!(outputs, [report, Output::LetGo(BlockNo(1))]);
         assert_eq!(follower.refused().collect::<Vec<_>>(), [(BlockNo(1), "why")]);
         assert_eq!(follower.step(ms(now + wait - 1), Input::Tick), []);
         now += wait;
@@ -256,13 +259,56 @@ fn a_block_that_is_refused_as_a_whole_is_reported_and_tried_again_less_and_less_
     assert_eq!(follower.refused().count(), 0);
 }
 
+/// A peer waits for each block that it has sent: who never answers of some keeps it from sending the others.
+#[test]
+fn each_update_of_a_refused_block_is_answered_and_none_is_said_to_be_stored() {
+    let mut follower = following();
+    // As the peer counts: blocks that were sent and not answered.
+    let mut ahead = std::collections::BTreeSet::new();
+    let note = |ahead: &mut std::collections::BTreeSet<u32>, outputs: Vec<Output>| {
+        for output in outputs {
+            match output {
+                Output::LetGo(block) => drop(ahead.remove(&block.0)),
+                Output::Acknowledge(mark) => panic!("{mark:?} is not stored"),
+                _ => {}
+            }
+        }
+    };
+    let blocks = 0..600;
+    for sequence in 5..8 {
+        for block in blocks.clone() {
+            assert!(ahead.insert(block), "block {block} is on its way still");
+            let outputs = follower.step(ms(1), piece(block, sequence));
+            let adopting = adopts(&outputs);
+            note(&mut ahead, outputs);
+            for block in adopting {
+                note(&mut ahead, follower.step(ms(1), refused(block, Remedy::Whole)));
+            }
+            // What was asked for as a whole is damaged, too, or does not come.
+            let asked: Vec<BlockNo> = follower.asked.iter().copied().collect();
+            for block in asked {
+                let lost = Input::NoWhole(block, "cut".to_owned());
+                let whole = Input::Whole(head_of(block.0, 2, sequence), Vec::new());
+                let input = if block.0 % 2 == 0 { lost } else { whole };
+                for block in adopts(&follower.step(ms(1), input)) {
+                    note(&mut ahead, follower.step(ms(1), refused(block, Remedy::Whole)));
+                }
+            }
+        }
+        assert_eq!(ahead.len(), 0, "after {sequence}");
+    }
+    assert_eq!(follower.refused().count(), 600);
+    assert_eq!(adopts(&follower.step(ms(2), piece(900, 5))), [900]);
+}
+
 #[test]
 fn a_whole_block_that_does_not_come_is_tried_again() {
     let mut follower = following();
     follower.step(ms(0), piece(1, 5));
     follower.step(ms(0), Input::Conflict(BlockNo(1)));
     let outputs = follower.step(ms(1), Input::NoWhole(BlockNo(1), "cut".to_owned()));
-    assert_eq!(outputs, [Output::Report(BlockNo(1), "cut".to_owned())]);
+    let report = Output::Report(BlockNo(1), "cut".to_owned());
+    assert_eq!(outputs, [report, Output::LetGo(BlockNo(1))]);
     assert_eq!(follower.step(ms(1_001), Input::Tick), [Output::AskWhole(BlockNo(1))]);
 }
 
@@ -294,14 +340,15 @@ fn an_update_without_its_promotion_waits_for_the_role_records() {
     let mut follower = following();
     follower.step(ms(1), piece(1, 5));
     let outputs = follower.step(ms(1), refused(1, Remedy::RoleRecords));
-    assert_eq!(outputs, [Output::AskRoleRecords(OURS)]);
+    let let_go = || Output::LetGo(BlockNo(1));
+    assert_eq!(outputs, [Output::AskRoleRecords(OURS), let_go()]);
     let outputs = follower.step(ms(2), Input::RoleRecords(standing(Role::Secondary, 3)));
     assert_eq!(outputs, [Output::AskWhole(BlockNo(1))]);
     // If it still has none, it is not asked for in a circle.
     follower.step(ms(2), Input::Whole(head_of(1, 2, 6), Vec::new()));
     let outputs = follower.step(ms(2), refused(1, Remedy::RoleRecords));
     let report = Output::Report(BlockNo(1), "why".to_owned());
-    assert_eq!(outputs, [Output::AskRoleRecords(Epoch(3)), report]);
+    assert_eq!(outputs, [Output::AskRoleRecords(Epoch(3)), report, let_go()]);
 }
 
 #[test]
@@ -320,7 +367,8 @@ fn an_update_that_is_refused_after_its_connection_was_lost_leaves_the_next_one_f
 fn an_update_of_the_past_is_left_alone() {
     let mut follower = following();
     follower.step(ms(1), piece(1, 5));
-    assert_eq!(follower.step(ms(1), refused(1, Remedy::Leave)), []);
+    let outputs = follower.step(ms(1), refused(1, Remedy::Leave));
+    assert_eq!(outputs, [Output::LetGo(BlockNo(1))]);
 }
 
 #[test]

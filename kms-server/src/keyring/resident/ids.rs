@@ -28,7 +28,15 @@ pub(in crate::keyring) struct IdTag {
 pub(super) struct IdIndex {
     keyed: RandomState,
     keyed_again: RandomState,
-    shards: Vec<RwLock<HashMap<u64, SystemTitle>>>,
+    shards: Vec<RwLock<Shard>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    titles: HashMap<u64, SystemTitle>,
+    /// Further titles whose tables have the id, the last one last: an id that moves is there twice until both blocks have
+    /// come. Few, and none for long.
+    further: HashMap<u64, Vec<SystemTitle>>,
 }
 
 impl IdIndex {
@@ -49,22 +57,72 @@ impl IdIndex {
 
     pub(super) fn get(&self, hash: u64) -> Option<SystemTitle> {
         let shard = self.shard(hash).read().unwrap_or_else(PoisonError::into_inner);
-        shard.get(&hash).copied()
+        shard.titles.get(&hash).copied()
     }
 
+    /// From now on `hash` stands for `title`, until that is forgotten.
     pub(super) fn put(&self, hash: u64, title: SystemTitle) {
-        self.shard(hash).write().unwrap_or_else(PoisonError::into_inner).insert(hash, title);
-    }
-
-    /// Forgets `hash`, if it still stands for `title`.
-    pub(super) fn forget(&self, hash: u64, title: SystemTitle) {
         let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
-        if shard.get(&hash) == Some(&title) {
-            shard.remove(&hash);
+        shard.drop_further(hash, title);
+        if let Some(before) = shard.titles.insert(hash, title).filter(|before| *before != title) {
+            shard.further.entry(hash).or_default().push(before);
         }
     }
 
-    fn shard(&self, hash: u64) -> &RwLock<HashMap<u64, SystemTitle>> {
+    /// `hash` stands for `title` no more: for the one before it, if that has not been forgotten.
+    pub(super) fn forget(&self, hash: u64, title: SystemTitle) {
+        let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+        if shard.titles.get(&hash) != Some(&title) {
+            return shard.drop_further(hash, title);
+        }
+        match shard.further.get_mut(&hash).and_then(Vec::pop) {
+            Some(before) => {
+                shard.titles.insert(hash, before);
+                shard.drop_further(hash, before);
+            }
+            None => drop(shard.titles.remove(&hash)),
+        }
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<Shard> {
         &self.shards[(hash >> 58) as usize % SHARDS]
+    }
+}
+
+impl Shard {
+    fn drop_further(&mut self, hash: u64, title: SystemTitle) {
+        let Some(further) = self.further.get_mut(&hash) else { return };
+        further.retain(|other| *other != title);
+        if further.is_empty() {
+            self.further.remove(&hash);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_stands_for_the_last_title_that_has_it_and_after_that_for_the_one_before() {
+        let (ids, [a, b, c]) = (IdIndex::new(), [1, 2, 3].map(|n| SystemTitle::new([n; 8])));
+        let hash = ids.hash("m-1");
+        let further = || ids.shard(hash).read().unwrap().further.len();
+        ids.put(hash, a);
+        ids.put(hash, b);
+        assert_eq!((ids.get(hash), further()), (Some(b), 1));
+        // Moved back before the first block was looked at again.
+        ids.forget(hash, b);
+        assert_eq!((ids.get(hash), further()), (Some(a), 0));
+        for title in [b, c, a] {
+            ids.put(hash, title);
+        }
+        assert_eq!(ids.get(hash), Some(a));
+        ids.forget(hash, b);
+        ids.forget(hash, a);
+        assert_eq!((ids.get(hash), further()), (Some(c), 0));
+        ids.put(hash, c);
+        ids.forget(hash, c);
+        assert_eq!((ids.get(hash), further()), (None, 0));
     }
 }

@@ -10,6 +10,7 @@ use tonic::{Status, body::Body};
 use super::{call::Call, peer::Peer, recording::call_of, strangers::Strangers};
 use crate::{
     audit::Audit,
+    replication,
     rpc::{
         access::{
             policy::{Permit, Policy},
@@ -42,6 +43,8 @@ pub(crate) struct Gatekeeper {
     pub(crate) ids: RequestIds,
     pub(crate) audit: Arc<Audit>,
     pub(crate) approvals: Arc<Approvals>,
+    /// Where it is told that a site which asked to follow was turned away; `None`: there is no other site.
+    pub(crate) replication: Option<Arc<replication::Status>>,
 }
 
 impl Gatekeeper {
@@ -60,6 +63,22 @@ impl Gatekeeper {
         if let Refused::NotGranted { caller, verb } = refused {
             self.audit.record_refusal(call_of(caller, *verb, Some(id)), "NOT_GRANTED").await;
         }
+    }
+
+    /// Tells why a caller does not come to follow, whoever he is: the other site would be turned away so.
+    pub(super) fn tell_turned_away(
+        &self,
+        peer: Option<&Peer>,
+        verb: Option<Verb>,
+        refused: &Refused,
+    ) {
+        let replication = self.replication.as_ref().filter(|_| verb == Some(Verb::FollowChanges));
+        let Some(replication) = replication else { return };
+        let who = peer.map_or_else(String::new, |peer| match peer.name() {
+            Some(name) => name.to_string(),
+            None => peer.address().to_string(),
+        });
+        replication.turned_away(&who, format!("{refused} ({})", refused.word()));
     }
 
     /// Reads a call that needs two people, and lets it pass if the second has approved it.

@@ -107,6 +107,7 @@ fn refuse(
     tracing::debug!(?peer, ?path, request_id = %id, %refused, "call refused");
     keeper.strangers.note(peer, &refused);
     let verb = Verb::of_path(path);
+    keeper.tell_turned_away(peer, verb, &refused);
     Box::pin(async move {
         keeper.record(&refused, &id).await;
         let status = Status::from(refused);

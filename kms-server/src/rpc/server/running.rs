@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     audit::Audit,
+    replication,
     rpc::{
         approvals::waiting::Approvals,
         config::Config,
@@ -57,6 +58,8 @@ pub(super) struct Server {
     pub(super) sources: Vec<Arc<dyn Source>>,
     /// The parts that `/readyz` asks; `None`: it knows of the drain alone.
     pub(super) looks: Option<Looks>,
+    /// How replication stands; `None`: there is no other site.
+    pub(super) replication: Option<Arc<replication::Status>>,
 }
 
 impl Server {
@@ -116,6 +119,7 @@ impl Server {
             ids: RequestIds::new(),
             audit: Arc::clone(&self.audit),
             approvals: Arc::clone(&self.approvals),
+            replication: self.replication.clone(),
         }))
     }
 

@@ -58,11 +58,12 @@ pub async fn serve(
     let _keeping = lists.keep(config.tls.reload_poll);
     let Parts { ciphering, transmitting, keyring, clock, audit, replication, mut sources, .. } =
         parts;
-    sources.extend(replication.map(|it| it.status as Arc<dyn Source>));
+    let replication = replication.map(|it| it.status);
+    sources.extend(replication.clone().map(|it| it as Arc<dyn Source>));
     sources.extend([ciphering as Arc<dyn Source>, transmitting, keyring, audit.clone()]);
     let server = own.server(config, GateParts { services, audit, clock }, Some(put_back))?;
     let sources = sources.into_iter().chain(server.sources).collect();
-    Server { sources, looks, ..server }.run(shutdown, ready).await
+    Server { sources, looks, replication, ..server }.run(shutdown, ready).await
 }
 
 /// Serves services that are made elsewhere behind the same TLS, gate and limits as [`serve`], with approvals,
@@ -118,8 +119,19 @@ impl Own {
         let approvals = Arc::new(Approvals::new(needs, Arc::clone(&audit), Arc::clone(&clock)));
         let routes = standing(services, &config, &approvals, &audit)?;
         let sources: Vec<Arc<dyn Source>> = vec![figures.clone(), Arc::new(budget), tls.clone()];
-        let looks = None;
-        Ok(Server { config, routes, tls, approvals, shares, figures, audit, clock, sources, looks })
+        Ok(Server {
+            config,
+            routes,
+            tls,
+            approvals,
+            shares,
+            figures,
+            audit,
+            clock,
+            sources,
+            looks: None,
+            replication: None,
+        })
     }
 }
 

@@ -161,15 +161,16 @@ impl meters_server::Meters for MetersService {
         let title = words::title("system_title", &system_title)?;
         let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
-        let block = to_its_end(async move {
+        let (block, states) = to_its_end(async move {
             let _charge = charge;
             match lifecycle.bury(&call, &title, block.map(BlockNo)).await {
-                Ok(block) => Ok(block),
+                Ok(buried) => Ok(buried),
                 Err(error) => Err(audit.failure(&call, Subject::title(title), &error).await),
             }
         })
         .await?;
-        Ok(Response::new(BuryDamagedMeterResponse { block: block.0 }))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(Response::new(BuryDamagedMeterResponse { block: block.0, replicated }))
     }
 
     async fn readmit_meter(
@@ -187,7 +188,7 @@ impl meters_server::Meters for MetersService {
         let title = words::title("system_title", &system_title)?;
         let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
-        let readmitted = to_its_end(async move {
+        let (readmitted, states) = to_its_end(async move {
             let _charge = charge;
             let subject = Subject { system_title: Some(title), ..Subject::meter(&id) };
             match lifecycle.readmit(&call, &id, &title).await {
@@ -196,11 +197,13 @@ impl meters_server::Meters for MetersService {
             }
         })
         .await?;
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
         let Readmitted { deleted_ms, keys_known, keys_that_may_come_back } = readmitted;
         Ok(Response::new(ReadmitMeterResponse {
             deleted_ms,
             keys_known: u32::try_from(keys_known).unwrap_or(u32::MAX),
             keys_that_may_come_back: u32::try_from(keys_that_may_come_back).unwrap_or(u32::MAX),
+            replicated,
         }))
     }
 
@@ -216,15 +219,16 @@ impl meters_server::Meters for MetersService {
         let policy = words::new_policy(policy.ok_or(missing)?)?;
         let charge = self.budget.charge(&permit, 1)?;
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.audit.clone());
-        let view = to_its_end(async move {
+        let (view, states) = to_its_end(async move {
             let _charge = charge;
             match lifecycle.set_policy(&call, &id, &policy).await {
-                Ok(view) => Ok(view),
+                Ok(set) => Ok(set),
                 Err(error) => Err(audit.failure(&call, Subject::meter(&id), &error).await),
             }
         })
         .await?;
-        Ok(Response::new(SetPolicyResponse { meter: Some(words::meter(view)) }))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(Response::new(SetPolicyResponse { meter: Some(words::meter(view)), replicated }))
     }
 
     async fn declare_counter(

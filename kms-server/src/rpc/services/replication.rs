@@ -98,6 +98,34 @@ impl ReplicationService {
         let ours = parts.serving.greet(&theirs).await.map_err(Refused::from)?;
         Ok((theirs, ours))
     }
+
+    /// What changes after the states that the follower names.
+    async fn follow(
+        &self,
+        permit: &Permit,
+        request: Request<Streaming<FollowChangesRequest>>,
+    ) -> Result<Response<Answers<FollowChangesResponse>>, Status> {
+        self.parts()?;
+        let limit = self.message_bytes_max;
+        let mut messages = request.into_inner();
+        let first = messages.try_next().await.map_err(|status| of_incoming(status, limit))?;
+        let first = first.unwrap_or_default();
+        let (theirs, ours) = self.greet(permit, first.card).await?;
+        let cursors = sites::states(first.cursors).map_err(Refused::from)?;
+        // What can't be read ends what is said, and with it the session.
+        let said = messages.map(|message| {
+            let stored = message.map_err(drop)?.stored;
+            sites::states(stored).map_err(|BadMessage(_)| ())
+        });
+        let said = said.take_while(|stored| std::future::ready(stored.is_ok()));
+        let said = said.filter_map(|stored| std::future::ready(stored.ok())).boxed();
+        let serving = &self.parts()?.serving;
+        let sent = serving.follow(&theirs.site, cursors, said).await.map_err(Refused::from)?;
+        let hello = FollowChangesResponse { card: Some(sites::wire_card(ours)), update: None };
+        let sent = ReceiverStream::new(sent)
+            .map(|said| Ok(sites::wire_said(said.map_err(Refused::from)?)));
+        Ok(Response::new(Box::pin(stream::iter([Ok(hello)]).chain(sent))))
+    }
 }
 
 #[async_trait]
@@ -147,26 +175,12 @@ impl replication_server::Replication for ReplicationService {
         request: Request<Streaming<FollowChangesRequest>>,
     ) -> Result<Response<Self::FollowChangesStream>, Status> {
         let permit = Permit::of(&request, Verb::FollowChanges)?;
-        self.parts()?;
-        let limit = self.message_bytes_max;
-        let mut messages = request.into_inner();
-        let first = messages.try_next().await.map_err(|status| of_incoming(status, limit))?;
-        let first = first.unwrap_or_default();
-        let (theirs, ours) = self.greet(&permit, first.card).await?;
-        let cursors = sites::states(first.cursors).map_err(Refused::from)?;
-        // What can't be read ends what is said, and with it the session.
-        let said = messages.map(|message| {
-            let stored = message.map_err(drop)?.stored;
-            sites::states(stored).map_err(|BadMessage(_)| ())
-        });
-        let said = said.take_while(|stored| std::future::ready(stored.is_ok()));
-        let said = said.filter_map(|stored| std::future::ready(stored.ok())).boxed();
-        let serving = &self.parts()?.serving;
-        let sent = serving.follow(&theirs.site, cursors, said).await.map_err(Refused::from)?;
-        let hello = FollowChangesResponse { card: Some(sites::wire_card(ours)), update: None };
-        let sent = ReceiverStream::new(sent)
-            .map(|said| Ok(sites::wire_said(said.map_err(Refused::from)?)));
-        Ok(Response::new(Box::pin(stream::iter([Ok(hello)]).chain(sent))))
+        let caller = permit.caller().to_string();
+        let followed = self.follow(&permit, request).await;
+        if let (Err(refused), Some(parts)) = (&followed, &self.parts) {
+            parts.serving.turned_away(&caller, refused.message().to_owned());
+        }
+        followed
     }
 
     type ProveBlocksStream = Answers<ProveBlocksResponse>;

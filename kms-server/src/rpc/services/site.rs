@@ -368,14 +368,15 @@ impl site_server::Site for SiteService {
         })?;
         let forget = ForgetList { authority, number: number.to_vec(), from: from_number.to_vec() };
         let (lifecycle, audit) = (Arc::clone(&self.lifecycle), self.recorder.clone());
-        let resets = to_its_end(async move {
+        let (resets, states) = to_its_end(async move {
             match lifecycle.forget_list(&call, &forget).await {
-                Ok((resets, _)) => Ok(resets),
+                Ok(forgotten) => Ok(forgotten),
                 Err(error) => Err(audit.failure(&call, Subject::NONE, &error).await),
             }
         })
         .await?;
-        Ok(Response::new(ForgetRevocationListResponse { resets }))
+        let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
+        Ok(Response::new(ForgetRevocationListResponse { resets, replicated }))
     }
 }
 
@@ -400,6 +401,7 @@ fn wire_replication(status: ReplicationStatus) -> WireReplication {
         peer_release: card.map_or_else(String::new, |card| card.release),
         heard_ms,
         followers,
+        unfollowed_ms: status.unfollowed_ms,
         following: following.map(wire_following),
         readiness: readiness.map(wire_readiness),
     }

@@ -45,22 +45,49 @@ fn stored(row: &PgRow) -> Result<StoredMark, StoreError> {
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
 }
 
-const BEGIN: &str = "\
-INSERT INTO counter_marks (block, epoch, reserved, holder, term, secret_version, mac) \
-SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bigint[], $7::bytea[]) \
-ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved, \
-holder = excluded.holder, term = excluded.term, secret_version = excluded.secret_version, mac = excluded.mac";
+macro_rules! begin {
+    ($or_else:literal) => {
+        concat!(
+            "INSERT INTO counter_marks (block, epoch, reserved, holder, term, secret_version, mac) \
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bigint[], \
+             $7::bytea[]) ON CONFLICT (block) DO ",
+            $or_else
+        )
+    };
+}
+
+const BEGIN: &str = begin!(
+    "UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved, holder = excluded.holder, \
+     term = excluded.term, secret_version = excluded.secret_version, mac = excluded.mac"
+);
+const BEGIN_MISSING: &str = begin!("NOTHING");
 
 /// Each block's counters begin at its mark, whatever stands there.
 pub(super) async fn begin(
     connection: &mut PgConnection,
     marks: &[StoredMark],
 ) -> Result<(), WriteError> {
+    put_all(connection, marks, BEGIN).await
+}
+
+/// The counters of each block without a mark begin at this one. A mark that is there says what was reserved, and stays.
+pub(super) async fn begin_missing(
+    connection: &mut PgConnection,
+    marks: &[StoredMark],
+) -> Result<(), WriteError> {
+    put_all(connection, marks, BEGIN_MISSING).await
+}
+
+async fn put_all(
+    connection: &mut PgConnection,
+    marks: &[StoredMark],
+    statement: &'static str,
+) -> Result<(), WriteError> {
     let column = |value: fn(&StoredMark) -> u64| -> Result<Vec<i64>, StoreError> {
         marks.iter().map(|stored| signed(value(stored))).collect()
     };
     let holder = |stored: &StoredMark| stored.mark.holder.map(|node| node.0.to_vec());
-    sqlx::query(BEGIN)
+    sqlx::query(statement)
         .bind(column(|stored| stored.mark.block.0.into())?)
         .bind(column(|stored| stored.mark.epoch.0)?)
         .bind(column(|stored| stored.mark.end.into())?)

@@ -48,10 +48,30 @@ fn stored(row: &SqliteRow) -> Result<StoredMark, StoreError> {
     Ok(StoredMark { mark, secret_version: number(row, 5)?, mac: array(row, 6)? })
 }
 
+const IN_ITS_PLACE: &str = " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, \
+     reserved = excluded.reserved, holder = excluded.holder, term = excluded.term, \
+     secret_version = excluded.secret_version, mac = excluded.mac";
+
 /// Each block's counters begin at its mark, whatever stands there.
 pub(super) async fn begin(
     connection: &mut SqliteConnection,
     marks: &[StoredMark],
+) -> Result<(), WriteError> {
+    put_all(connection, marks, IN_ITS_PLACE).await
+}
+
+/// The counters of each block without a mark begin at this one. A mark that is there says what was reserved, and stays.
+pub(super) async fn begin_missing(
+    connection: &mut SqliteConnection,
+    marks: &[StoredMark],
+) -> Result<(), WriteError> {
+    put_all(connection, marks, " ON CONFLICT (block) DO NOTHING").await
+}
+
+async fn put_all(
+    connection: &mut SqliteConnection,
+    marks: &[StoredMark],
+    or_else: &str,
 ) -> Result<(), WriteError> {
     for piece in pieces(marks) {
         let mut statement = QueryBuilder::<Sqlite>::new(
@@ -66,11 +86,7 @@ pub(super) async fn begin(
                 .push_bind(*secret_version)
                 .push_bind(&mac[..]);
         });
-        statement.push(
-            " ON CONFLICT (block) DO UPDATE SET epoch = excluded.epoch, reserved = excluded.reserved, \
-             holder = excluded.holder, term = excluded.term, secret_version = excluded.secret_version, \
-             mac = excluded.mac",
-        );
+        statement.push(or_else);
         statement.build().execute(&mut *connection).await?;
     }
     Ok(())

@@ -72,7 +72,7 @@ pub(super) async fn found(
     founding: &Founding,
 ) -> Result<(), WriteError> {
     commit(connection, &founding.blocks).await?;
-    counters::begin(connection, &founding.marks).await?;
+    counters::begin_missing(connection, &founding.marks).await?;
     for record in &founding.role_records {
         role::add_record(connection, record).await?;
     }
