@@ -121,7 +121,9 @@ fn check_left(approval: Option<&Approval>) -> Result<(), Failure> {
 /// A server that can't be asked ahead asks when the step is taken.
 fn passed_over(error: CallError) -> Result<(), Failure> {
     let is_older = match &error {
-        CallError::Refused { code, .. } => code == "UNKNOWN_METHOD",
+        CallError::Refused { code, .. } => {
+            matches!(code.as_str(), "UNKNOWN_METHOD" | "UNIMPLEMENTED")
+        }
         // Who may not take the step itself is told so before anybody is demoted.
         CallError::PermissionDenied { reason, .. } => reason.contains("Approvals/AskAhead"),
         _ => false,
