@@ -203,11 +203,12 @@ async fn a_call_is_approved_where_it_is_made_and_what_waits_at_a_site_that_write
 }
 
 /// A switchover under way, as an administrator who knows both.
-fn switchover(pair: &Pair) -> Child {
+fn switchover(pair: &Pair, more: &[&str]) -> Child {
     Command::new(&pair.a.programs().ami_tool)
         .arg("--config")
         .arg(pair.client_toml(Role::AmiAdmin).unwrap())
         .args(["site", "switchover", "site-b", "--yes", "--json"])
+        .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -235,7 +236,7 @@ async fn a_switchover_has_its_second_people_before_anybody_is_demoted() {
     let due: Vec<(String, String)> = [("site-a", "Site/Demote"), ("site-b", "Site/Promote")]
         .map(|(site, verb)| (site.to_owned(), verb.to_owned()))
         .into();
-    let mut stopped = switchover(&pair);
+    let mut stopped = switchover(&pair, &[]);
     eventually("both steps wait for somebody", async || steps() == due).await;
     // One of two is not enough.
     let number = |site: &str| {
@@ -254,7 +255,7 @@ async fn a_switchover_has_its_second_people_before_anybody_is_demoted() {
     assert_eq!(steps(), due);
     assert!(events(first, "Site/Demote").is_empty() && events(second, "Site/Promote").is_empty());
 
-    let again = switchover(&pair);
+    let again = switchover(&pair, &[]);
     let (code, text) = said(&approver, &["approvals", "approve", &number("site-a"), "--yes"]);
     assert_eq!(code, Some(0), "{text}");
     let output = again.wait_with_output().unwrap();
@@ -268,6 +269,25 @@ async fn a_switchover_has_its_second_people_before_anybody_is_demoted() {
     }
     let both = client_of(&pair.client_toml(Role::Dev).unwrap()).await;
     add(&both, &[line(4)]).await;
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_far_above_the_known_epochs_has_its_second_person_whatever_the_policy_says() {
+    let (_dir, pair, (a, b)) = pair_of("[\"Meters/DeleteMeter\"]");
+    pair.until_proved(&pair.a).unwrap();
+    let approver = of_both(&pair, Role::Approver);
+    let mut under_way = switchover(&pair, &["--above-epoch", "200"]);
+    let is_asked = || {
+        let rows = waiting(&approver, &[]);
+        rows.len() == 1 && rows[0]["verb"] == "Site/Promote" && rows[0]["site"] == "site-b"
+    };
+    eventually("the promotion waits for somebody", async || is_asked()).await;
+    under_way.kill().unwrap();
+    under_way.wait().unwrap();
+    pair.until_it_is(&pair.a, "PRIMARY", 2).unwrap();
+    add(&client(&pair.a, Role::Dev).await, &[line(1)]).await;
     b.stop().unwrap();
     a.stop().unwrap();
 }
