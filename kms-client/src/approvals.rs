@@ -1,7 +1,9 @@
 //! Calls that need two people: what waits, and being the second person.
 
+use kms_proto::Method;
 use kms_proto::v1;
 use kms_proto::v1::approvals_client::ApprovalsClient;
+use prost::Message;
 use serde::{Serialize, Serializer};
 
 use crate::call::{CallError, ProtocolError};
@@ -55,6 +57,20 @@ pub(crate) async fn approve(
     };
     let reply = transport.call(Errand::AtPrimary, request, send).await?;
     Ok(reply.approval.map(from_wire).ok_or(ProtocolError::Missing("approval"))?)
+}
+
+/// Asks for the second person of a call that is made later, with this very request. It changes nothing, so it may be sent
+/// again. `None`: one person is enough.
+pub(crate) async fn ahead(
+    transport: &Transport,
+    call: Method,
+    request: &impl Message,
+) -> Result<Option<Approval>, CallError> {
+    let send = |link, request| async move { ApprovalsClient::new(link).ask_ahead(request).await };
+    let (verb, request) = (call.name().to_owned(), request.encode_to_vec().into());
+    let request = v1::AskAheadRequest { verb, request };
+    let reply = transport.call(Errand::AtPrimary, request, send).await?;
+    Ok(reply.approval.map(from_wire))
 }
 
 fn from_wire(wire: v1::Approval) -> Approval {

@@ -95,6 +95,8 @@ pub enum CallError {
     /// call again.
     #[error("{reason}")]
     SecondPersonNeeded {
+        /// The site where it waits, as it calls itself; empty: a server of an older release.
+        site: String,
         /// The number by which the second person approves the call.
         approval_id: String,
         /// The time at which the service forgets the call; milliseconds since 1970.
@@ -244,8 +246,8 @@ impl CallError {
 
     fn of_answer(status: &Status) -> Self {
         let (code, reason) = (word(status), describe(status));
-        if let Some((approval_id, expires_ms)) = waits_for_second(status) {
-            return Self::SecondPersonNeeded { approval_id, expires_ms, reason };
+        if let Some((site, approval_id, expires_ms)) = waits_for_second(status) {
+            return Self::SecondPersonNeeded { site, approval_id, expires_ms, reason };
         }
         match status.code() {
             Code::Unavailable => Self::Unavailable { code, reason },
@@ -269,12 +271,13 @@ impl CallError {
     }
 }
 
-/// Number and end of a call that waits for its second person.
-fn waits_for_second(status: &Status) -> Option<(String, u64)> {
+/// Site, number and end of a call that waits for its second person.
+fn waits_for_second(status: &Status) -> Option<(String, String, u64)> {
     let info = status.get_details_error_info()?;
     let waits = status.code() == Code::FailedPrecondition && info.reason == SECOND_PERSON_NEEDED;
     let metadata = waits.then_some(&info.metadata)?;
-    Some((metadata.get("approval_id")?.clone(), metadata.get("expires")?.parse().ok()?))
+    let site = metadata.get("site").cloned().unwrap_or_default();
+    Some((site, metadata.get("approval_id")?.clone(), metadata.get("expires")?.parse().ok()?))
 }
 
 /// An error and what caused it, each said once.

@@ -155,7 +155,8 @@ impl KmsClient {
         Audit::of(Arc::clone(&self.transport))
     }
 
-    /// The calls that wait for their second person at this site, the oldest first.
+    /// The calls that wait for their second person at this site, the oldest first. A call waits where it was asked: of
+    /// several sites choose each by [`KmsClient::at_site`].
     pub async fn approvals(&self) -> Result<Vec<Approval>, CallError> {
         approvals::list(&self.transport).await
     }
@@ -192,6 +193,21 @@ impl KmsClient {
     /// [`KmsClient::promote_site`].
     pub async fn demote_site(&self, expected_epoch: u64) -> Result<SiteStanding, CallError> {
         role::demote(&self.transport, expected_epoch).await
+    }
+
+    /// Asks for the second person of a promotion, which is made later with the same options: refused as
+    /// [`CallError::SecondPersonNeeded`] until somebody has approved it; then the approval, which is not used by this.
+    /// `None`: one person is enough.
+    pub async fn ask_to_promote(
+        &self,
+        options: PromoteOptions,
+    ) -> Result<Option<Approval>, CallError> {
+        role::ask_to_promote(&self.transport, options).await
+    }
+
+    /// The same for a demotion.
+    pub async fn ask_to_demote(&self, expected_epoch: u64) -> Result<Option<Approval>, CallError> {
+        role::ask_to_demote(&self.transport, expected_epoch).await
     }
 
     /// Records that one site wrote alone and that were set aside, page by page: those that wait for a decision, and with

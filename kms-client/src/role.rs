@@ -1,9 +1,11 @@
 //! Who writes: a site's role, and how it is changed.
 
+use kms_proto::Method;
 use kms_proto::v1;
 use kms_proto::v1::site_client::SiteClient;
 use serde::Serialize;
 
+use crate::approvals::{self, Approval};
 use crate::call::{CallError, ProtocolError};
 use crate::sites::Errand;
 use crate::transport::Transport;
@@ -75,6 +77,14 @@ pub struct PromoteOptions {
     pub although_unproved: bool,
 }
 
+impl PromoteOptions {
+    /// The request: an approval is for its very bytes.
+    fn to_wire(self) -> v1::PromoteRequest {
+        let Self { expected_epoch, primary_is_lost, above_epoch, although_unproved } = self;
+        v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved }
+    }
+}
+
 /// A site that was promoted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Promoted {
@@ -99,11 +109,7 @@ pub(crate) async fn promote(
     options: PromoteOptions,
 ) -> Result<Promoted, CallError> {
     let send = |link, request| async move { SiteClient::new(link).promote(request).await };
-    let PromoteOptions { expected_epoch, primary_is_lost, above_epoch, although_unproved } =
-        options;
-    let request =
-        v1::PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved };
-    let reply = transport.call(Errand::Write, request, send).await?;
+    let reply = transport.call(Errand::Write, options.to_wire(), send).await?;
     let v1::PromoteResponse { standing, left } = reply;
     let left = left.into_iter().map(|v1::BlockLeft { block, reason }| BlockLeft { block, reason });
     Ok(Promoted { standing: present(standing)?, left: left.collect() })
@@ -118,6 +124,22 @@ pub(crate) async fn demote(
     let request = v1::DemoteRequest { expected_epoch };
     let reply = transport.call(Errand::Write, request, send).await?;
     Ok(present(reply.standing)?)
+}
+
+/// Asks for the second person of a promotion that is made later.
+pub(crate) async fn ask_to_promote(
+    transport: &Transport,
+    options: PromoteOptions,
+) -> Result<Option<Approval>, CallError> {
+    approvals::ahead(transport, Method::SitePromote, &options.to_wire()).await
+}
+
+/// Asks for the second person of a demotion that is made later.
+pub(crate) async fn ask_to_demote(
+    transport: &Transport,
+    expected_epoch: u64,
+) -> Result<Option<Approval>, CallError> {
+    approvals::ahead(transport, Method::SiteDemote, &v1::DemoteRequest { expected_epoch }).await
 }
 
 pub(crate) fn present(standing: Option<v1::SiteStanding>) -> Result<SiteStanding, ProtocolError> {

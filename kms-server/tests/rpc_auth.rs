@@ -156,7 +156,9 @@ async fn every_role_is_refused_exactly_the_calls_it_lacks() {
             let expected = if role.may_by_default(verb) {
                 match verb {
                     Verb::ListApprovals => (Code::Ok, String::new()),
-                    Verb::ApproveCall => (Code::InvalidArgument, "BAD_FIELD".to_owned()),
+                    Verb::ApproveCall | Verb::AskAhead => {
+                        (Code::InvalidArgument, "BAD_FIELD".to_owned())
+                    }
                     // Never by one person alone.
                     Verb::ReadmitMeter | Verb::AdmitEpoch | Verb::ForgetRevocationList => {
                         (Code::FailedPrecondition, "SECOND_PERSON_NEEDED".to_owned())

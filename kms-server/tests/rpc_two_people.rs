@@ -7,10 +7,10 @@ mod rpc_support;
 use std::time::Duration;
 
 use kms_proto::v1::{
-    Approval, ApproveCallRequest, ApproveCallResponse, DeleteMeterRequest, ImportLine,
-    ImportMetersRequest, ImportMetersResponse, ImportRules, KeyKind, ListApprovalsRequest,
-    ListApprovalsResponse, MeterPolicy, NewKey, NewMeter, ReadmitMeterRequest, SealedChunk,
-    SealedHeader, SealedHeaderBody, SealedPart,
+    Approval, ApproveCallRequest, ApproveCallResponse, AskAheadRequest, AskAheadResponse,
+    DeleteMeterRequest, ImportLine, ImportMetersRequest, ImportMetersResponse, ImportRules,
+    KeyKind, ListApprovalsRequest, ListApprovalsResponse, MeterPolicy, NewKey, NewMeter,
+    ReadmitMeterRequest, SealedChunk, SealedHeader, SealedHeaderBody, SealedPart,
 };
 use kms_server::rpc::{CallerName, Policy, Role};
 use prost::Message;
@@ -133,6 +133,58 @@ async fn one_person_asks_another_approves_and_the_first_passes_once() {
     is(&delete(&ann, "m-1").await, PASSED);
     assert!(list(&dora).await.is_empty());
     assert_ne!(number(delete(&ann, "m-1").await), id);
+}
+
+const ASK_AHEAD: &str = "/ami.kms.v1.Approvals/AskAhead";
+
+async fn ask_ahead(channel: &Channel, verb: &str, meter: &str) -> Result<Option<Approval>, Status> {
+    let request = DeleteMeterRequest { meter_id: meter.to_owned() }.encode_to_vec().into();
+    let request = AskAheadRequest { verb: verb.to_owned(), request };
+    let answer: AskAheadResponse = send(channel, ASK_AHEAD, request).await?;
+    Ok(answer.approval)
+}
+
+#[tokio::test]
+async fn a_second_person_is_asked_ahead_and_what_was_approved_is_used_by_the_call_alone() {
+    let site = site().await;
+    let (ann, cid) = (site.caller("ann").await, site.caller("cid").await);
+    let dora = site.caller("dora").await;
+    let ahead = async |meter| ask_ahead(&cid, "Meters/DeleteMeter", meter).await;
+    let id = number(ahead("m-1").await.map(drop));
+    // It is the call itself that waits, once, for the same person.
+    assert_eq!(number(delete(&cid, "m-1").await), id);
+    assert_eq!(number(ahead("m-1").await.map(drop)), id);
+    let waiting = list(&dora).await;
+    assert_eq!((waiting.len(), &*waiting[0].verb), (1, "Meters/DeleteMeter"));
+    approve(&dora, &id).await.unwrap();
+    for _ in 0..3 {
+        let approved = ahead("m-1").await.unwrap().unwrap();
+        assert_eq!((&*approved.approval_id, &*approved.approved_by), (&*id, "dora"));
+    }
+    assert_ne!(number(ahead("m-2").await.map(drop)), id);
+    let anns = ask_ahead(&ann, "Meters/DeleteMeter", "m-1").await;
+    assert_ne!(number(anns.map(drop)), id);
+    is(&delete(&cid, "m-1").await, PASSED);
+    assert_ne!(number(ahead("m-1").await.map(drop)), id);
+}
+
+#[tokio::test]
+async fn nothing_is_asked_ahead_that_the_caller_may_not_do_or_that_takes_one_person() {
+    let site = site().await;
+    let (cid, dora) = (site.caller("cid").await, site.caller("dora").await);
+    assert_eq!(ask_ahead(&cid, "Meters/BuryDamagedMeter", "m-1").await.unwrap(), None);
+    for verb in
+        ["", "Meters/Delete", "Meters/ImportMeters", "Ciphering/Decrypt", "Approvals/ApproveCall"]
+    {
+        let refused = ask_ahead(&cid, verb, "m-1").await;
+        is(&refused, (Code::InvalidArgument, "BAD_FIELD"));
+    }
+    // An administrator may ask, and may not follow the log.
+    let refused = ask_ahead(&cid, "Audit/VerifyChain", "m-1").await;
+    is(&refused, (Code::PermissionDenied, "NOT_GRANTED"));
+    let refused = ask_ahead(&dora, "Meters/DeleteMeter", "m-1").await;
+    is(&refused, (Code::PermissionDenied, "NOT_GRANTED"));
+    assert!(list(&dora).await.is_empty());
 }
 
 #[tokio::test]

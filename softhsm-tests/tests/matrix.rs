@@ -60,6 +60,7 @@ fn row(method: Method) -> Row {
         Method::AuditVerifyChain => (&[Auditor], DONE),
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
+        Method::ApprovalsAskAhead => (&[AmiAdmin], BAD_FIELD),
         Method::NodesProtect => (&[Node], BAD_FIELD),
         // A single site: there is nobody to whom anything would be shown.
         Method::ReplicationListBlockHeads
@@ -111,7 +112,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::AuditFollowEvents
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
-        | Method::ApprovalsApproveCall => false,
+        | Method::ApprovalsApproveCall
+        | Method::ApprovalsAskAhead => false,
         Method::MetersCreateMeter
         | Method::MetersGetMeter
         | Method::MetersListMeters

@@ -34,7 +34,7 @@ use kms_core::{
         changing,
         peer::Peer,
         restored::{RestoreMark, SignedRestoreMark},
-        role::{Role, SignedRoleRecord, Standing},
+        role::{Role, RoleRecord, SignedRoleRecord, Standing},
     },
 };
 
@@ -171,6 +171,14 @@ pub struct Wish {
     pub above: Option<Epoch>,
 }
 
+/// What a promotion starts from.
+struct Grounds {
+    row: RoleRow,
+    records: Vec<SignedRoleRecord>,
+    standing: Standing,
+    mark: Option<SignedRestoreMark>,
+}
+
 /// Blocks as they are stored, in order.
 struct Stored {
     heads: Vec<Head>,
@@ -204,10 +212,7 @@ impl Roles {
         entry: AuditEntry,
         now_ms: u64,
     ) -> Result<Promotion, NotChanged> {
-        let unknown = unknown::unknown_records(&self.opener).await?;
-        if let Some((first, _)) = unknown.first() {
-            return Err(NotChanged::UnknownRecords { count: unknown.len(), first: *first });
-        }
+        self.check_known().await?;
         let mut tried = 0;
         loop {
             tried += 1;
@@ -219,13 +224,30 @@ impl Roles {
         }
     }
 
-    async fn promote_once(
-        &self,
-        wish: Wish,
-        entry: AuditEntry,
-        now_ms: u64,
-    ) -> Result<Promotion, NotChanged> {
-        let _all = self.take_all().await;
+    /// Whether a promotion would be refused, as the site is now. Nothing is held meanwhile: the promotion itself looks
+    /// once more.
+    pub async fn check_promotion(&self, wish: Wish) -> Result<(), NotChanged> {
+        self.check_known().await?;
+        let grounds = self.grounds(wish).await?;
+        if !wish.is_lost {
+            self.promotion_over(&grounds, wish, &self.marks().await?.marks, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses to promote a site with records that it can't read.
+    async fn check_known(&self) -> Result<(), NotChanged> {
+        let unknown = unknown::unknown_records(&self.opener).await?;
+        match unknown.first() {
+            Some((first, _)) => {
+                Err(NotChanged::UnknownRecords { count: unknown.len(), first: *first })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The role as it is stored, for a wish that makes sense of it.
+    async fn grounds(&self, wish: Wish) -> Result<Grounds, NotChanged> {
         let row = self.opener.store.role().await?;
         let records = self.records().await?;
         let standing = self.standing_of(&records, row)?;
@@ -242,20 +264,45 @@ impl Roles {
             let RestoreMark { from, epoch, .. } = mark.mark.clone();
             return Err(NotChanged::RolledBack { from, epoch });
         }
-        let found = match is_lost {
-            true => self.believed(&records).await?,
-            false => self.marks().await?,
-        };
-        let domain = &self.opener.domain;
-        let site = changing::Site { domain, standing, heads: &found.marks, at_ms: now_ms };
-        let record = site.promotion(above)?;
+        Ok(Grounds { row, records, standing, mark })
+    }
+
+    /// The record of a promotion over these states, to be signed.
+    fn promotion_over(
+        &self,
+        grounds: &Grounds,
+        wish: Wish,
+        heads: &[BlockMark],
+        at_ms: u64,
+    ) -> Result<RoleRecord, NotChanged> {
+        let Grounds { records, standing, mark, .. } = grounds;
+        let (domain, standing) = (&self.opener.domain, *standing);
+        let record = changing::Site { domain, standing, heads, at_ms }.promotion(wish.above)?;
         // A site that wrote last, and was put back, can't be in step with itself.
-        if !standing.open && !is_lost && (mark.is_none() || standing.role != Role::Primary) {
-            match changing::behind(&records, &found.marks).len() {
+        if !standing.open && !wish.is_lost && (mark.is_none() || standing.role != Role::Primary) {
+            match changing::behind(records, heads).len() {
                 0 => {}
                 differing => return Err(NotChanged::NotInStep { differing }),
             }
         }
+        Ok(record)
+    }
+
+    async fn promote_once(
+        &self,
+        wish: Wish,
+        entry: AuditEntry,
+        now_ms: u64,
+    ) -> Result<Promotion, NotChanged> {
+        let _all = self.take_all().await;
+        let grounds = self.grounds(wish).await?;
+        let is_lost = wish.is_lost;
+        let found = match is_lost {
+            true => self.believed(&grounds.records).await?,
+            false => self.marks().await?,
+        };
+        let record = self.promotion_over(&grounds, wish, &found.marks, now_ms)?;
+        let Grounds { row, mark, .. } = grounds;
         let epoch = record.epoch;
         let mut entered = self.enter_all(found.heads, epoch, is_lost).await?;
         entered.left.extend(found.left);

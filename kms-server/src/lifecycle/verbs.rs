@@ -91,6 +91,11 @@ impl Lifecycle {
         self.gate.replicated(states).await
     }
 
+    /// Whether this site changes blocks now; the error of every change, else.
+    pub fn check_writes(&self) -> Result<(), LifecycleError> {
+        Ok(self.writer.check_writes()?)
+    }
+
     /// Takes sealed files of these signers. Without, none is taken.
     #[must_use]
     pub fn with_signers(mut self, signers: Signers) -> Self {

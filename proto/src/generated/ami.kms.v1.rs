@@ -7500,6 +7500,21 @@ pub struct ApproveCallResponse {
     #[prost(message, optional, tag = "1")]
     pub approval: ::core::option::Option<Approval>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AskAheadRequest {
+    /// Service and call, as in "Site/Promote": one of a single message.
+    #[prost(string, tag = "1")]
+    pub verb: ::prost::alloc::string::String,
+    /// The request of that call, encoded: byte by byte as it will be sent.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub request: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AskAheadResponse {
+    /// The call, and who has approved it. Absent: one person is enough for it.
+    #[prost(message, optional, tag = "1")]
+    pub approval: ::core::option::Option<Approval>,
+}
 /// Generated client implementations.
 pub mod approvals_client {
     #![allow(
@@ -7630,6 +7645,33 @@ pub mod approvals_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Approvals", "ApproveCall"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks for the second person of a call that is to be made later: nothing is carried out, and no approval is used. Until
+        /// one has approved it, it is refused as the call would be (SECOND_PERSON_NEEDED); then it answers, and the same call
+        /// passes, once. For steps that must not wait for a person once the first of them is taken.
+        pub async fn ask_ahead(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AskAheadRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AskAheadResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Approvals/AskAhead",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Approvals", "AskAhead"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -7659,6 +7701,16 @@ pub mod approvals_server {
             request: tonic::Request<super::ApproveCallRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ApproveCallResponse>,
+            tonic::Status,
+        >;
+        /// Asks for the second person of a call that is to be made later: nothing is carried out, and no approval is used. Until
+        /// one has approved it, it is refused as the call would be (SECOND_PERSON_NEEDED); then it answers, and the same call
+        /// passes, once. For steps that must not wait for a person once the first of them is taken.
+        async fn ask_ahead(
+            &self,
+            request: tonic::Request<super::AskAheadRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AskAheadResponse>,
             tonic::Status,
         >;
     }
@@ -7813,6 +7865,51 @@ pub mod approvals_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ApproveCallSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Approvals/AskAhead" => {
+                    #[allow(non_camel_case_types)]
+                    struct AskAheadSvc<T: Approvals>(pub Arc<T>);
+                    impl<
+                        T: Approvals,
+                    > tonic::server::UnaryService<super::AskAheadRequest>
+                    for AskAheadSvc<T> {
+                        type Response = super::AskAheadResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AskAheadRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Approvals>::ask_ahead(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AskAheadSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

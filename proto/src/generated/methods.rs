@@ -91,6 +91,8 @@ SitePlanPromotion,
 ApprovalsListApprovals,
 /// `Approvals/ApproveCall`.
 ApprovalsApproveCall,
+/// `Approvals/AskAhead`.
+ApprovalsAskAhead,
 }
 impl Method {
 /// In the order of the .proto files.
@@ -140,6 +142,7 @@ Self::SiteGetReadiness,
 Self::SitePlanPromotion,
 Self::ApprovalsListApprovals,
 Self::ApprovalsApproveCall,
+Self::ApprovalsAskAhead,
 ];
 /// Service and call, as in `Ciphering/Decrypt`.
 pub const fn name(self) -> &'static str {
@@ -189,6 +192,7 @@ Self::SiteGetReadiness => "Site/GetReadiness",
 Self::SitePlanPromotion => "Site/PlanPromotion",
 Self::ApprovalsListApprovals => "Approvals/ListApprovals",
 Self::ApprovalsApproveCall => "Approvals/ApproveCall",
+Self::ApprovalsAskAhead => "Approvals/AskAhead",
 }
 }
 /// The call with this HTTP path.
@@ -239,6 +243,7 @@ match path {
 "/ami.kms.v1.Site/PlanPromotion" => Some(Self::SitePlanPromotion),
 "/ami.kms.v1.Approvals/ListApprovals" => Some(Self::ApprovalsListApprovals),
 "/ami.kms.v1.Approvals/ApproveCall" => Some(Self::ApprovalsApproveCall),
+"/ami.kms.v1.Approvals/AskAhead" => Some(Self::ApprovalsAskAhead),
 _ => None,
 }
 }
@@ -290,6 +295,7 @@ Self::SiteGetReadiness => false,
 Self::SitePlanPromotion => false,
 Self::ApprovalsListApprovals => false,
 Self::ApprovalsApproveCall => false,
+Self::ApprovalsAskAhead => false,
 }
 }
 }

@@ -304,8 +304,8 @@ pub(crate) const HINTS: &[Hint] = &[
         Refused,
         "SECOND_PERSON_NEEDED",
         No,
-        "a second person runs `ami-tool approvals approve ID` at this site (`approvals list` shows the \
-         call); then run the same command again",
+        "a second person runs `ami-tool approvals approve ID` (`approvals list` shows the call, and the site where it \
+         waits); then run the same command again",
     ),
     row(
         Refused,

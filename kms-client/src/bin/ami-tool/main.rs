@@ -25,6 +25,7 @@ mod plan;
 mod refusals;
 mod roles;
 mod seal;
+mod seconds;
 mod site;
 mod site_args;
 mod switchover;

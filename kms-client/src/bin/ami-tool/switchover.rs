@@ -11,6 +11,7 @@ use crate::args::Switchover;
 use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::roles::{at, looked};
+use crate::seconds::{Later, wait_for};
 use crate::site::standing;
 use crate::text::{say, say_json};
 
@@ -61,11 +62,15 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
             format!("{name} is {}", standing(&before)),
         ));
     }
-    let until = Instant::now() + Duration::from_secs(what.wait);
-    demote_the_other(client, &what, &name, until).await?;
+    let later = PromoteOptions {
+        expected_epoch: before.epoch,
+        above_epoch: what.above_epoch,
+        ..PromoteOptions::default()
+    };
+    demote_the_other(client, (&what, &name), (&to, later)).await?;
     // Until here the other one wrote, while this one was being proved; from here on nobody does.
     let demoted = Instant::now();
-    let promoted = promote(&to, what.above_epoch, until).await?;
+    let promoted = promote(&to, what.above_epoch, demoted + patience(&what)).await?;
     let (ms, now) = (demoted.elapsed().as_millis(), promoted.standing);
     if json {
         let left = &promoted.left;
@@ -78,12 +83,16 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
     Ok(Exit::good_if(promoted.left.is_empty()))
 }
 
+/// The longest wait of each step for what a site has yet to do. People are waited for by themselves.
+fn patience(what: &Switchover) -> Duration {
+    Duration::from_secs(what.wait)
+}
+
 /// Demotes the site that writes; nothing where none does, since an earlier switchover came so far.
 async fn demote_the_other(
     client: &KmsClient,
-    what: &Switchover,
-    to: &str,
-    until: Instant,
+    (what, to): (&Switchover, &str),
+    (next, later): (&KmsClient, PromoteOptions),
 ) -> Result<(), Failure> {
     let mut found = Vec::new();
     for other in client.site_names().iter().filter(|name| **name != what.to) {
@@ -96,7 +105,7 @@ async fn demote_the_other(
     }
     let [(site, name, now)] = &found[..] else {
         if found.is_empty() && client.site_names().len() > 1 {
-            return Ok(());
+            return wait_for(&[Later::Promote(next, later)]).await;
         }
         let reason = "there is not one other site that writes in the client's configuration";
         return Err(Failure::refused("ROLE_UNFIT", reason));
@@ -106,7 +115,12 @@ async fn demote_the_other(
     if !what.yes && !confirmed(to, &question)? {
         return Err(Failure::refused("NOT_CONFIRMED", "nothing was changed"));
     }
-    wait_for_readiness(&at(client, &what.to)?, what.above_epoch, until).await?;
+    wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await?;
+    // It is promoted once it has heard of the demotion, and so of this epoch.
+    let later = PromoteOptions { expected_epoch: later.expected_epoch.max(now.epoch), ..later };
+    wait_for(&[Later::Promote(next, later), Later::Demote(site, now.epoch)]).await?;
+    // It may have changed while people were waited for.
+    wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await?;
     site.demote_site(now.epoch).await?;
     Ok(())
 }

@@ -5,5 +5,6 @@ mod list;
 pub(crate) mod policy;
 pub(crate) mod sites;
 pub(crate) mod verb;
+mod writers;
 
 pub use list::markdown;

@@ -1,5 +1,4 @@
-//! Certificate name → caller → roles → verbs. The policy is data; [`Policy::permit`] is the only
-//! question it answers.
+//! Certificate name → caller → roles → verbs. A policy is data; [`Policy::permit`] is the one question it answers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -124,6 +123,7 @@ impl Verb {
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
             Self::ApproveCall => &[Approver],
+            Self::AskAhead => &[AmiAdmin],
             Self::Health | Self::Reflection => &Role::ALL,
         }
     }
@@ -326,7 +326,7 @@ impl Policy {
     ) -> Result<Self, PolicyError> {
         for verb in calls.into_iter().map(verb_of) {
             let verb = verb?;
-            if matches!(verb, Verb::ListApprovals | Verb::ApproveCall) {
+            if matches!(verb, Verb::ListApprovals | Verb::ApproveCall | Verb::AskAhead) {
                 return Err(PolicyError::DualApproval(verb));
             }
             if !verb.is_privileged() {
@@ -426,7 +426,7 @@ mod tests {
             Role::AmiAdmin => {
                 service == "Meters"
                     || service == "Site"
-                    || matches!(verb, Verb::ListEvents | Verb::ListApprovals)
+                    || matches!(verb, Verb::ListEvents | Verb::ListApprovals | Verb::AskAhead)
             }
             Role::Rotator => {
                 matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
@@ -446,7 +446,7 @@ mod tests {
                 );
                 service == "Replication" && !is_witness
             }
-            Role::Approver => service == "Approvals",
+            Role::Approver => service == "Approvals" && verb != Verb::AskAhead,
             Role::Synchroniser => matches!(verb, Verb::SyncNow | Verb::GetStatus),
         }
     }

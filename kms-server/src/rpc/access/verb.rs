@@ -143,6 +143,8 @@ verbs! {
     ListApprovals = ApprovalsListApprovals;
     /// Be the second person.
     ApproveCall = ApprovalsApproveCall;
+    /// Ask for the second person of a call that is made later.
+    AskAhead = ApprovalsAskAhead;
 }
 
 impl Verb {
@@ -190,7 +192,7 @@ impl Verb {
     /// stream has no one request to approve, machines have no second person, and approvals can't wait
     /// for themselves.
     pub fn may_need_two_people(self) -> bool {
-        let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall);
+        let is_approval = matches!(self, Self::ListApprovals | Self::ApproveCall | Self::AskAhead);
         let is_stream = self.method().is_some_and(Method::is_stream) && self != Self::ImportMeters;
         self.is_privileged() && !is_stream && !is_approval
     }

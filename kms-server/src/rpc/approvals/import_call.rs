@@ -20,7 +20,7 @@ use tonic::{Status, body::Body};
 
 use super::{
     summary,
-    whole::{Asked, Matter},
+    whole::{Asked, Asking, Matter},
 };
 use crate::rpc::messages::{framing::PREFIX, status::Refused};
 
@@ -61,7 +61,8 @@ pub(crate) async fn read(
         Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
     let matter = Matter { digest, about, may_go_on };
-    Ok(Asked { matter, is_question, promotion: None, request })
+    let asking = Asking { matter, is_question, promotion: None, takes_a_writer: true };
+    Ok(Asked { asking, request })
 }
 
 const EMPTY: Refused =
@@ -239,9 +240,9 @@ mod tests {
         let open = Request::new(Body::new(Slow(vec![message(2), message(1)])));
         let asked = read(open, 1 << 20).await.unwrap();
         assert!(
-            asked.matter.about.line.starts_with("2 lines in clear"),
+            asked.asking.matter.about.line.starts_with("2 lines in clear"),
             "{}",
-            asked.matter.about.line
+            asked.asking.matter.about.line
         );
         // The same lines, and one more that comes late.
         let rest = Body::new(Slow(vec![message(3)]));

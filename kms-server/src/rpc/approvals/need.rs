@@ -1,9 +1,11 @@
 //! Whether a call takes two people.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, pin::Pin};
 
-use super::whole::Asked;
-use crate::rpc::access::verb::Verb;
+use kms_proto::v1::PromoteRequest;
+
+use super::whole::Asking;
+use crate::{keyring::NotChanged, lifecycle::LifecycleError, rpc::access::verb::Verb};
 use kms_core::Epoch;
 
 /// The epochs above the highest one of the signed records that one person may name for a site that was put back: it has
@@ -18,31 +20,54 @@ pub(crate) const ABOVE_TIMES_MAX: u32 = 8;
 /// promotions above one.
 pub(crate) type PutBack = Box<dyn Fn() -> (bool, Epoch, u32) + Send + Sync>;
 
+/// The answer of a site, which has to look.
+pub(crate) type Looking<E> = Pin<Box<dyn Future<Output = Result<(), E>> + Send>>;
+
+/// Tells whether the site changes blocks now; why not, else.
+pub(crate) type Writes = Box<dyn Fn() -> Looking<LifecycleError> + Send + Sync>;
+
+/// Tells whether the site, as it is now, would be promoted by this request; why not, else.
+pub(crate) type Promotable = Box<dyn Fn(PromoteRequest) -> Looking<NotChanged> + Send + Sync>;
+
+/// The site that carries calls out.
+pub(crate) struct SiteBehind {
+    /// As it calls itself.
+    pub(crate) name: String,
+    pub(crate) put_back: PutBack,
+    pub(crate) writes: Writes,
+    pub(crate) promotable: Promotable,
+}
+
 /// What the site asks two people for.
 pub(crate) struct Needs {
     pub(crate) verbs: BTreeSet<Verb>,
     /// `None`: no site is behind this server, and nothing is promoted.
-    pub(crate) put_back: Option<PutBack>,
+    pub(crate) site: Option<SiteBehind>,
 }
 
 impl Needs {
     /// Whether the call may need two people: it is read before that is known.
     pub(crate) fn concern(&self, verb: Verb) -> bool {
-        self.name(verb) || verb == Verb::Promote && self.put_back.is_some()
+        self.name(verb) || verb == Verb::Promote && self.site.is_some()
     }
 
     /// Whether this call takes one person only. A promotion above an epoch that somebody names takes two, whatever the
     /// policy says, unless the site was put back, it is not far, and it was not done often.
-    pub(crate) fn take_one(&self, verb: Verb, asked: &Asked) -> bool {
-        let above = asked.promotion.as_ref().and_then(|promotion| promotion.above_epoch);
+    pub(crate) fn take_one(&self, verb: Verb, asking: &Asking) -> bool {
+        let above = asking.promotion.as_ref().and_then(|promotion| promotion.above_epoch);
         let is_near = |above: u64| {
-            let known = self.put_back.as_ref().map(|put_back| put_back());
+            let known = self.site.as_ref().map(|site| (site.put_back)());
             known.is_some_and(|(is_put_back, known, times)| {
                 let is_near = above <= known.0.saturating_add(ABOVE_MAX);
                 is_put_back && is_near && times < ABOVE_TIMES_MAX
             })
         };
         !self.name(verb) && above.is_none_or(is_near)
+    }
+
+    /// The name of the site, for people.
+    pub(crate) fn site_name(&self) -> &str {
+        self.site.as_ref().map_or("", |site| &site.name)
     }
 
     fn name(&self, verb: Verb) -> bool {
@@ -53,18 +78,19 @@ impl Needs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::approvals::{summary::About, whole::Matter};
-    use http::Request;
-    use kms_proto::v1::PromoteRequest;
-    use tonic::body::Body;
+    use prost::Message as _;
 
-    fn promotion(above_epoch: Option<u64>) -> Asked {
-        let promotion = Some(PromoteRequest { above_epoch, ..PromoteRequest::default() });
-        Asked {
-            matter: Matter { digest: [0; 32], about: About::default(), may_go_on: false },
-            is_question: false,
-            promotion,
-            request: Request::new(Body::empty()),
+    fn promotion(above_epoch: Option<u64>) -> Asking {
+        let request = PromoteRequest { above_epoch, ..PromoteRequest::default() };
+        Asking::of_message(Verb::Promote, &request.encode_to_vec())
+    }
+
+    fn behind(put_back: PutBack) -> SiteBehind {
+        SiteBehind {
+            name: "north".to_owned(),
+            put_back,
+            writes: Box::new(|| Box::pin(async { Ok(()) })),
+            promotable: Box::new(|_| Box::pin(async { Ok(()) })),
         }
     }
 
@@ -72,7 +98,7 @@ mod tests {
     fn one_person_names_an_epoch_only_for_a_site_that_was_put_back_and_only_a_near_one() {
         let takes_one_of = |is_put_back, above, times| {
             let put_back: PutBack = Box::new(move || (is_put_back, Epoch(4), times));
-            let needs = Needs { verbs: BTreeSet::new(), put_back: Some(put_back) };
+            let needs = Needs { verbs: BTreeSet::new(), site: Some(behind(put_back)) };
             assert!(needs.concern(Verb::Promote) && !needs.concern(Verb::Demote));
             needs.take_one(Verb::Promote, &promotion(above))
         };
@@ -85,7 +111,7 @@ mod tests {
         assert!(!takes_one(false, Some(4)) && !takes_one(false, Some(1)));
         // Where the policy asks for two it takes two, near or not.
         let verbs = BTreeSet::from([Verb::Promote]);
-        let needs = Needs { verbs, put_back: None };
+        let needs = Needs { verbs, site: None };
         assert!(!needs.take_one(Verb::Promote, &promotion(None)));
     }
 }

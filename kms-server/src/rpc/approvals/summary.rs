@@ -90,6 +90,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::SyncNow
         | Verb::ListApprovals
         | Verb::ApproveCall
+        | Verb::AskAhead
         | Verb::Health
         | Verb::Reflection => About::default(),
     };

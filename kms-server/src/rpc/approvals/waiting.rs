@@ -124,6 +124,41 @@ impl Approvals {
         Err(Refused::AuditNotWritable)
     }
 
+    /// As [`Approvals::pass`], and uses nothing: the call with its approval, as it waits.
+    pub(crate) async fn ahead(
+        &self,
+        permit: &Permit,
+        matter: &Matter,
+        call: &AuditedCall,
+    ) -> Result<Listed, Refused> {
+        let name = name_of(permit.verb().name(), permit.caller().as_str(), &matter.digest);
+        let _turn = self.turn.lock().await;
+        for _ in 0..TRIES_MAX {
+            let rows = self.audit.approvals().await.map_err(not_recorded)?;
+            let row = rows.iter().find(|row| row.name == name);
+            match row.map(|row| (row, self.look(row))) {
+                None => drop(self.ask((permit, matter, call), &rows, None).await?),
+                Some((row, Found::Over)) => {
+                    drop(self.ask((permit, matter, call), &rows, Some(row)).await?);
+                }
+                Some((row, Found::Unfit(unfit))) => {
+                    drop(self.take_out::<Second>(row, call, unfit).await?);
+                }
+                Some((_, Found::Lives(waiting))) if waiting.approver.is_none() => {
+                    return Err(self.needed(permit.verb(), &waiting, true));
+                }
+                Some((row, Found::Lives(waiting))) => match self.unfit(&waiting).await? {
+                    Some(unfit) => drop(self.take_out::<Second>(row, call, unfit).await?),
+                    None => {
+                        let missing = Refused::Fault("a call of no verb");
+                        return self.listed(waiting).ok_or(missing);
+                    }
+                },
+            }
+        }
+        Err(Refused::AuditNotWritable)
+    }
+
     /// The calls that wait, the oldest first.
     pub(crate) async fn list(&self) -> Result<Vec<Listed>, Refused> {
         let rows = self.audit.approvals().await.map_err(not_recorded)?;
@@ -222,7 +257,7 @@ impl Approvals {
             approver: None,
             ends: self.audit.chains().await.map_err(not_recorded)?,
         };
-        let refused = needed(verb, &waiting, false);
+        let refused = self.needed(verb, &waiting, false);
         let outcome = AuditOutcome::refused(refused.word());
         let entry = call.entry(self.audit.now_ms(), waiting.subject.clone(), outcome);
         let entry = entry.with(Detail::Approval, waiting.number);
@@ -243,19 +278,17 @@ impl Approvals {
         (row, waiting): (&StoredApproval, &WaitingCall),
     ) -> Result<Option<Second>, Refused> {
         let verb = Verb::of_name(&waiting.verb).ok_or(Refused::Fault("a call of no verb"))?;
-        let Some(approver) = &waiting.approver else { return Err(needed(verb, waiting, true)) };
+        let Some(approver) = &waiting.approver else {
+            return Err(self.needed(verb, waiting, true));
+        };
         let approver = CallerName::new(approver).map_err(|_| Refused::Fault("not a name"))?;
         let second = Second { approver, number: waiting.number };
         // To carry out a part of it twice changes nothing: its approval lasts as long as it lives.
         if may_go_on {
             return Ok(Some(second));
         }
-        // Its use would stand in a chain that the row does not name: with all of that chain it could be taken back.
-        if !self.audit.is_older_than(waiting) {
-            return self.take_out(row, call, Unfit::YoungerServer).await;
-        }
-        if self.audit.uses(waiting).await.map_err(not_recorded)? > 0 {
-            return self.take_out(row, call, Unfit::Used).await;
+        if let Some(unfit) = self.unfit(waiting).await? {
+            return self.take_out(row, call, unfit).await;
         }
         let used = AuditedCall { verb: AuditText::new(USED), ..call.clone() };
         let subject = waiting.subject.clone();
@@ -273,6 +306,16 @@ impl Approvals {
             return Err(self.refuse(call, waiting.subject.clone(), refused).await);
         }
         Ok(Some(second))
+    }
+
+    /// The reason why a call that a row says is approved is not carried out here.
+    async fn unfit(&self, waiting: &WaitingCall) -> Result<Option<Unfit>, Refused> {
+        // Its use would stand in a chain that the row does not name: with all of that chain it could be taken back.
+        if !self.audit.is_older_than(waiting) {
+            return Ok(Some(Unfit::YoungerServer));
+        }
+        let uses = self.audit.uses(waiting).await.map_err(not_recorded)?;
+        Ok((uses > 0).then_some(Unfit::Used))
     }
 
     /// Puts the second person's name to a call. `None`: somebody else was first.
@@ -362,9 +405,10 @@ impl Approvals {
         let numbered = self.numbered.fetch_add(1, Ordering::Relaxed);
         NUMBER_MIN + self.secret.hash_one(numbered) % (9 * NUMBER_MIN)
     }
-}
 
-fn needed(verb: Verb, waiting: &WaitingCall, asked_before: bool) -> Refused {
-    let (number, expires_ms) = (waiting.number, waiting.expires_ms());
-    Refused::SecondPersonNeeded { verb, number, expires_ms, asked_before }
+    fn needed(&self, verb: Verb, waiting: &WaitingCall, asked_before: bool) -> Refused {
+        let (number, expires_ms) = (waiting.number, waiting.expires_ms());
+        let site = self.needs.site_name().to_owned();
+        Refused::SecondPersonNeeded { verb, number, site, expires_ms, asked_before }
+    }
 }

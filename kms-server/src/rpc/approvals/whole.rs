@@ -32,14 +32,37 @@ pub(crate) struct Matter {
     pub(crate) may_go_on: bool,
 }
 
-/// A call that needs two people, read as far as it takes to know what it asks.
-pub(crate) struct Asked {
-    /// What is asked.
+/// What a request asks that may need two people.
+pub(crate) struct Asking {
     pub(crate) matter: Matter,
     /// It changes nothing whoever asks, and takes one person only.
     pub(crate) is_question: bool,
     /// The promotion that is asked for: how far it goes says whether it takes two.
     pub(crate) promotion: Option<PromoteRequest>,
+    /// Only a site that writes can carry it out.
+    pub(crate) takes_a_writer: bool,
+}
+
+impl Asking {
+    /// A call of one message.
+    pub(crate) fn of_message(verb: Verb, message: &[u8]) -> Self {
+        let is_promotion = verb == Verb::Promote;
+        Self {
+            matter: Matter {
+                digest: Sha256::digest(message).into(),
+                about: about(verb, message),
+                may_go_on: false,
+            },
+            is_question: false,
+            promotion: is_promotion.then(|| PromoteRequest::decode(message).ok()).flatten(),
+            takes_a_writer: verb.takes_a_writer(message),
+        }
+    }
+}
+
+/// A call that may need two people, read as far as it takes to know what it asks.
+pub(crate) struct Asked {
+    pub(crate) asking: Asking,
     /// As it came, byte by byte.
     pub(crate) request: Request<Body>,
 }
@@ -52,18 +75,8 @@ impl Asked {
         message_bytes_max: usize,
     ) -> Result<Self, Status> {
         let whole = Whole::read(request, message_bytes_max).await?;
-        Ok(Self {
-            matter: Matter {
-                digest: Sha256::digest(whole.message()).into(),
-                about: about(verb, whole.message()),
-                may_go_on: false,
-            },
-            is_question: false,
-            promotion: (verb == Verb::Promote)
-                .then(|| PromoteRequest::decode(whole.message()).ok())
-                .flatten(),
-            request: whole.into_request(),
-        })
+        let asking = Asking::of_message(verb, whole.message());
+        Ok(Self { asking, request: whole.into_request() })
     }
 }
 

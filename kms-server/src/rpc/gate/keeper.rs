@@ -7,7 +7,13 @@ use http::Request;
 use tokio::time::Instant;
 use tonic::{Status, body::Body};
 
-use super::{call::Call, peer::Peer, recording::call_of, strangers::Strangers};
+use super::{
+    call::Call,
+    peer::Peer,
+    recording::{Recorder, call_of},
+    seconds::Seconds,
+    strangers::Strangers,
+};
 use crate::{
     audit::Audit,
     replication,
@@ -93,22 +99,15 @@ impl Gatekeeper {
             Verb::ImportMeters => import_call::read(request, bytes_max).await?,
             verb => Asked::read(verb, request, bytes_max).await?,
         };
-        if asked.is_question || self.approvals.needs().take_one(permit.verb(), &asked) {
-            return Ok(asked.request);
+        let Asked { asking, mut request } = asked;
+        if asking.is_question || self.approvals.needs().take_one(permit.verb(), &asking) {
+            return Ok(request);
         }
         let call = call_of(permit.caller(), permit.verb(), id.as_ref());
-        let second = match self.approvals.pass(permit, &asked.matter, &call).await {
-            Ok(second) => second,
-            Err(refused) => {
-                // Whoever goes on asking is counted like one who asks for what he is not granted; all else was recorded.
-                if refused.is_asked_again() {
-                    self.audit.record_refusal(call, refused.word()).await;
-                }
-                return Err(refused.into());
-            }
-        };
+        let recorder = Recorder(Arc::clone(&self.audit));
+        let seconds = Seconds { approvals: Arc::clone(&self.approvals), recorder };
+        let second = seconds.pass(permit, &asking, &call).await?;
         tracing::info!(approver = %second.approver, number = second.number, "passes with two people");
-        let mut request = asked.request;
         request.extensions_mut().insert(Arc::new(permit.approved_by(second)));
         Ok(request)
     }

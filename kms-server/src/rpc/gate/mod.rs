@@ -8,4 +8,5 @@ pub(crate) mod layer;
 pub(crate) mod peer;
 mod permit;
 pub(crate) mod recording;
+pub(crate) mod seconds;
 pub(crate) mod strangers;

@@ -1,13 +1,27 @@
 //! A plan for a promotion, and reports of readiness, as protobuf has them.
 
-use kms_proto::v1::{PlanBlock, PlanPromotionResponse};
+use kms_proto::v1::{PlanBlock, PlanPromotionResponse, PromoteRequest};
 
 use super::{papers::wire_report, role_status::word_of_role};
-use crate::replication::{CostlyBlock, Plan, Reports};
+use crate::{
+    keyring::Wish,
+    replication::{CostlyBlock, Plan, Reports},
+};
 use kms_core::{
+    Epoch,
     audit::{PublicKey, SiteKeys},
     site::role::Standing,
 };
+
+/// The promotion that a request asks for.
+pub(crate) fn wish(request: &PromoteRequest) -> Wish {
+    let PromoteRequest { expected_epoch, primary_is_lost, above_epoch, .. } = *request;
+    Wish {
+        expected: Epoch(expected_epoch),
+        is_lost: primary_is_lost,
+        above: above_epoch.map(Epoch),
+    }
+}
 
 /// A standing on the wire.
 pub(crate) fn wire_standing(standing: &Standing) -> kms_proto::v1::SiteStanding {

@@ -85,10 +85,21 @@ pub(crate) enum Refused {
     #[error("no role of {caller} grants {verb}")]
     NotGranted { caller: CallerName, verb: Verb },
     #[error(
-        "{verb} needs a second person: let one who may approve {number} at this site (ami-tool \
+        "{verb} needs a second person: let one who may approve {number} at site {site} (ami-tool \
          approvals approve {number}), then make the same call again, all of it within 15 minutes"
     )]
-    SecondPersonNeeded { verb: Verb, number: u64, expires_ms: u64, asked_before: bool },
+    SecondPersonNeeded {
+        verb: Verb,
+        number: u64,
+        site: String,
+        expires_ms: u64,
+        asked_before: bool,
+    },
+    #[error(
+        "site {site} does not write now, and only the one that does can carry out {verb}: nothing waits here, and nothing \
+         is approved here; let the call be made at the site that writes, and be approved there"
+    )]
+    MadeElsewhere { verb: Verb, site: String },
     #[error("{0} calls wait for a second person already; let some be approved, or wait 15 minutes")]
     TooManyWaiting(usize),
     #[error(
@@ -256,6 +267,7 @@ impl Refused {
             | Self::UnknownCaller(_)
             | Self::NotGranted { .. }
             | Self::SecondPersonNeeded { .. }
+            | Self::MadeElsewhere { .. }
             | Self::OwnCall
             | Self::NothingWaits
             | Self::OtherCall
@@ -309,6 +321,7 @@ impl Refused {
             Self::UnknownCaller(_) => (Code::PermissionDenied, "UNKNOWN_CALLER"),
             Self::NotGranted { .. } => (Code::PermissionDenied, "NOT_GRANTED"),
             Self::SecondPersonNeeded { .. } => (Code::FailedPrecondition, "SECOND_PERSON_NEEDED"),
+            Self::MadeElsewhere { .. } => (Code::FailedPrecondition, "NOT_PRIMARY"),
             Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
             Self::TooManyAsked { .. } => (Code::ResourceExhausted, "TOO_MANY_ASKED"),
             Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
@@ -371,11 +384,15 @@ impl Refused {
             Self::NotGranted { caller, verb } => {
                 vec![("caller", caller.to_string()), ("verb", verb.to_string())]
             }
-            Self::SecondPersonNeeded { verb, number, expires_ms, asked_before: _ } => vec![
+            Self::SecondPersonNeeded { verb, number, site, expires_ms, asked_before: _ } => vec![
                 ("verb", verb.to_string()),
                 ("approval_id", number.to_string()),
+                ("site", site.clone()),
                 ("expires", expires_ms.to_string()),
             ],
+            Self::MadeElsewhere { verb, site } => {
+                vec![("verb", verb.to_string()), ("site", site.clone())]
+            }
             Self::TooManyWaiting(limit)
             | Self::TooManyOfCaller(limit)
             | Self::ImportTooLong(limit) => {

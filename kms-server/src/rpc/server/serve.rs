@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kms_proto::v1::PromoteRequest;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 
@@ -18,12 +19,13 @@ use crate::{
     keyring::Roles,
     rpc::{
         approvals::{
-            need::{Needs, PutBack},
+            need::{Needs, Promotable, PutBack, SiteBehind, Writes},
             waiting::Approvals,
         },
         config::Config,
         figures::Figures,
-        gate::recording::Recorder,
+        gate::{recording::Recorder, seconds::Seconds},
+        messages::plan::wish,
         services::approvals::ApprovalsService,
         shares::{accounts::Shares, budget::Budget},
         tls::{
@@ -51,7 +53,7 @@ pub async fn serve(
         let (policy, tls) = (config.policy.digest(), Arc::clone(&own.tls));
         replicating.makeup.trust_by(Box::new(move || tls.trust(policy)));
     }
-    let put_back = put_back(Arc::clone(&parts.roles));
+    let behind = behind(&parts);
     let lists = Lists { tls: Arc::clone(&own.tls), lifecycle: Arc::clone(&parts.lifecycle) };
     lists.look_first().await?;
     // Until the server ends.
@@ -61,7 +63,7 @@ pub async fn serve(
     let replication = replication.map(|it| it.status);
     sources.extend(replication.clone().map(|it| it as Arc<dyn Source>));
     sources.extend([ciphering as Arc<dyn Source>, transmitting, keyring, audit.clone()]);
-    let server = own.server(config, GateParts { services, audit, clock }, Some(put_back))?;
+    let server = own.server(config, GateParts { services, audit, clock }, Some(behind))?;
     let sources = sources.into_iter().chain(server.sources).collect();
     Server { sources, looks, replication, ..server }.run(shutdown, ready).await
 }
@@ -110,12 +112,12 @@ impl Own {
         self,
         config: Config,
         parts: GateParts,
-        put_back: Option<PutBack>,
+        site: Option<SiteBehind>,
     ) -> Result<Server, RpcError> {
         let Self { tls, figures, shares, budget } = self;
         let GateParts { services, audit, clock } = parts;
         let verbs = config.policy.dual_control().clone();
-        let needs = Needs { verbs, put_back };
+        let needs = Needs { verbs, site };
         let approvals = Arc::new(Approvals::new(needs, Arc::clone(&audit), Arc::clone(&clock)));
         let routes = standing(services, &config, &approvals, &audit)?;
         let sources: Vec<Arc<dyn Source>> = vec![figures.clone(), Arc::new(budget), tls.clone()];
@@ -135,6 +137,44 @@ impl Own {
     }
 }
 
+/// What approvals have to know of the site.
+fn behind(parts: &Parts) -> SiteBehind {
+    SiteBehind {
+        name: parts.domain.site.clone(),
+        put_back: put_back(Arc::clone(&parts.roles)),
+        writes: writes(parts),
+        promotable: promotable(parts),
+    }
+}
+
+/// Whether the site writes: as its database says now, since another one of its servers may have changed that.
+fn writes(parts: &Parts) -> Writes {
+    let (roles, lifecycle) = (Arc::clone(&parts.roles), Arc::clone(&parts.lifecycle));
+    Box::new(move || {
+        let (roles, lifecycle) = (Arc::clone(&roles), Arc::clone(&lifecycle));
+        Box::pin(async move {
+            // What can't be read now leaves what is known, and a role that does not hold closes the site.
+            let _ = roles.look().await;
+            lifecycle.check_writes()
+        })
+    })
+}
+
+/// Whether a promotion would be refused, by what refuses it when it is made.
+fn promotable(parts: &Parts) -> Promotable {
+    let roles = Arc::clone(&parts.roles);
+    let planning = parts.replication.as_ref().map(|it| Arc::clone(&it.planning));
+    Box::new(move |request: PromoteRequest| {
+        let (roles, planning) = (Arc::clone(&roles), planning.clone());
+        Box::pin(async move {
+            if let Some(planning) = planning.filter(|_| !request.although_unproved) {
+                planning.ready().await?;
+            }
+            roles.check_promotion(wish(&request)).await
+        })
+    })
+}
+
 /// Whether the site was put back, the highest epoch that its records say, and how often it was promoted above one, as its
 /// roles know it.
 fn put_back(roles: Arc<Roles>) -> PutBack {
@@ -151,5 +191,6 @@ fn standing(
     audit: &Arc<Audit>,
 ) -> Result<Routes, RpcError> {
     let (approvals, recorder) = (Arc::clone(approvals), Recorder(Arc::clone(audit)));
-    routes::with_standing(services, ApprovalsService { approvals, recorder }, &config.limits)
+    let (seconds, policy) = (Seconds { approvals, recorder }, Arc::new(config.policy.clone()));
+    routes::with_standing(services, ApprovalsService { seconds, policy }, &config.limits)
 }

@@ -24,7 +24,7 @@ use crate::{
     ciphering::Floors,
     enrolment::{Enroller, Enrolling},
     hsm::TokenStatus,
-    keyring::{KeyringStatus, KnownToken, NotChanged, Promotion, Roles, Wish},
+    keyring::{KeyringStatus, KnownToken, NotChanged, Promotion, Roles},
     lifecycle::{AsidePage, ForgetList, Lifecycle},
     replication::{
         self, Fencing, FollowerStatus, FollowingStatus, PeerHeard, Planning, ReplicationStatus,
@@ -37,8 +37,8 @@ use crate::{
         messages::{
             divergence,
             enrolment_status::{of_enrolment, word_of_enrolment},
-            plan::{wire_plan, wire_reports, wire_standing},
-            role_status::{of_fencing, of_role, word_of_fencing, word_of_role},
+            plan::{wire_plan, wire_reports, wire_standing, wish},
+            role_status::{of_fencing, of_role, word_of_fencing},
             status::Refused,
             sync_status::{of_sync, wire_progress},
             words,
@@ -151,26 +151,21 @@ impl site_server::Site for SiteService {
         let permit = Permit::of(&request, Verb::Promote)?;
         let _executing = self.figures.execute(Verb::Promote);
         let call = self.recorder.call(&permit, &request);
-        let PromoteRequest { expected_epoch, primary_is_lost, above_epoch, although_unproved } =
-            request.into_inner();
-        let wish = Wish {
-            expected: Epoch(expected_epoch),
-            is_lost: primary_is_lost,
-            above: above_epoch.map(Epoch),
-        };
+        let request = request.into_inner();
+        let wish = wish(&request);
         let entry = self.recorder.entry(&call, Subject::NONE);
         let now_ms = self.clock.unix_ms();
         let (roles, recorder) = (Arc::clone(&self.roles), self.recorder.clone());
         self.may_ever_write(&call).await?;
-        if let Some(planning) = self.planning.as_ref().filter(|_| !although_unproved)
+        if let Some(planning) = self.planning.as_ref().filter(|_| !request.although_unproved)
             && let Err(error) = planning.ready().await
         {
-            return Err(not_changed(&recorder, &call, &error).await);
+            return Err(recorder.role_not_changed(&call, &error).await);
         }
         let Promotion { standing, left } = to_its_end(async move {
             match roles.promote(wish, entry, now_ms).await {
                 Ok(promotion) => Ok(promotion),
-                Err(error) => Err(not_changed(&recorder, &call, &error).await),
+                Err(error) => Err(recorder.role_not_changed(&call, &error).await),
             }
         })
         .await?;
@@ -221,7 +216,7 @@ impl site_server::Site for SiteService {
         let standing = to_its_end(async move {
             match roles.demote(expected, entry, now_ms).await {
                 Ok(standing) => Ok(standing),
-                Err(error) => Err(not_changed(&recorder, &call, &error).await),
+                Err(error) => Err(recorder.role_not_changed(&call, &error).await),
             }
         })
         .await?;
@@ -473,7 +468,7 @@ impl SiteService {
             return Ok(());
         }
         let error = NotChanged::Standing(changing::NotChanged::Replica);
-        Err(not_changed(&self.recorder, call, &error).await)
+        Err(self.recorder.role_not_changed(call, &error).await)
     }
 
     fn certificate_faults(&self) -> Vec<String> {
@@ -489,13 +484,6 @@ impl SiteService {
         let lists = self.tls.current().lists_due.and_then(|due| due.warning(self.clock.unix_ms()));
         expiry.into_iter().chain(lists).chain(self.tls.fault()).collect()
     }
-}
-
-/// Records why the role was not changed, and gives the status for it.
-async fn not_changed(recorder: &Recorder, call: &AuditedCall, error: &NotChanged) -> Status {
-    let (word, is_ours) = word_of_role(error);
-    let recorded = recorder.not_done(call, word, is_ours).await;
-    recorded.err().unwrap_or_else(|| of_role(error))
 }
 
 fn wire_store(store: StoreFacts, keyring: &KeyringStatus) -> StoreStatus {

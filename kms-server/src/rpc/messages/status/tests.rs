@@ -17,6 +17,7 @@ fn only_what_can_pass_later_says_so() {
     let second = || Refused::SecondPersonNeeded {
         verb: Verb::Decrypt,
         number: 1,
+        site: "y".to_owned(),
         expires_ms: 1,
         asked_before: false,
     };
@@ -77,6 +78,11 @@ fn only_what_can_pass_later_says_so() {
             Refused::TooManyAsked { limit: 1, after_ms: 7_001 },
             "RESOURCE_EXHAUSTED TOO_MANY_ASKED",
             Some(7_001),
+        ),
+        (
+            Refused::MadeElsewhere { verb: Verb::DeleteMeter, site: "y".to_owned() },
+            "FAILED_PRECONDITION NOT_PRIMARY",
+            None,
         ),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
@@ -145,6 +151,7 @@ fn number(refused: &Refused) -> usize {
         Refused::Unfit(_) => 42,
         Refused::OtherCall => 43,
         Refused::TooManyAsked { .. } => 44,
+        Refused::MadeElsewhere { .. } => 45,
     }
 }
 
