@@ -292,7 +292,8 @@ async fn invariant_4_a_killed_database_loses_nothing_acknowledged_and_leaves_not
         let (last, failure) = committing.await.unwrap();
         acknowledged = last.max(acknowledged);
         // Killed between the commit's arrival and its answer, nobody knows.
-        let is_lost = matches!(failure, StoreError::Unreachable { .. } | StoreError::Unknown { .. });
+        let is_lost =
+            matches!(failure, StoreError::Unreachable { .. } | StoreError::Unknown { .. });
         assert!(is_lost, "{failure}");
         cluster.start();
 
