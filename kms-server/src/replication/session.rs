@@ -329,11 +329,11 @@ mod tests {
         let mut together = Together::default();
         let pieces = all.iter().cloned().chain([large.clone()]);
         let sent: Vec<Said> = pieces.filter_map(|piece| together.with(piece)).collect();
-        assert_eq!(together.said, [PeerSaid::Update(large)], "one goes whatever its size");
+        assert!(together.said == [PeerSaid::Update(large)], "one goes whatever its size");
         let most = sent.iter().map(Vec::len).max().unwrap();
         assert!((100..=PIECE_BYTES / 1_000).contains(&most), "{most} went together");
         let sent: Vec<_> = sent.into_iter().flatten().collect();
-        assert_eq!(sent, all.into_iter().map(PeerSaid::Update).collect::<Vec<_>>());
+        assert!(sent == all.into_iter().map(PeerSaid::Update).collect::<Vec<_>>());
     }
 
     #[test]
