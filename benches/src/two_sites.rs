@@ -97,8 +97,8 @@ async fn run(options: &Options) -> Result<(), Error> {
     let mut bench = Bench { pair: &pair, stored, both, between, b: None, next: options.meters };
     bench.full_copy(dir.path(), options.meters).await?;
     bench.difference(options.meters).await?;
-    bench.lag(options).await?;
-    bench.throughput(options, a.pid()).await?;
+    let with = bench.lag(options, a.pid()).await?;
+    bench.throughput(options, a.pid(), with).await?;
     a.stop()?;
     bench.proof().await
 }
@@ -160,6 +160,12 @@ async fn import(client: &KmsClient, meters: std::ops::Range<u32>) -> Result<u64,
         unreplicated += u64::from(result.replicated != Replicated::Replicated);
     }
     Ok(unreplicated)
+}
+
+/// Decryption, and what the primary had of the processor.
+struct Load {
+    items_a_core_second: f64,
+    cores: f64,
 }
 
 struct Bench<'a> {
@@ -247,9 +253,12 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Changes at a steady rate: from sending one to the answer that it is at the other site.
-    async fn lag(&mut self, options: &Options) -> Result<(), Error> {
+    /// Changes at a steady rate: from sending one to the answer that it is at the other site; and the share of the
+    /// primary's processor that they take.
+    async fn lag(&mut self, options: &Options, pid: u32) -> Result<f64, Error> {
+        let before = cpu_time(pid)?;
         let (took, unreplicated) = self.changes(options).await?;
+        let cores = (cpu_time(pid)? - before).as_secs_f64() / options.seconds as f64;
         let ms = |q| quantile(&took, q).as_secs_f64() * 1_000.0;
         println!(
             "change to `replicated`       {:8.1} ms p50, {:.1} ms p99, at {} key changes/s; {unreplicated} of {} meters not replicated in time",
@@ -258,24 +267,38 @@ impl Bench<'_> {
             options.rate,
             u64::from(options.rate / KEYS_A_METER) * options.seconds
         );
-        Ok(())
+        Ok(cores)
     }
 
-    /// Decryption at the primary under the same changes, with its follower and without.
-    async fn throughput(&mut self, options: &Options, pid: u32) -> Result<(), Error> {
+    /// Decryption at the primary under the same changes, with its follower and without; then changes alone.
+    async fn throughput(&mut self, options: &Options, pid: u32, with: f64) -> Result<(), Error> {
         let telegrams = Telegrams::of_random_meters(options.meters, 65_536)?;
         let batches = load::packed(&telegrams)?;
         let clients = Clients::connect(&self.pair.a.client_toml(Role::Dev)).await?;
-        let with = self.decrypts(options, &clients, &batches, pid).await?;
+        let followed = self.decrypts(options, &clients, &batches, pid).await?;
         if let Some(b) = self.b.take() {
             b.stop()?;
         }
         let alone = self.decrypts(options, &clients, &batches, pid).await?;
         println!(
             "decryption while it changes  {:8.0} items a core second with a follower, {:.0} alone; ratio {:.3}",
-            with,
-            alone,
-            with / alone
+            followed.items_a_core_second,
+            alone.items_a_core_second,
+            followed.items_a_core_second / alone.items_a_core_second
+        );
+        println!(
+            "  the primary's processor    {:8.2} cores and {:.2}; the client and the follower have the rest",
+            followed.cores, alone.cores
+        );
+        let before = cpu_time(pid)?;
+        self.changes(options).await?;
+        let without = (cpu_time(pid)? - before).as_secs_f64() / options.seconds as f64;
+        let cores = std::thread::available_parallelism()?.get() as f64;
+        println!(
+            "changes and nothing else     {:8.0} ms of a core a second with a follower, {:.0} alone; ratio of what is left of {cores} cores {:.3}",
+            with * 1_000.0,
+            without * 1_000.0,
+            (cores - with) / (cores - without)
         );
         Ok(())
     }
@@ -286,13 +309,15 @@ impl Bench<'_> {
         clients: &Clients,
         batches: &Arc<Vec<PackedBatch>>,
         pid: u32,
-    ) -> Result<f64, Error> {
-        let before = cpu_time(pid)?;
+    ) -> Result<Load, Error> {
         let lasting = Duration::from_secs(options.seconds);
+        let (before, began) = (cpu_time(pid)?, Instant::now());
         let (items, changes) =
             tokio::join!(clients.stream(batches, lasting), self.changes(options));
         changes?;
-        Ok(items? as f64 / (cpu_time(pid)? - before).as_secs_f64())
+        let cpu = (cpu_time(pid)? - before).as_secs_f64();
+        let cores = cpu / began.elapsed().as_secs_f64();
+        Ok(Load { items_a_core_second: items? as f64 / cpu, cores })
     }
 
     /// Changes at the rate of the options: how long each message took until it was answered.

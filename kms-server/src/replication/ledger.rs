@@ -1,5 +1,5 @@
 //! Where the blocks of this site stand: learnt from the commits of this process, and from a look at the database for
-//! those of others.
+//! those of others. For those who follow it has the last of these commits, too.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,10 +12,13 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::lagging::Behind;
+use super::{
+    lagging::Behind,
+    recent::{Recent, ToKeep},
+};
 use crate::store::{
     AuditedStore, BlockChange, Positions, ReadStore, StoreError,
-    sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
+    sites::{BlockAdoption, BlockChanges, Divergent, PeerStep, RoleStep},
 };
 use kms_core::{BlockCount, BlockNo, Position, audit::AuditEntry};
 
@@ -28,13 +31,23 @@ const AFTER_FAILURE: Duration = Duration::from_millis(500);
 pub struct Ledger {
     at: Mutex<Vec<Position>>,
     changed: watch::Sender<u64>,
+    recent: Mutex<Recent>,
+}
+
+/// For as long as it is there, the ledger keeps what is committed.
+pub(super) struct Reader(Arc<Ledger>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.recent().one_less();
+    }
 }
 
 impl Ledger {
     /// Nothing is known yet.
     pub fn new(blocks: BlockCount) -> Self {
         let none = vec![Position::default(); blocks.get() as usize];
-        Self { at: Mutex::new(none), changed: watch::Sender::new(0) }
+        Self { at: Mutex::new(none), changed: watch::Sender::new(0), recent: Mutex::default() }
     }
 
     /// Blocks are known to stand there, or beyond.
@@ -73,6 +86,18 @@ impl Ledger {
         let known = self.known();
         let both = (0u32..).zip(known.iter().zip(seen));
         both.filter(|(_, (known, seen))| known > seen).map(|(block, _)| BlockNo(block)).collect()
+    }
+
+    /// Somebody follows: what is committed from now on is kept for it.
+    pub(super) fn read_by_one(self: &Arc<Self>) -> Reader {
+        self.recent().one_more();
+        Reader(Arc::clone(self))
+    }
+
+    /// What was committed here of a block after this position; `None`: it is not known, and the database has it.
+    pub(super) fn changes_after(&self, block: BlockNo, cursor: Position) -> Option<BlockChanges> {
+        let newest = self.known().get(block.0 as usize).copied()?;
+        self.recent().changes_after(block, cursor, newest)
     }
 
     /// How far these positions of all blocks, in order, are behind.
@@ -114,6 +139,11 @@ impl Ledger {
     fn known(&self) -> MutexGuard<'_, Vec<Position>> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Held while the records of one commit are moved, or those of one block copied.
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The way to commit, with the ledger told of it.
@@ -141,7 +171,13 @@ impl AuditedStore for Noted {
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         let ends = ends(&changes);
+        let is_wanted = self.ledger.recent().is_wanted();
+        let to_keep = is_wanted.then(|| ToKeep::of(&changes));
         self.commits.commit(changes, entries).await?;
+        // Before anybody is woken who looks for it.
+        if let Some(to_keep) = to_keep {
+            self.ledger.recent().committed(to_keep);
+        }
         self.ledger.note(ends);
         Ok(())
     }
@@ -154,6 +190,7 @@ impl AuditedStore for Noted {
         let end = |it: &BlockAdoption| (it.head.block, it.head.position);
         let ends: Vec<_> = adoptions.iter().map(end).collect();
         self.commits.adopt(adoptions, entries).await?;
+        self.ledger.recent().forget();
         self.ledger.note(ends);
         Ok(())
     }
@@ -165,6 +202,7 @@ impl AuditedStore for Noted {
     ) -> Result<(), StoreError> {
         let ends = ends(&step.blocks);
         self.commits.change_role(step, entries).await?;
+        self.ledger.recent().forget();
         self.ledger.note(ends);
         Ok(())
     }

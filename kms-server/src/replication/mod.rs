@@ -34,6 +34,7 @@ mod peer;
 mod pieces;
 mod planning;
 mod proving;
+mod recent;
 mod remembering;
 mod reporting;
 mod serving;

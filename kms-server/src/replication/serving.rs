@@ -16,9 +16,9 @@ use super::{
     grounds::Grounds,
     ledger::Ledger,
     meeting::is_beyond,
-    messages::{BlockUpdate, HeadsAsked, PeerSaid},
+    messages::{BlockUpdate, HeadsAsked},
     not_served::{NotServed, place},
-    session::{Session, Source, pieces},
+    session::{Said, Session, Source, pieces},
     status::Status,
 };
 use crate::store::sites::{BlockChanges, Divergent};
@@ -204,7 +204,7 @@ impl Serving {
         site: &str,
         cursors: Vec<BlockMark>,
         said: BoxStream<'static, Vec<BlockMark>>,
-    ) -> Result<mpsc::Receiver<Result<PeerSaid, NotServed>>, NotServed> {
+    ) -> Result<mpsc::Receiver<Result<Said, NotServed>>, NotServed> {
         self.check(cursors.iter().map(|cursor| &cursor.block))?;
         let each_once = cursors.len() == self.blocks.get() as usize
             && cursors.is_sorted_by(|a, b| a.block < b.block);

@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     card::Cards,
     lagging::Seat,
-    ledger::Ledger,
+    ledger::{Ledger, Reader},
     messages::{BlockUpdate, PeerSaid},
     not_served::NotServed,
 };
@@ -28,10 +28,15 @@ const BLOCKS_AHEAD: usize = 512;
 const BYTES_AHEAD: usize = 8 << 20;
 /// Bytes of records in one message; one record is sent whatever its size.
 const PIECE_BYTES: usize = 256 << 10;
+/// Of a head.
+const HEAD_BYTES: usize = 128;
 /// The longest time for which a follower that was sent something may store nothing.
 const STALLED: Duration = Duration::from_secs(60);
 
-type Out = mpsc::Sender<Result<PeerSaid, NotServed>>;
+/// What is said at once: what is ready together goes out together, and is taken over in one transaction. Of updates at most a
+/// piece's bytes.
+pub(super) type Said = Vec<PeerSaid>;
+type Out = mpsc::Sender<Result<Said, NotServed>>;
 
 /// What a follower is told of.
 #[derive(Clone)]
@@ -49,6 +54,8 @@ pub(super) struct Source {
 /// One follower. Takes memory by the number of blocks, and for one block's records.
 pub(super) struct Session {
     source: Source,
+    /// What is committed is kept for it.
+    _reader: Reader,
     /// Where it is told how far the follower is behind.
     seat: Seat,
     /// Where the follower's blocks stand.
@@ -69,8 +76,10 @@ impl Session {
     /// Nothing was sent yet. `cursors` has each block once, in order.
     pub(super) fn new(source: Source, seat: Seat, cursors: Vec<BlockMark>) -> Self {
         let count = cursors.len();
+        let reader = source.ledger.read_by_one();
         Self {
             source,
+            _reader: reader,
             seat,
             sent: cursors.iter().map(|cursor| cursor.position).collect(),
             stored: cursors,
@@ -94,14 +103,8 @@ impl Session {
         let mut heartbeat = interval(self.source.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while let Some(block) = self.next() {
-                if !self.send(block, out).await? {
-                    return Ok(());
-                }
-                // What it has stored meanwhile makes room.
-                while let Some(Some(stored)) = futures_util::FutureExt::now_or_never(said.next()) {
-                    self.note(stored);
-                }
+            if !self.send_all(&mut said, out).await? {
+                return Ok(());
             }
             tokio::select! {
                 stored = said.next() => match stored {
@@ -116,7 +119,7 @@ impl Session {
                     self.tell_lag();
                     let card = self.source.cards.now().await?;
                     // One that reads nothing is not there to be told that we are.
-                    if let Err(mpsc::error::TrySendError::Closed(_)) = out.try_send(Ok(PeerSaid::Card(card))) {
+                    if let Err(mpsc::error::TrySendError::Closed(_)) = out.try_send(Ok(vec![PeerSaid::Card(card)])) {
                         return Ok(());
                     }
                 }
@@ -182,14 +185,43 @@ impl Session {
         None
     }
 
-    /// Sends what is new of a block; false: nobody is there any more.
-    async fn send(&mut self, block: BlockNo, out: &Out) -> Result<bool, NotServed> {
+    /// Sends what is due, as far as there is room; false: nobody is there any more.
+    async fn send_all(
+        &mut self,
+        said: &mut BoxStream<'static, Vec<BlockMark>>,
+        out: &Out,
+    ) -> Result<bool, NotServed> {
+        let mut together = Together::default();
+        while let Some(block) = self.next() {
+            for piece in self.pieces_of(block).await? {
+                if let Some(full) = together.with(piece)
+                    && out.send(Ok(full)).await.is_err()
+                {
+                    return Ok(false);
+                }
+            }
+            // What it has stored meanwhile makes room.
+            while let Some(Some(stored)) = futures_util::FutureExt::now_or_never(said.next()) {
+                self.note(stored);
+            }
+        }
+        let last = together.said;
+        Ok(last.is_empty() || out.send(Ok(last)).await.is_ok())
+    }
+
+    /// Takes what is new of a block for sent, piece by piece.
+    async fn pieces_of(&mut self, block: BlockNo) -> Result<Vec<BlockUpdate>, NotServed> {
         let at = block.0 as usize;
         let Some(cursor) = self.stored.get(at).map(|stored| stored.position) else {
-            return Ok(true);
+            return Ok(Vec::new());
         };
-        let changes = self.source.store.changes_after(block, cursor).await?;
-        let changes = changes.ok_or(NotServed::NoBlock(block))?;
+        let changes = match self.source.ledger.changes_after(block, cursor) {
+            Some(changes) => changes,
+            None => {
+                let stored = self.source.store.changes_after(block, cursor).await?;
+                stored.ok_or(NotServed::NoBlock(block))?
+            }
+        };
         let position = changes.head.position;
         let bytes = changes.records.iter().map(cost).sum();
         if !self.is_full() {
@@ -200,12 +232,7 @@ impl Session {
         if let Some(sent) = self.sent.get_mut(at) {
             *sent = position.max(*sent);
         }
-        for piece in pieces(changes) {
-            if out.send(Ok(PeerSaid::Update(piece))).await.is_err() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(pieces(changes))
     }
 
     /// The follower says where blocks stand there now. One that it has not taken over is sent again when it moves;
@@ -224,6 +251,25 @@ impl Session {
                 self.is_due_now(mark.block);
             }
         }
+    }
+}
+
+/// Updates that go out together.
+#[derive(Default)]
+struct Together {
+    said: Said,
+    bytes: usize,
+}
+
+impl Together {
+    /// One more; those before it, if it is too much beside them.
+    fn with(&mut self, piece: BlockUpdate) -> Option<Said> {
+        let bytes = HEAD_BYTES + piece.records.iter().map(cost).sum::<usize>();
+        let full = self.bytes + bytes > PIECE_BYTES + HEAD_BYTES && !self.said.is_empty();
+        let full = full.then(|| std::mem::take(self).said);
+        self.bytes += bytes;
+        self.said.push(PeerSaid::Update(piece));
+        full
     }
 }
 
@@ -262,6 +308,32 @@ mod tests {
             body: vec![n; bytes],
             mac: [n; 16],
         }
+    }
+
+    #[test]
+    fn small_updates_go_out_together_and_never_more_bytes_than_a_piece() {
+        let head = |block| Head {
+            block: BlockNo(block),
+            secret_version: 1,
+            position: Position { epoch: Epoch(2), sequence: Sequence(9) },
+            count: 9,
+            digest: [1; 32],
+            mac: [2; 16],
+        };
+        let update = |block, bytes| {
+            let records = vec![record(1, bytes)];
+            BlockUpdate { head: head(block), records, more: false }
+        };
+        let all: Vec<_> = (0..1_000).map(|block| update(block, 1_000)).collect();
+        let large = update(1_000, PIECE_BYTES * 2);
+        let mut together = Together::default();
+        let pieces = all.iter().cloned().chain([large.clone()]);
+        let sent: Vec<Said> = pieces.filter_map(|piece| together.with(piece)).collect();
+        assert!(together.said == [PeerSaid::Update(large)], "one goes whatever its size");
+        let most = sent.iter().map(Vec::len).max().unwrap();
+        assert!((100..=PIECE_BYTES / 1_000).contains(&most), "{most} went together");
+        let sent: Vec<_> = sent.into_iter().flatten().collect();
+        assert!(sent == all.into_iter().map(PeerSaid::Update).collect::<Vec<_>>());
     }
 
     #[test]

@@ -167,11 +167,20 @@ fn what_is_not_authentic_is_reported_in_vain_and_decided_where_it_lies() {
     });
 }
 
+/// Whether this process has the file open.
+fn is_open(file: &std::path::Path) -> bool {
+    let file = file.canonicalize().unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter_map(|it| std::fs::read_link(it.path()).ok()).any(|it| it == file)
+}
+
 /// Puts the database back as it was, under a site that was stopped.
 pub(super) async fn put_back(site: Arc<Site>, before: &[u8]) {
     let database = site.database.clone();
     site.store.close().await;
     drop(site);
+    // A write that runs to its end, whoever went away, has a connection of its own, and the last one copies the log.
+    eventually("nobody has the database open", async || !is_open(&database)).await;
     std::fs::write(&database, before).unwrap();
     for beside in ["db-wal", "db-shm"] {
         let _ = std::fs::remove_file(database.with_extension(beside));

@@ -19,6 +19,7 @@ use crate::{
     lifecycle::ImportRules,
     replication::{Cards, Peer as _, PeerSaid},
     store::sites::DivergenceAsked,
+    telemetry::metrics::{Page, Source},
 };
 
 const PLAIN: &[u8] = b"\x0f\x00";
@@ -59,6 +60,50 @@ fn what_is_imported_at_one_site_opens_apdus_at_the_other_and_is_said_to_be_there
         let mark =
             kms_core::block::BlockMark { block, position: head.position, digest: head.digest };
         assert_eq!(north.gate.replicated(&[mark]).await, Replicated::No);
+        north.cut().await;
+    });
+}
+
+/// How often changes were read from a site's database.
+fn reads_of_changes(site: &Site) -> u64 {
+    let text = Page::of([&*site.measured as &dyn Source]).render();
+    let named = r#"kms_store_operation_seconds_count{operation="changes_after",outcome="ok"} "#;
+    let count = text.lines().find_map(|line| line.strip_prefix(named));
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+#[test]
+fn what_is_committed_while_somebody_follows_is_not_read_back_for_it() {
+    at_two_homes(async |north, south_home| {
+        let (a, b) = sites(north, south_home).await;
+        let network = Network::new();
+        let north = Running::start(a, &network).await;
+        let south = Running::start(b, &network).await;
+        eventually("somebody follows", async || !north.status.all().followers.is_empty()).await;
+        let before = reads_of_changes(&north.site);
+        for n in 0..30 {
+            north.site.add(meter(n)).await;
+        }
+        // Meters that are there already, and more of a block at once.
+        north
+            .site
+            .lifecycle
+            .delete(&call("Meters/DeleteMeter"), &MeterId::new(&id(3)).unwrap())
+            .await
+            .unwrap();
+        north.site.import((30..90).map(meter).collect(), ImportRules::default()).await;
+        in_step(&north.site, &south.site).await;
+        // Where the ledger's look is first, the database is asked.
+        let read = reads_of_changes(&north.site) - before;
+        assert!(read < 10, "{read} reads for 92 changes");
+        // What was written while nobody followed is not known any more.
+        south.cut().await;
+        eventually("nobody follows", async || north.status.all().followers.is_empty()).await;
+        north.site.add(meter(100)).await;
+        let south = Running::start(again(south_home, "south", None).await, &network).await;
+        in_step(&north.site, &south.site).await;
+        assert!(reads_of_changes(&north.site) > before + read);
+        south.cut().await;
         north.cut().await;
     });
 }

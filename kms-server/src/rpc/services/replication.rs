@@ -122,8 +122,12 @@ impl ReplicationService {
         let serving = &self.parts()?.serving;
         let sent = serving.follow(&theirs.site, cursors, said).await.map_err(Refused::from)?;
         let hello = FollowChangesResponse { card: Some(sites::wire_card(ours)), update: None };
-        let sent = ReceiverStream::new(sent)
-            .map(|said| Ok(sites::wire_said(said.map_err(Refused::from)?)));
+        // What was said at once is ready at once, so that it shares frames.
+        let sent = ReceiverStream::new(sent).map(|said| {
+            let said = said.map_err(Refused::from)?.into_iter();
+            Ok::<_, Status>(stream::iter(said.map(|it| Ok(sites::wire_said(it)))))
+        });
+        let sent = sent.try_flatten();
         Ok(Response::new(Box::pin(stream::iter([Ok(hello)]).chain(sent))))
     }
 }
