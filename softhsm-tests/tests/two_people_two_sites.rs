@@ -274,6 +274,33 @@ async fn a_switchover_has_its_second_people_before_anybody_is_demoted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_that_stopped_behind_the_demotion_goes_on_once_a_second_person_came() {
+    let (_dir, pair, (a, b)) = pair_of("[\"Site/Promote\"]");
+    let first = &pair.a;
+    let at_a = client(first, Role::Dev).await;
+    add(&at_a, &[line(1)]).await;
+    pair.until_proved(first).unwrap();
+    client(first, Role::AmiAdmin).await.demote_site(2).await.unwrap();
+    let approver = of_both(&pair, Role::Approver);
+    let going_on = switchover(&pair, &[]);
+    eventually("its second step waits for somebody", async || {
+        waiting(&approver, &[]).iter().any(|row| row["verb"] == "Site/Promote")
+    })
+    .await;
+    let number = waiting(&approver, &[])[0]["approval_id"].as_str().unwrap().to_owned();
+    let (code, text) = said(&approver, &["approvals", "approve", &number, "--yes"]);
+    assert_eq!(code, Some(0), "{text}");
+    let output = going_on.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("nobody writes until then: Site/Promote at site site-b"), "{text}");
+    let both = client_of(&pair.client_toml(Role::Dev).unwrap()).await;
+    add(&both, &[line(2)]).await;
+    b.stop().unwrap();
+    a.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_switchover_far_above_the_known_epochs_has_its_second_person_whatever_the_policy_says() {
     let (_dir, pair, (a, b)) = pair_of("[\"Meters/DeleteMeter\"]");
     pair.until_proved(&pair.a).unwrap();

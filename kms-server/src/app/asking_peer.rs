@@ -21,13 +21,19 @@ const REMEMBERED: &str = "the other site remembers counters of blocks without a 
                           epoch (`ami-tool site promote --above-epoch N`)";
 
 /// The memory of the other site.
+#[derive(Debug)]
 pub(super) enum PeersMemory {
     /// There is no other site, by configuration.
     NoPeer,
     /// It did not answer, for this reason.
     Silent(String),
-    /// Its marks of this site's counters. Not verified: they can only keep counters back.
-    Marks(Vec<(BlockNo, Witnessed)>),
+    /// What it says. Not verified: it can only keep counters back.
+    Answer {
+        /// The highest epoch that it knows of.
+        epoch: Epoch,
+        /// Its marks of this site's counters.
+        marks: Vec<(BlockNo, Witnessed)>,
+    },
 }
 
 /// The way to the other site, and what is shown there.
@@ -57,31 +63,46 @@ impl Asking {
             let another = format!("site {:?} answers, which is not the peer", said.card.site);
             return Ok(PeersMemory::Silent(another));
         }
-        Ok(PeersMemory::Marks(said.marks))
+        Ok(PeersMemory::Answer { epoch: said.card.epoch, marks: said.marks })
     }
 }
 
 impl PeersMemory {
-    /// Refuses to begin the counters of one of these blocks in `epoch`, if they had begun.
+    /// Refuses to begin the counters of these blocks in `epoch`, if one of them had begun, or if nobody can say: with these
+    /// marks the database, and perhaps `data_dir`, has lost what the other site alone remembers.
     pub(super) fn check(&self, blocks: &[BlockNo], epoch: Epoch) -> Result<(), Fault> {
-        let Self::Marks(marks) = self else { return Ok(()) };
         let had_begun = |(block, mark): &(BlockNo, Witnessed)| {
             mark.epoch >= epoch && mark.end > 0 && blocks.contains(block)
         };
-        match marks.iter().any(had_begun) {
-            true => Err(Fault::Store(REMEMBERED.into())),
-            false => Ok(()),
-        }
+        let sentence = match self {
+            Self::NoPeer => return Ok(()),
+            Self::Answer { marks, .. } if marks.iter().any(had_begun) => REMEMBERED.to_owned(),
+            Self::Answer { epoch: known, .. } if *known >= epoch => return Ok(()),
+            Self::Answer { epoch: known, .. } => unsure(&format!(
+                "it knows of epoch {} at most, and this site writes in epoch {}",
+                known.0, epoch.0
+            )),
+            Self::Silent(why) => unsure(why),
+        };
+        Err(Fault::Store(sentence.into()))
     }
 
     /// As a line of the report.
     pub(super) fn said(&self) -> String {
         match self {
             Self::NoPeer => "none".to_owned(),
-            Self::Silent(why) => format!("not asked, it did not answer: {why}"),
-            Self::Marks(_) => "remembers none of these counters".to_owned(),
+            Self::Silent(why) => format!("did not answer: {why}"),
+            Self::Answer { .. } => "remembers none of these counters".to_owned(),
         }
     }
+}
+
+fn unsure(why: &str) -> String {
+    format!(
+        "the other site can't say whether counters of blocks without a mark had begun ({why}): start its server and migrate again; \
+         where it is lost, or has missed this epoch, take a higher one (`ami-tool site promote --above-epoch N`); where there \
+         never was one, leave [peer] out until this is done"
+    )
 }
 
 #[cfg(test)]
@@ -92,11 +113,23 @@ mod tests {
     fn counters_that_the_other_site_remembers_in_this_epoch_do_not_begin_again() {
         let mark = |epoch, end| vec![(BlockNo(3), Witnessed { epoch: Epoch(epoch), end })];
         let refuses = |marks, block| {
-            PeersMemory::Marks(marks).check(&[BlockNo(1), BlockNo(block)], Epoch(4)).is_err()
+            let answer = PeersMemory::Answer { epoch: Epoch(4), marks };
+            answer.check(&[BlockNo(1), BlockNo(block)], Epoch(4)).is_err()
         };
         assert!(refuses(mark(4, 1_024), 3) && refuses(mark(6, 1), 3));
         assert!(!refuses(mark(2, 1_024), 3), "of an epoch before");
         assert!(!refuses(mark(4, 0), 3), "nothing was reserved");
         assert!(!refuses(mark(4, 1_024), 2), "this block has its mark");
+    }
+    #[test]
+    fn where_the_other_site_cannot_say_no_counter_begins() {
+        let behind = PeersMemory::Answer { epoch: Epoch(2), marks: Vec::new() };
+        for memory in [behind, PeersMemory::Silent("no way there".to_owned())] {
+            let Err(Fault::Store(sentence)) = memory.check(&[BlockNo(1)], Epoch(4)) else {
+                panic!("{memory:?}");
+            };
+            assert!(sentence.to_string().contains("--above-epoch"), "{sentence}");
+        }
+        assert!(PeersMemory::NoPeer.check(&[BlockNo(1)], Epoch(4)).is_ok());
     }
 }

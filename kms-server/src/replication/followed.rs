@@ -65,12 +65,17 @@ impl Followed {
     pub(super) fn fault(&self, peer: &str, now: Moment, grace: Duration) -> Option<String> {
         let ms = self.missing(now, grace)?;
         let before = if self.once { "any more" } else { "at all" };
-        let why = match (&self.turned_away, &self.unheard) {
-            (Some((who, why, at)), _) => {
-                let ago = now.ms_since(*at).div_ceil(1_000);
-                format!("the last one that asked to follow, {who}, was turned away {ago} s ago: {why}")
-            }
-            (None, Some(why)) => format!("nobody asks to, and it does not answer: {why}"),
+        // The other site comes again within the grace: who was turned away before that is somebody else, or is heard now.
+        let turned_away = self.turned_away.as_ref().filter(|(_, _, at)| now <= *at + grace);
+        let turned_away = turned_away.map(|(who, why, at)| {
+            let ago = now.ms_since(*at).div_ceil(1_000);
+            format!("the last one that asked to follow, {who}, was turned away {ago} s ago: {why}")
+        });
+        let silent = self.unheard.as_ref().map(|why| format!("it does not answer: {why}"));
+        let why = match (turned_away, silent) {
+            (Some(away), Some(silent)) => format!("{away}; {silent}"),
+            (Some(away), None) => away,
+            (None, Some(silent)) => format!("nobody asks to, and {silent}"),
             (None, None) => "nobody asks to, and it answers: its own `site status` and its log say why it does not come \
                              through, and this server's log whom it turned away before a call"
                 .to_owned(),
@@ -110,7 +115,15 @@ mod tests {
         assert!(fault(&followed, 116).unwrap().ends_with("does not answer: connection refused"));
         followed.turned_away(at(114), "kms-b", "the policy does not know kms-b".to_owned());
         let said = fault(&followed, 116).unwrap();
-        assert!(said.ends_with("kms-b, was turned away 2 s ago: the policy does not know kms-b"));
+        let away = "kms-b, was turned away 2 s ago: the policy does not know kms-b";
+        assert!(
+            said.ends_with(&format!("{away}; it does not answer: connection refused")),
+            "{said}"
+        );
+        followed.asked(None);
+        assert!(fault(&followed, 129).unwrap().contains("kms-b, was turned away 15 s ago"));
+        // The other site would have asked again since.
+        assert!(!fault(&followed, 130).unwrap().contains("kms-b"));
         // It comes, and what was before is over.
         followed.look(at(117), true);
         assert_eq!(followed.missing(at(999), GRACE), None);

@@ -221,11 +221,14 @@ impl Serving {
             self.status.followed_here();
         }
         let (status, site) = (Arc::clone(&self.status), site.to_owned());
+        let is_peer = self.config.is_peer(&site);
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = session.run(said, &out).await {
                 tracing::warn!(%error, "a peer that followed is told to come again");
-                status.turned_away(&site, error.to_string());
+                if is_peer {
+                    status.turned_away(&site, error.to_string());
+                }
                 // Nobody waits for a follower that takes nothing.
                 let _ = out.try_send(Err(error));
             }

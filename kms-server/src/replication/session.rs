@@ -193,7 +193,17 @@ impl Session {
     ) -> Result<bool, NotServed> {
         let mut together = Together::default();
         while let Some(block) = self.next() {
-            for piece in self.pieces_of(block).await? {
+            let cursor = self.stored.get(block.0 as usize).map(|stored| stored.position);
+            let Some(cursor) = cursor else { continue };
+            let known = self.source.ledger.changes_after(block, cursor);
+            // What is ready waits for no database.
+            if known.is_none() && !together.said.is_empty() {
+                let ready = std::mem::take(&mut together).said;
+                if out.send(Ok(ready)).await.is_err() {
+                    return Ok(false);
+                }
+            }
+            for piece in self.pieces_of((block, cursor), known).await? {
                 if let Some(full) = together.with(piece)
                     && out.send(Ok(full)).await.is_err()
                 {
@@ -210,12 +220,12 @@ impl Session {
     }
 
     /// Takes what is new of a block for sent, piece by piece.
-    async fn pieces_of(&mut self, block: BlockNo) -> Result<Vec<BlockUpdate>, NotServed> {
-        let at = block.0 as usize;
-        let Some(cursor) = self.stored.get(at).map(|stored| stored.position) else {
-            return Ok(Vec::new());
-        };
-        let changes = match self.source.ledger.changes_after(block, cursor) {
+    async fn pieces_of(
+        &mut self,
+        (block, cursor): (BlockNo, Position),
+        known: Option<BlockChanges>,
+    ) -> Result<Vec<BlockUpdate>, NotServed> {
+        let changes = match known {
             Some(changes) => changes,
             None => {
                 let stored = self.source.store.changes_after(block, cursor).await?;
@@ -229,7 +239,7 @@ impl Session {
         }
         self.ahead.insert(block, bytes);
         self.ahead_bytes += bytes;
-        if let Some(sent) = self.sent.get_mut(at) {
+        if let Some(sent) = self.sent.get_mut(block.0 as usize) {
             *sent = position.max(*sent);
         }
         Ok(pieces(changes))

@@ -1,6 +1,10 @@
 //! The cases of calls that wait for their second person.
 
-use super::{Said, Seen, same, site_scene::Store};
+use super::{
+    Said, Seen, same,
+    site_scene::{FOUNDED, Store, change_role, found, learnt, promotion},
+};
+use kms_core::site::role::RoleChange;
 use kms_server::store::{
     StoreError,
     approvals::{ApprovalStep, StoredApproval},
@@ -73,4 +77,16 @@ pub(super) async fn waiting_calls_that_are_over_go_with_the_next_step_of_another
     let vain = ApprovalStep { over_by_ms: 900, ..step(4, Some(9), None) };
     same(put(&store, vain).await?, false)?;
     same(rows(&store).await?.len(), 3)
+}
+
+pub(super) async fn a_site_that_begins_to_write_again_keeps_no_call_that_waited_before(
+    store: Store,
+) -> Outcome {
+    found(&store, true).await?;
+    same(put(&store, step(1, None, Some(row(1, 11, 1)))).await?, true)?;
+    change_role(&store, &learnt(&store, RoleChange::Demotion, FOUNDED).await?).await?;
+    same(put(&store, step(2, None, Some(row(2, 12, 2)))).await?, true)?;
+    same(rows(&store).await?, vec![row(1, 11, 1), row(2, 12, 2)])?;
+    change_role(&store, &promotion(&store, 4).await?).await?;
+    same(rows(&store).await?, Vec::new())
 }

@@ -140,6 +140,7 @@ where
     each! { approval_cases:
         a_waiting_call_changes_only_from_the_row_that_is_there_and_with_its_event
         waiting_calls_that_are_over_go_with_the_next_step_of_another
+        a_site_that_begins_to_write_again_keeps_no_call_that_waited_before
     }
     each! { peer_audit_cases:
         a_copy_of_a_peers_chain_goes_on_from_where_it_ends_and_from_nowhere_else

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use kms_client::KmsClient;
-use softhsm_tests::{Role, Running};
+use softhsm_tests::{Role, Running, Site};
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, sqlite::SqliteConnectOptions};
 
 use super::{Home, client, warm};
@@ -28,12 +28,12 @@ impl Up {
     }
 }
 
-pub fn database(home: &Home) -> PathBuf {
-    home.places().data.join("kms.db")
+pub fn database(site: &Site) -> PathBuf {
+    site.places().data.join("kms.db")
 }
 
-pub async fn sql(home: &Home, statements: &str) {
-    let options = SqliteConnectOptions::new().filename(database(home)).foreign_keys(false);
+pub async fn sql(site: &Site, statements: &str) {
+    let options = SqliteConnectOptions::new().filename(database(site)).foreign_keys(false);
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();

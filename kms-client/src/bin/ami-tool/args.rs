@@ -224,8 +224,8 @@ pub(crate) struct Switchover {
     /// The site that is to write, as the client's configuration calls it
     #[arg(value_name = "SITE")]
     pub(crate) to: String,
-    /// Wait so long for it to have all that the primary left
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    /// Wait so long for it to have all that the primary left; at most 300, so that an approval outlasts it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=300))]
     pub(crate) wait: u64,
     /// The site was restored or rebuilt: take an epoch above this one, the highest that anybody names
     #[arg(long, value_name = "N")]

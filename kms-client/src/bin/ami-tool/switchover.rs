@@ -11,12 +11,14 @@ use crate::args::Switchover;
 use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::roles::{at, looked};
-use crate::seconds::{Later, wait_for};
+use crate::seconds::{Later, Phase, wait_for};
 use crate::site::standing;
 use crate::text::{say, say_json};
 
 /// Between two questions whether the other site has everything.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// What took no longer was not waited for.
+const AT_ONCE: Duration = Duration::from_secs(2);
 /// What goes on when the site is not in step within the time.
 const NOT_IN_STEP: &str = "nobody writes now. Run the same command again to go on waiting; `site promote` of the \
     site that was demoted gives its role back; with --primary-is-lost the other one takes over what it has";
@@ -105,7 +107,7 @@ async fn demote_the_other(
     }
     let [(site, name, now)] = &found[..] else {
         if found.is_empty() && client.site_names().len() > 1 {
-            return wait_for(&[Later::Promote(next, later)]).await;
+            return wait_for(&[Later::Promote(next, later)], Phase::NobodyWrites).await;
         }
         let reason = "there is not one other site that writes in the client's configuration";
         return Err(Failure::refused("ROLE_UNFIT", reason));
@@ -118,9 +120,16 @@ async fn demote_the_other(
     wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await?;
     // It is promoted once it has heard of the demotion, and so of this epoch.
     let later = PromoteOptions { expected_epoch: later.expected_epoch.max(now.epoch), ..later };
-    wait_for(&[Later::Promote(next, later), Later::Demote(site, now.epoch)]).await?;
-    // It may have changed while people were waited for.
-    wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await?;
+    let steps = [Later::Promote(next, later), Later::Demote(site, now.epoch)];
+    loop {
+        wait_for(&steps, Phase::Ahead(patience(what))).await?;
+        // It may have changed while people were waited for; and what they said, while that is waited for.
+        let begun = Instant::now();
+        wait_for_readiness(next, what.above_epoch, begun + patience(what)).await?;
+        if begun.elapsed() < AT_ONCE {
+            break;
+        }
+    }
     site.demote_site(now.epoch).await?;
     Ok(())
 }
@@ -157,6 +166,11 @@ async fn promote(
             Ok(promoted) => return Ok(promoted),
             Err(error) => error,
         };
+        if let CallError::SecondPersonNeeded { .. } = error {
+            // Asked for ahead, too: but an approval ends some time, or is another one's by now.
+            wait_for(&[Later::Promote(to, options)], Phase::NobodyWrites).await?;
+            continue;
+        }
         let Some(waits) = waits_for(&error).filter(|_| Instant::now() <= until) else {
             return Err(Failure::from(error).with_next(NOT_IN_STEP));
         };

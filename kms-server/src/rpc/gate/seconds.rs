@@ -90,8 +90,10 @@ impl Seconds {
         let status = self.recorder.failure(call, subject, &error).await;
         // Unless it could not be recorded, which is told instead.
         let is_told = status.code() == tonic::Code::FailedPrecondition;
+        // One that was put back says so: where no other site writes, it is the one to promote.
+        let (is_put_back, ..) = (site.put_back)();
         match error {
-            LifecycleError::NotPrimary { .. } if is_told => {
+            LifecycleError::NotPrimary { .. } if is_told && !is_put_back => {
                 Err(Refused::MadeElsewhere { verb, site: site.name.clone() }.into())
             }
             _ => Err(status),

@@ -27,6 +27,13 @@ pub(super) async fn put(
     if done { Ok(()) } else { Err(step.taken().into()) }
 }
 
+/// Of a site that begins to write: what two people agreed on while it wrote before, it asks for anew. Meanwhile the other
+/// site wrote, and may have done it.
+pub(super) async fn forget_all(connection: &mut PgConnection) -> Result<(), WriteError> {
+    sqlx::query("DELETE FROM approvals").execute(connection).await?;
+    Ok(())
+}
+
 async fn insert(connection: &mut PgConnection, row: &StoredApproval) -> Result<bool, WriteError> {
     let statement = "INSERT INTO approvals (name, number, expires_ms, body, signature) \
                      VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";

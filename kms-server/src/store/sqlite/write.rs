@@ -105,6 +105,9 @@ pub(super) async fn work(
         Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
         Work::ChangeRole(step) => {
             role::change(connection, step).await?;
+            if step.now.writes {
+                approvals::forget_all(connection).await?;
+            }
             counters::begin(connection, &step.marks).await
         }
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
