@@ -16,6 +16,8 @@ pub const LIFE_MS: u64 = 15 * 60 * 1_000;
 pub const CLOCKS_MAX_MS: u64 = 30_000;
 /// The audit log's word for the use of an approval, which makes it one that was used.
 pub const USED: &str = "Approvals/Use";
+/// Its word for a promotion, which ends all approvals of its site.
+pub const PROMOTED: &str = "Site/Promote";
 
 const LABEL: &[u8] = b"ami.kms/waiting-call/1";
 

@@ -14,6 +14,7 @@ use common::{
     client, client_of, eventually,
     fleet::{add, id, line},
     programs,
+    up::sql,
     wire::{call, channel_as, reason},
 };
 use kms_client::MeterName;
@@ -204,10 +205,14 @@ async fn a_call_is_approved_where_it_is_made_and_what_waits_at_a_site_that_write
 
 /// A switchover under way, as an administrator who knows both.
 fn switchover(pair: &Pair, more: &[&str]) -> Child {
+    switchover_to("site-b", pair, more)
+}
+
+fn switchover_to(to: &str, pair: &Pair, more: &[&str]) -> Child {
     Command::new(&pair.a.programs().ami_tool)
         .arg("--config")
         .arg(pair.client_toml(Role::AmiAdmin).unwrap())
-        .args(["site", "switchover", "site-b", "--yes", "--json"])
+        .args(["site", "switchover", to, "--yes", "--json"])
         .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -273,29 +278,62 @@ async fn a_switchover_has_its_second_people_before_anybody_is_demoted() {
     a.stop().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_switchover_that_stopped_behind_the_demotion_goes_on_once_a_second_person_came() {
-    let (_dir, pair, (a, b)) = pair_of("[\"Site/Promote\"]");
-    let first = &pair.a;
-    let at_a = client(first, Role::Dev).await;
-    add(&at_a, &[line(1)]).await;
-    pair.until_proved(first).unwrap();
-    client(first, Role::AmiAdmin).await.demote_site(2).await.unwrap();
-    let approver = of_both(&pair, Role::Approver);
-    let going_on = switchover(&pair, &[]);
-    eventually("its second step waits for somebody", async || {
-        waiting(&approver, &[]).iter().any(|row| row["verb"] == "Site/Promote")
-    })
-    .await;
-    let number = waiting(&approver, &[])[0]["approval_id"].as_str().unwrap().to_owned();
+/// Lets a switchover go on that waits for the second person of its promotion behind the demotion.
+async fn goes_on(pair: &Pair, to: &str) {
+    let approver = of_both(pair, Role::Approver);
+    let going_on = switchover_to(to, pair, &[]);
+    let promotion = || {
+        let mut rows = waiting(&approver, &[]).into_iter();
+        rows.find(|row| row["verb"] == "Site/Promote" && row["site"] == to)
+    };
+    eventually("its second step waits for somebody", async || promotion().is_some()).await;
+    let number = promotion().unwrap()["approval_id"].as_str().unwrap().to_owned();
     let (code, text) = said(&approver, &["approvals", "approve", &number, "--yes"]);
     assert_eq!(code, Some(0), "{text}");
     let output = going_on.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(text.contains("nobody writes until then: Site/Promote at site site-b"), "{text}");
+    let waits = format!("nobody writes until then: Site/Promote at site {to}");
+    assert!(text.contains(&waits), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_5_what_was_approved_before_a_switchover_is_used_neither_after_it_nor_after_the_way_back()
+ {
+    let (_dir, pair, (a, b)) = pair_of("[\"Site/Promote\", \"Meters/DeleteMeter\"]");
+    let (first, second) = (&pair.a, &pair.b);
+    add(&client(first, Role::Dev).await, &[line(1)]).await;
+    pair.until_proved(first).unwrap();
+    let (admin, approver) = (of_both(&pair, Role::AmiAdmin), of_both(&pair, Role::Approver));
+    let deletion = ["meter", "delete", &id(1), "--yes"];
+    let number = waits_at("site-a", &admin, &deletion);
+    let (code, text) = said(&approver, &["approvals", "approve", &number, "--yes"]);
+    assert_eq!(code, Some(0), "{text}");
+    sql(first, "CREATE TABLE kept AS SELECT * FROM approvals").await;
+    client(first, Role::AmiAdmin).await.demote_site(2).await.unwrap();
+    goes_on(&pair, "site-b").await;
     let both = client_of(&pair.client_toml(Role::Dev).unwrap()).await;
     add(&both, &[line(2)]).await;
+    assert_ne!(waits_at("site-b", &admin, &deletion), number, "it is asked anew");
+
+    pair.until_proved(second).unwrap();
+    client(second, Role::AmiAdmin).await.demote_site(3).await.unwrap();
+    goes_on(&pair, "site-a").await;
+    let at_first = first.ami_tool(Role::AmiAdmin);
+    let again = waits_at("site-a", &at_first, &deletion);
+    assert_ne!(again, number, "the promotion took what was approved with it");
+    // Nor is it used where somebody puts it back.
+    sql(first, "DELETE FROM approvals; INSERT INTO approvals SELECT * FROM kept").await;
+    let (code, text) = said(&at_first, &deletion);
+    assert!(code == Some(1) && text.contains("or the site was promoted since"), "{text}");
+    assert!(
+        client(first, Role::Dev)
+            .await
+            .meters()
+            .get(&MeterName::Id(id(1).parse().unwrap()))
+            .await
+            .is_ok()
+    );
     b.stop().unwrap();
     a.stop().unwrap();
 }

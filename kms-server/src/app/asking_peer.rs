@@ -7,11 +7,13 @@ use tokio::time::timeout;
 use super::fault::Fault;
 use crate::{
     config::Peer as PeerSettings,
-    replication::{Cards, MarksAsked, Peer as _},
+    replication::{Cards, MarksAsked, Peer as _, PeerError},
     rpc::{PeerClient, TlsConfig},
     store::ReadStore,
 };
-use kms_core::{BlockNo, DomainRecord, Epoch, counters::allocator::Witnessed};
+use kms_core::{
+    BlockNo, DomainRecord, Epoch, counters::allocator::Witnessed, site::kind::PeerKind,
+};
 
 /// The longest wait for the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,7 +32,9 @@ pub(super) enum PeersMemory {
     /// What it says. Not verified: it can only keep counters back.
     Answer {
         /// The highest epoch that it knows of.
-        epoch: Epoch,
+        known: Epoch,
+        /// The epoch since which its database has lost nothing.
+        since: Epoch,
         /// Its marks of this site's counters.
         marks: Vec<(BlockNo, Witnessed)>,
     },
@@ -50,21 +54,44 @@ impl Asking {
         domain: &DomainRecord,
     ) -> Result<PeersMemory, Fault> {
         let Self { peer, tls } = self;
-        let Some(peer) = peer else { return Ok(PeersMemory::NoPeer) };
+        let Some(peer) = peer else { return nobody(store.as_ref()).await };
         let cards = Cards::new(store, domain, Arc::default());
         let (card, client) = (cards.now().await?, PeerClient::new(peer.connection, tls));
-        let asked = MarksAsked { marks: Vec::new(), lines_of: None };
-        let said = match timeout(PATIENCE, client.exchange_marks(card, asked)).await {
+        // Its marks; then whether it can say anything at all: its own database may have been put back, or be a new one.
+        let asked = [None, Some(BlockNo(0))].map(|lines_of| {
+            client.exchange_marks(card.clone(), MarksAsked { marks: Vec::new(), lines_of })
+        });
+        let [marks, since] = asked;
+        let both = timeout(PATIENCE, async { Ok::<_, PeerError>((marks.await?, since.await?)) });
+        let (said, able) = match both.await {
             Ok(Ok(said)) => said,
             Ok(Err(error)) => return Ok(PeersMemory::Silent(error.to_string())),
-            Err(late) => return Ok(PeersMemory::Silent(late.to_string())),
+            Err(_) => {
+                let late = format!("it did not answer within {} s", PATIENCE.as_secs());
+                return Ok(PeersMemory::Silent(late));
+            }
         };
         if !cards.is_of_domain(&said.card) || said.card.site != peer.replication.peer {
             let another = format!("site {:?} answers, which is not the peer", said.card.site);
             return Ok(PeersMemory::Silent(another));
         }
-        Ok(PeersMemory::Answer { epoch: said.card.epoch, marks: said.marks })
+        let Some(since) = able.remembers_since else {
+            return Ok(PeersMemory::Silent("it does not say since when it remembers".to_owned()));
+        };
+        Ok(PeersMemory::Answer { known: said.card.epoch, since, marks: said.marks })
     }
+}
+
+/// No other site is named: nor was there one, or it is asked.
+async fn nobody(store: &dyn ReadStore) -> Result<PeersMemory, Fault> {
+    let peers = store.peers().await?;
+    let other = peers.iter().find(|it| it.peer.kind != PeerKind::Replica);
+    Ok(other.map_or(PeersMemory::NoPeer, |it| {
+        let site = &it.peer.site;
+        PeersMemory::Silent(format!(
+            "this site is enrolled with site {site}, and [peer] names none"
+        ))
+    }))
 }
 
 impl PeersMemory {
@@ -77,10 +104,12 @@ impl PeersMemory {
         let sentence = match self {
             Self::NoPeer => return Ok(()),
             Self::Answer { marks, .. } if marks.iter().any(had_begun) => REMEMBERED.to_owned(),
-            Self::Answer { epoch: known, .. } if *known >= epoch => return Ok(()),
-            Self::Answer { epoch: known, .. } => unsure(&format!(
-                "it knows of epoch {} at most, and this site writes in epoch {}",
-                known.0, epoch.0
+            Self::Answer { known, since, .. } if *since <= epoch && epoch <= *known => {
+                return Ok(());
+            }
+            Self::Answer { known, since, .. } => unsure(&format!(
+                "it knows of epochs {} to {}, and this site writes in epoch {}",
+                since.0, known.0, epoch.0
             )),
             Self::Silent(why) => unsure(why),
         };
@@ -113,7 +142,7 @@ mod tests {
     fn counters_that_the_other_site_remembers_in_this_epoch_do_not_begin_again() {
         let mark = |epoch, end| vec![(BlockNo(3), Witnessed { epoch: Epoch(epoch), end })];
         let refuses = |marks, block| {
-            let answer = PeersMemory::Answer { epoch: Epoch(4), marks };
+            let answer = PeersMemory::Answer { known: Epoch(4), since: Epoch(2), marks };
             answer.check(&[BlockNo(1), BlockNo(block)], Epoch(4)).is_err()
         };
         assert!(refuses(mark(4, 1_024), 3) && refuses(mark(6, 1), 3));
@@ -123,13 +152,19 @@ mod tests {
     }
     #[test]
     fn where_the_other_site_cannot_say_no_counter_begins() {
-        let behind = PeersMemory::Answer { epoch: Epoch(2), marks: Vec::new() };
-        for memory in [behind, PeersMemory::Silent("no way there".to_owned())] {
+        let of = |since, known| PeersMemory::Answer {
+            known: Epoch(known),
+            since: Epoch(since),
+            marks: Vec::new(),
+        };
+        let (behind, rebuilt) = (of(2, 2), of(5, 6));
+        for memory in [behind, rebuilt, PeersMemory::Silent("no way there".to_owned())] {
             let Err(Fault::Store(sentence)) = memory.check(&[BlockNo(1)], Epoch(4)) else {
                 panic!("{memory:?}");
             };
             assert!(sentence.to_string().contains("--above-epoch"), "{sentence}");
         }
+        assert!(of(2, 4).check(&[BlockNo(1)], Epoch(4)).is_ok());
         assert!(PeersMemory::NoPeer.check(&[BlockNo(1)], Epoch(4)).is_ok());
     }
 }

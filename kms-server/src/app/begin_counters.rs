@@ -24,6 +24,9 @@ use kms_core::{
 
 const NOTHING_TO_DO: &str = "this key domain is migrated: there is nothing to do";
 
+/// Said where somebody else writes to the database.
+const MARKED_MEANWHILE: &str = "a block has got a mark of its counters meanwhile: stop all servers of this database, and migrate again";
+
 /// Said where this server has seen marks.
 const TAKEN_AWAY: &str = "this server knows that the counters of blocks without a mark had one: somebody took them away; take \
                           a higher epoch (`ami-tool site promote --above-epoch N`)";
@@ -79,7 +82,9 @@ pub(super) async fn begin_counters(
         let mark = Mark { term, ..Mark::first(*block, standing.epoch) };
         let sealed = keyring.counting.seal(mark).await;
         let sealed = sealed.map_err(|error| Fault::Store(error.into()))?;
-        store.put_counter_mark(stored.as_ref(), &sealed).await?;
+        if !store.put_counter_mark(stored.as_ref(), &sealed).await? {
+            return Err(Fault::Store(MARKED_MEANWHILE.into()));
+        }
     }
     log.close().await;
     store.close().await;

@@ -8,8 +8,8 @@ use crate::store::{
     approvals::{ApprovalStep, StoredApproval},
 };
 use kms_core::{
-    audit::{AuditEntry, AuditEvent, ChainTip, Detail, Verifier, is_signed},
-    two_people::{NotSigned, USED, WaitingCall},
+    audit::{AuditEntry, AuditEvent, AuditOutcome, ChainTip, Detail, Verifier, is_signed},
+    two_people::{NotSigned, PROMOTED, USED, WaitingCall},
 };
 
 impl Audit {
@@ -54,7 +54,8 @@ impl Audit {
         call.end_of(self.chain.tip().node).sequence > 0
     }
 
-    /// The times that a call was made under the approval that it has, by all servers of this site.
+    /// The times that an approval came to its end, by all servers of this site: the call was made under it, or the site was
+    /// promoted since it was asked.
     pub async fn uses(&self, call: &WaitingCall) -> Result<usize, AuditError> {
         // First what is known: chains go on meanwhile.
         let known = self.tables.known_ends().await?;
@@ -101,7 +102,7 @@ impl Audit {
             for stored in &events {
                 let event = verifier.event(stored);
                 let event = event.map_err(|broken| went_back(broken.to_string()))?;
-                uses += usize::from(is_use_of(call.number, &event));
+                uses += usize::from(ends(call.number, &event));
                 let tip = verifier.tip();
                 let mut here =
                     known.iter().filter(|it| (it.node, it.sequence) == (tip.node, tip.sequence));
@@ -118,9 +119,13 @@ impl Audit {
     }
 }
 
-fn is_use_of(number: u64, event: &AuditEvent) -> bool {
-    event.entry.call.verb.as_str() == USED
-        && event.entry.details.contains(&(Detail::Approval, number))
+fn ends(number: u64, event: &AuditEvent) -> bool {
+    let AuditEntry { call, outcome, details, .. } = &event.entry;
+    match call.verb.as_str() {
+        USED => details.contains(&(Detail::Approval, number)),
+        PROMOTED => *outcome == AuditOutcome::Done,
+        _ => false,
+    }
 }
 
 /// Whether an approval was used can't be told from such a log.

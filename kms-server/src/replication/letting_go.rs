@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::time::sleep;
 
-use crate::store::ReadStore;
+use crate::store::{ReadStore, StoreError};
 use kms_core::{BlockNo, Head, block::BlockMark};
 
 /// Heads that are read at once.
@@ -54,6 +54,16 @@ impl LettingGo {
 async fn read(store: Arc<dyn ReadStore>, blocks: Vec<BlockNo>) -> Read {
     match store.heads_of(&blocks).await {
         Ok(heads) => (heads.iter().map(mark).collect(), Vec::new()),
+        // One of them can't be read: the others are told of, and that one is found when it is asked for.
+        Err(StoreError::Damaged(_)) if blocks.len() > 1 => {
+            let mut marks = Vec::new();
+            for block in blocks {
+                let one = store.heads_of(&[block]).await.unwrap_or_default();
+                marks.extend(one.iter().map(mark));
+            }
+            (marks, Vec::new())
+        }
+        Err(StoreError::Damaged(_)) => (Vec::new(), Vec::new()),
         Err(error) => {
             tracing::debug!(%error, "where refused blocks stand is not known");
             sleep(AGAIN).await;

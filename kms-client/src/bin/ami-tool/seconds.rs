@@ -12,40 +12,14 @@ use crate::failure::Failure;
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// The time for the steps themselves, beside what is waited for between them.
 const MARGIN: Duration = Duration::from_secs(60);
+/// For the answer about a call that is over, by the clock of its site.
+const END_MARGIN: Duration = Duration::from_secs(10);
 /// What becomes of a switchover for which nobody came.
 const NOBODY_CAME: &str = "nothing was changed. Run the same command again: the calls that were approved stay so for their \
     time, the others are asked anew";
 
-/// The same, of one that came as far as the demotion.
-const NOBODY_WRITES: &str = "nobody writes. Run the same command again: what was approved stays so for its time, else it is \
-    asked anew";
-
-/// How far the switchover is.
-#[derive(Clone, Copy)]
-pub(crate) enum Phase {
-    /// Nothing is changed, and each step that comes waits for its site for so long at most.
-    Ahead(Duration),
-    /// The other site was demoted.
-    NobodyWrites,
-}
-
-impl Phase {
-    /// What has to be left of an approval's life: before the demotion enough to be promoted under it, and after that what
-    /// there is, since to wait for another one takes longer.
-    fn left_min(self) -> Duration {
-        match self {
-            Self::Ahead(patience) => 2 * patience + MARGIN,
-            Self::NobodyWrites => Duration::ZERO,
-        }
-    }
-
-    const fn nobody_came(self) -> &'static str {
-        match self {
-            Self::Ahead(_) => NOBODY_CAME,
-            Self::NobodyWrites => NOBODY_WRITES,
-        }
-    }
-}
+/// What becomes of a switchover that came as far as the demotion.
+const NOBODY_WRITES: &str = "nobody writes. Run the same command again: it asks anew";
 
 /// A step that is taken later.
 pub(crate) enum Later<'a> {
@@ -69,28 +43,23 @@ impl Later<'_> {
     }
 
     /// Waits until the step would pass, for as long as its approval may come.
-    async fn wait(&self, phase: Phase) -> Result<(), Failure> {
-        let mut waits: Option<(String, Instant)> = None;
+    async fn wait(&self, left_min: Duration) -> Result<(), Failure> {
+        let mut waits: Option<Waits> = None;
         loop {
             let error = match self.ask().await {
-                Ok(approval) => return check_left(approval.as_ref(), phase.left_min()),
+                Ok(approval) => return check_left(approval.as_ref(), left_min),
                 Err(error) => error,
             };
             let CallError::SecondPersonNeeded { site, approval_id, .. } = &error else {
                 return passed_over(error);
             };
-            let until = match &waits {
-                Some((id, until)) if id == approval_id => *until,
-                _ => {
-                    let left = self.left(approval_id).await.saturating_sub(phase.left_min());
-                    self.tell((site, approval_id), left, phase);
-                    let until = Instant::now() + left;
-                    waits = Some((approval_id.clone(), until));
-                    until
-                }
-            };
-            if Instant::now() >= until {
-                return Err(Failure::from(error).with_next(phase.nobody_came()));
+            let is_known = waits.as_ref().is_some_and(|waits| waits.id == *approval_id);
+            if !is_known {
+                let left = self.left(approval_id).await;
+                waits = Some(self.begin_to_wait((site, approval_id), left, left_min));
+            }
+            if waits.as_ref().is_some_and(|waits| Instant::now() >= waits.until) {
+                return Err(Failure::from(error).with_next(NOBODY_CAME));
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -104,37 +73,95 @@ impl Later<'_> {
         Duration::from_millis(found.map_or(LIFE_MS, |one| one.expires_in_ms))
     }
 
-    fn tell(&self, (site, approval_id): (&str, &str), left: Duration, phase: Phase) {
-        let (verb, seconds) = (self.verb(), left.as_secs());
-        let state = match phase {
-            Phase::Ahead(_) => "nothing is changed yet",
-            Phase::NobodyWrites => "nobody writes until then",
-        };
-        // A closed standard error is no reason to stop.
-        let _ = writeln!(
-            io::stderr(),
-            "waiting {seconds} s at most for a second person, and {state}: {verb} at site {site} \
-             (ami-tool approvals approve {approval_id})"
-        );
+    /// Says for what it waits. A call that was asked before and is over too soon is waited out: then it is asked anew.
+    fn begin_to_wait(
+        &self,
+        (site, approval_id): (&str, &str),
+        left: Duration,
+        left_min: Duration,
+    ) -> Waits {
+        let (verb, now, id) = (self.verb(), Instant::now(), approval_id.to_owned());
+        let enough = left.saturating_sub(left_min);
+        if enough.is_zero() {
+            say_waiting(&format!(
+                "{} s for the end of {verb}, which was asked at site {site} before ({approval_id}); then it is asked anew, and \
+                 nothing is changed yet",
+                left.as_secs()
+            ));
+            return Waits { id, until: now + left + END_MARGIN };
+        }
+        say_waiting(&format!(
+            "{} s at most for a second person, and nothing is changed yet: {}",
+            enough.as_secs(),
+            how(verb, site, approval_id)
+        ));
+        Waits { id, until: now + enough }
     }
 }
 
-/// Asks for the second people of all of these, then waits for each: they may come in any order.
-pub(crate) async fn wait_for(steps: &[Later<'_>], phase: Phase) -> Result<(), Failure> {
+/// A call that is waited for.
+struct Waits {
+    id: String,
+    until: Instant,
+}
+
+fn how(verb: &str, site: &str, approval_id: &str) -> String {
+    format!("{verb} at site {site} (ami-tool approvals approve {approval_id})")
+}
+
+fn say_waiting(what: &str) {
+    // A closed standard error is no reason to stop.
+    let _ = writeln!(io::stderr(), "waiting {what}");
+}
+
+/// The wait for the second person of a promotion behind the demotion: nobody writes, so it takes what comes, for as long as
+/// that call waits.
+#[derive(Default)]
+pub(crate) struct LastStep(Option<Waits>);
+
+impl LastStep {
+    /// Called with each refusal for want of a second person; the refusal, once nobody came.
+    pub(crate) async fn wait(&mut self, to: &KmsClient, error: CallError) -> Result<(), Failure> {
+        let CallError::SecondPersonNeeded { site, approval_id, .. } = &error else {
+            return Err(error.into());
+        };
+        match &self.0 {
+            None => {
+                let step = Later::Promote(to, PromoteOptions::default());
+                let left = step.left(approval_id).await;
+                say_waiting(&format!(
+                    "{} s at most for a second person, and nobody writes until then: {}",
+                    left.as_secs(),
+                    how(step.verb(), site, approval_id)
+                ));
+                self.0 = Some(Waits { id: approval_id.clone(), until: Instant::now() + left });
+            }
+            Some(waits) if waits.id == *approval_id && Instant::now() < waits.until => {}
+            Some(_) => return Err(Failure::from(error).with_next(NOBODY_WRITES)),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+        Ok(())
+    }
+}
+
+/// Asks for the second people of all of these, then waits for each: they may come in any order. Each step that comes waits
+/// for its site for `patience` at most, and of each approval enough has to be left for that.
+pub(crate) async fn wait_for(steps: &[Later<'_>], patience: Duration) -> Result<(), Failure> {
+    let left_min = 2 * patience + MARGIN;
     let begun = Instant::now();
     for step in steps {
         // Waited for below; whatever else it says is said there, too.
         let _ = step.ask().await;
     }
     for step in steps {
-        step.wait(phase).await?;
+        step.wait(left_min).await?;
     }
     if begun.elapsed() < ASK_AGAIN {
         return Ok(());
     }
     // What was approved first may be over by now.
     for step in steps {
-        step.wait(phase).await?;
+        step.wait(left_min).await?;
     }
     Ok(())
 }

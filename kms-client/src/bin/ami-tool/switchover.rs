@@ -11,14 +11,12 @@ use crate::args::Switchover;
 use crate::asking::confirmed;
 use crate::failure::{Exit, Failure};
 use crate::roles::{at, looked};
-use crate::seconds::{Later, Phase, wait_for};
+use crate::seconds::{LastStep, Later, wait_for};
 use crate::site::standing;
 use crate::text::{say, say_json};
 
 /// Between two questions whether the other site has everything.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
-/// What took no longer was not waited for.
-const AT_ONCE: Duration = Duration::from_secs(2);
 /// What goes on when the site is not in step within the time.
 const NOT_IN_STEP: &str = "nobody writes now. Run the same command again to go on waiting; `site promote` of the \
     site that was demoted gives its role back; with --primary-is-lost the other one takes over what it has";
@@ -72,7 +70,7 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
     demote_the_other(client, (&what, &name), (&to, later)).await?;
     // Until here the other one wrote, while this one was being proved; from here on nobody does.
     let demoted = Instant::now();
-    let promoted = promote(&to, what.above_epoch, demoted + patience(&what)).await?;
+    let promoted = promote(&to, what.above_epoch, patience(&what)).await?;
     let (ms, now) = (demoted.elapsed().as_millis(), promoted.standing);
     if json {
         let left = &promoted.left;
@@ -107,7 +105,7 @@ async fn demote_the_other(
     }
     let [(site, name, now)] = &found[..] else {
         if found.is_empty() && client.site_names().len() > 1 {
-            return wait_for(&[Later::Promote(next, later)], Phase::NobodyWrites).await;
+            return Ok(());
         }
         let reason = "there is not one other site that writes in the client's configuration";
         return Err(Failure::refused("ROLE_UNFIT", reason));
@@ -121,31 +119,32 @@ async fn demote_the_other(
     // It is promoted once it has heard of the demotion, and so of this epoch.
     let later = PromoteOptions { expected_epoch: later.expected_epoch.max(now.epoch), ..later };
     let steps = [Later::Promote(next, later), Later::Demote(site, now.epoch)];
-    loop {
-        wait_for(&steps, Phase::Ahead(patience(what))).await?;
-        // It may have changed while people were waited for; and what they said, while that is waited for.
-        let begun = Instant::now();
-        wait_for_readiness(next, what.above_epoch, begun + patience(what)).await?;
-        if begun.elapsed() < AT_ONCE {
-            break;
-        }
+    wait_for(&steps, patience(what)).await?;
+    // It may have changed while people were waited for; and what they said, while that was waited for.
+    if wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await? {
+        wait_for(&steps, patience(what)).await?;
     }
     site.demote_site(now.epoch).await?;
     Ok(())
 }
 
-/// Refuses before anybody is demoted where the other one would not be promoted; waits for what it has yet to prove.
+/// Refuses before anybody is demoted where the other one would not be promoted; waits for what it has yet to prove. True:
+/// it had to.
 async fn wait_for_readiness(
     to: &KmsClient,
     above: Option<u64>,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
+    let mut waited = false;
     loop {
         let plan = to.plan_promotion(false).await?;
         match plan.refusal.as_str() {
-            "" => return Ok(()),
-            "ROLLED_BACK" if above.is_some() => return Ok(()),
-            "NOT_READY" if Instant::now() < until => tokio::time::sleep(ASK_AGAIN).await,
+            "" => return Ok(waited),
+            "ROLLED_BACK" if above.is_some() => return Ok(waited),
+            "NOT_READY" if Instant::now() < until => {
+                waited = true;
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
             word => return Err(Failure::refused(word, plan.refusal_reason)),
         }
     }
@@ -155,9 +154,10 @@ async fn wait_for_readiness(
 async fn promote(
     to: &KmsClient,
     above_epoch: Option<u64>,
-    until: Instant,
+    patience: Duration,
 ) -> Result<Promoted, Failure> {
-    let mut said = None;
+    let (mut said, mut second) = (None, LastStep::default());
+    let mut until = Instant::now() + patience;
     loop {
         let (name, now) = looked(to).await?;
         let expected_epoch = now.epoch;
@@ -167,8 +167,9 @@ async fn promote(
             Err(error) => error,
         };
         if let CallError::SecondPersonNeeded { .. } = error {
-            // Asked for ahead, too: but an approval ends some time, or is another one's by now.
-            wait_for(&[Later::Promote(to, options)], Phase::NobodyWrites).await?;
+            // Asked for ahead, too: but an approval ends some time, and an older server can't be asked ahead.
+            second.wait(to, error).await?;
+            until = Instant::now() + patience;
             continue;
         }
         let Some(waits) = waits_for(&error).filter(|_| Instant::now() <= until) else {

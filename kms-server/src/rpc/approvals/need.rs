@@ -113,5 +113,7 @@ mod tests {
         let verbs = BTreeSet::from([Verb::Promote]);
         let needs = Needs { verbs, site: None };
         assert!(!needs.take_one(Verb::Promote, &promotion(None)));
+        // The audit log's word for it ends what was approved before.
+        assert_eq!(Verb::Promote.name(), kms_core::two_people::PROMOTED);
     }
 }

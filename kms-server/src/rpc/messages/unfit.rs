@@ -9,7 +9,7 @@ pub(crate) enum Unfit {
     )]
     Changed,
     #[error(
-        "this approval was used before, and somebody put it back into the database. It was taken away; find out who writes \
+        "this approval was used before, or the site was promoted since, and somebody put it back into the database. It was taken away; find out who writes \
          to the database, then let the call be made again"
     )]
     Used,

@@ -27,7 +27,7 @@ pub(super) async fn put(
     if done { Ok(()) } else { Err(step.taken().into()) }
 }
 
-/// Of a site that begins to write: what two people agreed on while it wrote before, it asks for anew. Meanwhile the other
+/// Of a site that is promoted: what two people agreed on while it wrote before, it asks for anew. Meanwhile the other
 /// site wrote, and may have done it.
 pub(super) async fn forget_all(connection: &mut PgConnection) -> Result<(), WriteError> {
     sqlx::query("DELETE FROM approvals").execute(connection).await?;

@@ -108,7 +108,7 @@ pub(super) async fn work(
         Work::Adopt(adoptions) => sites::adopt(connection, adoptions, rules::said_at(audit)?).await,
         Work::ChangeRole(step) => {
             role::change(connection, step).await?;
-            if step.now.writes {
+            if !step.blocks.is_empty() {
                 approvals::forget_all(connection).await?;
             }
             counters::begin(connection, &step.marks).await
