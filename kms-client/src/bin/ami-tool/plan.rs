@@ -217,7 +217,7 @@ fn show(
 
 fn told(report: &SignedReport) -> String {
     let SignedReport { site, by, blocks, proved, failed, at_ms, keks, heads, .. } = report;
-    let keks = if *keks { "all KEKs passed" } else { "KEKs NOT passed" };
+    let keks = if *keks { "all KEKs passed" } else { "KEKs NOT heard to pass in the last round" };
     let differs = match report.differences.as_slice() {
         [] => String::new(),
         all => format!(", differs in {}", all.join(", ")),

@@ -43,8 +43,7 @@ impl Later<'_> {
     }
 
     /// Waits until the step would pass, for as long as its approval may come.
-    async fn wait(&self, left_min: Duration) -> Result<(), Failure> {
-        let mut waits: Option<Waits> = None;
+    async fn wait(&self, mut waits: Option<Waits>, left_min: Duration) -> Result<(), Failure> {
         loop {
             let error = match self.ask().await {
                 Ok(approval) => return check_left(approval.as_ref(), left_min),
@@ -55,8 +54,7 @@ impl Later<'_> {
             };
             let is_known = waits.as_ref().is_some_and(|waits| waits.id == *approval_id);
             if !is_known {
-                let left = self.left(approval_id).await;
-                waits = Some(self.begin_to_wait((site, approval_id), left, left_min));
+                waits = Some(self.begin_to_wait((site, approval_id), left_min).await);
             }
             if waits.as_ref().is_some_and(|waits| Instant::now() >= waits.until) {
                 return Err(Failure::from(error).with_next(NOBODY_CAME));
@@ -74,12 +72,8 @@ impl Later<'_> {
     }
 
     /// Says for what it waits. A call that was asked before and is over too soon is waited out: then it is asked anew.
-    fn begin_to_wait(
-        &self,
-        (site, approval_id): (&str, &str),
-        left: Duration,
-        left_min: Duration,
-    ) -> Waits {
+    async fn begin_to_wait(&self, (site, approval_id): (&str, &str), left_min: Duration) -> Waits {
+        let left = self.left(approval_id).await;
         let (verb, now, id) = (self.verb(), Instant::now(), approval_id.to_owned());
         let enough = left.saturating_sub(left_min);
         if enough.is_zero() {
@@ -148,20 +142,26 @@ impl LastStep {
 /// for its site for `patience` at most, and of each approval enough has to be left for that.
 pub(crate) async fn wait_for(steps: &[Later<'_>], patience: Duration) -> Result<(), Failure> {
     let left_min = 2 * patience + MARGIN;
-    let begun = Instant::now();
+    let (begun, mut waits) = (Instant::now(), Vec::new());
+    // All are told of at once, so that the second people can be asked at once.
     for step in steps {
-        // Waited for below; whatever else it says is said there, too.
-        let _ = step.ask().await;
+        waits.push(match step.ask().await {
+            Err(CallError::SecondPersonNeeded { site, approval_id, .. }) => {
+                Some(step.begin_to_wait((&site, &approval_id), left_min).await)
+            }
+            // Whatever else it says is said below.
+            _ => None,
+        });
     }
-    for step in steps {
-        step.wait(left_min).await?;
+    for (step, waits) in steps.iter().zip(waits) {
+        step.wait(waits, left_min).await?;
     }
     if begun.elapsed() < ASK_AGAIN {
         return Ok(());
     }
     // What was approved first may be over by now.
     for step in steps {
-        step.wait(left_min).await?;
+        step.wait(None, left_min).await?;
     }
     Ok(())
 }

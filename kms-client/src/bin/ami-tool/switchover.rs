@@ -67,18 +67,21 @@ pub(crate) async fn run(client: &KmsClient, what: Switchover, json: bool) -> Res
         above_epoch: what.above_epoch,
         ..PromoteOptions::default()
     };
-    demote_the_other(client, (&what, &name), (&to, later)).await?;
     // Until here the other one wrote, while this one was being proved; from here on nobody does.
-    let demoted = Instant::now();
+    let demoted = demote_the_other(client, (&what, &name), (&to, later)).await?;
     let promoted = promote(&to, what.above_epoch, patience(&what)).await?;
-    let (ms, now) = (demoted.elapsed().as_millis(), promoted.standing);
+    let (ms, now) = (demoted.map(|at| at.elapsed().as_millis()), promoted.standing);
     if json {
         let left = &promoted.left;
         say_json(&json!({
             "promoted": name, "standing": now, "changed": true, "left": left, "without_writer_ms": ms
         }))?;
     } else {
-        say(&format!("{name} is {}; nobody wrote for {ms} ms", standing(&now)))?;
+        let gap = ms.map_or_else(
+            || "nobody wrote since the demotion, which was made before".to_owned(),
+            |ms| format!("nobody wrote for {ms} ms"),
+        );
+        say(&format!("{name} is {}; {gap}", standing(&now)))?;
     }
     Ok(Exit::good_if(promoted.left.is_empty()))
 }
@@ -88,12 +91,12 @@ fn patience(what: &Switchover) -> Duration {
     Duration::from_secs(what.wait)
 }
 
-/// Demotes the site that writes; nothing where none does, since an earlier switchover came so far.
+/// Demotes the site that writes, and says when; nothing where none does, since an earlier switchover came so far.
 async fn demote_the_other(
     client: &KmsClient,
     (what, to): (&Switchover, &str),
     (next, later): (&KmsClient, PromoteOptions),
-) -> Result<(), Failure> {
+) -> Result<Option<Instant>, Failure> {
     let mut found = Vec::new();
     for other in client.site_names().iter().filter(|name| **name != what.to) {
         let site = at(client, other)?;
@@ -105,7 +108,7 @@ async fn demote_the_other(
     }
     let [(site, name, now)] = &found[..] else {
         if found.is_empty() && client.site_names().len() > 1 {
-            return Ok(());
+            return Ok(None);
         }
         let reason = "there is not one other site that writes in the client's configuration";
         return Err(Failure::refused("ROLE_UNFIT", reason));
@@ -124,8 +127,9 @@ async fn demote_the_other(
     if wait_for_readiness(next, what.above_epoch, Instant::now() + patience(what)).await? {
         wait_for(&steps, patience(what)).await?;
     }
+    let demoted = Instant::now();
     site.demote_site(now.epoch).await?;
-    Ok(())
+    Ok(Some(demoted))
 }
 
 /// Refuses before anybody is demoted where the other one would not be promoted; waits for what it has yet to prove. True:

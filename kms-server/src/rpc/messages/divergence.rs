@@ -23,7 +23,10 @@ const ID_LEN: usize = 4 + 16;
 
 /// The name of a record that was set aside, for people.
 pub(crate) fn id_of(bytes: &[u8]) -> Result<AsideId, Refused> {
-    let bad = Refused::Field { field: "id", problem: "it has 20 bytes: a block and a MAC" };
+    let bad = Refused::Field {
+        field: "id",
+        problem: "it is to have 20 bytes, a block and a MAC: see `site divergence list`",
+    };
     let bytes: &[u8; ID_LEN] = bytes.try_into().map_err(|_| bad.clone())?;
     let (block, mac) = bytes.split_first_chunk::<4>().ok_or_else(|| bad.clone())?;
     let mac = mac.try_into().map_err(|_| bad)?;

@@ -87,7 +87,8 @@ pub enum TlsError {
     /// Whom this server believes as the other site's, and turns away as a caller.
     #[error(
         "no authority in {} ({subjects}) stands in {}, and none of either has another one above it: the other site calls with \
-         the certificate that its servers show, which is turned away; put its authority into rpc.tls.client_ca as well",
+         the certificate that its servers show, which is turned away. If the first file (peer.ca) is another one than issued that \
+         certificate, correct that setting; if it did, put it into rpc.tls.client_ca as well",
         ca.display(),
         client_ca.display()
     )]
