@@ -94,7 +94,8 @@ async fn invariant_4_a_failover_that_lost_what_was_acknowledged_is_a_restore_and
         async move { ended }
     })
     .await;
-    assert!(running.log_tail().contains("lost what was acknowledged"), "{}", running.log_tail());
+    let says = async || running.log_tail().contains("lost what was acknowledged");
+    eventually("it says why", says).await;
     let running = home.start().unwrap();
     let restored = client(&home, Role::Dev).await;
     warm(&restored).await;
