@@ -103,6 +103,8 @@ impl PeersMemory {
         };
         let sentence = match self {
             Self::NoPeer => return Ok(()),
+            // Nothing begins.
+            _ if blocks.is_empty() => return Ok(()),
             Self::Answer { marks, .. } if marks.iter().any(had_begun) => REMEMBERED.to_owned(),
             Self::Answer { known, since, .. } if *since <= epoch && epoch <= *known => {
                 return Ok(());
@@ -163,6 +165,7 @@ mod tests {
                 panic!("{memory:?}");
             };
             assert!(sentence.to_string().contains("--above-epoch"), "{sentence}");
+            assert!(memory.check(&[], Epoch(4)).is_ok(), "nothing begins");
         }
         assert!(of(2, 4).check(&[BlockNo(1)], Epoch(4)).is_ok());
         assert!(PeersMemory::NoPeer.check(&[BlockNo(1)], Epoch(4)).is_ok());
