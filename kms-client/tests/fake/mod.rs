@@ -3,22 +3,21 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use kms_proto::v1;
-use kms_proto::v1::ciphering_server::{Ciphering, CipheringServer};
-use kms_proto::v1::meters_server::{Meters, MetersServer};
-use kms_proto::v1::site_server::{Site, SiteServer};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use kms_proto::v1::meters_server::Meters;
+use kms_proto::v1::site_server::Site;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+mod ciphering;
+mod world;
+
+pub(crate) use world::World;
 
 /// The script by which the service misbehaves, and what it saw.
 #[derive(Default)]
@@ -102,134 +101,7 @@ impl Script {
 #[derive(Clone)]
 struct Fake(Arc<Script>);
 
-/// APDUs that start with FF are forged.
-fn verdict(apdu: &[u8]) -> u8 {
-    if apdu.first() == Some(&0xFF) { 3 } else { 1 }
-}
-
-fn open(batch: v1::ApduBatch) -> v1::DecryptBatchResponse {
-    let mut reply = v1::DecryptBatchResponse { tag: batch.tag, ..Default::default() };
-    let (mut start, mut plaintexts, mut verdicts, mut flags) = (0, vec![], vec![], vec![]);
-    for len in batch.lengths {
-        let apdu = &batch.apdus[start..start + len as usize];
-        start += len as usize;
-        let verdict = verdict(apdu);
-        let opened = if verdict == 1 { apdu } else { &[] };
-        plaintexts.extend_from_slice(opened);
-        reply.lengths.push(opened.len() as u32);
-        verdicts.push(verdict);
-        flags.push(u8::from(verdict == 1));
-        reply.encryption_key_versions.push(1);
-        reply.authentication_key_versions.push(1);
-    }
-    (reply.plaintexts, reply.verdicts, reply.flags) =
-        (plaintexts.into(), verdicts.into(), flags.into());
-    reply
-}
-
 type Replies<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Ciphering for Fake {
-    async fn decrypt(
-        &self,
-        request: Request<v1::DecryptRequest>,
-    ) -> Result<Response<v1::DecryptResponse>, Status> {
-        self.0.begin(&request).await?;
-        let apdu = request.into_inner().apdu;
-        let verdict = verdict(&apdu);
-        Ok(Response::new(v1::DecryptResponse {
-            verdict: verdict.into(),
-            plaintext: if verdict == 1 { apdu } else { Default::default() },
-            authenticated: verdict == 1,
-            system_title: vec![0x4D; 8].into(),
-            encryption_key_version: 1,
-            authentication_key_version: 1,
-            invocation_counter: 7,
-            ..Default::default()
-        }))
-    }
-
-    async fn decrypt_batch(
-        &self,
-        request: Request<v1::ApduBatch>,
-    ) -> Result<Response<v1::DecryptBatchResponse>, Status> {
-        self.0.begin(&request).await?;
-        let batch = request.into_inner();
-        self.0.batches.lock().unwrap().push(batch.lengths.len());
-        Ok(Response::new(open(batch)))
-    }
-
-    type DecryptStreamStream = Replies<v1::DecryptBatchResponse>;
-
-    async fn decrypt_stream(
-        &self,
-        request: Request<Streaming<v1::ApduBatch>>,
-    ) -> Result<Response<Self::DecryptStreamStream>, Status> {
-        self.0.begin(&request).await?;
-        let script = Arc::clone(&self.0);
-        let break_after = script.break_after.load(Ordering::SeqCst);
-        let breaks = break_after > 0 && script.fails();
-        let mut count = 0;
-        let replies = request.into_inner().map(move |batch| {
-            let batch = batch?;
-            count += 1;
-            if breaks && count > break_after {
-                return Err(Status::unavailable("going down"));
-            }
-            script.batches.lock().unwrap().push(batch.lengths.len());
-            Ok(open(batch))
-        });
-        Ok(Response::new(Box::pin(replies)))
-    }
-
-    async fn verify_mic(
-        &self,
-        request: Request<v1::VerifyMicRequest>,
-    ) -> Result<Response<v1::VerifyMicResponse>, Status> {
-        self.0.begin(&request).await?;
-        let verdict = verdict(&request.into_inner().apdu).into();
-        Ok(Response::new(v1::VerifyMicResponse { verdict, ..Default::default() }))
-    }
-
-    async fn verify_mic_batch(
-        &self,
-        _: Request<v1::ApduBatch>,
-    ) -> Result<Response<v1::VerifyMicBatchResponse>, Status> {
-        // One verdict short, whatever was asked: a broken server.
-        Ok(Response::new(v1::VerifyMicBatchResponse::default()))
-    }
-
-    async fn encrypt(
-        &self,
-        request: Request<v1::EncryptRequest>,
-    ) -> Result<Response<v1::EncryptResponse>, Status> {
-        self.0.begin_change(&request).await?;
-        let v1::EncryptRequest { apdu, .. } = request.into_inner();
-        // As a server that gives out counters: each call gets one.
-        let invocation_counter = self.0.counter.fetch_add(1, Ordering::SeqCst);
-        let verdict = kms_core::Verdict::Ok as i32;
-        let reply = v1::EncryptResponse { verdict, apdu, invocation_counter, ..Default::default() };
-        Ok(Response::new(reply))
-    }
-
-    async fn encrypt_batch(
-        &self,
-        _: Request<v1::PlainBatch>,
-    ) -> Result<Response<v1::EncryptBatchResponse>, Status> {
-        // No verdict, whatever was asked: a broken server.
-        Ok(Response::new(v1::EncryptBatchResponse::default()))
-    }
-
-    type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
-
-    async fn verify_mic_stream(
-        &self,
-        _: Request<Streaming<v1::ApduBatch>>,
-    ) -> Result<Response<Self::VerifyMicStreamStream>, Status> {
-        Err(Status::permission_denied("not for you"))
-    }
-}
 
 #[tonic::async_trait]
 impl Meters for Fake {
@@ -520,81 +392,5 @@ impl Site for Fake {
         let mut standing = self.0.standing.lock().unwrap();
         *standing = v1::SiteStanding { role: 2, writes: false, ..*standing };
         Ok(Response::new(v1::DemoteResponse { standing: Some(*standing) }))
-    }
-}
-
-/// Certificates of one test, and the directory that the configuration lives in.
-pub(crate) struct World {
-    pub(crate) dir: tempfile::TempDir,
-    ca: String,
-    server: (String, String),
-}
-
-impl World {
-    pub(crate) fn new() -> Self {
-        let ca_key = rcgen::KeyPair::generate().unwrap();
-        let mut ca_params = rcgen::CertificateParams::new(vec![]).unwrap();
-        ca_params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca = ca_params.self_signed(&ca_key).unwrap();
-        let issuer = rcgen::Issuer::new(ca_params, ca_key);
-        let leaf = || {
-            let key = rcgen::KeyPair::generate().unwrap();
-            let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
-            (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
-        };
-        let (server, client) = (leaf(), leaf());
-        let dir = tempfile::tempdir().unwrap();
-        for (name, pem) in
-            [("ca.pem", &ca.pem()), ("client.pem", &client.0), ("client.key", &client.1)]
-        {
-            std::fs::write(dir.path().join(name), pem).unwrap();
-        }
-        Self { dir, ca: ca.pem(), server }
-    }
-
-    pub(crate) async fn serve(&self, script: Arc<Script>) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let tls = ServerTlsConfig::new()
-            .identity(Identity::from_pem(&self.server.0, &self.server.1))
-            .client_ca_root(Certificate::from_pem(&self.ca));
-        let fake = Fake(script);
-        let server = Server::builder()
-            .tls_config(tls)
-            .unwrap()
-            .add_service(CipheringServer::new(fake.clone()))
-            .add_service(MetersServer::new(fake.clone()))
-            .add_service(SiteServer::new(fake));
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        address
-    }
-
-    /// Writes `client.toml` and says where.
-    pub(crate) fn config(&self, endpoints: &[SocketAddr], more: &str) -> PathBuf {
-        let endpoints: Vec<_> =
-            endpoints.iter().map(|at| format!("\"https://localhost:{}\"", at.port())).collect();
-        let text = format!(
-            "endpoints = [{}]\nca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n",
-            endpoints.join(", ")
-        );
-        let path = self.dir.path().join("client.toml");
-        std::fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// Writes a `client.toml` with two sites, `north` preferred, and says where.
-    pub(crate) fn two_sites(&self, north: SocketAddr, south: SocketAddr, more: &str) -> PathBuf {
-        let site = |name: &str, at: SocketAddr| {
-            let port = at.port();
-            format!("[[sites]]\nname = \"{name}\"\nendpoints = [\"https://localhost:{port}\"]\n")
-        };
-        let text = format!(
-            "ca = \"ca.pem\"\ncertificate = \"client.pem\"\nprivate_key = \"client.key\"\nserver_name = \"localhost\"\n{more}\n{}{}",
-            site("north", north),
-            site("south", south)
-        );
-        let path = self.dir.path().join("client.toml");
-        std::fs::write(&path, text).unwrap();
-        path
     }
 }

@@ -3,6 +3,7 @@
 
 mod list;
 pub(crate) mod policy;
+mod role;
 pub(crate) mod sites;
 pub(crate) mod verb;
 mod writers;

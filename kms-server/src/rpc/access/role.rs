@@ -1,0 +1,131 @@
+//! Roles, and the calls that each of them may make unless the configuration says otherwise.
+
+use std::fmt;
+
+use super::verb::Verb;
+
+/// A caller's task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// A head-end system: opens what meters send.
+    Hes,
+    /// A head-end system that sends to meters: has APDUs protected.
+    Transmitter,
+    /// Operators: meters and their keys.
+    AmiAdmin,
+    /// The service that rotates keys.
+    Rotator,
+    /// Another node of this site.
+    Node,
+    /// The other site.
+    Peer,
+    /// A read-only replica: it follows, and witnesses nothing.
+    Replica,
+    /// Looks, and changes nothing.
+    Auditor,
+    /// The second person of calls that need two.
+    Approver,
+    /// The timer that keeps the other site in step.
+    Synchroniser,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Self; 10] = [
+        Self::Hes,
+        Self::Transmitter,
+        Self::AmiAdmin,
+        Self::Rotator,
+        Self::Node,
+        Self::Peer,
+        Self::Replica,
+        Self::Auditor,
+        Self::Approver,
+        Self::Synchroniser,
+    ];
+
+    /// As configuration and log write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hes => "hes",
+            Self::Transmitter => "transmitter",
+            Self::AmiAdmin => "ami_admin",
+            Self::Rotator => "rotator",
+            Self::Node => "node",
+            Self::Peer => "peer",
+            Self::Replica => "replica",
+            Self::Auditor => "auditor",
+            Self::Approver => "approver",
+            Self::Synchroniser => "synchroniser",
+        }
+    }
+
+    /// The role with this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.name() == name)
+    }
+
+    /// Whether the role may make this call unless the configuration says otherwise.
+    pub fn may_by_default(self, verb: Verb) -> bool {
+        verb.default_roles().contains(&self)
+    }
+}
+
+impl Verb {
+    /// The roles that may make the call unless the configuration says otherwise. No `_` arm: whoever adds a call
+    /// decides it here.
+    pub const fn default_roles(self) -> &'static [Role] {
+        use Role::{
+            AmiAdmin, Approver, Auditor, Hes, Node, Peer, Replica, Rotator, Synchroniser,
+            Transmitter,
+        };
+        match self {
+            Self::Decrypt
+            | Self::DecryptBatch
+            | Self::DecryptStream
+            | Self::VerifyMic
+            | Self::VerifyMicBatch
+            | Self::VerifyMicStream => &[Hes],
+            Self::Encrypt | Self::EncryptBatch => &[Transmitter],
+            Self::CreateMeter
+            | Self::DeleteMeter
+            | Self::BuryDamagedMeter
+            | Self::ReadmitMeter
+            | Self::SetPolicy
+            | Self::DeclareCounter
+            | Self::ImportMeters
+            | Self::GetImportKey
+            | Self::Promote
+            | Self::Demote
+            | Self::EnrolPeer
+            | Self::ResolveDivergence
+            | Self::AdmitEpoch
+            | Self::ForgetRevocationList => &[AmiAdmin],
+            Self::SyncNow => &[AmiAdmin, Synchroniser],
+            Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::ListBlockHeads
+            | Self::FetchBlocks
+            | Self::FollowChanges
+            | Self::ListRoleRecords
+            | Self::ListFloors
+            | Self::ReportDivergence
+            | Self::ShowHeadTables => &[Peer, Replica],
+            Self::Protect => &[Node],
+            Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
+            Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
+            Self::ListDivergence | Self::ListEvents => &[AmiAdmin, Auditor],
+            Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
+            Self::FollowEvents | Self::VerifyChain => &[Auditor],
+            Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
+            Self::ApproveCall => &[Approver],
+            Self::AskAhead => &[AmiAdmin],
+            Self::Health | Self::Reflection => &Role::ALL,
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
