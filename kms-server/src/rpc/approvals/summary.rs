@@ -271,6 +271,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         general_ciphering_omit_header,
         profile,
         client_titles,
+        allow_compromised,
     } = policy;
     let minimum = match MinimumProtection::try_from(*minimum_protection) {
         Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
@@ -282,6 +283,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         (*allow_encryption_only, "allow_encryption_only"),
         (*allow_withheld_authentication_key, "allow_withheld_authentication_key"),
         (*general_ciphering_omit_header, "general_ciphering_omit_header"),
+        (*allow_compromised, "allow_compromised"),
     ];
     words.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned()));
     for (name, title) in
