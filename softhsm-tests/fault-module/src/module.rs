@@ -273,7 +273,7 @@ functions! {
     C_GenerateKey(
         a1: CK_SESSION_HANDLE, a2: *mut CK_MECHANISM, a3: *mut CK_ATTRIBUTE, a4: CK_ULONG, a5:
         *mut CK_OBJECT_HANDLE
-    ) {a2} [];
+    ) {a2} [a5, HANDLE];
     C_GenerateKeyPair(
         a1: CK_SESSION_HANDLE, a2: *mut CK_MECHANISM, a3: *mut CK_ATTRIBUTE, a4: CK_ULONG, a5:
         *mut CK_ATTRIBUTE, a6: CK_ULONG, a7: *mut CK_OBJECT_HANDLE, a8: *mut CK_OBJECT_HANDLE
