@@ -6,14 +6,14 @@ use kms_core::{ClearKey, Fingerprint, KeyId, SealedKek};
 
 use super::{apdu, refused};
 use crate::hsm::{
-    KeyLen, LockedKey, MADE_PER_CALL_MAX, MakeKeys, NewKey, NotMade, StoreUnder, Token, WantedKey,
-    WrappedKey,
+    KeyLen, LockedKey, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, StoreUnder, Token,
+    WantedKey, WrappedKey,
 };
 
 /// KEKs of two meters.
 const KEKS: [&[u8]; 2] = [&[0xE1; 16], &[0xE2; 32]];
 /// The `wrap` keys of two blocks.
-const WRAP_KEYS: [[u8; 32]; 2] = [[0xB1; 32], [0xB2; 32]];
+pub(crate) const WRAP_KEYS: [[u8; 32]; 2] = [[0xB1; 32], [0xB2; 32]];
 const LABEL: &[u8] = b"a label";
 
 const MEMORY: StoreUnder = StoreUnder::Block(1);
@@ -58,17 +58,27 @@ fn at_the_meter(kek: &[u8], made: &NewKey, len: KeyLen) -> Vec<u8> {
 }
 
 pub(crate) fn a_new_key_is_at_the_meter_what_is_stored_and_told_of_it(token: &dyn Token) {
-    let wanted: Vec<WantedKey> = [MEMORY, HSM, AS_KEK, StoreUnder::Block(0)]
-        .into_iter()
-        .flat_map(|under| {
-            [(KeyLen::Aes128, 0), (KeyLen::Aes256, 1), (KeyLen::Aes128, 1)]
-                .map(|(len, kek)| wanted(len, under, kek))
-        })
-        .collect();
-    let made = token.make_keys(&job(keks(token), wanted.clone())).unwrap();
-    assert_eq!(made.len(), wanted.len());
+    let job = a_job(token);
+    let made = token.make_keys(&job).unwrap();
+    all_are_sound(token, &job, &made);
+    let status = token.status();
+    assert_eq!((status.connection_epoch, status.fault), (1, None));
+}
+
+/// Keys for every place, of either length, for both meters.
+pub(crate) fn a_job(token: &dyn Token) -> MakeKeys {
+    let keys = [MEMORY, HSM, AS_KEK, StoreUnder::Block(0)].into_iter().flat_map(|under| {
+        [(KeyLen::Aes128, 0), (KeyLen::Aes256, 1), (KeyLen::Aes128, 1)]
+            .map(|(len, kek)| wanted(len, under, kek))
+    });
+    job(keks(token), keys.collect())
+}
+
+/// Each key is at its meter what was told of it, and is stored as that; all differ.
+pub(crate) fn all_are_sound(token: &dyn Token, job: &MakeKeys, made: &Made) {
+    assert_eq!(made.len(), job.keys.len());
     let mut values = Vec::new();
-    for (wanted, made) in wanted.iter().zip(&made) {
+    for (wanted, made) in job.keys.iter().zip(made) {
         let made = made.as_ref().unwrap();
         let key = at_the_meter(KEKS[wanted.kek], made, wanted.len);
         match wanted.under {
@@ -80,9 +90,7 @@ pub(crate) fn a_new_key_is_at_the_meter_what_is_stored_and_told_of_it(token: &dy
     }
     values.sort();
     values.dedup();
-    assert_eq!(values.len(), wanted.len(), "no key is made twice");
-    let status = token.status();
-    assert_eq!((status.connection_epoch, status.fault), (1, None));
+    assert_eq!(values.len(), job.keys.len(), "no key is made twice");
 }
 
 /// What is stored for protection `HSM` opens what the meter sends under its new key.

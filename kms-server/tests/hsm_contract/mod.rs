@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
 #![allow(missing_docs, reason = "not a library")]
 
-mod making;
+pub(crate) mod making;
 
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ fn sealed_to(key: &ImportKey, file_key: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 3394.
-fn wrapped(kek: &[u8], key: &[u8]) -> Vec<u8> {
+pub(crate) fn wrapped(kek: &[u8], key: &[u8]) -> Vec<u8> {
     let mut wrapped = vec![0; key.len() + dlms::key_wrap::OVERHEAD_LEN];
     dlms::key_wrap::wrap(kek, key, &mut wrapped).unwrap();
     wrapped

@@ -37,6 +37,8 @@ use kms_core::{Fingerprint, Kcv, SealedKek};
 const OBJECTS_PER_KEY: u64 = 4;
 /// A block's key is there twice, a meter's KEK too.
 const OBJECTS_PER_OTHER: u64 = 2;
+/// The key that everybody knows, and a canary's.
+const OBJECTS_PER_CALL: u64 = 2;
 
 impl MakesKeys for Pkcs11Token {
     fn make_keys(&self, job: &MakeKeys) -> Result<Made, TokenError> {
@@ -47,7 +49,8 @@ impl MakesKeys for Pkcs11Token {
         }
         self.call(OPERATION, Proof::Unwrap(SealedKek::MeterKek), |connection, session| {
             connection.count_objects(
-                OBJECTS_PER_KEY * job.keys.len() as u64
+                OBJECTS_PER_CALL
+                    + OBJECTS_PER_KEY * job.keys.len() as u64
                     + OBJECTS_PER_OTHER * (job.keks.len() + job.wrap_keys.len()) as u64,
             );
             let mut objects = Objects { session, made: Vec::new() };
@@ -66,6 +69,7 @@ impl Pkcs11Token {
         objects: &mut Objects<'_>,
         job: &MakeKeys,
     ) -> Result<Made, Failure> {
+        knows_cmac(objects, &job.fingerprint_label)?;
         let mut blocks = Vec::with_capacity(job.wrap_keys.len());
         for key in &job.wrap_keys {
             blocks.push(Block::create(objects, key)?);
@@ -108,6 +112,18 @@ impl Pkcs11Token {
             }
         }
         Ok(keks)
+    }
+}
+
+/// Tries the label's CMAC with a key that everybody knows: what is wrong each time in the same way would compare well.
+fn knows_cmac(objects: &mut Objects<'_>, label: &[u8]) -> Result<(), Failure> {
+    const WHAT: &str = "a CMAC is another than software computes";
+    let session = objects.session;
+    let key = sealed_file::create_block_key(session, &canary::TEXT, fresh::opened())?;
+    let mac = cmac(session, objects.keep(key), label)?;
+    match dlms::cmac::compute(&canary::TEXT, label) {
+        Ok(known) if known == mac => Ok(()),
+        _ => Err(Failure::garbled(WHAT)),
     }
 }
 
@@ -235,7 +251,7 @@ impl Maker<'_> {
         let blob = wrap(session, under, key, len)?;
         let opened = unwrap(session, under, kek, &blob)
             .map_err(|failure| failure.of_own_work(NOT_STORED))?;
-        let is_same = do_the_same(session, kek, key, opened);
+        let is_same = do_the_same(session, kek, [key, opened], &identity.0);
         objects.destroy_now(opened);
         same(is_same.map_err(|failure| failure.of_own_work(NOT_STORED))?)?;
         same(self.identify(session, key)? == identity)?;
@@ -259,18 +275,19 @@ fn same(is_same: bool) -> Result<(), Failure> {
 fn do_the_same(
     session: &Session,
     kek: SealedKek,
-    key: ObjectHandle,
-    opened: ObjectHandle,
+    [key, opened]: [ObjectHandle; 2],
+    Fingerprint(text): &Fingerprint,
 ) -> Result<bool, Failure> {
     match kek {
         SealedKek::MeterKek => {
             Ok(canary::wrap_text(session, key)? == canary::wrap_text(session, opened)?)
         }
         SealedKek::Use => {
-            // The one use of this nonce, which no device has for a title: what it makes stays here.
+            // The one use of this nonce, which no device has for a title: what it makes stays here. A text of this
+            // key alone: an answer of before is not the same.
             let gcm = Gcm { nonce: &[0; NONCE_LEN], additional: &[], tag: Tag::Dlms };
-            let sealed = gcm.encrypt(session, key, &canary::TEXT)?;
-            Ok(gcm.decrypt(session, opened, &sealed)?[..] == canary::TEXT)
+            let sealed = gcm.encrypt(session, key, text)?;
+            Ok(gcm.decrypt(session, opened, &sealed)?[..] == text[..])
         }
     }
 }
