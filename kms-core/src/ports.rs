@@ -127,13 +127,13 @@ pub enum Proved {
 /// Has the other site prove that it has what was committed here. No lock is held meanwhile.
 #[async_trait]
 pub trait ProofGate: Send + Sync + 'static {
-    /// Asks for proofs of these blocks, at these states or later ones, with a bound of its own.
-    async fn prove(&self, marks: &[BlockMark]) -> Proved;
+    /// Asks for proofs of these blocks as they are now, with a bound of its own.
+    async fn prove(&self, blocks: &[BlockNo]) -> Proved;
 }
 
 #[async_trait]
 impl ProofGate for NoOtherSite {
-    async fn prove(&self, _: &[BlockMark]) -> Proved {
+    async fn prove(&self, _: &[BlockNo]) -> Proved {
         Proved::NotApplicable
     }
 }

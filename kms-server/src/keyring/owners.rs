@@ -6,6 +6,7 @@ use super::{
     adopting::Adopter,
     config::Config,
     counting::Counting,
+    dates::Dates,
     following::Following,
     identities::Identities,
     known_states::KnownStates,
@@ -47,6 +48,8 @@ pub struct Keyring {
     pub identities: Arc<Identities>,
     /// Who writes.
     pub roles: Arc<Roles>,
+    /// What is due of meters' keys.
+    pub dates: Arc<Dates>,
     /// Counter lines, and marks.
     pub counting: Arc<Counting>,
     /// For the status.
@@ -98,6 +101,7 @@ impl Keyring {
             local: Arc::new(LocalKeys::new(Arc::clone(&opener))),
             identities,
             roles,
+            dates: Arc::new(Dates::new(Arc::clone(&opener))),
             counting: Arc::new(Counting::new(Arc::clone(&opener))),
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),

@@ -46,7 +46,37 @@ pub enum TakeError {
 }
 
 /// A block's `wrap` key, copied within the arena for the length of a call.
-struct WrapKey(Segment);
+pub(super) struct WrapKey(Segment);
+
+/// The `wrap` keys of the blocks that a call to the token is about, each once.
+#[derive(Default)]
+pub(super) struct BlockKeysAtHand {
+    places: HashMap<BlockNo, usize>,
+    pub(super) wrap_keys: Vec<LockedKey>,
+}
+
+impl BlockKeysAtHand {
+    /// The key that something is stored under: a sealed KEK, or this block's own, copied within the arena.
+    pub(super) fn under(
+        &mut self,
+        opener: &Opener,
+        change: &Change,
+        kek: Option<SealedKek>,
+    ) -> Result<StoreUnder, KeyringError> {
+        if let Some(kek) = kek {
+            return Ok(StoreUnder::Kek(kek));
+        }
+        if let Some(place) = self.places.get(&change.block()) {
+            return Ok(StoreUnder::Block(*place));
+        }
+        let mut copy = opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
+        copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
+        let place = self.wrap_keys.len();
+        self.places.insert(change.block(), place);
+        self.wrap_keys.push(Arc::new(WrapKey(copy)));
+        Ok(StoreUnder::Block(place))
+    }
+}
 
 impl AsRef<[u8]> for WrapKey {
     fn as_ref(&self) -> &[u8] {
@@ -54,9 +84,9 @@ impl AsRef<[u8]> for WrapKey {
     }
 }
 
-/// Takes keys of sealed import files.
+/// Has the token take keys of sealed import files, and make new ones.
 pub struct Taker {
-    opener: Arc<Opener>,
+    pub(super) opener: Arc<Opener>,
 }
 
 impl Taker {
@@ -121,9 +151,18 @@ impl Taker {
         group: &[SealedKey<'_>],
         taken: &[Option<WrappedValue>],
     ) -> Result<bool, KeyringError> {
+        let places = group.iter().map(|key| (key.change, key.under));
+        self.open_as_said(places.zip(taken.iter().map(Option::as_ref)))
+    }
+
+    /// The same, of whatever the token wrapped.
+    pub(super) fn open_as_said<'v>(
+        &self,
+        wrapped: impl Iterator<Item = ((&'v Change, Option<SealedKek>), Option<&'v WrappedValue>)>,
+    ) -> Result<bool, KeyringError> {
         let mut scratch: Option<Segment> = None;
         let mut open = true;
-        for (SealedKey { change, under, .. }, value) in group.iter().zip(taken) {
+        for ((change, under), value) in wrapped {
             let (None, Some(value)) = (under, value) else { continue };
             let mut room = match scratch.take() {
                 Some(room) => room,
@@ -146,28 +185,16 @@ impl Taker {
         wrapped_file_key: &[u8],
         sealed: &[SealedKey<'_>],
     ) -> Result<TakeKeys, KeyringError> {
-        let mut places: HashMap<BlockNo, usize> = HashMap::new();
-        let mut wrap_keys: Vec<LockedKey> = Vec::new();
+        let mut blocks = BlockKeysAtHand::default();
         let mut values = Vec::with_capacity(sealed.len());
         for SealedKey { change, under, wrapped } in sealed {
-            let under = match (under, places.get(&change.block())) {
-                (Some(kek), _) => StoreUnder::Kek(*kek),
-                (None, Some(place)) => StoreUnder::Block(*place),
-                (None, None) => {
-                    let mut copy =
-                        self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
-                    copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
-                    places.insert(change.block(), wrap_keys.len());
-                    wrap_keys.push(Arc::new(WrapKey(copy)));
-                    StoreUnder::Block(wrap_keys.len() - 1)
-                }
-            };
+            let under = blocks.under(&self.opener, change, *under)?;
             values.push(SealedValue { wrapped: wrapped.to_vec(), under });
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
             fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
-            wrap_keys,
+            wrap_keys: blocks.wrap_keys,
             keys: values,
         })
     }

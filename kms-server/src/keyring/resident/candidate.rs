@@ -16,6 +16,8 @@ pub enum KeyMaterial<'a> {
 pub struct Standing {
     /// It is the preferred one: it protects what is sent.
     pub protects: bool,
+    /// It is active: the preferred one, or one that the meter may have fallen back to.
+    pub active: bool,
     /// It may carry what brings the meter another key, or finds out which one it holds.
     pub carries: bool,
     /// It is known to others.

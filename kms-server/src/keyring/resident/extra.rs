@@ -12,6 +12,8 @@ pub(super) struct Extra {
     pub(super) client_title: Option<SystemTitle>,
     pub(super) client_titles: ClientTitles,
     pub(super) floors: Option<Box<Floored>>,
+    /// Something of its keys is due then.
+    pub(super) due_ms: Option<u64>,
     /// Ordered: by setup, then as they are to be tried.
     pub(super) keys: Box<[SlotInfo]>,
 }

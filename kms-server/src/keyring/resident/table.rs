@@ -16,7 +16,10 @@ use kms_core::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
     },
-    life::choosing::{Place, awaits_evidence},
+    life::{
+        choosing::{Place, awaits_evidence},
+        due,
+    },
     profile::FloorRule,
 };
 
@@ -153,6 +156,7 @@ fn is_plain(meter: &MeterRecord) -> bool {
         && meter.policy.default_system_title.is_none()
         && meter.policy.client_title.is_none()
         && meter.policy.client_titles.is_empty()
+        && due::next(meter).is_none()
         && live_keys(meter).all(|key| {
             matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
                 && key.protection == Protection::Memory
@@ -215,6 +219,11 @@ impl BlockTable {
     /// The number of its meters.
     pub fn meters(&self) -> u32 {
         self.meters
+    }
+
+    /// The time at which something of its meters' keys is due first.
+    pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
+        self.extras.iter().filter_map(|extra| extra.due_ms).min()
     }
 
     /// The number of its records that failed their MAC. Then their titles are not sure either, and a title that
@@ -404,6 +413,7 @@ impl Filling<'_> {
             client_title: meter.policy.client_title,
             client_titles: meter.policy.client_titles.clone(),
             floors: Floored::of(live_keys(meter), floors),
+            due_ms: due::next(meter),
             keys,
         };
         self.add_extra(at, extra);
@@ -424,6 +434,7 @@ impl Filling<'_> {
         let KeyRecord { kind, setup, version, state, .. } = *key;
         let standing = Standing {
             protects,
+            active: state.may_protect(),
             carries: state.may_carry(),
             compromised: !state.vouches(),
             awaits: awaits_evidence(key),
@@ -462,6 +473,11 @@ impl<'a> ResidentMeter<'a> {
     pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
         let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
         said.or_else(|| self.client_title())
+    }
+
+    /// The time at which something of its keys is due.
+    pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
+        self.extra()?.due_ms
     }
 
     /// Whether it is the title of one of the utility's clients towards it.
@@ -572,7 +588,7 @@ impl BlockTable {
 
 /// Of the only version of a plain meter: active, or not.
 const fn plain_standing(active: bool) -> Standing {
-    Standing { protects: active, carries: active, compromised: false, awaits: false }
+    Standing { protects: active, active, carries: active, compromised: false, awaits: false }
 }
 
 /// Where a search for `title` starts, and its tag. The block took the upper bits of the spread title;

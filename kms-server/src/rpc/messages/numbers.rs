@@ -47,7 +47,8 @@ same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authentica
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
-    CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey);
+    CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey KeyKind SecuritySetup KeyVersion StateReason
+    WithoutProof);
 same_as!(Parting, Parting:
     NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable Fact);
 same_as!(Decision, Decision: Accept Discard);
