@@ -450,6 +450,12 @@ impl<'a> ResidentMeter<'a> {
         said.or_else(|| self.client_title())
     }
 
+    /// All titles of the utility towards it.
+    pub fn client_titles(&self) -> impl Iterator<Item = SystemTitle> {
+        let single = self.extra().map_or(&[][..], |extra| extra.client_titles.as_slice());
+        self.client_title().into_iter().chain(single.iter().map(|entry| entry.title))
+    }
+
     /// Whether it is the title of one of the utility's clients towards it.
     pub fn is_clients(&self, title: SystemTitle) -> bool {
         self.client_title() == Some(title)

@@ -8,7 +8,7 @@ use kms_proto::v1::{
     ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
     ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedHeader,
-    SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -57,6 +57,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::EnrolPeer => read(message, enrolled),
+        Verb::Triage => read(message, triaged),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
@@ -135,6 +136,13 @@ fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {
     let id = &meter.meter_id;
     let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
     About { line, subject: subject(id, &meter.system_title) }
+}
+
+fn triaged(request: TriageRequest) -> About {
+    let TriageRequest { meter_id, system_title, frames, .. } = request;
+    let (count, title) = (frames.len(), hex::encode(&system_title));
+    let line = format!("triage of {count} frames of meter {meter_id:?}, title {title}");
+    About { line, subject: subject(&meter_id, &system_title) }
 }
 
 fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterRequest) -> About {

@@ -14,3 +14,5 @@ pub(crate) mod nodes;
 pub(crate) mod replication;
 mod sealed;
 pub(crate) mod site;
+mod triages;
+mod triaging;
