@@ -5,7 +5,7 @@ crate::numbered! {
     pub enum Cause "cause" {
         /// Nothing is wrong with them.
         NothingWrong = 1 "NOTHING_WRONG",
-        /// A staged or superseded version of the meter's keys fits.
+        /// Another version of the meter's keys fits than the newest that protects.
         OtherVersionFits = 2 "OTHER_VERSION_FITS",
         /// Keys of another security setup fit than the one that was named.
         OtherSetupFits = 3 "OTHER_SETUP_FITS",
@@ -78,13 +78,46 @@ crate::numbered! {
     }
 }
 
+// The longer ones of what to do.
+const NOTHING_WRONG: &str = "look at the caller: which bytes did it send, and for which meter?";
+const OTHER_VERSION_FITS: &str = "leave the older version in place; see why the meter has not taken the newer one, or has it already";
+const OTHER_SITE_FITS: &str =
+    "`ami-tool site divergence list`, then accept the record: its keys come in as newer versions";
+const COMPROMISED_FITS: &str = "rotate the meter's key: until then what it sends stays closed";
+const KEYS_EXCHANGED: &str = "no import mends it, since one value has one use: the meter needs new keys; try the rest of the delivery \
+    with `meter check-keys` before it is imported";
+const GAK_WRONG: &str = "ask the supplier for the meter's GAK, try it with `meter check-keys`, import it with --add-versions";
+const GAK_MISSING: &str = "import the meter's GAK; if nobody gives it out, the policy's allow_withheld_authentication_key lets its \
+    frames through, marked as unauthenticated";
+const GUEK_WRONG: &str = "ask the supplier for the meter's encryption key, try it with `meter check-keys`, import it with \
+    --add-versions; or the frames are of a meter that was exchanged";
+const REPLAY: &str =
+    "find out who sends it again; a collector that sends again is harmless within a minute";
+const COUNTER_RESET: &str = "find out whether the meter was exchanged or reset; give it a new key, since its counters may not be \
+    used twice, or a profile without floors";
+const FRAMED: &str = "take the frame off before Decrypt is called; `ami-tool` and `dlms::frame` do";
+const NOT_CIPHERED: &str =
+    "do not send it to Decrypt; if the meter should cipher, look at its security policy";
+const WRONG_TITLE: &str = "compare the nameplate; correct the title by importing the meter under it, or set the policy's \
+    default_system_title";
+const OTHER_METERS_FRAME: &str = "look at the collector's table of meters: it names the wrong one";
+const CLIENT_TITLE_MISSING: &str =
+    "set the policy's client_title, or client_titles for that client";
+const HEADER_RULE: &str =
+    "change the policy's general_ciphering_omit_header for meters of this make";
+const SUITE_MISMATCH: &str =
+    "compare the meter's security suite with the delivery: the keys are of another suite";
+const POLICY_REFUSES: &str = "find out whether the meter is set up rightly; a weaker policy is a decision of its own (`meter set-policy`)";
+const SUSPECTED_TAMPER: &str = "compare with the same frame at another place of the line; where its checksum held, it was not the line";
+const UNEXPLAINED: &str = "give at least three frames with different counters; ask the other site too (--site); then the delivery";
+
 impl Cause {
     /// One sentence for people.
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::NothingWrong => "nothing is wrong with these frames: Decrypt opens them",
             Self::OtherVersionFits => {
-                "the meter uses a version of its keys that is staged or superseded here; Decrypt opens it"
+                "the meter uses another version of its keys than the newest active one; Decrypt opens it"
             }
             Self::OtherSetupFits => "keys of another security setup than the named one fit",
             Self::OtherSiteFits => {
@@ -137,81 +170,36 @@ impl Cause {
     /// The next thing to do.
     pub const fn next_step(self) -> &'static str {
         match self {
-            Self::NothingWrong => {
-                "look at the caller: which bytes did it send, and for which meter?"
-            }
-            Self::OtherVersionFits => {
-                "leave the older version in place; see why the meter has not taken the newer one, or has it already"
-            }
+            Self::NothingWrong => NOTHING_WRONG,
+            Self::OtherVersionFits => OTHER_VERSION_FITS,
             Self::OtherSetupFits => "name that security setup, or none",
-            Self::OtherSiteFits => {
-                "`ami-tool site divergence list`, then accept the record: its keys come in as newer versions"
-            }
-            Self::CompromisedFits => {
-                "rotate the meter's key: until then what it sends stays closed"
-            }
-            Self::KeysExchanged => {
-                "import the two keys again in their right places as new versions (`meter import --add-versions`); check \
-                 the rest of that delivery with `meter check-keys`"
-            }
-            Self::GakWrong => {
-                "ask the supplier for the meter's GAK, try it with `meter check-keys`, import it with --add-versions"
-            }
-            Self::GakMissing => {
-                "import the meter's GAK; if nobody gives it out, the policy's allow_withheld_authentication_key lets its \
-                 frames through, marked as unauthenticated"
-            }
-            Self::GuekWrong => {
-                "ask the supplier for the meter's encryption key, try it with `meter check-keys`, import it with \
-                 --add-versions; or the frames are of a meter that was exchanged"
-            }
-            Self::Replay => {
-                "find out who sends it again; a collector that sends again is harmless within a minute"
-            }
-            Self::CounterReset => {
-                "find out whether the meter was exchanged or reset; give it a new key, since its counters may not be \
-                 used twice, or a profile without floors"
-            }
+            Self::OtherSiteFits => OTHER_SITE_FITS,
+            Self::CompromisedFits => COMPROMISED_FITS,
+            Self::KeysExchanged => KEYS_EXCHANGED,
+            Self::GakWrong => GAK_WRONG,
+            Self::GakMissing => GAK_MISSING,
+            Self::GuekWrong => GUEK_WRONG,
+            Self::Replay => REPLAY,
+            Self::CounterReset => COUNTER_RESET,
             Self::Overtaken => "if the line reorders, give the meter a profile with a window",
-            Self::Framed => {
-                "take the frame off before Decrypt is called; `ami-tool` and `dlms::frame` do"
-            }
+            Self::Framed => FRAMED,
             Self::FrameDamaged => "read it from the line again; look at the modem or concentrator",
             Self::SeveralApdus => "send each APDU as an item of its own",
             Self::Truncated => "read it whole: look at the collector's longest message",
-            Self::NotCiphered => {
-                "do not send it to Decrypt; if the meter should cipher, look at its security policy"
-            }
+            Self::NotCiphered => NOT_CIPHERED,
             Self::Malformed => "look at what the collector recorded: it may be another protocol",
             Self::Unsupported => "see docs/design/decryption.md for what is opened",
-            Self::WrongTitle => {
-                "compare the nameplate; correct the title by importing the meter under it, or set the policy's \
-                 default_system_title"
-            }
-            Self::OtherMetersFrame => {
-                "look at the collector's table of meters: it names the wrong one"
-            }
-            Self::ClientTitleMissing => {
-                "set the policy's client_title, or client_titles for that client"
-            }
-            Self::HeaderRule => {
-                "change the policy's general_ciphering_omit_header for meters of this make"
-            }
-            Self::SuiteMismatch => {
-                "compare the meter's security suite with the delivery: the keys are of another suite"
-            }
+            Self::WrongTitle => WRONG_TITLE,
+            Self::OtherMetersFrame => OTHER_METERS_FRAME,
+            Self::ClientTitleMissing => CLIENT_TITLE_MISSING,
+            Self::HeaderRule => HEADER_RULE,
+            Self::SuiteMismatch => SUITE_MISMATCH,
             Self::NoKey => "import that key, or name another security setup",
-            Self::PolicyRefuses => {
-                "find out whether the meter is set up rightly; a weaker policy is a decision of its own (`meter set-policy`)"
-            }
-            Self::SuspectedTamper => {
-                "compare with the same frame at another place of the line; where its checksum held, it was not the line"
-            }
+            Self::PolicyRefuses => POLICY_REFUSES,
+            Self::SuspectedTamper => SUSPECTED_TAMPER,
             Self::UnknownMeter => "import the meter, or name the right one",
             Self::Unavailable => "try again; see `site status`",
-            Self::Unexplained => {
-                "give at least three frames with different counters; ask the other site too (--site); then the delivery"
-            }
+            Self::Unexplained => UNEXPLAINED,
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Fit {
     pub encryption_key_version: u16,
     /// Version of the GAK.
     pub authentication_key_version: u16,
-    /// Both protect what is sent now; else one of them is staged or superseded.
+    /// Both are the newest that protect; else one of them is staged, superseded or older.
     pub is_current: bool,
 }
 

@@ -54,6 +54,12 @@ fn a_gak_is_wrong_when_one_encryption_key_looks_right_on_three_counters_at_least
         [(Cause::Unexplained, Possible, 3)]
     );
     assert_eq!(causes(&frames([fails(1), fails(1)])), [(Cause::Unexplained, Possible, 2)]);
+    // One of four may be another's; two may not.
+    let seven = |odd: usize| frames((0..7).map(|n| fails(u32::from(n >= odd))));
+    assert_eq!(causes(&seven(1)), [(Cause::GakWrong, Likely, 7)]);
+    assert_eq!(causes(&seven(2)), [(Cause::Unexplained, Possible, 7)]);
+    assert_eq!(causes(&seven(5)), [(Cause::Unexplained, Possible, 7)]);
+    assert_eq!(causes(&seven(6)), [(Cause::GuekWrong, Likely, 7)]);
     // One frame, sent again and again, or with other bytes under the same nonce, is one.
     let same = [fails(1), fails(1), fails(1)].map(|found| frame(7, found));
     assert_eq!(causes(&same), [(Cause::Unexplained, Possible, 3)]);

@@ -113,20 +113,20 @@ impl Of<'_, '_> {
         Attempting { apdu: self.apdu, meter: self.meter, setup }
     }
 
-    /// The versions that opened it, and whether both protect.
+    /// The versions that opened it, and whether both are the newest that protect.
     fn fit_of(&self, outcome: &Outcome) -> Fit {
         let Outcome { setup, encryption_key_version, authentication_key_version, .. } = *outcome;
-        let protects = |kind, version| {
-            let mut candidates = self.meter.candidates(kind, Some(setup));
-            candidates.any(|key| key.version == version && key.protects)
+        let is_newest = |kind, version| {
+            let protecting = self.meter.candidates(kind, Some(setup)).filter(|key| key.protects);
+            protecting.map(|key| key.version).max() == Some(version)
         };
         let kind = self.attempting(None).key_kind();
         Fit {
             setup: setup.0,
             encryption_key_version,
             authentication_key_version,
-            is_current: protects(kind, encryption_key_version)
-                && protects(KeyKind::Gak, authentication_key_version),
+            is_current: is_newest(kind, encryption_key_version)
+                && is_newest(KeyKind::Gak, authentication_key_version),
         }
     }
 

@@ -38,9 +38,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, readmitted),
         Verb::GetMeter => read(message, shown),
-        Verb::ListMeters => {
-            read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
-        }
+        Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, |DeleteMeterRequest { meter_id }| About {
             line: format!("meter {meter_id:?}"),
             subject: subject(&meter_id, &[]),
@@ -136,6 +134,10 @@ fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {
     let id = &meter.meter_id;
     let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
     About { line, subject: subject(id, &meter.system_title) }
+}
+
+fn listed(ListMetersRequest { after, .. }: ListMetersRequest) -> About {
+    line(format!("meters after {after:?}"))
 }
 
 fn triaged(request: TriageRequest) -> About {
