@@ -9,8 +9,8 @@ use kms_client::{ImportRecords, MeterRecord};
 use kms_core::triage::{Cause, Finding};
 use serde_json::json;
 
-use crate::args::format_of;
 use crate::failure::{Exit, Failure};
+use crate::format_arg::format_of;
 use crate::key_trials::{Checked, Line, Tally};
 use crate::recorded::{self, Recorded};
 use crate::text::{say, say_json};

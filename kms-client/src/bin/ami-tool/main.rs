@@ -15,6 +15,7 @@ mod duplicates;
 mod encrypt;
 mod exit;
 mod failure;
+mod format_arg;
 mod hex_digits;
 mod hints;
 mod import;

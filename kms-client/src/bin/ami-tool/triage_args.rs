@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use kms_client::{MeterId, SystemTitle, parse_system_title};
 
-use crate::args::Format;
+use crate::format_arg::Format;
 
 pub(crate) const TRIAGE_EXIT_CODES: &str = "\
 Exit codes:
