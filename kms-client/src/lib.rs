@@ -27,6 +27,7 @@
 // 7  audit        the audit log
 //    ciphering    decrypt, verify
 //    transmitting encrypt, and what a key was used with
+//    triage       why frames don't open
 //    import       one result a record
 // 6  approvals    calls that need two people
 //    site         status
@@ -94,6 +95,7 @@ mod stubs;
 mod syncing;
 mod transmitting;
 mod transport;
+mod triage;
 mod vigil;
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
@@ -144,3 +146,4 @@ pub use transmitting::{
     ApduProtection, CipheringForm, CounterDeclaration, CounterDeclared, CounterPurpose, PlainApdu,
     Protected, Protecting,
 };
+pub use triage::{Triage, TriageFinding, TriagedFrame};

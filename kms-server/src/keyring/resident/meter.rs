@@ -46,6 +46,12 @@ impl<'a> ResidentMeter<'a> {
         said.or_else(|| self.client_title())
     }
 
+    /// All titles of the utility towards it.
+    pub fn client_titles(&self) -> impl Iterator<Item = SystemTitle> {
+        let single = self.extra().map_or(&[][..], |extra| extra.client_titles.as_slice());
+        self.client_title().into_iter().chain(single.iter().map(|entry| entry.title))
+    }
+
     /// The time at which something of its keys is due.
     pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
         self.extra()?.due_ms

@@ -8,7 +8,7 @@ use kms_proto::v1::{
     ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
     ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedHeader,
-    SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -44,9 +44,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
         Verb::GetMeter => read(message, shown),
-        Verb::ListMeters => {
-            read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
-        }
+        Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
         Verb::BuryDamagedMeter => read(message, buried),
         Verb::ListEvents => read(message, events_listed),
@@ -56,6 +54,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::EnrolPeer => read(message, enrolled),
+        Verb::Triage => read(message, triaged),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
@@ -151,6 +150,17 @@ fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {
     let id = &meter.meter_id;
     let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
     About { line, subject: subject(id, &meter.system_title) }
+}
+
+fn listed(ListMetersRequest { after, .. }: ListMetersRequest) -> About {
+    line(format!("meters after {after:?}"))
+}
+
+fn triaged(request: TriageRequest) -> About {
+    let TriageRequest { meter_id, system_title, frames, .. } = request;
+    let (count, title) = (frames.len(), hex::encode(&system_title));
+    let line = format!("triage of {count} frames of meter {meter_id:?}, title {title}");
+    About { line, subject: subject(&meter_id, &system_title) }
 }
 
 fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterRequest) -> About {

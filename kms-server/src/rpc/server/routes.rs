@@ -43,6 +43,7 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
         looks: Arc::default(),
+        triages: Arc::default(),
         policy: Arc::new(config.policy.clone()),
     };
     let meters = MetersService {
