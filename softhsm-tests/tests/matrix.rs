@@ -44,6 +44,9 @@ fn row(method: Method) -> Row {
         Method::CipheringVerifyMicStream => (&[Hes], DONE),
         Method::CipheringEncrypt => (&[Transmitter], BAD_FIELD),
         Method::CipheringEncryptBatch => (&[Transmitter], DONE),
+        Method::CipheringBeginHls => (&[Transmitter], BAD_FIELD),
+        Method::CipheringAnswerHlsChallenge => (&[Transmitter], BAD_FIELD),
+        Method::CipheringVerifyHlsAnswer => (&[Transmitter], BAD_FIELD),
         Method::MetersCreateMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
@@ -98,6 +101,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMicStream
         | Method::CipheringEncrypt
         | Method::CipheringEncryptBatch
+        | Method::CipheringBeginHls
+        | Method::CipheringAnswerHlsChallenge
+        | Method::CipheringVerifyHlsAnswer
         | Method::NodesProtect
         | Method::ReplicationExchangeMarks
         | Method::ReplicationListBlockHeads

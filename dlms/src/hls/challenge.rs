@@ -3,7 +3,7 @@
 //! The answer of mechanism 5 is a GMAC over SC ‖ AK ‖ challenge under the GUEK: exactly the tag of an APDU that is
 //! only authenticated and reads as the challenge does. Whoever sends a command as his challenge would be handed its
 //! tag. So nothing is answered that could be read as an APDU by somebody who ignores what trails, as most meters do;
-//! in doubt it is taken for one. Of random challenges about one in five hundred is, and a meter sends another one.
+//! in doubt it is taken for one. Of random challenges fewer than one in five hundred is, and a meter sends another one.
 
 use super::error::HlsError;
 use crate::axdr;

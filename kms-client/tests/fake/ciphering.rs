@@ -128,6 +128,27 @@ impl Ciphering for Fake {
         Ok(Response::new(v1::EncryptBatchResponse::default()))
     }
 
+    async fn begin_hls(
+        &self,
+        _: Request<v1::BeginHlsRequest>,
+    ) -> Result<Response<v1::BeginHlsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn answer_hls_challenge(
+        &self,
+        _: Request<v1::AnswerHlsChallengeRequest>,
+    ) -> Result<Response<v1::AnswerHlsChallengeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn verify_hls_answer(
+        &self,
+        _: Request<v1::VerifyHlsAnswerRequest>,
+    ) -> Result<Response<v1::VerifyHlsAnswerResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(

@@ -13,11 +13,13 @@ mod batch;
 mod doubt;
 mod figures;
 mod floors;
+mod hls;
 mod item;
 mod misses;
 mod token;
 mod verbs;
 
 pub use floors::{Floors, FloorsConfig};
+pub use hls::{Carrier, FloorsBefore, Gmac};
 pub use item::{Item, Named, OpenedBatch, Outcome, Want};
 pub use verbs::Ciphering;

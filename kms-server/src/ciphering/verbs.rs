@@ -20,10 +20,10 @@ use kms_core::SystemTitle;
 
 /// Opens APDUs with the keyring's keys.
 pub struct Ciphering {
-    keyring: Reader,
+    pub(super) keyring: Reader,
     token: ApduOpening,
-    floors: Arc<Floors>,
-    figures: Figures,
+    pub(super) floors: Arc<Floors>,
+    pub(super) figures: Figures,
 }
 
 impl Ciphering {
@@ -41,6 +41,17 @@ impl Ciphering {
     /// after its tag verified, or marked as unauthenticated where the meter's policy allows that
     /// (invariant 8).
     pub async fn open_batch(&self, items: &[Item<'_>], want: Want) -> OpenedBatch {
+        let mut pass = self.pass(items, want).await;
+        if pass.has_arrivals() {
+            self.floors.judge(&mut pass).await;
+        }
+        let (columns, verdicts) = pass.into_columns();
+        self.figures.count(want, &verdicts);
+        columns
+    }
+
+    /// Opens a batch, and asks no receive floor yet.
+    pub(super) async fn pass<'i>(&self, items: &'i [Item<'i>], want: Want) -> Pass<'i> {
         let mut pass = Pass::new(items, want);
         let shared = self.keyring.has_other_writers();
         // Taken before anything is tried: a block that is newer than here deserves a second look.
@@ -56,12 +67,7 @@ impl Ciphering {
             doubt::look_again(&self.keyring, &mut pass, seen).await;
             self.ask_token(&mut pass).await;
         }
-        if pass.has_arrivals() {
-            self.floors.judge(&mut pass).await;
-        }
-        let (columns, verdicts) = pass.into_columns();
-        self.figures.count(want, &verdicts);
-        columns
+        pass
     }
 
     async fn ask_token(&self, pass: &mut Pass<'_>) {

@@ -3,7 +3,7 @@
 use crate::hsm::WrappedKey;
 use kms_core::{ClientTitles, KeyKind, SecuritySetup, SystemTitle};
 
-use super::floored::Floored;
+use super::{floored::Floored, secrets::SealedHlsSecret};
 
 /// The attributes that most meters don't have.
 #[derive(Clone, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Extra {
     pub(super) client_title: Option<SystemTitle>,
     pub(super) client_titles: ClientTitles,
     pub(super) floors: Option<Box<Floored>>,
+    /// HLS secrets, sealed as they are stored.
+    pub(super) secrets: Box<[SealedHlsSecret]>,
     /// Ordered: by setup, then as they are to be tried.
     pub(super) keys: Box<[SlotInfo]>,
 }

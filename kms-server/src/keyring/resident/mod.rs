@@ -8,6 +8,7 @@ mod floored;
 mod ids;
 mod policy;
 mod scrub;
+mod secrets;
 mod table;
 mod tables;
 
@@ -15,6 +16,7 @@ pub use candidate::{Candidate, KeyMaterial};
 pub use directory::Directory;
 pub use policy::PolicyBits;
 pub use scrub::scrub_stack;
+pub use secrets::SealedHlsSecret;
 pub use table::{BlockTable, ResidentMeter};
 pub(super) use table::{Row, piece_len};
 pub(super) use tables::Resident;

@@ -8,9 +8,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zeroize::Zeroizing;
+
 use crate::hsm::WrappedKey;
 use kms_core::{
-    Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
+    DomainId, Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
     SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
@@ -26,6 +28,7 @@ use super::{
     floored::Floored,
     ids::IdTag,
     policy::PolicyBits,
+    secrets::{self, SealedHlsSecret},
 };
 
 /// Bytes of an entry.
@@ -339,8 +342,9 @@ impl Filling<'_> {
         meter: &MeterRecord,
         floors: FloorRule,
     ) -> Result<(), DoesNotOpen> {
-        if let Some(floors) = Floored::of(live_keys(meter), floors) {
-            self.add_extra(at, Extra { floors: Some(floors), ..Extra::default() });
+        let (floors, secrets) = (Floored::of(live_keys(meter), floors), secrets::of(meter));
+        if floors.is_some() || !secrets.is_empty() {
+            self.add_extra(at, Extra { floors, secrets, ..Extra::default() });
         }
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
         entry[FLAGS] |= PLAIN;
@@ -396,6 +400,7 @@ impl Filling<'_> {
             client_title: meter.policy.client_title,
             client_titles: meter.policy.client_titles.clone(),
             floors: Floored::of(live_keys(meter), floors),
+            secrets: secrets::of(meter),
             keys,
         };
         self.add_extra(at, extra);
@@ -517,6 +522,21 @@ impl<'a> ResidentMeter<'a> {
             .into_iter()
             .chain(slots)
             .filter(move |candidate| setup.is_none_or(|setup| candidate.setup == setup))
+    }
+
+    /// The HLS secrets of a setup, in the order to try them.
+    pub fn hls_secrets(&self, setup: SecuritySetup) -> impl Iterator<Item = &'a SealedHlsSecret> {
+        let all = self.extra().map_or(&[][..], |extra| &extra.secrets);
+        all.iter().filter(move |secret| secret.setup == setup)
+    }
+
+    /// Opens one of them for the length of a call.
+    pub(in crate::keyring) fn open_secret(
+        &self,
+        domain: DomainId,
+        secret: &SealedHlsSecret,
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        secret.open(&BlockKeys::new(domain, self.table.subkeys()?)?, &self.title())
     }
 
     /// Of the id in its record; of nothing if that is damaged.

@@ -86,7 +86,11 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream => &[Hes],
-            Self::Encrypt | Self::EncryptBatch => &[Transmitter],
+            Self::Encrypt
+            | Self::EncryptBatch
+            | Self::BeginHls
+            | Self::AnswerHlsChallenge
+            | Self::VerifyHlsAnswer => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter

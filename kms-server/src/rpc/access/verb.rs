@@ -69,6 +69,12 @@ verbs! {
     Encrypt = CipheringEncrypt;
     /// Protect many.
     EncryptBatch = CipheringEncryptBatch;
+    /// Begin an association with HLS authentication.
+    BeginHls = CipheringBeginHls;
+    /// Answer a meter's HLS challenge.
+    AnswerHlsChallenge = CipheringAnswerHlsChallenge;
+    /// Verify a meter's HLS answer.
+    VerifyHlsAnswer = CipheringVerifyHlsAnswer;
     /// Make a meter known.
     CreateMeter = MetersCreateMeter;
     /// Look at a meter.

@@ -34,6 +34,9 @@ impl Verb {
             | Self::ImportMeters
             | Self::Encrypt
             | Self::EncryptBatch
+            | Self::BeginHls
+            | Self::AnswerHlsChallenge
+            | Self::VerifyHlsAnswer
             | Self::Protect
             | Self::ForgetRevocationList => true,
             Self::EnrolPeer | Self::ResolveDivergence => false,

@@ -57,7 +57,8 @@ impl NodesService {
         permit: &Permit,
         batch: &PlainBatch,
     ) -> Result<EncryptBatchResponse, Status> {
-        let how = transmitting::how(batch.protecting)?;
+        let is_step = permit.verb() == Verb::AnswerHlsChallenge;
+        let how = transmitting::how_forwarded(batch.protecting, is_step)?;
         // His share here is as large as at the node that he called.
         let _charge = self.budget.charge(permit, batch.lengths.len())?;
         let items = transmitting::items(batch, how)?;
@@ -85,9 +86,10 @@ impl NodesService {
         let problem = "a caller's name is 1 to 255 visible ASCII characters without spaces";
         let caller =
             CallerName::new(caller).map_err(|_| Refused::Field { field: "caller", problem })?;
-        let verb =
-            Verb::of_name(call).filter(|it| matches!(it, Verb::Encrypt | Verb::EncryptBatch));
-        let problem = "a node forwards Ciphering/Encrypt and Ciphering/EncryptBatch alone";
+        let verb = Verb::of_name(call).filter(|it| {
+            matches!(it, Verb::Encrypt | Verb::EncryptBatch | Verb::AnswerHlsChallenge)
+        });
+        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch and Ciphering/AnswerHlsChallenge alone";
         let verb = verb.ok_or(Refused::Field { field: "call", problem })?;
         let refused = match self.policy.permit(&caller, verb) {
             Ok(permit) => return Ok(permit),
