@@ -13,12 +13,12 @@ use dlms::{
     hls::{self, Exchange, SecretMechanism},
 };
 use kms_core::{
-    KeyKind, MeterPolicy, ProfileName, SecuritySetup, Verdict, audit::NodeId,
+    KeyKind, MeterPolicy, MinimumProtection, ProfileName, SecuritySetup, Verdict, audit::NodeId,
     counters::refusal::Refusal, moment::Moment, ports::Clock,
 };
 
 use super::{
-    home::{Home, at_home, profiles},
+    home::{Home, at_home, profiles_for_hls},
     site_common::{BOTH, GAK, GUEK, Options, Site, in_hsm, key, meter_with, title, value},
     transmitting::declare,
 };
@@ -73,10 +73,11 @@ struct World {
 async fn world(home: &Home) -> World {
     let time = Arc::new(Time::default());
     let clock: Arc<dyn Clock> = time.clone();
-    let options = Options { profiles: profiles(), clock: Some(clock), ..Options::default() };
+    let options =
+        Options { profiles: profiles_for_hls(), clock: Some(clock), ..Options::default() };
     let site = Site::with(home, options).await;
     let sending = Arc::new(site.transmitting(true, None));
-    let open = site.associations(Arc::clone(&sending), profiles());
+    let open = site.associations(Arc::clone(&sending), profiles_for_hls());
     World { site, sending, open, time }
 }
 
@@ -84,6 +85,8 @@ async fn world(home: &Home) -> World {
 fn of_profile(n: u64, profile: &str, more: Vec<NewKey>) -> NewMeter {
     let policy = MeterPolicy {
         client_title: Some(CLIENT),
+        // The answer itself bears no ciphertext, and is none the worse for it.
+        minimum_protection: MinimumProtection::AuthenticatedEncrypted,
         profile: Some(ProfileName::new(profile).unwrap()),
         ..MeterPolicy::default()
     };
@@ -321,7 +324,7 @@ fn an_answer_that_does_not_verify_ends_the_association() {
         for answer in [
             meters_answer(1, &other, 100),
             meters_answer(2, &other, 100),
-            it.answer(&begun().await, BARE).await.bytes,
+            it.answer(&it.begin(1, GMAC).await, BARE).await.bytes,
         ] {
             let verified = it.verify(&begun().await, GivenAnswer::Bare(&answer)).await;
             assert_eq!(verified.verdict, Verdict::MicFailure);
@@ -353,12 +356,12 @@ fn a_bare_answer_is_held_against_the_floor_of_when_its_challenge_was_issued() {
         declare(&it.sending, 1, None).await.unwrap();
         let named = Named::Title(title(1));
         assert_eq!(it.site.open(&response(1, b"", 50), named).await.0.verdict, Verdict::Ok);
-        for (inner, verdict) in [(51, Verdict::Ok), (50, Verdict::Replayed)] {
+        for (inner, outer, verdict) in [(51, 53, Verdict::Ok), (53, 60, Verdict::Replayed)] {
             let begun = it.begin(1, GMAC).await;
             it.answer(&begun, BARE).await;
             let answer = meters_answer(1, &begun.challenge, inner);
             // The caller opens the APDU himself, which raises the floor.
-            let apdu = response(1, &answer, inner + 2);
+            let apdu = response(1, &answer, outer);
             assert_eq!(it.site.open(&apdu, named).await.0.verdict, Verdict::Ok);
             let verified = it.verify(&begun, GivenAnswer::Bare(&answer)).await;
             assert_eq!(verified.verdict, verdict, "{verified:?}");
@@ -478,7 +481,8 @@ impl OtherNodes for Way {
 fn what_another_node_holds_the_counters_of_is_answered_through_it_with_both_counters_of_its_range()
 {
     at_home(async |home| {
-        let (site, other) = (Site::new(home).await, Site::new(home).await);
+        let options = || Options { profiles: profiles_for_hls(), ..Options::default() };
+        let (site, other) = (Site::with(home, options()).await, Site::with(home, options()).await);
         for n in [1, 2] {
             site.add(of_profile(n, "without", vec![])).await;
         }

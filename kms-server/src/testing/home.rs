@@ -83,7 +83,13 @@ pub(crate) fn profiles() -> Arc<Profiles> {
         profile("strict", FloorRule::STRICT),
         profile("windowed", windowed),
         profile("without", FloorRule::OFF),
-        DeviceProfile { hls_mechanism_2: HlsMechanism2::Cbc, ..profile("chained", FloorRule::OFF) },
     ];
     Arc::new(Profiles::new(all).unwrap())
+}
+
+/// The same, and one whose meters have the other dialect of HLS mechanism 2.
+pub(crate) fn profiles_for_hls() -> Arc<Profiles> {
+    let chained = profile("chained", FloorRule::OFF);
+    let chained = DeviceProfile { hls_mechanism_2: HlsMechanism2::Cbc, ..chained };
+    Arc::new(Profiles::new(profiles().iter().cloned().chain([chained])).unwrap())
 }

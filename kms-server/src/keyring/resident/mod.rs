@@ -5,6 +5,7 @@ mod candidate;
 mod directory;
 mod extra;
 mod floored;
+mod hls;
 mod ids;
 mod policy;
 mod scrub;

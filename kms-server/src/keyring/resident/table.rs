@@ -8,11 +8,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use zeroize::Zeroizing;
-
 use crate::hsm::WrappedKey;
 use kms_core::{
-    DomainId, Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
+    Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
     SecuritySetup, Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
@@ -28,7 +26,7 @@ use super::{
     floored::Floored,
     ids::IdTag,
     policy::PolicyBits,
-    secrets::{self, SealedHlsSecret},
+    secrets,
 };
 
 /// Bytes of an entry.
@@ -524,21 +522,6 @@ impl<'a> ResidentMeter<'a> {
             .filter(move |candidate| setup.is_none_or(|setup| candidate.setup == setup))
     }
 
-    /// The HLS secrets of a setup, in the order to try them.
-    pub fn hls_secrets(&self, setup: SecuritySetup) -> impl Iterator<Item = &'a SealedHlsSecret> {
-        let all = self.extra().map_or(&[][..], |extra| &extra.secrets);
-        all.iter().filter(move |secret| secret.setup == setup)
-    }
-
-    /// Opens one of them for the length of a call.
-    pub(in crate::keyring) fn open_secret(
-        &self,
-        domain: DomainId,
-        secret: &SealedHlsSecret,
-    ) -> Option<Zeroizing<Vec<u8>>> {
-        secret.open(&BlockKeys::new(domain, self.table.subkeys()?)?, &self.title())
-    }
-
     /// Of the id in its record; of nothing if that is damaged.
     pub(in crate::keyring) fn id(&self) -> IdTag {
         IdTag {
@@ -556,7 +539,12 @@ impl<'a> ResidentMeter<'a> {
         Some((key, u16::from_le_bytes(array(self.entry, version))))
     }
 
-    fn extra(&self) -> Option<&'a Extra> {
+    /// The block's subkeys.
+    pub(super) fn subkeys(&self) -> Option<&'a [u8]> {
+        self.table.subkeys()
+    }
+
+    pub(super) fn extra(&self) -> Option<&'a Extra> {
         let number = u32::from_le_bytes(array(self.entry, EXTRA));
         self.table.extras.get(number as usize)
     }

@@ -31,20 +31,14 @@ pub(crate) struct About {
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     let mut about = match verb {
         Verb::CreateMeter => read(message, created),
-        Verb::SetPolicy => read(message, |SetPolicyRequest { meter_id, policy: new }| {
-            let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
-            About { line, subject: subject(&meter_id, &[]) }
-        }),
+        Verb::SetPolicy => read(message, policy_set),
         Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, readmitted),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => {
             read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
         }
-        Verb::DeleteMeter => read(message, |DeleteMeterRequest { meter_id }| About {
-            line: format!("meter {meter_id:?}"),
-            subject: subject(&meter_id, &[]),
-        }),
+        Verb::DeleteMeter => read(message, deleted),
         Verb::BuryDamagedMeter => read(message, buried),
         Verb::ListEvents => read(message, |ListEventsRequest { after, site, .. }| {
             line(format!("events after {after}{}", of_site(&site)))
@@ -100,6 +94,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     // `{:?}` has escaped what could break a line; titles are hexadecimal.
     about.line = about.line.chars().take(LEN_MAX).collect();
     about
+}
+
+fn policy_set(SetPolicyRequest { meter_id, policy: new }: SetPolicyRequest) -> About {
+    let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
+    About { line, subject: subject(&meter_id, &[]) }
+}
+
+fn deleted(DeleteMeterRequest { meter_id }: DeleteMeterRequest) -> About {
+    About { line: format!("meter {meter_id:?}"), subject: subject(&meter_id, &[]) }
 }
 
 /// Whose chains are read, if they are not this site's.
