@@ -6,13 +6,8 @@
 //! in doubt it is taken for one. Of random challenges fewer than one in five hundred is, and a meter sends another one.
 
 use super::error::HlsError;
+use super::lengths::{CHALLENGE_LEN_MAX, CHALLENGE_LEN_MIN};
 use crate::axdr;
-
-/// Shortest challenge, in bytes.
-pub const CHALLENGE_LEN_MIN: usize = 8;
-
-/// Longest challenge, in bytes.
-pub const CHALLENGE_LEN_MAX: usize = 64;
 
 /// Octet strings that general-ciphering and general-signing begin with: transaction-id, two titles, date-time, other
 /// information.

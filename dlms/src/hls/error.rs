@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::challenge::{CHALLENGE_LEN_MAX, CHALLENGE_LEN_MIN};
+use super::lengths::{CHALLENGE_LEN_MAX, CHALLENGE_LEN_MIN};
 use crate::KeyRole;
 
 /// The reason why an answer was not computed or not accepted.

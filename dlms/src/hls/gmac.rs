@@ -3,8 +3,9 @@
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::challenge::{CHALLENGE_LEN_MAX, check_challenge, check_len};
+use super::challenge::{check_challenge, check_len};
 use super::error::HlsError;
+use super::lengths::CHALLENGE_LEN_MAX;
 use crate::gcm::Gcm;
 use crate::{FreshCounter, Keys, SecurityControl, Suite, SystemTitle, TAG_LEN};
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::challenge::CHALLENGE_LEN_MAX;
+use super::lengths::CHALLENGE_LEN_MAX;
 
 /// Action-request normal up to the answer: invoke-id, class 15, 0.0.40.0.0.255, method 1, a parameter, octet-string.
 //= Green Book, ACTION.request of reply_to_HLS_authentication (Blue Book, class 15, method 1)

@@ -11,8 +11,9 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
-use super::challenge::{CHALLENGE_LEN_MAX, check_challenge, check_len};
+use super::challenge::{check_challenge, check_len};
 use super::error::HlsError;
+use super::lengths::CHALLENGE_LEN_MAX;
 use crate::{Side, SystemTitle};
 
 /// Bytes of an AES block, and of mechanism 2's key.
