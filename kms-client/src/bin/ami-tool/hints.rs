@@ -273,6 +273,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Busy, "TOO_MANY_CALLS", NotNow, "end other calls of this client, then run it again"),
     row(
         Busy,
+        "TOO_MANY_ASSOCIATIONS",
+        NotNow,
+        "associations that nobody ends expire within two minutes: wait, then run it again",
+    ),
+    row(
+        Busy,
         "TOO_MANY_WAITING",
         NotNow,
         "have some of what waits approved (`approvals list`), then run it again",
@@ -405,6 +411,14 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "look whether that is the meter's counter; then let two people say so",
     ),
+    row(Refused, "ASSOCIATION_UNKNOWN", No, "begin a new association with the meter"),
+    row(
+        Refused,
+        "ASSOCIATION_OF_ANOTHER_NODE",
+        No,
+        "make the call at the server that began the association, or begin a new one",
+    ),
+    row(Refused, "ASSOCIATION_OUT_OF_ORDER", No, "begin, answer, verify: each once, in this order"),
     row(Refused, "COUNTER_FORGOTTEN", No, "declare the counter that the meter is at: --last N"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "READ_ONLY_REPLICA", No, "ask one of the two sites that may write"),

@@ -72,6 +72,9 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicStream
         | Verb::Encrypt
         | Verb::EncryptBatch
+        | Verb::BeginHls
+        | Verb::AnswerHlsChallenge
+        | Verb::VerifyHlsAnswer
         | Verb::ImportMeters
         | Verb::Protect
         | Verb::ListBlockHeads

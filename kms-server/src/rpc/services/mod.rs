@@ -6,6 +6,7 @@ pub(crate) mod approvals;
 pub(crate) mod audit;
 pub(crate) mod ciphering;
 pub(crate) mod health;
+mod hls;
 mod importing;
 mod in_order;
 mod looks;
