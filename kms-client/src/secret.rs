@@ -74,6 +74,11 @@ impl KeyBytes {
         Ok(Self(Box::new(read.bytes)))
     }
 
+    /// Of bytes that are wiped already.
+    pub(crate) fn of_wiped(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(Box::new(bytes))
+    }
+
     /// The only way to the bytes. The name is long so that a search finds every caller.
     pub fn expose_key_bytes(&self) -> &[u8] {
         &self.0
