@@ -94,5 +94,11 @@ crate::numbered! {
         FilesFull = 44 "FILES_FULL",
         /// The domain remembers another number of the revocation list, or it can't be forgotten so.
         ListMoved = 45 "LIST_MOVED",
+        /// The meter is in another signer's range, or out of this one's.
+        NotSignersMeter = 46 "NOT_SIGNERS_METER",
+        /// Another signer's file changed the meter last.
+        SignerDiffers = 47 "SIGNER_DIFFERS",
+        /// A line has what the file's header does not name.
+        ContentsDiffer = 48 "CONTENTS_DIFFER",
     }
 }

@@ -167,7 +167,8 @@ impl Lifecycle {
             Some(ChunkOf { file, number }) => Arrival::Sealed(file.mark(number, nth)),
             None => Arrival::Clear { allowed: self.config.allow_clear },
         };
-        let how = How { rules: import.rules, arrival };
+        let file = import.chunk.map(|ChunkOf { file, .. }| file);
+        let how = How { rules: import.rules, arrival, file };
         let Staged { result, keys_added, added } = match self.stage(change, meter, how, seen).await
         {
             Ok(staged) => staged,
@@ -188,6 +189,11 @@ impl Lifecycle {
         let title = Some(meter.system_title);
         let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
         let alone = checks::check(self.config, import.rules, import.transport(), &meter);
+        let in_range = |()| match import.chunk {
+            Some(ChunkOf { file, .. }) => self.check_range(file, &meter),
+            None => Ok(()),
+        };
+        let alone = alone.and_then(in_range);
         let outcome = match alone {
             Ok(()) => self.check_id(&meter.meter_id, &meter.system_title, attempt).await,
             Err(refusal) => Err(refusal.into()),
