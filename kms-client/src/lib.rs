@@ -90,6 +90,7 @@ mod role;
 pub mod sealed;
 mod secret;
 mod setup;
+pub mod shipment;
 mod site;
 mod sites;
 mod stubs;

@@ -3593,7 +3593,7 @@ pub struct SealedHeader {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SealedHeaderBody {
     /// Of the file: 16 random bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -3624,6 +3624,33 @@ pub struct SealedHeaderBody {
     /// message without this field. 40 bytes.
     #[prost(bytes = "bytes", tag = "9")]
     pub proof: ::prost::bytes::Bytes,
+    /// What the lines hold, for who approves of the file: a line with what is not said here is none of it.
+    /// Absent: an older release sealed it.
+    #[prost(message, optional, tag = "10")]
+    pub contents: ::core::option::Option<SealedContents>,
+}
+/// What the lines of a sealed file hold.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SealedContents {
+    /// By kind and protection, each pair once.
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<SealedKeys>,
+    /// The policies that lines bring, each once; at most 8.
+    #[prost(message, repeated, tag = "2")]
+    pub policies: ::prost::alloc::vec::Vec<MeterPolicy>,
+    /// Lines bring others besides.
+    #[prost(bool, tag = "3")]
+    pub more_policies: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedKeys {
+    #[prost(enumeration = "KeyKind", tag = "1")]
+    pub kind: i32,
+    #[prost(enumeration = "ProtectionLevel", tag = "2")]
+    pub protection: i32,
+    /// The number of keys in the file.
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SealedChunk {

@@ -137,12 +137,21 @@ fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::FileVersion
         | RefusalCode::FileIdTaken
         | RefusalCode::FilesFull
+        | RefusalCode::ContentsDiffer
         | RefusalCode::SealedInFuture => FILE,
         RefusalCode::NoRandomness => {
             "the server's machine gives no random bytes: its operator must look at its log"
         }
         RefusalCode::UnknownSigner => {
             "have the signer entered in the server's `import.signers`, or the file signed by one who is"
+        }
+        RefusalCode::NotSignersMeter => {
+            "have the file signed by the one whose range the meter is in, or the ranges of the server's `import.signers` \
+             mended"
+        }
+        RefusalCode::SignerDiffers => {
+            "have the signer who brought the meter seal it, or name him in `may_change` of the other one in the \
+             server's `import.signers`"
         }
         RefusalCode::AnotherFile => "import one file at a time",
         RefusalCode::ChunkOutOfOrder => "import the file whole, from its beginning",
