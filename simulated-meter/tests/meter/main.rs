@@ -1,0 +1,7 @@
+//! The meter by published examples, by its dialects, and what is built on it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+mod dialects;
+mod nonces;
+mod vectors;
