@@ -4,6 +4,8 @@
 
 const SBOX: [u8; 256] = sbox();
 const INVERSE: [u8; 256] = inverse(&SBOX);
+/// Products of every byte and a factor of the mixing matrices.
+static PRODUCTS: [[u8; 256]; 16] = products();
 
 /// A product in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
 const fn times(mut a: u8, mut b: u8) -> u8 {
@@ -42,6 +44,16 @@ const fn inverse(of: &[u8; 256]) -> [u8; 256] {
     let mut at = 0;
     while at < 256 {
         table[of[at] as usize] = at as u8;
+        at += 1;
+    }
+    table
+}
+
+const fn products() -> [[u8; 256]; 16] {
+    let mut table = [[0; 256]; 16];
+    let mut at = 0;
+    while at < 16 * 256 {
+        table[at / 256][at % 256] = times((at % 256) as u8, (at / 256) as u8);
         at += 1;
     }
     table
@@ -119,11 +131,12 @@ fn add(state: &mut Block, key: &Block) {
 }
 
 /// Each column times the circulant matrix of `row`.
-fn mix(state: &mut Block, row: [u8; 4]) {
+fn mix(state: &mut Block, row: [usize; 4]) {
     let old = *state;
     for (at, byte) in state.iter_mut().enumerate() {
         let (column, line) = (at - at % 4, at % 4);
-        *byte = (0..4).fold(0, |sum, it| sum ^ times(old[column + it], row[(4 + it - line) % 4]));
+        let product = |it: usize| PRODUCTS[row[(4 + it - line) % 4]][usize::from(old[column + it])];
+        *byte = product(0) ^ product(1) ^ product(2) ^ product(3);
     }
 }
 

@@ -242,14 +242,15 @@ fn title_of(bytes: &[u8]) -> Option<Option<Title>> {
     }
 }
 
-/// A plain APDU, protected. `recipient` is said by general-ciphering alone.
+/// A plain APDU, protected. `head` is security control and counter; `recipient` is said by general-ciphering alone.
 pub fn seal(
     envelope: &Envelope,
-    (control, counter): (u8, u32),
+    head: (u8, u32),
     under: Under<'_>,
     recipient: Title,
     plain: &[u8],
 ) -> Option<Vec<u8>> {
+    let (control, counter) = head;
     let tag = |table: &[(u8, u8)]| {
         table.iter().find(|row| Some(&row.0) == plain.first()).map(|row| row.1)
     };

@@ -48,6 +48,8 @@ struct KeysOf {
     authentication: Vec<Vec<u8>>,
     /// Those of the newest association, either side's: an answer without an APDU around it is recognized by them.
     challenges: Vec<Vec<u8>>,
+    /// What the newest message was under: the next one mostly is, too.
+    newest: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// All uses that were seen.
@@ -117,8 +119,10 @@ impl Ledger {
     }
 
     /// The encryption key under which a message opens, and what is in it.
-    fn opened(&self, meter: Title, from: Title, frame: &Frame) -> Option<(Vec<u8>, Vec<u8>)> {
-        let known = self.keys.get(&meter)?;
+    fn opened(&mut self, meter: Title, from: Title, frame: &Frame) -> Option<(Vec<u8>, Vec<u8>)> {
+        let known = self.keys.get_mut(&meter)?;
+        let newest =
+            known.newest.iter().map(|(encryption, authentication)| (encryption, authentication));
         let pairs = known.encryption.iter().rev().flat_map(|encryption| {
             known
                 .authentication
@@ -126,11 +130,14 @@ impl Ledger {
                 .rev()
                 .map(move |authentication| (encryption, authentication))
         });
-        pairs.into_iter().find_map(|(encryption, authentication)| {
-            let plain = frame.open(Under { encryption, authentication, originator: from })?;
-            let right = frame.is_authenticated() || makes_sense(&plain);
-            right.then(|| (encryption.clone(), plain))
-        })
+        let (encryption, authentication, plain) =
+            newest.chain(pairs).find_map(|(encryption, authentication)| {
+                let plain = frame.open(Under { encryption, authentication, originator: from })?;
+                let right = frame.is_authenticated() || makes_sense(&plain);
+                right.then(|| (encryption.clone(), authentication.clone(), plain))
+            })?;
+        known.newest = Some((encryption.clone(), authentication));
+        Some((encryption, plain))
     }
 
     /// An answer of mechanism 5 in a plain APDU, which came under `outer` or under no key.
