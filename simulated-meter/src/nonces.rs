@@ -58,6 +58,7 @@ pub struct Ledger {
     keys: BTreeMap<Title, KeysOf>,
     seen: HashMap<(Vec<u8>, [u8; 12]), [u8; 32]>,
     reused: u64,
+    unread: u64,
 }
 
 impl Ledger {
@@ -81,6 +82,11 @@ impl Ledger {
         self.reused
     }
 
+    /// How many uses were under no key that it knows. A check that does not look at this may have seen nothing.
+    pub fn unread(&self) -> u64 {
+        self.unread
+    }
+
     /// Reads one APDU of or to a meter, sent by `from`. Plain ones have no use in them.
     pub fn read(&mut self, meter: Title, from: Title, apdu: &[u8]) -> Vec<Use> {
         let mut uses = Vec::new();
@@ -94,7 +100,9 @@ impl Ledger {
         } else {
             self.answers_within(meter, (from, None), apdu, &mut uses);
         }
-        self.reused += uses.iter().filter(|it| it.finding == Finding::Twice).count() as u64;
+        let count = |finding| uses.iter().filter(|it| it.finding == finding).count() as u64;
+        self.reused += count(Finding::Twice);
+        self.unread += count(Finding::Unread);
         uses
     }
 

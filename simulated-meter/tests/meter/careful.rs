@@ -277,6 +277,9 @@ impl Drive for Careful {
         if self.ledger.reused() > 0 {
             complaints.push(format!("{} nonces were used twice", self.ledger.reused()));
         }
+        if self.ledger.unread() > 0 || self.ledger.pairs() == 0 {
+            complaints.push("the ledger could not read what was sent".to_owned());
+        }
         Ok(complaints)
     }
 }

@@ -6,4 +6,5 @@ mod common;
 mod cuts;
 mod dialects;
 mod nonces;
+mod sessions;
 mod vectors;

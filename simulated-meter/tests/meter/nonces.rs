@@ -153,6 +153,7 @@ fn one_counter_under_two_keys_and_of_two_sides_is_no_reuse_and_strangers_are_nam
         head_end.keys = keys(0, 0x40);
         assert_eq!(findings(&mut ledger, CLIENT, &head_end.ask(&GET).unwrap()), [Finding::Unread]);
     }
+    assert_eq!((ledger.unread(), ledger.reused(), ledger.pairs()), (2, 0, 4));
     assert_eq!(findings(&mut ledger, CLIENT, b"\xcb\x7f nothing"), []);
     assert_eq!(findings(&mut ledger, CLIENT, b""), []);
 }
