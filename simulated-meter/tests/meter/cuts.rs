@@ -74,6 +74,9 @@ fn by_the_book_a_key_change_takes_seven_steps_and_ends_with_the_new_keys() {
     let Ok(steps) = run(&mut drive, case, STEPS_MAX, &mut outcome);
     assert_eq!(steps, 7);
     assert!(drive.has_changed());
+    // Each of them is cut in each way, the first and the last one, too.
+    let cut = self::outcome(Mistake::None, vec![Dialect::BY_THE_BOOK]);
+    assert_eq!((cut.cases, cut.cuts), (1 + 7 * 7, [7; Cut::ALL.len()]));
     let dialect = Dialect { result: ResultWord::OkNotApplied, ..Dialect::BY_THE_BOOK };
     let Ok(_) = run(&mut drive, Case { dialect, cut: None }, STEPS_MAX, &mut outcome);
     assert!(!drive.has_changed());
