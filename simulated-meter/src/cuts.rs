@@ -3,7 +3,7 @@
 //! The number of steps is not told but counted: a case without a cut is run first, and each of its steps is then cut in
 //! each way. A cut may make a case longer; what comes behind it is left alone, since one cut is all that a case has.
 
-use crate::dialect::Dialect;
+use crate::{chance::Chance, dialect::Dialect};
 
 /// What befalls one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,10 +101,9 @@ pub fn exhaust<D: Drive>(
     for dialect in dialects {
         let steps = run(drive, Case { dialect, cut: None }, steps_max, &mut outcome)?;
         for step in 0..steps {
-            for (at, cut) in Cut::ALL.into_iter().enumerate() {
+            for cut in Cut::ALL {
                 let case = Case { dialect, cut: Some((step, cut)) };
                 run(drive, case, steps_max, &mut outcome)?;
-                outcome.cuts[at] += 1;
             }
         }
     }
@@ -118,21 +117,74 @@ pub fn run<D: Drive>(
     steps_max: u32,
     outcome: &mut Outcome,
 ) -> Result<u32, D::Trouble> {
-    drive.begin(&case.dialect)?;
-    let (mut steps, mut ended) = (0, false);
-    while !ended && steps < steps_max {
-        let cut = case.cut.filter(|(at, _)| *at == steps).map(|(_, cut)| cut);
-        ended = drive.step(cut)? == Step::Done;
-        steps += 1;
-    }
-    let mut complaints = drive.judge()?;
-    if !ended {
-        complaints.push(format!("has not ended after {steps} steps"));
-    }
-    outcome.cases += 1;
-    outcome.steps += u64::from(steps);
-    outcome.wrong += u64::from(!complaints.is_empty());
-    let room = COMPLAINTS.saturating_sub(outcome.complaints.len());
-    outcome.complaints.extend(complaints.into_iter().take(room).map(|it| (case, it)));
+    let at = |step| case.cut.filter(|(at, _)| *at == step).map(|(_, cut)| cut);
+    let ran = carried_out(drive, &case.dialect, steps_max, at)?;
+    let steps = ran.steps;
+    outcome.add(case, ran);
     Ok(steps)
+}
+
+/// Many cuts in one case, for fleets: each step is cut in so many of a thousand cases, in a way that is drawn. A complaint
+/// names the seed that brings its case back.
+pub fn storm<D: Drive>(
+    drive: &mut D,
+    dialects: impl IntoIterator<Item = Dialect>,
+    (seed, permille): (u64, u16),
+    steps_max: u32,
+) -> Result<Outcome, D::Trouble> {
+    let mut outcome = Outcome::default();
+    for (dialect, seed) in dialects.into_iter().zip(seed..) {
+        let mut chance = Chance::new(seed);
+        let mut ran = carried_out(drive, &dialect, steps_max, |_| {
+            let way = chance.below(Cut::ALL.len() as u64) as usize;
+            chance.permille(permille).then_some(Cut::ALL[way])
+        })?;
+        ran.complaints.iter_mut().for_each(|it| it.push_str(&format!(" (seed {seed})")));
+        outcome.add(Case { dialect, cut: None }, ran);
+    }
+    Ok(outcome)
+}
+
+/// What came of one meter.
+#[derive(Default)]
+struct Ran {
+    steps: u32,
+    /// By the place of each in [`Cut::ALL`]: those that really befell a step.
+    cuts: [u64; Cut::ALL.len()],
+    complaints: Vec<String>,
+}
+
+/// One meter from its beginning to the judgement.
+fn carried_out<D: Drive>(
+    drive: &mut D,
+    dialect: &Dialect,
+    steps_max: u32,
+    mut cut: impl FnMut(u32) -> Option<Cut>,
+) -> Result<Ran, D::Trouble> {
+    drive.begin(dialect)?;
+    let (mut ran, mut ended) = (Ran::default(), false);
+    while !ended && ran.steps < steps_max {
+        let cut = cut(ran.steps);
+        for (sum, way) in ran.cuts.iter_mut().zip(Cut::ALL) {
+            *sum += u64::from(cut == Some(way));
+        }
+        ended = drive.step(cut)? == Step::Done;
+        ran.steps += 1;
+    }
+    ran.complaints = drive.judge()?;
+    if !ended {
+        ran.complaints.push(format!("has not ended after {} steps", ran.steps));
+    }
+    Ok(ran)
+}
+
+impl Outcome {
+    fn add(&mut self, case: Case, ran: Ran) {
+        self.cases += 1;
+        self.steps += u64::from(ran.steps);
+        self.wrong += u64::from(!ran.complaints.is_empty());
+        self.cuts.iter_mut().zip(ran.cuts).for_each(|(sum, it)| *sum += it);
+        let room = COMPLAINTS.saturating_sub(self.complaints.len());
+        self.complaints.extend(ran.complaints.into_iter().take(room).map(|it| (case, it)));
+    }
 }

@@ -3,7 +3,7 @@
 use crate::careful::{Careful, Mistake};
 use simulated_meter::{
     Dialect, ResultWord,
-    cuts::{Case, Cut, Outcome, exhaust, run},
+    cuts::{Case, Cut, Outcome, exhaust, run, storm},
 };
 
 const STEPS_MAX: u32 = 60;
@@ -37,6 +37,23 @@ fn every_combination_of_ways_ends_well_where_nothing_is_cut() {
     }
     assert_eq!(outcome.complaints, []);
     assert_eq!(outcome.cases, u64::from(Dialect::COUNT));
+}
+
+/// Of any ways and with any number of cuts, a fifth of all steps.
+#[test]
+fn a_fleet_of_all_dialects_in_a_storm_stays_reachable() {
+    let fleet = || Dialect::all().step_by(61);
+    let mut drive = Careful::new(Mistake::None);
+    let Ok(outcome) = storm(&mut drive, fleet(), (1, 200), 10 * STEPS_MAX);
+    assert_eq!(outcome.complaints, []);
+    assert!(outcome.cuts.iter().all(|it| *it > 40), "{:?}", outcome.cuts);
+    assert_eq!(outcome.cases, fleet().count() as u64);
+    // The same seed brings the same storm.
+    let Ok(again) = storm(&mut drive, fleet(), (1, 200), 10 * STEPS_MAX);
+    assert_eq!(outcome, again);
+    let mut wrong = Careful::new(Mistake::MakesOthers);
+    let Ok(outcome) = storm(&mut wrong, fleet().take(10), (1, 200), 10 * STEPS_MAX);
+    assert!(outcome.wrong > 0 && outcome.complaints[0].1.contains("(seed "));
 }
 
 #[test]

@@ -275,6 +275,7 @@ fn who_fails_too_often_waits_even_with_the_right_keys() {
         assert!(associate(&mut meter, &mut head_end));
         wrong.counter = head_end.counter;
         for _ in 0..3 {
+            assert_eq!(meter.locked_until(), 0);
             assert!(!associate(&mut meter, &mut wrong));
         }
         head_end.counter = wrong.counter;
@@ -338,8 +339,11 @@ fn encryption_alone_does_not_tell_a_wrong_gak() {
     head_end.keys.authentication = new_keys().authentication;
     assert!(exchange(&mut meter, &mut head_end, &get(1)).is_some());
     head_end.keys.unicast = new_keys().unicast;
-    let said = meter.receive(MANAGES, &head_end.ask(&get(1)).unwrap()).unwrap();
-    assert_eq!(Exception::read(&said), Some(Exception::Deciphering));
+    for envelope in [Envelope::Glo, Envelope::GeneralGlo] {
+        head_end.envelope = envelope;
+        let said = meter.receive(MANAGES, &head_end.ask(&get(1)).unwrap()).unwrap();
+        assert_eq!(Exception::read(&said), Some(Exception::Deciphering));
+    }
 }
 
 #[test]

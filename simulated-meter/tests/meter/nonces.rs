@@ -81,6 +81,9 @@ fn under_encryption_alone_it_finds_the_key_by_the_sense() {
     assert_eq!(found[2..].concat(), [Finding::Fresh; 6]);
     let pushed = meter.push(0).unwrap();
     assert_eq!(findings(&mut ledger, METER, &pushed), [Finding::Fresh]);
+    // A ledger that has seen nothing yet finds the same key as for a push with a tag.
+    let key = |apdu: &[u8]| self::ledger(0).read(METER, METER, apdu)[0].key.unwrap();
+    assert_eq!(key(&pushed), key(&pair(Dialect::BY_THE_BOOK).0.push(0).unwrap()));
     head_end.counter -= 1;
     let other = Request::Set { id: 1, at: LABEL, value: Value::Text(b"x".to_vec()) };
     let asked = head_end.ask(&other).unwrap();

@@ -36,6 +36,8 @@ fn nothing_is_served_before_and_between_the_passes() {
         let said = meter.receive(MANAGES, &head_end.ask(&GET).unwrap()).unwrap();
         assert_eq!(Exception::read(&said), Some(Exception::NotAllowed));
         challenge_of(&mut meter, &head_end);
+        let said = meter.receive(MANAGES, &GET.write()).unwrap();
+        assert_eq!(Exception::read(&said), Some(Exception::NotAllowed));
     }
     assert!(associate(&mut meter, &mut head_end));
     assert_eq!(result_of(exchange(&mut meter, &mut head_end, &GET)), Some(0));
@@ -124,6 +126,12 @@ fn a_strangers_title_opens_nothing() {
         let said = meter.receive(MANAGES, &stranger.ask(&GET).unwrap()).unwrap();
         assert_eq!(Exception::read(&said), Some(Exception::Deciphering));
     }
+    // Nor does one that was put before what is genuine.
+    let mut renamed = HeadEnd { envelope: Envelope::GeneralGlo, ..head_end.clone() };
+    let mut asked = renamed.ask(&GET).unwrap();
+    asked[9] ^= 3;
+    let said = meter.receive(MANAGES, &asked).unwrap();
+    assert_eq!(Exception::read(&said), Some(Exception::Deciphering));
     // The form promises a service; another one inside is not that.
     let mut asked = head_end.ask(&GET).unwrap();
     asked[0] = 0xcb;
