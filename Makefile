@@ -15,7 +15,7 @@ ALLOCATIONS ?= 1000000
 COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop interop-meter handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ test-deploy: ## Try deploy/: the unit's exposure, account, firewall, PostgreSQL'
 
 interop: build ## The Python client against a server; python3, and PyPI once
 	@scripts/test-interop.sh
+
+interop-meter: ## Two other stacks change the simulated meter's keys; python3, and PyPI once
+	@CARGO="$(CARGO)" scripts/test-interop-meter.sh
 
 adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
 	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \
