@@ -387,6 +387,9 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
             return Err(RecordTooLong { what, len, most: NUMBER_MAX });
         }
     }
+    if let Fact::Secrets(secrets) = fact {
+        secrets.fits()?;
+    }
     fact.put(out);
     Ok(())
 }

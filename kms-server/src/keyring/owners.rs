@@ -20,6 +20,7 @@ use super::{
     renewing::Renewer,
     resident::{Resident, arena::ArenaError},
     roles::Roles,
+    rotator::SecretRotator,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -47,6 +48,8 @@ pub struct Keyring {
     pub identities: Arc<Identities>,
     /// Who writes.
     pub roles: Arc<Roles>,
+    /// Rotates blocks' secrets.
+    pub rotator: Arc<SecretRotator>,
     /// Counter lines, and marks.
     pub counting: Arc<Counting>,
     /// For the status.
@@ -88,10 +91,14 @@ impl Keyring {
         let prover = Prover::new(Arc::clone(&opener));
         let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
+        let writer = Arc::new(writer);
+        let rotator =
+            SecretRotator::new(Arc::clone(&opener), Arc::clone(&writer), Arc::clone(&roles));
         Ok(Self {
             reader,
             records,
-            writer: Arc::new(writer),
+            writer,
+            rotator: Arc::new(rotator),
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
