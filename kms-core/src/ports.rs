@@ -97,6 +97,14 @@ pub trait ReplicationGate: Send + Sync + 'static {
     async fn replicated(&self, marks: &[BlockMark]) -> Replicated;
 }
 
+/// Has the other site show that its token opens blocks as they are stored here.
+#[async_trait]
+pub trait PeersProofs: Send + Sync + 'static {
+    /// Each of these blocks: proved, or why not. An error says why nothing was asked.
+    async fn prove(&self, blocks: &[BlockNo])
+    -> Result<Vec<(BlockNo, Result<(), String>)>, String>;
+}
+
 /// Takes in the receive floors of the other site.
 #[async_trait]
 pub trait FloorSink: Send + Sync + 'static {

@@ -62,6 +62,7 @@ impl Site {
             ciphering: Arc::new(ciphering),
             transmitting: Arc::new(transmitting),
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
+            rotation: site_common::rotation_of(&keyring, &clock, None),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: hsm.clone(),

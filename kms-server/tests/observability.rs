@@ -49,6 +49,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         ciphering: Arc::new(ciphering),
         transmitting: Arc::new(transmitting),
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: token.clone(),

@@ -34,6 +34,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         ciphering: Arc::new(ciphering),
         transmitting: Arc::new(transmitting),
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: hsm.clone(),

@@ -24,6 +24,7 @@ use super::{
     peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
+    site_keys,
     site_tokens::{believe, named_in},
     timeline::Failovers,
     token::Asked,
@@ -41,6 +42,7 @@ use crate::{
     lifecycle::{self, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
+    site_keys::BlockSecretRotation,
     store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
     telemetry::Log,
     transmitting::{self, Transmitting},
@@ -152,11 +154,13 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
     let ciphering = ground.ciphering(floors, node, &keyring, mark).await;
-    let replication = match two_sites {
-        Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
-        None => None,
+    let floors = Arc::clone(ciphering.floors());
+    let (replication, proofs) = match two_sites {
+        Some(two_sites) => Some(two_sites.start(&keyring, floors).await).unzip(),
+        None => (None, None),
     };
-    let verbs = Verbs { ciphering, lifecycle, transmitting };
+    let rotation = site_keys::start(&ground, &keyring, proofs);
+    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
@@ -242,6 +246,7 @@ struct Verbs {
     ciphering: Arc<Ciphering>,
     lifecycle: Lifecycle,
     transmitting: Arc<Transmitting>,
+    rotation: Arc<BlockSecretRotation>,
 }
 
 impl Ground {
@@ -354,12 +359,13 @@ impl Ground {
 
     /// Parts that the wire speaks for.
     fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
-        let Verbs { ciphering, lifecycle, transmitting } = verbs;
+        let Verbs { ciphering, lifecycle, transmitting, rotation } = verbs;
         let token = self.hsm.clone();
         rpc::Parts {
             ciphering,
             transmitting,
             lifecycle: Arc::new(lifecycle),
+            rotation,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: self.hsm.clone(),

@@ -16,7 +16,10 @@ use crate::{
     store::{WriteStore, measured::Measured, whole::WholeStore},
     transmitting::OtherSite,
 };
-use kms_core::{ports::Randomness, site::makeup::Makeup};
+use kms_core::{
+    ports::{PeersProofs, Randomness},
+    site::makeup::Makeup,
+};
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
@@ -69,8 +72,12 @@ impl TwoSites {
         (self.gate(), Arc::new(PeersMemory::new(&self.grounds, Arc::clone(roles))))
     }
 
-    /// Starts what goes on beside serving, and gives what serves.
-    pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
+    /// Starts what goes on beside serving, and gives what serves, and has the other site prove blocks.
+    pub(super) async fn start(
+        self,
+        keyring: &Keyring,
+        floors: Arc<Floors>,
+    ) -> (Replicating, Arc<dyn PeersProofs>) {
         let Self { grounds, ledger, tables, whole } = self;
         keyring.roles.keep_marks_in(whole);
         let remembering = Remembering::new(&grounds, tables.clone(), Arc::clone(&keyring.roles));
@@ -85,6 +92,7 @@ impl TwoSites {
         let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
+        let proofs: Arc<dyn PeersProofs> = Arc::clone(&proving) as _;
         tokio::spawn(async move { proving.run().await });
         tokio::spawn(Watching::new(&grounds).run());
         tokio::spawn(async move { flooring.run().await });
@@ -102,7 +110,7 @@ impl TwoSites {
         let serving = Arc::new(serving);
         let parts = ReplicationParts { serving, answering, remembering, witnessing, auditing };
         let syncing = Arc::new(syncing);
-        Replicating { parts, status, syncing, fencing, planning, makeup }
+        (Replicating { parts, status, syncing, fencing, planning, makeup }, proofs)
     }
 }
 

@@ -12,13 +12,18 @@ use super::{
 };
 use crate::{
     hsm::{OaepHash, RsaKey},
-    store::SealedSecret,
+    store::{SealedSecret, seals::Retirement},
 };
 use kms_core::{
     BlockNo, BlockSecret, Record,
     audit::AuditEntry,
-    block::rotating::{link, next_version},
+    block::{
+        local::LocalKey,
+        rotating::{link, next_version},
+    },
+    counters::mark::StoredMark,
     fact::{BlockSecrets, Fact, FactName, SecretStage, SecretsWish},
+    floors::FloorRow,
     site::peer::Peer,
 };
 
@@ -118,6 +123,43 @@ impl SecretRotator {
         let (_, verified) = self.opener.verified(block).await?;
         let version = verified.head().secret_version;
         Ok(SecretsOfBlock { version, secrets: self.opener.secrets_in(&verified) })
+    }
+
+    /// How the former secrets of a block go, which says that they may; `None`: it does not. What is MACed under one of
+    /// them, and is in no record, comes under the present one. A row that this site did not write stays as it is.
+    pub async fn retirement(
+        &self,
+        block: BlockNo,
+        mark: Option<StoredMark>,
+        floors: Vec<FloorRow>,
+    ) -> Result<Option<Retirement>, KeyringError> {
+        let (unsealed, verified) = self.opener.verified(block).await?;
+        let below = verified.head().secret_version;
+        let secrets = self.opener.secrets_in(&verified);
+        let may_go = |it: &BlockSecrets| it.stage == SecretStage::Retired && it.version == below;
+        if !secrets.as_ref().is_some_and(may_go) {
+            return Ok(None);
+        }
+        let site = &self.opener.domain.site;
+        let key = LocalKey::of(&unsealed.keys, site);
+        let others = self.opener.others(block, below).await?;
+        let others: Vec<(u32, LocalKey)> = others
+            .iter()
+            .map(|other| (other.secret_version, LocalKey::of(&other.keys, site)))
+            .collect();
+        let is_former = |stored: &StoredMark| {
+            let mut of_version = others.iter().filter(|(it, _)| *it == stored.secret_version);
+            of_version.any(|(_, key)| stored.is_authentic(key))
+        };
+        let mark = mark.filter(is_former);
+        let mark = mark.map(|old| (old, StoredMark::sealed(old.mark, below, &key)));
+        let is_former = |row: &FloorRow| {
+            row.verified(&key).is_none()
+                && others.iter().any(|(_, key)| row.verified(key).is_some())
+        };
+        let floors = floors.into_iter().filter(is_former);
+        let floors = floors.map(|row| (row.mac, row.signed(&key))).collect();
+        Ok(Some(Retirement { block, below, mark, floors }))
     }
 
     async fn take(&self, block: BlockNo) -> Result<Change, KeyringError> {

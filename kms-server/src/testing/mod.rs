@@ -24,6 +24,7 @@ mod replica;
 mod restored;
 mod roles;
 mod second_token;
+mod secrets;
 mod transmitting;
 mod two_sites;
 

@@ -39,6 +39,7 @@ use crate::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
         Role, TlsConfig,
     },
+    site_keys::BlockSecretRotation,
     store::{BlockChange, SealedSecret, StoredBlock, sites::PeerStep},
     transmitting::{OtherSite, Transmitting},
 };
@@ -139,7 +140,7 @@ pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
         site: other.domain.site.clone(),
         kind: other.domain.kind,
         signing: other.hsm.public_key().await.unwrap(),
-        transport_block: vec![9; 16],
+        transport_block: other.hsm.transport_block_key().await.unwrap().to_der(),
         enrolled_ms: 1,
         former: Vec::new(),
         enrolled_in: Some(met),
@@ -247,6 +248,7 @@ pub(crate) struct Running {
     pub(crate) planning: Arc<Planning>,
     pub(crate) auditing: Arc<Auditing>,
     pub(crate) makeup: Arc<OwnMakeup>,
+    pub(crate) rotation: Arc<BlockSecretRotation>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -332,11 +334,12 @@ impl Running {
             planning: Arc::clone(&planning),
             makeup: Arc::clone(&makeup),
         };
+        let rotation = site.rotation(Some(Arc::clone(&proving) as _));
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
         let served = rpc::serve(
             network.config(&name),
-            parts(&site, replicating, Arc::clone(&transmitting)),
+            parts(&site, replicating, Arc::clone(&transmitting), Arc::clone(&rotation)),
             async { drop(stopped.await) },
             ready,
         );
@@ -371,6 +374,7 @@ impl Running {
             planning,
             auditing,
             makeup,
+            rotation,
             tasks,
             server,
             stop: Some(stop),
@@ -390,6 +394,7 @@ fn parts(
     site: &Arc<Site>,
     replicating: Replicating,
     transmitting: Arc<Transmitting>,
+    rotation: Arc<BlockSecretRotation>,
 ) -> rpc::Parts {
     let (token, allow_clear) = (site.hsm.clone(), true);
     let config = lifecycle::Config { allow_clear };
@@ -403,6 +408,7 @@ fn parts(
         )),
         transmitting,
         lifecycle: Arc::new(lifecycle),
+        rotation,
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: site.measured.clone(),

@@ -14,6 +14,7 @@ use crate::{
     replication::{Fencing, OwnMakeup, Planning, Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
+    site_keys::BlockSecretRotation,
     store::ReadStore,
     telemetry::metrics::Source,
     transmitting::Transmitting,
@@ -28,6 +29,8 @@ pub struct Parts {
     pub transmitting: Arc<Transmitting>,
     /// The calls of `Meters`.
     pub lifecycle: Arc<Lifecycle>,
+    /// The service's own keys.
+    pub rotation: Arc<BlockSecretRotation>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
     /// Who writes.
