@@ -89,6 +89,7 @@ pub mod sealed;
 mod secret;
 mod setup;
 mod site;
+mod site_keys;
 mod sites;
 mod stubs;
 mod syncing;
@@ -116,8 +117,9 @@ pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{
-    ClientTitle, KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey,
-    NewMeter, ProfileName, Protection,
+    AssociationForm, ClientTitle, KeyInfo, KeyKind, KeyState, KeyTransfer, Meter, MeterPolicy,
+    MinimumProtection, NewKey, NewMeter, PastState, ProfileName, Protection, StateReason,
+    TransferResult,
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};
@@ -138,6 +140,7 @@ pub use secret::KeyBytes;
 pub use site::{
     KeyringStatus, SiteStatus, SiteToken, StandbyStatus, StoreStatus, TokenStatus, WarmUp,
 };
+pub use site_keys::{BlockSecretRotation, BlockWaiting};
 pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};
 pub use transmitting::{
     ApduProtection, CipheringForm, CounterDeclaration, CounterDeclared, CounterPurpose, PlainApdu,

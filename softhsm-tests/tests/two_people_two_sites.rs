@@ -95,6 +95,8 @@ const CALLS: &[(Method, bool)] = &[
     (Method::MetersSetPolicy, true),
     (Method::MetersDeclareCounter, true),
     (Method::SiteForgetRevocationList, true),
+    (Method::SiteRotateBlockSecrets, true),
+    (Method::SiteGetBlockSecretRotation, false),
     // No request of a second token of that site.
     (Method::SiteEnrolPeer, true),
     (Method::MetersGetMeter, false),

@@ -34,6 +34,7 @@ fn key(n: u8, kind: KeyKind, protection: Protection, wrapped: Vec<u8>) -> KeyRec
         changed_ms: 1,
         kcv: kind.is_cipher_key().then_some([n; 5]),
         fingerprint: Fingerprint([n; 16]),
+        life: Default::default(),
     }
 }
 

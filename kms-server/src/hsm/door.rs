@@ -15,8 +15,8 @@ use tracing::Span;
 use zeroize::Zeroizing;
 
 use super::{
-    CeremonyKey, GcmOpen, HandedKeks, ImportKey, NotAuthentic, NotTrusted, RsaKey, TakeKeys, Taken,
-    Token, TokenError, TokenStatus, WrappedKey,
+    CeremonyKey, GcmOpen, HandedKeks, ImportKey, Made, MakeKeys, NotAuthentic, NotTrusted, RsaKey,
+    TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
 use crate::telemetry::{
@@ -131,6 +131,11 @@ impl Hsm {
     /// [`ImportsKeys::take_keys`](super::ImportsKeys::take_keys).
     pub async fn take_keys(&self, job: TakeKeys) -> Result<Taken, TokenError> {
         self.pass(Operation::TakeKeys, move |token| token.take_keys(&job)).await
+    }
+
+    /// [`MakesKeys::make_keys`](super::MakesKeys::make_keys).
+    pub async fn make_keys(&self, job: MakeKeys) -> Result<Made, TokenError> {
+        self.pass(Operation::MakeKeys, move |token| token.make_keys(&job)).await
     }
 
     /// [`Enrols::transport_block_key`](super::Enrols::transport_block_key).
@@ -303,7 +308,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, Device, Enrols, ImportsKeys, SealedKeys, Signs},
+        super::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs},
         *,
     };
 
@@ -349,6 +354,12 @@ mod tests {
             Err(TokenError::Busy)
         }
         fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+            Err(TokenError::Busy)
+        }
+    }
+
+    impl MakesKeys for Stuck {
+        fn make_keys(&self, _: &MakeKeys) -> Result<Made, TokenError> {
             Err(TokenError::Busy)
         }
     }

@@ -29,6 +29,7 @@ kms_core::numbered! {
         TransportKey = 11 "transport_key",
         HandOver = 12 "hand_over",
         Receive = 13 "receive",
+        MakeKeys = 14 "make_keys",
     }
 }
 

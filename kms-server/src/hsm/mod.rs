@@ -8,6 +8,7 @@ mod error;
 mod figures;
 mod import_key;
 mod lengths;
+mod making;
 #[cfg(any(test, feature = "memory-token"))]
 pub mod memory;
 pub mod pkcs11;
@@ -21,9 +22,10 @@ pub use door::{ApduOpening, Hsm};
 pub use enrolling::{CeremonyKey, HandedKek, HandedKeks, NotTrusted};
 pub use error::{BoxError, TokenError};
 pub use import_key::ImportKey;
+pub use making::{KeyLen, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, WantedKey};
 pub use rsa_key::{NotAnRsaKey, NotWrapped, RsaKey};
 pub use taking::{
     KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
 };
 pub use terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey};
-pub use traits::{BlockSeals, Device, Enrols, ImportsKeys, SealedKeys, Signs, Token};
+pub use traits::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, Token};

@@ -47,13 +47,18 @@ pub struct TakeKeys {
 /// A block's `wrap` key is AES-256.
 const WRAP_KEY_LEN: usize = 32;
 
+/// Whether it has the length of a block's `wrap` key.
+pub(super) fn is_of_wrap_key(key: &LockedKey) -> bool {
+    (**key).as_ref().len() == WRAP_KEY_LEN
+}
+
 impl TakeKeys {
     /// Whether all bounds are kept, and each key goes to a block that is there.
     pub(super) fn is_whole(&self) -> bool {
         let Self { wrapped_file_key, fingerprint_label: _, wrap_keys, keys } = self;
         wrapped_file_key.len() == RSA_LEN
             && keys.len() <= KEYS_PER_CALL_MAX
-            && wrap_keys.iter().all(|key| (**key).as_ref().len() == WRAP_KEY_LEN)
+            && wrap_keys.iter().all(is_of_wrap_key)
             && keys.iter().all(|key| match key.under {
                 StoreUnder::Block(at) => at < wrap_keys.len(),
                 StoreUnder::Kek(_) => true,

@@ -9,6 +9,7 @@ use super::{
     enrolling::{CeremonyKey, HandedKeks, NotTrusted},
     error::TokenError,
     import_key::ImportKey,
+    making::{Made, MakeKeys},
     rsa_key::RsaKey,
     taking::{TakeKeys, Taken},
     terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
@@ -79,6 +80,16 @@ pub trait ImportsKeys: Send + Sync + 'static {
     fn take_keys(&self, job: &TakeKeys) -> Result<Taken, TokenError>;
 }
 
+/// Makes keys for meters, inside the token.
+pub trait MakesKeys: Send + Sync + 'static {
+    /// Makes each key, identifies it, and wraps it under its meter's KEK and for storage. What is answered was
+    /// checked: the stored form opens as the key, the meter's was made twice. Everything made in the token is
+    /// destroyed before this returns.
+    ///
+    /// A KEK that does not open is an error of its own keys and leaves the others alone.
+    fn make_keys(&self, job: &MakeKeys) -> Result<Made, TokenError>;
+}
+
 /// Hands keys on to the token of another site, and takes what that site hands on.
 pub trait Enrols: Send + Sync + 'static {
     /// The public half of `transport-block`.
@@ -97,5 +108,8 @@ pub trait Enrols: Send + Sync + 'static {
 }
 
 /// All that a token is to this service.
-pub trait Token: BlockSeals + SealedKeys + ImportsKeys + Device + Signs + Enrols {}
-impl<T: BlockSeals + SealedKeys + ImportsKeys + Device + Signs + Enrols> Token for T {}
+pub trait Token:
+    BlockSeals + SealedKeys + ImportsKeys + MakesKeys + Device + Signs + Enrols
+{
+}
+impl<T: BlockSeals + SealedKeys + ImportsKeys + MakesKeys + Device + Signs + Enrols> Token for T {}

@@ -73,7 +73,8 @@ fn active<'t>(
     setup: SecuritySetup,
 ) -> Result<(&'t [u8], u16), Outcome> {
     let unusable = |verdict, what: String| Outcome::of(verdict).because(what).about(meter.title());
-    let candidates = meter.candidates(kind, Some(setup)).filter(|candidate| candidate.protects);
+    let candidates =
+        meter.candidates(kind, Some(setup)).filter(|candidate| candidate.standing.protects);
     let newest = candidates.max_by_key(|candidate| candidate.version);
     match newest {
         Some(Candidate { key: KeyMaterial::Bytes(bytes), version, .. }) => Ok((bytes, version)),

@@ -23,8 +23,8 @@ use kms_server::{
     audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
-        NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys, Taken, TokenError,
-        TokenStatus, WrappedKey,
+        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys,
+        Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,
@@ -109,6 +109,12 @@ impl ImportsKeys for Signer {
         Err(TokenError::Busy)
     }
     fn take_keys(&self, _: &TakeKeys) -> Result<Taken, TokenError> {
+        Err(TokenError::Busy)
+    }
+}
+
+impl MakesKeys for Signer {
+    fn make_keys(&self, _: &MakeKeys) -> Result<Made, TokenError> {
         Err(TokenError::Busy)
     }
 }

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may")]
 #![allow(missing_docs, reason = "not a library")]
 
+pub(crate) mod making;
+
 use std::sync::Arc;
 
 use aes_gcm::{
@@ -20,6 +22,11 @@ use rsa::{BoxedUint, Oaep, RsaPublicKey};
 use crate::hsm::{
     CeremonyKey, GcmOpen, ImportKey, KEYS_PER_CALL_MAX, LockedKey, NotAKey, NotAuthentic,
     NotTrusted, OaepHash, RsaKey, SealedValue, StoreUnder, TakeKeys, Token, TokenError, WrappedKey,
+};
+
+pub(crate) use making::{
+    a_job_that_is_not_whole_makes_no_key, a_kek_that_does_not_open_fails_its_own_keys_and_no_other,
+    a_new_key_is_at_the_meter_what_is_stored_and_told_of_it,
 };
 
 /// Calls a macro with the names of all cases.
@@ -41,6 +48,9 @@ macro_rules! contract {
             a_sealed_file_that_is_not_whole_or_of_another_key_is_refused
             a_block_secret_of_another_site_opens_and_with_any_byte_changed_does_not
             sealed_keks_are_not_handed_to_a_key_that_nobody_trusted
+            a_new_key_is_at_the_meter_what_is_stored_and_told_of_it
+            a_kek_that_does_not_open_fails_its_own_keys_and_no_other
+            a_job_that_is_not_whole_makes_no_key
         }
     };
 }
@@ -90,7 +100,7 @@ fn sealed_to(key: &ImportKey, file_key: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 3394.
-fn wrapped(kek: &[u8], key: &[u8]) -> Vec<u8> {
+pub(crate) fn wrapped(kek: &[u8], key: &[u8]) -> Vec<u8> {
     let mut wrapped = vec![0; key.len() + dlms::key_wrap::OVERHEAD_LEN];
     dlms::key_wrap::wrap(kek, key, &mut wrapped).unwrap();
     wrapped

@@ -808,6 +808,9 @@ pub struct MeterPolicy {
     /// The titles of single clients, where they differ from `client_title`: at most 16, one a client.
     #[prost(message, repeated, tag = "8")]
     pub client_titles: ::prost::alloc::vec::Vec<ClientTitle>,
+    /// Give the plaintext of what opens under a compromised key, too. Its verdict is COMPROMISED_KEY all the same.
+    #[prost(bool, tag = "9")]
+    pub allow_compromised: bool,
 }
 /// The utility's system title for the messages of one client.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -858,6 +861,9 @@ pub enum Verdict {
     Unsupported = 9,
     /// The key could not be reached; try again. The reason says what failed.
     Unavailable = 10,
+    /// Opened under a key that is known to others: anybody may have made it. Plaintext comes back only where the meter's
+    /// policy allows that, and of answers to actions, which the transfer of another key needs.
+    CompromisedKey = 11,
 }
 impl Verdict {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -877,6 +883,7 @@ impl Verdict {
             Self::Malformed => "MALFORMED",
             Self::Unsupported => "UNSUPPORTED",
             Self::Unavailable => "UNAVAILABLE",
+            Self::CompromisedKey => "COMPROMISED_KEY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -893,6 +900,7 @@ impl Verdict {
             "MALFORMED" => Some(Self::Malformed),
             "UNSUPPORTED" => Some(Self::Unsupported),
             "UNAVAILABLE" => Some(Self::Unavailable),
+            "COMPROMISED_KEY" => Some(Self::CompromisedKey),
             _ => None,
         }
     }
@@ -977,6 +985,162 @@ impl KeyState {
             "DEACTIVATED" => Some(Self::Deactivated),
             "COMPROMISED" => Some(Self::Compromised),
             "DESTROYED" => Some(Self::Destroyed),
+            _ => None,
+        }
+    }
+}
+/// Why a key is in its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyStateReason {
+    Unspecified = 0,
+    /// It came from outside.
+    Imported = 1,
+    /// It was made here; the meter has not shown it.
+    Staged = 2,
+    /// The meter originated what only this key can have made.
+    Evidence = 3,
+    /// The meter answered that it took it: weaker, since a meter may say so and have changed nothing.
+    ConfirmedByResult = 4,
+    /// A key that travelled under it has shown itself.
+    TransferProved = 5,
+    /// A newer version has taken over, and its grace is over.
+    Superseded = 6,
+    /// The meter was set back to it.
+    Revived = 7,
+    /// Somebody said that it is known to others.
+    ReportedCompromised = 8,
+    /// Somebody gave it up.
+    Withdrawn = 9,
+    /// It was compromised, and its successor is proved.
+    WipedAfterSuccessor = 10,
+    /// Somebody had it destroyed.
+    DestroyedOnDemand = 11,
+    /// It made room for another version.
+    MadeRoom = 12,
+    /// Its value goes on as a newer version.
+    GoesOnAsAnother = 13,
+    /// Decided of what two sites wrote apart.
+    Reconciled = 14,
+}
+impl KeyStateReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEY_STATE_REASON_UNSPECIFIED",
+            Self::Imported => "IMPORTED",
+            Self::Staged => "STAGED",
+            Self::Evidence => "EVIDENCE",
+            Self::ConfirmedByResult => "CONFIRMED_BY_RESULT",
+            Self::TransferProved => "TRANSFER_PROVED",
+            Self::Superseded => "SUPERSEDED",
+            Self::Revived => "REVIVED",
+            Self::ReportedCompromised => "REPORTED_COMPROMISED",
+            Self::Withdrawn => "WITHDRAWN",
+            Self::WipedAfterSuccessor => "WIPED_AFTER_SUCCESSOR",
+            Self::DestroyedOnDemand => "DESTROYED_ON_DEMAND",
+            Self::MadeRoom => "MADE_ROOM",
+            Self::GoesOnAsAnother => "GOES_ON_AS_ANOTHER",
+            Self::Reconciled => "RECONCILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEY_STATE_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "IMPORTED" => Some(Self::Imported),
+            "STAGED" => Some(Self::Staged),
+            "EVIDENCE" => Some(Self::Evidence),
+            "CONFIRMED_BY_RESULT" => Some(Self::ConfirmedByResult),
+            "TRANSFER_PROVED" => Some(Self::TransferProved),
+            "SUPERSEDED" => Some(Self::Superseded),
+            "REVIVED" => Some(Self::Revived),
+            "REPORTED_COMPROMISED" => Some(Self::ReportedCompromised),
+            "WITHDRAWN" => Some(Self::Withdrawn),
+            "WIPED_AFTER_SUCCESSOR" => Some(Self::WipedAfterSuccessor),
+            "DESTROYED_ON_DEMAND" => Some(Self::DestroyedOnDemand),
+            "MADE_ROOM" => Some(Self::MadeRoom),
+            "GOES_ON_AS_ANOTHER" => Some(Self::GoesOnAsAnother),
+            "RECONCILED" => Some(Self::Reconciled),
+            _ => None,
+        }
+    }
+}
+/// The form in which an association carries what a client sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AssociationForm {
+    Unspecified = 0,
+    /// The service's own glo- form.
+    Glo = 1,
+    /// The service's own ded- form.
+    Ded = 2,
+    /// general-glo-ciphering.
+    GeneralGlo = 3,
+    /// general-ciphering with an identified key.
+    GeneralCiphering = 4,
+}
+impl AssociationForm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ASSOCIATION_FORM_UNSPECIFIED",
+            Self::Glo => "GLO",
+            Self::Ded => "DED",
+            Self::GeneralGlo => "GENERAL_GLO",
+            Self::GeneralCiphering => "GENERAL_CIPHERING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ASSOCIATION_FORM_UNSPECIFIED" => Some(Self::Unspecified),
+            "GLO" => Some(Self::Glo),
+            "DED" => Some(Self::Ded),
+            "GENERAL_GLO" => Some(Self::GeneralGlo),
+            "GENERAL_CIPHERING" => Some(Self::GeneralCiphering),
+            _ => None,
+        }
+    }
+}
+/// A meter's answer to a transfer. A hint: meters answer OK and have not changed, and the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransferResult {
+    Unspecified = 0,
+    /// action-result success.
+    Success = 1,
+    /// Any other action-result.
+    Refused = 2,
+    /// None came.
+    NoAnswer = 3,
+}
+impl TransferResult {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSFER_RESULT_UNSPECIFIED",
+            Self::Success => "TRANSFER_RESULT_SUCCESS",
+            Self::Refused => "TRANSFER_RESULT_REFUSED",
+            Self::NoAnswer => "TRANSFER_RESULT_NO_ANSWER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSFER_RESULT_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSFER_RESULT_SUCCESS" => Some(Self::Success),
+            "TRANSFER_RESULT_REFUSED" => Some(Self::Refused),
+            "TRANSFER_RESULT_NO_ANSWER" => Some(Self::NoAnswer),
             _ => None,
         }
     }
@@ -2535,9 +2699,12 @@ pub struct Meter {
     /// Milliseconds since 1970-01-01T00:00:00Z.
     #[prost(uint64, tag = "7")]
     pub created_ms: u64,
+    /// Since when nothing of it may be destroyed; absent: it is under no legal hold.
+    #[prost(uint64, optional, tag = "8")]
+    pub legal_hold_ms: ::core::option::Option<u64>,
 }
 /// Everything about a key but the key.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Key {
     /// 16 bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -2557,6 +2724,75 @@ pub struct Key {
     pub kcv: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "8")]
     pub created_ms: u64,
+    /// Why it is in its state, and since when.
+    #[prost(enumeration = "KeyStateReason", tag = "9")]
+    pub reason: i32,
+    #[prost(uint64, tag = "10")]
+    pub changed_ms: u64,
+    /// The states before, oldest first.
+    #[prost(message, repeated, tag = "11")]
+    pub past: ::prost::alloc::vec::Vec<PastKeyState>,
+    /// It protects what is sent: the one of its kind and setup.
+    #[prost(bool, tag = "12")]
+    pub preferred: bool,
+    /// The end of its grace; absent: it has none.
+    #[prost(uint64, optional, tag = "13")]
+    pub usable_until_ms: ::core::option::Option<u64>,
+    /// It is to be destroyed then.
+    #[prost(uint64, optional, tag = "14")]
+    pub destroy_at_ms: ::core::option::Option<u64>,
+    /// How it gets to the meter; absent: it did not come from here.
+    #[prost(message, optional, tag = "15")]
+    pub transfer: ::core::option::Option<KeyTransfer>,
+}
+/// A state that a key was in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastKeyState {
+    #[prost(enumeration = "KeyState", tag = "1")]
+    pub state: i32,
+    #[prost(uint64, tag = "2")]
+    pub since_ms: u64,
+    #[prost(enumeration = "KeyStateReason", tag = "3")]
+    pub reason: i32,
+}
+/// How a key that was made here gets to its meter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyTransfer {
+    /// The name of the request that had it made.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// 16 bytes: the KEK that it travels under.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub kek_id: ::prost::bytes::Bytes,
+    /// Of COSEM class 64: 0 or 1.
+    #[prost(uint32, tag = "3")]
+    pub class_version: u32,
+    #[prost(message, optional, tag = "4")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    /// It may be handed out although the other site has not proved that it has it.
+    #[prost(bool, tag = "5")]
+    pub unreplicated: bool,
+    /// When it was handed out first; absent: it never was.
+    #[prost(uint64, optional, tag = "6")]
+    pub sent_ms: ::core::option::Option<u64>,
+    /// The meter's last answer, and when it came.
+    #[prost(enumeration = "TransferResult", tag = "7")]
+    pub result: i32,
+    #[prost(uint64, tag = "8")]
+    pub result_ms: u64,
+}
+/// The association that carries a transfer. Keys of a customer port travel over the management association.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyCarrier {
+    /// e in 0.0.43.0.e.255: the setup whose keys protect it.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client's address (SAP).
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// Unspecified: GENERAL_GLO.
+    #[prost(enumeration = "AssociationForm", tag = "3")]
+    pub form: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImportMetersRequest {
@@ -5737,6 +5973,44 @@ pub struct AdmitEpochRequest {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateBlockSecretsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RotateBlockSecretsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<BlockSecretRotation>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetBlockSecretRotationRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetBlockSecretRotationResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<BlockSecretRotation>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BlockSecretRotation {
+    /// The number of the rotation; 0: there was none.
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+    /// When it was asked for; milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub asked_ms: u64,
+    /// All blocks of the domain.
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    /// Blocks that have a new secret, and are under the former one still.
+    #[prost(uint32, tag = "4")]
+    pub staged: u32,
+    /// Blocks that are under the new one, and keep the former one until both sites have proved that.
+    #[prost(uint32, tag = "5")]
+    pub rewritten: u32,
+    /// Blocks that are done.
+    #[prost(uint32, tag = "6")]
+    pub retired: u32,
+    /// Blocks that wait: the first hundred.
+    #[prost(message, repeated, tag = "7")]
+    pub waiting: ::prost::alloc::vec::Vec<BlockLeft>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForgetRevocationListRequest {
     /// 32 bytes, as the refusal of an older list names it.
@@ -6700,6 +6974,57 @@ pub mod site_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Site", "ForgetRevocationList"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has the secrets of all blocks rotated, one after the other, while everything goes on. Asked of the site that writes;
+        /// whoever writes later goes on with it. While one is under way, to ask again changes nothing.
+        pub async fn rotate_block_secrets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateBlockSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateBlockSecretsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/RotateBlockSecrets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "RotateBlockSecrets"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How far that is, as this server reads it in its own blocks.
+        pub async fn get_block_secret_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetBlockSecretRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetBlockSecretRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/GetBlockSecretRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "GetBlockSecretRotation"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
         pub async fn get_readiness(
             &mut self,
@@ -6837,6 +7162,23 @@ pub mod site_server {
             request: tonic::Request<super::ForgetRevocationListRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ForgetRevocationListResponse>,
+            tonic::Status,
+        >;
+        /// Has the secrets of all blocks rotated, one after the other, while everything goes on. Asked of the site that writes;
+        /// whoever writes later goes on with it. While one is under way, to ask again changes nothing.
+        async fn rotate_block_secrets(
+            &self,
+            request: tonic::Request<super::RotateBlockSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateBlockSecretsResponse>,
+            tonic::Status,
+        >;
+        /// How far that is, as this server reads it in its own blocks.
+        async fn get_block_secret_rotation(
+            &self,
+            request: tonic::Request<super::GetBlockSecretRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetBlockSecretRotationResponse>,
             tonic::Status,
         >;
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
@@ -7313,6 +7655,97 @@ pub mod site_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ForgetRevocationListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/RotateBlockSecrets" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateBlockSecretsSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::RotateBlockSecretsRequest>
+                    for RotateBlockSecretsSvc<T> {
+                        type Response = super::RotateBlockSecretsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateBlockSecretsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::rotate_block_secrets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateBlockSecretsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/GetBlockSecretRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetBlockSecretRotationSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::GetBlockSecretRotationRequest>
+                    for GetBlockSecretRotationSvc<T> {
+                        type Response = super::GetBlockSecretRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetBlockSecretRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::get_block_secret_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetBlockSecretRotationSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

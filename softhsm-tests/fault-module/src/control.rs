@@ -28,6 +28,7 @@ pub(super) struct Rule {
     code: Option<u64>,
     answer: Option<u64>,
     garble: Option<Garble>,
+    gives: Option<Vec<u8>>,
     delay_ms: u64,
     hang: bool,
     exit: Option<u64>,
@@ -44,13 +45,15 @@ pub(super) enum Garble {
 }
 
 /// What is to be done with a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     /// Not made; this is the answer.
     pub(super) instead: Option<u64>,
     /// Made; this is the answer.
     pub(super) answer: Option<u64>,
     pub(super) garble: Option<Garble>,
+    /// These bytes are what it gives.
+    pub(super) gives: Option<Vec<u8>>,
 }
 
 /// A line that says nothing that we know.
@@ -102,6 +105,10 @@ impl Rule {
             });
             return Some(());
         }
+        if name == "gives" {
+            self.gives = Some(bytes_of(value)?);
+            return Some(());
+        }
         let value = match value.strip_prefix("0x") {
             Some(hex) => u64::from_str_radix(hex, 16).ok()?,
             None => value.parse().ok()?,
@@ -128,6 +135,14 @@ impl Rule {
     fn meets(&self, number: u64) -> bool {
         number >= self.after && self.times.is_none_or(|times| number - self.after < times)
     }
+}
+
+/// Bytes in hexadecimal.
+fn bytes_of(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> =
+        text.chars().map(|it| it.to_digit(16).map(|it| it as u8)).collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 /// What the file said when it was last read.
@@ -204,6 +219,7 @@ pub(super) fn meet(function: &'static str, mechanism: Option<u64>) -> Verdict {
             verdict.instead = verdict.instead.or(rule.code);
             verdict.answer = verdict.answer.or(rule.answer);
             verdict.garble = verdict.garble.or(rule.garble);
+            verdict.gives = verdict.gives.or_else(|| rule.gives.clone());
         }
         *stamp
     };
@@ -226,8 +242,16 @@ pub(super) fn note(function: &'static str, answer: u64) {
     }
 }
 
-/// Changes what a call gave; says how long it now is.
-pub(super) fn garble(how: Option<Garble>, function: &'static str, given: &mut [u8]) -> usize {
+/// Changes what a call gave, as the rules said; says how long it now is.
+pub(super) fn change(verdict: &Verdict, function: &'static str, given: &mut [u8]) -> usize {
+    let Some(gives) = &verdict.gives else { return garble(verdict.garble, function, given) };
+    for (to, from) in given.iter_mut().zip(gives) {
+        *to = *from;
+    }
+    given.len()
+}
+
+fn garble(how: Option<Garble>, function: &'static str, given: &mut [u8]) -> usize {
     let before = match how {
         Some(Garble::Repeat) => state().last.get(function).cloned(),
         _ => None,
@@ -284,10 +308,22 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_a_call_gives_are_read_in_pairs() {
+        let (rules, _) = parse("C_WrapKey gives=00fFa5").unwrap();
+        assert_eq!(rules[0].gives.as_deref(), Some(&[0, 0xFF, 0xA5][..]));
+        let verdict = Verdict { gives: Some(vec![7, 8]), ..Verdict::default() };
+        let mut given = [1, 2, 3];
+        assert_eq!(change(&verdict, "C_G", &mut given), 3);
+        assert_eq!(given, [7, 8, 3]);
+    }
+
+    #[test]
     fn a_word_that_is_no_rule_is_named() {
         for (text, word) in [
             ("C_Sign garbel=flip", "garbel=flip"),
             ("C_Sign garble=up", "garble=up"),
+            ("C_Sign gives=abc", "gives=abc"),
+            ("C_Sign gives=xy", "gives=xy"),
             ("Sign return=1", "Sign"),
             ("C_Sign return=x", "return=x"),
         ] {

@@ -22,6 +22,7 @@
 //! | `return=N` | the call is not made, the caller is told this code |
 //! | `answer=N` | the call is made, and the caller told this code |
 //! | `garble=FORM` | the call is made, and what it gives changed: `flip` a bit, all `zero`, `repeat` what the function gave before, `cut` the last byte off; of C_GetTokenInfo `clock`: a time that is none |
+//! | `gives=HEX` | the call is made, and what it gives are these bytes, as far as they go |
 //! | `delay_ms=N` | first it waits |
 //! | `hang` | it waits until the file changes |
 //! | `exit=N` | the process ends |

@@ -10,7 +10,7 @@ use std::{ffi::c_void, ptr, slice, sync::OnceLock};
 
 use cryptoki_sys::*;
 
-use super::control::{self, Garble};
+use super::control::{self, Garble, Verdict};
 
 /// A handle, as something that a call gives.
 const HANDLE: CK_ULONG = size_of::<CK_OBJECT_HANDLE>() as CK_ULONG;
@@ -72,10 +72,10 @@ impl Length for *mut CK_ULONG {
 
 /// # Safety
 /// `given` has the length that `length` says.
-unsafe fn garble(how: Option<Garble>, name: &'static str, given: *mut u8, length: &impl Length) {
+unsafe fn garble(how: &Verdict, name: &'static str, given: *mut u8, length: &impl Length) {
     // SAFETY: as the caller guarantees: the real module has just written it.
     let bytes = unsafe { slice::from_raw_parts_mut(given, length.get()) };
-    if how == Some(Garble::Clock) && bytes.len() == TOKEN_INFO as usize {
+    if how.garble == Some(Garble::Clock) && bytes.len() == TOKEN_INFO as usize {
         // SAFETY: of this length it is a CK_TOKEN_INFO, which C's interface aligned.
         if let Some(info) = unsafe { given.cast::<CK_TOKEN_INFO>().as_mut() } {
             info.flags |= CKF_CLOCK_ON_TOKEN;
@@ -83,7 +83,7 @@ unsafe fn garble(how: Option<Garble>, name: &'static str, given: *mut u8, length
         }
         return;
     }
-    let len = control::garble(how, name, bytes);
+    let len = control::change(how, name, bytes);
     // SAFETY: as above.
     unsafe { length.set(len) };
 }
@@ -131,7 +131,7 @@ macro_rules! functions {
                 let verdict = control::meet(stringify!($name), mechanism!($($mechanism)?));
                 let made = if verdict.instead.is_none() { call() } else { CKR_OK };
                 if verdict.instead.is_none() && made == CKR_OK {
-                    garble!(verdict.garble, stringify!($name), $($out),*);
+                    garble!(&verdict, stringify!($name), $($out),*);
                 }
                 let answer = verdict.instead.or(verdict.answer).map_or(made, |code| code as CK_RV);
                 control::note(stringify!($name), answer as u64);
@@ -273,7 +273,7 @@ functions! {
     C_GenerateKey(
         a1: CK_SESSION_HANDLE, a2: *mut CK_MECHANISM, a3: *mut CK_ATTRIBUTE, a4: CK_ULONG, a5:
         *mut CK_OBJECT_HANDLE
-    ) {a2} [];
+    ) {a2} [a5, HANDLE];
     C_GenerateKeyPair(
         a1: CK_SESSION_HANDLE, a2: *mut CK_MECHANISM, a3: *mut CK_ATTRIBUTE, a4: CK_ULONG, a5:
         *mut CK_ATTRIBUTE, a6: CK_ULONG, a7: *mut CK_OBJECT_HANDLE, a8: *mut CK_OBJECT_HANDLE

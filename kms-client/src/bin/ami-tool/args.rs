@@ -14,6 +14,7 @@ use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::site_args::{Enrol, Plan, SiteStatusArgs};
+use crate::site_keys::RotateSecrets;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -180,6 +181,8 @@ pub(crate) enum SiteCommand {
     },
     /// Take in a promotion of the other site that is more than one step ahead; takes a second person
     AdmitEpoch(AdmitEpoch),
+    /// Have the secrets of all blocks rotated, while everything goes on; or say how far that is
+    RotateSecrets(RotateSecrets),
     /// Forget how new an authority's revocation list was; takes a second person
     ForgetList(ForgetList),
 }

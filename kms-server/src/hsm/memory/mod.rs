@@ -6,6 +6,7 @@ mod block_seals;
 mod debug_only;
 mod enrolling;
 mod keys;
+mod making;
 mod sealed_file;
 mod signing;
 mod token;

@@ -18,7 +18,7 @@ use crate::hsm::{
 
 const OPERATION: &str = "take keys of a sealed file";
 /// A key check value is the CMAC of as many zeros.
-const ZEROS: [u8; 16] = [0; 16];
+pub(super) const ZEROS: [u8; 16] = [0; 16];
 
 impl ImportsKeys for MemoryToken {
     fn import_key(&self) -> Result<ImportKey, TokenError> {

@@ -3,7 +3,7 @@
 use crate::hsm::WrappedKey;
 use kms_core::{ClientTitles, KeyKind, SecuritySetup, SystemTitle};
 
-use super::floored::Floored;
+use super::{candidate::Standing, floored::Floored};
 
 /// The attributes that most meters don't have.
 #[derive(Clone, Default)]
@@ -29,7 +29,7 @@ pub(super) struct SlotInfo {
     pub(super) kind: KeyKind,
     pub(super) setup: SecuritySetup,
     pub(super) version: u16,
-    pub(super) protects: bool,
+    pub(super) standing: Standing,
     pub(super) held: Held,
 }
 

@@ -61,9 +61,12 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
         Verb::ForgetRevocationList => read(message, forgotten),
-        Verb::GetImportKey | Verb::GetStatus | Verb::GetReadiness | Verb::PlanPromotion => {
-            About::default()
-        }
+        Verb::RotateBlockSecrets => line("rotate the secrets of all blocks".to_owned()),
+        Verb::GetImportKey
+        | Verb::GetStatus
+        | Verb::GetReadiness
+        | Verb::GetBlockSecretRotation
+        | Verb::PlanPromotion => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
         Verb::Decrypt
@@ -271,6 +274,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         general_ciphering_omit_header,
         profile,
         client_titles,
+        allow_compromised,
     } = policy;
     let minimum = match MinimumProtection::try_from(*minimum_protection) {
         Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
@@ -282,6 +286,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         (*allow_encryption_only, "allow_encryption_only"),
         (*allow_withheld_authentication_key, "allow_withheld_authentication_key"),
         (*general_ciphering_omit_header, "general_ciphering_omit_header"),
+        (*allow_compromised, "allow_compromised"),
     ];
     words.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned()));
     for (name, title) in

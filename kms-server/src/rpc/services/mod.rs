@@ -14,3 +14,4 @@ pub(crate) mod nodes;
 pub(crate) mod replication;
 mod sealed;
 pub(crate) mod site;
+mod site_keys;

@@ -4,6 +4,7 @@
 mod block_seals;
 pub(super) mod enrolling;
 pub(super) mod gcm;
+mod making;
 pub(super) mod oaep;
 mod sealed_file;
 pub(super) mod signing;

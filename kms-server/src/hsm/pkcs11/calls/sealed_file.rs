@@ -37,7 +37,7 @@ use crate::hsm::{
 use kms_core::{Fingerprint, SealedKek};
 
 /// A key check value is the CMAC of as many zeros.
-const ZEROS: [u8; 16] = [0; 16];
+pub(super) const ZEROS: [u8; 16] = [0; 16];
 
 impl ImportsKeys for Pkcs11Token {
     fn import_key(&self) -> Result<ImportKey, TokenError> {
@@ -68,19 +68,19 @@ impl ImportsKeys for Pkcs11Token {
 }
 
 /// Session objects that have to be destroyed.
-struct Objects<'a> {
-    session: &'a Session,
-    made: Vec<ObjectHandle>,
+pub(super) struct Objects<'a> {
+    pub(super) session: &'a Session,
+    pub(super) made: Vec<ObjectHandle>,
 }
 
 impl Objects<'_> {
-    fn keep(&mut self, object: ObjectHandle) -> ObjectHandle {
+    pub(super) fn keep(&mut self, object: ObjectHandle) -> ObjectHandle {
         self.made.push(object);
         object
     }
 
     /// Tried once more with all others if that fails; then it is told.
-    fn destroy_now(&mut self, object: ObjectHandle) {
+    pub(super) fn destroy_now(&mut self, object: ObjectHandle) {
         if self.session.destroy_object(object).is_err() {
             self.made.push(object);
         }
@@ -95,7 +95,7 @@ impl Objects<'_> {
         self.made.len() as u64 + job.keys.iter().map(each).sum::<u64>()
     }
 
-    fn destroy(self) -> Result<(), Failure> {
+    pub(super) fn destroy(self) -> Result<(), Failure> {
         let Self { session, made } = self;
         let destroyed: Vec<_> =
             made.into_iter().map(|object| session.destroy_object(object)).collect();
@@ -237,14 +237,26 @@ fn identify_and_wrap(
     Ok(TakenKey { fingerprint: Fingerprint(fingerprint), kcv: [a, b, c, d, e], wrapped })
 }
 
-fn cmac(session: &Session, key: ObjectHandle, message: &[u8]) -> Result<[u8; 16], Failure> {
+pub(super) fn cmac(
+    session: &Session,
+    key: ObjectHandle,
+    message: &[u8],
+) -> Result<[u8; 16], Failure> {
     let mac = session.sign(&Mechanism::AesCMac, key, message)?;
     mac.try_into().map_err(|_| Failure::garbled("a CMAC of another length than 16"))
 }
 
 /// A copy of a block's `wrap` key that can wrap and nothing else.
-fn create_wrap_key(session: &Session, key: &[u8]) -> Result<ObjectHandle, Failure> {
-    let mut template = template::wrap_only();
+pub(super) fn create_wrap_key(session: &Session, key: &[u8]) -> Result<ObjectHandle, Failure> {
+    create_block_key(session, key, template::wrap_only())
+}
+
+/// A copy of a block's `wrap` key that can do what `template` says.
+pub(super) fn create_block_key(
+    session: &Session,
+    key: &[u8],
+    mut template: Vec<Attribute>,
+) -> Result<ObjectHandle, Failure> {
     // Last, so that it can be taken off again: the crate does not wipe it.
     template.push(Attribute::Value(key.to_vec()));
     let object = session.create_object(&template);

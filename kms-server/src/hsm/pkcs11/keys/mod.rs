@@ -3,5 +3,6 @@
 
 pub(super) mod canary;
 pub(super) mod finding;
+pub(super) mod fresh;
 pub(super) mod making;
 pub(super) mod template;

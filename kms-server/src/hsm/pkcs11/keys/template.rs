@@ -209,7 +209,7 @@ fn each(usages: &[Usage], granted: &[Usage]) -> Vec<Attribute> {
 }
 
 /// A template that leaves nothing open: every usage, every way out, every later change.
-fn pinned(
+pub(super) fn pinned(
     granted: &[Usage],
     mechanism: MechanismType,
     token: bool,

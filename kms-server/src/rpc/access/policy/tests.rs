@@ -21,10 +21,13 @@ fn expected(role: Role, verb: Verb) -> bool {
             matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
         }
         Role::Auditor => {
-            use Verb::{GetReadiness, ListApprovals, ListDivergence, PlanPromotion};
+            use Verb::{
+                GetBlockSecretRotation, GetReadiness, ListApprovals, ListDivergence, PlanPromotion,
+            };
             service == "Audit"
                 || expected(Role::Rotator, verb)
                 || matches!(verb, ListApprovals | ListDivergence | GetReadiness | PlanPromotion)
+                || verb == GetBlockSecretRotation
         }
         Role::Node => service == "Nodes",
         Role::Peer => service == "Replication" || verb == Verb::GetStatus,
