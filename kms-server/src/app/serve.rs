@@ -154,9 +154,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
     let ciphering = ground.ciphering(floors, node, &keyring, mark).await;
-    let floors = Arc::clone(ciphering.floors());
     let (replication, proofs) = match two_sites {
-        Some(two_sites) => Some(two_sites.start(&keyring, floors).await).unzip(),
+        Some(two_sites) => Some(two_sites.start(&keyring, &ciphering).await).unzip(),
         None => (None, None),
     };
     let rotation = site_keys::start(&ground, &keyring, proofs);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ground::Ground, outside::OperatingSystem};
 use crate::{
-    ciphering::Floors,
+    ciphering::Ciphering,
     config::Peer as PeerSettings,
     keyring::{Keyring, Roles},
     replication::{
@@ -76,7 +76,7 @@ impl TwoSites {
     pub(super) async fn start(
         self,
         keyring: &Keyring,
-        floors: Arc<Floors>,
+        ciphering: &Ciphering,
     ) -> (Replicating, Arc<dyn PeersProofs>) {
         let Self { grounds, ledger, tables, whole } = self;
         keyring.roles.keep_marks_in(whole);
@@ -86,6 +86,7 @@ impl TwoSites {
         let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
         let Beside { proving, witnessing, planning, .. } = beside;
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
+        let floors = Arc::clone(ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         // Before the first change: this site may have been promoted over, or put back.
         following.meet_first().await;

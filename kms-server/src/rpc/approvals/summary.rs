@@ -46,16 +46,12 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
             subject: subject(&meter_id, &[]),
         }),
         Verb::BuryDamagedMeter => read(message, buried),
-        Verb::ListEvents => read(message, |ListEventsRequest { after, site, .. }| {
-            line(format!("events after {after}{}", of_site(&site)))
-        }),
+        Verb::ListEvents => read(message, events),
         Verb::VerifyChain => read(message, |VerifyChainRequest { node_id, site }| {
             line(format!("node {}{}", hex::encode(&node_id), of_site(&site)))
         }),
         Verb::Promote => read(message, promoted),
-        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
-            line(format!("demote this site in epoch {expected_epoch}"))
-        }),
+        Verb::Demote => read(message, demoted),
         Verb::EnrolPeer => read(message, enrolled),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
@@ -105,6 +101,14 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
 /// Whose chains are read, if they are not this site's.
 fn of_site(site: &str) -> String {
     if site.is_empty() { String::new() } else { format!(" of site {site:?}") }
+}
+
+fn events(ListEventsRequest { after, site, .. }: ListEventsRequest) -> About {
+    line(format!("events after {after}{}", of_site(&site)))
+}
+
+fn demoted(DemoteRequest { expected_epoch }: DemoteRequest) -> About {
+    line(format!("demote this site in epoch {expected_epoch}"))
 }
 
 fn admitted(AdmitEpochRequest { epoch }: AdmitEpochRequest) -> About {
