@@ -400,7 +400,8 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
         }
     }
     if let Fact::Secrets(secrets) = fact {
-        secrets.fits()?;
+        let too_long = |(what, len, most)| RecordTooLong { what, len, most };
+        secrets.fits().map_err(too_long)?;
     }
     fact.put(out);
     Ok(())

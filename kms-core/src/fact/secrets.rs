@@ -5,7 +5,6 @@ use crate::{
     BlockCount, BlockNo, RecordMac,
     block::unspread,
     codec::{BadEncoding, Reader, put_bytes},
-    record::RecordTooLong,
 };
 
 use super::FactName;
@@ -88,9 +87,9 @@ impl BlockSecrets {
         if is_sound && fact.fits().is_ok() { Ok(fact) } else { Err(BadEncoding) }
     }
 
-    /// What of it has no place in a record.
-    pub(crate) fn fits(&self) -> Result<(), RecordTooLong> {
-        let too_long = |what, len, most| Err(RecordTooLong { what, len, most });
+    /// What of it has no place in a record: its name, its length, and the most that there is place for.
+    pub(crate) fn fits(&self) -> Result<(), (&'static str, usize, usize)> {
+        let too_long = |what, len, most| Err((what, len, most));
         if self.wrapped.len() > Self::RECIPIENTS_MAX || !self.wrapped.is_sorted_by(|a, b| a.0 < b.0)
         {
             return too_long("sites in order", self.wrapped.len(), Self::RECIPIENTS_MAX);

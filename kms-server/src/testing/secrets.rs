@@ -129,6 +129,7 @@ fn all_blocks_come_under_new_secrets_one_after_the_other_and_nothing_is_left_und
         assert_eq!(versions(&site).await, [2]);
         assert_eq!(site.store.former_seals().await.unwrap(), []);
         // A server that starts now finds all of it under the new one.
+        sending.close().await;
         drop((running, sending));
         let site = alone(home).await;
         all_open(&site).await;

@@ -13,8 +13,7 @@ use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
-use crate::site_args::{Enrol, Plan, SiteStatusArgs};
-use crate::site_keys::RotateSecrets;
+use crate::site_args::{Enrol, Plan, RotateSecrets, SiteStatusArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:

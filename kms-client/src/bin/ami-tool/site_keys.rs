@@ -1,22 +1,12 @@
 //! `site rotate-secrets`: new block secrets, and how far that is.
 
-use clap::Args;
 use kms_client::{BlockSecretRotation, KmsClient};
 use kms_core::date::date;
 
 use crate::failure::{Exit, Failure};
 use crate::roles::meant;
+use crate::site_args::RotateSecrets;
 use crate::text::{block, say, say_json};
-
-#[derive(Args)]
-pub(crate) struct RotateSecrets {
-    /// The site that writes, as the client's configuration calls it; needed where that names several
-    #[arg(value_name = "SITE")]
-    pub(crate) name: Option<String>,
-    /// Ask for nothing: say how far the last one is. The exit code says whether it is over
-    #[arg(long)]
-    pub(crate) status: bool,
-}
 
 /// Has block secrets rotated, or says how far that is.
 pub(crate) async fn rotate_secrets(

@@ -60,7 +60,6 @@ fn only_what_can_pass_later_says_so() {
         (Refused::Fault("f"), "INTERNAL FAULT", None),
         (Refused::ImportTooLong(1), "INVALID_ARGUMENT IMPORT_TOO_LONG", None),
         (Refused::SingleSite, "FAILED_PRECONDITION SINGLE_SITE", None),
-        (Refused::SecondToken("s".into()), "FAILED_PRECONDITION SECOND_TOKEN", None),
         (Refused::AnotherDomain, "FAILED_PRECONDITION ANOTHER_DOMAIN", None),
         (Refused::EpochNotProved, "FAILED_PRECONDITION EPOCH_NOT_PROVED", None),
         (Refused::TooManyFollowers, "RESOURCE_EXHAUSTED TOO_MANY_FOLLOWERS", Some(1_000)),
@@ -85,6 +84,7 @@ fn only_what_can_pass_later_says_so() {
             "FAILED_PRECONDITION NOT_PRIMARY",
             None,
         ),
+        (Refused::SecondToken("s".into()), "FAILED_PRECONDITION SECOND_TOKEN", None),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
         assert_eq!(number(&refused), at, "{refused:?}");
