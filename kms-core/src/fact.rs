@@ -37,6 +37,10 @@ impl FactName {
     pub const FILE: u8 = 3;
     /// The kind of revocation lists.
     pub const LIST: u8 = 4;
+    /// The kind of block secrets.
+    pub const SECRETS: u8 = 5;
+    /// The kind of wishes for their rotation.
+    pub const WISH: u8 = 6;
 
     /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
     pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
@@ -48,6 +52,16 @@ impl FactName {
     pub fn of_list(authority: &[u8; 32]) -> Self {
         let hash = Sha256::new().chain_update(b"ami.kms/list/1").chain_update(authority);
         Self::of(Self::LIST, hash.finalize().into())
+    }
+
+    /// The name of a block's secrets, which leads to that block.
+    pub fn of_secrets(block: BlockNo, blocks: BlockCount) -> Self {
+        Self { kind: Self::SECRETS, name: secrets::name_of(block, blocks) }
+    }
+
+    /// The name of the one wish that a domain has.
+    pub fn of_wish() -> Self {
+        Self { kind: Self::WISH, name: *b"ami.kms/rotate-block-secrets/1" }
     }
 
     fn of(kind: u8, hash: [u8; 32]) -> Self {

@@ -7,8 +7,6 @@ use crate::{
     codec::{BadEncoding, Reader, put_bytes},
 };
 
-use super::FactName;
-
 crate::numbered! {
     /// How far the rotation of a block's secret is.
     pub enum SecretStage "stage" {
@@ -112,81 +110,11 @@ pub struct SecretsWish {
     pub asked_ms: u64,
 }
 
-impl FactName {
-    /// The kind of block secrets.
-    pub const SECRETS: u8 = 5;
-    /// The kind of wishes for their rotation.
-    pub const WISH: u8 = 6;
-
-    /// The name of a block's secrets, which leads to that block.
-    pub fn of_secrets(block: BlockNo, blocks: BlockCount) -> Self {
-        // The first number that spreads into this block.
-        let first = (u128::from(block.0) << 64).div_ceil(u128::from(blocks.get()));
-        let mut name = [0; Self::LEN];
-        let (title, label) = name.split_at_mut(8);
-        title.copy_from_slice(&unspread(first as u64).to_be_bytes());
-        label.copy_from_slice(b"ami.kms/block-secret/1");
-        Self { kind: Self::SECRETS, name }
-    }
-
-    /// The name of the one wish that a domain has.
-    pub fn of_wish() -> Self {
-        let mut name = [0; Self::LEN];
-        name.copy_from_slice(b"ami.kms/rotate-block-secrets/1");
-        Self { kind: Self::WISH, name }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fact::Fact;
-
-    pub(crate) fn secrets() -> BlockSecrets {
-        BlockSecrets {
-            block: BlockNo(3),
-            blocks: BlockCount::DEFAULT,
-            generation: 1,
-            from: 1,
-            version: 2,
-            stage: SecretStage::Staged,
-            made_ms: 9,
-            link: [7; 16],
-            wrapped: vec![([1; 32], vec![5; 384]), ([2; 32], vec![6; 384])],
-        }
-    }
-
-    #[test]
-    fn the_fact_of_a_blocks_secrets_is_a_record_of_that_very_block() {
-        for count in [1, 2, 3, 7, 4_096, 65_535, 65_536] {
-            let blocks = BlockCount::new(count).unwrap();
-            for block in (0..count).map(BlockNo) {
-                assert_eq!(FactName::of_secrets(block, blocks).block(blocks), block, "{count}");
-            }
-        }
-    }
-
-    #[test]
-    fn facts_of_a_rotation_come_back_whole_and_in_no_other_form() {
-        let wish = Fact::Wish(SecretsWish { generation: 3, asked_ms: 8 });
-        for fact in [Fact::Secrets(secrets()), wish] {
-            let mut bytes = Vec::new();
-            fact.put(&mut bytes);
-            assert_eq!(Fact::take(&bytes), Ok(fact));
-            for len in 0..bytes.len() {
-                assert!(Fact::take(&bytes[..len]).is_err(), "{len}");
-            }
-            bytes.push(0);
-            assert!(Fact::take(&bytes).is_err());
-        }
-        let mut twice = secrets();
-        twice.wrapped[1].0 = [1; 32];
-        let outside = BlockSecrets { block: BlockNo(4_096), ..secrets() };
-        let backwards = BlockSecrets { version: 1, ..secrets() };
-        for fact in [twice, outside, backwards] {
-            let mut bytes = Vec::new();
-            Fact::Secrets(fact.clone()).put(&mut bytes);
-            assert!(Fact::take(&bytes).is_err(), "{fact:?}");
-        }
-    }
+/// The name of a block's secrets among facts, which leads to that block.
+pub(super) fn name_of<const LEN: usize>(block: BlockNo, blocks: BlockCount) -> [u8; LEN] {
+    // The first number that spreads into this block.
+    let first = (u128::from(block.0) << 64).div_ceil(u128::from(blocks.get()));
+    let title = unspread(first as u64).to_be_bytes();
+    let mut bytes = title.iter().chain(b"ami.kms/block-secret/1");
+    std::array::from_fn(|_| bytes.next().copied().unwrap_or_default())
 }
