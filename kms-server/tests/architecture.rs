@@ -31,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("lifecycle", 30),
     ("replication", 30),
     ("site_health", 30),
+    ("site_keys", 30),
     ("transmitting", 30),
     ("associations", 35),
     ("rpc", 40),

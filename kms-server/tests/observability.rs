@@ -46,6 +46,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         transmitting,
         associations,
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: token.clone(),
