@@ -10,6 +10,7 @@ use super::{
     identities::Identities,
     known_states::KnownStates,
     local::LocalKeys,
+    making::Maker,
     mending::Mending,
     opening::{Below, Opener},
     overview::Overview,
@@ -41,6 +42,8 @@ pub struct Keyring {
     pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
+    /// Keys that are made for meters.
+    pub maker: Arc<Maker>,
     /// Keys of rows that are no records.
     pub local: Arc<LocalKeys>,
     /// The identities of keys.
@@ -95,6 +98,7 @@ impl Keyring {
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
+            maker: Arc::new(Maker::new(Arc::clone(&opener))),
             local: Arc::new(LocalKeys::new(Arc::clone(&opener))),
             identities,
             roles,

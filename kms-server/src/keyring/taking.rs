@@ -1,28 +1,19 @@
 //! Keys of a sealed import file: the token takes them over, and only their fingerprints and their
 //! wrapped form come here.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     error::KeyringError,
-    opening::{Opener, Room},
-    resident::{arena::Segment, scrub_stack},
+    opening::Opener,
+    wrap_keys::{Check, WrapKeys},
     writing::{Change, WrappedValue},
 };
-use crate::hsm::{
-    ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
-    TokenError,
-};
-use kms_core::{
-    BlockNo, DomainRecord, SealedKek,
-    block::keys::{self, WRAP_KEY_LEN},
-};
+use crate::hsm::{ImportKey, KEYS_PER_CALL_MAX, SealedValue, TakeKeys, TakenKey, TokenError};
+use kms_core::{DomainRecord, SealedKek, block::keys};
 
 /// The most times that the token is asked for keys that it garbles.
 const ATTEMPTS_MAX: usize = 3;
-
-/// RFC 3394: by so many bytes a wrapped key is longer than the key.
-const WRAP_OVERHEAD: usize = 8;
 
 /// A key of a sealed file, and where it goes.
 pub struct SealedKey<'a> {
@@ -43,15 +34,6 @@ pub enum TakeError {
     /// There was no room for the blocks' keys.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-}
-
-/// A block's `wrap` key, copied within the arena for the length of a call.
-struct WrapKey(Segment);
-
-impl AsRef<[u8]> for WrapKey {
-    fn as_ref(&self) -> &[u8] {
-        self.0.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
-    }
 }
 
 /// Takes keys of sealed import files.
@@ -115,29 +97,19 @@ impl Taker {
     }
 
     /// Whether each key of protection `MEMORY` opens under its block's key as the one that the token
-    /// says it is. The keys are in the arena for as long as that takes, where they will be anyway.
+    /// says it is.
     fn all_open(
         &self,
         group: &[SealedKey<'_>],
         taken: &[Option<WrappedValue>],
     ) -> Result<bool, KeyringError> {
-        let mut scratch: Option<Segment> = None;
+        let mut check = Check::new(&self.opener);
         let mut open = true;
         for (SealedKey { change, under, .. }, value) in group.iter().zip(taken) {
-            let (None, Some(value)) = (under, value) else { continue };
-            let mut room = match scratch.take() {
-                Some(room) => room,
-                None => self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?,
-            };
-            let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
-            open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
-                change.keys().unwrap_into(&value.wrapped, place).is_ok()
-                    && keys::identify_bytes(&self.opener.domain.domain, place)
-                        .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
-            });
-            scratch = Some(room);
+            if let (None, Some(value)) = (under, value) {
+                open &= check.opens(change, value)?;
+            }
         }
-        scrub_stack();
         Ok(open)
     }
 
@@ -146,28 +118,16 @@ impl Taker {
         wrapped_file_key: &[u8],
         sealed: &[SealedKey<'_>],
     ) -> Result<TakeKeys, KeyringError> {
-        let mut places: HashMap<BlockNo, usize> = HashMap::new();
-        let mut wrap_keys: Vec<LockedKey> = Vec::new();
+        let mut wrap_keys = WrapKeys::new(&self.opener);
         let mut values = Vec::with_capacity(sealed.len());
         for SealedKey { change, under, wrapped } in sealed {
-            let under = match (under, places.get(&change.block())) {
-                (Some(kek), _) => StoreUnder::Kek(*kek),
-                (None, Some(place)) => StoreUnder::Block(*place),
-                (None, None) => {
-                    let mut copy =
-                        self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
-                    copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
-                    places.insert(change.block(), wrap_keys.len());
-                    wrap_keys.push(Arc::new(WrapKey(copy)));
-                    StoreUnder::Block(wrap_keys.len() - 1)
-                }
-            };
+            let under = wrap_keys.store_under(change, *under)?;
             values.push(SealedValue { wrapped: wrapped.to_vec(), under });
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
             fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
-            wrap_keys,
+            wrap_keys: wrap_keys.into_keys(),
             keys: values,
         })
     }
