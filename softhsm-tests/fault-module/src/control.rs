@@ -249,6 +249,15 @@ pub(super) fn meet(function: &'static str, mechanism: Option<u64>) -> Verdict {
     verdict
 }
 
+/// What a library does in the middle of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It wraps or unwraps.
+    Ciphers,
+    /// It takes random bytes: a place in the making of keys alone, elsewhere they mask what it keeps.
+    Random,
+}
+
 /// A call that is to be held in its middle.
 #[derive(Clone, Copy)]
 struct Hold {
@@ -264,7 +273,7 @@ thread_local! {
     static HOLD: Cell<Option<Hold>> = const { Cell::new(None) };
 }
 
-/// Makes a call, which [`place`] may hold.
+/// Makes a call, which [`pass`] may hold.
 pub(super) fn within<T>(verdict: &Verdict, function: &'static str, call: impl FnOnce() -> T) -> T {
     if let Some(places) = verdict.inside {
         let (stack, heap) = (0_u8, Box::new(0_u8));
@@ -276,9 +285,23 @@ pub(super) fn within<T>(verdict: &Verdict, function: &'static str, call: impl Fn
     made
 }
 
-/// In the middle of a call: waits there until the file changes, if that is asked for.
-pub(super) fn place() {
-    let (Some(hold), Some(path)) = (HOLD.take(), control()) else { return };
+/// Passes a place, and stops behind it if that is asked for: what a generator ciphers within is no place.
+pub(super) fn pass<T>(kind: Place, work: impl FnOnce() -> T) -> T {
+    let aside = if kind == Place::Random { HOLD.take() } else { None };
+    let done = work();
+    if aside.is_some() {
+        HOLD.set(aside);
+    }
+    place(kind);
+    done
+}
+
+/// In the middle of a call, of this kind: waits there until the file changes, if that is asked for.
+fn place(kind: Place) {
+    let Some(hold) = HOLD.get() else { return };
+    let makes = hold.function.starts_with("C_GenerateKey");
+    let (true, Some(path)) = (makes == (kind == Place::Random), control()) else { return };
+    HOLD.set(None);
     if let Some(places) = hold.places.checked_sub(1) {
         return HOLD.set(Some(Hold { places, ..hold }));
     }

@@ -25,7 +25,7 @@
 //! | `gives=HEX` | the call is made, and what it gives are these bytes, as far as they go |
 //! | `delay_ms=N` | first it waits |
 //! | `hang` | it waits until the file changes |
-//! | `inside=N` | it waits in its middle until the file changes: the N-th time, from 0, that the library ciphers. Only where this module is also preloaded (`LD_PRELOAD`) |
+//! | `inside=N` | it waits in its middle until the file changes: the N-th time, from 0, that the library wraps or unwraps, or where it makes a key takes random bytes. Only where this module is also preloaded (`LD_PRELOAD`) |
 //! | `alone` | it is made on a thread that is the library's alone, whose stack and heap are therefore its, too |
 //! | `exit=N` | the process ends |
 //! | `log` | alone on its line: each call is written to the file's name with `.calls` added |

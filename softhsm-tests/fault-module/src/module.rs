@@ -15,7 +15,7 @@ use std::{
 
 use cryptoki_sys::*;
 
-use super::control::{self, Garble, Verdict};
+use super::control::{self, Garble, Place, Verdict};
 
 /// A handle, as something that a call gives.
 const HANDLE: CK_ULONG = size_of::<CK_OBJECT_HANDLE>() as CK_ULONG;
@@ -188,7 +188,7 @@ fn of_libcrypto(name: &CStr) -> *mut c_void {
 
 /// Functions of OpenSSL that pass through here where this module is preloaded: the places in which a call is held.
 macro_rules! places {
-    ($($name:ident($($arg:ident: $of:ty),*) = $spelt:literal;)*) => {$(
+    ($($name:ident($($arg:ident: $of:ty),*) = $spelt:literal, $place:expr;)*) => {$(
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($arg: $of),*) -> c_int {
             type Function = unsafe extern "C" fn($($of),*) -> c_int;
@@ -200,18 +200,16 @@ macro_rules! places {
             };
             let Some(real) = *REAL.get_or_init(load) else { std::process::abort() };
             // SAFETY: passed on as they came, to the function that they were for.
-            let answer = unsafe { real($($arg),*) };
-            control::place();
-            answer
+            control::pass($place, || unsafe { real($($arg),*) })
         }
     )*};
 }
 
 places! {
     EVP_CipherUpdate(a1: *mut c_void, a2: *mut u8, a3: *mut c_int, a4: *const u8, a5: c_int)
-        = c"EVP_CipherUpdate";
-    EVP_CipherFinal_ex(a1: *mut c_void, a2: *mut u8, a3: *mut c_int) = c"EVP_CipherFinal_ex";
-    RAND_bytes(a1: *mut u8, a2: c_int) = c"RAND_bytes";
+        = c"EVP_CipherUpdate", Place::Ciphers;
+    EVP_CipherFinal_ex(a1: *mut c_void, a2: *mut u8, a3: *mut c_int) = c"EVP_CipherFinal_ex", Place::Ciphers;
+    RAND_bytes(a1: *mut u8, a2: c_int) = c"RAND_bytes", Place::Random;
 }
 
 macro_rules! functions {
