@@ -38,6 +38,7 @@ mod apdu;
 mod parse;
 
 // Floor 4: the verbs.
+pub mod class64;
 pub mod frame;
 pub mod hls;
 mod open;

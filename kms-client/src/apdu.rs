@@ -176,6 +176,8 @@ pub enum Verdict {
     Unsupported,
     /// The key could not be reached; try again.
     Unavailable,
+    /// Opened under a key that is known to others: anybody may have made it.
+    CompromisedKey,
     /// A verdict that this version of the client does not know; never one that opens.
     Unrecognised,
 }
@@ -194,6 +196,7 @@ impl From<kms_core::Verdict> for Verdict {
             Known::Malformed => Self::Malformed,
             Known::Unsupported => Self::Unsupported,
             Known::Unavailable => Self::Unavailable,
+            Known::CompromisedKey => Self::CompromisedKey,
         }
     }
 }
@@ -210,7 +213,13 @@ impl Verdict {
         kms_core::Verdict::ALL.iter().copied().find(|known| Self::from(*known) == self)
     }
 
-    /// Whether plaintext comes with it.
+    /// Whether plaintext may come with it: with what opened, and with what opened under a compromised key. Nothing vouches
+    /// for that one.
+    pub const fn may_have_plaintext(self) -> bool {
+        self.opened() || matches!(self, Self::CompromisedKey)
+    }
+
+    /// Whether it opened, and plaintext comes with it.
     pub const fn opened(self) -> bool {
         match self {
             Self::Ok | Self::OkUnauthenticated => true,
@@ -222,6 +231,7 @@ impl Verdict {
             | Self::Malformed
             | Self::Unsupported
             | Self::Unavailable
+            | Self::CompromisedKey
             | Self::Unrecognised => false,
         }
     }

@@ -152,11 +152,12 @@ pub(crate) fn opened(
     plaintext: Bytes,
 ) -> Result<Opened, ProtocolError> {
     let verdict = checked.verdict;
-    if !verdict.opened() && !plaintext.is_empty() {
+    if !verdict.may_have_plaintext() && !plaintext.is_empty() {
         let what = "a plaintext";
         return Err(ProtocolError::Contradiction { index, what, verdict: verdict.word() });
     }
-    Ok(Opened { checked, plaintext: verdict.opened().then_some(plaintext) })
+    let given = verdict.opened() || !plaintext.is_empty();
+    Ok(Opened { checked, plaintext: given.then_some(plaintext) })
 }
 
 /// The columns that both replies have.

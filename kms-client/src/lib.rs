@@ -116,8 +116,9 @@ pub use flow::Results;
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{
-    ClientTitle, KeyInfo, KeyKind, KeyState, Meter, MeterPolicy, MinimumProtection, NewKey,
-    NewMeter, ProfileName, Protection,
+    AssociationForm, ClientTitle, KeyInfo, KeyKind, KeyState, KeyTransfer, Meter, MeterPolicy,
+    MinimumProtection, NewKey, NewMeter, PastState, ProfileName, Protection, StateReason,
+    TransferResult,
 };
 pub use meters::{Created, DamagedMeter, Listed, Meters, Readmitted};
 pub use names::{BadMeterId, BadSystemTitle, MeterId, MeterName, parse_system_title, title_text};

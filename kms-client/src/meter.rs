@@ -10,7 +10,10 @@ use crate::call::ProtocolError;
 use crate::names::{MeterId, optional_title_hex, title_hex};
 use crate::secret::KeyBytes;
 
-pub use kms_core::{KeyKind, KeyState, MinimumProtection, ProfileName, Protection};
+pub use kms_core::{
+    AssociationForm, KeyKind, KeyState, MinimumProtection, ProfileName, Protection, StateReason,
+    TransferResult,
+};
 
 /// The item that a number of the wire stands for.
 pub(crate) fn numbered<T: Numbered>(number: i32) -> Result<T, ProtocolError> {
@@ -43,6 +46,8 @@ pub struct MeterPolicy {
     /// The titles of single clients, where they differ from `client_title`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub client_titles: Vec<ClientTitle>,
+    /// Give the plaintext of what opens under a compromised key, too.
+    pub allow_compromised: bool,
 }
 
 /// The utility's title for the messages of one client.
@@ -143,6 +148,58 @@ pub struct KeyInfo {
     pub kcv: String,
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub created_ms: u64,
+    /// Why it is in its state.
+    pub reason: StateReason,
+    /// Since when; milliseconds since 1970.
+    pub changed_ms: u64,
+    /// The states before, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<PastState>,
+    /// It protects what is sent: the one of its kind and setup.
+    pub preferred: bool,
+    /// The end of its grace; milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usable_until_ms: Option<u64>,
+    /// It is to be destroyed then; milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destroy_at_ms: Option<u64>,
+    /// How it gets to the meter. Absent: it did not come from the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<KeyTransfer>,
+}
+
+/// A state that a key was in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PastState {
+    /// The state.
+    pub state: KeyState,
+    /// Milliseconds since 1970.
+    pub since_ms: u64,
+    /// Why it was in it.
+    pub reason: StateReason,
+}
+
+/// How a key that the service made gets to its meter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyTransfer {
+    /// The name of the request that had it made.
+    pub request_id: String,
+    /// The KEK that it travels under; 32 hex digits.
+    pub kek_id: String,
+    /// Of COSEM class 64.
+    pub class_version: u32,
+    /// e in `0.0.43.0.e.255` of the association that carries it.
+    pub carrier_setup: u32,
+    /// The client's address (SAP) there.
+    pub carrier_client: u32,
+    /// The form in which it is carried.
+    pub form: AssociationForm,
+    /// It may be handed out although the other site has not proved that it has it.
+    pub unreplicated: bool,
+    /// When it was handed out first; milliseconds since 1970.
+    pub sent_ms: Option<u64>,
+    /// The meter's last answer.
+    pub result: Option<TransferResult>,
 }
 
 impl NewMeter {
@@ -196,6 +253,7 @@ impl MeterPolicy {
             general_ciphering_omit_header: self.general_ciphering_omit_header,
             profile: self.profile.as_ref().map_or_else(String::new, ProfileName::to_string),
             client_titles: self.client_titles.iter().map(ClientTitle::to_wire).collect(),
+            allow_compromised: self.allow_compromised,
         }
     }
 
@@ -214,6 +272,7 @@ impl MeterPolicy {
                 .iter()
                 .map(ClientTitle::from_wire)
                 .collect::<Result<_, _>>()?,
+            allow_compromised: wire.allow_compromised,
         })
     }
 }
@@ -261,7 +320,7 @@ impl Meter {
 }
 
 impl KeyInfo {
-    fn from_wire(wire: v1::Key) -> Result<Self, ProtocolError> {
+    pub(crate) fn from_wire(wire: v1::Key) -> Result<Self, ProtocolError> {
         Ok(Self {
             key_id: hex::encode(&wire.key_id),
             kind: numbered(wire.kind)?,
@@ -271,6 +330,37 @@ impl KeyInfo {
             protection: numbered(wire.protection)?,
             kcv: hex::encode_upper(&wire.kcv),
             created_ms: wire.created_ms,
+            reason: numbered(wire.reason)?,
+            changed_ms: wire.changed_ms,
+            past: wire.past.iter().map(PastState::from_wire).collect::<Result<_, _>>()?,
+            preferred: wire.preferred,
+            usable_until_ms: wire.usable_until_ms,
+            destroy_at_ms: wire.destroy_at_ms,
+            transfer: wire.transfer.map(KeyTransfer::from_wire).transpose()?,
+        })
+    }
+}
+
+impl PastState {
+    fn from_wire(wire: &v1::PastKeyState) -> Result<Self, ProtocolError> {
+        let v1::PastKeyState { state, since_ms, reason } = wire;
+        Ok(Self { state: numbered(*state)?, since_ms: *since_ms, reason: numbered(*reason)? })
+    }
+}
+
+impl KeyTransfer {
+    fn from_wire(wire: v1::KeyTransfer) -> Result<Self, ProtocolError> {
+        let carrier = wire.carrier.unwrap_or_default();
+        Ok(Self {
+            request_id: wire.request_id,
+            kek_id: hex::encode(&wire.kek_id),
+            class_version: wire.class_version,
+            carrier_setup: carrier.security_setup,
+            carrier_client: carrier.client,
+            form: numbered(carrier.form)?,
+            unreplicated: wire.unreplicated,
+            sent_ms: wire.sent_ms,
+            result: (wire.result != 0).then(|| numbered(wire.result)).transpose()?,
         })
     }
 }
@@ -322,6 +412,7 @@ mod tests {
                 client: 65_535,
                 system_title: SystemTitle::new([3; 8]),
             }],
+            allow_compromised: true,
         };
         assert_eq!(MeterPolicy::from_wire(policy.to_wire()), Ok(policy));
         assert_eq!(MeterPolicy::from_wire(v1::MeterPolicy::default()), Ok(MeterPolicy::default()));

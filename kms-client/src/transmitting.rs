@@ -36,6 +36,10 @@ pub struct Protecting {
     pub security_suite: Option<u8>,
     /// What the counter is for.
     pub purpose: CounterPurpose,
+    /// The version of the encryption key that protects it; 0: the preferred one.
+    pub encryption_key_version: u16,
+    /// The same of the authentication key.
+    pub authentication_key_version: u16,
 }
 
 impl Default for Protecting {
@@ -48,6 +52,8 @@ impl Default for Protecting {
             protection: ApduProtection::AuthenticatedEncrypted,
             security_suite: None,
             purpose: CounterPurpose::Traffic,
+            encryption_key_version: 0,
+            authentication_key_version: 0,
         }
     }
 }
@@ -62,6 +68,8 @@ impl Protecting {
             protection: self.protection as i32,
             security_suite: self.security_suite.map(u32::from),
             purpose: self.purpose as i32,
+            encryption_key_version: self.encryption_key_version.into(),
+            authentication_key_version: self.authentication_key_version.into(),
         }
     }
 }

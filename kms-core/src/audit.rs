@@ -214,6 +214,16 @@ crate::numbered! {
         Epoch = 21 "epoch",
         /// The site that was enrolled: the beginning of SHA-256 over its signing key.
         PeerKey = 22 "peer_key",
+        /// The kind of a meter's key, by its number.
+        KeyKind = 23 "key_kind",
+        /// e in `0.0.43.0.e.255` of a meter's key.
+        SecuritySetup = 24 "security_setup",
+        /// The version of a meter's key.
+        KeyVersion = 25 "key_version",
+        /// Why a key came into its state, by its number.
+        StateReason = 26 "state_reason",
+        /// A key may be handed out that the other site has not proved.
+        WithoutProof = 27 "without_proof",
     }
 }
 

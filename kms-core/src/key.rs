@@ -86,7 +86,8 @@ crate::numbered! {
         Active = 2 "ACTIVE",
         /// Opens what was protected before; protects nothing.
         Deactivated = 3 "DEACTIVATED",
-        /// Known to others. Opens nothing, protects nothing.
+        /// Known to others. Until its successor is proved it carries key transfers, HLS and their answers; nothing
+        /// that it opens vouches for anything (NIST: process only).
         Compromised = 4 "COMPROMISED",
         /// The live copies are gone; the record stays.
         Destroyed = 5 "DESTROYED",
@@ -135,13 +136,155 @@ impl KeyState {
     }
 
     /// Whether a key in this state may open what a meter sent. A pre-active one may: a meter whose
-    /// confirmation was lost already uses it.
+    /// confirmation was lost already uses it. A compromised one may, and what it opens says so.
     pub const fn may_open(self) -> bool {
+        match self {
+            Self::PreActive | Self::Active | Self::Deactivated | Self::Compromised => true,
+            Self::Destroyed => false,
+        }
+    }
+
+    /// Whether what a key in this state opens is vouched for by it.
+    pub const fn vouches(self) -> bool {
         match self {
             Self::PreActive | Self::Active | Self::Deactivated => true,
             Self::Compromised | Self::Destroyed => false,
         }
     }
+
+    /// Whether a key in this state may carry what brings the meter another key, or finds out which one it holds: key
+    /// transfers, HLS, a probe. More than may be sent under it otherwise, and never less.
+    pub const fn may_carry(self) -> bool {
+        match self {
+            Self::PreActive | Self::Active | Self::Compromised => true,
+            Self::Deactivated | Self::Destroyed => false,
+        }
+    }
+}
+
+crate::numbered! {
+    /// Why a key is in its state.
+    #[derive(Default)]
+    pub enum StateReason "reason" {
+        /// It came from outside, and its signer said that the meter has it.
+        #[default]
+        Imported = 1 "IMPORTED",
+        /// It was made here for the meter, which has not shown it yet.
+        Staged = 2 "STAGED",
+        /// The meter sent what only this key can have made: a whole tag of its own.
+        Evidence = 3 "EVIDENCE",
+        /// The meter answered that it took it. Weaker than evidence: a meter may say so and have changed nothing.
+        ConfirmedByResult = 4 "CONFIRMED_BY_RESULT",
+        /// A key that travelled under it has shown itself.
+        TransferProved = 5 "TRANSFER_PROVED",
+        /// A newer version has taken over, and the grace is over.
+        Superseded = 6 "SUPERSEDED",
+        /// The meter was set back to it; two people said so.
+        Revived = 7 "REVIVED",
+        /// Somebody said that it is known to others.
+        ReportedCompromised = 8 "REPORTED_COMPROMISED",
+        /// Somebody gave it up.
+        Withdrawn = 9 "WITHDRAWN",
+        /// It was compromised, and its successor is proved.
+        WipedAfterSuccessor = 10 "WIPED_AFTER_SUCCESSOR",
+        /// Somebody had it destroyed, and the delay is over.
+        DestroyedOnDemand = 11 "DESTROYED_ON_DEMAND",
+        /// The oldest of the deactivated ones made room for another version.
+        MadeRoom = 12 "MADE_ROOM",
+        /// The same value goes on as a newer version.
+        GoesOnAsAnother = 13 "GOES_ON_AS_ANOTHER",
+        /// A person decided it of what two sites wrote apart.
+        Reconciled = 14 "RECONCILED",
+    }
+}
+
+crate::numbered! {
+    /// The form in which an association carries what a client sends.
+    #[derive(Default)]
+    pub enum AssociationForm "form" {
+        /// The service's own glo- form.
+        Glo = 1 "GLO",
+        /// The service's own ded- form.
+        Ded = 2 "DED",
+        /// general-glo-ciphering.
+        #[default]
+        GeneralGlo = 3 "GENERAL_GLO",
+        /// general-ciphering with an identified key.
+        GeneralCiphering = 4 "GENERAL_CIPHERING",
+    }
+}
+
+/// The association over which a key travels: that of the management client, also where the key is another's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carrier {
+    /// The security setup whose keys protect it.
+    pub setup: SecuritySetup,
+    /// The client's address.
+    pub client: u16,
+    /// How it is wrapped.
+    pub form: AssociationForm,
+}
+
+crate::numbered! {
+    /// The meter's answer to a transfer. A hint, both ways: meters answer OK and have not changed, or the opposite.
+    pub enum TransferResult "result" {
+        /// action-result success.
+        Success = 1 "SUCCESS",
+        /// Any other action-result.
+        Refused = 2 "REFUSED",
+        /// None came.
+        NoAnswer = 3 "NO_ANSWER",
+    }
+}
+
+/// How a key that was made here gets to its meter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The name of the request that had it made, as it came.
+    pub request: String,
+    /// The KEK that it travels under.
+    pub kek: KeyId,
+    /// Of COSEM class 64: 0 or 1.
+    pub class_version: u8,
+    /// The association that carries it.
+    pub carrier: Carrier,
+    /// The key under the meter's KEK, RFC 3394: what goes into `key_transfer`. The same each time it is sent.
+    pub wrapped: Vec<u8>,
+    /// It may be handed out although the other site has not proved that it has it.
+    pub unreplicated: bool,
+    /// When it was handed out first: from then on the meter may hold it. Milliseconds since 1970.
+    pub sent_ms: Option<u64>,
+    /// The meter's last answer.
+    pub result: Option<(TransferResult, u64)>,
+}
+
+/// A state that a key was in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastState {
+    /// The state.
+    pub state: KeyState,
+    /// Milliseconds since 1970.
+    pub since_ms: u64,
+    /// Why it came into it.
+    pub reason: StateReason,
+}
+
+/// A key's life so far, and what is due.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyLife {
+    /// Why it is in its state.
+    pub reason: StateReason,
+    /// The states before, oldest first. A state never comes twice, so there are fewer than [`KeyState::ALL`] has.
+    pub past: Vec<PastState>,
+    /// Of the active versions of a key the one with the latest time here protects what is sent; of two with the same,
+    /// the newer one. Milliseconds since 1970; 0: never chosen.
+    pub preferred_ms: u64,
+    /// The end of the grace of one that is not preferred any more; milliseconds since 1970.
+    pub usable_until_ms: Option<u64>,
+    /// It is to be destroyed then; milliseconds since 1970.
+    pub destroy_at_ms: Option<u64>,
+    /// How it gets to the meter; `None`: it did not come from here.
+    pub transfer: Option<Transfer>,
 }
 
 /// e in the OBIS code `0.0.43.0.e.255` of a COSEM security setup (class 64).
@@ -191,6 +334,35 @@ pub struct KeyRecord {
     pub kcv: Option<Kcv>,
     /// Identity of its value.
     pub fingerprint: Fingerprint,
+    /// Its life so far, and what is due.
+    pub life: KeyLife,
+}
+
+impl KeyRecord {
+    /// Brings it into a state that is further on, and keeps the former one. One that is destroyed keeps nothing to open
+    /// with.
+    pub fn go_on(&mut self, state: KeyState, reason: StateReason, now_ms: u64) {
+        if state <= self.state {
+            return;
+        }
+        let before =
+            PastState { state: self.state, since_ms: self.changed_ms, reason: self.life.reason };
+        self.life.past.push(before);
+        self.state = state;
+        self.changed_ms = now_ms;
+        self.life.reason = reason;
+        self.life.usable_until_ms = None;
+        if state == KeyState::Destroyed {
+            self.life.destroy_at_ms = None;
+            self.life.transfer = None;
+            self.wrapped.clear();
+        }
+    }
+
+    /// Whether it still takes part in anything: it is tried on what a meter sends.
+    pub fn is_live(&self) -> bool {
+        self.state.may_open()
+    }
 }
 
 #[cfg(test)]
@@ -217,9 +389,15 @@ mod tests {
     }
 
     #[test]
-    fn a_compromised_or_destroyed_key_opens_nothing() {
-        assert!(!KeyState::Compromised.may_open());
-        assert!(!KeyState::Destroyed.may_open());
+    fn a_compromised_key_carries_and_vouches_for_nothing_and_a_destroyed_one_does_nothing() {
+        let uses = |state: KeyState| {
+            (state.may_protect(), state.may_carry(), state.may_open(), state.vouches())
+        };
+        assert_eq!(uses(KeyState::PreActive), (false, true, true, true));
+        assert_eq!(uses(KeyState::Active), (true, true, true, true));
+        assert_eq!(uses(KeyState::Deactivated), (false, false, true, true));
+        assert_eq!(uses(KeyState::Compromised), (false, true, true, false));
+        assert_eq!(uses(KeyState::Destroyed), (false, false, false, false));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod floors;
 pub mod following;
 pub mod freshness;
 pub mod key;
+pub mod life;
 pub mod meter;
 pub mod moment;
 pub mod numbered;
@@ -36,7 +37,8 @@ pub use block::{BlockCount, BlockNo, Epoch, Head, Position, RecordMac, Sequence}
 pub use client_title::{ClientTitle, ClientTitles};
 pub use dlms::SystemTitle;
 pub use key::{
-    Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, Protection, SecuritySetup,
+    AssociationForm, Carrier, Fingerprint, Kcv, KeyEvent, KeyId, KeyKind, KeyLife, KeyRecord,
+    KeyState, PastState, Protection, SecuritySetup, StateReason, Transfer, TransferResult,
 };
 pub use meter::{
     ChangeMark, FilePlace, FormerKey, FormerUse, MeterId, MeterPolicy, MeterRecord,
@@ -51,4 +53,12 @@ pub use site::{DomainId, DomainRecord, SealedKek};
 pub use verdict::Verdict;
 
 #[cfg(feature = "serde")]
-numbered::serde_by_word!(KeyKind, KeyState, Protection, MinimumProtection);
+numbered::serde_by_word!(
+    KeyKind,
+    KeyState,
+    Protection,
+    MinimumProtection,
+    StateReason,
+    AssociationForm,
+    TransferResult
+);

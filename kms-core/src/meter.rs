@@ -101,6 +101,8 @@ pub struct MeterPolicy {
     pub profile: Option<ProfileName>,
     /// The titles of single clients of a security setup.
     pub client_titles: ClientTitles,
+    /// Give the plaintext of what opens under a compromised key, marked.
+    pub allow_compromised: bool,
 }
 
 /// Everything the database knows of a meter. One record, so that mapping, policy and keys can only
@@ -123,6 +125,8 @@ pub struct MeterRecord {
     pub former: Vec<FormerKey>,
     /// Its last change: an older one changes it no more.
     pub changed_by: ChangeMark,
+    /// Since when nothing of it may be destroyed; milliseconds since 1970.
+    pub legal_hold_ms: Option<u64>,
 }
 
 impl MeterRecord {

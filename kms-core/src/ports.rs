@@ -4,11 +4,12 @@
 use async_trait::async_trait;
 
 use super::{
-    BlockNo, Epoch, StoredRecord,
+    BlockNo, Epoch, StoredRecord, SystemTitle,
     audit::{ChainTip, Checkpoint},
     block::BlockMark,
     counters::allocator::Witnessed,
     floors::FloorRow,
+    life::evidence::Shown,
     moment::{Moment, Stamp},
 };
 
@@ -95,6 +96,46 @@ pub enum Replicated {
 pub trait ReplicationGate: Send + Sync + 'static {
     /// Asks once, with a bound of its own, after the commit that led to these states.
     async fn replicated(&self, marks: &[BlockMark]) -> Replicated;
+}
+
+/// Hears what meters show of their keys.
+pub trait EvidenceSink: Send + Sync + 'static {
+    /// A whole tag of this meter's own vouches for keys that wait for that. Never waits; what is lost comes again with the
+    /// meter's next message.
+    fn shown(&self, title: &SystemTitle, shown: &Shown, apdu: &[u8]);
+}
+
+/// Nobody hears it.
+#[derive(Clone, Copy, Debug)]
+pub struct NoEvidence;
+
+impl EvidenceSink for NoEvidence {
+    fn shown(&self, _: &SystemTitle, _: &Shown, _: &[u8]) {}
+}
+
+/// Whether the other site has proved what is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proved {
+    /// There is no other site.
+    NotApplicable,
+    /// Its token opened these blocks as they are stored there, and they are as they are here.
+    Yes,
+    /// It has not, for this reason.
+    No(String),
+}
+
+/// Has the other site prove that it has what was committed here. No lock is held meanwhile.
+#[async_trait]
+pub trait ProofGate: Send + Sync + 'static {
+    /// Asks for proofs of these blocks as they are now, with a bound of its own.
+    async fn prove(&self, blocks: &[BlockNo]) -> Proved;
+}
+
+#[async_trait]
+impl ProofGate for NoOtherSite {
+    async fn prove(&self, _: &[BlockNo]) -> Proved {
+        Proved::NotApplicable
+    }
 }
 
 /// Takes in the receive floors of the other site.

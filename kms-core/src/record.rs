@@ -9,13 +9,14 @@ use dlms::SystemTitle;
 
 use super::{
     BlockNo, ChangeMark, ClientTitle, ClientTitles, DomainId, FilePlace, Fingerprint, FormerKey,
-    FormerUse, KeyId, KeyRecord, MeterId, MeterPolicy, MeterRecord, Numbered, Position,
+    FormerUse, KeyId, KeyLife, KeyRecord, MeterId, MeterPolicy, MeterRecord, Numbered, Position,
     ProfileName, RecordMac, SecuritySetup,
     counters::{Line, LineName, Offset},
     fact::{Fact, NUMBER_MAX},
 };
 
 mod key;
+mod life;
 
 pub use key::RecordKey;
 
@@ -82,9 +83,11 @@ pub struct RecordTooLong {
     pub most: usize,
 }
 
-/// Raised when the layout below changes: a meter's profile and its client titles came with it. Records of the
-/// schemas before stand as they are.
-pub const SCHEMA: u8 = 3;
+/// Raised when the layout below changes: the lives of keys came with it. Records of the schemas before stand as they
+/// are.
+pub const SCHEMA: u8 = 4;
+/// Of a meter with a profile or client titles.
+const THIRD_SCHEMA: u8 = 3;
 /// Of whatever has neither profile nor client titles.
 const SECOND_SCHEMA: u8 = 2;
 /// Without former keys, marks of changes and readmissions; a tombstone's fingerprints without their use.
@@ -94,8 +97,8 @@ const LABEL_TOMBSTONE: u8 = 2;
 const LABEL_LINE: u8 = 3;
 const LABEL_FACT: u8 = 4;
 /// The first two bytes of every body that this release reads: schema and label.
-pub const BEGINNINGS: [[u8; 2]; 9] =
-    [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [2, 4], [3, 1], [3, 2], [3, 3]];
+pub const BEGINNINGS: [[u8; 2]; 10] =
+    [[1, 1], [1, 2], [2, 1], [2, 2], [2, 3], [2, 4], [3, 1], [3, 2], [3, 3], [4, 1]];
 
 /// The input of a record's MAC. Fixed lengths first, the body last: injective.
 pub fn mac_input(domain: &DomainId, block: BlockNo, record: &StoredRecord, out: &mut Vec<u8>) {
@@ -170,7 +173,8 @@ impl Record {
     /// The oldest schema that can hold it, the first one apart: that is written no more.
     fn schema(&self) -> u8 {
         match self {
-            Self::Meter(meter) if has_details(&meter.policy) => SCHEMA,
+            Self::Meter(meter) if life::has_life(meter) => SCHEMA,
+            Self::Meter(meter) if has_details(&meter.policy) => THIRD_SCHEMA,
             Self::Meter(_) | Self::Tombstone(_) | Self::Line(_) | Self::Fact(_) => SECOND_SCHEMA,
         }
     }
@@ -180,12 +184,12 @@ impl Record {
     pub fn decode(body: &[u8]) -> Result<Self, BadRecord> {
         let mut input = Reader(body);
         let schema = input.u8()?;
-        if !matches!(schema, FIRST_SCHEMA | SECOND_SCHEMA | SCHEMA) {
+        if !matches!(schema, FIRST_SCHEMA | SECOND_SCHEMA | THIRD_SCHEMA | SCHEMA) {
             return Err(BadRecord);
         }
         let record = match input.u8()? {
             LABEL_METER => Self::Meter(take_meter(&mut input, schema)?),
-            LABEL_TOMBSTONE if schema != SCHEMA => {
+            LABEL_TOMBSTONE if schema < THIRD_SCHEMA => {
                 Self::Tombstone(take_tombstone(&mut input, schema)?)
             }
             LABEL_LINE if schema == SECOND_SCHEMA => Self::Line(take_line(&mut input)?),
@@ -233,6 +237,7 @@ fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) -> Result<(), RecordTooLong
         created_ms,
         former,
         changed_by,
+        legal_hold_ms: _,
     } = meter;
     put_bytes(out, "meter id's bytes", meter_id.as_str().as_bytes())?;
     out.extend_from_slice(system_title.as_bytes());
@@ -243,8 +248,12 @@ fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) -> Result<(), RecordTooLong
     keys.iter().try_for_each(|key| put_key(out, key))?;
     put_former(out, former)?;
     put_mark(out, changed_by);
-    if has_details(policy) {
+    let has_life = life::has_life(meter);
+    if has_life || has_details(policy) {
         put_details(out, policy)?;
+    }
+    if has_life {
+        life::put(out, meter)?;
     }
     Ok(())
 }
@@ -306,6 +315,7 @@ fn put_policy(out: &mut Vec<u8>, policy: &MeterPolicy) {
         // Behind all the rest.
         profile: _,
         client_titles: _,
+        allow_compromised: _,
     } = policy;
     out.push(*minimum_protection as u8);
     out.push(u8::from(*allow_encryption_only));
@@ -329,6 +339,8 @@ fn put_key(out: &mut Vec<u8>, key: &KeyRecord) -> Result<(), RecordTooLong> {
         changed_ms,
         kcv,
         fingerprint,
+        // Behind all the rest of the meter.
+        life: _,
     } = key;
     out.extend_from_slice(&id.0);
     out.extend_from_slice(&[setup.0, *kind as u8, *state as u8, *protection as u8, *value_len]);
@@ -460,10 +472,11 @@ fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadReco
         FIRST_SCHEMA => (Vec::new(), ChangeMark::default()),
         _ => (take_former(input)?, take_mark(input)?),
     };
-    if schema == SCHEMA {
+    if schema >= THIRD_SCHEMA {
         take_details(input, &mut policy)?;
     }
-    Ok(MeterRecord {
+    let legal_hold_ms = None;
+    let mut meter = MeterRecord {
         meter_id,
         system_title,
         logical_device_name,
@@ -472,7 +485,18 @@ fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadReco
         created_ms,
         former,
         changed_by,
-    })
+        legal_hold_ms,
+    };
+    // With nothing to say it would not have been written so.
+    let as_written = match schema {
+        SCHEMA => {
+            life::take(input, &mut meter)?;
+            life::has_life(&meter)
+        }
+        THIRD_SCHEMA => has_details(&meter.policy),
+        _ => true,
+    };
+    if as_written { Ok(meter) } else { Err(BadRecord) }
 }
 
 fn take_former(input: &mut Reader<'_>) -> Result<Vec<FormerKey>, BadRecord> {
@@ -508,6 +532,7 @@ fn take_policy(input: &mut Reader<'_>) -> Result<MeterPolicy, BadRecord> {
         client_title: input.optional_title()?,
         profile: None,
         client_titles: ClientTitles::NONE,
+        allow_compromised: false,
     })
 }
 
@@ -523,9 +548,8 @@ fn take_details(input: &mut Reader<'_>, policy: &mut MeterPolicy) -> Result<(), 
     });
     let titles: Vec<ClientTitle> = titles.collect::<Result<_, BadRecord>>()?;
     policy.client_titles = ClientTitles::new(titles.clone()).map_err(|_| BadRecord)?;
-    // In another order, or with nothing to say, it would not be written.
-    let as_written = policy.client_titles.as_slice() == titles && has_details(policy);
-    if as_written { Ok(()) } else { Err(BadRecord) }
+    // In another order it would not be written.
+    if policy.client_titles.as_slice() == titles { Ok(()) } else { Err(BadRecord) }
 }
 
 fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {
@@ -549,6 +573,7 @@ fn take_key(input: &mut Reader<'_>) -> Result<KeyRecord, BadRecord> {
         changed_ms,
         kcv,
         fingerprint,
+        life: KeyLife::default(),
     })
 }
 

@@ -94,5 +94,31 @@ crate::numbered! {
         FilesFull = 44 "FILES_FULL",
         /// The domain remembers another number of the revocation list, or it can't be forgotten so.
         ListMoved = 45 "LIST_MOVED",
+        /// The meter has no KEK that a key could travel under.
+        NoKek = 46 "NO_KEK",
+        /// The KEK is known to others: what travels under it is, too.
+        KekCompromised = 47 "KEK_COMPROMISED",
+        /// The meter's class 64 has no change of the KEK.
+        NoKekChange = 48 "NO_KEK_CHANGE",
+        /// Keys of this kind do not travel by key_transfer.
+        NotTransferable = 49 "NOT_TRANSFERABLE",
+        /// Nothing is staged there.
+        NothingStaged = 50 "NOTHING_STAGED",
+        /// Four versions are tried on what a meter sends, and it has four.
+        TooManyLiveVersions = 51 "TOO_MANY_LIVE_VERSIONS",
+        /// There is no such version of the key.
+        NoSuchVersion = 52 "NO_SUCH_KEY_VERSION",
+        /// The key's state does not allow it.
+        KeyState = 53 "KEY_STATE",
+        /// A key does not travel under itself.
+        UnderItself = 54 "TRANSFER_UNDER_ITSELF",
+        /// Nothing of the meter may be destroyed.
+        LegalHold = 55 "LEGAL_HOLD",
+        /// It would take the last way to reach the meter.
+        LastWay = 56 "LAST_WAY",
+        /// The other site has not proved that it has the key.
+        NotProved = 57 "NOT_PROVED",
+        /// The carrier has no client title, or the meter's own.
+        NoCarrierTitle = 58 "NO_CARRIER_TITLE",
     }
 }

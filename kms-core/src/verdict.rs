@@ -23,11 +23,19 @@ crate::numbered! {
         Unsupported = 9 "UNSUPPORTED",
         /// The key could not be reached; try again.
         Unavailable = 10 "UNAVAILABLE",
+        /// Opened under a key that is known to others: anybody may have made it. Plaintext comes back where the
+        /// meter's policy allows that, and of answers to actions, which a key transfer needs.
+        CompromisedKey = 11 "COMPROMISED_KEY",
     }
 }
 
 impl Verdict {
-    /// Whether plaintext comes back.
+    /// Whether plaintext may come back: with what opened, and with what opened under a compromised key.
+    pub const fn may_have_plaintext(self) -> bool {
+        self.opened() || matches!(self, Self::CompromisedKey)
+    }
+
+    /// Whether it opened, and plaintext comes back.
     pub const fn opened(self) -> bool {
         match self {
             Self::Ok | Self::OkUnauthenticated => true,
@@ -38,7 +46,8 @@ impl Verdict {
             | Self::PolicyRefused
             | Self::Malformed
             | Self::Unsupported
-            | Self::Unavailable => false,
+            | Self::Unavailable
+            | Self::CompromisedKey => false,
         }
     }
 }

@@ -8,6 +8,7 @@ mod nodes_section;
 mod peer_section;
 mod pin;
 mod profiles;
+mod rotation_section;
 mod sections;
 mod settings;
 mod store_section;

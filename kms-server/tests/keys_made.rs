@@ -62,18 +62,18 @@ async fn make(site: &Site, keks: &[Vec<u8>]) -> Result<Vec<Result<MadeValue, Not
             KeyToMake { change, under: under(n), len: KeyLen::Aes128, kek }
         })
         .collect();
-    site.keyring.maker.make_keys(&wanted).await
+    site.keyring.taker.make_keys(&wanted).await
 }
 
 /// The key that this meter has now is the one that is stored.
 fn is_sound(site: &Site, n: u64, made: &MadeValue) {
     let mut key = vec![0; 16];
-    dlms::key_wrap::unwrap(&kek(n), &made.meter_blob, &mut key).unwrap();
+    dlms::key_wrap::unwrap(&kek(n), &made.for_meter, &mut key).unwrap();
     let domain = site.keyring.taker.domain().domain;
     let (fingerprint, kcv) = keys::identify(&domain, &ClearKey::new(key)).unwrap();
     assert_eq!((made.stored.fingerprint, made.stored.kcv), (fingerprint, Some(kcv)), "meter {n}");
     assert_eq!(made.stored.wrapped.len(), 24);
-    assert_ne!(made.stored.wrapped, made.meter_blob);
+    assert_ne!(made.stored.wrapped, made.for_meter);
 }
 
 on_a_token! {

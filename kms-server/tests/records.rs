@@ -11,8 +11,8 @@ use std::sync::Arc;
 use dlms::{Envelope, FreshCounter, GeneralCipheringAad, Keys, Protection as Seal, SystemTitle};
 use hsm_common::Home;
 use kms_core::{
-    BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterPolicy,
-    MeterRecord, Protection, Record, SecuritySetup, Verdict,
+    BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyLife, KeyRecord, KeyState, MeterId,
+    MeterPolicy, MeterRecord, Protection, Record, SecuritySetup, Verdict,
     audit::{AuditOutcome, Subject},
     block::extending::TooLong,
 };
@@ -263,6 +263,7 @@ fn useless(n: u8) -> KeyRecord {
         changed_ms: 1,
         kcv: None,
         fingerprint: Fingerprint([n; 16]),
+        life: KeyLife::default(),
     }
 }
 
@@ -276,6 +277,7 @@ fn record_with(n: u64, keys: Vec<KeyRecord>) -> Record {
         created_ms: 1,
         former: Vec::new(),
         changed_by: ChangeMark::default(),
+        legal_hold_ms: None,
     })
 }
 

@@ -196,6 +196,7 @@ fn alive(meter: u8, ms: u64) -> Option<Record> {
         keys: Vec::new(),
         created_ms: ms,
         former: Vec::new(),
+        legal_hold_ms: None,
         changed_by: ChangeMark::default(),
     }))
 }

@@ -61,6 +61,16 @@ fn row(method: Method) -> Row {
         Method::ApprovalsListApprovals => (&[AmiAdmin, Auditor, Approver], DONE),
         Method::ApprovalsApproveCall => (&[Approver], BAD_FIELD),
         Method::ApprovalsAskAhead => (&[AmiAdmin], BAD_FIELD),
+        Method::RotationStageKey
+        | Method::RotationNextTransfer
+        | Method::RotationConfirmKey
+        | Method::RotationRollBackKey => (&[AmiAdmin, Rotator], BAD_FIELD),
+        // Never by one person alone.
+        Method::RotationReviveKey => (&[AmiAdmin], SECOND_PERSON),
+        Method::RotationCompromiseKey
+        | Method::RotationDestroyKey
+        | Method::RotationRestoreKey
+        | Method::RotationSetLegalHold => (&[AmiAdmin], BAD_FIELD),
         Method::NodesProtect => (&[Node], BAD_FIELD),
         // A single site: there is nobody to whom anything would be shown.
         Method::ReplicationListBlockHeads
@@ -124,6 +134,15 @@ fn can_need_two(method: Method) -> bool {
         | Method::MetersDeclareCounter
         | Method::MetersImportMeters
         | Method::MetersGetImportKey
+        | Method::RotationStageKey
+        | Method::RotationNextTransfer
+        | Method::RotationConfirmKey
+        | Method::RotationRollBackKey
+        | Method::RotationReviveKey
+        | Method::RotationCompromiseKey
+        | Method::RotationDestroyKey
+        | Method::RotationRestoreKey
+        | Method::RotationSetLegalHold
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus

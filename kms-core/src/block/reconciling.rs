@@ -7,7 +7,7 @@
 //! versions, which open what was protected with them and protect nothing.
 
 use crate::{
-    FormerKey, FormerUse, KeyEvent, KeyId, KeyRecord, KeyState, MeterRecord, Record,
+    FormerKey, FormerUse, KeyId, KeyRecord, KeyState, MeterRecord, Record, StateReason,
     record::Tombstone,
 };
 
@@ -293,10 +293,7 @@ fn retire_others(meter: &mut MeterRecord, key: &KeyRecord, now_ms: u64) {
     }
     let others = meter.keys.iter_mut().filter(|known| place(known) == place(key));
     for other in others.filter(|known| !is_same(known, key)).filter(is_active) {
-        if let Ok(state) = other.state.after(KeyEvent::Deactivate) {
-            other.state = state;
-            other.changed_ms = now_ms;
-        }
+        go_on(other, KeyState::Deactivated, now_ms);
     }
 }
 
@@ -358,13 +355,7 @@ fn knows(known: &[FormerKey], key: &FormerKey) -> bool {
 
 /// Brings a key into a state that is further on; it never goes back. Of a destroyed one nothing is kept to open with.
 fn go_on(key: &mut KeyRecord, state: KeyState, now_ms: u64) {
-    if state > key.state {
-        key.state = state;
-        key.changed_ms = now_ms;
-    }
-    if key.state == KeyState::Destroyed {
-        key.wrapped.clear();
-    }
+    key.go_on(state, StateReason::Reconciled, now_ms);
 }
 
 #[cfg(test)]

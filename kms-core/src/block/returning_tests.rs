@@ -14,6 +14,7 @@ use super::{
     verified::Verified,
     withdrawing::{Withdrawn, raised, withdrawn},
 };
+use crate::KeyLife;
 use crate::{
     BlockNo, Epoch, Fingerprint, FormerKey, FormerUse, KeyId, KeyKind, KeyRecord, KeyState,
     Protection, Record, RecordKey, SecuritySetup, StoredRecord, SystemTitle,
@@ -180,6 +181,7 @@ fn a_key(id: u8, state: KeyState) -> KeyRecord {
         changed_ms: 3,
         kcv: None,
         fingerprint: Fingerprint([id; 16]),
+        life: KeyLife::default(),
     }
 }
 

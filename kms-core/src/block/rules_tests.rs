@@ -57,6 +57,7 @@ pub(super) fn meter(n: u8, created_ms: u64) -> Record {
         created_ms,
         former: Vec::new(),
         changed_by: ChangeMark::default(),
+        legal_hold_ms: None,
     })
 }
 

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fact::{AcceptedFile, FactName, NewestList};
-use crate::{KeyKind, KeyState, MinimumProtection, Protection};
+use crate::{
+    AssociationForm, Carrier, KeyKind, KeyState, MinimumProtection, PastState, Protection,
+    StateReason, Transfer, TransferResult,
+};
 
 fn title() -> impl Strategy<Value = SystemTitle> {
     any::<[u8; 8]>().prop_map(SystemTitle::new)
@@ -17,8 +20,10 @@ fn key() -> impl Strategy<Value = KeyRecord> {
         prop::sample::select(KeyState::ALL),
         prop::sample::select(&[Protection::Hsm, Protection::Memory][..]),
         prop::collection::vec(any::<u8>(), 0..80),
+        key_life(),
     )
-        .prop_map(|(plain, kind, state, protection, wrapped)| KeyRecord {
+        .prop_map(|(plain, kind, state, protection, wrapped, life)| KeyRecord {
+            life,
             id: KeyId(plain.0),
             setup: SecuritySetup(plain.1),
             version: plain.2,
@@ -34,6 +39,42 @@ fn key() -> impl Strategy<Value = KeyRecord> {
         })
 }
 
+/// Most keys have none.
+fn key_life() -> impl Strategy<Value = KeyLife> {
+    let reason = || prop::sample::select(StateReason::ALL);
+    let past = (prop::sample::select(KeyState::ALL), any::<u64>(), reason())
+        .prop_map(|(state, since_ms, reason)| PastState { state, since_ms, reason });
+    let form = prop::sample::select(AssociationForm::ALL);
+    let result = prop::option::of((prop::sample::select(TransferResult::ALL), any::<u64>()));
+    let transfer = (
+        ("[ -~]{0,80}", any::<([u8; 16], u8, u8, u16, bool, Option<u64>)>()),
+        form,
+        prop::collection::vec(any::<u8>(), 0..41),
+        result,
+    )
+        .prop_map(|((request, plain), form, wrapped, result)| Transfer {
+            request,
+            kek: KeyId(plain.0),
+            class_version: plain.1,
+            carrier: Carrier { setup: SecuritySetup(plain.2), client: plain.3, form },
+            wrapped,
+            unreplicated: plain.4,
+            sent_ms: plain.5,
+            result,
+        });
+    let times = any::<(u64, Option<u64>, Option<u64>)>();
+    let some = (reason(), prop::collection::vec(past, 0..5), times, prop::option::of(transfer))
+        .prop_map(|(reason, past, times, transfer)| KeyLife {
+            reason,
+            past,
+            preferred_ms: times.0,
+            usable_until_ms: times.1,
+            destroy_at_ms: times.2,
+            transfer,
+        });
+    prop_oneof![3 => Just(KeyLife::default()), 1 => some]
+}
+
 fn meter() -> impl Strategy<Value = Record> {
     (
         "[!-~]{1,64}",
@@ -41,7 +82,7 @@ fn meter() -> impl Strategy<Value = Record> {
         ".{0,20}",
         prop::option::of(title()),
         prop::option::of(title()),
-        any::<(bool, bool, bool, bool, u64)>(),
+        any::<(bool, bool, bool, bool, u64, (bool, bool, u64))>(),
         prop::collection::vec(key(), 0..5),
         (prop::collection::vec(former(), 0..4), mark()),
         details(),
@@ -65,11 +106,13 @@ fn meter() -> impl Strategy<Value = Record> {
                         client_title: client,
                         profile: details.0,
                         client_titles: details.1,
+                        allow_compromised: flags.5.0,
                     },
                     keys,
                     created_ms: flags.4,
                     former,
                     changed_by,
+                    legal_hold_ms: flags.5.1.then_some(flags.5.2),
                 })
             },
         )
@@ -157,7 +200,7 @@ fn list() -> impl Strategy<Value = Record> {
 
 fn is_of_first(record: &Record) -> bool {
     match record {
-        Record::Meter(meter) => !has_details(&meter.policy),
+        Record::Meter(meter) => !has_details(&meter.policy) && !life::has_life(meter),
         Record::Tombstone(gone) => gone.meter_id.is_some(),
         Record::Line(_) | Record::Fact(_) => false,
     }
@@ -178,6 +221,7 @@ fn a_record_that_would_not_decode_is_not_encoded() {
         changed_ms: 3,
         kcv: None,
         fingerprint: Fingerprint([4; 16]),
+        life: KeyLife::default(),
     };
     let with = |keys, name: usize| {
         Record::Meter(MeterRecord {
@@ -189,6 +233,7 @@ fn a_record_that_would_not_decode_is_not_encoded() {
             created_ms: 0,
             former: Vec::new(),
             changed_by: ChangeMark::default(),
+            legal_hold_ms: None,
         })
     };
     let what = |record: &Record| record.encode().unwrap_err().what;
@@ -354,6 +399,7 @@ fn plain_meter(policy: MeterPolicy) -> Record {
         created_ms: 7,
         former: Vec::new(),
         changed_by: ChangeMark { at_ms: 9, file: None },
+        legal_hold_ms: None,
     })
 }
 

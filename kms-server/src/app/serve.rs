@@ -38,7 +38,7 @@ use crate::{
         pkcs11::{Canaries, Pkcs11Token, ProbeDepth, own_canaries},
     },
     keyring::{self, Below, Keyring, NotChanged, Overview, Refresher, Roles, SiteRole},
-    lifecycle::{self, Lifecycle},
+    lifecycle::{self, Evidence, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
     store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
@@ -141,7 +141,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
     let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
     if let Some(two_sites) = &two_sites {
-        lifecycle = lifecycle.with_gate(two_sites.gate());
+        lifecycle = lifecycle.with_gate(two_sites.gate()).with_proofs(two_sites.proofs());
     }
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
@@ -151,11 +151,15 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
-    let ciphering = ground.ciphering(floors, node, &keyring, mark).await;
+    let evidence = Arc::new(Evidence::default());
+    let ciphering = ground.ciphering(floors, (node, &evidence), &keyring, mark).await;
     let replication = match two_sites {
         Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
         None => None,
     };
+    let lifecycle = Arc::new(lifecycle);
+    tokio::spawn(Arc::clone(&lifecycle).take_evidence(evidence));
+    tokio::spawn(Arc::clone(&lifecycle).keep_dates());
     let verbs = Verbs { ciphering, lifecycle, transmitting };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
@@ -240,7 +244,7 @@ async fn serve_on(
 /// What callers ask for: to read, to change, to send.
 struct Verbs {
     ciphering: Arc<Ciphering>,
-    lifecycle: Lifecycle,
+    lifecycle: Arc<Lifecycle>,
     transmitting: Arc<Transmitting>,
 }
 
@@ -315,7 +319,7 @@ impl Ground {
     async fn ciphering(
         &self,
         config: FloorsConfig,
-        node: NodeId,
+        (node, evidence): (NodeId, &Arc<Evidence>),
         keyring: &Keyring,
         rolled_back: Option<&RestoreMark>,
     ) -> Arc<Ciphering> {
@@ -326,7 +330,8 @@ impl Ground {
             floors.begin(rolled_back).await;
         }
         tokio::spawn(Arc::clone(&floors).keep());
-        Arc::new(Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors))
+        let ciphering = Ciphering::new(keyring.reader.clone(), self.hsm.apdus(), floors);
+        Arc::new(ciphering.with_evidence(Arc::clone(evidence) as _))
     }
 
     /// `peer`: how the other site is asked, if there is one; and where other nodes are.
@@ -359,7 +364,7 @@ impl Ground {
         rpc::Parts {
             ciphering,
             transmitting,
-            lifecycle: Arc::new(lifecycle),
+            lifecycle,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: self.hsm.clone(),

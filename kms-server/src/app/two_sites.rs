@@ -9,8 +9,8 @@ use crate::{
     keyring::{Keyring, Roles},
     replication::{
         Answering, Auditing, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
-        Ledger, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting, Serving,
-        Status, Syncing, Telling, Watching, Witnessing,
+        Ledger, OnDemand, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting,
+        Serving, Status, Syncing, Telling, Watching, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured, whole::WholeStore},
@@ -24,6 +24,7 @@ pub(super) struct TwoSites {
     ledger: Arc<Ledger>,
     tables: Arc<Measured<dyn WriteStore>>,
     whole: Arc<dyn WholeStore>,
+    proofs: Arc<OnDemand>,
 }
 
 impl TwoSites {
@@ -56,7 +57,12 @@ impl TwoSites {
             status,
         };
         let (tables, whole) = (ground.measured.clone(), Arc::clone(&ground.whole));
-        Self { grounds, ledger, tables, whole }
+        Self { grounds, ledger, tables, whole, proofs: Arc::default() }
+    }
+
+    /// Has the other site prove what somebody waits for.
+    pub(super) fn proofs(&self) -> Arc<OnDemand> {
+        Arc::clone(&self.proofs)
     }
 
     /// Tells whether a write is replicated.
@@ -71,13 +77,14 @@ impl TwoSites {
 
     /// Starts what goes on beside serving, and gives what serves.
     pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
-        let Self { grounds, ledger, tables, whole } = self;
+        let Self { grounds, ledger, tables, whole, proofs } = self;
         keyring.roles.keep_marks_in(whole);
         let remembering = Remembering::new(&grounds, tables.clone(), Arc::clone(&keyring.roles));
         let remembering = Arc::new(remembering);
         let beside = Beside::new(grounds.clone(), keyring, tables, Arc::new(OperatingSystem));
         let Beside { auditing, fencing, following, telling, reporting, .. } = beside;
         let Beside { proving, witnessing, planning, .. } = beside;
+        proofs.begin(Arc::clone(&proving));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         // Before the first change: this site may have been promoted over, or put back.

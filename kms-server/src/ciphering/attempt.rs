@@ -4,7 +4,7 @@ use dlms::{
     CipheredApdu, EncryptionKey, GeneralCipheringAad, KeySet, Keys, OpenError, ParseError, Side,
     SystemTitle, frame::FrameKind,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{
     arrival::{Arrival, key_kind},
@@ -14,7 +14,7 @@ use crate::{
     hsm::{GcmOpen, WrappedKey},
     keyring::{Candidate, KeyMaterial, PolicyBits, ResidentMeter},
 };
-use kms_core::{KeyKind, SecuritySetup, Verdict};
+use kms_core::{KeyKind, SecuritySetup, Verdict, life::evidence::Shown};
 
 /// Pairs of encryption and authentication key versions tried on one APDU: four versions of each. A
 /// meter in the middle of a rotation needs two of each (Blue Book, class 64, key_transfer: an answer may be lost).
@@ -41,6 +41,8 @@ pub(super) struct TokenTry {
     pub(super) plain_payload: bool,
     /// What its receive floor is asked then.
     pub(super) arrival: Option<Arrival>,
+    /// The meter's policy gives plaintext also of what opens under a compromised key.
+    pub(super) gives_compromised: bool,
 }
 
 /// Parses an APDU, or says what is wrong with it.
@@ -102,6 +104,7 @@ fn open_plain(
         setup: SecuritySetup(0),
         duplicate: false,
         reason: None,
+        shown: None,
     };
     match apdu.open(&keys, &title, header_rule(meter.policy()), out) {
         Ok(()) => Some(opened),
@@ -137,6 +140,32 @@ pub(super) fn verifies_exchanged(
             // A key in the token can't be additional data.
             _ => false,
         })
+}
+
+/// First byte of an action-response: what a meter answers to the transfer of the key that follows.
+const ACTION_RESPONSE: u8 = 0xC7;
+
+/// Takes back what opened under a compromised key, unless it is the answer to an action or the policy gives it.
+fn withhold_compromised(opened: &Outcome, policy: PolicyBits, before: usize, out: &mut Vec<u8>) {
+    if opened.verdict != Verdict::CompromisedKey || policy.allows_compromised() {
+        return;
+    }
+    if let Some(plain) = out.get_mut(before..)
+        && plain.first() != Some(&ACTION_RESPONSE)
+    {
+        plain.zeroize();
+        out.truncate(before);
+    }
+}
+
+/// The same, of what the token opened.
+pub(super) fn withheld_if_compromised(tried: &Outcome, gives: bool, mut plain: Vec<u8>) -> Vec<u8> {
+    let is_answer = plain.first() == Some(&ACTION_RESPONSE);
+    if tried.verdict == Verdict::CompromisedKey && !gives && !is_answer {
+        plain.zeroize();
+        plain.clear();
+    }
+    plain
 }
 
 fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {
@@ -256,8 +285,14 @@ impl Attempting<'_, '_> {
                 KeyMaterial::Bytes(encryption) => {
                     let keys = Keys { encryption, authentication };
                     let rule = header_rule(self.meter.policy());
+                    let before = out.len();
                     match self.apdu.open(&keys, originator, rule, out) {
-                        Ok(()) => return Attempt::Done(self.opened(Verdict::Ok, ek, Some(ak))),
+                        Ok(()) => {
+                            let mut opened = self.opened(Verdict::Ok, ek, Some(ak));
+                            opened.shown = self.shown(originator, ek, ak);
+                            withhold_compromised(&opened, self.meter.policy(), before, out);
+                            return Attempt::Done(opened);
+                        }
                         Err(OpenError::NotAuthentic | OpenError::KeyLength { .. }) => {}
                         Err(error @ (OpenError::NotAuthenticated | OpenError::OtherOriginator)) => {
                             let refused = Outcome::of(Verdict::MicFailure);
@@ -292,8 +327,13 @@ impl Attempting<'_, '_> {
         let Some(ek) = fitting.first() else { return self.no_key(kind) };
         match ek.key {
             KeyMaterial::Bytes(key) => {
+                let before = out.len();
                 match self.apdu.decrypt_without_authentication(key, originator, out) {
-                    Ok(()) => Attempt::Done(self.opened(Verdict::OkUnauthenticated, ek, None)),
+                    Ok(()) => {
+                        let opened = self.opened(Verdict::OkUnauthenticated, ek, None);
+                        withhold_compromised(&opened, self.meter.policy(), before, out);
+                        Attempt::Done(opened)
+                    }
                     Err(error) => {
                         self.done(Outcome::of(Verdict::NoUsableKey).because(error.to_string()))
                     }
@@ -305,9 +345,32 @@ impl Attempting<'_, '_> {
         }
     }
 
+    /// What its tag vouches for: of an APDU that the meter itself has sent, under its own keys.
+    fn shown(
+        &self,
+        originator: &SystemTitle,
+        ek: &Candidate<'_>,
+        ak: &Candidate<'_>,
+    ) -> Option<Shown> {
+        let waits = ek.standing.awaits || ak.standing.awaits;
+        let is_own = || {
+            let title = *originator;
+            let own = title == self.meter.title() || title == self.meter.own_title();
+            // What we sent and was thrown back to us is nobody's evidence.
+            own && !self.meter.is_clients(title)
+        };
+        let vouches = !ek.standing.compromised && !ak.standing.compromised;
+        (waits && vouches && self.key_kind() == KeyKind::Guek && is_own()).then_some(Shown {
+            setup: ek.setup,
+            encryption: ek.version,
+            authentication: ak.version,
+        })
+    }
+
     fn opened(&self, verdict: Verdict, ek: &Candidate<'_>, ak: Option<&Candidate<'_>>) -> Outcome {
+        let compromised = ek.standing.compromised || ak.is_some_and(|ak| ak.standing.compromised);
         Outcome {
-            verdict,
+            verdict: if compromised { Verdict::CompromisedKey } else { verdict },
             system_title: Some(self.meter.title()),
             invocation_counter: self.apdu.invocation_counter(),
             encryption_key_version: ek.version,
@@ -315,6 +378,7 @@ impl Attempting<'_, '_> {
             setup: ek.setup,
             duplicate: false,
             reason: None,
+            shown: None,
         }
     }
 
@@ -334,8 +398,10 @@ impl Attempting<'_, '_> {
         let ciphertext = if plain_payload { Vec::new() } else { self.apdu.payload().to_vec() };
         let verdict =
             if authentication.is_some() { Verdict::Ok } else { Verdict::OkUnauthenticated };
-        let opened = self.opened(verdict, ek, authentication.map(|(ak, _)| ak));
+        let mut opened = self.opened(verdict, ek, authentication.map(|(ak, _)| ak));
+        opened.shown = authentication.and_then(|(ak, _)| self.shown(originator, ek, ak));
         TokenTry {
+            gives_compromised: self.meter.policy().allows_compromised(),
             arrival: Arrival::of(self.apdu, self.meter, &opened),
             key: key.clone(),
             request: GcmOpen {

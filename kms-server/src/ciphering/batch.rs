@@ -9,7 +9,7 @@ use super::{
     item::{Item, Named, OpenedBatch, Outcome, Want},
 };
 use crate::keyring::{BlockTable, Directory, Reader, scrub_stack};
-use kms_core::Verdict;
+use kms_core::{Verdict, ports::EvidenceSink};
 
 /// APDUs parsed and looked up before the first of them is opened: by then their keys' cache lines
 /// have arrived.
@@ -211,6 +211,7 @@ impl<'i> Pass<'i> {
             outcome.encryption_key_version = 0;
             outcome.authentication_key_version = 0;
             outcome.reason = Some(reason.into());
+            outcome.shown = None;
         }
         let was_late = self.late.iter().position(|(at, _)| *at == index);
         let len = self.lengths.get_mut(index).map_or(0, std::mem::take);
@@ -230,18 +231,25 @@ impl<'i> Pass<'i> {
         doubtful.collect()
     }
 
-    /// The columns, in the order of the items, and how often each verdict is among them.
-    pub(super) fn into_columns(mut self) -> (OpenedBatch, VerdictCounts) {
+    /// The columns, in the order of the items, and how often each verdict is among them. `evidence` hears what meters
+    /// have shown.
+    pub(super) fn into_columns(
+        mut self,
+        evidence: &dyn EvidenceSink,
+    ) -> (OpenedBatch, VerdictCounts) {
         if !self.late.is_empty() || !self.withheld.is_empty() {
             self.plaintexts = self.put_in_order();
         }
         let mut verdicts = VerdictCounts::default();
-        let settled = |outcome: Option<Outcome>| {
+        let settled = |(outcome, item): (Option<Outcome>, &Item<'_>)| {
             let outcome = outcome.unwrap_or_else(Outcome::lost);
             verdicts.count(outcome.verdict);
+            if let (Some(shown), Some(title)) = (&outcome.shown, &outcome.system_title) {
+                evidence.shown(title, shown, item.apdu);
+            }
             outcome
         };
-        let outcomes = self.outcomes.into_iter().map(settled).collect();
+        let outcomes = self.outcomes.into_iter().zip(self.items).map(settled).collect();
         let columns = OpenedBatch { plaintexts: self.plaintexts, lengths: self.lengths, outcomes };
         (columns, verdicts)
     }

@@ -1,6 +1,6 @@
 //! APDUs as they come in, and what became of them.
 
-use kms_core::{SecuritySetup, SystemTitle, Verdict};
+use kms_core::{SecuritySetup, SystemTitle, Verdict, life::evidence::Shown};
 
 /// The caller's name for the meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub struct Outcome {
     pub duplicate: bool,
     /// One sentence for people, where the verdict alone does not say enough.
     pub reason: Option<Box<str>>,
+    /// Keys that wait for evidence, and that its tag vouches for.
+    pub shown: Option<Shown>,
 }
 
 /// A batch in columns, in the order of its items.
@@ -76,6 +78,7 @@ impl Outcome {
             setup: SecuritySetup(0),
             duplicate: false,
             reason: None,
+            shown: None,
         }
     }
 

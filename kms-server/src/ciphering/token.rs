@@ -32,6 +32,7 @@ struct IfOpened {
     opened: Outcome,
     plain_payload: bool,
     arrival: Option<Arrival>,
+    gives_compromised: bool,
 }
 
 type Answer = Result<Vec<Result<Vec<u8>, NotAuthentic>>, TokenError>;
@@ -56,7 +57,8 @@ fn group(asked: Vec<Asked>) -> Vec<Group> {
     let mut full = Vec::new();
     let mut open: HashMap<KeyId, Group> = HashMap::new();
     for mut asked in asked {
-        let Some(TokenTry { key, request, opened, plain_payload, arrival }) = asked.tries.pop()
+        let Some(TokenTry { key, request, opened, plain_payload, arrival, gives_compromised }) =
+            asked.tries.pop()
         else {
             continue;
         };
@@ -67,7 +69,7 @@ fn group(asked: Vec<Asked>) -> Vec<Group> {
             asked: Vec::new(),
         });
         group.requests.push(request);
-        group.asked.push((asked, IfOpened { opened, plain_payload, arrival }));
+        group.asked.push((asked, IfOpened { opened, plain_payload, arrival, gives_compromised }));
         if group.requests.len() == CALL_MAX {
             full.extend(open.remove(&id));
         }
@@ -89,14 +91,15 @@ fn settle_group(pass: &mut Pass<'_>, answer: Answer, asked: Vec<(Asked, IfOpened
         match result {
             Ok(_) if tried.plain_payload => {
                 let payload = attempt_payload(pass, asked.index);
-                pass.settle(asked.index, tried.opened, payload);
+                settle_opened(pass, asked.index, tried, payload);
             }
-            Ok(plaintext) => pass.settle(asked.index, tried.opened, plaintext),
+            Ok(plaintext) => settle_opened(pass, asked.index, tried, plaintext),
             Err(NotAuthentic) if asked.tries.is_empty() => {
                 let outcome = Outcome {
                     verdict: Verdict::MicFailure,
                     encryption_key_version: 0,
                     authentication_key_version: 0,
+                    shown: None,
                     ..tried.opened
                 };
                 pass.settle(asked.index, outcome, Vec::new());
@@ -104,6 +107,12 @@ fn settle_group(pass: &mut Pass<'_>, answer: Answer, asked: Vec<(Asked, IfOpened
             Err(NotAuthentic) => pass.token.push(asked),
         }
     }
+}
+
+fn settle_opened(pass: &mut Pass<'_>, index: usize, tried: IfOpened, plaintext: Vec<u8>) {
+    let IfOpened { opened, gives_compromised, .. } = tried;
+    let given = attempt::withheld_if_compromised(&opened, gives_compromised, plaintext);
+    pass.settle(index, opened, given);
 }
 
 /// The plain APDU of an item that was authenticated only.
@@ -118,6 +127,7 @@ fn fail_group(pass: &mut Pass<'_>, asked: Vec<(Asked, IfOpened)>, reason: &str) 
             encryption_key_version: 0,
             authentication_key_version: 0,
             reason: Some(reason.into()),
+            shown: None,
             ..tried.opened
         };
         pass.settle(asked.index, outcome, Vec::new());

@@ -16,7 +16,10 @@ use crate::{
     keyring::{BlockTable, Reader, scrub_stack},
     telemetry::metrics::{Page, Source},
 };
-use kms_core::SystemTitle;
+use kms_core::{
+    SystemTitle,
+    ports::{EvidenceSink, NoEvidence},
+};
 
 /// Opens APDUs with the keyring's keys.
 pub struct Ciphering {
@@ -24,12 +27,21 @@ pub struct Ciphering {
     token: ApduOpening,
     floors: Arc<Floors>,
     figures: Figures,
+    evidence: Arc<dyn EvidenceSink>,
 }
 
 impl Ciphering {
     /// Puts the verbs on top of their parts.
     pub fn new(keyring: Reader, token: ApduOpening, floors: Arc<Floors>) -> Self {
-        Self { keyring, token, floors, figures: Figures::default() }
+        let evidence = Arc::new(NoEvidence);
+        Self { keyring, token, floors, figures: Figures::default(), evidence }
+    }
+
+    /// Tells this one what meters show of keys that wait for that. Without, nobody hears it.
+    #[must_use]
+    pub fn with_evidence(mut self, evidence: Arc<dyn EvidenceSink>) -> Self {
+        self.evidence = evidence;
+        self
     }
 
     /// The receive floors that it asks.
@@ -59,7 +71,7 @@ impl Ciphering {
         if pass.has_arrivals() {
             self.floors.judge(&mut pass).await;
         }
-        let (columns, verdicts) = pass.into_columns();
+        let (columns, verdicts) = pass.into_columns(&*self.evidence);
         self.figures.count(want, &verdicts);
         columns
     }

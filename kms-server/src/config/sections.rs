@@ -18,6 +18,7 @@ use super::{
     peer_section::{PeerSection, SecondPeerSection},
     pin,
     profiles::{FloorsSection, ProfilesSection},
+    rotation_section::RotationSection,
     settings::{Config, Site},
     store_section::StoreSection,
     values::{absolute, address, millis, seconds, text, within},
@@ -41,6 +42,8 @@ pub(super) struct Sections {
     keyring: KeyringSection,
     #[serde(default)]
     import: ImportSection,
+    #[serde(default)]
+    rotation: RotationSection,
     peer: Option<PeerSection>,
     second_peer: Option<SecondPeerSection>,
     #[serde(default)]
@@ -257,6 +260,7 @@ impl TryFrom<Sections> for Config {
             store,
             keyring,
             import,
+            rotation,
             peer,
             second_peer,
             nodes,
@@ -276,7 +280,7 @@ impl TryFrom<Sections> for Config {
             site,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
-            import: lifecycle::Config { allow_clear },
+            import: lifecycle::Config { allow_clear, times: rotation.times()? },
             import_signers: signing(signers)?,
             peer,
             nodes: NodeSection::all(nodes)?,

@@ -11,6 +11,7 @@ mod adopting;
 mod config;
 mod counting;
 mod damage;
+mod dates;
 mod entering;
 mod error;
 mod faults;
@@ -42,18 +43,18 @@ mod taking;
 mod turns;
 mod unknown;
 mod warm_up;
-mod wrap_keys;
 mod writing;
 
 pub use adopting::{Adopter, Arrived, Outcome, Taken};
 pub use config::Config;
 pub use counting::{Counting, Lines, MarkChanged, MarkError};
 pub use damage::{DamageStatus, DamagedRecord, IndexLie};
+pub use dates::Dates;
 pub use error::{KeyringError, SharedError};
 pub use identities::Identities;
 pub use kms_core::following::NotFollowing;
 pub use local::LocalKeys;
-pub use making::{KeyToMake, MadeValue, Maker};
+pub use making::{KeyToMake, MadeValue};
 pub use opening::Below;
 pub use overview::{KeyringStatus, Overview};
 pub use owners::{Keyring, Refresher};
@@ -62,8 +63,8 @@ pub use proving::{Confirmed, Prover};
 pub use reader::Reader;
 pub use records::{Doubt, Found, Records};
 pub use resident::{
-    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, Snapshot, arena,
-    scrub_stack,
+    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, Snapshot, Standing,
+    arena, scrub_stack,
 };
 pub use role::SiteRole;
 pub use roles::{NotChanged, Promotion, Roles, Wish};

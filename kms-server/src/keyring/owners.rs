@@ -6,11 +6,11 @@ use super::{
     adopting::Adopter,
     config::Config,
     counting::Counting,
+    dates::Dates,
     following::Following,
     identities::Identities,
     known_states::KnownStates,
     local::LocalKeys,
-    making::Maker,
     mending::Mending,
     opening::{Below, Opener},
     overview::Overview,
@@ -42,14 +42,14 @@ pub struct Keyring {
     pub prover: Arc<Prover>,
     /// Keys of sealed import files.
     pub taker: Arc<Taker>,
-    /// Keys that are made for meters.
-    pub maker: Arc<Maker>,
     /// Keys of rows that are no records.
     pub local: Arc<LocalKeys>,
     /// The identities of keys.
     pub identities: Arc<Identities>,
     /// Who writes.
     pub roles: Arc<Roles>,
+    /// What is due of meters' keys.
+    pub dates: Arc<Dates>,
     /// Counter lines, and marks.
     pub counting: Arc<Counting>,
     /// For the status.
@@ -98,10 +98,10 @@ impl Keyring {
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),
-            maker: Arc::new(Maker::new(Arc::clone(&opener))),
             local: Arc::new(LocalKeys::new(Arc::clone(&opener))),
             identities,
             roles,
+            dates: Arc::new(Dates::new(Arc::clone(&opener))),
             counting: Arc::new(Counting::new(Arc::clone(&opener))),
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),

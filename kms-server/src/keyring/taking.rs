@@ -1,19 +1,28 @@
 //! Keys of a sealed import file: the token takes them over, and only their fingerprints and their
 //! wrapped form come here.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     error::KeyringError,
-    opening::Opener,
-    wrap_keys::{Check, WrapKeys},
+    opening::{Opener, Room},
+    resident::{arena::Segment, scrub_stack},
     writing::{Change, WrappedValue},
 };
-use crate::hsm::{ImportKey, KEYS_PER_CALL_MAX, SealedValue, TakeKeys, TakenKey, TokenError};
-use kms_core::{DomainRecord, SealedKek, block::keys};
+use crate::hsm::{
+    ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
+    TokenError,
+};
+use kms_core::{
+    BlockNo, DomainRecord, SealedKek,
+    block::keys::{self, WRAP_KEY_LEN},
+};
 
 /// The most times that the token is asked for keys that it garbles.
 const ATTEMPTS_MAX: usize = 3;
+
+/// RFC 3394: by so many bytes a wrapped key is longer than the key.
+const WRAP_OVERHEAD: usize = 8;
 
 /// A key of a sealed file, and where it goes.
 pub struct SealedKey<'a> {
@@ -36,9 +45,48 @@ pub enum TakeError {
     Keyring(#[from] KeyringError),
 }
 
-/// Takes keys of sealed import files.
+/// A block's `wrap` key, copied within the arena for the length of a call.
+pub(super) struct WrapKey(Segment);
+
+/// The `wrap` keys of the blocks that a call to the token is about, each once.
+#[derive(Default)]
+pub(super) struct BlockKeysAtHand {
+    places: HashMap<BlockNo, usize>,
+    pub(super) wrap_keys: Vec<LockedKey>,
+}
+
+impl BlockKeysAtHand {
+    /// The key that something is stored under: a sealed KEK, or this block's own, copied within the arena.
+    pub(super) fn under(
+        &mut self,
+        opener: &Opener,
+        change: &Change,
+        kek: Option<SealedKek>,
+    ) -> Result<StoreUnder, KeyringError> {
+        if let Some(kek) = kek {
+            return Ok(StoreUnder::Kek(kek));
+        }
+        if let Some(place) = self.places.get(&change.block()) {
+            return Ok(StoreUnder::Block(*place));
+        }
+        let mut copy = opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
+        copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
+        let place = self.wrap_keys.len();
+        self.places.insert(change.block(), place);
+        self.wrap_keys.push(Arc::new(WrapKey(copy)));
+        Ok(StoreUnder::Block(place))
+    }
+}
+
+impl AsRef<[u8]> for WrapKey {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
+    }
+}
+
+/// Has the token take keys of sealed import files, and make new ones.
 pub struct Taker {
-    opener: Arc<Opener>,
+    pub(super) opener: Arc<Opener>,
 }
 
 impl Taker {
@@ -97,19 +145,38 @@ impl Taker {
     }
 
     /// Whether each key of protection `MEMORY` opens under its block's key as the one that the token
-    /// says it is.
+    /// says it is. The keys are in the arena for as long as that takes, where they will be anyway.
     fn all_open(
         &self,
         group: &[SealedKey<'_>],
         taken: &[Option<WrappedValue>],
     ) -> Result<bool, KeyringError> {
-        let mut check = Check::new(&self.opener);
+        let places = group.iter().map(|key| (key.change, key.under));
+        self.open_as_said(places.zip(taken.iter().map(Option::as_ref)))
+    }
+
+    /// The same, of whatever the token wrapped.
+    pub(super) fn open_as_said<'v>(
+        &self,
+        wrapped: impl Iterator<Item = ((&'v Change, Option<SealedKek>), Option<&'v WrappedValue>)>,
+    ) -> Result<bool, KeyringError> {
+        let mut scratch: Option<Segment> = None;
         let mut open = true;
-        for (SealedKey { change, under, .. }, value) in group.iter().zip(taken) {
-            if let (None, Some(value)) = (under, value) {
-                open &= check.opens(change, value)?;
-            }
+        for ((change, under), value) in wrapped {
+            let (None, Some(value)) = (under, value) else { continue };
+            let mut room = match scratch.take() {
+                Some(room) => room,
+                None => self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?,
+            };
+            let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
+            open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
+                change.keys().unwrap_into(&value.wrapped, place).is_ok()
+                    && keys::identify_bytes(&self.opener.domain.domain, place)
+                        .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
+            });
+            scratch = Some(room);
         }
+        scrub_stack();
         Ok(open)
     }
 
@@ -118,16 +185,16 @@ impl Taker {
         wrapped_file_key: &[u8],
         sealed: &[SealedKey<'_>],
     ) -> Result<TakeKeys, KeyringError> {
-        let mut wrap_keys = WrapKeys::new(&self.opener);
+        let mut blocks = BlockKeysAtHand::default();
         let mut values = Vec::with_capacity(sealed.len());
         for SealedKey { change, under, wrapped } in sealed {
-            let under = wrap_keys.store_under(change, *under)?;
+            let under = blocks.under(&self.opener, change, *under)?;
             values.push(SealedValue { wrapped: wrapped.to_vec(), under });
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
             fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
-            wrap_keys: wrap_keys.into_keys(),
+            wrap_keys: blocks.wrap_keys,
             keys: values,
         })
     }

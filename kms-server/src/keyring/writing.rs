@@ -57,6 +57,11 @@ impl Change {
         self.staged.base().block()
     }
 
+    /// The version of the block's secret: what is wrapped under its `wrap` key holds as long as that is the same.
+    pub fn secret_version(&self) -> u32 {
+        self.staged.base().head().secret_version
+    }
+
     /// The block's `wrap` key, where it lies in the arena.
     pub(super) fn wrap_key(&self) -> &[u8] {
         self.unsealed.subkeys.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()

@@ -8,17 +8,18 @@ use super::{
     config::Config,
     error::LifecycleError,
     import::{known_kinds::KnownKinds, signers::Signers},
+    rotation::ProvedKeys,
     view::MeterView,
 };
 use crate::{
     hsm::ImportKey,
-    keyring::{Doubt, Found, Identities, Keyring, Records, Taker, Writer},
+    keyring::{Counting, Dates, Doubt, Found, Identities, Keyring, Records, Taker, Writer},
     store::ReadStore,
 };
 use kms_core::{
     MeterId, Record, SystemTitle,
     block::BlockMark,
-    ports::{Clock, NoOtherSite, Randomness, Replicated, ReplicationGate},
+    ports::{Clock, NoOtherSite, ProofGate, Randomness, Replicated, ReplicationGate},
     profile::Profiles,
 };
 
@@ -42,6 +43,10 @@ pub struct Lifecycle {
     pub(super) known_kinds: KnownKinds,
     pub(super) profiles: Arc<Profiles>,
     gate: Arc<dyn ReplicationGate>,
+    pub(super) counting: Arc<Counting>,
+    pub(super) dates: Arc<Dates>,
+    pub(super) proofs: Arc<dyn ProofGate>,
+    pub(super) proved: ProvedKeys,
 }
 
 impl Lifecycle {
@@ -68,7 +73,18 @@ impl Lifecycle {
             known_kinds: KnownKinds::default(),
             profiles: Arc::default(),
             gate: Arc::new(NoOtherSite),
+            counting: Arc::clone(&keyring.counting),
+            dates: Arc::clone(&keyring.dates),
+            proofs: Arc::new(NoOtherSite),
+            proved: ProvedKeys::default(),
         }
+    }
+
+    /// Has this one prove that the other site has what is staged. Without, there is no other site.
+    #[must_use]
+    pub fn with_proofs(mut self, proofs: Arc<dyn ProofGate>) -> Self {
+        self.proofs = proofs;
+        self
     }
 
     /// Meters may name these device profiles. Without, none.

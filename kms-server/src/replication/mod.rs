@@ -30,6 +30,7 @@ mod makeup;
 mod meeting;
 mod messages;
 mod not_served;
+mod on_demand;
 mod peer;
 mod pieces;
 mod planning;
@@ -65,6 +66,7 @@ pub use messages::{
     HeadsSaid, Known, MarksAsked, MarksSaid, PeerSaid, Remembered, ShownTable,
 };
 pub use not_served::NotServed;
+pub use on_demand::OnDemand;
 pub use peer::Peer;
 pub use planning::{CostlyBlock, KnownFrom, Plan, Planning};
 pub use proving::{Answering, Proving};

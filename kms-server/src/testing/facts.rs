@@ -92,7 +92,7 @@ impl Sealer {
 
 /// Verbs of a site that takes files of these.
 fn verbs(site: &Site, sealers: &[&Sealer]) -> Lifecycle {
-    let config = lifecycle::Config { allow_clear: true };
+    let config = lifecycle::Config { allow_clear: true, times: kms_core::life::Times::default() };
     let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
     Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness)
         .with_signers(Signers::new(sealers.iter().map(|it| it.public())).unwrap())

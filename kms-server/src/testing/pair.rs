@@ -392,7 +392,7 @@ fn parts(
     transmitting: Arc<Transmitting>,
 ) -> rpc::Parts {
     let (token, allow_clear) = (site.hsm.clone(), true);
-    let config = lifecycle::Config { allow_clear };
+    let config = lifecycle::Config { allow_clear, times: kms_core::life::Times::default() };
     let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
     let lifecycle = Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness);
     rpc::Parts {

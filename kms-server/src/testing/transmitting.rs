@@ -52,6 +52,7 @@ pub(super) fn plain(n: u64) -> Plain<'static> {
         protection: (true, true),
         suite: None,
         purpose: Purpose::Traffic,
+        versions: (0, 0),
     }
 }
 

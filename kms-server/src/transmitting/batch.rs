@@ -319,7 +319,7 @@ impl Transmitting {
         prepared: &Prepared,
     ) -> bool {
         let meter = table.and_then(|table| keys::find(table, prepared.title).ok());
-        let wanted = (item.key_set, item.setup, item.client);
+        let wanted = (item.key_set, item.encryption_choice(), item.client);
         let line = meter.and_then(|meter| keys::line_of(&meter, &self.identities, wanted).ok());
         line == Some(prepared.line)
     }

@@ -18,6 +18,7 @@ use kms_core::{
     block::BlockMark,
     counters::{
         Line, LineName,
+        allocator::Purpose,
         line::{NoCounterEpoch, invocation_counter},
     },
     ports::Replicated,
@@ -130,7 +131,9 @@ impl Transmitting {
             Outcome::of(kms_core::Verdict::Unavailable).because(error.to_string()).about(title)
         })?;
         let meter = keys::find(&table, title)?;
-        let name = keys::line_of(&meter, &self.identities, (key_set, setup, client))?;
+        // Also of a compromised key: it carries the transfer of its successor.
+        let choice = keys::Choice { setup, version: 0, purpose: Purpose::KeyTransfer };
+        let name = keys::line_of(&meter, &self.identities, (key_set, choice, client))?;
         Ok((title, name))
     }
 

@@ -49,6 +49,8 @@ pub struct Plain<'a> {
     pub suite: Option<Suite>,
     /// The use of its counter.
     pub purpose: Purpose,
+    /// The versions that the meter is presumed to hold; 0: the preferred ones.
+    pub versions: (u16, u16),
 }
 
 /// One that is kept for a call that its caller need not wait for.
@@ -61,14 +63,26 @@ pub(super) struct Kept {
 
 impl Kept {
     pub(super) fn of(item: &Plain<'_>) -> Self {
-        let Plain { setup, client, key_set, envelope, protection, suite, purpose, .. } = *item;
+        let Plain {
+            setup, client, key_set, envelope, protection, suite, purpose, versions, ..
+        } = *item;
         let (whose, id) = match item.whose {
             Whose::Title(title) => (Whose::Title(title), None),
             Whose::Id(id) => (Whose::Id(""), Some(id.to_owned())),
         };
         let apdu = &[];
-        let like =
-            Plain { apdu, whose, setup, client, key_set, envelope, protection, suite, purpose };
+        let like = Plain {
+            apdu,
+            whose,
+            setup,
+            client,
+            key_set,
+            envelope,
+            protection,
+            suite,
+            purpose,
+            versions,
+        };
         Self { apdu: item.apdu.to_vec(), id, like }
     }
 

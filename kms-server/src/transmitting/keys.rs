@@ -11,10 +11,10 @@ use super::{
     item::{Envelope, Outcome, Plain},
     refused::NotSent,
 };
-use crate::keyring::{BlockTable, Candidate, Identities, KeyMaterial, ResidentMeter};
+use crate::keyring::{BlockTable, Candidate, Identities, KeyMaterial, ResidentMeter, Standing};
 use kms_core::{
     Epoch, KeyKind, SecuritySetup, Verdict,
-    counters::{LineName, refusal::Refusal},
+    counters::{LineName, allocator::Purpose, refusal::Refusal},
 };
 
 /// A counter that an item was given, in this epoch; or why none.
@@ -66,21 +66,54 @@ pub(super) fn find(table: &BlockTable, title: SystemTitle) -> Result<ResidentMet
     }
 }
 
-/// The newest active key of this kind and setup.
-fn active<'t>(
+/// Which version of a key protects a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// The security setup.
+    pub(super) setup: SecuritySetup,
+    /// 0: the preferred one.
+    pub(super) version: u16,
+    /// What the message is for.
+    pub(super) purpose: Purpose,
+}
+
+impl Choice {
+    /// Whether this version may protect it.
+    fn allows(self, candidate: &Candidate<'_>) -> bool {
+        let Standing { protects, active, carries, compromised, .. } = candidate.standing;
+        match (self.version, self.purpose) {
+            (0, Purpose::Traffic) => protects,
+            // What was compromised carries the transfer of its successor, where nothing is preferred.
+            (0, Purpose::KeyTransfer) => protects || compromised,
+            (named, Purpose::Traffic) => named == candidate.version && active,
+            (named, Purpose::KeyTransfer) => named == candidate.version && carries,
+        }
+    }
+}
+
+/// The key of this kind that protects a message.
+fn chosen<'t>(
     meter: &ResidentMeter<'t>,
     kind: KeyKind,
-    setup: SecuritySetup,
+    choice: Choice,
 ) -> Result<(&'t [u8], u16), Outcome> {
     let unusable = |verdict, what: String| Outcome::of(verdict).because(what).about(meter.title());
-    let candidates = meter.candidates(kind, Some(setup)).filter(|candidate| candidate.protects);
-    let newest = candidates.max_by_key(|candidate| candidate.version);
-    match newest {
+    let Choice { setup, version, .. } = choice;
+    let candidates = meter.candidates(kind, Some(setup)).filter(|it| choice.allows(it));
+    match candidates.max_by_key(|it| (it.standing.protects, it.version)) {
         Some(Candidate { key: KeyMaterial::Bytes(bytes), version, .. }) => Ok((bytes, version)),
         Some(Candidate { key: KeyMaterial::Token(_), .. }) => Err(unusable(
             Verdict::Unsupported,
             format!(
                 "the meter's {kind} is of protection HSM: this release protects under keys of protection MEMORY alone"
+            ),
+        )),
+        None if version > 0 => Err(unusable(
+            Verdict::NoUsableKey,
+            format!(
+                "version {version} of the meter's {kind} in security setup {} protects nothing of this purpose: an \
+                 active one does, and one that is staged or compromised carries key transfers",
+                setup.0
             ),
         )),
         None => Err(unusable(
@@ -106,14 +139,14 @@ pub(super) fn originator(
     })
 }
 
-/// The line of the meter's key of this set and setup.
+/// The line of the meter's key of this set and choice.
 pub(super) fn line_of(
     meter: &ResidentMeter<'_>,
     identities: &Identities,
-    (key_set, setup, client): (KeySet, SecuritySetup, u16),
+    (key_set, choice, client): (KeySet, Choice, u16),
 ) -> Result<LineName, Outcome> {
-    let (key, _) = active(meter, kind_of(key_set), setup)?;
-    let originator = originator(meter, setup, client)?;
+    let (key, _) = chosen(meter, kind_of(key_set), choice)?;
+    let originator = originator(meter, choice.setup, client)?;
     let fingerprint = identities.identify_bytes(key).ok_or_else(|| {
         Outcome::of(Verdict::NoUsableKey)
             .because("the key has no AES key's length")
@@ -133,9 +166,9 @@ fn choose<'t>(meter: &ResidentMeter<'t>, item: &Plain<'_>) -> Result<Chosen<'t>,
     if !encrypted && policy.demands_encryption() {
         return Err(refused("the meter's policy demands encryption"));
     }
-    let encryption = active(meter, kind_of(item.key_set), item.setup)?;
-    let authentication =
-        authenticated.then(|| active(meter, KeyKind::Gak, item.setup)).transpose()?;
+    let encryption = chosen(meter, kind_of(item.key_set), item.encryption_choice())?;
+    let gak = Choice { version: item.versions.1, ..item.encryption_choice() };
+    let authentication = authenticated.then(|| chosen(meter, KeyKind::Gak, gak)).transpose()?;
     let originator = originator(meter, item.setup, item.client)?;
     let by_length = if encryption.0.len() == 32 { Suite::Suite2 } else { Suite::Suite0 };
     let suite = item.suite.unwrap_or(by_length);
@@ -190,11 +223,19 @@ pub(super) fn prepare(
             );
             return Err(Outcome::of(Verdict::NoUsableKey).because(what).about(title));
         }
-        let line = line_of(&meter, identities, (item.key_set, item.setup, item.client))?;
+        let wanted = (item.key_set, item.encryption_choice(), item.client);
+        let line = line_of(&meter, identities, wanted)?;
         (line, chosen.encryption.1, chosen.authentication.map_or(0, |(_, version)| version))
     };
     let (line, encryption_key_version, authentication_key_version) = prepared;
     Ok(Prepared { table, title, line, encryption_key_version, authentication_key_version })
+}
+
+impl Plain<'_> {
+    /// Which version of the encryption key protects it.
+    pub(super) fn encryption_choice(&self) -> Choice {
+        Choice { setup: self.setup, version: self.versions.0, purpose: self.purpose }
+    }
 }
 
 impl<'t> Chosen<'t> {

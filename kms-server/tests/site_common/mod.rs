@@ -289,7 +289,10 @@ impl Site {
             counters: Arc::default(),
             ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus(), floors),
             lifecycle: Lifecycle::new(
-                lifecycle::Config { allow_clear: options.allow_clear },
+                lifecycle::Config {
+                    allow_clear: options.allow_clear,
+                    times: kms_core::life::Times::default(),
+                },
                 &keyring,
                 measured.clone(),
                 Arc::clone(&clock),

@@ -266,6 +266,16 @@ pub enum AuditDetailName {
     Epoch = 21,
     /// The site that was enrolled: the beginning of SHA-256 over its signing key.
     PeerKey = 22,
+    /// The kind of a meter's key: a KeyKind.
+    KeyKind = 23,
+    /// e in 0.0.43.0.e.255 of a meter's key.
+    SecuritySetup = 24,
+    /// The version of a meter's key.
+    KeyVersion = 25,
+    /// Why a key came into its state: a KeyStateReason.
+    StateReason = 26,
+    /// 1: a key may be handed out that the other site has not proved.
+    WithoutProof = 27,
 }
 impl AuditDetailName {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -297,6 +307,11 @@ impl AuditDetailName {
             Self::AsideDigest => "ASIDE_DIGEST",
             Self::Epoch => "EPOCH",
             Self::PeerKey => "PEER_KEY",
+            Self::KeyKind => "KEY_KIND",
+            Self::SecuritySetup => "SECURITY_SETUP",
+            Self::KeyVersion => "KEY_VERSION",
+            Self::StateReason => "STATE_REASON",
+            Self::WithoutProof => "WITHOUT_PROOF",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -325,6 +340,11 @@ impl AuditDetailName {
             "ASIDE_DIGEST" => Some(Self::AsideDigest),
             "EPOCH" => Some(Self::Epoch),
             "PEER_KEY" => Some(Self::PeerKey),
+            "KEY_KIND" => Some(Self::KeyKind),
+            "SECURITY_SETUP" => Some(Self::SecuritySetup),
+            "KEY_VERSION" => Some(Self::KeyVersion),
+            "STATE_REASON" => Some(Self::StateReason),
+            "WITHOUT_PROOF" => Some(Self::WithoutProof),
             _ => None,
         }
     }
@@ -808,6 +828,9 @@ pub struct MeterPolicy {
     /// The titles of single clients, where they differ from `client_title`: at most 16, one a client.
     #[prost(message, repeated, tag = "8")]
     pub client_titles: ::prost::alloc::vec::Vec<ClientTitle>,
+    /// Give the plaintext of what opens under a compromised key, too. Its verdict is COMPROMISED_KEY all the same.
+    #[prost(bool, tag = "9")]
+    pub allow_compromised: bool,
 }
 /// The utility's system title for the messages of one client.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -858,6 +881,9 @@ pub enum Verdict {
     Unsupported = 9,
     /// The key could not be reached; try again. The reason says what failed.
     Unavailable = 10,
+    /// Opened under a key that is known to others: anybody may have made it. Plaintext comes back only where the meter's
+    /// policy allows that, and of answers to actions, which the transfer of another key needs.
+    CompromisedKey = 11,
 }
 impl Verdict {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -877,6 +903,7 @@ impl Verdict {
             Self::Malformed => "MALFORMED",
             Self::Unsupported => "UNSUPPORTED",
             Self::Unavailable => "UNAVAILABLE",
+            Self::CompromisedKey => "COMPROMISED_KEY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -893,6 +920,7 @@ impl Verdict {
             "MALFORMED" => Some(Self::Malformed),
             "UNSUPPORTED" => Some(Self::Unsupported),
             "UNAVAILABLE" => Some(Self::Unavailable),
+            "COMPROMISED_KEY" => Some(Self::CompromisedKey),
             _ => None,
         }
     }
@@ -977,6 +1005,162 @@ impl KeyState {
             "DEACTIVATED" => Some(Self::Deactivated),
             "COMPROMISED" => Some(Self::Compromised),
             "DESTROYED" => Some(Self::Destroyed),
+            _ => None,
+        }
+    }
+}
+/// Why a key is in its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyStateReason {
+    Unspecified = 0,
+    /// It came from outside.
+    Imported = 1,
+    /// It was made here; the meter has not shown it.
+    Staged = 2,
+    /// The meter originated what only this key can have made.
+    Evidence = 3,
+    /// The meter answered that it took it: weaker, since a meter may say so and have changed nothing.
+    ConfirmedByResult = 4,
+    /// A key that travelled under it has shown itself.
+    TransferProved = 5,
+    /// A newer version has taken over, and its grace is over.
+    Superseded = 6,
+    /// The meter was set back to it.
+    Revived = 7,
+    /// Somebody said that it is known to others.
+    ReportedCompromised = 8,
+    /// Somebody gave it up.
+    Withdrawn = 9,
+    /// It was compromised, and its successor is proved.
+    WipedAfterSuccessor = 10,
+    /// Somebody had it destroyed.
+    DestroyedOnDemand = 11,
+    /// It made room for another version.
+    MadeRoom = 12,
+    /// Its value goes on as a newer version.
+    GoesOnAsAnother = 13,
+    /// Decided of what two sites wrote apart.
+    Reconciled = 14,
+}
+impl KeyStateReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEY_STATE_REASON_UNSPECIFIED",
+            Self::Imported => "IMPORTED",
+            Self::Staged => "STAGED",
+            Self::Evidence => "EVIDENCE",
+            Self::ConfirmedByResult => "CONFIRMED_BY_RESULT",
+            Self::TransferProved => "TRANSFER_PROVED",
+            Self::Superseded => "SUPERSEDED",
+            Self::Revived => "REVIVED",
+            Self::ReportedCompromised => "REPORTED_COMPROMISED",
+            Self::Withdrawn => "WITHDRAWN",
+            Self::WipedAfterSuccessor => "WIPED_AFTER_SUCCESSOR",
+            Self::DestroyedOnDemand => "DESTROYED_ON_DEMAND",
+            Self::MadeRoom => "MADE_ROOM",
+            Self::GoesOnAsAnother => "GOES_ON_AS_ANOTHER",
+            Self::Reconciled => "RECONCILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEY_STATE_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "IMPORTED" => Some(Self::Imported),
+            "STAGED" => Some(Self::Staged),
+            "EVIDENCE" => Some(Self::Evidence),
+            "CONFIRMED_BY_RESULT" => Some(Self::ConfirmedByResult),
+            "TRANSFER_PROVED" => Some(Self::TransferProved),
+            "SUPERSEDED" => Some(Self::Superseded),
+            "REVIVED" => Some(Self::Revived),
+            "REPORTED_COMPROMISED" => Some(Self::ReportedCompromised),
+            "WITHDRAWN" => Some(Self::Withdrawn),
+            "WIPED_AFTER_SUCCESSOR" => Some(Self::WipedAfterSuccessor),
+            "DESTROYED_ON_DEMAND" => Some(Self::DestroyedOnDemand),
+            "MADE_ROOM" => Some(Self::MadeRoom),
+            "GOES_ON_AS_ANOTHER" => Some(Self::GoesOnAsAnother),
+            "RECONCILED" => Some(Self::Reconciled),
+            _ => None,
+        }
+    }
+}
+/// The form in which an association carries what a client sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AssociationForm {
+    Unspecified = 0,
+    /// The service's own glo- form.
+    Glo = 1,
+    /// The service's own ded- form.
+    Ded = 2,
+    /// general-glo-ciphering.
+    GeneralGlo = 3,
+    /// general-ciphering with an identified key.
+    GeneralCiphering = 4,
+}
+impl AssociationForm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ASSOCIATION_FORM_UNSPECIFIED",
+            Self::Glo => "GLO",
+            Self::Ded => "DED",
+            Self::GeneralGlo => "GENERAL_GLO",
+            Self::GeneralCiphering => "GENERAL_CIPHERING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ASSOCIATION_FORM_UNSPECIFIED" => Some(Self::Unspecified),
+            "GLO" => Some(Self::Glo),
+            "DED" => Some(Self::Ded),
+            "GENERAL_GLO" => Some(Self::GeneralGlo),
+            "GENERAL_CIPHERING" => Some(Self::GeneralCiphering),
+            _ => None,
+        }
+    }
+}
+/// A meter's answer to a transfer. A hint: meters answer OK and have not changed, and the other way round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransferResult {
+    Unspecified = 0,
+    /// action-result success.
+    Success = 1,
+    /// Any other action-result.
+    Refused = 2,
+    /// None came.
+    NoAnswer = 3,
+}
+impl TransferResult {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSFER_RESULT_UNSPECIFIED",
+            Self::Success => "TRANSFER_RESULT_SUCCESS",
+            Self::Refused => "TRANSFER_RESULT_REFUSED",
+            Self::NoAnswer => "TRANSFER_RESULT_NO_ANSWER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSFER_RESULT_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSFER_RESULT_SUCCESS" => Some(Self::Success),
+            "TRANSFER_RESULT_REFUSED" => Some(Self::Refused),
+            "TRANSFER_RESULT_NO_ANSWER" => Some(Self::NoAnswer),
             _ => None,
         }
     }
@@ -1067,6 +1251,12 @@ pub struct Protecting {
     pub security_suite: ::core::option::Option<u32>,
     #[prost(enumeration = "CounterPurpose", tag = "7")]
     pub purpose: i32,
+    /// The version of the key that protects it, where the meter is presumed to hold another one than the preferred; 0: the
+    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer alone.
+    #[prost(uint32, tag = "8")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "9")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EncryptRequest {
@@ -2535,9 +2725,12 @@ pub struct Meter {
     /// Milliseconds since 1970-01-01T00:00:00Z.
     #[prost(uint64, tag = "7")]
     pub created_ms: u64,
+    /// Since when nothing of it may be destroyed; absent: it is under no legal hold.
+    #[prost(uint64, optional, tag = "8")]
+    pub legal_hold_ms: ::core::option::Option<u64>,
 }
 /// Everything about a key but the key.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Key {
     /// 16 bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -2557,6 +2750,75 @@ pub struct Key {
     pub kcv: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "8")]
     pub created_ms: u64,
+    /// Why it is in its state, and since when.
+    #[prost(enumeration = "KeyStateReason", tag = "9")]
+    pub reason: i32,
+    #[prost(uint64, tag = "10")]
+    pub changed_ms: u64,
+    /// The states before, oldest first.
+    #[prost(message, repeated, tag = "11")]
+    pub past: ::prost::alloc::vec::Vec<PastKeyState>,
+    /// It protects what is sent: the one of its kind and setup.
+    #[prost(bool, tag = "12")]
+    pub preferred: bool,
+    /// The end of its grace; absent: it has none.
+    #[prost(uint64, optional, tag = "13")]
+    pub usable_until_ms: ::core::option::Option<u64>,
+    /// It is to be destroyed then.
+    #[prost(uint64, optional, tag = "14")]
+    pub destroy_at_ms: ::core::option::Option<u64>,
+    /// How it gets to the meter; absent: it did not come from here.
+    #[prost(message, optional, tag = "15")]
+    pub transfer: ::core::option::Option<KeyTransfer>,
+}
+/// A state that a key was in.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastKeyState {
+    #[prost(enumeration = "KeyState", tag = "1")]
+    pub state: i32,
+    #[prost(uint64, tag = "2")]
+    pub since_ms: u64,
+    #[prost(enumeration = "KeyStateReason", tag = "3")]
+    pub reason: i32,
+}
+/// How a key that was made here gets to its meter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyTransfer {
+    /// The name of the request that had it made.
+    #[prost(string, tag = "1")]
+    pub request_id: ::prost::alloc::string::String,
+    /// 16 bytes: the KEK that it travels under.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub kek_id: ::prost::bytes::Bytes,
+    /// Of COSEM class 64: 0 or 1.
+    #[prost(uint32, tag = "3")]
+    pub class_version: u32,
+    #[prost(message, optional, tag = "4")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    /// It may be handed out although the other site has not proved that it has it.
+    #[prost(bool, tag = "5")]
+    pub unreplicated: bool,
+    /// When it was handed out first; absent: it never was.
+    #[prost(uint64, optional, tag = "6")]
+    pub sent_ms: ::core::option::Option<u64>,
+    /// The meter's last answer, and when it came.
+    #[prost(enumeration = "TransferResult", tag = "7")]
+    pub result: i32,
+    #[prost(uint64, tag = "8")]
+    pub result_ms: u64,
+}
+/// The association that carries a transfer. Keys of a customer port travel over the management association.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyCarrier {
+    /// e in 0.0.43.0.e.255: the setup whose keys protect it.
+    #[prost(uint32, tag = "1")]
+    pub security_setup: u32,
+    /// The client's address (SAP).
+    #[prost(uint32, tag = "2")]
+    pub client: u32,
+    /// Unspecified: GENERAL_GLO.
+    #[prost(enumeration = "AssociationForm", tag = "3")]
+    pub form: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImportMetersRequest {
@@ -5599,6 +5861,1110 @@ pub mod replication_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "ami.kms.v1.Replication";
     impl<T> tonic::server::NamedService for ReplicationServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// A key of a meter, all its versions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyPlace {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// GUEK, GBEK, GAK or KEK.
+    #[prost(enumeration = "KeyKind", tag = "2")]
+    pub kind: i32,
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "3")]
+    pub security_setup: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StageKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    /// Of COSEM class 64 in the meter: 0 or 1. Version 0 can't change the KEK.
+    #[prost(uint32, tag = "2")]
+    pub class_version: u32,
+    #[prost(message, optional, tag = "3")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    /// The version of the KEK that it is to travel under; 0: the preferred one.
+    #[prost(uint32, tag = "4")]
+    pub kek_version: u32,
+    /// Unspecified: as its predecessor's.
+    #[prost(enumeration = "ProtectionLevel", tag = "5")]
+    pub protection: i32,
+    /// It may be handed out although the other site has not proved that it has it. If this site is lost, so is the meter.
+    #[prost(bool, tag = "6")]
+    pub allow_unreplicated: bool,
+    /// The KEK is compromised, and that is known. Always takes two people.
+    #[prost(bool, tag = "7")]
+    pub under_compromised_kek: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StageKeyResponse {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<Key>,
+    /// It was staged before.
+    #[prost(bool, tag = "2")]
+    pub already: bool,
+    /// The other site has proved it, or there is no other site.
+    #[prost(bool, tag = "3")]
+    pub proved: bool,
+    /// Why it is not proved; empty where it is.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextTransferRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    /// The versions that the meter is presumed to hold, within the carrier's setup; 0: those that are preferred.
+    #[prost(uint32, tag = "2")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "3")]
+    pub authentication_key_version: u32,
+    /// Invoke-id and priority of the action, as the HES counts them: the whole byte.
+    #[prost(uint32, tag = "4")]
+    pub invoke_id_and_priority: u32,
+    /// In another form than the one that was staged. Unspecified: that one.
+    #[prost(enumeration = "AssociationForm", tag = "5")]
+    pub form: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextTransferResponse {
+    /// The ciphered ACTION request, key_transfer of class 64; empty unless the verdict is OK.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub apdu: ::prost::bytes::Bytes,
+    #[prost(enumeration = "Verdict", tag = "2")]
+    pub verdict: i32,
+    #[prost(enumeration = "TransmitRefusal", tag = "3")]
+    pub refusal: i32,
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "5")]
+    pub invocation_counter: u32,
+    /// The versions that protect it.
+    #[prost(uint32, tag = "6")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "7")]
+    pub authentication_key_version: u32,
+    /// The version that it brings.
+    #[prost(uint32, tag = "8")]
+    pub version: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(enumeration = "TransferResult", tag = "2")]
+    pub result: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfirmKeyResponse {
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<Key>,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollBackKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollBackKeyResponse {
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReviveKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReviveKeyResponse {
+    /// The version that it goes on as.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompromiseKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CompromiseKeyResponse {
+    /// DESTROYED where its successor is proved already.
+    #[prost(enumeration = "KeyState", tag = "1")]
+    pub state: i32,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DestroyKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+    /// The meter may not be reached without it, and that is known.
+    #[prost(bool, tag = "3")]
+    pub last_way: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DestroyKeyResponse {
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "1")]
+    pub destroy_at_ms: u64,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreKeyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<KeyPlace>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreKeyResponse {
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLegalHoldRequest {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub hold: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetLegalHoldResponse {
+    #[prost(bool, tag = "1")]
+    pub changed: bool,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+/// Generated client implementations.
+pub mod rotation_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct RotationClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> RotationClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> RotationClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            RotationClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Has the token make a key for a meter, under the meter's KEK, and stores it as PRE_ACTIVE. Asked again, whoever asks, it
+        /// answers with the same one. Answers when the other site has proved that it has it.
+        pub async fn stage_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StageKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StageKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/StageKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "StageKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Protects the transfer of what is staged, to be sent now: each time under a counter of its own, the wrapped key the same.
+        pub async fn next_transfer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NextTransferRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NextTransferResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/NextTransfer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "NextTransfer"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes in what the meter answered. A hint: what a meter sends under the new key is what proves it.
+        pub async fn confirm_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfirmKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfirmKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ConfirmKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ConfirmKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves the preference to a version that is active: to the predecessor, of a meter that fell back, or forward again.
+        pub async fn roll_back_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollBackKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollBackKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/RollBackKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "RollBackKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A meter was set back to a key that is deactivated: its value goes on as a new version. Always takes two people.
+        pub async fn revive_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReviveKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReviveKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ReviveKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ReviveKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says that a key is known to others. It still carries the transfer of its successor, and is wiped when that is proved.
+        pub async fn compromise_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CompromiseKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CompromiseKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/CompromiseKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "CompromiseKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has a version destroyed when the site's delay is over.
+        pub async fn destroy_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DestroyKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DestroyKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/DestroyKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "DestroyKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes that back, before the delay is over.
+        pub async fn restore_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestoreKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/RestoreKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "RestoreKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Puts a meter under a legal hold, or lifts it: nothing of it is destroyed meanwhile.
+        pub async fn set_legal_hold(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLegalHoldResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/SetLegalHold",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "SetLegalHold"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod rotation_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with RotationServer.
+    #[async_trait]
+    pub trait Rotation: std::marker::Send + std::marker::Sync + 'static {
+        /// Has the token make a key for a meter, under the meter's KEK, and stores it as PRE_ACTIVE. Asked again, whoever asks, it
+        /// answers with the same one. Answers when the other site has proved that it has it.
+        async fn stage_key(
+            &self,
+            request: tonic::Request<super::StageKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StageKeyResponse>,
+            tonic::Status,
+        >;
+        /// Protects the transfer of what is staged, to be sent now: each time under a counter of its own, the wrapped key the same.
+        async fn next_transfer(
+            &self,
+            request: tonic::Request<super::NextTransferRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NextTransferResponse>,
+            tonic::Status,
+        >;
+        /// Takes in what the meter answered. A hint: what a meter sends under the new key is what proves it.
+        async fn confirm_key(
+            &self,
+            request: tonic::Request<super::ConfirmKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfirmKeyResponse>,
+            tonic::Status,
+        >;
+        /// Moves the preference to a version that is active: to the predecessor, of a meter that fell back, or forward again.
+        async fn roll_back_key(
+            &self,
+            request: tonic::Request<super::RollBackKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollBackKeyResponse>,
+            tonic::Status,
+        >;
+        /// A meter was set back to a key that is deactivated: its value goes on as a new version. Always takes two people.
+        async fn revive_key(
+            &self,
+            request: tonic::Request<super::ReviveKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReviveKeyResponse>,
+            tonic::Status,
+        >;
+        /// Says that a key is known to others. It still carries the transfer of its successor, and is wiped when that is proved.
+        async fn compromise_key(
+            &self,
+            request: tonic::Request<super::CompromiseKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CompromiseKeyResponse>,
+            tonic::Status,
+        >;
+        /// Has a version destroyed when the site's delay is over.
+        async fn destroy_key(
+            &self,
+            request: tonic::Request<super::DestroyKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DestroyKeyResponse>,
+            tonic::Status,
+        >;
+        /// Takes that back, before the delay is over.
+        async fn restore_key(
+            &self,
+            request: tonic::Request<super::RestoreKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreKeyResponse>,
+            tonic::Status,
+        >;
+        /// Puts a meter under a legal hold, or lifts it: nothing of it is destroyed meanwhile.
+        async fn set_legal_hold(
+            &self,
+            request: tonic::Request<super::SetLegalHoldRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLegalHoldResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct RotationServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> RotationServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for RotationServer<T>
+    where
+        T: Rotation,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/ami.kms.v1.Rotation/StageKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct StageKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<T: Rotation> tonic::server::UnaryService<super::StageKeyRequest>
+                    for StageKeySvc<T> {
+                        type Response = super::StageKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StageKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::stage_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StageKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/NextTransfer" => {
+                    #[allow(non_camel_case_types)]
+                    struct NextTransferSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::NextTransferRequest>
+                    for NextTransferSvc<T> {
+                        type Response = super::NextTransferResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NextTransferRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::next_transfer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NextTransferSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ConfirmKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfirmKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ConfirmKeyRequest>
+                    for ConfirmKeySvc<T> {
+                        type Response = super::ConfirmKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConfirmKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::confirm_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfirmKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/RollBackKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollBackKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::RollBackKeyRequest>
+                    for RollBackKeySvc<T> {
+                        type Response = super::RollBackKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollBackKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::roll_back_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollBackKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ReviveKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReviveKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ReviveKeyRequest>
+                    for ReviveKeySvc<T> {
+                        type Response = super::ReviveKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReviveKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::revive_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReviveKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/CompromiseKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct CompromiseKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::CompromiseKeyRequest>
+                    for CompromiseKeySvc<T> {
+                        type Response = super::CompromiseKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CompromiseKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::compromise_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CompromiseKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/DestroyKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct DestroyKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::DestroyKeyRequest>
+                    for DestroyKeySvc<T> {
+                        type Response = super::DestroyKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DestroyKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::destroy_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DestroyKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/RestoreKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreKeySvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::RestoreKeyRequest>
+                    for RestoreKeySvc<T> {
+                        type Response = super::RestoreKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestoreKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::restore_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/SetLegalHold" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetLegalHoldSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::SetLegalHoldRequest>
+                    for SetLegalHoldSvc<T> {
+                        type Response = super::SetLegalHoldResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetLegalHoldRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::set_legal_hold(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetLegalHoldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for RotationServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "ami.kms.v1.Rotation";
+    impl<T> tonic::server::NamedService for RotationServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -81,6 +81,12 @@ pub(crate) struct Encrypt {
     /// It transfers a key: the last counters of a line are kept for that
     #[arg(long)]
     key_transfer: bool,
+    /// Under this version of the encryption key, where the meter is presumed to hold another one than the preferred
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    encryption_version: u16,
+    /// The same of the authentication key
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    authentication_version: u16,
 }
 
 #[derive(Args)]
@@ -122,6 +128,8 @@ pub(crate) async fn encrypt(
             Protection::Authenticated => ApduProtection::Authenticated,
             Protection::Encrypted => ApduProtection::Encrypted,
         },
+        encryption_key_version: what.encryption_version,
+        authentication_key_version: what.authentication_version,
         security_suite: what.security_suite,
         purpose: if what.key_transfer {
             CounterPurpose::KeyTransfer

@@ -104,6 +104,25 @@ fn next_after(code: RefusalCode) -> &'static str {
         RefusalCode::ListMoved => {
             "the log of the server that refuses the list says authority and number"
         }
+        RefusalCode::NoKek
+        | RefusalCode::NothingStaged
+        | RefusalCode::NoSuchVersion
+        | RefusalCode::KeyState
+        | RefusalCode::NotTransferable
+        | RefusalCode::NoKekChange
+        | RefusalCode::TooManyLiveVersions => "`meter get` shows the meter's keys and their states",
+        RefusalCode::KekCompromised => {
+            "two people may override it with `--under-compromised-kek`; the meter is better replaced"
+        }
+        RefusalCode::UnderItself => {
+            "name the versions that the meter held before: `--encryption-version`, `--authentication-version`"
+        }
+        RefusalCode::LegalHold => "`key hold --lift` ends it",
+        RefusalCode::LastWay => "`--last-way` says that it is meant",
+        RefusalCode::NotProved => {
+            "`site status` says why the other site proves nothing; `--allow-unreplicated` goes on without it"
+        }
+        RefusalCode::NoCarrierTitle => "`meter set-policy` gives the client a title",
         RefusalCode::NotReadable => "`site divergence show` says what is known of it",
         RefusalCode::MeterDamaged => "`site status` names what is damaged",
         RefusalCode::FileOlder

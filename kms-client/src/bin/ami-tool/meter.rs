@@ -6,8 +6,8 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{
-    CallError, DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName,
-    MeterPolicy, NewMeter, Replicated, TextReader, title_text,
+    CallError, DamagedMeter, ImportRules, KeyInfo, KeyState, KmsClient, LINE_LEN_MAX, Listed,
+    Meter, MeterName, MeterPolicy, NewMeter, Replicated, TextReader, title_text,
 };
 use kms_core::date::date;
 use serde_json::json;
@@ -249,6 +249,7 @@ fn described(meter: &Meter) -> String {
         ("default system title", title(&policy.default_system_title)),
         ("client title", title(&policy.client_title)),
         ("general-ciphering header omitted", yes(policy.general_ciphering_omit_header)),
+        ("compromised keys' plaintext given", yes(policy.allow_compromised)),
         ("profile", policy.profile.as_ref().map_or("-".into(), ToString::to_string)),
     ]);
     for entry in &policy.client_titles {
@@ -262,11 +263,35 @@ fn described(meter: &Meter) -> String {
     for key in &meter.keys {
         let kcv = if key.kcv.is_empty() { "-" } else { &key.kcv };
         text.push_str(&format!(
-            "\nkey  setup {}  {:<12}  v{:<3}  {:<11}  {:<6}  KCV {kcv}",
-            key.security_setup, key.kind, key.version, key.state, key.protection
+            "\nkey  setup {}  {:<12}  v{:<3}  {:<11}  {:<6}  KCV {kcv}  {}{}",
+            key.security_setup,
+            key.kind,
+            key.version,
+            key.state,
+            key.protection,
+            key.reason,
+            due(key)
         ));
     }
     text
+}
+
+/// What is to be known of a key beside its state.
+fn due(key: &KeyInfo) -> String {
+    let mut words = Vec::new();
+    if key.preferred {
+        words.push("preferred".to_owned());
+    }
+    if let Some(until) = key.usable_until_ms {
+        words.push(format!("usable until {}", date(until)));
+    }
+    if let Some(at) = key.destroy_at_ms {
+        words.push(format!("destroyed at {}", date(at)));
+    }
+    if let Some(transfer) = key.transfer.as_ref().filter(|_| key.state == KeyState::PreActive) {
+        words.push(transfer.sent_ms.map_or("not sent".into(), |at| format!("sent {}", date(at))));
+    }
+    if words.is_empty() { String::new() } else { format!(", {}", words.join(", ")) }
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub(crate) fn print(format: Template) -> Result<Exit, Failure> {
                     "default_system_title": TITLES[0],
                     "client_title": CLIENT,
                     "general_ciphering_omit_header": false,
+                    "allow_compromised": false,
                     "client_titles": [
                         { "security_setup": 0, "client": 16, "system_title": CLIENT },
                     ],
@@ -69,7 +70,8 @@ fn full(column: &str) -> &'static str {
         "client_title" => CLIENT,
         "allow_encryption_only"
         | "allow_withheld_authentication_key"
-        | "general_ciphering_omit_header" => "false",
+        | "general_ciphering_omit_header"
+        | "allow_compromised" => "false",
         _ => "",
     }
 }

@@ -33,6 +33,7 @@ columns! {
     ClientTitle "client_title",
     GeneralCipheringOmitHeader "general_ciphering_omit_header",
     Profile "profile",
+    AllowCompromised "allow_compromised",
 }
 
 /// The names of all columns that a CSV file may have.
@@ -56,6 +57,7 @@ pub const CSV_COLUMNS: &[&str] = &[
     "client_title",
     "general_ciphering_omit_header",
     "profile",
+    "allow_compromised",
 ];
 
 impl Column {

@@ -59,6 +59,7 @@ impl Row {
                 let name = ProfileName::new(text).map_err(|error| error.to_string())?;
                 self.policy().profile = Some(name);
             }
+            Column::AllowCompromised => self.policy().allow_compromised = yes(text)?,
         }
         Ok(())
     }

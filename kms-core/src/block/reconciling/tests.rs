@@ -1,6 +1,7 @@
 //! What people decide about a record that was set aside, and what is never lost by it.
 
 use super::*;
+use crate::KeyLife;
 use crate::{
     Fingerprint, KeyId, KeyKind, MeterId, Protection, SecuritySetup, SystemTitle,
     counters::{Line, LineName, Offset},
@@ -23,6 +24,7 @@ fn key(id: u8, state: KeyState) -> KeyRecord {
         changed_ms: 3,
         kcv: None,
         fingerprint: Fingerprint([id; 16]),
+        life: KeyLife::default(),
     }
 }
 
@@ -36,6 +38,7 @@ fn a_meter(keys: &[(u8, KeyState)]) -> MeterRecord {
         created_ms: 3,
         former: Vec::new(),
         changed_by: Default::default(),
+        legal_hold_ms: None,
     }
 }
 

@@ -11,14 +11,29 @@ pub enum KeyMaterial<'a> {
     Token(&'a WrappedKey),
 }
 
+/// What a live version may be used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// It is the preferred one: it protects what is sent.
+    pub protects: bool,
+    /// It is active: the preferred one, or one that the meter may have fallen back to.
+    pub active: bool,
+    /// It may carry what brings the meter another key, or finds out which one it holds.
+    pub carries: bool,
+    /// It is known to others.
+    pub compromised: bool,
+    /// It waits for evidence.
+    pub awaits: bool,
+}
+
 /// A key version to try.
 pub struct Candidate<'a> {
     /// The security setup.
     pub setup: SecuritySetup,
     /// Display order.
     pub version: u16,
-    /// Whether it protects what is sent, and does not only open.
-    pub protects: bool,
+    /// What it may be used for beside opening.
+    pub standing: Standing,
     /// Where it is.
     pub key: KeyMaterial<'a>,
 }

@@ -3,7 +3,7 @@
 use crate::hsm::WrappedKey;
 use kms_core::{ClientTitles, KeyKind, SecuritySetup, SystemTitle};
 
-use super::floored::Floored;
+use super::{candidate::Standing, floored::Floored};
 
 /// The attributes that most meters don't have.
 #[derive(Clone, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Extra {
     pub(super) client_title: Option<SystemTitle>,
     pub(super) client_titles: ClientTitles,
     pub(super) floors: Option<Box<Floored>>,
+    /// Something of its keys is due then.
+    pub(super) due_ms: Option<u64>,
     /// Ordered: by setup, then as they are to be tried.
     pub(super) keys: Box<[SlotInfo]>,
 }
@@ -29,7 +31,7 @@ pub(super) struct SlotInfo {
     pub(super) kind: KeyKind,
     pub(super) setup: SecuritySetup,
     pub(super) version: u16,
-    pub(super) protects: bool,
+    pub(super) standing: Standing,
     pub(super) held: Held,
 }
 

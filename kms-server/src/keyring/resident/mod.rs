@@ -11,7 +11,7 @@ mod scrub;
 mod table;
 mod tables;
 
-pub use candidate::{Candidate, KeyMaterial};
+pub use candidate::{Candidate, KeyMaterial, Standing};
 pub use directory::Directory;
 pub use policy::PolicyBits;
 pub use scrub::scrub_stack;

@@ -15,7 +15,8 @@ impl PolicyBits {
                 | u8::from(policy.allow_encryption_only) << 1
                 | u8::from(policy.allow_withheld_authentication_key) << 2
                 | u8::from(policy.general_ciphering_omit_header) << 3
-                | u8::from(!floors.is_off()) << 4,
+                | u8::from(!floors.is_off()) << 4
+                | u8::from(policy.allow_compromised) << 5,
         )
     }
 
@@ -47,6 +48,11 @@ impl PolicyBits {
     /// General-ciphering's header is left out of the additional data.
     pub const fn omits_general_ciphering_header(self) -> bool {
         self.0 & 8 != 0
+    }
+
+    /// The plaintext of what opens under a compromised key is given, marked.
+    pub const fn allows_compromised(self) -> bool {
+        self.0 & 32 != 0
     }
 
     /// The meter has receive floors: an APDU that opened is not yet one that is new.

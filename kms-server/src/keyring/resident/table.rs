@@ -16,12 +16,16 @@ use kms_core::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
     },
+    life::{
+        choosing::{Place, awaits_evidence},
+        due,
+    },
     profile::FloorRule,
 };
 
 use super::{
     arena::Segment,
-    candidate::{Candidate, KeyMaterial},
+    candidate::{Candidate, KeyMaterial, Standing},
     extra::{Extra, Held, SlotInfo},
     floored::Floored,
     ids::IdTag,
@@ -145,11 +149,14 @@ fn live_keys(meter: &MeterRecord) -> impl Iterator<Item = &KeyRecord> {
 fn is_plain(meter: &MeterRecord) -> bool {
     let one_at_most =
         |kind| live_keys(meter).filter(|key: &&KeyRecord| key.kind == kind).count() <= 1;
-    one_at_most(KeyKind::Guek)
+    let is_ordinary = |key: &KeyRecord| key.state.vouches() && !awaits_evidence(key);
+    live_keys(meter).all(is_ordinary)
+        && one_at_most(KeyKind::Guek)
         && one_at_most(KeyKind::Gak)
         && meter.policy.default_system_title.is_none()
         && meter.policy.client_title.is_none()
         && meter.policy.client_titles.is_empty()
+        && due::next(meter).is_none()
         && live_keys(meter).all(|key| {
             matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
                 && key.protection == Protection::Memory
@@ -212,6 +219,11 @@ impl BlockTable {
     /// The number of its meters.
     pub fn meters(&self) -> u32 {
         self.meters
+    }
+
+    /// The time at which something of its meters' keys is due first.
+    pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
+        self.extras.iter().filter_map(|extra| extra.due_ms).min()
     }
 
     /// The number of its records that failed their MAC. Then their titles are not sure either, and a title that
@@ -386,23 +398,29 @@ impl Filling<'_> {
         floors: FloorRule,
     ) -> Result<(), DoesNotOpen> {
         let mut live: Vec<&KeyRecord> = live_keys(meter).collect();
-        // Active ones first, then the newest: the order in which they most likely open.
+        // The preferred one first, then active ones, then the newest: the order in which they most likely open.
+        let is_preferred = |key: &KeyRecord| {
+            Place::of(key).preferred(meter).is_some_and(|preferred| preferred.id == key.id)
+        };
         live.sort_by_key(|key| {
-            (key.setup, key.state != KeyState::Active, std::cmp::Reverse(key.version))
+            let rank = (!is_preferred(key), key.state != KeyState::Active, !key.state.vouches());
+            (key.setup, rank, std::cmp::Reverse(key.version))
         });
-        let keys = live.into_iter().map(|key| self.put_slot(key)).collect::<Result<_, _>>()?;
+        let keys = live.into_iter().map(|key| self.put_slot(key, is_preferred(key)));
+        let keys = keys.collect::<Result<_, _>>()?;
         let extra = Extra {
             default_title: meter.policy.default_system_title,
             client_title: meter.policy.client_title,
             client_titles: meter.policy.client_titles.clone(),
             floors: Floored::of(live_keys(meter), floors),
+            due_ms: due::next(meter),
             keys,
         };
         self.add_extra(at, extra);
         Ok(())
     }
 
-    fn put_slot(&mut self, key: &KeyRecord) -> Result<SlotInfo, DoesNotOpen> {
+    fn put_slot(&mut self, key: &KeyRecord, protects: bool) -> Result<SlotInfo, DoesNotOpen> {
         let held = match key.protection {
             Protection::Hsm => Held::Token(WrappedKey { id: key.id, wrapped: key.wrapped.clone() }),
             Protection::Memory => {
@@ -414,7 +432,14 @@ impl Filling<'_> {
             }
         };
         let KeyRecord { kind, setup, version, state, .. } = *key;
-        Ok(SlotInfo { kind, setup, version, protects: state.may_protect(), held })
+        let standing = Standing {
+            protects,
+            active: state.may_protect(),
+            carries: state.may_carry(),
+            compromised: !state.vouches(),
+            awaits: awaits_evidence(key),
+        };
+        Ok(SlotInfo { kind, setup, version, standing, held })
     }
 }
 
@@ -448,6 +473,11 @@ impl<'a> ResidentMeter<'a> {
     pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
         let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
         said.or_else(|| self.client_title())
+    }
+
+    /// The time at which something of its keys is due.
+    pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
+        self.extra()?.due_ms
     }
 
     /// Whether it is the title of one of the utility's clients towards it.
@@ -503,14 +533,14 @@ impl<'a> ResidentMeter<'a> {
         let plain = plain.map(|(key, version)| Candidate {
             setup: SecuritySetup(0),
             version,
-            protects: self.entry[FLAGS] & active != 0,
+            standing: plain_standing(self.entry[FLAGS] & active != 0),
             key: KeyMaterial::Bytes(key),
         });
         let slots = self.extra().map_or(&[][..], |extra| &extra.keys);
         let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
             setup: slot.setup,
             version: slot.version,
-            protects: slot.protects,
+            standing: slot.standing,
             key: table.material(&slot.held),
         });
         plain
@@ -554,6 +584,11 @@ impl BlockTable {
         let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
         &bytes[at as usize..][..usize::from(len)]
     }
+}
+
+/// Of the only version of a plain meter: active, or not.
+const fn plain_standing(active: bool) -> Standing {
+    Standing { protects: active, active, carries: active, compromised: false, awaits: false }
 }
 
 /// Where a search for `title` starts, and its tag. The block took the upper bits of the spread title;

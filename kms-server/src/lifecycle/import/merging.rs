@@ -10,7 +10,7 @@ use crate::{
     lifecycle::refusal::{Refusal, refusal},
 };
 use kms_core::{
-    ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyRecord, KeyState, MeterRecord,
+    ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyLife, KeyRecord, KeyState, MeterRecord,
     Protection, RefusalCode, SecuritySetup, record::Tombstone,
 };
 
@@ -298,5 +298,6 @@ fn key_record(news: &NewsKey, value: WrappedValue, now_ms: u64) -> KeyRecord {
         changed_ms: now_ms,
         kcv,
         fingerprint,
+        life: KeyLife::default(),
     }
 }

@@ -202,6 +202,7 @@ impl Lifecycle {
             created_ms: self.clock.unix_ms(),
             former: Vec::new(),
             changed_by: ChangeMark::default(),
+            legal_hold_ms: None,
         }
     }
 

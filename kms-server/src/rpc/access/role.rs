@@ -101,6 +101,14 @@ impl Verb {
             | Self::ResolveDivergence
             | Self::AdmitEpoch
             | Self::ForgetRevocationList => &[AmiAdmin],
+            Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
+                &[AmiAdmin, Rotator]
+            }
+            Self::ReviveKey
+            | Self::CompromiseKey
+            | Self::DestroyKey
+            | Self::RestoreKey
+            | Self::SetLegalHold => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads

@@ -89,6 +89,24 @@ verbs! {
     ImportMeters = MetersImportMeters;
     /// Fetch the key that import files are sealed to.
     GetImportKey = MetersGetImportKey;
+    /// Have a key made for a meter.
+    StageKey = RotationStageKey;
+    /// Protect the transfer of a staged key.
+    NextTransfer = RotationNextTransfer;
+    /// Say what the meter answered.
+    ConfirmKey = RotationConfirmKey;
+    /// Prefer another version of a key.
+    RollBackKey = RotationRollBackKey;
+    /// Have a key that was given up go on.
+    ReviveKey = RotationReviveKey;
+    /// Say that a key is known to others.
+    CompromiseKey = RotationCompromiseKey;
+    /// Have a version of a key destroyed.
+    DestroyKey = RotationDestroyKey;
+    /// Take that back.
+    RestoreKey = RotationRestoreKey;
+    /// Put a meter under a legal hold, or lift it.
+    SetLegalHold = RotationSetLegalHold;
     /// Protect what another node was asked to.
     Protect = NodesProtect;
     /// Ask where blocks stand.
@@ -200,7 +218,10 @@ impl Verb {
     /// Whether it takes two people whatever the policy says: what takes back that something was given up, or revoked, and
     /// what believes the other site further than one step.
     pub const fn always_needs_two_people(self) -> bool {
-        matches!(self, Self::ReadmitMeter | Self::AdmitEpoch | Self::ForgetRevocationList)
+        matches!(
+            self,
+            Self::ReadmitMeter | Self::ReviveKey | Self::AdmitEpoch | Self::ForgetRevocationList
+        )
     }
 
     /// Whether every known caller may use it, whatever its roles.

@@ -34,6 +34,15 @@ impl Verb {
             | Self::ImportMeters
             | Self::Encrypt
             | Self::EncryptBatch
+            | Self::StageKey
+            | Self::NextTransfer
+            | Self::ConfirmKey
+            | Self::RollBackKey
+            | Self::ReviveKey
+            | Self::CompromiseKey
+            | Self::DestroyKey
+            | Self::RestoreKey
+            | Self::SetLegalHold
             | Self::Protect
             | Self::ForgetRevocationList => true,
             Self::EnrolPeer | Self::ResolveDivergence => false,

@@ -61,7 +61,8 @@ pub(crate) async fn read(
         Replayed { first: Some(reading.read.freeze()), rest: reading.body, is_whole: !may_go_on };
     let request = Request::from_parts(parts, Body::new(replayed));
     let matter = Matter { digest, about, may_go_on };
-    let asking = Asking { matter, is_question, promotion: None, takes_a_writer: true };
+    let asking =
+        Asking { matter, is_question, promotion: None, takes_a_writer: true, takes_two: false };
     Ok(Asked { asking, request })
 }
 

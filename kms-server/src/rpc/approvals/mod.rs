@@ -3,6 +3,7 @@
 
 mod asked;
 pub(crate) mod import_call;
+mod key_summary;
 pub(crate) mod need;
 pub(crate) mod summary;
 pub(crate) mod waiting;

@@ -48,7 +48,9 @@ pub(crate) struct Needs {
 impl Needs {
     /// Whether the call may need two people: it is read before that is known.
     pub(crate) fn concern(&self, verb: Verb) -> bool {
-        self.name(verb) || verb == Verb::Promote && self.site.is_some()
+        // Of these some requests do.
+        let by_what_is_asked = matches!(verb, Verb::StageKey | Verb::DestroyKey);
+        self.name(verb) || by_what_is_asked || verb == Verb::Promote && self.site.is_some()
     }
 
     /// Whether this call takes one person only. A promotion above an epoch that somebody names takes two, whatever the
@@ -62,7 +64,7 @@ impl Needs {
                 is_put_back && is_near && times < ABOVE_TIMES_MAX
             })
         };
-        !self.name(verb) && above.is_none_or(is_near)
+        !self.name(verb) && !asking.takes_two && above.is_none_or(is_near)
     }
 
     /// The name of the site, for people.

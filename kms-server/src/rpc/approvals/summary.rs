@@ -37,6 +37,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         }),
         Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, readmitted),
+        Verb::StageKey
+        | Verb::NextTransfer
+        | Verb::ConfirmKey
+        | Verb::RollBackKey
+        | Verb::ReviveKey
+        | Verb::CompromiseKey
+        | Verb::DestroyKey
+        | Verb::RestoreKey
+        | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => {
             read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
@@ -271,6 +280,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         general_ciphering_omit_header,
         profile,
         client_titles,
+        allow_compromised,
     } = policy;
     let minimum = match MinimumProtection::try_from(*minimum_protection) {
         Ok(MinimumProtection::Unspecified) => MinimumProtection::Authenticated.as_str_name(),
@@ -282,6 +292,7 @@ fn policy(policy: Option<&MeterPolicy>) -> String {
         (*allow_encryption_only, "allow_encryption_only"),
         (*allow_withheld_authentication_key, "allow_withheld_authentication_key"),
         (*general_ciphering_omit_header, "general_ciphering_omit_header"),
+        (*allow_compromised, "allow_compromised"),
     ];
     words.extend(flags.into_iter().filter(|(on, _)| *on).map(|(_, word)| word.to_owned()));
     for (name, title) in
@@ -329,7 +340,7 @@ fn utc(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-fn read<T: Message + Default>(message: &[u8], say: impl FnOnce(T) -> About) -> About {
+pub(super) fn read<T: Message + Default>(message: &[u8], say: impl FnOnce(T) -> About) -> About {
     T::decode(message).map_or_else(|_| line("a request that can't be read".to_owned()), say)
 }
 
@@ -337,7 +348,7 @@ fn line(line: String) -> About {
     About { line, ..About::default() }
 }
 
-fn subject(meter_id: &str, title: &[u8]) -> Subject {
+pub(super) fn subject(meter_id: &str, title: &[u8]) -> Subject {
     let system_title = <[u8; 8]>::try_from(title).ok().map(SystemTitle::new);
     Subject { meter_id: MeterId::new(meter_id).ok(), system_title, block: None }
 }

@@ -15,7 +15,10 @@ use tonic::{Status, body::Body};
 use kms_proto::v1::PromoteRequest;
 use prost::Message as _;
 
-use super::summary::{About, about};
+use super::{
+    key_summary::takes_two,
+    summary::{About, about},
+};
 use crate::rpc::{
     access::verb::Verb,
     messages::{framing::PREFIX, status::Refused},
@@ -41,6 +44,8 @@ pub(crate) struct Asking {
     pub(crate) promotion: Option<PromoteRequest>,
     /// Only a site that writes can carry it out.
     pub(crate) takes_a_writer: bool,
+    /// It takes two people whatever the policy says, for what it asks.
+    pub(crate) takes_two: bool,
 }
 
 impl Asking {
@@ -56,6 +61,7 @@ impl Asking {
             is_question: false,
             promotion: is_promotion.then(|| PromoteRequest::decode(message).ok()).flatten(),
             takes_a_writer: verb.takes_a_writer(message),
+            takes_two: takes_two(verb, message),
         }
     }
 }

@@ -75,6 +75,8 @@ fn protecting(item: &Plain<'_>) -> Protecting {
         protection: protection.into(),
         security_suite: item.suite.map(|suite| suite.number().into()),
         purpose: purpose.into(),
+        encryption_key_version: item.versions.0.into(),
+        authentication_key_version: item.versions.1.into(),
     }
 }
 
@@ -142,6 +144,7 @@ mod tests {
             protection: (true, false),
             suite: Some(Suite::Suite2),
             purpose: Purpose::KeyTransfer,
+            versions: (2, 3),
         }
     }
 

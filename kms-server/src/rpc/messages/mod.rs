@@ -16,6 +16,7 @@ pub(crate) mod papers;
 pub(crate) mod plan;
 pub(crate) mod request_id;
 pub(crate) mod role_status;
+pub(crate) mod rotation;
 pub(crate) mod shape;
 pub(crate) mod sites;
 pub(crate) mod status;

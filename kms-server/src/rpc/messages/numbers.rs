@@ -2,7 +2,8 @@
 //! is new on one side is asked for on the other.
 
 use kms_core::{
-    KeyKind, KeyState, MinimumProtection, Protection, Verdict,
+    AssociationForm, KeyKind, KeyState, MinimumProtection, Protection, StateReason, TransferResult,
+    Verdict,
     audit::Detail,
     block::reconciling::{Decision, Parting},
     site::role::Role,
@@ -32,16 +33,22 @@ macro_rules! same_as {
 
 same_as!(Verdict, Verdict:
     Ok OkUnauthenticated MicFailure Replayed UnknownMeter NoUsableKey PolicyRefused Malformed Unsupported
-    Unavailable);
+    Unavailable CompromisedKey);
 same_as!(KeyKind, KeyKind: Guek Gbek Gak Kek Dedicated HlsSecret LlsPassword);
 same_as!(KeyState, KeyState: PreActive Active Deactivated Compromised Destroyed);
+same_as!(StateReason, KeyStateReason:
+    Imported Staged Evidence ConfirmedByResult TransferProved Superseded Revived ReportedCompromised Withdrawn
+    WipedAfterSuccessor DestroyedOnDemand MadeRoom GoesOnAsAnother Reconciled);
+same_as!(AssociationForm, AssociationForm: Glo Ded GeneralGlo GeneralCiphering);
+same_as!(TransferResult, TransferResult: Success Refused NoAnswer);
 same_as!(Protection, ProtectionLevel: Hsm Memory);
 same_as!(Role, SiteRole: Primary Secondary Fenced Replica);
 same_as!(MinimumProtection, MinimumProtection: AuthenticatedEncrypted Authenticated);
 same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
-    CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey);
+    CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey KeyKind SecuritySetup KeyVersion StateReason
+    WithoutProof);
 same_as!(Parting, Parting:
     NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable Fact);
 same_as!(Decision, Decision: Accept Discard);

@@ -31,6 +31,7 @@ pub(crate) struct How {
     protection: (bool, bool),
     suite: Option<Suite>,
     purpose: Purpose,
+    versions: (u16, u16),
 }
 
 const fn field(field: &'static str, problem: &'static str) -> Refused {
@@ -52,8 +53,24 @@ pub(crate) fn key(
 /// What the wire says of how to protect; nothing: the usual.
 pub(crate) fn how(protecting: Option<Protecting>) -> Result<How, Refused> {
     let protecting = protecting.unwrap_or_default();
-    let Protecting { security_setup, client, broadcast, form, protection, security_suite, purpose } =
-        protecting;
+    let Protecting {
+        security_setup,
+        client,
+        broadcast,
+        form,
+        protection,
+        security_suite,
+        purpose,
+        encryption_key_version,
+        authentication_key_version,
+    } = protecting;
+    let version = |number, name| {
+        u16::try_from(number).map_err(|_| field(name, "a key's version is 1 to 65,535"))
+    };
+    let versions = (
+        version(encryption_key_version, "encryption_key_version")?,
+        version(authentication_key_version, "authentication_key_version")?,
+    );
     let (setup, client, key_set) = key(security_setup, client, broadcast)?;
     let form = CipheringForm::try_from(form).map_err(|_| field("form", "there is no such form"))?;
     let envelope = match form {
@@ -77,7 +94,7 @@ pub(crate) fn how(protecting: Option<Protecting>) -> Result<How, Refused> {
         CounterPurpose::Unspecified | CounterPurpose::Traffic => Purpose::Traffic,
         CounterPurpose::KeyTransfer => Purpose::KeyTransfer,
     };
-    Ok(How { setup, client, key_set, envelope, protection, suite, purpose })
+    Ok(How { setup, client, key_set, envelope, protection, suite, purpose, versions })
 }
 
 /// The meter that a call names, in one of the two ways.
@@ -91,8 +108,8 @@ pub(crate) fn whose<'a>(meter_id: &'a str, system_title: &[u8]) -> Result<Whose<
 
 /// One item.
 pub(crate) fn item<'a>(apdu: &'a [u8], whose: Whose<'a>, how: How) -> Plain<'a> {
-    let How { setup, client, key_set, envelope, protection, suite, purpose } = how;
-    Plain { apdu, whose, setup, client, key_set, envelope, protection, suite, purpose }
+    let How { setup, client, key_set, envelope, protection, suite, purpose, versions } = how;
+    Plain { apdu, whose, setup, client, key_set, envelope, protection, suite, purpose, versions }
 }
 
 /// The batch's items, borrowed from its columns.

@@ -9,8 +9,9 @@ use crate::lifecycle::{
     MeterView, NewKey, NewMeter, Page, Refusal,
 };
 use kms_core::{
-    ClearKey, ClientTitle, ClientTitles, KeyRecord, MeterId, MeterPolicy, MinimumProtection,
-    Numbered, ProfileName, SecuritySetup, SystemTitle, ports::Replicated,
+    ClearKey, ClientTitle, ClientTitles, KeyRecord, MeterId, MeterPolicy, MeterRecord,
+    MinimumProtection, Numbered, PastState, ProfileName, SecuritySetup, SystemTitle, Transfer,
+    life::choosing::Place, ports::Replicated,
 };
 
 /// Keys that are read of a meter: so many more than it may come with that `lifecycle` names the limit to who
@@ -120,6 +121,7 @@ pub(crate) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
         general_ciphering_omit_header,
         profile,
         client_titles,
+        allow_compromised,
     } = policy;
     let problem = "it is none of MinimumProtection's";
     let minimum_protection = optional::<MinimumProtection>(minimum_protection)
@@ -137,6 +139,7 @@ pub(crate) fn new_policy(policy: v1::MeterPolicy) -> Result<MeterPolicy, Refused
         general_ciphering_omit_header,
         profile: (!profile.is_empty()).then(|| profile_name(&profile)).transpose()?,
         client_titles: new_client_titles(&client_titles)?,
+        allow_compromised,
     })
 }
 
@@ -177,11 +180,12 @@ pub(crate) fn meter(view: MeterView) -> v1::Meter {
     v1::Meter {
         meter_id: record.meter_id.as_str().to_owned(),
         system_title: title_bytes(&record.system_title),
-        logical_device_name: record.logical_device_name,
+        logical_device_name: record.logical_device_name.clone(),
         policy: Some(policy(&record.policy)),
-        keys: record.keys.iter().map(key).collect(),
+        keys: record.keys.iter().map(|it| key_of(&record, it)).collect(),
         block: block.0,
         created_ms: record.created_ms,
+        legal_hold_ms: record.legal_hold_ms,
     }
 }
 
@@ -206,8 +210,22 @@ fn damaged_meter(meter: DamagedMeter) -> v1::DamagedMeter {
 }
 
 /// Everything about a key but the key: not its wrapped bytes either, nor its fingerprint.
-fn key(record: &KeyRecord) -> v1::Key {
+pub(crate) fn key_of(meter: &MeterRecord, record: &KeyRecord) -> v1::Key {
+    let preferred = Place::of(record).preferred(meter).is_some_and(|it| it.id == record.id);
+    let life = &record.life;
+    let past = |it: &PastState| v1::PastKeyState {
+        state: it.state as i32,
+        since_ms: it.since_ms,
+        reason: it.reason as i32,
+    };
     v1::Key {
+        reason: life.reason as i32,
+        changed_ms: record.changed_ms,
+        past: life.past.iter().map(past).collect(),
+        preferred,
+        usable_until_ms: life.usable_until_ms,
+        destroy_at_ms: life.destroy_at_ms,
+        transfer: life.transfer.as_ref().map(transfer),
         key_id: Bytes::copy_from_slice(&record.id.0),
         kind: record.kind as i32,
         security_setup: record.setup.0.into(),
@@ -216,6 +234,34 @@ fn key(record: &KeyRecord) -> v1::Key {
         protection: record.protection as i32,
         kcv: record.kcv.map_or_else(Bytes::new, |kcv| Bytes::copy_from_slice(&kcv)),
         created_ms: record.created_ms,
+    }
+}
+
+/// Nothing of the wrapped key: it leaves within its ciphered APDU alone.
+fn transfer(transfer: &Transfer) -> v1::KeyTransfer {
+    let Transfer {
+        request,
+        kek,
+        class_version,
+        carrier,
+        wrapped: _,
+        unreplicated,
+        sent_ms,
+        result,
+    } = transfer;
+    v1::KeyTransfer {
+        request_id: request.clone(),
+        kek_id: Bytes::copy_from_slice(&kek.0),
+        class_version: (*class_version).into(),
+        carrier: Some(v1::KeyCarrier {
+            security_setup: carrier.setup.0.into(),
+            client: carrier.client.into(),
+            form: carrier.form as i32,
+        }),
+        unreplicated: *unreplicated,
+        sent_ms: *sent_ms,
+        result: result.map_or(0, |(result, _)| result as i32),
+        result_ms: result.map_or(0, |(_, at_ms)| at_ms),
     }
 }
 
@@ -231,6 +277,7 @@ fn policy(policy: &MeterPolicy) -> v1::MeterPolicy {
         general_ciphering_omit_header: policy.general_ciphering_omit_header,
         profile: policy.profile.as_ref().map_or_else(String::new, ProfileName::to_string),
         client_titles: policy.client_titles.as_slice().iter().map(client_title).collect(),
+        allow_compromised: policy.allow_compromised,
     }
 }
 
@@ -280,7 +327,7 @@ pub(crate) fn replicated(replicated: Replicated) -> v1::Replicated {
 mod tests {
     use super::*;
     use kms_core::{
-        BlockNo, ChangeMark, Fingerprint, KeyId, KeyKind, KeyState, MeterRecord, Protection,
+        BlockNo, Carrier, ChangeMark, Fingerprint, KeyId, KeyKind, KeyLife, KeyState, Protection,
     };
 
     fn wire_meter() -> v1::NewMeter {
@@ -414,14 +461,32 @@ mod tests {
                 changed_ms: 5,
                 kcv: Some([6; 5]),
                 fingerprint: Fingerprint([0xEF; 16]),
+                life: KeyLife {
+                    transfer: Some(Transfer {
+                        request: "r".into(),
+                        kek: KeyId([3; 16]),
+                        class_version: 1,
+                        carrier: Carrier::default(),
+                        wrapped: vec![0xAB; 24],
+                        unreplicated: false,
+                        sent_ms: None,
+                        result: None,
+                    }),
+                    ..KeyLife::default()
+                },
             }],
             created_ms: 7,
             former: Vec::new(),
             changed_by: ChangeMark::default(),
+            legal_hold_ms: None,
         };
         let meter = meter(MeterView { record, block: BlockNo(8) });
         let encoded = prost::Message::encode_to_vec(&meter);
-        assert!(!encoded.windows(4).any(|bytes| bytes == [0xCD; 4] || bytes == [0xEF; 4]));
+        assert!(
+            !encoded
+                .windows(4)
+                .any(|bytes| [[0xCD; 4], [0xEF; 4], [0xAB; 4]].iter().any(|it| bytes == it))
+        );
         let key = &meter.keys[0];
         assert_eq!((key.version, key.security_setup, key.kind), (3, 2, v1::KeyKind::Gak as i32));
         assert_eq!((meter.block, meter.created_ms), (8, 7));

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use kms_proto::v1::{
     approvals_server::ApprovalsServer, audit_server::AuditServer,
     ciphering_server::CipheringServer, meters_server::MetersServer, nodes_server::NodesServer,
-    replication_server::ReplicationServer, site_server::SiteServer,
+    replication_server::ReplicationServer, rotation_server::RotationServer,
+    site_server::SiteServer,
 };
 use tonic::service::Routes;
 
@@ -19,7 +20,7 @@ use crate::rpc::{
     services::{
         approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
         meters::MetersService, nodes::NodesService, replication::ReplicationService,
-        site::SiteService,
+        rotation::RotationService, site::SiteService,
     },
     shares::budget::Budget,
     tls::in_use::Tls,
@@ -50,6 +51,13 @@ pub(super) fn of_parts(
         audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         message_bytes_max,
+    };
+    let rotation = RotationService {
+        lifecycle: Arc::clone(&parts.lifecycle),
+        transmitting: Arc::clone(&parts.transmitting),
+        audit: Recorder(Arc::clone(&parts.audit)),
+        budget: budget.clone(),
+        policy: Arc::new(config.policy.clone()),
     };
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
@@ -84,6 +92,7 @@ pub(super) fn of_parts(
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
+        .add_service(RotationServer::new(rotation).max_decoding_message_size(message_bytes_max))
         .add_service(
             ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
         )

@@ -271,7 +271,9 @@ impl CipheringService {
             self.look_closer(permit, &item, outcome);
         }
         match (outcomes.pop(), outcomes.is_empty()) {
-            (Some(outcome), true) if outcome.verdict.opened() && want == Want::Plaintext => {
+            (Some(outcome), true)
+                if outcome.verdict.may_have_plaintext() && want == Want::Plaintext =>
+            {
                 Ok((outcome, plaintexts.into()))
             }
             (Some(outcome), true) => Ok((outcome, Bytes::new())),

@@ -12,5 +12,6 @@ mod looks;
 pub(crate) mod meters;
 pub(crate) mod nodes;
 pub(crate) mod replication;
+pub(crate) mod rotation;
 mod sealed;
 pub(crate) mod site;

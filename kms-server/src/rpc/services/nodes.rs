@@ -85,9 +85,10 @@ impl NodesService {
         let problem = "a caller's name is 1 to 255 visible ASCII characters without spaces";
         let caller =
             CallerName::new(caller).map_err(|_| Refused::Field { field: "caller", problem })?;
-        let verb =
-            Verb::of_name(call).filter(|it| matches!(it, Verb::Encrypt | Verb::EncryptBatch));
-        let problem = "a node forwards Ciphering/Encrypt and Ciphering/EncryptBatch alone";
+        let forwards =
+            |it: &Verb| matches!(it, Verb::Encrypt | Verb::EncryptBatch | Verb::NextTransfer);
+        let verb = Verb::of_name(call).filter(forwards);
+        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch and Rotation/NextTransfer alone";
         let verb = verb.ok_or(Refused::Field { field: "call", problem })?;
         let refused = match self.policy.permit(&caller, verb) {
             Ok(permit) => return Ok(permit),

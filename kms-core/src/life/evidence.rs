@@ -1,0 +1,132 @@
+//! What proves that a meter has taken a key.
+//!
+//! | kind | proved by | |
+//! |---|---|---|
+//! | GUEK | a whole tag of an APDU that the meter originated under it, unicast | `EVIDENCE` |
+//! | GAK | the same: it is in what the tag covers | `EVIDENCE` |
+//! | KEK | a key that travelled under it and shows itself | `TRANSFER_PROVED` |
+//! | GBEK; GAK of a meter that sends without tags; a key of a setup that others use | no more than the meter's answer | `CONFIRMED_BY_RESULT` |
+//!
+//! An answer is a hint, both ways: meters answer OK and have not changed, answer otherwise and have. So it proves nothing
+//! of the first three, and of the last ones both versions are kept. What was sent under an old key never takes a new one
+//! back.
+
+use super::{
+    NotDone, Times,
+    choosing::{Place, awaits_evidence},
+};
+use crate::{
+    KeyId, KeyKind, KeyRecord, KeyState, MeterRecord, SecuritySetup, StateReason, TransferResult,
+};
+
+/// The keys that a whole tag of the meter's own vouches for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shown {
+    /// The security setup.
+    pub setup: SecuritySetup,
+    /// The version of the GUEK that opened it.
+    pub encryption: u16,
+    /// The version of the GAK in what its tag covers.
+    pub authentication: u16,
+}
+
+/// A key that was proved, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proved {
+    /// The key.
+    pub key: KeyId,
+    /// Where it is.
+    pub place: Place,
+    /// Its version.
+    pub version: u16,
+    /// By what.
+    pub reason: StateReason,
+}
+
+/// Takes what a meter has shown into its record. What comes back are the keys that this proves; none: nothing changed.
+pub fn show(meter: &mut MeterRecord, shown: &Shown, times: &Times, now_ms: u64) -> Vec<Proved> {
+    let Shown { setup, encryption, authentication } = *shown;
+    let waits = |(kind, version)| {
+        let key = Place { setup, kind }.version(meter, version).ok()?;
+        awaits_evidence(key).then_some((key.id, key.life.transfer.as_ref().map(|it| it.kek)))
+    };
+    let both = [(KeyKind::Guek, encryption), (KeyKind::Gak, authentication)];
+    let found: Vec<(KeyId, Option<KeyId>)> = both.into_iter().filter_map(waits).collect();
+    let mut proved = Vec::new();
+    for (key, kek) in found {
+        proved.extend(prove(meter, key, StateReason::Evidence, times, now_ms));
+        let kek_waits =
+            |kek: &KeyId| meter.keys.iter().any(|key| key.id == *kek && awaits_evidence(key));
+        if let Some(kek) = kek.filter(kek_waits) {
+            proved.extend(prove(meter, kek, StateReason::TransferProved, times, now_ms));
+        }
+    }
+    proved
+}
+
+/// Whether a key of this meter is confirmed by no more than the meter's answer.
+pub fn is_weak(meter: &MeterRecord, key: &KeyRecord) -> bool {
+    let foreign = key.life.transfer.as_ref().is_some_and(|it| it.carrier.setup != key.setup);
+    match key.kind {
+        KeyKind::Gbek => true,
+        KeyKind::Gak => foreign || meter.policy.allow_encryption_only,
+        KeyKind::Guek => foreign,
+        KeyKind::Kek | KeyKind::Dedicated | KeyKind::HlsSecret | KeyKind::LlsPassword => false,
+    }
+}
+
+/// Takes the meter's answer to the transfer of what is staged in `place`.
+pub fn answered(
+    meter: &mut MeterRecord,
+    place: Place,
+    result: TransferResult,
+    (times, now_ms): (&Times, u64),
+) -> Result<Option<Proved>, NotDone> {
+    let Place { setup, kind } = place;
+    let newest = place.versions(meter).filter(|key| awaits_evidence(key)).map(|key| key.id).last();
+    let id = newest.ok_or(NotDone::NothingStaged { kind, setup })?;
+    let mut is_proved = false;
+    for at in 0..meter.keys.len() {
+        let Some(key) = meter.keys.get(at).filter(|key| key.id == id) else { continue };
+        let pre_active = key.state == KeyState::PreActive;
+        is_proved = pre_active && result == TransferResult::Success && is_weak(meter, key);
+        if let Some(transfer) = meter.keys.get_mut(at).and_then(|key| key.life.transfer.as_mut()) {
+            transfer.result = Some((result, now_ms));
+        }
+    }
+    Ok(match is_proved {
+        true => prove(meter, id, StateReason::ConfirmedByResult, times, now_ms),
+        false => None,
+    })
+}
+
+/// The key is active and preferred from now on. Where that is sure, its predecessors go: those that were compromised at
+/// once, the others when their grace is over.
+fn prove(
+    meter: &mut MeterRecord,
+    id: KeyId,
+    reason: StateReason,
+    times: &Times,
+    now_ms: u64,
+) -> Option<Proved> {
+    let key = meter.keys.iter().find(|key| key.id == id)?;
+    let (place, version) = (Place::of(key), key.version);
+    let preference = place.next_preference(meter, now_ms);
+    let is_sure = reason != StateReason::ConfirmedByResult;
+    for key in meter.keys.iter_mut().filter(|key| Place::of(key) == place) {
+        if key.id == id {
+            match key.state {
+                KeyState::Active => key.life.reason = reason,
+                _ => key.go_on(KeyState::Active, reason, now_ms),
+            }
+            key.life.preferred_ms = preference;
+            key.life.usable_until_ms = None;
+        } else if is_sure && key.state == KeyState::Active {
+            let until = now_ms.saturating_add(times.grace_ms);
+            key.life.usable_until_ms = key.life.usable_until_ms.or(Some(until));
+        } else if is_sure && key.state == KeyState::Compromised {
+            key.go_on(KeyState::Destroyed, StateReason::WipedAfterSuccessor, now_ms);
+        }
+    }
+    Some(Proved { key: id, place, version, reason })
+}
