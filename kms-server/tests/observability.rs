@@ -6,6 +6,7 @@ mod hsm_common;
 mod rpc_support;
 mod site_common;
 #[path = "observability/slow.rs"]
+#[allow(dead_code, reason = "each test file uses a part")]
 mod slow;
 
 use std::{

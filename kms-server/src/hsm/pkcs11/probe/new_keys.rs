@@ -58,9 +58,12 @@ fn generate(session: &Session, len: KeyLen, under: StoreUnder) -> Result<ObjectH
     Ok(session.generate_key(&Mechanism::AesKeyGen, &fresh::made(len, under))?)
 }
 
+/// A key's name in the table, where it goes, and what it may do by which mechanism.
+type Place = (&'static str, StoreUnder, &'static [(Usage, MechanismType)]);
+
 /// What a key may do on its way to each place where keys are stored: its identity, and for the sealed KEKs the one
 /// thing by which it is compared.
-const PLACES: [(&str, StoreUnder, &[(Usage, MechanismType)]); 3] = [
+const PLACES: [Place; 3] = [
     ("a new key for protection MEMORY", StoreUnder::Block(0), &[IDENTIFIED]),
     (
         "a new key for protection HSM",
