@@ -13,6 +13,7 @@ use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
+use crate::key_args::KeyCommand;
 use crate::site_args::{Enrol, Plan, SiteStatusArgs};
 
 const EXIT_CODES: &str = "\
@@ -94,6 +95,12 @@ pub(crate) enum Command {
     /// Protect one APDU for a meter
     #[command(after_help = EXIT_CODES)]
     Encrypt(Encrypt),
+    /// Rotate one meter's keys: stage, send, confirm, and what else becomes of a key
+    #[command(after_help = EXIT_CODES)]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]
     Approvals {

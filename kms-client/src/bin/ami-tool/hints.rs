@@ -5,6 +5,7 @@
 use kms_core::{Numbered as _, RefusalCode};
 
 use crate::exit::Exit;
+use crate::key_hints;
 
 /// The source of a refusal: who speaks, and in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,25 +105,18 @@ fn next_after(code: RefusalCode) -> &'static str {
         RefusalCode::ListMoved => {
             "the log of the server that refuses the list says authority and number"
         }
-        RefusalCode::NoKek
-        | RefusalCode::NothingStaged
-        | RefusalCode::NoSuchVersion
-        | RefusalCode::KeyState
-        | RefusalCode::NotTransferable
-        | RefusalCode::NoKekChange
-        | RefusalCode::TooManyLiveVersions => "`meter get` shows the meter's keys and their states",
-        RefusalCode::KekCompromised => {
-            "two people may override it with `--under-compromised-kek`; the meter is better replaced"
-        }
-        RefusalCode::UnderItself => {
-            "name the versions that the meter held before: `--encryption-version`, `--authentication-version`"
-        }
-        RefusalCode::LegalHold => "`key hold --lift` ends it",
-        RefusalCode::LastWay => "`--last-way` says that it is meant",
-        RefusalCode::NotProved => {
-            "`site status` says why the other site proves nothing; `--allow-unreplicated` goes on without it"
-        }
-        RefusalCode::NoCarrierTitle => "`meter set-policy` gives the client a title",
+        RefusalCode::NothingStaged => key_hints::STAGE,
+        RefusalCode::NoKek => key_hints::NO_KEK,
+        RefusalCode::NoKekChange => key_hints::CLASS_VERSION,
+        RefusalCode::NotTransferable => "",
+        RefusalCode::NoSuchVersion | RefusalCode::KeyState => key_hints::LOOK,
+        RefusalCode::TooManyLiveVersions => key_hints::TOO_MANY_LIVE,
+        RefusalCode::KekCompromised => key_hints::KEK_COMPROMISED,
+        RefusalCode::UnderItself => key_hints::UNDER_ITSELF,
+        RefusalCode::LegalHold => key_hints::LEGAL_HOLD,
+        RefusalCode::LastWay => key_hints::LAST_WAY,
+        RefusalCode::NotProved => key_hints::NOT_PROVED,
+        RefusalCode::NoCarrierTitle => key_hints::NO_CARRIER_TITLE,
         RefusalCode::NotReadable => "`site divergence show` says what is known of it",
         RefusalCode::MeterDamaged => "`site status` names what is damaged",
         RefusalCode::FileOlder

@@ -18,6 +18,10 @@ mod hex_digits;
 mod hints;
 mod import;
 mod items;
+mod key;
+mod key_args;
+mod key_hints;
+mod key_text;
 mod lines;
 mod meter;
 mod open;
@@ -99,6 +103,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Decrypt(what) => open::decrypt(&client, what, json).await,
         Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
+        Command::Key { command } => key::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {

@@ -8,6 +8,8 @@ mod exit;
 mod failure;
 #[path = "../ami-tool/hints.rs"]
 mod hints;
+#[path = "../ami-tool/key_hints.rs"]
+mod key_hints;
 #[path = "../ami-tool/syncing.rs"]
 mod syncing;
 #[path = "../ami-tool/text.rs"]
