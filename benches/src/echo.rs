@@ -13,8 +13,8 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use kms_proto::v1::{
     ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
-    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
-    VerifyMicResponse,
+    EncryptRequest, EncryptResponse, PlainBatch, TriageRequest, TriageResponse,
+    VerifyMicBatchResponse, VerifyMicRequest, VerifyMicResponse,
     ciphering_server::{Ciphering, CipheringServer},
 };
 use softhsm_tests::{Programs, Site};
@@ -181,6 +181,10 @@ impl Ciphering for SameBytes {
         &self,
         _: Request<PlainBatch>,
     ) -> Result<Response<EncryptBatchResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn triage(&self, _: Request<TriageRequest>) -> Result<Response<TriageResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
 

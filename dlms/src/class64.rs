@@ -101,8 +101,8 @@ mod tests {
     fn a_key_of_suite_2_and_of_another_setup() {
         let mut out = Vec::new();
         key_transfer(0x41, 7, (TransferredKey::Master, &[9; 40]), &mut out);
-        assert_eq!(&out[..22], bytes("C30141 0040 00002B0007FF 02 01 0101 0202 1603 0928"));
-        assert_eq!(&out[22..], [9; 40]);
+        assert_eq!(&out[..21], bytes("C30141 0040 00002B0007FF 02 01 0101 0202 1603 0928"));
+        assert_eq!(&out[21..], [9; 40]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::divergence::{
 };
 use crate::flow::Results;
 use crate::meters::Meters;
+use crate::names::MeterName;
 use crate::readiness::{self, PromotionPlan, SiteReadiness};
 use crate::replicated::Replicated;
 use crate::report::CallReport;
@@ -29,6 +30,7 @@ use crate::stubs;
 use crate::syncing::{self, SyncOptions, SyncProgress};
 use crate::transmitting::{self, PlainApdu, Protected, Protecting};
 use crate::transport::Transport;
+use crate::triage::{self, Triage};
 
 /// A connection to the service. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -93,6 +95,17 @@ impl KmsClient {
     /// Checks the MIC of one APDU; no plaintext comes back.
     pub async fn verify_mic(&self, apdu: &Apdu) -> Result<Checked, CallError> {
         ciphering::verify_mic(&self.transport, apdu).await
+    }
+
+    /// Finds out why frames of one meter don't open: as they were recorded, 1 to 64 of them. No plaintext comes back, and
+    /// no receive floor rises. A few a minute for each caller and meter.
+    pub async fn triage(
+        &self,
+        meter: &MeterName,
+        frames: Vec<Vec<u8>>,
+        security_setup: Option<u8>,
+    ) -> Result<Triage, CallError> {
+        triage::triage(&self.transport, meter, frames, security_setup).await
     }
 
     /// Opens many, however many: results in the order of the APDUs. A bad one does not fail the rest.

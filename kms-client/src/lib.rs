@@ -28,6 +28,7 @@
 // 7  audit        the audit log
 //    ciphering    decrypt, verify
 //    transmitting encrypt, and what a key was used with
+//    triage       why frames don't open
 //    import       one result a record
 // 6  approvals    calls that need two people
 //    site         status
@@ -96,6 +97,7 @@ mod stubs;
 mod syncing;
 mod transmitting;
 mod transport;
+mod triage;
 mod vigil;
 
 pub use apdu::{Apdu, ApduTooLong, Checked, Opened, Verdict};
@@ -150,3 +152,4 @@ pub use transmitting::{
     ApduProtection, CipheringForm, CounterDeclaration, CounterDeclared, CounterPurpose, PlainApdu,
     Protected, Protecting,
 };
+pub use triage::{Triage, TriageFinding, TriagedFrame};

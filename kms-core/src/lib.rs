@@ -29,6 +29,7 @@ pub mod replication;
 pub mod secret;
 pub mod site;
 pub mod test_keys;
+pub mod triage;
 pub mod two_people;
 pub mod verdict;
 pub mod wire;

@@ -17,8 +17,10 @@ use super::{
 
 mod key;
 mod life;
+mod reader;
 
 pub use key::RecordKey;
+use reader::Reader;
 
 /// A record as the store keeps it: `body` is opaque there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -405,59 +407,6 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
 
 fn numbered<T: Numbered>(number: u8) -> Result<T, BadRecord> {
     T::from_number(number).ok_or(BadRecord)
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], BadRecord> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(BadRecord)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn u8(&mut self) -> Result<u8, BadRecord> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-
-    fn u16(&mut self) -> Result<u16, BadRecord> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, BadRecord> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    fn flag(&mut self) -> Result<bool, BadRecord> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(BadRecord),
-        }
-    }
-
-    fn bytes(&mut self) -> Result<&'a [u8], BadRecord> {
-        let len = usize::from(self.u16()?);
-        let (head, rest) = self.0.split_at_checked(len).ok_or(BadRecord)?;
-        self.0 = rest;
-        Ok(head)
-    }
-
-    fn text(&mut self) -> Result<&'a str, BadRecord> {
-        std::str::from_utf8(self.bytes()?).map_err(|_| BadRecord)
-    }
-
-    fn title(&mut self) -> Result<SystemTitle, BadRecord> {
-        self.array().map(SystemTitle::new)
-    }
-
-    fn optional_title(&mut self) -> Result<Option<SystemTitle>, BadRecord> {
-        self.flag()?.then(|| self.title()).transpose()
-    }
-
-    fn meter_id(&mut self) -> Result<MeterId, BadRecord> {
-        MeterId::new(self.text()?).map_err(|_| BadRecord)
-    }
 }
 
 fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadRecord> {

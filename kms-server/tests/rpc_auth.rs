@@ -22,7 +22,7 @@ use rustls::version::{TLS12, TLS13};
 use tonic::Code;
 
 const UNKNOWN_PATHS: [&str; 4] =
-    ["/ami.kms.v1.Ciphering/Triage", "/ami.kms.v1.Nothing/At", "/grpc.health.v1.X/Check", "/"];
+    ["/ami.kms.v1.Ciphering/Guess", "/ami.kms.v1.Nothing/At", "/grpc.health.v1.X/Check", "/"];
 
 async fn refusal(site: &Site, identity: Option<&Identity>) -> String {
     let config = client_config(&site.ca.pem(), identity, &[&TLS13]);

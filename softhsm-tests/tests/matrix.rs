@@ -44,6 +44,7 @@ fn row(method: Method) -> Row {
         Method::CipheringVerifyMicStream => (&[Hes], DONE),
         Method::CipheringEncrypt => (&[Transmitter], BAD_FIELD),
         Method::CipheringEncryptBatch => (&[Transmitter], DONE),
+        Method::CipheringTriage => (&[Hes], BAD_FIELD),
         Method::MetersCreateMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
@@ -124,7 +125,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall
         | Method::ApprovalsAskAhead => false,
-        Method::MetersCreateMeter
+        Method::CipheringTriage
+        | Method::MetersCreateMeter
         | Method::MetersGetMeter
         | Method::MetersListMeters
         | Method::MetersDeleteMeter

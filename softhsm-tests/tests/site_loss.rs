@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use common::{
     eventually,
-    fleet::{add, apdu, id, line, line_in_hsm, parsed, push},
+    fleet::{
+        GAK, GUEK, PLAIN, add, apdu, id, import_with, line, line_in_hsm, parsed, push, push_with,
+        value,
+    },
 };
-use kms_client::{CallError, ClientConfig, ImportRules, KmsClient, MeterId, Verdict};
+use kms_client::{CallError, ClientConfig, ImportRules, KmsClient, MeterId, MeterName, Verdict};
 use rustix::process::Signal;
 use softhsm_tests::{Pair, Programs, Role, Running, Site, SiteOptions, pair::said_by};
 use sqlx::{Connection as _, Row as _, SqliteConnection};
@@ -95,7 +98,11 @@ async fn set_aside(site: &Site) -> Vec<String> {
 }
 
 async fn opens(site: &Site, n: u64) -> Verdict {
-    client(site).await.decrypt(&apdu(push(n))).await.unwrap().verdict()
+    opened(site, push(n)).await
+}
+
+async fn opened(site: &Site, pushed: Vec<u8>) -> Verdict {
+    client(site).await.decrypt(&apdu(pushed)).await.unwrap().verdict()
 }
 
 fn promote_lost(site: &Site) -> String {
@@ -230,6 +237,44 @@ async fn invariant_4_what_the_lost_site_alone_wrote_is_set_aside_when_it_comes_b
     world.until_the_same().await;
     for site in [&world.pair.a, &world.pair.b] {
         assert_eq!((opens(site, 2).await, opens(site, 3).await), (Verdict::Ok, Verdict::Ok));
+    }
+}
+
+#[tokio::test]
+async fn triage_names_a_key_that_only_the_lost_site_wrote() {
+    let mut world = World::start();
+    add(&client(&world.pair.a).await, &[line(1)]).await;
+    world.pair.until_proved(&world.pair.a).unwrap();
+    world.until_the_same().await;
+    world.kill_b();
+    // A key that the meter may have got, and that B never hears of.
+    let (guek, gak) = (value(71, GUEK), value(1, GAK));
+    let with_new = line(1).replace(&hex::encode_upper(value(1, GUEK)), &hex::encode_upper(guek));
+    let rules = ImportRules { add_versions: true, ..ImportRules::default() };
+    import_with(&client(&world.pair.a).await, &[with_new], rules).await;
+    let pushed = |guek: &[u8]| push_with(1, 0x30, guek, &gak, PLAIN);
+    assert_eq!(opened(&world.pair.a, pushed(&guek)).await, Verdict::Ok);
+    world.kill_a();
+    world.start_b();
+    promote_lost(&world.pair.b);
+    world.start_a();
+    world.pair.until_it_is(&world.pair.a, "SECONDARY", 3).unwrap();
+    world.until_the_same().await;
+    let key = format!("01{}", hex::encode_upper(common::fleet::title(1).as_bytes()));
+    eventually("B has heard of it", async || set_aside(&world.pair.b).await == [key.clone()]).await;
+    let meter = MeterName::Id(id(1).parse::<MeterId>().unwrap());
+    for site in [&world.pair.a, &world.pair.b] {
+        assert_eq!(opened(site, pushed(&guek)).await, Verdict::MicFailure);
+        let client = client(site).await;
+        let ask = async |frames| client.triage(&meter, frames, None).await.unwrap();
+        let triage = ask(vec![pushed(&guek), pushed(&guek)]).await;
+        let [finding] = &triage.findings[..] else { panic!("{triage:?}") };
+        assert_eq!((finding.cause, finding.confidence), ("OTHER_SITE_FITS", "CERTAIN"));
+        let version = finding.encryption_key_version;
+        assert_eq!((finding.frames.len(), version), (2, Some(2)), "as the record set aside has it");
+        // Of a key that nobody wrote nothing is said.
+        let triage = ask(vec![pushed(&value(72, GUEK))]).await;
+        assert_eq!(triage.findings[0].cause, "UNEXPLAINED", "{triage:?}");
     }
 }
 

@@ -239,7 +239,7 @@ fn the_page_about_import_files_has_every_column_and_every_field() {
         ..Default::default()
     });
     let policy = policy.unwrap();
-    assert_eq!(policy.as_object().unwrap().len(), 8);
+    assert_eq!(policy.as_object().unwrap().len(), 9);
     for field in policy.as_object().unwrap().keys() {
         assert!(page.contains(&format!("`policy.{field}`")), "{field}");
     }

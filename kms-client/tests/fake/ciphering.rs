@@ -128,6 +128,26 @@ impl Ciphering for Fake {
         Ok(Response::new(v1::EncryptBatchResponse::default()))
     }
 
+    async fn triage(
+        &self,
+        request: Request<v1::TriageRequest>,
+    ) -> Result<Response<v1::TriageResponse>, Status> {
+        self.0.begin(&request).await?;
+        let v1::TriageRequest { frames, .. } = request.into_inner();
+        let cause = v1::TriageCause::KeysExchanged.into();
+        let confidence = v1::TriageConfidence::Certain.into();
+        let places: Vec<u32> = (0..frames.len() as u32).collect();
+        let finding = v1::TriageFinding { cause, confidence, frames: places, ..Default::default() };
+        // A cause of a later version.
+        let newer = v1::TriageFinding { cause: 99, confidence: 99, ..Default::default() };
+        let frame = |_| v1::TriagedFrame { verdict: 3, ..Default::default() };
+        Ok(Response::new(v1::TriageResponse {
+            findings: vec![finding, newer],
+            frames: frames.iter().map(frame).collect(),
+            system_title: vec![0x4D; 8].into(),
+        }))
+    }
+
     type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(

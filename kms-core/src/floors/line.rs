@@ -52,16 +52,23 @@ impl Line {
     /// Judges a message, and takes a new one in. With `window`, a message that far below the highest counter is new
     /// if its counter was not seen.
     pub fn judge(&mut self, message: Message, window: u8) -> Judged {
+        let judged = self.look(message, window);
+        if let Judged::New { .. } = judged {
+            let Message { counter, check } = message;
+            let first = || Floor::first(counter, check);
+            self.take(self.floor.map_or_else(first, |floor| floor.with(counter, check)), message);
+        }
+        judged
+    }
+
+    /// The judgement that a message would get now. Nothing is taken in.
+    pub fn look(&self, message: Message, window: u8) -> Judged {
         let Message { counter, check } = message;
         if let Some(known) = self.recent.iter().rev().find(|known| known.counter == counter) {
             return if known.check == check { Judged::Duplicate } else { Judged::OtherMessage };
         }
-        let Some(floor) = self.floor else {
-            self.take(Floor::first(counter, check), message);
-            return Judged::New { skipped: 0 };
-        };
+        let Some(floor) = self.floor else { return Judged::New { skipped: 0 } };
         if counter > floor.highest() {
-            self.take(floor.with(counter, check), message);
             return Judged::New { skipped: counter - floor.highest() - 1 };
         }
         if counter == floor.highest() {
@@ -69,7 +76,6 @@ impl Line {
         }
         let within = floor.highest() - counter < u32::from(window);
         if within && floor.has_seen(counter) == Some(false) {
-            self.take(floor.with(counter, check), message);
             return Judged::New { skipped: 0 };
         }
         Judged::Below { floor: floor.highest().saturating_add(1) }
@@ -158,6 +164,18 @@ mod tests {
         // The end of a line: nothing comes above.
         assert_eq!(line.judge(message(u32::MAX), 0), Judged::New { skipped: u32::MAX - 14 });
         assert_eq!(line.judge(message(0), 0), Judged::Below { floor: u32::MAX });
+    }
+
+    #[test]
+    fn a_look_takes_nothing_in() {
+        let mut line = Line::default();
+        line.judge(message(10), 0);
+        for counter in [9, 10, 11] {
+            let looked = line.look(message(counter), 0);
+            assert_eq!(line.look(message(counter), 0), looked);
+            assert_eq!((line.floor(), line.remembered()), (Some(Floor::first(10, 70)), 1));
+        }
+        assert_eq!(line.judge(message(11), 0), NEW);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What people decide about one version of a key.
 
-use super::{LIVE_MAX, NotDone, Times, choosing::Place};
+use super::{LIVE_MAX, NotDone, choosing::Place};
 use crate::{KeyId, KeyLife, KeyRecord, KeyState, MeterRecord, StateReason};
 
 /// Moves the preference to this version: to the predecessor, of a meter that fell back to it, or forward again. What is
@@ -104,14 +104,25 @@ pub fn compromise(
     Ok(key.state)
 }
 
-/// Has a version destroyed when the delay is over: the time of that. `last_way`: somebody knows that the meter may not be
-/// reached without it.
+/// How a version is to be destroyed.
+#[derive(Clone, Copy, Debug)]
+pub struct Destruction {
+    /// Somebody knows that the meter may not be reached without it.
+    pub last_way: bool,
+    /// After so long.
+    pub delay_ms: u64,
+    /// Now.
+    pub now_ms: u64,
+}
+
+/// Has a version destroyed when the delay is over: the time of that.
 pub fn destroy(
     meter: &mut MeterRecord,
     place: Place,
-    (version, last_way): (u16, bool),
-    (times, now_ms): (&Times, u64),
+    version: u16,
+    asked: Destruction,
 ) -> Result<u64, NotDone> {
+    let Destruction { last_way, delay_ms, now_ms } = asked;
     let Place { kind, .. } = place;
     let key = place.version(meter, version)?;
     if key.state == KeyState::Destroyed {
@@ -125,7 +136,7 @@ pub fn destroy(
         return Err(NotDone::LastWay { kind, version });
     }
     let id = key.id;
-    let at = now_ms.saturating_add(times.destroy_delay_ms);
+    let at = now_ms.saturating_add(delay_ms);
     let key = meter.keys.iter_mut().find(|key| key.id == id);
     let Some(key) = key else {
         return Err(NotDone::NoSuchVersion { kind, setup: place.setup, version });

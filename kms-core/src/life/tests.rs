@@ -7,7 +7,7 @@ use super::{
     due,
     evidence::{Shown, answered, show},
     staging::{Made, Plan, Staging, Wish, plan, stage},
-    standing::{compromise, destroy, prefer, restore, revive},
+    standing::{Destruction, compromise, destroy, prefer, restore, revive},
     *,
 };
 use crate::{
@@ -95,6 +95,10 @@ fn shown(encryption: u16, authentication: u16) -> Shown {
 
 fn state(meter: &MeterRecord, kind: KeyKind, version: u16) -> KeyState {
     place(kind).version(meter, version).unwrap().state
+}
+
+fn destruction(last_way: bool, now_ms: u64) -> Destruction {
+    Destruction { last_way, delay_ms: TIMES.destroy_delay_ms, now_ms }
 }
 
 fn preferred(meter: &MeterRecord, kind: KeyKind) -> u16 {
@@ -329,19 +333,19 @@ fn a_key_that_is_given_up_goes_on_as_a_new_version_of_its_value() {
 fn a_destruction_waits_asks_twice_for_the_last_way_and_respects_a_hold() {
     let mut meter = meter();
     let guek = place(KeyKind::Guek);
-    let at = (&TIMES, 10);
+    let at = 10;
     let last = NotDone::LastWay { kind: KeyKind::Guek, version: 1 };
-    assert_eq!(destroy(&mut meter, guek, (1, false), at), Err(last));
+    assert_eq!(destroy(&mut meter, guek, 1, destruction(false, at)), Err(last));
     meter.legal_hold_ms = Some(1);
-    assert_eq!(destroy(&mut meter, guek, (1, true), at), Err(NotDone::LegalHold));
+    assert_eq!(destroy(&mut meter, guek, 1, destruction(true, at)), Err(NotDone::LegalHold));
     meter.legal_hold_ms = None;
-    assert_eq!(destroy(&mut meter, guek, (1, true), at), Ok(30));
+    assert_eq!(destroy(&mut meter, guek, 1, destruction(true, at)), Ok(30));
     // Until then it is as it was, and may be taken back.
     assert!(!due::pass(&mut meter, 29));
     assert_eq!(preferred(&meter, KeyKind::Guek), 1);
     assert_eq!(restore(&mut meter, guek, 1), Ok(true));
     assert!(!due::pass(&mut meter, 1_000));
-    destroy(&mut meter, guek, (1, true), at).unwrap();
+    destroy(&mut meter, guek, 1, destruction(true, at)).unwrap();
     // A hold that comes later holds it, too.
     meter.legal_hold_ms = Some(12);
     assert_eq!((due::next(&meter), due::pass(&mut meter, 1_000)), (None, false));
@@ -350,7 +354,10 @@ fn a_destruction_waits_asks_twice_for_the_last_way_and_respects_a_hold() {
     let gone = guek.version(&meter, 1).unwrap();
     assert_eq!((gone.state, gone.wrapped.len()), (KeyState::Destroyed, 0));
     assert!(matches!(restore(&mut meter, guek, 1), Err(NotDone::State { .. })));
-    assert!(matches!(destroy(&mut meter, guek, (1, true), at), Err(NotDone::State { .. })));
+    assert!(matches!(
+        destroy(&mut meter, guek, 1, destruction(true, at)),
+        Err(NotDone::State { .. })
+    ));
 }
 
 #[test]
@@ -358,24 +365,30 @@ fn a_predecessor_in_its_grace_is_no_other_way() {
     let mut meter = meter();
     staged(&mut meter, KeyKind::Guek, 10);
     show(&mut meter, &shown(2, 1), &TIMES, 12);
-    let (guek, at) = (place(KeyKind::Guek), (&TIMES, 100));
-    assert!(matches!(destroy(&mut meter, guek, (2, false), at), Err(NotDone::LastWay { .. })));
-    assert!(destroy(&mut meter, guek, (1, false), at).is_ok());
+    let (guek, at) = (place(KeyKind::Guek), 100);
+    assert!(matches!(
+        destroy(&mut meter, guek, 2, destruction(false, at)),
+        Err(NotDone::LastWay { .. })
+    ));
+    assert!(destroy(&mut meter, guek, 1, destruction(false, at)).is_ok());
 }
 
 #[test]
 fn a_staged_key_that_was_sent_is_asked_for_twice() {
     let mut meter = meter();
     staged(&mut meter, KeyKind::Guek, 10);
-    let (guek, at) = (place(KeyKind::Guek), (&TIMES, 11));
+    let (guek, at) = (place(KeyKind::Guek), 11);
     let transfer = |meter: &mut MeterRecord, sent_ms| {
         let key = meter.keys.iter_mut().find(|key| key.version == 2).unwrap();
         key.life.transfer.as_mut().unwrap().sent_ms = sent_ms;
     };
     transfer(&mut meter, Some(11));
-    assert!(matches!(destroy(&mut meter, guek, (2, false), at), Err(NotDone::LastWay { .. })));
+    assert!(matches!(
+        destroy(&mut meter, guek, 2, destruction(false, at)),
+        Err(NotDone::LastWay { .. })
+    ));
     transfer(&mut meter, None);
-    assert!(destroy(&mut meter, guek, (2, false), at).is_ok());
+    assert!(destroy(&mut meter, guek, 2, destruction(false, at)).is_ok());
 }
 
 #[test]
@@ -441,7 +454,7 @@ proptest! {
                 4 => { let _ = prefer(&mut meter, place, version, now_ms); }
                 5 => { let _ = revive(&mut meter, place, version, KeyId([0x80 + at as u8; 16]), now_ms); }
                 6 => { let _ = compromise(&mut meter, place, version, now_ms); }
-                _ => { let _ = destroy(&mut meter, place, (version, false), (&TIMES, now_ms)); }
+                _ => { let _ = destroy(&mut meter, place, version, destruction(false, now_ms)); }
             }
             due::pass(&mut meter, now_ms);
             for key in &before.keys {

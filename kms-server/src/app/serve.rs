@@ -157,12 +157,17 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
         None => None,
     };
+    let verbs = Verbs { ciphering, lifecycle: attended(lifecycle, evidence), transmitting };
+    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
+    serve_on(&ground, rpc, parts, signals).await
+}
+
+/// The lives of keys go on from now on: by what meters show, and by time.
+fn attended(lifecycle: Lifecycle, evidence: Arc<Evidence>) -> Arc<Lifecycle> {
     let lifecycle = Arc::new(lifecycle);
     tokio::spawn(Arc::clone(&lifecycle).take_evidence(evidence));
     tokio::spawn(Arc::clone(&lifecycle).keep_dates());
-    let verbs = Verbs { ciphering, lifecycle, transmitting };
-    let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
-    serve_on(&ground, rpc, parts, signals).await
+    lifecycle
 }
 
 /// Refuses settings that give this site another place than the ceremony did, or name a replica for its witness.

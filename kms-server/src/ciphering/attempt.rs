@@ -168,7 +168,7 @@ pub(super) fn withheld_if_compromised(tried: &Outcome, gives: bool, mut plain: V
     plain
 }
 
-fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {
+pub(super) fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {
     if policy.omits_general_ciphering_header() {
         GeneralCipheringAad::OmitHeader
     } else {
@@ -176,10 +176,10 @@ fn header_rule(policy: PolicyBits) -> GeneralCipheringAad {
     }
 }
 
-struct Attempting<'a, 'm> {
-    apdu: &'a CipheredApdu<'a>,
-    meter: &'m ResidentMeter<'m>,
-    setup: Option<SecuritySetup>,
+pub(super) struct Attempting<'a, 'm> {
+    pub(super) apdu: &'a CipheredApdu<'a>,
+    pub(super) meter: &'m ResidentMeter<'m>,
+    pub(super) setup: Option<SecuritySetup>,
 }
 
 impl Attempting<'_, '_> {
@@ -194,7 +194,7 @@ impl Attempting<'_, '_> {
     }
 
     /// The checks that need no key: damage, originator, policy. They give the title that starts the nonce.
-    fn checked(&self) -> Result<SystemTitle, Outcome> {
+    pub(super) fn checked(&self) -> Result<SystemTitle, Outcome> {
         if self.meter.is_damaged() {
             return Err(Outcome::of(Verdict::Unavailable)
                 .because("the meter's stored record was changed outside this service"));
@@ -231,13 +231,13 @@ impl Attempting<'_, '_> {
         }
     }
 
-    fn key_kind(&self) -> KeyKind {
+    pub(super) fn key_kind(&self) -> KeyKind {
         key_kind(self.apdu)
     }
 
     /// The versions that fit the suite, in the order to try them. A key in the token has a length
     /// too: its wrapping is eight bytes longer.
-    fn fitting(&self, kind: KeyKind) -> Vec<Candidate<'_>> {
+    pub(super) fn fitting(&self, kind: KeyKind) -> Vec<Candidate<'_>> {
         let suite_len = self.apdu.security_control().suite.key_len();
         self.meter
             .candidates(kind, self.setup)

@@ -24,7 +24,7 @@ use kms_core::{BlockNo, MeterId, Position, SystemTitle, Verdict};
 const AT_ONCE: usize = 8;
 
 /// Where an id was found, or what became of its items.
-type Located = Result<SystemTitle, Outcome>;
+pub(super) type Located = Result<SystemTitle, Outcome>;
 
 /// Items of an id of which the record that the index points to does not say the same.
 struct Unsure<'i> {
@@ -105,7 +105,7 @@ async fn locate_id(keyring: &Reader, id: String) -> (String, Located) {
     (id, located)
 }
 
-async fn locate(keyring: &Reader, id: &str) -> Located {
+pub(super) async fn locate(keyring: &Reader, id: &str) -> Located {
     let id = MeterId::new(id)
         .map_err(|error| Outcome::of(Verdict::UnknownMeter).because(error.to_string()))?;
     let title = keyring.look_up(&id).await.map_err(|error| unavailable(&error))?;
@@ -178,6 +178,6 @@ fn not_found(id: &str, found: &Found) -> Outcome {
     }
 }
 
-fn unavailable(error: &KeyringError) -> Outcome {
+pub(super) fn unavailable(error: &KeyringError) -> Outcome {
     Outcome::of(Verdict::Unavailable).because(error.to_string())
 }

@@ -23,9 +23,9 @@ use kms_core::{
 
 /// Opens APDUs with the keyring's keys.
 pub struct Ciphering {
-    keyring: Reader,
+    pub(super) keyring: Reader,
     token: ApduOpening,
-    floors: Arc<Floors>,
+    pub(super) floors: Arc<Floors>,
     figures: Figures,
     evidence: Arc<dyn EvidenceSink>,
 }
@@ -53,6 +53,17 @@ impl Ciphering {
     /// after its tag verified, or marked as unauthenticated where the meter's policy allows that
     /// (invariant 8).
     pub async fn open_batch(&self, items: &[Item<'_>], want: Want) -> OpenedBatch {
+        let mut pass = self.tried(items, want).await;
+        if pass.has_arrivals() {
+            self.floors.judge(&mut pass).await;
+        }
+        let (columns, verdicts) = pass.into_columns(&*self.evidence);
+        self.figures.count(want, &verdicts);
+        columns
+    }
+
+    /// A batch of which every item was tried, and whose receive floors were not asked.
+    pub(super) async fn tried<'i>(&self, items: &'i [Item<'i>], want: Want) -> Pass<'i> {
         let mut pass = Pass::new(items, want);
         let shared = self.keyring.has_other_writers();
         // Taken before anything is tried: a block that is newer than here deserves a second look.
@@ -68,12 +79,7 @@ impl Ciphering {
             doubt::look_again(&self.keyring, &mut pass, seen).await;
             self.ask_token(&mut pass).await;
         }
-        if pass.has_arrivals() {
-            self.floors.judge(&mut pass).await;
-        }
-        let (columns, verdicts) = pass.into_columns(&*self.evidence);
-        self.figures.count(want, &verdicts);
-        columns
+        pass
     }
 
     async fn ask_token(&self, pass: &mut Pass<'_>) {

@@ -42,6 +42,7 @@ mod seen_peers;
 mod taking;
 mod turns;
 mod unknown;
+mod unused;
 mod warm_up;
 mod writing;
 
@@ -71,4 +72,5 @@ pub use roles::{NotChanged, Promotion, Roles, Wish};
 pub use seen_epochs::EpochMemory;
 pub use seen_peers::{PeerMemory, SeenPeer};
 pub use taking::{SealedKey, TakeError, Taker};
+pub use unused::{UnusedKey, UnusedKeys, Whence};
 pub use writing::{Change, KeyToWrap, WrappedValue, Writer};

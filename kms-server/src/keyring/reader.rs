@@ -9,6 +9,7 @@ use super::{
     records::{Found, Records},
     renewing::Renewer,
     resident::{BlockTable, Directory, ResidentMeter, Snapshot},
+    unused::UnusedKeys,
 };
 use kms_core::{BlockNo, MeterId, Position, SystemTitle};
 
@@ -87,5 +88,10 @@ impl Reader {
     /// See [`Records::confirm`].
     pub async fn confirm(&self, id: &MeterId, hint: SystemTitle) -> Result<Found, KeyringError> {
         self.records.confirm(id, hint).await
+    }
+
+    /// Keys of the meter that no APDU is opened with, to be tried where its frames don't open.
+    pub async fn unused_keys(&self, title: &SystemTitle) -> Result<UnusedKeys, KeyringError> {
+        UnusedKeys::read(&self.opener, title).await
     }
 }

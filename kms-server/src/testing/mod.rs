@@ -23,6 +23,7 @@ mod rebuilt;
 mod replica;
 mod restored;
 mod roles;
+mod rotation;
 mod second_token;
 mod transmitting;
 mod two_sites;

@@ -32,8 +32,8 @@ use crate::{
     keyring::{Arrived, Wish},
     lifecycle::{self, Lifecycle},
     replication::{
-        Answering, Auditing, Cards, Config, Confirming, Fencing, Flooring, Grounds, OwnMakeup,
-        PeersMemory, Planning, Remembering, Serving, Status, Syncing,
+        Answering, Auditing, Cards, Config, Confirming, Fencing, Flooring, Grounds, OnDemand,
+        OwnMakeup, PeersMemory, Planning, Remembering, Serving, Status, Syncing,
     },
     rpc::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
@@ -247,6 +247,8 @@ pub(crate) struct Running {
     pub(crate) planning: Arc<Planning>,
     pub(crate) auditing: Arc<Auditing>,
     pub(crate) makeup: Arc<OwnMakeup>,
+    /// Its changes of meters, which ask the other site for proofs.
+    pub(crate) lifecycle: Arc<Lifecycle>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -307,6 +309,9 @@ impl Running {
         let floors = Arc::clone(site.ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         following.meet_first().await;
+        let proofs = Arc::new(OnDemand::default());
+        proofs.begin(Arc::clone(&proving));
+        let lifecycle = Arc::new(lifecycle_of(&site, proofs));
         let syncing =
             Arc::new(Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following)));
         let gate = Arc::new(Confirming::new(&grounds));
@@ -336,7 +341,7 @@ impl Running {
         let (ready, bound) = oneshot::channel();
         let served = rpc::serve(
             network.config(&name),
-            parts(&site, replicating, Arc::clone(&transmitting)),
+            parts(&site, replicating, Arc::clone(&transmitting), Arc::clone(&lifecycle)),
             async { drop(stopped.await) },
             ready,
         );
@@ -371,6 +376,7 @@ impl Running {
             planning,
             auditing,
             makeup,
+            lifecycle,
             tasks,
             server,
             stop: Some(stop),
@@ -386,15 +392,20 @@ impl Running {
     }
 }
 
+fn lifecycle_of(site: &Site, proofs: Arc<OnDemand>) -> Lifecycle {
+    let config = lifecycle::Config { allow_clear: true, times: kms_core::life::Times::default() };
+    let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
+    Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness)
+        .with_proofs(proofs)
+}
+
 fn parts(
     site: &Arc<Site>,
     replicating: Replicating,
     transmitting: Arc<Transmitting>,
+    lifecycle: Arc<Lifecycle>,
 ) -> rpc::Parts {
-    let (token, allow_clear) = (site.hsm.clone(), true);
-    let config = lifecycle::Config { allow_clear, times: kms_core::life::Times::default() };
-    let (clock, randomness) = (Arc::clone(&site.clock), Arc::new(OperatingSystem));
-    let lifecycle = Lifecycle::new(config, &site.keyring, site.measured.clone(), clock, randomness);
+    let token = site.hsm.clone();
     rpc::Parts {
         ciphering: Arc::new(Ciphering::new(
             site.keyring.reader.clone(),
@@ -402,7 +413,7 @@ fn parts(
             Arc::clone(site.ciphering.floors()),
         )),
         transmitting,
-        lifecycle: Arc::new(lifecycle),
+        lifecycle,
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: site.measured.clone(),

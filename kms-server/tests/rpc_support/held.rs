@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use kms_proto::v1::{
     ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
-    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
-    VerifyMicResponse, ciphering_client::CipheringClient, ciphering_server,
+    EncryptRequest, EncryptResponse, PlainBatch, TriageRequest, TriageResponse,
+    VerifyMicBatchResponse, VerifyMicRequest, VerifyMicResponse, ciphering_client::CipheringClient,
+    ciphering_server,
 };
 use kms_server::rpc::Limits;
 use tokio::{sync::Semaphore, time::timeout};
@@ -98,6 +99,10 @@ impl ciphering_server::Ciphering for Held {
         &self,
         _: Request<PlainBatch>,
     ) -> Result<Response<EncryptBatchResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn triage(&self, _: Request<TriageRequest>) -> Result<Response<TriageResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 

@@ -42,7 +42,7 @@ use kms_server::{
         self, Keyring,
         founding::{Made, make_blocks},
     },
-    lifecycle::{self, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
+    lifecycle::{self, Evidence, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     replication::{Ledger, Noted},
     store::{
         AuditedStore, BlockChange, Founding, WriteStore,
@@ -61,6 +61,8 @@ pub struct Site {
     pub keyring: Arc<Keyring>,
     pub ciphering: Ciphering,
     pub lifecycle: Lifecycle,
+    /// What meters have shown.
+    pub evidence: Arc<Evidence>,
     pub audit: Arc<Audit>,
     pub database: PathBuf,
     pub domain: DomainRecord,
@@ -285,9 +287,12 @@ impl Site {
         ));
         // Where the token is away, or the database is not to be believed, the founding role stays.
         let _ = keyring.roles.look().await;
+        let evidence = Arc::new(Evidence::default());
         Self {
             counters: Arc::default(),
-            ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus(), floors),
+            ciphering: Ciphering::new(keyring.reader.clone(), hsm.apdus(), floors)
+                .with_evidence(evidence.clone()),
+            evidence,
             lifecycle: Lifecycle::new(
                 lifecycle::Config {
                     allow_clear: options.allow_clear,

@@ -1486,6 +1486,87 @@ pub struct ItemReason {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TriageRequest {
+    /// The meter: one of the two.
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// 1 to 64 frames as they were recorded, at most 262,144 bytes together: APDUs, or what carried them (HDLC, wired
+    /// M-Bus, wrapper, LLC, general-block-transfer). Three with different counters tell more than one.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub frames: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Which security setup of the meter (e in 0.0.43.0.e.255). Absent: each in turn, lowest first.
+    #[prost(uint32, optional, tag = "4")]
+    pub security_setup: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TriageResponse {
+    /// Most likely first; at least one.
+    #[prost(message, repeated, tag = "1")]
+    pub findings: ::prost::alloc::vec::Vec<TriageFinding>,
+    /// What Decrypt would say of each, in their order.
+    #[prost(message, repeated, tag = "2")]
+    pub frames: ::prost::alloc::vec::Vec<TriagedFrame>,
+    /// The meter's; empty if there is none.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub system_title: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TriageFinding {
+    #[prost(enumeration = "TriageCause", tag = "1")]
+    pub cause: i32,
+    #[prost(enumeration = "TriageConfidence", tag = "2")]
+    pub confidence: i32,
+    /// The frames that it was judged by, by their places from 0: their count is the size of the sample. Where the structure
+    /// of decipherments was judged (GAK_WRONG, GUEK_WRONG) these are all of them together: nothing is said of one.
+    #[prost(uint32, repeated, tag = "3")]
+    pub frames: ::prost::alloc::vec::Vec<u32>,
+    /// The keys that fit, or seem to; versions 0: none.
+    #[prost(uint32, tag = "4")]
+    pub security_setup: u32,
+    #[prost(uint32, tag = "5")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "6")]
+    pub authentication_key_version: u32,
+    /// Another title than the meter's; 8 bytes, or empty.
+    #[prost(bytes = "bytes", tag = "7")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// One more sentence; may be empty.
+    #[prost(string, tag = "8")]
+    pub detail: ::prost::alloc::string::String,
+    /// Sentences for people: the cause, and the next thing to do.
+    #[prost(string, tag = "9")]
+    pub meaning: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub next_step: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TriagedFrame {
+    /// Of the APDU in the frame. Never with a plaintext.
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    #[prost(uint32, tag = "2")]
+    pub invocation_counter: u32,
+    /// The title that it carries; 8 bytes, or empty.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub carries: ::prost::bytes::Bytes,
+    /// What was taken off, outermost first: HDLC, M-Bus, wrapper, LLC, general-block-transfer.
+    #[prost(string, repeated, tag = "4")]
+    pub layers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "5")]
+    pub security_setup: u32,
+    #[prost(uint32, tag = "6")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "7")]
+    pub authentication_key_version: u32,
+    #[prost(bool, tag = "8")]
+    pub duplicate: bool,
+    #[prost(string, tag = "9")]
+    pub reason: ::prost::alloc::string::String,
+}
 /// The envelope of a ciphered APDU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1650,6 +1731,185 @@ impl TransmitRefusal {
             "TRANSMIT_REFUSAL_REKEY_FIRST" => Some(Self::RekeyFirst),
             "TRANSMIT_REFUSAL_NO_CLIENT_TITLE" => Some(Self::NoClientTitle),
             "TRANSMIT_REFUSAL_COUNTERS_DAMAGED" => Some(Self::CountersDamaged),
+            _ => None,
+        }
+    }
+}
+/// Why frames of a meter don't open. docs/design/triage.md says when each is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TriageCause {
+    Unspecified = 0,
+    /// Decrypt opens them.
+    NothingWrong = 1,
+    /// A staged or superseded version of the meter's keys fits.
+    OtherVersionFits = 2,
+    /// Keys of another security setup fit than the one that was named.
+    OtherSetupFits = 3,
+    /// A key fits that only the other site had: its record was set aside.
+    OtherSiteFits = 4,
+    /// A key fits that was declared compromised.
+    CompromisedFits = 5,
+    /// Encryption key and GAK fit in each other's place.
+    KeysExchanged = 6,
+    /// The encryption key seems right, and no GAK fits.
+    GakWrong = 7,
+    /// The meter has no GAK here.
+    GakMissing = 8,
+    /// No encryption key of the meter seems right.
+    GuekWrong = 9,
+    /// The message was taken before.
+    Replay = 10,
+    /// The meter counts anew under the same key.
+    CounterReset = 11,
+    /// Later messages came before it.
+    Overtaken = 12,
+    /// What carries it on its line is still around it.
+    Framed = 13,
+    /// What carries it was damaged.
+    FrameDamaged = 14,
+    /// Several APDUs stand one after the other.
+    SeveralApdus = 15,
+    /// Its end is missing.
+    Truncated = 16,
+    /// It is not ciphered.
+    NotCiphered = 17,
+    /// It is no APDU.
+    Malformed = 18,
+    /// It is of a kind that is not opened here.
+    Unsupported = 19,
+    /// The meter's keys fit under another system title than the one that is taken for it.
+    WrongTitle = 20,
+    /// It carries another system title.
+    OtherMetersFrame = 21,
+    /// The meter's policy lacks the title of the utility's client.
+    ClientTitleMissing = 22,
+    /// The tag verifies with the other rule about the header of general-ciphering.
+    HeaderRule = 23,
+    /// The meter's keys have another length than the frame's security suite.
+    SuiteMismatch = 24,
+    /// The meter has no key of the kind that the frame asks for.
+    NoKey = 25,
+    /// The meter's policy demands more protection.
+    PolicyRefuses = 26,
+    /// Some of the meter's frames verify and this one does not.
+    SuspectedTamper = 27,
+    /// There is no such meter.
+    UnknownMeter = 28,
+    /// The meter's keys or floors can't be reached now.
+    Unavailable = 29,
+    /// None of the above could be told.
+    Unexplained = 30,
+}
+impl TriageCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRIAGE_CAUSE_UNSPECIFIED",
+            Self::NothingWrong => "TRIAGE_CAUSE_NOTHING_WRONG",
+            Self::OtherVersionFits => "TRIAGE_CAUSE_OTHER_VERSION_FITS",
+            Self::OtherSetupFits => "TRIAGE_CAUSE_OTHER_SETUP_FITS",
+            Self::OtherSiteFits => "TRIAGE_CAUSE_OTHER_SITE_FITS",
+            Self::CompromisedFits => "TRIAGE_CAUSE_COMPROMISED_FITS",
+            Self::KeysExchanged => "TRIAGE_CAUSE_KEYS_EXCHANGED",
+            Self::GakWrong => "TRIAGE_CAUSE_GAK_WRONG",
+            Self::GakMissing => "TRIAGE_CAUSE_GAK_MISSING",
+            Self::GuekWrong => "TRIAGE_CAUSE_GUEK_WRONG",
+            Self::Replay => "TRIAGE_CAUSE_REPLAY",
+            Self::CounterReset => "TRIAGE_CAUSE_COUNTER_RESET",
+            Self::Overtaken => "TRIAGE_CAUSE_OVERTAKEN",
+            Self::Framed => "TRIAGE_CAUSE_FRAMED",
+            Self::FrameDamaged => "TRIAGE_CAUSE_FRAME_DAMAGED",
+            Self::SeveralApdus => "TRIAGE_CAUSE_SEVERAL_APDUS",
+            Self::Truncated => "TRIAGE_CAUSE_TRUNCATED",
+            Self::NotCiphered => "TRIAGE_CAUSE_NOT_CIPHERED",
+            Self::Malformed => "TRIAGE_CAUSE_MALFORMED",
+            Self::Unsupported => "TRIAGE_CAUSE_UNSUPPORTED",
+            Self::WrongTitle => "TRIAGE_CAUSE_WRONG_TITLE",
+            Self::OtherMetersFrame => "TRIAGE_CAUSE_OTHER_METERS_FRAME",
+            Self::ClientTitleMissing => "TRIAGE_CAUSE_CLIENT_TITLE_MISSING",
+            Self::HeaderRule => "TRIAGE_CAUSE_HEADER_RULE",
+            Self::SuiteMismatch => "TRIAGE_CAUSE_SUITE_MISMATCH",
+            Self::NoKey => "TRIAGE_CAUSE_NO_KEY",
+            Self::PolicyRefuses => "TRIAGE_CAUSE_POLICY_REFUSES",
+            Self::SuspectedTamper => "TRIAGE_CAUSE_SUSPECTED_TAMPER",
+            Self::UnknownMeter => "TRIAGE_CAUSE_UNKNOWN_METER",
+            Self::Unavailable => "TRIAGE_CAUSE_UNAVAILABLE",
+            Self::Unexplained => "TRIAGE_CAUSE_UNEXPLAINED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRIAGE_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRIAGE_CAUSE_NOTHING_WRONG" => Some(Self::NothingWrong),
+            "TRIAGE_CAUSE_OTHER_VERSION_FITS" => Some(Self::OtherVersionFits),
+            "TRIAGE_CAUSE_OTHER_SETUP_FITS" => Some(Self::OtherSetupFits),
+            "TRIAGE_CAUSE_OTHER_SITE_FITS" => Some(Self::OtherSiteFits),
+            "TRIAGE_CAUSE_COMPROMISED_FITS" => Some(Self::CompromisedFits),
+            "TRIAGE_CAUSE_KEYS_EXCHANGED" => Some(Self::KeysExchanged),
+            "TRIAGE_CAUSE_GAK_WRONG" => Some(Self::GakWrong),
+            "TRIAGE_CAUSE_GAK_MISSING" => Some(Self::GakMissing),
+            "TRIAGE_CAUSE_GUEK_WRONG" => Some(Self::GuekWrong),
+            "TRIAGE_CAUSE_REPLAY" => Some(Self::Replay),
+            "TRIAGE_CAUSE_COUNTER_RESET" => Some(Self::CounterReset),
+            "TRIAGE_CAUSE_OVERTAKEN" => Some(Self::Overtaken),
+            "TRIAGE_CAUSE_FRAMED" => Some(Self::Framed),
+            "TRIAGE_CAUSE_FRAME_DAMAGED" => Some(Self::FrameDamaged),
+            "TRIAGE_CAUSE_SEVERAL_APDUS" => Some(Self::SeveralApdus),
+            "TRIAGE_CAUSE_TRUNCATED" => Some(Self::Truncated),
+            "TRIAGE_CAUSE_NOT_CIPHERED" => Some(Self::NotCiphered),
+            "TRIAGE_CAUSE_MALFORMED" => Some(Self::Malformed),
+            "TRIAGE_CAUSE_UNSUPPORTED" => Some(Self::Unsupported),
+            "TRIAGE_CAUSE_WRONG_TITLE" => Some(Self::WrongTitle),
+            "TRIAGE_CAUSE_OTHER_METERS_FRAME" => Some(Self::OtherMetersFrame),
+            "TRIAGE_CAUSE_CLIENT_TITLE_MISSING" => Some(Self::ClientTitleMissing),
+            "TRIAGE_CAUSE_HEADER_RULE" => Some(Self::HeaderRule),
+            "TRIAGE_CAUSE_SUITE_MISMATCH" => Some(Self::SuiteMismatch),
+            "TRIAGE_CAUSE_NO_KEY" => Some(Self::NoKey),
+            "TRIAGE_CAUSE_POLICY_REFUSES" => Some(Self::PolicyRefuses),
+            "TRIAGE_CAUSE_SUSPECTED_TAMPER" => Some(Self::SuspectedTamper),
+            "TRIAGE_CAUSE_UNKNOWN_METER" => Some(Self::UnknownMeter),
+            "TRIAGE_CAUSE_UNAVAILABLE" => Some(Self::Unavailable),
+            "TRIAGE_CAUSE_UNEXPLAINED" => Some(Self::Unexplained),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TriageConfidence {
+    Unspecified = 0,
+    /// A tag verified that shows it, or it stands in the bytes or in the record.
+    Certain = 1,
+    /// By statistics over several frames, or because nothing else that is known explains it.
+    Likely = 2,
+    /// It fits, and something else fits as well.
+    Possible = 3,
+}
+impl TriageConfidence {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRIAGE_CONFIDENCE_UNSPECIFIED",
+            Self::Certain => "TRIAGE_CONFIDENCE_CERTAIN",
+            Self::Likely => "TRIAGE_CONFIDENCE_LIKELY",
+            Self::Possible => "TRIAGE_CONFIDENCE_POSSIBLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRIAGE_CONFIDENCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRIAGE_CONFIDENCE_CERTAIN" => Some(Self::Certain),
+            "TRIAGE_CONFIDENCE_LIKELY" => Some(Self::Likely),
+            "TRIAGE_CONFIDENCE_POSSIBLE" => Some(Self::Possible),
             _ => None,
         }
     }
@@ -1937,6 +2197,30 @@ pub mod ciphering_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "EncryptBatch"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says why frames of one meter don't open: likely causes, never a plaintext. The caller must be granted
+        /// Ciphering/Decrypt as well. A few a minute for each caller and meter; each call is in the audit log. Changes nothing:
+        /// no receive floor rises.
+        pub async fn triage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TriageRequest>,
+        ) -> std::result::Result<tonic::Response<super::TriageResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/Triage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "Triage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2025,6 +2309,13 @@ pub mod ciphering_server {
             tonic::Response<super::EncryptBatchResponse>,
             tonic::Status,
         >;
+        /// Says why frames of one meter don't open: likely causes, never a plaintext. The caller must be granted
+        /// Ciphering/Decrypt as well. A few a minute for each caller and meter; each call is in the audit log. Changes nothing:
+        /// no receive floor rises.
+        async fn triage(
+            &self,
+            request: tonic::Request<super::TriageRequest>,
+        ) -> std::result::Result<tonic::Response<super::TriageResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct CipheringServer<T> {
@@ -2435,6 +2726,49 @@ pub mod ciphering_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EncryptBatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Ciphering/Triage" => {
+                    #[allow(non_camel_case_types)]
+                    struct TriageSvc<T: Ciphering>(pub Arc<T>);
+                    impl<T: Ciphering> tonic::server::UnaryService<super::TriageRequest>
+                    for TriageSvc<T> {
+                        type Response = super::TriageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TriageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::triage(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TriageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dlms::frame::FrameKind;
 use kms_client::{
     ImportFormat, ImportKeyFingerprint, MeterId, ProfileName, RequestId, SystemTitle,
     parse_system_title,
@@ -13,8 +12,11 @@ use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
+use crate::format_arg::{Format, format_of};
+use crate::item_args::Items;
 use crate::key_args::KeyCommand;
 use crate::site_args::{Enrol, Plan, SiteStatusArgs};
+use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -92,6 +94,9 @@ pub(crate) enum Command {
     /// Check the MIC of what meters sent; no plaintext comes back
     #[command(after_help = EXIT_CODES)]
     Verify(Items),
+    /// Find out why frames of a meter don't open; no plaintext comes back
+    #[command(after_help = TRIAGE_EXIT_CODES)]
+    Triage(Triage),
     /// Protect one APDU for a meter
     #[command(after_help = EXIT_CODES)]
     Encrypt(Encrypt),
@@ -340,6 +345,9 @@ pub(crate) enum MeterCommand {
     Import(Import),
     /// Seal an import file for a site's HSM; needs no connection
     Seal(Seal),
+    /// Try the keys of an import file on frames that its meters sent; needs no connection
+    #[command(after_help = CHECK_EXIT_CODES)]
+    CheckKeys(CheckKeys),
 }
 
 #[derive(Args)]
@@ -369,19 +377,6 @@ pub(crate) struct Seal {
 impl Seal {
     pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
         format_of(self.format, &self.file)
-    }
-}
-
-fn format_of(said: Option<Format>, file: &Path) -> Result<ImportFormat, Failure> {
-    match said {
-        Some(Format::Jsonl) => Ok(ImportFormat::JsonLines),
-        Some(Format::Csv) => Ok(ImportFormat::Csv),
-        None => ImportFormat::of_path(file).ok_or_else(|| {
-            let file = file.display();
-            Failure::usage(format!(
-                "{file} does not end in .jsonl, .ndjson, .csv or .tsv; say --format jsonl or --format csv"
-            ))
-        }),
     }
 }
 
@@ -445,12 +440,6 @@ pub(crate) struct SetPolicy {
     pub(crate) from: PathBuf,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Format {
-    Jsonl,
-    Csv,
-}
-
 #[derive(Args)]
 pub(crate) struct Import {
     /// The file; `-` for standard input
@@ -491,78 +480,6 @@ pub(crate) enum Template {
     Csv,
     #[value(alias = "jsonl")]
     Json,
-}
-
-/// What carries the APDU.
-#[derive(Clone, Copy, Default, ValueEnum)]
-pub(crate) enum Frame {
-    /// Whatever it begins as
-    #[default]
-    Auto,
-    /// Nothing: it is sent as it is
-    None,
-    /// HDLC, 7E … 7E
-    Hdlc,
-    /// The wrapper of TCP and UDP, 0001 …
-    Wrapper,
-    /// Long frames of the wired M-Bus, 68 L L 68 … 16
-    Mbus,
-    /// Blocks of general-block-transfer, E0 …
-    Gbt,
-}
-
-impl Frame {
-    /// `None`: whatever it begins as.
-    pub(crate) fn kind(self) -> Option<FrameKind> {
-        match self {
-            Self::Auto | Self::None => None,
-            Self::Hdlc => Some(FrameKind::Hdlc),
-            Self::Wrapper => Some(FrameKind::Wrapper),
-            Self::Mbus => Some(FrameKind::MBus),
-            Self::Gbt => Some(FrameKind::BlockTransfer),
-        }
-    }
-}
-
-#[derive(Args, Default)]
-pub(crate) struct Items {
-    /// The meter, by the operator's name
-    #[arg(long, value_name = "ID", conflicts_with = "system_title")]
-    pub(crate) meter: Option<MeterId>,
-    /// The meter, by its name on the wire, 16 hex digits
-    #[arg(long, value_name = "HEX", value_parser = parse_system_title)]
-    pub(crate) system_title: Option<SystemTitle>,
-    /// e in 0.0.43.0.e.255; each in turn otherwise
-    #[arg(long, value_name = "N")]
-    pub(crate) security_setup: Option<u8>,
-    /// One ciphered APDU in hex, with its frame or without; spaces, colons and dashes do not matter.
-    /// All frames and blocks of one APDU stand one after the other. `-`: JSON lines on standard input, such as
-    /// {"meter":"…","apdu":"HEX"}, with system_title, security_setup and id if wanted
-    #[arg(long, value_name = "HEX|-")]
-    pub(crate) apdu: Option<String>,
-    /// What carries the APDU: it is checked and taken off, and pieces are put together
-    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-    pub(crate) frame: Frame,
-    /// `-`: as --apdu -
-    #[arg(value_name = "-", conflicts_with = "apdu")]
-    pub(crate) input: Option<String>,
-}
-
-impl Items {
-    /// Whether the APDUs come as lines on standard input.
-    pub(crate) fn reads_lines(&self) -> bool {
-        self.apdu.as_deref().or(self.input.as_deref()) == Some("-")
-    }
-
-    fn check(&self) -> Result<(), Failure> {
-        match (&self.apdu, &self.input) {
-            (Some(_), _) => Ok(()),
-            (None, Some(input)) if input == "-" => Ok(()),
-            _ => Err(Failure::usage(
-                "say which APDU: --apdu HEX, or `-` for lines on standard input",
-            )),
-        }
-    }
 }
 
 #[cfg(test)]

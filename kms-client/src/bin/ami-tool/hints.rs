@@ -277,6 +277,12 @@ pub(crate) const HINTS: &[Hint] = &[
         NotNow,
         "wait as long as it says; calls that were asked for already may be approved and made meanwhile",
     ),
+    row(
+        Busy,
+        "TOO_MANY_TRIAGES",
+        NotNow,
+        "wait as long as it says; give all frames of the meter in one call, up to 64",
+    ),
     row(Busy, "BATCH_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "MESSAGE_TOO_LARGE", No, "send less at once: the same would be refused again"),
     row(Busy, "*", NotNow, "run it again later"),

@@ -7,9 +7,9 @@ use dlms::plain::{Beginning, beginning};
 use kms_client::{Apdu, Checked, Opened, Verdict, title_text};
 use serde_json::{Value, json};
 
-use crate::args::{Frame, Items};
 use crate::failure::{Exit, Failure};
 use crate::hex_digits::parse_hex;
+use crate::item_args::{Frame, Items};
 use crate::text::{block, say, say_json};
 
 const NAME_THE_METER: &str = "the APDU carries no system title, so its meter must be named: --meter ID or --system-title HEX (in a line: \"meter\" or \"system_title\")";

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::args::Items;
 use crate::failure::{Exit, Failure};
+use crate::item_args::Items;
 use crate::items::{Answer, Telegram};
 use crate::text::say_json;
 

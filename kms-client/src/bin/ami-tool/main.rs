@@ -8,24 +8,29 @@ mod args;
 mod asking;
 mod audit;
 mod burying_args;
+mod check_keys;
 mod divergence;
 mod divergence_args;
 mod duplicates;
 mod encrypt;
 mod exit;
 mod failure;
+mod format_arg;
 mod hex_digits;
 mod hints;
 mod import;
+mod item_args;
 mod items;
 mod key;
 mod key_args;
 mod key_hints;
 mod key_text;
+mod key_trials;
 mod lines;
 mod meter;
 mod open;
 mod plan;
+mod recorded;
 mod refusals;
 mod roles;
 mod seal;
@@ -36,6 +41,8 @@ mod switchover;
 mod syncing;
 mod template;
 mod text;
+mod triage;
+mod triage_args;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -78,6 +85,9 @@ async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
     if let Command::Meter { command: args::MeterCommand::Seal(what) } = command {
         return seal::run(what, json);
     }
+    if let Command::Meter { command: args::MeterCommand::CheckKeys(what) } = command {
+        return check_keys::run(what, json);
+    }
     if let Command::Meter { command: args::MeterCommand::Import(what) } = &command
         && let Some(format) = what.template
     {
@@ -102,6 +112,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Meter { command } => meter::run(&client, command, json).await,
         Command::Decrypt(what) => open::decrypt(&client, what, json).await,
         Command::Verify(what) => open::verify(&client, what, json).await,
+        Command::Triage(what) => triage::run(&client, what, json).await,
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,

@@ -39,6 +39,7 @@ pub(crate) async fn run(
         }
         MeterCommand::Import(what) => import::run(client, what, json).await,
         MeterCommand::Seal(what) => crate::seal::run(what, json),
+        MeterCommand::CheckKeys(what) => crate::check_keys::run(what, json),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use kms_client::KmsClient;
 
-use crate::args::Items;
 use crate::failure::{Exit, Failure};
+use crate::item_args::Items;
 use crate::items::{one, show};
 use crate::lines;
 

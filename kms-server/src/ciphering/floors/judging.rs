@@ -26,6 +26,7 @@ use kms_core::{
     audit::NodeId,
     floors::{FloorRow, Judged},
     ports::Clock,
+    triage::Standing,
 };
 
 /// A step over so many counters is told: a line has 2^32 of them, and one message can use up all.
@@ -125,6 +126,22 @@ impl Floors {
             "there is no room for another receive floor: the meter's profile may do without"
                 .to_owned()
         })
+    }
+
+    /// The place of a message among those before, for who only asks: no floor rises, and the message is as new as
+    /// before.
+    pub(in crate::ciphering) async fn look(&self, arrival: &Arrival) -> Standing {
+        let block = self.keys.block_of(&arrival.title);
+        if !self.is_loaded(block) && self.load(block).await.is_err() {
+            return Standing::Unknown;
+        }
+        let Arrival { line, message, window, .. } = arrival;
+        match self.shards.look(line, *message, *window) {
+            (Judged::New { .. }, _) => Standing::New,
+            (Judged::Duplicate, _) => Standing::Taken,
+            (Judged::OtherMessage, _) => Standing::OtherTaken,
+            (Judged::Below { floor }, seen) => Standing::Below { floor, seen },
+        }
     }
 
     pub(super) fn is_loaded(&self, block: BlockNo) -> bool {

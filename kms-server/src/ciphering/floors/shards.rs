@@ -78,6 +78,22 @@ impl Shards {
         Ok(judged)
     }
 
+    /// The judgement that a message of a line would get, and whether its counter is known to have been seen. Nothing
+    /// is taken in.
+    pub(super) fn look(
+        &self,
+        name: &LineName,
+        message: Message,
+        window: u8,
+    ) -> (Judged, Option<bool>) {
+        let shard = self.shard(name);
+        let Some(Placed { line, .. }) = shard.lines.get(name) else {
+            return (Judged::New { skipped: 0 }, Some(false));
+        };
+        let seen = line.floor().map_or(Some(false), |floor| floor.has_seen(message.counter));
+        (line.look(message, window), seen)
+    }
+
     /// Takes in what was stored of a line.
     pub(super) fn merge(
         &self,

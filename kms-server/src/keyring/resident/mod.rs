@@ -6,6 +6,7 @@ mod directory;
 mod extra;
 mod floored;
 mod ids;
+mod meter;
 mod policy;
 mod scrub;
 mod table;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::hsm::WrappedKey;
 use kms_core::{
-    Epoch, Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection,
-    SecuritySetup, Sequence, SystemTitle,
+    Epoch, KeyKind, KeyRecord, KeyState, MeterRecord, Position, Protection, SecuritySetup,
+    Sequence, SystemTitle,
     block::{
         keys::{BlockKeys, DoesNotOpen, SUBKEYS_LEN},
         spread,
@@ -25,7 +25,7 @@ use kms_core::{
 
 use super::{
     arena::Segment,
-    candidate::{Candidate, KeyMaterial, Standing},
+    candidate::{KeyMaterial, Standing},
     extra::{Extra, Held, SlotInfo},
     floored::Floored,
     ids::IdTag,
@@ -41,36 +41,36 @@ const TAGS_AT: usize = SUBKEYS_LEN;
 /// The tag of a place that is free. No title has it.
 const FREE: u8 = 0;
 /// Bytes of the key in an entry.
-const INLINE_LEN: usize = 16;
+pub(super) const INLINE_LEN: usize = 16;
 
 // Places within an entry.
-const TITLE: usize = 0;
-const GUEK: usize = 8;
-const GAK: usize = 24;
-const GUEK_VERSION: usize = 40;
-const GAK_VERSION: usize = 42;
-const FLAGS: usize = 44;
-const POLICY: usize = 45;
-const EXTRA: usize = 48;
-const ID_HASH: usize = 52;
-const ID_CHECK: usize = 60;
+pub(super) const TITLE: usize = 0;
+pub(super) const GUEK: usize = 8;
+pub(super) const GAK: usize = 24;
+pub(super) const GUEK_VERSION: usize = 40;
+pub(super) const GAK_VERSION: usize = 42;
+pub(super) const FLAGS: usize = 44;
+pub(super) const POLICY: usize = 45;
+pub(super) const EXTRA: usize = 48;
+pub(super) const ID_HASH: usize = 52;
+pub(super) const ID_CHECK: usize = 60;
 
 /// The entry is taken.
 const OCCUPIED: u8 = 1;
 /// The entry itself has all of the meter's keys: at most one GUEK and one GAK, 16 bytes each,
 /// protection `MEMORY`, security setup 0.
-const PLAIN: u8 = 2;
+pub(super) const PLAIN: u8 = 2;
 /// A plain entry has a GUEK.
-const HAS_GUEK: u8 = 4;
+pub(super) const HAS_GUEK: u8 = 4;
 /// A plain entry has a GAK.
-const HAS_GAK: u8 = 8;
+pub(super) const HAS_GAK: u8 = 8;
 /// The meter's record failed its MAC, can't be read, or has a key that does not open: nothing of it is
 /// used.
-const DAMAGED: u8 = 16;
+pub(super) const DAMAGED: u8 = 16;
 /// The GUEK of a plain entry is active.
-const GUEK_PROTECTS: u8 = 32;
+pub(super) const GUEK_PROTECTS: u8 = 32;
 /// Its GAK is.
-const GAK_PROTECTS: u8 = 64;
+pub(super) const GAK_PROTECTS: u8 = 64;
 
 const NO_EXTRA: u32 = u32::MAX;
 
@@ -85,14 +85,14 @@ pub struct BlockTable {
     damaged: u32,
     places: u32,
     piece: Option<Segment>,
-    extras: Box<[Extra]>,
+    pub(super) extras: Box<[Extra]>,
 }
 
 /// One meter of an open block.
 #[derive(Clone, Copy)]
 pub struct ResidentMeter<'a> {
-    table: &'a BlockTable,
-    entry: &'a [u8; ENTRY_LEN],
+    pub(super) table: &'a BlockTable,
+    pub(super) entry: &'a [u8; ENTRY_LEN],
 }
 
 /// The row that one record brings into the table.
@@ -443,137 +443,8 @@ impl Filling<'_> {
     }
 }
 
-impl<'a> ResidentMeter<'a> {
-    /// Its title.
-    pub fn title(&self) -> SystemTitle {
-        SystemTitle::new(array(self.entry, TITLE))
-    }
-
-    /// Its policy: what is accepted from it.
-    pub fn policy(&self) -> PolicyBits {
-        PolicyBits::from_byte(self.entry[POLICY])
-    }
-
-    /// Its record failed its MAC or is of no use; nothing of it may be used.
-    pub fn is_damaged(&self) -> bool {
-        self.entry[FLAGS] & DAMAGED != 0
-    }
-
-    /// The title for its own APDUs that carry none.
-    pub fn own_title(&self) -> SystemTitle {
-        self.extra().and_then(|extra| extra.default_title).unwrap_or_else(|| self.title())
-    }
-
-    /// The utility's title towards it.
-    pub fn client_title(&self) -> Option<SystemTitle> {
-        self.extra().and_then(|extra| extra.client_title)
-    }
-
-    /// The utility's title towards it, as this client of a setup.
-    pub fn client_title_of(&self, setup: SecuritySetup, client: u16) -> Option<SystemTitle> {
-        let said = self.extra().and_then(|extra| extra.client_titles.of(setup, client));
-        said.or_else(|| self.client_title())
-    }
-
-    /// The time at which something of its keys is due.
-    pub(in crate::keyring) fn due_ms(&self) -> Option<u64> {
-        self.extra()?.due_ms
-    }
-
-    /// Whether it is the title of one of the utility's clients towards it.
-    pub fn is_clients(&self, title: SystemTitle) -> bool {
-        self.client_title() == Some(title)
-            || self.extra().is_some_and(|extra| {
-                extra.client_titles.as_slice().iter().any(|entry| entry.title == title)
-            })
-    }
-
-    /// The rule of its receive floors, and the identity of one of its keys, if there is a floor for what comes
-    /// under that key.
-    pub fn floored_key(
-        &self,
-        kind: KeyKind,
-        setup: SecuritySetup,
-        version: u16,
-    ) -> Option<(FloorRule, Fingerprint)> {
-        self.extra()?.floors.as_deref()?.key(kind, setup, version)
-    }
-
-    /// The one GUEK of a meter that has nothing else: the fast path.
-    #[inline]
-    pub fn plain_guek(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        self.plain(HAS_GUEK, GUEK, GUEK_VERSION)
-    }
-
-    /// Its one GAK.
-    #[inline]
-    pub fn plain_gak(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        self.plain(HAS_GAK, GAK, GAK_VERSION)
-    }
-
-    /// Whether the entry has all of its keys.
-    #[inline]
-    pub fn is_plain(&self) -> bool {
-        self.entry[FLAGS] & PLAIN != 0
-    }
-
-    /// All live versions of `kind`, in the order to try them; of one setup or of all.
-    pub fn candidates(
-        &self,
-        kind: KeyKind,
-        setup: Option<SecuritySetup>,
-    ) -> impl Iterator<Item = Candidate<'a>> {
-        let table = self.table;
-        let plain = match kind {
-            KeyKind::Guek => self.plain_guek(),
-            KeyKind::Gak => self.plain_gak(),
-            _ => None,
-        };
-        let active = if kind == KeyKind::Gak { GAK_PROTECTS } else { GUEK_PROTECTS };
-        let plain = plain.map(|(key, version)| Candidate {
-            setup: SecuritySetup(0),
-            version,
-            standing: plain_standing(self.entry[FLAGS] & active != 0),
-            key: KeyMaterial::Bytes(key),
-        });
-        let slots = self.extra().map_or(&[][..], |extra| &extra.keys);
-        let slots = slots.iter().filter(move |slot| slot.kind == kind).map(move |slot| Candidate {
-            setup: slot.setup,
-            version: slot.version,
-            standing: slot.standing,
-            key: table.material(&slot.held),
-        });
-        plain
-            .into_iter()
-            .chain(slots)
-            .filter(move |candidate| setup.is_none_or(|setup| candidate.setup == setup))
-    }
-
-    /// Of the id in its record; of nothing if that is damaged.
-    pub(in crate::keyring) fn id(&self) -> IdTag {
-        IdTag {
-            hash: u64::from_le_bytes(array(self.entry, ID_HASH)),
-            check: u32::from_le_bytes(array(self.entry, ID_CHECK)),
-        }
-    }
-
-    #[inline]
-    fn plain(&self, flag: u8, key: usize, version: usize) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        if self.entry[FLAGS] & (PLAIN | flag) != PLAIN | flag {
-            return None;
-        }
-        let key = self.entry[key..].first_chunk()?;
-        Some((key, u16::from_le_bytes(array(self.entry, version))))
-    }
-
-    fn extra(&self) -> Option<&'a Extra> {
-        let number = u32::from_le_bytes(array(self.entry, EXTRA));
-        self.table.extras.get(number as usize)
-    }
-}
-
 impl BlockTable {
-    fn material<'a>(&'a self, held: &'a Held) -> KeyMaterial<'a> {
+    pub(super) fn material<'a>(&'a self, held: &'a Held) -> KeyMaterial<'a> {
         match held {
             Held::Token(key) => KeyMaterial::Token(key),
             Held::Arena { at, len } => KeyMaterial::Bytes(self.bytes_at(*at, *len)),
@@ -584,11 +455,6 @@ impl BlockTable {
         let bytes = self.piece.as_ref().map_or(&[][..], Segment::bytes);
         &bytes[at as usize..][..usize::from(len)]
     }
-}
-
-/// Of the only version of a plain meter: active, or not.
-const fn plain_standing(active: bool) -> Standing {
-    Standing { protects: active, active, carries: active, compromised: false, awaits: false }
 }
 
 /// Where a search for `title` starts, and its tag. The block took the upper bits of the spread title;
@@ -612,7 +478,7 @@ fn entry(bytes: &[u8], places: u32, place: u32) -> Option<&[u8; ENTRY_LEN]> {
 }
 
 #[inline]
-fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
+pub(super) fn array<const N: usize>(entry: &[u8; ENTRY_LEN], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&entry[at..at + N]);
     out

@@ -47,7 +47,8 @@ impl EvidenceSink for Evidence {
 }
 
 impl Evidence {
-    fn take(&self, most: usize) -> Vec<(SystemTitle, Shown)> {
+    /// Takes some of what waits: whoever has it writes it, or it is gone until the meter's next message.
+    pub fn take(&self, most: usize) -> Vec<(SystemTitle, Shown)> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let some: Vec<_> = waiting.iter().take(most).copied().collect();
         for one in &some {

@@ -8,7 +8,7 @@ use kms_core::{
     life::{
         choosing::Place,
         evidence::{Proved, answered},
-        standing::{compromise, destroy, prefer, restore, revive},
+        standing::{Destruction, compromise, destroy, prefer, restore, revive},
     },
 };
 
@@ -88,10 +88,11 @@ impl Lifecycle {
         last_way: bool,
     ) -> Result<Stepped<u64>, LifecycleError> {
         let about = About { place: Some(place), version };
-        let times = self.config.times;
+        let delay_ms = self.config.times.destroy_delay_ms;
         self.step(call, id, about, |meter, now_ms| {
             let before = place.version(meter, version)?.life.destroy_at_ms;
-            let at = destroy(meter, place, (version, last_way), (&times, now_ms))?;
+            let asked = Destruction { last_way, delay_ms, now_ms };
+            let at = destroy(meter, place, version, asked)?;
             Ok((before != Some(at), at))
         })
         .await

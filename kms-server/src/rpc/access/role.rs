@@ -85,7 +85,8 @@ impl Verb {
             | Self::DecryptStream
             | Self::VerifyMic
             | Self::VerifyMicBatch
-            | Self::VerifyMicStream => &[Hes],
+            | Self::VerifyMicStream
+            | Self::Triage => &[Hes],
             Self::Encrypt | Self::EncryptBatch => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter

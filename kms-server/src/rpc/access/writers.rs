@@ -54,6 +54,7 @@ impl Verb {
             | Self::VerifyMic
             | Self::VerifyMicBatch
             | Self::VerifyMicStream
+            | Self::Triage
             | Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey

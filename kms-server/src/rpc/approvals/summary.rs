@@ -8,7 +8,7 @@ use kms_proto::v1::{
     ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
     ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedHeader,
-    SealedHeaderBody, SetPolicyRequest, VerifyChainRequest,
+    SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
 use prost::Message;
 
@@ -31,10 +31,7 @@ pub(crate) struct About {
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     let mut about = match verb {
         Verb::CreateMeter => read(message, created),
-        Verb::SetPolicy => read(message, |SetPolicyRequest { meter_id, policy: new }| {
-            let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
-            About { line, subject: subject(&meter_id, &[]) }
-        }),
+        Verb::SetPolicy => read(message, policy_set),
         Verb::DeclareCounter => read(message, counter_declared),
         Verb::ReadmitMeter => read(message, readmitted),
         Verb::StageKey
@@ -47,25 +44,17 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
         Verb::GetMeter => read(message, shown),
-        Verb::ListMeters => {
-            read(message, |ListMetersRequest { after, .. }| line(format!("meters after {after:?}")))
-        }
-        Verb::DeleteMeter => read(message, |DeleteMeterRequest { meter_id }| About {
-            line: format!("meter {meter_id:?}"),
-            subject: subject(&meter_id, &[]),
-        }),
+        Verb::ListMeters => read(message, listed),
+        Verb::DeleteMeter => read(message, deleted),
         Verb::BuryDamagedMeter => read(message, buried),
-        Verb::ListEvents => read(message, |ListEventsRequest { after, site, .. }| {
-            line(format!("events after {after}{}", of_site(&site)))
-        }),
-        Verb::VerifyChain => read(message, |VerifyChainRequest { node_id, site }| {
-            line(format!("node {}{}", hex::encode(&node_id), of_site(&site)))
-        }),
+        Verb::ListEvents => read(message, events_listed),
+        Verb::VerifyChain => read(message, chain_verified),
         Verb::Promote => read(message, promoted),
         Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
             line(format!("demote this site in epoch {expected_epoch}"))
         }),
         Verb::EnrolPeer => read(message, enrolled),
+        Verb::Triage => read(message, triaged),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
@@ -108,6 +97,23 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
     about
 }
 
+fn policy_set(SetPolicyRequest { meter_id, policy: new }: SetPolicyRequest) -> About {
+    let line = format!("meter {meter_id:?}, {}", policy(new.as_ref()));
+    About { line, subject: subject(&meter_id, &[]) }
+}
+
+fn deleted(DeleteMeterRequest { meter_id }: DeleteMeterRequest) -> About {
+    About { line: format!("meter {meter_id:?}"), subject: subject(&meter_id, &[]) }
+}
+
+fn events_listed(ListEventsRequest { after, site, .. }: ListEventsRequest) -> About {
+    line(format!("events after {after}{}", of_site(&site)))
+}
+
+fn chain_verified(VerifyChainRequest { node_id, site }: VerifyChainRequest) -> About {
+    line(format!("node {}{}", hex::encode(&node_id), of_site(&site)))
+}
+
 /// Whose chains are read, if they are not this site's.
 fn of_site(site: &str) -> String {
     if site.is_empty() { String::new() } else { format!(" of site {site:?}") }
@@ -144,6 +150,17 @@ fn created(CreateMeterRequest { meter, rules }: CreateMeterRequest) -> About {
     let id = &meter.meter_id;
     let line = format!("meter {id:?}, title {title}, {keys}, {policy}, {rules}");
     About { line, subject: subject(id, &meter.system_title) }
+}
+
+fn listed(ListMetersRequest { after, .. }: ListMetersRequest) -> About {
+    line(format!("meters after {after:?}"))
+}
+
+fn triaged(request: TriageRequest) -> About {
+    let TriageRequest { meter_id, system_title, frames, .. } = request;
+    let (count, title) = (frames.len(), hex::encode(&system_title));
+    let line = format!("triage of {count} frames of meter {meter_id:?}, title {title}");
+    About { line, subject: subject(&meter_id, &system_title) }
 }
 
 fn buried(BuryDamagedMeterRequest { system_title, block }: BuryDamagedMeterRequest) -> About {

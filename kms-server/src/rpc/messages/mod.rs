@@ -23,5 +23,6 @@ pub(crate) mod status;
 pub(crate) mod sync_status;
 pub(crate) mod trailers;
 pub(crate) mod transmitting;
+pub(crate) mod triage;
 pub(crate) mod unfit;
 pub(crate) mod words;

@@ -7,6 +7,7 @@ use kms_core::{
     audit::Detail,
     block::reconciling::{Decision, Parting},
     site::role::Role,
+    triage::{Cause, Confidence},
 };
 use kms_proto::v1;
 
@@ -52,6 +53,12 @@ same_as!(Detail, AuditDetailName:
 same_as!(Parting, Parting:
     NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable Fact);
 same_as!(Decision, Decision: Accept Discard);
+same_as!(Cause, TriageCause:
+    NothingWrong OtherVersionFits OtherSetupFits OtherSiteFits CompromisedFits KeysExchanged GakWrong GakMissing
+    GuekWrong Replay CounterReset Overtaken Framed FrameDamaged SeveralApdus Truncated NotCiphered Malformed
+    Unsupported WrongTitle OtherMetersFrame ClientTitleMissing HeaderRule SuiteMismatch NoKey PolicyRefuses
+    SuspectedTamper UnknownMeter Unavailable Unexplained);
+same_as!(Confidence, TriageConfidence: Certain Likely Possible);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //! empty key), so what repeats is counted while a message arrives, before anything of it is decoded, and
 //! room is taken by what it may cost and not by its length.
 
-use super::status::Refused;
+use super::{status::Refused, triage::FRAMES_MAX};
 use crate::rpc::{access::verb::Verb, config::Limits};
 
 /// Lines in one message of an import, at most.
@@ -33,6 +33,7 @@ const LINES: usize = 0;
 const KEYS: usize = 1;
 const TITLES: usize = 2;
 const NAMES: usize = 0;
+const FRAMES: usize = 0;
 const STATES: usize = 1;
 
 /// The fields of a message that matter here.
@@ -57,6 +58,7 @@ static BATCH: Shape =
     Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS)), (5, Kind::Numbers(SETUPS))]);
 static PLAIN: Shape = Shape(&[(2, Kind::Numbers(LENGTHS)), (4, Kind::Each(IDS))]);
 static FORWARDED: Shape = Shape(&[(2, Kind::Each(ROLES)), (5, Kind::Within(None, &PLAIN))]);
+static TRIAGE: Shape = Shape(&[(3, Kind::Each(FRAMES))]);
 static POLICY: Shape = Shape(&[(8, Kind::Each(TITLES))]);
 static METER: Shape = Shape(&[(4, Kind::Each(KEYS)), (5, Kind::Within(None, &POLICY))]);
 static SET_POLICY: Shape = Shape(&[(2, Kind::Within(None, &POLICY))]);
@@ -127,6 +129,12 @@ impl Rules {
                 &PLAIN,
                 [(items, "items"), (items, "meter ids"), NO_LIMIT],
                 Cost { per_byte: 3, entries: (items, 480), flat: 1 << 10 },
+            ),
+            // An answer has a few hundred bytes for each frame, and as many for each cause.
+            Verb::Triage => rules(
+                &TRIAGE,
+                [(FRAMES_MAX, "frames"), NO_LIMIT, NO_LIMIT],
+                Cost { per_byte: 4, entries: (FRAMES_MAX, 2 << 10), flat: 4 << 10 },
             ),
             Verb::Protect => Self {
                 bytes_max: bytes_max.saturating_add(FORWARDED_BYTES),

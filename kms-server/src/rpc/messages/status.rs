@@ -107,6 +107,11 @@ pub(crate) enum Refused {
         .after_ms.div_ceil(1_000)
     )]
     TooManyAsked { limit: usize, after_ms: u64 },
+    #[error(
+        "you asked for {limit} triages within a minute, which is your share of them: ask again in {} seconds",
+        .after_ms.div_ceil(1_000)
+    )]
+    TooManyTriages { limit: usize, after_ms: u64 },
     #[error("this call is your own; another person has to approve it")]
     OwnCall,
     #[error(
@@ -304,7 +309,9 @@ impl Refused {
             | Self::OutcomeUnknown
             | Self::AuditNotReadable => Again::Later,
             Self::TooManyWaiting(_) => Again::Minute,
-            Self::TooManyAsked { after_ms, .. } => Again::After(*after_ms),
+            Self::TooManyAsked { after_ms, .. } | Self::TooManyTriages { after_ms, .. } => {
+                Again::After(*after_ms)
+            }
         }
     }
 
@@ -324,6 +331,7 @@ impl Refused {
             Self::MadeElsewhere { .. } => (Code::FailedPrecondition, "NOT_PRIMARY"),
             Self::TooManyWaiting(_) => (Code::ResourceExhausted, "TOO_MANY_WAITING"),
             Self::TooManyAsked { .. } => (Code::ResourceExhausted, "TOO_MANY_ASKED"),
+            Self::TooManyTriages { .. } => (Code::ResourceExhausted, "TOO_MANY_TRIAGES"),
             Self::OwnCall => (Code::PermissionDenied, "OWN_CALL"),
             Self::NothingWaits => (Code::NotFound, "NOTHING_WAITS"),
             Self::OtherCall => (Code::FailedPrecondition, "OTHER_CALL"),
@@ -398,7 +406,7 @@ impl Refused {
             | Self::ImportTooLong(limit) => {
                 vec![("limit", limit.to_string())]
             }
-            Self::TooManyAsked { limit, after_ms } => {
+            Self::TooManyAsked { limit, after_ms } | Self::TooManyTriages { limit, after_ms } => {
                 vec![("limit", limit.to_string()), ("after_ms", after_ms.to_string())]
             }
             Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],

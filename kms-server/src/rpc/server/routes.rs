@@ -43,6 +43,7 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
         looks: Arc::default(),
+        triages: Arc::default(),
         policy: Arc::new(config.policy.clone()),
     };
     let meters = MetersService {
@@ -51,13 +52,6 @@ pub(super) fn of_parts(
         audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         message_bytes_max,
-    };
-    let rotation = RotationService {
-        lifecycle: Arc::clone(&parts.lifecycle),
-        transmitting: Arc::clone(&parts.transmitting),
-        audit: Recorder(Arc::clone(&parts.audit)),
-        budget: budget.clone(),
-        policy: Arc::new(config.policy.clone()),
     };
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
@@ -92,7 +86,10 @@ pub(super) fn of_parts(
     // Answers are as long as their questions made them; only what comes in has a limit.
     Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
         .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
-        .add_service(RotationServer::new(rotation).max_decoding_message_size(message_bytes_max))
+        .add_service(
+            RotationServer::new(of_rotation(config, parts, budget))
+                .max_decoding_message_size(message_bytes_max),
+        )
         .add_service(
             ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
         )
@@ -102,6 +99,16 @@ pub(super) fn of_parts(
         )
         .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
         .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+fn of_rotation(config: &Config, parts: &Parts, budget: &Budget) -> RotationService {
+    RotationService {
+        lifecycle: Arc::clone(&parts.lifecycle),
+        transmitting: Arc::clone(&parts.transmitting),
+        audit: Recorder(Arc::clone(&parts.audit)),
+        budget: budget.clone(),
+        policy: Arc::new(config.policy.clone()),
+    }
 }
 
 fn of_audit(parts: &Parts) -> AuditService {

@@ -6,14 +6,15 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
     ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
-    EncryptRequest, EncryptResponse, PlainBatch, VerifyMicBatchResponse, VerifyMicRequest,
-    VerifyMicResponse, ciphering_server,
+    EncryptRequest, EncryptResponse, PlainBatch, TriageRequest, TriageResponse,
+    VerifyMicBatchResponse, VerifyMicRequest, VerifyMicResponse, ciphering_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     in_order::{Answers, answer_in_order},
     looks::Looks,
+    triages::Triages,
 };
 use crate::{
     audit::Audit,
@@ -48,6 +49,7 @@ pub(crate) struct CipheringService {
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
     pub(crate) looks: Arc<Looks>,
+    pub(crate) triages: Arc<Triages>,
     pub(crate) policy: Arc<Policy>,
 }
 
@@ -146,6 +148,14 @@ impl ciphering_server::Ciphering for CipheringService {
         let protected = self.protect(&permit, &came, &items).await?;
         let answer = transmitting::protected_batch(batch.tag, items.len(), protected);
         Ok(Response::new(answer.map_err(misfit)?))
+    }
+
+    async fn triage(
+        &self,
+        request: Request<TriageRequest>,
+    ) -> Result<Response<TriageResponse>, Status> {
+        let permit = Permit::of(&request, Verb::Triage)?;
+        Ok(Response::new(self.triage_for(&permit, request).await?))
     }
 
     type VerifyMicStreamStream = Answers<VerifyMicBatchResponse>;

@@ -42,7 +42,7 @@ impl Health {
 mod tests {
     use kms_proto::v1::{
         approvals_server, audit_server, ciphering_server, meters_server, nodes_server,
-        replication_server, site_server,
+        replication_server, rotation_server, site_server,
     };
 
     #[test]
@@ -55,6 +55,7 @@ mod tests {
             meters_server::SERVICE_NAME,
             nodes_server::SERVICE_NAME,
             replication_server::SERVICE_NAME,
+            rotation_server::SERVICE_NAME,
             site_server::SERVICE_NAME,
         ];
         assert!(super::names().iter().map(String::as_str).eq(services));

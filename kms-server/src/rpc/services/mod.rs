@@ -15,3 +15,5 @@ pub(crate) mod replication;
 pub(crate) mod rotation;
 mod sealed;
 pub(crate) mod site;
+mod triages;
+mod triaging;

@@ -125,8 +125,8 @@ fn a_word_that_names_nothing_is_refused() {
         Err(PolicyError::CallerName("a b".into()))
     );
     assert_eq!(
-        Policy::from_words(none, [("hes", vec!["Ciphering/Triage"])]),
-        Err(PolicyError::Verb("Ciphering/Triage".into()))
+        Policy::from_words(none, [("hes", vec!["Ciphering/Guess"])]),
+        Err(PolicyError::Verb("Ciphering/Guess".into()))
     );
 }
 
@@ -164,6 +164,8 @@ fn two_people_are_not_asked_for_where_that_makes_no_sense() {
     for verb in Verb::GRANTABLE {
         let refused = dual(&all, verb.name()).err();
         let due = match verb.name().split('/').next().unwrap() {
+            // The one of them that people make.
+            _ if *verb == Verb::Triage => None,
             "Ciphering" | "Nodes" | "Replication" => Some(PolicyError::DualMachine(*verb)),
             "Approvals" => Some(PolicyError::DualApproval(*verb)),
             _ if *verb == Verb::ImportMeters => None,

@@ -84,6 +84,11 @@ fn only_what_can_pass_later_says_so() {
             "FAILED_PRECONDITION NOT_PRIMARY",
             None,
         ),
+        (
+            Refused::TooManyTriages { limit: 1, after_ms: 7_001 },
+            "RESOURCE_EXHAUSTED TOO_MANY_TRIAGES",
+            Some(7_001),
+        ),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
         assert_eq!(number(&refused), at, "{refused:?}");
@@ -152,6 +157,7 @@ fn number(refused: &Refused) -> usize {
         Refused::OtherCall => 43,
         Refused::TooManyAsked { .. } => 44,
         Refused::MadeElsewhere { .. } => 45,
+        Refused::TooManyTriages { .. } => 46,
     }
 }
 
