@@ -188,6 +188,27 @@ impl Ciphering for SameBytes {
         Err(Status::unimplemented("not measured"))
     }
 
+    async fn begin_hls(
+        &self,
+        _: Request<kms_proto::v1::BeginHlsRequest>,
+    ) -> Result<Response<kms_proto::v1::BeginHlsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn answer_hls_challenge(
+        &self,
+        _: Request<kms_proto::v1::AnswerHlsChallengeRequest>,
+    ) -> Result<Response<kms_proto::v1::AnswerHlsChallengeResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn verify_hls_answer(
+        &self,
+        _: Request<kms_proto::v1::VerifyHlsAnswerRequest>,
+    ) -> Result<Response<kms_proto::v1::VerifyHlsAnswerResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
     type VerifyMicStreamStream = Answers<VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(

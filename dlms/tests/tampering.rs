@@ -315,7 +315,7 @@ fn an_hls_answer_with_any_one_bit_flipped_or_missing_is_not_accepted() {
         }
         for len in 0..answer.len() {
             let refused = verify(&challenge, &answer[..len]);
-            assert_eq!(refused, Err(HlsError::AnswerLength { actual: len }));
+            assert_eq!(refused, Err(HlsError::AnswerLength { expected: 17, actual: len }));
         }
         for suite in [Suite::Suite1, Suite::Suite2] {
             assert!(hls::verify(suite, &title, &keys, &challenge, &answer).is_err());

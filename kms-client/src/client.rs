@@ -3,6 +3,7 @@
 use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::apdu::{Apdu, Checked, Opened};
@@ -16,6 +17,9 @@ use crate::divergence::{
     self, Decision, DivergencePage, DivergenceResolved, DivergenceRow, DivergenceRule,
 };
 use crate::flow::Results;
+use crate::hls::{
+    self, HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified,
+};
 use crate::meters::Meters;
 use crate::names::MeterName;
 use crate::readiness::{self, PromotionPlan, SiteReadiness};
@@ -140,6 +144,30 @@ impl KmsClient {
         how: Protecting,
     ) -> Result<Vec<Protected>, CallError> {
         transmitting::encrypt_batch(&self.transport, apdus, how).await
+    }
+
+    /// Begins an association with HLS authentication: the service issues our challenge.
+    pub async fn begin_hls(&self, what: &HlsBegin) -> Result<HlsBegun, CallError> {
+        hls::begin(&self.transport, what).await
+    }
+
+    /// Answers the meter's challenge: bare, or as the ciphered ACTION request that carries the answer.
+    pub async fn answer_hls_challenge(
+        &self,
+        association: &HlsAssociation,
+        challenge: Bytes,
+        action: Option<HlsAction>,
+    ) -> Result<HlsAnswered, CallError> {
+        hls::answer(&self.transport, association, challenge, action).await
+    }
+
+    /// Verifies the meter's answer to our challenge. The association ends with it.
+    pub async fn verify_hls_answer(
+        &self,
+        association: &HlsAssociation,
+        given: HlsGiven,
+    ) -> Result<HlsVerified, CallError> {
+        hls::verify(&self.transport, association, given).await
     }
 
     /// Opens whatever `apdus` yields, for as long as it does, in order. The cheapest way to open

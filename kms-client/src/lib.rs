@@ -73,6 +73,7 @@ mod digits;
 mod divergence;
 mod flow;
 mod hedge;
+mod hls;
 mod import;
 mod link;
 mod meter;
@@ -91,6 +92,7 @@ mod rotation;
 pub mod sealed;
 mod secret;
 mod setup;
+pub mod shipment;
 mod site;
 mod sites;
 mod stubs;
@@ -117,6 +119,7 @@ pub use divergence::{
 };
 pub use dlms::SystemTitle;
 pub use flow::Results;
+pub use hls::{HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified};
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{

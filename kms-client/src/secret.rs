@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use kms_core::DomainId;
 use serde::{Deserialize, Deserializer, de};
 use zeroize::Zeroizing;
 
@@ -74,9 +75,22 @@ impl KeyBytes {
         Ok(Self(Box::new(read.bytes)))
     }
 
+    /// Of bytes that are wiped already.
+    pub(crate) fn of_wiped(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(Box::new(bytes))
+    }
+
     /// The only way to the bytes. The name is long so that a search finds every caller.
     pub fn expose_key_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The check value of an AES key, by CMAC, in hexadecimal. `None`: of another length. The other convention, a block
+    /// of zeros encrypted, would give away a part of what GCM authenticates with.
+    pub fn check_value(&self) -> Option<String> {
+        // The domain is in the fingerprint alone, which nobody gets here.
+        let identified = kms_core::block::keys::identify_bytes(&DomainId([0; 16]), &self.0);
+        identified.map(|(_, check_value)| hex::encode_upper(check_value))
     }
 
     /// For the wire: the same allocation, still wiped when its last user lets go.
@@ -135,6 +149,14 @@ mod tests {
         let key = KeyBytes::from_hex(DIGITS).unwrap();
         assert_eq!(hex::encode_upper(key.expose_key_bytes()), DIGITS);
         assert_eq!(hex::encode_upper(key.into_wiped_bytes()), DIGITS);
+    }
+
+    #[test]
+    fn a_check_value_is_the_one_of_cmac_and_not_of_a_block_of_zeros() {
+        // The other one of this published key begins with C6A13B.
+        let key = KeyBytes::from_hex("000102030405060708090A0B0C0D0E0F").unwrap();
+        assert_eq!(key.check_value().as_deref(), Some("BE7ED6AE78"));
+        assert_eq!(KeyBytes::from_hex("0011").unwrap().check_value(), None);
     }
 
     #[test]

@@ -74,14 +74,14 @@ impl Protecting {
     }
 }
 
-fn id_of(meter: &MeterName) -> String {
+pub(crate) fn id_of(meter: &MeterName) -> String {
     match meter {
         MeterName::Id(id) => id.to_string(),
         MeterName::Title(_) => String::new(),
     }
 }
 
-fn title_of(meter: &MeterName) -> Bytes {
+pub(crate) fn title_of(meter: &MeterName) -> Bytes {
     match meter {
         MeterName::Id(_) => Bytes::new(),
         MeterName::Title(title) => Bytes::copy_from_slice(title.as_bytes()),

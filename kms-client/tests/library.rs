@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
-    Apdu, CallError, ClientConfig, ImportFormat, ImportRecords, ImportRules, KmsClient, Listed,
-    MeterId, MeterName, NewMeter, Outcome, PlainApdu, Protecting, RequestId, StreamOptions,
-    Verdict,
+    Apdu, ApduProtection, CallError, CipheringForm, ClientConfig, HlsAction, HlsBegin, HlsGiven,
+    ImportFormat, ImportRecords, ImportRules, KmsClient, Listed, MeterId, MeterName, NewMeter,
+    Outcome, PlainApdu, Protecting, RequestId, StreamOptions, Verdict,
 };
 use tonic::Code;
 
@@ -98,6 +98,42 @@ async fn what_goes_out_to_a_meter_is_asked_for_once() {
     // An answer without its columns is none.
     let broken = client.encrypt_batch(&[plain], Protecting::default()).await.unwrap_err();
     assert!(matches!(broken, CallError::Protocol(_)), "{broken:?}");
+}
+
+#[tokio::test]
+async fn no_step_of_an_association_is_sent_twice_and_an_answer_that_was_not_asked_for_is_none() {
+    let script = Script::failing(Code::Unavailable, 1);
+    let client = alone(Arc::clone(&script), "").await;
+    let begin = HlsBegin {
+        meter: MeterName::Id(MeterId::new("m").unwrap()),
+        security_setup: 0,
+        client: 0,
+        mechanism: 5,
+        challenge_length: 9,
+        security_suite: None,
+    };
+    let error = client.begin_hls(&begin).await.unwrap_err();
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
+    assert_eq!(script.calls.load(Ordering::SeqCst), 1);
+    let begun = client.begin_hls(&begin).await.unwrap();
+    assert_eq!((begun.verdict, &begun.challenge[..]), (Verdict::Ok, &[b'c'; 9][..]));
+    let open = begun.association.unwrap();
+    let answer = client.answer_hls_challenge(&open, (&b"StoC"[..]).into(), None).await.unwrap();
+    assert_eq!(answer.bytes.as_deref(), Some(&b"StoC"[..]));
+    let (form, protection) = (CipheringForm::Glo, ApduProtection::AuthenticatedEncrypted);
+    let action = HlsAction { invoke_id_and_priority: 0xC1, form, protection };
+    let bare = client.answer_hls_challenge(&open, (&b"StoC"[..]).into(), Some(action)).await;
+    assert!(matches!(bare, Err(CallError::Protocol(_))), "{bare:?}");
+    for (given, verdict) in [
+        (HlsGiven::Bare((&b"good"[..]).into()), Verdict::Ok),
+        (HlsGiven::Carried((&b"good"[..]).into()), Verdict::Ok),
+        (HlsGiven::Bare((&b"bad"[..]).into()), Verdict::MicFailure),
+    ] {
+        assert_eq!(client.verify_hls_answer(&open, given).await.unwrap().verdict, verdict);
+    }
+    let nameless = client.begin_hls(&HlsBegin { mechanism: 3, ..begin }).await;
+    assert!(matches!(nameless, Err(CallError::Protocol(_))), "{nameless:?}");
+    assert!(!format!("{open:?}").contains('7'));
 }
 
 #[tokio::test]

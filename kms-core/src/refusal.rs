@@ -120,5 +120,11 @@ crate::numbered! {
         NotProved = 57 "NOT_PROVED",
         /// The carrier has no client title, or the meter's own.
         NoCarrierTitle = 58 "NO_CARRIER_TITLE",
+        /// The meter is in another signer's range, or out of this one's.
+        NotSignersMeter = 59 "NOT_SIGNERS_METER",
+        /// Another signer's file changed the meter last.
+        SignerDiffers = 60 "SIGNER_DIFFERS",
+        /// A line has what the file's header does not name.
+        ContentsDiffer = 61 "CONTENTS_DIFFER",
     }
 }

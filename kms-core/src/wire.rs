@@ -10,7 +10,7 @@ pub const PAGE_MAX: u32 = 1_000;
 /// Bytes of a message, either way, unless the server's settings say otherwise.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// Labels of sealed import files.
+/// Labels and limits of sealed import files.
 pub mod sealed {
     /// Signed before a header's body.
     pub const HEADER_LABEL: &[u8] = b"ami.kms/sealed-import/2/header";
@@ -18,4 +18,8 @@ pub mod sealed {
     pub const CHUNK_LABEL: &[u8] = b"ami.kms/sealed-import/2/chunk";
     /// Hashed before what a proof states.
     pub const PROOF_LABEL: &[u8] = b"ami.kms/sealed-import/2/proof";
+    /// Policies that a header lists.
+    pub const POLICIES_MAX: usize = 8;
+    /// Bytes of a header's body. It is decoded before its signature is verified, which needs its signer's name.
+    pub const HEADER_BYTES_MAX: usize = 16 << 10;
 }

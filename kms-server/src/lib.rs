@@ -32,6 +32,8 @@ pub mod rpc;
 pub mod site_health;
 pub mod transmitting;
 
+pub mod associations;
+
 pub mod app;
 pub mod config;
 pub mod telemetry;

@@ -32,6 +32,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("replication", 30),
     ("site_health", 30),
     ("transmitting", 30),
+    ("associations", 35),
     ("rpc", 40),
     ("config", 50),
     ("app", 60),

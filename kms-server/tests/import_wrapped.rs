@@ -52,7 +52,8 @@ impl Site {
     async fn new(home: &Home, allow_clear: bool) -> Self {
         let options = Options { allow_clear, ..Options::default() };
         let site = site_common::Site::with(home, options).await;
-        let transmitting = site.transmitting(true, None);
+        let transmitting = Arc::new(site.transmitting(true, None));
+        let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
         let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } = site;
         let domain = store.domain().await.unwrap().unwrap();
         let signer = KeyPair::generate().unwrap();
@@ -60,7 +61,8 @@ impl Site {
         let (door, ring) = (hsm.clone(), Arc::clone(&keyring));
         let server = rpc_support::Site::start_parts(Limits::default(), move |clock| Parts {
             ciphering: Arc::new(ciphering),
-            transmitting: Arc::new(transmitting),
+            transmitting,
+            associations,
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),

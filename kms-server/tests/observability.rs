@@ -35,14 +35,16 @@ use tonic_types::StatusExt as _;
 const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::hsm::Hsm) {
-    let transmitting = inner.transmitting(true, None);
+    let transmitting = Arc::new(inner.transmitting(true, None));
+    let associations = Arc::new(inner.associations(Arc::clone(&transmitting), Arc::default()));
     let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, audit, .. } =
         inner;
     let domain = store.domain().await.unwrap().unwrap();
     let (token, source) = (hsm.clone(), hsm.clone());
     let parts = move |clock| Parts {
         ciphering: Arc::new(ciphering),
-        transmitting: Arc::new(transmitting),
+        transmitting,
+        associations,
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod hsm_common;
+#[path = "replays/owners.rs"]
+mod owners;
 mod site_common;
 #[path = "replays/story.rs"]
 mod story;
@@ -22,8 +24,8 @@ use kms_proto::v1;
 use kms_server::{
     hsm,
     lifecycle::{
-        ImportResult, ImportRules, Imported, KeyValue, LifecycleError, NewKey, NewMeter,
-        SealedHeader, Signers,
+        ImportResult, ImportRules, Imported, KeyValue, LifecycleError, NewKey, NewMeter, Ranges,
+        SealedHeader, Signer, Signers,
     },
 };
 use p256::{
@@ -67,13 +69,21 @@ struct File {
 
 impl World {
     async fn new(home: &Home, allow_clear: bool) -> Self {
+        Self::with(home, allow_clear, |_| Ranges::default()).await
+    }
+
+    /// With what each signer owns.
+    async fn with(home: &Home, allow_clear: bool, ranges: impl Fn(&str) -> Ranges) -> Self {
         let time = Arc::new(Time(AtomicU64::new(START_MS)));
         let signers =
             vec![("ann", KeyPair::generate().unwrap()), ("bob", KeyPair::generate().unwrap())];
-        let trusted = signers.iter().map(|(name, key)| ((*name).to_owned(), key.public_key_pem()));
+        let trusted = signers.iter().map(|(name, key)| {
+            let signer = Signer::from_pem(&key.public_key_pem(), ranges(name)).unwrap();
+            ((*name).to_owned(), signer)
+        });
         let options = Options {
             allow_clear,
-            signers: Signers::new(trusted).unwrap(),
+            signers: Signers::of(trusted.collect()),
             clock: Some(time.clone()),
             ..Options::default()
         };
@@ -103,7 +113,12 @@ impl World {
     }
 
     fn seal_at(&self, lines: &[String], sealed_ms: u64) -> File {
-        let (name, key) = &self.signers[0];
+        self.seal_by(0, lines, sealed_ms)
+    }
+
+    /// Sealed by one of the signers.
+    fn seal_by(&self, signer: usize, lines: &[String], sealed_ms: u64) -> File {
+        let (name, key) = &self.signers[signer];
         let signer = ManifestSigner::from_pem(name, &key.serialize_pem()).unwrap();
         let to = self.import_key.clone();
         let fingerprint = to.fingerprint().unwrap();
@@ -262,6 +277,18 @@ on_a_token! {
                 story::play(&world, seed).await;
             }
         });
+    }
+
+    fn what_one_signer_brought_no_other_one_takes_over_relabels_or_changes_in_kind(home) {
+        run(owners::keep_apart(home));
+    }
+
+    fn a_signers_range_is_his_and_he_has_no_other(home) {
+        run(owners::keep_their_ranges(home));
+    }
+
+    fn a_signer_changes_another_ones_meters_where_the_settings_say_so(home) {
+        run(owners::share_by_name(home));
     }
 
     fn an_older_file_changes_neither_keys_nor_policy_nor_name(home) {

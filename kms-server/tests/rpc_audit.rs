@@ -31,14 +31,16 @@ use tonic::{Code, Request};
 
 async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
     let site = site_common::Site::new(home).await;
-    let transmitting = site.transmitting(true, None);
+    let transmitting = Arc::new(site.transmitting(true, None));
+    let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, database, .. } = site;
     keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
     let log = Arc::clone(&audit);
     let site = Site::start_parts(Limits::default(), move |clock| Parts {
         ciphering: Arc::new(ciphering),
-        transmitting: Arc::new(transmitting),
+        transmitting,
+        associations,
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),

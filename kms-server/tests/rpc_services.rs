@@ -26,13 +26,15 @@ const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 
 async fn site(home: &Home, limits: Limits) -> Site {
     let site = site_common::Site::new(home).await;
-    let transmitting = site.transmitting(true, None);
+    let transmitting = Arc::new(site.transmitting(true, None));
+    let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } = site;
     keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
     Site::start_parts(limits, move |clock| Parts {
         ciphering: Arc::new(ciphering),
-        transmitting: Arc::new(transmitting),
+        transmitting,
+        associations,
         lifecycle: Arc::new(lifecycle),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),

@@ -105,27 +105,29 @@ impl Signing {
     /// Seals `file` to the site that the tool talks to, as an operator who believes the site. One who
     /// does not compares the fingerprint with the report of `init`.
     pub fn seal(&self, tool: &AmiTool, file: &Path, out: &Path) -> Result<(), ToolError> {
+        self.seal_with(tool, file, out, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn seal_with(
+        &self,
+        tool: &AmiTool,
+        file: &Path,
+        out: &Path,
+        more: &[String],
+    ) -> Result<(), ToolError> {
         let import_key = out.with_extension("import-key");
         let key = import_key.to_string_lossy();
         let told = tool.succeed(&["site", "import-key", "--json", "--out", &key])?;
         let told: serde_json::Value = serde_json::from_str(told.trim())
             .map_err(|source| ToolError::BadLine { line: told.clone(), source })?;
         let fingerprint = told["fingerprint"].as_str().unwrap_or_default();
-        tool.succeed(&[
-            "meter",
-            "seal",
-            &file.to_string_lossy(),
-            "--out",
-            &out.to_string_lossy(),
-            "--import-key",
-            &key,
-            "--import-key-fingerprint",
-            fingerprint,
-            "--signer",
-            SIGNER,
-            "--signing-key",
-            &self.key.to_string_lossy(),
-        ])
-        .map(drop)
+        let (file, out, signer) =
+            (file.to_string_lossy(), out.to_string_lossy(), self.key.to_string_lossy());
+        let mut arguments = vec!["meter", "seal", &file, "--out", &out, "--import-key", &key];
+        arguments.extend(["--import-key-fingerprint", fingerprint, "--signer", SIGNER]);
+        arguments.extend(["--signing-key", &signer]);
+        arguments.extend(more.iter().map(String::as_str));
+        tool.succeed(&arguments).map(drop)
     }
 }

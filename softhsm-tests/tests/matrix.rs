@@ -45,6 +45,9 @@ fn row(method: Method) -> Row {
         Method::CipheringEncrypt => (&[Transmitter], BAD_FIELD),
         Method::CipheringEncryptBatch => (&[Transmitter], DONE),
         Method::CipheringTriage => (&[Hes], BAD_FIELD),
+        Method::CipheringBeginHls => (&[Transmitter], BAD_FIELD),
+        Method::CipheringAnswerHlsChallenge => (&[Transmitter], BAD_FIELD),
+        Method::CipheringVerifyHlsAnswer => (&[Transmitter], BAD_FIELD),
         Method::MetersCreateMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersGetMeter => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
@@ -109,6 +112,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::CipheringVerifyMicStream
         | Method::CipheringEncrypt
         | Method::CipheringEncryptBatch
+        | Method::CipheringBeginHls
+        | Method::CipheringAnswerHlsChallenge
+        | Method::CipheringVerifyHlsAnswer
         | Method::NodesProtect
         | Method::ReplicationExchangeMarks
         | Method::ReplicationListBlockHeads

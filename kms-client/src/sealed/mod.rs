@@ -7,6 +7,7 @@
 //! The header says when the file was sealed, and proves that its signer knows the file's key: nobody
 //! can sign for keys that somebody else has wrapped.
 
+mod contents;
 mod error;
 mod file;
 mod fingerprint;
@@ -14,9 +15,10 @@ mod flow;
 mod key;
 mod sealer;
 
+pub use contents::Contents;
 pub use error::SealError;
 pub use file::{SealedPart, SealedParts, is_sealed_file};
 pub use fingerprint::{BadFingerprint, ImportKeyFingerprint};
 pub(crate) use flow::start_import;
 pub use key::{ImportKey, OaepHash, PinnedImportKey};
-pub use sealer::{CHUNK_LINES_MAX, ManifestSigner, Sealer};
+pub use sealer::{CHUNK_LINES_MAX, ManifestSigner, Sealer, may_be_sealed};

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::{
+    contents::Contents,
     error::SealError,
     file::SealedPart,
     key::{OaepHash, PinnedImportKey},
@@ -77,15 +78,15 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Makes the file's key and its header, sealed now. `count`: how many meters will come.
+    /// Makes the file's key and its header, sealed now. `contents`: what will come, or how many meters.
     #[expect(clippy::disallowed_methods, reason = "sealing is offline: there is no other clock")]
     pub fn new(
         to: &PinnedImportKey,
         signer: ManifestSigner,
-        count: u64,
+        contents: impl Into<Contents>,
     ) -> Result<Self, SealError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SealError::Clock)?;
-        Self::new_at(to, signer, count, now.as_millis() as u64)
+        Self::new_at(to, signer, contents, now.as_millis() as u64)
     }
 
     /// The same, sealed at `sealed_ms` (milliseconds since 1970): a site refuses what lies in its future,
@@ -93,9 +94,11 @@ impl Sealer {
     pub fn new_at(
         to: &PinnedImportKey,
         signer: ManifestSigner,
-        count: u64,
+        contents: impl Into<Contents>,
         sealed_ms: u64,
     ) -> Result<Self, SealError> {
+        let contents = contents.into();
+        let count = contents.lines();
         let mut file_key = Box::new(Zeroizing::new([0; 32]));
         getrandom::fill(&mut file_key[..]).map_err(|_| SealError::Randomness)?;
         let mut file_id = [0; 16];
@@ -116,6 +119,7 @@ impl Sealer {
             count,
             sealed_ms,
             proof: Default::default(),
+            contents: contents.to_wire(),
         };
         let statement = signer.statement(&header.encode_to_vec())?;
         header.proof = wrap_bytes(&file_key, &statement)?.into();
@@ -181,16 +185,7 @@ impl Sealer {
     }
 
     fn seal(&self, line: u64, meter: NewMeter) -> Result<v1::NewMeter, SealError> {
-        for key in &meter.keys {
-            let len = key.value.expose_key_bytes().len();
-            match key.kind {
-                kind @ (KeyKind::HlsSecret | KeyKind::LlsPassword) => {
-                    return Err(SealError::Secret { line, kind });
-                }
-                _ if !matches!(len, 16 | 32) => return Err(SealError::Length { line, len }),
-                _ => {}
-            }
-        }
+        may_be_sealed(&meter).map_err(|error| error.at_line(line))?;
         meter.into_wire_with(|NewKey { kind, value, security_setup, protection }| {
             Ok(v1::NewKey {
                 kind: kind as i32,
@@ -232,6 +227,21 @@ impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sealer").field("taken", &self.taken).finish_non_exhaustive()
     }
+}
+
+/// Whether all keys of a meter are ones that can be sealed. Its number is not in the error.
+pub fn may_be_sealed(meter: &NewMeter) -> Result<(), SealError> {
+    for key in &meter.keys {
+        let len = key.value.expose_key_bytes().len();
+        match key.kind {
+            kind @ (KeyKind::HlsSecret | KeyKind::LlsPassword) => {
+                return Err(SealError::Secret { line: 0, kind });
+            }
+            _ if !matches!(len, 16 | 32) => return Err(SealError::Length { line: 0, len }),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Wraps one key under the file's.

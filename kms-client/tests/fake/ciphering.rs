@@ -148,6 +148,50 @@ impl Ciphering for Fake {
         }))
     }
 
+    async fn begin_hls(
+        &self,
+        request: Request<v1::BeginHlsRequest>,
+    ) -> Result<Response<v1::BeginHlsResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let asked = request.into_inner();
+        // As a server that issues challenges; of mechanism 3 one that forgets the association.
+        let association = if asked.mechanism == 3 { Vec::new() } else { vec![7; 32] };
+        Ok(Response::new(v1::BeginHlsResponse {
+            verdict: kms_core::Verdict::Ok as i32,
+            association: association.into(),
+            challenge: vec![b'c'; asked.challenge_length as usize].into(),
+            expires_in_ms: 120_000,
+            ..Default::default()
+        }))
+    }
+
+    async fn answer_hls_challenge(
+        &self,
+        request: Request<v1::AnswerHlsChallengeRequest>,
+    ) -> Result<Response<v1::AnswerHlsChallengeResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        // Always bare, whatever was asked: wrong where an action was.
+        Ok(Response::new(v1::AnswerHlsChallengeResponse {
+            verdict: kms_core::Verdict::Ok as i32,
+            answer: request.into_inner().challenge,
+            ..Default::default()
+        }))
+    }
+
+    async fn verify_hls_answer(
+        &self,
+        request: Request<v1::VerifyHlsAnswerRequest>,
+    ) -> Result<Response<v1::VerifyHlsAnswerResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let v1::VerifyHlsAnswerRequest { answer, apdu, .. } = request.into_inner();
+        let verdict = match (&answer[..], &apdu[..]) {
+            (b"good", b"") | (b"", b"good") => kms_core::Verdict::Ok,
+            _ => kms_core::Verdict::MicFailure,
+        };
+        let verdict = verdict as i32;
+        Ok(Response::new(v1::VerifyHlsAnswerResponse { verdict, ..Default::default() }))
+    }
+
     type VerifyMicStreamStream = Replies<v1::VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(

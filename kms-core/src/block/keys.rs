@@ -196,7 +196,6 @@ impl BlockKeys {
     }
 
     /// Opens what [`BlockKeys::seal_secret`] made.
-    #[cfg(test)]
     pub fn open_secret(
         &self,
         title: &SystemTitle,

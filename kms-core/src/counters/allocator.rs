@@ -65,6 +65,8 @@ pub enum Purpose {
     Traffic,
     /// The transfer of a new key.
     KeyTransfer,
+    /// HLS authentication, which comes before it.
+    Hls,
 }
 
 /// A wish for a counter.

@@ -81,6 +81,11 @@ impl Line {
         Judged::Below { floor: floor.highest().saturating_add(1) }
     }
 
+    /// The highest counter that was seen; `None`: none was.
+    pub fn highest(&self) -> Option<u32> {
+        Some(self.floor?.highest())
+    }
+
     fn take(&mut self, floor: Floor, message: Message) {
         self.floor = Some(floor);
         self.changed = true;

@@ -17,6 +17,18 @@ crate::numbered! {
     }
 }
 
+crate::numbered! {
+    /// The dialect of HLS mechanism 2, which the standard leaves to the manufacturer.
+    #[derive(Default)]
+    pub enum HlsMechanism2 "hls_mechanism_2" {
+        /// AES-128 of each block of the challenge on its own: what most have.
+        #[default]
+        Ecb = 1 "AES_ECB",
+        /// AES-128 in CBC mode, initialization vector zero.
+        Cbc = 2 "AES_CBC",
+    }
+}
+
 /// Which of a meter's keys have receive floors, and how much may come out of order under them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FloorRule {
@@ -70,6 +82,8 @@ pub struct DeviceProfile {
     pub largest_gap: Option<u32>,
     /// Its receive floors.
     pub floors: FloorRule,
+    /// Its dialect of HLS mechanism 2.
+    pub hls_mechanism_2: HlsMechanism2,
 }
 
 impl DeviceProfile {
@@ -84,6 +98,7 @@ impl DeviceProfile {
             counters_on_new_key: CountersOnNewKey::Kept,
             largest_gap: Some(1),
             floors: FloorRule::STRICT,
+            hls_mechanism_2: HlsMechanism2::default(),
         }
     }
 
@@ -94,7 +109,14 @@ impl DeviceProfile {
 
     /// What two sites compare: injective.
     pub(super) fn put_digested(&self, out: &mut Vec<u8>) {
-        let Self { name, description: _, counters_on_new_key, largest_gap, floors } = self;
+        let Self {
+            name,
+            description: _,
+            counters_on_new_key,
+            largest_gap,
+            floors,
+            hls_mechanism_2,
+        } = self;
         let FloorRule { guek, gbek, dedicated, window } = *floors;
         let name = name.as_str().as_bytes();
         out.push(name.len() as u8); // At most 32.
@@ -109,5 +131,9 @@ impl DeviceProfile {
         }
         out.extend_from_slice(&[guek, gbek, dedicated].map(u8::from));
         out.push(window);
+        // As releases before this one have it where nothing is said; no name is so long.
+        if *hls_mechanism_2 != HlsMechanism2::default() {
+            out.extend_from_slice(&[0xFF, hls_mechanism_2.number()]);
+        }
     }
 }

@@ -4,6 +4,6 @@ mod device;
 mod name;
 mod profiles;
 
-pub use device::{CountersOnNewKey, DeviceProfile, FloorRule};
+pub use device::{CountersOnNewKey, DeviceProfile, FloorRule, HlsMechanism2};
 pub use name::{BadProfileName, ProfileName};
 pub use profiles::{BadProfiles, Profiles};

@@ -73,7 +73,7 @@ impl Profiles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::device::CountersOnNewKey;
+    use crate::profile::device::{CountersOnNewKey, HlsMechanism2};
 
     fn name(name: &str) -> ProfileName {
         ProfileName::new(name).unwrap()
@@ -86,6 +86,7 @@ mod tests {
             counters_on_new_key: CountersOnNewKey::Reset,
             largest_gap: None,
             floors: FloorRule::OFF,
+            hls_mechanism_2: HlsMechanism2::Ecb,
         }
     }
 
@@ -107,8 +108,9 @@ mod tests {
             change(&mut one);
             Profiles::new([one, profile("b")]).unwrap().digest()
         };
-        let changes: [fn(&mut DeviceProfile); 8] = [
+        let changes: [fn(&mut DeviceProfile); 9] = [
             |_| {},
+            |one| one.hls_mechanism_2 = HlsMechanism2::Cbc,
             |one| one.name = name("c"),
             |one| one.counters_on_new_key = CountersOnNewKey::Kept,
             |one| one.largest_gap = Some(0),
@@ -123,6 +125,6 @@ mod tests {
         digests.push(digest(|one| one.floors.dedicated = true));
         digests.sort_unstable();
         digests.dedup();
-        assert_eq!(digests.len(), 10);
+        assert_eq!(digests.len(), 11);
     }
 }

@@ -30,6 +30,7 @@ use super::{
     two_sites::TwoSites,
 };
 use crate::{
+    associations::{self, Associations},
     audit::{self, Audit},
     ciphering::{Ciphering, Floors, FloorsConfig},
     config::Config,
@@ -365,10 +366,18 @@ impl Ground {
     /// Parts that the wire speaks for.
     fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
         let Verbs { ciphering, lifecycle, transmitting } = verbs;
+        let below = associations::Below {
+            transmitting: Arc::clone(&transmitting),
+            ciphering: Arc::clone(&ciphering),
+            clock: Arc::clone(&self.clock),
+            randomness: Arc::new(OperatingSystem),
+            profiles: Arc::clone(&self.profiles),
+        };
         let token = self.hsm.clone();
         rpc::Parts {
             ciphering,
             transmitting,
+            associations: Arc::new(Associations::new(keyring, below)),
             lifecycle,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),

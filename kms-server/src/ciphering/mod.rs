@@ -13,6 +13,7 @@ mod batch;
 mod doubt;
 mod figures;
 mod floors;
+mod hls;
 mod item;
 mod misses;
 mod token;
@@ -20,6 +21,7 @@ mod triage;
 mod verbs;
 
 pub use floors::{Floors, FloorsConfig};
+pub use hls::{Carrier, FloorsBefore, Gmac};
 pub use item::{Item, Named, OpenedBatch, Outcome, Want};
 pub use triage::{Triage, TriageAsked, TriagedFrame};
 pub use verbs::Ciphering;

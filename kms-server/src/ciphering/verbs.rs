@@ -26,8 +26,8 @@ pub struct Ciphering {
     pub(super) keyring: Reader,
     token: ApduOpening,
     pub(super) floors: Arc<Floors>,
-    figures: Figures,
-    evidence: Arc<dyn EvidenceSink>,
+    pub(super) figures: Figures,
+    pub(super) evidence: Arc<dyn EvidenceSink>,
 }
 
 impl Ciphering {

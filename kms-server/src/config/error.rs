@@ -252,6 +252,14 @@ pub enum ConfigError {
         #[source]
         source: crate::lifecycle::BadSigner,
     },
+    /// No range of system titles.
+    #[error("`import.signers.titles` has {titles:?}: {bad}")]
+    SignerTitles {
+        /// As it stands there.
+        titles: String,
+        /// Its fault.
+        bad: crate::lifecycle::BadRange,
+    },
     /// One name, two keys.
     #[error("`import.signers` names {0:?} twice: give each key a name of its own")]
     SignerTwice(String),

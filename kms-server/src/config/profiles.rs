@@ -16,7 +16,7 @@ use super::{
 use kms_core::{
     Numbered as _, ProfileName,
     numbered::Expected,
-    profile::{CountersOnNewKey, DeviceProfile, FloorRule, Profiles},
+    profile::{CountersOnNewKey, DeviceProfile, FloorRule, HlsMechanism2, Profiles},
 };
 
 /// Where the package puts them. A machine that has none has no profiles.
@@ -57,6 +57,7 @@ struct Written {
     description: String,
     counters_on_new_key: String,
     largest_gap: Option<u32>,
+    hls_mechanism_2: Option<String>,
     #[serde(default)]
     receive_floors: WrittenFloors,
 }
@@ -125,7 +126,8 @@ fn parse(name: ProfileName, text: &str) -> Result<DeviceProfile, String> {
         let (line, key, message) = ConfigError::at(text, &error);
         format!("line {line}{key}: {message}; see the profiles that come with the service for what may stand there")
     })?;
-    let Written { description, counters_on_new_key, largest_gap, receive_floors } = written;
+    let Written { description, counters_on_new_key, largest_gap, hls_mechanism_2, receive_floors } =
+        written;
     let line = |key: &str| {
         let is_it = |line: &str| line.trim_start().starts_with(key);
         text.lines().position(is_it).map_or(String::new(), |at| format!("line {}, ", at + 1))
@@ -140,6 +142,13 @@ fn parse(name: ProfileName, text: &str) -> Result<DeviceProfile, String> {
         let at = line("counters_on_new_key");
         format!("{at}`counters_on_new_key`: {}", Expected::<CountersOnNewKey>::new())
     })?;
+    let hls_mechanism_2 = match hls_mechanism_2 {
+        None => HlsMechanism2::default(),
+        Some(word) => HlsMechanism2::from_word(&word).ok_or_else(|| {
+            let at = line("hls_mechanism_2");
+            format!("{at}`hls_mechanism_2`: {}", Expected::<HlsMechanism2>::new())
+        })?,
+    };
     let WrittenFloors { guek, gbek, dedicated, window } = receive_floors;
     let floors = FloorRule { guek, gbek, dedicated, window };
     if window > FloorRule::WINDOW_MAX {
@@ -158,7 +167,14 @@ fn parse(name: ProfileName, text: &str) -> Result<DeviceProfile, String> {
             "{at}`largest_gap` is 0, and then nothing could be sent: the least is 1"
         ));
     }
-    Ok(DeviceProfile { name, description, counters_on_new_key: counters, largest_gap, floors })
+    Ok(DeviceProfile {
+        name,
+        description,
+        counters_on_new_key: counters,
+        largest_gap,
+        floors,
+        hls_mechanism_2,
+    })
 }
 
 #[cfg(test)]
@@ -183,6 +199,7 @@ mod tests {
                 "description = \"d\"\n\ncounters_on_new_key = \"reset\"\n",
                 &["line 3", "one of RESET KEPT UNKNOWN"],
             ),
+            (&format!("{GOOD}hls_mechanism_2 = \"CBC\"\n"), &["line 3", "AES_ECB AES_CBC"]),
             (&format!("{GOOD}largest_gap = 0\n"), &["line 3", "the least is 1"]),
             (&format!("{GOOD}largest_gap = -1\n"), &["line 3", "largest_gap"]),
             (&format!("{GOOD}larges_gap = 1\n"), &["line 3", "unknown field"]),
@@ -242,12 +259,13 @@ mod tests {
         fn what_a_profile_says_is_what_is_read(
             counters in prop::sample::select(CountersOnNewKey::ALL),
             gap in prop::option::of(1u32..),
+            hls in prop::sample::select(HlsMechanism2::ALL),
             (guek, gbek, dedicated) in any::<(bool, bool, bool)>(),
             window in 0u8..80,
         ) {
             let gap_line = gap.map_or(String::new(), |gap| format!("largest_gap = {gap}\n"));
             let text = format!(
-                "description = \"d\"\ncounters_on_new_key = \"{counters}\"\n{gap_line}\
+                "description = \"d\"\ncounters_on_new_key = \"{counters}\"\n{gap_line}hls_mechanism_2 = \"{hls}\"\n\
                  [receive_floors]\nguek = {guek}\ngbek = {gbek}\ndedicated = {dedicated}\nwindow = {window}\n"
             );
             let off = !(guek || gbek || dedicated);
@@ -256,6 +274,7 @@ mod tests {
                     prop_assert!(window <= 64 && !(off && window > 0));
                     prop_assert_eq!(profile.floors, FloorRule { guek, gbek, dedicated, window });
                     prop_assert_eq!((profile.counters_on_new_key, profile.largest_gap), (counters, gap));
+                    prop_assert_eq!(profile.hls_mechanism_2, hls);
                 }
                 Err(_) => prop_assert!(window > 64 || off && window > 0),
             }

@@ -162,6 +162,12 @@ struct ImportSection {
 struct SignerSection {
     name: String,
     public_key: PathBuf,
+    #[serde(default)]
+    meters: Vec<String>,
+    #[serde(default)]
+    titles: Vec<String>,
+    #[serde(default)]
+    may_change: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -469,23 +475,35 @@ impl TryFrom<(TlsSection, Duration)> for TlsConfig {
     }
 }
 
+fn ranges_of(section: SignerSection) -> Result<lifecycle::Ranges, ConfigError> {
+    let SignerSection { meters, titles, may_change, .. } = section;
+    let texts = |key, all: Vec<String>| -> Result<Vec<String>, ConfigError> {
+        all.into_iter().map(|it| text(key, it, 64)).collect()
+    };
+    let title =
+        |it: String| it.parse().map_err(|bad| ConfigError::SignerTitles { titles: it, bad });
+    Ok(lifecycle::Ranges {
+        meters: texts("import.signers.meters", meters)?,
+        titles: titles.into_iter().map(title).collect::<Result<_, _>>()?,
+        may_change: texts("import.signers.may_change", may_change)?,
+    })
+}
+
 /// Reads the signers' public keys, which are no secrets.
 fn signing(sections: Vec<SignerSection>) -> Result<lifecycle::Signers, ConfigError> {
     let mut signers = BTreeMap::new();
-    for SignerSection { name, public_key } in sections {
-        let name = text("import.signers.name", name, 64)?;
-        let path = absolute("import.signers.public_key", public_key)?;
+    for section in sections {
+        let name = text("import.signers.name", section.name.clone(), 64)?;
+        let path = absolute("import.signers.public_key", section.public_key.clone())?;
         let pem = std::fs::read_to_string(&path)
             .map_err(|source| ConfigError::SignerUnreadable { path: path.clone(), source })?;
-        lifecycle::Signers::new([(name.clone(), pem.clone())])
+        let signer = lifecycle::Signer::from_pem(&pem, ranges_of(section)?)
             .map_err(|bad| ConfigError::Signer { path, source: bad })?;
-        if signers.insert(name.clone(), pem).is_some() {
+        if signers.insert(name.clone(), signer).is_some() {
             return Err(ConfigError::SignerTwice(name));
         }
     }
-    // Each was read once already.
-    lifecycle::Signers::new(signers)
-        .map_err(|bad| ConfigError::Signer { path: PathBuf::new(), source: bad })
+    Ok(lifecycle::Signers::of(signers))
 }
 
 /// The sites of callers whose certificates don't have the site's name.

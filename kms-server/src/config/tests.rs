@@ -106,6 +106,7 @@ fn the_example_in_deploy_is_accepted_and_its_comments_tell_the_defaults() {
             || setting.contains("listen =")
             || setting.contains("\"provisioning\"")
             || setting.contains("public_key =")
+            || ["#meters =", "#titles =", "#may_change ="].iter().any(|it| setting.starts_with(it))
             || setting.contains("profiles")
             || of_postgresql(setting)
             || peer::of_peer(setting)
@@ -218,6 +219,12 @@ fn a_signer_without_a_key_that_can_be_read_is_refused() {
         format!("[[import.signers]]\nname = \"provisioning\"\npublic_key = \"{}\"", path.display());
     let shown = format!("#{}", signer.replace('\n', "\n#"));
     assert!(!folder.with(&shown, &signer).unwrap().import_signers.is_empty());
+    let ranges =
+        format!("{signer}\nmeters = [\"M-\"]\ntitles = [\"4D4D4D\"]\nmay_change = [\"x\"]");
+    let digest = |settings: &str| folder.with(&shown, settings).unwrap().import_signers.digest();
+    assert_ne!(digest(&ranges), digest(&signer));
+    let sentence = folder.refusal(&shown, &ranges.replace("4D4D4D", "MMM"));
+    says(&sentence, &["`import.signers.titles`", "MMM", "first digits of a system title"]);
     let sentence = folder.refusal(&shown, &format!("{signer}\n{signer}"));
     says(&sentence, &["`import.signers`", "twice"]);
 }

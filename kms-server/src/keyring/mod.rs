@@ -64,8 +64,8 @@ pub use proving::{Confirmed, Prover};
 pub use reader::Reader;
 pub use records::{Doubt, Found, Records};
 pub use resident::{
-    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, Snapshot, Standing,
-    arena, scrub_stack,
+    BlockTable, Candidate, Directory, KeyMaterial, PolicyBits, ResidentMeter, SealedHlsSecret,
+    Snapshot, Standing, arena, scrub_stack,
 };
 pub use role::SiteRole;
 pub use roles::{NotChanged, Promotion, Roles, Wish};

@@ -3,12 +3,17 @@
 
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::{
     error::{KeyringError, SharedError},
     opening::Opener,
     records::{Found, Records},
     renewing::Renewer,
-    resident::{BlockTable, Directory, ResidentMeter, Snapshot},
+    resident::{
+        BlockTable, Directory, ResidentMeter, SealedHlsSecret, Snapshot,
+        arena::Segment as LockedMemory,
+    },
     unused::UnusedKeys,
 };
 use kms_core::{BlockNo, MeterId, Position, SystemTitle};
@@ -61,6 +66,20 @@ impl Reader {
     #[inline]
     pub fn has_other_writers(&self) -> bool {
         self.shared
+    }
+
+    /// An HLS secret of a meter, for the length of a call; `None`: it does not open.
+    pub fn open_secret(
+        &self,
+        meter: &ResidentMeter<'_>,
+        secret: &SealedHlsSecret,
+    ) -> Option<Zeroizing<Vec<u8>>> {
+        meter.open_secret(self.opener.domain.domain, secret)
+    }
+
+    /// Room in the locked memory for so many bytes; `None`: it is full.
+    pub fn locked_memory(&self, bytes: usize) -> Option<LockedMemory> {
+        self.opener.resident.allocate(bytes)
     }
 
     /// The block's table, opening it if need be: once, however many ask. A failure is shared by all

@@ -2,7 +2,7 @@
 //! process's or the database's, is a hint where to look; what counts is the record there, which is
 //! authenticated.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{error::KeyringError, opening::Opener};
 use kms_core::{
@@ -140,6 +140,18 @@ impl Records {
     /// the record.
     pub async fn look_up(&self, id: &MeterId) -> Result<Option<SystemTitle>, KeyringError> {
         Ok(self.opener.store.find_meter(id).await?.map(|place| place.system_title))
+    }
+
+    /// The same of many ids at once: one way to the database and back.
+    pub async fn look_up_all(
+        &self,
+        ids: &[MeterId],
+    ) -> Result<HashMap<MeterId, SystemTitle>, KeyringError> {
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let found = self.opener.store.find_meters(ids).await?;
+        Ok(found.into_iter().map(|place| (place.meter_id, place.system_title)).collect())
     }
 
     /// Where the meter with this id is: memory first, then the index; the stored record decides.

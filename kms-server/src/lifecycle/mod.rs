@@ -23,9 +23,10 @@ pub use error::LifecycleError;
 pub use import::{
     checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX},
     meter::{ImportResult, ImportRules, Imported, NewKey, NewMeter},
+    ranges::{BadRange, Ranges, TitleRange},
     run::{ChunkOf, Imports},
     sealed_file::{SealedChunk, SealedFile, SealedHeader},
-    signers::{BadSigner, Signers},
+    signers::{BadSigner, Signer, Signers},
     value::{KeyValue, TakenValue},
 };
 pub use listing::{DamagedMeter, Page};

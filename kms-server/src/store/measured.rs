@@ -214,6 +214,10 @@ impl<S: ReadStore + ?Sized> ReadStore for Measured<S> {
         self.measure(Operation::FindMeter, self.inner.find_meter(meter_id)).await
     }
 
+    async fn find_meters(&self, meter_ids: &[MeterId]) -> Result<Vec<IndexedMeter>, StoreError> {
+        self.measure(Operation::FindMeter, self.inner.find_meters(meter_ids)).await
+    }
+
     async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         self.measure(Operation::FindMeter, self.inner.find_title(title)).await
     }

@@ -96,6 +96,15 @@ pub trait ReadStore: Send + Sync + 'static {
     /// Where the living meter with this id is.
     async fn find_meter(&self, meter_id: &MeterId) -> Result<Option<IndexedMeter>, StoreError>;
 
+    /// The same of many ids at once, those that there are, in any order.
+    async fn find_meters(&self, meter_ids: &[MeterId]) -> Result<Vec<IndexedMeter>, StoreError> {
+        let mut found = Vec::new();
+        for meter_id in meter_ids {
+            found.extend(self.find_meter(meter_id).await?);
+        }
+        Ok(found)
+    }
+
     /// The index's entry for this title. As the others, a hint.
     async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError>;
 

@@ -224,6 +224,10 @@ impl ReadStore for PostgresStore {
         reading!(self, find_meter, meter_id)
     }
 
+    async fn find_meters(&self, meter_ids: &[MeterId]) -> Result<Vec<IndexedMeter>, StoreError> {
+        reading!(self, find_meters, meter_ids)
+    }
+
     async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         reading!(self, find_title, title)
     }

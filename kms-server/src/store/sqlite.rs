@@ -293,6 +293,10 @@ impl ReadStore for SqliteStore {
         reading!(self, find_meter, meter_id)
     }
 
+    async fn find_meters(&self, meter_ids: &[MeterId]) -> Result<Vec<IndexedMeter>, StoreError> {
+        reading!(self, find_meters, meter_ids)
+    }
+
     async fn find_title(&self, title: &SystemTitle) -> Result<Option<IndexedMeter>, StoreError> {
         read::find_title(&mut *self.reader().await?, title).await
     }

@@ -10,7 +10,7 @@ use super::site_common::{Options, Site, run};
 use crate::hsm::{Token, memory::MemoryToken};
 use kms_core::{
     ProfileName,
-    profile::{CountersOnNewKey, DeviceProfile, FloorRule, Profiles},
+    profile::{CountersOnNewKey, DeviceProfile, FloorRule, HlsMechanism2, Profiles},
 };
 
 pub(crate) struct Home {
@@ -71,6 +71,7 @@ fn profile(name: &str, floors: FloorRule) -> DeviceProfile {
         description: "d".to_owned(),
         counters_on_new_key: CountersOnNewKey::Reset,
         largest_gap: None,
+        hls_mechanism_2: HlsMechanism2::default(),
         floors,
     }
 }
@@ -84,4 +85,11 @@ pub(crate) fn profiles() -> Arc<Profiles> {
         profile("without", FloorRule::OFF),
     ];
     Arc::new(Profiles::new(all).unwrap())
+}
+
+/// The same, and one whose meters have the other dialect of HLS mechanism 2.
+pub(crate) fn profiles_for_hls() -> Arc<Profiles> {
+    let chained = profile("chained", FloorRule::OFF);
+    let chained = DeviceProfile { hls_mechanism_2: HlsMechanism2::Cbc, ..chained };
+    Arc::new(Profiles::new(profiles().iter().cloned().chain([chained])).unwrap())
 }

@@ -412,6 +412,7 @@ fn parts(
             site.hsm.apdus(),
             Arc::clone(site.ciphering.floors()),
         )),
+        associations: Arc::new(site.associations(Arc::clone(&transmitting), Arc::default())),
         transmitting,
         lifecycle,
         keyring: Arc::clone(&site.keyring.overview),

@@ -193,7 +193,7 @@ impl Transmitting {
         outcome
     }
 
-    async fn prepare(&self, item: &Plain<'_>) -> Result<Prepared, Outcome> {
+    pub(super) async fn prepare(&self, item: &Plain<'_>) -> Result<Prepared, Outcome> {
         let title = self.title_of(item.whose).await?;
         let table = self.reader.open(self.reader.block_of(&title)).await;
         let unavailable = |why: String| Outcome::of(Verdict::Unavailable).because(why).about(title);

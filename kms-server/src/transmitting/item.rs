@@ -26,6 +26,8 @@ pub enum Envelope {
     Service,
     /// general-ciphering with an identified key.
     GeneralCiphering,
+    /// None: the item is no APDU but a meter's challenge, and what comes out is f(StoC) of HLS mechanism 5.
+    HlsAnswer,
 }
 
 /// One APDU to protect.
@@ -125,7 +127,8 @@ pub struct ProtectedBatch {
 }
 
 impl Outcome {
-    pub(super) fn of(verdict: Verdict) -> Self {
+    /// With this verdict, and nothing more.
+    pub fn of(verdict: Verdict) -> Self {
         Self {
             verdict,
             refusal: None,
@@ -138,12 +141,16 @@ impl Outcome {
         }
     }
 
-    pub(super) fn because(mut self, reason: impl Into<Box<str>>) -> Self {
+    /// Says why.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<Box<str>>) -> Self {
         self.reason = Some(reason.into());
         self
     }
 
-    pub(super) fn about(mut self, title: SystemTitle) -> Self {
+    /// Says of which meter.
+    #[must_use]
+    pub fn about(mut self, title: SystemTitle) -> Self {
         self.system_title = Some(title);
         self
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dlms::{
     EncryptionKey, Envelope as Form, FreshCounter, GeneralCipheringAad, GeneralCipheringHeader,
     KeySet, Keys, ProtectError, Protection, SecurityControl, ServiceTag, Side, Suite, SystemTitle,
+    hls::{self, HlsError, check_challenge},
 };
 
 use super::{
@@ -84,9 +85,9 @@ impl Choice {
         match (self.version, self.purpose) {
             (0, Purpose::Traffic) => protects,
             // What was compromised carries the transfer of its successor, where nothing is preferred.
-            (0, Purpose::KeyTransfer) => protects || compromised,
+            (0, Purpose::KeyTransfer | Purpose::Hls) => protects || compromised,
             (named, Purpose::Traffic) => named == candidate.version && active,
-            (named, Purpose::KeyTransfer) => named == candidate.version && carries,
+            (named, Purpose::KeyTransfer | Purpose::Hls) => named == candidate.version && carries,
         }
     }
 }
@@ -163,7 +164,8 @@ fn choose<'t>(meter: &ResidentMeter<'t>, item: &Plain<'_>) -> Result<Chosen<'t>,
     if !authenticated && !policy.allows_encryption_only() {
         return Err(refused("the meter's policy does not allow encryption alone"));
     }
-    if !encrypted && policy.demands_encryption() {
+    let is_answer = item.envelope == Envelope::HlsAnswer;
+    if !encrypted && !is_answer && policy.demands_encryption() {
         return Err(refused("the meter's policy demands encryption"));
     }
     let encryption = chosen(meter, kind_of(item.key_set), item.encryption_choice())?;
@@ -174,7 +176,7 @@ fn choose<'t>(meter: &ResidentMeter<'t>, item: &Plain<'_>) -> Result<Chosen<'t>,
     let suite = item.suite.unwrap_or(by_length);
     // In general-ciphering key-info names the key, and the bit is 0.
     let key_set = match item.envelope {
-        Envelope::GeneralCiphering => KeySet::Unicast,
+        Envelope::GeneralCiphering | Envelope::HlsAnswer => KeySet::Unicast,
         Envelope::GeneralGlo | Envelope::Service => item.key_set,
     };
     let control = SecurityControl { suite, key_set, authenticated, encrypted, compressed: false };
@@ -207,8 +209,13 @@ pub(super) fn prepare(
     if item.apdu.is_empty() {
         return Err(Outcome::of(Verdict::Malformed).because("the APDU is empty").about(title));
     }
-    if item.envelope == Envelope::Service {
-        service_tag(item)?;
+    match item.envelope {
+        Envelope::Service => drop(service_tag(item)?),
+        // Before a key is touched: the answer to a command would be the command's tag.
+        Envelope::HlsAnswer => {
+            check_challenge(item.apdu).map_err(|why| of_hls(why).about(title))?
+        }
+        Envelope::GeneralGlo | Envelope::GeneralCiphering => {}
     }
     let prepared = {
         let meter = find(&table, title)?;
@@ -255,9 +262,6 @@ pub(super) fn seal(
 ) -> Outcome {
     let invocation_counter = counter.value();
     let title = prepared.title;
-    let fault = |error: ProtectError| {
-        Outcome::of(Verdict::Unsupported).because(error.to_string()).about(title)
-    };
     let meter = match find(&prepared.table, title) {
         Ok(meter) => meter,
         Err(outcome) => return outcome,
@@ -266,13 +270,57 @@ pub(super) fn seal(
         Ok(chosen) => chosen,
         Err(outcome) => return outcome,
     };
-    let transaction_id = invocation_counter.to_be_bytes();
-    let envelope = match item.envelope {
-        Envelope::GeneralGlo => Form::GeneralGlo(Some(chosen.originator)),
-        Envelope::Service => match service_tag(item) {
-            Ok(tag) => Form::Service(tag),
-            Err(outcome) => return outcome,
+    let sealed = if item.envelope == Envelope::HlsAnswer {
+        answer(&chosen, counter, item.apdu, out)
+    } else {
+        protect(&chosen, (title, item), counter, out)
+    };
+    match sealed {
+        Ok(()) => Outcome {
+            invocation_counter,
+            encryption_key_version: prepared.encryption_key_version,
+            authentication_key_version: prepared.authentication_key_version,
+            ..Outcome::of(Verdict::Ok).about(title)
         },
+        Err(outcome) => outcome.about(title),
+    }
+}
+
+/// Appends f(challenge) of mechanism 5.
+fn answer(
+    chosen: &Chosen<'_>,
+    counter: FreshCounter,
+    challenge: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Outcome> {
+    let (suite, originator) = (chosen.control.suite, &chosen.originator);
+    let answer = hls::compute(suite, originator, counter, &chosen.keys(), challenge);
+    out.extend_from_slice(&answer.map_err(of_hls)?);
+    Ok(())
+}
+
+/// The outcome of a challenge that is not answered.
+pub(super) fn of_hls(why: HlsError) -> Outcome {
+    let verdict = match why {
+        HlsError::ChallengeIsApdu | HlsError::SameChallenge => Verdict::PolicyRefused,
+        HlsError::ChallengeLength { .. } => Verdict::Malformed,
+        HlsError::KeyLength { .. } | HlsError::SecretLength { .. } => Verdict::NoUsableKey,
+        HlsError::AnswerLength { .. } | HlsError::NotAuthentic => Verdict::MicFailure,
+    };
+    Outcome::of(verdict).because(why.to_string())
+}
+
+/// Appends the ciphered APDU.
+fn protect(
+    chosen: &Chosen<'_>,
+    (title, item): (SystemTitle, &Plain<'_>),
+    counter: FreshCounter,
+    out: &mut Vec<u8>,
+) -> Result<(), Outcome> {
+    let transaction_id = counter.value().to_be_bytes();
+    let envelope = match item.envelope {
+        Envelope::GeneralGlo | Envelope::HlsAnswer => Form::GeneralGlo(Some(chosen.originator)),
+        Envelope::Service => Form::Service(service_tag(item)?),
         Envelope::GeneralCiphering => Form::GeneralCiphering(GeneralCipheringHeader {
             transaction_id: &transaction_id,
             originator: Some(chosen.originator),
@@ -289,13 +337,6 @@ pub(super) fn seal(
         keys: chosen.keys(),
         gc_aad: chosen.gc_aad,
     };
-    match dlms::protect(&protection, counter, item.apdu, out) {
-        Ok(()) => Outcome {
-            invocation_counter,
-            encryption_key_version: prepared.encryption_key_version,
-            authentication_key_version: prepared.authentication_key_version,
-            ..Outcome::of(Verdict::Ok).about(title)
-        },
-        Err(error) => fault(error),
-    }
+    let fault = |error: ProtectError| Outcome::of(Verdict::Unsupported).because(error.to_string());
+    dlms::protect(&protection, counter, item.apdu, out).map_err(fault)
 }

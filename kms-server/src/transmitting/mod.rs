@@ -20,6 +20,7 @@ mod looking;
 mod past;
 mod refused;
 mod remembered;
+mod sides;
 mod witnessing;
 
 pub use batch::{Grounds, OtherSite, Transmitting};
@@ -27,3 +28,4 @@ pub use declaring::{Declaration, Declared, NotDeclared};
 pub use forwarding::{Origin, OtherNodes, time_left};
 pub use item::{Envelope, Outcome, Plain, ProtectedBatch, Whose};
 pub use refused::{NotForwarded, NotSent};
+pub use sides::Sides;

@@ -94,7 +94,8 @@ pub(super) async fn play(world: &World, seed: u64) {
                     let policy = [None, Some(WEAK), Some(STRONG)][dice.below(3) as usize];
                     lines.push(line(n, &keys, policy));
                 }
-                files.push(world.seal(&lines));
+                // By either of the two: what the one brought, the other one's files try to change.
+                files.push(world.seal_by(dice.below(2) as usize, &lines, world.now()));
             }
             0..=7 if !files.is_empty() => {
                 let file = files[dice.below(files.len() as u64) as usize].clone();

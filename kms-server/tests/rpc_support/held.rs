@@ -106,6 +106,27 @@ impl ciphering_server::Ciphering for Held {
         Err(Status::unimplemented(""))
     }
 
+    async fn begin_hls(
+        &self,
+        _: Request<kms_proto::v1::BeginHlsRequest>,
+    ) -> Result<Response<kms_proto::v1::BeginHlsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn answer_hls_challenge(
+        &self,
+        _: Request<kms_proto::v1::AnswerHlsChallengeRequest>,
+    ) -> Result<Response<kms_proto::v1::AnswerHlsChallengeResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn verify_hls_answer(
+        &self,
+        _: Request<kms_proto::v1::VerifyHlsAnswerRequest>,
+    ) -> Result<Response<kms_proto::v1::VerifyHlsAnswerResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     type VerifyMicStreamStream = Answers<VerifyMicBatchResponse>;
 
     async fn verify_mic_stream(

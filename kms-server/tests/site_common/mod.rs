@@ -35,6 +35,7 @@ use kms_core::{
 };
 use kms_server::{
     app::{OperatingSystem, SystemClock},
+    associations::{self, Associations},
     audit::{self, Audit, sign_head_table},
     ciphering::{Ciphering, Floors, FloorsConfig, Item, Named, OpenedBatch, Outcome, Want},
     hsm::{Hsm, Token},
@@ -349,6 +350,23 @@ impl Site {
             memory,
         };
         Transmitting::new(&self.keyring, grounds)
+    }
+
+    /// Associations of this site's node, over its floors.
+    pub fn associations(
+        &self,
+        transmitting: Arc<Transmitting>,
+        profiles: Arc<Profiles>,
+    ) -> Associations {
+        let (reader, floors) = (self.keyring.reader.clone(), Arc::clone(self.ciphering.floors()));
+        let below = associations::Below {
+            transmitting,
+            ciphering: Arc::new(Ciphering::new(reader, self.hsm.apdus(), floors)),
+            clock: Arc::clone(&self.clock),
+            randomness: Arc::new(OperatingSystem),
+            profiles,
+        };
+        Associations::new(&self.keyring, below)
     }
 
     /// Imports one meter and expects it to be accepted.

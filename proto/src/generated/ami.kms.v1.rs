@@ -1296,6 +1296,150 @@ pub struct EncryptResponse {
     #[prost(string, tag = "8")]
     pub reason: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginHlsRequest {
+    /// The meter: one of the two.
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "3")]
+    pub security_setup: u32,
+    /// The client (its address), as in Protecting.
+    #[prost(uint32, tag = "4")]
+    pub client: u32,
+    /// HLS_authentication_mechanism_id: 2, 3, 4, 5 or 6.
+    #[prost(uint32, tag = "5")]
+    pub mechanism: u32,
+    /// Bytes of the utility's challenge: 8 to 64. 0: 16. For mechanism 2 a multiple of 16.
+    #[prost(uint32, tag = "6")]
+    pub challenge_length: u32,
+    /// Security suite of mechanism 5, 0 to 2. Absent: by the key's length, 0 or 2.
+    #[prost(uint32, optional, tag = "7")]
+    pub security_suite: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginHlsResponse {
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    #[prost(enumeration = "TransmitRefusal", tag = "2")]
+    pub refusal: i32,
+    /// 32 bytes: names the association in the next calls. Empty unless the verdict is OK.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub association: ::prost::bytes::Bytes,
+    /// CtoS: the calling-authentication-value of the AARQ.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub challenge: ::prost::bytes::Bytes,
+    /// 8 bytes: the calling-AP-title of the AARQ.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub client_system_title: ::prost::bytes::Bytes,
+    /// 8 bytes: the meter's.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// The association is known for so long.
+    #[prost(uint32, tag = "7")]
+    pub expires_in_ms: u32,
+    /// One sentence for people; empty when the verdict says it all.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// The ACTION request (class 15, method 1) that carries an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HlsAction {
+    /// One byte.
+    #[prost(uint32, tag = "1")]
+    pub invoke_id_and_priority: u32,
+    #[prost(enumeration = "CipheringForm", tag = "2")]
+    pub form: i32,
+    #[prost(enumeration = "ApduProtection", tag = "3")]
+    pub protection: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnswerHlsChallengeRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub association: ::prost::bytes::Bytes,
+    /// StoC: the responding-authentication-value of the AARE. 8 to 64 bytes. One that can be read as an APDU, or is a challenge
+    /// of ours, is not answered.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub challenge: ::prost::bytes::Bytes,
+    /// The mechanism that the AARE names; another one than the association's is refused. 0: not said.
+    #[prost(uint32, tag = "3")]
+    pub mechanism: u32,
+    /// The answer is wanted as the ciphered APDU that carries it. Absent: bare, for an association without ciphering.
+    #[prost(message, optional, tag = "4")]
+    pub action: ::core::option::Option<HlsAction>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AnswerHlsChallengeResponse {
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    #[prost(enumeration = "TransmitRefusal", tag = "2")]
+    pub refusal: i32,
+    /// f(StoC); empty where an action was wanted.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub answer: ::prost::bytes::Bytes,
+    /// The ciphered APDU that carries f(StoC).
+    #[prost(bytes = "bytes", tag = "4")]
+    pub apdu: ::prost::bytes::Bytes,
+    /// 8 bytes: the meter's.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// The counter in f(StoC) of mechanism 5.
+    #[prost(uint32, tag = "6")]
+    pub invocation_counter: u32,
+    /// The counter of the APDU, which is higher.
+    #[prost(uint32, tag = "7")]
+    pub apdu_invocation_counter: u32,
+    #[prost(uint32, tag = "8")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "9")]
+    pub authentication_key_version: u32,
+    /// The HLS secret's; 0: none took part.
+    #[prost(uint32, tag = "10")]
+    pub secret_version: u32,
+    /// One sentence for people; empty when the verdict says it all.
+    #[prost(string, tag = "11")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyHlsAnswerRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub association: ::prost::bytes::Bytes,
+    /// f(CtoS) itself: one of the two.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub answer: ::prost::bytes::Bytes,
+    /// The ciphered APDU that carries it, as it came: not opened before.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub apdu: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyHlsAnswerResponse {
+    /// OK: the meter has shown that it has the key. Anything else: abort the association.
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    /// 8 bytes: the meter's.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// Versions of the keys that the answer of mechanism 5 was made with.
+    #[prost(uint32, tag = "3")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "4")]
+    pub authentication_key_version: u32,
+    /// The HLS secret's; 0: none took part.
+    #[prost(uint32, tag = "5")]
+    pub secret_version: u32,
+    /// The counter in f(CtoS) of mechanism 5.
+    #[prost(uint32, tag = "6")]
+    pub invocation_counter: u32,
+    /// The counter of the APDU around it.
+    #[prost(uint32, tag = "7")]
+    pub apdu_invocation_counter: u32,
+    /// One sentence for people; empty when the verdict says it all.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+}
 /// Many plain APDUs in columns. Every column but the first two is either empty or has one entry an item.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlainBatch {
@@ -1578,6 +1722,8 @@ pub enum CipheringForm {
     Glo = 2,
     /// general-ciphering with an identified key.
     GeneralCiphering = 3,
+    /// Between servers of one site only: no APDU, but the answer of HLS mechanism 5 to a challenge.
+    HlsAnswer = 4,
 }
 impl CipheringForm {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1590,6 +1736,7 @@ impl CipheringForm {
             Self::GeneralGlo => "CIPHERING_FORM_GENERAL_GLO",
             Self::Glo => "CIPHERING_FORM_GLO",
             Self::GeneralCiphering => "CIPHERING_FORM_GENERAL_CIPHERING",
+            Self::HlsAnswer => "CIPHERING_FORM_HLS_ANSWER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1599,6 +1746,7 @@ impl CipheringForm {
             "CIPHERING_FORM_GENERAL_GLO" => Some(Self::GeneralGlo),
             "CIPHERING_FORM_GLO" => Some(Self::Glo),
             "CIPHERING_FORM_GENERAL_CIPHERING" => Some(Self::GeneralCiphering),
+            "CIPHERING_FORM_HLS_ANSWER" => Some(Self::HlsAnswer),
             _ => None,
         }
     }
@@ -1648,6 +1796,8 @@ pub enum CounterPurpose {
     Unspecified = 0,
     Traffic = 1,
     KeyTransfer = 2,
+    /// HLS authentication: also under a key that is compromised, until its successor is proved.
+    Hls = 3,
 }
 impl CounterPurpose {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1659,6 +1809,7 @@ impl CounterPurpose {
             Self::Unspecified => "COUNTER_PURPOSE_UNSPECIFIED",
             Self::Traffic => "COUNTER_PURPOSE_TRAFFIC",
             Self::KeyTransfer => "COUNTER_PURPOSE_KEY_TRANSFER",
+            Self::Hls => "COUNTER_PURPOSE_HLS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1667,6 +1818,7 @@ impl CounterPurpose {
             "COUNTER_PURPOSE_UNSPECIFIED" => Some(Self::Unspecified),
             "COUNTER_PURPOSE_TRAFFIC" => Some(Self::Traffic),
             "COUNTER_PURPOSE_KEY_TRANSFER" => Some(Self::KeyTransfer),
+            "COUNTER_PURPOSE_HLS" => Some(Self::Hls),
             _ => None,
         }
     }
@@ -2221,6 +2373,82 @@ pub mod ciphering_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "Triage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Begins an association with HLS authentication, and issues the utility's challenge (CtoS). It is kept at the server that
+        /// was asked, for some minutes: the next two calls go there, by the same caller. Each step is taken once.
+        pub async fn begin_hls(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginHlsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginHlsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/BeginHls",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "BeginHls"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Pass 3: answers the meter's challenge (StoC). Not to be sent again once it may have arrived.
+        pub async fn answer_hls_challenge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AnswerHlsChallengeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AnswerHlsChallengeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/AnswerHlsChallenge",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "AnswerHlsChallenge"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Pass 4: verifies the meter's answer to the utility's challenge. The association ends with it.
+        pub async fn verify_hls_answer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyHlsAnswerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyHlsAnswerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Ciphering/VerifyHlsAnswer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Ciphering", "VerifyHlsAnswer"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2316,6 +2544,31 @@ pub mod ciphering_server {
             &self,
             request: tonic::Request<super::TriageRequest>,
         ) -> std::result::Result<tonic::Response<super::TriageResponse>, tonic::Status>;
+        /// Begins an association with HLS authentication, and issues the utility's challenge (CtoS). It is kept at the server that
+        /// was asked, for some minutes: the next two calls go there, by the same caller. Each step is taken once.
+        async fn begin_hls(
+            &self,
+            request: tonic::Request<super::BeginHlsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginHlsResponse>,
+            tonic::Status,
+        >;
+        /// Pass 3: answers the meter's challenge (StoC). Not to be sent again once it may have arrived.
+        async fn answer_hls_challenge(
+            &self,
+            request: tonic::Request<super::AnswerHlsChallengeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AnswerHlsChallengeResponse>,
+            tonic::Status,
+        >;
+        /// Pass 4: verifies the meter's answer to the utility's challenge. The association ends with it.
+        async fn verify_hls_answer(
+            &self,
+            request: tonic::Request<super::VerifyHlsAnswerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyHlsAnswerResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct CipheringServer<T> {
@@ -2784,6 +3037,142 @@ pub mod ciphering_server {
                     };
                     Box::pin(fut)
                 }
+                "/ami.kms.v1.Ciphering/BeginHls" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeginHlsSvc<T: Ciphering>(pub Arc<T>);
+                    impl<
+                        T: Ciphering,
+                    > tonic::server::UnaryService<super::BeginHlsRequest>
+                    for BeginHlsSvc<T> {
+                        type Response = super::BeginHlsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginHlsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::begin_hls(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeginHlsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Ciphering/AnswerHlsChallenge" => {
+                    #[allow(non_camel_case_types)]
+                    struct AnswerHlsChallengeSvc<T: Ciphering>(pub Arc<T>);
+                    impl<
+                        T: Ciphering,
+                    > tonic::server::UnaryService<super::AnswerHlsChallengeRequest>
+                    for AnswerHlsChallengeSvc<T> {
+                        type Response = super::AnswerHlsChallengeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AnswerHlsChallengeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::answer_hls_challenge(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AnswerHlsChallengeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Ciphering/VerifyHlsAnswer" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyHlsAnswerSvc<T: Ciphering>(pub Arc<T>);
+                    impl<
+                        T: Ciphering,
+                    > tonic::server::UnaryService<super::VerifyHlsAnswerRequest>
+                    for VerifyHlsAnswerSvc<T> {
+                        type Response = super::VerifyHlsAnswerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyHlsAnswerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Ciphering>::verify_hls_answer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyHlsAnswerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -3204,7 +3593,7 @@ pub struct SealedHeader {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SealedHeaderBody {
     /// Of the file: 16 random bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -3235,6 +3624,33 @@ pub struct SealedHeaderBody {
     /// message without this field. 40 bytes.
     #[prost(bytes = "bytes", tag = "9")]
     pub proof: ::prost::bytes::Bytes,
+    /// What the lines hold, for who approves of the file: a line with what is not said here is none of it.
+    /// Absent: an older release sealed it.
+    #[prost(message, optional, tag = "10")]
+    pub contents: ::core::option::Option<SealedContents>,
+}
+/// What the lines of a sealed file hold.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SealedContents {
+    /// By kind and protection, each pair once.
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<SealedKeys>,
+    /// The policies that lines bring, each once; at most 8.
+    #[prost(message, repeated, tag = "2")]
+    pub policies: ::prost::alloc::vec::Vec<MeterPolicy>,
+    /// Lines bring others besides.
+    #[prost(bool, tag = "3")]
+    pub more_policies: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedKeys {
+    #[prost(enumeration = "KeyKind", tag = "1")]
+    pub kind: i32,
+    #[prost(enumeration = "ProtectionLevel", tag = "2")]
+    pub protection: i32,
+    /// The number of keys in the file.
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SealedChunk {

@@ -3,10 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use kms_client::{
-    ImportFormat, ImportKeyFingerprint, MeterId, ProfileName, RequestId, SystemTitle,
-    parse_system_title,
-};
+use kms_client::{ImportFormat, MeterId, ProfileName, RequestId, SystemTitle, parse_system_title};
 
 use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
@@ -15,6 +12,7 @@ use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
+use crate::seal_args::Seal;
 use crate::site_args::{Enrol, Plan, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
 
@@ -137,7 +135,7 @@ impl Command {
                 import.source()?;
             }
             Self::Meter { command: MeterCommand::Seal(seal) } => {
-                seal.format()?;
+                seal.form()?;
             }
             Self::Meter { command: MeterCommand::Get(get) } if get.both_or_neither() => {
                 return Err(Failure::usage("name the meter: its ID, or --system-title HEX"));
@@ -343,41 +341,11 @@ pub(crate) enum MeterCommand {
     DeclareCounter(DeclareCounter),
     /// Import many meters from JSON Lines, CSV or a sealed file; to do it again changes nothing
     Import(Import),
-    /// Seal an import file for a site's HSM; needs no connection
+    /// Seal an import file, or a supplier's key file, for a site's HSM; needs no connection
     Seal(Seal),
     /// Try the keys of an import file on frames that its meters sent; needs no connection
     #[command(after_help = CHECK_EXIT_CODES)]
     CheckKeys(CheckKeys),
-}
-
-#[derive(Args)]
-pub(crate) struct Seal {
-    /// The file with keys in clear: JSON Lines or CSV. It is read twice
-    pub(crate) file: PathBuf,
-    /// Where the sealed file goes; it must not exist
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// The site's import key, as `site import-key --out` wrote it
-    #[arg(long, value_name = "FILE")]
-    pub(crate) import_key: PathBuf,
-    /// Its fingerprint, from the report of `kms-server init`: 64 hex digits
-    #[arg(long, value_name = "HEX")]
-    pub(crate) import_key_fingerprint: ImportKeyFingerprint,
-    /// The name that the site's configuration knows the signing key by
-    #[arg(long, value_name = "NAME")]
-    pub(crate) signer: String,
-    /// A P-256 private key in PEM (PKCS #8)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) signing_key: PathBuf,
-    /// How the file is written; told by its extension (.jsonl, .ndjson, .csv, .tsv) otherwise
-    #[arg(long)]
-    pub(crate) format: Option<Format>,
-}
-
-impl Seal {
-    pub(crate) fn format(&self) -> Result<ImportFormat, Failure> {
-        format_of(self.format, &self.file)
-    }
 }
 
 #[derive(Args)]

@@ -4,8 +4,8 @@
 
 use kms_core::{Numbered as _, RefusalCode};
 
+use crate::code_hints::next_after;
 use crate::exit::Exit;
-use crate::key_hints;
 
 /// The source of a refusal: who speaks, and in which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,88 +61,11 @@ use Exit::{
 };
 use Source::{Busy, Certificate, Denied, NotFound, Refused, Service, Transport, Unavailable};
 
-const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
 /// After `NOT_PRIMARY` of a site that says that it was put back: other servers are no way out where there is no other site.
 pub(crate) const PUT_BACK: &str = "`ami-tool site promote --above-epoch N`, N the highest epoch that the other site, a \
     coordinator or two people name; where the other site writes, leave it so, and name its servers in `endpoints`";
-const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 const TOKEN_OR_STORE: &str = "`site status` says whether the token or the database is away; the server runs, so \
     `endpoints` need no look. Run it again when it is back";
-
-/// The way out of a refusal of a line, a file or a change: a code without one does not compile.
-fn next_after(code: RefusalCode) -> &'static str {
-    match code {
-        RefusalCode::MeterIdTaken
-        | RefusalCode::SystemTitleTaken
-        | RefusalCode::NameTooLong
-        | RefusalCode::TooManyKeys
-        | RefusalCode::WrongForm
-        | RefusalCode::KeyLength
-        | RefusalCode::Protection
-        | RefusalCode::SuitesMixed
-        | RefusalCode::KeySuperseded
-        | RefusalCode::KeyOfAnotherKind
-        | RefusalCode::NotTaken => LINE,
-        RefusalCode::TestKey => {
-            "have the right key delivered; `--allow-test-keys` takes it all the same"
-        }
-        RefusalCode::SecretNotSealable
-        | RefusalCode::TooManyVersions
-        | RefusalCode::TooManyFormerKeys
-        | RefusalCode::PolicyDiffers
-        | RefusalCode::UnknownProfile
-        | RefusalCode::MeterDeleted
-        | RefusalCode::DryRun
-        | RefusalCode::BadField => "",
-        RefusalCode::ClearImportOff => {
-            "have the file sealed for this site (`site import-key`, `meter seal`), then import that"
-        }
-        RefusalCode::KeyDiffers => {
-            "compare with `meter get`; `--add-versions` takes the value as a new version"
-        }
-        RefusalCode::MeterNotDeleted => "`meter get` shows it",
-        RefusalCode::NotSetAside => "`site divergence list` shows what was set aside",
-        RefusalCode::ListMoved => {
-            "the log of the server that refuses the list says authority and number"
-        }
-        RefusalCode::NothingStaged => key_hints::STAGE,
-        RefusalCode::NoKek => key_hints::NO_KEK,
-        RefusalCode::NoKekChange => key_hints::CLASS_VERSION,
-        RefusalCode::NotTransferable => "",
-        RefusalCode::NoSuchVersion | RefusalCode::KeyState => key_hints::LOOK,
-        RefusalCode::TooManyLiveVersions => key_hints::TOO_MANY_LIVE,
-        RefusalCode::KekCompromised => key_hints::KEK_COMPROMISED,
-        RefusalCode::UnderItself => key_hints::UNDER_ITSELF,
-        RefusalCode::LegalHold => key_hints::LEGAL_HOLD,
-        RefusalCode::LastWay => key_hints::LAST_WAY,
-        RefusalCode::NotProved => key_hints::NOT_PROVED,
-        RefusalCode::NoCarrierTitle => key_hints::NO_CARRIER_TITLE,
-        RefusalCode::NotReadable => "`site divergence show` says what is known of it",
-        RefusalCode::MeterDamaged => "`site status` names what is damaged",
-        RefusalCode::FileOlder
-        | RefusalCode::BadSignature
-        | RefusalCode::WrongSite
-        | RefusalCode::WrongImportKey
-        | RefusalCode::WrongCount
-        | RefusalCode::LinesOutOfOrder
-        | RefusalCode::FileKeyOfAnother
-        | RefusalCode::FileKeyRefused
-        | RefusalCode::KeyUnwrapRefused
-        | RefusalCode::FileVersion
-        | RefusalCode::FileIdTaken
-        | RefusalCode::FilesFull
-        | RefusalCode::SealedInFuture => FILE,
-        RefusalCode::NoRandomness => {
-            "the server's machine gives no random bytes: its operator must look at its log"
-        }
-        RefusalCode::UnknownSigner => {
-            "have the signer entered in the server's `import.signers`, or the file signed by one who is"
-        }
-        RefusalCode::AnotherFile => "import one file at a time",
-        RefusalCode::ChunkOutOfOrder => "import the file whole, from its beginning",
-        RefusalCode::FileCut => "the file's end is missing: copy it again",
-    }
-}
 
 /// The table of all other words.
 pub(crate) const HINTS: &[Hint] = &[
@@ -265,6 +188,12 @@ pub(crate) const HINTS: &[Hint] = &[
     row(Busy, "ARENA_FULL", NotNow, "the operator raises `keyring.arena_mib`"),
     row(Busy, "BUSY", NotNow, "run it again in a moment"),
     row(Busy, "TOO_MANY_CALLS", NotNow, "end other calls of this client, then run it again"),
+    row(
+        Busy,
+        "TOO_MANY_ASSOCIATIONS",
+        NotNow,
+        "associations that nobody ends expire within two minutes: wait, then run it again",
+    ),
     row(
         Busy,
         "TOO_MANY_WAITING",
@@ -399,6 +328,14 @@ pub(crate) const HINTS: &[Hint] = &[
         No,
         "look whether that is the meter's counter; then let two people say so",
     ),
+    row(Refused, "ASSOCIATION_UNKNOWN", No, "begin a new association with the meter"),
+    row(
+        Refused,
+        "ASSOCIATION_OF_ANOTHER_NODE",
+        No,
+        "make the call at the server that began the association, or begin a new one",
+    ),
+    row(Refused, "ASSOCIATION_OUT_OF_ORDER", No, "begin, answer, verify: each once, in this order"),
     row(Refused, "COUNTER_FORGOTTEN", No, "declare the counter that the meter is at: --last N"),
     row(Refused, "ROLE_UNFIT", No, "look at `site status` of both sites"),
     row(Refused, "READ_ONLY_REPLICA", No, "ask one of the two sites that may write"),

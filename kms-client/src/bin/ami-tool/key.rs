@@ -101,7 +101,7 @@ fn staged_text(place: &KeyPlace, options: StageOptions, staged: &StagedKey) -> S
         },
     ));
     if differs(options, staged) {
-        let said = "it stays as it was asked for then. To have it otherwise, `key destroy` it and stage anew";
+        let said = "it stays as it was asked for then, until it is proved, or destroyed";
         rows.push(("note", said.to_owned()));
     }
     let next =
@@ -296,7 +296,7 @@ async fn hold(client: &KmsClient, what: Hold, json: bool) -> Result<Exit, Failur
             "{meter_id} is under a legal hold{already}: nothing of it is destroyed until it is lifted"
         ),
         true => format!(
-            "{meter_id} is under no legal hold{already}: what was due meanwhile is destroyed now"
+            "{meter_id} is under no legal hold{already}: what was due meanwhile is destroyed within a minute"
         ),
     })?;
     say_unreplicated(changed.replicated)?;

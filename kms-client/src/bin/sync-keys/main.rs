@@ -1,6 +1,8 @@
 //! `sync-keys`: runs until the keys of a site are proved equal to the primary's.
 
 // What `ami-tool` says and ends with, so does this.
+#[path = "../ami-tool/code_hints.rs"]
+mod code_hints;
 #[path = "../ami-tool/exit.rs"]
 mod exit;
 #[path = "../ami-tool/failure.rs"]
@@ -8,8 +10,6 @@ mod exit;
 mod failure;
 #[path = "../ami-tool/hints.rs"]
 mod hints;
-#[path = "../ami-tool/key_hints.rs"]
-mod key_hints;
 #[path = "../ami-tool/syncing.rs"]
 mod syncing;
 #[path = "../ami-tool/text.rs"]

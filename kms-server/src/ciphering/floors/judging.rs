@@ -22,8 +22,9 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Verdict,
+    BlockNo, SystemTitle, Verdict,
     audit::NodeId,
+    counters::LineName,
     floors::{FloorRow, Judged},
     ports::Clock,
     triage::Standing,
@@ -116,11 +117,9 @@ impl Floors {
         }
     }
 
-    async fn judged(&self, arrival: &Arrival) -> Result<Judged, String> {
-        let block = self.keys.block_of(&arrival.title);
-        if !self.is_loaded(block) {
-            self.load(block).await?;
-        }
+    /// Judges one message.
+    pub(in crate::ciphering) async fn judged(&self, arrival: &Arrival) -> Result<Judged, String> {
+        let block = self.loaded(arrival.title).await?;
         let Arrival { line, message, window, .. } = arrival;
         self.shards.judge(block, line, *message, *window).map_err(|NoRoom| {
             "there is no room for another receive floor: the meter's profile may do without"
@@ -142,6 +141,25 @@ impl Floors {
             (Judged::OtherMessage, _) => Standing::OtherTaken,
             (Judged::Below { floor }, seen) => Standing::Below { floor, seen },
         }
+    }
+
+    /// The highest counter that was seen of a meter's line.
+    pub(in crate::ciphering) async fn highest(
+        &self,
+        title: SystemTitle,
+        line: &LineName,
+    ) -> Result<Option<u32>, String> {
+        self.loaded(title).await?;
+        Ok(self.shards.highest(line))
+    }
+
+    /// The meter's block, once its floors are in memory.
+    async fn loaded(&self, title: SystemTitle) -> Result<BlockNo, String> {
+        let block = self.keys.block_of(&title);
+        if !self.is_loaded(block) {
+            self.load(block).await?;
+        }
+        Ok(block)
     }
 
     pub(super) fn is_loaded(&self, block: BlockNo) -> bool {

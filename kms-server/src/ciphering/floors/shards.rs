@@ -94,6 +94,11 @@ impl Shards {
         (line.look(message, window), seen)
     }
 
+    /// The highest counter that was seen of a line.
+    pub(super) fn highest(&self, name: &LineName) -> Option<u32> {
+        self.shard(name).lines.get(name)?.line.highest()
+    }
+
     /// Takes in what was stored of a line.
     pub(super) fn merge(
         &self,

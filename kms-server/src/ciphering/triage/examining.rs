@@ -81,7 +81,7 @@ impl<'a> Examining<'a> {
         };
         let of = Of { examining: self, apdu, meter: &meter, setup };
         match outcome.verdict {
-            Verdict::Ok => Found::Opens(of.fit_of(outcome), standing),
+            Verdict::Ok | Verdict::CompromisedKey => Found::Opens(of.fit_of(outcome), standing),
             Verdict::OkUnauthenticated => {
                 Found::Unauthenticated(of.plausible().unwrap_or_default())
             }
@@ -117,7 +117,8 @@ impl Of<'_, '_> {
     fn fit_of(&self, outcome: &Outcome) -> Fit {
         let Outcome { setup, encryption_key_version, authentication_key_version, .. } = *outcome;
         let is_newest = |kind, version| {
-            let protecting = self.meter.candidates(kind, Some(setup)).filter(|key| key.protects);
+            let protecting =
+                self.meter.candidates(kind, Some(setup)).filter(|key| key.standing.protects);
             protecting.map(|key| key.version).max() == Some(version)
         };
         let kind = self.attempting(None).key_kind();
@@ -359,7 +360,7 @@ fn live<'k>(candidates: impl Iterator<Item = Candidate<'k>>) -> Vec<Tried<'k>> {
         KeyMaterial::Bytes(bytes) => Some(Tried {
             setup: candidate.setup,
             version: candidate.version,
-            protects: candidate.protects,
+            protects: candidate.standing.protects,
             whence: None,
             bytes,
         }),

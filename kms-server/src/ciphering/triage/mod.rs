@@ -17,6 +17,7 @@ use crate::keyring::{BlockTable, UnusedKeys, scrub_stack};
 use examining::Examining;
 use kms_core::{
     SecuritySetup, SystemTitle, Verdict,
+    ports::NoEvidence,
     triage::{Bad, Cause, Confidence, Finding, Found, Frame, Standing, conclude, framing},
 };
 
@@ -138,7 +139,7 @@ impl Ciphering {
                 *place = standing;
             }
         }
-        (pass.into_columns().0.outcomes, standings)
+        (pass.into_columns(&NoEvidence).0.outcomes, standings)
     }
 
     /// Keys that open nothing, where a frame failed that one of them might explain.

@@ -26,6 +26,16 @@ pub struct Standing {
     pub awaits: bool,
 }
 
+impl<'a> KeyMaterial<'a> {
+    /// Its bytes; `None`: it is in the token.
+    pub const fn bytes(&self) -> Option<&'a [u8]> {
+        match *self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Token(_) => None,
+        }
+    }
+}
+
 /// A key version to try.
 pub struct Candidate<'a> {
     /// The security setup.

@@ -3,7 +3,7 @@
 use crate::hsm::WrappedKey;
 use kms_core::{ClientTitles, KeyKind, SecuritySetup, SystemTitle};
 
-use super::{candidate::Standing, floored::Floored};
+use super::{candidate::Standing, floored::Floored, secrets::SealedHlsSecret};
 
 /// The attributes that most meters don't have.
 #[derive(Clone, Default)]
@@ -14,6 +14,8 @@ pub(super) struct Extra {
     pub(super) floors: Option<Box<Floored>>,
     /// Something of its keys is due then.
     pub(super) due_ms: Option<u64>,
+    /// HLS secrets, sealed as they are stored.
+    pub(super) secrets: Box<[SealedHlsSecret]>,
     /// Ordered: by setup, then as they are to be tried.
     pub(super) keys: Box<[SlotInfo]>,
 }

@@ -143,6 +143,11 @@ impl<'a> ResidentMeter<'a> {
         Some((key, u16::from_le_bytes(array(self.entry, version))))
     }
 
+    /// The block's subkeys.
+    pub(super) fn subkeys(&self) -> Option<&'a [u8]> {
+        self.table.subkeys()
+    }
+
     pub(super) fn extra(&self) -> Option<&'a Extra> {
         let number = u32::from_le_bytes(array(self.entry, EXTRA));
         self.table.extras.get(number as usize)

@@ -30,6 +30,7 @@ use super::{
     floored::Floored,
     ids::IdTag,
     policy::PolicyBits,
+    secrets,
 };
 
 /// Bytes of an entry.
@@ -351,8 +352,9 @@ impl Filling<'_> {
         meter: &MeterRecord,
         floors: FloorRule,
     ) -> Result<(), DoesNotOpen> {
-        if let Some(floors) = Floored::of(live_keys(meter), floors) {
-            self.add_extra(at, Extra { floors: Some(floors), ..Extra::default() });
+        let (floors, secrets) = (Floored::of(live_keys(meter), floors), secrets::of(meter));
+        if floors.is_some() || !secrets.is_empty() {
+            self.add_extra(at, Extra { floors, secrets, ..Extra::default() });
         }
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
         entry[FLAGS] |= PLAIN;
@@ -414,6 +416,7 @@ impl Filling<'_> {
             client_titles: meter.policy.client_titles.clone(),
             floors: Floored::of(live_keys(meter), floors),
             due_ms: due::next(meter),
+            secrets: secrets::of(meter),
             keys,
         };
         self.add_extra(at, extra);

@@ -11,6 +11,8 @@ pub(super) mod known_kinds;
 mod line;
 mod merging;
 pub(super) mod meter;
+mod owners;
+pub(super) mod ranges;
 pub(super) mod run;
 pub(super) mod sealed_file;
 pub(super) mod signers;

@@ -113,9 +113,14 @@ impl Lifecycle {
         attempt: u32,
     ) -> Result<Imports, LifecycleError> {
         let Import { call, chunk, rules } = import;
+        let unknown = meters.iter().map(|meter| &meter.meter_id);
+        let unknown = unknown.filter(|id| self.records.resident_title(id.as_str()).is_none());
+        let unknown: Vec<MeterId> = unknown.cloned().collect();
+        let indexed = self.records.look_up_all(&unknown).await?;
         let mut lines = Vec::with_capacity(meters.len());
         for meter in meters {
-            lines.push(self.checked(import, meter, attempt).await?);
+            let hint = indexed.get(&meter.meter_id).copied();
+            lines.push(self.checked(import, meter, hint, attempt).await?);
         }
         let titles = lines.iter().filter_map(|line| Some(line.meter.as_ref()?.system_title));
         let of_title = |title| (self.records.block_of(&title), RecordKey::meter(&title));
@@ -167,7 +172,8 @@ impl Lifecycle {
             Some(ChunkOf { file, number }) => Arrival::Sealed(file.mark(number, nth)),
             None => Arrival::Clear { allowed: self.config.allow_clear },
         };
-        let how = How { rules: import.rules, arrival };
+        let file = import.chunk.map(|ChunkOf { file, .. }| file);
+        let how = How { rules: import.rules, arrival, file };
         let Staged { result, keys_added, added } = match self.stage(change, meter, how, seen).await
         {
             Ok(staged) => staged,
@@ -178,18 +184,24 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// A line by itself, and whether its id belongs to another title.
+    /// A line by itself, and whether its id belongs to another title. `hint`: where the index has it.
     async fn checked(
         &self,
         import: Import<'_>,
         meter: NewMeter,
+        hint: Option<SystemTitle>,
         attempt: u32,
     ) -> Result<Line, LifecycleError> {
         let title = Some(meter.system_title);
         let subject = Subject { system_title: title, ..Subject::meter(&meter.meter_id) };
         let alone = checks::check(self.config, import.rules, import.transport(), &meter);
+        let in_range = |()| match import.chunk {
+            Some(ChunkOf { file, .. }) => self.check_range(file, &meter),
+            None => Ok(()),
+        };
+        let alone = alone.and_then(in_range);
         let outcome = match alone {
-            Ok(()) => self.check_id(&meter.meter_id, &meter.system_title, attempt).await,
+            Ok(()) => self.check_id(&meter.meter_id, &meter.system_title, hint, attempt).await,
             Err(refusal) => Err(refusal.into()),
         };
         match outcome {
@@ -207,6 +219,7 @@ impl Lifecycle {
         &self,
         id: &MeterId,
         title: &SystemTitle,
+        hint: Option<SystemTitle>,
         attempt: u32,
     ) -> Result<(), NotStaged> {
         // Another writer was first, or an index that lies stood in the way: then it is so each time.
@@ -215,11 +228,7 @@ impl Lifecycle {
         {
             return Err(refusal(RefusalCode::MeterDamaged, reason).into());
         }
-        let resident = self.records.resident_title(id.as_str());
-        let known = match resident {
-            Some(title) => Some(title),
-            None => self.records.look_up(id).await?,
-        };
+        let known = self.records.resident_title(id.as_str()).or(hint);
         let Some(other) = known.filter(|known| known != title) else { return Ok(()) };
         match self.records.confirm(id, other).await? {
             Found::At(other) if other != *title => Err(id_taken(id, &other).into()),

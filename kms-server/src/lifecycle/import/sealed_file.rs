@@ -84,6 +84,7 @@ pub struct SealedChunk {
 #[derive(Clone, Debug)]
 pub struct SealedFile {
     signer: VerifyingKey,
+    signer_name: String,
     /// As the audit log has it.
     signer_number: u64,
     header_hash: [u8; 32],
@@ -120,6 +121,7 @@ impl Lifecycle {
             .into());
         }
         let signer = self.signers.get(&header.signer).ok_or_else(|| unknown(&header.signer))?;
+        let signer = &signer.key;
         verify(signer, &[HEADER_LABEL, &header.body], &header.signature)
             .map_err(|BadSignature| bad_signature("the file's header"))?;
         if header.domain_id != self.taker.domain().domain.0 {
@@ -153,6 +155,7 @@ impl Lifecycle {
         }
         Ok(SealedFile {
             signer: *signer,
+            signer_name: header.signer.clone(),
             signer_number: signer_number(signer),
             header_hash: Sha256::digest(&header.body).into(),
             wrapped_file_key: header.wrapped_file_key.clone(),
@@ -195,6 +198,11 @@ impl SealedFile {
             sealed_ms: self.sealed_ms,
             taken_ms: now_ms,
         }
+    }
+
+    /// Its signer's name, as the settings have it.
+    pub(super) fn signer(&self) -> &str {
+        &self.signer_name
     }
 
     /// The file's key, by RSA-OAEP.
@@ -265,7 +273,7 @@ fn signer_number(signer: &VerifyingKey) -> u64 {
 }
 
 /// SHA-256 over a signer's public key in DER.
-fn signer_hash(signer: &VerifyingKey) -> [u8; 32] {
+pub(super) fn signer_hash(signer: &VerifyingKey) -> [u8; 32] {
     // A key that was read can be written.
     signer.to_public_key_der().map_or([0; 32], |der| Sha256::digest(der.as_bytes()).into())
 }

@@ -4,11 +4,27 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use p256::{ecdsa::VerifyingKey, pkcs8::DecodePublicKey as _};
 
+use super::ranges::Ranges;
 use kms_core::site::makeup::digest_of;
 
 /// Those whose sealed files are taken.
 #[derive(Clone, Default)]
-pub struct Signers(Arc<BTreeMap<String, VerifyingKey>>);
+pub struct Signers(Arc<BTreeMap<String, Signer>>);
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct Signer {
+    pub(super) key: VerifyingKey,
+    pub(super) ranges: Ranges,
+}
+
+impl Signer {
+    /// Of a public key (SubjectPublicKeyInfo, PEM), for what it owns.
+    pub fn from_pem(pem: &str, ranges: Ranges) -> Result<Self, BadSigner> {
+        let key = VerifyingKey::from_public_key_pem(pem).map_err(|_| BadSigner)?;
+        Ok(Self { key, ranges })
+    }
+}
 
 /// Not a P-256 public key in PEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,23 +32,48 @@ pub struct Signers(Arc<BTreeMap<String, VerifyingKey>>);
 pub struct BadSigner;
 
 impl Signers {
-    /// Names and public keys (SubjectPublicKeyInfo, PEM).
+    /// Names and public keys (SubjectPublicKeyInfo, PEM) of signers without ranges.
     pub fn new(signers: impl IntoIterator<Item = (String, String)>) -> Result<Self, BadSigner> {
         let read = |(name, pem): (String, String)| {
-            VerifyingKey::from_public_key_pem(&pem).map(|key| (name, key)).map_err(|_| BadSigner)
+            Signer::from_pem(&pem, Ranges::default()).map(|signer| (name, signer))
         };
-        signers.into_iter().map(read).collect::<Result<_, _>>().map(|map| Self(Arc::new(map)))
+        signers.into_iter().map(read).collect::<Result<_, _>>().map(Self::of)
     }
 
-    /// The public key of the signer with this name.
-    pub(super) fn get(&self, name: &str) -> Option<&VerifyingKey> {
+    /// By their names.
+    pub fn of(signers: BTreeMap<String, Signer>) -> Self {
+        Self(Arc::new(signers))
+    }
+
+    /// The signer with this name.
+    pub(super) fn get(&self, name: &str) -> Option<&Signer> {
         self.0.get(name)
     }
 
-    /// What two sites compare, to say whether they take the same files: over names and keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&String, &Signer)> {
+        self.0.iter()
+    }
+
+    /// All but the one with this name.
+    pub(super) fn others<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = (&'a String, &'a Signer)> {
+        self.0.iter().filter(move |(other, _)| *other != name)
+    }
+
+    /// Whether the settings let one signer's files change another one's meters.
+    pub(super) fn may_change(&self, name: &str, owner: &str) -> bool {
+        self.get(name).is_some_and(|it| it.ranges.may_change.iter().any(|known| known == owner))
+    }
+
+    /// What two sites compare, to say whether they take the same files: over names, keys and ranges. Without ranges it
+    /// is the one of releases that had none.
     pub fn digest(&self) -> [u8; 32] {
         let key = |key: &VerifyingKey| key.to_sec1_point(false).as_bytes().to_vec();
-        let parts = self.0.iter().flat_map(|(name, it)| [name.as_bytes().to_vec(), key(it)]);
+        let parts = self.0.iter().flat_map(|(name, it)| {
+            [vec![name.as_bytes().to_vec(), key(&it.key)], it.ranges.parts()].concat()
+        });
         digest_of("ami.kms/signers/1", parts)
     }
 

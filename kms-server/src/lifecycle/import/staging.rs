@@ -6,6 +6,8 @@ use super::{
     checks,
     merging::{self, Arrival, NewsKey},
     meter::{ImportResult, ImportRules, Imported, NewKey, NewMeter},
+    owners::Origins,
+    sealed_file::SealedFile,
     value::KeyValue,
     values::Values,
 };
@@ -23,15 +25,18 @@ use kms_core::{
 
 /// The rules and the arrival of a line.
 #[derive(Clone, Copy)]
-pub(super) struct How {
+pub(super) struct How<'a> {
     pub(super) rules: ImportRules,
     pub(super) arrival: Arrival,
+    /// The sealed file that it is in.
+    pub(super) file: Option<&'a SealedFile>,
 }
 
 /// The ids and values that the lines of one call have brought so far.
 pub(super) struct Seen {
     ids: HashMap<MeterId, SystemTitle>,
     pub(super) values: Values,
+    origins: Origins,
 }
 
 /// The outcome of staging a line.
@@ -82,7 +87,7 @@ impl From<KeyringError> for NotStaged {
 impl Seen {
     /// Nothing yet; `values` is known of what they bring.
     pub(super) fn new(values: Values) -> Self {
-        Self { ids: HashMap::new(), values }
+        Self { ids: HashMap::new(), values, origins: Origins::default() }
     }
 
     /// One id is one title's, among the lines of one call too.
@@ -103,7 +108,7 @@ impl Lifecycle {
         &self,
         change: &mut Change,
         mut meter: NewMeter,
-        how: How,
+        how: How<'_>,
         seen: &mut Seen,
     ) -> Result<Staged, NotStaged> {
         seen.claim(&meter)?;
@@ -117,6 +122,9 @@ impl Lifecycle {
             return Ok(Staged::nothing(ImportResult::accepted(Imported::Unchanged, news.warnings)));
         }
         merging::check_order(&record, how.arrival)?;
+        if let Some(file) = how.file {
+            self.check_owner(file, &record, &mut seen.origins).await?;
+        }
         let known = (!is_new).then_some(&record);
         checks::profile(&self.profiles, meter.policy.as_ref(), known)?;
         seen.values.add(&of_line);

@@ -87,7 +87,11 @@ impl Verb {
             | Self::VerifyMicBatch
             | Self::VerifyMicStream
             | Self::Triage => &[Hes],
-            Self::Encrypt | Self::EncryptBatch => &[Transmitter],
+            Self::Encrypt
+            | Self::EncryptBatch
+            | Self::BeginHls
+            | Self::AnswerHlsChallenge
+            | Self::VerifyHlsAnswer => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter

@@ -71,6 +71,12 @@ verbs! {
     EncryptBatch = CipheringEncryptBatch;
     /// Find out why frames of a meter don't open.
     Triage = CipheringTriage;
+    /// Begin an association with HLS authentication.
+    BeginHls = CipheringBeginHls;
+    /// Answer a meter's HLS challenge.
+    AnswerHlsChallenge = CipheringAnswerHlsChallenge;
+    /// Verify a meter's HLS answer.
+    VerifyHlsAnswer = CipheringVerifyHlsAnswer;
     /// Make a meter known.
     CreateMeter = MetersCreateMeter;
     /// Look at a meter.

@@ -43,6 +43,9 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
+            | Self::BeginHls
+            | Self::AnswerHlsChallenge
+            | Self::VerifyHlsAnswer
             | Self::Protect
             | Self::ForgetRevocationList => true,
             Self::EnrolPeer | Self::ResolveDivergence => false,

@@ -7,13 +7,16 @@ use kms_proto::v1::{
     DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest,
     ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
     ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
-    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedHeader,
-    SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
+    PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedContents,
+    SealedHeader, SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
 use prost::Message;
 
 use crate::rpc::access::verb::Verb;
-use kms_core::{MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest};
+use kms_core::{
+    MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest,
+    wire::sealed::HEADER_BYTES_MAX,
+};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
@@ -72,6 +75,9 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::VerifyMicStream
         | Verb::Encrypt
         | Verb::EncryptBatch
+        | Verb::BeginHls
+        | Verb::AnswerHlsChallenge
+        | Verb::VerifyHlsAnswer
         | Verb::ImportMeters
         | Verb::Protect
         | Verb::ListBlockHeads
@@ -223,16 +229,35 @@ fn resolved(request: ResolveDivergenceRequest) -> About {
 
 /// The matter of a sealed file as it says itself, and the rules it is to come in by.
 pub(crate) fn of_header(rules: &ImportRules, header: &SealedHeader) -> About {
-    let Ok(header) = SealedHeaderBody::decode(header.body.clone()) else {
+    let is_bounded = header.body.len() <= HEADER_BYTES_MAX;
+    let read = is_bounded.then(|| SealedHeaderBody::decode(header.body.clone()).ok()).flatten();
+    let Some(header) = read else {
         return line("a sealed file whose header can't be read".to_owned());
     };
-    let SealedHeaderBody { file_id, signer, count, sealed_ms, .. } = header;
+    let SealedHeaderBody { file_id, signer, count, sealed_ms, contents, .. } = header;
+    let contents = sealed_contents(contents.as_ref());
     let (file_id, at, rules) = (hex::encode(&file_id), utc(sealed_ms), said(rules));
     let mut about = line(format!(
-        "sealed file {file_id} of signer {signer:?}, sealed at {at}, {count} lines, {rules}"
+        "sealed file {file_id} of signer {signer:?}, sealed at {at}, {count} lines, {rules}, {contents}"
     ));
-    about.line = about.line.chars().take(LEN_MAX).collect();
+    // The policies come last, and a list that is cut says so.
+    if about.line.chars().count() > LEN_MAX {
+        about.line = about.line.chars().take(LEN_MAX - 1).chain(['…']).collect();
+    }
     about
+}
+
+/// What a sealed file holds, as its header says; the service takes nothing else of it.
+fn sealed_contents(contents: Option<&SealedContents>) -> String {
+    let Some(SealedContents { keys: kinds, policies, more_policies }) = contents else {
+        return "which keys and policies is not said (an older release sealed it)".to_owned();
+    };
+    let counts = kinds.iter().map(|it| (kind_of(it.kind, it.protection), it.count));
+    let others = more_policies.then(|| "MORE POLICIES THAN THESE".to_owned());
+    let with: Vec<String> =
+        others.into_iter().chain(policies.iter().map(|it| policy(Some(it)))).collect();
+    let with = if with.is_empty() { "no policies".to_owned() } else { with.join(" / ") };
+    format!("{}, {with}", counted(counts.collect()))
 }
 
 /// The matter of lines in clear, and the rules they are to come in by.
@@ -268,16 +293,24 @@ fn without_value(key: &NewKey) -> NewKey {
 
 /// Numbers of keys, by kind and protection: never a key.
 fn keys(keys: &[NewKey]) -> String {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for key in keys {
-        let kind = KeyKind::try_from(key.kind).map_or("unknown", |kind| kind.as_str_name());
-        let protection = match ProtectionLevel::try_from(key.protection) {
-            Ok(ProtectionLevel::Unspecified) => String::new(),
-            Ok(level) => format!("/{}", level.as_str_name()),
-            Err(_) => "/unknown".to_owned(),
-        };
-        *counts.entry(format!("{kind}{protection}")).or_default() += 1;
+        *counts.entry(kind_of(key.kind, key.protection)).or_default() += 1;
     }
+    counted(counts)
+}
+
+fn kind_of(kind: i32, protection: i32) -> String {
+    let kind = KeyKind::try_from(kind).map_or("unknown", |kind| kind.as_str_name());
+    let protection = match ProtectionLevel::try_from(protection) {
+        Ok(ProtectionLevel::Unspecified) => String::new(),
+        Ok(level) => format!("/{}", level.as_str_name()),
+        Err(_) => "/unknown".to_owned(),
+    };
+    format!("{kind}{protection}")
+}
+
+fn counted(counts: BTreeMap<String, u64>) -> String {
     if counts.is_empty() {
         return "no keys".to_owned();
     }
@@ -372,6 +405,8 @@ pub(super) fn subject(meter_id: &str, title: &[u8]) -> Subject {
 
 #[cfg(test)]
 mod tests {
+    use kms_proto::v1::SealedKeys;
+
     use super::*;
 
     #[test]
@@ -428,7 +463,7 @@ mod tests {
                 key(KeyKind::Guek, ProtectionLevel::Hsm),
                 key(KeyKind::Gak, ProtectionLevel::Unspecified),
             ],
-            policy: Some(weak),
+            policy: Some(weak.clone()),
             ..Default::default()
         };
         let rules = ImportRules { add_versions: true, change_policy: true, ..Default::default() };
@@ -445,14 +480,44 @@ mod tests {
             sealed_ms: 1_000,
             ..Default::default()
         };
-        let header = SealedHeader { body: header.encode_to_vec().into(), ..Default::default() };
-        assert_eq!(
-            of_header(&ImportRules::default(), &header).line,
+        let said = |contents: Option<SealedContents>| {
+            let body = SealedHeaderBody { contents, ..header.clone() }.encode_to_vec().into();
+            let header = SealedHeader { body, ..Default::default() };
+            of_header(&ImportRules::default(), &header).line
+        };
+        let file = |held: &str| {
+            let id = "ab".repeat(16);
             format!(
-                "sealed file {} of signer \"maker\", sealed at 1970-01-01T00:00:01Z, 9 lines, no rules",
-                "ab".repeat(16)
+                "sealed file {id} of signer \"maker\", sealed at 1970-01-01T00:00:01Z, 9 lines, no rules, {held}"
+            )
+        };
+        assert_eq!(
+            said(None),
+            file("which keys and policies is not said (an older release sealed it)")
+        );
+        let of = |kind: KeyKind, protection: ProtectionLevel, count| SealedKeys {
+            kind: kind as i32,
+            protection: protection as i32,
+            count,
+        };
+        let contents = SealedContents {
+            keys: vec![
+                of(KeyKind::Guek, ProtectionLevel::Unspecified, 9),
+                of(KeyKind::Kek, ProtectionLevel::Hsm, 3),
+            ],
+            policies: vec![weak.clone()],
+            more_policies: true,
+        };
+        assert_eq!(
+            said(Some(contents)),
+            file(
+                "keys: 9 GUEK + 3 KEK/HSM, MORE POLICIES THAN THESE / policy AUTHENTICATED + allow_encryption_only"
             )
         );
+        let long = SealedHeaderBody { signer: "x".repeat(17 << 10), ..header.clone() };
+        let long = SealedHeader { body: long.encode_to_vec().into(), ..Default::default() };
+        let line = of_header(&ImportRules::default(), &long).line;
+        assert_eq!(line, "a sealed file whose header can't be read");
         let readmit = ReadmitMeterRequest { meter_id: "m".into(), system_title: vec![1; 8].into() };
         assert_eq!(
             about(Verb::ReadmitMeter, &readmit.encode_to_vec()).line,

@@ -57,6 +57,7 @@ fn protecting(item: &Plain<'_>) -> Protecting {
         Envelope::GeneralGlo => CipheringForm::GeneralGlo,
         Envelope::Service => CipheringForm::Glo,
         Envelope::GeneralCiphering => CipheringForm::GeneralCiphering,
+        Envelope::HlsAnswer => CipheringForm::HlsAnswer,
     };
     let protection = match item.protection {
         (true, true) => ApduProtection::AuthenticatedEncrypted,
@@ -66,6 +67,7 @@ fn protecting(item: &Plain<'_>) -> Protecting {
     let purpose = match item.purpose {
         Purpose::Traffic => CounterPurpose::Traffic,
         Purpose::KeyTransfer => CounterPurpose::KeyTransfer,
+        Purpose::Hls => CounterPurpose::Hls,
     };
     Protecting {
         security_setup: item.setup.0.into(),
@@ -172,11 +174,14 @@ mod tests {
             vec![plain(b"a", Whose::Id("m-1"))],
             vec![other, Plain { apdu: b"d", ..other }],
             vec![Plain { envelope: Envelope::GeneralGlo, protection: (true, true), ..other }],
+            vec![Plain { envelope: Envelope::HlsAnswer, protection: (true, false), ..other }],
         ] {
             let sent = wire(NodeId([9; 16]), &ORIGIN, &items);
             assert_eq!((sent.caller.as_str(), &sent.node_id[..]), ("hes-1", &[9; 16][..]));
             let batch = sent.batch.unwrap();
-            let how = transmitting::how(batch.protecting).unwrap();
+            let is_answer = items[0].envelope == Envelope::HlsAnswer;
+            assert!(!is_answer || transmitting::how_forwarded(batch.protecting, false).is_err());
+            let how = transmitting::how_forwarded(batch.protecting, is_answer).unwrap();
             let read = transmitting::items(&batch, how).unwrap();
             assert_eq!(format!("{read:?}"), format!("{items:?}"));
         }

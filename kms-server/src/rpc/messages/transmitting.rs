@@ -72,19 +72,7 @@ pub(crate) fn how(protecting: Option<Protecting>) -> Result<How, Refused> {
         version(authentication_key_version, "authentication_key_version")?,
     );
     let (setup, client, key_set) = key(security_setup, client, broadcast)?;
-    let form = CipheringForm::try_from(form).map_err(|_| field("form", "there is no such form"))?;
-    let envelope = match form {
-        CipheringForm::Unspecified | CipheringForm::GeneralGlo => Envelope::GeneralGlo,
-        CipheringForm::Glo => Envelope::Service,
-        CipheringForm::GeneralCiphering => Envelope::GeneralCiphering,
-    };
-    let protection = ApduProtection::try_from(protection);
-    let protection =
-        match protection.map_err(|_| field("protection", "there is no such protection"))? {
-            ApduProtection::Unspecified | ApduProtection::AuthenticatedEncrypted => (true, true),
-            ApduProtection::Authenticated => (true, false),
-            ApduProtection::Encrypted => (false, true),
-        };
+    let (envelope, protection) = self::form(form, protection)?;
     let suite =
         security_suite.map(|suite| u8::try_from(suite).ok().and_then(|it| it.try_into().ok()));
     let suite =
@@ -93,8 +81,44 @@ pub(crate) fn how(protecting: Option<Protecting>) -> Result<How, Refused> {
     let purpose = match purpose.map_err(|_| field("purpose", "there is no such purpose"))? {
         CounterPurpose::Unspecified | CounterPurpose::Traffic => Purpose::Traffic,
         CounterPurpose::KeyTransfer => Purpose::KeyTransfer,
+        CounterPurpose::Hls => Purpose::Hls,
     };
     Ok(How { setup, client, key_set, envelope, protection, suite, purpose, versions })
+}
+
+/// The envelope and the protection that a caller may ask for.
+pub(crate) fn form(form: i32, protection: i32) -> Result<(Envelope, (bool, bool)), Refused> {
+    let none = field("form", "there is no such form");
+    let envelope = match CipheringForm::try_from(form).map_err(|_| none.clone())? {
+        CipheringForm::Unspecified | CipheringForm::GeneralGlo => Envelope::GeneralGlo,
+        CipheringForm::Glo => Envelope::Service,
+        CipheringForm::GeneralCiphering => Envelope::GeneralCiphering,
+        // For other nodes alone: a caller's challenge is looked at by `AnswerHlsChallenge`.
+        CipheringForm::HlsAnswer => return Err(none),
+    };
+    let protection = ApduProtection::try_from(protection);
+    let protection =
+        match protection.map_err(|_| field("protection", "there is no such protection"))? {
+            ApduProtection::Unspecified | ApduProtection::AuthenticatedEncrypted => (true, true),
+            ApduProtection::Authenticated => (true, false),
+            ApduProtection::Encrypted => (false, true),
+        };
+    Ok((envelope, protection))
+}
+
+/// The same from another node, which forwards a step of an association as well.
+pub(crate) fn how_forwarded(
+    protecting: Option<Protecting>,
+    is_answer: bool,
+) -> Result<How, Refused> {
+    let answer = CipheringForm::HlsAnswer as i32;
+    match protecting {
+        Some(asked) if is_answer && asked.form == answer => {
+            let how = how(Some(Protecting { form: 0, ..asked }))?;
+            Ok(How { envelope: Envelope::HlsAnswer, ..how })
+        }
+        other => how(other),
+    }
 }
 
 /// The meter that a call names, in one of the two ways.
@@ -156,17 +180,23 @@ pub(crate) fn protected(batch: ProtectedBatch) -> Result<EncryptResponse, Misfit
     if lengths != [apdus.len() as u32] || is_ok == apdus.is_empty() {
         return Err(Misfit);
     }
-    let title = outcome.system_title.map_or_else(Vec::new, |title| title.as_bytes().to_vec());
+    let title = title_bytes(&outcome);
     Ok(EncryptResponse {
         verdict: outcome.verdict as i32,
         apdu: apdus.into(),
         refusal: outcome.refusal.map_or(0, |refusal| refusal as i32),
-        system_title: title.into(),
+        system_title: title,
         invocation_counter: outcome.invocation_counter,
         encryption_key_version: outcome.encryption_key_version.into(),
         authentication_key_version: outcome.authentication_key_version.into(),
         reason: outcome.reason.map_or_else(String::new, Into::into),
     })
+}
+
+/// The meter's title, if it is known.
+pub(crate) fn title_bytes(outcome: &Outcome) -> Bytes {
+    let title = outcome.system_title;
+    title.map_or_else(Bytes::new, |title| Bytes::copy_from_slice(title.as_bytes()))
 }
 
 /// The answer to many.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tonic::service::Routes;
 
 use crate::{
+    associations::Associations,
     audit::Audit,
     ciphering::Ciphering,
     enrolment::{Enroller, Kept},
@@ -26,6 +27,8 @@ pub struct Parts {
     pub ciphering: Arc<Ciphering>,
     /// What is sent to meters: calls of both.
     pub transmitting: Arc<Transmitting>,
+    /// Associations with meters.
+    pub associations: Arc<Associations>,
     /// The calls of `Meters`.
     pub lifecycle: Arc<Lifecycle>,
     /// Open blocks, for their status.

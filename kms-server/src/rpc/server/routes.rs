@@ -39,6 +39,7 @@ pub(super) fn of_parts(
     let ciphering = CipheringService {
         ciphering: Arc::clone(&parts.ciphering),
         transmitting: Arc::clone(&parts.transmitting),
+        associations: Arc::clone(&parts.associations),
         audit: Arc::clone(&parts.audit),
         budget: budget.clone(),
         message_bytes_max,

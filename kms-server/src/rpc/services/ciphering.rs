@@ -5,9 +5,11 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    ApduBatch, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
+    AnswerHlsChallengeRequest, AnswerHlsChallengeResponse, ApduBatch, BeginHlsRequest,
+    BeginHlsResponse, DecryptBatchResponse, DecryptRequest, DecryptResponse, EncryptBatchResponse,
     EncryptRequest, EncryptResponse, PlainBatch, TriageRequest, TriageResponse,
-    VerifyMicBatchResponse, VerifyMicRequest, VerifyMicResponse, ciphering_server,
+    VerifyHlsAnswerRequest, VerifyHlsAnswerResponse, VerifyMicBatchResponse, VerifyMicRequest,
+    VerifyMicResponse, ciphering_server,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -17,6 +19,7 @@ use super::{
     triages::Triages,
 };
 use crate::{
+    associations::Associations,
     audit::Audit,
     ciphering::{Ciphering, Item, OpenedBatch, Outcome, Want},
     lifecycle::LifecycleError,
@@ -45,6 +48,7 @@ use kms_core::{SecuritySetup, SystemTitle, Verdict};
 pub(crate) struct CipheringService {
     pub(crate) ciphering: Arc<Ciphering>,
     pub(crate) transmitting: Arc<Transmitting>,
+    pub(crate) associations: Arc<Associations>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) budget: Budget,
     pub(crate) message_bytes_max: usize,
@@ -135,6 +139,27 @@ impl ciphering_server::Ciphering for CipheringService {
         Ok(Response::new(transmitting::protected(batch).map_err(misfit)?))
     }
 
+    async fn begin_hls(
+        &self,
+        request: Request<BeginHlsRequest>,
+    ) -> Result<Response<BeginHlsResponse>, Status> {
+        self.begin(request).await
+    }
+
+    async fn answer_hls_challenge(
+        &self,
+        request: Request<AnswerHlsChallengeRequest>,
+    ) -> Result<Response<AnswerHlsChallengeResponse>, Status> {
+        self.answer(request).await
+    }
+
+    async fn verify_hls_answer(
+        &self,
+        request: Request<VerifyHlsAnswerRequest>,
+    ) -> Result<Response<VerifyHlsAnswerResponse>, Status> {
+        self.verify(request).await
+    }
+
     async fn encrypt_batch(
         &self,
         request: Request<PlainBatch>,
@@ -178,13 +203,13 @@ impl ciphering_server::Ciphering for CipheringService {
 }
 
 /// A call's own name, and the end of its caller's patience.
-struct Came {
+pub(super) struct Came {
     id: Option<RequestId>,
     until: Option<Instant>,
 }
 
 impl Came {
-    fn of<T>(request: &Request<T>) -> Self {
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
         let id = request.extensions().get().cloned();
         let until = timeout_of(request.metadata());
         Self { id, until: until.and_then(|timeout| Instant::now().checked_add(timeout)) }
@@ -236,23 +261,35 @@ impl CipheringService {
         came: &Came,
         items: &[Plain<'_>],
     ) -> Result<ProtectedBatch, Status> {
-        // Said of the whole call, so that it is made at the site that writes.
-        if let Err(reason) = self.transmitting.writes() {
-            return Err(of_lifecycle(&LifecycleError::NotPrimary { reason }));
-        }
-        let roles = self.policy.roles(permit.caller()).map_err(Refused::from)?;
-        let origin = Origin {
-            caller: permit.caller().as_str(),
-            roles: roles.iter().map(|role| role.name()).collect(),
-            call: permit.verb().name(),
-            request_id: came.id.as_ref().map_or("", RequestId::as_str),
-            until: came.until,
-        };
+        self.must_write()?;
+        let origin = self.origin(permit, came)?;
         let protected = self.transmitting.protect_for(&origin, items).await;
         let outcomes = protected.outcomes.iter().filter(|outcome| !outcome.by_another);
         let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);
         Ok(protected)
+    }
+
+    /// Said of the whole call, so that it is made at the site that writes.
+    pub(super) fn must_write(&self) -> Result<(), Status> {
+        let refused = |reason| of_lifecycle(&LifecycleError::NotPrimary { reason });
+        self.transmitting.writes().map_err(refused)
+    }
+
+    /// What goes with what is forwarded.
+    pub(super) fn origin<'a>(
+        &self,
+        permit: &'a Permit,
+        came: &'a Came,
+    ) -> Result<Origin<'a>, Refused> {
+        let roles = self.policy.roles(permit.caller()).map_err(Refused::from)?;
+        Ok(Origin {
+            caller: permit.caller().as_str(),
+            roles: roles.iter().map(|role| role.name()).collect(),
+            call: permit.verb().name(),
+            request_id: came.id.as_ref().map_or("", RequestId::as_str),
+            until: came.until,
+        })
     }
 
     /// Says of a MIC that failed when two keys were exchanged. Single calls only: what many frames do, one
@@ -292,7 +329,7 @@ impl CipheringService {
     }
 }
 
-fn misfit(Misfit: Misfit) -> Refused {
+pub(super) fn misfit(Misfit: Misfit) -> Refused {
     Refused::Fault("ciphering's answer does not fit its batch")
 }
 

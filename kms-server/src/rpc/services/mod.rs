@@ -5,7 +5,9 @@
 pub(crate) mod approvals;
 pub(crate) mod audit;
 pub(crate) mod ciphering;
+mod contents;
 pub(crate) mod health;
+mod hls;
 mod importing;
 mod in_order;
 mod looks;

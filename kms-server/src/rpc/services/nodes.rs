@@ -57,7 +57,8 @@ impl NodesService {
         permit: &Permit,
         batch: &PlainBatch,
     ) -> Result<EncryptBatchResponse, Status> {
-        let how = transmitting::how(batch.protecting)?;
+        let is_step = permit.verb() == Verb::AnswerHlsChallenge;
+        let how = transmitting::how_forwarded(batch.protecting, is_step)?;
         // His share here is as large as at the node that he called.
         let _charge = self.budget.charge(permit, batch.lengths.len())?;
         let items = transmitting::items(batch, how)?;
@@ -85,10 +86,12 @@ impl NodesService {
         let problem = "a caller's name is 1 to 255 visible ASCII characters without spaces";
         let caller =
             CallerName::new(caller).map_err(|_| Refused::Field { field: "caller", problem })?;
-        let forwards =
-            |it: &Verb| matches!(it, Verb::Encrypt | Verb::EncryptBatch | Verb::NextTransfer);
+        let forwards = |it: &Verb| {
+            use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, NextTransfer};
+            matches!(it, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer)
+        };
         let verb = Verb::of_name(call).filter(forwards);
-        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch and Rotation/NextTransfer alone";
+        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch, Ciphering/AnswerHlsChallenge and Rotation/NextTransfer alone";
         let verb = verb.ok_or(Refused::Field { field: "call", problem })?;
         let refused = match self.policy.permit(&caller, verb) {
             Ok(permit) => return Ok(permit),

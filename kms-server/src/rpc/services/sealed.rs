@@ -6,6 +6,7 @@ use kms_proto::v1;
 use prost::Message;
 use tonic::Status;
 
+use super::contents::Said;
 use crate::{
     hsm::OaepHash,
     lifecycle::{Lifecycle, LifecycleError, Refusal, SealedChunk, SealedFile, SealedHeader},
@@ -14,8 +15,7 @@ use crate::{
         messages::{lifecycle_status::of_lifecycle, shape::check_signed, status::Refused},
     },
 };
-use kms_core::RefusalCode;
-use kms_core::audit::AuditOutcome;
+use kms_core::{RefusalCode, audit::AuditOutcome, wire::sealed::HEADER_BYTES_MAX};
 
 /// Why a chunk was not taken.
 pub(crate) enum NotTaken {
@@ -61,6 +61,8 @@ pub(crate) struct SealedStream {
     file: SealedFile,
     /// Number and first line that are due; `None` after the last chunk.
     next: Option<(u32, u64)>,
+    /// `None`: an older release sealed it, and does not say.
+    said: Option<Said>,
 }
 
 impl SealedStream {
@@ -92,7 +94,7 @@ pub(crate) async fn accept(
     let missing = |problem| Refused::Field { field: "sealed", problem };
     let header = part.header.ok_or(missing("its header is missing"))?;
     let chunk = part.chunk.ok_or(missing("its chunk is missing"))?;
-    let known = match stream.take() {
+    let mut known = match stream.take() {
         Some(known) if known.header == header => known,
         Some(_) => {
             return Err(Refusal {
@@ -102,9 +104,10 @@ pub(crate) async fn accept(
             .into());
         }
         None => {
-            let read = read_header(&header)?;
+            let (read, contents) = read_header(&header)?;
             let file = lifecycle.open_sealed(&read).await?;
-            SealedStream { header, file, next: Some((chunk.number, chunk.first_line)) }
+            let next = Some((chunk.number, chunk.first_line));
+            SealedStream { header, file, next, said: contents.map(Said::new) }
         }
     };
     let v1::SealedChunk { number, last, first_line, body, signature } = chunk;
@@ -130,6 +133,7 @@ pub(crate) async fn accept(
     let v1::SealedBody { lines } = canonical(body, "sealed.chunk.body")?;
     let numbers: Vec<u64> = lines.iter().map(|line| line.line).collect();
     known.file.check_lines(&chunk, &numbers)?;
+    known.said.as_mut().map_or(Ok(()), |said| said.bring(&lines))?;
     let after = number.checked_add(1).zip(first_line.checked_add(lines.len() as u64));
     let next = if last { None } else { after };
     let file = known.file.clone();
@@ -137,7 +141,12 @@ pub(crate) async fn accept(
     Ok((file, number, lines))
 }
 
-fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
+fn read_header(
+    header: &v1::SealedHeader,
+) -> Result<(SealedHeader, Option<v1::SealedContents>), Refused> {
+    if header.body.len() > HEADER_BYTES_MAX {
+        return Err(Refused::Field { field: "sealed.header.body", problem: "it is too long" });
+    }
     let read: v1::SealedHeaderBody = canonical(header.body.clone(), "sealed.header.body")?;
     let unproved = v1::SealedHeaderBody { proof: Bytes::new(), ..read.clone() }.encode_to_vec();
     let v1::SealedHeaderBody {
@@ -150,12 +159,13 @@ fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
         count,
         sealed_ms,
         proof,
+        contents,
     } = read;
     let file_id = file_id.as_ref().try_into().map_err(|_| Refused::Field {
         field: "sealed.header.file_id",
         problem: "it has 16 bytes",
     })?;
-    Ok(SealedHeader {
+    let header = SealedHeader {
         body: header.body.to_vec(),
         unproved,
         file_id,
@@ -172,7 +182,8 @@ fn read_header(header: &v1::SealedHeader) -> Result<SealedHeader, Refused> {
         count,
         sealed_ms,
         proof: proof.to_vec(),
-    })
+    };
+    Ok((header, contents))
 }
 
 /// Reads what was signed. Bytes that another encoder would have written otherwise are refused: fields

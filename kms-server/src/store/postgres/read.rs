@@ -187,6 +187,22 @@ pub(super) async fn find_meter(
     row.map_err(classify)?.as_ref().map(place).transpose()
 }
 
+pub(super) async fn find_meters(
+    connection: &mut PgConnection,
+    meter_ids: &[MeterId],
+) -> Result<Vec<IndexedMeter>, StoreError> {
+    let query = "SELECT meter_id, system_title FROM meters WHERE NOT adopted AND meter_id = ANY($1) \
+                 UNION ALL \
+                 SELECT meter_id, system_title FROM meters WHERE adopted AND meter_id = ANY($1)";
+    let asked: Vec<&str> = meter_ids.iter().map(MeterId::as_str).collect();
+    let rows = sqlx::query(query).bind(asked).fetch_all(connection).await.map_err(classify)?;
+    let mut found: Vec<IndexedMeter> = rows.iter().map(place).collect::<Result<_, _>>()?;
+    // Two meters that came from a peer may claim an id for a while: one of them is shown, as by `find_meter`.
+    let mut seen = std::collections::HashSet::new();
+    found.retain(|meter| seen.insert(meter.meter_id.clone()));
+    Ok(found)
+}
+
 pub(super) async fn find_title(
     connection: &mut PgConnection,
     title: &SystemTitle,

@@ -239,6 +239,45 @@ pub(super) async fn find_meter(
     row.map_err(classify)?.as_ref().map(place).transpose()
 }
 
+/// In one statement: each is a way to the connection's thread and back.
+pub(super) async fn find_meters(
+    connection: &mut SqliteConnection,
+    meter_ids: &[MeterId],
+) -> Result<Vec<IndexedMeter>, StoreError> {
+    let query = "SELECT meter_id, system_title FROM meters \
+                     WHERE adopted = 0 AND meter_id IN (SELECT value FROM json_each(?1)) \
+                 UNION ALL \
+                 SELECT meter_id, system_title FROM meters \
+                     WHERE adopted = 1 AND meter_id IN (SELECT value FROM json_each(?1))";
+    let asked = json_of(meter_ids.iter().map(|id| serde_json::Value::from(id.as_str())));
+    let rows = sqlx::query(query).bind(asked).fetch_all(connection).await.map_err(classify)?;
+    let mut found: Vec<IndexedMeter> = rows.iter().map(place).collect::<Result<_, _>>()?;
+    // Two meters that came from a peer may claim an id for a while: one of them is shown, as by `find_meter`.
+    let mut seen = std::collections::HashSet::new();
+    found.retain(|meter| seen.insert(meter.meter_id.clone()));
+    Ok(found)
+}
+
+/// What SQLite takes as a list.
+fn json_of(values: impl Iterator<Item = serde_json::Value>) -> String {
+    serde_json::Value::Array(values.collect()).to_string()
+}
+
+/// Those of the fingerprints that anybody has, in one statement: of a fleet's first import, none.
+async fn held(
+    connection: &mut SqliteConnection,
+    fingerprints: &[Fingerprint],
+) -> Result<Vec<Fingerprint>, StoreError> {
+    let query = "SELECT key FROM json_each(?1) \
+                 WHERE EXISTS (SELECT 1 FROM key_fingerprints WHERE fingerprint = unhex(value)) ORDER BY key";
+    let asked = json_of(fingerprints.iter().map(|it| serde_json::Value::from(hex::encode(it.0))));
+    let rows = sqlx::query_scalar::<_, i64>(query).bind(asked).fetch_all(connection).await;
+    let places = rows.map_err(classify)?.into_iter();
+    Ok(places
+        .filter_map(|at| usize::try_from(at).ok().and_then(|at| fingerprints.get(at)).copied())
+        .collect())
+}
+
 pub(super) async fn find_title(
     connection: &mut SqliteConnection,
     title: &SystemTitle,
@@ -285,7 +324,7 @@ pub(super) async fn holders_of(
                  WHERE fingerprint = ? \
                  ORDER BY meter_id IS NULL, key_fingerprints.system_title LIMIT ?";
     let mut holders = Vec::new();
-    for fingerprint in fingerprints {
+    for fingerprint in &held(connection, fingerprints).await? {
         let rows = sqlx::query(query)
             .bind(&fingerprint.0[..])
             .bind(limit)

@@ -15,7 +15,14 @@ fn expected(role: Role, verb: Verb) -> bool {
     let service = verb.name().split('/').next().unwrap();
     match role {
         Role::Hes => service == "Ciphering" && !expected(Role::Transmitter, verb),
-        Role::Transmitter => matches!(verb, Verb::Encrypt | Verb::EncryptBatch),
+        Role::Transmitter => matches!(
+            verb,
+            Verb::Encrypt
+                | Verb::EncryptBatch
+                | Verb::BeginHls
+                | Verb::AnswerHlsChallenge
+                | Verb::VerifyHlsAnswer
+        ),
         Role::AmiAdmin => {
             service == "Meters"
                 || service == "Rotation"

@@ -1,24 +1,16 @@
-//! High level security, mechanism 5: the answer to a challenge is a GMAC.
-//!
-//! Green Book, "High Level Security authentication", HLS_authentication_mechanism_id(5); passes 3
-//! and 4 of the four-pass authentication.
-
-use core::fmt;
+//! Mechanism 5: the answer to a challenge is a GMAC.
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::challenge::{check_challenge, check_len};
+use super::error::HlsError;
+use super::lengths::CHALLENGE_LEN_MAX;
 use crate::gcm::Gcm;
-use crate::{FreshCounter, KeyRole, Keys, SecurityControl, Suite, SystemTitle, TAG_LEN};
+use crate::{FreshCounter, Keys, SecurityControl, Suite, SystemTitle, TAG_LEN};
 
 /// Length of f(challenge), in bytes: SC (1), IC (4), tag (12).
 pub const ANSWER_LEN: usize = 17;
-
-/// Shortest challenge, in bytes.
-pub const CHALLENGE_LEN_MIN: usize = 8;
-
-/// Longest challenge, in bytes.
-pub const CHALLENGE_LEN_MAX: usize = 64;
 
 /// Computes f(challenge) = SC ‖ IC ‖ GMAC(SC ‖ AK ‖ challenge), to answer the other side.
 ///
@@ -32,6 +24,7 @@ pub fn compute(
     keys: &Keys<'_>,
     challenge: &[u8],
 ) -> Result<[u8; ANSWER_LEN], HlsError> {
+    check_challenge(challenge)?;
     f(suite, originator, counter.spend(), keys, challenge)
 }
 
@@ -47,7 +40,7 @@ pub fn verify(
     challenge: &[u8],
     answer: &[u8],
 ) -> Result<u32, HlsError> {
-    let length = HlsError::AnswerLength { actual: answer.len() };
+    let length = HlsError::AnswerLength { expected: ANSWER_LEN, actual: answer.len() };
     let answer: &[u8; ANSWER_LEN] = answer.try_into().map_err(|_| length)?;
     let [_control, counter @ .., _, _, _, _, _, _, _, _, _, _, _, _] = *answer;
     let counter = u32::from_be_bytes(counter);
@@ -64,9 +57,7 @@ fn f(
     keys: &Keys<'_>,
     challenge: &[u8],
 ) -> Result<[u8; ANSWER_LEN], HlsError> {
-    if !(CHALLENGE_LEN_MIN..=CHALLENGE_LEN_MAX).contains(&challenge.len()) {
-        return Err(HlsError::ChallengeLength { actual: challenge.len() });
-    }
+    check_len(challenge)?;
     if let Some((role, actual)) = keys.unfit_for(suite) {
         return Err(HlsError::KeyLength { role, expected: suite.key_len(), actual });
     }
@@ -94,53 +85,5 @@ fn join<'b>(parts: &[&[u8]], buffer: &'b mut [u8]) -> &'b [u8] {
     }
     buffer.get(..len).unwrap_or_default()
 }
-
-/// The reason why an answer was not computed or not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HlsError {
-    /// The challenge is not 8 to 64 bytes.
-    ChallengeLength {
-        /// Its length.
-        actual: usize,
-    },
-    /// The answer is not 17 bytes.
-    AnswerLength {
-        /// Its length.
-        actual: usize,
-    },
-    /// A key has not the length of the suite.
-    KeyLength {
-        /// The key that has another length.
-        role: KeyRole,
-        /// The suite's key length, in bytes.
-        expected: usize,
-        /// The length it has, in bytes.
-        actual: usize,
-    },
-    /// The answer is not the one that holder of the keys gives.
-    NotAuthentic,
-}
-
-impl fmt::Display for HlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ChallengeLength { actual } => {
-                write!(
-                    f,
-                    "a challenge of {CHALLENGE_LEN_MIN} to {CHALLENGE_LEN_MAX} bytes, not {actual}"
-                )
-            }
-            Self::AnswerLength { actual } => {
-                write!(f, "an answer of {ANSWER_LEN} bytes, not {actual}")
-            }
-            Self::KeyLength { role, expected, actual } => {
-                write!(f, "the suite's {role} has {expected} bytes, not {actual}")
-            }
-            Self::NotAuthentic => f.write_str("the answer does not verify"),
-        }
-    }
-}
-
-impl core::error::Error for HlsError {}
 
 const _: () = assert!(ANSWER_LEN == 1 + 4 + TAG_LEN);
