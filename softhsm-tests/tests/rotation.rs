@@ -187,6 +187,10 @@ async fn no_key_goes_to_a_meter_that_one_site_alone_has_unless_somebody_says_so(
     let at_a = client(&pair.a, Role::Dev).await;
     let meter = Meter::new();
     import(&at_a, &meter).await;
+    // The other site has the line of the old key's counters, as of any meter that was sent to.
+    let plain = PlainApdu { bytes: GET.into(), meter: MeterName::Title(title(N)) };
+    let sent = at_a.encrypt(&plain, Protecting::default()).await.unwrap();
+    assert_eq!(sent.verdict, Verdict::Ok, "{sent:?}");
     b.stop().unwrap();
 
     let not_proved = |error: CallError| {
@@ -240,6 +244,8 @@ async fn a_site_that_takes_over_in_mid_rotation_opens_the_push_and_takes_it_for_
     let options = PromoteOptions {
         expected_epoch: standing.epoch,
         primary_is_lost: true,
+        // Its first round of proofs takes longer than this test.
+        although_unproved: true,
         ..PromoteOptions::default()
     };
     at_b.promote_site(options).await.unwrap();
