@@ -27,6 +27,7 @@ use crate::replicated::Replicated;
 use crate::report::CallReport;
 use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
+use crate::rotation::Rotation;
 use crate::site::{self, SiteStatus};
 use crate::site_keys::{self, BlockSecretRotation};
 use crate::sites::Errand;
@@ -190,6 +191,11 @@ impl KmsClient {
     /// The calls about meters.
     pub fn meters(&self) -> Meters {
         Meters::of(Arc::clone(&self.transport))
+    }
+
+    /// The calls about the life of keys.
+    pub fn rotation(&self) -> Rotation {
+        Rotation::of(Arc::clone(&self.transport))
     }
 
     /// The calls about the audit log.

@@ -23,7 +23,8 @@
 //
 // 10 client       the way in
 // 9  meters       create, get, list, delete
-// 8  sealed       sealed import files
+// 8  rotation     the life of keys
+//    sealed       sealed import files
 // 7  audit        the audit log
 //    ciphering    decrypt, verify
 //    transmitting encrypt, and what a key was used with
@@ -87,6 +88,7 @@ mod report;
 mod request_id;
 mod retry;
 mod role;
+mod rotation;
 pub mod sealed;
 mod secret;
 mod setup;
@@ -138,6 +140,10 @@ pub use replication::{FollowerStatus, FollowingStatus, ReadinessStatus, Replicat
 pub use report::CallReport;
 pub use request_id::{BadRequestId, RequestId};
 pub use role::{BlockLeft, PromoteOptions, Promoted, SiteRole, SiteStanding};
+pub use rotation::{
+    KeyCarrier, KeyChanged, KeyCompromised, KeyCondemned, KeyConfirmed, KeyPlace, KeyRevived,
+    NextTransfer, Rotation, StageOptions, StagedKey, TransferOptions,
+};
 pub use sealed::{
     ImportKey, ImportKeyFingerprint, ManifestSigner, SealError, SealedPart, SealedParts, Sealer,
 };

@@ -127,6 +127,9 @@ pub struct Meter {
     pub block: u32,
     /// Milliseconds since 1970-01-01T00:00:00Z.
     pub created_ms: u64,
+    /// Since when nothing of it may be destroyed; milliseconds since 1970. Absent: it is under no legal hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub legal_hold_ms: Option<u64>,
 }
 
 /// Everything about a key but the key.
@@ -200,6 +203,8 @@ pub struct KeyTransfer {
     pub sent_ms: Option<u64>,
     /// The meter's last answer.
     pub result: Option<TransferResult>,
+    /// When it came; milliseconds since 1970.
+    pub result_ms: Option<u64>,
 }
 
 impl NewMeter {
@@ -315,6 +320,7 @@ impl Meter {
             keys: wire.keys.into_iter().map(KeyInfo::from_wire).collect::<Result<_, _>>()?,
             block: wire.block,
             created_ms: wire.created_ms,
+            legal_hold_ms: wire.legal_hold_ms,
         })
     }
 }
@@ -361,6 +367,7 @@ impl KeyTransfer {
             unreplicated: wire.unreplicated,
             sent_ms: wire.sent_ms,
             result: (wire.result != 0).then(|| numbered(wire.result)).transpose()?,
+            result_ms: (wire.result != 0).then_some(wire.result_ms),
         })
     }
 }

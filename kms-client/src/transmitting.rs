@@ -171,12 +171,17 @@ pub(crate) async fn encrypt(
         protecting: Some(how.to_wire()),
     };
     let send = |link, request| async move { stubs::ciphering(link).encrypt(request).await };
-    let reply: v1::EncryptResponse = transport.call(Errand::Write, request, send).await?;
+    let reply = transport.call(Errand::Write, request, send).await?;
+    Ok(protected(reply)?)
+}
+
+/// What became of one, by the service's answer.
+pub(crate) fn protected(reply: v1::EncryptResponse) -> Result<Protected, ProtocolError> {
     let verdict = Verdict::from_number(reply.verdict);
     let is_ok = verdict == Verdict::Ok;
     if is_ok == reply.apdu.is_empty() {
         let verdict = verdict.word();
-        return Err(ProtocolError::Contradiction { index: 0, what: "the APDU", verdict }.into());
+        return Err(ProtocolError::Contradiction { index: 0, what: "the APDU", verdict });
     }
     Ok(Protected {
         verdict,

@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 mod ciphering;
+mod rotation;
 mod world;
 
 pub(crate) use world::World;
@@ -51,6 +52,8 @@ pub(crate) struct Script {
     pub(crate) page_sizes: Mutex<Vec<u32>>,
     pub(crate) timeouts: Mutex<Vec<String>>,
     pub(crate) request_ids: Mutex<Vec<String>>,
+    /// Of the calls about keys.
+    pub(crate) rotation: rotation::Rotated,
 }
 
 impl Script {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use kms_proto::v1::ciphering_server::CipheringServer;
 use kms_proto::v1::meters_server::MetersServer;
+use kms_proto::v1::rotation_server::RotationServer;
 use kms_proto::v1::site_server::SiteServer;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -55,6 +56,7 @@ impl World {
             .unwrap()
             .add_service(CipheringServer::new(fake.clone()))
             .add_service(MetersServer::new(fake.clone()))
+            .add_service(RotationServer::new(fake.clone()))
             .add_service(SiteServer::new(fake));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         address

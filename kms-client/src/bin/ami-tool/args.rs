@@ -11,6 +11,7 @@ use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
 use crate::item_args::Items;
+use crate::key_args::KeyCommand;
 use crate::seal_args::Seal;
 use crate::site_args::{Enrol, Plan, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
@@ -97,6 +98,12 @@ pub(crate) enum Command {
     /// Protect one APDU for a meter
     #[command(after_help = EXIT_CODES)]
     Encrypt(Encrypt),
+    /// Rotate one meter's keys: stage, send, confirm, and what else becomes of a key
+    #[command(after_help = EXIT_CODES)]
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]
     Approvals {

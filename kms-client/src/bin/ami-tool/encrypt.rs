@@ -145,19 +145,29 @@ pub(crate) async fn encrypt(
 }
 
 fn show(protected: &Protected, json: bool) -> Result<(), Failure> {
+    match json {
+        true => say_json(&protected_json(protected)),
+        false => say(&block(&protected_rows(protected))),
+    }
+}
+
+/// What became of an APDU, for programs.
+pub(crate) fn protected_json(protected: &Protected) -> serde_json::Value {
+    json!({
+        "verdict": protected.verdict.word(),
+        "refusal": protected.refusal.map(|refusal| refusal.word()),
+        "apdu": protected.apdu.as_ref().map(hex::encode_upper),
+        "invocation_counter": protected.invocation_counter,
+        "encryption_key_version": protected.encryption_key_version,
+        "authentication_key_version": protected.authentication_key_version,
+        "reason": protected.reason,
+    })
+}
+
+/// The same for people.
+pub(crate) fn protected_rows(protected: &Protected) -> Vec<(&'static str, String)> {
     let apdu = protected.apdu.as_ref().map(hex::encode_upper);
     let refusal = protected.refusal.map(|refusal| refusal.word());
-    if json {
-        return say_json(&json!({
-            "verdict": protected.verdict.word(),
-            "refusal": refusal,
-            "apdu": apdu,
-            "invocation_counter": protected.invocation_counter,
-            "encryption_key_version": protected.encryption_key_version,
-            "authentication_key_version": protected.authentication_key_version,
-            "reason": protected.reason,
-        }));
-    }
     let mut rows = vec![("verdict", protected.verdict.to_string())];
     let mut row = |name, value: Option<String>| rows.extend(value.map(|value| (name, value)));
     row("refusal", refusal.map(str::to_owned));
@@ -168,7 +178,7 @@ fn show(protected: &Protected, json: bool) -> Result<(), Failure> {
         row("authentication key version", Some(protected.authentication_key_version.to_string()));
     }
     row("apdu", apdu);
-    say(&block(&rows))
+    rows
 }
 
 pub(crate) async fn declare_counter(

@@ -4,6 +4,7 @@
 
 use kms_core::{Numbered as _, RefusalCode};
 
+use crate::code_hints::next_after;
 use crate::exit::Exit;
 
 /// The source of a refusal: who speaks, and in which way.
@@ -60,104 +61,11 @@ use Exit::{
 };
 use Source::{Busy, Certificate, Denied, NotFound, Refused, Service, Transport, Unavailable};
 
-const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
 /// After `NOT_PRIMARY` of a site that says that it was put back: other servers are no way out where there is no other site.
 pub(crate) const PUT_BACK: &str = "`ami-tool site promote --above-epoch N`, N the highest epoch that the other site, a \
     coordinator or two people name; where the other site writes, leave it so, and name its servers in `endpoints`";
-const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 const TOKEN_OR_STORE: &str = "`site status` says whether the token or the database is away; the server runs, so \
     `endpoints` need no look. Run it again when it is back";
-
-/// The way out of a refusal of a line, a file or a change: a code without one does not compile.
-fn next_after(code: RefusalCode) -> &'static str {
-    match code {
-        RefusalCode::MeterIdTaken
-        | RefusalCode::SystemTitleTaken
-        | RefusalCode::NameTooLong
-        | RefusalCode::TooManyKeys
-        | RefusalCode::WrongForm
-        | RefusalCode::KeyLength
-        | RefusalCode::Protection
-        | RefusalCode::SuitesMixed
-        | RefusalCode::KeySuperseded
-        | RefusalCode::KeyOfAnotherKind
-        | RefusalCode::NotTaken => LINE,
-        RefusalCode::TestKey => {
-            "have the right key delivered; `--allow-test-keys` takes it all the same"
-        }
-        RefusalCode::SecretNotSealable
-        | RefusalCode::TooManyVersions
-        | RefusalCode::TooManyFormerKeys
-        | RefusalCode::PolicyDiffers
-        | RefusalCode::UnknownProfile
-        | RefusalCode::MeterDeleted
-        | RefusalCode::DryRun
-        | RefusalCode::BadField => "",
-        RefusalCode::ClearImportOff => {
-            "have the file sealed for this site (`site import-key`, `meter seal`), then import that"
-        }
-        RefusalCode::KeyDiffers => {
-            "compare with `meter get`; `--add-versions` takes the value as a new version"
-        }
-        RefusalCode::MeterNotDeleted => "`meter get` shows it",
-        RefusalCode::NotSetAside => "`site divergence list` shows what was set aside",
-        RefusalCode::ListMoved => {
-            "the log of the server that refuses the list says authority and number"
-        }
-        RefusalCode::NoKek
-        | RefusalCode::NothingStaged
-        | RefusalCode::NoSuchVersion
-        | RefusalCode::KeyState
-        | RefusalCode::NotTransferable
-        | RefusalCode::NoKekChange
-        | RefusalCode::TooManyLiveVersions => "`meter get` shows the meter's keys and their states",
-        RefusalCode::KekCompromised => {
-            "two people may override it with `--under-compromised-kek`; the meter is better replaced"
-        }
-        RefusalCode::UnderItself => {
-            "name the versions that the meter held before: `--encryption-version`, `--authentication-version`"
-        }
-        RefusalCode::LegalHold => "`key hold --lift` ends it",
-        RefusalCode::LastWay => "`--last-way` says that it is meant",
-        RefusalCode::NotProved => {
-            "`site status` says why the other site proves nothing; `--allow-unreplicated` goes on without it"
-        }
-        RefusalCode::NoCarrierTitle => "`meter set-policy` gives the client a title",
-        RefusalCode::NotReadable => "`site divergence show` says what is known of it",
-        RefusalCode::MeterDamaged => "`site status` names what is damaged",
-        RefusalCode::FileOlder
-        | RefusalCode::BadSignature
-        | RefusalCode::WrongSite
-        | RefusalCode::WrongImportKey
-        | RefusalCode::WrongCount
-        | RefusalCode::LinesOutOfOrder
-        | RefusalCode::FileKeyOfAnother
-        | RefusalCode::FileKeyRefused
-        | RefusalCode::KeyUnwrapRefused
-        | RefusalCode::FileVersion
-        | RefusalCode::FileIdTaken
-        | RefusalCode::FilesFull
-        | RefusalCode::ContentsDiffer
-        | RefusalCode::SealedInFuture => FILE,
-        RefusalCode::NoRandomness => {
-            "the server's machine gives no random bytes: its operator must look at its log"
-        }
-        RefusalCode::UnknownSigner => {
-            "have the signer entered in the server's `import.signers`, or the file signed by one who is"
-        }
-        RefusalCode::NotSignersMeter => {
-            "have the file signed by the one whose range the meter is in, or the ranges of the server's `import.signers` \
-             mended"
-        }
-        RefusalCode::SignerDiffers => {
-            "have the signer who brought the meter seal it, or name him in `may_change` of the other one in the \
-             server's `import.signers`"
-        }
-        RefusalCode::AnotherFile => "import one file at a time",
-        RefusalCode::ChunkOutOfOrder => "import the file whole, from its beginning",
-        RefusalCode::FileCut => "the file's end is missing: copy it again",
-    }
-}
 
 /// The table of all other words.
 pub(crate) const HINTS: &[Hint] = &[

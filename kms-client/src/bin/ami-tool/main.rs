@@ -9,6 +9,7 @@ mod asking;
 mod audit;
 mod burying_args;
 mod check_keys;
+mod code_hints;
 mod divergence;
 mod divergence_args;
 mod duplicates;
@@ -21,6 +22,9 @@ mod hints;
 mod import;
 mod item_args;
 mod items;
+mod key;
+mod key_args;
+mod key_text;
 mod key_trials;
 mod lines;
 mod memory;
@@ -114,6 +118,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Triage(what) => triage::run(&client, what, json).await,
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
+        Command::Key { command } => key::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 use kms_client::{
-    CallError, DamagedMeter, ImportRules, KeyInfo, KeyState, KmsClient, LINE_LEN_MAX, Listed,
-    Meter, MeterName, MeterPolicy, NewMeter, Replicated, TextReader, title_text,
+    CallError, DamagedMeter, ImportRules, KmsClient, LINE_LEN_MAX, Listed, Meter, MeterName,
+    MeterPolicy, NewMeter, TextReader, title_text,
 };
 use kms_core::date::date;
 use serde_json::json;
@@ -18,7 +18,8 @@ use crate::asking::confirmed;
 use crate::burying_args::{Bury, Readmit};
 use crate::failure::{Exit, Failure};
 use crate::import;
-use crate::text::{UNREPLICATED, block, say, say_json};
+use crate::key_text;
+use crate::text::{block, say, say_json, say_unreplicated};
 
 pub(crate) async fn run(
     client: &KmsClient,
@@ -225,13 +226,6 @@ async fn set_policy(client: &KmsClient, what: SetPolicy, json: bool) -> Result<E
     Ok(Exit::Good)
 }
 
-fn say_unreplicated(replicated: Replicated) -> Result<(), Failure> {
-    match replicated {
-        Replicated::Unreplicated => say(&format!("changes are here and {UNREPLICATED}")),
-        Replicated::Replicated | Replicated::NotApplicable => Ok(()),
-    }
-}
-
 /// A meter for people.
 fn described(meter: &Meter) -> String {
     let policy = &meter.policy;
@@ -261,38 +255,14 @@ fn described(meter: &Meter) -> String {
             title_text(&entry.system_title)
         ));
     }
-    for key in &meter.keys {
-        let kcv = if key.kcv.is_empty() { "-" } else { &key.kcv };
-        text.push_str(&format!(
-            "\nkey  setup {}  {:<12}  v{:<3}  {:<11}  {:<6}  KCV {kcv}  {}{}",
-            key.security_setup,
-            key.kind,
-            key.version,
-            key.state,
-            key.protection,
-            key.reason,
-            due(key)
-        ));
+    if let Some(since) = meter.legal_hold_ms {
+        text.push_str(&format!("\nLEGAL HOLD since {}: nothing of it is destroyed", date(since)));
+    }
+    if !meter.keys.is_empty() {
+        text.push('\n');
+        text.push_str(&key_text::keys(&meter.keys));
     }
     text
-}
-
-/// What is to be known of a key beside its state.
-fn due(key: &KeyInfo) -> String {
-    let mut words = Vec::new();
-    if key.preferred {
-        words.push("preferred".to_owned());
-    }
-    if let Some(until) = key.usable_until_ms {
-        words.push(format!("usable until {}", date(until)));
-    }
-    if let Some(at) = key.destroy_at_ms {
-        words.push(format!("destroyed at {}", date(at)));
-    }
-    if let Some(transfer) = key.transfer.as_ref().filter(|_| key.state == KeyState::PreActive) {
-        words.push(transfer.sent_ms.map_or("not sent".into(), |at| format!("sent {}", date(at))));
-    }
-    if words.is_empty() { String::new() } else { format!(", {}", words.join(", ")) }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use kms_client::Replicated;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -24,6 +25,14 @@ pub(crate) fn say_json(value: &impl Serialize) -> Result<(), Failure> {
 /// What is said of changes that the primary alone has.
 pub(crate) const UNREPLICATED: &str = "NOT confirmed by the other site in time: were this site lost now, they \
     would be lost, too";
+
+/// Says that the primary alone has a change, where that is so.
+pub(crate) fn say_unreplicated(replicated: Replicated) -> Result<(), Failure> {
+    match replicated {
+        Replicated::Unreplicated => say(&format!("changes are here and {UNREPLICATED}")),
+        Replicated::Replicated | Replicated::NotApplicable => Ok(()),
+    }
+}
 
 /// Names and values below each other, values aligned.
 pub(crate) fn block(rows: &[(&str, String)]) -> String {

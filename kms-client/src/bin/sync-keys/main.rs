@@ -1,6 +1,8 @@
 //! `sync-keys`: runs until the keys of a site are proved equal to the primary's.
 
 // What `ami-tool` says and ends with, so does this.
+#[path = "../ami-tool/code_hints.rs"]
+mod code_hints;
 #[path = "../ami-tool/exit.rs"]
 mod exit;
 #[path = "../ami-tool/failure.rs"]
