@@ -16,6 +16,7 @@ COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
 .PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop interop-meter handbook
+.PHONY: site-keys-drill adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +63,12 @@ breaks: build ## A stream of 200 messages, broken at each of them in each manner
 
 proto: ## Write proto/src/generated anew, after a change of a .proto file
 	$(CARGO) run --quiet --locked --manifest-path proto/generate/Cargo.toml
+
+KEYS ?= 100000
+KILLS ?= 100
+site-keys-drill: ## Rotate block secrets over KEYS meters while the server is killed KILLS times
+	$(CARGO) build --locked --workspace --bins
+	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \

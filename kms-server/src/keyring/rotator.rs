@@ -27,6 +27,9 @@ use kms_core::{
     site::peer::Peer,
 };
 
+/// A secret for each other site: the name of its form, and what only that site's token opens.
+type Wrapped = Vec<([u8; 32], Vec<u8>)>;
+
 /// How a block stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretsOfBlock {
@@ -272,7 +275,7 @@ fn wrapped_for(
     block: BlockNo,
     peers: &[Peer],
     secret: &BlockSecret,
-) -> Result<Vec<([u8; 32], Vec<u8>)>, KeyringError> {
+) -> Result<Wrapped, KeyringError> {
     let mut wrapped = Vec::new();
     for peer in peers {
         let failed = || unfit(block, &format!("nothing can be wrapped for site {}", peer.site));
