@@ -9,8 +9,8 @@ use dlms::SystemTitle;
 
 use super::{
     BlockNo, ChangeMark, ClientTitle, ClientTitles, DomainId, FilePlace, Fingerprint, FormerKey,
-    FormerUse, KeyId, KeyLife, KeyRecord, MeterId, MeterPolicy, MeterRecord, Numbered, Position,
-    ProfileName, RecordMac, SecuritySetup,
+    FormerUse, KeyId, KeyLife, KeyRecord, MeterId, MeterPolicy, MeterRecord, Position, ProfileName,
+    RecordMac, SecuritySetup,
     counters::{Line, LineName, Offset},
     fact::{Fact, NUMBER_MAX},
 };
@@ -20,7 +20,8 @@ mod life;
 mod reader;
 
 pub use key::RecordKey;
-use reader::Reader;
+pub use reader::{BadRecord, RecordTooLong, SCHEMA};
+use reader::{Reader, numbered, put_bytes, put_len};
 
 /// A record as the store keeps it: `body` is opaque there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,26 +69,6 @@ pub struct Tombstone {
     pub readmitted_ms: Option<u64>,
 }
 
-/// Bytes that are no record of a schema that we know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a record of schema {SCHEMA} or before")]
-pub struct BadRecord;
-
-/// A record that has no encoding: one of its parts is longer than the layout can say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("its {what} do not fit into its record: {len}, and {most} are the most")]
-pub struct RecordTooLong {
-    /// The part that is too long.
-    pub what: &'static str,
-    /// The length that it has, in bytes or in entries of a list.
-    pub len: usize,
-    /// The length that it may have at most.
-    pub most: usize,
-}
-
-/// Raised when the layout below changes: the lives of keys came with it. Records of the schemas before stand as they
-/// are.
-pub const SCHEMA: u8 = 4;
 /// Of a meter with a profile or client titles.
 const THIRD_SCHEMA: u8 = 3;
 /// Of whatever has neither profile nor client titles.
@@ -203,20 +184,6 @@ impl Record {
         };
         if input.0.is_empty() { Ok(record) } else { Err(BadRecord) }
     }
-}
-
-/// The length of a field or a list.
-fn put_len(out: &mut Vec<u8>, what: &'static str, len: usize) -> Result<(), RecordTooLong> {
-    let most = usize::from(u16::MAX);
-    let short = u16::try_from(len).map_err(|_| RecordTooLong { what, len, most })?;
-    out.extend_from_slice(&short.to_be_bytes());
-    Ok(())
-}
-
-fn put_bytes(out: &mut Vec<u8>, what: &'static str, bytes: &[u8]) -> Result<(), RecordTooLong> {
-    put_len(out, what, bytes.len())?;
-    out.extend_from_slice(bytes);
-    Ok(())
 }
 
 fn put_title(out: &mut Vec<u8>, title: Option<&SystemTitle>) {
@@ -407,10 +374,6 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
     }
     fact.put(out);
     Ok(())
-}
-
-fn numbered<T: Numbered>(number: u8) -> Result<T, BadRecord> {
-    T::from_number(number).ok_or(BadRecord)
 }
 
 fn take_meter(input: &mut Reader<'_>, schema: u8) -> Result<MeterRecord, BadRecord> {

@@ -3,7 +3,7 @@
 //! Written if there is anything to say: so a meter whose keys were never rotated has the record that it had, and a server
 //! of the release before reads it.
 
-use super::{BadRecord, Reader, RecordTooLong, numbered, put_bytes};
+use super::reader::{BadRecord, Reader, RecordTooLong, numbered, put_bytes};
 use crate::{
     Carrier, KeyId, KeyLife, KeyState, MeterRecord, Numbered as _, PastState, SecuritySetup,
     Transfer,

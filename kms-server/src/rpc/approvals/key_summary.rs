@@ -7,7 +7,7 @@ use kms_proto::v1::{
 };
 use prost::Message as _;
 
-use super::summary::{About, read, subject};
+use super::about::{About, read, subject};
 use crate::rpc::access::verb::Verb;
 
 /// The matter of this message, of one of these calls.

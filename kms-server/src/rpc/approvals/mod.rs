@@ -1,6 +1,7 @@
 //! Calls that need two people: what a request asks for, and what waits for its second person. May name
 //! `messages` and what lies below them.
 
+mod about;
 mod asked;
 pub(crate) mod import_call;
 mod key_summary;

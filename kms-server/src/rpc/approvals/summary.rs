@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
+
+use super::about::{About, line, read, subject};
+use crate::rpc::access::verb::Verb;
+use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
     DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest,
@@ -10,25 +15,9 @@ use kms_proto::v1::{
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedContents,
     SealedHeader, SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
-use prost::Message;
-
-use crate::rpc::access::verb::Verb;
-use kms_core::{
-    MeterId, SystemTitle, audit::Subject, enrolment::request::SignedRequest,
-    wire::sealed::HEADER_BYTES_MAX,
-};
 
 /// A line of a list; what is longer is cut off.
 const LEN_MAX: usize = 600;
-
-/// The matter of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct About {
-    /// One line for people.
-    pub(crate) line: String,
-    /// The subject for the audit log.
-    pub(crate) subject: Subject,
-}
 
 /// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
@@ -393,19 +382,6 @@ fn utc(ms: u64) -> String {
     let year = era * 400 + year + u64::from(month <= 2);
     let (hour, minute, second) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-pub(super) fn read<T: Message + Default>(message: &[u8], say: impl FnOnce(T) -> About) -> About {
-    T::decode(message).map_or_else(|_| line("a request that can't be read".to_owned()), say)
-}
-
-fn line(line: String) -> About {
-    About { line, ..About::default() }
-}
-
-pub(super) fn subject(meter_id: &str, title: &[u8]) -> Subject {
-    let system_title = <[u8; 8]>::try_from(title).ok().map(SystemTitle::new);
-    Subject { meter_id: MeterId::new(meter_id).ok(), system_title, block: None }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::Mutex;
 
-use super::{asked::Asked, need::Needs, summary::About, whole::Matter};
+use super::{about::About, asked::Asked, need::Needs, whole::Matter};
 use crate::{
     audit::Audit,
     rpc::{

@@ -15,10 +15,7 @@ use tonic::{Status, body::Body};
 use kms_proto::v1::PromoteRequest;
 use prost::Message as _;
 
-use super::{
-    key_summary::takes_two,
-    summary::{About, about},
-};
+use super::{about::About, key_summary::takes_two, summary::about};
 use crate::rpc::{
     access::verb::Verb,
     messages::{framing::PREFIX, status::Refused},
