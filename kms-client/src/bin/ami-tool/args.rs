@@ -10,6 +10,7 @@ use crate::burying_args::{Bury, Readmit};
 use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
+use crate::formats::{Format, format_of};
 use crate::seal_args::Seal;
 use crate::site_args::{Enrol, Plan, SiteStatusArgs};
 
@@ -333,19 +334,6 @@ pub(crate) enum MeterCommand {
     Seal(Seal),
 }
 
-pub(crate) fn format_of(said: Option<Format>, file: &Path) -> Result<ImportFormat, Failure> {
-    match said {
-        Some(Format::Jsonl) => Ok(ImportFormat::JsonLines),
-        Some(Format::Csv) => Ok(ImportFormat::Csv),
-        None => ImportFormat::of_path(file).ok_or_else(|| {
-            let file = file.display();
-            Failure::usage(format!(
-                "{file} does not end in .jsonl, .ndjson, .csv or .tsv; say --format jsonl or --format csv"
-            ))
-        }),
-    }
-}
-
 #[derive(Args)]
 pub(crate) struct Create {
     /// The file; `-` for standard input
@@ -404,12 +392,6 @@ pub(crate) struct SetPolicy {
     /// default
     #[arg(long, value_name = "FILE")]
     pub(crate) from: PathBuf,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Format {
-    Jsonl,
-    Csv,
 }
 
 #[derive(Args)]

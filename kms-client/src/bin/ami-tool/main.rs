@@ -14,6 +14,7 @@ mod duplicates;
 mod encrypt;
 mod exit;
 mod failure;
+mod formats;
 mod hex_digits;
 mod hints;
 mod import;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use kms_client::{ImportFormat, ImportKeyFingerprint, shipment::ShipmentFormat};
 
-use crate::args::{Format, format_of};
 use crate::failure::Failure;
+use crate::formats::{Format, format_of};
 
 #[derive(Args)]
 pub(crate) struct Seal {
