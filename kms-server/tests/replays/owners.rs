@@ -32,7 +32,7 @@ pub(super) async fn keep_apart(home: &Home) {
         // What is known already is no news from anybody.
         (usual(1, None), "UNCHANGED"),
     ] {
-        let bobs = world.seal_by(BOB, &[lines.clone()], world.now());
+        let bobs = world.seal_by(BOB, std::slice::from_ref(&lines), world.now());
         assert_eq!(world.outcomes(&bobs, EVERYTHING).await, [due], "{lines}");
     }
     let bobs = named(world.seal_by(BOB, &[line(1, &[], None)], world.now()));

@@ -45,7 +45,7 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
     let mut sealer = Sealer::new(&to, signer, contents).map_err(refused)?;
     let number = sealer.audit_number();
     let chunks = write_out(&what.out, |out| {
-        let good = delivery.lines()?.filter(|line| !receipt.is_some() || is_taken(line));
+        let good = delivery.lines()?.filter(|line| receipt.is_none() || is_taken(line));
         let chunks = seal_all(&mut sealer, good.map(|line| line.map(|it| it.record)), out)?;
         let last = sealer.finish().map_err(refused)?;
         write(&last, chunks == 0, out).map_err(|error| not_written(&what.out, &error))?;
@@ -94,7 +94,7 @@ fn recipient(what: &Seal) -> Result<(PinnedImportKey, String), Failure> {
 /// The file that is sealed.
 enum Delivery<'a> {
     Lines { file: &'a Path, format: ImportFormat, sha256: String },
-    Opened { file: &'a Path, format: &'static str, sha256: String, consignment: Consignment },
+    Opened { file: &'a Path, format: &'static str, sha256: String, consignment: Box<Consignment> },
 }
 
 type Lines<'a> = Box<dyn Iterator<Item = Result<Delivered, BadRecord>> + 'a>;
@@ -110,7 +110,7 @@ impl<'a> Delivery<'a> {
                 let supplier = Supplier::load(&settings).map_err(not_taken)?;
                 let bytes = Zeroizing::new(read(file)?);
                 let sha256 = hex::encode(Sha256::digest(&bytes));
-                let consignment = open(bytes, format, supplier).map_err(not_taken)?;
+                let consignment = Box::new(open(bytes, format, supplier).map_err(not_taken)?);
                 for warning in &consignment.origin().warnings {
                     let _ = writeln!(io::stderr(), "warning: {warning}");
                 }

@@ -6,11 +6,13 @@ use std::collections::HashMap;
 use super::{
     meter::NewMeter,
     sealed_file::{SealedFile, signer_hash},
-    staging::NotStaged,
 };
-use crate::lifecycle::{
-    refusal::{Refusal, refusal},
-    verbs::Lifecycle,
+use crate::{
+    keyring::KeyringError,
+    lifecycle::{
+        refusal::{Refusal, refusal},
+        verbs::Lifecycle,
+    },
 };
 use kms_core::{
     ChangeMark, MeterRecord, RefusalCode,
@@ -53,23 +55,24 @@ impl Lifecycle {
         file: &SealedFile,
         record: &MeterRecord,
         origins: &mut Origins,
-    ) -> Result<(), NotStaged> {
+    ) -> Result<Option<Refusal>, KeyringError> {
         let name = file.signer();
         if self.signers.others(name).next().is_none() {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(owner) = self.signer_of(&record.changed_by, origins).await? else { return Ok(()) };
+        let Some(owner) = self.signer_of(&record.changed_by, origins).await? else {
+            return Ok(None);
+        };
         if owner == name || self.signers.may_change(name, &owner) {
-            return Ok(());
+            return Ok(None);
         }
-        Err(refusal(
+        Ok(Some(refusal(
             RefusalCode::SignerDiffers,
             format!(
                 "meter {} was brought by a file of the signer {owner}: a file of {name} does not change it",
                 record.meter_id
             ),
-        )
-        .into())
+        )))
     }
 
     /// Who of those that the site knows signed the file of a change. Of two who gave their files one number and one
@@ -78,7 +81,7 @@ impl Lifecycle {
         &self,
         mark: &ChangeMark,
         origins: &mut Origins,
-    ) -> Result<Option<String>, NotStaged> {
+    ) -> Result<Option<String>, KeyringError> {
         let Some(place) = &mark.file else { return Ok(None) };
         let asked = (place.file, mark.at_ms);
         if let Some(known) = origins.0.get(&asked) {

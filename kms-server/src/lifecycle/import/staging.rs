@@ -122,8 +122,10 @@ impl Lifecycle {
             return Ok(Staged::nothing(ImportResult::accepted(Imported::Unchanged, news.warnings)));
         }
         merging::check_order(&record, how.arrival)?;
-        if let Some(file) = how.file {
-            self.check_owner(file, &record, &mut seen.origins).await?;
+        if let Some(file) = how.file
+            && let Some(refusal) = self.check_owner(file, &record, &mut seen.origins).await?
+        {
+            return Err(refusal.into());
         }
         let known = (!is_new).then_some(&record);
         checks::profile(&self.profiles, meter.policy.as_ref(), known)?;
